@@ -1,0 +1,1 @@
+"""The request path of tabrank, and the contract between training and serving."""

@@ -1,0 +1,40 @@
+"""The project's errors. Each carries the HTTP status, or the exit code, that it ends in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TabrankError(Exception):
+    """Something that the user can mend: the message names the field, the value and the remedy.
+
+    A command prints the message alone and exits with 2; no traceback is shown.
+    """
+
+
+class RequestError(TabrankError):
+    """A request that is refused, as `application/problem+json`."""
+
+    def __init__(self, status: int, title: str, detail: str, pointer: str | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.pointer = pointer
+
+
+class StoreUnavailable(TabrankError):
+    """The store cannot be read now; the ranking goes on without it."""
+
+
+class ArtifactRefused(TabrankError):
+    """An artifact is incomplete, altered, or does not score its golden rows as it did when it was made."""
+
+
+def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
+    """The sentence that refuses an unknown key and names the nearest valid one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(names)}"
+    return f"{where}: unknown key {key!r}; {hint}"

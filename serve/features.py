@@ -1,0 +1,159 @@
+"""Features: from rows of state to the matrix that is scored. The same code in training and serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.kinds import F64, U64, Entity, FieldRef, Map, MultiCategory, Sum
+from serve.state import I64, Record, Schema
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the matrix's columns: numeric, single categories, then (name, width) of the sets."""
+
+    numeric: tuple[str, ...]
+    single: tuple[str, ...]
+    multi: tuple[tuple[str, int], ...]
+
+    @property
+    def num_category(self) -> int:
+        """How many category columns there are, each set's width counted."""
+        return len(self.single) + sum(width for _, width in self.multi)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """`numeric`: float32 `[R, F]`, NaN missing. `category`: uint64 `[R, K]` hashes, 0 missing."""
+
+    numeric: NDArray[np.float32]
+    category: U64
+
+    def to_bytes(self) -> bytes:
+        """What goes from `FeatureFetch` to `Scorer`: three sizes, then the two arrays."""
+        sizes = np.array([len(self.numeric), self.numeric.shape[1], self.category.shape[1]], np.int64)
+        return b"".join((sizes.tobytes(), self.category.tobytes(), self.numeric.tobytes()))
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Matrix:
+        """The matrix that `to_bytes` wrote; read-only views, no copy."""
+        num_rows, num_numeric, num_category = (int(n) for n in np.frombuffer(payload, np.int64, 3))
+        category = np.frombuffer(payload, np.uint64, num_rows * num_category, 24)
+        numeric = np.frombuffer(payload, np.float32, num_rows * num_numeric, 24 + category.nbytes)
+        return cls(numeric.reshape(num_rows, num_numeric), category.reshape(num_rows, num_category))
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A map of each viewer, decayed to now: `[B, K]` each; key 0 is an empty place."""
+
+    keys: U64
+    event: F64
+    over: F64
+
+
+class Batch:
+    """The rows of a batch of requests, as the kinds see them: every answer is `[R]` or `[R, M]`.
+
+    Viewer-side work is done once a request and then spread over its rows.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        viewers: Record,
+        candidates: Record,
+        context: Record,
+        request_of_row: I64,
+        now_ms: I64,
+    ) -> None:
+        self.schema = schema
+        self.request_of_row = request_of_row
+        self.request_ms = now_ms  # [B]
+        self.now_ms = now_ms[request_of_row]  # [R]
+        self._rows = {"viewer": viewers, "candidate": candidates, "context": context}
+
+    def _field(self, ref: FieldRef) -> NDArray[Any]:
+        values = self._rows[ref.owner][ref.name]
+        return values if ref.owner == "candidate" else values[self.request_of_row]
+
+    def numbers(self, ref: FieldRef) -> F64:
+        """A number or time, `[R]`."""
+        return self._field(ref)
+
+    def hashes(self, ref: FieldRef) -> U64:
+        """A category `[R]`, or a set `[R, M]`."""
+        return self._field(ref)
+
+    def sums(self, slot: Sum) -> F64:
+        """A sum, decayed to now, `[R]`."""
+        value = self._decayed[slot.entity][:, self.schema.sums[slot.entity].index(slot)]
+        return value if slot.entity == "candidate" else value[self.request_of_row]
+
+    @cached_property
+    def _decayed(self) -> dict[Entity, F64]:
+        now = {"viewer": self.request_ms, "candidate": self.now_ms}
+        decayed: dict[Entity, F64] = {}
+        for entity, rates in self.schema.rates.items():
+            rows = self._rows[entity]
+            age_ms = np.maximum(
+                now[entity][:, None] - rows["sums_ms"], 0
+            )  # a clock that runs ahead adds nothing
+            decayed[entity] = rows["sums"] * np.exp2(age_ms * -rates)
+        return decayed
+
+    def map(self, slot: Map) -> Entries:
+        """A map of each request's viewer, decayed to now."""
+        i, viewers = self.schema.maps.index(slot), self._rows["viewer"]
+        age_ms = np.maximum(self.request_ms[:, None] - viewers[f"map{i}_ms"], 0)
+        decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
+        return Entries(
+            viewers[f"map{i}_keys"], viewers[f"map{i}_event"] * decay, viewers[f"map{i}_over"] * decay
+        )
+
+
+class Features:
+    """The features of a surface, in the order in which it declares them."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        kinds = schema.surface.features
+        self._numeric = {name: kind for name, kind in kinds.items() if not kind.categorical}
+        self._single = {n: k for n, k in kinds.items() if k.categorical and not isinstance(k, MultiCategory)}
+        self._multi = {name: kind for name, kind in kinds.items() if isinstance(kind, MultiCategory)}
+        widths = ((n, schema.surface.fields[k.field.owner][k.field.name].max) for n, k in self._multi.items())
+        self.columns = Columns(tuple(self._numeric), tuple(self._single), tuple(widths))
+        self.popular = self.columns.numeric.index(schema.surface.popular)
+
+    def compute(
+        self, viewers: Record, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+    ) -> Matrix:
+        """The matrix of a batch of requests.
+
+        Args:
+            viewers: `[B]` rows, one a request.
+            candidates: `[R]` rows.
+            context: `[B]` rows.
+            request_of_row: `[R]`, which request each row belongs to.
+            now_ms: `[B]`, each request's time.
+        """
+        batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
+        num_rows = len(request_of_row)
+        numeric = np.empty((num_rows, len(self._numeric)), np.float32)
+        for j, kind in enumerate(self._numeric.values()):
+            numeric[:, j] = kind.value(batch)
+        category = np.empty((num_rows, self.columns.num_category), np.uint64)
+        at = 0
+        for kind in self._single.values():
+            category[:, at] = kind.value(batch)
+            at += 1
+        for kind in self._multi.values():
+            values = kind.value(batch)
+            category[:, at : at + values.shape[1]] = values
+            at += values.shape[1]
+        return Matrix(numeric, category)

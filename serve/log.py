@@ -1,0 +1,268 @@
+"""The canonical log: a folder of Parquet with viewers, candidates, exposures and events, read strictly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet
+
+from serve.errors import TabrankError
+from serve.kinds import IMPRESSION
+from serve.surface import FieldType, Surface
+
+TABLES = ("viewers", "candidates", "exposures", "events")
+ARROW: Mapping[FieldType, pa.DataType] = {
+    "number": pa.float64(),
+    "category": pa.string(),
+    "set": pa.list_(pa.string()),
+    "time": pa.int64(),
+}
+WANTED = {
+    pa.string(): "strings",
+    pa.int64(): "whole numbers (milliseconds since 1970)",
+    pa.float64(): "numbers",
+    pa.list_(pa.string()): "lists of strings",
+}
+
+
+@dataclass(frozen=True)
+class Log:
+    """The four tables in their canonical types, and what the reader met: `counts`.
+
+    `exposures.context` and the fields of viewers and candidates are those that the surface declares.
+    """
+
+    viewers: pa.Table
+    candidates: pa.Table
+    exposures: pa.Table
+    events: pa.Table
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ends_ms(self) -> int:
+        """The time of the last exposure or event."""
+        return max(pc.max(table["ts_ms"]).as_py() or 0 for table in (self.exposures, self.events))
+
+
+def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> Log:
+    """Read and check a log; exposures with `traffic = "test"` are left out unless asked for.
+
+    Raises:
+        TabrankError: naming file, column, row (from 0) and remedy.
+    """
+    if not folder.is_dir():
+        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
+    fields = surface.fields
+    viewers = _Reader(folder, "viewers").required("id", pa.string()).optional("ts_ms", pa.int64())
+    candidates = _Reader(folder, "candidates").required("id", pa.string()).optional("ts_ms", pa.int64())
+    candidates.optional("ends_ms", pa.int64())
+    for reader, owner in ((viewers, "viewer"), (candidates, "candidate")):
+        for name, declared in fields[owner].items():
+            reader.required(name, ARROW[declared.type], nullable=True)
+    exposures = _Reader(folder, "exposures").required("request_id", pa.string()).required("ts_ms", pa.int64())
+    exposures.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
+    context = pa.struct([(name, ARROW[declared.type]) for name, declared in fields["context"].items()])
+    exposures.optional("context", context).optional("traffic", pa.string())
+    events = _Reader(folder, "events").required("id", pa.string()).required("ts_ms", pa.int64())
+    events.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
+    events.required("kind", pa.string()).optional("request_id", pa.string())
+    exposures.no_repeats("candidates")
+    events.one_of("kind", (*surface.events, IMPRESSION))
+    log = Log(viewers.table, candidates.table, exposures.table, events.table)
+    return _clean(log, test_traffic)
+
+
+def _clean(log: Log, test_traffic: bool) -> Log:
+    counts = {}
+    exposures = log.exposures
+    if not test_traffic:
+        live = pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True)
+        exposures = exposures.filter(live)
+    counts["test_exposures"] = len(log.exposures) - len(exposures)
+    unique = _first(exposures["request_id"])
+    counts["repeated_exposures"] = len(exposures) - len(unique)
+    exposures = exposures.take(unique) if counts["repeated_exposures"] else exposures
+    unique = _first(log.events["id"])
+    counts["repeated_events"] = len(log.events) - len(unique)
+    events = log.events.take(unique) if counts["repeated_events"] else log.events
+    shown = pc.list_flatten(exposures["candidates"])
+    counts["unknown_candidates"] = int(pc.sum(pc.invert(pc.is_in(shown, log.candidates["id"]))).as_py() or 0)
+    unknown = pc.invert(pc.is_in(exposures["viewer"], log.viewers["id"]))
+    counts["unknown_viewers"] = int(pc.sum(unknown).as_py() or 0)
+    return replace(log, exposures=exposures, events=events, counts=counts)
+
+
+def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The row numbers at which each value comes first, in order."""
+    codes = column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return np.sort(np.unique(codes, return_index=True)[1])
+
+
+def concat_logs(logs: Iterable[Log]) -> Log:
+    """One log of several: their tables one after the other."""
+    logs = list(logs)
+    merged = {name: pa.concat_tables([getattr(log, name) for log in logs]) for name in TABLES}
+    return Log(**merged)
+
+
+def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
+    """Write a log (and any table beside it, such as `truth`) whole or not at all.
+
+    Raises:
+        TabrankError: if `out` is there already.
+    """
+    refuse_existing(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.parent / f".{out.name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        for name, table in tables.items():
+            pa.parquet.write_table(table, draft / f"{name}.parquet", compression="zstd")
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise `TabrankError` if there is something at `out`: results are never overwritten."""
+    if out.exists():
+        raise TabrankError(f"{out}: exists already; name another folder or remove it first")
+
+
+class _Reader:
+    """One table of a log, its columns checked and cast one by one."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        path = folder / f"{name}.parquet"
+        path = path if path.exists() else folder / name
+        if not path.exists():
+            raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+        self.path = path
+        try:
+            self.raw: pa.Table = ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+        if self.raw.num_rows == 0:
+            raise TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
+        self.columns: dict[str, pa.ChunkedArray] = {}
+
+    @property
+    def table(self) -> pa.Table:
+        """The columns taken so far."""
+        return pa.table(self.columns)
+
+    def required(self, column: str, wanted: pa.DataType, *, nullable: bool = False) -> _Reader:
+        """Take a column that must be there, without nulls unless `nullable`."""
+        if column not in self.raw.column_names:
+            raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
+        values = self._cast(column, wanted)
+        if not nullable:
+            self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
+        if wanted == pa.string():
+            self._refuse(column, pc.equal(values, ""), "is an empty string; use null where there is none")
+        if wanted == pa.list_(pa.string()):
+            self._refuse_in_lists(column, values, nullable)
+        if wanted == pa.float64():
+            self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
+        self.columns[column] = values
+        return self
+
+    def optional(self, column: str, wanted: pa.DataType) -> _Reader:
+        """Take a column if it is there; all null otherwise."""
+        if column in self.raw.column_names:
+            return self.required(column, wanted, nullable=True)
+        self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
+        return self
+
+    def one_of(self, column: str, known: Iterable[str]) -> None:
+        """Refuse a row whose value is not among the known ones."""
+        names = sorted(set(known))
+        bad = pc.invert(pc.is_in(self.columns[column], pa.array(names)))
+        self._refuse(column, bad, f"is not an event of the surface; its events are {', '.join(names)}")
+
+    def no_repeats(self, column: str) -> None:
+        """Refuse a list that holds a value twice."""
+        lists = self.columns[column].combine_chunks()
+        codes = (
+            pc.list_flatten(lists).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        )
+        rows = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+        pairs = rows * (codes.max(initial=0) + 1) + codes
+        order = np.argsort(pairs, kind="stable")
+        twice = order[1:][pairs[order][1:] == pairs[order][:-1]]
+        if len(twice):
+            raise TabrankError(
+                f"{self.path}: column {column!r}, row {rows[twice].min()}: "
+                "holds a candidate twice; each may be shown once in a ranking"
+            )
+
+    def _cast(self, column: str, wanted: pa.DataType) -> pa.ChunkedArray:
+        values = self.raw[column]
+        if pa.types.is_struct(wanted):
+            return self._context(column, wanted)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if not _fits(values.type, wanted):
+            raise TabrankError(
+                f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
+            )
+        return values.cast(wanted)
+
+    def _context(self, column: str, wanted: pa.StructType) -> pa.ChunkedArray:
+        values = self.raw[column].combine_chunks()
+        if not (pa.types.is_struct(values.type) or pa.types.is_null(values.type)):
+            raise TabrankError(f"{self.path}: column {column!r} holds {values.type}; it must hold a struct")
+        children = []
+        for part in wanted:
+            index = -1 if pa.types.is_null(values.type) else values.type.get_field_index(part.name)
+            child = pa.nulls(len(values), part.type) if index < 0 else pc.struct_field(values, index)
+            if not (pa.types.is_null(child.type) or _fits(child.type, part.type)):
+                raise TabrankError(
+                    f"{self.path}: column '{column}.{part.name}' holds {child.type}; it must hold {_words(part.type)}"
+                )
+            children.append(child.cast(part.type))
+        if not children:
+            return pa.chunked_array([pa.nulls(len(values), wanted)])
+        return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
+
+    def _refuse(self, column: str, bad: pa.ChunkedArray, why: str) -> None:
+        row = pc.index(pc.fill_null(bad, False), True).as_py()
+        if row >= 0:
+            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
+
+    def _refuse_in_lists(self, column: str, lists: pa.ChunkedArray, nullable: bool) -> None:
+        lists = lists.combine_chunks()
+        bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
+        at = pc.index(bad, True).as_py()
+        if at >= 0:
+            row = pc.list_parent_indices(lists)[at].as_py()
+            raise TabrankError(
+                f"{self.path}: column {column!r}, row {row}: a list holds null or an empty string"
+            )
+
+
+def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    if wanted == pa.string():
+        return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_null(given))
+    if wanted == pa.int64():
+        return bool(pa.types.is_integer(given) or pa.types.is_null(given))
+    if wanted == pa.float64():
+        return bool(pa.types.is_floating(given) or pa.types.is_integer(given) or pa.types.is_null(given))
+    if pa.types.is_null(given):
+        return True
+    is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
+    return is_list and _fits(given.value_type, pa.string())
+
+
+def _words(wanted: pa.DataType) -> str:
+    return WANTED.get(wanted, str(wanted))

@@ -1,0 +1,64 @@
+"""Strict reading of what users write: unknown keys, wrong types and missing keys, each one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, cast
+
+from serve.errors import TabrankError, unknown_key
+
+
+def table(
+    value: object, where: str, keys: Iterable[str] | None = None, required: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A table whose keys are all among `keys` (any, if None) and hold all `required` ones."""
+    checked = cast(dict[str, Any], typed(value, dict, where))
+    if keys is not None:
+        keys = list(keys)
+        for key in checked:
+            if key not in keys:
+                raise TabrankError(unknown_key(where, str(key), keys))
+    for key in required:
+        if key not in checked:
+            raise TabrankError(f"{where}: the key {key!r} is missing")
+    return checked
+
+
+def typed(value: Any, kind: Any, where: str) -> Any:
+    """The value, which must be of this type (or one of these); a boolean is no number."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = {
+            dict: "table",
+            list: "list",
+            str: "string",
+            int: "whole number",
+            float: "number",
+            bool: "true or false",
+        }
+        raise TabrankError(f"{where}: {value!r} must be a {names[kinds[-1]]}")
+    return value
+
+
+def one_of(value: object, known: Container[str] | Mapping[str, Any], where: str) -> str:
+    """The value, which must be one of the known names."""
+    if not isinstance(value, str) or value not in known:
+        names = cast(Iterable[str], known)
+        raise TabrankError(unknown_key(where, str(value), names).replace("unknown key", "unknown value"))
+    return value
+
+
+def number(value: object, where: str, low: float, high: float) -> float:
+    """A number in a closed range."""
+    checked = float(typed(value, (int, float), where))
+    if not low <= checked <= high:
+        raise TabrankError(f"{where}: {checked:g} must be from {low:g} to {high:g}")
+    return checked
+
+
+def whole(value: object, where: str, low: int, high: int) -> int:
+    """A whole number in a closed range."""
+    checked = int(typed(value, int, where))
+    if not low <= checked <= high:
+        raise TabrankError(f"{where}: {checked} must be from {low} to {high}")
+    return checked

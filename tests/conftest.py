@@ -1,0 +1,36 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny import TOML, tables
+
+from serve.log import write_log
+from serve.surface import Surface, read_surface
+
+
+@pytest.fixture(scope="session")
+def surface() -> Surface:
+    """The small surface."""
+    return read_surface(TOML, "tiny.toml")
+
+
+@pytest.fixture
+def log_folder(tmp_path: Path) -> Path:
+    """`tables` as a log."""
+    write_log(tmp_path / "log", tables())
+    return tmp_path / "log"
+
+
+@pytest.fixture(scope="session")
+def ranklens() -> Path:
+    """The RankLens data, which is no part of the project."""
+    for candidate in (os.environ.get("TABRANK_RANKLENS"), Path(__file__).parents[2] / "shared" / "ranklens"):
+        if candidate and (Path(candidate) / "impressions.csv.gz").is_file():
+            return Path(candidate)
+    pytest.skip(
+        "RankLens is missing: set TABRANK_RANKLENS to the folder with impressions.csv.gz and items.csv.gz"
+    )

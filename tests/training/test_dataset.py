@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny import tables
+
+from serve.errors import TabrankError
+from serve.log import read_log, write_log
+from serve.state import Schema
+from serve.surface import read_surface
+from training.dataset import build
+from training.split import split
+
+
+def rows(data):
+    return {
+        (data.request_ids[s], c): y for s, c, y in zip(data.slate, data.candidate, data.label, strict=True)
+    }
+
+
+def test_a_row_is_positive_if_its_label_event_follows_in_the_window(log_folder, surface):
+    data = build(Schema(surface), read_log(log_folder, surface))
+    assert rows(data) == {
+        ("r1", "a"): 1.0,  # joined, named by request
+        ("r1", "b"): 0.0,
+        ("r1", "c"): 0.0,
+        ("r2", "a"): 0.0,
+        ("r2", "d"): 1.0,  # joined without a request id: the viewer's latest exposure
+        ("r2", "zz"): 0.0,
+        ("r3", "b"): 1.0,
+        ("r3", "a"): 0.0,
+    }
+
+
+def test_rows_whose_window_is_open_are_left_out(tmp_path, surface):
+    parts = tables()
+    parts["events"] = parts["events"].slice(0, 4)  # the log now ends at 45 s, r3's window at 50 s
+    write_log(tmp_path / "log", parts)
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    assert {request for request, _ in rows(data)} == {"r1", "r2"}
+    assert data.counts["open_rows"] == 2
+
+
+def test_an_event_outside_of_its_window_makes_no_positive(tmp_path, surface):
+    parts = tables()
+    late = pa.array([11_000, 20_001, 21_000, 45_000, 60_000], pa.int64())  # r1 is of 10 s, the window is 10 s
+    parts["events"] = parts["events"].set_column(1, "ts_ms", late)
+    write_log(tmp_path / "log", parts)
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    assert rows(data)["r1", "a"] == 0.0
+    assert data.counts["unmatched_label_events"] == 1
+
+
+def test_a_slates_own_events_never_reach_its_features(log_folder, surface):
+    data = build(Schema(surface), read_log(log_folder, surface))
+    numeric = dict(zip(data.columns.numeric, data.matrix.numeric.T, strict=True))
+    first = data.slate == 0
+    assert numeric["audience"][first].tolist() == [0, 0, 0]
+    assert numeric["seen"][first].tolist() == [0, 0, 0]
+    assert numeric["seen"][data.slate == 2].tolist() == [3, 3]
+
+
+def test_a_planted_future_does_not_change_the_past(tmp_path, log_folder, surface):
+    """Whatever is appended after a time, the rows from before it keep their bits."""
+    before = build(Schema(surface), read_log(log_folder, surface))
+    parts = tables()
+    leak = {
+        "id": ["x"],
+        "ts_ms": [40_000],
+        "viewer": ["ann"],
+        "candidate": ["a"],
+        "kind": ["join"],
+        "request_id": [None],
+    }
+    parts["events"] = pa.concat_tables([parts["events"], pa.table(leak, parts["events"].schema)])
+    write_log(tmp_path / "leaky", parts)
+    after = build(Schema(surface), read_log(tmp_path / "leaky", surface))
+    np.testing.assert_array_equal(after.matrix.numeric, before.matrix.numeric)
+
+
+def test_history_moves_the_state_and_gives_no_rows(tmp_path, log_folder, surface):
+    split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
+    past, rest = (read_log(tmp_path / name, surface) for name in ("a", "b"))
+    whole = build(Schema(surface), read_log(log_folder, surface))
+    late = build(Schema(surface), rest, history=past)
+    keep = [i for i, s in enumerate(whole.slate) if whole.request_ids[s] in late.request_ids]
+    np.testing.assert_array_equal(late.matrix.numeric, whole.matrix.numeric[keep])
+    assert late.label.tolist() == whole.label[keep].tolist()
+    assert {late.request_ids[s] for s in late.slate} == {"r2", "r3"}
+
+
+def test_client_impressions_decide_what_was_seen(tmp_path):
+    from tiny import TOML
+
+    surface = read_surface(TOML.replace('["click"', '["impression", "click"'))
+    parts = tables()
+    seen = {
+        "id": ["i"],
+        "ts_ms": [10_500],
+        "viewer": ["ann"],
+        "candidate": ["b"],
+        "kind": ["impression"],
+        "request_id": ["r1"],
+    }
+    parts["events"] = pa.concat_tables([parts["events"], pa.table(seen, parts["events"].schema)])
+    write_log(tmp_path / "log", parts)
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    assert rows(data) == {("r1", "b"): 0.0}
+
+
+def test_a_log_without_a_closed_window_is_refused(tmp_path):
+    from tiny import TOML
+
+    surface = read_surface(TOML.replace('"10s" }', '"1d" }'))
+    write_log(tmp_path / "log", tables())
+    with pytest.raises(TabrankError, match="no row of the log has a closed label window"):
+        build(Schema(surface), read_log(tmp_path / "log", surface))
+
+
+def test_a_split_keeps_what_is_of_one_time_together_and_refuses_an_empty_side(tmp_path, log_folder):
+    counts = split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
+    assert (counts["before_exposures"], counts["after_exposures"]) == (1, 2)
+    assert counts["before_events"] == 2
+    assert counts["before_candidates"] == 4
+    with pytest.raises(TabrankError, match="exists already"):
+        split(log_folder, 0.5, tmp_path / "a", tmp_path / "c")
+    with pytest.raises(TabrankError, match="no exposure before"):
+        split(log_folder, 0.1, tmp_path / "d", tmp_path / "e")
+    with pytest.raises(TabrankError, match="between 0 and 1"):
+        split(log_folder, 1.5, tmp_path / "d", tmp_path / "e")

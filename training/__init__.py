@@ -1,0 +1,1 @@
+"""The offline path of tabrank: from a log to a published artifact."""

@@ -1,0 +1,56 @@
+"""Split a log in two by time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from serve.errors import TabrankError
+from serve.log import TABLES, refuse_existing, write_log
+
+
+def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
+    """Write what lies before the share `at` of exposures, by time, to `before`, and the rest to `after`.
+
+    Exposures of one time stay together. `before` knows nothing of later; `after` keeps every row of viewers and
+    candidates, so that each side is a log of its own.
+
+    Raises:
+        TabrankError: if `at` leaves a side without exposures, or an output is there already.
+    """
+    if not 0 < at < 1:
+        raise TabrankError(f"--at: {at:g} must lie between 0 and 1")
+    for out in (before, after):
+        refuse_existing(out)
+    import pyarrow.dataset as ds
+
+    tables = {}
+    for name in TABLES:
+        path = next((p for p in (log / f"{name}.parquet", log / name) if p.exists()), None)
+        if path is None:
+            raise TabrankError(f"{log}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+        tables[name] = ds.dataset(path, format="parquet").to_table()
+    times = np.sort(tables["exposures"]["ts_ms"].to_numpy())
+    cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
+    if cut_ms == times[0]:
+        raise TabrankError(
+            f"--at: {at:g} leaves no exposure before; all up to there are of one time, {cut_ms} ms"
+        )
+    sides: dict[str, dict[str, object]] = {"before": {}, "after": {}}
+    for name, table in tables.items():
+        sides["before"][name] = sides["after"][name] = table
+        if "ts_ms" in table.column_names:
+            is_before = pc.fill_null(pc.less(table["ts_ms"], cut_ms), True)
+            sides["before"][name] = table.filter(is_before)
+            if name in ("exposures", "events"):
+                sides["after"][name] = table.filter(pc.invert(is_before))
+    write_log(before, sides["before"])
+    try:
+        write_log(after, sides["after"])
+    except BaseException:
+        shutil.rmtree(before)
+        raise
+    return {f"{side}_{name}": len(table) for side, parts in sides.items() for name, table in parts.items()}
