@@ -1,0 +1,316 @@
+"""What every store promises, run over each of them. A new store joins by an address in `ADDRESSES`."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serve.errors import StoreUnavailable, TabrankError
+from serve.stores.opening import open_store
+from serve.stores.protocol import MAX_REMOVED, Changes, Store
+
+ADDRESSES: dict[str, Callable[[], str]] = {
+    "memory": lambda: f"memory:{uuid.uuid4().hex}",
+    "lmdb": lambda: f"lmdb:{uuid.uuid4().hex}",
+}
+FINGERPRINT = "0123456789abcdef" * 4
+AWKWARD_IDS = [
+    "a",
+    "a b/c:*\n",
+    "nul\0nul\0",
+    "è" * 256,
+    "𝕏" * 256,
+    "𝕏" * 255 + "𝕐",
+    "x" * 256,
+    "ÿ",
+    "\ud800",
+]
+
+Open = Callable[..., Store]
+
+
+@pytest.fixture(params=ADDRESSES)
+def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Opens the test's own store, as its writer unless told otherwise."""
+    url = ADDRESSES[request.param]()
+    opened: list[Store] = []
+
+    def call(*, writable: bool = True, surface: str = "spaces", fingerprint: str = FINGERPRINT) -> Store:
+        opened.append(open_store(url, surface, fingerprint, base=tmp_path, writable=writable))
+        return opened[-1]
+
+    yield call
+    for store in opened:
+        store.close()
+
+
+def test_a_new_store_is_at_zero_and_knows_nobody(open_: Open) -> None:
+    store = open_()
+    assert store.seq() == 0
+    assert store.viewers(["ann"]) == [None]
+    assert store.changes(0) == Changes(0, {})
+
+
+def test_viewers_come_in_the_order_asked_for_with_none_for_the_unknown(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {"ann": b"1", "bob": b"2"}, {})
+    assert store.viewers(["bob", "eve", "ann", "bob"]) == [b"2", None, b"1", b"2"]
+    assert store.viewers([]) == []
+
+
+def test_a_candidate_is_not_a_viewer(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {"ann": b"1"}, {"room": b"2"})
+    assert store.viewers(["room", ""]) == [None, None]
+    assert store.changes(0).rows == {"room": b"2"}
+
+
+def test_a_commit_overwrites_what_it_names_and_keeps_the_rest(open_: Open) -> None:
+    store = open_()
+    store.commit(3, {"ann": b"1", "bob": b"2"}, {"x": b"3", "y": b"4"})
+    store.commit(7, {"bob": b"5"}, {"y": b"6"})
+    assert store.seq() == 7
+    assert store.viewers(["ann", "bob"]) == [b"1", b"5"]
+    assert store.changes(0) == Changes(7, {"x": b"3", "y": b"6"})
+
+
+def test_changes_are_those_after_the_number_oldest_first(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {}, {"z": b"1", "y": b"1"})
+    store.commit(2, {}, {"x": b"2"})
+    store.commit(300, {"ann": b"3"}, {"y": b"3"})
+    assert store.changes(1) == Changes(300, {"x": b"2", "y": b"3"})
+    assert list(store.changes(0).rows) == ["z", "x", "y"]
+    assert store.changes(2) == Changes(300, {"y": b"3"})
+    assert store.changes(299) == Changes(300, {"y": b"3"})
+    assert store.changes(300) == Changes(300, {})
+
+
+def test_an_empty_row_removes_and_readers_learn_of_it(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {"ann": b"1", "bob": b"1"}, {"x": b"1", "y": b"1"})
+    store.commit(2, {"ann": b""}, {"x": b""})
+    assert store.viewers(["ann", "bob"]) == [None, b"1"]
+    assert store.changes(1) == Changes(2, {"x": b""})
+    store.commit(3, {"ann": b"3"}, {"x": b"3"})
+    assert store.viewers(["ann"]) == [b"3"]
+    assert store.changes(1) == Changes(3, {"x": b"3"})
+    assert store.changes(0) == Changes(3, {"y": b"1", "x": b"3"})
+
+
+def test_removing_what_is_not_there_changes_nothing(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {}, {"x": b"1"})
+    store.commit(2, {"eve": b""}, {"x": b"", "never": b""})
+    store.commit(3, {}, {"x": b"", "never": b""})
+    assert store.changes(1) == Changes(3, {"x": b""})
+    assert store.changes(2) == Changes(3, {})
+
+
+def test_replace_removes_all_that_is_not_named_and_readers_learn_of_it(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {"ann": b"1", "bob": b"1"}, {"x": b"1", "y": b"1", "z": b"1"})
+    store.commit(2, {}, {"z": b""})
+    store.commit(3, {"bob": b"3", "eve": b"3", "ann": b""}, {"y": b"3"}, replace=True)
+    assert store.viewers(["ann", "bob", "eve"]) == [None, b"3", b"3"]
+    assert store.changes(2) == Changes(3, {"x": b"", "y": b"3"})
+    store.commit(4, {}, {}, replace=True)
+    assert store.viewers(["bob"]) == [None]
+    assert store.changes(3) == Changes(4, {"y": b""})
+
+
+@pytest.mark.parametrize("seq", [0, 4, 5])
+def test_a_number_that_is_not_greater_is_refused_and_nothing_written(open_: Open, seq: int) -> None:
+    store = open_()
+    store.commit(5, {"ann": b"1"}, {"x": b"1"})
+    with pytest.raises(ValueError, match=f"seq: {seq} is not after the stored 5"):
+        store.commit(seq, {"ann": b"2"}, {"x": b"2", "y": b"2"}, replace=True)
+    assert store.seq() == 5
+    assert store.viewers(["ann"]) == [b"1"]
+    assert store.changes(0) == Changes(5, {"x": b"1"})
+
+
+def test_any_id_of_up_to_256_characters_is_kept_apart_and_given_back(open_: Open) -> None:
+    store = open_()
+    rows = {id_: str(number).encode() for number, id_ in enumerate(AWKWARD_IDS)}
+    store.commit(1, rows, rows)
+    assert store.viewers(AWKWARD_IDS) == list(rows.values())
+    assert store.changes(0).rows == rows
+    store.commit(2, dict.fromkeys(AWKWARD_IDS[::2], b""), dict.fromkeys(AWKWARD_IDS[::2], b""))
+    assert store.viewers(AWKWARD_IDS[::2]) == [None] * len(AWKWARD_IDS[::2])
+    assert store.viewers(AWKWARD_IDS[1::2]) == [rows[id_] for id_ in AWKWARD_IDS[1::2]]
+    assert store.changes(1).rows == dict.fromkeys(AWKWARD_IDS[::2], b"")
+
+
+def test_rows_of_any_size_come_back_as_they_were(open_: Open) -> None:
+    store = open_()
+    rows = {
+        str(size): bytes(range(256)) * (size // 256) + b"\0" * (size % 256) for size in (1, 2048, 1 << 20)
+    }
+    store.commit(1, rows, rows)
+    assert store.viewers(list(rows)) == list(rows.values())
+    assert store.changes(0).rows == rows
+
+
+def test_a_reader_follows_the_writer(open_: Open) -> None:
+    writer = open_()
+    reader = open_(writable=False)
+    writer.commit(1, {"ann": b"1"}, {"x": b"1"})
+    assert (reader.seq(), reader.viewers(["ann"])) == (1, [b"1"])
+    assert reader.changes(0) == Changes(1, {"x": b"1"})
+    writer.commit(2, {}, {"x": b"2"})
+    assert reader.changes(1) == Changes(2, {"x": b"2"})
+
+
+def test_a_reader_may_come_before_the_second_writer(open_: Open) -> None:
+    open_().close()
+    reader = open_(writable=False)
+    assert reader.seq() == 0
+    open_().commit(1, {"ann": b"1"}, {"x": b"1"})
+    assert reader.viewers(["ann"]) == [b"1"]
+    assert reader.changes(0) == Changes(1, {"x": b"1"})
+
+
+def test_a_reader_without_a_store_is_told_how_to_make_one(open_: Open) -> None:
+    with pytest.raises(StoreUnavailable, match="python -m serve load --log LOG"):
+        open_(writable=False)
+    open_()
+    open_(writable=False)
+
+
+def test_a_store_opened_for_reading_cannot_commit(open_: Open) -> None:
+    writer = open_()
+    with pytest.raises(RuntimeError, match="writable=True"):
+        open_(writable=False).commit(1, {"ann": b"1"}, {})
+    assert writer.viewers(["ann"]) == [None]
+
+
+def test_closing_ends_one_store_and_no_other(open_: Open) -> None:
+    first, second = open_(), open_(writable=False)
+    first.commit(1, {"ann": b"1"}, {})
+    first.close()
+    first.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        first.viewers(["ann"])
+    assert second.viewers(["ann"]) == [b"1"]
+    second.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        second.changes(0)
+    assert open_(writable=False).viewers(["ann"]) == [b"1"]
+
+
+def test_surfaces_and_state_schemas_do_not_share_rows(open_: Open) -> None:
+    open_().commit(1, {"ann": b"1"}, {"x": b"1"})
+    assert open_(surface="spaces-2").viewers(["ann"]) == [None]
+    assert open_(fingerprint="f" * 64).changes(0) == Changes(0, {})
+
+
+def test_a_reader_ahead_of_the_store_is_told_to_start_again(open_: Open) -> None:
+    store = open_()
+    store.commit(5, {}, {"x": b"1"})
+    assert store.changes(6) == Changes(0, {})
+
+
+def test_the_oldest_removals_are_forgotten_and_who_missed_them_is_told_to_start_again(open_: Open) -> None:
+    store = open_()
+    ids = [f"room {number}" for number in range(MAX_REMOVED + 1)]
+    store.commit(1, {}, dict.fromkeys([*ids, "stays"], b"1"))
+    store.commit(2, {}, dict.fromkeys(ids[:100], b""))
+    store.commit(3, {}, dict.fromkeys(ids[100:], b""))
+    assert len(store.changes(2).rows) == MAX_REMOVED + 1 - 100, "none of the newest commit is forgotten"
+    assert store.changes(1) == Changes(0, {})
+    assert store.changes(0).rows == {"stays": b"1", **dict.fromkeys(ids[100:], b"")}
+    store.commit(4, {}, {"again": b"4"})
+    store.commit(5, {}, {"again": b"", ids[100]: b"", ids[0]: b"5"})
+    assert store.changes(3) == Changes(5, {"again": b"", ids[0]: b"5"})
+    store.commit(6, {}, dict.fromkeys([*ids, "stays"], b"6"))
+    store.commit(7, {}, dict.fromkeys(ids, b""))
+    assert len(store.changes(6).rows) == MAX_REMOVED + 1
+    store.commit(8, {}, {"stays": b"8"})
+    assert store.changes(6) == Changes(0, {})
+    assert store.changes(7) == Changes(8, {"stays": b"8"})
+    assert len(store.changes(0).rows) == MAX_REMOVED // 2 + 1
+    store.commit(9, {}, {ids[0]: b"9", ids[-1]: b"9"})
+    assert store.changes(8) == Changes(9, {ids[0]: b"9", ids[-1]: b"9"})
+
+
+def test_readers_in_threads_see_whole_commits(open_: Open) -> None:
+    store = open_()
+    ids = [str(number) for number in range(50)]
+    torn: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        reader = open_(writable=False)
+        while not done.is_set():
+            viewers, changes = reader.viewers(ids), reader.changes(0)
+            if len(set(viewers)) > 1 or set(changes.rows.values()) - {str(changes.seq).encode()}:
+                torn.append((viewers, changes))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for seq in range(1, 40):
+        rows = dict.fromkeys(ids, str(seq).encode())
+        store.commit(seq, rows, rows)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert torn == []
+
+
+ROWS = st.dictionaries(st.sampled_from(["a", "b", "c", "𝕏" * 200]), st.sampled_from([b"", b"1", b"22"]))
+COMMITS = st.lists(st.tuples(st.integers(1, 3), ROWS, ROWS, st.booleans(), st.booleans()), max_size=8)
+_surfaces = itertools.count()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(commits=COMMITS)
+def test_a_reader_that_pulls_changes_holds_what_was_committed(
+    open_: Open, commits: list[tuple[int, dict[str, bytes], dict[str, bytes], bool, bool]]
+) -> None:
+    store = open_(surface=f"surface{next(_surfaces)}")
+    viewers: dict[str, bytes] = {}
+    candidates: dict[str, bytes] = {}
+    held: dict[str, bytes] = {}
+    seq = seen = 0
+    for step, changed_viewers, changed_candidates, replace, pulls in commits:
+        seq += step
+        store.commit(seq, changed_viewers, changed_candidates, replace=replace)
+        for model, changed in ((viewers, changed_viewers), (candidates, changed_candidates)):
+            if replace:
+                model.clear()
+            model.update(changed)
+        if pulls:
+            changes = store.changes(seen)
+            held.update(changes.rows)
+            seen = changes.seq
+            assert seen == seq
+            assert {id_: row for id_, row in held.items() if row} == {
+                k: v for k, v in candidates.items() if v
+            }
+    assert store.viewers(["a", "b", "c"]) == [viewers.get(id_) or None for id_ in "abc"]
+    live = {id_: row for id_, row in store.changes(0).rows.items() if row}
+    assert live == {id_: row for id_, row in candidates.items() if row}
+    store.close()
+
+
+def test_an_unnamed_memory_store_is_new_each_time(tmp_path: Path) -> None:
+    first = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=True)
+    first.commit(1, {"ann": b"1"}, {})
+    second = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=False)
+    assert (first.viewers(["ann"]), second.viewers(["ann"])) == ([b"1"], [None])
+
+
+@pytest.mark.parametrize("url", ["", "lmdb:", "lmbd:store", "/var/store"])
+def test_another_address_is_refused_by_name(url: str, tmp_path: Path) -> None:
+    with pytest.raises(TabrankError, match="is not an address; use lmdb:PATH") as refused:
+        open_store(url, "spaces", FINGERPRINT, base=tmp_path, writable=True)
+    assert repr(url) in str(refused.value)

@@ -1,0 +1,348 @@
+"""What is LMDB's own: other processes, crashes, and files that go, change or break under a reader."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from serve.errors import StoreUnavailable
+from serve.stores.lmdb import MAP_SIZE, LmdbStore
+from serve.stores.opening import open_store
+from serve.stores.protocol import Changes
+
+IMPORT = (
+    "import sys; from pathlib import Path; from serve.stores.lmdb import LmdbStore; F = Path(sys.argv[1]); "
+)
+READ = (
+    IMPORT + "s = LmdbStore(F, writable=False); print(s.seq(), s.viewers(['ann', 'eve']), s.changes(0).rows)"
+)
+READ_AND_WAIT = READ + "; sys.stdout.flush(); sys.stdin.read()"
+COMMIT_FOREVER = (
+    IMPORT
+    + """
+store = LmdbStore(F, writable=True)
+seq = store.seq()
+print("ready", flush=True)
+while True:
+    seq += 1
+    rows = dict.fromkeys(map(str, range(100)), str(seq).encode() * 100)
+    store.commit(seq, rows, rows, replace=seq % 2 == 0)
+"""
+)
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(code: str, *arguments: object) -> str:
+    with start(code, *arguments) as process:
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    return output.strip()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store with one candidate, and one viewer among many."""
+    folder = tmp_path / "store" / "spaces-0123456789ab"
+    fill(folder, 1)
+    return folder
+
+
+def fill(folder: Path, seq: int, name: str = "x") -> None:
+    store = LmdbStore(folder, writable=True)
+    others = {f"viewer {number}": bytes(1000) for number in range(100)}
+    store.commit(seq, {"ann": b"1", **others}, {name: b"1"})
+    store.close()
+
+
+def test_another_process_reads_what_was_committed(folder: Path) -> None:
+    assert run(READ, folder) == "1 [b'1', None] {'x': b'1'}"
+    writer = LmdbStore(folder, writable=True)
+    writer.commit(2, {"eve": b"2"}, {"x": b""})
+    assert run(READ, folder) == "2 [b'1', b'2'] {'x': b''}"
+    writer.close()
+
+
+def test_a_writer_killed_at_any_moment_leaves_one_whole_commit(tmp_path: Path) -> None:
+    folder, ids = tmp_path / "spaces-0123456789ab", [str(number) for number in range(100)]
+    delays_s = random.Random(11)
+    reached = []
+    for _ in range(6):
+        with start(COMMIT_FOREVER, folder) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(delays_s.uniform(0.02, 0.1))
+            process.send_signal(signal.SIGKILL)
+        store = LmdbStore(folder, writable=False)
+        seq, viewers, changes = store.seq(), store.viewers(ids), store.changes(0)
+        store.close()
+        reached.append(seq)
+        assert set(viewers) == {str(seq).encode() * 100 or None}
+        assert changes == Changes(seq, dict.fromkeys(sorted(ids), str(seq).encode() * 100))
+    assert reached == sorted(set(reached)), "each writer went on from where the last was killed"
+
+
+def test_the_slots_of_killed_readers_are_freed_at_the_next_open(folder: Path) -> None:
+    count = (
+        "import sys, lmdb; print(lmdb.open(sys.argv[1], readonly=True, max_dbs=4).readers().count('\\n') - 1)"
+    )
+    store = LmdbStore(folder, writable=True)  # holds the lock file, or the next open would make it anew
+    with start(READ_AND_WAIT, folder) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    before = int(run(count, folder))
+    run(READ, folder)
+    assert int(run(count, folder)) == before - 1
+    store.close()
+
+
+def test_one_path_by_two_names_is_opened_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    first, second = LmdbStore(folder, writable=False), LmdbStore(tmp_path / "link", writable=True)
+    second.commit(2, {"ann": b"2"}, {})
+    assert first.viewers(["ann"]) == [b"2"]
+    second.close()
+    assert first.viewers(["ann"]) == [b"2"]
+    first.close()
+
+
+def test_a_deleted_store_is_unavailable_until_it_is_back(folder: Path) -> None:
+    store = LmdbStore(folder, writable=False)
+    shutil.rmtree(folder)
+    for read in (store.seq, lambda: store.viewers(["ann"]), lambda: store.changes(1)):
+        with pytest.raises(StoreUnavailable, match="python -m serve load --log LOG") as unavailable:
+            read()
+        assert str(folder) in str(unavailable.value)
+    assert not folder.exists()
+    fill(folder, 1, "y")
+    assert store.viewers(["ann"]) == [b"1"]
+    store.close()
+
+
+def test_a_writer_whose_store_was_deleted_does_not_begin_an_empty_one(folder: Path) -> None:
+    store = LmdbStore(folder, writable=True)
+    shutil.rmtree(folder)
+    with pytest.raises(StoreUnavailable, match="there is no store at"):
+        store.commit(2, {"eve": b"2"}, {})
+    assert not folder.exists()
+    store.close()
+
+
+@pytest.mark.parametrize("in_another_process", [False, True])
+@pytest.mark.parametrize("new_seq", [1, 3, 9])
+def test_a_reader_of_a_replaced_store_is_told_to_start_again(
+    folder: Path, new_seq: int, in_another_process: bool
+) -> None:
+    store = LmdbStore(folder, writable=False)
+    assert store.changes(0) == Changes(1, {"x": b"1"})
+    fill(folder, 3)
+    assert store.changes(1) == Changes(3, {"x": b"1"})
+    shutil.rmtree(folder)
+    if in_another_process:
+        larger = "{'eve': bytes(1 << 20)}"
+        run(IMPORT + f"LmdbStore(F, writable=True).commit({new_seq}, {larger}, {{'y': b'1'}})", folder)
+    else:
+        fill(folder, new_seq, "y")
+    assert store.seq() == new_seq
+    assert store.changes(3) == Changes(0, {})
+    assert store.changes(3) == Changes(0, {}), "until it does"
+    assert store.changes(0) == Changes(new_seq, {"y": b"1"})
+    assert store.changes(new_seq) == Changes(new_seq, {})
+    store.close()
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("content", [b"no database" * 1000, b"\0" * 8192, b"x"])
+def test_a_file_that_is_no_store_is_refused_with_the_remedy(
+    folder: Path, content: bytes, writable: bool
+) -> None:
+    (folder / "data.mdb").write_bytes(content)
+    with pytest.raises(StoreUnavailable, match="damaged") as unavailable:
+        LmdbStore(folder, writable=writable)
+    assert "delete that folder and run `python -m serve load --log LOG`" in str(unavailable.value)
+
+
+@pytest.mark.parametrize("size", [1, 4096, 8192, 12288, -65536])
+def test_a_store_cut_short_is_refused_before_it_is_read(folder: Path, size: int) -> None:
+    data = folder / "data.mdb"
+    os.truncate(data, size if size > 0 else data.stat().st_size + size)
+    for writable in (False, True):
+        with pytest.raises(StoreUnavailable, match=str(folder)):
+            LmdbStore(folder, writable=writable)
+
+
+def test_a_store_cut_short_while_open_is_unavailable_until_it_is_mended(folder: Path) -> None:
+    store = LmdbStore(folder, writable=False)
+    data = folder / "data.mdb"
+    whole = data.read_bytes()
+    os.truncate(data, 8192)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="cut short"):
+            store.viewers(["ann"])
+    data.write_bytes(whole)
+    assert store.viewers(["ann"]) == [b"1"]
+    store.close()
+
+
+def test_a_few_pages_that_lmdb_left_unwritten_are_not_taken_for_a_file_cut_short(folder: Path) -> None:
+    env = lmdb.open(str(folder), map_size=MAP_SIZE, max_dbs=4)
+    viewers, changes = env.open_db(b"viewers"), env.open_db(b"changes")
+    with env.begin(write=True) as txn:
+        txn.put(b"z", b"", db=changes)
+    with env.begin(write=True) as txn:
+        for number in range(20):
+            txn.put(b"z%06d" % number, bytes(1000), db=viewers)
+        for number in reversed(range(20)):
+            txn.delete(b"z%06d" % number, db=viewers)
+        txn.delete(b"z", db=changes)
+    assert (env.info()["last_pgno"] + 1) * env.stat()["psize"] > (folder / "data.mdb").stat().st_size
+    env.close()
+    assert run(READ, folder).startswith("1 [b'1', None]")
+
+
+def test_a_store_emptied_in_one_commit_opens_again(folder: Path) -> None:
+    store = LmdbStore(folder, writable=True)
+    rows = {f"{number:06}": bytes(1000) for number in range(3000)}
+    store.commit(2, rows, rows)
+    store.commit(3, dict.fromkeys(rows, b""), dict.fromkeys(rows, b""))
+    store.close()
+    assert run(READ, folder).startswith("3 [b'1', None]")
+
+
+def test_reads_under_way_end_well_whatever_is_replaced_opened_or_closed_beside_them(folder: Path) -> None:
+    ids = ["ann", *(f"viewer {number % 100}" for number in range(2000))]
+    failed: list[Exception] = []
+    done = threading.Event()
+
+    def read(store: LmdbStore) -> None:
+        while not done.is_set():
+            try:
+                assert None not in store.viewers(ids)
+            except Exception as error:
+                failed.append(error)
+                return
+
+    stores = [LmdbStore(folder, writable=False) for _ in range(3)]
+    threads = [threading.Thread(target=read, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        shutil.copy(folder / "data.mdb", folder / "copy")
+        os.replace(folder / "copy", folder / "data.mdb")
+        for _ in range(5):
+            time.sleep(0.002)
+            LmdbStore(folder, writable=False).close()
+    done.set()
+    for thread in threads:
+        thread.join()
+    for store in stores:
+        store.close()
+    assert failed == []
+
+
+def test_a_reader_never_begins_a_store_whatever_writers_came_before(folder: Path) -> None:
+    reader, writer = LmdbStore(folder, writable=False), LmdbStore(folder, writable=True)
+    writer.close()
+    (folder / "data.mdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        LmdbStore(folder, writable=True)
+    os.truncate(folder / "data.mdb", 0)
+    with pytest.raises(StoreUnavailable):
+        reader.seq()
+    assert (folder / "data.mdb").stat().st_size == 0
+    reader.close()
+
+
+def test_a_store_that_its_writer_has_not_begun_is_missing_to_a_reader(tmp_path: Path) -> None:
+    lmdb.open(str(tmp_path / "spaces-0123456789ab")).close()
+    with pytest.raises(StoreUnavailable, match="there is no store at"):
+        LmdbStore(tmp_path / "spaces-0123456789ab", writable=False)
+
+
+def test_closing_waits_for_the_reads_under_way(folder: Path) -> None:
+    ids = ["ann"] * 2000
+    ends: list[str] = []
+
+    def read(store: LmdbStore) -> None:
+        try:
+            while True:
+                store.viewers(ids)
+        except StoreUnavailable as error:
+            ends.append(str(error))
+
+    for _ in range(10):
+        store = LmdbStore(folder, writable=False)
+        threads = [threading.Thread(target=read, args=(store,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.01)
+        store.close()
+        for thread in threads:
+            thread.join()
+    assert ends == [f"the store at {folder} is closed; open it again"] * 20
+
+
+def test_a_store_of_another_format_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.stores.lmdb.FORMAT", b"2")
+    with pytest.raises(StoreUnavailable, match="format is b'1', not b'2'"):
+        LmdbStore(folder, writable=False)
+
+
+def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    lmdb_open = lmdb.open
+
+    def counted_open(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return lmdb_open(*arguments, **options)
+
+    monkeypatch.setattr("lmdb.open", counted_open)
+    monkeypatch.setattr("serve.stores.lmdb.MAP_SIZE", 1 << 20)
+    store = LmdbStore(tmp_path / "spaces-0123456789ab", writable=True)
+    store.commit(1, {"ann": b"1"}, {})
+    assert len(opened) == 1
+    with pytest.raises(StoreUnavailable, match="MDB_MAP_FULL"):
+        store.commit(2, {"ann": bytes(1 << 21)}, {})
+    assert (store.seq(), store.viewers(["ann"])) == (1, [b"1"])
+    assert len(opened) == 2
+    store.commit(2, {"ann": b"2"}, {})
+    store.close()
+
+
+def test_a_store_of_another_state_schema_is_named(tmp_path: Path) -> None:
+    def open_as(surface: str, fingerprint: str, writable: bool) -> None:
+        open_store("lmdb:store", surface, fingerprint, base=tmp_path, writable=writable).close()
+
+    open_as("spaces", "a" * 64, writable=True)
+    with pytest.raises(StoreUnavailable, match="holds another state schema") as unavailable:
+        open_as("spaces", "b" * 64, writable=False)
+    assert "spaces-aaaaaaaaaaaa, not spaces-bbbbbbbbbbbb" in str(unavailable.value)
+    assert "run `python -m serve load --log LOG` again" in str(unavailable.value)
+    open_as("spaces-eu", "a" * 64, writable=True)
+    with pytest.raises(StoreUnavailable, match="there is no store at"):
+        open_as("other", "a" * 64, writable=False)
+    with pytest.raises(StoreUnavailable, match=r"\(spaces-aaaaaaaaaaaa, not"):
+        open_as("spaces", "b" * 64, writable=False)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailable, match=str(tmp_path / "file")):
+        LmdbStore(tmp_path / "file" / "spaces-0123456789ab", writable=True)

@@ -1,0 +1,280 @@
+"""Who and what lives in the simulated world: viewers, hosts and Spaces, drawn once from a seed.
+
+Shapes: V viewers, H hosts, S Spaces, T topics. All times are epoch milliseconds, UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+TOPICS = (
+    *(
+        "music",
+        "football",
+        "news",
+        "politics",
+        "crypto",
+        "gaming",
+        "comedy",
+        "anime",
+        "technology",
+        "business",
+    ),
+    *("faith", "film", "fitness", "fashion", "books", "science", "health", "food", "travel", "art"),
+    *("education", "cricket", "dating", "cars"),
+)
+DEVICES = ("ios", "android", "web")
+DEVICE_SHARES = (0.38, 0.5, 0.12)
+
+
+class Place(NamedTuple):
+    """A language in a country, its share of the people, and its clock."""
+
+    language: str
+    country: str
+    share: float
+    utc_offset_h: float
+
+
+PLACES = (
+    Place("en", "US", 0.170, -6.0),
+    Place("en", "GB", 0.055, 0.0),
+    Place("en", "IN", 0.050, 5.5),
+    Place("en", "NG", 0.040, 1.0),
+    Place("en", "CA", 0.025, -5.0),
+    Place("ja", "JP", 0.140, 9.0),
+    Place("es", "MX", 0.050, -6.0),
+    Place("es", "ES", 0.030, 1.0),
+    Place("es", "AR", 0.025, -3.0),
+    Place("es", "CO", 0.015, -5.0),
+    Place("pt", "BR", 0.080, -3.0),
+    Place("pt", "PT", 0.010, 0.0),
+    Place("ar", "SA", 0.040, 3.0),
+    Place("ar", "EG", 0.025, 2.0),
+    Place("ar", "AE", 0.010, 4.0),
+    Place("hi", "IN", 0.065, 5.5),
+    Place("tr", "TR", 0.045, 3.0),
+    Place("id", "ID", 0.040, 7.0),
+    Place("ko", "KR", 0.035, 9.0),
+    Place("fr", "FR", 0.023, 1.0),
+    Place("fr", "CI", 0.007, 0.0),
+    Place("de", "DE", 0.014, 1.0),
+    Place("uk", "UA", 0.006, 2.0),
+)
+LANGUAGES = tuple(dict.fromkeys(place.language for place in PLACES))
+_PLACE_SHARES = np.array([place.share for place in PLACES])
+_PLACE_LANGUAGE = np.array([LANGUAGES.index(place.language) for place in PLACES])
+_PLACE_OFFSET_H = np.array([place.utc_offset_h for place in PLACES])
+
+NUM_HOSTS = 3_000
+NUM_FOLLOWS = 32
+STARTS_PER_HOUR = 265  # spaces that would start in an hour, were no host live already
+MIN_LIFE_MS = 10 * MINUTE_MS
+MAX_LIFE_MS = 5 * HOUR_MS
+CLOSING_MS = 10_000  # in its last ten seconds a Space is not listed: who is shown it can still get in
+
+
+def local_hour(ts_ms: int | Ints, utc_offset_h: float | Floats) -> Floats:
+    """The hour of the day, 0 <= hour < 24, on the clock of a place."""
+    return np.asarray((np.asarray(ts_ms) / HOUR_MS + utc_offset_h) % 24.0, dtype=np.float64)
+
+
+def rhythm(hour: Floats) -> Floats:
+    """How busy an hour of the day is, 1 on average: quiet before dawn, busy in the evening."""
+    return np.asarray(1.0 + 0.75 * np.cos((hour - 20.5) / 24.0 * 2.0 * np.pi), dtype=np.float64)
+
+
+def times(rng: Generator, utc_offset_h: Floats, start_ms: int, end_ms: int) -> Ints:
+    """For each clock one time in [start_ms, end_ms), drawn by the daily rhythm of that clock."""
+    edges = np.linspace(start_ms, end_ms, max(2, (end_ms - start_ms) // (5 * MINUTE_MS)) + 1)
+    centres = (edges[1:] + edges[:-1]) / 2
+    u = rng.random(len(utc_offset_h))
+    drawn = np.empty(len(utc_offset_h))
+    for offset_h in np.unique(utc_offset_h):
+        here = utc_offset_h == offset_h
+        mass = np.concatenate([[0.0], np.cumsum(rhythm((centres / HOUR_MS + offset_h) % 24.0))])
+        drawn[here] = np.interp(u[here], mass / mass[-1], edges)
+    return np.clip(drawn.astype(np.int64), start_ms, end_ms - 1)
+
+
+def topics_by_language(rng: Generator) -> Floats:
+    """How popular each topic is in each language: [num languages, T], rows sum to 1."""
+    everywhere = rng.dirichlet(np.full(len(TOPICS), 2.0))
+    here = rng.dirichlet(np.full(len(TOPICS), 0.8), size=len(LANGUAGES))
+    return np.asarray(0.4 * everywhere + 0.55 * here + 0.05 / len(TOPICS), dtype=np.float64)
+
+
+@dataclass
+class Hosts:
+    """Who opens Spaces; H rows."""
+
+    place: Ints
+    fame: Floats  # what the followers come by; heavy-tailed, sums to 1
+    activity: Floats  # share of all Spaces; sums to 1
+    quality: Floats
+    topics: Floats  # [H, T], what they talk about: one to three home topics and a little of the rest
+
+    @classmethod
+    def draw(cls, rng: Generator, popularity: Floats) -> Hosts:
+        """NUM_HOSTS hosts, with home topics that are popular in their language."""
+        place = rng.choice(len(PLACES), size=NUM_HOSTS, p=_PLACE_SHARES)
+        fame = rng.pareto(1.1, size=NUM_HOSTS) + 0.1
+        activity = rng.lognormal(0.0, 0.5, size=NUM_HOSTS) * fame**0.3
+        here = popularity[_PLACE_LANGUAGE[place]]
+        home = _favourites(rng, here, rng.integers(1, 4, size=NUM_HOSTS))
+        topics = 0.88 * home / home.sum(axis=1, keepdims=True) + 0.12 * here
+        quality = rng.normal(size=NUM_HOSTS)
+        return cls(place, fame / fame.sum(), activity / activity.sum(), quality, topics)
+
+    @property
+    def language(self) -> Ints:
+        """Index into LANGUAGES."""
+        return _PLACE_LANGUAGE[self.place]
+
+    @property
+    def utc_offset_h(self) -> Floats:
+        """Hours that their clock is ahead of UTC."""
+        return _PLACE_OFFSET_H[self.place]
+
+
+@dataclass
+class Viewers:
+    """Who looks at the tab; V rows. `tastes` is hidden from the log, and moves with what they join."""
+
+    place: Ints
+    device: Ints
+    tastes: Floats  # [V, T], about 0 for what leaves them cold and 2 for a favourite
+    eagerness: Floats  # how readily they click at all, hidden
+    activity: Floats  # share of all visits; sums to 1
+    follows: Ints  # [V, NUM_FOLLOWS], hosts; -1 where there is none
+
+    @classmethod
+    def draw(cls, rng: Generator, num: int, hosts: Hosts, popularity: Floats) -> Viewers:
+        """`num` viewers, who follow famous hosts of their language and taste."""
+        place = rng.choice(len(PLACES), size=num, p=_PLACE_SHARES)
+        device = rng.choice(len(DEVICES), size=num, p=DEVICE_SHARES)
+        favourite = _favourites(rng, popularity[_PLACE_LANGUAGE[place]], rng.integers(2, 6, size=num))
+        tastes = rng.normal(0.0, 0.5, size=(num, len(TOPICS)))
+        tastes += favourite * rng.normal(2.0, 0.5, size=tastes.shape)
+        eagerness = rng.normal(size=num)
+        activity = rng.lognormal(0.0, 0.7, size=num)
+        num_follows = np.minimum(rng.geometric(1 / 14, size=num) - 1, NUM_FOLLOWS)
+        viewers = cls(place, device, tastes, eagerness, activity / activity.sum(), np.empty((0, 0), np.int64))
+        viewers.follows = viewers._draw_follows(rng, num_follows, hosts)
+        return viewers
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    @property
+    def language(self) -> Ints:
+        """Index into LANGUAGES."""
+        return _PLACE_LANGUAGE[self.place]
+
+    @property
+    def utc_offset_h(self) -> Floats:
+        """Hours that their clock is ahead of UTC."""
+        return _PLACE_OFFSET_H[self.place]
+
+    def visits(self, rng: Generator, num: int, start_ms: int, end_ms: int) -> tuple[Ints, Ints]:
+        """`num` visits in the order of time: when, and by whom."""
+        viewer = rng.choice(len(self), size=num, p=self.activity)
+        ts_ms = times(rng, self.utc_offset_h[viewer], start_ms, end_ms)
+        order = np.argsort(ts_ms, kind="stable")
+        return ts_ms[order], viewer[order].astype(np.int64)
+
+    def _draw_follows(self, rng: Generator, num_follows: Ints, hosts: Hosts) -> Ints:
+        follows = np.full((len(self), NUM_FOLLOWS), -1, dtype=np.int64)
+        log_fame = np.log(hosts.fame)
+        for viewer, num in enumerate(num_follows):
+            foreign = hosts.language != self.language[viewer]
+            # Gumbel top-k: hosts without replacement, by exp(log_fame + taste - 4 if foreign).
+            key = log_fame + hosts.topics @ self.tastes[viewer] - 4.0 * foreign
+            key += rng.gumbel(size=NUM_HOSTS)
+            follows[viewer, :num] = np.sort(np.argpartition(-key, num)[:num])
+        return follows
+
+
+@dataclass
+class Spaces:
+    """The audio rooms, in the order of their start; S rows. `quality`, `peak` and a future end are hidden."""
+
+    started_ms: Ints
+    ends_ms: Ints
+    host: Ints
+    topic: Ints
+    language: Ints
+    quality: Floats
+    peak: Floats  # where in its life a Space is at its best, 0 to 1
+    speakers: Ints
+    grown_ms: Ints  # when more speakers come up on stage; past the end where none do
+    grown_speakers: Ints
+
+    @classmethod
+    def draw(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
+        """All Spaces that are live at some time in [start_ms, end_ms); a host has one at a time."""
+        first_ms = start_ms - MAX_LIFE_MS
+        num = round(STARTS_PER_HOUR * (end_ms - first_ms) / HOUR_MS)
+        host = rng.choice(NUM_HOSTS, size=num, p=hosts.activity)
+        started_ms = times(rng, hosts.utc_offset_h[host], first_ms, end_ms)
+        quality = 0.7 * hosts.quality[host] + 0.7 * rng.normal(size=num)
+        life_ms = np.exp(rng.normal(np.log(70 * MINUTE_MS), 0.7, size=num) + 0.1 * quality)
+        ends_ms = started_ms + np.clip(life_ms, MIN_LIFE_MS, MAX_LIFE_MS).astype(np.int64)
+        topic = (np.cumsum(hosts.topics[host], axis=1) < rng.random((num, 1))).sum(axis=1)
+        peak = rng.uniform(0.2, 0.6, size=num)
+        speakers = 1 + rng.poisson(np.exp(0.5 + 0.35 * quality))
+        grown_ms = started_ms + ((ends_ms - started_ms) * rng.uniform(0.1, 3.0, size=num)).astype(np.int64)
+        spaces = cls(
+            started_ms,
+            ends_ms,
+            host.astype(np.int64),
+            np.minimum(topic, len(TOPICS) - 1),
+            hosts.language[host],
+            quality,
+            peak,
+            speakers,
+            grown_ms,
+            speakers + 1 + rng.poisson(1.0, size=num),
+        )
+        alone = _one_at_a_time(spaces) & (ends_ms > start_ms)
+        order = np.flatnonzero(alone)[np.argsort(started_ms[alone], kind="stable")]
+        return cls(**{name: column[order] for name, column in vars(spaces).items()})
+
+    def __len__(self) -> int:
+        return len(self.started_ms)
+
+    def live(self, ts_ms: int) -> Ints:
+        """The Spaces that are listed at a time: begun before it, and not closing."""
+        low, high = np.searchsorted(self.started_ms, [ts_ms - MAX_LIFE_MS, ts_ms])
+        return np.asarray(low + np.flatnonzero(self.ends_ms[low:high] >= ts_ms + CLOSING_MS), dtype=np.int64)
+
+
+def _favourites(rng: Generator, weights: Floats, num: Ints) -> Floats:
+    """For each row of weights [N, T] a 0/1 row with num[n] topics, drawn without replacement."""
+    key = np.log(weights) + rng.gumbel(size=weights.shape)
+    rank = np.argsort(np.argsort(-key, axis=1), axis=1)
+    return (rank < num[:, None]).astype(np.float64)
+
+
+def _one_at_a_time(spaces: Spaces) -> NDArray[np.bool_]:
+    """False for a Space that would start while an earlier one of the same host goes on."""
+    kept = np.zeros(len(spaces), dtype=np.bool_)
+    free_ms: dict[int, int] = {}
+    hosts, starts, ends = spaces.host.tolist(), spaces.started_ms.tolist(), spaces.ends_ms.tolist()
+    for space in np.argsort(spaces.started_ms, kind="stable").tolist():
+        if starts[space] > free_ms.get(hosts[space], -1):
+            kept[space] = True
+            free_ms[hosts[space]] = ends[space]
+    return kept

@@ -1,0 +1,197 @@
+"""What happened in the simulated world, put down as the tables of the canonical log and of the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from training.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
+from training.world import Response, World
+
+KINDS = ("click", "join", "leave")
+_PROBABILITIES = pa.list_(pa.float64())
+SCHEMAS = {
+    "viewers": pa.schema(
+        {
+            "id": pa.string(),
+            "ts_ms": pa.int64(),
+            "language": pa.string(),
+            "country": pa.string(),
+            "device": pa.string(),
+            "follows": pa.list_(pa.string()),
+        }
+    ),
+    "candidates": pa.schema(
+        {
+            "id": pa.string(),
+            "ts_ms": pa.int64(),
+            "ends_ms": pa.int64(),
+            "host": pa.string(),
+            "topic": pa.string(),
+            "language": pa.string(),
+            "speakers": pa.float64(),
+            "started_ms": pa.int64(),
+        }
+    ),
+    "exposures": pa.schema(
+        {
+            "request_id": pa.string(),
+            "ts_ms": pa.int64(),
+            "viewer": pa.string(),
+            "candidates": pa.list_(pa.string()),
+            "context": pa.struct({"hour": pa.float64()}),
+        }
+    ),
+    "events": pa.schema(
+        {
+            "id": pa.string(),
+            "ts_ms": pa.int64(),
+            "viewer": pa.string(),
+            "candidate": pa.string(),
+            "kind": pa.string(),
+            "request_id": pa.string(),
+        }
+    ),
+    "truth": pa.schema(
+        {
+            "request_id": pa.string(),
+            "p_click": _PROBABILITIES,
+            "p_join": _PROBABILITIES,
+            "examination": _PROBABILITIES,
+        }
+    ),
+}
+
+
+@dataclass
+class Record:
+    """What happened, in the order of the visits; what the log is made of."""
+
+    shown: list[Ints] = field(default_factory=list)
+    responses: list[Response] = field(default_factory=list)
+
+    def add(self, shown: Ints, response: Response) -> None:
+        """One exposure (Spaces in the shown order) and what came of it."""
+        self.shown.append(shown)
+        self.responses.append(response)
+
+    def flat(self, name: str) -> Any:
+        """One field of the responses, all rows of all exposures end to end."""
+        return np.concatenate([getattr(response, name) for response in self.responses])
+
+    @property
+    def offsets(self) -> pa.Array:
+        """Where each exposure's rows begin: [exposures + 1], int32."""
+        return pa.array(np.cumsum([0, *map(len, self.shown)]), pa.int32())
+
+
+def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: Record) -> dict[str, pa.Table]:
+    """The tables by SCHEMAS of a record of visits at `ts_ms` by `viewer`, both one per exposure."""
+    num_exposures = len(ts_ms)
+    viewer_ids = _ids("v", len(world.viewers))
+    space_ids = _ids("s", len(world.spaces))
+    request_ids = _ids("r", num_exposures)
+    shown = pa.array(np.concatenate(record.shown))
+    exposures = {
+        "request_id": request_ids,
+        "ts_ms": pa.array(ts_ms),
+        "viewer": viewer_ids.take(pa.array(viewer)),
+        "candidates": pa.ListArray.from_arrays(record.offsets, space_ids.take(shown)),
+        "context": pa.StructArray.from_arrays([pa.array(world.hour(viewer, ts_ms))], names=["hour"]),
+    }
+    truth = {"request_id": request_ids} | {
+        name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
+        for name in ("p_click", "p_join", "examination")
+    }
+    columns = {
+        "viewers": _viewer_columns(world, viewer_ids),
+        "candidates": _candidate_columns(world, space_ids),
+        "exposures": exposures,
+        "events": _event_columns(world, viewer, record, viewer_ids, space_ids, request_ids),
+        "truth": truth,
+    }
+    return {name: pa.table(columns[name], schema=schema) for name, schema in SCHEMAS.items()}
+
+
+def _viewer_columns(world: World, viewer_ids: pa.Array) -> dict[str, pa.Array]:
+    viewers = world.viewers
+    follows = viewers.follows[viewers.follows >= 0]
+    offsets = pa.array(np.concatenate([[0], np.cumsum((viewers.follows >= 0).sum(axis=1))]), pa.int32())
+    hosts = _ids("h", len(world.hosts.place)).take(pa.array(follows))
+    return {
+        "id": viewer_ids,
+        "ts_ms": pa.nulls(len(viewers), pa.int64()),
+        "language": _names(LANGUAGES, viewers.language),
+        "country": _names([place.country for place in PLACES], viewers.place),
+        "device": _names(DEVICES, viewers.device),
+        "follows": pa.ListArray.from_arrays(offsets, hosts),
+    }
+
+
+def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]:
+    """A row as each Space starts, one as more speakers come up, and one as it ends: no end is told ahead."""
+    spaces = world.spaces
+    every = np.arange(len(spaces))
+    grown = np.flatnonzero(spaces.grown_ms < np.minimum(spaces.ends_ms, world.end_ms))
+    ended = np.flatnonzero(spaces.ends_ms < world.end_ms)
+    space = np.concatenate([every, grown, ended])
+    ts_ms = np.concatenate([spaces.started_ms, spaces.grown_ms[grown], spaces.ends_ms[ended]])
+    is_end = np.arange(len(space)) >= len(every) + len(grown)
+    speakers = np.where(ts_ms >= spaces.grown_ms[space], spaces.grown_speakers[space], spaces.speakers[space])
+    order = np.argsort(ts_ms, kind="stable")
+    space = space[order]
+    return {
+        "id": space_ids.take(pa.array(space)),
+        "ts_ms": pa.array(ts_ms[order]),
+        "ends_ms": pa.array(ts_ms[order], mask=~is_end[order]),
+        "host": _ids("h", len(world.hosts.place)).take(pa.array(spaces.host[space])),
+        "topic": _names(TOPICS, spaces.topic[space]),
+        "language": _names(LANGUAGES, spaces.language[space]),
+        "speakers": pa.array(speakers[order].astype(np.float64)),
+        "started_ms": pa.array(spaces.started_ms[space]),
+    }
+
+
+def _event_columns(
+    world: World,
+    viewer: Ints,
+    record: Record,
+    viewer_ids: pa.Array,
+    space_ids: pa.Array,
+    request_ids: pa.Array,
+) -> dict[str, pa.Array]:
+    clicked, joined = np.flatnonzero(record.flat("clicked")), np.flatnonzero(record.flat("joined"))
+    row = np.concatenate([clicked, joined, joined])
+    kind = np.repeat([0, 1, 2], [len(clicked), len(joined), len(joined)])
+    ts_ms = np.concatenate(
+        [
+            record.flat("click_ms")[clicked],
+            record.flat("join_ms")[joined],
+            record.flat("leave_ms")[joined],
+        ]
+    )
+    order = np.argsort(ts_ms, kind="stable")
+    # What comes after the log's end has not happened yet.
+    order = order[ts_ms[order] < world.end_ms]
+    row = row[order]
+    exposure = np.repeat(np.arange(len(viewer)), [len(shown) for shown in record.shown])[row]
+    return {
+        "id": _ids("e", len(order)),
+        "ts_ms": pa.array(ts_ms[order]),
+        "viewer": viewer_ids.take(pa.array(viewer[exposure])),
+        "candidate": space_ids.take(pa.array(np.concatenate(record.shown)[row])),
+        "kind": _names(KINDS, kind[order]),
+        "request_id": request_ids.take(pa.array(exposure)),
+    }
+
+
+def _ids(prefix: str, num: int) -> pa.Array:
+    return pa.array([f"{prefix}{i:07d}" for i in range(num)], pa.string())
+
+
+def _names(names: Sequence[str], index: Ints) -> pa.Array:
+    return pa.array(list(names), pa.string()).take(pa.array(index))

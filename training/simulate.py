@@ -1,0 +1,115 @@
+"""`training simulate`: a log of the `spaces` surface as the popular arm would have made it, and its truth.
+
+Beside the canonical log's four tables the folder holds `truth.parquet`: for each exposure, aligned with its
+candidates, p_click and p_join (as if examined) and the examination probability of the position.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import SeedSequence, default_rng
+
+from serve.errors import TabrankError
+from serve.log import refuse_existing, write_log
+from training.audience import Audience
+from training.population import DAY_MS, Ints
+from training.record import KINDS, Record, log_tables
+from training.world import SLATE, World
+
+START_MS = 1_767_571_200_000  # 2026-01-05T00:00:00Z, a Monday
+DEFAULT_ROWS = 1_000_000
+DEFAULT_DAYS = 2.0
+VISITS_PER_VIEWER = 12
+
+
+def simulate(
+    out: Path,
+    *,
+    rows: int = DEFAULT_ROWS,
+    viewers: int | None = None,
+    days: float = DEFAULT_DAYS,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, Any]:
+    """Simulate `days` of the world with at least `rows` exposed candidates and write the log folder `out`.
+
+    The same arguments give the same tables. `viewers` defaults to one per VISITS_PER_VIEWER exposures;
+    `progress` is told the share done, 0 to 1. Nothing is left at `out` unless all of it was written.
+
+    Raises:
+        TabrankError: `out` exists, or an argument cannot be simulated.
+    """
+    _refuse_impossible(rows=rows, viewers=viewers, days=days, seed=seed)
+    refuse_existing(out)
+    began_s = time.perf_counter()
+    num_exposures = math.ceil(rows / SLATE)
+    num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
+    end_ms = START_MS + round(days * DAY_MS)
+    world = World(seed=seed, viewers=num_viewers, start_ms=START_MS, end_ms=end_ms)
+    # A stream of its own: another arm can be run in the same world with the same visits.
+    visiting, responding = map(default_rng, SeedSequence([seed, 1]).spawn(2))
+    ts_ms, viewer = world.viewers.visits(visiting, num_exposures, START_MS, end_ms)
+    record = _run(world, ts_ms, viewer, responding, progress)
+    tables = log_tables(world, ts_ms, viewer, record)
+    if not len(tables["events"]):
+        raise TabrankError(
+            f"--rows {rows} --days {days}: nobody clicked on anything in that time, and a log needs events; "
+            "ask for more rows or days"
+        )
+    write_log(out, tables)
+    progress(1.0)
+    kinds = tables["events"]["kind"].to_numpy()
+    num_events = {kind: int(np.count_nonzero(kinds == kind)) for kind in KINDS}
+    num_rows = sum(map(len, record.shown))
+    return {
+        "out": str(out),
+        "seed": seed,
+        "start_ms": START_MS,
+        "end_ms": end_ms,
+        "rows": num_rows,
+        "exposures": num_exposures,
+        "viewers": num_viewers,
+        "candidates": len(world.spaces),
+        "live_at_end": len(world.spaces.live(end_ms)),
+        "events": num_events,
+        "click_rate": num_events["click"] / num_rows,
+        "join_rate": num_events["join"] / num_rows,
+        "seconds": time.perf_counter() - began_s,
+    }
+
+
+def _refuse_impossible(*, rows: int, viewers: int | None, days: float, seed: int) -> None:
+    if rows < 1:
+        raise TabrankError(f"--rows {rows}: nothing to simulate; ask for at least 1 exposed candidate")
+    if viewers is not None and viewers < 1:
+        raise TabrankError(f"--viewers {viewers}: somebody has to visit; ask for at least 1, or leave it out")
+    if not (math.isfinite(days) and days * DAY_MS >= 1_000):
+        raise TabrankError(f"--days {days}: no time for a visit; ask for a span above 0, such as 0.5 or 2")
+    if seed < 0:
+        raise TabrankError(f"--seed {seed}: a seed is a whole number from 0 up")
+
+
+def _run(
+    world: World, ts_ms: Ints, viewer: Ints, rng: np.random.Generator, progress: Callable[[float], None]
+) -> Record:
+    audience, record = Audience(len(world.spaces)), Record()
+    visits = list(zip(ts_ms.tolist(), viewer.tolist(), strict=True))
+    for num_done, (now_ms, who) in enumerate(visits):
+        if num_done % 500 == 0:
+            progress(0.9 * num_done / len(visits))
+        audience.advance(now_ms)
+        found = world.retrieve(rng, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
+        # The popular arm: the largest audience first, of equals the newest.
+        shown = found[np.lexsort((-found, -audience.listeners[found]))]
+        response = world.respond(rng, who, shown, now_ms, audience.listeners[shown])
+        record.add(shown, response)
+        for row in np.flatnonzero(response.joined).tolist():
+            audience.enter(who, int(shown[row]), int(response.join_ms[row]), int(response.leave_ms[row]))
+        world.enjoy(who, shown[response.joined])
+    return record
