@@ -1,0 +1,199 @@
+"""The bodies of the HTTP API, and their strict decoding."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from serve.errors import RequestError
+from serve.surface import Field, Surface
+
+MAX_CANDIDATES = 1_000
+MAX_ID_CHARACTERS = 256
+MAX_BODY_BYTES = 2 * 1024 * 1024  # a thousand of the longest ids, with room for fields
+
+Id = Annotated[
+    str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
+]
+Degraded = Literal["store_unavailable", "scorer_unavailable", "no_model", "deadline", "non_finite_score"]
+Rung = Literal["full", "partial", "fallback"]
+
+
+class Candidate(Struct, forbid_unknown_fields=True):
+    """A candidate with fields that the surface lets a request state."""
+
+    candidate: Id
+    fields: dict[str, Any] = {}
+
+
+class RankRequest(Struct, forbid_unknown_fields=True):
+    """What to rank, and for whom."""
+
+    viewer: Annotated[Id | None, Meta(description="Who the ranking is for; null is an anonymous viewer.")]
+    candidates: Annotated[
+        list[Id | Candidate], Meta(max_length=MAX_CANDIDATES, description="What may be shown; no id twice.")
+    ]
+    limit: Annotated[int, Meta(ge=1, description="How many to answer; default all.")] | None = None
+    context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
+    request_id: Annotated[
+        Id | None, Meta(description="Wins over X-Request-Id; minted where neither is given.")
+    ] = None
+    explain: Annotated[bool, Meta(description="Answer each candidate's feature values.")] = False
+    traffic: Annotated[Literal["live", "test"], Meta(description="Test traffic is never trained on.")] = (
+        "live"
+    )
+    now_ms: (
+        Annotated[int, Meta(ge=0, description="The time of the ranking; with the event clock only.")] | None
+    ) = None
+
+
+class Ranked(Struct):
+    """A candidate in its place."""
+
+    candidate: str
+    score: Annotated[float | None, Meta(description="P(label), or null where the model did not score.")]
+    position: Annotated[int, Meta(ge=1)]
+    features: dict[str, Any] | UnsetType = UNSET
+
+
+class Timing(Struct):
+    """Where the time went, in milliseconds."""
+
+    queue: float
+    features: float
+    score: float
+    total: float
+
+
+class RankAnswer(Struct):
+    """The ranking, and how it came about."""
+
+    request_id: str
+    surface: str
+    experiment: str
+    arm: Annotated[str, Meta(description="The arm that the viewer is assigned to.")]
+    model: Annotated[str | None, Meta(description="The artifact that scored; null where none did.")]
+    rung: Annotated[Rung, Meta(description="What was delivered.")]
+    degraded: Annotated[list[Degraded], Meta(description="Why it is not what was assigned.")]
+    unknown_viewer: bool
+    unknown_candidates: list[str]
+    freshness_ms: Annotated[
+        float | None, Meta(description="Age of the live table; null before its first read.")
+    ]
+    timing_ms: Timing
+    ranking: list[Ranked]
+
+
+class Problem(Struct, omit_defaults=True):
+    """An error, as RFC 9457 `application/problem+json`."""
+
+    title: str
+    status: int
+    detail: str
+    type: str = "about:blank"
+    pointer: str | None = None
+    request_id: str | None = None
+
+
+_decoder = msgspec.json.Decoder(RankRequest)
+
+
+def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankRequest:
+    """The request in `body`.
+
+    Raises:
+        RequestError: 400 where it is no JSON, 422 with a JSON Pointer where it means nothing.
+    """
+    try:
+        request = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}") from None
+    _check_candidates(request, surface)
+    for name, value in request.context.items():
+        _check_field(surface.fields["context"], name, value, f"/context/{_escaped(name)}")
+    if event_clock and request.now_ms is None:
+        raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
+    if not event_clock and request.now_ms is not None:
+        raise RequestError(
+            422, "invalid request", "now_ms is taken with the event clock only; leave it out", "/now_ms"
+        )
+    return request
+
+
+def candidate_ids(request: RankRequest) -> list[str]:
+    """The ids, in the order given."""
+    return [c if type(c) is str else c.candidate for c in request.candidates]  # type: ignore[union-attr]
+
+
+def _check_candidates(request: RankRequest, surface: Surface) -> None:
+    ids = candidate_ids(request)
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        for i, name in enumerate(ids):
+            if name in seen:
+                raise RequestError(
+                    422,
+                    "invalid request",
+                    f"the candidate {name!r} is there twice; list each once",
+                    f"/candidates/{i}",
+                )
+            seen.add(name)
+    stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
+    for i, candidate in enumerate(request.candidates):
+        if isinstance(candidate, Candidate):
+            for name, value in candidate.fields.items():
+                _check_field(stated, name, value, f"/candidates/{i}/fields/{_escaped(name)}")
+
+
+def _check_field(known: Any, name: str, value: object, pointer: str) -> None:
+    field: Field | None = known.get(name)
+    if field is None:
+        names = ", ".join(known) or "none"
+        detail = f"unknown field {name!r}{_nearest(name, known)}; the surface takes {names} here"
+        raise RequestError(422, "invalid request", detail, pointer)
+    wanted = {
+        "number": "a number",
+        "time": "a number of milliseconds",
+        "category": "a string",
+        "set": "strings",
+    }
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = (
+        value is None
+        or (field.type in ("number", "time") and is_number)
+        or (field.type == "category" and isinstance(value, str))
+        or (field.type == "set" and isinstance(value, list) and all(isinstance(v, str) for v in value))
+    )
+    if not fits:
+        raise RequestError(422, "invalid request", f"{name!r} must be {wanted[field.type]} or null", pointer)
+
+
+def _invalid(message: str) -> RequestError:
+    """msgspec's message, `what - at `$.path``, as a problem with a JSON Pointer."""
+    detail, _, path = message.partition(" - at `")
+    pointer = re.sub(r"\[(\d+)\]", r".\1", path.rstrip("`")).removeprefix("$").replace(".", "/")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", detail)
+    if unknown:
+        fields = (
+            Candidate.__struct_fields__
+            if pointer.startswith("/candidates")
+            else RankRequest.__struct_fields__
+        )
+        pointer = f"{pointer}/{_escaped(unknown[1])}"
+        detail = f"unknown field {unknown[1]!r}{_nearest(unknown[1], fields)}"
+    return RequestError(422, "invalid request", detail, pointer)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,20 @@
+"""The application builder that `cluster.yaml` names: `serve.app:build`."""
+
+import os
+from typing import Any
+
+from ray.serve import Application
+
+from serve.deployments import FeatureFetch, Scorer
+from serve.settings import AppArgs
+
+
+def build(args: dict[str, Any]) -> Application:
+    """`FeatureFetch` → `Scorer`, from the `args` of `cluster.yaml`.
+
+    Paths in them are relative to the folder of `cluster.yaml`: `$TABRANK_HOME` where it is set (as
+    `python -m serve up` does), else the folder that the command runs in.
+    """
+    base = os.environ.get("TABRANK_HOME", os.getcwd())
+    settings = AppArgs.from_mapping(args, "args")
+    return FeatureFetch.bind(settings, base, Scorer.bind(settings, base))

@@ -1,0 +1,94 @@
+"""The self-clocking batcher: while one batch is worked on, the next gathers. No wait is ever added."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Answer]):
+    item: Item
+    size: int
+    deadline: float  # of the loop's clock, s
+    answer: asyncio.Future[Answer]
+
+
+class Batcher(Generic[Item, Answer]):
+    """Runs `work` on batches of items, at most `slots` at once, each of at most `cap` in size.
+
+    A batch leaves when a slot is free, so an idle service adds no wait and a busy one batches by itself.
+    An item larger than `cap` goes alone. Use from one event loop.
+    """
+
+    def __init__(
+        self, work: Callable[[list[Item]], Awaitable[list[Answer]]], *, slots: int, cap: int
+    ) -> None:
+        self._work = work
+        self.slots = slots
+        self.cap = cap
+        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: Item, size: int, deadline: float) -> Answer:
+        """The item's answer.
+
+        Raises:
+            TimeoutError: at `deadline` (seconds of the loop's clock); work not yet begun is then not begun.
+            Exception: whatever `work` raised for the item's batch.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting[Item, Answer](item, size, deadline, loop.create_future())
+        alarm = loop.call_at(deadline, _expire, waiting.answer)
+        self._queue.append(waiting)
+        self._fill_slots()
+        try:
+            return await waiting.answer
+        finally:
+            alarm.cancel()
+
+    def _fill_slots(self) -> None:
+        while self._queue and len(self._tasks) < self.slots:
+            batch = self._next_batch()
+            if batch:
+                task = asyncio.get_running_loop().create_task(self._run(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._finished)
+
+    def _next_batch(self) -> list[_Waiting[Item, Answer]]:
+        batch: list[_Waiting[Item, Answer]] = []
+        size = 0
+        while self._queue and (not batch or size + self._queue[0].size <= self.cap):
+            waiting = self._queue.popleft()
+            if not waiting.answer.done():  # expired, or its client is gone
+                batch.append(waiting)
+                size += waiting.size
+        return batch
+
+    async def _run(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        try:
+            # when nobody waits any more, the work is given up and its slot is free
+            async with asyncio.timeout_at(max(waiting.deadline for waiting in batch)):
+                answers = await self._work([waiting.item for waiting in batch])
+            for waiting, answer in zip(batch, answers, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result(answer)
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._fill_slots()
+
+
+def _expire(answer: asyncio.Future[Answer]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())

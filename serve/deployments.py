@@ -1,0 +1,64 @@
+"""The two Ray Serve deployments: thin wiring around `FeatureFetcher` and `ModelHolder`."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve.edge import Edge
+from serve.errors import ArtifactRefused
+from serve.feature_fetch import FeatureFetcher
+from serve.metrics import RankMetrics
+from serve.scoring import ModelHolder
+from serve.settings import AppArgs, UserConfig
+
+
+@serve.deployment
+class Scorer:
+    """Scores a batch of candidates with a version that its caller names."""
+
+    def __init__(self, args: AppArgs, base: str) -> None:
+        self._models = ModelHolder(Path(base) / args.models, args.backend)
+        try:
+            self._models.load_current()
+        except ArtifactRefused as error:  # the ingress refuses it too, and goes on with what it has
+            logging.getLogger("ray.serve").warning("the promoted model is refused: %s", error)
+
+    async def score(self, version: str, payload: bytes) -> bytes:
+        """Float32 probabilities of the matrix in `payload`. It runs on the loop: one batch at a time a replica."""
+        return self._models.score(version, payload)
+
+    async def load(self, version: str) -> None:
+        """Have a version ready."""
+        self._models.load(version)
+
+
+@serve.deployment
+@serve.ingress()
+class FeatureFetch:
+    """The HTTP ingress: admits, batches, fetches, computes features, asks `Scorer`, answers."""
+
+    def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle) -> None:
+        async def call_scorer(version: str, payload: bytes) -> bytes:
+            return await scorer.score.remote(version, payload)
+
+        async def load_model(version: str) -> None:
+            await scorer.load.remote(version)
+
+        self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, RankMetrics().observe)
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take the live knobs; Ray calls it at start and at each change in place."""
+        self._fetcher.configure(UserConfig.from_mapping(user_config))
+        if self._refreshing is None:
+            await self._fetcher.refresh()
+            self._refreshing = asyncio.get_running_loop().create_task(self._fetcher.refresh_forever())
+
+    def __serve_build_asgi_app__(self) -> Callable[..., Any]:
+        """The ASGI application that Ray mounts."""
+        return Edge(self._fetcher)

@@ -1,0 +1,40 @@
+"""Fill a store from a log: the state as the service would have had it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serve.log import read_log
+from serve.replay import Replay
+from serve.state import Schema
+from serve.stores.opening import open_store
+from serve.surface import Surface
+
+
+def load(
+    surface: Surface, log: Path, store_url: str, base: Path, until_ms: int | None = None
+) -> dict[str, int]:
+    """Replay `log` (all, or what lies before `until_ms`) and put its state into the store, whole or not at all.
+
+    Whatever the store held is replaced. Answers how many viewers and candidates there are.
+    """
+    schema = Schema(surface)
+    replay = Replay(schema, read_log(log, surface))
+    if until_ms is None:
+        replay.finish()
+    else:
+        replay.advance(until_ms)
+    viewers, candidates = (
+        {
+            name: rows.table[row].tobytes()
+            for name, row in rows.index.items()
+            if replay.known[rows.entity][row]
+        }
+        for rows in (replay.state.viewers, replay.state.candidates)
+    )
+    store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
+    try:
+        store.commit(store.seq() + 1, viewers, candidates, replace=True)
+    finally:
+        store.close()
+    return {"viewers": len(viewers), "candidates": len(candidates)}

@@ -1,0 +1,45 @@
+"""The service's metrics: their names, and how an answer becomes numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serve.ranking import Slate
+
+RANKINGS = "tabrank_rankings"
+CANDIDATES = "tabrank_candidates"
+FLUSH_EVERY = 64  # rankings; a metric call costs microseconds, and is paid once for so many
+
+
+class RankMetrics:
+    """Counts rankings and candidates by arm and rung, through Ray's metrics (prefix `ray_`, suffix `_total`)."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter as RayCounter
+
+        self._rankings = RayCounter(RANKINGS, "Answered rankings.", ("arm", "rung"))
+        self._candidates = RayCounter(CANDIDATES, "Ranked candidates.", ("arm", "rung"))
+        self._pending: Counter[tuple[str, str]] = Counter()
+        self._sizes: Counter[tuple[str, str]] = Counter()
+        self._num_pending = 0
+
+    def observe(self, slates: list[Slate]) -> None:
+        """Count these rankings."""
+        for slate in slates:
+            key = (slate.query.arm.name, slate.rung)
+            self._pending[key] += 1
+            self._sizes[key] += len(slate.query.candidates)
+        self._num_pending += len(slates)
+        if self._num_pending >= FLUSH_EVERY:
+            self._flush()
+
+    def _flush(self) -> None:
+        for (arm, rung), count in self._pending.items():
+            self._rankings.inc(count, {"arm": arm, "rung": rung})
+            if self._sizes[arm, rung]:
+                self._candidates.inc(self._sizes[arm, rung], {"arm": arm, "rung": rung})
+        self._pending.clear()
+        self._sizes.clear()
+        self._num_pending = 0

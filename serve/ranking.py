@@ -1,0 +1,197 @@
+"""The ranking: one function whose lines are the stages, over a batch of requests.
+
+Shapes: B requests, R rows (one per request and candidate).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import StoreUnavailable
+from serve.features import Features, Matrix
+from serve.settings import NOOP, POPULAR, SHUFFLE, Arm
+from serve.state import I64, Record, Rows, encode
+from serve.stores.protocol import Store
+
+F32 = NDArray[np.float32]
+Score = Callable[[str, Matrix], Awaitable[F32]]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One admitted request. `model` is the artifact's version that its arm names, None without one."""
+
+    request_id: str
+    viewer: str | None
+    candidates: Sequence[str]
+    now_ms: int
+    arm: Arm
+    model: str | None
+    limit: int
+    context: Mapping[str, object]
+    stated: Mapping[int, Mapping[str, object]]  # request-time fields by the candidate's place
+    explain: bool
+
+
+@dataclass(frozen=True)
+class Slate:
+    """One ranked query: `order` `[C]` places in `candidates`, best first; `score` `[C]` NaN where unscored."""
+
+    query: Query
+    order: I64
+    score: F32
+    rung: str
+    degraded: tuple[str, ...]
+    model: str | None
+    unknown_viewer: bool
+    unknown_candidates: list[str]
+    matrix: Matrix
+    stage_ms: Mapping[str, float]
+
+
+@dataclass
+class Ranker:
+    """What a ranking needs: the live table, the viewers' store, the features, and a way to score."""
+
+    features: Features
+    candidates: Rows
+    store: Store | None
+    score: Score
+    on_degraded: Callable[[str, Exception], None] = field(default=lambda reason, error: None)
+
+    async def rank(self, queries: Sequence[Query]) -> list[Slate]:
+        """Rank each query: fetch, features, score, select. Never raises for a store or scorer that is down."""
+        begun = time.perf_counter()
+        rows, request_of_row = self._candidate_rows(queries)
+        viewers, unknown_viewer, store_down = self._fetch_viewers(queries)
+        candidates = self._stated(self.candidates.table[rows], queries, request_of_row)
+        context = self.features.schema.context_rows([query.context for query in queries])
+        now_ms = np.array([query.now_ms for query in queries], np.int64)
+        matrix = self.features.compute(viewers, candidates, context, request_of_row, now_ms)
+        computed = time.perf_counter()
+        scores, failed = await self._scores(queries, matrix, request_of_row, store_down)
+        scored = time.perf_counter()
+        ended = candidates["ends_ms"] <= now_ms[request_of_row]
+        stage_ms = {"features": (computed - begun) * 1e3, "score": (scored - computed) * 1e3}
+        slates, first = [], 0
+        for query, reason, is_unknown in zip(queries, failed, unknown_viewer, strict=True):
+            part = slice(first, first + len(query.candidates))
+            own = Matrix(matrix.numeric[part], matrix.category[part])
+            slates.append(
+                self._select(query, own, scores[part], ended[part], rows[part], reason, is_unknown, stage_ms)
+            )
+            first = part.stop
+        return slates
+
+    def popular(self, query: Query, reason: str) -> Slate:
+        """The popular order at once, from the live table alone: what a query gets that cannot be served."""
+        rows = self.candidates.find(query.candidates)
+        blank = self.features.schema.blank("viewer")
+        context = self.features.schema.context_rows([query.context])
+        now_ms = np.array([query.now_ms], np.int64)
+        owner = np.zeros(len(rows), np.int64)
+        candidates = self._stated(self.candidates.table[rows], [query], owner)
+        matrix = self.features.compute(blank, candidates, context, owner, now_ms)
+        ended = candidates["ends_ms"] <= query.now_ms
+        unscored = np.full(len(rows), np.nan, np.float32)
+        return self._select(
+            query, matrix, unscored, ended, rows, reason, False, {"features": 0.0, "score": 0.0}
+        )
+
+    def _candidate_rows(self, queries: Sequence[Query]) -> tuple[I64, I64]:
+        lengths = [len(query.candidates) for query in queries]
+        rows = self.candidates.find([name for query in queries for name in query.candidates])
+        return rows, np.repeat(np.arange(len(queries)), lengths)
+
+    def _fetch_viewers(self, queries: Sequence[Query]) -> tuple[Record, list[bool], bool]:
+        """`[B]` rows, which viewers have none, and whether the store is down; one read for the batch."""
+        viewers = self.features.schema.blank("viewer", len(queries))
+        named = [(i, query.viewer) for i, query in enumerate(queries) if query.viewer is not None]
+        unknown = [query.viewer is not None for query in queries]
+        try:
+            if self.store is None:
+                raise StoreUnavailable("no store is open")
+            packed = self.store.viewers([name for _, name in named])
+        except StoreUnavailable as error:
+            self.on_degraded("store_unavailable", error)
+            return viewers, unknown, True
+        for (i, _), row in zip(named, packed, strict=True):
+            if row is not None:
+                viewers[i] = np.frombuffer(row, viewers.dtype)[0]
+                unknown[i] = False
+        return viewers, unknown, False
+
+    def _stated(self, candidates: Record, queries: Sequence[Query], request_of_row: I64) -> Record:
+        """The candidates' rows with the fields that the requests state themselves."""
+        declared = self.features.schema.surface.fields["candidate"]
+        for b, query in enumerate(queries):
+            if query.stated:
+                first = int(np.searchsorted(request_of_row, b))
+                for place, fields in query.stated.items():
+                    for name, value in fields.items():
+                        candidates[name][first + place] = encode(declared[name], value)
+        return candidates
+
+    async def _scores(
+        self, queries: Sequence[Query], matrix: Matrix, request_of_row: I64, store_down: bool
+    ) -> tuple[F32, list[str | None]]:
+        """`[R]` scores, NaN where the model did not score, and for each query why it did not, if it should."""
+        scores = np.full(len(request_of_row), np.nan, np.float32)
+        failed: list[str | None] = [None] * len(queries)
+        by_model: dict[str, list[int]] = {}
+        for b, query in enumerate(queries):
+            if query.arm.scorer in (POPULAR, SHUFFLE, NOOP):
+                continue
+            if store_down or query.model is None:
+                failed[b] = "store_unavailable" if store_down else "no_model"
+            elif query.candidates:
+                by_model.setdefault(query.model, []).append(b)
+        for model, members in by_model.items():  # a batch has one version, but while one replaces another
+            if len(members) == len(queries):
+                mine: slice | I64 = slice(None)
+            else:
+                mine = np.flatnonzero(np.isin(request_of_row, members))
+            try:
+                scores[mine] = await self.score(model, Matrix(matrix.numeric[mine], matrix.category[mine]))
+            except Exception as error:  # whatever befell the scorer, the popular order is within reach
+                self.on_degraded("scorer_unavailable", error)
+                for b in members:
+                    failed[b] = "scorer_unavailable"
+        return scores, failed
+
+    def _select(
+        self,
+        query: Query,
+        matrix: Matrix,
+        score: F32,
+        ended: NDArray[np.bool_],
+        rows: I64,
+        failed: str | None,
+        unknown_viewer: bool,
+        stage_ms: Mapping[str, float],
+    ) -> Slate:
+        """Order one query's candidates: scored, unscored by popularity, ended; ties as given."""
+        by_model = failed is None and query.arm.scorer not in (POPULAR, SHUFFLE, NOOP)
+        degraded = [] if failed is None else [failed]
+        finite = np.isfinite(score)
+        if by_model and not finite.all():
+            degraded.append("non_finite_score")
+        score = np.where(finite & ~ended, score, np.float32(np.nan))
+        popular = np.nan_to_num(matrix.numeric[:, self.features.popular], nan=-np.inf)
+        places = np.arange(len(score))
+        if query.arm.scorer == NOOP and failed is None:
+            popular = np.zeros(len(score), np.float32)
+        elif query.arm.scorer == SHUFFLE and failed is None:
+            popular = np.random.default_rng().random(len(score), np.float32)
+        order = np.lexsort((places, -popular, -np.nan_to_num(score, nan=-1.0), ended))
+        unknown = [query.candidates[i] for i in np.flatnonzero(rows == 0)]
+        rung = "fallback" if failed is not None else "partial" if degraded else "full"
+        model = query.model if by_model else None
+        return Slate(
+            query, order, score, rung, tuple(degraded), model, unknown_viewer, unknown, matrix, stage_ms
+        )

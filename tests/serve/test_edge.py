@@ -1,0 +1,317 @@
+"""The request path over ASGI: real stores, table, features and batcher; the scorer is a small fake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+from openapi_spec_validator import validate
+from tiny import TOML
+
+from serve.edge import Edge
+from serve.feature_fetch import FeatureFetcher
+from serve.features import Matrix
+from serve.load import load
+from serve.settings import AppArgs, Arm, Experiment, UserConfig
+from serve.surface import load_surface
+
+NOW_MS = 50_000
+
+
+class FakeScorer:
+    """Scores a candidate by its price, 0.5 where it has none."""
+
+    def __init__(self):
+        self.calls = 0
+        self.delay_s = 0.0
+        self.error = None
+        self.answer = lambda price: np.where(np.isnan(price), 0.5, price / 10)
+
+    async def score(self, version, payload):
+        self.calls += 1
+        await asyncio.sleep(self.delay_s)
+        if self.error:
+            raise self.error
+        matrix = Matrix.from_bytes(payload)
+        return self.answer(np.expm1(np.log1p(matrix.numeric[:, 0]))).astype(np.float32).tobytes()
+
+    async def load(self, version):
+        pass
+
+
+class Service:
+    """A service of the small surface, after `refresh`."""
+
+    def __init__(self, tmp_path, log_folder, arm="current", clock="event"):
+        (tmp_path / "tiny.toml").write_text(TOML)
+        if log_folder:
+            load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path)
+        self.scorer = FakeScorer()
+        args = AppArgs("tiny.toml", "lmdb:store", "models", "onnx", clock)
+        self.fetcher = FeatureFetcher(args, tmp_path, self.scorer.score, self.scorer.load)
+        self.fetcher.configure(
+            UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0),)), deadline_ms=1_000)
+        )
+
+    def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
+        async def scenario():
+            await self.fetcher.refresh()
+            async with self.client() as client:
+                content = raw if raw is not None else json.dumps(body)
+                headers_ = {"content-type": "application/json"} | (headers or {})
+                return await client.request(method, path, content=content, headers=headers_)
+
+        return asyncio.run(scenario())
+
+    @asynccontextmanager
+    async def client(self):
+        transport = httpx.ASGITransport(Edge(self.fetcher))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+
+
+@pytest.fixture
+def service(tmp_path, log_folder):
+    return Service(tmp_path, log_folder, arm="20260101T000000Z-abcd")
+
+
+def body(**changes):
+    return {"viewer": "ann", "candidates": ["a", "b", "d"], "now_ms": NOW_MS} | changes
+
+
+def order(answer):
+    return [ranked["candidate"] for ranked in answer["ranking"]]
+
+
+def test_a_ranking_is_in_the_order_of_its_scores(service):
+    answer = service.ask(body()).json()
+    assert order(answer) == ["b", "d", "a"]
+    assert [r["position"] for r in answer["ranking"]] == [1, 2, 3]
+    assert [r["score"] for r in answer["ranking"]] == pytest.approx([0.5, 0.4, 0.1])
+    assert (answer["rung"], answer["degraded"], answer["arm"]) == ("full", [], "model")
+    assert answer["model"] == "20260101T000000Z-abcd"
+    assert answer["unknown_viewer"] is False
+    assert answer["freshness_ms"] < 5_000
+    assert set(answer["timing_ms"]) == {"queue", "features", "score", "total"}
+
+
+def test_the_limit_cuts_the_ranking(service):
+    assert order(service.ask(body(limit=2)).json()) == ["b", "d"]
+
+
+def test_no_candidates_give_an_empty_ranking(service):
+    response = service.ask(body(candidates=[]))
+    assert (response.status_code, response.json()["ranking"]) == (200, [])
+
+
+def test_an_ended_candidate_goes_last_without_a_score(service):
+    answer = service.ask(body(candidates=["c", "a"])).json()
+    assert order(answer) == ["a", "c"]
+    assert answer["ranking"][1]["score"] is None
+    assert answer["rung"] == "full"
+    assert order(service.ask(body(candidates=["c", "a"], now_ms=29_000)).json()) == ["c", "a"]
+
+
+def test_unknown_ids_are_scored_and_named(service):
+    answer = service.ask(body(viewer="nobody", candidates=["a", "what"])).json()
+    assert answer["unknown_viewer"] is True
+    assert answer["unknown_candidates"] == ["what"]
+    assert order(answer) == ["what", "a"]
+    assert answer["rung"] == "full"
+
+
+def test_an_anonymous_viewer_is_not_unknown(service):
+    answer = service.ask(body(viewer=None)).json()
+    assert (answer["unknown_viewer"], answer["rung"]) == (False, "full")
+
+
+def test_a_request_may_state_the_fields_that_the_surface_allows(service):
+    stated = [{"candidate": "a", "fields": {"price": 9.0}}, "b"]
+    assert service.ask(body(candidates=stated)).json()["ranking"][0]["score"] == pytest.approx(0.9)
+
+
+def test_explain_answers_the_feature_values(service):
+    features = service.ask(body(explain=True)).json()["ranking"][2]["features"]
+    assert features["price"] == 1.0
+    assert features["same_language"] == 1.0
+    assert features["audience"] == 0.0
+    assert len(features["tags"]) == 2
+    assert "features" not in service.ask(body()).json()["ranking"][0]
+
+
+def test_the_popular_arm_never_calls_the_scorer(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm="popular")
+    answer = service.ask(body()).json()
+    assert order(answer) == ["b", "d", "a"]  # audiences 1, 1, 0: ties as given
+    assert (answer["rung"], answer["model"], answer["degraded"]) == ("full", None, [])
+    assert {r["score"] for r in answer["ranking"]} == {None}
+    assert service.scorer.calls == 0
+
+
+def test_noop_keeps_the_order_given(tmp_path, log_folder):
+    assert order(Service(tmp_path, log_folder, arm="noop").ask(body()).json()) == ["a", "b", "d"]
+
+
+def test_without_a_model_the_order_is_the_popular_one(tmp_path, log_folder):
+    answer = Service(tmp_path, log_folder).ask(body()).json()
+    assert order(answer) == ["b", "d", "a"]
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["no_model"], None)
+
+
+def test_when_the_scorer_fails_the_order_is_the_popular_one(service):
+    service.scorer.error = RuntimeError("gone")
+    response = service.ask(body())
+    assert response.status_code == 200
+    assert order(response.json()) == ["b", "d", "a"]
+    assert (response.json()["rung"], response.json()["degraded"]) == ("fallback", ["scorer_unavailable"])
+
+
+def test_when_the_store_is_not_there_the_answer_says_so(tmp_path):
+    answer = Service(tmp_path, None, arm="20260101T000000Z-abcd").ask(body()).json()
+    assert order(answer) == ["a", "b", "d"]
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_past_its_deadline_a_request_gets_the_popular_order(service):
+    service.scorer.delay_s = 0.5
+    response = service.ask(body(), headers={"x-deadline-ms": "30"})
+    assert order(response.json()) == ["b", "d", "a"]
+    assert (response.json()["rung"], response.json()["degraded"]) == ("fallback", ["deadline"])
+    assert response.elapsed.total_seconds() < 0.4
+
+
+def test_a_score_that_is_no_number_sinks_and_is_told(service):
+    service.scorer.answer = lambda price: np.where(np.isnan(price), np.nan, price / 10)
+    answer = service.ask(body()).json()
+    assert order(answer) == ["d", "a", "b"]
+    assert (answer["rung"], answer["degraded"]) == ("partial", ["non_finite_score"])
+    assert answer["ranking"][2]["score"] is None
+
+
+def test_concurrent_requests_share_batches_and_keep_their_answers(service):
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            slates = [["a", "b"], ["d"], ["b", "a", "d"], []] * 10
+            asked = [client.post("/v1/rank", json=body(candidates=slate)) for slate in slates]
+            return slates, [r.json() for r in await asyncio.gather(*asked)]
+
+    slates, answers = asyncio.run(scenario())
+    for slate, answer in zip(slates, answers, strict=True):
+        assert sorted(order(answer)) == sorted(slate)
+        assert [r["score"] for r in answer["ranking"]] == sorted(
+            (r["score"] for r in answer["ranking"]), reverse=True
+        )
+    assert service.scorer.calls < 20
+
+
+def test_request_ids_come_from_the_body_then_the_header_and_are_minted_otherwise(service):
+    assert service.ask(body(request_id="mine"), headers={"x-request-id": "h"}).json()["request_id"] == "mine"
+    assert service.ask(body(), headers={"x-request-id": "h"}).json()["request_id"] == "h"
+    assert service.ask(body()).json()["request_id"] != service.ask(body()).json()["request_id"]
+
+
+REFUSED = [
+    (body(candidates=["a", "b", "a"]), 422, "/candidates/2", "twice"),
+    (body(candidates=["a"] * 1_001), 422, "/candidates", "1000"),
+    (body(candidates=["a", 3]), 422, "/candidates/1", "str"),
+    (body(candidates=["a", ""]), 422, "/candidates/1", "length >= 1"),
+    (body(candidates=["x" * 257]), 422, "/candidates/0", "length <= 256"),
+    (body(candidates="a"), 422, "/candidates", "array"),
+    (body(viewer=7), 422, "/viewer", "str"),
+    (body(limit=0), 422, "/limit", ">= 1"),
+    (body(vewer="x"), 422, "/vewer", "did you mean 'viewer'?"),
+    (body(traffic="real"), 422, "/traffic", "real"),
+    (body(context={"hoor": 3}), 422, "/context/hoor", "did you mean 'hour'?"),
+    (body(context={"hour": "noon"}), 422, "/context/hour", "must be a number"),
+    (
+        body(candidates=[{"candidate": "a", "fields": {"topic": "x"}}]),
+        422,
+        "/candidates/0/fields/topic",
+        "price",
+    ),
+    (
+        body(candidates=[{"candidate": "a", "filds": {}}]),
+        422,
+        "/candidates/0/filds",
+        "did you mean 'fields'?",
+    ),
+    ({"viewer": "ann", "candidates": [], "now_ms": None}, 422, "/now_ms", "event clock"),
+    ({"candidates": []}, 422, "", "viewer"),
+    ([], 422, "", "object"),
+]
+
+
+@pytest.mark.parametrize(("asked", "status", "pointer", "said"), REFUSED)
+def test_what_means_nothing_is_refused_with_a_pointer(service, asked, status, pointer, said):
+    response = service.ask(asked)
+    problem = response.json()
+    assert response.status_code == problem["status"] == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem.get("pointer") == pointer
+    assert said in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "raw", ["{", "", '{"viewer": NaN, "candidates": []}', b"\xff", '{"viewer": 1e999}', "[" * 5_000]
+)
+def test_what_is_no_json_is_refused(service, raw):
+    response = service.ask(raw=raw)
+    assert response.status_code in (400, 422)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"headers": {"content-type": "text/plain"}}, 415),
+        ({"headers": {"x-deadline-ms": "soon"}}, 400),
+        ({"headers": {"x-deadline-ms": "0"}}, 400),
+        ({"headers": {"x-request-id": "two words"}}, 400),
+        ({"headers": {"x-arm": "popular"}}, 403),
+        ({"raw": b" " * (2 * 1024 * 1024 + 1)}, 413),
+        ({"method": "GET"}, 405),
+        ({"path": "/v1/rnk"}, 404),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_as_a_problem(service, asked, status):
+    response = service.ask(**({"body": body()} | asked))
+    assert response.status_code == response.json()["status"] == status
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_now_is_the_services_own_with_the_wall_clock(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm="popular", clock="wall")
+    assert service.ask({"viewer": "ann", "candidates": ["a"]}).status_code == 200
+    assert service.ask(body()).json()["pointer"] == "/now_ms"
+
+
+def test_a_fault_of_ours_is_told_without_details(service, caplog):
+    service.fetcher.ranker.features = None
+    response = service.ask(body(), headers={"x-request-id": "find-me"})
+    assert response.status_code == 500
+    assert response.json()["request_id"] == "find-me"
+    assert "NoneType" not in response.text
+    assert "find-me" in caplog.text
+
+
+def test_the_documents_and_probes_answer(service):
+    document = service.ask(path="/openapi.json", method="GET").json()
+    validate(document)
+    assert set(document["paths"]) == {"/v1/rank", "/v1/model", "/livez", "/readyz", "/openapi.json", "/docs"}
+    assert "RankRequest" in service.ask(path="/docs", method="GET").text
+    assert service.ask(path="/livez", method="GET").json() == {"live": True}
+    assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
+    described = service.ask(path="/v1/model", method="GET").json()
+    assert described["limits"]["candidates"] == 1_000
+    assert "topic_affinity" in described["features"]
+
+
+def test_the_live_table_follows_the_store(tmp_path, log_folder, service):
+    assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
+    load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path, until_ms=15_000)
+    assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 3
