@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from serve.errors import TabrankError
+from serve.strict import milliseconds
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -52,7 +52,7 @@ def status(run: RunFolder = RUN, as_json: Json = False) -> None:
 
     found = look(run)
     _answer(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
-    if found["state"] != "running":
+    if found["state"] != "ready":
         raise typer.Exit(1)
 
 
@@ -87,21 +87,9 @@ def load(
     from serve.load import load as fill
     from serve.surface import load_surface
 
-    until_ms = None if until is None else _milliseconds(until)
+    until_ms = None if until is None else milliseconds(until, "--until")
     counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms)
     _answer(counts, as_json, f"{store}: {counts['viewers']} viewers, {counts['candidates']} candidates")
-
-
-def _milliseconds(text: str) -> int:
-    if text.isdigit():
-        return int(text)
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise TabrankError(
-            f"--until: {text!r} is no time; write 2026-01-31T12:00:00Z or milliseconds since 1970"
-        ) from None
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1e3)
 
 
 def _say(message: str) -> None:

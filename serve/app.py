@@ -17,4 +17,5 @@ def build(args: dict[str, Any]) -> Application:
     """
     base = os.environ.get("TABRANK_HOME", os.getcwd())
     settings = AppArgs.from_mapping(args, "args")
-    return FeatureFetch.bind(settings, base, Scorer.bind(settings, base))
+    scorer = Scorer.bind(settings, base)  # type: ignore[attr-defined]
+    return FeatureFetch.bind(settings, base, scorer)  # type: ignore[attr-defined]

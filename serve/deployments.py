@@ -44,7 +44,8 @@ class FeatureFetch:
 
     def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle) -> None:
         async def call_scorer(version: str, payload: bytes) -> bytes:
-            return await scorer.score.remote(version, payload)
+            scores: bytes = await scorer.score.remote(version, payload)
+            return scores
 
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)

@@ -37,7 +37,7 @@ class Edge:
         self._encoder = msgspec.json.Encoder()
         self._openapi = msgspec.json.encode(openapi(fetcher.surface))
         self._docs = docs_page(openapi(fetcher.surface)).encode()
-        self._get = {
+        self._get: dict[str, Callable[[], tuple[bytes, bytes]]] = {
             "/v1/model": lambda: (JSON, self._encoder.encode(fetcher.describe())),
             "/livez": lambda: (JSON, b'{"live":true}'),
             "/readyz": lambda: (JSON, self._encoder.encode(fetcher.status())),

@@ -15,8 +15,12 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
     written `#<hash>`.
     """
     known: dict[str, dict[int, str]] = {}
-    for column in (*encoder.single, *encoder.multi) if encoder else ():
-        known[column.name] = {entry_hash(entry): entry for entry in column.vocabulary}
+    if encoder:
+        vocabularies = {column.name: column.vocabulary for column in encoder.single}
+        vocabularies |= {column.name: column.vocabulary for column in encoder.multi}
+        known = {
+            name: {entry_hash(entry): entry for entry in entries} for name, entries in vocabularies.items()
+        }
 
     def word(name: str, hashed: int) -> str | None:
         return None if hashed == 0 else known.get(name, {}).get(hashed, f"#{hashed:016x}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.api import Candidate, Ranked, RankAnswer, RankRequest, Timing, candidate_ids
+from serve.api import Candidate, RankAnswer, Ranked, RankRequest, Timing, candidate_ids
 from serve.arms import assign
 from serve.artifact import Artifact
 from serve.artifact import current as current_version

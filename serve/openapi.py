@@ -12,6 +12,10 @@ import msgspec
 from serve.api import Problem, RankAnswer, RankRequest
 from serve.surface import Surface
 
+STYLE = (
+    "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"
+    "pre{background:#f4f4f4;padding:1em;overflow:auto}"
+)
 REFUSALS = {
     "400": "Not JSON, or a header that cannot be read.",
     "403": "X-Arm without a key.",
@@ -80,8 +84,8 @@ def docs_page(document: dict[str, Any]) -> str:
     for name, schema in document["components"]["schemas"].items():
         parts.append(f"<h3>{name}</h3><pre>{html.escape(json.dumps(schema, indent=2))}</pre>")
     title = html.escape(document["info"]["title"])
-    style = "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}pre{background:#f4f4f4;padding:1em;overflow:auto}"
-    return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>{''.join(parts)}"
+    head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    return f"{head}<h1>{title}</h1>{''.join(parts)}"
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Ranker:
         elif query.arm.scorer == SHUFFLE and failed is None:
             popular = np.random.default_rng().random(len(score), np.float32)
         order = np.lexsort((places, -popular, -np.nan_to_num(score, nan=-1.0), ended))
-        unknown = [query.candidates[i] for i in np.flatnonzero(rows == 0)]
+        unknown = [query.candidates[i] for i in np.flatnonzero(rows == 0).tolist()]
         rung = "fallback" if failed is not None else "partial" if degraded else "full"
         model = query.model if by_model else None
         return Slate(

@@ -37,7 +37,7 @@ class Schema:
         self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.sums.items()}
         self.viewer = np.dtype(self._attributes("viewer") + self._sums("viewer") + self._maps())
         self.candidate = np.dtype(
-            self._attributes("candidate") + [("ends_ms", "<i8")] + self._sums("candidate")
+            [*self._attributes("candidate"), ("ends_ms", "<i8"), *self._sums("candidate")]
         )
         self.context = np.dtype(self._attributes("context"))
         layout = repr((self.viewer.descr, self.candidate.descr, self.sums, self.maps))
@@ -171,9 +171,9 @@ class State:
             return
         known = at > 0
         at, ts_ms = at[known], ts_ms[known]
-        unique, inverse = np.unique(at, return_inverse=True)
-        if not len(unique):
+        if not len(at):
             return
+        unique, inverse = (at, np.zeros(1, np.int64)) if len(at) == 1 else np.unique(at, return_inverse=True)
         value, value_ms = rows.table["sums"], rows.table["sums_ms"]
         for j, weight in columns:
             rate = self.schema.rates[rows.entity][j]
@@ -192,9 +192,10 @@ class State:
         for i, m in enumerate(self.schema.maps):
             if event in (m.event, m.over):
                 values = self.candidates.table[m.field.name][candidates].ravel()
-                keys, counts = np.unique(values[values != 0], return_counts=True)
+                values = values[values != 0]
+                keys, counts = _counted(values)
                 if len(keys):
-                    self._observe_map(i, m, viewer, keys, counts.astype(np.float64), ts_ms, event == m.event)
+                    self._observe_map(i, m, viewer, keys, counts, ts_ms, event == m.event)
 
     def _observe_map(
         self,
@@ -238,3 +239,11 @@ class State:
         old[1][at] = old[1][at] * decay + (arrived if hit else 0.0)
         old[2][at] = old[2][at] * decay + (0.0 if hit else arrived)
         old[3][at] = new_ms
+
+
+def _counted(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    """The distinct values and how often each is there; most records hold one, for which a sort is dear."""
+    if len(values) == 1:
+        return values, np.ones(1)
+    keys, counts = np.unique(values, return_counts=True)
+    return keys, counts.astype(np.float64)

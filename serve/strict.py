@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from serve.errors import TabrankError, unknown_key
@@ -62,3 +63,16 @@ def whole(value: object, where: str, low: int, high: int) -> int:
     if not low <= checked <= high:
         raise TabrankError(f"{where}: {checked} must be from {low} to {high}")
     return checked
+
+
+def milliseconds(text: str, where: str) -> int:
+    """A time, written in ISO 8601 (UTC where it names no zone), as milliseconds since 1970, or `now`."""
+    if text.isdigit():
+        return int(text)
+    try:
+        time = datetime.now(UTC) if text == "now" else datetime.fromisoformat(text)
+    except ValueError:
+        raise TabrankError(
+            f"{where}: {text!r} is no time; write 2026-01-31T12:00:00Z, milliseconds since 1970, or now"
+        ) from None
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1e3)

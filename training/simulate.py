@@ -35,12 +35,15 @@ def simulate(
     viewers: int | None = None,
     days: float = DEFAULT_DAYS,
     seed: int = 0,
+    end_ms: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Simulate `days` of the world with at least `rows` exposed candidates and write the log folder `out`.
 
-    The same arguments give the same tables. `viewers` defaults to one per VISITS_PER_VIEWER exposures;
-    `progress` is told the share done, 0 to 1. Nothing is left at `out` unless all of it was written.
+    The same arguments give the same tables. The log ends at `end_ms`, by default `days` after a fixed Monday, so
+    that a service may be filled with a world that is live now. `viewers` defaults to one per
+    VISITS_PER_VIEWER exposures; `progress` is told the share done, 0 to 1. Nothing is left at `out`
+    unless all of it was written.
 
     Raises:
         TabrankError: `out` exists, or an argument cannot be simulated.
@@ -50,11 +53,12 @@ def simulate(
     began_s = time.perf_counter()
     num_exposures = math.ceil(rows / SLATE)
     num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
-    end_ms = START_MS + round(days * DAY_MS)
-    world = World(seed=seed, viewers=num_viewers, start_ms=START_MS, end_ms=end_ms)
+    start_ms = START_MS if end_ms is None else end_ms - round(days * DAY_MS)
+    end_ms = start_ms + round(days * DAY_MS)
+    world = World(seed=seed, viewers=num_viewers, start_ms=start_ms, end_ms=end_ms)
     # A stream of its own: another arm can be run in the same world with the same visits.
     visiting, responding = map(default_rng, SeedSequence([seed, 1]).spawn(2))
-    ts_ms, viewer = world.viewers.visits(visiting, num_exposures, START_MS, end_ms)
+    ts_ms, viewer = world.viewers.visits(visiting, num_exposures, start_ms, end_ms)
     record = _run(world, ts_ms, viewer, responding, progress)
     tables = log_tables(world, ts_ms, viewer, record)
     if not len(tables["events"]):
@@ -70,7 +74,7 @@ def simulate(
     return {
         "out": str(out),
         "seed": seed,
-        "start_ms": START_MS,
+        "start_ms": start_ms,
         "end_ms": end_ms,
         "rows": num_rows,
         "exposures": num_exposures,

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from serve.errors import TabrankError
 from serve.log import TABLES, refuse_existing, write_log
@@ -25,8 +27,6 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
         raise TabrankError(f"--at: {at:g} must lie between 0 and 1")
     for out in (before, after):
         refuse_existing(out)
-    import pyarrow.dataset as ds
-
     tables = {}
     for name in TABLES:
         path = next((p for p in (log / f"{name}.parquet", log / name) if p.exists()), None)
@@ -39,7 +39,7 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
         raise TabrankError(
             f"--at: {at:g} leaves no exposure before; all up to there are of one time, {cut_ms} ms"
         )
-    sides: dict[str, dict[str, object]] = {"before": {}, "after": {}}
+    sides: dict[str, dict[str, pa.Table]] = {"before": {}, "after": {}}
     for name, table in tables.items():
         sides["before"][name] = sides["after"][name] = table
         if "ts_ms" in table.column_names:

@@ -1,0 +1,59 @@
+# Every command there is; the README and CI call these and no others.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Ray turns token authentication on by itself in some settings: the mode is always said.
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: help install demo up down test check fmt
+.DEFAULT_GOAL := help
+
+help: ## This list.
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(STAMP) ## The pinned environment, in .venv.
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,loadtest,dev]'
+	touch $@
+
+demo: install ## From nothing to a verdict: simulate, train, serve, rank, load, report (under 8 minutes).
+	@$(BIN)/python -m loadtest.demo
+
+up: install var/models/CURRENT var/store/.filled ## Start the service of cluster.yaml.
+	@$(BIN)/python -m serve up
+
+down: ## Stop it, and whatever a demo left.
+	@test ! -x $(BIN)/python || $(BIN)/python -m serve down
+	@test ! -d var/demo/run || $(BIN)/python -m serve down --run var/demo/run
+
+var/log: | install
+	@echo 'There is no log yet: making a small one of the simulated world.'
+	@$(BIN)/python -m training simulate --out $@ --rows 300000 --days 1 --end now
+
+var/models/CURRENT: | install var/log
+	@echo 'There is no model yet: fitting one to that log.'
+	@rm -rf var/model
+	@$(BIN)/python -m training fit --surface spaces --log var/log --out var/model --epochs 5
+	@$(BIN)/python -m training publish --model var/model
+
+var/store/.filled: | install var/log
+	@$(BIN)/python -m serve load --log var/log
+	@touch $@
+
+check: install ## Format, lint, types and the fast tests; under a minute, starts no Ray.
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/pytest -q -m 'not integration'
+
+test: install ## Everything, with real Ray, HTTP and Locust.
+	@$(BIN)/pytest -q
+
+fmt: install ## Format, and mend what can be mended.
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .

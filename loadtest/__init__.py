@@ -1,0 +1,1 @@
+"""Load, proven: Locust profiles with an SLO verdict."""

@@ -1,0 +1,47 @@
+"""The bodies of the requests, made before the run so that sending one costs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from loadtest.errors import LoadtestError
+from loadtest.ids import Ids
+from loadtest.profiles import Profile
+
+NUM_BODIES = 4096
+SEED = 20
+
+
+def make_bodies(ids: Ids, profile: Profile, count: int = NUM_BODIES, seed: int = SEED) -> list[bytes]:
+    """`count` bodies for POST /v1/rank, the same for the same arguments.
+
+    The k-th viewer of `ids` is drawn with a weight of 1 / k^viewer_skew (Zipf); candidates are drawn evenly,
+    `profile.candidates` distinct ones in a random order. Each says `traffic: "test"`.
+
+    Raises:
+        LoadtestError: if `ids` has too few candidates.
+    """
+    if len(ids.candidates) < profile.candidates:
+        raise LoadtestError(
+            f"there are {len(ids.candidates)} distinct candidates and a request of the profile "
+            f"{profile.name} needs {profile.candidates}; give more, or take a profile with fewer"
+        )
+    rng = np.random.default_rng(seed)
+    weights = np.arange(1, len(ids.viewers) + 1, dtype=np.float64) ** -profile.viewer_skew
+    drawn = rng.choice(len(ids.viewers), size=count, p=weights / weights.sum())
+    return [_body(ids, ids.viewers[viewer], profile.candidates, rng) for viewer in drawn]
+
+
+def _body(ids: Ids, viewer: str, num_candidates: int, rng: np.random.Generator) -> bytes:
+    chosen = rng.choice(len(ids.candidates), size=num_candidates, replace=False)
+    body: dict[str, Any] = {
+        "viewer": viewer,
+        "candidates": [ids.candidates[index] for index in chosen],
+        "traffic": "test",
+    }
+    if viewer in ids.contexts:
+        body["context"] = ids.contexts[viewer]
+    return msgspec.json.encode(body)

@@ -1,0 +1,138 @@
+"""Who asks and what is ranked: real viewers and candidates, from a log or from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from loadtest.errors import LoadtestError, unknown_key
+
+MAX_ID_LENGTH = 256  # what POST /v1/rank takes
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Viewers, the busiest first; candidates, distinct; and the context that a viewer was last seen in."""
+
+    viewers: list[str]
+    candidates: list[str]
+    contexts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_ids(path: Path) -> Ids:
+    """Ids from a JSON file, `{"viewers": [...], "candidates": [...]}`.
+
+    Raises:
+        LoadtestError: if the file is anything else.
+    """
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadtestError(f"--ids {path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise LoadtestError(f"--ids {path}: not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise LoadtestError(f'--ids {path}: must hold an object, {{"viewers": [...], "candidates": [...]}}')
+    for key in given:
+        if key not in ("viewers", "candidates"):
+            raise LoadtestError(unknown_key(f"--ids {path}", key, ("viewers", "candidates")))
+    return Ids(_strings(path, given, "viewers"), _strings(path, given, "candidates"))
+
+
+def _strings(path: Path, given: Mapping[str, Any], key: str) -> list[str]:
+    values = given.get(key)
+    if not isinstance(values, list) or not values:
+        raise LoadtestError(f"--ids {path}: {key!r} must be a list of at least one id")
+    for index, value in enumerate(values):
+        if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH):
+            shown = repr(value)[:60]
+            raise LoadtestError(
+                f"--ids {path}: {key}[{index}] is {shown}; an id is a string of 1 to {MAX_ID_LENGTH}"
+            )
+    return list(dict.fromkeys(values))
+
+
+def read_log_ids(log: Path, num_candidates: int) -> Ids:
+    """Ids from a log: the viewers of its exposures, and candidates that are live at its end.
+
+    Where fewer than `num_candidates` are live, the last ended ones fill up.
+
+    Raises:
+        LoadtestError: if there is no such log, it lacks a column, or it is too small.
+    """
+    if not log.is_dir():
+        raise LoadtestError(f"--log {log}: no such folder; name a log, or a file of ids with --ids")
+    exposures = _table(log, "exposures", ("viewer", "ts_ms"), ("context", "traffic"))
+    if "traffic" in exposures.column_names:
+        exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
+    exposures = exposures.filter(pc.is_valid(exposures["viewer"]))
+    if not len(exposures):
+        raise LoadtestError(f"--log {log}: its exposures name no viewer; name a file of ids with --ids")
+    candidates = _candidates(log, pc.max(exposures["ts_ms"]).as_py(), num_candidates)
+    seen = exposures.group_by("viewer").aggregate([("viewer", "count")])
+    seen = seen.sort_by([("viewer_count", "descending"), ("viewer", "ascending")])
+    return Ids(seen["viewer"].to_pylist(), candidates, _contexts(exposures))
+
+
+def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
+    rows = _table(log, "candidates", ("id",), ("ends_ms", "ts_ms"))
+    if "ts_ms" in rows.column_names:  # the log may go on after its last exposure
+        end_ms = max(end_ms, pc.max(rows["ts_ms"]).as_py() or 0)
+    if "ends_ms" not in rows.column_names:
+        rows = rows.append_column("ends_ms", pa.nulls(len(rows), pa.int64()))
+    # Rows repeat as a candidate changes; the end may be on the last of them alone.
+    ends = rows.group_by("id").aggregate([("ends_ms", "max")])
+    ended = pc.fill_null(pc.less_equal(ends["ends_ms_max"], end_ms), False)
+    order = ends.append_column("ended", ended).sort_by(
+        [("ended", "ascending"), ("ends_ms_max", "descending"), ("id", "ascending")]
+    )
+    ids: list[str] = order["id"].to_pylist()
+    num_live = len(ids) - int(pc.sum(ended).as_py() or 0)
+    if len(ids) < num_candidates:
+        raise LoadtestError(
+            f"--log {log}: holds {len(ids)} candidates and a request needs {num_candidates}; "
+            "name a larger log, or a profile with fewer candidates"
+        )
+    return ids[: max(num_live, num_candidates)]
+
+
+def _contexts(exposures: pa.Table) -> dict[str, dict[str, Any]]:
+    """What each viewer's last exposure said of its context, nulls left out."""
+    if "context" not in exposures.column_names or not pa.types.is_struct(exposures["context"].type):
+        return {}
+    exposures = exposures.sort_by("ts_ms")
+    exposures = exposures.append_column("row", pa.array(range(len(exposures)), pa.int64()))
+    last = exposures.take(exposures.group_by("viewer").aggregate([("row", "max")])["row_max"])
+    contexts = {}
+    for viewer, context in zip(last["viewer"].to_pylist(), last["context"].to_pylist(), strict=True):
+        known = {name: value for name, value in (context or {}).items() if value is not None}
+        if known:
+            contexts[viewer] = known
+    return contexts
+
+
+def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...]) -> pa.Table:
+    path = log / f"{name}.parquet"
+    path = path if path.exists() else log / name
+    if not path.exists():
+        raise LoadtestError(f"--log {log}: {name}.parquet is missing; is this folder a log?")
+    try:
+        data = ds.dataset(path, format="parquet")
+        for column in needed:
+            if column not in data.schema.names:
+                raise LoadtestError(f"{path}: the column {column!r} is missing")
+        names = [column for column in (*needed, *wanted) if column in data.schema.names]
+        columns = {name: ds.field(name) for name in names}
+        for name in names:
+            if pa.types.is_dictionary(data.schema.field(name).type):
+                columns[name] = ds.field(name).cast(data.schema.field(name).type.value_type)
+        return data.to_table(columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

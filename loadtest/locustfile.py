@@ -1,0 +1,160 @@
+"""Locust's side: the load of a profile as a FastHttpUser.
+
+`python -m loadtest run` runs this class in process. Whoever knows Locust can do without it:
+
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -t 60s --profile headline
+
+also with `--processes`, or `--master` and `--worker`: each worker gets one dispatcher and an equal part of
+the rate, whatever `--users` says. Response times count from the scheduled start; the answers stand under the
+rung that they were given at.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import locust.stats
+import numpy as np
+from locust import FastHttpUser, LoadTestShape, events, task
+from locust.exception import StopUser
+from locust.runners import MasterRunner
+
+from loadtest.arrivals import arrivals
+from loadtest.bodies import SEED, make_bodies
+from loadtest.connections import Connections
+from loadtest.dispatcher import Dispatcher, Ended
+from loadtest.errors import LoadtestError
+from loadtest.ids import read_ids, read_log_ids
+from loadtest.profiles import Profile, load_profile, load_slo
+from loadtest.service import PATH
+
+BLOCK_S = 10.0
+
+
+def bucket_response_time(ms: float) -> float:
+    """In place of Locust's own, which makes 104.9 ms 100: steps of 0.1 ms, 1 ms above a second, always up.
+
+    So what Locust counts at a limit in whole milliseconds is exact.
+    """
+    return math.ceil(ms) if ms > 1000 else math.ceil(ms * 10) / 10
+
+
+locust.stats.bucket_response_time = bucket_response_time
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one Locust process sends, as its environment's `load`; `on_end` hears of each request."""
+
+    profile: Profile
+    bodies: list[bytes]
+    blocks_s: Iterable[float]
+    on_end: Callable[[Ended], None]
+
+
+class RequestError(Exception):
+    """What Locust shows for a request that failed."""
+
+
+class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
+    """Not one user but all of a profile's: the dispatcher of this process."""
+
+    @task  # type: ignore[untyped-decorator]
+    def dispatch(self) -> None:
+        """Send the environment's load, then stop."""
+        load: Load = self.environment.load
+        connections = Connections(self.host)
+        dispatcher = Dispatcher(connections, load.profile.candidates, self._ended)
+        rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
+        try:
+            dispatcher.run(arrivals(self._share_rps, load.blocks_s, rng), load.bodies)
+        finally:
+            connections.close()
+        raise StopUser
+
+    def _share_rps(self) -> float:
+        """This process's part of the rate, among all dispatchers at this moment."""
+        num_dispatchers = getattr(self.environment.parsed_options, "num_dispatchers", 1)
+        rate_rps: float = self.environment.load.profile.target_rps
+        return rate_rps / num_dispatchers
+
+    def _ended(self, ended: Ended) -> None:
+        self.environment.load.on_end(ended)
+        ok = ended.outcome.ok
+        self.environment.events.request.fire(
+            request_type="POST",
+            name=f"{PATH} {ended.outcome.name}" if ok else PATH,
+            response_time=ended.latency_ms,
+            response_length=ended.num_bytes,
+            exception=None if ok else RequestError(ended.outcome.name),
+            context={},
+        )
+
+
+class LatenessWatch:
+    """Says so in the log when the dispatcher was late: then the response times are not the service's."""
+
+    def __init__(self, limit_ms: float, num_requests: int) -> None:
+        self._limit_ms = limit_ms
+        self._num_requests = num_requests
+        self._late_ms: list[float] = []
+
+    def __call__(self, ended: Ended) -> None:
+        """Take note of a request; judge when there are enough."""
+        self._late_ms.append(ended.late_ms)
+        if len(self._late_ms) >= self._num_requests:
+            p99_ms = float(np.percentile(self._late_ms, 99))
+            self._late_ms.clear()
+            if p99_ms > self._limit_ms:
+                logging.warning("the load generator is late (p99 %.1f ms): use more --processes", p99_ms)
+
+
+class OneDispatcherEach(LoadTestShape):  # type: ignore[misc]
+    """One user to a worker, for `--run-time` or until stopped; tells the workers how many share the rate."""
+
+    use_common_options = True
+
+    def tick(self) -> tuple[int, float] | None:
+        """The number of users that there should be, and how many of them start in a second."""
+        options = self.runner.environment.parsed_options
+        if options.run_time and self.get_run_time() >= options.run_time:
+            return None
+        workers = self.runner.worker_count if isinstance(self.runner, MasterRunner) else 1
+        options.num_dispatchers = max(1, workers)
+        return options.num_dispatchers, options.num_dispatchers
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def add_arguments(parser: Any) -> None:
+    """Locust has a `--profile` of its own, which is taken for ours."""
+    group = parser.add_argument_group("tabrank")
+    group.add_argument("--log", default="var/log", help="log folder to take viewers and candidates from")
+    group.add_argument("--ids", default=None, help="JSON file of viewers and candidates, instead of a log")
+    group.add_argument("--rps", type=float, default=None, help="requests a second, all workers together")
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def prepare(environment: Any, runner: Any, **_: Any) -> None:
+    """Make the load of this process from the command line; a master sends none."""
+    if isinstance(runner, MasterRunner):
+        return
+    options = environment.parsed_options
+    try:
+        profile = load_profile(options.profile or "headline", target_rps=options.rps)
+        ids = (
+            read_ids(Path(options.ids))
+            if options.ids
+            else read_log_ids(Path(options.log), profile.candidates)
+        )
+        bodies = make_bodies(ids, profile)
+    except LoadtestError as error:
+        sys.exit(str(error))
+    watch = LatenessWatch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
+    environment.load = Load(profile, bodies, repeat(BLOCK_S), watch)

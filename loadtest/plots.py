@@ -1,0 +1,105 @@
+"""The three pictures of a run as SVG: latency over time, latency distribution, throughput over time.
+
+Drawn to be read in grey: lines differ by their dashes, limits are dotted and labelled.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from loadtest.measure import Requests
+from loadtest.profiles import Profile, Slo
+from loadtest.seconds import Second
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tabrank",
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
+LIMIT: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
+
+
+def latency_over_time(seconds: list[Second], slo: Slo) -> str:
+    """p50, p90 and p99 of the requests due in each second, with the limits."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("second of the measurement", "ms from the scheduled start")
+        at = [row.second for row in seconds]
+        for name, dash, grey in (("p50_ms", "-", "0.55"), ("p90_ms", "--", "0.3"), ("p99_ms", "-", "0.0")):
+            values = [_or_nan(getattr(row, name)) for row in seconds]
+            axes.plot(at, values, linestyle=dash, color=grey, label=name.removesuffix("_ms"))
+        _limit(axes, slo.p90_ms, "limit of p90")
+        _limit(axes, slo.p99_ms, "limit of p99")
+        _shade_warmup(axes, seconds)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+        axes.legend(loc="upper left", ncols=3)
+        return _svg(figure)
+
+
+def latency_distribution(requests: Requests, slo: Slo) -> str:
+    """The share of the requests that took longer than a latency; what holds passes below the marks."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("ms from the scheduled start", "share of requests not yet answered")
+        latency_ms = np.sort(requests.latency_ms[requests.ok])
+        total = len(requests.ok)
+        if len(latency_ms):
+            left = 1 - np.arange(1, len(latency_ms) + 1) / total
+            axes.step(latency_ms, np.maximum(left, 0.5 / total), where="post", color="black", linewidth=1.2)
+        for share, limit_ms, name in ((0.1, slo.p90_ms, "p90"), (0.01, slo.p99_ms, "p99")):
+            axes.plot([limit_ms], [share], marker="v", color="black", markersize=8, linestyle="none")
+            text = f"{name} ≤ {limit_ms:g} ms"
+            axes.annotate(text, (limit_ms, share), xytext=(0, 7), textcoords="offset points", ha="center")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(0.5 / max(total, 1), 1.2)
+        return _svg(figure)
+
+
+def throughput_over_time(seconds: list[Second], profile: Profile) -> str:
+    """Requests due and answered well in each second, against the target."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("second of the measurement", "requests a second")
+        at = [row.second for row in seconds]
+        axes.plot(at, [row.requests for row in seconds], linestyle="--", color="0.55", label="due")
+        axes.plot(at, [row.answered for row in seconds], linestyle="-", color="black", label="answered")
+        _limit(axes, profile.target_rps, "target")
+        _shade_warmup(axes, seconds)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+        axes.legend(loc="lower right", ncols=2)
+        return _svg(figure)
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.5, 2.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _limit(axes: Axes, value: float, label: str) -> None:
+    axes.axhline(value, **LIMIT)
+    axes.annotate(label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+
+
+def _shade_warmup(axes: Axes, seconds: list[Second]) -> None:
+    if seconds and seconds[0].second < 0:
+        axes.axvspan(seconds[0].second, 0, color="0.9", label="warm-up")
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    svg = out.getvalue()
+    return svg[svg.index("<svg") :]

@@ -1,0 +1,172 @@
+"""The folder that a run leaves: report.json, report.html, requests.csv and Locust's own page."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from loadtest.errors import LoadtestError
+from loadtest.machine import describe_machine
+from loadtest.measure import Measurement, Requests
+from loadtest.profiles import Profile, Slo
+from loadtest.seconds import by_second, to_csv
+from loadtest.verdict import Verdict
+
+Report = dict[str, Any]
+
+
+def make_report(
+    profile: Profile, url: str, slo: Slo, measured: Measurement, verdict: Verdict, reasons: list[str]
+) -> Report:
+    """What report.json holds and `--json` prints. Latencies in ms; null: not reached, too many failed."""
+    numbers = {name: _rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
+    return {
+        "profile": profile.name,
+        "url": url,
+        "target_rps": profile.target_rps,
+        **numbers,
+        "verdict": verdict,
+        "reasons": reasons,
+        "slo": asdict(slo),
+        "machine": describe_machine(),
+    }
+
+
+def summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    slo = report["slo"]
+    lines = [
+        f"{report['verdict']}: profile {report['profile']} at {report['url']}, {report['seconds']:g} s",
+        f"  {report['rps']:,.0f} req/s of {report['target_rps']:g}, "
+        f"{report['candidates_per_s']:,.0f} candidates/s scored by the model, "
+        f"{report['full_share']:.2%} full",
+        f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])} (limit {slo['p90_ms']:g})  "
+        f"p99 {_ms(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {_ms(report['max_ms'])}",
+        f"  {report['errors']} errors in {report['requests']:,} requests; "
+        f"the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99)",
+        *(f"  - {reason}" for reason in report["reasons"]),
+    ]
+    return "\n".join(lines)
+
+
+def write_report(
+    folder: Path, report: Report, requests: Requests, profile: Profile, slo: Slo, locust_html: str
+) -> None:
+    """Write the folder whole or not at all.
+
+    Raises:
+        LoadtestError: if there is something at `folder`.
+    """
+    from loadtest.plots import latency_distribution, latency_over_time, throughput_over_time  # matplotlib
+
+    refuse_existing(folder)
+    seconds = by_second(requests)
+    due = requests.where((requests.at_s >= 0) & (requests.at_s < report["seconds"]))
+    plots = {
+        "Latency over time": latency_over_time(seconds, slo),
+        "Latency distribution": latency_distribution(due, slo),
+        "Throughput over time": throughput_over_time(seconds, profile),
+    }
+    files = {
+        "report.json": json.dumps(report, indent=2) + "\n",
+        "report.html": _page(report, plots),
+        "requests.csv": to_csv(seconds),
+        "locust.html": locust_html,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}.{os.getpid()}"
+    draft.mkdir()
+    try:
+        for name, text in files.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise `LoadtestError` if there is something at `folder`: a report is never overwritten."""
+    if folder.exists():
+        raise LoadtestError(f"--out {folder}: exists already; name another folder or remove it first")
+
+
+def _page(report: Report, plots: Mapping[str, str]) -> str:
+    slo = report["slo"]
+    rows = [
+        ("requests a second", f"{report['rps']:,.1f}", f"{report['target_rps']:g} offered"),
+        ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
+        ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
+        ("p50", _ms(report["p50_ms"]), ""),
+        ("p90", _ms(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
+        ("p99", _ms(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
+        ("slowest", _ms(report["max_ms"]), ""),
+        (
+            "errors",
+            f"{report['errors']} of {report['requests']:,}",
+            f"at most {slo['max_error_share']:g} of the requests",
+        ),
+        *((f"&emsp;{html.escape(kind)}", str(number), "") for kind, number in report["error_kinds"].items()),
+        *(
+            (f"answered at rung {html.escape(rung)}", f"{number:,}", "")
+            for rung, number in report["rungs"].items()
+        ),
+        (
+            "generator late, p99",
+            _ms(report["generator_late_ms_p99"]),
+            f"at most {slo['generator_late_ms_p99']:g} ms",
+        ),
+    ]
+    table = "\n".join(f"<tr><td>{a}</td><td class=n>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
+    reasons = "\n".join(f"<li>{html.escape(reason)}</li>" for reason in report["reasons"])
+    figures = "\n".join(f"<h2>{title}</h2>\n{svg}" for title, svg in plots.items())
+    machine = html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
+    title = f"{report['profile']}: {report['verdict']}"
+    return PAGE.format(
+        title=html.escape(title),
+        lead=html.escape(f"{report['seconds']:g} s at {report['url']}"),
+        reasons=f"<ul>{reasons}</ul>" if reasons else "",
+        table=table,
+        figures=figures,
+        machine=machine,
+    )
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Load test {title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; }}
+body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ccc; }}
+.n {{ text-align: right; font-variant-numeric: tabular-nums; padding-right: 2rem; }}
+h2 {{ font-size: 1.05rem; margin-top: 2rem; }}
+svg {{ width: 100%; height: auto; }}
+footer {{ color: #555; font-size: .85rem; margin-top: 2rem; }}
+</style>
+<h1>Load test {title}</h1>
+<p>{lead}</p>
+{reasons}
+<table><tr><th></th><th class=n>measured</th><th>asked</th></tr>
+{table}
+</table>
+{figures}
+<footer>{machine}. Latency counts from the moment at which a request was due (an open loop: Poisson arrivals);
+a failed request counts as never answered. <a href="report.json">report.json</a>,
+<a href="requests.csv">requests.csv</a>, <a href="locust.html">Locust's page</a> (warm-up included).</footer>
+</html>
+"""
+
+
+def _ms(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.1f} ms"
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value

@@ -1,0 +1,68 @@
+"""One run: Locust in this process, from a profile to what it measured."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from dataclasses import dataclass
+
+import gevent
+import locust.stats
+from locust.env import Environment
+from locust.html import get_html_report
+
+from loadtest.dispatcher import Ended
+from loadtest.locustfile import Load, RankUser
+from loadtest.measure import Record, Requests
+from loadtest.profiles import Profile
+from loadtest.progress import show_progress
+
+OPEN_FILES = 4096
+
+
+@dataclass(frozen=True)
+class Run:
+    """All requests of a run, the measured window from 0 on, and Locust's own report page."""
+
+    requests: Requests
+    locust_html: str
+
+
+def run_load(profile: Profile, url: str, bodies: list[bytes]) -> Run:
+    """Send a profile's load to the service at `url`, and wait for its last answer."""
+    _allow_open_files()
+    record = Record()
+
+    def keep(ended: Ended) -> None:
+        record.add(
+            ended.at_s - profile.warmup_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored
+        )
+
+    environment = Environment(user_classes=[RankUser], host=url)
+    environment.load = Load(profile, bodies, (profile.warmup_s, profile.duration_s), keep)
+    runner = environment.create_local_runner()
+    helpers = [
+        gevent.spawn(show_progress, record, profile.warmup_s, sys.stderr),
+        gevent.spawn(locust.stats.stats_history, runner),
+    ]
+    # What was made for the run stays until its end; without it, a collection takes microseconds.
+    gc.collect()
+    gc.freeze()
+    try:
+        runner.start(1, spawn_rate=1, wait=True)
+        runner.spawning_greenlet.join()
+    finally:
+        gevent.killall(helpers)
+        runner.quit()
+        gc.unfreeze()
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return Run(record.requests(), get_html_report(environment, show_download_link=False))
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

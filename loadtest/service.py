@@ -1,0 +1,72 @@
+"""The service under load: where it is, and whether it answers at all."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+from loadtest.errors import LoadtestError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+PATH = "/v1/rank"
+TIMEOUT_S = 10.0
+
+
+def read_address(url: str) -> tuple[str, int]:
+    """The host and port of a service's URL.
+
+    Raises:
+        LoadtestError: if it is not the `http://host:port` of a service.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError as error:
+        raise LoadtestError(f"--url {url}: {error}") from None
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or not port
+        or parts.query
+        or parts.fragment
+    ):
+        raise LoadtestError(f"--url {url}: must be http://HOST:PORT, such as {DEFAULT_URL}")
+    return parts.hostname, port
+
+
+def probe(url: str, body: bytes) -> None:
+    """Send one request, to learn before the run whether there is a service and whether it takes such ones.
+
+    A service that fails (5xx, 429) is left to the run to judge.
+
+    Raises:
+        LoadtestError: if nothing answers at `url`, or the request itself is refused.
+    """
+    host, port = read_address(url)
+    kind = http.client.HTTPSConnection if url.startswith("https:") else http.client.HTTPConnection
+    connection = kind(host, port, timeout=TIMEOUT_S)
+    try:
+        path = urlsplit(url).path.rstrip("/") + PATH
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        status, said = answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise LoadtestError(
+            f"--url {url}: no service answers there ({error or type(error).__name__}); "
+            "start one with `python -m serve up`, or name another with --url"
+        ) from None
+    finally:
+        connection.close()
+    if 400 <= status < 500 and status != 429:
+        raise LoadtestError(
+            f"--url {url}: the service refuses the requests of this run: {status} {_detail(said)}"
+        )
+
+
+def _detail(said: bytes) -> str:
+    """What a problem+json says, or the answer's beginning."""
+    try:
+        return str(json.loads(said)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return said[:200].decode("utf-8", "replace").strip()

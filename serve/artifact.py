@@ -1,0 +1,277 @@
+"""The artifact: a published model folder. Written at once or not at all, verified before it is used.
+
+`manifest.json` names every other file with its sha256. An artifact is plain data: JSON, TOML, safetensors,
+ONNX and text; nothing in it is ever unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serve.encoder import Encoder
+from serve.errors import ArtifactRefused, TabrankError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+FILES = (
+    "weights.safetensors",
+    "encoder.json",
+    "model.onnx",
+    "model_sorting.onnx",
+    "surface.toml",
+    "golden.safetensors",
+    "evaluation.json",
+    "report.html",
+    "MODEL_CARD.md",
+)
+"""What an artifact holds beside its manifest."""
+
+_VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
+_PARTIAL = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact; `read` verifies again what it reads, so a file cannot change in between."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def version(self) -> str:
+        """Its name, sortable by the time it was made."""
+        return str(self.manifest["version"])
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What it knows of each column; raises ArtifactRefused where that cannot be read."""
+        try:
+            return Encoder.from_json(self.read("encoder.json"))
+        except ArtifactRefused:
+            raise
+        except TabrankError as error:
+            raise ArtifactRefused(f"artifact {self.path}: encoder.json: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        """The content of one file; raises ArtifactRefused unless it is what the manifest says."""
+        content = _read(self.path, name)
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"].get(name):
+            raise ArtifactRefused(
+                f"artifact {self.path}: {name} is not the file that was written (its sha256 differs from the "
+                "manifest's); copy the artifact again, or publish another"
+            )
+        return content
+
+
+def new_version(now_s: float) -> str:
+    """A version made at `now_s` (seconds since 1970), as 20261124T145959Z-ab12: sorts by time."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now_s))}-{secrets.token_hex(2)}"
+
+
+def save(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    """Writes an artifact: a folder under a temporary name, flushed to disk, then renamed to `folder`.
+
+    The format and the files' hashes are added to the manifest. Where writing fails nothing is left behind.
+
+    Raises:
+        TabrankError: `folder` exists, a file is missing or unknown, the version is not one of `new_version`,
+            or the disk refuses.
+    """
+    for name in sorted(set(FILES) ^ set(files)):
+        raise TabrankError(
+            f"artifact {folder}: {name} is {'missing' if name in FILES else 'not a known file'}"
+        )
+    if not _VERSION.fullmatch(str(manifest.get("version"))):
+        raise TabrankError(
+            f"artifact {folder}: version {manifest.get('version')!r} is not like {new_version(0)}"
+        )
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    text = json.dumps({**manifest, "format": FORMAT, "files": hashes}, indent=1, allow_nan=False)
+    _write_folder(folder, {**files, MANIFEST: text.encode()})
+
+
+def load(folder: Path) -> Artifact:
+    """The artifact in `folder`.
+
+    Raises:
+        ArtifactRefused: naming what is wrong: no manifest, another format, a file that is missing, altered,
+            not named by the manifest or not a plain file.
+    """
+    try:
+        manifest = json.loads(_read(folder, MANIFEST))
+    except ValueError as error:
+        raise ArtifactRefused(f"artifact {folder}: {MANIFEST} is not JSON: {error}") from error
+    artifact = Artifact(folder, _checked(folder, manifest))
+    known = {MANIFEST, *artifact.manifest["files"]}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name not in known:
+            raise ArtifactRefused(f"artifact {folder}: {entry.name} is not named by the manifest; remove it")
+    for name in artifact.manifest["files"]:
+        artifact.read(name)
+    return artifact
+
+
+def publish(folder: Path, models: Path) -> str:
+    """Verifies the artifact in `folder` and copies it to `models`/<version>; answers the version.
+
+    Publishing what is published already does nothing; published artifacts are never changed.
+
+    Raises:
+        ArtifactRefused: the artifact is not whole, or another one is published under its version.
+    """
+    artifact = load(folder)
+    target = models / artifact.version
+    if target.exists():
+        if load(target).manifest != artifact.manifest:
+            raise ArtifactRefused(
+                f"artifact {folder}: another artifact is published as {target}; fit again for a new version"
+            )
+        return artifact.version
+    files = {name: artifact.read(name) for name in artifact.manifest["files"]}
+    models.mkdir(parents=True, exist_ok=True)
+    _write_folder(target, {**files, MANIFEST: _read(folder, MANIFEST)})
+    return artifact.version
+
+
+def versions(models: Path) -> list[str]:
+    """The published versions, the oldest first."""
+    if not models.is_dir():
+        return []
+    return sorted(
+        entry.name for entry in models.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()
+    )
+
+
+def promote(models: Path, version: str) -> None:
+    """Makes a published version the current one: readers of the pointer see the old one or the new one.
+
+    Raises:
+        TabrankError: the version is not published; names the nearest.
+    """
+    published = versions(models)
+    if version not in published:
+        near = difflib.get_close_matches(version, published, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}?" if near else "publish an artifact first"
+        raise TabrankError(f"models {models}: version {version!r} is not published; {hint}")
+    temporary = models / f".{CURRENT}.{_host()}.{os.getpid()}.partial"
+    try:
+        _write_file(temporary, f"{version}\n".encode())
+        temporary.replace(models / CURRENT)
+        _flush_folder(models)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TabrankError(f"models {models}: {CURRENT} cannot be written: {error}") from error
+
+
+def current(models: Path) -> str | None:
+    """The version that `promote` made current, None before the first.
+
+    Raises:
+        ArtifactRefused: the pointer holds something else than a version.
+    """
+    try:
+        text = (models / CURRENT).read_bytes()[:256].decode("utf-8", "replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ArtifactRefused(f"models {models}: {CURRENT} cannot be read: {error}") from error
+    if not _VERSION.fullmatch(text):
+        raise ArtifactRefused(f"models {models}: {CURRENT} holds {text!r}, which is no version; promote one")
+    return text
+
+
+def _checked(folder: Path, manifest: Any) -> dict[str, Any]:
+    where = f"artifact {folder}: {MANIFEST}"
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise ArtifactRefused(
+            f"{where}: format {found!r} is unknown, this release reads format {FORMAT}; fit again"
+        )
+    if not _VERSION.fullmatch(str(manifest.get("version"))):
+        raise ArtifactRefused(f"{where}: version {manifest.get('version')!r} is not like {new_version(0)}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or set(files) != set(FILES):
+        named = sorted(set(FILES) ^ set(files)) if isinstance(files, dict) else list(FILES)
+        raise ArtifactRefused(f"{where}: files must name exactly {', '.join(FILES)}; it differs in {named}")
+    return manifest
+
+
+def _read(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ArtifactRefused(
+            f"artifact {folder}: {name} is not a plain file; copy the artifact without links"
+        )
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactRefused(f"artifact {folder}: {name} is missing; is this an artifact?") from error
+    except OSError as error:
+        raise ArtifactRefused(f"artifact {folder}: {name} cannot be read: {error}") from error
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    if folder.exists() or folder.is_symlink():
+        raise TabrankError(f"artifact {folder}: exists already; give another name or remove it")
+    _sweep(folder.parent)
+    partial = folder.parent / f".{folder.name}.{_host()}.{os.getpid()}.partial"
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
+    try:
+        for name, content in files.items():
+            _write_file(partial / name, content)
+        _flush_folder(partial)
+        partial.rename(folder)
+        _flush_folder(folder.parent)
+    except OSError as error:
+        raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what killed writers of this machine left half-written."""
+    for entry in parent.glob(".*.partial"):
+        match = _PARTIAL.fullmatch(entry.name)
+        if match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):
+            shutil.rmtree(entry, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                entry.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-") or "localhost"
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,263 @@
+"""What an artifact knows of each column: the lookup from raw values and hashes to the network's inputs.
+
+Letters: R rows, F numeric columns, K category columns (single ones first, then the slots of the
+multi-valued features), K1 single category columns, V multi-hot columns, I missing indicators.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import TabrankError, unknown_key
+from serve.hashing import hash64
+
+if TYPE_CHECKING:
+    from serve.features import Columns
+
+CLIP = 8.0
+"""Standardised numbers are clipped to ±CLIP, so that one absurd value cannot own the network."""
+
+MISSING, UNSEEN, FIRST_SEEN = 0, 1, 2
+"""Indices of a single category column; vocabulary entry i has index FIRST_SEEN + i."""
+
+_RAW_HASH = re.compile(r"#[0-9a-f]{16}")
+
+
+def vocabulary_entry(hashed: int, value: str | None = None) -> str:
+    """How a vocabulary spells a category: its string, or `#<16 hex>` where the string is not known.
+
+    A string that itself looks like a raw hash is spelt by its hash, so that reading back is unambiguous.
+    """
+    if value is None or _RAW_HASH.fullmatch(value):
+        return f"#{hashed:016x}"
+    return value
+
+
+def entry_hash(entry: str) -> int:
+    """The 64-bit hash that a vocabulary entry stands for."""
+    return int(entry[1:], 16) if _RAW_HASH.fullmatch(entry) else hash64(entry)
+
+
+@dataclass(frozen=True)
+class NumericColumn:
+    """One number: transformed, standardised by `mean` and `std` (of the transformed values), clipped.
+
+    `log1p` keeps the sign: sign(x)·log(1 + |x|). With `indicator`, a 0/1 column says that it was missing.
+    """
+
+    name: str
+    transform: Literal["none", "log1p"] = "none"
+    mean: float = 0.0
+    std: float = 1.0
+    indicator: bool = False
+
+    def __post_init__(self) -> None:
+        if self.transform not in ("none", "log1p"):
+            raise TabrankError(
+                f"encoder: column {self.name!r}: transform {self.transform!r} is neither none nor log1p"
+            )
+        if not (abs(self.mean) < 1e30 and 1e-30 < self.std < 1e30):
+            raise TabrankError(
+                f"encoder: column {self.name!r}: mean {self.mean} must be finite, std {self.std} finite and "
+                "above 0 (a constant column has std 1)"
+            )
+
+
+@dataclass(frozen=True)
+class SingleColumn:
+    """One category per row, looked up in `vocabulary` (most frequent first), embedded in `embedding` dims."""
+
+    name: str
+    vocabulary: tuple[str, ...]
+    embedding: int = 1
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.name, self.vocabulary)
+        if self.embedding < 1:
+            raise TabrankError(f"encoder: column {self.name!r}: embedding {self.embedding} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class MultiColumn:
+    """Up to `width` categories per row, in `width` slots, as one 0/1 column per vocabulary entry."""
+
+    name: str
+    width: int
+    vocabulary: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.name, self.vocabulary)
+        if self.width < 1:
+            raise TabrankError(f"encoder: column {self.name!r}: width {self.width} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The columns of one artifact, in the order in which the features emit them."""
+
+    numeric: tuple[NumericColumn, ...]
+    single: tuple[SingleColumn, ...] = ()
+    multi: tuple[MultiColumn, ...] = ()
+
+    @cached_property
+    def indicators(self) -> tuple[int, ...]:
+        """Positions of the numeric columns that have a missing indicator, [I]."""
+        return tuple(i for i, column in enumerate(self.numeric) if column.indicator)
+
+    @cached_property
+    def num_category(self) -> int:
+        """K: category columns that come in, single ones and slots."""
+        return len(self.single) + sum(column.width for column in self.multi)
+
+    @cached_property
+    def num_hot(self) -> int:
+        """V: multi-hot columns that come out."""
+        return sum(len(column.vocabulary) for column in self.multi)
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """The network's inputs in order: numbers, indicators, multi-hot columns, single categories."""
+        return (
+            *(column.name for column in self.numeric),
+            *(f"{self.numeric[i].name}?" for i in self.indicators),
+            *(f"{column.name}={value}" for column in self.multi for value in column.vocabulary),
+            *(column.name for column in self.single),
+        )
+
+    @cached_property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Rows of each single column's embedding table, missing and unseen included, [K1]."""
+        return tuple(FIRST_SEEN + len(column.vocabulary) for column in self.single)
+
+    @cached_property
+    def _lookups(self) -> tuple[_Lookup, ...]:
+        vocabularies = [column.vocabulary for column in self.single] + [
+            column.vocabulary for column in self.multi
+        ]
+        return tuple(_Lookup(vocabulary) for vocabulary in vocabularies)
+
+    def encode(
+        self, numeric: NDArray[np.float32], category: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Looks up the categories: ([R, F], [R, K]) → (numeric as it is, hot [R, V], index [R, K1]).
+
+        Raises TabrankError where the matrices do not have this encoder's columns.
+        """
+        num_rows, num_single = len(category), len(self.single)
+        if numeric.shape != (num_rows, len(self.numeric)) or category.shape != (num_rows, self.num_category):
+            raise TabrankError(
+                f"encoder: got numeric {numeric.shape} and category {category.shape}, expected "
+                f"(rows, {len(self.numeric)}) and (rows, {self.num_category}); is the model of this surface?"
+            )
+        index = np.empty((num_rows, num_single), np.int64)
+        for k in range(num_single):
+            index[:, k] = self._lookups[k].find(category[:, k])
+        hot = np.zeros((num_rows, self.num_hot), np.float32)
+        slot, first = num_single, 0
+        for column, lookup in zip(self.multi, self._lookups[num_single:], strict=True):
+            found = lookup.find(category[:, slot : slot + column.width]) - FIRST_SEEN
+            rows, slots = np.nonzero(found >= 0)
+            hot[rows, first + found[rows, slots]] = 1.0
+            slot, first = slot + column.width, first + len(column.vocabulary)
+        return np.asarray(numeric, np.float32), hot, index
+
+    def check(self, columns: Columns) -> None:
+        """Raises TabrankError unless `columns` are this encoder's, by name and in order."""
+        mine = (
+            tuple(column.name for column in self.numeric),
+            tuple(column.name for column in self.single),
+            tuple((column.name, column.width) for column in self.multi),
+        )
+        for kind, have, want in zip(
+            ("numeric", "single", "multi"),
+            (columns.numeric, columns.single, columns.multi),
+            mine,
+            strict=True,
+        ):
+            if tuple(have) != want:
+                raise TabrankError(
+                    f"the surface emits the {kind} columns {list(have)}, the model was trained on "
+                    f"{list(want)}; fit a model for this surface, or serve the surface of the model"
+                )
+
+    def to_json(self) -> str:
+        """The encoder as JSON, stable for equal encoders."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Encoder:
+        """The encoder that `to_json` wrote; raises TabrankError for anything else."""
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise TabrankError(f"encoder: not JSON: {error}") from error
+        known = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(key), list) for key in known):
+            raise TabrankError(f"encoder: must be an object with the lists {', '.join(known)}")
+        for key in raw.keys() - known.keys():
+            raise TabrankError(unknown_key("encoder", key, known))
+        return cls(
+            numeric=tuple(_column(NumericColumn, item) for item in raw["numeric"]),
+            single=tuple(_column(SingleColumn, item) for item in raw["single"]),
+            multi=tuple(_column(MultiColumn, item) for item in raw["multi"]),
+        )
+
+
+class _Lookup:
+    """Hash → index: MISSING, UNSEEN, or FIRST_SEEN + the position in the vocabulary."""
+
+    def __init__(self, vocabulary: tuple[str, ...]) -> None:
+        hashes = [
+            0,
+            *map(entry_hash, vocabulary),
+        ]  # 0 is a key like any other: it spares a pass over the rows
+        keys = np.array(hashes, np.uint64)
+        order = np.argsort(keys, kind="stable")
+        self._keys = keys[order]
+        index = np.arange(len(keys), dtype=np.int64) + FIRST_SEEN - 1
+        index[0] = MISSING
+        self._index = index[order]
+
+    def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        at = np.searchsorted(self._keys, hashes)
+        np.minimum(at, len(self._keys) - 1, out=at)
+        found: NDArray[np.int64] = np.where(self._keys[at] == hashes, self._index[at], UNSEEN)
+        return found
+
+
+def _check_vocabulary(name: str, vocabulary: Iterable[str]) -> None:
+    seen: dict[int, str] = {}
+    for entry in vocabulary:
+        if not isinstance(entry, str):
+            raise TabrankError(f"encoder: column {name!r}: vocabulary entry {entry!r} is not a string")
+        hashed = entry_hash(entry)
+        if hashed == 0 or hashed in seen:
+            clash = f"hashes like {seen[hashed]!r}" if hashed else "hashes to 0, which means missing"
+            raise TabrankError(f"encoder: column {name!r}: vocabulary entry {entry!r} {clash}")
+        seen[hashed] = entry
+
+
+_Column = TypeVar("_Column", NumericColumn, SingleColumn, MultiColumn)
+
+
+def _column(kind: type[_Column], item: Any) -> _Column:
+    make: Callable[..., _Column] = kind
+    names = [field.name for field in fields(kind)]
+    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        raise TabrankError(f"encoder: a {kind.__name__} must be an object with a name, got {item!r}")
+    where = f"encoder: column {item['name']!r}"
+    for key in item.keys() - set(names):
+        raise TabrankError(unknown_key(where, key, names))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
+    try:
+        return make(**values)
+    except TypeError as error:
+        raise TabrankError(f"{where}: {error}") from error

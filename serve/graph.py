@@ -1,0 +1,336 @@
+"""The inference graph: the trained TabNet in eval mode, with everything that is constant folded into it.
+
+`fold` turns trained weights into matrices, `forward` says, once, how they are applied. It is written over
+an `Ops` namespace: `serve.torch_ops` computes with it, `training.export` builds ONNX nodes with it.
+
+Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category columns,
+G = F + I + V + K1 columns that the masks choose among, D of them after the embedding, H hidden units.
+Inputs and masks are laid out [columns, R]: sums over columns and thresholds per row then run along whole
+rows of memory, which is two to four times as fast in ONNX Runtime as [R, columns] is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.encoder import CLIP, Encoder
+from serve.errors import TabrankError
+from serve.masks import MaskType, mask
+from serve.ops import Ops
+
+T = TypeVar("T")
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+_BATCH_NORM_EPSILON = 1e-5
+_HALVING = math.sqrt(0.5)
+"""TabNet scales each residual sum by this, to keep the variance."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Platt's map from logits to probabilities: sigmoid(a · logit + b); a > 0 keeps the order."""
+
+    a: float = 1.0
+    b: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.a) and math.isfinite(self.b) and self.a > 0):
+            raise TabrankError(f"calibration: a {self.a} and b {self.b} must be finite, and a above 0")
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A gated linear unit with its batch norm folded in: (x · value + ...) · sigmoid(x · gate + ...)."""
+
+    value: F32
+    value_bias: F32
+    gate: F32
+    gate_bias: F32
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decision step: the attention [H, G] that chooses columns, the layers that read what was chosen."""
+
+    attention: F32
+    attention_bias: F32
+    layers: tuple[Gated, ...]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Single category columns of one embedding size e: their positions, first table rows, table [N, e]."""
+
+    columns: I64
+    offsets: I64
+    table: F32
+
+
+@dataclass(frozen=True)
+class Folded:
+    """All that `forward` needs. Numeric columns are reordered: first the `logged` ones, then the `plain`."""
+
+    logged: I64
+    plain: I64
+    mean: F32
+    scale: F32
+    indicators: I64
+    num_hot: int
+    dense_scale: F32
+    dense_shift: F32
+    embedded: tuple[Embedded, ...]
+    num_columns: int
+    spread: F32 | None
+    splitter: tuple[Gated, ...]
+    steps: tuple[Step, ...]
+    gamma: float
+    mask_type: MaskType
+    output: F32
+    output_bias: F32
+
+
+def fold(
+    weights: Mapping[str, NDArray[Any]], encoder: Encoder, config: Mapping[str, Any], calibration: Calibration
+) -> Folded:
+    """Folds a TabNet's state dict, in float64.
+
+    Batch norms go into the linear layers beside them and into the embedding tables, TabNet's residual
+    scale into the layers that follow, the two halves of the hidden units and the halved logits of entmax
+    into padded and scaled matrices, the calibration into the output.
+
+    Args:
+        weights: the state dict of `training.network.Network.tabnet`.
+        encoder: the columns that it was trained on.
+        config: the fields of `training.network.NetworkConfig`.
+        calibration: fitted on the network's logits.
+
+    Raises:
+        TabrankError: a weight is missing, or not finite.
+    """
+    try:
+        return _fold(_Weights(weights), encoder, config, calibration)
+    except KeyError as error:
+        raise TabrankError(
+            f"network: {error.args[0]!r} is missing; was it exported by this release?"
+        ) from error
+
+
+def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact: bool) -> tuple[T, T]:
+    """(numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1]) → (probability [R], residual scalar).
+
+    The residual is the most by which any mask of the batch fails to sum to 1 (NaN counts as 1): above 1e-6
+    the passes of `serve.masks` did not suffice and the batch is to be rerun with `exact`, which sorts.
+    Inputs of no columns are not touched.
+    """
+    x = _inputs(ops, folded, numeric, hot, index)
+    hidden = _transform(ops, folded.splitter, ops.transpose(x))
+    gamma = ops.scalar(folded.gamma)
+    prior: T | None = None
+    decisions: list[T] = []
+    sums: list[T] = []
+    for step in folded.steps:
+        attention = ops.linear(hidden, ops.constant(step.attention), ops.constant(step.attention_bias))
+        logits = ops.transpose(attention)
+        if prior is not None:
+            logits = ops.mul(logits, prior)
+        chosen, total = mask(ops, folded.mask_type, logits, folded.num_columns, exact=exact)
+        sums.append(total)
+        left = ops.sub(gamma, chosen)
+        prior = left if prior is None else ops.mul(prior, left)
+        if folded.spread is not None:
+            chosen = ops.matmul(ops.constant(folded.spread), chosen)
+        hidden = _transform(ops, step.layers, ops.transpose(ops.mul(chosen, x)))
+        decisions.append(ops.relu(hidden))
+    decision = decisions[0]
+    for other in decisions[1:]:
+        decision = ops.add(decision, other)
+    logit = ops.linear(decision, ops.constant(folded.output), ops.constant(folded.output_bias))
+    return ops.flatten(ops.sigmoid(logit)), _residual(ops, sums)
+
+
+def _inputs(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T) -> T:
+    """What `training.network.Network.inputs` does, embedded and batch normed: → [D, R]."""
+    parts: list[T] = []
+    if len(folded.mean):
+        raw, value = _transformed(ops, folded, ops.transpose(numeric))
+        missing = ops.is_nan(raw)
+        mean = ops.constant(folded.mean)
+        value = ops.sub(ops.where(missing, mean, value), mean)
+        parts.append(ops.clip(ops.mul(value, ops.constant(folded.scale)), -CLIP, CLIP))
+        if len(folded.indicators):
+            parts.append(ops.take(ops.to_float(missing), folded.indicators))
+    if folded.num_hot:
+        parts.append(ops.transpose(hot))
+    if parts:
+        dense = ops.concat(parts)
+        dense = ops.mul(dense, ops.constant(folded.dense_scale))
+        parts = [ops.add(dense, ops.constant(folded.dense_shift))]
+    for group in folded.embedded:
+        at = ops.add(ops.take(ops.transpose(index), group.columns), ops.constant(group.offsets))
+        parts.append(ops.embed(ops.constant(group.table), at))
+    return ops.concat(parts)
+
+
+def _transformed(ops: Ops[T], folded: Folded, numeric: T) -> tuple[T, T]:
+    """The numeric columns [F, R] in the graph's order, as they came and after sign(x)·log(1 + |x|)."""
+    if not len(folded.logged):
+        return numeric, numeric
+    one = ops.scalar(1.0)
+    logged = ops.take(numeric, folded.logged)
+    # Without a sign, which ONNX Runtime computes slowly: one of the two logarithms is always 0.
+    above = ops.log(ops.add(ops.relu(logged), one))
+    below = ops.log(ops.add(ops.relu(ops.mul(logged, ops.scalar(-1.0))), one))
+    if not len(folded.plain):
+        return logged, ops.sub(above, below)
+    plain = ops.take(numeric, folded.plain)
+    return ops.concat([logged, plain]), ops.concat([ops.sub(above, below), plain])
+
+
+def _transform(ops: Ops[T], layers: Sequence[Gated], x: T) -> T:
+    """TabNet's feature transformer, [R, in] → [R, H]: gated layers, all but the first with a skip."""
+    hidden: T | None = None
+    for layer in layers:
+        source = x if hidden is None else hidden
+        value = ops.linear(source, ops.constant(layer.value), ops.constant(layer.value_bias))
+        gate = ops.linear(source, ops.constant(layer.gate), ops.constant(layer.gate_bias))
+        gated = ops.mul(value, ops.sigmoid(gate))
+        hidden = gated if hidden is None else ops.add(hidden, gated)
+    assert hidden is not None
+    return hidden
+
+
+def _residual(ops: Ops[T], sums: Sequence[T]) -> T:
+    one = ops.scalar(1.0)
+    gap = ops.abs(ops.sub(ops.concat(sums), one))
+    # A row that is NaN must not hide another row's gap, and how a maximum treats NaN differs by backend.
+    return ops.max_all(ops.where(ops.is_nan(gap), one, gap))
+
+
+class _Weights:
+    """A state dict, read in float64."""
+
+    def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> F64:
+        value = np.asarray(self._weights[name], np.float64)
+        if not np.isfinite(value).all():
+            raise TabrankError(f"network: weight {name!r} is not finite; the training diverged, fit again")
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
+
+    def batch_norm(self, name: str) -> tuple[F64, F64]:
+        """(scale, shift) of a batch norm in eval mode."""
+        scale = self[f"{name}.weight"] / np.sqrt(self[f"{name}.running_var"] + _BATCH_NORM_EPSILON)
+        return scale, self[f"{name}.bias"] - scale * self[f"{name}.running_mean"]
+
+
+def _fold(weights: _Weights, encoder: Encoder, config: Mapping[str, Any], calibration: Calibration) -> Folded:
+    width, mask_type = int(config["width"]), config["mask_type"]
+    numeric = encoder.numeric
+    order = sorted(range(len(numeric)), key=lambda i: numeric[i].transform != "log1p")
+    dense = [*order, *range(len(numeric), len(numeric) + len(encoder.indicators) + encoder.num_hot)]
+
+    scale, shift = weights.batch_norm("tabnet.encoder.initial_bn")
+    sizes = [column.embedding for column in encoder.single]
+    starts = len(dense) + np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    embedded, columns, spread_rows = [], list(dense), [np.eye(len(dense))]
+    chosen = list(dense)
+    for size in sorted(set(sizes)):
+        members = [k for k in range(len(sizes)) if sizes[k] == size]
+        tables = []
+        for k in members:
+            own = np.arange(starts[k], starts[k] + size)
+            tables.append(weights[f"embedder.embeddings.{k}.weight"] * scale[own] + shift[own])
+            columns.extend(own)
+            chosen.append(len(dense) + k)
+        offsets = np.cumsum([0, *(len(table) for table in tables[:-1])])
+        embedded.append(
+            Embedded(np.array(members), offsets[:, None].astype(np.int64), _f32(np.concatenate(tables)))
+        )
+        spread_rows.append(np.kron(np.eye(len(members)), np.full((size, 1), 1.0 / size)))
+
+    num_layers = int(config["n_shared"]) + int(config["n_independent"])
+    residual_scale = _HALVING ** (num_layers - 1)
+    attention_scale = residual_scale * (0.5 if mask_type == "entmax" else 1.0)
+    steps = []
+    for step in range(int(config["n_steps"])):
+        prefix = f"tabnet.encoder.att_transformers.{step}"
+        norm, bias = weights.batch_norm(f"{prefix}.bn.bn")
+        attention = np.zeros((2 * width, len(chosen)))
+        attention[width:] = (weights[f"{prefix}.fc.weight"] * norm[:, None])[chosen].T * attention_scale
+        bias = bias[chosen] * (attention_scale / residual_scale)
+        layers = _layers(weights, f"tabnet.encoder.feat_transformers.{step}", config, columns)
+        steps.append(Step(_f32(attention), _f32(bias), layers))
+    output = np.zeros((2 * width, 1))
+    output[:width] = weights["tabnet.final_mapping.weight"].T * residual_scale * calibration.a
+    return Folded(
+        logged=np.array([i for i in order if numeric[i].transform == "log1p"], np.int64),
+        plain=np.array([i for i in order if numeric[i].transform != "log1p"], np.int64),
+        mean=_f32([[numeric[i].mean] for i in order]),
+        scale=_f32([[1.0 / numeric[i].std] for i in order]),
+        indicators=np.array([order.index(i) for i in encoder.indicators], np.int64),
+        num_hot=encoder.num_hot,
+        dense_scale=_f32(scale[dense][:, None]),
+        dense_shift=_f32(shift[dense][:, None]),
+        embedded=tuple(embedded),
+        num_columns=len(chosen),
+        spread=None if len(columns) == len(chosen) else _f32(_block_diagonal(spread_rows)),
+        splitter=_layers(weights, "tabnet.encoder.initial_splitter", config, columns),
+        steps=tuple(steps),
+        gamma=float(config["gamma"]),
+        mask_type=mask_type,
+        output=_f32(output),
+        output_bias=_f32([calibration.b]),
+    )
+
+
+def _layers(
+    weights: _Weights, prefix: str, config: Mapping[str, Any], columns: Sequence[int]
+) -> tuple[Gated, ...]:
+    """The gated layers of one feature transformer, on hidden units that are not scaled down on the way."""
+    names = [f"{prefix}.shared.glu_layers.{k}" for k in range(int(config["n_shared"]))]
+    names += [f"{prefix}.specifics.glu_layers.{k}" for k in range(int(config["n_independent"]))]
+    half = 2 * int(config["width"])
+    layers: list[Gated] = []
+    for depth, name in enumerate(names):
+        scale, shift = weights.batch_norm(f"{name}.bn.bn")
+        matrix = (weights[f"{name}.fc.weight"] * scale[:, None]).T
+        if depth == 0:
+            matrix, unit = matrix[list(columns)], 1.0
+        else:
+            unit = _HALVING ** (depth - 1)
+            matrix = matrix * unit
+        layers.append(
+            Gated(
+                value=_f32(matrix[:, :half] / unit),
+                value_bias=_f32(shift[:half] / unit),
+                gate=_f32(matrix[:, half:]),
+                gate_bias=_f32(shift[half:]),
+            )
+        )
+    return tuple(layers)
+
+
+def _block_diagonal(blocks: Sequence[F64]) -> F64:
+    result = np.zeros((sum(b.shape[0] for b in blocks), sum(b.shape[1] for b in blocks)))
+    row = column = 0
+    for block in blocks:
+        result[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return result
+
+
+def _f32(values: Any) -> F32:
+    array: F32 = np.ascontiguousarray(np.asarray(values, np.float64), np.float32)
+    return array

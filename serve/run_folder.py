@@ -1,0 +1,99 @@
+"""The folder of one running service: its files, its lock, and how its processes are found.
+
+Every process of the service's cluster inherits one environment variable that names the folder. So what a
+kill -9 leaves behind is found in `/proc/<pid>/environ`, and no other cluster on the machine is ever touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serve.errors import TabrankError
+
+MARKER = "TABRANK_CLUSTER"
+SUPERVISE = "--supervise"
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder, and the names that follow from its path."""
+
+    path: Path
+    cluster_id: str
+
+    @classmethod
+    def of(cls, path: Path) -> RunFolder:
+        """The run folder at this path, which need not exist yet."""
+        path = path.resolve()
+        return cls(path, hashlib.sha256(str(path).encode()).hexdigest()[:8])
+
+    @property
+    def temp(self) -> Path:
+        """Sockets and Ray's own logs: short, because the path of a Unix socket ends at 107 characters."""
+        return Path("/tmp") / f"tabrank-{self.cluster_id}"
+
+    @property
+    def log(self) -> Path:
+        """What the supervisor writes."""
+        return self.path / "supervisor.log"
+
+    def service(self) -> dict[str, Any]:
+        """The content of `service.json`, empty where there is none."""
+        try:
+            content = json.loads((self.path / "service.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, service: Mapping[str, Any]) -> None:
+        """Replace `service.json` in one step: a reader sees the old or the new content."""
+        fresh = self.path / "service.json.new"
+        fresh.write_text(json.dumps(service, indent=1) + "\n")
+        fresh.replace(self.path / "service.json")
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of this run's cluster."""
+        found = []
+        for process in psutil.process_iter():
+            # Processes of other users, and those that end meanwhile, cannot be read.
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(MARKER) == self.cluster_id and process.pid != os.getpid():
+                    found.append(process)
+        return found
+
+    def supervisors(self) -> list[psutil.Process]:
+        """The supervisor, if it lives."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if SUPERVISE in process.cmdline():
+                    found.append(process)
+        return found
+
+    @contextlib.contextmanager
+    def locked(self, timeout_s: float) -> Iterator[None]:
+        """Hold the folder, so that two commands do not start and stop one service at once."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + timeout_s
+        with (self.path / "lock").open("w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TabrankError(f"{self.path}: another up or down is at work here") from None
+                    time.sleep(POLL_S)
+            yield

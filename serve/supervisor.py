@@ -1,0 +1,209 @@
+"""The process that owns the service's local Ray cluster: starts it, deploys the file, watches, shuts down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serve.config import Config, read
+from serve.errors import TabrankError
+from serve.run_folder import POLL_S, RunFolder
+
+STATUS_PERIOD_S = 5.0
+SETTLE_S = 1.0  # after a deploy in place Serve may report the old state for some rounds of its 0.1 s loop
+READY_WAIT_S = 3.0  # what answers but is not ready, such as a service without a store, is up all the same
+
+
+class Supervisor:
+    """Serves one `cluster.yaml` until SIGTERM; SIGHUP deploys the file again, in place.
+
+    All that others may know is in `service.json`; `error` there is the reason why the last deploy failed.
+    """
+
+    def __init__(self, config: Config, run: RunFolder, haproxy: bool) -> None:
+        host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+        self._config = config
+        self._run = run
+        self._client: Any = None
+        self._redeploy = False
+        self._service: dict[str, Any] = {
+            "state": "starting",
+            "stage": "starting Ray",
+            "pid": os.getpid(),
+            "url": f"http://{host}:{config.port}",
+            "config": str(config.path),
+            "haproxy": haproxy,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "cluster_id": run.cluster_id,
+            "fixed_sha256": config.fixed_sha256,
+            "config_sha256": "",
+            "num_deploys": 0,
+            "error": "",
+        }
+
+    def main(self) -> None:
+        """Run until SIGTERM or a failed start."""
+        try:
+            self._note()
+            self._start()
+            self._deploy(self._config)
+            self._note(state="ready", num_deploys=1)
+            self._watch()
+        except Exception as error:
+            traceback.print_exc()
+            self._note(state="failed", error=str(error).strip().splitlines()[-1])
+        finally:
+            self._shut_down()
+
+    def _start(self) -> None:
+        import ray
+        from ray.serve._private.api import serve_start
+        from ray.serve.schema import ServeDeploySchema
+
+        ray.init(
+            address="local",  # never a cluster that happens to run here
+            namespace="serve",
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=128 << 20,  # nothing travels through it
+            _temp_dir=str(self._run.temp),
+        )
+        signal.signal(signal.SIGTERM, self._on_terminate)  # ray.init() has put its own
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        self._note(stage="starting Ray Serve")
+        schema = ServeDeploySchema.model_validate(dict(self._config.serve))
+        # As `serve run` does it: no public call takes a file.
+        self._client = serve_start(
+            http_options=schema.http_options.model_dump(),
+            grpc_options=schema.grpc_options.model_dump(),
+            global_logging_config=schema.logging_config,
+            global_tracing_config=schema.tracing_config,
+            controller_options=schema.controller_options,
+            proxy_location=schema.proxy_location,
+        )
+
+    def _deploy(self, config: Config) -> None:
+        """Hand the file to Serve and wait until it answers; TabrankError with the reason if it does not."""
+        from ray.serve.schema import ServeDeploySchema
+
+        self._note(stage="deploying the application")
+        self._client.deploy_apps(ServeDeploySchema.model_validate(dict(config.serve)))
+        if self._service["num_deploys"]:
+            time.sleep(SETTLE_S)
+        while {app["status"] for app in self._applications().values()} != {"RUNNING"}:
+            time.sleep(POLL_S)
+        self._note(stage="waiting for an answer")
+        self._client.wait_for_proxies_serving()
+        alive_since = 0.0
+        while status_code(self._service["url"] + "/readyz") != 200:
+            if not alive_since and status_code(self._service["url"] + "/livez") == 200:
+                alive_since = time.monotonic()
+            if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
+                break
+            time.sleep(POLL_S)
+        self._note(config_sha256=config.sha256, stage="serving")
+
+    def _watch(self) -> None:
+        while True:
+            until = time.monotonic() + STATUS_PERIOD_S
+            while time.monotonic() < until and not self._redeploy:
+                time.sleep(POLL_S)
+            if self._redeploy:
+                self._redeploy = False
+                self._deploy_again()
+            with contextlib.suppress(TabrankError):  # a failed deploy was reported when it was asked for
+                self._applications()
+
+    def _deploy_again(self) -> None:
+        self._note(state="deploying", error="")
+        error = ""
+        try:
+            self._deploy(read(self._config.path))
+        except Exception as failure:
+            traceback.print_exc()
+            error = str(failure).strip().splitlines()[-1]
+            if status_code(self._service["url"] + "/livez") == 200:
+                error += "; the service goes on with what it had"
+        self._note(state="ready", error=error, num_deploys=self._service["num_deploys"] + 1)
+
+    def _applications(self) -> dict[str, Any]:
+        """Serve's own state, noted; TabrankError if an application cannot be deployed."""
+        from ray import serve
+
+        applications = {}
+        for name, app in serve.status().applications.items():
+            deployments = {
+                key: {"status": value.status.value, "replicas": dict(value.replica_states)}
+                for key, value in app.deployments.items()
+            }
+            applications[name] = {"status": app.status.value, "deployments": deployments}
+            if app.status.value == "DEPLOY_FAILED":
+                messages = [app.message, *(value.message for value in app.deployments.values())]
+                print("\n".join(messages), flush=True)
+                self._note(applications=applications)
+                raise TabrankError(f"application {name!r} cannot be deployed: {_cause(messages)}")
+        if applications != self._service.get("applications"):
+            self._note(applications=applications)
+        return applications
+
+    def _note(self, **changes: Any) -> None:
+        self._service |= changes
+        self._run.write(self._service)
+
+    def _on_terminate(self, number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(0)  # unwinds into _shut_down
+
+    def _on_hangup(self, number: int, frame: Any) -> None:
+        self._redeploy = True
+
+    def _shut_down(self) -> None:
+        import ray
+        from ray import serve
+
+        if ray.is_initialized():
+            serve.shutdown()  # lets running requests end, then HAProxy
+            ray.shutdown()
+
+
+def status_code(url: str) -> int:
+    """The HTTP status that `url` answers with; 0 without an answer."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a local address needs no proxy
+    try:
+        with direct.open(url, timeout=2.0) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+def _cause(messages: list[str]) -> str:
+    """The line that says what went wrong, from Serve's message with its traceback."""
+    lines = [line for message in messages for line in message.splitlines() if line.strip()]
+    outer = [line for line in lines if not line.startswith(" ")]
+    # Our own errors are sentences; their class adds nothing.
+    return outer[-1].removeprefix("serve.errors.TabrankError: ") if outer else "Serve gives no reason"
+
+
+def supervise(config_path: Path, run: RunFolder, haproxy: bool) -> None:
+    """Leave the calling command (its session and its process tree), then supervise."""
+    if os.fork() > 0:
+        os._exit(0)
+    os.setsid()
+    Supervisor(read(config_path), run, haproxy).main()
+
+
+if __name__ == "__main__":
+    # python -m serve.supervisor --supervise CONFIG RUN_FOLDER 0|1, started by serve.cluster alone
+    supervise(Path(sys.argv[2]), RunFolder.of(Path(sys.argv[3])), sys.argv[4] == "1")

@@ -1,0 +1,97 @@
+"""A service that answers POST /v1/rank as told, on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+
+@dataclass
+class Stub:
+    """How the next requests are answered, and what came. Times in seconds."""
+
+    rung: str = "full"
+    model: str | None = "20261124T145959Z-ab12"
+    status: int = 200
+    wait_s: float = 0.0
+    share_bad: float = 1.0
+    close: bool = False
+    drop_last: bool = False
+    port: int = 0
+    requests: list[dict] = field(default_factory=list)
+    num_connections: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answer(self, request: dict) -> tuple[int, dict]:
+        bad = len(self.requests) % 100 < self.share_bad * 100
+        if self.status != 200 and bad:
+            return self.status, {"detail": "as the test says"}
+        rung = self.rung if bad else "full"
+        shown = request["candidates"][: -1 if self.drop_last else None]
+        scored = rung == "full" and self.model is not None
+        ranking = [
+            {"candidate": c, "score": 0.5 if scored else None, "position": i + 1} for i, c in enumerate(shown)
+        ]
+        return 200, {"request_id": "r", "arm": "model", "model": self.model, "rung": rung, "ranking": ranking}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                length = int(head.split("content-length: ")[1].split("\r\n")[0])
+                request = json.loads(await reader.readexactly(length))
+                self.requests.append(request)
+                if self.wait_s:
+                    await asyncio.sleep(self.wait_s)
+                status, answer = self.answer(request)
+                body = json.dumps(answer).encode()
+                kept = "close" if self.close else "keep-alive"
+                writer.write(
+                    f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nConnection: {kept}\r\n"
+                    f"Content-Length: {len(body)}\r\n\r\n".encode()
+                    + body
+                )
+                if self.close:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    service = Stub()
+    loop = asyncio.new_event_loop()
+    started = threading.Event()
+    stop: list[Callable[[], None]] = []
+
+    async def main() -> None:
+        over = asyncio.Event()
+        stop.append(lambda: loop.call_soon_threadsafe(over.set))
+        server = await asyncio.start_server(service.serve, "127.0.0.1", 0, backlog=2048)
+        service.port = server.sockets[0].getsockname()[1]
+        started.set()
+        await over.wait()
+        server.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
+    thread.start()
+    assert started.wait(5)
+    yield service
+    stop[0]()
+    thread.join(5)
+    loop.close()

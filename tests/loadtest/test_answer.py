@@ -1,0 +1,40 @@
+"""What an answer is worth."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loadtest.answer import Outcome, read_answer
+
+
+def body(rung="full", model="m1", scores=(0.5, 0.25), **more):
+    ranking = [{"candidate": f"c{i}", "score": s, "position": i + 1} for i, s in enumerate(scores)]
+    return json.dumps({"request_id": "r", "rung": rung, "model": model, "ranking": ranking, **more}).encode()
+
+
+def test_a_full_answer_of_a_model_counts_its_scored_candidates():
+    assert read_answer(200, body(scores=(0.5, 0.1, None)), 3) == (Outcome("full", True, True), 2)
+
+
+def test_a_full_answer_of_a_heuristic_counts_none():
+    assert read_answer(200, body(model=None), 2) == (Outcome("full", True, False), 0)
+
+
+@pytest.mark.parametrize("rung", ["partial", "fallback"])
+def test_a_lower_rung_counts_none_even_with_scores(rung):
+    assert read_answer(200, body(rung=rung), 2) == (Outcome(rung, True, False), 0)
+
+
+def test_another_status_is_an_error_of_that_name():
+    assert read_answer(503, b"", 2) == (Outcome("HTTP 503", False), 0)
+
+
+@pytest.mark.parametrize("garbled", [b"", b"{}", b"[]", b'{"rung": 1}', body()[:-1], body(rung=None)])
+def test_an_answer_that_is_not_as_documented_is_an_error(garbled):
+    assert read_answer(200, garbled, 2) == (Outcome("unreadable answer", False), 0)
+
+
+def test_an_answer_that_lacks_a_candidate_is_an_error():
+    assert read_answer(200, body(), 3) == (Outcome("wrong number of candidates", False), 0)

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.artifact import (
+    FILES,
+    current,
+    load,
+    new_version,
+    promote,
+    publish,
+    save,
+    versions,
+)
+from serve.encoder import Encoder, NumericColumn
+from serve.errors import ArtifactRefused, TabrankError
+
+OLD, NEW = "20260102T030405Z-0a1b", "20260102T030406Z-0000"
+CONTENT = {name: name.encode() for name in FILES}
+
+
+def write(folder: Path, version: str = OLD, **files: bytes) -> Path:
+    save(folder, {**CONTENT, **files}, {"version": version, "rows": 3})
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    encoder = Encoder((NumericColumn("age"),))
+    artifact = load(write(tmp_path / "made" / "a", **{"encoder.json": encoder.to_json().encode()}))
+    assert artifact.version == OLD
+    assert artifact.manifest["rows"] == 3
+    assert artifact.manifest["format"] == 1
+    assert artifact.read("model.onnx") == b"model.onnx"
+    assert artifact.encoder == encoder
+    assert names(tmp_path / "made") == ["a"]
+
+
+def altered(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"model.onnX")
+
+
+def missing(folder: Path) -> None:
+    (folder / "surface.toml").unlink()
+
+
+def extra(folder: Path) -> None:
+    (folder / "weights.pkl").write_bytes(b"")
+
+
+def extra_folder(folder: Path) -> None:
+    (folder / "more").mkdir()
+
+
+def linked(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder.parent / "elsewhere")
+    (folder / "model.onnx").symlink_to(folder.parent / "elsewhere")
+
+
+def linked_manifest(folder: Path) -> None:
+    (folder / "manifest.json").rename(folder.parent / "elsewhere")
+    (folder / "manifest.json").symlink_to(folder.parent / "elsewhere")
+
+
+def no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def broken_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def manifest_with(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (altered, r"model\.onnx is not the file that was written"),
+        (missing, r"surface\.toml is missing"),
+        (extra, r"weights\.pkl is not named by the manifest"),
+        (extra_folder, "more is not named by the manifest"),
+        (linked, r"model\.onnx is not a plain file"),
+        (linked_manifest, r"manifest\.json is not a plain file"),
+        (no_manifest, r"manifest\.json is missing; is this an artifact"),
+        (broken_manifest, r"manifest\.json is not JSON"),
+        (manifest_with(format=2), "format 2 is unknown, this release reads format 1"),
+        (manifest_with(version="../../etc"), r"version '\.\./\.\./etc' is not like"),
+        (manifest_with(files={"../secret": "0"}), "files must name exactly"),
+        (manifest_with(files=[]), "files must name exactly"),
+    ],
+)
+def test_a_damaged_artifact_is_refused_in_one_sentence(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    folder = write(tmp_path / "a")
+    damage(folder)
+    with pytest.raises(ArtifactRefused, match=message) as refused:
+        load(folder)
+    assert str(folder) in str(refused.value)
+    with pytest.raises(ArtifactRefused):
+        publish(folder, tmp_path / "models")
+    assert versions(tmp_path / "models") == []
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactRefused, match="is this an artifact"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_file_that_changes_after_loading_is_not_read(tmp_path: Path) -> None:
+    artifact = load(write(tmp_path / "a"))
+    altered(tmp_path / "a")
+    with pytest.raises(ArtifactRefused, match="not the file"):
+        artifact.read("model.onnx")
+
+
+def test_an_encoder_that_cannot_be_read_refuses_the_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactRefused, match=r"encoder\.json: encoder: not JSON"):
+        _ = load(write(tmp_path / "a")).encoder
+
+
+def test_saving_refuses_what_is_there_already_and_leaves_it(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    with pytest.raises(TabrankError, match="exists already"):
+        write(tmp_path / "a", version=NEW)
+    assert load(tmp_path / "a").version == OLD
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TabrankError, match="exists already"):
+        write(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "message"),
+    [
+        ({k: v for k, v in CONTENT.items() if k != "report.html"}, OLD, r"report\.html is missing"),
+        ({**CONTENT, "notes.txt": b""}, OLD, r"notes\.txt is not a known file"),
+        (CONTENT, "v1", "version 'v1' is not like"),
+    ],
+)
+def test_an_incomplete_artifact_is_not_saved(
+    tmp_path: Path, files: dict[str, bytes], version: str, message: str
+) -> None:
+    with pytest.raises(TabrankError, match=message):
+        save(tmp_path / "a", files, {"version": version})
+    assert names(tmp_path) == []
+
+
+def test_a_failing_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+
+    def fail_at_the_third(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if len(flushed) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail_at_the_third)
+    with pytest.raises(TabrankError, match=r"cannot be written.*No space left"):
+        write(tmp_path / "a")
+    assert len(flushed) == 3
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TabrankError, match="cannot be written"):
+        write(tmp_path / "file" / "a")
+
+
+def test_a_killed_writer_leaves_nothing_after_the_next(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; import serve.artifact as a\n"
+        "a._flush_folder = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"a.save(Path(sys.argv[1]), {{name: b'' for name in a.FILES}}, {{'version': {OLD!r}}})"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
+    assert process.returncode == -9
+    (partial,) = names(tmp_path)
+    assert partial.startswith(".a.")
+    assert partial.endswith(".partial")
+    write(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+
+
+def test_publishing_copies_once_and_promotion_points(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    assert versions(models) == []
+    assert current(models) is None
+    assert publish(write(tmp_path / "b", NEW), models) == NEW
+    assert publish(write(tmp_path / "a"), models) == OLD
+    assert versions(models) == [OLD, NEW]
+    assert current(models) is None
+    promote(models, OLD)
+    assert current(models) == OLD
+    promote(models, NEW)
+    assert current(models) == NEW
+    assert publish(tmp_path / "a", models) == OLD
+    assert load(models / OLD).manifest == load(tmp_path / "a").manifest
+    assert names(models) == [OLD, NEW, "CURRENT"]
+
+
+def test_a_published_artifact_is_never_changed(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    publish(write(tmp_path / "a"), models)
+    shutil.rmtree(tmp_path / "a")
+    write(tmp_path / "a", **{"report.html": b"another"})
+    with pytest.raises(ArtifactRefused, match="another artifact is published"):
+        publish(tmp_path / "a", models)
+    assert load(models / OLD).read("report.html") == b"report.html"
+
+
+def test_promoting_an_unknown_version_names_the_nearest_and_keeps_the_pointer(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    with pytest.raises(TabrankError, match="is not published; publish an artifact first"):
+        promote(models, OLD)
+    publish(write(tmp_path / "a"), models)
+    promote(models, OLD)
+    for version in (NEW, f"../{models.name}/{OLD}"):
+        with pytest.raises(TabrankError, match=f"did you mean {OLD}"):
+            promote(models, version)
+    assert current(models) == OLD
+
+
+def test_a_pointer_that_holds_no_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "CURRENT").write_text("../a\n")
+    with pytest.raises(ArtifactRefused, match=r"holds '\.\./a', which is no version"):
+        current(tmp_path)
+
+
+def test_what_is_no_version_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / f".{OLD}.host.1.partial").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / NEW).write_text("")
+    assert versions(tmp_path) == []
+
+
+def test_versions_sort_by_time() -> None:
+    made = [new_version(now_s) for now_s in (0.0, 59.0, 1.7e9, 1.7e9 + 1, 4e9)]
+    assert made == sorted(made)
+    assert new_version(1795532399.0).startswith("20261124T145959Z-")

@@ -1,0 +1,194 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from serve.cluster import down, status, up
+from serve.errors import TabrankError
+from serve.run_folder import MARKER, RunFolder
+
+# An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
+APPLICATION = """
+import json, os
+from ray import serve
+
+@serve.deployment
+class Scorer:
+    def score(self, payload):
+        return payload
+
+@serve.deployment
+@serve.ingress()
+class FeatureFetch:
+    def __init__(self, fail, scorer):
+        if fail:
+            raise RuntimeError("the store cannot be opened")
+        self.scorer, self.knobs = scorer, {}
+
+    def reconfigure(self, user_config):
+        self.knobs = user_config
+
+    def __serve_build_asgi_app__(self):
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                while True:
+                    kind = (await receive())["type"]
+                    await send({"type": kind + ".complete"})
+                    if kind.endswith("shutdown"):
+                        return
+            answer = {"pid": os.getpid(), "home": os.environ.get("TABRANK_HOME"), **self.knobs}
+            body = await self.scorer.score.remote(json.dumps(answer).encode())
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+        return app
+
+def build(args):
+    return FeatureFetch.bind(args["fail"], Scorer.bind())
+"""
+
+CONFIG = """\
+proxy_location: HeadOnly
+http_options: {{host: 127.0.0.1, port: {port}}}
+logging_config: {{enable_access_log: false}}
+applications:
+- name: tab
+  route_prefix: /
+  import_path: front:build
+  args: {{fail: {fail}}}
+  deployments:
+  - name: FeatureFetch
+    max_ongoing_requests: 100
+    max_surge_percent: 100
+    graceful_shutdown_wait_loop_s: 0.1
+    ray_actor_options: {{num_cpus: 0.5}}
+    user_config: {{knob: {knob}}}
+  - name: Scorer
+    graceful_shutdown_wait_loop_s: 0.1
+    ray_actor_options: {{num_cpus: 0.5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, port):
+    """A folder with an application, whose service is stopped at the end whatever happens."""
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "front.py").write_text(APPLICATION)
+    yield folder
+    down(folder / "run")
+
+
+def service(
+    folder: Path, port: int, *, knob: int = 1, fail: bool = False, haproxy: bool = True
+) -> dict[str, Any]:
+    (folder / "cluster.yaml").write_text(CONFIG.format(port=port, knob=knob, fail=str(fail).lower()))
+    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy)
+
+
+def answer(port: int) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/rank", timeout=5) as response:
+        return dict(json.loads(response.read()))
+
+
+def idle_process(marker: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "input()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: marker})
+
+
+def assert_nothing_is_left(folder: Path, port: int) -> None:
+    run = RunFolder.of(folder / "run")
+    assert run.processes() == []
+    assert not run.temp.exists()
+    assert status(folder / "run") == {"state": "stopped"}
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
+    run = RunFolder.of(tmp_path)
+    with (
+        idle_process(marker=run.cluster_id) as orphan,
+        idle_process(marker="another") as stranger,
+    ):
+        assert status(tmp_path)["state"] == "dead"
+        stopped = down(tmp_path)
+        assert stopped["was"] == "dead"
+        assert len(stopped["killed"]) == 1
+        assert not psutil.pid_exists(orphan.pid)
+        assert stranger.poll() is None
+        stranger.kill()
+    assert status(tmp_path) == {"state": "stopped"}
+
+
+def test_down_where_nothing_runs_is_no_error(tmp_path):
+    assert down(tmp_path)["was"] == "stopped"
+
+
+def test_a_port_that_somebody_else_holds_is_refused_and_its_holder_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(TabrankError, match=rf"127\.0\.0\.1:{port} is taken by .*{os.getpid()}"):
+            service(tmp_path, port)
+    assert status(tmp_path / "run") == {"state": "stopped"}
+
+
+@pytest.mark.integration
+def test_up_twice_starts_once_and_a_changed_knob_reaches_the_running_replica(folder, port):
+    assert service(folder, port, knob=1)["action"] == "started"
+    first = answer(port)
+    assert (first["knob"], first["home"]) == (1, str(folder))
+    assert service(folder, port, knob=1)["action"] == "none"
+    assert service(folder, port, knob=2)["action"] == "deployed"
+    assert answer(port) == {**first, "knob": 2}
+    now = status(folder / "run")
+    assert now["state"] == "ready"
+    assert now["applications"]["tab"]["deployments"]["Scorer"]["replicas"] == {"RUNNING": 1}
+
+
+@pytest.mark.integration
+def test_after_a_kill_of_all_but_haproxy_up_starts_anew_and_down_leaves_nothing(folder, port):
+    run = RunFolder.of(folder / "run")
+    service(folder, port)
+    old = run.processes()
+    names = {process.pid: process.name() for process in old}
+    # Among them those that set their own title, and with it would have lost the marker.
+    assert {"haproxy", "raylet", "gcs_server", "ray::DashboardAgent"} <= set(names.values())
+    for process in old:
+        if names[process.pid] != "haproxy":
+            process.kill()
+    psutil.wait_procs(old, timeout=1)
+    assert status(folder / "run")["state"] == "dead"
+    assert service(folder, port)["action"] == "started"
+    assert not set(names) & {process.pid for process in run.processes()}
+    assert answer(port)["knob"] == 1
+    stopped = down(folder / "run")
+    assert (stopped["was"], stopped["killed"]) == ("ready", [])
+    assert_nothing_is_left(folder, port)
+
+
+@pytest.mark.integration
+def test_an_application_that_cannot_start_gives_its_reason_and_leaves_nothing(folder, port):
+    with pytest.raises(TabrankError, match="'tab' cannot be deployed: RuntimeError: the store cannot be"):
+        service(folder, port, fail=True, haproxy=False)
+    assert_nothing_is_left(folder, port)
+
+
+@pytest.mark.integration
+def test_the_plain_proxy_serves_and_down_ends_what_a_killed_supervisor_leaves(folder, port):
+    started = service(folder, port, haproxy=False)
+    assert answer(port)["knob"] == 1
+    os.kill(started["pid"], signal.SIGKILL)
+    assert down(folder / "run")["was"] == "dead"
+    assert_nothing_is_left(folder, port)

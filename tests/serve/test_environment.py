@@ -1,0 +1,59 @@
+import inspect
+import os
+import sysconfig
+from pathlib import Path
+
+from serve.config import Config
+from serve.environment import environment
+from serve.run_folder import MARKER, RunFolder
+
+SOURCE = str(Path(inspect.getfile(environment)).resolve().parents[1])
+
+
+def built(folder: Path, haproxy: bool = True) -> dict[str, str]:
+    return environment(Config(folder / "cluster.yaml", {}, {}, ""), RunFolder.of(folder), haproxy)
+
+
+def test_every_process_carries_the_marker_and_keeps_it(tmp_path):
+    env = built(tmp_path)
+    assert env[MARKER] == RunFolder.of(tmp_path).cluster_id
+    assert env["SPT_NOENV"] == "1"
+
+
+def test_paths_count_from_the_folder_of_the_file(tmp_path):
+    assert built(tmp_path)["TABRANK_HOME"] == str(tmp_path)
+
+
+def test_a_shell_can_tune_but_not_redirect(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_NBTHREAD", "3")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    env = built(tmp_path)
+    assert env["RAY_SERVE_HAPROXY_NBTHREAD"] == "3"
+    assert "RAY_ADDRESS" not in env
+    assert env["RAY_AUTH_MODE"] == "disabled"
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+
+
+def test_the_plain_proxy_is_plain_whatever_the_shell_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    env = built(tmp_path, haproxy=False)
+    assert (env["RAY_SERVE_ENABLE_HA_PROXY"], env["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("0", "0")
+
+
+def test_two_clusters_share_no_port(tmp_path):
+    env = built(tmp_path)
+    names = [name for name in env if name.endswith("_PORT") and name.startswith("RAY_SERVE_")]
+    assert len({env[name] for name in names}) == 3
+
+
+def test_replicas_import_the_tree_that_this_code_lies_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert built(tmp_path)["PYTHONPATH"].split(os.pathsep) == [SOURCE, str(tmp_path), "/elsewhere"]
+
+
+def test_an_installed_wheel_is_found_without_help(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: SOURCE)
+    assert built(tmp_path)["PYTHONPATH"] == str(tmp_path)

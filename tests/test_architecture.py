@@ -1,0 +1,91 @@
+"""What the folder list promises: arrows of import, links of the documents, frozen surfaces."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"serve": {"serve"}, "training": {"training", "serve"}, "loadtest": {"loadtest"}}
+RAY_FILES = {
+    "serve/deployments.py",
+    "serve/app.py",
+    "serve/metrics.py",
+    "serve/supervisor.py",
+    "serve/config.py",  # reads Ray's own schemas
+    "training/trainer.py",
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package):
+    for path in (ROOT / package).rglob("*.py"):
+        used = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
+        assert used <= PACKAGES[package], path
+
+
+def test_ray_lives_in_a_few_files():
+    found = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if any(name.split(".")[0] == "ray" for name in imports(path))
+    }
+    assert found <= RAY_FILES
+
+
+def test_the_ranking_imports_neither_ray_nor_torch_nor_pandas():
+    code = (
+        "import sys, serve.ranking, serve.features, serve.batcher, serve.edge;"
+        "print({'ray', 'torch', 'pandas', 'onnxruntime'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "README.md"])
+def test_every_link_leads_to_a_file(document):
+    path = ROOT / document
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+def test_every_package_has_its_test_folder():
+    for package in PACKAGES:
+        assert (ROOT / "tests" / package).is_dir()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_every_command_has_help():
+    for package, commands in (
+        ("serve", ("up", "down", "status", "check", "load")),
+        ("training", ("simulate", "import", "split", "fit", "evaluate", "publish")),
+        ("loadtest", ("run",)),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        for command in commands:
+            assert re.search(rf"\b{command}\b", done.stdout), (package, command)
+
+
+def test_what_make_offers_is_what_the_readme_calls():
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M))
+    called = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert called <= targets
+    assert {"install", "demo", "up", "down", "test", "check"} <= targets

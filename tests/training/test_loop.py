@@ -1,0 +1,271 @@
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
+from serve.errors import TabrankError
+from training.loop import FitConfig, Inputs, Rows, State, inputs, learning_rate, run
+from training.network import Network, NetworkConfig
+
+ENCODER = Encoder(
+    numeric=(NumericColumn("a", indicator=True), NumericColumn("b"), NumericColumn("c", transform="log1p")),
+    single=(SingleColumn("topic", ("music", "news", "sport"), embedding=2),),
+    multi=(MultiColumn("tags", 2, ("x", "y")),),
+)
+CONFIG = FitConfig(
+    network=NetworkConfig(width=8, n_steps=2, virtual_batch_size=64),
+    epochs=6,
+    batch_size=256,
+    category_dropout=0.05,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small batches gain nothing from more, and threads wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+def made(num_rows: int, seed: int) -> Inputs:
+    """Rows whose label hangs on the product of two numbers and on the topic, so that no line fits it."""
+    rng = np.random.default_rng(seed)
+    numeric = rng.normal(size=(num_rows, 3)).astype(np.float32)
+    index = rng.integers(2, 5, size=(num_rows, 1))
+    logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) + (index[:, 0] == 3) - 1
+    label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    numeric[rng.random(num_rows) < 0.1, 0] = np.nan
+    hot = rng.integers(0, 2, size=(num_rows, 2)).astype(np.float32)
+    return inputs(Rows(numeric, hot, index, label), ENCODER, CONFIG.network)
+
+
+@pytest.fixture(scope="module")
+def train() -> Inputs:
+    return made(3_000, seed=1)
+
+
+@pytest.fixture(scope="module")
+def valid() -> Inputs:
+    return made(1_000, seed=2)
+
+
+@pytest.fixture(scope="module")
+def trained(train, valid) -> State:
+    return run(train, valid, ENCODER, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def upside_down() -> Inputs:
+    rows = made(500, seed=3)
+    return Inputs(rows.x, 1 - rows.label)
+
+
+@pytest.fixture(scope="module")
+def stopped(train, upside_down) -> State:
+    """A run that gets worse as it learns."""
+    return run(train, upside_down, ENCODER, replace(CONFIG, epochs=20, patience=2))
+
+
+def is_same(left: State, right: State) -> bool:
+    parts = [(getattr(left, part), getattr(right, part)) for part in ("last", "best", "optimiser")]
+    histories = [[line | {"seconds": 0} for line in state.history] for state in (left, right)]
+    return (
+        histories[0] == histories[1]
+        and (left.best_epoch, left.stopped) == (right.best_epoch, right.stopped)
+        and all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in parts)
+    )
+
+
+def test_a_law_that_no_line_fits_is_learned(trained, valid):
+    share = valid.label.mean().item()
+    base = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    assert trained.history[-1]["valid_logloss"] < 0.75 * base
+    assert trained.history[-1]["valid_auc"] > 0.85
+
+
+def test_the_same_seed_gives_the_same_run(train, valid):
+    short = replace(CONFIG, epochs=2)
+    first = run(train, valid, ENCODER, short)
+    assert is_same(first, run(train, valid, ENCODER, short))
+    assert not is_same(first, run(train, valid, ENCODER, replace(short, seed=1)))
+
+
+def test_a_run_that_goes_on_from_a_file_ends_as_one_that_was_never_cut(train, valid, trained, tmp_path):
+    def save_and_cut(state: State) -> None:
+        state.save(tmp_path / f"{len(state.history)}.safetensors")
+        if len(state.history) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(train, valid, ENCODER, CONFIG, after_epoch=save_and_cut)
+    state = State.load(tmp_path / "3.safetensors")
+    assert len(state.history) == 3
+    assert not state.stopped
+    assert is_same(run(train, valid, ENCODER, CONFIG, state=state), trained)
+
+
+def test_a_state_reads_back_from_its_file_as_it_was(trained, tmp_path):
+    trained.save(tmp_path / "state.safetensors")
+    assert is_same(State.load(tmp_path / "state.safetensors"), trained)
+
+
+def test_a_run_that_stopped_is_not_trained_again(trained, train, valid):
+    assert trained.stopped
+    assert run(train, valid, ENCODER, CONFIG, state=trained) is trained
+    assert len(trained.history) == CONFIG.epochs
+
+
+def test_training_stops_once_the_validation_logloss_no_longer_falls(stopped):
+    assert stopped.best_epoch + 2 == len(stopped.history) < 20
+    assert stopped.best_epoch == 1 + int(np.argmin([line["valid_logloss"] for line in stopped.history]))
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(stopped, upside_down):
+    for weights, epoch in ((stopped.best, stopped.best_epoch), (stopped.last, len(stopped.history))):
+        network = Network(ENCODER, CONFIG.network).eval()
+        network.tabnet.load_state_dict(weights)
+        with torch.no_grad():
+            logit = network(upside_down.x)[0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, upside_down.label).item()
+        assert loss == pytest.approx(stopped.history[epoch - 1]["valid_logloss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("dropout", "learned"), [(0.0, False), (0.2, True)])
+def test_the_unseen_embedding_is_trained_by_category_dropout(train, valid, dropout, learned):
+    config = replace(CONFIG, epochs=1, category_dropout=dropout, weight_decay=0.0)
+    torch.manual_seed(config.seed)
+    before = Network(ENCODER, config.network).tabnet.embedder.embeddings[0].weight[UNSEEN].detach()
+    state = run(train, valid, ENCODER, config)
+    after = state.last["embedder.embeddings.0.weight"][UNSEEN]
+    assert torch.equal(before, after) is not learned
+
+
+def test_dropping_categories_leaves_the_rows_as_they_were(valid):
+    train = made(500, seed=4)
+    before = train.x.clone()
+    run(train, valid, ENCODER, replace(CONFIG, epochs=1, category_dropout=0.9))
+    assert torch.equal(train.x, before)
+
+
+def test_rows_without_categories_are_trained(train, valid):
+    numbers = Encoder(numeric=(NumericColumn("b"), NumericColumn("c")))
+    first_two = [Inputs(part.x[:, 1:3].contiguous(), part.label) for part in (train, valid)]
+    assert len(run(*first_two, numbers, replace(CONFIG, epochs=1)).history) == 1
+
+
+def test_a_gradient_that_is_no_number_ends_the_run(train, valid):
+    broken = Inputs(train.x, torch.full_like(train.label, math.nan))
+    with pytest.raises(TabrankError, match="gradient became nan; lower learning_rate"):
+        run(broken, valid, ENCODER, CONFIG)
+
+
+def test_too_few_rows_are_refused(train, valid):
+    one, none = Inputs(train.x[:1], train.label[:1]), Inputs(train.x[:0], train.label[:0])
+    with pytest.raises(TabrankError, match="1 training rows"):
+        run(one, valid, ENCODER, CONFIG)
+    with pytest.raises(TabrankError, match="no validation rows"):
+        run(train, none, ENCODER, CONFIG)
+
+
+def test_a_handful_of_rows_is_enough_to_run(train, valid):
+    few = Inputs(train.x[:65], train.label[:65])  # 64 + 1: the one left over cannot be normalised alone
+    assert len(run(few, valid, ENCODER, replace(CONFIG, epochs=2)).history) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("learning_rate", 0.0),
+        ("category_dropout", 1.0),
+        ("num_workers", -1),
+    ],
+)
+def test_a_senseless_setting_is_refused_by_name_and_value(name, value):
+    with pytest.raises(TabrankError, match=f"{name} {value}"):
+        FitConfig(**{name: value})
+
+
+def test_the_learning_rate_rises_and_then_falls_to_its_last_share():
+    config = FitConfig(learning_rate=0.1, warmup=0.2, final_rate=0.05)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert max(rates) == rates[20] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.005)
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    assert learning_rate(0, 1, FitConfig()) > 0
+
+
+def test_validation_rows_of_one_label_have_a_logloss_but_no_auc(train, valid):
+    clicked = Inputs(valid.x, torch.ones_like(valid.label))
+    line = run(train, clicked, ENCODER, replace(CONFIG, epochs=1)).history[0]
+    assert line["valid_auc"] is None
+    assert line["valid_logloss"] > 0
+
+
+class FixedInputNorm(Network):
+    """The norm over all rows of a batch is the one thing that sees how a batch is shared among ranks."""
+
+    def train(self, mode: bool = True) -> "FixedInputNorm":
+        super().train(mode)
+        self.tabnet.tabnet.encoder.initial_bn.eval()
+        return self
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from safetensors.torch import load_file
+import training.loop
+from serve.encoder import Encoder
+from training.loop import FitConfig, Inputs, run
+from training.network import Network, NetworkConfig
+
+class FixedInputNorm(Network):
+    def train(self, mode=True):
+        super().train(mode)
+        self.tabnet.tabnet.encoder.initial_bn.eval()
+        return self
+
+training.loop.Network = FixedInputNorm
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+rows = load_file(folder / "rows")
+network = NetworkConfig(width=8, n_steps=2, virtual_batch_size=64)
+config = FitConfig(network, epochs=3, batch_size=256, category_dropout=0.05)
+encoder = Encoder.from_json((folder / "encoder").read_text())
+state = run(Inputs(rows["tx"], rows["ty"]), Inputs(rows["vx"], rows["vy"]), encoder, config)
+state.save(folder / str(rank))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.integration
+def test_two_ranks_make_the_steps_of_one_process(train, valid, tmp_path, monkeypatch):
+    (tmp_path / "encoder").write_text(ENCODER.to_json())
+    save_file({"tx": train.x, "ty": train.label, "vx": valid.x, "vy": valid.label}, tmp_path / "rows")
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-W", "error", "-c", RANK]
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    first, second = (State.load(tmp_path / str(rank)) for rank in (0, 1))
+    assert all(torch.equal(first.last[name], second.last[name]) for name in first.last)
+    monkeypatch.setattr("training.loop.Network", FixedInputNorm)
+    alone = run(train, valid, ENCODER, replace(CONFIG, epochs=3))
+    for shared, single in zip(first.history, alone.history, strict=True):
+        assert shared["train_logloss"] == pytest.approx(single["train_logloss"], abs=1e-4)
+        assert shared["valid_logloss"] == pytest.approx(single["valid_logloss"], abs=1e-2)

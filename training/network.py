@@ -1,0 +1,130 @@
+"""The trained network: pytorch_tabnet's TabNet (Arik & Pfister 2021) behind an encoder's inputs.
+
+Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category columns,
+D0 = F + I + V, E embedded columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pytorch_tabnet.tab_network import TabNet
+from torch import Tensor, nn
+
+from serve.encoder import CLIP, Encoder
+from serve.errors import TabrankError
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What shapes and regularises the network; `width` is both n_d and n_a of the paper."""
+
+    width: int = 16
+    n_steps: int = 2
+    gamma: float = 1.3
+    mask_type: Literal["entmax", "sparsemax"] = "entmax"
+    n_independent: int = 2
+    n_shared: int = 2
+    virtual_batch_size: int = 256
+    momentum: float = 0.02
+    lambda_sparse: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.mask_type not in ("entmax", "sparsemax"):
+            raise TabrankError(f"network: mask_type {self.mask_type!r} is none of entmax, sparsemax")
+        for name, least in (("width", 1), ("n_steps", 1), ("virtual_batch_size", 2)):
+            if getattr(self, name) < least:
+                raise TabrankError(f"network: {name} {getattr(self, name)} must be {least} or more")
+        if min(self.n_independent, self.n_shared) < 0 or self.n_independent + self.n_shared == 0:
+            raise TabrankError(
+                f"network: n_independent {self.n_independent} and n_shared {self.n_shared} must not be "
+                "negative nor both 0"
+            )
+        if not self.gamma >= 1.0:
+            raise TabrankError(f"network: gamma {self.gamma} must be 1 or more")
+
+
+class Network(nn.Module):
+    """TabNet with one output, fed by `encoder.encode`; its own state dict is `network.tabnet.state_dict()`.
+
+    The TabNet attends to the columns of `encoder.input_names`; an embedded category is one of them.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    logged: Tensor
+    indicators: Tensor
+
+    def __init__(self, encoder: Encoder, config: NetworkConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config = config
+        num_inputs, num_single = len(encoder.input_names), len(encoder.single)
+        if num_inputs == 0:
+            raise TabrankError("network: the encoder has no columns; give the surface at least one feature")
+        self.num_dense = num_inputs - num_single
+        self.tabnet = TabNet(
+            num_inputs,
+            1,
+            n_d=config.width,
+            n_a=config.width,
+            n_steps=config.n_steps,
+            gamma=config.gamma,
+            cat_idxs=list(range(self.num_dense, num_inputs)),
+            cat_dims=list(encoder.cardinalities),
+            cat_emb_dim=[column.embedding for column in encoder.single],
+            n_independent=config.n_independent,
+            n_shared=config.n_shared,
+            virtual_batch_size=config.virtual_batch_size,
+            momentum=config.momentum,
+            mask_type=config.mask_type,
+            group_attention_matrix=torch.eye(num_inputs),
+        )
+        # pytorch_tabnet never calls this one: it gets no gradient, which DistributedDataParallel refuses.
+        self.tabnet.tabnet.initial_bn.requires_grad_(False)
+        columns = encoder.numeric
+        for name, values in (
+            ("mean", torch.tensor([c.mean for c in columns], dtype=torch.float32)),
+            ("scale", torch.tensor([1.0 / c.std for c in columns], dtype=torch.float32)),
+            ("logged", torch.tensor([c.transform == "log1p" for c in columns], dtype=torch.bool)),
+            ("indicators", torch.tensor(encoder.indicators, dtype=torch.int64)),
+        ):
+            self.register_buffer(name, values, persistent=False)
+
+    @torch.no_grad()
+    def inputs(self, numeric: Tensor, hot: Tensor, index: Tensor) -> Tensor:
+        """Transforms what `encoder.encode` gives: (f32 [R, F], f32 [R, V], i64 [R, K1]) → x f32 [R, D0 + K1].
+
+        Numbers are transformed, standardised and clipped, missing ones are 0. Done once per row: nothing
+        in here is learned.
+        """
+        missing = torch.isnan(numeric)
+        logged = torch.sign(numeric) * torch.log(1.0 + torch.abs(numeric))
+        value = torch.where(missing, self.mean, torch.where(self.logged, logged, numeric))
+        value = torch.clamp((value - self.mean) * self.scale, -CLIP, CLIP)
+        return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [R, D0 + K1] → (logit [R], sparsity): the loss to minimise is logloss + lambda_sparse · sparsity.
+
+        `sparsity` is the masks' mean entropy over steps and rows, 0 where each step looks at one column.
+        """
+        # What tabnet.embedder does, without its Python loop over the columns that are not embedded.
+        tables = getattr(self.tabnet.embedder, "embeddings", ())
+        index = x[:, self.num_dense :].long()
+        parts = [x[:, : self.num_dense], *(table(index[:, k]) for k, table in enumerate(tables))]
+        logit, negative_entropy = self.tabnet.tabnet(torch.cat(parts, dim=1))
+        return logit[:, 0], -negative_entropy
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
+        """Moves the group matrices too: pytorch_tabnet keeps them outside of its buffers."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for owner, name in (
+            (self.tabnet.embedder, "embedding_group_matrix"),
+            (self.tabnet.tabnet.encoder, "group_attention_matrix"),
+        ):
+            setattr(owner, name, fn(getattr(owner, name)))
+        return self

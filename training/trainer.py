@@ -1,0 +1,353 @@
+"""Ray Train (V2) around the training loop: workers, checkpoints, resumption, and progress on the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from numpy.typing import NDArray
+from ray.train.torch import TorchTrainer, get_device
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from serve.encoder import Encoder
+from serve.errors import TabrankError
+from training.loop import Epoch, FitConfig, Inputs, Rows, State, inputs, run
+
+SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how often a report is taken; 2 s by default
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""What Ray must find in the environment; a value that is set already wins."""
+
+STATE, PROGRESS = "state.safetensors", "progress.jsonl"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` answers: the TabNet's state dict, and how it came about."""
+
+    weights: dict[str, NDArray[Any]]
+    history: list[Epoch]
+    best_epoch: int
+    seconds: float
+
+
+class Progress(Protocol):
+    """Told of a run as it goes."""
+
+    def start(self, epochs: int) -> None:
+        """A run of at most so many epochs begins."""
+
+    def epoch(self, line: Epoch) -> None:
+        """An epoch is done."""
+
+    def finish(self, best_epoch: int) -> None:
+        """The run is over."""
+
+
+class Lines:
+    """One plain line per epoch."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.epochs = 0
+
+    def start(self, epochs: int) -> None:
+        """Remembers how many epochs there may be."""
+        self.epochs = epochs
+
+    def epoch(self, line: Epoch) -> None:
+        """Writes the epoch's line."""
+        auc = "" if line["valid_auc"] is None else f"  valid auc {line['valid_auc']:.4f}"
+        self._write(
+            f"epoch {line['epoch']}/{self.epochs}  train logloss {line['train_logloss']:.4f}  valid logloss "
+            f"{line['valid_logloss']:.4f}{auc}  {line['seconds']:.1f} s"
+        )
+
+    def finish(self, best_epoch: int) -> None:
+        """Says which epoch's weights were best."""
+        self._write(f"best epoch {best_epoch}")
+
+    def _write(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+
+class TerminalBar:
+    """A bar that moves with each epoch, with the validation logloss and the time that is left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.bar = Bar(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[logloss]}"),
+            TimeRemainingColumn(),
+            console=Console(file=stream),
+        )
+        self.task = self.bar.add_task("training", logloss="starting the workers", total=None)
+
+    def start(self, epochs: int) -> None:
+        """Draws the bar."""
+        self.bar.update(self.task, total=epochs)
+        self.bar.start()
+
+    def epoch(self, line: Epoch) -> None:
+        """Moves the bar."""
+        text = f"valid logloss {line['valid_logloss']:.4f}"
+        self.bar.update(self.task, completed=line["epoch"], logloss=text)
+
+    def finish(self, best_epoch: int) -> None:
+        """Leaves the bar as it is."""
+        self.bar.update(self.task, logloss=f"best epoch {best_epoch}")
+        self.bar.stop()
+
+
+def progress_on(stream: TextIO = sys.stderr) -> Progress:
+    """A bar on a terminal, plain lines elsewhere."""
+    return TerminalBar(stream) if stream.isatty() else Lines(stream)
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray for as long as the block runs; a Ray that runs already, here or in RAY_ADDRESS, is used and left.
+
+    Ray's processes die with this one, however it ends. They listen on 127.0.0.1 alone.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=_num_cores(),
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,  # rows travel by file
+                _node_ip_address="127.0.0.1",
+                _temp_dir=temporary,  # short: a socket's path ends at 107 characters
+                **quiet,
+            )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def train(
+    train: Rows, valid: Rows, encoder: Encoder, config: FitConfig, *, storage: Path, progress: Progress
+) -> Trained:
+    """Trains on `config.num_workers` Ray workers (0: in this process, without checkpoints).
+
+    A run that was killed goes on from its last epoch if it is called again with the same rows, encoder,
+    configuration and `storage`, and ends as it would have; anything else there is left alone. `storage`
+    is a folder that all workers see, and the caller's to delete.
+
+    Raises:
+        TabrankError: if the rows are too few, the training diverges, or there are too few CPUs.
+        ray.train.TrainingFailedError: if workers die more than twice.
+    """
+    started = time.perf_counter()
+    sets = {"train": inputs(train, encoder, config.network), "valid": inputs(valid, encoder, config.network)}
+    folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config)}"
+    state = _finished(folder)
+    if state is None:
+        _save_inputs(sets, folder)
+        del sets
+        progress.start(config.epochs)
+        with _following(folder / PROGRESS, progress):
+            state = _fit(encoder, config, folder)
+        progress.finish(state.best_epoch)
+        shutil.rmtree(folder / "inputs")
+    weights = state.best if config.restore_best else state.last
+    return Trained(
+        {name: tensor.numpy() for name, tensor in weights.items()},
+        state.history,
+        state.best_epoch,
+        time.perf_counter() - started,
+    )
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without the actors for Ray Data and for placement groups that outlive a controller: 2 to 3 s a run.
+
+    There is no Ray Data here, and a driver whose controller died ends, and its placement groups with it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
+
+
+def _fit(encoder: Encoder, config: FitConfig, folder: Path) -> State:
+    job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder)}
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    session = ray_session() if config.num_workers else contextlib.nullcontext()
+    with session, _interruptible():
+        if config.num_workers:
+            _check_cpus(config.num_workers)
+        trainer = _Trainer(
+            _work,
+            train_loop_config=job,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.num_workers, use_gpu=torch.cuda.is_available()
+            ),
+            run_config=ray.train.RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent),
+                failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                # Threads that spin while they wait made training ten times slower on shared cores.
+                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},
+            ),
+        )
+        outcome = trainer.fit().return_value
+    if isinstance(outcome, TabrankError):
+        raise outcome
+    assert isinstance(outcome, State)
+    return outcome
+
+
+def _work(job: dict[str, Any]) -> State | TabrankError:
+    """What each worker runs. A user's mistake is returned, since what is raised would be tried again."""
+    context, folder = ray.train.get_context(), Path(job["folder"])
+    if ray.is_initialized():
+        torch.set_num_threads(max(1, _num_cores() // context.get_local_world_size()))
+    checkpoint = ray.train.get_checkpoint()
+    state = State.load(Path(checkpoint.path) / STATE) if checkpoint else None
+
+    def after_epoch(state: State) -> None:
+        line = state.history[-1]
+        if context.get_world_rank() > 0:
+            ray.train.report({})
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            state.save(Path(temporary) / STATE)
+            ray.train.report(dict(line), checkpoint=ray.train.Checkpoint.from_directory(temporary))
+        with (folder / PROGRESS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    try:
+        return run(
+            _load_inputs(folder, "train"),
+            _load_inputs(folder, "valid"),
+            Encoder.from_json(job["encoder"]),
+            job["config"],
+            state=state,
+            after_epoch=after_epoch,
+            device=get_device(),
+        )
+    except TabrankError as error:
+        return error
+
+
+def _finished(folder: Path) -> State | None:
+    """The state of a run that needs no more training. A folder that cannot be gone on from is removed."""
+    if not folder.exists():
+        return None
+    try:
+        checkpoint = ray.train.Result.from_path(folder).checkpoint
+        state = State.load(Path(checkpoint.path) / STATE)
+    except Exception:
+        # Killed before its first checkpoint or in the middle of a write; Ray says it in many ways.
+        shutil.rmtree(folder)
+        return None
+    return state if state.stopped else None
+
+
+def _fingerprint(sets: dict[str, Inputs], encoder: Encoder, config: FitConfig) -> str:
+    """Names a run by all that its result depends on, so that only the same run goes on from a checkpoint."""
+    digest = hashlib.sha256(encoder.to_json().encode())
+    digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
+    for part in sets.values():
+        for tensor in (part.x, part.label):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()[:12]
+
+
+def _save_inputs(sets: dict[str, Inputs], folder: Path) -> None:
+    (folder / "inputs").mkdir(parents=True, exist_ok=True)
+    for name, part in sets.items():
+        np.save(folder / "inputs" / f"{name}-x.npy", part.x.numpy())
+        np.save(folder / "inputs" / f"{name}-label.npy", part.label.numpy())
+
+
+def _load_inputs(folder: Path, name: str) -> Inputs:
+    """Maps the files into memory; workers of one machine share the pages (torch wants them writable: "c")."""
+    x, label = (np.load(folder / "inputs" / f"{name}-{part}.npy", mmap_mode="c") for part in ("x", "label"))
+    return Inputs(torch.from_numpy(x), torch.from_numpy(label))
+
+
+@contextlib.contextmanager
+def _following(path: Path, progress: Progress) -> Iterator[None]:
+    """Tells `progress` of the lines that are added to a file while the block runs."""
+    path.touch()
+    over = threading.Event()
+    with path.open() as file:
+        file.seek(0, os.SEEK_END)
+
+        def follow() -> None:
+            text, is_over = "", False
+            while not is_over:
+                is_over = over.wait(0.1)
+                *lines, text = (text + file.read()).split("\n")
+                for line in lines:
+                    progress.epoch(json.loads(line))
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Gives Ctrl-C back: TorchTrainer.fit keeps its own handler installed when it is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _check_cpus(num_workers: int) -> None:
+    num_cpus = int(ray.cluster_resources().get("CPU", 0))
+    if num_workers > num_cpus:
+        raise TabrankError(f"fit: num_workers {num_workers} is more than Ray's {num_cpus} CPUs; lower it")
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
