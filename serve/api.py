@@ -146,7 +146,7 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
             seen.add(name)
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
     for i, candidate in enumerate(request.candidates):
-        if isinstance(candidate, Candidate):
+        if type(candidate) is Candidate:
             for name, value in candidate.fields.items():
                 _check_field(stated, name, value, f"/candidates/{i}/fields/{_escaped(name)}")
 

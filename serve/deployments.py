@@ -1,6 +1,7 @@
 """The two Ray Serve deployments: thin wiring around `FeatureFetcher` and `ModelHolder`."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +59,19 @@ class FeatureFetch:
         self._fetcher.configure(UserConfig.from_mapping(user_config))
         if self._refreshing is None:
             await self._fetcher.refresh()
+            _quiet_gc()
             self._refreshing = asyncio.get_running_loop().create_task(self._fetcher.refresh_forever())
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         """The ASGI application that Ray mounts."""
         return Edge(self._fetcher)
+
+
+def _quiet_gc() -> None:
+    """Leave what was loaded out of garbage collection, and collect seldom: it took a fifth of the event loop.
+
+    A request leaves no cycles behind; what little does is found at one collection in 50,000 allocations.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)

@@ -132,7 +132,7 @@ class FeatureFetcher:
             Ranked(names[i], None if scores[i] != scores[i] else scores[i], position)
             for position, i in enumerate(shown, 1)
         ]
-        if query.explain:
+        if query.explain and slate.matrix is not None:
             vocabularies = self.model.encoder if self.model else None
             for ranked, i in zip(ranking, shown, strict=True):
                 ranked.features = explain(self.ranker.features.columns, slate.matrix, i, vocabularies)

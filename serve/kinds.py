@@ -55,15 +55,15 @@ class Sum:
 class Map:
     """State: for each viewer, decayed `event` and `over` sums by the value of a candidate's field.
 
-    Holds `keep` entries. The entry that says least goes first: least `over + event / rate`, decayed to a
-    common time; ties go by key. The rule needs no clock, so a replay evicts as the service did.
+    Holds `keep` entries. To make room, the one with the least `event` goes, then the least `over`, both decayed
+    to a common time, then by key; but never one that this record's own event touches, or a viewer with a full
+    map could take to nothing new. The rule needs no clock, so a replay evicts as the service did.
     """
 
     event: str
     over: str
     field: FieldRef
     half_life_ms: float
-    rate: float
     keep: int
 
 
@@ -279,7 +279,7 @@ class Affinity:
     transform: Transform = "none"
 
     def _map(self) -> Map:
-        return Map(self.event, self.over, self.field, self.half_life_ms, self.prior.rate, self.keep)
+        return Map(self.event, self.over, self.field, self.half_life_ms, self.keep)
 
     def slots(self) -> tuple[Slot, ...]:
         """One map a viewer."""

@@ -50,7 +50,7 @@ class Slate:
     model: str | None
     unknown_viewer: bool
     unknown_candidates: list[str]
-    matrix: Matrix
+    matrix: Matrix | None  # its rows' features; None where they were not computed
     stage_ms: Mapping[str, float]
 
 
@@ -82,8 +82,11 @@ class Ranker:
         for query, reason, is_unknown in zip(queries, failed, unknown_viewer, strict=True):
             part = slice(first, first + len(query.candidates))
             own = Matrix(matrix.numeric[part], matrix.category[part])
+            popular = own.numeric[:, self.features.popular]
             slates.append(
-                self._select(query, own, scores[part], ended[part], rows[part], reason, is_unknown, stage_ms)
+                self._select(
+                    query, own, popular, scores[part], ended[part], rows[part], reason, is_unknown, stage_ms
+                )
             )
             first = part.stop
         return slates
@@ -91,17 +94,14 @@ class Ranker:
     def popular(self, query: Query, reason: str) -> Slate:
         """The popular order at once, from the live table alone: what a query gets that cannot be served."""
         rows = self.candidates.find(query.candidates)
-        blank = self.features.schema.blank("viewer")
-        context = self.features.schema.context_rows([query.context])
-        now_ms = np.array([query.now_ms], np.int64)
         owner = np.zeros(len(rows), np.int64)
         candidates = self._stated(self.candidates.table[rows], [query], owner)
-        matrix = self.features.compute(blank, candidates, context, owner, now_ms)
+        context = self.features.schema.context_rows([query.context])
+        popular = self.features.popularity(candidates, context, query.now_ms)
         ended = candidates["ends_ms"] <= query.now_ms
         unscored = np.full(len(rows), np.nan, np.float32)
-        return self._select(
-            query, matrix, unscored, ended, rows, reason, False, {"features": 0.0, "score": 0.0}
-        )
+        stage_ms = {"features": 0.0, "score": 0.0}
+        return self._select(query, None, popular, unscored, ended, rows, reason, False, stage_ms)
 
     def _candidate_rows(self, queries: Sequence[Query]) -> tuple[I64, I64]:
         lengths = [len(query.candidates) for query in queries]
@@ -167,7 +167,8 @@ class Ranker:
     def _select(
         self,
         query: Query,
-        matrix: Matrix,
+        matrix: Matrix | None,
+        popular: F32,
         score: F32,
         ended: NDArray[np.bool_],
         rows: I64,
@@ -182,13 +183,13 @@ class Ranker:
         if by_model and not finite.all():
             degraded.append("non_finite_score")
         score = np.where(finite & ~ended, score, np.float32(np.nan))
-        popular = np.nan_to_num(matrix.numeric[:, self.features.popular], nan=-np.inf)
+        popular = np.where(np.isnan(popular), np.float32(-np.inf), popular)
         places = np.arange(len(score))
         if query.arm.scorer == NOOP and failed is None:
             popular = np.zeros(len(score), np.float32)
         elif query.arm.scorer == SHUFFLE and failed is None:
             popular = np.random.default_rng().random(len(score), np.float32)
-        order = np.lexsort((places, -popular, -np.nan_to_num(score, nan=-1.0), ended))
+        order = np.lexsort((places, -popular, np.where(np.isnan(score), np.float32(1.0), -score), ended))
         unknown = [query.candidates[i] for i in np.flatnonzero(rows == 0).tolist()]
         rung = "fallback" if failed is not None else "partial" if degraded else "full"
         model = query.model if by_model else None

@@ -223,10 +223,10 @@ class State:
             if len(used) > m.keep:
                 arrived = np.zeros(len(used))
                 arrived[len(used) - len(new) :] = counts[~found]
-                over = joined[2] + (0.0 if hit else arrived)
-                event = joined[1] + (arrived if hit else 0.0)
-                says = (over + event / m.rate) * np.exp2((joined[3] - joined[3].max()) / m.half_life_ms)
-                stay = np.sort(np.lexsort((joined[0], -says))[: m.keep])
+                touched = hit & np.isin(joined[0], keys)
+                decay = np.exp2((joined[3] - joined[3].max()) / m.half_life_ms)
+                over = (joined[2] + (0.0 if hit else arrived)) * decay
+                stay = np.sort(np.lexsort((joined[0], -over, -joined[1] * decay, ~touched))[: m.keep])
                 joined = [part[stay] for part in joined]
             for part, values in zip(old, joined, strict=True):
                 part[: len(values)] = values

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save as safetensors_bytes
 
 from serve.artifact import new_version
 from serve.artifact import save as save_artifact
@@ -27,6 +26,7 @@ from training.calibrate import fit_platt
 from training.dataset import Dataset, build
 from training.encoding import category_strings, fit_encoder
 from training.export import build as build_files
+from training.export import golden
 from training.loop import FitConfig, Rows
 from training.metrics import Slates, measure, paired, reliability
 from training.network import Network
@@ -34,7 +34,6 @@ from training.report import model_card, report_page
 from training.trainer import Progress, Trained, train
 
 VALIDATION_SHARE = 0.1  # the last tenth, by time
-NUM_GOLDEN = 64
 
 
 def fit(
@@ -102,7 +101,7 @@ def fit(
     files = build_files(network, encoder, calibration)
     files["surface.toml"] = surface.text.encode()
     files["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
-    files["golden.safetensors"] = _golden(network, encoder, held.matrix, calibration.a, calibration.b)
+    files["golden.safetensors"] = golden(network, calibration, held.matrix.numeric, held.matrix.category)
     files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
     files["report.html"] = report_page(manifest, evaluation).encode()
     save_artifact(out, files, manifest)
@@ -143,15 +142,6 @@ def _logits(network: Network, encoder: Encoder, matrix: Matrix) -> NDArray[np.fl
 
 def _probability(logit: NDArray[np.float64], a: float, b: float) -> NDArray[np.float64]:
     return np.asarray(1.0 / (1.0 + np.exp(-(a * logit + b))), np.float64)
-
-
-def _golden(network: Network, encoder: Encoder, matrix: Matrix, a: float, b: float) -> bytes:
-    """Rows with the trained network's own scores, one of them all missing: what a loader checks itself by."""
-    at = np.linspace(0, len(matrix.numeric) - 1, min(NUM_GOLDEN, len(matrix.numeric))).astype(np.int64)
-    numeric, category = matrix.numeric[at].copy(), matrix.category[at].copy()
-    numeric[0], category[0] = np.nan, 0
-    score = _probability(_logits(network, encoder, Matrix(numeric, category)), a, b)
-    return safetensors_bytes({"numeric": numeric, "category": category, "score": score.astype(np.float32)})
 
 
 def git_revision() -> str | None:

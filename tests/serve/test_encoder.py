@@ -41,6 +41,13 @@ def test_a_set_is_one_column_per_known_value_whatever_its_order() -> None:
     assert ENCODER.encode(NUMBERS, row())[1].tolist() == [[0.0, 0.0]]
 
 
+def test_each_set_has_slots_and_columns_of_its_own() -> None:
+    encoder = Encoder((), (), (MultiColumn("a", 1, ("x", "y")), MultiColumn("b", 2, ("x",))))
+    category = np.array([[hash64("y"), 0, hash64("x")], [0, hash64("y"), 0]], np.uint64)
+    hot = encoder.encode(np.empty((2, 0), np.float32), category)[1]
+    assert hot.tolist() == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+
+
 def test_numbers_pass_through_as_they_are() -> None:
     numeric = np.array([[np.nan, np.inf]], np.float32)
     encoded = ENCODER.encode(numeric, row())[0]

@@ -27,12 +27,13 @@ def test_paths_count_from_the_folder_of_the_file(tmp_path):
 def test_a_shell_can_tune_but_not_redirect(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_NBTHREAD", "3")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
     env = built(tmp_path)
     assert env["RAY_SERVE_HAPROXY_NBTHREAD"] == "3"
     assert "RAY_ADDRESS" not in env
-    assert env["RAY_AUTH_MODE"] == "disabled"
+    assert env["RAY_AUTH_MODE"] == "token"
+    assert len(env["RAY_AUTH_TOKEN"]) == 64
     assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +15,11 @@ HASHES = [
     5345941074273896054,
     17818300888406019453,
 ]  # of '', 'jazz', 'Ünïcode ☂': stored rows hold them
+
+
+class Zeros:
+    def digest(self) -> bytes:
+        return bytes(8)
 
 
 def test_the_hash_of_a_string_never_changes() -> None:
@@ -33,6 +40,11 @@ def test_another_process_hashes_alike_whatever_its_hash_seed() -> None:
 @given(st.text())
 def test_a_hash_fits_64_bits_and_is_never_the_missing_one(value: str) -> None:
     assert 0 < hash64(value) < 1 << 64
+
+
+def test_a_digest_of_zeros_becomes_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashlib, "blake2b", lambda *_, **__: Zeros())
+    assert hash64.__wrapped__("jazz") == 1
 
 
 def test_a_lone_surrogate_has_a_hash() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOML
@@ -116,3 +117,20 @@ def test_a_dropped_rows_place_is_used_again_and_the_id_is_unknown():
     assert rows.find(["c7", "c8"]).tolist() == [0, rows.index["c8"]]
     assert rows.add("new") == place
     assert len(rows) == 100
+
+
+def test_a_full_map_makes_room_for_what_the_viewer_does_next():
+    state = State(SCHEMA)
+    state.upsert("viewer", "ann", {})
+    for i in range(5):
+        state.upsert("candidate", f"c{i}", {"topic": f"t{i}"})
+    for ts_ms in range(50):
+        for i in range(4):
+            state.observe_maps("impression", 1, np.array([i + 1]), ts_ms)
+            state.observe_maps("join", 1, np.array([i + 1]), ts_ms)
+    for ts_ms in range(100, 105):
+        state.observe_maps("impression", 1, np.array([5]), ts_ms)
+        state.observe_maps("join", 1, np.array([5]), ts_ms)
+    i = next(i for i, m in enumerate(SCHEMA.maps) if m.field.name == "topic")
+    newcomer = state.viewers.table[f"map{i}_keys"][1] == state.candidates.table["topic"][5]
+    assert state.viewers.table[f"map{i}_event"][1][newcomer] == [pytest.approx(5)]

@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_safetensors
 
 from serve.encoder import Encoder
 from serve.errors import TabrankError
-from serve.graph import fold
+from serve.graph import fold, forward
 from training.export import build, export, golden
 from training.network import Network, NetworkConfig
 
@@ -113,3 +113,16 @@ def test_a_graph_that_differs_from_the_network_makes_no_golden_rows(monkeypatch:
     monkeypatch.setattr("serve.graph._BATCH_NORM_EPSILON", 0.1)
     with pytest.raises(TabrankError, match="off the trained network"):
         golden(network, CALIBRATION, *random_rows(rng, network.encoder, 300))
+
+
+def test_rows_whose_score_is_mostly_rounding_are_no_golden_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsteady(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        probability, residual = forward(*args, **kwargs)
+        probability[::3] += 1e-4
+        return probability, residual
+
+    rng, network = sample(4)
+    numeric, category = random_rows(rng, network.encoder, 30)
+    monkeypatch.setattr("training.export.forward", unsteady)
+    rows = load_safetensors(golden(network, CALIBRATION, numeric, category, 30))
+    np.testing.assert_array_equal(rows["numeric"], np.delete(numeric, np.arange(0, 30, 3), axis=0))

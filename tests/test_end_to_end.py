@@ -1,0 +1,238 @@
+"""From the RankLens files to ranked answers over real HTTP: commands, Ray Train, Ray Serve, LMDB, ONNX."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+from serve.features import Features
+from serve.log import read_log
+from serve.replay import Replay
+from serve.scorers import load_scorer
+from serve.state import Schema
+from serve.surface import load_surface
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[1]
+NUM_REQUESTS = 200
+
+
+def run(*arguments, cwd, accept=(0,)):
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+    assert done.returncode in accept, done.stderr[-2_000:]
+    return done
+
+
+def run_json(*arguments, cwd):
+    return json.loads(run(*arguments, "--json", cwd=cwd).stdout)
+
+
+@pytest.fixture(scope="module")
+def home(ranklens, tmp_path_factory):
+    """A folder with a fitted, published RankLens model and a store filled from the first 80 %."""
+    home = tmp_path_factory.mktemp("home")
+    run("training", "import", "ranklens", "--source", str(ranklens), "--out", "log", cwd=home)
+    run(
+        "training", "split", "--log", "log", "--at", "0.8", "--before", "before", "--after", "after", cwd=home
+    )
+    run("training", "fit", "--surface", "ranklens", "--log", "before", "--out", "model", cwd=home)
+    run("training", "publish", "--model", "model", "--models", "models", cwd=home)
+    run("serve", "load", "--surface", "ranklens", "--log", "before", "--store", "lmdb:store", cwd=home)
+    return home
+
+
+def config(home, **changes):
+    """The shipped `cluster.yaml`, for RankLens on a free port with the clock of its requests."""
+    document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    document["http_options"]["port"] = port
+    application = document["applications"][0]
+    application["args"] |= {
+        "surface": "ranklens",
+        "store": "lmdb:store",
+        "models": "models",
+        "clock": "event",
+    } | changes
+    application["deployments"][0]["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
+    (home / "cluster.yaml").write_text(yaml.safe_dump(document))
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module", params=["haproxy", "no-haproxy"])
+def url(home, request):
+    url = config(home)
+    run("serve", "up", f"--{request.param}", "--timeout", "180", cwd=home)
+    yield url
+    run("serve", "down", cwd=home)
+
+
+def test_the_model_beats_the_heuristic_on_what_it_has_not_seen(home):
+    result = run_json(
+        "training", "evaluate", "--model", "model", "--history", "before", "--log", "after", cwd=home
+    )
+    assert result["model"]["auc"] >= 0.78
+    assert result["model"]["ndcg@10"] > result["popular"]["ndcg@10"]
+    assert result["rows"] == 37_824
+
+
+def test_scores_over_http_are_those_of_the_library(home, url):
+    surface = load_surface("ranklens")
+    schema = Schema(surface)
+    features, scorer = Features(schema), load_scorer(home / "model", "onnx")
+    replay = Replay(schema, read_log(home / "before", surface))
+    replay.finish()
+    exposures = read_log(home / "after", surface).exposures.slice(0, NUM_REQUESTS).to_pylist()
+    worst = 0.0
+    with httpx.Client(base_url=url, timeout=30) as client:
+        for exposure in exposures:
+            names, now_ms = exposure["candidates"], exposure["ts_ms"]
+            body = {"viewer": exposure["viewer"], "candidates": names, "now_ms": now_ms, "traffic": "test"}
+            answer = client.post("/v1/rank", json=body).json()
+            assert (answer["rung"], answer["degraded"]) == ("full", [])
+            matrix = features.compute(
+                replay.state.viewers.table[replay.state.viewers.find([exposure["viewer"]])],
+                replay.state.candidates.table[replay.state.candidates.find(names)],
+                schema.context_rows([{}]),
+                np.zeros(len(names), np.int64),
+                np.array([now_ms]),
+            )
+            expected = dict(zip(names, scorer.score(matrix.numeric, matrix.category), strict=True))
+            served = {ranked["candidate"]: ranked["score"] for ranked in answer["ranking"]}
+            worst = max(worst, max(abs(served[name] - expected[name]) for name in names))
+            scores = [ranked["score"] for ranked in answer["ranking"]]
+            assert scores == sorted(scores, reverse=True)
+    assert worst <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "pointer"),
+    [
+        ('{"viewer": "0", "candidates": ["260", "260"], "now_ms": 1}', 422, "/candidates/1"),
+        (
+            json.dumps({"viewer": "0", "candidates": [str(i) for i in range(1_001)], "now_ms": 1}),
+            422,
+            "/candidates",
+        ),
+        ('{"viewer": 7, "candidates": [], "now_ms": 1}', 422, "/viewer"),
+        ('{"viewer": "0", "candidates": [NaN], "now_ms": 1}', 400, None),
+        ('{"viewer": ', 400, None),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused_over_http(url, content, status, pointer):
+    response = httpx.post(
+        f"{url}/v1/rank", content=content, headers={"content-type": "application/json"}, timeout=30
+    )
+    assert (response.status_code, response.json().get("pointer")) == (status, pointer)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
+    now_ms = 1_636_994_000_000
+    asked = {"viewer": "nobody", "candidates": ["260", "no-such-movie"], "now_ms": now_ms}
+    answer = httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json()
+    assert answer["unknown_viewer"] is True
+    assert answer["unknown_candidates"] == ["no-such-movie"]
+    assert answer["rung"] == "full"
+    empty = httpx.post(
+        f"{url}/v1/rank", json={"viewer": None, "candidates": [], "now_ms": now_ms}, timeout=30
+    )
+    assert (empty.status_code, empty.json()["ranking"]) == (200, [])
+    explained = httpx.post(f"{url}/v1/rank", json=asked | {"explain": True}, timeout=30).json()
+    movie = next(r for r in explained["ranking"] if r["candidate"] == "260")
+    assert all(isinstance(genre, str) for genre in movie["features"]["genres"])
+
+
+def test_the_documents_and_probes_answer_over_http(url):
+    assert httpx.get(f"{url}/readyz", timeout=30).json()["model"]
+    assert httpx.get(f"{url}/v1/model", timeout=30).json()["surface"] == "ranklens"
+    assert httpx.get(f"{url}/livez", timeout=30).json() == {"live": True}
+    assert httpx.get(f"{url}/openapi.json", timeout=30).json()["openapi"].startswith("3.1")
+
+
+def test_when_the_scorer_dies_or_the_store_goes_the_answer_is_the_popular_order(home, tmp_path):
+    """Its own service: what it breaks stays broken."""
+    broken = tmp_path / "home"
+    broken.mkdir()
+    for part in ("store", "models"):
+        shutil.copytree(home / part, broken / part)
+    url = config(broken)
+    asked = {"viewer": "0", "candidates": ["260", "318", "4993"], "now_ms": 1_636_994_000_000}
+    run("serve", "up", cwd=broken)
+    try:
+        full = httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json()
+        assert full["rung"] == "full"
+        weights = next((broken / "models").glob("*/model.onnx"))
+        assert weights.exists()
+        _kill_scorer(broken)
+        answers = [httpx.post(f"{url}/v1/rank", json=asked, timeout=30) for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert "fallback" in {answer.json()["rung"] for answer in answers}
+        shutil.rmtree(broken / "store")
+        gone = _until(
+            lambda: httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json(), "store_unavailable"
+        )
+        assert gone["rung"] == "fallback"
+        assert {r["candidate"] for r in gone["ranking"]} == set(asked["candidates"])
+    finally:
+        run("serve", "down", cwd=broken)
+
+
+def test_rays_own_command_serves_the_same(home):
+    url = config(home)
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""}
+    command = [str(Path(sys.executable).with_name("serve")), "run", "cluster.yaml"]
+    process = subprocess.Popen(
+        command, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        asked = {"viewer": "0", "candidates": ["260", "318"], "now_ms": 1_636_994_000_000}
+        answer = _until(lambda: _try_post(f"{url}/v1/rank", asked), "full", seconds=120)
+        assert answer["surface"] == "ranklens"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def _kill_scorer(home):
+    import psutil
+
+    pid = json.loads((home / "var/run/service.json").read_text())["pid"]
+    children = psutil.Process(pid).children(recursive=True)
+    scorers = [p for p in children if "ServeReplica" in p.name() or "Scorer" in " ".join(p.cmdline())]
+    victims = [p for p in scorers if "Scorer" in " ".join(p.cmdline())]
+    assert victims
+    for victim in victims:
+        victim.kill()
+
+
+def _try_post(url, body):
+    try:
+        return httpx.post(url, json=body, timeout=30).json()
+    except (httpx.HTTPError, ValueError):
+        return {}
+
+
+def _until(ask, wanted, seconds=20.0):
+    """Ask until the answer's rung or reason is the wanted one."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answer = ask()
+        if wanted == answer.get("rung") or wanted in answer.get("degraded", ()):
+            return answer
+        time.sleep(0.2)
+    raise AssertionError(f"{wanted} never came; last answer {answer}")
