@@ -122,7 +122,7 @@ def test_scores_over_http_are_those_of_the_library(home, url):
 @pytest.mark.parametrize(
     ("content", "status", "pointer"),
     [
-        ('{"viewer": "0", "candidates": ["260", "260"], "now_ms": 1}', 422, "/candidates/1"),
+        ('{"viewer": "0", "candidates": ["1805", "1805"], "now_ms": 1}', 422, "/candidates/1"),
         (
             json.dumps({"viewer": "0", "candidates": [str(i) for i in range(1_001)], "now_ms": 1}),
             422,
@@ -143,7 +143,7 @@ def test_what_cannot_be_ranked_is_refused_over_http(url, content, status, pointe
 
 def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
     now_ms = 1_636_994_000_000
-    asked = {"viewer": "nobody", "candidates": ["260", "no-such-movie"], "now_ms": now_ms}
+    asked = {"viewer": "nobody", "candidates": ["1805", "no-such-movie"], "now_ms": now_ms}
     answer = httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json()
     assert answer["unknown_viewer"] is True
     assert answer["unknown_candidates"] == ["no-such-movie"]
@@ -153,7 +153,7 @@ def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
     )
     assert (empty.status_code, empty.json()["ranking"]) == (200, [])
     explained = httpx.post(f"{url}/v1/rank", json=asked | {"explain": True}, timeout=30).json()
-    movie = next(r for r in explained["ranking"] if r["candidate"] == "260")
+    movie = next(r for r in explained["ranking"] if r["candidate"] == "1805")
     assert all(isinstance(genre, str) for genre in movie["features"]["genres"])
 
 
@@ -171,15 +171,14 @@ def test_when_the_scorer_dies_or_the_store_goes_the_answer_is_the_popular_order(
     for part in ("store", "models"):
         shutil.copytree(home / part, broken / part)
     url = config(broken)
-    asked = {"viewer": "0", "candidates": ["260", "318", "4993"], "now_ms": 1_636_994_000_000}
+    asked = {"viewer": "0", "candidates": ["1805", "2387", "62374"], "now_ms": 1_636_994_000_000}
     run("serve", "up", cwd=broken)
     try:
         full = httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json()
         assert full["rung"] == "full"
-        weights = next((broken / "models").glob("*/model.onnx"))
-        assert weights.exists()
         _kill_scorer(broken)
-        answers = [httpx.post(f"{url}/v1/rank", json=asked, timeout=30) for _ in range(20)]
+        in_time = {"x-deadline-ms": "100"}
+        answers = [httpx.post(f"{url}/v1/rank", json=asked, headers=in_time, timeout=30) for _ in range(20)]
         assert {answer.status_code for answer in answers} == {200}
         assert "fallback" in {answer.json()["rung"] for answer in answers}
         shutil.rmtree(broken / "store")
@@ -200,7 +199,7 @@ def test_rays_own_command_serves_the_same(home):
         command, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        asked = {"viewer": "0", "candidates": ["260", "318"], "now_ms": 1_636_994_000_000}
+        asked = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000}
         answer = _until(lambda: _try_post(f"{url}/v1/rank", asked), "full", seconds=120)
         assert answer["surface"] == "ranklens"
     finally:
@@ -213,8 +212,7 @@ def _kill_scorer(home):
 
     pid = json.loads((home / "var/run/service.json").read_text())["pid"]
     children = psutil.Process(pid).children(recursive=True)
-    scorers = [p for p in children if "ServeReplica" in p.name() or "Scorer" in " ".join(p.cmdline())]
-    victims = [p for p in scorers if "Scorer" in " ".join(p.cmdline())]
+    victims = [p for p in children if "ServeReplica" in (line := " ".join(p.cmdline())) and "Scorer" in line]
     assert victims
     for victim in victims:
         victim.kill()

@@ -22,12 +22,12 @@ from serve.errors import TabrankError
 class NetworkConfig:
     """What shapes and regularises the network; `width` is both n_d and n_a of the paper."""
 
-    width: int = 16
+    width: int = 32
     n_steps: int = 2
     gamma: float = 1.3
     mask_type: Literal["entmax", "sparsemax"] = "entmax"
-    n_independent: int = 2
-    n_shared: int = 2
+    n_independent: int = 1
+    n_shared: int = 1
     virtual_batch_size: int = 256
     momentum: float = 0.02
     lambda_sparse: float = 1e-4

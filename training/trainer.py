@@ -23,6 +23,7 @@ import ray
 import ray.train
 import torch
 from numpy.typing import NDArray
+from ray._private import ray_constants
 from ray.train.torch import TorchTrainer, get_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -63,8 +64,8 @@ class Progress(Protocol):
     def epoch(self, line: Epoch) -> None:
         """An epoch is done."""
 
-    def finish(self, best_epoch: int) -> None:
-        """The run is over."""
+    def finish(self, best_epoch: int | None) -> None:
+        """The run is over; it failed where it has no best epoch."""
 
 
 class Lines:
@@ -86,9 +87,10 @@ class Lines:
             f"{line['valid_logloss']:.4f}{auc}  {line['seconds']:.1f} s"
         )
 
-    def finish(self, best_epoch: int) -> None:
+    def finish(self, best_epoch: int | None) -> None:
         """Says which epoch's weights were best."""
-        self._write(f"best epoch {best_epoch}")
+        if best_epoch is not None:
+            self._write(f"best epoch {best_epoch}")
 
     def _write(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
@@ -118,9 +120,9 @@ class TerminalBar:
         text = f"valid logloss {line['valid_logloss']:.4f}"
         self.bar.update(self.task, completed=line["epoch"], logloss=text)
 
-    def finish(self, best_epoch: int) -> None:
-        """Leaves the bar as it is."""
-        self.bar.update(self.task, logloss=f"best epoch {best_epoch}")
+    def finish(self, best_epoch: int | None) -> None:
+        """Leaves the bar as it is, and gives the terminal back."""
+        self.bar.update(self.task, logloss="failed" if best_epoch is None else f"best epoch {best_epoch}")
         self.bar.stop()
 
 
@@ -131,33 +133,42 @@ def progress_on(stream: TextIO = sys.stderr) -> Progress:
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray for as long as the block runs; a Ray that runs already, here or in RAY_ADDRESS, is used and left.
+    """Ray for as long as the block runs; a Ray that runs already, here or at RAY_ADDRESS, is used and left.
 
-    Ray's processes die with this one, however it ends. They listen on 127.0.0.1 alone.
+    A Ray that is started here listens on 127.0.0.1 and ends with this process, however that ends.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+    with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
+            ray.init(log_to_driver=False, logging_level="ERROR")
         else:
-            ray.init(
-                address="local",
-                num_cpus=_num_cores(),
-                include_dashboard=False,
-                object_store_memory=100 * 2**20,  # rows travel by file
-                _node_ip_address="127.0.0.1",
-                _temp_dir=temporary,  # short: a socket's path ends at 107 characters
-                **quiet,
-            )
-        try:
-            yield
-        finally:
-            ray.shutdown()
+            # A socket's path ends at 107 characters, of which Ray wants 80: hence not where TMPDIR says.
+            temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+            _start_ray(stack.enter_context(temporary))
+        stack.callback(ray.shutdown)
+        yield
+
+
+def _start_ray(temporary: str) -> None:
+    # Where it is false, Ray takes 127.0.0.1 for the node's address. It is read from the environment at import.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        num_cpus=_num_cores(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,  # rows travel by file
+        _temp_dir=temporary,
+    )
+    # If this process is killed the raylet is killed too, and its agents would try for 60 s to tell a GCS that
+    # is gone; they end at once where the raylet's log says that it was asked to end.
+    with (Path(temporary) / "session_latest" / "logs" / "raylet.out").open("a") as log:
+        log.write("If killed with its driver, as if: Raylet received SIGTERM\n")
 
 
 def train(
@@ -170,7 +181,7 @@ def train(
     is a folder that all workers see, and the caller's to delete.
 
     Raises:
-        TabrankError: if the rows are too few, the training diverges, or there are too few CPUs.
+        TabrankError: if the rows are too few, the training diverges, or there are more workers than CPUs or GPUs.
         ray.train.TrainingFailedError: if workers die more than twice.
     """
     started = time.perf_counter()
@@ -181,9 +192,11 @@ def train(
         _save_inputs(sets, folder)
         del sets
         progress.start(config.epochs)
-        with _following(folder / PROGRESS, progress):
-            state = _fit(encoder, config, folder)
-        progress.finish(state.best_epoch)
+        try:
+            with _following(folder / PROGRESS, progress):
+                state = _fit(encoder, config, folder)
+        finally:
+            progress.finish(state.best_epoch if state else None)
         shutil.rmtree(folder / "inputs")
     weights = state.best if config.restore_best else state.last
     return Trained(
@@ -210,21 +223,18 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path) -> State:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     session = ray_session() if config.num_workers else contextlib.nullcontext()
     with session, _interruptible():
+        use_gpu = torch.cuda.is_available()
         if config.num_workers:
-            _check_cpus(config.num_workers)
+            _check_room(config.num_workers, "GPU" if use_gpu else "CPU")
         trainer = _Trainer(
             _work,
             train_loop_config=job,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.num_workers, use_gpu=torch.cuda.is_available()
-            ),
+            scaling_config=ray.train.ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
             run_config=ray.train.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.parent),
                 failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                # Threads that spin while they wait made training ten times slower on shared cores.
-                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},
             ),
         )
         outcome = trainer.fit().return_value
@@ -237,8 +247,6 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path) -> State:
 def _work(job: dict[str, Any]) -> State | TabrankError:
     """What each worker runs. A user's mistake is returned, since what is raised would be tried again."""
     context, folder = ray.train.get_context(), Path(job["folder"])
-    if ray.is_initialized():
-        torch.set_num_threads(max(1, _num_cores() // context.get_local_world_size()))
     checkpoint = ray.train.get_checkpoint()
     state = State.load(Path(checkpoint.path) / STATE) if checkpoint else None
 
@@ -253,6 +261,10 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         with (folder / PROGRESS).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    num_threads = torch.get_num_threads()
+    # A network this small gains nothing from a second thread, and on a busy core threads wait for each other:
+    # of width 64, two were eight times slower than one. More workers do use more cores.
+    torch.set_num_threads(1)
     try:
         return run(
             _load_inputs(folder, "train"),
@@ -265,6 +277,8 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         )
     except TabrankError as error:
         return error
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _finished(folder: Path) -> State | None:
@@ -343,10 +357,13 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _check_cpus(num_workers: int) -> None:
-    num_cpus = int(ray.cluster_resources().get("CPU", 0))
-    if num_workers > num_cpus:
-        raise TabrankError(f"fit: num_workers {num_workers} is more than Ray's {num_cpus} CPUs; lower it")
+def _check_room(num_workers: int, kind: str) -> None:
+    """Refuses more workers than fit, for which Ray would wait."""
+    room = int(ray.cluster_resources().get(kind, 0))
+    if num_workers > room:
+        raise TabrankError(
+            f"fit: num_workers {num_workers} is more than the {room} {kind}s that Ray has; lower it"
+        )
 
 
 def _num_cores() -> int:

@@ -3,15 +3,18 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from serve.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from serve.errors import TabrankError
-from training.loop import FitConfig, Inputs, Rows, State, inputs, learning_rate, run
+from training.loop import FitConfig, Inputs, Rows, State, auc, inputs, learning_rate, run
 from training.network import Network, NetworkConfig
 
 ENCODER = Encoder(
@@ -25,6 +28,9 @@ CONFIG = FitConfig(
     batch_size=256,
     category_dropout=0.05,
 )
+
+
+PATIENT = replace(CONFIG, epochs=20, patience=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,7 +77,7 @@ def upside_down() -> Inputs:
 @pytest.fixture(scope="module")
 def stopped(train, upside_down) -> State:
     """A run that gets worse as it learns."""
-    return run(train, upside_down, ENCODER, replace(CONFIG, epochs=20, patience=2))
+    return run(train, upside_down, ENCODER, PATIENT)
 
 
 def is_same(left: State, right: State) -> bool:
@@ -89,6 +95,7 @@ def test_a_law_that_no_line_fits_is_learned(trained, valid):
     base = -(share * math.log(share) + (1 - share) * math.log(1 - share))
     assert trained.history[-1]["valid_logloss"] < 0.75 * base
     assert trained.history[-1]["valid_auc"] > 0.85
+    assert trained.history[-1]["learning_rate"] == pytest.approx(CONFIG.learning_rate * CONFIG.final_rate)
 
 
 def test_the_same_seed_gives_the_same_run(train, valid):
@@ -98,18 +105,24 @@ def test_the_same_seed_gives_the_same_run(train, valid):
     assert not is_same(first, run(train, valid, ENCODER, replace(short, seed=1)))
 
 
-def test_a_run_that_goes_on_from_a_file_ends_as_one_that_was_never_cut(train, valid, trained, tmp_path):
+@pytest.mark.parametrize(("rows", "whole", "cut"), [("valid", "trained", 3), ("upside_down", "stopped", 2)])
+def test_a_run_that_goes_on_from_a_file_ends_as_one_that_was_never_cut(
+    train, rows, whole, cut, tmp_path, request
+):
+    held, uncut = request.getfixturevalue(rows), request.getfixturevalue(whole)
+    config = CONFIG if whole == "trained" else PATIENT
+
     def save_and_cut(state: State) -> None:
-        state.save(tmp_path / f"{len(state.history)}.safetensors")
-        if len(state.history) == 3:
+        if len(state.history) == cut:
+            state.save(tmp_path / "state.safetensors")
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        run(train, valid, ENCODER, CONFIG, after_epoch=save_and_cut)
-    state = State.load(tmp_path / "3.safetensors")
-    assert len(state.history) == 3
+        run(train, held, ENCODER, config, after_epoch=save_and_cut)
+    state = State.load(tmp_path / "state.safetensors")
+    assert len(state.history) == cut
     assert not state.stopped
-    assert is_same(run(train, valid, ENCODER, CONFIG, state=state), trained)
+    assert is_same(run(train, held, ENCODER, config, state=state), uncut)
 
 
 def test_a_state_reads_back_from_its_file_as_it_was(trained, tmp_path):
@@ -128,14 +141,32 @@ def test_training_stops_once_the_validation_logloss_no_longer_falls(stopped):
     assert stopped.best_epoch == 1 + int(np.argmin([line["valid_logloss"] for line in stopped.history]))
 
 
-def test_the_best_weights_are_those_of_the_best_epoch(stopped, upside_down):
-    for weights, epoch in ((stopped.best, stopped.best_epoch), (stopped.last, len(stopped.history))):
-        network = Network(ENCODER, CONFIG.network).eval()
-        network.tabnet.load_state_dict(weights)
-        with torch.no_grad():
-            logit = network(upside_down.x)[0]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, upside_down.label).item()
-        assert loss == pytest.approx(stopped.history[epoch - 1]["valid_logloss"], abs=1e-5)
+def test_each_set_of_weights_is_that_of_its_epoch(stopped, upside_down, trained, valid):
+    for state, rows in ((stopped, upside_down), (trained, valid)):
+        for weights, epoch in ((state.best, state.best_epoch), (state.last, len(state.history))):
+            network = Network(ENCODER, CONFIG.network).eval()
+            network.tabnet.load_state_dict(weights)
+            with torch.no_grad():
+                logit = network(rows.x)[0]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, rows.label).item()
+            assert loss == pytest.approx(state.history[epoch - 1]["valid_logloss"], abs=1e-5)
+
+
+def test_every_epoch_draws_its_rows_anew(valid):
+    config = replace(CONFIG, batch_size=64, epochs=12)
+    x, label = valid.x[:127], valid.label[:127]  # one batch: 63 rows wait for another epoch
+
+    def spoilt(row: int) -> Inputs:
+        return Inputs(x, torch.where(torch.arange(127) == row, math.nan, label))
+
+    def is_clean(row: int, epochs: int) -> bool:
+        try:
+            return bool(run(spoilt(row), valid, ENCODER, replace(config, epochs=epochs)).history)
+        except TabrankError:
+            return False
+
+    left_out = next(row for row in range(127) if is_clean(row, epochs=1))
+    assert not is_clean(left_out, epochs=12)
 
 
 @pytest.mark.parametrize(("dropout", "learned"), [(0.0, False), (0.2, True)])
@@ -176,8 +207,9 @@ def test_too_few_rows_are_refused(train, valid):
 
 
 def test_a_handful_of_rows_is_enough_to_run(train, valid):
-    few = Inputs(train.x[:65], train.label[:65])  # 64 + 1: the one left over cannot be normalised alone
-    assert len(run(few, valid, ENCODER, replace(CONFIG, epochs=2)).history) == 2
+    five = Inputs(train.x[:5], train.label[:5])  # 2 + 2 + 1: the one left over cannot be normalised alone
+    config = replace(CONFIG, network=replace(CONFIG.network, virtual_batch_size=2), epochs=2)
+    assert len(run(five, valid, ENCODER, config).history) == 2
 
 
 @pytest.mark.parametrize(
@@ -198,6 +230,7 @@ def test_a_senseless_setting_is_refused_by_name_and_value(name, value):
 def test_the_learning_rate_rises_and_then_falls_to_its_last_share():
     config = FitConfig(learning_rate=0.1, warmup=0.2, final_rate=0.05)
     rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] < 0.01
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert max(rates) == rates[20] == pytest.approx(0.1)
@@ -213,6 +246,14 @@ def test_validation_rows_of_one_label_have_a_logloss_but_no_auc(train, valid):
     line = run(train, clicked, ENCODER, replace(CONFIG, epochs=1)).history[0]
     assert line["valid_auc"] is None
     assert line["valid_logloss"] > 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=30))
+def test_auc_is_the_share_of_pairs_in_order_with_ties_half(rows):
+    positive, negative = ([score for score, label in rows if label is side] for side in (True, False))
+    value = auc(torch.tensor([float(s) for s, _ in rows]), torch.tensor([float(label) for _, label in rows]))
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert value == (pytest.approx(np.mean(pairs)) if pairs else None)
 
 
 class FixedInputNorm(Network):
@@ -258,7 +299,7 @@ dist.destroy_process_group()
 def test_two_ranks_make_the_steps_of_one_process(train, valid, tmp_path, monkeypatch):
     (tmp_path / "encoder").write_text(ENCODER.to_json())
     save_file({"tx": train.x, "ty": train.label, "vx": valid.x, "vy": valid.label}, tmp_path / "rows")
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-W", "error", "-c", RANK]
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]

@@ -1,0 +1,244 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from serve.encoder import Encoder, NumericColumn, SingleColumn
+from training.loop import FitConfig, Inputs, Rows, State, inputs, run
+from training.network import NetworkConfig
+
+pytestmark = pytest.mark.integration
+
+DRIVER = """
+import dataclasses, json, sys
+from pathlib import Path
+from safetensors.numpy import load_file
+from serve.encoder import Encoder
+from serve.errors import TabrankError
+from training.loop import FitConfig, Rows
+from training.network import NetworkConfig
+from training.trainer import Lines, ray_session, train
+
+folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
+encoder = Encoder.from_json((folder / "encoder").read_text())
+rows, more = (Rows(**load_file(folder / name)) for name in ("train", "valid"))
+about = json.loads((folder / "config").read_text())
+whole = FitConfig(NetworkConfig(**about.pop("network")), **about)
+short = dataclasses.replace(whole, epochs=2)
+runs = {
+    "whole": whole,
+    "whole again": whole,
+    "two workers": dataclasses.replace(short, num_workers=2),
+    "in this process": dataclasses.replace(short, num_workers=0),
+    "too many workers": dataclasses.replace(short, num_workers=99),
+}
+with ray_session():
+    for name in names:
+        print(name, file=sys.stderr)
+        try:
+            storage = folder / name.removesuffix(" again")
+            answer = train(rows, more, encoder, runs[name], storage=storage, progress=Lines(sys.stderr))
+        except TabrankError as error:
+            print(json.dumps({"name": name, "error": str(error)}))
+            continue
+        weights = {name: float(array.sum()) for name, array in answer.weights.items()}
+        told = {"history": answer.history, "best_epoch": answer.best_epoch, "weights": weights}
+        print(json.dumps({"name": name, **told}), flush=True)
+"""
+
+ENCODER = Encoder((NumericColumn("a"), NumericColumn("b")), (SingleColumn("topic", ("x", "y", "z")),))
+CONFIG = FitConfig(
+    NetworkConfig(width=8, n_steps=2, virtual_batch_size=64), epochs=16, patience=16, batch_size=512
+)
+
+
+def made(num_rows: int, seed: int) -> Rows:
+    rng = np.random.default_rng(seed)
+    numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
+    logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
+    label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    return Rows(numeric, np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1)), label)
+
+
+TRAIN, VALID = made(16_000, 1), made(1_000, 2)
+
+
+class Driver:
+    """A process that trains, as `python -m training fit` would."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-c", DRIVER, str(folder), ",".join(names)]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+        self.lines: list[str] = []
+
+    def wait_for(self, start: str) -> None:
+        """Reads what the driver says, up to a line with this start."""
+        for line in self.process.stderr:
+            self.lines.append(line.strip())
+            if line.startswith(start):
+                return
+        raise AssertionError(f"no line {start!r} in {self.lines}")
+
+    def answers(self) -> dict[str, Any]:
+        out, err = self.process.communicate(timeout=120)
+        self.lines += err.splitlines()
+        assert self.process.returncode == 0, self.lines
+        return {answer["name"]: answer for answer in map(json.loads, out.splitlines())}
+
+
+class Story:
+    """A run whose worker is killed, then its driver, and that is then called again."""
+
+    def __init__(self, folder: Path) -> None:
+        for name, rows in (("train", TRAIN), ("valid", VALID)):
+            save_file(vars(rows), folder / name)
+        (folder / "encoder").write_text(ENCODER.to_json())
+        config = vars(CONFIG) | {"network": vars(CONFIG.network)}
+        (folder / "config").write_text(json.dumps(config))
+        self.folder = folder
+        self.first = Driver(folder, "whole")
+        self.first.wait_for("epoch 2/")
+        family = psutil.Process(self.first.process.pid).children(recursive=True)
+        (worker,) = (child for child in family if child.name().startswith("ray::RayTrainWorker"))
+        worker.kill()
+        self.first.wait_for("epoch 6/")
+        self.family = psutil.Process(self.first.process.pid).children(recursive=True)
+        self.first.process.send_signal(signal.SIGKILL)
+        self.first.process.communicate()
+        _, self.orphans = psutil.wait_procs(self.family, timeout=20)
+        self.second = Driver(
+            folder, "whole", "whole again", "two workers", "in this process", "too many workers"
+        )
+        self.answers = self.second.answers()
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> Story:
+    return Story(tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> State:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    sets: list[Inputs] = [inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID)]
+    state = run(*sets, ENCODER, CONFIG)
+    torch.set_num_threads(threads)
+    return state
+
+
+def epochs_of(lines: list[str]) -> list[int]:
+    return [int(line.split("/")[0].removeprefix("epoch ")) for line in lines if line.startswith("epoch ")]
+
+
+def test_a_killed_worker_is_replaced_and_goes_on_from_its_last_epoch(story):
+    epochs = epochs_of(story.first.lines)
+    assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
+    assert epochs.count(1) == 1
+
+
+def test_nothing_runs_on_when_the_driver_is_killed(story):
+    assert len(story.family) > 3
+    assert story.orphans == []
+
+
+def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story, uninterrupted):
+    told = story.second.lines[: story.second.lines.index("whole again")]
+    assert epochs_of(told)[0] >= 6
+    answer = story.answers["whole"]
+    assert [line["epoch"] for line in answer["history"]] == list(range(1, 17))
+    for name in ("train_logloss", "valid_logloss", "valid_auc"):
+        expected = [line[name] for line in uninterrupted.history]
+        assert [line[name] for line in answer["history"]] == pytest.approx(expected, abs=1e-5)
+    sums = {name: tensor.sum().item() for name, tensor in uninterrupted.best.items()}
+    assert answer["weights"] == pytest.approx(sums, rel=1e-3, abs=1e-3)
+
+
+def test_a_finished_run_is_answered_without_training(story):
+    lines = story.second.lines
+    assert epochs_of(lines[lines.index("whole again") : lines.index("two workers")]) == []
+    assert story.answers["whole again"]["history"] == story.answers["whole"]["history"]
+
+
+def test_two_workers_train_as_well_as_one(story):
+    last = story.answers["two workers"]["history"][-1]
+    alone = story.answers["in this process"]["history"][-1]
+    assert last["epoch"] == alone["epoch"] == 2
+    assert last["valid_logloss"] == pytest.approx(alone["valid_logloss"], abs=0.05)
+
+
+def test_more_workers_than_cpus_are_refused(story):
+    assert "num_workers 99" in story.answers["too many workers"]["error"]
+
+
+def test_only_checkpoints_are_left_of_a_run(story):
+    left = [path for path in (story.folder / "whole").rglob("*") if path.is_file()]
+    assert not [path for path in left if path.suffix in (".npy", ".pkl", ".pickle")]
+    assert len([path for path in left if path.name == "state.safetensors"]) <= 3  # two, and one cut by a kill
+
+
+def test_progress_off_a_terminal_is_one_line_per_epoch():
+    from training.trainer import progress_on
+
+    stream = io.StringIO()
+    progress = progress_on(stream)
+    progress.start(3)
+    line = {"epoch": 1, "train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
+    progress.epoch(line | {"seconds": 2.0})
+    progress.epoch(line | {"epoch": 2, "valid_auc": 0.75, "seconds": 2.0})
+    progress.finish(2)
+    assert stream.getvalue().splitlines() == [
+        "epoch 1/3  train logloss 0.5000  valid logloss 0.2500  2.0 s",
+        "epoch 2/3  train logloss 0.5000  valid logloss 0.2500  valid auc 0.7500  2.0 s",
+        "best epoch 2",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar_with_the_logloss():
+    from training.trainer import progress_on
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = progress_on(stream)
+    progress.start(3)
+    line = {"train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
+    progress.epoch(line | {"epoch": 1, "seconds": 2.0})
+    progress.finish(1)
+    assert "1/3" in stream.getvalue()
+    assert "best epoch 1" in stream.getvalue()
+
+
+def test_a_run_folder_that_was_cut_in_a_write_is_started_anew(tmp_path):
+    from training.trainer import _finished
+
+    (tmp_path / "fit-0").mkdir()
+    (tmp_path / "fit-0" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
+    assert _finished(tmp_path / "fit-0") is None
+    assert not (tmp_path / "fit-0").exists()
+
+
+def test_runs_are_told_apart_by_what_their_result_hangs_on():
+    from training.trainer import _fingerprint
+
+    sets = {"train": inputs(VALID, ENCODER, CONFIG.network)}
+    other = {"train": inputs(made(1_000, 3), ENCODER, CONFIG.network)}
+    same = _fingerprint(sets, ENCODER, CONFIG)
+    assert _fingerprint(sets, ENCODER, replace(CONFIG, num_workers=2)) == same
+    assert _fingerprint(sets, ENCODER, replace(CONFIG, seed=1)) != same
+    assert _fingerprint(other, ENCODER, CONFIG) != same
