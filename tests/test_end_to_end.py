@@ -191,9 +191,23 @@ def test_when_the_scorer_dies_or_the_store_goes_the_answer_is_the_popular_order(
         run("serve", "down", cwd=broken)
 
 
-def test_rays_own_command_serves_the_same(home):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The project as an installed wheel, outside of the source tree."""
+    built, installed = (tmp_path_factory.mktemp(name) for name in ("built", "installed"))
+    pip = ("pip", "--disable-pip-version-check", "--quiet")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(ROOT), cwd=built)
+    run(*pip, "install", "--no-deps", "--target", str(installed), str(next(built.glob("*.whl"))), cwd=built)
+    return installed
+
+
+def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
     url = config(home)
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""}
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(wheel)}
+    environment.pop("RAY_ADDRESS", None)
+    where = [sys.executable, "-c", "import serve.app as app; print(app.__file__)"]
+    found = subprocess.run(where, cwd=home, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(str(wheel))
     command = [str(Path(sys.executable).with_name("serve")), "run", "cluster.yaml"]
     process = subprocess.Popen(
         command, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
