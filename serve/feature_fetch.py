@@ -19,7 +19,7 @@ from serve.artifact import Artifact
 from serve.artifact import current as current_version
 from serve.artifact import load as load_artifact
 from serve.batcher import Batcher
-from serve.errors import StoreUnavailable, TabrankError
+from serve.errors import TabrankError
 from serve.explain import explain
 from serve.features import Features, Matrix
 from serve.ranking import F32, Query, Ranker, Slate
@@ -31,6 +31,7 @@ from serve.surface import load_surface
 
 log = logging.getLogger("tabrank")
 REFRESH_S = 0.2  # how often the live table is pulled: an event is visible well within a second
+LOAD_S = 20.0  # how long a scorer may take to have a new version ready
 LAST_WORD_S = 0.005  # kept of a deadline to answer in
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
@@ -165,15 +166,16 @@ class FeatureFetcher:
             await asyncio.sleep(REFRESH_S)
 
     async def refresh(self) -> None:
-        """Pull what changed in the store, and follow the models' pointer. Failures are kept for `status`."""
+        """Pull what changed in the store, and follow the models' pointer. A failure is logged; the next turn tries again."""
         try:
             self._pull()
-        except (StoreUnavailable, OSError) as error:
+        except Exception as error:  # whatever it is, the loop goes on and the table serves what it has
             self._degraded("store_unavailable", error)
         try:
             await self._follow_pointer()
         except Exception as error:
             self._degraded("model_refused", error)
+        self._observe([])
 
     def _pull(self) -> None:
         if self._store is None:
@@ -202,7 +204,8 @@ class FeatureFetcher:
         try:
             artifact = load_artifact(self.models / version)
             artifact.encoder.check(self.ranker.features.columns)
-            await self._load_model(version)
+            async with asyncio.timeout(LOAD_S):  # a scorer that hangs must not stop the pulling of the store
+                await self._load_model(version)
         except TabrankError:
             self._refused = version  # the last good one goes on; the pointer must move before we try again
             raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -122,8 +123,10 @@ def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
     """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.parent / f".{out.name}.{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
+    for stale in out.parent.glob(f".{out.name}.*.partial"):
+        if not psutil.pid_exists(int(stale.suffixes[-2][1:])):  # of a writer that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+    draft = out.parent / f".{out.name}.{os.getpid()}.partial"
     draft.mkdir()
     try:
         for name, table in tables.items():

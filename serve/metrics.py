@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
 RANKINGS = "tabrank_rankings"
 CANDIDATES = "tabrank_candidates"
-FLUSH_EVERY = 64  # rankings; a metric call costs microseconds, and is paid once for so many
+FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for all rankings of so long
 
 
 class RankMetrics:
@@ -23,16 +24,15 @@ class RankMetrics:
         self._candidates = RayCounter(CANDIDATES, "Ranked candidates.", ("arm", "rung"))
         self._pending: Counter[tuple[str, str]] = Counter()
         self._sizes: Counter[tuple[str, str]] = Counter()
-        self._num_pending = 0
+        self._flushed = time.monotonic()
 
     def observe(self, slates: list[Slate]) -> None:
-        """Count these rankings."""
+        """Count these rankings; called without any from time to time, so that the last ones are told."""
         for slate in slates:
             key = (slate.query.arm.name, slate.rung)
             self._pending[key] += 1
             self._sizes[key] += len(slate.query.candidates)
-        self._num_pending += len(slates)
-        if self._num_pending >= FLUSH_EVERY:
+        if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flush()
 
     def _flush(self) -> None:
@@ -42,4 +42,4 @@ class RankMetrics:
                 self._candidates.inc(self._sizes[arm, rung], {"arm": arm, "rung": rung})
         self._pending.clear()
         self._sizes.clear()
-        self._num_pending = 0
+        self._flushed = time.monotonic()

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 from tiny import tables
@@ -122,3 +126,15 @@ def test_a_log_is_never_overwritten_and_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(AttributeError):
         write_log(tmp_path / "other", {**tables(), "events": "not a table"})
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
+
+
+def test_the_draft_of_a_killed_writer_is_swept_and_that_of_a_living_one_is_not(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    dead, living = (tmp_path / f".log.{pid}.partial" for pid in (done.stdout.strip(), os.getppid()))
+    dead.mkdir()
+    living.mkdir()
+    write_log(tmp_path / "log", tables())
+    assert not dead.exists()
+    assert living.exists()
