@@ -166,7 +166,7 @@ class FeatureFetcher:
             await asyncio.sleep(REFRESH_S)
 
     async def refresh(self) -> None:
-        """Pull what changed in the store, and follow the models' pointer. A failure is logged; the next turn tries again."""
+        """Pull what changed in the store, follow the models' pointer. What fails is tried again next time."""
         try:
             self._pull()
         except Exception as error:  # whatever it is, the loop goes on and the table serves what it has
