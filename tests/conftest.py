@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from tiny import TOML, tables
 
 from serve.log import write_log
 from serve.surface import Surface, read_surface
+
+# A shell that runs a command in the background has it ignore SIGINT, and its children inherit that; the
+# commands that the tests interrupt must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,10 @@ def tree(tmp_path_factory):
         if (ROOT / name).exists():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-    (tree / ".venv").mkdir()
-    (tree / ".venv/bin").symlink_to(Path(sys.executable).parent)
-    (tree / ".venv/.installed").touch()
+    (tree / ".venv").symlink_to(sys.prefix)
+    assert (tree / ".venv/.installed").exists(), (
+        "run `make install` first: the README's commands need its .venv"
+    )
     yield tree
     shell("make down", tree)
 
@@ -52,7 +53,8 @@ def shell(script, cwd, accept=(0,)):
 
 def test_up_rank_and_down(tree):
     lines = shell(UP, tree).stdout.splitlines()
-    answer = json.loads(next(line[line.index("{") :] for line in lines if "{" in line))
+    text = next(line[line.index("{") :] for line in lines if "{" in line)
+    answer, _ = json.JSONDecoder().raw_decode(text)
     assert answer["rung"] == "full"
     assert answer["model"]
     assert len(answer["ranking"]) == 3

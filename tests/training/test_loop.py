@@ -23,7 +23,7 @@ ENCODER = Encoder(
     multi=(MultiColumn("tags", 2, ("x", "y")),),
 )
 CONFIG = FitConfig(
-    network=NetworkConfig(width=8, n_steps=2, virtual_batch_size=64),
+    network=NetworkConfig(width=8, n_steps=2, n_independent=2, n_shared=2, virtual_batch_size=64),
     epochs=6,
     batch_size=256,
     category_dropout=0.05,
@@ -286,7 +286,7 @@ rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 rows = load_file(folder / "rows")
-network = NetworkConfig(width=8, n_steps=2, virtual_batch_size=64)
+network = NetworkConfig(width=8, n_steps=2, n_independent=2, n_shared=2, virtual_batch_size=64)
 config = FitConfig(network, epochs=3, batch_size=256, category_dropout=0.05)
 encoder = Encoder.from_json((folder / "encoder").read_text())
 state = run(Inputs(rows["tx"], rows["ty"]), Inputs(rows["vx"], rows["vy"]), encoder, config)
