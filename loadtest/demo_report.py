@@ -37,15 +37,17 @@ def claims(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "queries",
             "900 /s",
-            f"{_number(load['rps'], 0)} /s of {load['target_rps']:g} offered, {load['verdict']}",
+            f"{_number(load.get('rps'), 0)} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}",
         ),
-        ("candidates", "50,000 /s", f"{_number(load['candidates_per_s'], 0)} /s scored by the model"),
-        ("p90", "< 50 ms", f"{_number(load['p90_ms'], 1)} ms"),
-        ("p99", "< 100 ms", f"{_number(load['p99_ms'], 1)} ms"),
+        ("candidates", "50,000 /s", f"{_number(load.get('candidates_per_s'), 0)} /s scored by the model"),
+        ("p90", "< 50 ms", f"{_number(load.get('p90_ms'), 1)} ms"),
+        ("p99", "< 100 ms", f"{_number(load.get('p99_ms'), 1)} ms"),
         (
             "errors",
             "–",
-            f"{load['errors']}; {load['full_share']:.2%} full answers" if load["errors"] is not None else "–",
+            f"{load.get('errors')}; {load.get('full_share'):.2%} full answers"
+            if load.get("errors") is not None
+            else "–",
         ),
         (
             "against most popular",

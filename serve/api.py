@@ -14,6 +14,7 @@ from serve.surface import Field, Surface
 
 MAX_CANDIDATES = 1_000
 MAX_ID_CHARACTERS = 256
+MAX_NUMBER = 1e30  # features are float32 in the end
 MAX_BODY_BYTES = 2 * 1024 * 1024  # a thousand of the longest ids, with room for fields
 
 Id = Annotated[
@@ -47,7 +48,10 @@ class RankRequest(Struct, forbid_unknown_fields=True):
         "live"
     )
     now_ms: (
-        Annotated[int, Meta(ge=0, description="The time of the ranking; with the event clock only.")] | None
+        Annotated[
+            int, Meta(ge=0, le=2**53, description="The time of the ranking; with the event clock only.")
+        ]
+        | None
     ) = None
 
 
@@ -79,7 +83,7 @@ class RankAnswer(Struct):
     model: Annotated[str | None, Meta(description="The artifact that scored; null where none did.")]
     rung: Annotated[Rung, Meta(description="What was delivered.")]
     degraded: Annotated[list[Degraded], Meta(description="Why it is not what was assigned.")]
-    unknown_viewer: bool
+    unknown_viewer: Annotated[bool, Meta(description="Looked up and not found; false where not looked up.")]
     unknown_candidates: list[str]
     freshness_ms: Annotated[
         float | None, Meta(description="Age of the live table; null before its first read.")
@@ -163,7 +167,7 @@ def _check_field(known: Any, name: str, value: object, pointer: str) -> None:
         "category": "a string",
         "set": "strings",
     }
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
     fits = (
         value is None
         or (field.type in ("number", "time") and is_number)

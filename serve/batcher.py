@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ class Batcher(Generic[Item, Answer]):
         while self._queue and len(self._tasks) < self.slots:
             batch = self._next_batch()
             if batch:
-                task = asyncio.get_running_loop().create_task(self._run(batch))
+                # a context of its own: a request that is cancelled must not take its neighbours' work with it
+                loop = asyncio.get_running_loop()
+                task = loop.create_task(self._run(batch), context=contextvars.Context())
                 self._tasks.add(task)
                 task.add_done_callback(self._finished)
 
@@ -79,10 +82,13 @@ class Batcher(Generic[Item, Answer]):
             for waiting, answer in zip(batch, answers, strict=True):
                 if not waiting.answer.done():
                     waiting.answer.set_result(answer)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
             for waiting in batch:
                 if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
+                    waiting.answer.set_exception(
+                        RuntimeError("the work was cancelled") if cancelled else error
+                    )
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

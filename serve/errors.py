@@ -1,4 +1,4 @@
-"""The project's errors. Each carries the HTTP status, or the exit code, that it ends in."""
+"""The project's errors: what a user can mend, and what a request is refused with."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ from serve.surface import load_surface
 log = logging.getLogger("tabrank")
 REFRESH_S = 0.2  # how often the live table is pulled: an event is visible well within a second
 LOAD_S = 20.0  # how long a scorer may take to have a new version ready
+STALE_MS = 10_000.0
 LAST_WORD_S = 0.005  # kept of a deadline to answer in
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
@@ -99,6 +100,12 @@ class FeatureFetcher:
         except TimeoutError:
             slate = self.ranker.popular(query, "deadline")
             self._observe([slate])
+        except (
+            Exception
+        ) as error:  # a fault of ours, or of a neighbour in the batch: this request gets its order
+            self._degraded("scorer_unavailable", error)
+            slate = self.ranker.popular(query, "scorer_unavailable")
+            self._observe([slate])
         return self._answer(slate, (time.perf_counter() - begun) * 1e3)
 
     def _admit(self, request: RankRequest) -> Query:
@@ -160,22 +167,36 @@ class FeatureFetcher:
         return None if self._refreshed is None else round((time.monotonic() - self._refreshed) * 1e3, 1)
 
     async def refresh_forever(self) -> None:
-        """Keep the live table and the model's version fresh, until cancelled."""
+        """Keep the live table and the model's version fresh, until cancelled.
+
+        The two go on their own: a scorer that is slow to load a version must not stop the pulling of the store.
+        """
+        following = asyncio.create_task(self.follow())
         while True:
-            await self.refresh()
+            self.pull()
+            self._observe([])
             await asyncio.sleep(REFRESH_S)
+            if following.done():
+                following = asyncio.create_task(self.follow())
 
     async def refresh(self) -> None:
         """Pull what changed in the store, follow the models' pointer. What fails is tried again next time."""
+        self.pull()
+        await self.follow()
+
+    def pull(self) -> None:
+        """Bring the live table up to the store."""
         try:
             self._pull()
         except Exception as error:  # whatever it is, the loop goes on and the table serves what it has
             self._degraded("store_unavailable", error)
+
+    async def follow(self) -> None:
+        """Take up the model that the pointer names."""
         try:
             await self._follow_pointer()
         except Exception as error:
             self._degraded("model_refused", error)
-        self._observe([])
 
     def _pull(self) -> None:
         if self._store is None:
@@ -204,7 +225,7 @@ class FeatureFetcher:
         try:
             artifact = load_artifact(self.models / version)
             artifact.encoder.check(self.ranker.features.columns)
-            async with asyncio.timeout(LOAD_S):  # a scorer that hangs must not stop the pulling of the store
+            async with asyncio.timeout(LOAD_S):
                 await self._load_model(version)
         except TabrankError:
             self._refused = version  # the last good one goes on; the pointer must move before we try again
@@ -219,12 +240,18 @@ class FeatureFetcher:
             self._warned[reason] = now
             log.warning("%s: %s: %s", reason, type(error).__name__, error)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the live table is known to be what the store held within the last seconds."""
+        freshness_ms = self.freshness_ms
+        return freshness_ms is not None and freshness_ms < STALE_MS
+
     def status(self) -> dict[str, Any]:
         """What is ready, for `/readyz`."""
         return {
             "surface": self.surface.name,
             "live_candidates": len(self.ranker.candidates),
-            "store": "fresh" if (self.freshness_ms or 1e9) < 10_000 else "unavailable",
+            "store": "fresh" if self.is_fresh else "unavailable",
             "model": self.model.version if self.model else None,
             "freshness_ms": self.freshness_ms,
         }

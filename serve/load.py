@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serve.errors import TabrankError
 from serve.log import read_log
 from serve.replay import Replay
 from serve.state import Schema
@@ -18,11 +19,17 @@ def load(
 
     Whatever the store held is replaced. Answers how many viewers and candidates there are.
     """
+    if store_url.startswith("memory:"):
+        raise TabrankError(f"--store: {store_url!r} would end with this command; name lmdb:PATH")
     schema = Schema(surface)
     replay = Replay(schema, read_log(log, surface))
     if until_ms is None:
         replay.finish()
     else:
+        if until_ms <= min(int(replay.exposure_ms.min()), int(replay.event_ms.min())):
+            raise TabrankError(
+                f"--until: nothing of the log lies before {until_ms} ms; the store is left as it is"
+            )
         replay.advance(until_ms)
     viewers, candidates = (
         {

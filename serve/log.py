@@ -88,6 +88,10 @@ def _clean(log: Log, test_traffic: bool) -> Log:
     if not test_traffic:
         live = pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True)
         exposures = exposures.filter(live)
+        if not len(exposures):
+            raise TabrankError(
+                'every exposure of the log is test traffic (traffic = "test"); it holds nothing live'
+            )
     counts["test_exposures"] = len(log.exposures) - len(exposures)
     unique = _first(exposures["request_id"])
     counts["repeated_exposures"] = len(exposures) - len(unique)
@@ -124,7 +128,8 @@ def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for stale in out.parent.glob(f".{out.name}.*.partial"):
-        if not psutil.pid_exists(int(stale.suffixes[-2][1:])):  # of a writer that was killed
+        pid = stale.name.split(".")[-2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # of a writer that was killed
             shutil.rmtree(stale, ignore_errors=True)
     draft = out.parent / f".{out.name}.{os.getpid()}.partial"
     draft.mkdir()

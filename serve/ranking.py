@@ -119,7 +119,7 @@ class Ranker:
             packed = self.store.viewers([name for _, name in named])
         except StoreUnavailable as error:
             self.on_degraded("store_unavailable", error)
-            return viewers, unknown, True
+            return viewers, [False] * len(queries), True
         for (i, _), row in zip(named, packed, strict=True):
             if row is not None:
                 viewers[i] = np.frombuffer(row, viewers.dtype)[0]
@@ -145,10 +145,12 @@ class Ranker:
         failed: list[str | None] = [None] * len(queries)
         by_model: dict[str, list[int]] = {}
         for b, query in enumerate(queries):
-            if query.arm.scorer in (POPULAR, SHUFFLE, NOOP):
+            if store_down and query.arm.scorer not in (SHUFFLE, NOOP):
+                failed[b] = "store_unavailable"
+            elif query.arm.scorer in (POPULAR, SHUFFLE, NOOP):
                 continue
-            if store_down or query.model is None:
-                failed[b] = "store_unavailable" if store_down else "no_model"
+            elif query.model is None:
+                failed[b] = "no_model"
             elif query.candidates:
                 by_model.setdefault(query.model, []).append(b)
         for model, members in by_model.items():  # a batch has one version, but while one replaces another
@@ -157,7 +159,11 @@ class Ranker:
             else:
                 mine = np.flatnonzero(np.isin(request_of_row, members))
             try:
-                scores[mine] = await self.score(model, Matrix(matrix.numeric[mine], matrix.category[mine]))
+                asked = Matrix(matrix.numeric[mine], matrix.category[mine])
+                answered = await self.score(model, asked)
+                if len(answered) != len(asked.numeric):
+                    raise ValueError(f"asked for {len(asked.numeric)} scores, got {len(answered)}")
+                scores[mine] = answered
             except Exception as error:  # whatever befell the scorer, the popular order is within reach
                 self.on_degraded("scorer_unavailable", error)
                 for b in members:

@@ -147,6 +147,5 @@ class Replay:
                 candidate = self._known_rows(self.event_candidate[i : i + 1])
                 self.state.observe_maps(self.event_kind[i], int(self.event_viewer[i]), candidate, int(t))
             elif impressions:
-                self.state.observe_maps(
-                    IMPRESSION, int(self.exposure_viewer[i]), self.candidate_rows(i), int(t)
-                )
+                slate = self._known_rows(self.shown[self.first[i] : self.first[i + 1]])
+                self.state.observe_maps(IMPRESSION, int(self.exposure_viewer[i]), slate, int(t))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -11,6 +12,7 @@ from serve.strict import number, one_of, table, typed, whole
 
 Backend = Literal["onnx", "torch"]
 Clock = Literal["wall", "event"]
+VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
 POPULAR, CURRENT, SHUFFLE, NOOP = "popular", "current", "shuffle", "noop"
 
 
@@ -65,6 +67,8 @@ class Experiment:
             at = f"{where}.arms.{name}"
             arm = table(spec, at, ("scorer", "share"), ("scorer", "share"))
             scorer = typed(arm["scorer"], str, f"{at}.scorer")
+            if not VERSION.fullmatch(scorer):
+                scorer = one_of(scorer, (POPULAR, CURRENT, SHUFFLE, NOOP), f"{at}.scorer")
             arms.append(Arm(name, scorer, number(arm["share"], f"{at}.share", 0, 1)))
         total = sum(arm.share for arm in arms)
         if abs(total - 1) > 1e-9:

@@ -67,7 +67,7 @@ def whole(value: object, where: str, low: int, high: int) -> int:
 
 def milliseconds(text: str, where: str) -> int:
     """A time, written in ISO 8601 (UTC where it names no zone), as milliseconds since 1970, or `now`."""
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return int(text)
     try:
         time = datetime.now(UTC) if text == "now" else datetime.fromisoformat(text)

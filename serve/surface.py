@@ -79,7 +79,10 @@ def load_surface(name_or_path: str) -> Surface:
             )
     if not path.is_file():
         raise TabrankError(f"{path}: no such surface file; name a shipped surface or an existing .toml file")
-    return read_surface(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return read_surface(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise TabrankError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
 
 
 def read_surface(text: str, where: str = "surface") -> Surface:
@@ -123,7 +126,7 @@ def _fields(declared: object, owner: str, where: str) -> dict[str, Field]:
     fields = {}
     for name, spec in table(declared, where).items():
         at = f"{where}.{name}"
-        if name in ("id", "ts_ms", "ends_ms"):
+        if re.fullmatch(r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*", name):
             raise TabrankError(f"{at}: the name {name!r} is taken by the log itself; choose another")
         spec = spec if isinstance(spec, dict) else {"type": spec}
         table(spec, at, ("type", "max", "request_time"), required=("type",))

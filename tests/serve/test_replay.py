@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from serve.hashing import hash64
 from serve.log import read_log
 from serve.replay import Replay
 from serve.state import Schema
@@ -46,3 +47,21 @@ def test_viewers_without_a_record_stay_unknown(log_folder, surface):
     known = {name for name, row in run.state.viewers.index.items() if run.known["viewer"][row]}
     assert known == {"ann", "bob"}  # both have a row that holds since ever
     assert not run.known["candidate"][run.state.candidates.index["zz"]]
+
+
+def test_a_viewers_maps_hold_what_they_were_shown_and_what_they_did(log_folder, surface):
+    run = replay(log_folder, surface)
+    run.finish()
+    i, topics = next((i, m) for i, m in enumerate(run.state.schema.maps) if m.field.name == "topic")
+    held = {}
+    for viewer in ("ann", "bob"):
+        row = run.state.viewers.table[run.state.viewers.index[viewer]]
+        entries = zip(*(row[f"map{i}_{part}"] for part in ("keys", "event", "over", "ms")), strict=True)
+        held[viewer] = {
+            int(key): tuple(round(v * 2 ** ((ms - 60_000) / topics.half_life_ms)) for v in (event, over))
+            for key, event, over, ms in entries
+            if key
+        }
+    news, jazz = hash64("news"), hash64("jazz")
+    # ann was shown a (news), b, c (jazz), then b, a; joined a and b. bob was shown a, d (news) and joined d.
+    assert held == {"ann": {news: (1, 2), jazz: (1, 3)}, "bob": {news: (1, 2)}}
