@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from serve.errors import TabrankError
 from serve.strict import milliseconds
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+bench = typer.Typer(no_args_is_help=True)
+app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
 ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]
@@ -90,6 +93,16 @@ def load(
     until_ms = None if until is None else milliseconds(until, "--until")
     counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms)
     _answer(counts, as_json, f"{store}: {counts['viewers']} viewers, {counts['candidates']} candidates")
+
+
+@bench.command()
+def fetch(as_json: Json = False) -> None:
+    """Time of a request's fetch and features, by batch, viewers and live candidates; takes 5 GB for a while."""
+    from serve.bench import bench_fetch, table
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a timeout's end, too, removes the stores
+    result = bench_fetch(progress=_say)
+    _answer(result, as_json, table(result))
 
 
 def _say(message: str) -> None:

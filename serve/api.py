@@ -131,8 +131,18 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
 
 
 def candidate_ids(request: RankRequest) -> list[str]:
-    """The ids, in the order given."""
-    return [c if type(c) is str else c.candidate for c in request.candidates]  # type: ignore[union-attr]
+    """The ids, in the order given; the request's own list where it states no fields."""
+    candidates = request.candidates
+    if set(map(type, candidates)) <= {str}:
+        return candidates  # type: ignore[return-value]
+    return [c if isinstance(c, str) else c.candidate for c in candidates]
+
+
+def stated_fields(request: RankRequest) -> dict[int, dict[str, Any]]:
+    """The fields that the request states itself, by the candidate's place."""
+    if candidate_ids(request) is request.candidates:
+        return {}
+    return {i: c.fields for i, c in enumerate(request.candidates) if isinstance(c, Candidate) and c.fields}
 
 
 def _check_candidates(request: RankRequest, surface: Surface) -> None:
@@ -148,6 +158,8 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
                     f"/candidates/{i}",
                 )
             seen.add(name)
+    if ids is request.candidates:
+        return
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
     for i, candidate in enumerate(request.candidates):
         if type(candidate) is Candidate:

@@ -24,7 +24,9 @@ class _Waiting(Generic[Item, Answer]):
 class Batcher(Generic[Item, Answer]):
     """Runs `work` on batches of items, at most `slots` at once, each of at most `cap` in size.
 
-    A batch leaves when a slot is free, so an idle service adds no wait and a busy one batches by itself.
+    A batch leaves at once when none is under way, so an idle service adds no wait. While one is, the next leaves
+    when it ends, or beside it as soon as half of `cap` waits: what a batch costs however small it is, 3 ms of CPU over
+    both deployments, is paid seldom, and under full load one batch's features are computed while another is scored.
     An item larger than `cap` goes alone. Use from one event loop.
     """
 
@@ -35,6 +37,7 @@ class Batcher(Generic[Item, Answer]):
         self.slots = slots
         self.cap = cap
         self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._waiting_size = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item, size: int, deadline: float) -> Answer:
@@ -48,6 +51,7 @@ class Batcher(Generic[Item, Answer]):
         waiting = _Waiting[Item, Answer](item, size, deadline, loop.create_future())
         alarm = loop.call_at(deadline, _expire, waiting.answer)
         self._queue.append(waiting)
+        self._waiting_size += size
         self._fill_slots()
         try:
             return await waiting.answer
@@ -55,7 +59,7 @@ class Batcher(Generic[Item, Answer]):
             alarm.cancel()
 
     def _fill_slots(self) -> None:
-        while self._queue and len(self._tasks) < self.slots:
+        while self._queue and self._may_leave():
             batch = self._next_batch()
             if batch:
                 # a context of its own: a request that is cancelled must not take its neighbours' work with it
@@ -64,11 +68,17 @@ class Batcher(Generic[Item, Answer]):
                 self._tasks.add(task)
                 task.add_done_callback(self._finished)
 
+    def _may_leave(self) -> bool:
+        if not self._tasks:
+            return True
+        return len(self._tasks) < self.slots and 2 * self._waiting_size >= self.cap
+
     def _next_batch(self) -> list[_Waiting[Item, Answer]]:
         batch: list[_Waiting[Item, Answer]] = []
         size = 0
         while self._queue and (not batch or size + self._queue[0].size <= self.cap):
             waiting = self._queue.popleft()
+            self._waiting_size -= waiting.size
             if not waiting.answer.done():  # expired, or its client is gone
                 batch.append(waiting)
                 size += waiting.size

@@ -44,8 +44,13 @@ class FeatureFetch:
     """The HTTP ingress: admits, batches, fetches, computes features, asks `Scorer`, answers."""
 
     def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle) -> None:
+        # Bytes go and bytes come: plain pickle does, and the handle of a method is made once, not each call.
+        score = scorer.options(
+            method_name="score", request_serialization="pickle", response_serialization="pickle"
+        )
+
         async def call_scorer(version: str, payload: bytes) -> bytes:
-            scores: bytes = await scorer.score.remote(version, payload)
+            scores: bytes = await score.remote(version, payload)
             return scores
 
         async def load_model(version: str) -> None:

@@ -51,6 +51,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
         }
     else:
         tunable = {}

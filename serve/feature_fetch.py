@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve.api import Candidate, RankAnswer, Ranked, RankRequest, Timing, candidate_ids
+from serve.api import RankAnswer, Ranked, RankRequest, Timing, candidate_ids, stated_fields
 from serve.arms import assign
 from serve.artifact import Artifact
 from serve.artifact import current as current_version
@@ -37,7 +37,7 @@ LAST_WORD_S = 0.005  # kept of a deadline to answer in
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 LoadModel = Callable[[str], Awaitable[None]]
-Observe = Callable[[list[Slate]], None]
+Observe = Callable[[Slate | None, float], None]  # (a ranking, its latency in ms)
 
 
 class FeatureFetcher:
@@ -53,7 +53,7 @@ class FeatureFetcher:
         base: Path,
         call_scorer: CallScorer,
         load_model: LoadModel,
-        observe: Observe = lambda slates: None,
+        observe: Observe = lambda slate, latency_ms: None,
     ) -> None:
         self.args = args
         self.base = base
@@ -76,7 +76,7 @@ class FeatureFetcher:
         self.ranker = Ranker(
             Features(self.schema), Rows(self.schema, "candidate"), None, score, self._degraded
         )
-        self._batcher: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=880)
+        self._batcher: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
 
     @property
     def models(self) -> Path:
@@ -96,17 +96,16 @@ class FeatureFetcher:
         deadline = loop.time() + max((deadline_ms or self.config.deadline_ms) / 1e3 - LAST_WORD_S, 0.0)
         try:
             slate = await self._batcher.submit(query, len(query.candidates), deadline)
-            self._observe([slate])
         except TimeoutError:
             slate = self.ranker.popular(query, "deadline")
-            self._observe([slate])
         except (
             Exception
         ) as error:  # a fault of ours, or of a neighbour in the batch: this request gets its order
             self._degraded("scorer_unavailable", error)
             slate = self.ranker.popular(query, "scorer_unavailable")
-            self._observe([slate])
-        return self._answer(slate, (time.perf_counter() - begun) * 1e3)
+        total_ms = (time.perf_counter() - begun) * 1e3
+        self._observe(slate, total_ms)
+        return self._answer(slate, total_ms)
 
     def _admit(self, request: RankRequest) -> Query:
         arm = assign(self.config.experiment, request.viewer)
@@ -117,7 +116,7 @@ class FeatureFetcher:
             model = None
         ids = candidate_ids(request)
         return Query(
-            request_id=request.request_id or uuid.uuid4().hex,
+            request_id=request.request_id or f"{random.getrandbits(128):032x}",  # an id, no secret
             viewer=request.viewer,
             candidates=ids,
             now_ms=request.now_ms if request.now_ms is not None else int(time.time() * 1e3),
@@ -125,21 +124,17 @@ class FeatureFetcher:
             model=model,
             limit=request.limit or len(ids),
             context=request.context,
-            stated={
-                i: c.fields for i, c in enumerate(request.candidates) if isinstance(c, Candidate) and c.fields
-            },
+            stated=stated_fields(request),
             explain=request.explain,
         )
 
     def _answer(self, slate: Slate, total_ms: float) -> RankAnswer:
         query, stage = slate.query, slate.stage_ms
         names = query.candidates
-        scores = slate.score.tolist()
-        shown = slate.order[: query.limit].tolist()
-        ranking = [
-            Ranked(names[i], None if scores[i] != scores[i] else scores[i], position)
-            for position, i in enumerate(shown, 1)
-        ]
+        order = slate.order[: query.limit]
+        shown = order.tolist()
+        scores = [None if score != score else score for score in slate.score[order].tolist()]
+        ranking = list(map(Ranked, [names[i] for i in shown], scores, range(1, len(shown) + 1)))
         if query.explain and slate.matrix is not None:
             vocabularies = self.model.encoder if self.model else None
             for ranked, i in zip(ranking, shown, strict=True):
@@ -174,7 +169,7 @@ class FeatureFetcher:
         following = asyncio.create_task(self.follow())
         while True:
             self.pull()
-            self._observe([])
+            self._observe(None, 0.0)
             await asyncio.sleep(REFRESH_S)
             if following.done():
                 following = asyncio.create_task(self.follow())

@@ -34,6 +34,10 @@ class Matrix:
     numeric: NDArray[np.float32]
     category: U64
 
+    def rows(self, part: slice) -> Matrix:
+        """The matrix of some of its rows; views."""
+        return Matrix(self.numeric[part], self.category[part])
+
     def to_bytes(self) -> bytes:
         """What goes from `FeatureFetch` to `Scorer`: three sizes, then the two arrays."""
         sizes = np.array([len(self.numeric), self.numeric.shape[1], self.category.shape[1]], np.int64)
@@ -80,7 +84,11 @@ class Batch:
 
     def _field(self, ref: FieldRef) -> NDArray[Any]:
         values = self._rows[ref.owner][ref.name]
-        return values if ref.owner == "candidate" else values[self.request_of_row]
+        return values if ref.owner == "candidate" else self._spread(values)
+
+    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What each request has, `[B, ...]`, for each of its rows, `[R, ...]`."""
+        return values.take(self.request_of_row, axis=0)
 
     def numbers(self, ref: FieldRef) -> F64:
         """A number or time, `[R]`."""
@@ -90,26 +98,42 @@ class Batch:
         """A category `[R]`, or a set `[R, M]`."""
         return self._field(ref)
 
+    def viewer_set(self, ref: FieldRef) -> U64:
+        """A set of each request's viewer, `[B, M]`."""
+        values: U64 = self._rows["viewer"][ref.name]
+        return values
+
+    def found(self, keys: U64, worth: F64, values: U64) -> F64:
+        """`[R]`: the worth `[B, K]` of the viewer's key `[B, K]` that is the row's value `[R]`, 0 without one.
+
+        No viewer has a key twice, but for 0.
+        """
+        hits = np.flatnonzero(self._spread(keys) == values[:, None])  # few, so what follows costs little
+        rows, places = np.divmod(hits, keys.shape[1])
+        found = np.zeros(len(values))
+        found[rows] = worth[self.request_of_row[rows], places]
+        return found
+
     def sums(self, slot: Sum) -> F64:
         """A sum, decayed to now, `[R]`."""
-        value = self._decayed[slot.entity][:, self.schema.sums[slot.entity].index(slot)]
-        return value if slot.entity == "candidate" else value[self.request_of_row]
+        value = self._decayed[slot.entity][self.schema.place[slot]]
+        return value if slot.entity == "candidate" else self._spread(value)
 
     @cached_property
     def _decayed(self) -> dict[Entity, F64]:
+        """`[S, B]` of the viewers, `[S, R]` of the candidates."""
         now = {"viewer": self.request_ms, "candidate": self.now_ms}
         decayed: dict[Entity, F64] = {}
         for entity, rates in self.schema.rates.items():
-            rows = self._rows[entity]
-            age_ms = np.maximum(
-                now[entity][:, None] - rows["sums_ms"], 0
-            )  # a clock that runs ahead adds nothing
-            decayed[entity] = rows["sums"] * np.exp2(age_ms * -rates)
+            # whole columns side by side: a row's few sums are too short for a loop over them
+            sums, sums_ms = (np.ascontiguousarray(self._rows[entity][part].T) for part in ("sums", "sums_ms"))
+            age_ms = np.maximum(now[entity] - sums_ms, 0)  # a clock that runs ahead adds nothing
+            decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
         return decayed
 
     def map(self, slot: Map) -> Entries:
         """A map of each request's viewer, decayed to now."""
-        i, viewers = self.schema.maps.index(slot), self._rows["viewer"]
+        i, viewers = self.schema.place[slot], self._rows["viewer"]
         age_ms = np.maximum(self.request_ms[:, None] - viewers[f"map{i}_ms"], 0)
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
         return Entries(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field as declare
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -184,8 +185,8 @@ class Member(Stateless):
     def value(self, batch: Batch) -> F64:
         """`[R]`, NaN where the candidate's category is missing; an empty set holds nothing."""
         theirs = batch.hashes(self.candidate)
-        inside = (batch.hashes(self.viewer) == theirs[:, None]).any(axis=1)
-        return np.where(theirs == 0, np.nan, inside.astype(np.float64))
+        ours = batch.viewer_set(self.viewer)
+        return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))
 
 
 @dataclass(frozen=True)
@@ -198,16 +199,17 @@ class Count:
     half_life_ms: float = np.inf
     transform: Transform = "none"
 
+    @cached_property
     def _sum(self) -> Sum:
         return Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
 
     def slots(self) -> tuple[Slot, ...]:
         """One decayed sum."""
-        return (self._sum(),)
+        return (self._sum,)
 
     def value(self, batch: Batch) -> F64:
         """`[R]`, ≥ 0."""
-        return batch.sums(self._sum())
+        return batch.sums(self._sum)
 
 
 @dataclass(frozen=True)
@@ -220,16 +222,17 @@ class Gauge:
     down: str
     transform: Transform = "none"
 
+    @cached_property
     def _sum(self) -> Sum:
         return Sum(self.entity, ((self.up, 1.0), (self.down, -1.0)))
 
     def slots(self) -> tuple[Slot, ...]:
         """One sum that does not decay."""
-        return (self._sum(),)
+        return (self._sum,)
 
     def value(self, batch: Batch) -> F64:
         """`[R]`, ≥ 0."""
-        return np.maximum(batch.sums(self._sum()), 0.0)
+        return np.maximum(batch.sums(self._sum), 0.0)
 
 
 @dataclass(frozen=True)
@@ -247,19 +250,22 @@ class Rate:
     half_life_ms: float = np.inf
     transform: Transform = "none"
 
-    def _sum(self, event: str) -> Sum:
-        return Sum(self.entity, ((event, 1.0),), self.half_life_ms)
+    @cached_property
+    def _sums(self) -> tuple[Sum, Sum]:
+        event, over = (
+            Sum(self.entity, ((name, 1.0),), self.half_life_ms) for name in (self.event, self.over)
+        )
+        return event, over
 
     def slots(self) -> tuple[Slot, ...]:
         """A decayed sum of the event and one of what it is counted over."""
-        return (self._sum(self.event), self._sum(self.over))
+        return self._sums
 
     def value(self, batch: Batch) -> F64:
         """`[R]`; the prior's rate where nothing was seen."""
         p = self.prior
-        return (batch.sums(self._sum(self.event)) + p.rate * p.weight) / (
-            batch.sums(self._sum(self.over)) + p.weight
-        )
+        event, over = (batch.sums(slot) for slot in self._sums)
+        return (event + p.rate * p.weight) / (over + p.weight)
 
 
 @dataclass(frozen=True)
@@ -278,26 +284,27 @@ class Affinity:
     half_life_ms: float = np.inf
     transform: Transform = "none"
 
+    @cached_property
     def _map(self) -> Map:
         return Map(self.event, self.over, self.field, self.half_life_ms, self.keep)
 
     def slots(self) -> tuple[Slot, ...]:
         """One map a viewer."""
-        return (self._map(),)
+        return (self._map,)
 
     def value(self, batch: Batch) -> F64:
         """`[R]`; the prior's rate where the map has no entry, NaN where the candidate has no value."""
         p = self.prior
-        entries = batch.map(self._map())
-        rate = (entries.event + p.rate * p.weight) / (entries.over + p.weight)
-        gain = (rate - p.rate)[batch.request_of_row]  # [R, K]: what an entry adds to the prior
+        entries = batch.map(self._map)
+        # [B, K]: what an entry's rate adds to the prior's; exactly 0 at an empty place
+        gain = (entries.event - p.rate * entries.over) / (entries.over + p.weight)
         values = batch.hashes(self.field)
-        values = values[:, None] if values.ndim == 1 else values
-        keys = entries.keys[batch.request_of_row]
-        total = np.zeros(len(values))
-        for m in range(values.shape[1]):  # M passes over [R, K] need less memory than one over [R, M, K]
-            total += np.where((keys == values[:, m, None]) & (keys != 0), gain, 0.0).sum(axis=1)
+        if values.ndim == 1:
+            return np.where(values == 0, np.nan, p.rate + batch.found(entries.keys, gain, values))
         num_values = (values != 0).sum(axis=1)
+        total = np.zeros(len(values))
+        for m in range(values.shape[1]):
+            total += batch.found(entries.keys, gain, values[:, m])
         return np.where(num_values == 0, np.nan, p.rate + total / np.maximum(num_values, 1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,35 +12,52 @@ if TYPE_CHECKING:
 
 RANKINGS = "tabrank_rankings"
 CANDIDATES = "tabrank_candidates"
+LATENCY = "tabrank_latency_ms"
+BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000, float("inf"))
 FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for all rankings of so long
 
 
 class RankMetrics:
-    """Counts rankings and candidates by arm and rung, through Ray's metrics (prefix `ray_`, suffix `_total`)."""
+    """Counts rankings and candidates by arm and rung, and rankings by arm and latency, through Ray's metrics.
+
+    Ray adds the prefix `ray_` and the suffix `_total`. The latency is a histogram made of counters, cumulative over
+    the label `le` as Prometheus has it: `histogram_quantile` takes it. Ray's own histograms replay each observation
+    in its agent, 40 µs of CPU a request in all.
+    """
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter as RayCounter
 
         self._rankings = RayCounter(RANKINGS, "Answered rankings.", ("arm", "rung"))
         self._candidates = RayCounter(CANDIDATES, "Ranked candidates.", ("arm", "rung"))
-        self._pending: Counter[tuple[str, str]] = Counter()
-        self._sizes: Counter[tuple[str, str]] = Counter()
+        self._latency = RayCounter(LATENCY, "Rankings answered within `le` ms.", ("arm", "le"))
+        self._num_rankings: Counter[tuple[str, str]] = Counter()
+        self._num_candidates: Counter[tuple[str, str]] = Counter()
+        self._num_within: Counter[tuple[str, int]] = Counter()
         self._flushed = time.monotonic()
 
-    def observe(self, slates: list[Slate]) -> None:
-        """Count these rankings; called without any from time to time, so that the last ones are told."""
-        for slate in slates:
-            key = (slate.query.arm.name, slate.rung)
-            self._pending[key] += 1
-            self._sizes[key] += len(slate.query.candidates)
+    def observe(self, slate: Slate | None, latency_ms: float) -> None:
+        """Count a ranking; called without one from time to time, so that the last ones are told."""
+        if slate is not None:
+            arm = slate.query.arm.name
+            self._num_rankings[arm, slate.rung] += 1
+            self._num_candidates[arm, slate.rung] += len(slate.query.candidates)
+            self._num_within[arm, bisect_left(BOUNDS_MS, latency_ms)] += 1
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flush()
 
     def _flush(self) -> None:
-        for (arm, rung), count in self._pending.items():
+        for (arm, rung), count in self._num_rankings.items():
             self._rankings.inc(count, {"arm": arm, "rung": rung})
-            if self._sizes[arm, rung]:
-                self._candidates.inc(self._sizes[arm, rung], {"arm": arm, "rung": rung})
-        self._pending.clear()
-        self._sizes.clear()
+            if self._num_candidates[arm, rung]:
+                self._candidates.inc(self._num_candidates[arm, rung], {"arm": arm, "rung": rung})
+        for arm in {arm for arm, _ in self._num_within}:
+            within = 0
+            for bucket, bound in enumerate(BOUNDS_MS):
+                within += self._num_within[arm, bucket]
+                if within:
+                    self._latency.inc(within, {"arm": arm, "le": f"{bound:g}".replace("inf", "+Inf")})
+        self._num_rankings.clear()
+        self._num_candidates.clear()
+        self._num_within.clear()
         self._flushed = time.monotonic()

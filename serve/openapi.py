@@ -19,6 +19,7 @@ STYLE = (
 REFUSALS = {
     "400": "Not JSON, or a header that cannot be read.",
     "403": "X-Arm without a key.",
+    "408": "The body did not come in time.",
     "413": "The body is too large.",
     "415": "Not application/json.",
     "422": "JSON that means nothing; `pointer` says where.",

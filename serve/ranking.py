@@ -8,7 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +25,7 @@ F32 = NDArray[np.float32]
 Score = Callable[[str, Matrix], Awaitable[F32]]
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """One admitted request. `model` is the artifact's version that its arm names, None without one."""
 
     request_id: str
@@ -38,8 +40,7 @@ class Query:
     explain: bool
 
 
-@dataclass(frozen=True)
-class Slate:
+class Slate(msgspec.Struct, frozen=True):
     """One ranked query: `order` `[C]` places in `candidates`, best first; `score` `[C]` NaN where unscored."""
 
     query: Query
@@ -50,7 +51,7 @@ class Slate:
     model: str | None
     unknown_viewer: bool
     unknown_candidates: list[str]
-    matrix: Matrix | None  # its rows' features; None where they were not computed
+    matrix: Matrix | None  # its rows' features, where the query asks to explain them
     stage_ms: Mapping[str, float]
 
 
@@ -69,39 +70,29 @@ class Ranker:
         begun = time.perf_counter()
         rows, request_of_row = self._candidate_rows(queries)
         viewers, unknown_viewer, store_down = self._fetch_viewers(queries)
-        candidates = self._stated(self.candidates.table[rows], queries, request_of_row)
+        candidates = self._stated(self.candidates.table.take(rows), queries, request_of_row)
         context = self.features.schema.context_rows([query.context for query in queries])
         now_ms = np.array([query.now_ms for query in queries], np.int64)
         matrix = self.features.compute(viewers, candidates, context, request_of_row, now_ms)
         computed = time.perf_counter()
         scores, failed = await self._scores(queries, matrix, request_of_row, store_down)
-        scored = time.perf_counter()
+        stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
         ended = candidates["ends_ms"] <= now_ms[request_of_row]
-        stage_ms = {"features": (computed - begun) * 1e3, "score": (scored - computed) * 1e3}
-        slates, first = [], 0
-        for query, reason, is_unknown in zip(queries, failed, unknown_viewer, strict=True):
-            part = slice(first, first + len(query.candidates))
-            own = Matrix(matrix.numeric[part], matrix.category[part])
-            popular = own.numeric[:, self.features.popular]
-            slates.append(
-                self._select(
-                    query, own, popular, scores[part], ended[part], rows[part], reason, is_unknown, stage_ms
-                )
-            )
-            first = part.stop
-        return slates
+        popular = matrix.numeric[:, self.features.popular]
+        batch = _Batch(queries, request_of_row, rows, matrix, stage_ms)
+        return _select(batch, popular, scores, ended, failed, unknown_viewer)
 
     def popular(self, query: Query, reason: str) -> Slate:
         """The popular order at once, from the live table alone: what a query gets that cannot be served."""
         rows = self.candidates.find(query.candidates)
         owner = np.zeros(len(rows), np.int64)
-        candidates = self._stated(self.candidates.table[rows], [query], owner)
+        candidates = self._stated(self.candidates.table.take(rows), [query], owner)
         context = self.features.schema.context_rows([query.context])
         popular = self.features.popularity(candidates, context, query.now_ms)
         ended = candidates["ends_ms"] <= query.now_ms
         unscored = np.full(len(rows), np.nan, np.float32)
-        stage_ms = {"features": 0.0, "score": 0.0}
-        return self._select(query, None, popular, unscored, ended, rows, reason, False, stage_ms)
+        batch = _Batch([query], owner, rows, None, {"features": 0.0, "score": 0.0})
+        return _select(batch, popular, unscored, ended, [reason], [False])[0]
 
     def _candidate_rows(self, queries: Sequence[Query]) -> tuple[I64, I64]:
         lengths = [len(query.candidates) for query in queries]
@@ -120,9 +111,11 @@ class Ranker:
         except StoreUnavailable as error:
             self.on_degraded("store_unavailable", error)
             return viewers, [False] * len(queries), True
-        for (i, _), row in zip(named, packed, strict=True):
-            if row is not None:
-                viewers[i] = np.frombuffer(row, viewers.dtype)[0]
+        found = [(i, row) for (i, _), row in zip(named, packed, strict=True) if row is not None]
+        if found:
+            places, known = zip(*found, strict=True)
+            viewers[list(places)] = np.frombuffer(b"".join(known), viewers.dtype)
+            for i in places:
                 unknown[i] = False
         return viewers, unknown, False
 
@@ -170,35 +163,64 @@ class Ranker:
                     failed[b] = "scorer_unavailable"
         return scores, failed
 
-    def _select(
-        self,
-        query: Query,
-        matrix: Matrix | None,
-        popular: F32,
-        score: F32,
-        ended: NDArray[np.bool_],
-        rows: I64,
-        failed: str | None,
-        unknown_viewer: bool,
-        stage_ms: Mapping[str, float],
-    ) -> Slate:
-        """Order one query's candidates: scored, unscored by popularity, ended; ties as given."""
-        by_model = failed is None and query.arm.scorer not in (POPULAR, SHUFFLE, NOOP)
-        degraded = [] if failed is None else [failed]
-        finite = np.isfinite(score)
-        if by_model and not finite.all():
-            degraded.append("non_finite_score")
-        score = np.where(finite & ~ended, score, np.float32(np.nan))
-        popular = np.where(np.isnan(popular), np.float32(-np.inf), popular)
-        places = np.arange(len(score))
-        if query.arm.scorer == NOOP and failed is None:
-            popular = np.zeros(len(score), np.float32)
-        elif query.arm.scorer == SHUFFLE and failed is None:
-            popular = np.random.default_rng().random(len(score), np.float32)
-        order = np.lexsort((places, -popular, np.where(np.isnan(score), np.float32(1.0), -score), ended))
-        unknown = [query.candidates[i] for i in np.flatnonzero(rows == 0).tolist()]
-        rung = "fallback" if failed is not None else "partial" if degraded else "full"
-        model = query.model if by_model else None
-        return Slate(
-            query, order, score, rung, tuple(degraded), model, unknown_viewer, unknown, matrix, stage_ms
+
+class _Batch(NamedTuple):
+    """What is known of a batch before its rows are ordered: R rows, found in the live table at `rows`."""
+
+    queries: Sequence[Query]
+    request_of_row: I64
+    rows: I64
+    matrix: Matrix | None
+    stage_ms: Mapping[str, float]
+
+
+def _select(
+    batch: _Batch,
+    popular: F32,
+    score: F32,
+    ended: NDArray[np.bool_],
+    failed: Sequence[str | None],
+    unknown_viewer: Sequence[bool],
+) -> list[Slate]:
+    """Order each query's candidates: scored, unscored by popularity, ended; ties as given. One sort for all."""
+    queries, request_of_row, rows, matrix, stage_ms = batch
+    parts = _parts(queries)
+    finite = np.isfinite(score)
+    score = np.where(finite & ~ended, score, np.float32(np.nan))
+    popular = np.where(np.isnan(popular), np.float32(-np.inf), popular)
+    for query, part, reason in zip(queries, parts, failed, strict=True):
+        if query.arm.scorer == NOOP and reason is None:
+            popular[part] = 0.0
+        elif query.arm.scorer == SHUFFLE and reason is None:
+            popular[part] = np.random.default_rng().random(part.stop - part.start, np.float32)
+    unscored = np.where(ended, np.float32(2.0), np.float32(1.0))  # behind every score, which are -1 to 0
+    order = np.lexsort((-popular, np.where(np.isnan(score), unscored, -score), request_of_row))
+    all_finite, all_known = finite.all(), rows.all()
+    slates = []
+    for query, part, reason, is_unknown in zip(queries, parts, failed, unknown_viewer, strict=True):
+        by_model = reason is None and query.arm.scorer not in (POPULAR, SHUFFLE, NOOP)
+        degraded: tuple[str, ...] = () if reason is None else (reason,)
+        if by_model and not all_finite and not finite[part].all():
+            degraded = ("non_finite_score",)
+        unknown = [] if all_known else [query.candidates[i] for i in np.flatnonzero(rows[part] == 0).tolist()]
+        slates.append(
+            Slate(
+                query=query,
+                order=order[part] - part.start,
+                score=score[part],
+                rung="fallback" if reason is not None else "partial" if degraded else "full",
+                degraded=degraded,
+                model=query.model if by_model else None,
+                unknown_viewer=is_unknown,
+                unknown_candidates=unknown,
+                matrix=matrix.rows(part) if matrix is not None and query.explain else None,
+                stage_ms=stage_ms,
+            )
         )
+    return slates
+
+
+def _parts(queries: Sequence[Query]) -> list[slice]:
+    """Each query's rows in the batch."""
+    ends = list(accumulate(len(query.candidates) for query in queries))
+    return [slice(end - len(query.candidates), end) for query, end in zip(queries, ends, strict=True)]

@@ -82,7 +82,7 @@ class UserConfig:
 
     experiment: Experiment = Experiment("launch", "launch", (Arm("model", CURRENT, 1.0),))
     deadline_ms: int = 100  # of a request that names none; then it gets the popular order
-    batch_candidates: int = 880  # a batch leaves at the latest with so many
+    batch_candidates: int = 1760  # the most that a batch may take
     slots: int = 2  # batches under way at once
 
     @classmethod

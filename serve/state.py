@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.buckets import Buckets
 from serve.hashing import hash64
-from serve.kinds import Entity, Map, Sum
+from serve.kinds import Entity, Map, Slot, Sum
 from serve.surface import Field, Surface
 
 I64 = NDArray[np.int64]
@@ -33,6 +34,8 @@ class Schema:
             "viewer": tuple(s for s in slots if isinstance(s, Sum) and s.entity == "viewer"),
             "candidate": tuple(s for s in slots if isinstance(s, Sum) and s.entity == "candidate"),
         }
+        groups: tuple[tuple[Slot, ...], ...] = (self.maps, *self.sums.values())
+        self.place = {slot: i for group in groups for i, slot in enumerate(group)}
         # a half-life of infinity is a factor of exp2(0)
         self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.sums.items()}
         self.viewer = np.dtype(self._attributes("viewer") + self._sums("viewer") + self._maps())
@@ -100,26 +103,30 @@ class Rows:
         self.table = schema.blank(entity, 64)
         self.ids: list[str | None] = [None]
         self._free: list[int] = []
+        self._buckets = Buckets(self.index)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def find(self, ids: Sequence[str | None]) -> I64:
         """The row number of each id, 0 where it has none."""
-        get = self.index.get
-        return np.fromiter((get(i, 0) for i in ids), np.int64, len(ids))  # type: ignore[arg-type]
+        return self._buckets.find(ids)
 
     def add(self, name: str) -> int:
         """The row number of an id, which gets a blank row if it has none."""
         row = self.index.get(name)
-        if row is None and self._free:
-            row = self.index[name] = self._free.pop()
+        if row is not None:
+            return row
+        if self._free:
+            row = self._free.pop()
             self.ids[row] = name
-        elif row is None:
-            row = self.index[name] = len(self.ids)
+        else:
+            row = len(self.ids)
             self.ids.append(name)
             if row == len(self.table):
                 self.table = np.concatenate([self.table, self.schema.blank(self.entity, row)])
+        self.index[name] = row
+        self._buckets.changed(name)
         return row
 
     def put(self, name: str, packed: bytes) -> None:
@@ -134,6 +141,7 @@ class Rows:
             self.table[row] = self.schema.blank(self.entity)[0]
             self.ids[row] = None
             self._free.append(row)
+            self._buckets.changed(name)
 
 
 class State:

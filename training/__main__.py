@@ -15,6 +15,8 @@ from serve.strict import milliseconds, one_of
 from serve.surface import load_surface
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+bench = typer.Typer(no_args_is_help=True)
+app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 SurfaceName = Annotated[str, typer.Option(help="A shipped surface's name, or the path of a TOML file.")]
 LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
@@ -158,6 +160,21 @@ def publish(
     )
 
 
+@bench.command("scorer")
+def bench_scorer(
+    model: Annotated[
+        Path | None, typer.Option(help="An artifact; default two networks of 40 features, random weights.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Candidates a second on one core: pytorch_tabnet, the network in eager mode and exported, and ours."""
+    from training.bench import bench_scorer as run
+    from training.bench import table
+
+    result = run(model, progress=_say)
+    _answer(result, as_json, table(result))
+
+
 class _progress:  # noqa: N801
     """A bar on a terminal, a plain line every tenth elsewhere; on stderr."""
 
@@ -179,6 +196,10 @@ class _progress:  # noqa: N801
         elif int(share * 10) > self._said:
             self._said = int(share * 10)
             sys.stderr.write(f"{self._what} {self._said * 10} %\n")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _number(value: float | None) -> str:

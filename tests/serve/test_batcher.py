@@ -79,6 +79,24 @@ def test_no_more_batches_are_under_way_than_there_are_slots():
     run(scenario)
 
 
+def test_a_further_batch_leaves_beside_the_first_only_when_it_is_worth_its_cost():
+    async def scenario():
+        work = Work()
+        batcher = Batcher(work, slots=2, cap=40)
+        tasks = [asyncio.create_task(batcher.submit(1, 10, soon()))]
+        await asyncio.sleep(0.005)
+        tasks.append(asyncio.create_task(batcher.submit(2, 10, soon())))
+        await asyncio.sleep(0.005)
+        assert work.batches == [[1]]
+        tasks.append(asyncio.create_task(batcher.submit(3, 10, soon())))  # now half of the cap waits
+        await asyncio.sleep(0.005)
+        assert work.batches == [[1], [2, 3]]
+        work.gate.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
 def test_a_request_that_waits_too_long_is_told_so_and_never_worked_on():
     async def scenario():
         work = Work()

@@ -339,3 +339,20 @@ def test_the_live_table_follows_the_store(tmp_path, log_folder, service):
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
     load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path, until_ms=15_000)
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 3
+
+
+def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch):
+    monkeypatch.setattr("serve.edge.BODY_S", 0.05)
+
+    async def body_that_stops():
+        yield b'{"viewer":'
+        await asyncio.sleep(1.0)
+
+    async def scenario():
+        async with service.client() as client:
+            headers = {"content-type": "application/json"}
+            return await client.post("/v1/rank", content=body_that_stops(), headers=headers)
+
+    response = asyncio.run(scenario())
+    assert response.status_code == 408
+    assert "had not come within 0.05 s" in response.json()["detail"]

@@ -1,0 +1,148 @@
+"""The short way in: a ranking goes from Ray's HTTP server straight to our edge, inside Ray's own accounts.
+
+Ray's ingress costs more CPU a request than the ranking itself: two request ids, a task each for the call, the timeout
+and the disconnect watch, contexts for tracing, multiplexing and sessions, a log record that is thrown away. Nothing of
+that is used here: a ranking has its own id and deadline, and one that its client has given up is part of a batch that
+others wait for. What the cluster lives on is kept, on Ray's own counters: the slot of `max_ongoing_requests`, the
+ongoing requests (autoscaling and graceful stops read them) and the request metrics. A replica whose slots are all
+taken leaves the request to Ray, which queues or refuses it as configured.
+
+It reaches into `Replica` of Ray 2.60. Where another Ray has it otherwise, every request takes Ray's own way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.middleware import Middleware
+
+from serve.edge import RANK, Edge
+
+log = logging.getLogger("tabrank")
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[Any]]
+
+FLUSH_EVERY_S = 1.0
+SAMPLED = 16
+"""One in so many latencies goes into Ray's two histograms: each costs 40 µs, mostly in Ray's agent, which replays
+them one by one. `serve.metrics` has all of them."""
+
+GUARDS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
+"""Headers by which Ray lets a client switch off its guards."""
+
+
+class ShortWay:
+    """ASGI middleware around all that Ray does with a request."""
+
+    def __init__(self, app: App) -> None:
+        self._rays_way = app
+        self._accounts = _Accounts.of(app)
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Answer a ranking at our edge while the replica has a free slot; leave everything else to Ray."""
+        accounts = self._accounts
+        is_ranking = scope.get("path") == RANK and scope.get("method") == "POST"
+        if is_ranking and accounts is not None and accounts.has_free_slot():
+            await accounts.answer(scope, receive, send)
+        else:
+            if "headers" in scope:
+                scope["headers"] = [header for header in scope["headers"] if header[0] not in GUARDS]
+            await self._rays_way(scope, receive, send)
+
+
+class _Accounts:
+    """What we use of a Ray replica: its slots and its counters."""
+
+    @classmethod
+    def of(cls, app: Any) -> _Accounts | None:
+        """The accounts behind Ray's HTTP server; None in a process that is no replica, or of an unknown Ray."""
+        replica = getattr(getattr(app, "_app", None), "__self__", None)
+        if replica is None or not hasattr(replica, "_direct_ingress_asgi"):
+            return None  # Ray's own proxy
+        try:
+            return cls(replica)
+        except (ImportError, AttributeError, KeyError, TypeError) as error:
+            log.warning("this Ray's replica is not known (%s): requests take Ray's own way", error)
+            return None
+
+    def __init__(self, replica: Any) -> None:
+        from ray.serve._private.common import RequestMetadata, RequestProtocol
+        from ray.serve._private.request_ingress_metrics import RequestIngressMetrics
+
+        self._edge = replica._user_callable_asgi_app
+        if not isinstance(self._edge, Edge):
+            raise TypeError(f"it serves {type(self._edge).__name__}")
+        metrics = self._metrics = replica._metrics_manager
+        self._slots = replica._semaphore
+        self._begin, self._end = metrics.inc_num_ongoing_requests, metrics.dec_num_ongoing_requests
+        self._num_requests = metrics._cached_request_counter
+        self._num_http_requests = metrics._cached_ingress_request_counter[RequestProtocol.HTTP]
+        self._busy_ms = metrics._user_code_time_accumulator
+        self._route = replica._route_prefix or "/"
+        self._names = replica._deployment_id
+        self._http, self._tags_of = RequestProtocol.HTTP, RequestIngressMetrics.request_tags
+        self._request = RequestMetadata(
+            request_id="",
+            internal_request_id="",
+            is_direct_ingress=True,
+            _request_protocol=RequestProtocol.HTTP,
+        )
+        self._latencies_ms: dict[int, list[float]] = {}  # of the last second, by status
+
+    def has_free_slot(self) -> bool:
+        """Whether the replica may begin one more request, of `max_ongoing_requests`."""
+        return not self._slots.locked()
+
+    async def answer(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Let our edge answer, on a slot, counted and timed for Ray."""
+        await self._slots.acquire()
+        self._begin(self._request)
+        began = time.perf_counter()
+        try:
+            status = await self._edge(scope, receive, send)
+        finally:
+            self._end(self._request)
+            self._slots.release()
+        if not self._latencies_ms:
+            asyncio.get_running_loop().call_later(FLUSH_EVERY_S, self._flush)
+        self._latencies_ms.setdefault(status, []).append((time.perf_counter() - began) * 1e3)
+
+    def _flush(self) -> None:
+        """Tell Ray of the last second: every request to its counters, one in SAMPLED to its histograms too."""
+        for status, latencies_ms in self._latencies_ms.items():
+            sampled_ms = latencies_ms[::SAMPLED] if status < 400 else latencies_ms
+            for latency_ms in sampled_ms:
+                self._record(status, latency_ms)
+            rest = len(latencies_ms) - len(sampled_ms)
+            self._num_requests[self._route] += rest
+            self._num_http_requests[self._tags(status)] += rest
+            self._busy_ms.add(sum(latencies_ms) - sum(sampled_ms))
+        self._latencies_ms.clear()
+
+    def _record(self, status: int, latency_ms: float) -> None:
+        self._metrics.record_request_metrics(route=self._route, latency_ms=latency_ms, is_error=status >= 500)
+        self._metrics.record_ingress_request_metrics(
+            protocol=self._http,
+            method="POST",
+            route=self._route,
+            app_name=self._names.app_name,
+            deployment_name=self._names.name,
+            latency_ms=latency_ms,
+            is_error=status >= 400,
+            status_code=str(status),
+        )
+
+    def _tags(self, status: int) -> frozenset[tuple[str, str]]:
+        tags = self._tags_of(
+            route=self._route, method="POST", application=self._names.app_name, status_code=str(status)
+        )
+        return frozenset(tags.items())
+
+
+def middlewares() -> list[Middleware]:
+    """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; Ray calls it in each process that listens."""
+    return [Middleware(ShortWay)]

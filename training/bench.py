@@ -1,0 +1,117 @@
+"""Benchmarks of what training makes: how fast a model is scored, each way of scoring it beside the others."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load as load_safetensors
+
+from serve.artifact import load as load_artifact
+from serve.machine import describe_machine
+from training.bench_scorer import Contender, Contenders, references
+
+SIZES = (55, 440, 1760)
+"""Rows scored at once: a request, and what 8 and 32 requests at a time come to."""
+CHECKED = 440
+"""The size at which ours is compared with `predict_proba`."""
+ROUNDS = 15
+TURN_S = 0.03
+"""How long a contender runs in each round, at the least once: long against the timer, short against the
+machine's moods, which the rounds then spread over all contenders."""
+
+
+def bench_scorer(
+    model: Path | None = None,
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    rounds: int = ROUNDS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Candidates per second, on one thread, of the ways to score `model`, or else of `REFERENCES`.
+
+    Returns:
+        `machine`, `seconds`, `models` (one result each), and the keys of the first result:
+        `model`, `network`, `features`, `columns` (of the network), `rows` (size → contender → candidates/s),
+        `ratio_vs_predict_proba` (ours at 440 rows, or else at the largest size) and `max_difference` (of each
+        contender's probabilities from ours, over all rows). The contenders are those of `Contenders.on`.
+    """
+    begun = time.perf_counter()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
+        folders = {str(model): model} if model else references(Path(temporary))
+        results = []
+        for name, folder in folders.items():
+            progress(f"bench scorer: {name}")
+            results.append({"model": name, **_measure(folder, sizes, rounds)})
+    return {
+        "machine": describe_machine(),
+        "seconds": round(time.perf_counter() - begun, 1),
+        **results[0],
+        "models": results,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as text: for each model a line per contender, candidates/s by size."""
+    lines = []
+    for found in result["models"]:
+        lines.append(
+            f"{found['model']}: {found['columns']} columns; candidates/s on one core at "
+            f"{' / '.join(found['rows'])} rows, and the largest difference from ours"
+        )
+        for name, difference in found["max_difference"].items():
+            speeds = "".join(f"{speeds[name]:>12,.0f}" for speeds in found["rows"].values())
+            lines.append(f"  {name:<14}{speeds}   {difference:.1e}")
+        lines.append(f"  ours is {found['ratio_vs_predict_proba']:.1f} times predict_proba")
+    return "\n".join(lines)
+
+
+def _measure(folder: Path, sizes: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    artifact = load_artifact(folder)
+    encoder = artifact.encoder
+    rows = load_safetensors(artifact.read("golden.safetensors"))
+    at = np.random.default_rng(0).integers(0, len(rows["score"]), max(sizes))
+    numeric, category = rows["numeric"][at], rows["category"][at]
+    contenders = Contenders(artifact)
+    speeds, difference = {}, {}
+    for size in sizes:
+        ready = contenders.on(numeric[:size], category[:size])
+        speeds[str(size)] = {name: size / s for name, s in _seconds(ready, rounds).items()}
+        found = {name: contender.probability(contender.run()) for name, contender in ready.items()}
+        difference = {name: float(np.abs(p - found["ours"]).max()) for name, p in found.items()}
+    checked = speeds[str(CHECKED if CHECKED in sizes else max(sizes))]
+    return {
+        "network": artifact.manifest["network"],
+        "features": len(encoder.numeric) + len(encoder.single) + len(encoder.multi),
+        "columns": len(encoder.input_names),
+        "rows": speeds,
+        "ratio_vs_predict_proba": checked["ours"] / checked["predict_proba"],
+        "max_difference": difference,
+    }
+
+
+def _seconds(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float]:
+    """Of one run of each contender, the median over rounds in which they take turns."""
+    num_runs = {}
+    for name, contender in contenders.items():
+        contender.run()
+        num_runs[name] = max(1, int(TURN_S / _timed(contender, 1)))
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            taken[name].append(_timed(contender, num_runs[name]))
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def _timed(contender: Contender, num_runs: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(num_runs):
+        contender.run()
+    return (time.perf_counter() - begun) / num_runs

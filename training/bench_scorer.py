@@ -1,0 +1,188 @@
+"""What a benchmark of scoring compares: the ways to score an artifact, and artifacts to score."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_safetensors
+
+from serve.artifact import Artifact, new_version, save
+from serve.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
+from serve.graph import Calibration
+from serve.scorers import load_scorer
+from training.export import OPSET, build, golden
+from training.network import Network, NetworkConfig
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U64 = NDArray[np.uint64]
+
+REFERENCES = {
+    "random-sparsemax-16x4": NetworkConfig(width=16, n_steps=4, mask_type="sparsemax"),
+    "random-entmax-16x2": NetworkConfig(width=16, n_steps=2, mask_type="entmax"),
+}
+"""Measured where no artifact is named; cost does not depend on what the weights are."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to score given rows; `probability` makes what `run` answers a calibrated P(label) [R]."""
+
+    run: Callable[[], Any]
+    probability: Callable[[Any], NDArray[Any]]
+
+
+class Contenders:
+    """The ways to score one artifact, each on one thread."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._network = Network(artifact.encoder, NetworkConfig(**artifact.manifest["network"]))
+        state = load_safetensors(artifact.read("weights.safetensors"))
+        self._network.tabnet.load_state_dict({name: torch.from_numpy(w) for name, w in state.items()})
+        self._network.eval()
+        self._classifier = _classifier(self._network)
+        self._exported = _exported(self._network)
+        self._ours = load_scorer(artifact.path, "onnx")
+        self._ours_torch = load_scorer(artifact.path, "torch", "cpu")
+        self._calibration = Calibration(**artifact.manifest["calibration"])
+
+    def on(self, numeric: F32, category: U64) -> dict[str, Contender]:
+        """By name, ready to score these rows of the matrix.
+
+        `predict_proba`: pytorch_tabnet's classifier; `eager`: the trained network on tensors; `exported`: that
+        network as torch's own ONNX exporter writes it. These have the network's inputs at hand. `ours_torch` and
+        `ours`: the service's scorers on the CPU, which start from the matrix.
+        """
+        parts = self._network.encoder.encode(numeric, category)
+        tensor = self._network.inputs(*(torch.from_numpy(part) for part in parts))
+        x = tensor.numpy()
+
+        @torch.no_grad()
+        def eager() -> torch.Tensor:
+            logit: torch.Tensor = self._network(tensor)[0]
+            return logit
+
+        return {
+            "predict_proba": Contender(lambda: self._classifier.predict_proba(x), self._of_classes),
+            "eager": Contender(eager, self._of_logit),
+            "exported": Contender(lambda: self._exported.run(["logit"], {"x": x})[0], self._of_logit),
+            "ours_torch": Contender(lambda: self._ours_torch.score(numeric, category), np.asarray),
+            "ours": Contender(lambda: self._ours.score(numeric, category), np.asarray),
+        }
+
+    def _of_logit(self, logit: Any) -> F64:
+        logit = np.asarray(logit, np.float64)
+        return np.asarray(1.0 / (1.0 + np.exp(-(self._calibration.a * logit + self._calibration.b))))
+
+    def _of_classes(self, share: F32) -> F64:
+        with np.errstate(divide="ignore"):
+            return self._of_logit(np.log(share[:, 1]) - np.log(share[:, 0]))
+
+
+def _classifier(network: Network) -> Any:
+    """A classifier that holds the trained network: softmax over (0, logit) is the sigmoid of the logit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports from scipy
+        from pytorch_tabnet.tab_model import TabNetClassifier
+
+    config, encoder = network.config, network.encoder
+    num_inputs = len(encoder.input_names)
+    classifier = TabNetClassifier(
+        n_d=config.width,
+        n_a=config.width,
+        n_steps=config.n_steps,
+        gamma=config.gamma,
+        cat_idxs=list(range(network.num_dense, num_inputs)),
+        cat_dims=list(encoder.cardinalities),
+        cat_emb_dim=[column.embedding for column in encoder.single],
+        n_independent=config.n_independent,
+        n_shared=config.n_shared,
+        mask_type=config.mask_type,
+        input_dim=num_inputs,
+        output_dim=2,
+        device_name="cpu",
+        verbose=0,
+    )
+    classifier.virtual_batch_size = config.virtual_batch_size
+    classifier._set_network()
+    state = dict(network.tabnet.state_dict())
+    last = "tabnet.final_mapping.weight"
+    state[last] = torch.cat([torch.zeros_like(state[last]), state[last]])
+    classifier.network.load_state_dict(state)
+    return classifier
+
+
+def _exported(network: Network) -> Any:
+    """A session, on one thread, of the network as torch's own exporter writes it."""
+    x = torch.zeros(2, len(network.encoder.input_names))
+    file: Any = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing what is constant here
+        torch.onnx.export(
+            network,
+            (x,),
+            file,
+            input_names=["x"],
+            output_names=["logit", "sparsity"],
+            dynamic_axes={"x": {0: "rows"}, "logit": {0: "rows"}},
+            opset_version=OPSET,
+            dynamo=False,  # the newer exporter needs a further package
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+
+
+def references(parent: Path) -> dict[str, Path]:
+    """Artifacts of `REFERENCES` in `parent`, by name: 40 features, 4 of them with a missing indicator."""
+    vocabularies = [tuple(f"value{i}" for i in range(5 * (k + 1))) for k in range(8)]
+    encoder = Encoder(
+        tuple(NumericColumn(f"n{i}", ("none", "log1p")[i % 2], indicator=i % 8 == 0) for i in range(32)),
+        tuple(SingleColumn(f"c{k}", v, min(8, 1 + int(len(v) ** 0.5))) for k, v in enumerate(vocabularies)),
+    )
+    rng = np.random.default_rng(0)
+    numeric = rng.standard_normal((2048, len(encoder.numeric))).astype(np.float32)
+    for column in encoder.indicators:
+        numeric[rng.random(len(numeric)) < 0.2, column] = np.nan
+    hashes = [np.array([0, 1, *map(entry_hash, vocabulary)], np.uint64) for vocabulary in vocabularies]
+    category = np.stack([rng.choice(known, len(numeric)) for known in hashes], axis=1)  # 1 is unseen
+    calibration = Calibration(0.9, -0.1)
+    for name, config in REFERENCES.items():
+        network = _random_network(encoder, config, numeric, category)
+        files = {
+            **build(network, encoder, calibration),
+            "golden.safetensors": golden(network, calibration, numeric, category, 512),
+            "surface.toml": b"",
+            "evaluation.json": b"{}",
+            "report.html": b"",
+            "MODEL_CARD.md": b"",
+        }
+        manifest = {
+            "version": new_version(time.time()),
+            "network": dataclasses.asdict(config),
+            "calibration": dataclasses.asdict(calibration),
+        }
+        save(parent / name, files, manifest)
+    return {name: parent / name for name in REFERENCES}
+
+
+@torch.no_grad()
+def _random_network(encoder: Encoder, config: NetworkConfig, numeric: F32, category: U64) -> Network:
+    """A network whose batch norms have seen these rows, so that its activations are of a trained one's size."""
+    torch.manual_seed(0)
+    network = Network(encoder, dataclasses.replace(config, momentum=0.3))
+    x = network.inputs(*(torch.from_numpy(part) for part in encoder.encode(numeric, category)))
+    for _ in range(4):
+        network(x)
+    return network.eval()
