@@ -1,9 +1,11 @@
-"""`python -m loadtest`: prove rate and latency of a service that runs."""
+"""`python -m loadtest`: prove rate and latency of a service, one that runs or one that is started for it."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +16,11 @@ from loadtest.bodies import make_bodies
 from loadtest.errors import LoadtestError
 from loadtest.ids import read_ids, read_log_ids
 from loadtest.measure import measure
-from loadtest.profiles import load_profile, load_slo
+from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
 from loadtest.report import Report, make_report, refuse_existing, summary, write_report
 from loadtest.service import DEFAULT_URL, probe
 from loadtest.verdict import EXIT_CODES, judge
+from loadtest.workspace import Workspace
 
 app = typer.Typer(
     help=__doc__,
@@ -73,6 +76,84 @@ def run(
     print(json.dumps(report) if as_json else summary(report))
     _say(f"written to {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[report["verdict"]])
+
+
+WORK = Path("var/bench")
+Work = Annotated[
+    Path, typer.Option(help="folder of the log, model and store to measure with, made if missing")
+]
+Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
+
+
+@app.command()
+def knee(
+    work: Work = WORK,
+    config: Annotated[Path, typer.Option(help="the cluster.yaml to measure")] = Path("cluster.yaml"),
+    candidates: Annotated[int, typer.Option(min=1, max=MAX_CANDIDATES, help="to a request")] = 55,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/knee-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the service and find the highest rate that holds the shipped SLO, in an open loop. About 4 minutes.
+
+    Exit codes: 0 found, 1 not even the lowest rate held, 2 could not be run.
+    """
+    from loadtest.knee import run_knee
+    from loadtest.knee_report import knee_summary
+
+    def measured(folder: Path) -> tuple[Report, bool]:
+        report = run_knee(Workspace(work), config, candidates, folder, _say)
+        return report, report["knee_rps"] is not None
+
+    _bench("knee", out, as_json, measured, knee_summary)
+
+
+@app.command()
+def compare(
+    work: Work = WORK,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/compare-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the knees of tabrank, plain FastAPI and Ray Serve as its guide teaches. Under 10 minutes.
+
+    Exit codes: 0 found, 1 not even the lowest rate held for one of them, 2 could not be run.
+    """
+    from loadtest.compare import run_compare
+    from loadtest.knee_report import compare_summary
+
+    def measured(folder: Path) -> tuple[Report, bool]:
+        report = run_compare(Workspace(work), folder, _say)
+        return report, None not in report["knee_rps"].values()
+
+    _bench("compare", out, as_json, measured, compare_summary)
+
+
+def _bench(
+    name: str,
+    out: Path | None,
+    as_json: bool,
+    measured: Callable[[Path], tuple[Report, bool]],
+    summed_up: Callable[[Report], str],
+) -> None:
+    """Run one benchmark, whose services are ended whatever ends it, and exit by what it found."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_CODES["void"]))  # unwinds
+    folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    try:
+        report, held = measured(folder)
+    except LoadtestError as error:
+        if as_json:
+            print(json.dumps({"error": str(error)}))
+        _say(str(error))
+        raise typer.Exit(EXIT_CODES["void"]) from None
+    except KeyboardInterrupt:
+        _say("interrupted: nothing is left running, and no report")
+        raise typer.Exit(EXIT_CODES["void"]) from None
+    print(json.dumps(report) if as_json else summed_up(report))
+    _say(f"written to {folder / 'report.html'}")
+    raise typer.Exit(EXIT_CODES["held" if held else "not held"])
 
 
 def _run(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -22,23 +19,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from loadtest.commands import CommandFailed, die_with_parent, run_command
 from loadtest.demo_report import write_reports
 from loadtest.machine import describe_machine
 
 DEMO = Path("var/demo")
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
 NUM_JOINS = 5
-PR_SET_PDEATHSIG = 1
 COMMON_TOPICS = 8  # the story picks a topic that few of the slate are about
-
-
-class StepFailed(Exception):
-    """A command of the demo failed; the message says which, and what it said."""
 
 
 def main() -> int:
     """Run the demo; answers the load verdict's exit code."""
-    _die_with_parent()
+    die_with_parent()
     DEMO.mkdir(parents=True, exist_ok=True)
     with (DEMO / "lock").open("w") as lock:
         try:
@@ -48,7 +41,7 @@ def main() -> int:
             return 2
         try:
             return _demo()
-        except StepFailed as error:
+        except CommandFailed as error:
             print(f"\n{error}", file=sys.stderr)
             return 2
         finally:
@@ -226,7 +219,7 @@ class TopicStory:
         with urllib.request.urlopen(request, timeout=10) as response:
             answer: dict[str, Any] = json.load(response)
         if answer["rung"] != "full":
-            raise StepFailed(
+            raise CommandFailed(
                 f"the service answered {answer['rung']}: {', '.join(answer['degraded'])}; see {DEMO}/run"
             )
         return answer
@@ -270,7 +263,7 @@ def _start_service() -> str:
 def _load(profile: str, url: str) -> dict[str, Any]:
     out = f"{DEMO}/load-{profile}"
     arguments = ("run", "--profile", profile, "--url", url, "--log", f"{DEMO}/after", "--out", out)
-    return _command("loadtest", *arguments, accept=(0, 1, 2))
+    return run_command("loadtest", *arguments, log=DEMO / "demo.log", accept=(0, 1, 2))
 
 
 def _load_line(load: Mapping[str, Any]) -> str:
@@ -283,39 +276,11 @@ def _load_line(load: Mapping[str, Any]) -> str:
 
 
 def _training(*arguments: str) -> dict[str, Any]:
-    return _command("training", *arguments)
+    return run_command("training", *arguments, log=DEMO / "demo.log")
 
 
 def _serve(*arguments: str) -> dict[str, Any]:
-    return _command("serve", *arguments)
-
-
-def _command(package: str, *arguments: str, accept: Sequence[int] = (0,)) -> dict[str, Any]:
-    """One of the project's commands, its JSON answer; what it says on stderr goes to the demo's log."""
-    with (DEMO / "demo.log").open("a") as log:
-        log.write(f"$ python -m {package} {' '.join(arguments)}\n")
-        log.flush()
-        # `up` leaves a service behind that outlives its command; everything else ends with the demo
-        done = subprocess.run(
-            [sys.executable, "-m", package, *arguments, "--json"],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            preexec_fn=_die_with_parent,
-            check=False,
-        )
-        log.write(done.stdout)
-    if done.returncode not in accept:
-        last = (DEMO / "demo.log").read_text().strip().splitlines()[-3:]
-        raise StepFailed(f"python -m {package} {arguments[0]} failed:\n  " + "\n  ".join(last))
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-def _die_with_parent() -> None:
-    """End this process when its parent does, however that ends: a killed demo leaves no training behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return run_command("serve", *arguments, log=DEMO / "demo.log")
 
 
 def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The three pictures of a run as SVG: latency over time, latency distribution, throughput over time.
+"""Pictures as SVG: a run's latency and throughput over time and latency distribution, a search's latency against rate.
 
 Drawn to be read in grey: lines differ by their dashes, limits are dotted and labelled.
 """
@@ -6,12 +6,14 @@ Drawn to be read in grey: lines differ by their dashes, limits are dotted and la
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from loadtest.measure import Requests
 from loadtest.profiles import Profile, Slo
@@ -24,6 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
+DASHES = (("-", "0.55"), ("--", "0.3"), ("-", "0.0"))
 LIMIT: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
 
 
@@ -32,7 +35,7 @@ def latency_over_time(seconds: list[Second], slo: Slo) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("second of the measurement", "ms from the scheduled start")
         at = [row.second for row in seconds]
-        for name, dash, grey in (("p50_ms", "-", "0.55"), ("p90_ms", "--", "0.3"), ("p99_ms", "-", "0.0")):
+        for name, (dash, grey) in zip(("p50_ms", "p90_ms", "p99_ms"), DASHES, strict=True):
             values = [_or_nan(getattr(row, name)) for row in seconds]
             axes.plot(at, values, linestyle=dash, color=grey, label=name.removesuffix("_ms"))
         _limit(axes, slo.p90_ms, "limit of p90")
@@ -73,6 +76,30 @@ def throughput_over_time(seconds: list[Second], profile: Profile) -> str:
         _shade_warmup(axes, seconds)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
         axes.legend(loc="lower right", ncols=2)
+        return _svg(figure)
+
+
+def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]]], slo: Slo) -> str:
+    """One line for each name through its (rate, latency) points, both on logarithmic axes, with the limits.
+
+    A latency of None, which was not reached, breaks the line.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("requests a second offered", "ms from the scheduled start")
+        for i, (name, points) in enumerate(lines.items()):
+            at = sorted(points, key=lambda point: point[0])
+            dash, grey = DASHES[i % len(DASHES)]
+            values = [_or_nan(ms) for _, ms in at]
+            axes.plot([rps for rps, _ in at], values, dash, color=grey, marker=".", label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        _limit(axes, slo.p90_ms, "limit of p90")
+        _limit(axes, slo.p99_ms, "limit of p99")
+        axes.legend(loc="upper left")
         return _svg(figure)
 
 

@@ -65,7 +65,6 @@ def write_report(
     """
     from loadtest.plots import latency_distribution, latency_over_time, throughput_over_time  # matplotlib
 
-    refuse_existing(folder)
     seconds = by_second(requests)
     due = requests.where((requests.at_s >= 0) & (requests.at_s < report["seconds"]))
     plots = {
@@ -79,6 +78,16 @@ def write_report(
         "requests.csv": to_csv(seconds),
         "locust.html": locust_html,
     }
+    write_folder(folder, files)
+
+
+def write_folder(folder: Path, files: Mapping[str, str]) -> None:
+    """Write files to a new folder, whole or not at all.
+
+    Raises:
+        LoadtestError: if there is something at `folder`.
+    """
+    refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.{os.getpid()}"
     draft.mkdir()
@@ -128,6 +137,7 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
     machine = html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
     title = f"{report['profile']}: {report['verdict']}"
     return PAGE.format(
+        style=STYLE,
         title=html.escape(title),
         lead=html.escape(f"{report['seconds']:g} s at {report['url']}"),
         reasons=f"<ul>{reasons}</ul>" if reasons else "",
@@ -137,19 +147,21 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
     )
 
 
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #111; }
+body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ccc; }
+.n { text-align: right; font-variant-numeric: tabular-nums; padding-right: 2rem; }
+h2 { font-size: 1.05rem; margin-top: 2rem; }
+svg { width: 100%; height: auto; }
+footer { color: #555; font-size: .85rem; margin-top: 2rem; }
+"""
+
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Load test {title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; }}
-body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ccc; }}
-.n {{ text-align: right; font-variant-numeric: tabular-nums; padding-right: 2rem; }}
-h2 {{ font-size: 1.05rem; margin-top: 2rem; }}
-svg {{ width: 100%; height: auto; }}
-footer {{ color: #555; font-size: .85rem; margin-top: 2rem; }}
-</style>
+{style}</style>
 <h1>Load test {title}</h1>
 <p>{lead}</p>
 {reasons}

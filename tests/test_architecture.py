@@ -17,9 +17,12 @@ RAY_FILES = {
     "serve/app.py",
     "serve/metrics.py",
     "serve/supervisor.py",
+    "serve/ingress.py",  # stands in Ray's HTTP server
     "serve/config.py",  # reads Ray's own schemas
     "training/trainer.py",
+    "loadtest/rivals/idiomatic.py",  # what tabrank is measured against is written in it
 }
+RIVALS = "loadtest/rivals"  # do what tabrank does for a request, with its own code
 
 
 def imports(path):
@@ -34,7 +37,8 @@ def imports(path):
 def test_imports_go_one_way(package):
     for path in (ROOT / package).rglob("*.py"):
         used = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
-        assert used <= PACKAGES[package], path
+        is_rival = path.is_relative_to(ROOT / RIVALS)
+        assert used <= PACKAGES[package] | ({"serve"} if is_rival else set()), path
 
 
 def test_ray_lives_in_a_few_files():
@@ -75,7 +79,7 @@ def test_every_command_has_help():
     for package, commands in (
         ("serve", ("up", "down", "status", "check", "load")),
         ("training", ("simulate", "import", "split", "fit", "evaluate", "publish")),
-        ("loadtest", ("run",)),
+        ("loadtest", ("run", "knee", "compare")),
     ):
         done = subprocess.run(
             [sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True, cwd=ROOT

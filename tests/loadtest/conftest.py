@@ -1,4 +1,4 @@
-"""A service that answers POST /v1/rank as told, on a port of its own."""
+"""A service that answers POST /v1/rank as told, on a port of its own; a small workspace to measure real ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+
+from loadtest.workspace import Workspace
 
 
 @dataclass
@@ -95,3 +97,32 @@ def stub() -> Iterator[Stub]:
     stop[0]()
     thread.join(5)
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A whole workspace made in this process: a simulated log, a random network, a published model, a store."""
+    import numpy as np
+    from networks import artifact_files, random_network
+
+    from serve.artifact import promote, publish, save
+    from serve.load import load
+    from serve.log import read_log
+    from serve.state import Schema
+    from serve.surface import load_surface
+    from training.dataset import build
+    from training.encoding import category_strings, fit_encoder
+    from training.network import NetworkConfig
+    from training.simulate import simulate
+
+    work, rng = Workspace(tmp_path_factory.mktemp("bench")), np.random.default_rng(11)
+    work.data.mkdir()
+    simulate(work.log, rows=8_000, viewers=60, days=0.2)
+    surface = load_surface("spaces")
+    table = read_log(work.log, surface)
+    data = build(Schema(surface), table)
+    encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, table))
+    save(work.data / "model", *artifact_files(random_network(rng, encoder, NetworkConfig()), rng))
+    promote(work.data / "models", publish(work.data / "model", work.data / "models"))
+    load(surface, work.log, "lmdb:store", work.data)
+    return work
