@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import sys
 import time
 import urllib.request
@@ -22,6 +21,7 @@ import yaml
 from loadtest.commands import CommandFailed, die_with_parent, run_command
 from loadtest.demo_report import write_reports
 from loadtest.machine import describe_machine
+from loadtest.services import free_port
 
 DEMO = Path("var/demo")
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
@@ -251,8 +251,7 @@ def _appended(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def _start_service() -> str:
     """Start the shipped `cluster.yaml` with the demo's store, models and a free port; answers its URL."""
     config = yaml.safe_load(Path("cluster.yaml").read_text())
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     config["http_options"]["port"] = port
     config["applications"][0]["args"] |= {"store": "lmdb:store", "models": "models"}
     (DEMO / "cluster.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import socket
 import sysconfig
 from pathlib import Path
 
 from serve.config import Config
+from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
+
+PORTS = range(20_000, 30_000)
 
 
 def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]:
@@ -90,6 +94,13 @@ def _import_folders(config: Config) -> list[str]:
 
 
 def _free_ports(num_ports: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(num_ports)]
-        return [int(server.getsockname()[1]) for server in servers]
+    """Ports that are free now, of those that neither outgoing connections nor Ray's workers and replicas take."""
+    free: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            free.append(port)
+        if len(free) == num_ports:
+            return free
+    raise TabrankError(
+        f"fewer than {num_ports} ports from {PORTS.start} to {PORTS.stop - 1} are free; stop what listens there"
+    )
