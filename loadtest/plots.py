@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
-DASHES = (("-", "0.55"), ("--", "0.3"), ("-", "0.0"))
+DASHES = (("-", "0.55"), ("--", "0.3"), ("-", "0.0"), (":", "0.0"))
 LIMIT: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
 
 
@@ -35,7 +35,7 @@ def latency_over_time(seconds: list[Second], slo: Slo) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("second of the measurement", "ms from the scheduled start")
         at = [row.second for row in seconds]
-        for name, (dash, grey) in zip(("p50_ms", "p90_ms", "p99_ms"), DASHES, strict=True):
+        for name, (dash, grey) in zip(("p50_ms", "p90_ms", "p99_ms"), DASHES, strict=False):
             values = [_or_nan(getattr(row, name)) for row in seconds]
             axes.plot(at, values, linestyle=dash, color=grey, label=name.removesuffix("_ms"))
         _limit(axes, slo.p90_ms, "limit of p90")
@@ -100,6 +100,21 @@ def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]
         _limit(axes, slo.p90_ms, "limit of p90")
         _limit(axes, slo.p99_ms, "limit of p99")
         axes.legend(loc="upper left")
+        return _svg(figure)
+
+
+def cost_against(x: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """One line for each name through its (size, µs a request) points, from 0 up; the sizes on a logarithmic axis."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(x, "µs a request (median)")
+        for i, (name, points) in enumerate(lines.items()):
+            dash, grey = DASHES[i % len(DASHES)]
+            at = sorted(points)
+            axes.plot([n for n, _ in at], [us for _, us in at], dash, color=grey, marker=".", label=name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+        axes.legend(loc="upper left", ncols=2)
         return _svg(figure)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -27,6 +27,10 @@ CLIP = 8.0
 
 MISSING, UNSEEN, FIRST_SEEN = 0, 1, 2
 """Indices of a single category column; vocabulary entry i has index FIRST_SEEN + i."""
+
+_SPARE_BITS = 4
+"""Places in a table of hashes for each key: 2 to this power, or more."""
+_LAST = 2**64 - 1
 
 _RAW_HASH = re.compile(r"#[0-9a-f]{16}")
 
@@ -138,11 +142,9 @@ class Encoder:
         return tuple(FIRST_SEEN + len(column.vocabulary) for column in self.single)
 
     @cached_property
-    def _lookups(self) -> tuple[_Lookup, ...]:
-        vocabularies = [column.vocabulary for column in self.single] + [
-            column.vocabulary for column in self.multi
-        ]
-        return tuple(_Lookup(vocabulary) for vocabulary in vocabularies)
+    def _lookup(self) -> _Lookup:
+        slots = [(column.vocabulary, 1) for column in self.single]
+        return _Lookup(slots + [(column.vocabulary, column.width) for column in self.multi])
 
     def encode(
         self, numeric: NDArray[np.float32], category: NDArray[np.uint64]
@@ -157,17 +159,15 @@ class Encoder:
                 f"encoder: got numeric {numeric.shape} and category {category.shape}, expected "
                 f"(rows, {len(self.numeric)}) and (rows, {self.num_category}); is the model of this surface?"
             )
-        index = np.empty((num_rows, num_single), np.int64)
-        for k in range(num_single):
-            index[:, k] = self._lookups[k].find(category[:, k])
+        found = self._lookup.find(category)
         hot = np.zeros((num_rows, self.num_hot), np.float32)
         slot, first = num_single, 0
-        for column, lookup in zip(self.multi, self._lookups[num_single:], strict=True):
-            found = lookup.find(category[:, slot : slot + column.width]) - FIRST_SEEN
-            rows, slots = np.nonzero(found >= 0)
-            hot[rows, first + found[rows, slots]] = 1.0
+        for column in self.multi:
+            value = found[:, slot : slot + column.width] - FIRST_SEEN
+            rows, slots = np.nonzero(value >= 0)
+            hot[rows, first + value[rows, slots]] = 1.0
             slot, first = slot + column.width, first + len(column.vocabulary)
-        return np.asarray(numeric, np.float32), hot, index
+        return np.asarray(numeric, np.float32), hot, np.ascontiguousarray(found[:, :num_single])
 
     def check(self, columns: Columns) -> None:
         """Raises TabrankError unless `columns` are this encoder's, by name and in order."""
@@ -212,24 +212,44 @@ class Encoder:
 
 
 class _Lookup:
-    """Hash → index: MISSING, UNSEEN, or FIRST_SEEN + the position in the vocabulary."""
+    """Hash → index for all columns at once: MISSING, UNSEEN, or FIRST_SEEN + the position in the vocabulary.
 
-    def __init__(self, vocabulary: tuple[str, ...]) -> None:
-        hashes = [
-            0,
-            *map(entry_hash, vocabulary),
-        ]  # 0 is a key like any other: it spares a pass over the rows
-        keys = np.array(hashes, np.uint64)
-        order = np.argsort(keys, kind="stable")
-        self._keys = keys[order]
-        index = np.arange(len(keys), dtype=np.int64) + FIRST_SEEN - 1
-        index[0] = MISSING
-        self._index = index[order]
+    The keys of a vocabulary are sorted, and a table over the leading bits of a hash says where among them to
+    look. Hashes are uniform and the table has many more places than there are keys, so that a key is there or
+    a step or two further: a few passes over the rows, where a binary search mispredicts most of its branches.
+    """
+
+    def __init__(self, slots: Iterable[tuple[Sequence[str], int]]) -> None:
+        """Of vocabularies, and how many columns in a row each is for."""
+        keys, index, first = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        shifts: list[int] = []
+        tables: list[int] = []
+        num_keys = table = self._steps = 0
+        for vocabulary, width in slots:
+            own = np.array([0, *map(entry_hash, vocabulary)], np.uint64)  # missing is a key like any other
+            order = np.argsort(own)
+            own = own[order]
+            bits = len(own).bit_length() + _SPARE_BITS
+            places = own >> np.uint64(64 - bits)
+            self._steps = max(self._steps, int(np.bincount(places.astype(np.int64)).max()) - 1)
+            first.append(num_keys + np.searchsorted(places, np.arange(1 << bits, dtype=np.uint64)))
+            keys += [own, np.array([_LAST], np.uint64)]  # no step leads beyond the last hash there can be
+            index += [np.where(order == 0, MISSING, order - 1 + FIRST_SEEN), np.array([UNSEEN])]
+            shifts += [64 - bits] * width
+            tables += [table] * width
+            table += 1 << bits
+            num_keys += len(own) + 1
+        self._keys = np.concatenate(keys)
+        self._index = np.concatenate(index)
+        self._first = np.concatenate(first)
+        self._shifts, self._tables = np.array(shifts, np.uint64), np.array(tables, np.int64)
 
     def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-        at = np.searchsorted(self._keys, hashes)
-        np.minimum(at, len(self._keys) - 1, out=at)
-        found: NDArray[np.int64] = np.where(self._keys[at] == hashes, self._index[at], UNSEEN)
+        """Indices [R, K] of hashes [R, K]."""
+        at = self._first.take((hashes >> self._shifts).astype(np.int64) + self._tables)
+        for _ in range(self._steps):
+            at += self._keys.take(at) < hashes
+        found: NDArray[np.int64] = np.where(self._keys.take(at) == hashes, self._index.take(at), UNSEEN)
         return found
 
 

@@ -9,21 +9,23 @@ few passes:
   g(τ*) = 1 exactly where the masks sum to 1. A tangent lies below a convex function, so from τ ≤ τ* the
   root of the tangent, τ + (g - 1) / |g'|, is again ≤ τ* and no step goes back: the thresholds rise
   monotonically to τ*.
-* max z - 1 ≤ τ*, since no p exceeds 1: the start.
+* The start is the root of the tangent at -∞, mean z - G^(-1/k). To start from max z - 1 takes as many passes
+  for sparsemax and one less for entmax, but a maximum over columns costs ONNX Runtime more than a pass.
 * k = 1: g' = -|support|, and the step is Michelot's (1986): leave out what is below the threshold, solve
   for the rest. The support only shrinks, so that after at most G steps the threshold is exact.
 * k = 2: g' = -Σ relu / g. Near τ* convergence is quadratic; plain Newton on Σ relu² takes the shorter
   step (g² - 1) / (2 Σ relu), as g ≥ 1.
 
-Since τ only rises, relu(relu(z - τ) - δ) = relu(z - τ - δ): the excess over the threshold is all the state.
+Each pass begins with the logits themselves, so that rounding is relative to the threshold it has come to,
+however far from it some logits are; the last pass takes even that off.
 
 The number of passes is fixed and so can be too small: the sum of each mask comes back too, for the caller
-to see. Letters: G columns to choose among, R rows; all arrays are [G, R], sums [1, R].
+to see. It then is not 1, or NaN where logits are so large that a mask's 1 is lost in their rounding.
+Letters: G columns to choose among, R rows; all arrays are [G, R], sums [1, R].
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Literal, TypeVar
 
@@ -36,15 +38,12 @@ T = TypeVar("T")
 F32 = NDArray[np.float32]
 MaskType = Literal["sparsemax", "entmax"]
 
-_LARGE = 1e30
-"""Makes an indicator of any positive excess: min(excess · _LARGE, 1)."""
-
 
 def num_passes(mask_type: MaskType, num_columns: int) -> int:
-    """Passes that suffice for nearly all rows: of 50,000 rows of normal logits, with standard deviations of
-    0.1 to 20 and 10 to 300 columns, none was left with a residual above 1e-6."""
-    bits = math.log2(max(num_columns, 2))
-    return 2 + math.ceil(bits) if mask_type == "sparsemax" else 4 + math.ceil(bits / 4)
+    """Passes that suffice for nearly all rows: of 30,000 rows of normal logits, for each of ten standard
+    deviations from 0.03 to 20 and 13 widths of 2 to 300 columns, none was left with a residual above 1e-6."""
+    bits = num_columns.bit_length()
+    return 1 + bits if mask_type == "sparsemax" else 3 + (bits + 1) // 2
 
 
 def mask(ops: Ops[T], mask_type: MaskType, logits: T, num_columns: int, *, exact: bool) -> tuple[T, T]:
@@ -54,38 +53,40 @@ def mask(ops: Ops[T], mask_type: MaskType, logits: T, num_columns: int, *, exact
     to rounding, in each row for which the passes sufficed.
     """
     ones = ops.constant(_ones(num_columns))
-    shifted = ops.sub(logits, ops.max(logits))
-    passes = 1 if exact else num_passes(mask_type, num_columns)
     if exact:
-        shifted = ops.clip(shifted, -2.0, 0.0)  # what is 1 below the largest is 0 in the mask
-        start = ops.relu(ops.sub(shifted, _SORTED[mask_type](ops, shifted, num_columns, ones)))
+        # What is 1 below the largest is 0 in the mask.
+        logits = ops.clip(ops.sub(logits, ops.max(logits)), -2.0, 0.0)
+        threshold = _SORTED[mask_type](ops, logits, num_columns, ones)
+        chosen = _NEWTON[mask_type](ops, logits, threshold, 1, ones)
     else:
-        start = ops.relu(ops.add(shifted, ops.scalar(1.0)))
-    chosen = _NEWTON[mask_type](ops, start, passes, ones)
+        share, below = (ops.constant(array) for array in _tangent(mask_type, num_columns))
+        threshold = ops.linear(share, logits, below)
+        chosen = _NEWTON[mask_type](ops, logits, threshold, num_passes(mask_type, num_columns), ones)
     return chosen, ops.matmul(ones, chosen)
 
 
-def _sparsemax(ops: Ops[T], excess: T, passes: int, ones: T) -> T:
-    one = ops.scalar(1.0)
-    large = ops.scalar(_LARGE)
-    for last in [False] * (passes - 1) + [True]:
-        support = ops.clip(ops.mul(excess, large), 0.0, 1.0)
-        over = ops.sub(ops.matmul(ones, excess), one)
-        if not last:  # rounding can leave the sum just below 1; a step back would widen the support to all
-            over = ops.relu(over)
-        step = ops.div(over, ops.matmul(ones, support))
-        if last:  # and here it is mended, on the support alone
-            step = ops.mul(step, support)
-        excess = ops.relu(ops.sub(excess, step))
-    return excess
+def _sparsemax(ops: Ops[T], logits: T, threshold: T, passes: int, ones: T) -> T:
+    minus_one = ops.constant(_MINUS_ONE)
+    while True:
+        excess = ops.relu(ops.sub(logits, threshold))
+        support = ops.positive(excess)
+        step = ops.div(ops.linear(ones, excess, minus_one), ops.matmul(ones, support))
+        passes -= 1
+        if not passes:
+            return ops.relu(ops.sub(excess, ops.mul(step, support)))
+        threshold = ops.add(threshold, step)
 
 
-def _entmax(ops: Ops[T], excess: T, passes: int, ones: T) -> T:
-    for _ in range(passes):
+def _entmax(ops: Ops[T], logits: T, threshold: T, passes: int, ones: T) -> T:
+    while True:
+        excess = ops.relu(ops.sub(logits, threshold))
         square = ops.matmul(ones, ops.mul(excess, excess))
         step = ops.div(ops.sub(square, ops.sqrt(square)), ops.matmul(ones, excess))
-        excess = ops.relu(ops.sub(excess, step))
-    return ops.mul(excess, excess)
+        passes -= 1
+        if not passes:
+            excess = ops.relu(ops.sub(excess, step))
+            return ops.mul(excess, excess)
+        threshold = ops.add(threshold, step)
 
 
 def _sparsemax_threshold(ops: Ops[T], shifted: T, num_columns: int, ones: T) -> T:
@@ -112,6 +113,16 @@ def _entmax_threshold(ops: Ops[T], shifted: T, num_columns: int, ones: T) -> T:
 def _ordered(ops: Ops[T], shifted: T, num_columns: int) -> tuple[T, T, T]:
     """Logits with the largest first, their ranks [G, 1] from 1, and the matrix of running sums [G, G]."""
     return ops.sort(shifted), ops.constant(_ranks(num_columns)), ops.constant(_running_sum(num_columns))
+
+
+_MINUS_ONE = np.full((1, 1), -1.0, np.float32)
+
+
+@lru_cache(maxsize=64)
+def _tangent(mask_type: MaskType, num_columns: int) -> tuple[F32, F32]:
+    """The tangent's root at -∞ as a product with the logits, and what is below their mean: [1, G], [1, 1]."""
+    below = num_columns ** (-1.0 if mask_type == "sparsemax" else -0.5)
+    return _ones(num_columns) / np.float32(num_columns), np.full((1, 1), -below, np.float32)
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 T = TypeVar("T")
 
+LARGE = 1e30
+"""Makes a step of a ramp: min(a · LARGE, 1) says whether a is positive."""
+
 
 class Ops(Protocol[T]):
     """Operations on 2-D arrays that broadcast as NumPy does; "columns" are the first axis, rows the second.
@@ -44,12 +47,16 @@ class Ops(Protocol[T]):
         """The matrix product."""
         ...
 
-    def linear(self, x: T, weight: T, bias: T) -> T:
-        """X [R, in] · weight [in, out] + bias [out]."""
+    def linear(self, weight: T, x: T, bias: T) -> T:
+        """Weight [out, in] · x [in, R] + bias [out, 1], or [out, R]."""
         ...
 
     def relu(self, a: T) -> T:
         """max(a, 0)."""
+        ...
+
+    def positive(self, a: T) -> T:
+        """1.0 where a > 0, else 0.0; between them where 0 < a < 1 / LARGE."""
         ...
 
     def sigmoid(self, a: T) -> T:

@@ -47,13 +47,17 @@ class TorchOps:
         """The matrix product."""
         return a @ b
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """X · weight + bias."""
-        return torch.addmm(bias, x, weight)
+    def linear(self, weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+        """Weight · x + bias."""
+        return torch.addmm(bias, weight, x)
 
     def relu(self, a: Tensor) -> Tensor:
         """max(a, 0)."""
         return torch.relu(a)
+
+    def positive(self, a: Tensor) -> Tensor:
+        """1.0 where a > 0, else 0.0."""
+        return (a > 0).float()
 
     def sigmoid(self, a: Tensor) -> Tensor:
         """1 / (1 + exp(-a))."""

@@ -16,6 +16,7 @@ from safetensors.numpy import save as save_safetensors
 from serve.encoder import Encoder
 from serve.errors import TabrankError
 from serve.graph import Calibration, Folded, fold, forward
+from serve.ops import LARGE
 from serve.torch_ops import TorchOps
 from training.network import Network
 
@@ -155,11 +156,14 @@ class _OnnxOps:
     def matmul(self, a: str, b: str) -> str:
         return self._node("MatMul", a, b)
 
-    def linear(self, x: str, weight: str, bias: str) -> str:
-        return self._node("Gemm", x, weight, bias)
+    def linear(self, weight: str, x: str, bias: str) -> str:
+        return self._node("Gemm", weight, x, bias)
 
     def relu(self, a: str) -> str:
         return self._node("Relu", a)
+
+    def positive(self, a: str) -> str:
+        return self._node("HardSigmoid", a, alpha=LARGE, beta=0.0)
 
     def sigmoid(self, a: str) -> str:
         return self._node("Sigmoid", a)

@@ -34,6 +34,27 @@ def test_a_raw_hash_in_a_vocabulary_stands_for_itself() -> None:
     assert ENCODER.encode(NUMBERS, row(host=0xFF))[2].tolist() == [[0, 2]]
 
 
+def test_hashes_that_crowd_together_are_told_apart() -> None:
+    """Raw hashes may be any numbers: the smallest, neighbours of each other, and the largest that there is."""
+    known = [1, 2, 3, 4, 5, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
+    crowded = SingleColumn("crowded", tuple(vocabulary_entry(hashed) for hashed in known))
+    encoder = Encoder((), (SingleColumn("empty", ()), crowded, SingleColumn("one", ("jazz",))))
+    hashes = [0, *known, 6, 2**63 - 1, 2**63 + 2, 2**64 - 3]
+    category = np.array([[hashed] * 3 for hashed in hashes], np.uint64)
+    index = encoder.encode(np.empty((len(hashes), 0), np.float32), category)[2].T.tolist()
+    none_known = [0] + [1] * (len(hashes) - 1)
+    assert index == [none_known, [0, *range(2, 2 + len(known)), 1, 1, 1, 1], none_known]
+
+
+def test_large_vocabularies_are_found_in_full() -> None:
+    values = tuple(f"value{i}" for i in range(20_000))
+    encoder = Encoder((), (SingleColumn("large", values), SingleColumn("small", values[:3])))
+    category = np.array([[hash64(value)] * 2 for value in values], np.uint64)
+    index = encoder.encode(np.empty((len(values), 0), np.float32), category)[2]
+    assert index[:, 0].tolist() == list(range(2, 2 + len(values)))
+    assert index[:, 1].tolist() == [2, 3, 4] + [1] * (len(values) - 3)
+
+
 def test_a_set_is_one_column_per_known_value_whatever_its_order() -> None:
     x, y, unseen = hash64("x"), hash64("y"), hash64("z")
     assert ENCODER.encode(NUMBERS, row(0, 0, y, unseen, x))[1].tolist() == [[1.0, 1.0]]

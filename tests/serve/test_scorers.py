@@ -47,19 +47,18 @@ def rows(network: Network, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     return random_rows(np.random.default_rng(7), network.encoder, num_rows)
 
 
-def write_slow(folder: Path) -> tuple[Path, Network]:
-    """An artifact whose first mask needs more passes than the graph has."""
-    logits = geometric_logits(10)[0]
+def write_attending(folder: Path, logits: np.ndarray, config: NetworkConfig) -> tuple[Path, Network]:
+    """An artifact whose masks have these logits [G], whatever the row."""
     rng = np.random.default_rng(8)
-    encoder = Encoder(tuple(NumericColumn(f"n{i}") for i in range(10)))
-    network = random_network(rng, encoder, NetworkConfig(mask_type="sparsemax", n_steps=1))
-    attention = network.tabnet.tabnet.encoder.att_transformers[0]
-    norm = attention.bn.bn
-    with torch.no_grad():
-        for value, tensor in ((0.0, attention.fc.weight), (0.0, norm.running_mean), (1.0, norm.weight)):
-            tensor.fill_(value)
-        norm.running_var.fill_(1.0)
-        norm.bias.copy_(torch.from_numpy(logits))
+    encoder = Encoder(tuple(NumericColumn(f"n{i}") for i in range(len(logits))))
+    network = random_network(rng, encoder, config)
+    for attention in network.tabnet.tabnet.encoder.att_transformers:
+        norm = attention.bn.bn
+        with torch.no_grad():
+            for value, tensor in ((0.0, attention.fc.weight), (0.0, norm.running_mean), (1.0, norm.weight)):
+                tensor.fill_(value)
+            norm.running_var.fill_(1.0)
+            norm.bias.copy_(torch.from_numpy(logits))
     return write_artifact(folder, network, rng), network
 
 
@@ -108,7 +107,8 @@ def test_rows_that_may_not_be_written_to_are_scored(
 def test_a_batch_that_the_passes_do_not_settle_is_rerun_with_a_sort(
     backend: Literal["onnx", "torch"], tmp_path: Path
 ) -> None:
-    folder, network = write_slow(tmp_path / "a")
+    config = NetworkConfig(mask_type="sparsemax", n_steps=1)
+    folder, network = write_attending(tmp_path / "a", geometric_logits(10)[0], config)
     artifact = load(folder)
     scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, "cpu")
     numeric, category = rows(network, 30)
@@ -116,6 +116,20 @@ def test_a_batch_that_the_passes_do_not_settle_is_rerun_with_a_sort(
     assert scorer.num_reruns == 1
     np.testing.assert_array_equal(found, scorer.score_sorting(numeric, category))
     np.testing.assert_allclose(found, trained_scores(network, numeric, category), atol=1e-6)
+
+
+@each_backend
+@pytest.mark.parametrize("mask_type", ["sparsemax", "entmax"])
+@pytest.mark.parametrize("size", [0.0, 1e4, 1e30, -1e4, -1e30])
+def test_adversarial_logits_score_as_the_trained_network_does(
+    backend: Literal["onnx", "torch"], tmp_path: Path, mask_type: Literal["sparsemax", "entmax"], size: float
+) -> None:
+    config = NetworkConfig(mask_type=mask_type, n_steps=2)
+    folder, network = write_attending(tmp_path / "a", np.eye(40)[3] * size, config)
+    numeric, category = rows(network, 30)
+    numeric[0] = np.nan
+    found = load_scorer(folder, backend).score(numeric, category)
+    np.testing.assert_allclose(found, trained_scores(network, numeric, category), rtol=0, atol=1e-5)
 
 
 @each_backend
