@@ -27,9 +27,10 @@ demo: install ## From nothing to a verdict: simulate, train, serve, rank, load, 
 up: install var/models/CURRENT var/store/.filled ## Start the service of cluster.yaml.
 	@$(BIN)/python -m serve up
 
-down: ## Stop it, and whatever a demo left.
+down: ## Stop it, and whatever a demo or a benchmark left.
 	@test ! -x $(BIN)/python || $(BIN)/python -m serve down
 	@test ! -d var/demo/run || $(BIN)/python -m serve down --run var/demo/run
+	@test ! -d var/bench/run || $(BIN)/python -m serve down --run var/bench/run
 
 var/log: | install
 	@echo 'There is no log yet: making a small one of the simulated world.'

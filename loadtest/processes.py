@@ -110,9 +110,14 @@ def _end(service: Service, marker: str, process: subprocess.Popen[bytes] | None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
     if service.stop and _marked(marker):
-        subprocess.run(
-            service.stop, env=dict(service.environment), capture_output=True, timeout=2 * STOP_S, check=False
-        )
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then they are ended below
+            subprocess.run(
+                service.stop,
+                env=dict(service.environment),
+                capture_output=True,
+                timeout=2 * STOP_S,
+                check=False,
+            )
     while left := _marked(marker):  # again, because a dying parent may have just started a child
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):

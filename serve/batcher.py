@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+PATIENCE_S = 0.03  # a batch takes less until the knee
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -19,6 +20,8 @@ class _Waiting(Generic[Item, Answer]):
     size: int
     deadline: float  # of the loop's clock, s
     answer: asyncio.Future[Answer]
+    since: float
+    is_queued: bool = True
 
 
 class Batcher(Generic[Item, Answer]):
@@ -27,6 +30,7 @@ class Batcher(Generic[Item, Answer]):
     A batch leaves at once when none is under way, so an idle service adds no wait. While one is, the next leaves
     when it ends, or beside it as soon as half of `cap` waits: what a batch costs however small it is, 3 ms of CPU over
     both deployments, is paid seldom, and under full load one batch's features are computed while another is scored.
+    Behind a batch that hangs nobody waits longer than PATIENCE_S while there is a slot.
     An item larger than `cap` goes alone. Use from one event loop.
     """
 
@@ -37,7 +41,8 @@ class Batcher(Generic[Item, Answer]):
         self.slots = slots
         self.cap = cap
         self._queue: deque[_Waiting[Item, Answer]] = deque()
-        self._waiting_size = 0
+        self._waiting_size = 0  # of those in the queue that have neither expired nor gone
+        self._patience: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item, size: int, deadline: float) -> Answer:
@@ -48,17 +53,22 @@ class Batcher(Generic[Item, Answer]):
             Exception: whatever `work` raised for the item's batch.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[Item, Answer](item, size, deadline, loop.create_future())
+        waiting = _Waiting[Item, Answer](item, size, deadline, loop.create_future(), loop.time())
         alarm = loop.call_at(deadline, _expire, waiting.answer)
         self._queue.append(waiting)
         self._waiting_size += size
         self._fill_slots()
+        if waiting.is_queued and self._patience is None:
+            self._patience = loop.call_later(PATIENCE_S, self._out_of_patience)
         try:
             return await waiting.answer
         finally:
             alarm.cancel()
+            self._leaves_queue(waiting)
 
     def _fill_slots(self) -> None:
+        while self._queue and not self._queue[0].is_queued:
+            self._queue.popleft()
         while self._queue and self._may_leave():
             batch = self._next_batch()
             if batch:
@@ -71,14 +81,28 @@ class Batcher(Generic[Item, Answer]):
     def _may_leave(self) -> bool:
         if not self._tasks:
             return True
-        return len(self._tasks) < self.slots and 2 * self._waiting_size >= self.cap
+        if len(self._tasks) >= self.slots:
+            return False
+        waits_s = asyncio.get_running_loop().time() - self._queue[0].since
+        return 2 * self._waiting_size >= self.cap or waits_s >= PATIENCE_S
+
+    def _out_of_patience(self) -> None:
+        self._patience = None
+        self._fill_slots()
+        if self._queue:
+            self._patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._out_of_patience)
+
+    def _leaves_queue(self, waiting: _Waiting[Item, Answer]) -> None:
+        if waiting.is_queued:  # not yet taken for a batch, expired or gone
+            waiting.is_queued = False
+            self._waiting_size -= waiting.size
 
     def _next_batch(self) -> list[_Waiting[Item, Answer]]:
         batch: list[_Waiting[Item, Answer]] = []
         size = 0
         while self._queue and (not batch or size + self._queue[0].size <= self.cap):
             waiting = self._queue.popleft()
-            self._waiting_size -= waiting.size
+            self._leaves_queue(waiting)
             if not waiting.answer.done():  # expired, or its client is gone
                 batch.append(waiting)
                 size += waiting.size

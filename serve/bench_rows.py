@@ -22,7 +22,8 @@ class RowMaker:
     def __init__(self, schema: Schema, seed: int) -> None:
         self._schema = schema
         self._rng = np.random.default_rng(seed)
-        self._pools = {name: self._rng.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
+        shared = np.random.default_rng(0)  # the same values for viewers and candidates: some of them match
+        self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""

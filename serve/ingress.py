@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -31,6 +32,7 @@ SAMPLED = 16
 """One in so many latencies goes into Ray's two histograms: each costs 40 µs, mostly in Ray's agent, which replays
 them one by one. `serve.metrics` has all of them."""
 
+REQUEST_ID = b"x-request-id"
 GUARDS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 """Headers by which Ray lets a client switch off its guards."""
 
@@ -76,12 +78,15 @@ class _Accounts:
         self._edge = replica._user_callable_asgi_app
         if not isinstance(self._edge, Edge):
             raise TypeError(f"it serves {type(self._edge).__name__}")
+        if replica._user_callable_wrapper._run_user_code_in_separate_thread:
+            raise TypeError("it runs our code on a thread of its own")
         metrics = self._metrics = replica._metrics_manager
         self._slots = replica._semaphore
         self._begin, self._end = metrics.inc_num_ongoing_requests, metrics.dec_num_ongoing_requests
         self._num_requests = metrics._cached_request_counter
-        self._num_http_requests = metrics._cached_ingress_request_counter[RequestProtocol.HTTP]
+        self._num_http_requests = metrics._cached_ingress_request_counter
         self._busy_ms = metrics._user_code_time_accumulator
+        self._slowest_ms = metrics._max_processing_latency_trackers
         self._route = replica._route_prefix or "/"
         self._names = replica._deployment_id
         self._http, self._tags_of = RequestProtocol.HTTP, RequestIngressMetrics.request_tags
@@ -99,11 +104,18 @@ class _Accounts:
 
     async def answer(self, scope: Scope, receive: Any, send: Any) -> None:
         """Let our edge answer, on a slot, counted and timed for Ray."""
+        request_id = _request_id(scope)
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((REQUEST_ID, request_id))
+            await send(message)
+
         await self._slots.acquire()
         self._begin(self._request)
         began = time.perf_counter()
         try:
-            status = await self._edge(scope, receive, send)
+            status = await self._edge(scope, receive, send_with_id)
         finally:
             self._end(self._request)
             self._slots.release()
@@ -113,15 +125,16 @@ class _Accounts:
 
     def _flush(self) -> None:
         """Tell Ray of the last second: every request to its counters, one in SAMPLED to its histograms too."""
-        for status, latencies_ms in self._latencies_ms.items():
-            sampled_ms = latencies_ms[::SAMPLED] if status < 400 else latencies_ms
+        told, self._latencies_ms = self._latencies_ms, {}
+        for status, latencies_ms in told.items():
+            sampled_ms = latencies_ms[::SAMPLED]
             for latency_ms in sampled_ms:
                 self._record(status, latency_ms)
             rest = len(latencies_ms) - len(sampled_ms)
             self._num_requests[self._route] += rest
-            self._num_http_requests[self._tags(status)] += rest
+            self._num_http_requests[self._http][self._tags(status)] += rest
             self._busy_ms.add(sum(latencies_ms) - sum(sampled_ms))
-        self._latencies_ms.clear()
+            self._slowest_ms[self._route].add(max(latencies_ms))
 
     def _record(self, status: int, latency_ms: float) -> None:
         self._metrics.record_request_metrics(route=self._route, latency_ms=latency_ms, is_error=status >= 500)
@@ -141,6 +154,17 @@ class _Accounts:
             route=self._route, method="POST", application=self._names.app_name, status_code=str(status)
         )
         return frozenset(tags.items())
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The client's id, or one that is put into its place; as Ray does, but for the cost."""
+    for name, value in scope["headers"]:
+        if name == REQUEST_ID:
+            given: bytes = value
+            return given
+    minted = b"%032x" % random.getrandbits(128)  # an id, no secret
+    scope["headers"] = [*scope["headers"], (REQUEST_ID, minted)]
+    return minted
 
 
 def middlewares() -> list[Middleware]:

@@ -77,8 +77,8 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "check", "load")),
-        ("training", ("simulate", "import", "split", "fit", "evaluate", "publish")),
+        ("serve", ("up", "down", "status", "check", "load", "bench")),
+        ("training", ("simulate", "import", "split", "fit", "evaluate", "publish", "bench")),
         ("loadtest", ("run", "knee", "compare")),
     ):
         done = subprocess.run(

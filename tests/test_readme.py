@@ -51,6 +51,14 @@ def shell(script, cwd, accept=(0,)):
     return done
 
 
+def test_the_benchmarks_that_it_names_are_there(tree):
+    """They take minutes and a quiet machine; short runs of them are in their own tests."""
+    named = re.findall(r"^    (python -m .*?)\s+#", (ROOT / "README.md").read_text(), re.M)
+    assert len(named) == 4
+    for command in named:
+        shell(f"{command} --help", tree)
+
+
 def test_up_rank_and_down(tree):
     lines = shell(UP, tree).stdout.splitlines()
     text = next(line[line.index("{") :] for line in lines if "{" in line)

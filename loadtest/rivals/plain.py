@@ -30,6 +30,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.version, app.state.scorer = promoted_model(work)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 50, 100)  # as tabrank's replicas have it
     pulling = asyncio.create_task(app.state.reader.pull_forever())
     yield
     pulling.cancel()

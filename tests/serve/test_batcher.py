@@ -97,6 +97,40 @@ def test_a_further_batch_leaves_beside_the_first_only_when_it_is_worth_its_cost(
     run(scenario)
 
 
+def test_a_batch_that_hangs_holds_nobody_up_while_there_is_a_slot(monkeypatch):
+    monkeypatch.setattr("serve.batcher.PATIENCE_S", 0.01)
+
+    async def scenario():
+        work = Work()
+        batcher = Batcher(work, slots=2, cap=1_000)
+        tasks = [asyncio.create_task(batcher.submit(1, 10, soon()))]
+        await asyncio.sleep(0.005)
+        tasks.append(asyncio.create_task(batcher.submit(2, 10, soon())))
+        await asyncio.sleep(0.03)
+        assert work.batches == [[1], [2]]
+        work.gate.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_what_has_expired_does_not_count_towards_a_further_batch():
+    async def scenario():
+        work = Work()
+        batcher = Batcher(work, slots=2, cap=40)
+        tasks = [asyncio.create_task(batcher.submit(1, 10, soon()))]
+        await asyncio.sleep(0.002)
+        with pytest.raises(TimeoutError):
+            await batcher.submit(2, 10, soon(0.005))
+        tasks.append(asyncio.create_task(batcher.submit(3, 10, soon())))
+        await asyncio.sleep(0.002)
+        assert work.batches == [[1]]
+        work.gate.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
 def test_a_request_that_waits_too_long_is_told_so_and_never_worked_on():
     async def scenario():
         work = Work()
