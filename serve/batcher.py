@@ -42,6 +42,7 @@ class Batcher(Generic[Item, Answer]):
         self.cap = cap
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._waiting_size = 0  # of those in the queue that have neither expired nor gone
+        self._took_s: deque[float] = deque(maxlen=8)  # the last batches
         self._patience: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -98,21 +99,33 @@ class Batcher(Generic[Item, Answer]):
             self._waiting_size -= waiting.size
 
     def _next_batch(self) -> list[_Waiting[Item, Answer]]:
+        """What goes next; what cannot be done by its deadline is told so now, or an overload works in vain."""
         batch: list[_Waiting[Item, Answer]] = []
         size = 0
+        # With nothing under way a batch goes in any case, or one slow start would be believed for ever.
+        done_by_s = asyncio.get_running_loop().time() + (
+            min(self._took_s, default=0.0) if self._tasks else 0.0
+        )
         while self._queue and (not batch or size + self._queue[0].size <= self.cap):
             waiting = self._queue.popleft()
             self._leaves_queue(waiting)
-            if not waiting.answer.done():  # expired, or its client is gone
+            if waiting.answer.done():  # expired, or its client is gone
+                continue
+            if waiting.deadline < done_by_s:
+                _expire(waiting.answer)
+            else:
                 batch.append(waiting)
                 size += waiting.size
         return batch
 
     async def _run(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
         try:
             # when nobody waits any more, the work is given up and its slot is free
             async with asyncio.timeout_at(max(waiting.deadline for waiting in batch)):
                 answers = await self._work([waiting.item for waiting in batch])
+            self._took_s.append(loop.time() - begun_s)
             for waiting, answer in zip(batch, answers, strict=True):
                 if not waiting.answer.done():
                     waiting.answer.set_result(answer)

@@ -131,6 +131,31 @@ def test_what_has_expired_does_not_count_towards_a_further_batch():
     run(scenario)
 
 
+def test_what_cannot_be_done_by_its_deadline_is_not_begun():
+    async def scenario():
+        batches = []
+
+        async def work(items):
+            batches.append(items)
+            await asyncio.sleep(0.2)
+            return items
+
+        batcher = Batcher(work, slots=2, cap=10)
+        await batcher.submit(1, 10, soon())  # now it is known to take 200 ms
+        busy = [asyncio.create_task(batcher.submit(2, 10, soon()))]
+        await asyncio.sleep(0.1)
+        busy.append(asyncio.create_task(batcher.submit(3, 10, soon())))
+        await asyncio.sleep(0.005)
+        deadline = soon(0.25)
+        with pytest.raises(TimeoutError):  # a slot is free in 100 ms, and the work would end after 300
+            await batcher.submit(4, 10, deadline)
+        assert asyncio.get_running_loop().time() < deadline
+        assert await asyncio.gather(*busy) == [2, 3]
+        assert batches == [[1], [2], [3]]
+
+    run(scenario)
+
+
 def test_a_request_that_waits_too_long_is_told_so_and_never_worked_on():
     async def scenario():
         work = Work()
