@@ -26,7 +26,18 @@ class Plan:
     step_warmup_s: float = 2.0
     step_s: float = 8.0
     confirm_s: float = 20.0
-    step_down: tuple[float, ...] = (0.95, 0.9, 0.8, 0.6)  # each failure to confirm doubts the search more
+    step_down: tuple[float, ...] = (
+        0.95,
+        0.95,
+        0.95,
+        0.95,
+        0.9,
+        0.8,
+        0.6,
+    )  # in turn, where one does not confirm
+    rest_s: float = (
+        3.0  # after a step that did not hold: what an overload left in queues is not the next one's
+    )
     budget_s: float = 150.0  # no further halving of the gap after this; confirming is still to come
 
 
@@ -67,10 +78,15 @@ Measure = Callable[[float, float, float, Phase], Step]
 """(rate, seconds of warm-up, seconds measured, phase) → what came of it."""
 
 
-def find_knee(measure: Measure, plan: Plan, clock: Callable[[], float] = time.monotonic) -> Knee:
+def find_knee(
+    measure: Measure,
+    plan: Plan,
+    clock: Callable[[], float] = time.monotonic,
+    rest: Callable[[float], None] = time.sleep,
+) -> Knee:
     """Double the rate until it is out of reach, find by halving where it holds, and confirm that for longer."""
     begun = clock()
-    search = _Search(measure, plan)
+    search = _Search(measure, plan, rest)
     measure(plan.warm_up_rps, 0.0, plan.warm_up_s, "warm-up")
     held_rps, failed_rps = search.bracket()
     while held_rps and failed_rps > held_rps * plan.resolution and clock() - begun < plan.budget_s:
@@ -85,10 +101,11 @@ def find_knee(measure: Measure, plan: Plan, clock: Callable[[], float] = time.mo
 class _Search:
     """The questions that a search asks of a service, and the steps that answered them."""
 
-    def __init__(self, measure: Measure, plan: Plan) -> None:
+    def __init__(self, measure: Measure, plan: Plan, rest: Callable[[float], None]) -> None:
         self.steps: list[Step] = []
         self._measure = measure
         self._plan = plan
+        self._rest = rest
 
     def bracket(self) -> tuple[float, float]:
         """A rate that held (0: none) and one that did not, or may not be tried, the one twice the other."""
@@ -137,5 +154,7 @@ class _Search:
         return None
 
     def _step(self, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
+        if self.steps and self.steps[-1].verdict != "held":
+            self._rest(self._plan.rest_s)
         self.steps.append(self._measure(rate_rps, warmup_s, seconds, phase))
         return self.steps[-1]
