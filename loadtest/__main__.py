@@ -19,7 +19,7 @@ from loadtest.measure import measure
 from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
 from loadtest.report import Report, make_report, refuse_existing, summary, write_report
 from loadtest.service import DEFAULT_URL, probe
-from loadtest.verdict import EXIT_CODES, judge
+from loadtest.verdict import EXIT_CODES, Verdict, judge
 from loadtest.workspace import Workspace
 
 app = typer.Typer(
@@ -63,19 +63,15 @@ def run(
 
     Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no service) or unusable input.
     """
-    try:
+
+    def measured() -> tuple[Report, Path, Verdict]:
         report, folder = _run(profile, url, slo, log, ids, rps, duration, warmup, out)
-    except LoadtestError as error:
-        if as_json:
-            print(json.dumps({"profile": profile, "url": url, "verdict": "void", "reasons": [str(error)]}))
-        _say(str(error))
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    except KeyboardInterrupt:
-        _say("interrupted: no verdict")
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    print(json.dumps(report) if as_json else summary(report))
-    _say(f"written to {folder / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[report["verdict"]])
+        return report, folder, report["verdict"]
+
+    def void(reason: str) -> Report:
+        return {"profile": profile, "url": url, "verdict": "void", "reasons": [reason]}
+
+    _tell(measured, summary, as_json, void, "interrupted: no verdict")
 
 
 WORK = Path("var/bench")
@@ -141,19 +137,36 @@ def _bench(
     """Run one benchmark, whose services are ended whatever ends it, and exit by what it found."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_CODES["void"]))  # unwinds
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    try:
+
+    def judged() -> tuple[Report, Path, Verdict]:
         report, held = measured(folder)
+        return report, folder, "held" if held else "not held"
+
+    interrupted = "interrupted: nothing is left running, and no report"
+    _tell(judged, summed_up, as_json, lambda reason: {"error": reason}, interrupted)
+
+
+def _tell(
+    measured: Callable[[], tuple[Report, Path, Verdict]],
+    summed_up: Callable[[Report], str],
+    as_json: bool,
+    void: Callable[[str], Report],
+    interrupted: str,
+) -> None:
+    """Measure, print what came of it or why nothing did, and exit by the verdict."""
+    try:
+        report, folder, verdict = measured()
     except LoadtestError as error:
         if as_json:
-            print(json.dumps({"error": str(error)}))
+            print(json.dumps(void(str(error))))
         _say(str(error))
         raise typer.Exit(EXIT_CODES["void"]) from None
     except KeyboardInterrupt:
-        _say("interrupted: nothing is left running, and no report")
+        _say(interrupted)
         raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
     _say(f"written to {folder / 'report.html'}")
-    raise typer.Exit(EXIT_CODES["held" if held else "not held"])
+    raise typer.Exit(EXIT_CODES[verdict])
 
 
 def _run(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from serve.config import Config
 from serve.errors import TabrankError
+from serve.metrics import BOUNDS_MS
 from serve.run_folder import MARKER, RunFolder
 
 PORTS = range(20_000, 30_000)
@@ -66,7 +67,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
         # Ray runs its workers at nice 15, behind every other process of the machine: here they are the service.
         "RAY_worker_niceness": "0",
         # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.
-        "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "1,2,5,10,15,20,25,30,40,50,60,75,100,150,250,500,1000",
+        "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS)),
     }
     forced |= {
         MARKER: run.cluster_id,

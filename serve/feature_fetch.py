@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from serve.api import RankAnswer, Ranked, RankRequest, Timing, candidate_ids, stated_fields
+from serve.api import (
+    RankAnswer,
+    Ranked,
+    RankRequest,
+    Timing,
+    candidate_ids,
+    new_request_id,
+    stated_fields,
+)
 from serve.arms import assign
 from serve.artifact import Artifact
 from serve.artifact import current as current_version
@@ -116,7 +123,7 @@ class FeatureFetcher:
             model = None
         ids = candidate_ids(request)
         return Query(
-            request_id=request.request_id or f"{random.getrandbits(128):032x}",  # an id, no secret
+            request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
             candidates=ids,
             now_ms=request.now_ms if request.now_ms is not None else int(time.time() * 1e3),
@@ -124,7 +131,7 @@ class FeatureFetcher:
             model=model,
             limit=request.limit or len(ids),
             context=request.context,
-            stated=stated_fields(request),
+            stated={} if ids is request.candidates else stated_fields(request),
             explain=request.explain,
         )
 
@@ -205,11 +212,7 @@ class FeatureFetcher:
                 for name in list(self.ranker.candidates.index):
                     self.ranker.candidates.drop(name)
                 changes = self._store.changes(0)
-            for name, row in changes.rows.items():
-                if row:
-                    self.ranker.candidates.put(name, row)
-                else:
-                    self.ranker.candidates.drop(name)
+            self.ranker.candidates.apply(changes.rows)
             self._seq = changes.seq
         self._refreshed = time.monotonic()
 

@@ -14,20 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.middleware import Middleware
 
+from serve.api import new_request_id
 from serve.edge import RANK, Edge
+from serve.metrics import FLUSH_EVERY_S
 
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[Any]]
 
-FLUSH_EVERY_S = 1.0
 SAMPLED = 16
 """One in so many latencies goes into Ray's two histograms: each costs 40 µs, mostly in Ray's agent, which replays
 them one by one. `serve.metrics` has all of them."""
@@ -162,7 +162,7 @@ def _request_id(scope: Scope) -> bytes:
         if name == REQUEST_ID:
             given: bytes = value
             return given
-    minted = b"%032x" % random.getrandbits(128)  # an id, no secret
+    minted = new_request_id().encode()
     scope["headers"] = [*scope["headers"], (REQUEST_ID, minted)]
     return minted
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 RANKINGS = "tabrank_rankings"
 CANDIDATES = "tabrank_candidates"
 LATENCY = "tabrank_latency_ms"
-BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000, float("inf"))
+BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000)  # above the last: +Inf
 FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for all rankings of so long
 
 
@@ -53,10 +53,10 @@ class RankMetrics:
                 self._candidates.inc(self._num_candidates[arm, rung], {"arm": arm, "rung": rung})
         for arm in {arm for arm, _ in self._num_within}:
             within = 0
-            for bucket, bound in enumerate(BOUNDS_MS):
+            for bucket, bound in enumerate((*map(str, BOUNDS_MS), "+Inf")):
                 within += self._num_within[arm, bucket]
                 if within:
-                    self._latency.inc(within, {"arm": arm, "le": f"{bound:g}".replace("inf", "+Inf")})
+                    self._latency.inc(within, {"arm": arm, "le": bound})
         self._num_rankings.clear()
         self._num_candidates.clear()
         self._num_within.clear()

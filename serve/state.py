@@ -134,6 +134,14 @@ class Rows:
         row = self.add(name)
         self.table[row] = np.frombuffer(packed, self.table.dtype)[0]
 
+    def apply(self, changed: Mapping[str, bytes]) -> None:
+        """Take what a store says has changed: packed rows by id, b"" for an id that is gone."""
+        for name, packed in changed.items():
+            if packed:
+                self.put(name, packed)
+            else:
+                self.drop(name)
+
     def drop(self, name: str) -> None:
         """Forget an id; another may get its row."""
         row = self.index.pop(name, None)

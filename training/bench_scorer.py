@@ -22,7 +22,7 @@ from serve.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.graph import Calibration
 from serve.scorers import load_scorer
 from training.export import OPSET, build, golden
-from training.network import Network, NetworkConfig
+from training.network import Network, NetworkConfig, shape
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -96,25 +96,14 @@ def _classifier(network: Network) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports from scipy
         from pytorch_tabnet.tab_model import TabNetClassifier
 
-    config, encoder = network.config, network.encoder
-    num_inputs = len(encoder.input_names)
     classifier = TabNetClassifier(
-        n_d=config.width,
-        n_a=config.width,
-        n_steps=config.n_steps,
-        gamma=config.gamma,
-        cat_idxs=list(range(network.num_dense, num_inputs)),
-        cat_dims=list(encoder.cardinalities),
-        cat_emb_dim=[column.embedding for column in encoder.single],
-        n_independent=config.n_independent,
-        n_shared=config.n_shared,
-        mask_type=config.mask_type,
-        input_dim=num_inputs,
+        **shape(network.encoder, network.config),
+        input_dim=len(network.encoder.input_names),
         output_dim=2,
         device_name="cpu",
         verbose=0,
     )
-    classifier.virtual_batch_size = config.virtual_batch_size
+    classifier.virtual_batch_size = network.config.virtual_batch_size
     classifier._set_network()
     state = dict(network.tabnet.state_dict())
     last = "tabnet.final_mapping.weight"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_tabnet.tab_network import TabNet
@@ -47,6 +47,23 @@ class NetworkConfig:
             raise TabrankError(f"network: gamma {self.gamma} must be 1 or more")
 
 
+def shape(encoder: Encoder, config: NetworkConfig) -> dict[str, Any]:
+    """What pytorch_tabnet is told of a network's shape, by its network and its classifier alike."""
+    num_inputs, single = len(encoder.input_names), encoder.single
+    return {
+        "n_d": config.width,
+        "n_a": config.width,
+        "n_steps": config.n_steps,
+        "gamma": config.gamma,
+        "cat_idxs": list(range(num_inputs - len(single), num_inputs)),
+        "cat_dims": list(encoder.cardinalities),
+        "cat_emb_dim": [column.embedding for column in single],
+        "n_independent": config.n_independent,
+        "n_shared": config.n_shared,
+        "mask_type": config.mask_type,
+    }
+
+
 class Network(nn.Module):
     """TabNet with one output, fed by `encoder.encode`; its own state dict is `network.tabnet.state_dict()`.
 
@@ -69,18 +86,9 @@ class Network(nn.Module):
         self.tabnet = TabNet(
             num_inputs,
             1,
-            n_d=config.width,
-            n_a=config.width,
-            n_steps=config.n_steps,
-            gamma=config.gamma,
-            cat_idxs=list(range(self.num_dense, num_inputs)),
-            cat_dims=list(encoder.cardinalities),
-            cat_emb_dim=[column.embedding for column in encoder.single],
-            n_independent=config.n_independent,
-            n_shared=config.n_shared,
+            **shape(encoder, config),
             virtual_batch_size=config.virtual_batch_size,
             momentum=config.momentum,
-            mask_type=config.mask_type,
             group_attention_matrix=torch.eye(num_inputs),
         )
         # pytorch_tabnet never calls this one: it gets no gradient, which DistributedDataParallel refuses.

@@ -45,11 +45,7 @@ class Reader:
         """Bring the live table up to the store."""
         if self._store.seq() != self._seq:
             changes = self._store.changes(self._seq)
-            for name, row in changes.rows.items():
-                if row:
-                    self._live.put(name, row)
-                else:
-                    self._live.drop(name)
+            self._live.apply(changes.rows)
             self._seq = changes.seq
 
     async def pull_forever(self) -> None:
