@@ -34,6 +34,9 @@ class Dataset:
     candidate: list[str]  # [N]
     ts_ms: I64  # [N]
     popular: NDArray[np.float32]  # [N], what the heuristic sorts by; it is one of the numeric columns
+    position: I64  # [N], where it was shown in its slate, from 0; never a feature
+    viewer_seen: I64  # [N], the viewer's exposures before this one; 0 for a cold viewer and for nobody
+    candidate_seen: I64  # [N], exposures that showed the candidate before this one
     request_ids: list[str]
     counts: dict[str, int]
 
@@ -51,6 +54,9 @@ class Dataset:
             [self.candidate[i] for i in rows],
             self.ts_ms[rows],
             self.popular[rows],
+            self.position[rows],
+            self.viewer_seen[rows],
+            self.candidate_seen[rows],
             self.request_ids,
             self.counts,
         )
@@ -111,6 +117,11 @@ def build(
         candidate=ids,
         ts_ms=replay.exposure_ms[exposure],
         popular=numeric[:, features.popular],
+        position=rows - replay.first[exposure],
+        viewer_seen=np.where(
+            replay.exposure_viewer > 0, _earlier(replay.exposure_viewer, replay.exposure_ms), 0
+        )[exposure],
+        candidate_seen=_earlier(replay.shown, np.repeat(replay.exposure_ms, np.diff(replay.first)))[rows],
         request_ids=log.exposures["request_id"].to_pylist(),
         counts=counts | {"rows": len(rows), "positive": int(label[rows].sum())},
     )
@@ -170,6 +181,18 @@ def _joined(replay: Replay, log: Log, kind: str, within_ms: int) -> tuple[NDArra
         joined[order[at[fits]]] = True
         unmatched += int((~fits).sum())
     return joined, unmatched
+
+
+def _earlier(keys: I64, times: I64) -> I64:
+    """For each (key, time): how many others of that key lie strictly before it."""
+    order = np.lexsort((times, keys))
+    changes = np.diff(keys[order], prepend=-1) != 0
+    starts = np.maximum.accumulate(np.where(changes, np.arange(len(keys)), 0))
+    anew = changes | (np.diff(times[order], prepend=-1) != 0)  # ties count from the first of their time
+    firsts = np.maximum.accumulate(np.where(anew, np.arange(len(keys)), 0))
+    earlier = np.empty(len(keys), np.int64)
+    earlier[order] = firsts - starts
+    return earlier
 
 
 def _last(keys: I64, times: I64, key: I64, time: I64) -> I64:

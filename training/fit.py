@@ -123,7 +123,7 @@ def _by_time(data: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def _encoded(encoder: Encoder, data: Dataset) -> Rows:
-    return Rows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label)
+    return Rows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
 
 
 def _network(encoder: Encoder, config: FitConfig, trained: Trained) -> Network:

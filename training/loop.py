@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -46,19 +46,45 @@ class Rows:
     numeric: NDArray[np.float32]  # [N, F]
     hot: NDArray[np.float32]  # [N, V]
     index: NDArray[np.int64]  # [N, K]
-    label: NDArray[np.float32]  # [N]
+    label: NDArray[np.float32]  # [N], 0 or 1; a share between them where it is another model's opinion
+    position: NDArray[np.int64]  # [N], where the row was shown, from 0
+
+
+class Source(Protocol):
+    """Where the rows to train on come from."""
+
+    def __len__(self) -> int:
+        """N, over all ranks."""
+
+    def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
+        """A pass over the rows in an order drawn from `seed`, in batches of `size` over all ranks.
+
+        Of each it gives this rank's part, `mine`, as tensors that the caller may change. The rest of the
+        rows that makes no whole batch is left out.
+        """
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows as the loop sees them: x f32 [N, D] is ready for `Network.forward`, label f32 [N]."""
+    """Rows as the loop sees them, in memory: x f32 [N, D] is ready for `Network.forward`."""
 
     x: Tensor
-    label: Tensor
+    label: Tensor  # f32 [N]
+    position: Tensor  # i64 [N]
+
+    def __len__(self) -> int:
+        return len(self.label)
 
     def to(self, device: torch.device) -> Inputs:
         """The same rows on `device`."""
-        return Inputs(self.x.to(device), self.label.to(device))
+        return Inputs(self.x.to(device), self.label.to(device), self.position.to(device))
+
+    def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
+        """As `Source` says; the order is drawn for all ranks, so their number does not change it."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for start in range(0, len(self) - size + 1, size):
+            rows = order[start : start + size][mine].to(self.x.device)
+            yield Inputs(self.x[rows], self.label[rows], self.position[rows])
 
 
 @dataclass(frozen=True)
@@ -153,11 +179,11 @@ def inputs(rows: Rows, encoder: Encoder, config: NetworkConfig) -> Inputs:
         part = slice(start, start + EVALUATION_BATCH)
         arrays = (rows.numeric[part], rows.hot[part], rows.index[part])
         x[part] = network.inputs(*(torch.from_numpy(array) for array in arrays))
-    return Inputs(x, torch.from_numpy(rows.label))
+    return Inputs(x, torch.from_numpy(rows.label), torch.from_numpy(rows.position))
 
 
 def run(
-    train: Inputs,
+    train: Source,
     valid: Inputs,
     encoder: Encoder,
     config: FitConfig,
@@ -174,7 +200,8 @@ def run(
     """
     state = state or State()
     if not state.stopped:
-        fit = _Fit(train.to(device), valid.to(device), encoder, config, state, device)
+        train = train.to(device) if isinstance(train, Inputs) else train
+        fit = _Fit(train, valid.to(device), encoder, config, state, device)
         for epoch in range(len(state.history) + 1, config.epochs + 1):
             fit.train_epoch(epoch)
             after_epoch(state)
@@ -188,7 +215,7 @@ class _Fit:
 
     def __init__(
         self,
-        train: Inputs,
+        train: Source,
         valid: Inputs,
         encoder: Encoder,
         config: FitConfig,
@@ -198,10 +225,11 @@ class _Fit:
         self.train, self.valid, self.config, self.state = train, valid, config, state
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.num_single = len(encoder.single)
-        self.batch = _batch(len(train.label), self.world, config)
-        if len(valid.label) == 0:
+        self.device = device
+        self.batch = _batch(len(train), self.world, config)
+        if len(valid) == 0:
             raise TabrankError("fit: there are no validation rows; give a longer log")
-        self.num_steps = len(train.label) // (self.batch * self.world)
+        self.num_steps = len(train) // (self.batch * self.world)
         torch.manual_seed(config.seed)
         self.network = Network(encoder, config.network).to(device)
         if state.last:
@@ -244,27 +272,25 @@ class _Fit:
             }
         )
 
-    def _batches(self, epoch: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        """This rank's rows of every step, and where their categories are dropped ([b], bool [b, K]).
+    def _batches(self, epoch: int) -> Iterator[tuple[int, tuple[Inputs, Tensor]]]:
+        """This rank's rows of every step, and where their categories are dropped (bool [b, K]).
 
         All is drawn for all ranks from (seed, epoch) alone: neither the number of ranks nor an interruption
         changes it.
         """
-        chance = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.train.label), generator=chance)
+        seed = self.config.seed * 1_000_003 + epoch
+        chance = torch.Generator().manual_seed(seed)
         size = self.batch * self.world
         mine = slice(self.rank * self.batch, (self.rank + 1) * self.batch)
-        for step in range(self.num_steps):
-            rows = order[step * size : (step + 1) * size][mine]
+        for number, rows in enumerate(self.train.batches(size, mine, seed)):
             drawn = torch.rand(size, self.num_single, generator=chance)[mine]
-            yield (epoch - 1) * self.num_steps + step, (rows, drawn < self.config.category_dropout)
+            yield (epoch - 1) * self.num_steps + number, (rows, drawn < self.config.category_dropout)
 
-    def _step(self, rows: Tensor, dropped: Tensor, step: int) -> Tensor:
+    def _step(self, rows: Inputs, dropped: Tensor, step: int) -> Tensor:
         """One step of the optimiser; the batch's logloss."""
         self.model.train()
-        device = self.train.x.device
-        rows, dropped = rows.to(device), dropped.to(device)
-        x, label = self.train.x[rows], self.train.label[rows]
+        rows, dropped = rows.to(self.device), dropped.to(self.device)
+        x, label = rows.x, rows.label
         index = x[:, x.shape[1] - self.num_single :]
         index[dropped & (index >= FIRST_SEEN)] = UNSEEN
         rate = learning_rate(step, self.num_steps * self.config.epochs, self.config)
@@ -283,7 +309,7 @@ class _Fit:
     def _evaluate(self) -> tuple[float, float | None]:
         """(logloss, AUC) of the validation rows, the same on every rank; each rank scores its part."""
         self.network.eval()
-        num_rows = len(self.valid.label)
+        num_rows = len(self.valid)
         logit = torch.zeros(num_rows, device=self.valid.x.device)
         begin, end = (num_rows * rank // self.world for rank in (self.rank, self.rank + 1))
         for start in range(begin, end, EVALUATION_BATCH):

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -300,7 +300,7 @@ def _fingerprint(sets: dict[str, Inputs], encoder: Encoder, config: FitConfig) -
     digest = hashlib.sha256(encoder.to_json().encode())
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
     for part in sets.values():
-        for tensor in (part.x, part.label):
+        for tensor in (part.x, part.label, part.position):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
     return digest.hexdigest()[:12]
@@ -309,14 +309,14 @@ def _fingerprint(sets: dict[str, Inputs], encoder: Encoder, config: FitConfig) -
 def _save_inputs(sets: dict[str, Inputs], folder: Path) -> None:
     (folder / "inputs").mkdir(parents=True, exist_ok=True)
     for name, part in sets.items():
-        np.save(folder / "inputs" / f"{name}-x.npy", part.x.numpy())
-        np.save(folder / "inputs" / f"{name}-label.npy", part.label.numpy())
+        for what, tensor in vars(part).items():
+            np.save(folder / "inputs" / f"{name}-{what}.npy", tensor.numpy())
 
 
 def _load_inputs(folder: Path, name: str) -> Inputs:
     """Maps the files into memory; workers of one machine share the pages (torch wants them writable: "c")."""
-    x, label = (np.load(folder / "inputs" / f"{name}-{part}.npy", mmap_mode="c") for part in ("x", "label"))
-    return Inputs(torch.from_numpy(x), torch.from_numpy(label))
+    arrays = {f.name: folder / "inputs" / f"{name}-{f.name}.npy" for f in fields(Inputs)}
+    return Inputs(**{what: torch.from_numpy(np.load(path, mmap_mode="c")) for what, path in arrays.items()})
 
 
 @contextlib.contextmanager

@@ -129,3 +129,17 @@ def test_a_split_keeps_what_is_of_one_time_together_and_refuses_an_empty_side(tm
         split(log_folder, 0.1, tmp_path / "d", tmp_path / "e")
     with pytest.raises(TabrankError, match="between 0 and 1"):
         split(log_folder, 1.5, tmp_path / "d", tmp_path / "e")
+
+
+def test_a_row_knows_its_position_and_what_was_shown_before_it(log_folder, surface):
+    data = build(Schema(surface), read_log(log_folder, surface))
+    seen = {
+        (data.request_ids[s], c): (int(p), int(v), int(n))
+        for s, c, p, v, n in zip(
+            data.slate, data.candidate, data.position, data.viewer_seen, data.candidate_seen, strict=True
+        )
+    }
+    assert seen["r1", "c"] == (2, 0, 0)
+    assert seen["r2", "a"] == (0, 0, 1)
+    assert seen["r3", "b"] == (0, 1, 1)
+    assert seen["r3", "a"] == (1, 1, 2)

@@ -50,7 +50,11 @@ def made(num_rows: int, seed: int) -> Inputs:
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     numeric[rng.random(num_rows) < 0.1, 0] = np.nan
     hot = rng.integers(0, 2, size=(num_rows, 2)).astype(np.float32)
-    return inputs(Rows(numeric, hot, index, label), ENCODER, CONFIG.network)
+    return inputs(Rows(numeric, hot, index, label, np.zeros(num_rows, np.int64)), ENCODER, CONFIG.network)
+
+
+def first(rows: Inputs, num_rows: int) -> Inputs:
+    return Inputs(rows.x[:num_rows], rows.label[:num_rows], rows.position[:num_rows])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def trained(train, valid) -> State:
 @pytest.fixture(scope="module")
 def upside_down() -> Inputs:
     rows = made(500, seed=3)
-    return Inputs(rows.x, 1 - rows.label)
+    return replace(rows, label=1 - rows.label)
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +158,10 @@ def test_each_set_of_weights_is_that_of_its_epoch(stopped, upside_down, trained,
 
 def test_every_epoch_draws_its_rows_anew(valid):
     config = replace(CONFIG, batch_size=64, epochs=12)
-    x, label = valid.x[:127], valid.label[:127]  # one batch: 63 rows wait for another epoch
+    label = valid.label[:127]  # one batch: 63 rows wait for another epoch
 
     def spoilt(row: int) -> Inputs:
-        return Inputs(x, torch.where(torch.arange(127) == row, math.nan, label))
+        return replace(first(valid, 127), label=torch.where(torch.arange(127) == row, math.nan, label))
 
     def is_clean(row: int, epochs: int) -> bool:
         try:
@@ -188,18 +192,18 @@ def test_dropping_categories_leaves_the_rows_as_they_were(valid):
 
 def test_rows_without_categories_are_trained(train, valid):
     numbers = Encoder(numeric=(NumericColumn("b"), NumericColumn("c")))
-    first_two = [Inputs(part.x[:, 1:3].contiguous(), part.label) for part in (train, valid)]
+    first_two = [replace(part, x=part.x[:, 1:3].contiguous()) for part in (train, valid)]
     assert len(run(*first_two, numbers, replace(CONFIG, epochs=1)).history) == 1
 
 
 def test_a_gradient_that_is_no_number_ends_the_run(train, valid):
-    broken = Inputs(train.x, torch.full_like(train.label, math.nan))
+    broken = replace(train, label=torch.full_like(train.label, math.nan))
     with pytest.raises(TabrankError, match="gradient became nan; lower learning_rate"):
         run(broken, valid, ENCODER, CONFIG)
 
 
 def test_too_few_rows_are_refused(train, valid):
-    one, none = Inputs(train.x[:1], train.label[:1]), Inputs(train.x[:0], train.label[:0])
+    one, none = first(train, 1), first(train, 0)
     with pytest.raises(TabrankError, match="1 training rows"):
         run(one, valid, ENCODER, CONFIG)
     with pytest.raises(TabrankError, match="no validation rows"):
@@ -207,7 +211,7 @@ def test_too_few_rows_are_refused(train, valid):
 
 
 def test_a_handful_of_rows_is_enough_to_run(train, valid):
-    five = Inputs(train.x[:5], train.label[:5])  # 2 + 2 + 1: the one left over cannot be normalised alone
+    five = first(train, 5)  # 2 + 2 + 1: the one left over cannot be normalised alone
     config = replace(CONFIG, network=replace(CONFIG.network, virtual_batch_size=2), epochs=2)
     assert len(run(five, valid, ENCODER, config).history) == 2
 
@@ -242,7 +246,7 @@ def test_a_run_of_one_step_has_a_learning_rate():
 
 
 def test_validation_rows_of_one_label_have_a_logloss_but_no_auc(train, valid):
-    clicked = Inputs(valid.x, torch.ones_like(valid.label))
+    clicked = replace(valid, label=torch.ones_like(valid.label))
     line = run(train, clicked, ENCODER, replace(CONFIG, epochs=1)).history[0]
     assert line["valid_auc"] is None
     assert line["valid_logloss"] > 0
@@ -300,7 +304,9 @@ rows = load_file(folder / "rows")
 network = NetworkConfig(width=8, n_steps=2, n_independent=2, n_shared=2, virtual_batch_size=64)
 config = FitConfig(network, epochs=3, batch_size=256, category_dropout=0.05)
 encoder = Encoder.from_json((folder / "encoder").read_text())
-state = run(Inputs(rows["tx"], rows["ty"]), Inputs(rows["vx"], rows["vy"]), encoder, config)
+parts = ("x", "label", "position")
+train, valid = (Inputs(*(rows[f"{part} {what}"] for what in parts)) for part in ("train", "valid"))
+state = run(train, valid, encoder, config)
 state.save(folder / str(rank))
 dist.destroy_process_group()
 """
@@ -309,8 +315,12 @@ dist.destroy_process_group()
 @pytest.mark.integration
 def test_two_ranks_make_the_steps_of_one_process(train, valid, tmp_path, monkeypatch):
     (tmp_path / "encoder").write_text(ENCODER.to_json())
-    train, valid = (Inputs(rows.x.double(), rows.label.double()) for rows in (train, valid))
-    save_file({"tx": train.x, "ty": train.label, "vx": valid.x, "vy": valid.label}, tmp_path / "rows")
+    train, valid = (replace(rows, x=rows.x.double(), label=rows.label.double()) for rows in (train, valid))
+    sets = {"train": train, "valid": valid}
+    save_file(
+        {f"{name} {what}": t for name, rows in sets.items() for what, t in vars(rows).items()},
+        tmp_path / "rows",
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-W", "error", "-c", RANK]
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]

@@ -68,7 +68,8 @@ def made(num_rows: int, seed: int) -> Rows:
     numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
     logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-    return Rows(numeric, np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1)), label)
+    hot, index = np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1))
+    return Rows(numeric, hot, index, label, np.zeros(num_rows, np.int64))
 
 
 TRAIN, VALID = made(16_000, 1), made(1_000, 2)
