@@ -40,6 +40,8 @@ class Replay:
 
     Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`), but an id is
     known only once its first record was applied: until then `candidate_rows` answers row 0, nobody.
+    An event that names its exposure did not come before it, whatever the client's clock said: its time,
+    `event_ms`, is at least the exposure's.
     """
 
     def __init__(self, schema: Schema, log: Log) -> None:
@@ -62,12 +64,20 @@ class Replay:
         lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
         self.first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # of exposure i in `shown`
         self.exposure_ms = log.exposures["ts_ms"].to_numpy()
-        self.event_ms = log.events["ts_ms"].to_numpy()
-        self.event_kind = np.array(log.events["kind"].to_pylist(), dtype=object)
+        self.event_ms = np.maximum(log.events["ts_ms"].to_numpy(), self._named_ms(log))
+        kinds = _flat(log.events["kind"]).dictionary_encode()
+        names = np.array(kinds.dictionary.to_pylist(), dtype=object)  # one string a kind, not one an event
+        self.event_kind = names[kinds.indices.to_numpy()]
         self._upserts = self._read_upserts("viewer", log.viewers) + self._read_upserts(
             "candidate", log.candidates
         )
         self._order()
+
+    def _named_ms(self, log: Log) -> I64:
+        """The time of the exposure that each event names; EVER_MS where it names none of the log's."""
+        exposure = pc.index_in(log.events["request_id"], _flat(log.exposures["request_id"]))
+        number = pc.fill_null(exposure, -1).to_numpy().astype(np.int64)
+        return np.where(number < 0, EVER_MS, self.exposure_ms[number])
 
     def _read_upserts(
         self, entity: Entity, table: pa.Table

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from serve.errors import TabrankError, unknown_key
+
+UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def table(
@@ -63,6 +66,22 @@ def whole(value: object, where: str, low: int, high: int) -> int:
     if not low <= checked <= high:
         raise TabrankError(f"{where}: {checked} must be from {low} to {high}")
     return checked
+
+
+def duration_ms(value: object, where: str) -> float:
+    """A duration, written as a number and a unit (5s, 30m, 2h, 7d), in milliseconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)", value) if isinstance(value, str) else None
+    if match is None or float(match[1]) == 0:
+        raise TabrankError(f"{where}: {value!r} is no duration; write a number and a unit: 5s, 30m, 2h, 7d")
+    return float(match[1]) * UNITS_MS[match[2]]
+
+
+def num_bytes(text: str, where: str) -> int:
+    """A size, written as a number and a unit of 1,024 (512M, 4G), in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])", text)
+    if match is None or float(match[1]) == 0:
+        raise TabrankError(f"{where}: {text!r} is no size; write a number and a unit: 512M, 4G")
+    return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
 
 
 def milliseconds(text: str, where: str) -> int:

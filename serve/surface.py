@@ -13,11 +13,11 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 
 from serve.errors import TabrankError, unknown_key
 from serve.kinds import IMPRESSION, KINDS, Entity, FieldRef, Kind, Prior, Transform
-from serve.strict import number, one_of, table, typed, whole
+from serve.strict import duration_ms, number, one_of, table, typed, whole
 
 SHIPPED = Path(__file__).parent / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
-UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+PositionBias = Literal["ignored", "examined"]
 OWNERS = ("viewer", "candidate", "context")
 
 
@@ -49,13 +49,22 @@ class Surface:
     fields: Mapping[str, Mapping[str, Field]]  # by owner: viewer, candidate, context
     features: Mapping[str, Kind]
     text: str  # the TOML as written; an artifact carries it
+    position_bias: PositionBias = "ignored"
+    """Whether training makes up for later positions being looked at less; serving knows no position."""
 
     @property
     def fingerprint(self) -> str:
         """Changes with any part of the declaration, not with comments or order of keys."""
-        return hashlib.sha256(
-            repr((self.name, self.events, self.label, self.popular, self.fields, self.features)).encode()
-        ).hexdigest()
+        parts = (
+            self.name,
+            self.events,
+            self.label,
+            self.popular,
+            self.fields,
+            self.features,
+            self.position_bias,
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def impression_events(self) -> bool:
@@ -91,7 +100,17 @@ def read_surface(text: str, where: str = "surface") -> Surface:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TabrankError(f"{where}: not valid TOML: {error}") from None
-    keys = ("name", "events", "label", "popular", "viewer", "candidate", "context", "features")
+    keys = (
+        "name",
+        "events",
+        "label",
+        "popular",
+        "position_bias",
+        "viewer",
+        "candidate",
+        "context",
+        "features",
+    )
     table(document, where, keys, required=("name", "events", "label", "popular", "candidate", "features"))
     name = typed(document["name"], str, f"{where}: name")
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
@@ -110,12 +129,18 @@ def read_surface(text: str, where: str = "surface") -> Surface:
         events=events,
         label=Label(
             one_of(label["event"], events, f"{where}: label.event"),
-            int(_duration_ms(label["within"], f"{where}: label.within")),
+            int(duration_ms(label["within"], f"{where}: label.within")),
         ),
         popular=one_of(document["popular"], features, f"{where}: popular"),
         fields=fields,
         features=features,
         text=text,
+        position_bias=cast(
+            PositionBias,
+            one_of(
+                document.get("position_bias", "ignored"), get_args(PositionBias), f"{where}: position_bias"
+            ),
+        ),
     )
     if features[surface.popular].categorical:
         raise TabrankError(f"{where}: popular: {surface.popular!r} is a category; name a numeric feature")
@@ -160,7 +185,7 @@ def _feature(
         elif hint is Prior:
             arguments[parameter.name] = _prior(value, at)
         elif key == "half_life":
-            arguments[parameter.name] = _duration_ms(value, at)
+            arguments[parameter.name] = duration_ms(value, at)
         elif key == "keep":
             arguments[parameter.name] = whole(value, at, 1, 1024)
         elif key in ("entity", "transform"):
@@ -192,10 +217,3 @@ def _prior(value: object, at: str) -> Prior:
     return Prior(
         number(spec["rate"], f"{at}.rate", 0.0001, 0.9999), number(spec["weight"], f"{at}.weight", 0.01, 1e6)
     )
-
-
-def _duration_ms(value: object, at: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)", value) if isinstance(value, str) else None
-    if match is None or float(match[1]) == 0:
-        raise TabrankError(f"{at}: {value!r} is no duration; write a number and a unit: 5s, 30m, 2h, 7d")
-    return float(match[1]) * UNITS_MS[match[2]]

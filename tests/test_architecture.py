@@ -20,6 +20,11 @@ RAY_FILES = {
     "serve/ingress.py",  # stands in Ray's HTTP server
     "serve/config.py",  # reads Ray's own schemas
     "training/trainer.py",
+    "training/stream.py",  # Ray Data
+    "training/search/trials.py",  # Ray Tune
+    "training/search/trial.py",
+    "training/search/study.py",
+    "training/search/distil.py",
     "loadtest/rivals/idiomatic.py",  # what tabrank is measured against is written in it
 }
 RIVALS = "loadtest/rivals"  # do what tabrank does for a request, with its own code
@@ -78,7 +83,22 @@ def test_every_package_has_its_test_folder():
 def test_every_command_has_help():
     for package, commands in (
         ("serve", ("up", "down", "status", "check", "load", "bench")),
-        ("training", ("simulate", "import", "split", "fit", "evaluate", "publish", "bench")),
+        (
+            "training",
+            (
+                "simulate",
+                "import",
+                "surface",
+                "split",
+                "fit",
+                "search",
+                "refresh",
+                "evaluate",
+                "report",
+                "publish",
+                "bench",
+            ),
+        ),
         ("loadtest", ("run", "knee", "compare")),
     ):
         done = subprocess.run(

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
-from tiny import TOML
+import yaml
+from shop import write_shop
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
@@ -54,7 +56,7 @@ def shell(script, cwd, accept=(0,)):
 def test_the_benchmarks_that_it_names_are_there(tree):
     """They take minutes and a quiet machine; short runs of them are in their own tests."""
     named = re.findall(r"^    (python -m .*?)\s+#", (ROOT / "README.md").read_text(), re.M)
-    assert len(named) == 4
+    assert len(named) == 6
     for command in named:
         shell(f"{command} --help", tree)
 
@@ -70,11 +72,27 @@ def test_up_rank_and_down(tree):
 
 
 def test_your_own_data(tree):
-    (tree / "my.toml").write_text(TOML)
-    _write_log(tree / "my-log")
-    shell(OWN, tree)
-    assert (tree / "var/my-models/CURRENT").read_text().strip()
-    assert list((tree / "var/my-store").glob("tiny-*"))
+    """A log of other columns goes from its draft to a ranking; the search gets half a minute in place of its own."""
+    write_shop(tree / "my-log")
+    assert "--budget 30m" in OWN
+    shell(OWN.replace("--budget 30m", "--budget 30s"), tree)
+    result = shell("python -m training evaluate --model var/my-search --log my-log --json", tree).stdout
+    assert json.loads(result)["model"]["auc"] > 0.7
+    document = yaml.safe_load((tree / "cluster.yaml").read_text())
+    document["applications"][0]["args"] |= {
+        "surface": "my.toml",
+        "store": "lmdb:var/my-store",
+        "models": "var/my-models",
+    }
+    (tree / "cluster.yaml").write_text(yaml.safe_dump(document))
+    shell("python -m serve up", tree)
+    body = {"viewer": "someone new", "candidates": ["i7", "i8", "never seen"]}
+    url = f"http://127.0.0.1:{document['http_options']['port']}/v1/rank"
+    answer = httpx.post(url, json=body, timeout=30).json()
+    shell("python -m serve down", tree)
+    shutil.copy2(ROOT / "cluster.yaml", tree / "cluster.yaml")
+    assert (answer["surface"], answer["rung"]) == ("my-log", "full")
+    assert all(0.0 < ranked["score"] < 1.0 for ranked in answer["ranking"])
 
 
 def test_the_demo_tells_its_story_and_its_verdict(tree):
@@ -91,65 +109,3 @@ def test_the_demo_tells_its_story_and_its_verdict(tree):
     assert set(report["load"]) >= set(keys.split())
     assert done.returncode == {"held": 0, "not held": 1, "void": 2}[report["load"]["verdict"]], done.stderr
     assert "what was claimed" in done.stdout
-
-
-def _write_log(folder):
-    """A log of the small surface with a few hundred slates, in which jazz is joined and news is not."""
-    import numpy as np
-    import pyarrow as pa
-    from tiny import STRINGS
-
-    from serve.log import write_log
-
-    rng = np.random.default_rng(0)
-    names = [f"c{i}" for i in range(40)]
-    topics = [("jazz", "news")[i % 2] for i in range(40)]
-    times = np.sort(rng.integers(0, 3_600_000, 600))
-    shown = [rng.permutation(40)[:10].tolist() for _ in times]
-    viewers = [f"v{i}" for i in rng.integers(0, 30, 600)]
-    joins = [
-        (int(t) + 1_000, v, names[i])
-        for t, v, slate in zip(times, viewers, shown, strict=True)
-        for i in slate
-        if rng.random() < (0.4 if topics[i] == "jazz" else 0.05)
-    ]
-    write_log(
-        folder,
-        {
-            "viewers": pa.table(
-                {
-                    "id": [f"v{i}" for i in range(30)],
-                    "language": ["en"] * 30,
-                    "follows": pa.array([["h1"]] * 30, STRINGS),
-                }
-            ),
-            "candidates": pa.table(
-                {
-                    "id": names,
-                    "host": [f"h{i % 7}" for i in range(40)],
-                    "topic": topics,
-                    "language": ["en"] * 40,
-                    "tags": pa.array([["x"]] * 40, STRINGS),
-                    "price": rng.random(40),
-                    "started_ms": pa.array([0] * 40, pa.int64()),
-                }
-            ),
-            "exposures": pa.table(
-                {
-                    "request_id": [f"r{i}" for i in range(600)],
-                    "ts_ms": pa.array(times, pa.int64()),
-                    "viewer": viewers,
-                    "candidates": pa.array([[names[i] for i in slate] for slate in shown], STRINGS),
-                }
-            ),
-            "events": pa.table(
-                {
-                    "id": [f"e{i}" for i in range(len(joins))],
-                    "ts_ms": pa.array([t for t, _, _ in joins], pa.int64()),
-                    "viewer": [v for _, v, _ in joins],
-                    "candidate": [c for _, _, c in joins],
-                    "kind": ["join"] * len(joins),
-                }
-            ),
-        },
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +9,27 @@ from typing import Annotated, Any
 import typer
 
 from serve.errors import TabrankError
-from serve.strict import milliseconds, one_of
+from serve.strict import duration_ms, milliseconds, num_bytes, one_of
 from serve.surface import load_surface
+from training.bench.commands import bench
+from training.terminal import Json, Share, answer, decimal, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 SurfaceName = Annotated[str, typer.Option(help="A shipped surface's name, or the path of a TOML file.")]
 LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
+Seed = Annotated[int, typer.Option(help="Of weights and order; the same gives the same model.")]
+Model = Annotated[Path, typer.Option(help="An artifact, or the folder of a search.")]
+Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
+Budget = Annotated[str, typer.Option(help="How long it may take in all, such as 5m, 30m or 2h.")]
+MostUs = Annotated[
+    float | None,
+    typer.Option("--max-us-per-candidate", help="What scoring may cost on one core of this machine."),
+]
+Teachers = Annotated[
+    int, typer.Option(min=0, help="Networks like the winner whose mean teaches the published one; 0: none.")
+]
+PUBLISHED = Path("var/models")
 
 
 @app.command()
@@ -35,9 +45,9 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Write a log of the simulated world of `spaces`."""
-    from training.simulate import simulate as run
+    from training.world.simulate import simulate as run
 
-    with _progress("simulate") as progress:
+    with Share("simulate") as progress:
         summary = run(
             out,
             rows=rows,
@@ -48,7 +58,7 @@ def simulate(
             progress=progress,
         )
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
-    _answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
+    answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 
 
 @app.command("import")
@@ -63,7 +73,35 @@ def import_(
 
     one_of(name, ("ranklens",), "import")
     counts = import_ranklens(source, out)
-    _answer(counts, as_json, f"{out}: " + ", ".join(f"{n} {table}" for table, n in counts.items()))
+    answer(counts, as_json, f"{out}: " + ", ".join(f"{n} {table}" for table, n in counts.items()))
+
+
+@app.command()
+def surface(
+    log: LogFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="The TOML file to write; must not exist. Default: stdout.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The surface's name; default the log folder's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draft the surface of a log: its fields, label, features and what popular means, each with its reason."""
+    from serve.log import refuse_existing
+    from training.drafting.draft import draft
+
+    if out is not None:
+        refuse_existing(out)
+    drafted = draft(log, name)
+    for note in drafted.notes:
+        say(note)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(drafted.text, encoding="utf-8")
+        text = f"{out}: look it through, then fit with --surface {out}"
+    else:
+        text = drafted.text
+    result = {"surface": drafted.text, "notes": drafted.notes, "out": None if out is None else str(out)}
+    answer(result, as_json, text)
 
 
 @app.command()
@@ -78,7 +116,7 @@ def split(
     from training.split import split as run
 
     counts = run(log, at, before, after)
-    _answer(
+    answer(
         counts, as_json, f"{counts['before_exposures']} exposures before, {counts['after_exposures']} after"
     )
 
@@ -88,8 +126,14 @@ def fit(
     surface: SurfaceName,
     log: LogFolder,
     out: Annotated[Path, typer.Option(help="The artifact to write; must not exist.")],
-    seed: Annotated[int, typer.Option(help="Of weights and order; the same gives the same model.")] = 0,
+    seed: Seed = 0,
     epochs: Annotated[int | None, typer.Option(help="At most so many passes over the rows.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="What rows may take in memory, such as 4G; more come from disk. Default: half of what is free."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Ray Train workers.")] = 1,
     storage: Annotated[
         Path | None, typer.Option(help="Keep checkpoints here; a killed fit goes on from them.")
@@ -106,16 +150,120 @@ def fit(
     config = replace(FitConfig(), seed=seed, num_workers=workers)
     if epochs is not None:
         config = replace(config, epochs=epochs)
-    manifest = run(load_surface(surface), log, out, config, storage=storage, progress=progress_on(sys.stderr))
+    with Share("features") as share:
+        manifest = run(
+            load_surface(surface),
+            log,
+            out,
+            config,
+            storage=storage,
+            memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
+            prepared_share=share,
+            progress=progress_on(sys.stderr),
+        )
+    for suspect in manifest["suspects"]:
+        say(suspect)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "
-    line += f"logloss {ours['logloss']:.4f}, ndcg@10 {_number(ours['ndcg@10'])} (popular {_number(theirs['ndcg@10'])})"
-    _answer(manifest, as_json, line)
+    line += f"logloss {ours['logloss']:.4f}, ndcg@10 {decimal(ours['ndcg@10'])} (popular {decimal(theirs['ndcg@10'])})"
+    answer(manifest, as_json, line)
+
+
+@app.command()
+def search(
+    surface: SurfaceName,
+    log: LogFolder,
+    out: Annotated[Path, typer.Option(help="The search's folder; a search that was killed goes on there.")],
+    budget: Budget = "30m",
+    max_us: MostUs = None,
+    teachers: Teachers = 4,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Start from the current model there; publish there a winner that beats popular."),
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find the best network that serves within its cost; exit code 1 where it does not beat popular.
+
+    The winner is OUT/artifact, its report OUT/artifact/report.html.
+    """
+    from training.search.progress import SearchProgress
+    from training.search.search import search as run
+
+    found = run(
+        load_surface(surface),
+        log,
+        out,
+        budget_s=duration_ms(budget, "--budget") / 1e3,
+        most_us=max_us,
+        num_teachers=teachers,
+        seed=seed,
+        models=models,
+        progress=SearchProgress(sys.stderr),
+    )
+    _answer_search(found, as_json)
+
+
+@app.command()
+def refresh(
+    surface: SurfaceName,
+    log: LogFolder,
+    days: Annotated[float | None, typer.Option(help="Learn from the newest days alone.")] = None,
+    budget: Budget = "30m",
+    max_us: MostUs = None,
+    teachers: Teachers = 4,
+    models: Models = PUBLISHED,
+    out: Annotated[Path, typer.Option(help="The search's folder, begun anew each time.")] = Path(
+        "var/refresh"
+    ),
+    as_json: Json = False,
+) -> None:
+    """The upkeep in one command: search from the current model on, publish what passes; 1 where it does not.
+
+    It passes if it beats popular by two standard errors and the current model does not beat it so.
+    """
+    from training.search.progress import SearchProgress
+    from training.search.search import search as run
+
+    found = run(
+        load_surface(surface),
+        log,
+        out,
+        budget_s=duration_ms(budget, "--budget") / 1e3,
+        most_us=max_us,
+        num_teachers=teachers,
+        days=days,
+        models=models,
+        anew=True,
+        progress=SearchProgress(sys.stderr),
+    )
+    _answer_search(found, as_json)
+
+
+def _answer_search(found: dict[str, Any], as_json: bool) -> None:
+    lines = [found["headline"]]
+    for entry in found["leaderboard"][:10]:
+        us = "–" if entry["us_per_candidate"] is None else f"{entry['us_per_candidate']:.1f} µs"
+        lines.append(
+            f"  {entry['name']:<20} logloss {decimal(entry['valid_logloss'])}  auc {decimal(entry['valid_auc'])}  "
+            f"ndcg@10 {decimal(entry['valid_ndcg'])}  {us}{'' if entry['fits'] else '  over the cost'}"
+        )
+    pair, ours = found["paired"]["model-popular"], found["test"]["test"]
+    passed = "passed" if found["passed"] else "NOT passed"
+    lines.append(
+        f"on the test rows: auc {decimal(ours['auc'])}, ndcg@10 {decimal(ours['ndcg@10'])}, above popular by "
+        f"{decimal(pair['ndcg@10'])} (standard error {decimal(pair['se'])}): {passed}"
+    )
+    lines.append(f"{found['artifact']}{' is published and current' if found['published'] else ''}")
+    answer(found, as_json, "\n".join(lines))
+    if not found["passed"]:
+        sys.exit(1)
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="An artifact.")],
+    model: Model,
     log: LogFolder,
     history: Annotated[Path | None, typer.Option(help="The log that the state starts from.")] = None,
     baselines: Annotated[
@@ -124,23 +272,36 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure an artifact on a log, beside `popular` on the same rows."""
-    from training.evaluate import evaluate as run
+    from training.evaluation.evaluate import evaluate as run
 
-    with _progress("evaluate") as progress:
-        result = run(model, history, log, baselines=baselines, progress=progress)
+    with Share("evaluate") as progress:
+        result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
     lines = [f"{result['rows']} rows, {result['slates']} slates"]
     for name in ("model", "popular", "lightgbm"):
         if name in result:
-            lines.append(name.ljust(9) + "  ".join(f"{k} {_number(v)}" for k, v in result[name].items()))
+            lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     for name, pair in result["paired"].items():
-        lines.append(f"{name}: ndcg@10 {_number(pair['ndcg@10'])}, standard error {_number(pair['se'])}")
-    _answer(result, as_json, "\n".join(lines))
+        lines.append(f"{name}: ndcg@10 {decimal(pair['ndcg@10'])}, standard error {decimal(pair['se'])}")
+    answer(result, as_json, "\n".join(lines))
+
+
+@app.command()
+def report(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The folder for report.html and MODEL_CARD.md.")],
+    as_json: Json = False,
+) -> None:
+    """Write a model's report and card again, from what the artifact itself stores."""
+    from training.evaluation.report import regenerate
+
+    regenerate(artifact_of(model), out)
+    answer({"out": str(out)}, as_json, f"{out / 'report.html'}, {out / 'MODEL_CARD.md'}")
 
 
 @app.command()
 def publish(
-    model: Annotated[Path, typer.Option(help="An artifact.")],
-    models: Annotated[Path, typer.Option(help="The folder of published artifacts.")] = Path("var/models"),
+    model: Model,
+    models: Models = PUBLISHED,
     promote: Annotated[bool, typer.Option(help="Make it the current one.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -149,65 +310,22 @@ def publish(
     from serve.artifact import publish as copy
     from serve.scorers import load_scorer
 
+    model = artifact_of(model)
     load_scorer(model, "onnx")
     version = copy(model, models)
     if promote:
         point(models, version)
-    _answer(
+    answer(
         {"version": version, "current": promote},
         as_json,
         f"{models / version}{' is current' if promote else ''}",
     )
 
 
-@bench.command("scorer")
-def bench_scorer(
-    model: Annotated[
-        Path | None, typer.Option(help="An artifact; default two networks of 40 features, random weights.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Candidates a second on one core: pytorch_tabnet, the network in eager mode and exported, and ours."""
-    from training.bench import bench_scorer as run
-    from training.bench import table
-
-    result = run(model, progress=_say)
-    _answer(result, as_json, table(result))
-
-
-class _progress:  # noqa: N801
-    """A bar on a terminal, a plain line every tenth elsewhere; on stderr."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._said = 0
-
-    def __enter__(self) -> Any:
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write("\n")
-
-    def _show(self, share: float) -> None:
-        if sys.stderr.isatty():
-            width = min(40, shutil.get_terminal_size().columns - 20)
-            sys.stderr.write(f"\r{self._what} [{'#' * int(share * width):<{width}}] {share:4.0%}")
-        elif int(share * 10) > self._said:
-            self._said = int(share * 10)
-            sys.stderr.write(f"{self._what} {self._said * 10} %\n")
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _answer(result: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(result) if as_json else text)
+def artifact_of(model: Path) -> Path:
+    """The artifact that a path names: itself, or that of a search's folder."""
+    found = model / "artifact"
+    return found if found.is_dir() and not (model / "manifest.json").exists() else model
 
 
 def main() -> None:

@@ -6,60 +6,75 @@ F numeric and K category columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.errors import TabrankError
 from serve.features import Columns, Features, Matrix
-from serve.kinds import IMPRESSION
 from serve.log import Log, concat_logs
-from serve.replay import Codes, Replay
+from serve.replay import Replay
 from serve.state import I64, Schema
+from training.labels import label
 
 Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows in time order; `slate` numbers the exposure that a row was part of, `request_id` names it."""
+    """Rows in time order; `slate` numbers the exposure that a row was part of, `request_ids` names it."""
 
     columns: Columns
     matrix: Matrix
     label: NDArray[np.float32]  # [N], 0 or 1
     slate: I64  # [N], into `request_ids`
-    candidate: list[str]  # [N]
+    shown: I64  # [N], into `candidate_ids`
     ts_ms: I64  # [N]
     popular: NDArray[np.float32]  # [N], what the heuristic sorts by; it is one of the numeric columns
     position: I64  # [N], where it was shown in its slate, from 0; never a feature
     viewer_seen: I64  # [N], the viewer's exposures before this one; 0 for a cold viewer and for nobody
     candidate_seen: I64  # [N], exposures that showed the candidate before this one
-    request_ids: list[str]
+    request_ids: Sequence[str]
+    candidate_ids: Sequence[str | None]
     counts: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def candidate(self) -> list[str]:
+        """`[N]`: the rows' candidates by name; a list of strings, so not for millions of rows."""
+        return [str(self.candidate_ids[i]) for i in self.shown]
+
     def take(self, rows: I64) -> Dataset:
         """The rows of these numbers."""
-        matrix = Matrix(self.matrix.numeric[rows], self.matrix.category[rows])
-        return Dataset(
-            self.columns,
-            matrix,
-            self.label[rows],
-            self.slate[rows],
-            [self.candidate[i] for i in rows],
-            self.ts_ms[rows],
-            self.popular[rows],
-            self.position[rows],
-            self.viewer_seen[rows],
-            self.candidate_seen[rows],
-            self.request_ids,
-            self.counts,
+        return self._each(lambda get: get(self)[rows])
+
+    def _each(self, made: Callable[[_Get], NDArray[Any]]) -> Dataset:
+        """With every array by row replaced; `made` is given the way to each."""
+        return replace(
+            self,
+            matrix=Matrix(made(lambda d: d.matrix.numeric), made(lambda d: d.matrix.category)),
+            label=made(lambda d: d.label),
+            slate=made(lambda d: d.slate),
+            shown=made(lambda d: d.shown),
+            ts_ms=made(lambda d: d.ts_ms),
+            popular=made(lambda d: d.popular),
+            position=made(lambda d: d.position),
+            viewer_seen=made(lambda d: d.viewer_seen),
+            candidate_seen=made(lambda d: d.candidate_seen),
         )
+
+
+_Get = Callable[[Dataset], NDArray[Any]]
+
+
+def concat(parts: Sequence[Dataset]) -> Dataset:
+    """One dataset of several parts of one log."""
+    return parts[0]._each(lambda get: np.concatenate([get(part) for part in parts]))
 
 
 def build(
@@ -70,117 +85,107 @@ def build(
     Raises:
         TabrankError: if no row has a closed label window.
     """
-    features = Features(schema)
-    skipped = len(history.exposures) if history else 0
-    whole = concat_logs([history, log]) if history else log
-    replay = Replay(schema, whole)
-    label, is_row, counts = _labels(replay, whole, schema)
-    is_row[: replay.first[skipped]] = False
-    exposures = np.arange(skipped, len(whole.exposures))
-    exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
-    contexts = whole.exposures["context"].to_pylist()
-    numeric = np.empty((int(is_row.sum()), len(features.columns.numeric)), np.float32)
-    category = np.empty((len(numeric), features.columns.num_category), np.uint64)
-    rows = np.empty(len(numeric), np.int64)  # which shown candidate each row is
-    at = done = 0
-    for group in np.split(exposures, np.flatnonzero(np.diff(replay.exposure_ms[exposures])) + 1):
-        done += len(group)
-        shown = [np.arange(replay.first[i], replay.first[i + 1]) for i in group]
-        taken = [part[is_row[part]] for part in shown]
-        pairs = np.concatenate(taken)
-        if not len(pairs):
-            continue
-        replay.advance(int(replay.exposure_ms[group[0]]))
-        matrix = features.compute(
-            replay.state.viewers.table[replay.exposure_viewer[group]],
-            replay.state.candidates.table[replay.candidate_rows(pairs)],
-            schema.context_rows([contexts[i] or {} for i in group]),
-            np.repeat(np.arange(len(group)), [len(part) for part in taken]),
-            replay.exposure_ms[group],
-        )
-        part = slice(at, at + len(pairs))
-        numeric[part], category[part], rows[part] = matrix.numeric, matrix.category, pairs
-        at += len(pairs)
-        progress(done / len(exposures))
-    if not len(rows):
-        raise TabrankError(
-            f"no row of the log has a closed label window of {schema.surface.label.within_ms / 1000:g} s; "
-            "give a longer log or a shorter label.within"
-        )
-    exposure = np.searchsorted(replay.first, rows, "right") - 1
-    ids = pc.list_flatten(whole.exposures["candidates"]).take(rows).to_pylist()
-    return Dataset(
-        columns=features.columns,
-        matrix=Matrix(numeric, category),
-        label=label[rows].astype(np.float32),
-        slate=exposure - skipped,
-        candidate=ids,
-        ts_ms=replay.exposure_ms[exposure],
-        popular=numeric[:, features.popular],
-        position=rows - replay.first[exposure],
-        viewer_seen=np.where(
-            replay.exposure_viewer > 0, _earlier(replay.exposure_viewer, replay.exposure_ms), 0
-        )[exposure],
-        candidate_seen=_earlier(replay.shown, np.repeat(replay.exposure_ms, np.diff(replay.first)))[rows],
-        request_ids=log.exposures["request_id"].to_pylist(),
-        counts=counts | {"rows": len(rows), "positive": int(label[rows].sum())},
-    )
+    plan = Plan(schema, log, history=history)
+    (data,) = plan.parts(len(plan), progress)
+    return data
 
 
-def _labels(
-    replay: Replay, log: Log, schema: Schema
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], dict[str, int]]:
-    """For each shown candidate: was it followed by the label event, and is it a row at all."""
-    surface = schema.surface
-    lengths = np.diff(replay.first)
-    shown_ms = np.repeat(replay.exposure_ms, lengths)
-    joined, unmatched = _joined(replay, log, surface.label.event, surface.label.within_ms)
-    is_open = shown_ms + surface.label.within_ms > log.ends_ms
-    is_row = ~is_open
-    if surface.impression_events:
-        seen, _ = _joined(replay, log, IMPRESSION, surface.label.within_ms)
-        is_row &= seen
-    counts = {"open_rows": int(is_open.sum()), "unmatched_label_events": unmatched}
-    return joined, is_row, counts
+class Plan:
+    """Which rows a log gives and when, known before any feature is computed; then the rows, part by part.
 
+    It holds some 40 bytes a row beside the log.
 
-def _joined(replay: Replay, log: Log, kind: str, within_ms: int) -> tuple[NDArray[np.bool_], int]:
-    """Which shown candidates an event of this kind follows within the window, and how many events fit none.
-
-    An event with a `request_id` belongs to that exposure; one without belongs to the viewer's latest exposure
-    of that candidate.
+    Raises:
+        TabrankError: if no row has a closed label window.
     """
-    is_kind = np.flatnonzero(replay.event_kind == kind)
-    event_ms, candidate = replay.event_ms[is_kind], replay.event_candidate[is_kind]
-    lengths = np.diff(replay.first)
-    num_candidates = int(max(replay.shown.max(initial=0), candidate.max(initial=0))) + 1
-    exposure = np.repeat(np.arange(len(lengths)), lengths)
-    shown_ms = replay.exposure_ms[exposure]
-    requests = Codes(log.exposures["request_id"], log.events["request_id"])
-    exposure_request, event_request = requests.columns
-    event_request = event_request[is_kind]
-    named = event_request > 0
-    joined = np.zeros(len(exposure), bool)
-    unmatched = 0
-    by_request = exposure_request[exposure] * num_candidates + replay.shown
-    by_viewer = replay.exposure_viewer[exposure] * num_candidates + replay.shown
-    anonymous = replay.exposure_viewer[exposure] == 0
-    for row_key, event_key, chosen in (
-        (by_request, event_request * num_candidates + candidate, named),
-        (
-            np.where(anonymous, -1, by_viewer),
-            replay.event_viewer[is_kind] * num_candidates + candidate,
-            ~named,
-        ),
-    ):
-        order = np.lexsort((shown_ms, row_key))
-        keys, times = row_key[order], shown_ms[order]
-        at = _last(keys, times, event_key[chosen], event_ms[chosen])
-        fits = (at >= 0) & (keys[at] == event_key[chosen])
-        fits &= event_ms[chosen] <= times[at] + within_ms
-        joined[order[at[fits]]] = True
-        unmatched += int((~fits).sum())
-    return joined, unmatched
+
+    def __init__(self, schema: Schema, log: Log, *, history: Log | None = None) -> None:
+        self._schema = schema
+        self._features = Features(schema)
+        self._skipped = len(history.exposures) if history else 0
+        whole = concat_logs([history, log]) if history else log
+        self._contexts = whole.exposures["context"].combine_chunks()
+        self._replay = replay = Replay(schema, whole)
+        labels = label(replay, whole, schema.surface)
+        self._positive, self._is_row = labels.positive, labels.is_row
+        self._is_row[: replay.first[self._skipped]] = False
+        exposures = np.arange(self._skipped, len(whole.exposures))
+        self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
+        rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
+        self._num_rows = np.diff(rows_before)[self._exposures]
+        self.columns = self._features.columns
+        self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)  # [N], of the rows
+        if not len(self):
+            raise TabrankError(
+                f"no row of the log has a closed label window of {schema.surface.label.within_ms / 1000:g} s; "
+                "give a longer log or a shorter label.within"
+            )
+        viewers = replay.exposure_viewer
+        self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
+        self._candidate_seen = _earlier(
+            replay.shown, np.repeat(replay.exposure_ms, np.diff(replay.first))
+        ).astype(np.int32)
+        self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
+        num_positive = int((self._positive & self._is_row).sum())
+        self.counts = labels.counts | {"rows": len(self), "positive": num_positive}
+
+    def __len__(self) -> int:
+        return len(self.ts_ms)
+
+    def parts(self, rows: int, progress: Progress = lambda share: None) -> Iterator[Dataset]:
+        """The rows in time order, once; a part has `rows` rows, and what is left of the moment that fills it."""
+        times = self._replay.exposure_ms[self._exposures]
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(times)) + 1])
+        before = np.concatenate([[0], np.cumsum(self._num_rows)])[starts]
+        moments = np.split(self._exposures, starts[1:])
+        cuts = np.flatnonzero(np.diff(before // rows)) + 1
+        done = 0
+        for begin, end in zip([0, *cuts], [*cuts, len(moments)], strict=True):
+            size = int((before[end] if end < len(moments) else len(self)) - before[begin])
+            if size:
+                yield self._part(moments[begin:end], size, progress, done)
+            done += size
+
+    def _part(self, moments: Sequence[I64], size: int, progress: Progress, done: int) -> Dataset:
+        replay, columns = self._replay, self.columns
+        numeric = np.empty((size, len(columns.numeric)), np.float32)
+        category = np.empty((size, columns.num_category), np.uint64)
+        rows = np.empty(size, np.int64)  # which shown candidate each row is
+        at = 0
+        for exposures in moments:
+            shown = [np.arange(replay.first[i], replay.first[i + 1]) for i in exposures]
+            taken = [part[self._is_row[part]] for part in shown]
+            pairs = np.concatenate(taken)
+            if not len(pairs):
+                continue
+            replay.advance(int(replay.exposure_ms[exposures[0]]))
+            matrix = self._features.compute(
+                replay.state.viewers.table[replay.exposure_viewer[exposures]],
+                replay.state.candidates.table[replay.candidate_rows(pairs)],
+                self._schema.context_rows([self._contexts[int(i)].as_py() or {} for i in exposures]),
+                np.repeat(np.arange(len(exposures)), [len(part) for part in taken]),
+                replay.exposure_ms[exposures],
+            )
+            part = slice(at, at + len(pairs))
+            numeric[part], category[part], rows[part] = matrix.numeric, matrix.category, pairs
+            at += len(pairs)
+            progress((done + at) / len(self))
+        exposure = np.searchsorted(replay.first, rows, "right") - 1
+        return Dataset(
+            columns=columns,
+            matrix=Matrix(numeric, category),
+            label=self._positive[rows].astype(np.float32),
+            slate=exposure - self._skipped,
+            shown=replay.shown[rows],
+            ts_ms=replay.exposure_ms[exposure],
+            popular=numeric[:, self._features.popular],
+            position=rows - replay.first[exposure],
+            viewer_seen=self._viewer_seen[exposure],
+            candidate_seen=self._candidate_seen[rows].astype(np.int64),
+            request_ids=self._request_ids,
+            candidate_ids=replay.state.candidates.ids,
+            counts=self.counts,
+        )
 
 
 def _earlier(keys: I64, times: I64) -> I64:
@@ -193,15 +198,3 @@ def _earlier(keys: I64, times: I64) -> I64:
     earlier = np.empty(len(keys), np.int64)
     earlier[order] = firsts - starts
     return earlier
-
-
-def _last(keys: I64, times: I64, key: I64, time: I64) -> I64:
-    """For each (key, time): the last position in the sorted (keys, times) that is not after it, or −1."""
-    everything = np.concatenate([keys, key])
-    stamps = np.concatenate([times, time])
-    is_query = np.repeat([0, 1], [len(keys), len(key)])  # at equal times the exposure comes first
-    order = np.lexsort((is_query, stamps, everything))
-    before = np.cumsum(is_query[order] == 0) - 1
-    position = np.empty(len(everything), np.int64)
-    position[order] = before
-    return position[len(keys) :]

@@ -7,33 +7,27 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from serve.artifact import new_version
 from serve.artifact import save as save_artifact
-from serve.encoder import Encoder
-from serve.errors import TabrankError
-from serve.features import Matrix
-from serve.log import read_log, refuse_existing
+from serve.log import refuse_existing
 from serve.state import Schema
 from serve.surface import Surface
 from training.calibrate import fit_platt
-from training.dataset import Dataset, build
-from training.encoding import category_strings, fit_encoder
+from training.dataset import Dataset
+from training.evaluation.evaluate import assess
+from training.evaluation.importance import importance
+from training.evaluation.report import model_card, report_page
 from training.export import build as build_files
 from training.export import golden
-from training.loop import FitConfig, Rows
-from training.metrics import Slates, measure, paired, reliability
-from training.network import Network
-from training.report import model_card, report_page
-from training.trainer import Progress, Trained, train
-
-VALIDATION_SHARE = 0.1  # the last tenth, by time
+from training.leak import suspects
+from training.loop import FitConfig
+from training.model import Model
+from training.prepare import encoded, prepare
+from training.trainer import Progress, train
 
 
 def fit(
@@ -43,105 +37,102 @@ def fit(
     config: FitConfig,
     *,
     storage: Path | None = None,
+    memory_bytes: int | None = None,
+    prepared_share: Callable[[float], None] = lambda share: None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Train on `log`, calibrate and measure on its last tenth by time, and write the artifact to `out`.
 
     Answers the manifest. `storage` keeps checkpoints, from which a killed fit goes on; a temporary folder if
-    None.
+    None. Rows that would take more than `memory_bytes` (half of what is free if None) are streamed from there.
+    `prepared_share` is told how much of the features is computed, `progress` of the training.
 
     Raises:
         TabrankError: for a bad log, too little data, or an `out` that is there already.
     """
     refuse_existing(out)
     begun = time.perf_counter()
-    schema = Schema(surface)
-    table = read_log(log, surface)
-    data = build(schema, table)
-    rows, held = _by_time(data)
-    encoder = fit_encoder(surface, data.columns, rows.matrix, category_strings(surface, table))
+    config = dataclasses.replace(config, position_bias=surface.position_bias)
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
-        trained = train(
-            _encoded(encoder, rows),
-            _encoded(encoder, held),
-            encoder,
-            config,
-            storage=storage or Path(temporary),
-            progress=progress,
-        )
-    network = _network(encoder, config, trained)
-    logit = _logits(network, encoder, held.matrix)
-    calibration = fit_platt(logit, held.label)
-    probability = _probability(logit, calibration.a, calibration.b)
-    slates = Slates(held.label, held.slate)
-    measured = measure(slates, probability, is_probability=True)
+        storage = storage or Path(temporary)
+        with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
+            encoder, held = prepared.encoder, prepared.valid
+            valid = encoded(encoder, held)
+            trained = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
+    model = Model.of(encoder, config.network, trained.weights)
+    model = dataclasses.replace(model, calibration=fit_platt(model.logits(held.matrix), held.label))
+    return save(
+        out,
+        Schema(surface),
+        model,
+        config,
+        held,
+        "validation",
+        rivals={},
+        about={"history": trained.history, "best_epoch": trained.best_epoch},
+        manifest={
+            "rows": prepared.num_train,
+            "counts": prepared.counts,
+            "position_tau": trained.position_tau,
+        },
+        begun=begun,
+    )
+
+
+def save(
+    out: Path,
+    schema: Schema,
+    model: Model,
+    config: FitConfig,
+    held: Dataset,
+    part: str,
+    *,
+    rivals: Mapping[str, Any],
+    about: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    begun: float,
+) -> dict[str, Any]:
+    """Measure a model on the rows of `held` (which are the `part` of the log) and write it as an artifact.
+
+    Answers the manifest. `rivals` are further scores of these rows, by name; `about` goes into
+    `evaluation.json` and `manifest` into the manifest as they are.
+    """
+    surface = schema.surface
+    scores = {"model": model.probability(held.matrix), **rivals}
     evaluation = {
-        "history": trained.history,
-        "best_epoch": trained.best_epoch,
-        "reliability": reliability(held.label, probability),
-        "paired": paired(slates, probability, held.popular),
-        "popular": measure(slates, held.popular, is_probability=False),
+        **assess(held, scores, surface, encoder=model.encoder),
+        "importance": importance(model, held),
+        **about,
     }
-    manifest: dict[str, Any] = {
+    whole: dict[str, Any] = {
         "version": new_version(time.time()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "surface": surface.name,
         "surface_fingerprint": surface.fingerprint,
         "state_fingerprint": schema.fingerprint,
-        "metrics": {"validation": measured, "popular": evaluation["popular"]},
+        "metrics": {part: evaluation["model"], "popular": evaluation["popular"]},
+        "measured_on": part,
+        "paired": evaluation["paired"],
+        "gate": evaluation["paired"]["model-popular"]["gate"],
+        f"{part}_rows": len(held),
         "network": dataclasses.asdict(config.network),
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
-        "calibration": {"a": calibration.a, "b": calibration.b},
+        "calibration": dataclasses.asdict(model.calibration),
+        "suspects": [str(suspect) for suspect in suspects(held)],
         "git": git_revision(),
-        "rows": len(rows),
-        "validation_rows": len(held),
-        "counts": data.counts,
+        **manifest,
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    files = build_files(network, encoder, calibration)
+    files = build_files(model.network, model.encoder, model.calibration)
     files["surface.toml"] = surface.text.encode()
     files["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
-    files["golden.safetensors"] = golden(network, calibration, held.matrix.numeric, held.matrix.category)
-    files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
-    files["report.html"] = report_page(manifest, evaluation).encode()
-    save_artifact(out, files, manifest)
-    return manifest
-
-
-def _by_time(data: Dataset) -> tuple[Dataset, Dataset]:
-    """All but the last tenth of the rows by time, and that tenth; rows of one time stay together."""
-    cut_ms = np.quantile(data.ts_ms, 1 - VALIDATION_SHARE, method="lower")
-    before, after = np.flatnonzero(data.ts_ms < cut_ms), np.flatnonzero(data.ts_ms >= cut_ms)
-    for name, part in (("training", before), ("validation", after)):
-        num_positive = int(data.label[part].sum())
-        if not 0 < num_positive < len(part):
-            raise TabrankError(
-                f"the {name} rows ({len(part)}) hold {num_positive} positives; "
-                "both labels are needed: give a longer log"
-            )
-    return data.take(before), data.take(after)
-
-
-def _encoded(encoder: Encoder, data: Dataset) -> Rows:
-    return Rows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
-
-
-def _network(encoder: Encoder, config: FitConfig, trained: Trained) -> Network:
-    network = Network(encoder, config.network)
-    network.tabnet.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in trained.weights.items()})
-    return network.eval()
-
-
-@torch.no_grad()
-def _logits(network: Network, encoder: Encoder, matrix: Matrix) -> NDArray[np.float64]:
-    parts = encoder.encode(matrix.numeric, matrix.category)
-    x = network.inputs(*(torch.from_numpy(part) for part in parts))
-    chunks = [network(chunk)[0] for chunk in torch.split(x, 16_384)]
-    return torch.cat(chunks).numpy().astype(np.float64)
-
-
-def _probability(logit: NDArray[np.float64], a: float, b: float) -> NDArray[np.float64]:
-    return np.asarray(1.0 / (1.0 + np.exp(-(a * logit + b))), np.float64)
+    files["golden.safetensors"] = golden(
+        model.network, model.calibration, held.matrix.numeric, held.matrix.category
+    )
+    files["MODEL_CARD.md"] = model_card(whole, evaluation).encode()
+    files["report.html"] = report_page(whole, evaluation).encode()
+    save_artifact(out, files, whole)
+    return whole
 
 
 def git_revision() -> str | None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from serve.encoder import FIRST_SEEN, UNSEEN, Encoder
 from serve.errors import TabrankError
+from serve.surface import PositionBias
 from training.network import Network, NetworkConfig
+from training.position import Bias
 
 EVALUATION_BATCH = 16_384
 """Rows per forward pass where no gradient is kept; bounds the memory, changes no result."""
@@ -112,6 +114,8 @@ class FitConfig:
     """Share of the known categories shown as unseen, so that the unseen embedding is trained."""
     restore_best: bool = True
     """Keeps the weights of the best epoch; otherwise those of the last."""
+    position_bias: PositionBias = "ignored"
+    """How a row's position bears on its label, learned beside the network; the network alone is kept."""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("num_workers", 0)):
@@ -121,6 +125,8 @@ class FitConfig:
             raise TabrankError(f"fit: learning_rate {self.learning_rate} must be above 0 and at most 1")
         if not self.clip_norm > 0:
             raise TabrankError(f"fit: clip_norm {self.clip_norm} must be above 0")
+        if self.position_bias not in ("ignored", "examined"):
+            raise TabrankError(f"fit: position_bias {self.position_bias!r} is none of ignored, examined")
         for name in ("warmup", "final_rate", "category_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise TabrankError(f"fit: {name} {getattr(self, name)} must be from 0 to below 1")
@@ -151,10 +157,12 @@ class State:
     """The same after the best epoch."""
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     """AdamW's moments, by "<parameter number>.<name>"."""
+    bias: dict[str, Tensor] = field(default_factory=dict)
+    """The position bias's state dict after the last epoch."""
 
     def save(self, path: Path) -> None:
         """Writes the state to a new file."""
-        parts = {"last": self.last, "best": self.best, "optimiser": self.optimiser}
+        parts = {"last": self.last, "best": self.best, "optimiser": self.optimiser, "bias": self.bias}
         tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
         about = {"history": self.history, "best_epoch": self.best_epoch, "stopped": self.stopped}
         save_file(tensors, path, metadata={"state": json.dumps(about)})
@@ -210,6 +218,19 @@ def run(
     return state
 
 
+class _Biased(torch.nn.Module):
+    """The network with the position bias behind it: what the loss is taken of."""
+
+    def __init__(self, network: Network, bias: Bias) -> None:
+        super().__init__()
+        self.network, self.bias = network, bias
+
+    def forward(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """(logit of the label as it was shown [N], sparsity)."""
+        logit, sparsity = self.network(x)
+        return self.bias(logit, position), sparsity
+
+
 class _Fit:
     """One run on one rank: the network, its optimiser and the rank's part of the rows."""
 
@@ -235,7 +256,9 @@ class _Fit:
         if state.last:
             self.network.tabnet.load_state_dict(state.last)
         self.network.tabnet.tabnet.encoder.initial_bn.momentum = INPUT_MOMENTUM
-        self.model: torch.nn.Module = self.network
+        self.bias = Bias(config.position_bias).to(device)
+        self.bias.load_state_dict(state.bias or self.bias.state_dict())
+        self.model: torch.nn.Module = _Biased(self.network, self.bias)
         if self.world > 1:
             # Batch norms' statistics are averaged once an epoch, not sent at each step. A ghost batch norm
             # updates its own once per virtual batch: here a rank's update stands for those of all ranks.
@@ -243,12 +266,19 @@ class _Fit:
                 warnings.simplefilter(
                     "ignore", FutureWarning
                 )  # its new name is not in older versions of torch
-                self.model = DistributedDataParallel(self.network, broadcast_buffers=False)
+                self.model = DistributedDataParallel(self.model, broadcast_buffers=False)
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GBN)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.network.parameters() if p.requires_grad]},
+            {"params": list(self.bias.parameters()), "weight_decay": 0.0},
+        ]
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            groups,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         for key, value in state.optimiser.items():
             number, name = key.split(".")
@@ -294,8 +324,9 @@ class _Fit:
         index = x[:, x.shape[1] - self.num_single :]
         index[dropped & (index >= FIRST_SEEN)] = UNSEEN
         rate = learning_rate(step, self.num_steps * self.config.epochs, self.config)
-        self.optimiser.param_groups[0]["lr"] = rate
-        logit, sparsity = self.model(x)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        logit, sparsity = self.model(x, rows.position)
         logloss = binary_cross_entropy_with_logits(logit, label)
         self.optimiser.zero_grad()
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
@@ -314,8 +345,9 @@ class _Fit:
         begin, end = (num_rows * rank // self.world for rank in (self.rank, self.rank + 1))
         for start in range(begin, end, EVALUATION_BATCH):
             part = slice(start, min(start + EVALUATION_BATCH, end))
-            logit[part] = self.network(self.valid.x[part])[0]
-        logit, label = self._sum(logit).double(), self.valid.label.double()
+            logit[part] = self.network.logit(self.valid.x[part])
+        logit = self.bias(self._sum(logit).double(), self.valid.position)
+        label = self.valid.label.double()
         return binary_cross_entropy_with_logits(logit, label).item(), auc(logit, label)
 
     def _record(self, line: Epoch) -> None:
@@ -327,6 +359,7 @@ class _Fit:
         if line["valid_logloss"] < best:
             state.best_epoch = epoch
             state.best = {name: t.clone() for name, t in state.last.items()}
+        state.bias = {name: t.detach().cpu().clone() for name, t in self.bias.state_dict().items()}
         state.optimiser = {
             f"{number}.{name}": value.detach().cpu().clone()
             for number, parameter in enumerate(self.parameters)

@@ -32,6 +32,8 @@ from rich.progress import Progress as Bar
 from serve.encoder import Encoder
 from serve.errors import TabrankError
 from training.loop import Epoch, FitConfig, Inputs, Rows, State, inputs, run
+from training.position import Bias
+from training.stream import Streamed
 
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
@@ -53,6 +55,8 @@ class Trained:
     history: list[Epoch]
     best_epoch: int
     seconds: float
+    position_tau: float | None
+    """The position, from 0, at which half still look, where the surface makes up for positions."""
 
 
 class Progress(Protocol):
@@ -162,7 +166,7 @@ def _start_ray(temporary: str) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        object_store_memory=100 * 2**20,  # rows travel by file
+        object_store_memory=256 * 2**20,  # only streamed rows pass through it, few at a time
         _temp_dir=temporary,
     )
     # If this process is killed the raylet is killed too, and its agents would try for 60 s to tell a GCS that
@@ -172,7 +176,13 @@ def _start_ray(temporary: str) -> None:
 
 
 def train(
-    train: Rows, valid: Rows, encoder: Encoder, config: FitConfig, *, storage: Path, progress: Progress
+    train: Rows | Streamed,
+    valid: Rows,
+    encoder: Encoder,
+    config: FitConfig,
+    *,
+    storage: Path,
+    progress: Progress,
 ) -> Trained:
     """Trains on `config.num_workers` Ray workers (0: in this process, without checkpoints).
 
@@ -185,8 +195,11 @@ def train(
         ray.train.TrainingFailedError: if workers die more than twice.
     """
     started = time.perf_counter()
-    sets = {"train": inputs(train, encoder, config.network), "valid": inputs(valid, encoder, config.network)}
-    folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config)}"
+    streamed = train if isinstance(train, Streamed) else None
+    sets = {"valid": inputs(valid, encoder, config.network)}
+    if not isinstance(train, Streamed):
+        sets["train"] = inputs(train, encoder, config.network)
+    folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config, streamed)}"
     state = _finished(folder)
     if state is None:
         _save_inputs(sets, folder)
@@ -194,23 +207,27 @@ def train(
         progress.start(config.epochs)
         try:
             with _following(folder / PROGRESS, progress):
-                state = _fit(encoder, config, folder)
+                state = _fit(encoder, config, folder, streamed)
         finally:
             progress.finish(state.best_epoch if state else None)
         shutil.rmtree(folder / "inputs")
     weights = state.best if config.restore_best else state.last
+    bias = Bias(config.position_bias)
+    bias.load_state_dict(state.bias)
     return Trained(
         {name: tensor.numpy() for name, tensor in weights.items()},
         state.history,
         state.best_epoch,
         time.perf_counter() - started,
+        bias.tau,
     )
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Without the actors for Ray Data and for placement groups that outlive a controller: 2 to 3 s a run.
 
-    There is no Ray Data here, and a driver whose controller died ends, and its placement groups with it.
+    Rows in memory need no Ray Data, and of streamed ones each worker makes its own. A driver whose controller
+    died ends, and its placement groups with it.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -218,10 +235,10 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
 
 
-def _fit(encoder: Encoder, config: FitConfig, folder: Path) -> State:
-    job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder)}
+def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed | None) -> State:
+    job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder), "streamed": streamed}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    session = ray_session() if config.num_workers else contextlib.nullcontext()
+    session = ray_session() if config.num_workers or streamed is not None else contextlib.nullcontext()
     with session, _interruptible():
         use_gpu = torch.cuda.is_available()
         if config.num_workers:
@@ -267,7 +284,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
     torch.set_num_threads(1)
     try:
         return run(
-            _load_inputs(folder, "train"),
+            job["streamed"] if job["streamed"] is not None else _load_inputs(folder, "train"),
             _load_inputs(folder, "valid"),
             Encoder.from_json(job["encoder"]),
             job["config"],
@@ -295,10 +312,14 @@ def _finished(folder: Path) -> State | None:
     return state if state.stopped else None
 
 
-def _fingerprint(sets: dict[str, Inputs], encoder: Encoder, config: FitConfig) -> str:
+def _fingerprint(
+    sets: dict[str, Inputs], encoder: Encoder, config: FitConfig, streamed: Streamed | None = None
+) -> str:
     """Names a run by all that its result depends on, so that only the same run goes on from a checkpoint."""
     digest = hashlib.sha256(encoder.to_json().encode())
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
+    if streamed is not None:
+        digest.update(streamed.digest.encode())
     for part in sets.values():
         for tensor in (part.x, part.label, part.position):
             digest.update(repr(tuple(tensor.shape)).encode())

@@ -113,7 +113,7 @@ def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     from training.dataset import build
     from training.encoding import category_strings, fit_encoder
     from training.network import NetworkConfig
-    from training.simulate import simulate
+    from training.world.simulate import simulate
 
     work, rng = Workspace(tmp_path_factory.mktemp("bench")), np.random.default_rng(11)
     work.data.mkdir()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+from tiny import tables
 
 from serve.hashing import hash64
-from serve.log import read_log
+from serve.log import read_log, write_log
 from serve.replay import Replay
 from serve.state import Schema
 
@@ -65,3 +67,17 @@ def test_a_viewers_maps_hold_what_they_were_shown_and_what_they_did(log_folder, 
     news, jazz = hash64("news"), hash64("jazz")
     # ann was shown a (news), b, c (jazz), then b, a; joined a and b. bob was shown a, d (news) and joined d.
     assert held == {"ann": {news: (1, 2), jazz: (1, 3)}, "bob": {news: (1, 2)}}
+
+
+def test_an_event_whose_clock_is_behind_does_not_come_before_the_exposure_that_it_names(tmp_path, surface):
+    parts = tables()
+    behind = pa.array([11_000, 9_000, 21_000, 45_000, 60_000], pa.int64())  # e2 joins in r1, which is of 10 s
+    parts["events"] = parts["events"].set_column(1, "ts_ms", behind)
+    write_log(tmp_path / "log", parts)
+    run = replay(tmp_path / "log", surface)
+    gauge = next(j for j, s in enumerate(run.state.schema.sums["candidate"]) if len(s.weights) == 2)
+    sums, row = run.state.candidates.table["sums"], run.state.candidates.index["a"]
+    run.advance(10_000)
+    assert sums[row, gauge] == 0
+    run.advance(10_001)
+    assert sums[row, gauge] == 1

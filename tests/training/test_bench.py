@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from networks import random_encoder, random_network, write_artifact
 
-from training.bench import bench_scorer, table
-from training.bench_scorer import references
+from training.bench.contenders import references
+from training.bench.scorer import bench_scorer, table
 from training.network import NetworkConfig
 
 CONTENDERS = {"predict_proba", "eager", "exported", "ours_torch", "ours"}

@@ -9,7 +9,7 @@ from serve.errors import TabrankError
 from serve.log import read_log, write_log
 from serve.state import Schema
 from serve.surface import read_surface
-from training.dataset import build
+from training.dataset import Plan, build, concat
 from training.split import split
 
 
@@ -90,23 +90,80 @@ def test_history_moves_the_state_and_gives_no_rows(tmp_path, log_folder, surface
     assert {late.request_ids[s] for s in late.slate} == {"r2", "r3"}
 
 
-def test_client_impressions_decide_what_was_seen(tmp_path):
+def with_impressions(folder, *seen, within="10s"):
+    """The log with client impressions of (viewer's request, candidate, time), and its surface."""
     from tiny import TOML
 
-    surface = read_surface(TOML.replace('["click"', '["impression", "click"'))
     parts = tables()
-    seen = {
-        "id": ["i"],
-        "ts_ms": [10_500],
-        "viewer": ["ann"],
-        "candidate": ["b"],
-        "kind": ["impression"],
-        "request_id": ["r1"],
+    request, candidate, ts_ms = zip(*seen, strict=True)
+    events = {
+        "id": [f"i{number}" for number in range(len(seen))],
+        "ts_ms": ts_ms,
+        "viewer": ["ann"] * len(seen),
+        "candidate": candidate,
+        "kind": ["impression"] * len(seen),
+        "request_id": request,
     }
-    parts["events"] = pa.concat_tables([parts["events"], pa.table(seen, parts["events"].schema)])
+    parts["events"] = pa.concat_tables([parts["events"], pa.table(events, parts["events"].schema)])
+    write_log(folder, parts)
+    surface = read_surface(
+        TOML.replace('["click"', '["impression", "click"').replace('"10s" }', f'"{within}" }}')
+    )
+    return Schema(surface), read_log(folder, surface)
+
+
+def test_client_impressions_decide_what_was_seen(tmp_path):
+    data = build(*with_impressions(tmp_path / "log", ("r1", "b", 10_500)))
+    assert rows(data) == {("r1", "b"): 0.0}
+
+
+def test_the_window_begins_with_the_impression_where_there_is_one(tmp_path):
+    """r3 is of 40 s and its b was joined at 45 s; r1 is of 10 s and its a was joined at 12 s."""
+    seen = ("r1", "a", 13_000), ("r1", "b", 11_000), ("r3", "b", 44_000)
+    schema, log = with_impressions(tmp_path / "log", *seen)
+    data = build(schema, log)
+    assert rows(data) == {("r1", "a"): 0.0, ("r1", "b"): 0.0, ("r3", "b"): 1.0}
+    assert data.counts["unmatched_label_events"] == 2  # before a was seen, and bob's, who saw nothing
+    late = tables()["events"].set_column(
+        1, "ts_ms", pa.array([11_000, 12_000, 21_000, 53_500, 60_000], pa.int64())
+    )
+    parts = {"viewers": log.viewers, "candidates": log.candidates, "exposures": log.exposures}
+    parts["events"] = pa.concat_tables([late, log.events.slice(5)])
+    write_log(tmp_path / "late", parts)
+    assert rows(build(schema, read_log(tmp_path / "late", schema.surface)))["r3", "b"] == 1.0
+
+
+def test_a_row_whose_impression_is_too_late_for_the_logs_end_is_left_out(tmp_path):
+    """The log ends at 60 s: the window of r3, which is of 40 s, is closed, but not that of its impression."""
+    seen = ("r1", "b", 11_000), ("r3", "a", 46_000)
+    data = build(*with_impressions(tmp_path / "log", *seen, within="15s"))
+    assert rows(data) == {("r1", "b"): 0.0}
+    assert data.counts["open_rows"] == 1
+
+
+def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
+    log = read_log(log_folder, surface)
+    whole = build(Schema(surface), log)
+    plan = Plan(Schema(surface), log)
+    assert plan.ts_ms.tolist() == whole.ts_ms.tolist()
+    parts = list(plan.parts(2))
+    assert [len(part) for part in parts] == [3, 3, 2]
+    joined = concat(parts)
+    assert rows(joined) == rows(whole)
+    np.testing.assert_array_equal(joined.matrix.numeric, whole.matrix.numeric)
+    np.testing.assert_array_equal(joined.matrix.category, whole.matrix.category)
+    assert [len(part) for part in Plan(Schema(surface), log).parts(4)] == [6, 2]
+
+
+def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_path, surface):
+    parts = tables()
+    behind = pa.array([11_000, 9_000, 21_000, 45_000, 60_000], pa.int64())  # r1 is of 10 s
+    parts["events"] = parts["events"].set_column(1, "ts_ms", behind)
     write_log(tmp_path / "log", parts)
     data = build(Schema(surface), read_log(tmp_path / "log", surface))
-    assert rows(data) == {("r1", "b"): 0.0}
+    assert rows(data)["r1", "a"] == 1.0
+    numeric = dict(zip(data.columns.numeric, data.matrix.numeric.T, strict=True))
+    assert numeric["audience"][data.slate == 0].tolist() == [0, 0, 0]
 
 
 def test_a_log_without_a_closed_window_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from serve.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleCol
 from serve.errors import TabrankError
 from training.loop import FitConfig, Inputs, Rows, State, auc, inputs, learning_rate, run
 from training.network import Network, NetworkConfig
+from training.position import START, Bias
 
 ENCODER = Encoder(
     numeric=(NumericColumn("a", indicator=True), NumericColumn("b"), NumericColumn("c", transform="log1p")),
@@ -85,7 +86,7 @@ def stopped(train, upside_down) -> State:
 
 
 def is_same(left: State, right: State) -> bool:
-    parts = [(getattr(left, part), getattr(right, part)) for part in ("last", "best", "optimiser")]
+    parts = [(getattr(left, part), getattr(right, part)) for part in ("last", "best", "optimiser", "bias")]
     histories = [[line | {"seconds": 0} for line in state.history] for state in (left, right)]
     return (
         histories[0] == histories[1]
@@ -224,10 +225,11 @@ def test_a_handful_of_rows_is_enough_to_run(train, valid):
         ("learning_rate", 0.0),
         ("category_dropout", 1.0),
         ("num_workers", -1),
+        ("position_bias", "shown"),
     ],
 )
 def test_a_senseless_setting_is_refused_by_name_and_value(name, value):
-    with pytest.raises(TabrankError, match=f"{name} {value}"):
+    with pytest.raises(TabrankError, match=f"{name} {value!r}"):
         FitConfig(**{name: value})
 
 
@@ -258,6 +260,82 @@ def test_auc_is_the_share_of_pairs_in_order_with_ties_half(rows):
     value = auc(torch.tensor([float(s) for s, _ in rows]), torch.tensor([float(label) for _, label in rows]))
     pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
     assert value == (pytest.approx(np.mean(pairs)) if pairs else None)
+
+
+TAU = 1.5
+
+
+def shown(num_rows: int, seed: int) -> Inputs:
+    """Rows at positions 0 to 3, which are looked at in the less cases the later they come."""
+    rows = made(num_rows, seed)
+    rng = np.random.default_rng(seed)
+    position = rng.integers(0, 4, num_rows)
+    looked = rng.random(num_rows) < 1 / (1 + position / TAU)
+    label = rows.label * torch.from_numpy(looked.astype(np.float32))
+    return Inputs(rows.x, label, torch.from_numpy(position))
+
+
+def test_a_bias_by_position_is_learned_beside_the_network():
+    train, valid = shown(6_000, seed=5), shown(2_000, seed=6)
+    config = replace(CONFIG, network=replace(CONFIG.network, n_independent=1, n_shared=1))
+    plain = run(train, valid, ENCODER, config)
+    state = run(train, valid, ENCODER, replace(config, position_bias="examined"))
+    assert state.history[-1]["valid_logloss"] < plain.history[-1]["valid_logloss"] - 0.01
+    assert state.last.keys() == plain.last.keys()
+    bias = Bias("examined")
+    bias.load_state_dict(state.bias)
+    assert TAU / 1.5 < bias.tau < TAU * 1.5
+
+
+def test_rows_that_are_all_first_are_trained_as_if_position_were_ignored(valid):
+    train, short = made(1_000, seed=7), replace(CONFIG, epochs=2)
+    plain, biased = (
+        run(train, valid, ENCODER, replace(short, position_bias=kind)) for kind in ("ignored", "examined")
+    )
+    assert plain.bias == {}
+    assert all(torch.equal(plain.last[name], biased.last[name]) for name in plain.last)
+    histories = [[line | {"seconds": 0} for line in state.history] for state in (plain, biased)]
+    assert histories[0] == histories[1]
+
+
+def test_weight_decay_does_not_move_the_position_bias(valid):
+    train = made(1_000, seed=7)  # all first: nothing else moves it either
+    config = replace(CONFIG, epochs=2, weight_decay=0.5, position_bias="examined")
+    bias = Bias("examined")
+    bias.load_state_dict(run(train, valid, ENCODER, config).bias)
+    assert bias.tau == pytest.approx(START)
+
+
+def test_a_run_with_a_position_bias_goes_on_from_a_file_as_if_never_cut(tmp_path):
+    train, valid = shown(1_000, seed=5), shown(500, seed=6)
+    config = replace(CONFIG, epochs=2, position_bias="examined")
+
+    def save_and_cut(state: State) -> None:
+        state.save(tmp_path / "state.safetensors")
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(train, valid, ENCODER, config, after_epoch=save_and_cut)
+    state = State.load(tmp_path / "state.safetensors")
+    assert is_same(run(train, valid, ENCODER, config, state=state), run(train, valid, ENCODER, config))
+
+
+@pytest.mark.parametrize("value", [-20.0, 0.0, 0.5, 20.0])
+def test_examination_is_a_product_of_chances_and_stays_finite(value):
+    bias = Bias("examined").double()
+    with torch.no_grad():
+        bias.value.fill_(value)
+    logit = torch.tensor([-500.0, -3.0, 0.0, 3.0, 500.0], dtype=torch.float64).repeat(80, 1)
+    logit.requires_grad_()
+    position = torch.arange(80)[:, None].expand(80, 5)
+    found = bias(logit, position)
+    found.sum().backward()
+    for tensor in (found, logit.grad, bias.value.grad):
+        assert torch.isfinite(tensor).all()
+    chance = torch.sigmoid(found) / torch.sigmoid(logit)  # θ
+    expected = 1 / (1 + torch.arange(80, dtype=torch.float64) / bias.tau)
+    torch.testing.assert_close(chance[:, 1:4], expected[:, None].expand(80, 3), rtol=1e-5, atol=1e-12)
+    assert torch.equal(found[0], logit[0])
 
 
 class FixedInputNorm(Network):

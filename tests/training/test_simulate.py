@@ -12,9 +12,9 @@ import pytest
 from serve.errors import TabrankError
 from serve.log import read_log
 from serve.surface import load_surface
-from training.record import SCHEMAS
-from training.simulate import simulate
-from training.world import World
+from training.world.record import SCHEMAS
+from training.world.simulate import simulate
+from training.world.world import World
 
 ROWS, DAYS = 33_000, 0.2
 WINDOW_MS = 30 * 60_000

@@ -15,7 +15,7 @@ from safetensors.numpy import load as load_safetensors
 
 from serve.artifact import load as load_artifact
 from serve.machine import describe_machine
-from training.bench_scorer import Contender, Contenders, references
+from training.bench.contenders import Contender, Contenders, references
 
 SIZES = (55, 440, 1760)
 """Rows scored at once: a request, and what 8 and 32 requests at a time come to."""

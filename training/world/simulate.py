@@ -17,10 +17,10 @@ from numpy.random import SeedSequence, default_rng
 
 from serve.errors import TabrankError
 from serve.log import refuse_existing, write_log
-from training.audience import Audience
-from training.population import DAY_MS, Ints
-from training.record import KINDS, Record, log_tables
-from training.world import SLATE, World
+from training.world.audience import Audience
+from training.world.population import DAY_MS, Ints
+from training.world.record import KINDS, Record, log_tables
+from training.world.world import SLATE, World
 
 START_MS = 1_767_571_200_000  # 2026-01-05T00:00:00Z, a Monday
 DEFAULT_ROWS = 1_000_000

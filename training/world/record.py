@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from training.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
-from training.world import Response, World
+from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
+from training.world.world import Response, World
 
 KINDS = ("click", "join", "leave")
 _PROBABILITIES = pa.list_(pa.float64())

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 
-from training.population import (
+from training.world.population import (
     MINUTE_MS,
     TOPICS,
     Floats,

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from training.population import Ints
+from training.world.population import Ints
 
 
 class Audience:

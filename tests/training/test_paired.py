@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.evaluation.bootstrap import Bootstrap
+from training.evaluation.metrics import Contender
+from training.evaluation.paired import clustered_mean, gate, paired
+from training.evaluation.slates import Slates
+
+
+def pair_of(num_slates: int, per: int, noise: float, seed: int = 0, *, probability: bool = True):
+    """Truth against truth with noise, on the same rows."""
+    rng = np.random.default_rng(seed)
+    logit = rng.normal(size=num_slates * per) - 1
+    label = (rng.random(len(logit)) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    slates = Slates(label, np.repeat(np.arange(num_slates), per))
+    sides = [1 / (1 + np.exp(-x)) for x in (logit, logit + noise * rng.normal(size=len(logit)))]
+    return [Contender.of(slates, side, side if probability else None) for side in sides]
+
+
+def compare(ours, theirs):
+    return paired(ours, theirs, Bootstrap(len(ours.slates)))
+
+
+def test_the_better_one_is_ahead_in_all_and_beats_by_the_order():
+    pair = compare(*pair_of(1_000, 8, noise=1.5))
+    assert pair["ndcg@10"] > 2 * pair["se"] > 0
+    assert pair["logloss"] < -2 * pair["logloss_se"] < 0
+    assert 0 < pair["auc_interval"][0] < pair["auc"] < pair["auc_interval"][1]
+    assert pair["gate"] == {"by": "ndcg@10", "beats": True}
+
+
+def test_the_worse_one_and_its_equal_beat_nothing():
+    ours, theirs = pair_of(1_000, 8, noise=1.5)
+    assert compare(theirs, ours)["gate"]["beats"] is False
+    same = compare(ours, ours)
+    assert (same["ndcg@10"], same["se"], same["gate"]["beats"]) == (0, 0, False)
+
+
+def test_slates_of_one_candidate_are_decided_by_logloss():
+    pair = compare(*pair_of(4_000, 1, noise=1.5))
+    assert pair["ndcg@10"] is pair["se"] is None
+    assert pair["gate"] == {"by": "logloss", "beats": True}
+
+
+def test_where_nothing_can_be_compared_the_gate_says_so():
+    pair = compare(*pair_of(4_000, 1, noise=1.5, probability=False))
+    assert pair["logloss"] is None
+    assert pair["gate"] == {"by": "logloss", "beats": None}
+
+
+@pytest.mark.parametrize(("difference", "beats"), [(0.019, False), (0.02, True), (-0.05, False)])
+def test_two_standard_errors_are_needed(difference, beats):
+    slates = pair_of(10, 3, noise=0)[0].slates
+    assert gate({"ndcg@10": difference, "se": 0.01}, slates)["beats"] is beats
+    apart = Slates(slates.label, np.arange(len(slates.label)))
+    lower = {"ndcg@10": None, "se": None, "logloss": -difference, "logloss_se": 0.01}
+    assert gate(lower, apart)["beats"] is beats
+
+
+def test_the_error_of_a_mean_over_rows_counts_slates_not_rows():
+    rng = np.random.default_rng(1)
+    means = []
+    for _ in range(400):
+        of_slate = rng.normal(size=100)
+        slates = Slates(np.zeros(1_000, np.float32), np.repeat(np.arange(100), 10))
+        means.append(clustered_mean(slates, np.repeat(of_slate, 10) + 0.1 * rng.normal(size=1_000)))
+    average, error = np.array(means).T
+    assert error.mean() == pytest.approx(average.std(), rel=0.1)

@@ -1,0 +1,115 @@
+"""A search by its command: killed, gone on with, and followed by a refresh."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from serve.artifact import current
+from training.search.leaderboard import Leaderboard
+from training.world.simulate import simulate
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+BUDGET = "60s"
+MOST_US = 2.5
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "training", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+
+
+def wait_for_trials(board: Path, num: int) -> None:
+    for _ in range(600):
+        if board.exists() and board.read_text().count("TabNet ") >= num:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {num} trials within a minute in {board}")
+
+
+class Story:
+    """A search that is killed after two trials and called again; then a refresh from its winner on."""
+
+    def __init__(self, folder: Path) -> None:
+        simulate(folder / "log", rows=40_000, days=1.0)
+        searching = ("search", "--surface", "spaces", "--log", "log", "--out", "out", "--budget", BUDGET)
+        searching += ("--max-us-per-candidate", str(MOST_US), "--models", "models", "--json")
+        board = folder / "out" / "leaderboard.jsonl"
+        first = start(*searching, cwd=folder)
+        wait_for_trials(board, 2)
+        family = psutil.Process(first.pid).children(recursive=True)
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        _, self.orphans = psutil.wait_procs(family, timeout=20)
+        self.killed_with = [entry for entry in Leaderboard(board).entries if entry.kind == "tabnet"]
+        second = start(*searching, cwd=folder)
+        out, self.said = second.communicate(timeout=300)
+        self.code = second.returncode
+        assert self.code in (0, 1), self.said
+        self.found = json.loads(out)
+        self.entries = Leaderboard(board).entries
+        third = start(*searching, cwd=folder)
+        out, _ = third.communicate(timeout=120)
+        self.again = json.loads(out)
+        self.folder = folder
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> Story:
+    return Story(tmp_path_factory.mktemp("search"))
+
+
+def test_a_killed_search_leaves_no_process_and_keeps_every_trial_that_had_ended(story):
+    assert story.orphans == []
+    names = [entry.name for entry in story.entries]
+    assert [entry.name for entry in story.killed_with] == ["TabNet 1", "TabNet 2"] or len(
+        story.killed_with
+    ) > 2
+    assert len(set(names)) == len(names)
+    kept = [entry for entry in story.entries if entry.kind == "tabnet"]
+    assert kept[: len(story.killed_with)] == story.killed_with
+    assert len(kept) > len(story.killed_with)
+
+
+def test_every_contender_stands_on_the_leaderboard_and_the_winner_fits_its_cost(story):
+    kinds = {line["kind"] for line in story.found["leaderboard"]}
+    assert kinds == {"tabnet", "lightgbm", "logistic", "popular"}
+    best = next(line for line in story.found["leaderboard"] if line["kind"] == "tabnet" and line["fits"])
+    assert story.found["winner"] == best["name"]
+    assert story.found["us_per_candidate"] <= MOST_US
+
+
+def test_the_report_says_first_who_leads_and_the_exit_code_whether_it_passed(story):
+    assert story.code == (0 if story.found["passed"] else 1)
+    leader = story.found["leaderboard"][0]["name"]
+    assert story.found["headline"].startswith(leader)
+    page = (story.folder / "out" / "artifact" / "report.html").read_text()
+    assert story.found["headline"].split(":")[0] in page
+    assert current(story.folder / "models") == (story.found["version"] if story.found["passed"] else None)
+
+
+def test_a_search_whose_budget_is_spent_answers_with_what_it_found(story):
+    for key in ("winner", "version", "trials", "leaderboard"):
+        assert story.again[key] == story.found[key]
+
+
+def test_a_search_over_another_seed_is_refused_in_its_folder(story):
+    other = start(
+        *("search", "--surface", "spaces", "--log", "log", "--out", "out", "--seed", "1"), cwd=story.folder
+    )
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert "name another folder" in err.splitlines()[-1]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
+
+from training.evaluation.slates import Slates, pairs_won, sunk
+
+
+def ragged(seed: int = 0, num_slates: int = 60):
+    """Slates of 1 to 15 rows, the rows of all of them shuffled; some have one label only; few distinct scores."""
+    rng = np.random.default_rng(seed)
+    slate = rng.permutation(np.repeat(np.arange(num_slates) * 7, rng.integers(1, 16, num_slates)))
+    label = (rng.random(len(slate)) < 0.3).astype(np.float32)
+    return Slates(label, slate), rng.permutation(len(slate)).astype(np.float64), rng
+
+
+def by_slate(slates, score, measured, counts):
+    parts = [np.flatnonzero(slates.slate == s) for s in np.unique(slates.slate)]
+    return [measured(slates.label[p], score[p]) for p in parts if counts(slates.label[p])]
+
+
+def has_order(label):
+    return len(label) >= 2 and label.sum() > 0
+
+
+def has_both(label):
+    return 0 < label.sum() < len(label)
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_ndcg_of_each_slate_is_that_of_scikit_learn(k):
+    slates, score, _ = ragged()
+    expected = by_slate(slates, score, lambda y, s: ndcg_score([y], [s], k=k), has_order)
+    assert len(expected) < len(slates)  # some slates do not count
+    np.testing.assert_allclose(slates.ndcg(score, k), expected)
+
+
+def test_average_precision_of_each_slate_is_that_of_scikit_learn():
+    slates, score, _ = ragged()
+    expected = by_slate(slates, score, average_precision_score, has_order)
+    np.testing.assert_allclose(slates.rank(slates.order(score)).average_precision(), expected)
+
+
+def test_reciprocal_rank_is_one_over_the_position_of_the_first_positive():
+    slates, score, _ = ragged()
+    expected = by_slate(slates, score, lambda y, s: 1 / (1 + np.argmax(y[np.argsort(-s)])), has_order)
+    np.testing.assert_allclose(slates.rank(slates.order(score)).reciprocal_rank(), expected)
+
+
+def test_auc_of_each_slate_is_that_of_scikit_learn_with_ties_for_a_half():
+    slates, score, rng = ragged()
+    score = np.round(rng.normal(size=len(score)))
+    np.testing.assert_allclose(slates.auc(score), by_slate(slates, score, roc_auc_score, has_both))
+
+
+def test_ties_are_broken_at_random_and_always_the_same_way():
+    slates, score, _ = ragged(num_slates=2_000)
+    level = np.zeros(len(score))
+    np.testing.assert_array_equal(slates.ndcg(level), slates.ndcg(level))
+    assert slates.ndcg(level).mean() == pytest.approx(slates.ndcg(score).mean(), abs=0.02)  # score is random
+    by_label = Slates(
+        np.sort(slates.label)[::-1].copy(), slates.slate
+    )  # the log's order is no order of merit
+    assert by_label.ndcg(level).mean() == pytest.approx(slates.ndcg(score).mean(), abs=0.02)
+
+
+def test_some_of_the_rows_are_ranked_as_if_they_were_all():
+    slates, score, rng = ragged()
+    part = rng.random(len(score)) < 0.5
+    order = slates.order(score)
+    alone = Slates(slates.label[part], slates.slate[part])
+    np.testing.assert_array_equal(slates.rank(order[part[order]]).ndcg(10), alone.ndcg(score[part]))
+
+
+def test_what_no_slate_defines_is_empty():
+    slates = Slates(np.float32([0, 1, 0]), np.int64([3, 1, 2]))
+    score = np.float64([0.1, 0.2, 0.3])
+    assert len(slates.ndcg(score)) == len(slates.auc(score)) == 0
+    assert len(slates.rank(slates.order(score)[:0]).ndcg(10)) == 0
+
+
+def test_a_row_wins_the_rows_of_the_other_label_that_it_is_rightly_ordered_with():
+    won = pairs_won(np.array([True, False, True, False]), np.float64([1, 1, 3, 2]))
+    assert won.tolist() == [0.5, 1.5, 2.0, 1.0]
+
+
+def test_scores_that_are_not_finite_go_below_all_others():
+    assert sunk(np.float32([np.nan, -3, np.inf, 5])).tolist() == [-4, -3, -4, 5]
+    assert sunk(np.float32([np.nan, np.nan])).tolist() == [-1, -1]

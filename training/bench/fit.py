@@ -1,0 +1,222 @@
+"""How fast networks are trained: pytorch_tabnet's classifier, a plain loop around its network, and ours."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from serve.encoder import Encoder, NumericColumn, SingleColumn
+from serve.machine import describe_machine
+from training.loop import (
+    EVALUATION_BATCH,
+    INPUT_MOMENTUM,
+    FitConfig,
+    Inputs,
+    Rows,
+    inputs,
+    learning_rate,
+    run,
+)
+from training.network import Network, NetworkConfig, shape
+
+CONFIG = FitConfig(
+    NetworkConfig(width=16, n_steps=3, n_independent=2, n_shared=2, virtual_batch_size=256),
+    epochs=3,
+    patience=3,
+    batch_size=2048,
+    category_dropout=0.0,
+    restore_best=False,
+)
+NUM_NUMERIC, NUM_CATEGORIES = 32, 8
+ENCODER = Encoder(
+    tuple(NumericColumn(f"n{i}") for i in range(NUM_NUMERIC)),
+    tuple(SingleColumn(f"c{k}", tuple(f"v{j}" for j in range(4 + 4 * k)), 3) for k in range(NUM_CATEGORIES)),
+)
+
+
+FIT_S = 12.0
+"""After so long a `fit` is broken off, for its speed to be that of the steps it made: on two busy cores its two
+threads wait for each other, at times for minutes."""
+
+
+def bench_fit(
+    *,
+    rows: int = 50_000,
+    valid_rows: int = 20_000,
+    config: FitConfig = CONFIG,
+    rounds: int = 3,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Rows/s of the ways to train one network on the same rows; they take turns, and medians count.
+
+    `fit` and `fit_one_thread` are `TabNetClassifier.fit` on torch's threads and on one, `plain` a loop in
+    memory around pytorch_tabnet's network, `ours` the loop that trains here: the last two on one thread, with
+    the same batches, optimiser and rates. These validate after each epoch; `fit` gets no validation rows, whose
+    metrics are its slowest part, so that it is timed for training alone.
+
+    Returns:
+        `machine`, `seconds`, `rows`, `columns`, `epochs`, `rows_per_s` and `valid_logloss` by name, and
+        `ratio_vs_fit`, over the faster of the two.
+    """
+    begun = time.perf_counter()
+    threads = torch.get_num_threads()
+    train, valid = _made(rows, 1), _made(valid_rows, 2)
+    steps = rows // config.batch_size * config.epochs
+    ways: dict[str, Callable[[], tuple[int, float | None]]] = {
+        "fit": lambda: _classifier(train, valid, config, threads),
+        "fit_one_thread": lambda: _classifier(train, valid, config, 1),
+        "plain": lambda: (steps, _plain(train, valid, config)),
+        "ours": lambda: (steps, run(train, valid, ENCODER, config).history[-1]["valid_logloss"]),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    logloss: dict[str, list[float]] = {name: [] for name in ways}
+    try:
+        for turn in range(rounds):
+            for name, way in ways.items():
+                progress(f"bench fit: round {turn + 1} of {rounds}, {name}")
+                torch.set_num_threads(1)
+                taken_from = time.perf_counter()
+                num_steps, found = way()
+                speeds[name].append(num_steps * config.batch_size / (time.perf_counter() - taken_from))
+                if found is not None:
+                    logloss[name].append(found)
+    finally:
+        torch.set_num_threads(threads)
+    speed = {name: statistics.median(found) for name, found in speeds.items()}
+    return {
+        "machine": describe_machine(),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "rows": rows,
+        "columns": NUM_NUMERIC + NUM_CATEGORIES,
+        "epochs": config.epochs,
+        "rows_per_s": speed,
+        "ratio_vs_fit": speed["ours"] / max(speed["fit"], speed["fit_one_thread"]),
+        "valid_logloss": {
+            name: statistics.median(found) if found else None for name, found in logloss.items()
+        },
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as text, a line for each way."""
+    lines = [f"{result['rows']:,} rows of {result['columns']} columns, {result['epochs']} epochs"]
+    for name, speed in result["rows_per_s"].items():
+        logloss = result["valid_logloss"][name]
+        found = "broken off, too slow" if logloss is None else f"valid logloss {logloss:.4f}"
+        lines.append(f"  {name:<15}{speed:>10,.0f} rows/s   {found}")
+    lines.append(f"  ours is {result['ratio_vs_fit']:.1f} times the faster fit")
+    return "\n".join(lines)
+
+
+class _TooSlow(Exception):
+    """A `fit` has taken longer than `FIT_S`."""
+
+
+def _made(num_rows: int, seed: int) -> Inputs:
+    """Rows of a law that no line fits: a product of two numbers, a fold, and what two categories say."""
+    rng = np.random.default_rng(seed)
+    numeric = rng.standard_normal((num_rows, NUM_NUMERIC)).astype(np.float32)
+    index = np.stack([rng.integers(2, c, num_rows) for c in ENCODER.cardinalities], axis=1)
+    logit = 1.5 * numeric[:, 0] * numeric[:, 1] + 2.0 * np.abs(numeric[:, 2]) - 2.5
+    logit += 1.5 * (index[:, 0] % 2) + numeric[:, 3] * (index[:, 1] % 3 - 1)
+    label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    hot, position = np.zeros((num_rows, 0), np.float32), np.zeros(num_rows, np.int64)
+    return inputs(Rows(numeric, hot, index, label, position), ENCODER, CONFIG.network)
+
+
+def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
+    """Trains pytorch_tabnet's own module as our loop does; the validation logloss."""
+    torch.manual_seed(config.seed)
+    network = Network(ENCODER, config.network)
+    network.tabnet.tabnet.encoder.initial_bn.momentum = INPUT_MOMENTUM
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    size = config.batch_size - config.batch_size % config.network.virtual_batch_size
+    num_steps, step, logloss = len(train) // size * config.epochs, 0, 0.0
+    for epoch in range(1, config.epochs + 1):
+        network.train()
+        for rows in train.batches(size, slice(None), config.seed * 1_000_003 + epoch):
+            optimiser.param_groups[0]["lr"] = learning_rate(step, num_steps, config)
+            logit, negative_entropy = network.tabnet(rows.x)
+            loss = binary_cross_entropy_with_logits(logit[:, 0], rows.label)
+            optimiser.zero_grad()
+            (loss - config.network.lambda_sparse * negative_entropy).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimiser.step()
+            step += 1
+        network.eval()
+        logloss = _logloss(lambda x: network.tabnet(x)[0][:, 0], valid)
+    return logloss
+
+
+def _classifier(train: Inputs, valid: Inputs, config: FitConfig, threads: int) -> tuple[int, float | None]:
+    """Trains a `TabNetClassifier` on the same network, optimiser and schedule.
+
+    Its steps, and the validation logloss where it came to its end.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it imports, and of its way to step the schedule
+        from pytorch_tabnet.callbacks import Callback
+        from pytorch_tabnet.tab_model import TabNetClassifier
+
+        class Clock(Callback):  # type: ignore[misc]
+            """Counts the steps, and breaks off after `FIT_S`."""
+
+            num_steps, begun = 0, time.perf_counter()
+
+            def on_batch_end(self, batch: int, logs: Any = None) -> None:
+                self.num_steps += 1
+                if time.perf_counter() - self.begun > FIT_S:
+                    raise _TooSlow
+
+        clock = Clock()
+        torch.set_num_threads(threads)
+        num_steps = len(train) // config.batch_size * config.epochs
+        classifier = TabNetClassifier(
+            **copy.deepcopy(shape(ENCODER, config.network)),
+            lambda_sparse=config.network.lambda_sparse,
+            momentum=config.network.momentum,
+            clip_value=config.clip_norm,
+            seed=config.seed,
+            optimizer_fn=torch.optim.AdamW,
+            optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True},
+            scheduler_fn=torch.optim.lr_scheduler.LambdaLR,
+            scheduler_params={
+                "is_batch_level": True,
+                "lr_lambda": lambda step: learning_rate(step, num_steps, config) / config.learning_rate,
+            },
+            device_name="cpu",
+            verbose=0,
+        )
+        try:
+            classifier.fit(
+                train.x.numpy(),
+                train.label.numpy().astype(np.int64),
+                max_epochs=config.epochs,
+                batch_size=config.batch_size,
+                virtual_batch_size=config.network.virtual_batch_size,
+                compute_importance=False,
+                callbacks=[clock],
+            )
+        except _TooSlow:
+            return clock.num_steps, None
+        classifier.network.eval()
+    logloss = _logloss(lambda x: torch.diff(classifier.network(x)[0])[:, 0], valid)
+    return clock.num_steps, logloss
+
+
+@torch.no_grad()
+def _logloss(logit: Callable[[Tensor], Tensor], valid: Inputs) -> float:
+    found = torch.cat([logit(part) for part in torch.split(valid.x, EVALUATION_BATCH)])
+    return binary_cross_entropy_with_logits(found.double(), valid.label.double()).item()

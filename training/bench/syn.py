@@ -1,0 +1,206 @@
+"""The TabNet paper's synthetic sets, trained with our loop: whether network and loop reach its figures.
+
+Six sets of 11 standard normal columns, X1 to X11, and a label with P(Y = 1 | X) = 1 / (1 + exp(z(X))). The
+laws are of Chen et al. 2018 ("Learning to Explain") as Yoon et al. 2019 (INVASE) changed them, whose code,
+not its text, gives Syn3 (see `exponent`). The figures are those of Arik & Pfister 2021 (TabNet), table 1.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve.encoder import Encoder, NumericColumn
+from serve.errors import TabrankError
+from serve.machine import describe_machine
+from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, auc, inputs, run
+from training.network import Network, NetworkConfig
+
+F64 = NDArray[np.float64]
+
+NUM_COLUMNS = 11
+PAPER = {"syn1": 0.682, "syn2": 0.892, "syn3": 0.897, "syn4": 0.776, "syn5": 0.789, "syn6": 0.878}
+"""Test AUC of TabNet in its paper, by set."""
+SLACK = 0.01
+"""A set holds where the test AUC is at most so far below the paper's; the paper's own standard deviations
+are up to 0.017."""
+NUM_TRAIN = 10_000
+"""Rows to learn from, as in the papers; a tenth of them validates."""
+NUM_TEST = 100_000
+"""Ten times the papers': the sampling error of the test AUC is then below 0.002."""
+ENCODER = Encoder(numeric=tuple(NumericColumn(f"X{i + 1}") for i in range(NUM_COLUMNS)))
+
+
+def _config(n_steps: int, gamma: float, lambda_sparse: float) -> FitConfig:
+    """The paper's network and learning rate; it takes batches of 3,000 and 4,000 steps, this 720 of 500.
+
+    The weight decay is what counts on 10,000 rows: with 1e-5 Syn4 came to 0.662, Syn2 to 0.877 and Syn6 to
+    0.834, with 1.0 to 0.803, 0.900 and 0.884 (the same rows, all else equal).
+    """
+    network = NetworkConfig(
+        width=16,
+        n_steps=n_steps,
+        gamma=gamma,
+        mask_type="sparsemax",
+        n_independent=2,
+        n_shared=2,
+        virtual_batch_size=100,
+        momentum=0.3,  # the paper's 0.7, told the other way round
+        lambda_sparse=lambda_sparse,
+    )
+    return FitConfig(network, epochs=40, patience=40, batch_size=500, learning_rate=0.02, weight_decay=1.0)
+
+
+CONFIGS = {
+    "syn1": _config(4, 2.0, 0.02),
+    "syn2": _config(4, 2.0, 0.01),
+    "syn3": _config(4, 2.0, 0.01),
+    "syn4": _config(5, 1.5, 0.005),
+    "syn5": _config(5, 1.5, 0.005),
+    "syn6": _config(5, 1.5, 0.005),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of a set, with the true P(Y = 1 | X) of each: no score has a higher expected AUC."""
+
+    x: F64  # [R, 11]
+    probability: F64  # [R]
+    label: NDArray[np.float32]  # [R]
+
+
+def exponent(name: str, x: F64) -> F64:
+    """z [R] of a set's law 1 / (1 + exp(z)), for x [R, 11].
+
+    Syn3's is INVASE's code. Its text has -10·sin(2·X7) + 2·|X8| + X9 + exp(-X10), and L2X's code
+    -100·sin(0.2·X7) + ...: with either the true probability has an AUC above 0.99, with the form here 0.906,
+    and the published ones end at 0.902.
+    """
+    first = x[:, 0] * x[:, 1]
+    second = (x[:, 2:6] ** 2).sum(axis=1) - 4.0
+    third = -10.0 * np.sin(0.2 * x[:, 6]) + np.abs(x[:, 7]) + x[:, 8] + np.exp(-x[:, 9]) - 2.4
+    laws = {
+        "syn1": (first, first),
+        "syn2": (second, second),
+        "syn3": (third, third),
+        "syn4": (first, second),
+        "syn5": (first, third),
+        "syn6": (second, third),
+    }
+    below, above = laws[name]
+    z: F64 = np.where(x[:, 10] < 0.0, below, above)
+    return z
+
+
+def draw(name: str, num_rows: int, rng: np.random.Generator) -> Drawn:
+    """Fresh rows of a set."""
+    x = rng.standard_normal((num_rows, NUM_COLUMNS))
+    # The logistic function by tanh: exp(-X10) may be large, and exp of it overflow.
+    probability = 0.5 - 0.5 * np.tanh(0.5 * exponent(name, x))
+    return Drawn(x, probability, (rng.random(num_rows) < probability).astype(np.float32))
+
+
+def bench_syn(
+    *,
+    sets: Sequence[str] = tuple(PAPER),
+    seeds: Sequence[int] = (0,),
+    num_train: int = NUM_TRAIN,
+    num_test: int = NUM_TEST,
+    epochs: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains on each of `sets`, once with each of `seeds` (rows and weights), on one thread.
+
+    Returns:
+        `machine`, `seconds`, `held` (every set is at most 0.01 below the paper) and `sets`: for each `auc`
+        (mean over seeds), `aucs` (by seed), `paper`, `difference` (from the paper), `bayes` (AUC of the true
+        probability on the same rows), `seconds` and `held`.
+    """
+    unknown = [name for name in sets if name not in PAPER]
+    if unknown:
+        raise TabrankError(f"bench syn: set {unknown[0]!r} is none of {', '.join(PAPER)}")
+    begun = time.perf_counter()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name in sets:
+        started = time.perf_counter()
+        config = CONFIGS[name] if epochs is None else replace(CONFIGS[name], epochs=epochs)
+        aucs, bayes = [], []
+        for seed in seeds:
+            progress(f"bench syn: {name}, seed {seed}")
+            rng = np.random.default_rng([seed, list(PAPER).index(name)])
+            train, test = draw(name, num_train, rng), draw(name, num_test, rng)
+            score = fitted(train, replace(config, seed=seed))(test.x)
+            aucs.append(_auc(score, test))
+            bayes.append(_auc(torch.from_numpy(test.probability), test))
+        mean = statistics.fmean(aucs)
+        results[name] = {
+            "auc": mean,
+            "aucs": aucs,
+            "paper": PAPER[name],
+            "difference": mean - PAPER[name],
+            "bayes": statistics.fmean(bayes),
+            "seconds": round(time.perf_counter() - started, 1),
+            "held": mean >= PAPER[name] - SLACK,
+        }
+    return {
+        "machine": describe_machine(),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "held": all(result["held"] for result in results.values()),
+        "sets": results,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as text: a line for each set, and what came of them all."""
+    lines = ["set     test AUC   paper    difference   true probability   seconds"]
+    lines += [
+        f"{name:<6}{found['auc']:>9.4f}{found['paper']:>10.3f}{found['difference']:>+13.4f}"
+        f"{found['bayes']:>16.4f}{found['seconds']:>14.1f}" + ("" if found["held"] else "   too low")
+        for name, found in result["sets"].items()
+    ]
+    verdict = "holds: every set is" if result["held"] else "does not hold: not every set is"
+    return "\n".join([*lines, f"{verdict} at most {SLACK} below the paper ({result['seconds']:.0f} s)"])
+
+
+def fitted(rows: Drawn, config: FitConfig) -> Callable[[F64], torch.Tensor]:
+    """Trains on all but the last tenth of `rows`, which validates; the scorer, x [R, 11] → logit [R]."""
+    ready = _inputs(rows.x, rows.label, config)
+    cut = len(ready) - len(ready) // 10
+    train, valid = (
+        Inputs(ready.x[part], ready.label[part], ready.position[part])
+        for part in (slice(cut), slice(cut, None))
+    )
+    state = run(train, valid, ENCODER, config)
+    network = Network(ENCODER, config.network)
+    network.tabnet.load_state_dict(state.best if config.restore_best else state.last)
+    network.eval()
+
+    @torch.no_grad()
+    def score(x: F64) -> torch.Tensor:
+        ready = _inputs(x, np.zeros(len(x), np.float32), config)
+        parts = [ready.x[start : start + EVALUATION_BATCH] for start in range(0, len(x), EVALUATION_BATCH)]
+        return torch.cat([network(part)[0] for part in parts])
+
+    return score
+
+
+def _auc(score: torch.Tensor, rows: Drawn) -> float:
+    area = auc(score, torch.from_numpy(rows.label))
+    assert area is not None, f"{len(rows.label)} rows, all of one label"
+    return area
+
+
+def _inputs(x: F64, label: NDArray[np.float32], config: FitConfig) -> Inputs:
+    num_rows = len(x)
+    none = np.zeros((num_rows, 0), np.float32), np.zeros((num_rows, 0), np.int64)
+    rows = Rows(x.astype(np.float32), *none, label, np.zeros(num_rows, np.int64))
+    return inputs(rows, ENCODER, config.network)

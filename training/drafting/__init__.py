@@ -1,0 +1,1 @@
+"""From a log to the draft of its surface."""

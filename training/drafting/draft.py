@@ -1,0 +1,163 @@
+"""`training surface`: a draft of a surface's TOML, from a log alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve.kinds import IMPRESSION
+from serve.log import read_log
+from serve.state import Schema
+from serve.surface import OWNERS, read_surface
+from training.dataset import build
+from training.drafting.funnel import Funnel, funnel, words
+from training.drafting.hindsight import without_hindsight
+from training.drafting.profile import Column, profile, read_tables
+from training.drafting.suggest import Feature, Toml, suggest
+from training.leak import suspects
+
+POPULAR = {"gauge": "how many are there now", "rate": "no pair of events says how many are there now"}
+PROBE_ROWS = 100_000  # on which fields are looked at for the label in disguise
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A surface to look through and fit with; `notes` say what was left out, and what to look at."""
+
+    text: str
+    notes: tuple[str, ...]
+
+
+def draft(log: Path, name: str | None = None) -> Draft:
+    """Draft the surface of a log, named `name` or after its folder.
+
+    Every choice has its reason in a comment. Fields that look as if they were written after the ranking are left
+    out: a copy of the label (`leak.suspects`, on a sample of the log), a total of the whole log's events, a time
+    that lies ahead.
+
+    Raises:
+        TabrankError: naming table and column, where the log is not one or holds nothing to learn from.
+    """
+    tables = read_tables(log)
+    events = funnel(tables)
+    columns = without_hindsight(profile(tables), tables, events)
+    name = name or _name(log)
+    features, columns = suggest(columns, tables, events)
+    pairs = {f.name for f in features if len(f.fields) == 2}
+    found = _leaks(log, _text(name, log, tables, events, columns, features), features)
+    if found:
+        leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
+        columns = [
+            dataclasses.replace(c, type=None, why=leaky[c.field]) if c.field in leaky else c for c in columns
+        ]
+        features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
+    text = _text(name, log, tables, events, columns, features)
+    read_surface(text, f"draft of {log}")
+    notes = [f"{c.field} is left out: {c.why}" for c in columns if c.type is None]
+    notes += [f"the feature {f} is left out: {why}" for f, why in found.items() if f in pairs]
+    return Draft(text, tuple(notes))
+
+
+def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
+    """Which of the features without state tell the label, and how: on exposures drawn evenly from the log."""
+    surface = read_surface(text)
+    stateless = {f.name for f in features if f.fields and not f.state} | {surface.popular}
+    kept = {name: kind for name, kind in surface.features.items() if name in stateless}
+    schema = Schema(dataclasses.replace(surface, features=kept))
+    table = read_log(log, surface)
+    step = max(1, len(pc.list_flatten(table.exposures["candidates"])) // PROBE_ROWS)
+    wanted = pa.array(sorted({surface.label.event, IMPRESSION}))
+    probe = dataclasses.replace(
+        table,
+        exposures=table.exposures.take(np.arange(0, len(table.exposures), step)),
+        events=table.events.filter(pc.is_in(table.events["kind"], wanted)),
+    )
+    return {
+        s.feature: f"looks like the label, known too early ({s.sign} alone has AUC {s.auc:.3f})"
+        for s in suspects(build(schema, probe))
+        if s.feature != surface.popular
+    }
+
+
+def _text(
+    name: str,
+    log: Path,
+    tables: dict[str, pa.Table],
+    events: Funnel,
+    columns: list[Column],
+    features: list[Feature],
+) -> str:
+    first, last = (
+        np.datetime64(int(ms), "ms").astype("datetime64[s]")
+        for ms in (events.shown_ms.min(), events.shown_ms.max())
+    )
+    num_exposures, num_rows = len(tables["exposures"]), len(events.exposure)
+    label = events.happenings[events.label]
+    declared = sorted(events.happenings, key=lambda kind: (-events.happenings[kind].num, kind))
+    lines = [
+        f"# Drafted from the log {json.dumps(log.name, ensure_ascii=False)}:",
+        f"# {num_exposures:,} exposures of {num_rows:,} candidates, {first} to {last}.",
+        "# A draft: look it through, above all at the label and at what is known when a ranking is made.",
+        f"name = {json.dumps(name)}",
+        f"events = {Toml.of(declared)}",
+        "",
+        "# What to predict. The kinds of event, and how many shown candidates they follow:",
+    ]
+    width = max(map(len, declared))
+    for kind in declared:
+        h = events.happenings[kind]
+        after = f", after {' and '.join(h.after)}" if h.after else ""
+        verdict = (
+            "no label: " + h.why_not if h.why_not else f"{h.rate:.2%} within {words(h.within_ms)}{after}"
+        )
+        chosen = "  <- chosen" if kind == label.kind else ""
+        lines.append(f"#   {_plain(kind):<{width}}  {h.num:>9,} events, {verdict}{chosen}")
+    spec = {"event": label.kind, "within": words(label.within_ms)}
+    popular = next(f for f in features if f.popular)
+    lines += [
+        f"label = {Toml.of(spec)}  # {events.window_reason}",
+        f"popular = {Toml.of(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
+    ]
+    for owner in OWNERS:
+        own = [c for c in columns if c.owner == owner]
+        if not own and owner != "candidate":
+            continue
+        lines += ["", f"[{owner}]", *(_field(c) for c in own)]
+    lines += ["", "[features]"]
+    section = ""
+    for f in features:
+        if f.section != section:
+            lines += [f"# {f.section}"] if not section else ["", f"# {f.section}"]
+            section = f.section
+        comment = f"  # {f.comment}" if f.comment else ""
+        lines.append(f"{Toml.key(f.name)} = {Toml.of(f.spec)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _name(log: Path) -> str:
+    """The folder's name, as far as a surface can be named so."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", log.resolve().name.lower())
+    return name.lstrip("-_0123456789")[:64].rstrip("-_") or "drafted"
+
+
+def _plain(text: str) -> str:
+    """As a comment can hold it: on one line, without control characters."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _field(c: Column) -> str:
+    if c.type is None:
+        return f"# {_plain(c.name)} is left out: {c.why}"
+    remarks = [f"{c.distinct:,} values"] if c.type in ("category", "set") else []
+    remarks += [f"{c.missing:.0%} missing"] if c.missing >= 0.005 else []
+    remarks += [c.why] if c.why else []
+    spec: object = {"type": "set", "max": c.most} if c.type == "set" else c.type
+    comment = f"  # {', '.join(remarks)}" if remarks else ""
+    return f"{Toml.key(c.name)} = {Toml.of(spec)}{comment}"

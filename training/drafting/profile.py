@@ -1,0 +1,201 @@
+"""What a log's columns hold, read before there is a surface: types, cardinalities, what is missing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from serve.errors import TabrankError
+from serve.log import TABLES
+from serve.surface import FieldType
+
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"  # names that the log itself uses
+EPOCH_MS = (9.4e11, 4.2e12)  # 1999 to 2103: a whole number between them is a time, not a count
+FREE_TEXT_SHARE = 0.9  # of distinct values among the rows: titles and ids, which do not come back
+FEW_ROWS = 50  # of which nothing is said to be free text
+FEW_CODES = 20
+FEW_IN_SET, MOST_IN_SET = 16, 64
+STRING, INTEGER, STRINGS = "strings", "whole numbers", "lists of strings"
+REQUIRED = {
+    "viewers": {"id": STRING},
+    "candidates": {"id": STRING},
+    "exposures": {"request_id": STRING, "ts_ms": INTEGER, "viewer": STRING, "candidates": STRINGS},
+    "events": {"id": STRING, "ts_ms": INTEGER, "viewer": STRING, "candidate": STRING, "kind": STRING},
+}
+MAY_BE_NULL = {("exposures", "viewer"), ("events", "viewer")}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of viewers or candidates, or a part of the context: its type as a field, and what it holds.
+
+    `type` is None where it cannot be a field or should not; `why` says so then, and is a remark otherwise.
+    """
+
+    owner: str
+    name: str
+    type: FieldType | None
+    why: str = ""
+    missing: float = 0.0  # share of rows
+    distinct: int = 0
+    most: int = 16  # of a set: how many values are kept
+    values: frozenset[str] = frozenset()  # of a category or set
+    is_text: bool = False  # nearly every row has its own value
+    numbers: F64 | None = None  # of a number or time, [rows], NaN missing
+
+    @property
+    def field(self) -> str:
+        """As features refer to it."""
+        return f"{self.owner}.{self.name}"
+
+
+def read_tables(folder: Path) -> dict[str, pa.Table]:
+    """The four tables with all their columns, repeated requests and test traffic left out.
+
+    Raises:
+        TabrankError: naming table and column, where one is missing or cannot be what a log says it is.
+    """
+    if not folder.is_dir():
+        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
+    tables = {name: _read(folder, name) for name in TABLES}
+    exposures = tables["exposures"]
+    if "traffic" in exposures.column_names:
+        exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
+        if not len(exposures):
+            raise TabrankError(f"{folder}: exposures: every row is test traffic; it holds nothing live")
+    first = np.sort(np.unique(codes_of(exposures["request_id"])[0], return_index=True)[1])
+    tables["exposures"] = exposures.take(first) if len(first) < len(exposures) else exposures
+    return tables
+
+
+def _read(folder: Path, name: str) -> pa.Table:
+    path = next((p for p in (folder / f"{name}.parquet", folder / name) if p.exists()), None)
+    if path is None:
+        raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+    try:
+        table = ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+    if not len(table):
+        raise TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
+    for column, words in REQUIRED[name].items():
+        if column not in table.column_names:
+            raise TabrankError(f"{path}: the column {column!r} is missing; it holds {words}")
+        values = table[column]
+        if not _holds(values.type, words):
+            raise TabrankError(f"{path}: column {column!r} holds {values.type}; it must hold {words}")
+        if values.null_count and (name, column) not in MAY_BE_NULL:
+            row = pc.index(pc.is_null(values), True).as_py()
+            raise TabrankError(f"{path}: column {column!r}, row {row}: is empty; every row needs a value")
+    return table
+
+
+def _holds(given: pa.DataType, words: str) -> bool:
+    if words == INTEGER:
+        return bool(pa.types.is_integer(given))
+    if words == STRINGS:
+        return bool(_is_list(given) and (_is_text(given.value_type) or pa.types.is_null(given.value_type)))
+    return bool(_is_text(given) or pa.types.is_null(given))
+
+
+def _is_text(given: pa.DataType) -> bool:
+    if pa.types.is_dictionary(given):
+        given = given.value_type
+    return bool(pa.types.is_string(given) or pa.types.is_large_string(given))
+
+
+def _is_list(given: pa.DataType) -> bool:
+    return bool(pa.types.is_list(given) or pa.types.is_large_list(given))
+
+
+def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
+    """Each column's strings as numbers from 0 that mean the same in all; −1 is null."""
+    flat = [column.cast(pa.string()) for column in columns]
+    chunks = [chunk for column in flat for chunk in column.chunks]
+    encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
+    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return list(np.split(codes, np.cumsum([len(column) for column in flat])[:-1]))
+
+
+def profile(tables: dict[str, pa.Table]) -> list[Column]:
+    """Every column of viewers and candidates that is no part of the log itself, then those of the context."""
+    found = []
+    for owner in ("viewer", "candidate"):
+        table = tables[f"{owner}s"]
+        own = {"id", "ts_ms"} | ({"ends_ms"} if owner == "candidate" else set())
+        num_ids = len(pc.unique(table["id"]))
+        found += [_column(owner, n, table[n], num_ids) for n in table.column_names if n not in own]
+    exposures = tables["exposures"]
+    if "context" in exposures.column_names and pa.types.is_struct(exposures["context"].type):
+        context = exposures["context"]
+        for i, part in enumerate(context.type):
+            found.append(_column("context", part.name, pc.struct_field(context, i), len(exposures)))
+    return found
+
+
+def _column(owner: str, name: str, values: pa.ChunkedArray, num_ids: int) -> Column:
+    missing = values.null_count / len(values)
+    kind = values.type
+    if not name or re.fullmatch(OWN_COLUMNS, name):
+        return Column(owner, name, None, "the log itself uses this name; rename the column")
+    if missing == 1:
+        return Column(owner, name, None, "holds nothing")
+    if _is_text(kind):
+        return _category(owner, name, values.cast(pa.string()), missing, num_ids)
+    if _is_list(kind) and _is_text(kind.value_type) and not pa.types.is_dictionary(kind.value_type):
+        return _set(owner, name, values, missing)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _number(owner, name, values, missing)
+    hints = {
+        pa.types.is_boolean: "write it as 0 and 1 for a number, or as strings for a category",
+        pa.types.is_temporal: "write it as whole milliseconds since 1970 for a time",
+        pa.types.is_decimal: "write it as floats for a number",
+    }
+    hint = next((words for test, words in hints.items() if test(kind)), "no field type holds that")
+    return Column(owner, name, None, f"holds {kind}; {hint}")
+
+
+def _category(owner: str, name: str, values: pa.ChunkedArray, missing: float, num_ids: int) -> Column:
+    distinct = pc.unique(values.drop_null())
+    num = len(distinct)
+    given = min(len(values) - values.null_count, num_ids)
+    is_text = num > FEW_ROWS and num >= FREE_TEXT_SHARE * given
+    remark = "nearly every row has its own: an id or free text" if is_text else ""
+    return Column(
+        owner, name, "category", remark, missing, num, values=frozenset(distinct.to_pylist()), is_text=is_text
+    )
+
+
+def _set(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> Column:
+    lengths = pc.list_value_length(values).drop_null().to_numpy()  # [rows that have a list]
+    longest = int(lengths.max())
+    most = max(1, longest if longest <= FEW_IN_SET else min(int(np.quantile(lengths, 0.99)), MOST_IN_SET))
+    distinct = pc.unique(pc.list_flatten(values).drop_null()).to_pylist()
+    remark = f"the first {most} of up to {longest} are kept" if longest > most else ""
+    if not distinct:
+        return Column(owner, name, None, "holds empty lists alone")
+    return Column(owner, name, "set", remark, missing, len(distinct), most, values=frozenset(distinct))
+
+
+def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> Column:
+    is_whole = pa.types.is_integer(values.type)
+    numbers = values.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+    if np.isinf(numbers).any():
+        row = int(np.isinf(numbers).argmax())
+        raise TabrankError(f"{owner}.{name}, row {row}: is infinite; use null where there is no number")
+    given = numbers[~np.isnan(numbers)]
+    distinct = len(np.unique(given))
+    is_time = is_whole and np.mean((given > EPOCH_MS[0]) & (given < EPOCH_MS[1])) >= 0.99
+    remark = ""
+    if is_whole and not is_time and distinct <= FEW_CODES:
+        remark = "if these are codes, write them as strings for a category"
+    return Column(owner, name, "time" if is_time else "number", remark, missing, distinct, numbers=numbers)

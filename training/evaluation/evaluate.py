@@ -1,0 +1,124 @@
+"""Evaluate an artifact on a log, always beside `popular` and on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.artifact import load as load_artifact
+from serve.encoder import Encoder
+from serve.errors import TabrankError
+from serve.kinds import KINDS, Rate
+from serve.log import read_log
+from serve.scorers import load_scorer
+from serve.state import Schema
+from serve.surface import Surface, read_surface
+from training.dataset import Dataset, Progress, build
+from training.evaluation.bootstrap import Bootstrap
+from training.evaluation.metrics import Contender, Values, calibrated, deciles, mean, reliability
+from training.evaluation.paired import paired
+from training.evaluation.slates import Slates
+from training.evaluation.slices import slices
+from training.rivals import lightgbm
+
+CHUNK = 4_096
+
+
+def assess(
+    data: Dataset, scores: Mapping[str, Values], surface: Surface, *, encoder: Encoder | None = None
+) -> dict[str, Any]:
+    """All that is measured of each contender on the rows of `data`; plain data for JSON, with null for what the
+    rows do not define.
+
+    `scores` `[N]` are by name: `model`, and rivals whose scores are probabilities too; `popular` is added from the
+    data. The answer holds
+
+    * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and what was predicted: `label`,
+      `popular_feature` and `features` ({name: kind}).
+    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`); `popular` has
+      `calibrated_logloss` too, after a calibration that favours it (`training.evaluation.metrics.calibrated`).
+    * `intervals`: {name: {measure: [low, high]}}, 95 %.
+    * `paired`: {"model-<rival>": ...} as `training.evaluation.paired` says; `popular` is calibrated there.
+    * `curves`: `reliability` of the model; `lift` and `gain` as {name: [...]} of all contenders.
+    * `slices`, as `training.evaluation.slices` says; `encoder` names the categories in them.
+    """
+    slates = Slates(data.label, data.slate)
+    bootstrap = Bootstrap(len(slates))
+    given = {"model": scores["model"], "popular": data.popular, **scores}
+    is_rate = isinstance(surface.features[surface.popular], Rate)
+    contenders = {
+        name: Contender.of(slates, values, values if name != "popular" or is_rate else None)
+        for name, values in given.items()
+    }
+    fair = Contender.of(slates, data.popular, calibrated(data.label, data.popular))
+    kinds = {cls: kind for kind, cls in KINDS.items()}
+    result: dict[str, Any] = {
+        "rows": len(data),
+        "slates": int(slates.rankable.sum()),
+        "positives": int(data.label.sum(dtype=np.float64)),
+        "span_ms": [int(data.ts_ms.min()), int(data.ts_ms.max())],
+        "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},
+        "popular_feature": surface.popular,
+        "features": {name: kinds[type(kind)] for name, kind in surface.features.items()},
+        "contenders": list(contenders),
+        "intervals": {},
+        "paired": {},
+    }
+    for name, contender in contenders.items():
+        result[name] = contender.measures()
+        result["intervals"][name] = contender.intervals(bootstrap)
+        if name != "model":
+            rival = fair if name == "popular" else contender
+            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap)
+    result["popular"]["calibrated_logloss"] = None if fair.loss is None else mean(fair.loss)
+    curves = {name: deciles(data.label, contender.score) for name, contender in contenders.items()}
+    result["curves"] = {
+        "reliability": [list(point) for point in reliability(data.label, given["model"])],
+        "lift": {name: curve["lift"] for name, curve in curves.items()},
+        "gain": {name: curve["gain"] for name, curve in curves.items()},
+    }
+    result["slices"] = slices(data, contenders["model"], contenders["popular"], surface, encoder)
+    return result
+
+
+def evaluate(
+    model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress = lambda share: None
+) -> dict[str, Any]:
+    """What `assess` says of `model`, of `popular` (its state moving with the log) and, with `baselines`, of
+    `lightgbm`, on `log`'s rows.
+
+    The state starts from `history`; LightGBM is trained on `history`'s rows with the same features.
+
+    Raises:
+        TabrankError: for a bad artifact or log, and for `baselines` without a history to train on.
+    """
+    if baselines and history is None:
+        raise TabrankError("--baselines: LightGBM is trained on the history; give --history LOG")
+    artifact = load_artifact(model)
+    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+    schema = Schema(surface)
+    past = read_log(history, surface) if history else None
+    data = build(schema, read_log(log, surface), history=past, progress=progress)
+    scores: dict[str, Values] = {"model": score(model, data)}
+    if baselines and past is not None:
+        scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past))(data.matrix)
+    return {
+        "version": artifact.version,
+        "surface": surface.name,
+        "counts": data.counts,
+        **assess(data, scores, surface, encoder=artifact.encoder),
+    }
+
+
+def score(model: Path, data: Dataset) -> NDArray[np.float32]:
+    """The artifact's probabilities of the dataset's rows, by its serving graph."""
+    scorer = load_scorer(model, "onnx")
+    parts = [
+        scorer.score(data.matrix.numeric[i : i + CHUNK], data.matrix.category[i : i + CHUNK])
+        for i in range(0, len(data), CHUNK)
+    ]
+    return np.concatenate(parts)

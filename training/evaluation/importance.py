@@ -1,0 +1,124 @@
+"""How much a model leans on each feature: by TabNet's own masks, and by what it loses without the feature.
+
+Letters: R rows, D0 network inputs that are not embedded, K1 embedded categories, E inputs after embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve.encoder import Encoder
+from serve.features import Columns, Matrix
+from training.dataset import Dataset, Progress
+from training.evaluation.metrics import auc, mean, probability, row_logloss
+from training.model import Model
+
+MOST_ROWS = 20_000
+SEED = 0
+_CHUNK = 4_096
+
+Scorer = Callable[[Matrix], NDArray[np.floating]]
+"""P(label) `[R]` of the rows of a matrix."""
+
+
+def importance(
+    model: Model, data: Dataset, *, progress: Progress = lambda share: None
+) -> list[dict[str, Any]]:
+    """For each feature `feature`, `masks`, `auc`, `logloss`, the one that is missed most first; see `by_masks` and
+    `by_permutation`. On at most `MOST_ROWS` rows, the same ones for the same data."""
+    rows = np.arange(len(data))
+    if len(rows) > MOST_ROWS:
+        rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
+    matrix = Matrix(data.matrix.numeric[rows], data.matrix.category[rows])
+    masks = by_masks(model, matrix)
+    lost = by_permutation(model.probability, data.columns, matrix, data.label[rows], progress=progress)
+    found = [{"feature": name, "masks": masks[name], **lost[name]} for name in lost]
+    return sorted(found, key=lambda line: -line["logloss"])
+
+
+@torch.no_grad()
+def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
+    """The share of the network's attention that each feature gets, summing to 1.
+
+    The masks of each step, weighted by the step's contribution to the decision, summed over steps and rows (Arik and
+    Pfister 2021, "Interpretability of TabNet", as `forward_masks` of pytorch_tabnet computes it). What
+    goes to an embedded category, to a missing indicator or to the 0/1 columns of a set counts to their feature.
+    """
+    network = model.network.eval()
+    total: NDArray[np.float64] = np.zeros(0)
+    for start in range(0, len(matrix.numeric), _CHUNK):
+        part = matrix.rows(slice(start, start + _CHUNK))
+        encoded = model.encoder.encode(part.numeric, part.category)
+        x = network.inputs(*(torch.from_numpy(array) for array in encoded))
+        explained = network.tabnet.forward_masks(x)[0].double().sum(dim=0).numpy()
+        total = explained + total if len(total) else explained
+    owners = _owners(model.encoder)
+    names = list(dict.fromkeys(owners))
+    share = np.bincount([names.index(owner) for owner in owners], weights=total, minlength=len(names))
+    share = share / (share.sum() or 1.0)
+    return dict(zip(names, share.tolist(), strict=True))
+
+
+def by_permutation(
+    score: Scorer,
+    columns: Columns,
+    matrix: Matrix,
+    label: NDArray[np.float32],
+    *,
+    seed: int = SEED,
+    progress: Progress = lambda share: None,
+) -> dict[str, dict[str, float | None]]:
+    """What is lost when a feature is dealt out anew over the rows: `auc`, by how much it falls, and `logloss`, by how
+    much it rises (Breiman 2001; Fisher, Rudin and Dominici 2019). About 0 for what the model does not use.
+
+    All columns of a feature move together. A feature that others can stand in for loses little, though each says
+    much.
+    """
+    order = np.random.default_rng(seed).permutation(len(label))
+    whole = _quality(label, score(matrix))
+    places = _places(columns)
+    lost: dict[str, dict[str, float | None]] = {}
+    for done, (name, (numeric, category)) in enumerate(places.items()):
+        dealt = Matrix(matrix.numeric.copy(), matrix.category.copy())
+        dealt.numeric[:, numeric] = matrix.numeric[order][:, numeric]
+        dealt.category[:, category] = matrix.category[order][:, category]
+        left = _quality(label, score(dealt))
+        lost[name] = {
+            "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
+            "logloss": left[1] - whole[1],
+        }
+        progress((done + 1) / len(places))
+    return lost
+
+
+def _quality(label: NDArray[np.float32], chance: NDArray[np.floating]) -> tuple[float | None, float]:
+    return auc(label, chance), mean(row_logloss(label, probability(chance))) or 0.0
+
+
+def _owners(encoder: Encoder) -> list[str]:
+    """The feature of each of the E columns that the masks choose among, in order."""
+    return [
+        *(column.name for column in encoder.numeric),
+        *(encoder.numeric[i].name for i in encoder.indicators),
+        *(column.name for column in encoder.multi for _ in column.vocabulary),
+        *(column.name for column in encoder.single for _ in range(column.embedding)),
+    ]
+
+
+def _places(columns: Columns) -> dict[str, tuple[list[int], list[int]]]:
+    """The numeric and the category columns of each feature."""
+    places: dict[str, tuple[list[int], list[int]]] = {}
+    for i, name in enumerate(columns.numeric):
+        places[name] = ([i], [])
+    for k, name in enumerate(columns.single):
+        places[name] = ([], [k])
+    at = len(columns.single)
+    for name, width in columns.multi:
+        places[name] = ([], list(range(at, at + width)))
+        at += width
+    return places

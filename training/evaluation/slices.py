@@ -1,0 +1,122 @@
+"""Slices: the same measures on parts of the rows, where a model that is good on the whole may be bad.
+
+Rows of a slice are ranked among themselves. A part with few rows gets no figures: they would be noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.encoder import Encoder, entry_hash, vocabulary_entry
+from serve.kinds import Category
+from serve.surface import Surface
+from training.dataset import Dataset
+from training.evaluation.metrics import Contender, auc, ece, mean, row_logloss
+from training.evaluation.paired import mean_and_error
+from training.evaluation.slates import F64, I64
+
+MIN_ROWS = 500
+MIN_OF_EACH_LABEL = 20
+MAX_VALUES = 20
+"""A category of more values is not sliced by: its parts are small, and many enough for some to look bad by chance."""
+HOURS = 3
+"""Of a band of the day."""
+
+Mask = NDArray[np.bool_]
+
+
+def slices(
+    data: Dataset, model: Contender, popular: Contender, surface: Surface, encoder: Encoder | None = None
+) -> list[dict[str, Any]]:
+    """One object for each part: `by` and `value` name it, then `rows`, `slates`, `positives`; `model` with `auc`,
+    `logloss`, `ece`, `ndcg@10`, `popular` with `auc`, `ndcg@10`, and `paired` with `ndcg@10`, `se` (None, all
+    three, where the rows are too few). `encoder` names categories.
+    """
+    sides = _Side(model), _Side(popular)
+    return [
+        {"by": by, "value": value} | _measured(*sides, part)
+        for by, value, part in _parts(data, surface, encoder)
+    ]
+
+
+class _Side:
+    """A contender in two orders, so that those of a part need no sort."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.slates, self.score, self.chance = contender.slates, contender.score, contender.chance
+        self._shown, self._rising = contender.order, np.argsort(contender.score, kind="stable")
+
+    def ndcg(self, part: Mask) -> F64:
+        """NDCG@10 of the part's slates."""
+        return self.slates.rank(self._shown[part[self._shown]]).ndcg(10)
+
+    def rising(self, part: Mask) -> I64:
+        """The part's rows, the lowest score first."""
+        return self._rising[part[self._rising]]
+
+    def auc(self, part: Mask) -> float | None:
+        """AUC over the part's rows."""
+        rows = self.rising(part)
+        return auc(self.slates.label[rows], self.score[rows])
+
+
+def _parts(data: Dataset, surface: Surface, encoder: Encoder | None) -> Iterator[tuple[str, str, Mask]]:
+    cold, new = data.viewer_seen == 0, data.candidate_seen == 0
+    yield "viewer", "cold (no exposure before)", cold
+    yield "viewer", "seen before", ~cold
+    yield "candidate", "new (never shown before)", new
+    yield "candidate", "shown before", ~new
+    for k, name in enumerate(data.columns.single):
+        kind = surface.features[name]
+        if isinstance(kind, Category) and kind.field.owner in ("viewer", "context"):
+            yield from _categories(name, data.matrix.category[:, k], _names(encoder, name))
+    band = data.ts_ms // 3_600_000 % 24 // HOURS
+    for i in np.unique(band).tolist():
+        yield "hour (UTC)", f"{i * HOURS:02d}–{i * HOURS + HOURS:02d}", band == i
+
+
+def _categories(
+    name: str, hashes: NDArray[np.uint64], names: dict[int, str]
+) -> Iterator[tuple[str, str, Mask]]:
+    """The parts of each value, the most frequent first."""
+    values, code, count = np.unique(hashes, return_inverse=True, return_counts=True)
+    if len(values) > MAX_VALUES + 1 or len(values) < 2:  # one more for rows without the value
+        return
+    for i in np.argsort(-count, kind="stable").tolist():
+        value = int(values[i])
+        yield name, names.get(value, vocabulary_entry(value)) if value else "(missing)", code == i
+
+
+def _names(encoder: Encoder | None, column: str) -> dict[int, str]:
+    single = encoder.single if encoder else ()
+    return {entry_hash(entry): entry for c in single if c.name == column for entry in c.vocabulary}
+
+
+def _measured(model: _Side, popular: _Side, part: Mask) -> dict[str, Any]:
+    label = model.slates.label[part]
+    rows, positives = len(label), int(label.sum(dtype=np.float64))
+    result: dict[str, Any] = {
+        "rows": rows,
+        "slates": int(np.count_nonzero(np.bincount(model.slates.code[part]))),
+        "positives": positives,
+    }
+    if rows < MIN_ROWS or min(positives, rows - positives) < MIN_OF_EACH_LABEL or model.chance is None:
+        return result | {"model": None, "popular": None, "paired": None}
+    rising = model.rising(part)
+    label, chance = model.slates.label[rising], model.chance[rising]
+    ours, theirs = model.ndcg(part), popular.ndcg(part)
+    difference, error = mean_and_error(ours - theirs)
+    return result | {
+        "model": {
+            "auc": model.auc(part),
+            "logloss": mean(row_logloss(label, chance)),
+            "ece": ece(label, chance),
+            "ndcg@10": mean(ours),
+        },
+        "popular": {"auc": popular.auc(part), "ndcg@10": mean(theirs)},
+        "paired": {"ndcg@10": difference, "se": error},
+    }

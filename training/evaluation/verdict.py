@@ -1,0 +1,158 @@
+"""What an evaluation says, in words and in the cells of tables: for the report and for the model card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+TITLES = {"model": "model", "popular": "popular", "lightgbm": "LightGBM", "logistic": "logistic regression"}
+MEASURES = {
+    "ndcg@10": "NDCG@10",
+    "ndcg@5": "NDCG@5",
+    "map": "MAP",
+    "mrr": "MRR",
+    "auc": "AUC",
+    "slate_auc": "AUC inside slates",
+    "logloss": "logloss",
+    "calibrated_logloss": "logloss, calibrated on these rows",
+    "rce": "RCE, %",
+    "ece": "ECE",
+}
+Evaluation = Mapping[str, Any]
+Rows = list[tuple[str, ...]]
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """The honest sentence: against popular, and against each rival that is better by two standard errors."""
+    pair = evaluation["paired"]["model-popular"]
+    said = {True: "The model beats popular", False: "The model does not beat popular"}
+    text = said.get(pair["gate"]["beats"], "Whether the model beats popular cannot be said from these rows")
+    text += f": {_difference(pair, pair['gate']['by'])}."
+    winners = [name for name in rivals(evaluation) if _is_behind(evaluation["paired"][f"model-{name}"])]
+    for name in winners:
+        other = evaluation["paired"][f"model-{name}"]
+        text += f" {TITLES.get(name, name)} beats the model: {_difference(other, other['gate']['by'])}."
+    return text
+
+
+def rivals(evaluation: Evaluation) -> list[str]:
+    """The contenders beside the model and popular."""
+    return [name for name in evaluation["contenders"] if name not in ("model", "popular")]
+
+
+def measures(evaluation: Evaluation) -> Rows:
+    """A header, then a row for each measure: its value for each contender, with its interval."""
+    names = evaluation["contenders"]
+    rows: Rows = [("", *(TITLES.get(name, name) for name in names))]
+    for key, title in MEASURES.items():
+        cells = [_with_interval(evaluation, name, key) for name in names]
+        if set(cells) != {"–"}:
+            rows.append((title, *cells))
+    return rows
+
+
+def differences(evaluation: Evaluation) -> Rows:
+    """A header, then a row for each rival: what the model is above it."""
+    rows: Rows = [("model above", "NDCG@10", "logloss", "AUC")]
+    for name in evaluation["contenders"]:
+        pair = evaluation["paired"].get(f"model-{name}")
+        if pair:
+            auc = "–" if pair["auc"] is None else f"{pair['auc']:+.4f}{_bounds(pair['auc_interval'], '+')}"
+            cells = [_signed(pair["ndcg@10"], pair["se"]), _signed(pair["logloss"], pair["logloss_se"]), auc]
+            rows.append((TITLES.get(name, name), *cells))
+    return rows
+
+
+def slices(parts: list[Mapping[str, Any]]) -> Rows:
+    """A header, then a row for each slice."""
+    rows: Rows = [
+        (
+            "slice",
+            "rows",
+            "slates",
+            "positives",
+            "NDCG@10",
+            "popular's",
+            "difference",
+            "AUC",
+            "logloss",
+            "ECE",
+        )
+    ]
+    for part in parts:
+        ours, theirs, pair = part["model"] or {}, part["popular"] or {}, part["paired"] or {}
+        rows.append(
+            (
+                f"{part['by']}: {part['value']}",
+                *(f"{part[key]:,}" for key in ("rows", "slates", "positives")),
+                number(ours.get("ndcg@10")),
+                number(theirs.get("ndcg@10")),
+                _signed(pair.get("ndcg@10"), pair.get("se")),
+                *(number(ours.get(key)) for key in ("auc", "logloss", "ece")),
+            )
+        )
+    return rows
+
+
+def worst(parts: list[Mapping[str, Any]], most: int = 5) -> list[Mapping[str, Any]]:
+    """The slices where the model gains least over popular, of those that can be compared."""
+    known = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None]
+    return sorted(known, key=lambda part: part["paired"]["ndcg@10"])[:most]
+
+
+def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
+    """A header, then the best `most` of a search."""
+    rows: Rows = [("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "epochs", "choices")]
+    for line in search["leaderboard"][:most]:
+        us, epochs = line["us_per_candidate"], line["epochs"]
+        cells = [number(line[key]) for key in ("valid_logloss", "valid_auc", "valid_ndcg")]
+        cells += ["–" if us is None else f"{us:.2f}", "yes" if line["fits"] else "no"]
+        choices = ", ".join(
+            f"{key} {_short(value)}" for key, value in line["config"].items() if key != "epochs"
+        )
+        rows.append((line["name"], *cells, "–" if epochs is None else str(epochs), choices))
+    return rows
+
+
+def span(first_ms: int, last_ms: int) -> str:
+    """Two times, to the minute."""
+    return " to ".join(
+        time.strftime("%Y-%m-%d %H:%M", time.gmtime(ms / 1000)) for ms in (first_ms, last_ms)
+    ) + " UTC"  # fmt: skip
+
+
+def number(value: float | None) -> str:
+    """Four digits behind the point, a dash for what is not defined."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _difference(pair: Mapping[str, Any], by: str) -> str:
+    value, error = (pair["ndcg@10"], pair["se"]) if by == "ndcg@10" else (pair["logloss"], pair["logloss_se"])
+    name = "NDCG@10" if by == "ndcg@10" else "logloss (lower is better)"
+    if value is None:
+        return f"too few slates define the difference in {name}"
+    return f"{name} {value:+.4f}, standard error {error:.4f}, paired over slates"
+
+
+def _is_behind(pair: Mapping[str, Any]) -> bool:
+    """Whether the model is worse by two standard errors, in what the gate goes by."""
+    if pair["gate"]["by"] == "ndcg@10":
+        return pair["ndcg@10"] is not None and bool(pair["ndcg@10"] < -2 * pair["se"])
+    return pair["logloss"] is not None and bool(pair["logloss"] > 2 * pair["logloss_se"])
+
+
+def _with_interval(evaluation: Evaluation, name: str, key: str) -> str:
+    return number(evaluation[name].get(key)) + _bounds(evaluation["intervals"][name].get(key))
+
+
+def _bounds(interval: list[float] | None, sign: str = "") -> str:
+    return "" if interval is None else f" [{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]"
+
+
+def _signed(value: float | None, error: float | None) -> str:
+    return "–" if value is None or error is None else f"{value:+.4f} ± {error:.4f}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,176 @@
+"""Guards against features that know the future: columns that give the label away, and a replay that looks ahead.
+
+Letters: N rows, F numeric and K category columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from serve.errors import TabrankError
+from serve.log import Log
+from serve.state import Schema
+from training.dataset import Dataset, build
+
+F64 = NDArray[np.float64]
+Sign = Literal["value", "missing"]
+SUSPECT_AUC = 0.95  # one honest column alone does not rank this well
+MIN_EACH = 20  # rows of either label, below which an AUC says little
+MOST_ROWS = 200_000  # the standard error of an AUC is far below 0.01 then
+FOLDS = 5
+PRIOR_ROWS = 1.0  # what the base rate weighs in a category's rate
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A feature that alone all but tells the label, by its value or by being missing."""
+
+    feature: str
+    sign: Sign
+    auc: float
+    rows: int
+
+    def __str__(self) -> str:
+        how = "alone ranks" if self.sign == "value" else "by being missing or not alone ranks"
+        return (
+            f"feature {self.feature!r} {how} {self.rows} rows with AUC {self.auc:.3f}: is it known when the ranking "
+            "is made? If it is written later, give its rows a ts_ms, or leave the feature out"
+        )
+
+
+def suspects(data: Dataset) -> list[Suspect]:
+    """The features that alone separate the label: AUC ≥ SUSPECT_AUC, or ≤ 1 − SUSPECT_AUC, worst first.
+
+    A number is ranked as it is; a category by the label's rate at its value in the other folds of slates, so
+    that a value seen once tells nothing; a set by the mean of its values' rates. One finding a feature.
+    """
+    rows = np.arange(0, len(data), -(-len(data) // MOST_ROWS) or 1)
+    label = data.label[rows] > 0
+    slates, slate = np.unique(data.slate[rows], return_inverse=True)
+    fold = np.random.default_rng(0).integers(FOLDS, size=len(slates))[slate]  # by chance: logs have rhythms
+    found = []
+    for j, name in enumerate(data.columns.numeric):
+        values = data.matrix.numeric[rows, j].astype(np.float64)
+        found += _judge(name, values, np.isfinite(values), label)
+    widths = [(name, 1) for name in data.columns.single] + list(data.columns.multi)
+    at = 0
+    for name, width in widths:
+        hashes = data.matrix.category[rows, at : at + width]
+        found += _judge(name, _rates(hashes, label, fold), (hashes != 0).any(axis=1), label)
+        at += width
+    return sorted(found, key=lambda suspect: -abs(suspect.auc - 0.5))
+
+
+def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.bool_]) -> list[Suspect]:
+    """The stronger of the two signs, if it is one."""
+    signs: tuple[tuple[Sign, F64, NDArray[np.bool_]], ...] = (
+        ("value", score[present], label[present]),
+        ("missing", present.astype(np.float64), label),
+    )
+    found = [Suspect(name, sign, _auc(values, which), len(which)) for sign, values, which in signs]
+    worst = max(found, key=lambda suspect: abs(suspect.auc - 0.5))
+    return [worst] if abs(worst.auc - 0.5) >= SUSPECT_AUC - 0.5 else []
+
+
+def _auc(score: F64, label: NDArray[np.bool_]) -> float:
+    """The chance that a positive ranks above a negative, ties half (Mann and Whitney 1947); ½ for few rows."""
+    positive = int(label.sum())
+    negative = len(label) - positive
+    if min(positive, negative) < MIN_EACH:
+        return 0.5
+    ranks = rankdata(score)
+    return float((ranks[label].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[np.int64]) -> F64:
+    """`[N]`: the mean over a row's values `[N, M]` of the label's rate at the value in the other folds."""
+    values, code = np.unique(hashes, return_inverse=True)
+    code = code.reshape(hashes.shape)
+    is_value = hashes != 0
+    num, hits = np.zeros((FOLDS, len(values))), np.zeros((FOLDS, len(values)))
+    np.add.at(num, (np.broadcast_to(fold[:, None], code.shape)[is_value], code[is_value]), 1.0)
+    positive = is_value & label[:, None]
+    np.add.at(hits, (np.broadcast_to(fold[:, None], code.shape)[positive], code[positive]), 1.0)
+    base = np.bincount(fold, label, FOLDS), np.bincount(fold, minlength=FOLDS)
+    rest = (label.sum() - base[0]) / np.maximum(len(label) - base[1], 1)  # [FOLDS], of the other folds too
+    num, hits = num.sum(axis=0) - num, hits.sum(axis=0) - hits
+    rate = (hits + PRIOR_ROWS * rest[:, None]) / (num + PRIOR_ROWS) - rest[:, None]  # [FOLDS, values]
+    of_row = np.where(is_value, rate[fold[:, None], code], 0.0)
+    return np.asarray(of_row.sum(axis=1) / np.maximum(is_value.sum(axis=1), 1), np.float64)
+
+
+def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
+    """Whether features know only the past: each feature's largest difference between two computations.
+
+    The time of the share `at` of exposures cuts the log. The rows of all exposures up to that time are computed
+    from the whole log, and from a log without any record at or after it, but for the exposures of that instant
+    themselves. A difference is |x − y| / max(1, |x|), infinite where a category or being missing differs; right
+    features stay ≤ 1e-6 (sums may be added up in another order). On the side of the whole log each exposure of
+    the instant has a twin, so that a slate which sees itself shows.
+
+    Raises:
+        TabrankError: if `at` is no share, or no row can be compared.
+    """
+    if not 0 <= at <= 1:
+        raise TabrankError(f"at: {at:g} must lie between 0 and 1; it is a share of the exposures, by time")
+    times = np.sort(log.exposures["ts_ms"].to_numpy())
+    cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
+    end_ms = log.ends_ms + schema.surface.label.within_ms + 1
+    is_later = pc.greater(log.exposures["ts_ms"], cut_ms)
+    later = log.exposures["request_id"].filter(is_later)
+    # an event counts no earlier than the exposure that it names, whatever its clock says
+    is_past = pc.and_not(pc.less(log.events["ts_ms"], cut_ms), pc.is_in(log.events["request_id"], later))
+    cut = replace(
+        log,
+        viewers=_held_before(log.viewers, cut_ms),
+        candidates=_held_before(log.candidates, cut_ms),
+        exposures=_closed(log.exposures.filter(pc.invert(is_later)), end_ms),
+        events=log.events.filter(is_past),
+    )
+    twins = log.exposures.filter(pc.equal(log.exposures["ts_ms"], cut_ms))
+    names = pa.array([f"twin {i} of {request}" for i, request in enumerate(twins["request_id"].to_pylist())])
+    twins = twins.set_column(twins.column_names.index("request_id"), "request_id", names)
+    whole = replace(log, exposures=_closed(pa.concat_tables([log.exposures, twins]), end_ms))
+    given, expected = (build(schema, side) for side in (whole, cut))
+    return _differences(given, expected)
+
+
+def _held_before(table: pa.Table, cut_ms: int) -> pa.Table:
+    return table.filter(pc.fill_null(pc.less(table["ts_ms"], cut_ms), True))
+
+
+def _closed(exposures: pa.Table, end_ms: int) -> pa.Table:
+    """With an exposure to nobody after all the rest, so that the rows' label windows have closed."""
+    last = {"request_id": "the end", "ts_ms": end_ms, "candidates": ["nothing"]}
+    row = [{name: last.get(name) for name in exposures.column_names}]
+    return pa.concat_tables([exposures, pa.Table.from_pylist(row, schema=exposures.schema)])
+
+
+def _differences(given: Dataset, expected: Dataset) -> dict[str, float]:
+    """By feature, over the rows that both have."""
+    here, there = (
+        {(data.request_ids[s], c): i for i, (s, c) in enumerate(zip(data.slate, data.candidate, strict=True))}
+        for data in (given, expected)
+    )
+    pairs = [(here[key], i) for key, i in there.items() if key in here]
+    if not pairs:
+        raise TabrankError("no row of the log lies before the cut; cut it later")
+    ours, theirs = np.array(pairs).T
+    x, y = given.matrix.numeric[ours].astype(np.float64), expected.matrix.numeric[theirs].astype(np.float64)
+    apart = np.abs(x - y) / np.maximum(1.0, np.abs(x))
+    apart[np.isnan(x) & np.isnan(y)] = 0.0
+    apart[np.isnan(apart)] = np.inf
+    largest = dict(zip(given.columns.numeric, apart.max(axis=0).tolist(), strict=True))
+    differs = (given.matrix.category[ours] != expected.matrix.category[theirs]).any(axis=0)
+    at = 0
+    for name, width in [*((name, 1) for name in given.columns.single), *given.columns.multi]:
+        largest[name] = float("inf") if differs[at : at + width].any() else 0.0
+        at += width
+    return largest

@@ -1,0 +1,67 @@
+"""Distillation: what the mean of several networks says, as labels for one (Hinton, Vinyals and Dean 2015).
+
+Networks that differ by their seed alone err apart: the mean of a few is better than each, and one network that is
+taught by it keeps most of that, at the cost of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from serve.encoder import Encoder
+from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, run
+from training.network import Network
+from training.search.trial import Job
+
+SHARE = 0.7
+"""Of a label, how much is the teachers' word; the rest is what was seen."""
+
+
+def distilled(
+    rows: Rows, job: Job, config: FitConfig, *, num_teachers: int, say: Callable[[str], None]
+) -> NDArray[np.float32]:
+    """Labels [N] for `rows`, drawn towards the mean of `num_teachers` networks trained on them.
+
+    The rows lie in `job`; each teacher's word is kept beside them, so that a killed search goes on. Ray must run.
+    """
+    teach = ray.remote(num_cpus=1)(_teach)
+    said: dict[int, NDArray[np.float32]] = {}
+    pending = {}
+    for number in range(1, num_teachers + 1):
+        path = _path(job.folder, number)
+        if path.exists():
+            said[number] = np.load(path)
+        else:
+            pending[teach.remote(job, replace(config, seed=config.seed + number))] = number
+    while pending:
+        (done,), _ = ray.wait(list(pending), num_returns=1)
+        number = pending.pop(done)
+        said[number] = ray.get(done)
+        partial = _path(job.folder, number).with_suffix(".partial.npy")
+        np.save(partial, said[number])
+        partial.replace(_path(job.folder, number))
+        say(f"teacher {len(said)}/{num_teachers} is trained")
+    mean = np.mean(list(said.values()), axis=0)
+    return np.asarray(SHARE / (1.0 + np.exp(-mean)) + (1.0 - SHARE) * rows.label, np.float32)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"teacher-{number}.npy"
+
+
+def _teach(job: Job, config: FitConfig) -> NDArray[np.float32]:
+    """The logits [N] of a network on the rows that it was trained on."""
+    torch.set_num_threads(1)
+    encoder = Encoder.from_json(job.encoder)
+    rows: Inputs = job.rows("train")
+    state = run(rows, job.rows("valid"), encoder, config)
+    network = Network(encoder, config.network).eval()
+    network.tabnet.load_state_dict(state.last)
+    return torch.cat([network.logit(x) for x in torch.split(rows.x, EVALUATION_BATCH)]).numpy()

@@ -1,0 +1,126 @@
+"""The leaderboard of a search: every model tried, on disk as it comes, and who wins."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["tabnet", "lightgbm", "logistic", "popular"]
+TITLES: dict[Kind, str] = {
+    "tabnet": "TabNet",
+    "lightgbm": "LightGBM",
+    "logistic": "logistic regression",
+    "popular": "popular",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model on the validation rows."""
+
+    name: str
+    kind: Kind
+    valid_logloss: float | None  # after the last epoch; None where it could not be trained
+    valid_auc: float | None = None
+    valid_ndcg: float | None = None
+    us_per_candidate: float | None = None
+    seconds: float = 0.0
+    share: float = 1.0
+    """How much of its schedule it ran; what was stopped early for its poor start has less than 1."""
+    point: dict[str, Any] = field(default_factory=dict)
+    """The choices that made it, for the search space."""
+    history: list[Any] = field(default_factory=list)
+    calibration: list[float] | None = None  # a and b of Platt's map, fitted on the validation rows
+    failed: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.valid_logloss is not None and self.share >= 1.0
+
+    @property
+    def logloss(self) -> float:
+        """The validation logloss, of an entry that has one."""
+        assert self.valid_logloss is not None
+        return self.valid_logloss
+
+    def fits(self, most_us: float | None) -> bool:
+        """Whether it serves within the budget of µs a candidate."""
+        return most_us is None or (self.us_per_candidate is not None and self.us_per_candidate <= most_us)
+
+
+class Leaderboard:
+    """The entries of a search in a file of JSON lines, of which each is there whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        if path.exists():
+            lines = path.read_bytes().split(b"\n")
+            whole = lines[:-1]  # behind the last line break is what a killed search had not yet written
+            if lines[-1]:
+                path.write_bytes(b"".join(line + b"\n" for line in whole))
+            self.entries = [Entry(**json.loads(line)) for line in whole]
+
+    def add(self, entry: Entry) -> None:
+        """Keeps an entry, on disk before it returns."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(asdict(entry), allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(entry)
+
+    def tried(self) -> list[Entry]:
+        """The networks, in the order in which they ended."""
+        return [entry for entry in self.entries if entry.kind == "tabnet"]
+
+    def of(self, kind: Kind) -> Entry | None:
+        """The first entry of a kind."""
+        return next((entry for entry in self.entries if entry.kind == kind), None)
+
+    def winner(self, most_us: float | None) -> Entry | None:
+        """The network of least validation logloss of those that fit the budget."""
+        ready = [entry for entry in self.tried() if entry.finished and entry.fits(most_us)]
+        return min(ready, key=_logloss, default=None)
+
+    def best_rival(self) -> Entry:
+        """What is not a network, of least validation logloss."""
+        return min((entry for entry in self.entries if entry.kind != "tabnet"), key=_logloss)
+
+    def table(self, most_us: float | None) -> list[dict[str, Any]]:
+        """The leaderboard as the report shows it, the best first; those not trained to their end are left out."""
+        finished = [entry for entry in self.entries if entry.finished]
+        front = {entry.name for entry in _front(self.tried())}
+        return [
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "valid_logloss": entry.valid_logloss,
+                "valid_auc": entry.valid_auc,
+                "valid_ndcg": entry.valid_ndcg,
+                "us_per_candidate": entry.us_per_candidate,
+                "fits": entry.fits(most_us),
+                "front": entry.name in front,
+                "epochs": entry.point.get("epochs"),
+                "config": entry.point,
+            }
+            for entry in sorted(finished, key=_logloss)
+        ]
+
+
+def _logloss(entry: Entry) -> float:
+    return entry.logloss
+
+
+def _front(entries: Sequence[Entry]) -> list[Entry]:
+    """Those of which none other is at once as good and as cheap, the cheapest first (the Pareto front)."""
+    front: list[Entry] = []
+    ready = [entry for entry in entries if entry.finished and entry.us_per_candidate is not None]
+    for entry in sorted(ready, key=lambda e: (e.us_per_candidate or 0.0, _logloss(e))):
+        if not front or _logloss(entry) < _logloss(front[-1]):
+            front.append(entry)
+    return front

@@ -1,0 +1,82 @@
+"""The search space: what a search may choose of network and optimiser, by how many rows there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from training.loop import FitConfig
+from training.network import NetworkConfig
+
+WIDTHS = (8, 16, 24, 32, 48, 64)
+BATCHES = (128, 256, 512, 1024, 2048, 4096)
+VIRTUAL_BATCHES = (64, 128, 256, 512)
+SEEN_ROWS = (300_000, 3_000_000)
+"""How many rows a run sees in all its epochs, from and to, where the epochs' own bounds allow."""
+
+SMALLEST = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1)
+"""The cheapest network of the space."""
+
+_NETWORK = (
+    "width",
+    "n_steps",
+    "gamma",
+    "mask_type",
+    "n_independent",
+    "n_shared",
+    "lambda_sparse",
+    "momentum",
+)
+
+
+class Space:
+    """The choices for `num_rows` training rows: fewer rows, narrower networks, smaller batches, more epochs."""
+
+    def __init__(self, num_rows: int) -> None:
+        widths = [w for w in WIDTHS if w <= 16 or num_rows >= w * 500]
+        batches = [b for b in BATCHES if num_rows / 3_000 <= b <= num_rows / 20] or [BATCHES[0]]
+        if num_rows / 3_000 > BATCHES[-1]:
+            batches = [BATCHES[-1]]
+        fewest = min(max(round(SEEN_ROWS[0] / num_rows), 2), 20)
+        self.distributions: dict[str, BaseDistribution] = {
+            "width": CategoricalDistribution(widths),
+            "n_steps": IntDistribution(1, 4),
+            "gamma": FloatDistribution(1.0, 2.0),
+            "mask_type": CategoricalDistribution(("entmax", "sparsemax")),
+            "n_independent": IntDistribution(1, 2),
+            "n_shared": IntDistribution(1, 2),
+            "lambda_sparse": FloatDistribution(1e-6, 1e-3, log=True),
+            "momentum": FloatDistribution(0.01, 0.3, log=True),
+            "virtual_batch_size": CategoricalDistribution(VIRTUAL_BATCHES),
+            "batch_size": CategoricalDistribution(batches),
+            "epochs": IntDistribution(
+                fewest, max(min(round(SEEN_ROWS[1] / num_rows), 100), fewest + 4), log=True
+            ),
+            "learning_rate": FloatDistribution(3e-3, 6e-2, log=True),
+            "weight_decay": FloatDistribution(1e-5, 1.0, log=True),
+        }
+
+    def config(self, point: Mapping[str, Any], base: FitConfig) -> FitConfig:
+        """`base` with the choices of a point."""
+        network = {name: point[name] for name in (*_NETWORK, "virtual_batch_size")}
+        rest = {name: value for name, value in point.items() if name not in network}
+        return replace(base, **rest, network=replace(base.network, **network), patience=rest["epochs"])
+
+    def point(self, config: FitConfig) -> dict[str, Any]:
+        """The point of the space that is nearest to a configuration."""
+        wanted = {
+            name: getattr(config, name, getattr(config.network, name, None)) for name in self.distributions
+        }
+        return {name: _nearest(self.distributions[name], value) for name, value in wanted.items()}
+
+
+def _nearest(distribution: BaseDistribution, value: Any) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        if isinstance(value, str):
+            return value
+        return min(distribution.choices, key=lambda choice: abs(float(choice or 0) - value))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return min(max(value, distribution.low), distribution.high)

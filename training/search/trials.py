@@ -1,0 +1,180 @@
+"""The trials of a search: networks trained side by side on Ray Tune until the time is up."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from serve.errors import TabrankError
+from training.loop import FitConfig, inputs
+from training.network import NetworkConfig
+from training.prepare import encoded
+from training.search.clock import Clock
+from training.search.cost import us_per_candidate
+from training.search.leaderboard import Entry, Leaderboard
+from training.search.progress import SearchProgress
+from training.search.space import SMALLEST, Space
+from training.search.study import Study
+from training.search.task import Task, sample
+from training.search.trial import Job, run_trial
+
+ROWS_PER_S = 500
+"""Rows that a trial trains on for each second of the budget; with more there would be too few trials."""
+LEAST_ROWS = 50_000
+MOST_VALID_ROWS = 200_000
+WAIT_S = 20.0
+"""What the end of a search takes beside training: starting the workers, measures, writing."""
+FAILURES = 5
+"""So many failed trials and no other end a search."""
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which goes on when it is called again
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""What Ray Tune must find in the environment; a value that is set already wins."""
+
+
+def run_trials(
+    task: Task, board: Leaderboard, clock: Clock, *, first: Sequence[FitConfig], progress: SearchProgress
+) -> None:
+    """Trains networks until what is left of the budget is needed for the winner; `first` before all others.
+
+    Raises:
+        TabrankError: nothing fits the cost, or no network could be trained.
+    """
+    rows = sample(task.parts["training"], max(LEAST_ROWS, int(clock.budget_s * ROWS_PER_S)))
+    deadline = _Deadline(clock, board, task, len(task.before) / len(rows), progress)
+    if deadline.stop_all():
+        return
+    study = _study(task, board, clock, len(rows), first, deadline, progress)
+    folder = board.path.parent.resolve() / "trials"
+    job = Job(folder, task.encoder.to_json(), task.base, len(rows))
+    valid = sample(task.parts["validation"], MOST_VALID_ROWS)
+    train_inputs, valid_inputs = (
+        inputs(encoded(task.encoder, part), task.encoder, task.base.network) for part in (rows, valid)
+    )
+    job.save(train_inputs, valid_inputs, valid.slate)
+    del train_inputs, valid_inputs
+    progress.searching(clock.budget_s)
+    try:
+        _tuner(job, study, deadline).fit()
+    finally:
+        progress.searched()
+        shutil.rmtree(folder, ignore_errors=True)
+    if board.winner(task.most_us) is None:
+        failures = [entry.failed for entry in board.tried() if entry.failed]
+        raise TabrankError(
+            f"search: no network could be trained; the last one: {(failures or ['unknown'])[-1]}"
+        )
+
+
+def _study(
+    task: Task,
+    board: Leaderboard,
+    clock: Clock,
+    num_rows: int,
+    first: Sequence[FitConfig],
+    deadline: _Deadline,
+    progress: SearchProgress,
+) -> Study:
+    valid = task.parts["validation"]
+
+    def cost(network: NetworkConfig) -> float:
+        return us_per_candidate(task.encoder, network, valid.matrix.numeric, valid.matrix.category)
+
+    def told(entry: Entry) -> None:
+        clock.save(over=False)
+        progress.trial(entry, board.winner(task.most_us), deadline.left_s())
+
+    study = Study(
+        Space(num_rows),
+        task.base,
+        board,
+        first=[*first, task.base, replace(task.base, network=SMALLEST)],
+        cost=cost,
+        most_us=task.most_us,
+        rate=float(valid.label.mean()),
+        told=told,
+    )
+    cheapest = study.cost(SMALLEST)
+    if task.most_us is not None and cheapest > task.most_us:
+        raise TabrankError(
+            f"--max-us-per-candidate {task.most_us:g}: the smallest network takes {cheapest:.2f} µs on this "
+            "machine; allow more, or give the surface fewer features"
+        )
+    return study
+
+
+def _tuner(job: Job, study: Study, deadline: _Deadline) -> tune.Tuner:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    resources = ray.cluster_resources()
+    at_once = int(resources["CPU"])
+    needs = {"cpu": 1.0}
+    if gpus := resources.get("GPU"):
+        needs["gpu"] = gpus / at_once
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, job=job), needs),
+        tune_config=tune.TuneConfig(
+            search_alg=study,
+            # of those that come to a quarter and a half of their schedule the worse half is stopped there
+            scheduler=ASHAScheduler(
+                time_attr="percent",
+                metric="valid_logloss",
+                mode="min",
+                max_t=100,
+                grace_period=25,
+                reduction_factor=2,
+            ),
+            num_samples=-1,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="run", storage_path=str(job.folder / "tune"), stop=deadline, verbose=0
+        ),
+    )
+
+
+class _Deadline(tune.Stopper):  # type: ignore[misc]
+    """Ends the trials when what is left of the budget is needed to train and measure the winner."""
+
+    def __init__(
+        self, clock: Clock, board: Leaderboard, task: Task, scale: float, progress: SearchProgress
+    ) -> None:
+        """`scale`: how many rows the winner is trained on for each row of a trial."""
+        self._clock, self._board, self._task, self._scale = clock, board, task, scale
+        self._progress = progress
+        self._at_once = int(ray.cluster_resources()["CPU"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps a copy of what it runs, which nobody reads
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is ended for itself: that is the scheduler's."""
+        return False
+
+    def left_s(self) -> float:
+        """Seconds that are left for trials."""
+        winner = self._board.winner(self._task.most_us)
+        rivals_s = sum(entry.seconds for entry in self._board.entries if entry.kind != "tabnet")
+        fits = 1 + math.ceil(self._task.num_teachers / self._at_once)
+        reserve = 1.3 * (fits * winner.seconds * self._scale + rivals_s) + WAIT_S if winner else 0.0
+        return self._clock.budget_s - reserve - self._clock.spent()
+
+    def stop_all(self) -> bool:
+        """Whether the time is up; a search without a finished trial goes on until it has one."""
+        self._progress.elapsed(self._clock.spent())
+        if self._board.winner(self._task.most_us) is None:
+            tried = self._board.tried()
+            return len(tried) >= FAILURES and all(entry.failed for entry in tried)
+        return self.left_s() <= 0

@@ -1,0 +1,51 @@
+"""How commands speak: one answer on stdout, progress and everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """What a command was asked for: JSON, or text for people."""
+    print(json.dumps(result) if as_json else text)
+
+
+def say(message: str) -> None:
+    """A line of progress."""
+    print(message, file=sys.stderr)
+
+
+def decimal(value: float | None) -> str:
+    """A measure with four decimals; a dash where it is not defined."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+class Share:
+    """A bar on a terminal, a plain line every tenth elsewhere; told of shares from 0 to 1 in a `with` block."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = 0
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")
+
+    def __call__(self, share: float) -> None:
+        """So much is done."""
+        if sys.stderr.isatty():
+            width = min(40, shutil.get_terminal_size().columns - 20)
+            sys.stderr.write(f"\r{self._what} [{'#' * int(share * width):<{width}}] {share:4.0%}")
+        elif int(share * 10) > self._said:
+            self._said = int(share * 10)
+            sys.stderr.write(f"{self._what} {self._said * 10} %\n")
