@@ -50,7 +50,7 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/pytest -q -m 'not integration'
+	@$(BIN)/pytest -q -n 2 -m 'not integration'
 
 test: install ## Everything, with real Ray, HTTP and Locust.
 	@$(BIN)/pytest -q

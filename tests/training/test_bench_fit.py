@@ -18,11 +18,11 @@ def result():
 
 
 def test_every_way_of_training_has_a_speed_and_a_logloss(result):
-    assert result["rows_per_s"].keys() == {"fit", "fit_one_thread", "plain", "ours"}
-    assert result["valid_logloss"].keys() == result["rows_per_s"].keys()
-    assert all(speed > 0 for speed in result["rows_per_s"].values())
-    fastest = max(result["rows_per_s"]["fit"], result["rows_per_s"]["fit_one_thread"])
-    assert result["ratio_vs_fit"] == pytest.approx(result["rows_per_s"]["ours"] / fastest)
+    speed = result["rows_per_s"]
+    assert speed.keys() == {"fit", "plain", "ours"}  # on one thread; on more, each with as many too
+    assert result["valid_logloss"].keys() == speed.keys()
+    assert all(value > 0 for value in speed.values())
+    assert result["ratio_vs_fit"] == pytest.approx(speed["ours"] / speed["fit"])
 
 
 def test_the_plain_loop_and_ours_make_the_same_steps(result):

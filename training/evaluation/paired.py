@@ -49,6 +49,13 @@ def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
     return {"by": by, "beats": None if better is None else bool(better > 0 and better >= ENOUGH * error)}
 
 
+def is_behind(pair: Mapping[str, Any]) -> bool:
+    """Whether ours is worse by two standard errors, in what the gate goes by."""
+    if pair["gate"]["by"] == "ndcg@10":
+        return pair["ndcg@10"] is not None and bool(pair["ndcg@10"] < -ENOUGH * pair["se"])
+    return pair["logloss"] is not None and bool(pair["logloss"] > ENOUGH * pair["logloss_se"])
+
+
 def mean_and_error(values: F64) -> tuple[float | None, float | None]:
     """The mean of independent values and its standard error; None, both, of fewer than two."""
     if len(values) < 2:

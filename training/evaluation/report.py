@@ -113,9 +113,9 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     network = ", ".join(f"{key} {value}" for key, value in manifest["network"].items())
     features = ", ".join(f"{name} ({kind})" for name, kind in evaluation["features"].items())
     search = f"\n{evaluation['search']['headline']}\n" if evaluation.get("search") else ""
-    same = " The figures below are of the same rows, so calibration looks slightly better than it is."
     trained = f" ({verdict.span(*manifest['span_ms'])})" if "span_ms" in manifest else ""
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
+    suspects = "".join(f"- {suspect}\n" for suspect in manifest.get("suspects", []))
     unsaid = sum(part["model"] is None for part in evaluation["slices"])
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
 {search}
@@ -134,8 +134,7 @@ say who may be shown.
 - **Label**: `{label["event"]}` within {label["within_ms"] / 1000:g} s of the impression.
 - **Features**: {features}. Popular sorts by `{evaluation["popular_feature"]}`.
 - **Network**: {network}.
-- **Calibration**: Platt, a = {manifest["calibration"]["a"]:.4f}, b = {manifest["calibration"]["b"]:.4f}, fitted on the
-  validation rows.{same if rows == ROWS["validation"] else ""}
+- **Calibration**: {_calibration(manifest)}
 - **Made**: {manifest["created"]}, revision {manifest["git"] or "unknown"}, in {manifest["seconds"]} s.
 
 ## How good it is
@@ -157,11 +156,20 @@ In brackets: 95 % intervals by a bootstrap over slates.
 - It knows what its log showed: what was never shown is not in it, and the order then shown favours what stood on top.
 - It is as good as these figures on rows like these; it ages with its data. Fit again as the log grows.
 - A probability is of the label event in its window, on average over rows like these, not of one person's wish.
-"""
+{suspects}"""
 
 
 def _rows(manifest: Mapping[str, Any]) -> str:
     return ROWS.get(manifest.get("measured_on", "validation"), "rows")
+
+
+def _calibration(manifest: Mapping[str, Any]) -> str:
+    if manifest.get("teachers"):
+        return f"none of its own: it was taught by the mean of {manifest['teachers']} networks that differ by seed."
+    text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
+    if manifest.get("measured_on") == "test":
+        return f"{text} validation rows, of a network that had not seen them."
+    return f"{text} validation rows. The figures below are of the same rows, so it looks slightly better than it is."
 
 
 def _figure(name: str, svg: str) -> str:

@@ -6,7 +6,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-TITLES = {"model": "model", "popular": "popular", "lightgbm": "LightGBM", "logistic": "logistic regression"}
+from training.evaluation.paired import is_behind
+
+TITLES = {
+    "model": "model",
+    "current": "current model",
+    "popular": "popular",
+    "lightgbm": "LightGBM",
+    "logistic": "logistic regression",
+}
 MEASURES = {
     "ndcg@10": "NDCG@10",
     "ndcg@5": "NDCG@5",
@@ -29,7 +37,7 @@ def verdict(evaluation: Evaluation) -> str:
     said = {True: "The model beats popular", False: "The model does not beat popular"}
     text = said.get(pair["gate"]["beats"], "Whether the model beats popular cannot be said from these rows")
     text += f": {_difference(pair, pair['gate']['by'])}."
-    winners = [name for name in rivals(evaluation) if _is_behind(evaluation["paired"][f"model-{name}"])]
+    winners = [name for name in rivals(evaluation) if is_behind(evaluation["paired"][f"model-{name}"])]
     for name in winners:
         other = evaluation["paired"][f"model-{name}"]
         text += f" {TITLES.get(name, name)} beats the model: {_difference(other, other['gate']['by'])}."
@@ -133,13 +141,6 @@ def _difference(pair: Mapping[str, Any], by: str) -> str:
     if value is None:
         return f"too few slates define the difference in {name}"
     return f"{name} {value:+.4f}, standard error {error:.4f}, paired over slates"
-
-
-def _is_behind(pair: Mapping[str, Any]) -> bool:
-    """Whether the model is worse by two standard errors, in what the gate goes by."""
-    if pair["gate"]["by"] == "ndcg@10":
-        return pair["ndcg@10"] is not None and bool(pair["ndcg@10"] < -2 * pair["se"])
-    return pair["logloss"] is not None and bool(pair["logloss"] > 2 * pair["logloss_se"])
 
 
 def _with_interval(evaluation: Evaluation, name: str, key: str) -> str:

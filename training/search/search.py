@@ -8,6 +8,7 @@ from typing import Any
 
 from serve.artifact import Artifact, current, load, promote, publish
 from serve.surface import Surface
+from training.evaluation.paired import is_behind
 from training.loop import FitConfig
 from training.network import NetworkConfig
 from training.search.clock import Clock
@@ -70,7 +71,8 @@ def search(
         assert winner is not None
         progress.say(headline(board, winner, most_us))
         manifest = finish(task, board, winner, clock, last, progress)
-    passed = bool(manifest["gate"]["beats"]) and not _beaten(manifest["paired"].get("model-current"))
+    pair = manifest["paired"].get("model-current")
+    passed = bool(manifest["gate"]["beats"]) and not (pair and is_behind(pair))
     clock.save(over=True)
     if models and passed:
         promote(models, publish(out / "artifact", models))
@@ -108,14 +110,3 @@ def _config(manifest: Mapping[str, Any], base: FitConfig) -> FitConfig:
     """The configuration that an artifact was trained with, its seed and workers aside."""
     own = {name: getattr(base, name) for name in ("seed", "num_workers", "position_bias")}
     return FitConfig(**{**manifest["fit"], **own, "network": NetworkConfig(**manifest["network"])})
-
-
-def _beaten(pair: Mapping[str, Any] | None) -> bool:
-    """Whether the other side of a comparison is better by two standard errors."""
-    if pair is None:
-        return False
-    if pair["gate"]["by"] == "ndcg@10":
-        worse, se = pair["ndcg@10"], pair["se"]
-    else:
-        worse, se = -pair["logloss"] if pair["logloss"] is not None else None, pair["logloss_se"]
-    return worse is not None and worse < -2 * se
