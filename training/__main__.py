@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 SurfaceName = Annotated[str, typer.Option(help="A shipped surface's name, or the path of a TOML file.")]
 LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
-Seed = Annotated[int, typer.Option(help="Of weights and order; the same gives the same model.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights and order; the same gives the same model.")]
 Model = Annotated[Path, typer.Option(help="An artifact, or the folder of a search.")]
 Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
 Budget = Annotated[str, typer.Option(help="How long it may take in all, such as 5m, 30m or 2h.")]
@@ -184,7 +185,7 @@ def search(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Find the best network that serves within its cost; exit code 1 where it does not beat popular.
+    """Find the best network that serves within its cost; exit code 1 where the winner does not beat popular.
 
     The winner is OUT/artifact, its report OUT/artifact/report.html.
     """
@@ -242,6 +243,8 @@ def refresh(
 
 
 def _answer_search(found: dict[str, Any], as_json: bool) -> None:
+    from training.evaluation.verdict import difference
+
     lines = [found["headline"]]
     for entry in found["leaderboard"][:10]:
         us = "–" if entry["us_per_candidate"] is None else f"{entry['us_per_candidate']:.1f} µs"
@@ -249,11 +252,11 @@ def _answer_search(found: dict[str, Any], as_json: bool) -> None:
             f"  {entry['name']:<20} logloss {decimal(entry['valid_logloss'])}  auc {decimal(entry['valid_auc'])}  "
             f"ndcg@10 {decimal(entry['valid_ndcg'])}  {us}{'' if entry['fits'] else '  over the cost'}"
         )
-    pair, ours = found["paired"]["model-popular"], found["test"]["test"]
+    pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
     passed = "passed" if found["passed"] else "NOT passed"
     lines.append(
-        f"on the test rows: auc {decimal(ours['auc'])}, ndcg@10 {decimal(ours['ndcg@10'])}, above popular by "
-        f"{decimal(pair['ndcg@10'])} (standard error {decimal(pair['se'])}): {passed}"
+        f"on the test rows: auc {decimal(ours['auc'])}, ndcg@10 {decimal(ours['ndcg@10'])}; against popular "
+        f"{difference(pair, pair['gate']['by'])}: {passed}"
     )
     lines.append(f"{found['artifact']}{' is published and current' if found['published'] else ''}")
     answer(found, as_json, "\n".join(lines))
@@ -306,15 +309,13 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Verify an artifact, copy it to the published ones, and make it current."""
-    from serve.artifact import promote as point
-    from serve.artifact import publish as copy
-    from serve.scorers import load_scorer
+    from training.publish import publish as run
 
     model = artifact_of(model)
-    load_scorer(model, "onnx")
-    version = copy(model, models)
-    if promote:
-        point(models, version)
+    gate = json.loads((model / "manifest.json").read_text()).get("gate") if model.is_dir() else None
+    version = run(model, models, make_current=promote)
+    if gate and not gate["beats"]:
+        say(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
     answer(
         {"version": version, "current": promote},
         as_json,

@@ -73,6 +73,7 @@ def fit(
         manifest={
             "rows": prepared.num_train,
             "counts": prepared.counts,
+            "span_ms": prepared.span_ms,
             "position_tau": trained.position_tau,
         },
         begun=begun,
@@ -125,7 +126,7 @@ def save(
     }
     files = build_files(model.network, model.encoder, model.calibration)
     files["surface.toml"] = surface.text.encode()
-    files["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
+    files["evaluation.json"] = json.dumps(evaluation, indent=1, allow_nan=False).encode()
     files["golden.safetensors"] = golden(
         model.network, model.calibration, held.matrix.numeric, held.matrix.category
     )

@@ -41,6 +41,7 @@ class Prepared:
     valid: Dataset
     encoder: Encoder
     num_train: int
+    span_ms: tuple[int, int]  # the times of the first and the last training row
     counts: dict[str, int]
 
     @property
@@ -67,7 +68,7 @@ def prepare(
     Raises:
         TabrankError: for a bad log, or one with too little in it.
     """
-    folder = storage.resolve() / "rows"
+    folder = storage.resolve() / "fit-rows"
     shutil.rmtree(folder, ignore_errors=True)  # of a fit that was killed
     try:
         yield _prepare(surface, log, folder, memory_bytes or available_bytes() // 2, progress)
@@ -89,25 +90,27 @@ def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, prog
 
 def _in_memory(surface: Surface, log: Log, plan: Plan, progress: Progress) -> Prepared:
     (data,) = plan.parts(len(plan), progress)
-    train, valid = by_time(data, SHARES)
+    train, valid = by_time(data, SHARES, surface.label.within_ms)
     del data
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
-    return Prepared(encoded(encoder, train), valid, encoder, len(train), train.counts)
+    span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
+    return Prepared(encoded(encoder, train), valid, encoder, len(train), span_ms, train.counts)
 
 
 def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Progress) -> Prepared:
     """Two passes: the features of each part to disk, then, with the encoder of a sample, the network inputs."""
-    num_train = int(_cuts(plan.ts_ms, SHARES)[0])
-    cut_ms = plan.ts_ms[num_train]
-    every = -(-(len(plan) - num_train) // MAX_VALIDATION)
+    cut = int(_cuts(plan.ts_ms, SHARES)[0])
+    cut_ms = plan.ts_ms[cut]
+    num_train = int(np.searchsorted(plan.ts_ms, cut_ms - surface.label.within_ms))
+    every = -(-(len(plan) - cut) // MAX_VALIDATION)
     num_sample = min(MAX_SAMPLE, num_train)
     wanted = np.sort(default_rng(0).permutation(num_train)[:num_sample])
     sample, valid, raw = [], [], []
     at = num_slates = num_positive = 0
     (folder / "raw").mkdir(parents=True)
     for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
-        is_late = part.ts_ms >= cut_ms
-        early, late = np.flatnonzero(~is_late), np.flatnonzero(is_late)
+        early = np.flatnonzero(part.ts_ms < cut_ms - surface.label.within_ms)
+        late = np.flatnonzero(part.ts_ms >= cut_ms)
         if len(late):
             kept = part.take(late)
             slates = num_slates + np.cumsum(np.diff(kept.slate, prepend=-1) != 0) - 1
@@ -143,7 +146,8 @@ def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Pro
         spill.add(ready.x.numpy(), rows.label, rows.position)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
-    return Prepared(train, held, encoder, num_train, plan.counts)
+    span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
+    return Prepared(train, held, encoder, num_train, span_ms, plan.counts)
 
 
 def _rows(matrix: Matrix, rows: I64) -> Matrix:
@@ -155,8 +159,10 @@ def encoded(encoder: Encoder, data: Dataset) -> Rows:
     return Rows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
 
 
-def by_time(data: Dataset, shares: Mapping[str, float]) -> list[Dataset]:
+def by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
     """The rows in parts of these shares, one after the other in time; rows of one time stay together.
+
+    Rows whose label window of `within_ms` reaches into the next part are left out: their labels are of its time.
 
     Raises:
         TabrankError: naming the part that does not hold both labels.
@@ -164,6 +170,8 @@ def by_time(data: Dataset, shares: Mapping[str, float]) -> list[Dataset]:
     cuts = _cuts(data.ts_ms, shares)
     parts = []
     for name, rows in zip(shares, np.split(np.arange(len(data)), cuts), strict=True):
+        if len(rows) and rows[-1] + 1 < len(data):
+            rows = rows[data.ts_ms[rows] < data.ts_ms[rows[-1] + 1] - within_ms]
         _check_labels(name, len(rows), int(data.label[rows].sum()))
         parts.append(data.take(rows))
     return parts

@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
     """What a command was asked for: JSON, or text for people."""
-    print(json.dumps(result) if as_json else text)
+    print(json.dumps(result, allow_nan=False) if as_json else text)
 
 
 def say(message: str) -> None:

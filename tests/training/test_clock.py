@@ -46,3 +46,17 @@ def test_a_refresh_begins_anew_after_one_that_is_over_or_was_of_other_rows(tmp_p
     clock.save(over=True)
     Clock(out, 60.0).claim("newer rows", anew=True)
     assert not (out / "left").exists()
+
+
+def test_what_the_first_call_chose_stays_whatever_budget_comes_later(tmp_path):
+    first = Clock(tmp_path / "out", 60.0)
+    first.claim("rows", anew=False)
+    assert first.keep("trial_rows", 50_000) == 50_000
+    later = Clock(tmp_path / "out", 600.0)
+    later.claim("rows", anew=False)
+    assert later.keep("trial_rows", 300_000) == 50_000
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    (tmp_path / "out").mkdir()
+    Clock(tmp_path / "out", 60.0).claim("rows", anew=False)

@@ -7,12 +7,14 @@ import torch
 from tiny import tables
 
 from serve.errors import TabrankError
+from serve.features import Columns, Matrix
 from serve.log import write_log
 from training import prepare as preparing
 from training import spill as spilling
+from training.dataset import Dataset
 from training.loop import Inputs, inputs
 from training.network import NetworkConfig
-from training.prepare import prepare
+from training.prepare import by_time, prepare
 from training.spill import Spill, read
 from training.stream import Streamed
 
@@ -159,3 +161,27 @@ def test_ranks_share_the_batches_that_one_process_would_have(streamed):
     alone = batches(streamed, 96, 0, 96, seed=3).position.reshape(10, 96)
     ranks = [batches(streamed, 96, 32 * r, 32 * (r + 1), seed=3).position.reshape(10, 32) for r in range(3)]
     assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
+
+
+def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_path):
+    ts_ms = np.arange(100) * 1_000
+    zeros = np.zeros(100, np.int64)
+    data = Dataset(
+        columns=Columns(("a",), (), ()),
+        matrix=Matrix(np.zeros((100, 1), np.float32), np.zeros((100, 0), np.uint64)),
+        label=(np.arange(100) % 2).astype(np.float32),
+        slate=np.arange(100),
+        shown=zeros,
+        ts_ms=ts_ms,
+        popular=np.zeros(100, np.float32),
+        position=zeros,
+        viewer_seen=zeros,
+        candidate_seen=zeros,
+        request_ids=[],
+        candidate_ids=[],
+        counts={},
+    )
+    early, late = by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=5_000)
+    assert late.ts_ms[0] - early.ts_ms[-1] > 5_000
+    assert late.ts_ms[0] - early.ts_ms[-1] <= 6_000
+    assert len(late) == len(by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=0)[1])

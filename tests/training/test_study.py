@@ -63,7 +63,7 @@ def test_a_trial_that_dies_is_on_the_leaderboard_with_its_reason_and_ends_nothin
     searcher.on_trial_complete("a", None, error=True)
     searcher.suggest("b")
     searcher.on_trial_complete("b", {"valid_logloss": math.inf, "failed": "the gradient became nan"})
-    assert [entry.failed for entry in board.entries] == ["its worker died", "the gradient became nan"]
+    assert [entry.failed for entry in board.entries] == ["its process died", "the gradient became nan"]
     assert told == board.entries
     assert board.winner(None) is None
     assert searcher.suggest("c")

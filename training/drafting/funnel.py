@@ -176,7 +176,7 @@ def _downs(kinds: list[str]) -> dict[str, str]:
     """The kinds that take another back, by name: `leave` of `join`, `unlike` of `like`."""
     found = {}
     for up in kinds:
-        for down in (*DOWN_OF.get(up, ()), f"un{up}", f"dis{up}"):
+        for down in (*DOWN_OF.get(up, ()), f"un{up}"):
             if down in kinds:
                 found[down] = up
     return found

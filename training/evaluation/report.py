@@ -89,7 +89,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     ]
     if evaluation.get("history"):
         curve = charts.learning(evaluation["history"], evaluation["best_epoch"])
-        parts += ["<h2>Learning</h2>", _figure("learning", curve)]
+        whose = "<p>Of the trial that won; the model itself was then trained on all rows before the test.</p>"
+        parts += ["<h2>Learning</h2>", whose if search else "", _figure("learning", curve)]
     parts += ["<h2>Reliability</h2>", _figure("reliability", charts.reliability(curves["reliability"]))]
     if curves["lift"]["model"]:
         parts += ["<h2>Lift and gain</h2>", _figure("lift", charts.lift(curves["lift"]["model"]))]

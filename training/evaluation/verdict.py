@@ -36,11 +36,11 @@ def verdict(evaluation: Evaluation) -> str:
     pair = evaluation["paired"]["model-popular"]
     said = {True: "The model beats popular", False: "The model does not beat popular"}
     text = said.get(pair["gate"]["beats"], "Whether the model beats popular cannot be said from these rows")
-    text += f": {_difference(pair, pair['gate']['by'])}."
+    text += f": {difference(pair, pair['gate']['by'])}."
     winners = [name for name in rivals(evaluation) if is_behind(evaluation["paired"][f"model-{name}"])]
     for name in winners:
         other = evaluation["paired"][f"model-{name}"]
-        text += f" {TITLES.get(name, name)} beats the model: {_difference(other, other['gate']['by'])}."
+        text += f" {TITLES.get(name, name)} beats the model: {difference(other, other['gate']['by'])}."
     return text
 
 
@@ -135,7 +135,8 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _difference(pair: Mapping[str, Any], by: str) -> str:
+def difference(pair: Mapping[str, Any], by: str) -> str:
+    """What the model is above the other side, by `ndcg@10` or `logloss`, with its standard error."""
     value, error = (pair["ndcg@10"], pair["se"]) if by == "ndcg@10" else (pair["logloss"], pair["logloss_se"])
     name = "NDCG@10" if by == "ndcg@10" else "logloss (lower is better)"
     if value is None:

@@ -21,11 +21,11 @@ class Clock:
         self.out, self.budget_s = out, budget_s
         self._begun = time.monotonic()
         self._state: dict[str, Any] = {"spent_s": 0.0}
-        if out.exists() and not (out / FILE).exists():
+        if out.exists() and not (out / FILE).exists() and any(out.iterdir()):
             raise TabrankError(
                 f"{out}: exists already and holds no search; name another folder or remove it first"
             )
-        if out.exists():
+        if (out / FILE).exists():
             self._state = json.loads((out / FILE).read_text())
 
     def claim(self, identity: str, *, anew: bool) -> None:
@@ -38,7 +38,10 @@ class Clock:
         """
         other = self._state.get("identity", identity) != identity
         if anew and (other or self._state.get("over")):
-            shutil.rmtree(self.out)
+            aside = self.out.with_name(f".{self.out.name}.old")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.out.rename(aside)  # at once, so that a kill leaves no half of a search
+            shutil.rmtree(aside)
             self._state = {"spent_s": 0.0}
         elif other:
             raise TabrankError(
@@ -47,6 +50,12 @@ class Clock:
         self._state["identity"] = identity
         self.out.mkdir(parents=True, exist_ok=True)
         self.save(over=False)
+
+    def keep(self, name: str, value: int) -> int:
+        """What the first call of this search gave under this name, however later ones differ."""
+        kept = int(self._state.setdefault(name, value))
+        self.save(over=False)
+        return kept
 
     def spent(self) -> float:
         """Seconds, those of earlier calls included."""

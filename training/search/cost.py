@@ -28,19 +28,21 @@ def us_per_candidate(
     numeric: NDArray[np.float32],
     category: NDArray[np.uint64],
 ) -> float:
-    """µs a candidate, on one thread, of a network of this shape on rows like these ([R, F], [R, K]).
+    """µs a candidate, on one thread, of a network of this shape on rows like these ([R, F], [R, K]): from the matrix
+    to the probability, look-ups included.
 
     The weights are random: what the graph computes does not depend on them. The lower quartile of the
     runs is taken, since whatever else the machine does only adds.
     """
     at = np.resize(np.arange(len(numeric)), NUM_ROWS)
-    feeds = dict(zip(("numeric", "hot", "index"), encoder.encode(numeric[at], category[at]), strict=True))
+    numeric, category = numeric[at], category[at]
     session = _session(encoder, config)
-    feeds = {node.name: feeds[node.name] for node in session.get_inputs()}
+    names = [node.name for node in session.get_inputs()]
     taken = []
     for _ in range(WARM_UPS + NUM_RUNS):
         begun = time.perf_counter()
-        session.run(["probability"], feeds)
+        feeds = dict(zip(("numeric", "hot", "index"), encoder.encode(numeric, category), strict=True))
+        session.run(["probability"], {name: feeds[name] for name in names})
         taken.append(time.perf_counter() - begun)
     return float(np.quantile(taken[WARM_UPS:], 0.25) * 1e6 / NUM_ROWS)
 

@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from serve.encoder import Encoder
+from serve.errors import TabrankError
 from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, run
 from training.network import Network
-from training.search.trial import Job
+from training.position import Bias
+from training.search.trial import Job, device, needs
 
 SHARE = 0.7
 """Of a label, how much is the teachers' word; the rest is what was seen."""
@@ -31,7 +33,8 @@ def distilled(
 
     The rows lie in `job`; each teacher's word is kept beside them, so that a killed search goes on. Ray must run.
     """
-    teach = ray.remote(num_cpus=1)(_teach)
+    asks = needs()
+    teach = ray.remote(num_cpus=asks["cpu"], num_gpus=asks.get("gpu", 0))(_teach)
     said: dict[int, NDArray[np.float32]] = {}
     pending = {}
     for number in range(1, num_teachers + 1):
@@ -43,11 +46,17 @@ def distilled(
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
         number = pending.pop(done)
-        said[number] = ray.get(done)
+        word = ray.get(done)
+        if word is None:
+            say(f"teacher {number} diverged and is left out")
+            continue
+        said[number] = word
         partial = _path(job.folder, number).with_suffix(".partial.npy")
         np.save(partial, said[number])
         partial.replace(_path(job.folder, number))
         say(f"teacher {len(said)}/{num_teachers} is trained")
+    if not said:
+        return rows.label
     mean = np.mean(list(said.values()), axis=0)
     return np.asarray(SHARE / (1.0 + np.exp(-mean)) + (1.0 - SHARE) * rows.label, np.float32)
 
@@ -56,12 +65,19 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"teacher-{number}.npy"
 
 
-def _teach(job: Job, config: FitConfig) -> NDArray[np.float32]:
-    """The logits [N] of a network on the rows that it was trained on."""
+def _teach(job: Job, config: FitConfig) -> NDArray[np.float32] | None:
+    """The logits [N] of a network on the rows that it was trained on, as they were shown; None if it diverges."""
     torch.set_num_threads(1)
     encoder = Encoder.from_json(job.encoder)
     rows: Inputs = job.rows("train")
-    state = run(rows, job.rows("valid"), encoder, config)
+    try:
+        state = run(rows, job.rows("valid"), encoder, config, device=device())
+    except TabrankError:
+        return None
     network = Network(encoder, config.network).eval()
     network.tabnet.load_state_dict(state.last)
-    return torch.cat([network.logit(x) for x in torch.split(rows.x, EVALUATION_BATCH)]).numpy()
+    bias = Bias(config.position_bias)
+    bias.load_state_dict(state.bias)
+    logit = torch.cat([network.logit(x) for x in torch.split(rows.x, EVALUATION_BATCH)])
+    with torch.no_grad():
+        return np.asarray(bias(logit, rows.position).numpy(), np.float32)

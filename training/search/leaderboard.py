@@ -63,7 +63,8 @@ class Leaderboard:
             lines = path.read_bytes().split(b"\n")
             whole = lines[:-1]  # behind the last line break is what a killed search had not yet written
             if lines[-1]:
-                path.write_bytes(b"".join(line + b"\n" for line in whole))
+                with path.open("r+b") as file:
+                    file.truncate(sum(len(line) + 1 for line in whole))
             self.entries = [Entry(**json.loads(line)) for line in whole]
 
     def add(self, entry: Entry) -> None:
@@ -82,10 +83,13 @@ class Leaderboard:
         """The first entry of a kind."""
         return next((entry for entry in self.entries if entry.kind == kind), None)
 
+    def ranking(self, most_us: float | None) -> list[Entry]:
+        """The networks that were trained to their end and fit the cost, the least validation logloss first."""
+        return sorted((e for e in self.tried() if e.finished and e.fits(most_us)), key=_logloss)
+
     def winner(self, most_us: float | None) -> Entry | None:
-        """The network of least validation logloss of those that fit the budget."""
-        ready = [entry for entry in self.tried() if entry.finished and entry.fits(most_us)]
-        return min(ready, key=_logloss, default=None)
+        """The first of the ranking."""
+        return next(iter(self.ranking(most_us)), None)
 
     def best_rival(self) -> Entry:
         """What is not a network, of least validation logloss."""

@@ -21,6 +21,7 @@ class SearchProgress:
         self._bar: Bar | None = None
         self._best = ""
         self._epochs = 0
+        self._shared = 0.0
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -28,6 +29,12 @@ class SearchProgress:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
+
+    def share(self, share: float) -> None:
+        """How much of the features is computed; said every quarter."""
+        if share - self._shared >= 0.25:
+            self._shared = share
+            self.say(f"features {share:.0%}")
 
     def start(self, epochs: int) -> None:
         """The winner's training begins."""

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serve.artifact import Artifact, current, load, promote, publish
+from serve.artifact import Artifact, current, load
+from serve.errors import TabrankError
 from serve.surface import Surface
 from training.evaluation.paired import is_behind
+from training.leak import suspects
 from training.loop import FitConfig
 from training.network import NetworkConfig
+from training.publish import check_surface, publish
 from training.search.clock import Clock
 from training.search.competition import compete
-from training.search.leaderboard import Leaderboard
+from training.search.leaderboard import Entry, Leaderboard
 from training.search.progress import SearchProgress
 from training.search.task import Task
 from training.search.trials import run_trials
@@ -44,11 +47,14 @@ def search(
     `anew` begins again where `out` holds a search that is over, or one of other rows.
 
     With `models`, the search starts from their current model's configuration, and a winner is published there and
-    promoted where it passes: it beats popular by two standard errors, and the current model does not beat it so.
+    promoted where it passes: it beats popular by two standard errors, the current model does not beat it so, and no
+    feature looks as if it knew the future.
 
     Raises:
         TabrankError: for a bad log, too little data, an `out` of another search, or a `most_us` that nothing fits.
     """
+    if models:
+        check_surface(models, surface.name)
     clock = Clock(out, budget_s)
     progress.say("reading the log and computing features")
     task = Task.read(
@@ -58,24 +64,25 @@ def search(
         most_us=most_us,
         num_teachers=num_teachers,
         days=days,
+        progress=progress.share,
     )
     parts = task.parts
     clock.claim(task.identity, anew=anew)
+    suspected = [str(suspect) for suspect in suspects(parts["training"])]
+    for suspect in suspected:
+        progress.say(suspect)
     last = _last(models, task) if models else None
     board = Leaderboard(out / "leaderboard.jsonl")
-    compete(board, task.encoder, parts["training"], parts["validation"], progress.say)
+    compete(board, task.encoder, parts["training"], task.valid, progress.say)
     with ray_session():
         first = [_config(last.manifest, task.base)] if last else []
         run_trials(task, board, clock, first=first, progress=progress)
-        winner = board.winner(most_us)
-        assert winner is not None
-        progress.say(headline(board, winner, most_us))
-        manifest = finish(task, board, winner, clock, last, progress)
+        winner, manifest = _finished(task, board, clock, last, progress)
     pair = manifest["paired"].get("model-current")
-    passed = bool(manifest["gate"]["beats"]) and not (pair and is_behind(pair))
-    clock.save(over=True)
+    passed = bool(manifest["gate"]["beats"]) and not (pair and is_behind(pair)) and not suspected
     if models and passed:
-        promote(models, publish(out / "artifact", models))
+        publish(out / "artifact", models)
+    clock.save(over=True)
     return {
         "headline": headline(board, winner, most_us),
         "winner": winner.name,
@@ -84,9 +91,10 @@ def search(
         "max_us_per_candidate": most_us,
         "artifact": str(out / "artifact"),
         "version": manifest["version"],
-        "test": manifest["metrics"],
+        "metrics": manifest["metrics"],
         "paired": manifest["paired"],
         "gate": manifest["gate"],
+        "suspects": suspected,
         "passed": passed,
         "published": bool(models and passed),
         "trials": len(board.tried()),
@@ -94,6 +102,22 @@ def search(
         "seconds": round(clock.spent(), 1),
         "leaderboard": board.table(most_us),
     }
+
+
+def _finished(
+    task: Task, board: Leaderboard, clock: Clock, last: Artifact | None, progress: SearchProgress
+) -> tuple[Entry, Mapping[str, Any]]:
+    """The winner and its manifest; where one diverges on all its rows, the next of the ranking."""
+    ranking = board.ranking(task.most_us)
+    for winner in ranking:
+        progress.say(headline(board, winner, task.most_us))
+        try:
+            return winner, finish(task, board, winner, clock, last, progress)
+        except TabrankError as error:
+            if winner is ranking[-1]:
+                raise
+            progress.say(f"{winner.name} failed on all rows, the next one follows: {error}")
+    raise AssertionError("run_trials answers with a network, or not at all")
 
 
 def _last(models: Path, task: Task) -> Artifact | None:

@@ -19,7 +19,7 @@ SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")
 """The choices that serving costs hang on."""
 NUM_RANDOM = 8
 """Points drawn at random before the sampler learns from those that it has seen."""
-NUM_ASKED = 100
+NUM_ASKED = 20
 """How often the sampler may name a network that is too dear before the first point is taken again."""
 
 
@@ -57,8 +57,9 @@ class Study(Searcher):  # type: ignore[misc]
         self._study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         for entry in past:
             self._remember(entry)
-        for config in first[len(past) :]:
-            self._study.enqueue_trial(space.point(config))
+        for point in map(space.point, first):
+            if all(entry.point != point for entry in past):
+                self._study.enqueue_trial(point)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next point to train, with its measured cost."""
@@ -83,7 +84,7 @@ class Study(Searcher):  # type: ignore[misc]
         result = result or {}
         logloss = result.get("valid_logloss")
         if error or logloss is None or not math.isfinite(logloss):
-            entry = self._entry(asked, us, None, failed=result.get("failed", "its worker died"))
+            entry = self._entry(asked, us, None, failed=result.get("failed", "its process died"))
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
             known = ("valid_auc", "valid_ndcg", "seconds", "share", "history", "calibration")

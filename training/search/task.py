@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,17 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from serve.encoder import Encoder
+from serve.errors import TabrankError
 from serve.log import read_log
 from serve.state import Schema
 from serve.strict import UNITS_MS
 from serve.surface import Surface
-from training.dataset import Dataset, build
+from training.dataset import Dataset, Plan
 from training.encoding import category_strings, fit_encoder
 from training.loop import FitConfig
-from training.prepare import by_time
+from training.prepare import available_bytes, by_time, row_bytes
 
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
 """Of the rows by time: models are compared on validation rows, the winner alone is measured on test rows."""
+MOST_VALID_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,24 @@ class Task:
         most_us: float | None,
         num_teachers: int,
         days: float | None,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> Task:
         """The task of a log, of the rows of its newest `days` where they are given.
 
-        Raises TabrankError for a bad log or one that is too short.
+        Raises:
+            TabrankError: for a bad log, one that is too short, or one whose rows do not fit in memory.
         """
+        if days is not None and not days > 0:
+            raise TabrankError(f"--days {days:g}: must be above 0")
         table, schema = read_log(log, surface), Schema(surface)
-        data = build(schema, table)
+        plan = Plan(schema, table)
+        need, have = len(plan) * row_bytes(plan), available_bytes()
+        if need > have:
+            raise TabrankError(
+                f"{log}: a search over its {len(plan):,} rows would take {need / 2**30:.1f} GiB of memory, and "
+                f"{have / 2**30:.1f} are free; search in a part of the log, or fit without a search"
+            )
+        (data,) = plan.parts(len(plan), progress)
         if days is not None:
             data = data.take(np.flatnonzero(data.ts_ms >= data.ts_ms[-1] - days * UNITS_MS["d"]))
         return cls(schema, data, category_strings(surface, table), base, most_us, num_teachers)
@@ -60,12 +74,19 @@ class Task:
     @cached_property
     def parts(self) -> dict[str, Dataset]:
         """The rows for training, validation and test."""
-        return dict(zip(SHARES, by_time(self.data, SHARES), strict=True))
+        parts = by_time(self.data, SHARES, self.schema.surface.label.within_ms)
+        return dict(zip(SHARES, parts, strict=True))
+
+    @cached_property
+    def valid(self) -> Dataset:
+        """The validation rows by which every model is compared: all, or a sample of them."""
+        return sample(self.parts["validation"], MOST_VALID_ROWS)
 
     @cached_property
     def before(self) -> Dataset:
         """All rows before the test rows."""
-        return self.data.take(np.arange(len(self.data) - len(self.parts["test"])))
+        shares = {"training": SHARES["training"] + SHARES["validation"], "test": SHARES["test"]}
+        return by_time(self.data, shares, self.schema.surface.label.within_ms)[0]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -79,8 +100,9 @@ class Task:
     @cached_property
     def identity(self) -> str:
         """Changes with the surface, the rows and the seed: with all that trials of one search share."""
+        data = self.data
         digest = hashlib.sha256(f"{self.schema.surface.fingerprint} {self.base.seed}".encode())
-        for array in (self.data.label, self.data.ts_ms, self.data.popular):
+        for array in (data.label, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 

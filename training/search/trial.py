@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.tune
 import torch
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from serve.encoder import Encoder
 from serve.errors import TabrankError
 from training.calibrate import fit_platt
 from training.evaluation.metrics import Slates, measure
-from training.loop import FitConfig, Inputs, State, run
+from training.loop import EVALUATION_BATCH, FitConfig, Inputs, State, run
 from training.network import Network
 from training.search.space import Space
 
@@ -64,32 +65,47 @@ def run_trial(point: Mapping[str, Any], job: Job) -> None:
             ray.tune.report(_told(state, percent=100 * done // config.epochs))
 
     try:
-        state = run(
-            job.rows("train"),
-            valid,
-            encoder,
-            config,
-            after_epoch=after_epoch,
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        )
-    except TabrankError as error:
-        ray.tune.report({"percent": 100, "valid_logloss": float("inf"), "failed": str(error)})
+        state = run(job.rows("train"), valid, encoder, config, after_epoch=after_epoch, device=device())
+        found = _measured(state, encoder, config, valid, job.slates())
+    except Exception as error:  # whatever it was belongs on the leaderboard, and ends this trial alone
+        what = "" if isinstance(error, TabrankError) else f"{type(error).__name__}: "
+        ray.tune.report({"percent": 100, "valid_logloss": float("inf"), "failed": f"{what}{error}"})
         return
+    ray.tune.report(_told(state, percent=100) | found)
+
+
+def device() -> torch.device:
+    """What a network is trained on, here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def needs() -> dict[str, float]:
+    """What one network asks of Ray: a CPU, and its share of the GPUs where there are any."""
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0.0)
+    return {"cpu": 1.0} | ({"gpu": gpus / resources["CPU"]} if gpus else {})
+
+
+def _measured(
+    state: State, encoder: Encoder, config: FitConfig, valid: Inputs, slate: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The measures of the network as it would serve, which knows no position."""
     network = Network(encoder, config.network).eval()
     network.tabnet.load_state_dict(state.last)
-    with torch.no_grad():
-        logit = torch.cat([network(x)[0] for x in torch.split(valid.x, 16_384)]).double().numpy()
-    calibration = fit_platt(logit, valid.label.numpy())
-    slates = Slates(valid.label.numpy(), job.slates())
-    measured = measure(slates, logit, is_probability=False)
-    ray.tune.report(
-        {
-            **_told(state, percent=100),
-            "valid_ndcg": measured["ndcg@10"],
-            "calibration": [calibration.a, calibration.b],
-            "history": list(state.history),
-        }
-    )
+    logit = torch.cat([network.logit(x) for x in torch.split(valid.x, EVALUATION_BATCH)]).double().numpy()
+    label = valid.label.numpy()
+    calibration = fit_platt(logit, label)
+    found: dict[str, Any] = {
+        "valid_ndcg": measure(Slates(label, slate), logit, is_probability=False)["ndcg@10"],
+        "calibration": [calibration.a, calibration.b],
+        "history": list(state.history),
+    }
+    if config.position_bias != "ignored":
+        # its history knows the positions, as no rival does
+        chance = 1.0 / (1.0 + np.exp(-(calibration.a * logit + calibration.b)))
+        measured = measure(Slates(label, slate), chance, is_probability=True)
+        found |= {"valid_logloss": measured["logloss"], "valid_auc": measured["auc"]}
+    return found
 
 
 def _told(state: State, percent: int) -> dict[str, Any]:

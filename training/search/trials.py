@@ -24,12 +24,11 @@ from training.search.progress import SearchProgress
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import Task, sample
-from training.search.trial import Job, run_trial
+from training.search.trial import Job, needs, run_trial
 
 ROWS_PER_S = 500
 """Rows that a trial trains on for each second of the budget; with more there would be too few trials."""
 LEAST_ROWS = 50_000
-MOST_VALID_ROWS = 200_000
 WAIT_S = 20.0
 """What the end of a search takes beside training: starting the workers, measures, writing."""
 FAILURES = 5
@@ -51,14 +50,17 @@ def run_trials(
     Raises:
         TabrankError: nothing fits the cost, or no network could be trained.
     """
-    rows = sample(task.parts["training"], max(LEAST_ROWS, int(clock.budget_s * ROWS_PER_S)))
+    # What the first call chose stays, whatever budget comes later: else trials could not be compared.
+    most = clock.keep("trial_rows", max(LEAST_ROWS, int(clock.budget_s * ROWS_PER_S)))
+    rows = sample(task.parts["training"], most)
     deadline = _Deadline(clock, board, task, len(task.before) / len(rows), progress)
     if deadline.stop_all():
+        _check_winner(board, task)
         return
     study = _study(task, board, clock, len(rows), first, deadline, progress)
     folder = board.path.parent.resolve() / "trials"
     job = Job(folder, task.encoder.to_json(), task.base, len(rows))
-    valid = sample(task.parts["validation"], MOST_VALID_ROWS)
+    valid = task.valid
     train_inputs, valid_inputs = (
         inputs(encoded(task.encoder, part), task.encoder, task.base.network) for part in (rows, valid)
     )
@@ -70,11 +72,24 @@ def run_trials(
     finally:
         progress.searched()
         shutil.rmtree(folder, ignore_errors=True)
+    _check_winner(board, task)
+
+
+def _check_winner(board: Leaderboard, task: Task) -> None:
     if board.winner(task.most_us) is None:
         failures = [entry.failed for entry in board.tried() if entry.failed]
-        raise TabrankError(
-            f"search: no network could be trained; the last one: {(failures or ['unknown'])[-1]}"
-        )
+        why = f"the last one: {failures[-1]}" if failures else "none that was fits the cost"
+        raise TabrankError(f"search: no network could be trained; {why}")
+
+
+def reserve_s(board: Leaderboard, task: Task, winner: Entry, scale: float, num_teachers: int) -> float:
+    """Seconds for the end of a search: teachers, the winner itself, its rivals and the measures.
+
+    `scale`: how many rows they are trained on for each row of a trial.
+    """
+    fits = 1 + math.ceil(num_teachers / int(ray.cluster_resources()["CPU"]))
+    rivals_s = sum(entry.seconds for entry in board.entries if entry.kind != "tabnet")
+    return 1.3 * (fits * winner.seconds * scale + rivals_s) + WAIT_S
 
 
 def _study(
@@ -86,7 +101,7 @@ def _study(
     deadline: _Deadline,
     progress: SearchProgress,
 ) -> Study:
-    valid = task.parts["validation"]
+    valid = task.valid
 
     def cost(network: NetworkConfig) -> float:
         return us_per_candidate(task.encoder, network, valid.matrix.numeric, valid.matrix.category)
@@ -117,13 +132,8 @@ def _study(
 def _tuner(job: Job, study: Study, deadline: _Deadline) -> tune.Tuner:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    resources = ray.cluster_resources()
-    at_once = int(resources["CPU"])
-    needs = {"cpu": 1.0}
-    if gpus := resources.get("GPU"):
-        needs["gpu"] = gpus / at_once
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, job=job), needs),
+        tune.with_resources(tune.with_parameters(run_trial, job=job), needs()),
         tune_config=tune.TuneConfig(
             search_alg=study,
             # of those that come to a quarter and a half of their schedule the worse half is stopped there
@@ -136,7 +146,7 @@ def _tuner(job: Job, study: Study, deadline: _Deadline) -> tune.Tuner:
                 reduction_factor=2,
             ),
             num_samples=-1,
-            max_concurrent_trials=at_once,
+            max_concurrent_trials=int(ray.cluster_resources()["CPU"]),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -154,7 +164,6 @@ class _Deadline(tune.Stopper):  # type: ignore[misc]
         """`scale`: how many rows the winner is trained on for each row of a trial."""
         self._clock, self._board, self._task, self._scale = clock, board, task, scale
         self._progress = progress
-        self._at_once = int(ray.cluster_resources()["CPU"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps a copy of what it runs, which nobody reads
@@ -164,12 +173,12 @@ class _Deadline(tune.Stopper):  # type: ignore[misc]
         return False
 
     def left_s(self) -> float:
-        """Seconds that are left for trials."""
+        """Seconds that are left for trials, which get half of the budget at least."""
         winner = self._board.winner(self._task.most_us)
-        rivals_s = sum(entry.seconds for entry in self._board.entries if entry.kind != "tabnet")
-        fits = 1 + math.ceil(self._task.num_teachers / self._at_once)
-        reserve = 1.3 * (fits * winner.seconds * self._scale + rivals_s) + WAIT_S if winner else 0.0
-        return self._clock.budget_s - reserve - self._clock.spent()
+        reserve = 0.0
+        if winner:
+            reserve = reserve_s(self._board, self._task, winner, self._scale, self._task.num_teachers)
+        return self._clock.budget_s - min(reserve, self._clock.budget_s / 2) - self._clock.spent()
 
     def stop_all(self) -> bool:
         """Whether the time is up; a search without a finished trial goes on until it has one."""

@@ -15,7 +15,7 @@ from serve.artifact import Artifact, load
 from serve.graph import Calibration
 from training.evaluation.evaluate import score
 from training.fit import save
-from training.loop import inputs
+from training.loop import FitConfig, inputs
 from training.model import UNCALIBRATED, Model
 from training.prepare import encoded
 from training.rivals import RIVALS
@@ -26,6 +26,7 @@ from training.search.progress import SearchProgress
 from training.search.space import Space
 from training.search.task import Task
 from training.search.trial import Job
+from training.search.trials import reserve_s
 from training.trainer import train
 
 WATCHED = 0.1
@@ -42,48 +43,50 @@ def finish(
 ) -> Mapping[str, Any]:
     """Writes the winner to the artifact in the search's folder, unless that is it already; the manifest.
 
-    Without teachers the calibration is that of its trial, on validation rows that the network had not seen. A mean of
-    teachers is less sure of itself than each, and what it teaches needs none: a single network's map made it worse
-    (RankLens, rows later than all training: ECE 0.0144 in place of 0.0107, logloss 0.4067 of 0.4064). `last` is the
-    model that it would follow, which is measured beside it.
+    `last` is the model that it would follow, measured beside it where it was trained on earlier rows alone.
+
+    Raises:
+        TabrankError: the training diverges on these rows.
     """
     begun = time.perf_counter()
     artifact = clock.out / "artifact"
+    stands_for = {
+        "winner": winner.name,
+        "trials": len(board.tried()),
+        "max_us_per_candidate": task.most_us,
+        "asked_teachers": task.num_teachers,
+        "follows": last.version if last else None,
+    }
     if artifact.exists():
         made = load(artifact)
-        if json.loads(made.read("evaluation.json"))["search"]["trials"] == len(board.tried()):
+        found = json.loads(made.read("evaluation.json"))["search"]
+        if all(found.get(name) == value for name, value in stands_for.items()):
             return made.manifest
     before, test = task.before, task.parts["test"]
     encoder = task.encoder_of(before)
-    config = Space(len(before)).config(winner.point, replace(task.base, restore_best=False))
+    config = _config(task, winner, len(before))
+    num_teachers = _affordable(task, board, winner, clock)
+    if num_teachers < task.num_teachers:
+        progress.say(f"the budget leaves time for {num_teachers} of {task.num_teachers} teachers")
     progress.say(f"training {winner.name} on all {len(before):,} rows before the test rows")
     watched = before.take(np.arange(int(len(before) * (1 - WATCHED)), len(before)))
     rows, last_rows = encoded(encoder, before), encoded(encoder, watched)
-    if task.num_teachers:
-        job = Job(
-            clock.out.resolve() / "fit" / f"teachers of {winner.name}", encoder.to_json(), config, len(before)
-        )
+    if num_teachers:
+        folder = clock.out.resolve() / "fit" / f"teachers of {winner.name}"
+        job = Job(folder, encoder.to_json(), config, len(before))
         given, seen = (inputs(part, encoder, config.network) for part in (rows, last_rows))
         job.save(given, seen, watched.slate)
-        labels = distilled(rows, job, config, num_teachers=task.num_teachers, say=progress.say)
+        labels = distilled(rows, job, config, num_teachers=num_teachers, say=progress.say)
         rows = replace(rows, label=labels)
-    trained = train(
-        rows,
-        last_rows,
-        encoder,
-        config,
-        storage=clock.out / "fit",
-        progress=progress,
-    )
-    calibration = UNCALIBRATED
-    if not task.num_teachers:
-        assert winner.calibration is not None
-        calibration = Calibration(*winner.calibration)
+    trained = train(rows, last_rows, encoder, config, storage=clock.out / "fit", progress=progress)
+    calibration = _calibration(task, winner, num_teachers)
     model = Model.of(encoder, config.network, trained.weights, calibration)
     progress.say("measuring it on the test rows, beside its rivals")
     rivals: dict[str, Any] = {kind: make(encoder, before)(test.matrix) for kind, make in RIVALS.items()}
-    if last is not None:
+    if last is not None and _is_earlier(last, test.ts_ms[0]):
         rivals["current"] = score(last.path, test)
+    elif last is not None:
+        progress.say(f"the current model {last.version} has seen some of the test rows: it is not compared")
     draft = clock.out / "artifact.new"
     shutil.rmtree(draft, ignore_errors=True)
     manifest = save(
@@ -100,17 +103,16 @@ def finish(
             "search": {
                 "headline": headline(board, winner, task.most_us),
                 "budget_s": clock.budget_s,
-                "max_us_per_candidate": task.most_us,
-                "winner": winner.name,
-                "trials": len(board.tried()),
                 "leaderboard": board.table(task.most_us),
+                **stands_for,
             },
         },
         manifest={
             "rows": len(before),
+            "span_ms": [int(before.ts_ms[0]), int(before.ts_ms[-1])],
             "counts": task.data.counts,
             "position_tau": trained.position_tau,
-            "teachers": task.num_teachers,
+            "teachers": num_teachers,
         },
         begun=begun,
     )
@@ -118,6 +120,43 @@ def finish(
     draft.rename(artifact)
     shutil.rmtree(clock.out / "fit", ignore_errors=True)
     return manifest
+
+
+def _config(task: Task, winner: Entry, num_rows: int) -> FitConfig:
+    """The winner's configuration; on more rows than its trial saw it needs no more epochs than their space has."""
+    space = Space(num_rows)
+    most = space.distributions["epochs"].high  # type: ignore[attr-defined]
+    point = winner.point | {"epochs": min(winner.point["epochs"], most)}
+    return space.config(point, replace(task.base, restore_best=False))
+
+
+def _affordable(task: Task, board: Leaderboard, winner: Entry, clock: Clock) -> int:
+    """How many teachers the rest of the budget allows: those asked for, or fewer."""
+    scale = len(task.before) / clock.keep("trial_rows", len(task.parts["training"]))
+    left = clock.budget_s - clock.spent()
+    for num in range(task.num_teachers, 0, -1):
+        if reserve_s(board, task, winner, max(scale, 1.0), num) <= max(left, clock.budget_s / 2):
+            return num
+    return 0
+
+
+def _calibration(task: Task, winner: Entry, num_teachers: int) -> Calibration:
+    """That of the winner's trial, on validation rows that its network had not seen; or none.
+
+    A mean of teachers is less sure of itself than each, and what it teaches needs none: a single network's map made
+    it worse (RankLens, rows later than all training: ECE 0.0144 in place of 0.0107, logloss 0.4067 of 0.4064). A
+    network that makes up for positions answers as for the first one, and the map brings it back to what is shown.
+    """
+    if num_teachers and task.base.position_bias == "ignored":
+        return UNCALIBRATED
+    assert winner.calibration is not None
+    return Calibration(*winner.calibration)
+
+
+def _is_earlier(last: Artifact, first_ms: int) -> bool:
+    """Whether a model was trained on rows from before a time alone, as far as it says."""
+    span = last.manifest.get("span_ms")
+    return span is not None and int(span[1]) < first_ms
 
 
 def headline(board: Leaderboard, winner: Entry, most_us: float | None) -> str:
