@@ -31,8 +31,8 @@ from training.network import Network, NetworkConfig, shape
 
 CONFIG = FitConfig(
     NetworkConfig(width=16, n_steps=3, n_independent=2, n_shared=2, virtual_batch_size=256),
-    epochs=12,
-    patience=12,
+    epochs=10,
+    patience=10,
     batch_size=2048,
     category_dropout=0.0,
     restore_best=False,
@@ -49,7 +49,7 @@ def bench_fit(
     rows: int = 50_000,
     valid_rows: int = 20_000,
     config: FitConfig = CONFIG,
-    rounds: int = 1,
+    rounds: int = 2,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Rows/s of the ways to train one network on the same rows; they take turns, and medians count.
