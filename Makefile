@@ -53,7 +53,8 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 	@$(BIN)/pytest -q -n 2 -m 'not integration'
 
 test: install ## Everything, with real Ray, HTTP and Locust.
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 -m 'not integration'
+	@$(BIN)/pytest -q -m integration
 
 fmt: install ## Format, and mend what can be mended.
 	@$(BIN)/ruff format .

@@ -21,7 +21,7 @@ from training.world.simulate import simulate
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-BUDGET = "60s"
+BUDGET = "45s"
 MOST_US = 2.5
 
 
@@ -64,6 +64,14 @@ class Story:
         third = start(*searching, cwd=folder)
         out, _ = third.communicate(timeout=120)
         self.again = json.loads(out)
+        fourth = start(
+            *("refresh", "--surface", "spaces", "--log", "log", "--models", "models", "--out", "refresh"),
+            *("--days", "0.9", "--budget", "20s", "--teachers", "0", "--json"),
+            cwd=folder,
+        )
+        out, self.refresh_said = fourth.communicate(timeout=200)
+        assert fourth.returncode in (0, 1), self.refresh_said
+        self.refreshed = json.loads(out)
         self.folder = folder
 
 
@@ -104,6 +112,18 @@ def test_the_report_says_first_who_leads_and_the_exit_code_whether_it_passed(sto
 def test_a_search_whose_budget_is_spent_answers_with_what_it_found(story):
     for key in ("winner", "version", "trials", "leaderboard"):
         assert story.again[key] == story.found[key]
+
+
+def test_a_refresh_starts_from_the_current_model_and_follows_it_where_it_passes(story):
+    version, refreshed = story.found["version"], story.refreshed
+    assert story.found["passed"], "the simulated world has a taste that popular cannot know"
+    tried = Leaderboard(story.folder / "refresh" / "leaderboard.jsonl").tried()
+    point = next(entry.point for entry in story.entries if entry.name == story.found["winner"])
+    assert any(entry.point["learning_rate"] == point["learning_rate"] for entry in tried)
+    # its test rows lie in what the current model was not trained on, or they are not compared
+    assert "model-current" in refreshed["paired"] or "not compared" in story.refresh_said
+    is_followed = refreshed["published"]
+    assert current(story.folder / "models") == (refreshed["version"] if is_followed else version)
 
 
 def test_a_search_over_another_seed_is_refused_in_its_folder(story):
