@@ -67,7 +67,8 @@ def test_up_rank_and_down(tree):
     answer, _ = json.JSONDecoder().raw_decode(text)
     assert answer["rung"] == "full"
     assert answer["model"]
-    assert len(answer["ranking"]) == 3
+    assert len(answer["ranking"]) == 5
+    assert answer["unknown_candidates"] == []
     assert "topic_affinity" in answer["ranking"][0]["features"]
 
 

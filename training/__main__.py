@@ -279,6 +279,11 @@ def evaluate(
 
     with Share("evaluate") as progress:
         result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
+    if result["rows_seen_in_training"]:
+        say(
+            f"{result['rows_seen_in_training']} of the rows are from the time that the model was trained on: these "
+            "figures flatter it; split the log first, and train on what comes before"
+        )
     lines = [f"{result['rows']} rows, {result['slates']} slates"]
     for name in ("model", "popular", "lightgbm"):
         if name in result:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,3 +311,11 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
         run(out, rows=1_000)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_request_beside_the_log_names_what_is_live_at_its_end(log):
+    request = json.loads((log.folder / "request.json").read_text())
+    ids = pq.read_table(log.folder / "candidates.parquet")["id"].to_pylist()
+    assert len(request["candidates"]) == 5
+    assert set(request["candidates"]) <= set(ids)
+    assert request["viewer"] in pq.read_table(log.folder / "viewers.parquet")["id"].to_pylist()

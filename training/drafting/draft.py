@@ -117,7 +117,7 @@ def _text(
         verdict = (
             "no label: " + h.why_not if h.why_not else f"{h.rate:.2%} within {words(h.within_ms)}{after}"
         )
-        chosen = "  <- chosen" if kind == label.kind else ""
+        chosen = "  <- chosen, the deepest that is frequent enough" if kind == label.kind else ""
         lines.append(f"#   {_plain(kind):<{width}}  {h.num:>9,} events, {verdict}{chosen}")
     spec = {"event": label.kind, "within": words(label.within_ms)}
     popular = next(f for f in features if f.popular)

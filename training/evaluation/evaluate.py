@@ -106,7 +106,9 @@ def evaluate(
     scores: dict[str, Values] = {"model": score(model, data)}
     if baselines and past is not None:
         scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past))(data.matrix)
+    trained_ms = artifact.manifest.get("span_ms", [0, 0])[1]
     return {
+        "rows_seen_in_training": int((data.ts_ms <= trained_ms).sum()),
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,

@@ -19,7 +19,7 @@ from training.search.competition import compete
 from training.search.leaderboard import Entry, Leaderboard
 from training.search.progress import SearchProgress
 from training.search.task import Task
-from training.search.trials import run_trials
+from training.search.trials import check_cost, run_trials
 from training.search.winner import finish, headline
 from training.trainer import ray_session
 
@@ -68,6 +68,7 @@ def search(
     )
     parts = task.parts
     clock.claim(task.identity, anew=anew)
+    check_cost(task)
     suspected = [str(suspect) for suspect in suspects(parts["training"])]
     for suspect in suspected:
         progress.say(suspect)

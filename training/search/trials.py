@@ -31,6 +31,7 @@ ROWS_PER_S = 500
 LEAST_ROWS = 50_000
 WAIT_S = 20.0
 """What the end of a search takes beside training: starting the workers, measures, writing."""
+FEW_ROWS = 100_000
 FAILURES = 5
 """So many failed trials and no other end a search."""
 SETTINGS = {
@@ -75,6 +76,20 @@ def run_trials(
     _check_winner(board, task)
 
 
+def check_cost(task: Task) -> None:
+    """Raises TabrankError where not even the smallest network serves within the cost."""
+    if task.most_us is not None and (cheapest := _cost(task, SMALLEST)) > task.most_us:
+        raise TabrankError(
+            f"--max-us-per-candidate {task.most_us:g}: the smallest network takes {cheapest:.2f} µs on this "
+            "machine; allow more, or give the surface fewer features"
+        )
+
+
+def _cost(task: Task, network: NetworkConfig) -> float:
+    matrix = task.valid.matrix
+    return us_per_candidate(task.encoder, network, matrix.numeric, matrix.category)
+
+
 def _check_winner(board: Leaderboard, task: Task) -> None:
     if board.winner(task.most_us) is None:
         failures = [entry.failed for entry in board.tried() if entry.failed]
@@ -101,32 +116,30 @@ def _study(
     deadline: _Deadline,
     progress: SearchProgress,
 ) -> Study:
-    valid = task.valid
-
     def cost(network: NetworkConfig) -> float:
-        return us_per_candidate(task.encoder, network, valid.matrix.numeric, valid.matrix.category)
+        return _cost(task, network)
 
     def told(entry: Entry) -> None:
         clock.save(over=False)
         progress.trial(entry, board.winner(task.most_us), deadline.left_s())
 
-    study = Study(
+    return Study(
         Space(num_rows),
         task.base,
         board,
-        first=[*first, task.base, replace(task.base, network=SMALLEST)],
+        first=[*first, *_known_good(task.base, num_rows)],
         cost=cost,
         most_us=task.most_us,
-        rate=float(valid.label.mean()),
+        rate=float(task.valid.label.mean()),
         told=told,
     )
-    cheapest = study.cost(SMALLEST)
-    if task.most_us is not None and cheapest > task.most_us:
-        raise TabrankError(
-            f"--max-us-per-candidate {task.most_us:g}: the smallest network takes {cheapest:.2f} µs on this "
-            "machine; allow more, or give the surface fewer features"
-        )
-    return study
+
+
+def _known_good(base: FitConfig, num_rows: int) -> list[FitConfig]:
+    """What is tried before the sampler's own: the default and the smallest network; few rows want strong decay."""
+    if num_rows < FEW_ROWS:
+        base = replace(base, weight_decay=0.3)
+    return [base, replace(base, network=SMALLEST)]
 
 
 def _tuner(job: Job, study: Study, deadline: _Deadline) -> tune.Tuner:

@@ -1,11 +1,13 @@
 """`training simulate`: a log of the `spaces` surface as the popular arm would have made it, and its truth.
 
 Beside the canonical log's four tables the folder holds `truth.parquet`: for each exposure, aligned with its
-candidates, p_click and p_join (as if examined) and the examination probability of the position.
+candidates, p_click and p_join (as if examined) and the examination probability of the position; and
+`request.json`, a body for `POST /v1/rank` that ranks what is live when the log ends.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ START_MS = 1_767_571_200_000  # 2026-01-05T00:00:00Z, a Monday
 DEFAULT_ROWS = 1_000_000
 DEFAULT_DAYS = 2.0
 VISITS_PER_VIEWER = 12
+REQUESTED = 5
 
 
 def simulate(
@@ -67,6 +70,8 @@ def simulate(
             "ask for more rows or days"
         )
     write_log(out, tables)
+    request = _request(world, int(viewer[-1]), end_ms)
+    (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
     progress(1.0)
     kinds = tables["events"]["kind"].to_numpy()
     num_events = {kind: int(np.count_nonzero(kinds == kind)) for kind in KINDS}
@@ -86,6 +91,12 @@ def simulate(
         "join_rate": num_events["join"] / num_rows,
         "seconds": time.perf_counter() - began_s,
     }
+
+
+def _request(world: World, viewer: int, end_ms: int) -> dict[str, Any]:
+    """A ranking to ask for when the log has ended: the last viewer, and some Spaces that are live then."""
+    live = world.spaces.live(end_ms)[-REQUESTED:].tolist()
+    return {"viewer": f"v{viewer:07d}", "candidates": [f"s{i:07d}" for i in live], "explain": True}
 
 
 def _refuse_impossible(*, rows: int, viewers: int | None, days: float, seed: int) -> None:
