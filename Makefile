@@ -52,8 +52,7 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/pytest -q -n 2 -m 'not integration'
 
-test: install ## Everything, with real Ray, HTTP and Locust.
-	@$(BIN)/pytest -q -n 2 -m 'not integration'
+test: check ## Everything: what check does, then real Ray, HTTP and Locust.
 	@$(BIN)/pytest -q -m integration
 
 fmt: install ## Format, and mend what can be mended.

@@ -190,16 +190,17 @@ class TopicStory:
                 {"request_id": f"story-{t}", "ts_ms": t, "viewer": self.viewer, "candidates": [c]}
                 for t, c in pairs
             ]
-            events = [
+            events = [  # nobody joins a room that they have not opened
                 {
-                    "id": f"story-{t}",
-                    "ts_ms": t + 1,
+                    "id": f"story-{kind}-{t}",
+                    "ts_ms": t + after_ms,
                     "viewer": self.viewer,
                     "candidate": c,
-                    "kind": "join",
+                    "kind": kind,
                     "request_id": f"story-{t}",
                 }
                 for t, c in pairs
+                for kind, after_ms in (("click", 1), ("join", 2))
             ]
             tables["exposures"] = _appended(tables["exposures"], shown)
             tables["events"] = _appended(tables["events"], events)

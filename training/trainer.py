@@ -211,6 +211,7 @@ def train(
         finally:
             progress.finish(state.best_epoch if state else None)
         shutil.rmtree(folder / "inputs")
+        _sweep(folder)
     weights = state.best if config.restore_best else state.last
     bias = Bias(config.position_bias)
     bias.load_state_dict(state.bias)
@@ -296,6 +297,16 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         return error
     finally:
         torch.set_num_threads(num_threads)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes checkpoints that Ray does not know of: of a worker or driver that was killed while it wrote."""
+    result = ray.train.Result.from_path(folder)
+    known = {Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints or []}
+    known.add(Path(result.checkpoint.path).name)
+    for path in folder.glob("checkpoint_*"):
+        if path.is_dir() and path.name not in known:
+            shutil.rmtree(path)
 
 
 def _finished(folder: Path) -> State | None:
