@@ -211,7 +211,8 @@ def train(
         finally:
             progress.finish(state.best_epoch if state else None)
         shutil.rmtree(folder / "inputs")
-        _sweep(folder)
+        if config.num_workers:  # in this process there are no checkpoints
+            _sweep(folder)
     weights = state.best if config.restore_best else state.last
     bias = Bias(config.position_bias)
     bias.load_state_dict(state.bias)
