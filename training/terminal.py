@@ -1,14 +1,21 @@
-"""How commands speak: one answer on stdout, progress and everything else on stderr."""
+"""How commands are spoken to and speak: options that several have; one answer on stdout, all else on stderr."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+SurfaceName = Annotated[str, typer.Option(help="A shipped surface's name, or the path of a TOML file.")]
+LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights and order; the same gives the same model.")]
+Model = Annotated[Path, typer.Option(help="An artifact, or the folder of a search.")]
+Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
+PUBLISHED = Path("var/models")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -49,3 +56,9 @@ class Share:
         elif int(share * 10) > self._said:
             self._said = int(share * 10)
             sys.stderr.write(f"{self._what} {self._said * 10} %\n")
+
+
+def artifact_of(model: Path) -> Path:
+    """The artifact that a path names: itself, or that of a search's folder."""
+    found = model / "artifact"
+    return found if found.is_dir() and not (model / "manifest.json").exists() else model

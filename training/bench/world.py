@@ -1,0 +1,106 @@
+"""How far a model comes in the simulated world, from `popular` to the oracle, which knows the law itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from serve.artifact import load as load_artifact
+from serve.errors import TabrankError
+from serve.log import read_log
+from serve.state import Schema
+from serve.surface import read_surface
+from training.dataset import Dataset, Progress, build
+from training.evaluation.evaluate import score
+from training.evaluation.slates import sunk
+from training.rivals import lightgbm
+
+LEAST_CLOSED = 0.8
+"""Of the way from popular to the oracle, on the log's labels, what a model should cover."""
+
+
+def bench_world(
+    model: Path, world: Path, history: Path, log: Path, *, progress: Progress = lambda share: None
+) -> dict[str, Any]:
+    """The AUC of `model`, `popular`, `lightgbm` (trained on `history`) and the `oracle` on the rows of `log`.
+
+    `history` and `log` are the two sides of a split of `world`, whose truth.parquet holds each shown candidate's
+    P(join) if it is looked at: the oracle's score. Against `log`, an AUC is that of the labels, which position helped
+    to make; against `truth` each row counts P as a positive and 1 - P as a negative, wherever it was shown.
+
+    Returns:
+        `rows`; `auc` as {"log" | "truth": {contender: AUC}}; `closed`, of the way from popular to the oracle, likewise;
+        `held`: whether the model closes `LEAST_CLOSED` on the log.
+
+    Raises:
+        TabrankError: for a bad artifact or log, or a world that does not hold the log's truth.
+    """
+    artifact = load_artifact(model)
+    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+    schema, past = Schema(surface), read_log(history, surface)
+    data = build(schema, read_log(log, surface), history=past, progress=progress)
+    chance = _truth(world / "truth.parquet", data)
+    scores: dict[str, NDArray[np.floating]] = {
+        "popular": sunk(data.popular),
+        "lightgbm": lightgbm(artifact.encoder, build(schema, past))(data.matrix),
+        "model": score(model, data),
+        "oracle": chance,
+    }
+    auc = {
+        "log": {name: float(roc_auc_score(data.label, values)) for name, values in scores.items()},
+        "truth": {name: _truth_auc(chance, values) for name, values in scores.items()},
+    }
+    closed = {against: _closed(found) for against, found in auc.items()}
+    return {
+        "version": artifact.version,
+        "rows": len(data),
+        "auc": auc,
+        "closed": closed,
+        "held": closed["log"]["model"] >= LEAST_CLOSED,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as text, a line for each contender."""
+    lines = [
+        f"{result['rows']:,} rows" + " " * 12 + "AUC on the log (of the way)   on the truth (of the way)"
+    ]
+    for name in result["auc"]["log"]:
+        parts = (f"{result['auc'][a][name]:.4f} ({result['closed'][a][name]:4.0%})" for a in ("log", "truth"))
+        lines.append(f"  {name:<20}" + "           ".join(parts))
+    return "\n".join(lines)
+
+
+def _truth(path: Path, data: Dataset) -> NDArray[np.float64]:
+    """P(label) of each row `[N]` if it is looked at."""
+    if not path.is_file():
+        raise TabrankError(f"--world: {path} is missing; name a log that `training simulate` wrote")
+    truth = pq.read_table(path, columns=["request_id", "p_join"])
+    at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks())
+    if at.null_count:
+        raise TabrankError(
+            f"{path}: knows nothing of {at.null_count} exposures; --log must be a part of that world"
+        )
+    first = np.concatenate([[0], np.cumsum(pc.list_value_length(truth["p_join"]).to_numpy())])
+    rows = first[at.to_numpy()[data.slate]] + data.position
+    found: NDArray[np.float64] = pc.list_flatten(truth["p_join"]).to_numpy()[rows]
+    return found
+
+
+def _truth_auc(chance: NDArray[np.float64], values: NDArray[np.floating]) -> float:
+    label = np.repeat([1, 0], len(chance))
+    return float(roc_auc_score(label, np.tile(values, 2), sample_weight=np.concatenate([chance, 1 - chance])))
+
+
+def _closed(auc: Mapping[str, float]) -> dict[str, float]:
+    """Of the way from popular to the oracle."""
+    whole = auc["oracle"] - auc["popular"]
+    return {name: (value - auc["popular"]) / whole for name, value in auc.items()}

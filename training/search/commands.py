@@ -1,0 +1,114 @@
+"""`python -m training search` and `refresh`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve.strict import duration_ms
+from serve.surface import load_surface
+from training.terminal import PUBLISHED, Json, LogFolder, Models, Seed, SurfaceName, answer, decimal
+
+Budget = Annotated[str, typer.Option(help="How long it may take in all, such as 5m, 30m or 2h.")]
+MostUs = Annotated[
+    float | None,
+    typer.Option("--max-us-per-candidate", help="What scoring may cost on one core of this machine."),
+]
+Teachers = Annotated[
+    int, typer.Option(min=0, help="Networks like the winner whose mean teaches the published one; 0: none.")
+]
+
+
+def search(
+    surface: SurfaceName,
+    log: LogFolder,
+    out: Annotated[Path, typer.Option(help="The search's folder; a search that was killed goes on there.")],
+    budget: Budget = "30m",
+    max_us: MostUs = None,
+    teachers: Teachers = 4,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Start from the current model there; publish there a winner that beats popular."),
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find the best network that serves within its cost; exit code 1 where the winner does not beat popular.
+
+    The winner is OUT/artifact, its report OUT/artifact/report.html.
+    """
+    from training.search.progress import SearchProgress
+    from training.search.search import search as run
+
+    found = run(
+        load_surface(surface),
+        log,
+        out,
+        budget_s=duration_ms(budget, "--budget") / 1e3,
+        most_us=max_us,
+        num_teachers=teachers,
+        seed=seed,
+        models=models,
+        progress=SearchProgress(sys.stderr),
+    )
+    _answer_search(found, as_json)
+
+
+def refresh(
+    surface: SurfaceName,
+    log: LogFolder,
+    days: Annotated[float | None, typer.Option(help="Learn from the newest days alone.")] = None,
+    budget: Budget = "30m",
+    max_us: MostUs = None,
+    teachers: Teachers = 4,
+    models: Models = PUBLISHED,
+    out: Annotated[Path, typer.Option(help="The search's folder, begun anew each time.")] = Path(
+        "var/refresh"
+    ),
+    as_json: Json = False,
+) -> None:
+    """The upkeep in one command: search from the current model on, publish what passes; 1 where it does not.
+
+    It passes if it beats popular by two standard errors and the current model does not beat it so.
+    """
+    from training.search.progress import SearchProgress
+    from training.search.search import search as run
+
+    found = run(
+        load_surface(surface),
+        log,
+        out,
+        budget_s=duration_ms(budget, "--budget") / 1e3,
+        most_us=max_us,
+        num_teachers=teachers,
+        days=days,
+        models=models,
+        anew=True,
+        progress=SearchProgress(sys.stderr),
+    )
+    _answer_search(found, as_json)
+
+
+def _answer_search(found: dict[str, Any], as_json: bool) -> None:
+    from training.evaluation.verdict import difference
+
+    lines = [found["headline"]]
+    for entry in found["leaderboard"][:10]:
+        us = "–" if entry["us_per_candidate"] is None else f"{entry['us_per_candidate']:.1f} µs"
+        lines.append(
+            f"  {entry['name']:<20} logloss {decimal(entry['valid_logloss'])}  auc {decimal(entry['valid_auc'])}  "
+            f"ndcg@10 {decimal(entry['valid_ndcg'])}  {us}{'' if entry['fits'] else '  over the cost'}"
+        )
+    pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
+    passed = "passed" if found["passed"] else "NOT passed"
+    lines.append(
+        f"on the test rows: auc {decimal(ours['auc'])}, ndcg@10 {decimal(ours['ndcg@10'])}; against popular "
+        f"{difference(pair, pair['gate']['by'])}: {passed}"
+    )
+    lines.append(f"{found['artifact']}{' is published and current' if found['published'] else ''}")
+    answer(found, as_json, "\n".join(lines))
+    if not found["passed"]:
+        sys.exit(1)
