@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from serve.errors import TabrankError
+from serve.commands import Commands
 from serve.strict import milliseconds, num_bytes, one_of
 from serve.surface import load_surface
 from training.bench.commands import bench
@@ -29,7 +29,9 @@ from training.terminal import (
     say,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
 app.add_typer(bench, name="bench", help="Measure speed, and quality against what is known.")
 
 
@@ -238,14 +240,5 @@ def publish(
     )
 
 
-def main() -> None:
-    """Run a command; a user's mistake is one sentence on stderr and exit code 2."""
-    try:
-        app()
-    except TabrankError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m training")

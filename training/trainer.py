@@ -146,6 +146,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level="ERROR")
@@ -154,6 +155,8 @@ def ray_session() -> Iterator[None]:
             temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
             _start_ray(stack.enter_context(temporary))
         stack.callback(ray.shutdown)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # ray.init() has put its own, which exits with 1
         yield
 
 
@@ -229,19 +232,23 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Without the actors for Ray Data and for placement groups that outlive a controller: 2 to 3 s a run.
 
     Rows in memory need no Ray Data, and of streamed ones each worker makes its own. A driver whose controller
-    died ends, and its placement groups with it.
+    died ends, and its placement groups with it. Ctrl-C stays the caller's: Ray's own handler would end the process
+    with 0, as if all had gone well, and be left installed after the run.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
 
 def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed | None) -> State:
     job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder), "streamed": streamed}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     session = ray_session() if config.num_workers or streamed is not None else contextlib.nullcontext()
-    with session, _interruptible():
+    with session:
         use_gpu = torch.cuda.is_available()
         if config.num_workers:
             _check_room(config.num_workers, "GPU" if use_gpu else "CPU")
@@ -375,19 +382,6 @@ def _following(path: Path, progress: Progress) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Gives Ctrl-C back: TorchTrainer.fit keeps its own handler installed when it is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _check_room(num_workers: int, kind: str) -> None:
