@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
+from serve.strict import refuse_file
 from serve.surface import FieldType, Surface
 
 TABLES = ("viewers", "candidates", "exposures", "events")
@@ -142,9 +143,10 @@ def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise `TabrankError` if there is something at `out`: results are never overwritten."""
+    """Raise `TabrankError` if something is at `out`, or a file above it: results are never overwritten."""
     if out.exists():
         raise TabrankError(f"{out}: exists already; name another folder or remove it first")
+    refuse_file(out)
 
 
 class _Reader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -226,11 +225,12 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Verify an artifact, copy it to the published ones, and make it current."""
+    from serve.artifact import load
     from training.publish import publish as run
 
     model = artifact_of(model)
-    gate = json.loads((model / "manifest.json").read_text()).get("gate") if model.is_dir() else None
     version = run(model, models, make_current=promote)
+    gate = load(models / version).manifest.get("gate")
     if gate and not gate["beats"]:
         say(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
     answer(
