@@ -192,7 +192,7 @@ def evaluate(
         result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
     if result["rows_seen_in_training"]:
         say(
-            f"{result['rows_seen_in_training']} of the rows are from the time that the model was trained on: these "
+            f"{result['rows_seen_in_training']} of the rows are from the time that the model was made from: these "
             "figures flatter it; split the log first, and train on what comes before"
         )
     lines = [f"{result['rows']} rows, {result['slates']} slates"]

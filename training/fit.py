@@ -77,6 +77,8 @@ def fit(
             "rows": prepared.num_train,
             "counts": prepared.counts,
             "span_ms": prepared.span_ms,
+            # its validation rows chose the epoch and the calibration
+            "seen_until_ms": int(held.ts_ms[-1]),
             "position_tau": trained.position_tau,
         },
         begun=begun,

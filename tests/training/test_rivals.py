@@ -34,6 +34,7 @@ def dataset(num_rows: int, seed: int) -> Dataset:
         matrix=Matrix(numeric, category),
         label=label,
         slate=np.arange(num_rows) // 8,
+        viewer=zeros,
         shown=zeros,
         ts_ms=np.arange(num_rows),
         popular=np.nan_to_num(numeric[:, 0]),

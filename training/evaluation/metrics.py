@@ -87,7 +87,7 @@ class Contender:
         }
 
     def intervals(self, bootstrap: Bootstrap) -> dict[str, list[float] | None]:
-        """95 % intervals [low, high] of `ndcg@10`, `auc`, `logloss` and `slate_auc`, by a bootstrap over slates."""
+        """95 % intervals [low, high] of `ndcg@10`, `auc`, `logloss` and `slate_auc`, by a bootstrap over viewers."""
         slates = self.slates
         loss = None if self.loss is None else bootstrap.ratio(slates.total(self.loss), slates.size)
         draws = {

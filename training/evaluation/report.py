@@ -80,11 +80,11 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "<h2>Measures</h2>",
         f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
         f"{evaluation['slates']:,} slates with an order to get right; {span}. In brackets: 95 % intervals by a "
-        "bootstrap over slates.</p>",
+        "bootstrap over viewers.</p>",
         _table(verdict.measures(evaluation)),
         "<h3>Side by side on the same rows</h3>",
         _table(verdict.differences(evaluation)),
-        "<p>± one standard error, slates as clusters; of logloss, below 0 is better. Popular is given "
+        "<p>± one standard error, viewers as clusters; of logloss, below 0 is better. Popular is given "
         "probabilities by a calibration fitted on these very rows, in its favour.</p>",
     ]
     if evaluation.get("history"):
@@ -142,7 +142,7 @@ say who may be shown.
 
 {_markdown(verdict.measures(evaluation))}
 
-In brackets: 95 % intervals by a bootstrap over slates.
+In brackets: 95 % intervals by a bootstrap over viewers.
 
 {_markdown(verdict.differences(evaluation))}
 

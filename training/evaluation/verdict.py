@@ -140,8 +140,8 @@ def difference(pair: Mapping[str, Any], by: str) -> str:
     value, error = (pair["ndcg@10"], pair["se"]) if by == "ndcg@10" else (pair["logloss"], pair["logloss_se"])
     name = "NDCG@10" if by == "ndcg@10" else "logloss (lower is better)"
     if value is None:
-        return f"too few slates define the difference in {name}"
-    return f"{name} {value:+.4f}, standard error {error:.4f}, paired over slates"
+        return f"slates of too few viewers define the difference in {name}"
+    return f"{name} {value:+.4f}, standard error {error:.4f}, paired, viewers as clusters"
 
 
 def _with_interval(evaluation: Evaluation, name: str, key: str) -> str:
