@@ -1,8 +1,8 @@
 """95 % intervals by a bootstrap over viewers: rows of one slate share a moment, slates of one viewer a taste, and
 neither are independent.
 
-Each draw gives each viewer, with all slates, a Poisson(1) weight (Chamandy, Muralidharan, Najmi and Naidu 2012, "Estimating
-uncertainty for massive data streams"), so that every measure that is a ratio of sums over slates comes from
+Each draw gives each viewer, with all slates, a Poisson(1) weight (Chamandy, Muralidharan, Najmi and Naidu 2012,
+"Estimating uncertainty for massive data streams"), so that every measure that is a ratio of sums over slates comes from
 one product of the weights with those sums; the same weights serve all contenders, whose differences then can
 be drawn too. Letters: S slates, B blocks of viewers, D draws, M sums.
 """
