@@ -28,6 +28,7 @@ from ray.train.torch import TorchTrainer, get_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from safetensors import SafetensorError
 
 from serve.encoder import Encoder
 from serve.errors import TabrankError
@@ -194,7 +195,8 @@ def train(
     is a folder that all workers see, and the caller's to delete.
 
     Raises:
-        TabrankError: if the rows are too few, the training diverges, or there are more workers than CPUs or GPUs.
+        TabrankError: if the rows are too few, the training diverges, there are more workers than CPUs or GPUs, or a
+            run's checkpoints cannot be gone on from.
         ray.train.TrainingFailedError: if workers die more than twice.
     """
     started = time.perf_counter()
@@ -318,17 +320,35 @@ def _sweep(folder: Path) -> None:
 
 
 def _finished(folder: Path) -> State | None:
-    """The state of a run that needs no more training. A folder that cannot be gone on from is removed."""
+    """The state of a run that needs no more training. A folder that holds no state is removed.
+
+    Raises:
+        TabrankError: there are states in the folder, and yet it cannot be gone on from.
+    """
     if not folder.exists():
         return None
     try:
         checkpoint = ray.train.Result.from_path(folder).checkpoint
         state = State.load(Path(checkpoint.path) / STATE)
-    except Exception:
-        # Killed before its first checkpoint or in the middle of a write; Ray says it in many ways.
+    except (
+        Exception
+    ) as error:  # killed in the middle of a write, or no longer readable: Ray says it in many ways
+        if any(_is_readable(path) for path in folder.rglob(STATE)):
+            raise TabrankError(
+                f"{folder}: its checkpoints cannot be gone on from ({type(error).__name__}: {error}); make the "
+                "folder readable, or remove it to begin again"
+            ) from error
         shutil.rmtree(folder)
         return None
     return state if state.stopped else None
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        State.load(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _fingerprint(

@@ -338,6 +338,18 @@ def test_examination_is_a_product_of_chances_and_stays_finite(value):
     assert torch.equal(found[0], logit[0])
 
 
+def test_ranks_share_the_batches_of_one_process_and_together_meet_each_row_once():
+    number = torch.arange(1_000)
+    rows = Inputs(number[:, None].float(), torch.zeros(1_000), number)
+    alone, *ranks = (
+        torch.stack([batch.position for batch in rows.batches(100, mine, seed=7)])
+        for mine in (slice(0, 100), slice(0, 50), slice(50, 100))
+    )
+    assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
+    assert sorted(alone.flatten().tolist()) == number.tolist()
+    assert alone.flatten().tolist() != number.tolist()
+
+
 class FixedInputNorm(Network):
     """The norm over all rows of a batch is the one thing that sees how a batch is shared among ranks.
 
