@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from serve.encoder import Encoder
 from serve.features import Columns, Matrix
 from training.dataset import Dataset, Progress
-from training.evaluation.metrics import auc, mean, probability, row_logloss
+from training.evaluation.metrics import mean, probability, row_logloss
+from training.evaluation.slates import auc
 from training.model import Model
 
 MOST_ROWS = 20_000

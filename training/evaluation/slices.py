@@ -15,9 +15,9 @@ from serve.encoder import Encoder, entry_hash, vocabulary_entry
 from serve.kinds import Category
 from serve.surface import Surface
 from training.dataset import Dataset
-from training.evaluation.metrics import Contender, auc, ece, mean, row_logloss
+from training.evaluation.metrics import Contender, ece, mean, row_logloss
 from training.evaluation.paired import mean_and_error
-from training.evaluation.slates import I64, Ranking
+from training.evaluation.slates import I64, Ranking, auc
 
 MIN_ROWS = 500
 MIN_OF_EACH_LABEL = 20
