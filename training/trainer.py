@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from safetensors import SafetensorError
 from serve.encoder import Encoder
 from serve.errors import TabrankError
 from training.loop import Epoch, FitConfig, Inputs, Rows, State, inputs, run
+from training.model import one_thread
 from training.position import Bias
 from training.stream import Streamed
 
@@ -55,7 +55,6 @@ class Trained:
     weights: dict[str, NDArray[Any]]
     history: list[Epoch]
     best_epoch: int
-    seconds: float
     position_tau: float | None
     """The position, from 0, at which half still look, where the surface makes up for positions."""
 
@@ -199,7 +198,6 @@ def train(
             run's checkpoints cannot be gone on from.
         ray.train.TrainingFailedError: if workers die more than twice.
     """
-    started = time.perf_counter()
     streamed = train if isinstance(train, Streamed) else None
     sets = {"valid": inputs(valid, encoder, config.network)}
     if not isinstance(train, Streamed):
@@ -225,7 +223,6 @@ def train(
         {name: tensor.numpy() for name, tensor in weights.items()},
         state.history,
         state.best_epoch,
-        time.perf_counter() - started,
         bias.tau,
     )
 
@@ -289,24 +286,19 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         with (folder / PROGRESS).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    num_threads = torch.get_num_threads()
-    # A network this small gains nothing from a second thread, and on a busy core threads wait for each other:
-    # of width 64, two were eight times slower than one. More workers do use more cores.
-    torch.set_num_threads(1)
     try:
-        return run(
-            job["streamed"] if job["streamed"] is not None else _load_inputs(folder, "train"),
-            _load_inputs(folder, "valid"),
-            Encoder.from_json(job["encoder"]),
-            job["config"],
-            state=state,
-            after_epoch=after_epoch,
-            device=get_device(),
-        )
+        with one_thread():  # more workers do use more cores
+            return run(
+                job["streamed"] if job["streamed"] is not None else _load_inputs(folder, "train"),
+                _load_inputs(folder, "valid"),
+                Encoder.from_json(job["encoder"]),
+                job["config"],
+                state=state,
+                after_epoch=after_epoch,
+                device=get_device(),
+            )
     except TabrankError as error:
         return error
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _sweep(folder: Path) -> None:

@@ -122,7 +122,7 @@ class Driver:
         raise AssertionError(f"no line {start!r} in {self.lines}")
 
     def answers(self) -> dict[str, Any]:
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=300)
         self.lines += err.splitlines()
         assert self.process.returncode == 0, self.lines
         return {answer["name"]: answer for answer in map(json.loads, out.splitlines())}

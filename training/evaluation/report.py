@@ -35,10 +35,8 @@ CAPTIONS = {
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
 
-def regenerate(model: Path, out: Path) -> dict[str, Any]:
+def regenerate(model: Path, out: Path) -> None:
     """Writes `report.html` and `MODEL_CARD.md` of the artifact `model` to the folder `out`, as `fit` wrote them.
-
-    Answers the paths of both.
 
     Raises:
         TabrankError: for a bad artifact, one of an earlier release that stores no such evaluation, or an `out` that
@@ -58,7 +56,6 @@ def regenerate(model: Path, out: Path) -> dict[str, Any]:
             (out / name).write_bytes(text.encode())
     except OSError as error:
         raise TabrankError(f"--out {out}: cannot be written: {error}") from error
-    return {name: str(out / name) for name in texts}
 
 
 def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
