@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,7 +136,6 @@ def _bench(
     summed_up: Callable[[Report], str],
 ) -> None:
     """Run one benchmark, whose services are ended whatever ends it, and exit by what it found."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_CODES["void"]))  # unwinds
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
     def judged() -> tuple[Report, Path, Verdict]:
@@ -154,6 +154,7 @@ def _tell(
     interrupted: str,
 ) -> None:
     """Measure, print what came of it or why nothing did, and exit by the verdict."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: unwinds what was begun
     try:
         report, folder, verdict = measured()
     except LoadtestError as error:
@@ -163,6 +164,9 @@ def _tell(
         raise typer.Exit(EXIT_CODES["void"]) from None
     except KeyboardInterrupt:
         _say(interrupted)
+        raise typer.Exit(EXIT_CODES["void"]) from None
+    except Exception:
+        traceback.print_exc()
         raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
     _say(f"written to {folder / 'report.html'}")

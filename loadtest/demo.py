@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,12 @@ def main() -> int:
             return _demo()
         except CommandFailed as error:
             print(f"\n{error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted: no verdict", file=sys.stderr)
+            return 2
+        except Exception:
+            traceback.print_exc()
             return 2
         finally:
             _serve("down", "--run", str(DEMO / "run"))

@@ -100,9 +100,12 @@ def write_folder(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise `LoadtestError` if there is something at `folder`: a report is never overwritten."""
+    """Raise `LoadtestError` if something is at `folder`, or a file above it: a report is never overwritten."""
     if folder.exists():
         raise LoadtestError(f"--out {folder}: exists already; name another folder or remove it first")
+    for path in folder.parents:
+        if path.is_file():
+            raise LoadtestError(f"--out {folder}: {path} is a file; name another folder")
 
 
 def _page(report: Report, plots: Mapping[str, str]) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from serve.commands import Commands
 from serve.errors import TabrankError
 from serve.strict import milliseconds
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -100,7 +101,6 @@ def fetch(as_json: Json = False) -> None:
     """Time of a request's fetch and features, by batch, viewers and live candidates; takes 5 GB for a while."""
     from serve.bench import bench_fetch, table
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a timeout's end, too, removes the stores
     result = bench_fetch(progress=_say)
     _answer(result, as_json, table(result))
 
@@ -113,14 +113,5 @@ def _answer(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result) if as_json else text)
 
 
-def main(command: Callable[[], None] = app) -> None:
-    """Run a command; a user's mistake is one sentence on stderr and exit code 2."""
-    try:
-        command()
-    except TabrankError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m serve")

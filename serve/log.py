@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
+from serve.strict import refuse_file
 from serve.surface import FieldType, Surface
 
 TABLES = ("viewers", "candidates", "exposures", "events")
@@ -60,8 +61,6 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     Raises:
         TabrankError: naming file, column, row (from 0) and remedy.
     """
-    if not folder.is_dir():
-        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
     fields = surface.fields
     viewers = _Reader(folder, "viewers").required("id", pa.string()).optional("ts_ms", pa.int64())
     candidates = _Reader(folder, "candidates").required("id", pa.string()).optional("ts_ms", pa.int64())
@@ -142,26 +141,38 @@ def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise `TabrankError` if there is something at `out`: results are never overwritten."""
+    """Raise `TabrankError` if something is at `out`, or a file above it: results are never overwritten."""
     if out.exists():
         raise TabrankError(f"{out}: exists already; name another folder or remove it first")
+    refuse_file(out)
+
+
+def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
+    """A table of a log as it is, and the file or folder that holds it.
+
+    Raises:
+        TabrankError: it is missing, not readable, or has no rows.
+    """
+    if not folder.is_dir():
+        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
+    path = folder / f"{name}.parquet"
+    path = path if path.exists() else folder / name
+    if not path.exists():
+        raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+    try:
+        table = ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+    if not len(table):
+        raise TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
+    return path, table
 
 
 class _Reader:
     """One table of a log, its columns checked and cast one by one."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        path = folder / f"{name}.parquet"
-        path = path if path.exists() else folder / name
-        if not path.exists():
-            raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
-        self.path = path
-        try:
-            self.raw: pa.Table = ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
-        if self.raw.num_rows == 0:
-            raise TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
+        self.path, self.raw = read_table(folder, name)
         self.columns: dict[str, pa.ChunkedArray] = {}
 
     @property

@@ -35,13 +35,24 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
 
 
+def event_times(exposures: pa.Table, events: pa.Table) -> I64:
+    """When each event happened `[E]`: one that names its exposure did not come before it, whatever the client's
+    clock said."""
+    number = pc.index_in(
+        events["request_id"].cast(pa.string()), _flat(exposures["request_id"].cast(pa.string()))
+    )
+    exposure = pc.fill_null(number, -1).to_numpy().astype(np.int64)
+    exposure_ms = exposures["ts_ms"].to_numpy().astype(np.int64)
+    event_ms: I64 = events["ts_ms"].to_numpy().astype(np.int64)
+    return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
+
+
 class Replay:
     """A state, and a cursor in the log: `advance(t)` applies every record from before `t`.
 
     Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`), but an id is
     known only once its first record was applied: until then `candidate_rows` answers row 0, nobody.
-    An event that names its exposure did not come before it, whatever the client's clock said: its time,
-    `event_ms`, is at least the exposure's.
+    `event_ms` are the events' times as `event_times` says.
     """
 
     def __init__(self, schema: Schema, log: Log) -> None:
@@ -64,7 +75,7 @@ class Replay:
         lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
         self.first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # of exposure i in `shown`
         self.exposure_ms = log.exposures["ts_ms"].to_numpy()
-        self.event_ms = np.maximum(log.events["ts_ms"].to_numpy(), self._named_ms(log))
+        self.event_ms = event_times(log.exposures, log.events)
         kinds = _flat(log.events["kind"]).dictionary_encode()
         names = np.array(kinds.dictionary.to_pylist(), dtype=object)  # one string a kind, not one an event
         self.event_kind = names[kinds.indices.to_numpy()]
@@ -72,12 +83,6 @@ class Replay:
             "candidate", log.candidates
         )
         self._order()
-
-    def _named_ms(self, log: Log) -> I64:
-        """The time of the exposure that each event names; EVER_MS where it names none of the log's."""
-        exposure = pc.index_in(log.events["request_id"], _flat(log.exposures["request_id"]))
-        number = pc.fill_null(exposure, -1).to_numpy().astype(np.int64)
-        return np.where(number < 0, EVER_MS, self.exposure_ms[number])
 
     def _read_upserts(
         self, entity: Entity, table: pa.Table

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from serve.errors import TabrankError
+from serve.strict import refuse_file
 
 MARKER = "TABRANK_CLUSTER"
 SUPERVISE = "--supervise"
@@ -35,8 +36,9 @@ class RunFolder:
 
     @classmethod
     def of(cls, path: Path) -> RunFolder:
-        """The run folder at this path, which need not exist yet."""
+        """The run folder at this path, which need not exist yet; raises TabrankError where a file is."""
         path = path.resolve()
+        refuse_file(path)
         return cls(path, hashlib.sha256(str(path).encode()).hexdigest()[:8])
 
     @property

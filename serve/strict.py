@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 from serve.errors import TabrankError, unknown_key
@@ -82,6 +83,13 @@ def num_bytes(text: str, where: str) -> int:
     if match is None or float(match[1]) == 0:
         raise TabrankError(f"{where}: {text!r} is no size; write a number and a unit: 512M, 4G")
     return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
+
+
+def refuse_file(folder: Path) -> None:
+    """Raise `TabrankError` if a file is where a folder, or one above it, is to be."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise TabrankError(f"{folder}: {path} is a file; name another folder")
 
 
 def milliseconds(text: str, where: str) -> int:

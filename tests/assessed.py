@@ -34,6 +34,7 @@ def dataset(surface: Surface, num_slates: int = 400, per: int = 6, seed: int = 0
         matrix=Matrix(numeric, category),
         label=(rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32),
         slate=slate,
+        viewer=np.repeat(np.arange(num_slates) // 2, per),
         shown=np.zeros(num_rows, np.int64),
         ts_ms=slate * (24 * 3_600_000 // num_slates),
         popular=numeric[:, columns.numeric.index("audience")],

@@ -74,11 +74,18 @@ def test_up_rank_and_down(tree):
 
 def test_your_own_data(tree):
     """A log of other columns goes from its draft to a ranking; the search gets half a minute in place of its own."""
-    write_shop(tree / "my-log")
+    write_shop(tree / "whole", slates=6_000)
+    shell("python -m training split --log whole --at 0.7 --before my-log --after later", tree)
     assert "--budget 30m" in OWN
-    shell(OWN.replace("--budget 30m", "--budget 30s"), tree)
-    result = shell("python -m training evaluate --model var/my-search --log my-log --json", tree).stdout
-    assert json.loads(result)["model"]["auc"] > 0.7
+    lines = OWN.replace("--budget 30m", "--budget 30s").splitlines()
+    (search,) = (i for i, line in enumerate(lines) if " search " in line)
+    # where the machine is slow the winner may not beat popular yet, which is for the search to say
+    lines[search] += " || [ $? = 1 ]"
+    shell("\n".join(lines), tree)
+    evaluate = "python -m training evaluate --model var/my-search --history my-log --log later --json"
+    result = json.loads(shell(evaluate, tree).stdout)
+    assert result["rows_seen_in_training"] == 0
+    assert result["model"]["auc"] > 0.65
     document = yaml.safe_load((tree / "cluster.yaml").read_text())
     document["applications"][0]["args"] |= {
         "surface": "my.toml",

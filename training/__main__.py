@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve.errors import TabrankError
+from serve.commands import Commands
 from serve.strict import milliseconds, num_bytes, one_of
 from serve.surface import load_surface
 from training.bench.commands import bench
@@ -29,7 +28,9 @@ from training.terminal import (
     say,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
 app.add_typer(bench, name="bench", help="Measure speed, and quality against what is known.")
 
 
@@ -191,7 +192,7 @@ def evaluate(
         result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
     if result["rows_seen_in_training"]:
         say(
-            f"{result['rows_seen_in_training']} of the rows are from the time that the model was trained on: these "
+            f"{result['rows_seen_in_training']} of the rows are from the time that the model was made from: these "
             "figures flatter it; split the log first, and train on what comes before"
         )
     lines = [f"{result['rows']} rows, {result['slates']} slates"]
@@ -224,11 +225,12 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Verify an artifact, copy it to the published ones, and make it current."""
+    from serve.artifact import load
     from training.publish import publish as run
 
     model = artifact_of(model)
-    gate = json.loads((model / "manifest.json").read_text()).get("gate") if model.is_dir() else None
     version = run(model, models, make_current=promote)
+    gate = load(models / version).manifest.get("gate")
     if gate and not gate["beats"]:
         say(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
     answer(
@@ -238,14 +240,5 @@ def publish(
     )
 
 
-def main() -> None:
-    """Run a command; a user's mistake is one sentence on stderr and exit code 2."""
-    try:
-        app()
-    except TabrankError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m training")

@@ -31,6 +31,7 @@ class Dataset:
     matrix: Matrix
     label: NDArray[np.float32]  # [N], 0 or 1
     slate: I64  # [N], into `request_ids`
+    viewer: I64  # [N], a number for each; where nobody looked each exposure has its own, below 0
     shown: I64  # [N], into `candidate_ids`
     ts_ms: I64  # [N]
     popular: NDArray[np.float32]  # [N], what the heuristic sorts by; it is one of the numeric columns
@@ -60,6 +61,7 @@ class Dataset:
             matrix=Matrix(made(lambda d: d.matrix.numeric), made(lambda d: d.matrix.category)),
             label=made(lambda d: d.label),
             slate=made(lambda d: d.slate),
+            viewer=made(lambda d: d.viewer),
             shown=made(lambda d: d.shown),
             ts_ms=made(lambda d: d.ts_ms),
             popular=made(lambda d: d.popular),
@@ -171,11 +173,13 @@ class Plan:
             at += len(pairs)
             progress((done + at) / len(self))
         exposure = np.searchsorted(replay.first, rows, "right") - 1
+        viewer = replay.exposure_viewer[exposure]
         return Dataset(
             columns=columns,
             matrix=Matrix(numeric, category),
             label=self._positive[rows].astype(np.float32),
             slate=exposure - self._skipped,
+            viewer=np.where(viewer > 0, viewer, -1 - exposure),
             shown=replay.shown[rows],
             ts_ms=replay.exposure_ms[exposure],
             popular=numeric[:, self._features.popular],

@@ -15,6 +15,7 @@ from serve.artifact import new_version
 from serve.artifact import save as save_artifact
 from serve.log import refuse_existing
 from serve.state import Schema
+from serve.strict import refuse_file
 from serve.surface import Surface
 from training.calibrate import fit_platt
 from training.dataset import Dataset
@@ -51,6 +52,8 @@ def fit(
         TabrankError: for a bad log, too little data, or an `out` that is there already.
     """
     refuse_existing(out)
+    if storage is not None:
+        refuse_file(storage)
     begun = time.perf_counter()
     config = dataclasses.replace(config, position_bias=surface.position_bias)
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
@@ -74,6 +77,8 @@ def fit(
             "rows": prepared.num_train,
             "counts": prepared.counts,
             "span_ms": prepared.span_ms,
+            # its validation rows chose the epoch and the calibration
+            "seen_until_ms": int(held.ts_ms[-1]),
             "position_tau": trained.position_tau,
         },
         begun=begun,

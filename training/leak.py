@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from serve.errors import TabrankError
 from serve.log import Log
 from serve.state import Schema
 from training.dataset import Dataset, build
+from training.evaluation.slates import auc
 
 F64 = NDArray[np.float64]
 Sign = Literal["value", "missing"]
@@ -80,13 +80,10 @@ def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.
 
 
 def _auc(score: F64, label: NDArray[np.bool_]) -> float:
-    """The chance that a positive ranks above a negative, ties half (Mann and Whitney 1947); ½ for few rows."""
-    positive = int(label.sum())
-    negative = len(label) - positive
-    if min(positive, negative) < MIN_EACH:
+    """½ for few rows."""
+    if min(label.sum(), (~label).sum()) < MIN_EACH:
         return 0.5
-    ranks = rankdata(score)
-    return float((ranks[label].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return auc(label, score) or 0.0
 
 
 def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[np.int64]) -> F64:

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from serve.encoder import FIRST_SEEN, UNSEEN, Encoder
 from serve.errors import TabrankError
 from serve.surface import PositionBias
+from training.evaluation.slates import auc
 from training.network import Network, NetworkConfig
 from training.position import Bias
 
@@ -348,7 +349,9 @@ class _Fit:
             logit[part] = self.network.logit(self.valid.x[part])
         logit = self.bias(self._sum(logit).double(), self.valid.position)
         label = self.valid.label.double()
-        return binary_cross_entropy_with_logits(logit, label).item(), auc(logit, label)
+        return binary_cross_entropy_with_logits(logit, label).item(), auc(
+            label.cpu().numpy(), logit.cpu().numpy()
+        )
 
     def _record(self, line: Epoch) -> None:
         """Adds an epoch to the state, with its weights if they are the best; says if it was the last."""
@@ -387,21 +390,6 @@ def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:
         return config.learning_rate * (step + 1) / (warm + 1)
     falling = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(num_steps - 1 - warm, 1)))
     return config.learning_rate * (config.final_rate + (1 - config.final_rate) * falling)
-
-
-def auc(score: Tensor, label: Tensor) -> float | None:
-    """The chance that a positive row scores above a negative one, ties half; None without both.
-
-    scikit-learn has it too, but takes a second to import: of each worker's start.
-    """
-    _, group, counts = np.unique(score.cpu().numpy(), return_inverse=True, return_counts=True)
-    positive = label.cpu().numpy() > 0.5
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if num_positive == 0 or num_negative == 0:
-        return None
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[group]  # from 1; tied rows share their mean
-    above = rank[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(above / (num_positive * num_negative))
 
 
 def _batch(num_rows: int, world: int, config: FitConfig) -> int:

@@ -195,7 +195,7 @@ def row_bytes(plan: Plan) -> int:
     """About what a row takes in memory at the most: features twice, as built and as split, then encoded."""
     columns = plan.columns
     numeric, category, single = len(columns.numeric), columns.num_category, len(columns.single)
-    about = 7 * 8  # label, slate, candidate, time, position and two counts
+    about = 8 * 8  # label, slate, viewer, candidate, time, position and two counts
     hot = 32 * len(columns.multi)
     return 2 * (4 * numeric + 8 * category + about) + 8 * single + 4 * hot + 4 * (2 * numeric + hot + single)
 

@@ -8,6 +8,7 @@ from serve.artifact import current, load, promote
 from serve.artifact import publish as copy
 from serve.errors import TabrankError
 from serve.scorers import load_scorer
+from serve.strict import refuse_file
 
 
 def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
@@ -15,7 +16,7 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
 
     Raises:
         ArtifactRefused: it is not whole, or does not score as it did when it was made.
-        TabrankError: the current model there is of another surface.
+        TabrankError: `models` is no folder, or the current model there is of another surface.
     """
     load_scorer(model, "onnx")
     check_surface(models, str(load(model).manifest["surface"]))
@@ -26,7 +27,8 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
 
 
 def check_surface(models: Path, surface: str) -> None:
-    """Raises TabrankError where the current model in `models` is of another surface than this one."""
+    """Raises TabrankError where `models` is a file, or its current model is of another surface than this one."""
+    refuse_file(models)
     version = current(models)
     if version is None:
         return

@@ -17,7 +17,9 @@ LIGHTGBM = {"n_estimators": 120, "num_leaves": 31, "verbose": -1, "n_jobs": 2, "
 MOST_ROWS = 300_000
 """Of logistic regression: a few dozen weights learn nothing more from further rows."""
 NUM_ROWS = 440
-"""Candidates scored at once where a rival's cost is measured, as in `training.search.cost`."""
+"""Candidates scored at once where a cost is measured: what eight requests come to."""
+NUM_RUNS = 25
+WARM_UPS = 3
 
 Rival = Callable[[Matrix], NDArray[np.float64]]
 """P(label) `[R]` of the rows of a matrix."""
@@ -69,12 +71,15 @@ RIVALS: dict[str, Callable[[Encoder, Dataset], Rival]] = {"lightgbm": lightgbm, 
 
 
 def us_per_candidate(rival: Rival, matrix: Matrix) -> float:
-    """µs a candidate that a rival takes for rows like these, from the matrix to the probability."""
+    """µs a candidate that a rival takes for rows like these, from the matrix to the probability.
+
+    The lower quartile of the runs is taken, since whatever else the machine does only adds.
+    """
     at = np.resize(np.arange(len(matrix.numeric)), NUM_ROWS)
     rows = Matrix(matrix.numeric[at], matrix.category[at])
     taken = []
-    for _ in range(12):
+    for _ in range(WARM_UPS + NUM_RUNS):
         begun = time.perf_counter()
         rival(rows)
         taken.append(time.perf_counter() - begun)
-    return float(np.quantile(taken[2:], 0.25) * 1e6 / NUM_ROWS)
+    return float(np.quantile(taken[WARM_UPS:], 0.25) * 1e6 / NUM_ROWS)

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from serve.errors import TabrankError
-from serve.log import TABLES, refuse_existing, write_log
+from serve.log import TABLES, read_table, refuse_existing, write_log
 
 
 def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
@@ -29,13 +28,7 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
         refuse_existing(out)
     tables = {}
     for name in TABLES:
-        path = next((p for p in (log / f"{name}.parquet", log / name) if p.exists()), None)
-        if path is None:
-            raise TabrankError(f"{log}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
-        try:
-            tables[name] = ds.dataset(path, format="parquet").to_table()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+        path, tables[name] = read_table(log, name)
         column = tables[name]["ts_ms"] if "ts_ms" in tables[name].column_names else None
         if name in ("exposures", "events") and (column is None or not pa.types.is_integer(column.type)):
             raise TabrankError(
@@ -43,8 +36,6 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
             )
         if name in ("exposures", "events") and column is not None and column.null_count:
             raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; every row needs a time")
-        if not len(tables[name]):
-            raise TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
     times = np.sort(tables["exposures"]["ts_ms"].to_numpy())
     cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
     if cut_ms == times[0]:

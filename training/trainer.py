@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -28,10 +27,12 @@ from ray.train.torch import TorchTrainer, get_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from safetensors import SafetensorError
 
 from serve.encoder import Encoder
 from serve.errors import TabrankError
 from training.loop import Epoch, FitConfig, Inputs, Rows, State, inputs, run
+from training.model import one_thread
 from training.position import Bias
 from training.stream import Streamed
 
@@ -54,7 +55,6 @@ class Trained:
     weights: dict[str, NDArray[Any]]
     history: list[Epoch]
     best_epoch: int
-    seconds: float
     position_tau: float | None
     """The position, from 0, at which half still look, where the surface makes up for positions."""
 
@@ -146,6 +146,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level="ERROR")
@@ -154,6 +155,8 @@ def ray_session() -> Iterator[None]:
             temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
             _start_ray(stack.enter_context(temporary))
         stack.callback(ray.shutdown)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # ray.init() has put its own, which exits with 1
         yield
 
 
@@ -191,10 +194,10 @@ def train(
     is a folder that all workers see, and the caller's to delete.
 
     Raises:
-        TabrankError: if the rows are too few, the training diverges, or there are more workers than CPUs or GPUs.
+        TabrankError: if the rows are too few, the training diverges, there are more workers than CPUs or GPUs, or a
+            run's checkpoints cannot be gone on from.
         ray.train.TrainingFailedError: if workers die more than twice.
     """
-    started = time.perf_counter()
     streamed = train if isinstance(train, Streamed) else None
     sets = {"valid": inputs(valid, encoder, config.network)}
     if not isinstance(train, Streamed):
@@ -220,7 +223,6 @@ def train(
         {name: tensor.numpy() for name, tensor in weights.items()},
         state.history,
         state.best_epoch,
-        time.perf_counter() - started,
         bias.tau,
     )
 
@@ -229,19 +231,23 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Without the actors for Ray Data and for placement groups that outlive a controller: 2 to 3 s a run.
 
     Rows in memory need no Ray Data, and of streamed ones each worker makes its own. A driver whose controller
-    died ends, and its placement groups with it.
+    died ends, and its placement groups with it. Ctrl-C stays the caller's: Ray's own handler would end the process
+    with 0, as if all had gone well, and be left installed after the run.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
 
 def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed | None) -> State:
     job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder), "streamed": streamed}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     session = ray_session() if config.num_workers or streamed is not None else contextlib.nullcontext()
-    with session, _interruptible():
+    with session:
         use_gpu = torch.cuda.is_available()
         if config.num_workers:
             _check_room(config.num_workers, "GPU" if use_gpu else "CPU")
@@ -280,24 +286,19 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         with (folder / PROGRESS).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    num_threads = torch.get_num_threads()
-    # A network this small gains nothing from a second thread, and on a busy core threads wait for each other:
-    # of width 64, two were eight times slower than one. More workers do use more cores.
-    torch.set_num_threads(1)
     try:
-        return run(
-            job["streamed"] if job["streamed"] is not None else _load_inputs(folder, "train"),
-            _load_inputs(folder, "valid"),
-            Encoder.from_json(job["encoder"]),
-            job["config"],
-            state=state,
-            after_epoch=after_epoch,
-            device=get_device(),
-        )
+        with one_thread():  # more workers do use more cores
+            return run(
+                job["streamed"] if job["streamed"] is not None else _load_inputs(folder, "train"),
+                _load_inputs(folder, "valid"),
+                Encoder.from_json(job["encoder"]),
+                job["config"],
+                state=state,
+                after_epoch=after_epoch,
+                device=get_device(),
+            )
     except TabrankError as error:
         return error
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _sweep(folder: Path) -> None:
@@ -311,17 +312,35 @@ def _sweep(folder: Path) -> None:
 
 
 def _finished(folder: Path) -> State | None:
-    """The state of a run that needs no more training. A folder that cannot be gone on from is removed."""
+    """The state of a run that needs no more training. A folder that holds no state is removed.
+
+    Raises:
+        TabrankError: there are states in the folder, and yet it cannot be gone on from.
+    """
     if not folder.exists():
         return None
     try:
         checkpoint = ray.train.Result.from_path(folder).checkpoint
         state = State.load(Path(checkpoint.path) / STATE)
-    except Exception:
-        # Killed before its first checkpoint or in the middle of a write; Ray says it in many ways.
+    except (
+        Exception
+    ) as error:  # killed in the middle of a write, or no longer readable: Ray says it in many ways
+        if any(_is_readable(path) for path in folder.rglob(STATE)):
+            raise TabrankError(
+                f"{folder}: its checkpoints cannot be gone on from ({type(error).__name__}: {error}); make the "
+                "folder readable, or remove it to begin again"
+            ) from error
         shutil.rmtree(folder)
         return None
     return state if state.stopped else None
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        State.load(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _fingerprint(
@@ -375,19 +394,6 @@ def _following(path: Path, progress: Progress) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Gives Ctrl-C back: TorchTrainer.fit keeps its own handler installed when it is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _check_room(num_workers: int, kind: str) -> None:

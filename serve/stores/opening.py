@@ -8,6 +8,7 @@ from serve.errors import StoreUnavailable, TabrankError
 from serve.stores.lmdb import LOAD, LmdbStore
 from serve.stores.memory import MemoryStore, Rows
 from serve.stores.protocol import Store
+from serve.strict import refuse_file
 
 _named: dict[tuple[str, str, str], Rows] = {}
 
@@ -21,6 +22,7 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
     """
     kind, _, where = url.partition(":")
     if kind == "lmdb" and where:
+        refuse_file(base / where)
         return LmdbStore(base / where / f"{surface}-{fingerprint[:12]}", writable=writable)
     if kind == "memory" and not where:
         return MemoryStore(writable=writable)

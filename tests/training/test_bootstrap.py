@@ -20,14 +20,14 @@ def clustered(seed: int, num_slates: int = 400, per: int = 8):
 def test_draws_of_a_mean_spread_as_the_mean_itself_does():
     num_slates = 2_000
     values = np.random.default_rng(0).exponential(size=num_slates)
-    draws = Bootstrap(num_slates).ratio(values, np.ones(num_slates))
+    draws = Bootstrap(np.arange(num_slates)).ratio(values, np.ones(num_slates))
     assert draws.mean() == pytest.approx(values.mean(), abs=0.01)
     assert draws.std() == pytest.approx(values.std() / np.sqrt(num_slates), rel=0.15)
 
 
 def test_draws_of_the_auc_are_those_of_a_bootstrap_that_draws_slates_and_counts_pairs_anew():
     slates, score = clustered(1)
-    drawn = Bootstrap(len(slates)).auc(slates, pairs_won(slates.label > 0, score))
+    drawn = Bootstrap(slates.cluster).auc(slates, pairs_won(slates.label > 0, score))
     rng = np.random.default_rng(2)
     rows = np.arange(len(score)).reshape(len(slates), -1)
     anew = []
@@ -37,22 +37,28 @@ def test_draws_of_the_auc_are_those_of_a_bootstrap_that_draws_slates_and_counts_
     assert drawn.mean() == pytest.approx(roc_auc_score(slates.label, score), abs=0.002)
     assert drawn.std() == pytest.approx(np.std(anew), rel=0.2)
     apart = Slates(slates.label, np.arange(len(score)))  # as if rows were independent: too sure of itself
-    assert Bootstrap(len(apart)).auc(apart, pairs_won(apart.label > 0, score)).std() < 0.8 * np.std(anew)
+    assert Bootstrap(apart.cluster).auc(apart, pairs_won(apart.label > 0, score)).std() < 0.8 * np.std(anew)
+
+
+def test_slates_of_one_viewer_are_drawn_together():
+    mood = np.repeat(np.random.default_rng(6).exponential(size=200), 10)
+    draws = Bootstrap(np.arange(2_000) // 10).ratio(mood, np.ones(2_000))
+    assert draws.std() == pytest.approx(mood.std() / np.sqrt(200), rel=0.15)
 
 
 def test_more_slates_than_blocks_spread_the_same():
     num_slates = 3 * MAX_BLOCKS
     values = np.random.default_rng(3).exponential(size=num_slates)
-    draws = Bootstrap(num_slates).ratio(values, np.ones(num_slates))
+    draws = Bootstrap(np.arange(num_slates)).ratio(values, np.ones(num_slates))
     assert draws.std() == pytest.approx(values.std() / np.sqrt(num_slates), rel=0.15)
 
 
 def test_the_same_seed_draws_the_same():
     values, ones = np.arange(50.0), np.ones(50)
-    first, second = Bootstrap(50, seed=4), Bootstrap(50, seed=4)
+    first, second = Bootstrap(np.arange(50), seed=4), Bootstrap(np.arange(50), seed=4)
     np.testing.assert_array_equal(first.ratio(values, ones), second.ratio(values, ones))
     np.testing.assert_array_equal(first.ratio(values, ones), first.ratio(values, ones))
-    assert (Bootstrap(50, seed=5).ratio(values, ones) != first.ratio(values, ones)).any()
+    assert (Bootstrap(np.arange(50), seed=5).ratio(values, ones) != first.ratio(values, ones)).any()
 
 
 def test_an_interval_holds_the_middle_of_the_draws_that_are_defined():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -186,6 +188,21 @@ def test_a_split_keeps_what_is_of_one_time_together_and_refuses_an_empty_side(tm
         split(log_folder, 0.1, tmp_path / "d", tmp_path / "e")
     with pytest.raises(TabrankError, match="between 0 and 1"):
         split(log_folder, 1.5, tmp_path / "d", tmp_path / "e")
+
+
+def test_a_viewers_slates_have_one_number_and_nobodys_slates_each_their_own(log_folder, surface):
+    log = read_log(log_folder, surface)
+    viewers = log.exposures["viewer"].to_pylist()
+    assert len(set(viewers)) < len(viewers)
+    named = build(Schema(surface), log)
+    of_slate = dict(zip(named.slate.tolist(), named.viewer.tolist(), strict=True))
+    same = {(viewers[s], v) for s, v in of_slate.items()}
+    assert len(same) == len({viewers[s] for s in of_slate}) == len(set(of_slate.values()))
+    column = log.exposures.column_names.index("viewer")
+    nobody = log.exposures.set_column(column, "viewer", pa.nulls(len(viewers), pa.string()))
+    alone = build(Schema(surface), dataclasses.replace(log, exposures=nobody))
+    pairs = set(zip(alone.slate.tolist(), alone.viewer.tolist(), strict=True))
+    assert len(pairs) == len(set(alone.slate.tolist())) == len(set(alone.viewer.tolist())) > 1
 
 
 def test_a_row_knows_its_position_and_what_was_shown_before_it(log_folder, surface):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,10 +10,14 @@ from tiny import STRINGS, tables
 from serve.errors import TabrankError
 from serve.kinds import Affinity, Age, Gauge, Match, Member, Rate
 from serve.log import read_log, write_log
+from serve.replay import Replay
 from serve.state import Schema
 from serve.surface import Surface, read_surface
 from training.dataset import Dataset, build
 from training.drafting.draft import draft
+from training.drafting.funnel import funnel
+from training.drafting.profile import read_tables
+from training.labels import label
 from training.world.simulate import simulate
 
 NUM = 1_200
@@ -229,3 +235,35 @@ def test_a_log_that_is_none_is_refused_with_table_and_column(tmp_path, table, ch
     write_log(tmp_path / "log", parts)
     with pytest.raises(TabrankError, match=message):
         draft(tmp_path / "log")
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("impressions", [True, False])
+def test_the_draft_counts_the_positives_that_the_labels_will_have(tmp_path, named, impressions):
+    """Clients' clocks are two seconds behind, and what is on screen is there five seconds after the answer."""
+    parts = market()
+    events = parts["events"].to_pylist()
+    if impressions:
+        events += [
+            {"id": f"i{i}", "ts_ms": START_MS + 60_000 * i + 5_000, "viewer": f"u{i}", "candidate": f"o{i}"}
+            | {"kind": "impression"}
+            for i in range(0, NUM, 2)
+        ]
+    for event in events:
+        event["ts_ms"] -= 2_000
+        event["request_id"] = f"r{event['candidate'][1:]}" if named else None
+    schema = parts["events"].schema.append(pa.field("request_id", pa.string()))
+    write_log(tmp_path / "log", parts | {"events": pa.Table.from_pylist(events, schema=schema)})
+    one = funnel(read_tables(tmp_path / "log"))
+    surface = read_surface(draft(tmp_path / "log").text)
+    log = read_log(tmp_path / "log", surface)
+    for kind in ("buy", "view"):
+        happening = one.happenings[kind]
+        asked = dataclasses.replace(
+            surface, label=dataclasses.replace(surface.label, event=kind, within_ms=happening.within_ms)
+        )
+        labels = label(Replay(Schema(asked), log), log, asked)
+        assert happening.positives == labels.positive.sum()
+    # a view a second after the answer, on a clock that is two behind, is one only where it names the answer
+    assert one.happenings["view"].positives == (NUM * 9 // 10 if named and not impressions else 0)
+    assert one.happenings["buy"].positives > 0

@@ -41,6 +41,7 @@ def dataset(
         matrix=Matrix(np.stack(list(numeric.values()), 1).astype(np.float32), np.concatenate(parts, 1)),
         label=label,
         slate=rows % slates,
+        viewer=rows % slates,
         shown=rows,
         ts_ms=rows,
         popular=NOISE[: len(label)],

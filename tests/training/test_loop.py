@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from serve.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from serve.errors import TabrankError
-from training.loop import FitConfig, Inputs, Rows, State, auc, inputs, learning_rate, run
+from training.evaluation.slates import auc
+from training.loop import FitConfig, Inputs, Rows, State, inputs, learning_rate, run
 from training.network import Network, NetworkConfig
 from training.position import START, Bias
 
@@ -257,7 +258,7 @@ def test_validation_rows_of_one_label_have_a_logloss_but_no_auc(train, valid):
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=30))
 def test_auc_is_the_share_of_pairs_in_order_with_ties_half(rows):
     positive, negative = ([score for score, label in rows if label is side] for side in (True, False))
-    value = auc(torch.tensor([float(s) for s, _ in rows]), torch.tensor([float(label) for _, label in rows]))
+    value = auc(np.float32([label for _, label in rows]), np.float64([s for s, _ in rows]))
     pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
     assert value == (pytest.approx(np.mean(pairs)) if pairs else None)
 
@@ -336,6 +337,18 @@ def test_examination_is_a_product_of_chances_and_stays_finite(value):
     expected = 1 / (1 + torch.arange(80, dtype=torch.float64) / bias.tau)
     torch.testing.assert_close(chance[:, 1:4], expected[:, None].expand(80, 3), rtol=1e-5, atol=1e-12)
     assert torch.equal(found[0], logit[0])
+
+
+def test_ranks_share_the_batches_of_one_process_and_together_meet_each_row_once():
+    number = torch.arange(1_000)
+    rows = Inputs(number[:, None].float(), torch.zeros(1_000), number)
+    alone, *ranks = (
+        torch.stack([batch.position for batch in rows.batches(100, mine, seed=7)])
+        for mine in (slice(0, 100), slice(0, 50), slice(50, 100))
+    )
+    assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
+    assert sorted(alone.flatten().tolist()) == number.tolist()
+    assert alone.flatten().tolist() != number.tolist()
 
 
 class FixedInputNorm(Network):

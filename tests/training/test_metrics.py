@@ -48,7 +48,7 @@ def test_what_one_label_or_slates_of_one_candidate_do_not_define_is_none():
 def test_intervals_hold_the_measures_and_are_plain_data():
     slates, chance = rows()
     contender = Contender.of(slates, chance, chance)
-    measures, intervals = contender.measures(), contender.intervals(Bootstrap(len(slates)))
+    measures, intervals = contender.measures(), contender.intervals(Bootstrap(slates.cluster))
     assert set(intervals) == {"ndcg@10", "auc", "logloss", "slate_auc"}
     for name, (low, high) in intervals.items():
         assert low < measures[name] < high
@@ -62,7 +62,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     hits = {"auc": 0, "logloss": 0, "slate_auc": 0, "ndcg@10": 0}
     for seed in range(40):
         part, values = rows(300, seed=100 + seed)
-        found = Contender.of(part, values, values).intervals(Bootstrap(300, 200))
+        found = Contender.of(part, values, values).intervals(Bootstrap(np.arange(300), 200))
         for name in hits:
             hits[name] += found[name][0] <= truth[name] <= found[name][1]
     assert all(33 <= count <= 40 for count in hits.values()), hits

@@ -5,7 +5,7 @@ import pytest
 
 from training.evaluation.bootstrap import Bootstrap
 from training.evaluation.metrics import Contender
-from training.evaluation.paired import clustered_mean, gate, paired
+from training.evaluation.paired import gate, mean_and_error, paired
 from training.evaluation.slates import Slates
 
 
@@ -20,7 +20,7 @@ def pair_of(num_slates: int, per: int, noise: float, seed: int = 0, *, probabili
 
 
 def compare(ours, theirs):
-    return paired(ours, theirs, Bootstrap(len(ours.slates)))
+    return paired(ours, theirs, Bootstrap(ours.slates.cluster))
 
 
 def test_the_better_one_is_ahead_in_all_and_beats_by_the_order():
@@ -59,12 +59,47 @@ def test_two_standard_errors_are_needed(difference, beats):
     assert gate(lower, apart)["beats"] is beats
 
 
-def test_the_error_of_a_mean_over_rows_counts_slates_not_rows():
+def test_the_error_of_a_mean_counts_viewers_not_slates_or_rows():
     rng = np.random.default_rng(1)
-    means = []
-    for _ in range(400):
-        of_slate = rng.normal(size=100)
-        slates = Slates(np.zeros(1_000, np.float32), np.repeat(np.arange(100), 10))
-        means.append(clustered_mean(slates, np.repeat(of_slate, 10) + 0.1 * rng.normal(size=1_000)))
-    average, error = np.array(means).T
+    viewer = np.repeat(np.arange(100), 10)
+    found = np.array(
+        [
+            mean_and_error(np.repeat(rng.normal(size=100), 10) + 0.1 * rng.normal(size=1_000), viewer)
+            for _ in range(400)
+        ]
+    )
+    average, error = found.T
     assert error.mean() == pytest.approx(average.std(), rel=0.1)
+
+
+def test_where_each_is_on_its_own_the_error_is_that_of_a_mean():
+    values = np.random.default_rng(2).normal(size=50)
+    average, error = mean_and_error(values, np.arange(50))
+    assert average == pytest.approx(values.mean())
+    assert error == pytest.approx(values.std(ddof=1) / np.sqrt(50))
+    assert mean_and_error(values, np.zeros(50, np.int64)) == (None, None)
+
+
+def test_viewers_of_many_slates_make_a_comparison_less_sure_and_of_one_slate_change_nothing():
+    """Ours is right about half of the viewers and wrong about the rest, whatever they are shown."""
+    rng = np.random.default_rng(3)
+    num_viewers, visits, per = 60, 20, 5
+    viewer = np.repeat(np.arange(num_viewers), visits * per)
+    taste = rng.permutation(np.repeat([-1.5, 2.0], num_viewers // 2))[viewer]
+    x = rng.normal(size=len(viewer))
+    label = (rng.random(len(x)) < 1 / (1 + np.exp(-taste * x))).astype(np.float32)
+    slate = np.repeat(np.arange(num_viewers * visits), per)
+    sides = [1 / (1 + np.exp(-score)) for score in (x, rng.normal(size=len(x)))]
+
+    def compared(viewer):
+        slates = Slates(label, slate, viewer)
+        return compare(*(Contender.of(slates, side, side) for side in sides))
+
+    alone, clustered = compared(None), compared(viewer)
+    assert clustered["ndcg@10"] == alone["ndcg@10"]
+    for error in ("se", "logloss_se"):
+        assert clustered[error] > 2 * alone[error]
+    widths = [pair["auc_interval"][1] - pair["auc_interval"][0] for pair in (alone, clustered)]
+    assert widths[1] > 2 * widths[0]
+    assert (alone["gate"]["beats"], clustered["gate"]["beats"]) == (True, False)
+    assert compared(slate + 7) == alone

@@ -171,6 +171,7 @@ def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_pat
         matrix=Matrix(np.zeros((100, 1), np.float32), np.zeros((100, 0), np.uint64)),
         label=(np.arange(100) % 2).astype(np.float32),
         slate=np.arange(100),
+        viewer=zeros,
         shown=zeros,
         ts_ms=ts_ms,
         popular=np.zeros(100, np.float32),

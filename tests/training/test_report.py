@@ -104,10 +104,9 @@ def test_both_can_be_made_again_from_the_artifact_byte_for_byte(tmp_path, evalua
     files["report.html"] = report_page(manifest, evaluation).encode()
     files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
     save(tmp_path / "a", files, manifest)
-    told = regenerate(tmp_path / "a", tmp_path / "out" / "again")
-    for name, path in told.items():
+    regenerate(tmp_path / "a", tmp_path / "out" / "again")
+    for name in ("report.html", "MODEL_CARD.md"):
         assert (tmp_path / "out" / "again" / name).read_bytes() == files[name]
-        assert path.endswith(name)
     files["evaluation.json"] = b"{}"
     save(tmp_path / "b", files, manifest)
     with pytest.raises(TabrankError, match="fit again"):

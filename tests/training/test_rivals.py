@@ -34,6 +34,7 @@ def dataset(num_rows: int, seed: int) -> Dataset:
         matrix=Matrix(numeric, category),
         label=label,
         slate=np.arange(num_rows) // 8,
+        viewer=zeros,
         shown=zeros,
         ts_ms=np.arange(num_rows),
         popular=np.nan_to_num(numeric[:, 0]),
@@ -80,10 +81,6 @@ def test_a_rivals_scores_are_probabilities_whatever_the_numbers():
         assert ((chance >= 0) & (chance <= 1)).all()
 
 
-def test_a_larger_network_costs_more_a_candidate():
+def test_a_network_says_what_it_costs_before_it_is_trained():
     rows = dataset(500, 1).matrix
-    small, large = (
-        us_per_candidate(ENCODER, NetworkConfig(width=width, n_steps=steps), rows.numeric, rows.category)
-        for width, steps in ((8, 1), (64, 4))
-    )
-    assert 0 < small < large
+    assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), rows.numeric, rows.category) > 0

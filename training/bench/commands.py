@@ -38,7 +38,9 @@ def fit(as_json: Json = False) -> None:
 
 @bench.command("syn")
 def syn(
-    seeds: Annotated[int, typer.Option(help="Sets of rows and weights, over which the AUC is a mean.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Sets of rows and weights, over which the AUC is a mean.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """The TabNet paper's synthetic sets: exit code 1 where an AUC is more than 0.01 below the paper's."""

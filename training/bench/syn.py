@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from serve.encoder import Encoder, NumericColumn
 from serve.errors import TabrankError
 from serve.machine import describe_machine
-from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, auc, inputs, run
+from training.evaluation.slates import auc
+from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, inputs, run
 from training.network import Network, NetworkConfig
 
 F64 = NDArray[np.float64]
@@ -194,7 +195,7 @@ def fitted(rows: Drawn, config: FitConfig) -> Callable[[F64], torch.Tensor]:
 
 
 def _auc(score: torch.Tensor, rows: Drawn) -> float:
-    area = auc(score, torch.from_numpy(rows.label))
+    area = auc(rows.label, score.numpy())
     assert area is not None, f"{len(rows.label)} rows, all of one label"
     return area
 

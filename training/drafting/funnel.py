@@ -1,18 +1,19 @@
-"""What follows an exposure: each event's delay, how often it happens and after which other, and the label."""
+"""What follows a shown candidate: each event's delay, how often it happens and after which other, and the label."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
+from serve.replay import event_times
 from training.drafting.profile import I64, codes_of
+from training.labels import Owners
 
 NICE_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 NICE_MS = (*(1_000 * s for s in NICE_S), *(86_400_000 * d for d in (2, 3, 7, 14, 30, 60, 90, 180, 365)))
@@ -104,21 +105,21 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     viewer, event_viewer = codes_of(exposures["viewer"], events["viewer"])
     shown_ms = exposures["ts_ms"].to_numpy().astype(np.int64)[exposure]
     kinds = np.array(events["kind"].to_pylist(), object)
-    event_ms = events["ts_ms"].to_numpy().astype(np.int64)
-    nobody = pa.chunked_array([pa.nulls(len(events), pa.string())])
-    named = events["request_id"] if "request_id" in events.column_names else nobody
-    request, event_request = codes_of(exposures["request_id"], named)
-    row = _rows(
-        pd.DataFrame(
-            {"request": request[exposure], "viewer": viewer[exposure], "candidate": candidate, "ms": shown_ms}
-        ),
-        pd.DataFrame(
-            {"request": event_request, "viewer": event_viewer, "candidate": event_candidate, "ms": event_ms}
-        ),
+    if "request_id" not in events.column_names:
+        events = events.append_column("request_id", pa.nulls(len(events), pa.string()))
+    request, event_request = codes_of(exposures["request_id"], events["request_id"])
+    event_ms = event_times(exposures, events)
+    owners = Owners(
+        candidate,
+        request[exposure] + 1,
+        viewer[exposure] + 1,
+        event_candidate,
+        event_request + 1,
+        event_viewer + 1,
+        event_ms,
     )
-    follows = row >= 0
-    delay = np.where(follows, event_ms - shown_ms[row], -1)
-    is_on = {kind: follows & (delay >= 0) & (kinds == kind) for kind in sorted(set(kinds))}
+    row, delay = _followed(owners, kinds, shown_ms)
+    is_on = {kind: (row >= 0) & (kinds == kind) for kind in sorted(set(kinds))}
     num_shown = len(np.unique(row[is_on[IMPRESSION]])) if IMPRESSION in is_on else len(exposure)
     longest = WINDOW_SHARE * (max(shown_ms.max(), event_ms.max()) - shown_ms.min())
     happenings = {}
@@ -141,18 +142,20 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     return Funnel(exposure, candidate, shown_ms, viewer, happenings, label, covered, gauge)
 
 
-def _rows(shown: pd.DataFrame, events: pd.DataFrame) -> I64:
-    """`[events]`: the shown row that each event is on, or −1: by request where it names one, else the latest."""
-    shown, events = shown.assign(row=np.arange(len(shown))), events.assign(event=np.arange(len(events)))
-    row = np.full(len(events), -1, np.int64)
-    named = events[events.request >= 0].merge(shown, on=["request", "candidate"])
-    row[named.event] = named.row
-    rest = events[(events.request < 0) & (events.viewer >= 0)].sort_values("ms", kind="stable")
-    known = shown[shown.viewer >= 0].sort_values("ms", kind="stable")
-    if len(rest) and len(known):
-        latest = pd.merge_asof(rest, known, on="ms", by=["viewer", "candidate"]).dropna(subset=["row"])
-        row[latest.event] = latest.row.astype(np.int64)
-    return row
+def _followed(owners: Owners, kinds: NDArray[np.object_], shown_ms: I64) -> tuple[I64, I64]:
+    """`[events]`: the shown row that each event is on, or −1, and how long after it, in ms: after its impression where
+    clients report them, as `training.labels.label` has it."""
+    row, delay = np.full(len(kinds), -1), np.zeros(len(kinds), np.int64)
+    shown, since_ms = np.arange(len(shown_ms)), shown_ms
+    is_impression = kinds == IMPRESSION
+    for chosen in (is_impression, ~is_impression):
+        events = np.flatnonzero(chosen)
+        at = owners.of(events, shown, since_ms)
+        on, at = events[at >= 0], at[at >= 0]
+        row[on], delay[on] = shown[at], owners.event_ms[on] - since_ms[at]
+        if chosen is is_impression and len(events):
+            shown, since_ms = row[on], owners.event_ms[on]
+    return row, delay
 
 
 def _window(delay: I64, longest: float) -> int:

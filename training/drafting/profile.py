@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from serve.errors import TabrankError
-from serve.log import TABLES
+from serve.log import TABLES, read_table
 from serve.surface import FieldType
 
 I64 = NDArray[np.int64]
@@ -64,8 +63,6 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
     Raises:
         TabrankError: naming table and column, where one is missing or cannot be what a log says it is.
     """
-    if not folder.is_dir():
-        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
     tables = {name: _read(folder, name) for name in TABLES}
     exposures = tables["exposures"]
     if "traffic" in exposures.column_names:
@@ -78,15 +75,7 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
 
 
 def _read(folder: Path, name: str) -> pa.Table:
-    path = next((p for p in (folder / f"{name}.parquet", folder / name) if p.exists()), None)
-    if path is None:
-        raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
-    try:
-        table = ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
-    if not len(table):
-        raise TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
+    path, table = read_table(folder, name)
     for column, words in REQUIRED[name].items():
         if column not in table.column_names:
             raise TabrankError(f"{path}: the column {column!r} is missing; it holds {words}")

@@ -1,10 +1,10 @@
-"""95 % intervals by a bootstrap over slates: rows of one slate share a viewer and a moment, and are not
-independent.
+"""95 % intervals by a bootstrap over viewers: rows of one slate share a moment, slates of one viewer a taste, and
+neither are independent.
 
-Each draw gives each slate a Poisson(1) weight (Chamandy, Muralidharan, Najmi and Naidu 2012, "Estimating
-uncertainty for massive data streams"), so that every measure that is a ratio of sums over slates comes from
+Each draw gives each viewer, with all slates, a Poisson(1) weight (Chamandy, Muralidharan, Najmi and Naidu 2012,
+"Estimating uncertainty for massive data streams"), so that every measure that is a ratio of sums over slates comes from
 one product of the weights with those sums; the same weights serve all contenders, whose differences then can
-be drawn too. Letters: S slates, B blocks of slates, D draws, M sums.
+be drawn too. Letters: S slates, B blocks of viewers, D draws, M sums.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.slates import Slates
+from training.evaluation.slates import F64, I64, Slates
 
-F64 = NDArray[np.float64]
 MAX_BLOCKS = 20_000
-"""More slates than that are drawn in blocks, put together at random: blocks are as independent as slates are,
+"""More viewers than that are drawn in blocks, put together at random: blocks are as independent as viewers are,
 and D · B bytes bound the memory."""
 _AT_ONCE = 50
 
 
 class Bootstrap:
-    """Draws over `num_slates` slates, the same for the same seed."""
+    """Draws over slates, those of one `cluster` `[S]` (numbered from 0) together; the same for the same seed."""
 
-    def __init__(self, num_slates: int, num_draws: int = 500, seed: int = 0) -> None:
+    def __init__(self, cluster: I64, num_draws: int = 500, seed: int = 0) -> None:
         self.num_draws = num_draws
         self._rng = np.random.default_rng(seed)
-        self._num_blocks = min(num_slates, MAX_BLOCKS)
-        self._block = np.arange(num_slates) % max(self._num_blocks, 1)
-        if num_slates > MAX_BLOCKS:
-            self._rng.shuffle(self._block)
+        num_clusters = int(cluster.max(initial=-1)) + 1
+        self._num_blocks = min(num_clusters, MAX_BLOCKS)
+        block = np.arange(num_clusters) % max(self._num_blocks, 1)
+        if num_clusters > MAX_BLOCKS:
+            self._rng.shuffle(block)
+        self._block = block[cluster]
 
     @cached_property
     def _weights(self) -> NDArray[np.uint8]:
@@ -62,7 +63,7 @@ class Bootstrap:
         An AUC is a sum over pairs of rows, not over slates, and is drawn to first order in the weights: the AUC of
         the rows as they are, exactly, plus the weighted sum of each slate's influence on it. These are the cluster
         sums of Obuchowski (1997, "Nonparametric analysis of clustered ROC curve data"), so that the draws have the
-        variance given there; what is left out is of the order of 1 / S.
+        variance given there; what is left out is of the order of 1 / B.
         """
         negatives = slates.size - slates.positives
         num_positive, num_negative = slates.positives.sum(), negatives.sum()

@@ -46,8 +46,8 @@ def assess(
     * `curves`: `reliability` of the model; `lift` and `gain` as {name: [...]} of all contenders.
     * `slices`, as `training.evaluation.slices` says; `encoder` names the categories in them.
     """
-    slates = Slates(data.label, data.slate)
-    bootstrap = Bootstrap(len(slates))
+    slates = Slates(data.label, data.slate, data.viewer)
+    bootstrap = Bootstrap(slates.cluster)
     given = {"model": scores["model"], "popular": data.popular, **scores}
     is_rate = isinstance(surface.features[surface.popular], Rate)
     contenders = {
@@ -106,9 +106,8 @@ def evaluate(
     scores: dict[str, Values] = {"model": score(model, data)}
     if baselines and past is not None:
         scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past))(data.matrix)
-    trained_ms = artifact.manifest.get("span_ms", [0, 0])[1]
     return {
-        "rows_seen_in_training": int((data.ts_ms <= trained_ms).sum()),
+        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest.get("seen_until_ms", 0)).sum()),
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from serve.encoder import Encoder
 from serve.features import Columns, Matrix
-from training.dataset import Dataset, Progress
-from training.evaluation.metrics import auc, mean, probability, row_logloss
+from training.dataset import Dataset
+from training.evaluation.metrics import mean, probability, row_logloss
+from training.evaluation.slates import auc
 from training.model import Model
 
 MOST_ROWS = 20_000
@@ -26,9 +27,7 @@ Scorer = Callable[[Matrix], NDArray[np.floating]]
 """P(label) `[R]` of the rows of a matrix."""
 
 
-def importance(
-    model: Model, data: Dataset, *, progress: Progress = lambda share: None
-) -> list[dict[str, Any]]:
+def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
     """For each feature `feature`, `masks`, `auc`, `logloss`, the one that is missed most first; see `by_masks` and
     `by_permutation`. On at most `MOST_ROWS` rows, the same ones for the same data."""
     rows = np.arange(len(data))
@@ -36,7 +35,7 @@ def importance(
         rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
     matrix = Matrix(data.matrix.numeric[rows], data.matrix.category[rows])
     masks = by_masks(model, matrix)
-    lost = by_permutation(model.probability, data.columns, matrix, data.label[rows], progress=progress)
+    lost = by_permutation(model.probability, data.columns, matrix, data.label[rows])
     found = [{"feature": name, "masks": masks[name], **lost[name]} for name in lost]
     return sorted(found, key=lambda line: -line["logloss"])
 
@@ -69,9 +68,6 @@ def by_permutation(
     columns: Columns,
     matrix: Matrix,
     label: NDArray[np.float32],
-    *,
-    seed: int = SEED,
-    progress: Progress = lambda share: None,
 ) -> dict[str, dict[str, float | None]]:
     """What is lost when a feature is dealt out anew over the rows: `auc`, by how much it falls, and `logloss`, by how
     much it rises (Breiman 2001; Fisher, Rudin and Dominici 2019). About 0 for what the model does not use.
@@ -79,11 +75,11 @@ def by_permutation(
     All columns of a feature move together. A feature that others can stand in for loses little, though each says
     much.
     """
-    order = np.random.default_rng(seed).permutation(len(label))
+    order = np.random.default_rng(SEED).permutation(len(label))
     whole = _quality(label, score(matrix))
     places = _places(columns)
     lost: dict[str, dict[str, float | None]] = {}
-    for done, (name, (numeric, category)) in enumerate(places.items()):
+    for name, (numeric, category) in places.items():
         dealt = Matrix(matrix.numeric.copy(), matrix.category.copy())
         dealt.numeric[:, numeric] = matrix.numeric[order][:, numeric]
         dealt.category[:, category] = matrix.category[order][:, category]
@@ -92,7 +88,6 @@ def by_permutation(
             "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
             "logloss": left[1] - whole[1],
         }
-        progress((done + 1) / len(places))
     return lost
 
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from training.calibrate import fit_platt
 from training.evaluation.bootstrap import Bootstrap, interval
-from training.evaluation.slates import F64, I64, TIE_SEED, pairs_won, sunk
-from training.evaluation.slates import Slates as Slates
+from training.evaluation.slates import F64, I64, TIE_SEED, Slates, pairs_won, sunk
 
 Values = NDArray[np.floating]
 Labels = NDArray[np.float32]
@@ -87,7 +86,7 @@ class Contender:
         }
 
     def intervals(self, bootstrap: Bootstrap) -> dict[str, list[float] | None]:
-        """95 % intervals [low, high] of `ndcg@10`, `auc`, `logloss` and `slate_auc`, by a bootstrap over slates."""
+        """95 % intervals [low, high] of `ndcg@10`, `auc`, `logloss` and `slate_auc`, by a bootstrap over viewers."""
         slates = self.slates
         loss = None if self.loss is None else bootstrap.ratio(slates.total(self.loss), slates.size)
         draws = {
@@ -134,15 +133,6 @@ def probability(score: Values) -> F64:
 def row_logloss(label: Labels, chance: F64) -> F64:
     """−log of the probability that each row's label was given, `[N]`, in nats."""
     return np.asarray(-np.log(np.where(label > 0, chance, 1.0 - chance)), np.float64)
-
-
-def auc(label: Labels, score: Values) -> float | None:
-    """The chance that a positive row is above a negative one, ties for a half (Hanley and McNeil 1982)."""
-    positive = label > 0
-    num_pairs = float(positive.sum()) * float((~positive).sum())
-    if not num_pairs:
-        return None
-    return float(pairs_won(positive, np.asarray(score, np.float64))[positive].sum() / num_pairs)
 
 
 def rce(label: Labels, chance: F64) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from training.evaluation.bootstrap import Bootstrap, interval
 from training.evaluation.metrics import Contender
-from training.evaluation.slates import F64, Slates
+from training.evaluation.slates import F64, I64, Slates
 
 ENOUGH = 2.0
 """Standard errors by which a model must beat another."""
@@ -20,16 +20,17 @@ def paired(ours: Contender, theirs: Contender, bootstrap: Bootstrap) -> dict[str
 
     * `ndcg@10`: the mean difference over the slates that can be ranked, and its standard error `se`.
     * `logloss`: the mean difference over the rows, below 0 where ours is better, and its standard error
-      `logloss_se` with slates as clusters.
+      `logloss_se`. Both errors have viewers as clusters.
     * `auc`: the difference over all rows, and its 95 % interval `auc_interval`, by the same draws of both.
     * `gate`: as the function says.
     """
     pair: dict[str, Any] = {"ndcg@10": None, "se": None, "logloss": None, "logloss_se": None}
     pair |= {"auc": None, "auc_interval": None}
     slates = ours.slates
-    pair["ndcg@10"], pair["se"] = mean_and_error(ours.ndcg - theirs.ndcg)
-    if ours.loss is not None and theirs.loss is not None and len(slates) >= 2:
-        pair["logloss"], pair["logloss_se"] = clustered_mean(slates, ours.loss - theirs.loss)
+    pair["ndcg@10"], pair["se"] = mean_and_error(ours.ndcg - theirs.ndcg, slates.cluster[slates.rankable])
+    if ours.loss is not None and theirs.loss is not None:
+        of_row = slates.cluster[slates.code]
+        pair["logloss"], pair["logloss_se"] = mean_and_error(ours.loss - theirs.loss, of_row)
     if ours.auc is not None and theirs.auc is not None:
         assert ours.won is not None
         assert theirs.won is not None
@@ -56,17 +57,19 @@ def is_behind(pair: Mapping[str, Any]) -> bool:
     return pair["logloss"] is not None and bool(pair["logloss"] > ENOUGH * pair["logloss_se"])
 
 
-def mean_and_error(values: F64) -> tuple[float | None, float | None]:
-    """The mean of independent values and its standard error; None, both, of fewer than two."""
-    if len(values) < 2:
+def mean_and_error(values: F64, cluster: I64) -> tuple[float | None, float | None]:
+    """The mean of values `[V]` and its standard error, where values of one cluster `[V]` are not independent; None,
+    both, of fewer than two clusters.
+
+    The mean is a ratio of cluster totals, whose variance is linearised: the sum over G clusters of the squared total
+    of what is left over the mean, times G / (G − 1), over V² (Cochran 1977, section 6.3; Cameron and Miller 2015, "A
+    practitioner's guide to cluster-robust inference", section II). Where each value is its own cluster, that is
+    the standard error of a mean.
+    """
+    code = np.unique(cluster, return_inverse=True)[1]
+    num = int(code.max(initial=-1)) + 1
+    if num < 2:
         return None, None
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def clustered_mean(slates: Slates, values: F64) -> tuple[float, float]:
-    """The mean over rows of `values` `[N]` and its standard error with slates as clusters: the linearised
-    variance of a ratio of cluster totals (Cochran 1977, section 6.3; Cameron and Miller 2015)."""
     average = float(values.mean())
-    residual = slates.total(values) - average * slates.size
-    variance = float(residual @ residual) * len(slates) / (len(slates) - 1)
-    return average, float(np.sqrt(variance) / len(values))
+    residual = np.bincount(code, weights=values - average)
+    return average, float(np.sqrt(residual @ residual * num / (num - 1)) / len(values))

@@ -35,10 +35,8 @@ CAPTIONS = {
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
 
-def regenerate(model: Path, out: Path) -> dict[str, Any]:
+def regenerate(model: Path, out: Path) -> None:
     """Writes `report.html` and `MODEL_CARD.md` of the artifact `model` to the folder `out`, as `fit` wrote them.
-
-    Answers the paths of both.
 
     Raises:
         TabrankError: for a bad artifact, one of an earlier release that stores no such evaluation, or an `out` that
@@ -58,7 +56,6 @@ def regenerate(model: Path, out: Path) -> dict[str, Any]:
             (out / name).write_bytes(text.encode())
     except OSError as error:
         raise TabrankError(f"--out {out}: cannot be written: {error}") from error
-    return {name: str(out / name) for name in texts}
 
 
 def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -80,11 +77,11 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "<h2>Measures</h2>",
         f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
         f"{evaluation['slates']:,} slates with an order to get right; {span}. In brackets: 95 % intervals by a "
-        "bootstrap over slates.</p>",
+        "bootstrap over viewers.</p>",
         _table(verdict.measures(evaluation)),
         "<h3>Side by side on the same rows</h3>",
         _table(verdict.differences(evaluation)),
-        "<p>± one standard error, slates as clusters; of logloss, below 0 is better. Popular is given "
+        "<p>± one standard error, viewers as clusters; of logloss, below 0 is better. Popular is given "
         "probabilities by a calibration fitted on these very rows, in its favour.</p>",
     ]
     if evaluation.get("history"):
@@ -142,7 +139,7 @@ say who may be shown.
 
 {_markdown(verdict.measures(evaluation))}
 
-In brackets: 95 % intervals by a bootstrap over slates.
+In brackets: 95 % intervals by a bootstrap over viewers.
 
 {_markdown(verdict.differences(evaluation))}
 

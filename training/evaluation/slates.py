@@ -18,10 +18,15 @@ TIE_SEED = 0  # ties in score are broken at random, the same way in each evaluat
 
 @dataclass(frozen=True)
 class Slates:
-    """The rows of an evaluation: `label` `[N]` 0/1 and the number of each row's `slate` `[N]`."""
+    """The rows of an evaluation: `label` `[N]` 0/1, the number of each row's `slate` `[N]` and of its `viewer` `[N]`.
+
+    The slates of a viewer share the viewer's taste, and so are no independent witnesses: what is said of certainty
+    counts viewers. Without `viewer` each slate is on its own.
+    """
 
     label: NDArray[np.float32]
-    slate: NDArray[np.int64]
+    slate: I64
+    viewer: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.size)
@@ -30,6 +35,14 @@ class Slates:
     def code(self) -> I64:
         """Which of the S slates each row is of, `[N]`, from 0 in the order of the slates' numbers."""
         return np.unique(self.slate, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def cluster(self) -> I64:
+        """Which viewer each slate is of, `[S]`, from 0."""
+        if self.viewer is None:
+            return np.arange(len(self))
+        first = np.unique(self.slate, return_index=True)[1]
+        return np.unique(self.viewer[first], return_inverse=True)[1].astype(np.int64)
 
     @cached_property
     def size(self) -> F64:
@@ -116,6 +129,11 @@ class Ranking:
         """Of each row in its slate, `[N]`, from 1."""
         return np.arange(1, len(self.hit) + 1) - np.repeat(self._starts, self._size)
 
+    @property
+    def slate(self) -> I64:
+        """The slates that can be ranked."""
+        return self.code[self._starts[self._rankable]]
+
     def ndcg(self, k: int) -> F64:
         """NDCG@k: gain is the label, discount 1 / log2(1 + position) (Järvelin and Kekäläinen 2002)."""
         discount = np.where(self._position <= k, 1.0 / np.log2(self._position + 1.0), 0.0)
@@ -157,6 +175,16 @@ def pairs_won(positive: NDArray[np.bool_], score: F64) -> F64:
     won = np.empty(len(order))
     won[order] = np.where(hit, np.repeat(negatives_below, size), np.repeat(positives_above, size))
     return won
+
+
+def auc(label: NDArray[np.floating] | NDArray[np.bool_], score: NDArray[np.floating]) -> float | None:
+    """The chance that a positive row is above a negative one, ties for a half (Hanley and McNeil 1982); None without
+    both. It needs NumPy alone, which each worker has anyway: scikit-learn's takes a second to import."""
+    positive: NDArray[np.bool_] = np.asarray(label > 0, np.bool_)
+    num_pairs = float(positive.sum()) * float((~positive).sum())
+    if not num_pairs:
+        return None
+    return float(pairs_won(positive, np.asarray(score, np.float64))[positive].sum() / num_pairs)
 
 
 def sunk(score: NDArray[np.floating]) -> F64:

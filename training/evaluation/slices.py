@@ -15,9 +15,9 @@ from serve.encoder import Encoder, entry_hash, vocabulary_entry
 from serve.kinds import Category
 from serve.surface import Surface
 from training.dataset import Dataset
-from training.evaluation.metrics import Contender, auc, ece, mean, row_logloss
+from training.evaluation.metrics import Contender, ece, mean, row_logloss
 from training.evaluation.paired import mean_and_error
-from training.evaluation.slates import F64, I64
+from training.evaluation.slates import I64, Ranking, auc
 
 MIN_ROWS = 500
 MIN_OF_EACH_LABEL = 20
@@ -50,9 +50,9 @@ class _Side:
         self.slates, self.score, self.chance = contender.slates, contender.score, contender.chance
         self._shown, self._rising = contender.order, np.argsort(contender.score, kind="stable")
 
-    def ndcg(self, part: Mask) -> F64:
-        """NDCG@10 of the part's slates."""
-        return self.slates.rank(self._shown[part[self._shown]]).ndcg(10)
+    def ranking(self, part: Mask) -> Ranking:
+        """The part's rows, ranked."""
+        return self.slates.rank(self._shown[part[self._shown]])
 
     def rising(self, part: Mask) -> I64:
         """The part's rows, the lowest score first."""
@@ -108,8 +108,9 @@ def _measured(model: _Side, popular: _Side, part: Mask) -> dict[str, Any]:
         return result | {"model": None, "popular": None, "paired": None}
     rising = model.rising(part)
     label, chance = model.slates.label[rising], model.chance[rising]
-    ours, theirs = model.ndcg(part), popular.ndcg(part)
-    difference, error = mean_and_error(ours - theirs)
+    ranking = model.ranking(part)
+    ours, theirs = ranking.ndcg(10), popular.ranking(part).ndcg(10)
+    difference, error = mean_and_error(ours - theirs, model.slates.cluster[ranking.slate])
     return result | {
         "model": {
             "auc": model.auc(part),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.evaluation.paired import is_behind
+from training.terminal import decimal
 
 TITLES = {
     "model": "model",
@@ -94,10 +95,10 @@ def slices(parts: list[Mapping[str, Any]]) -> Rows:
             (
                 f"{part['by']}: {part['value']}",
                 *(f"{part[key]:,}" for key in ("rows", "slates", "positives")),
-                number(ours.get("ndcg@10")),
-                number(theirs.get("ndcg@10")),
+                decimal(ours.get("ndcg@10")),
+                decimal(theirs.get("ndcg@10")),
                 _signed(pair.get("ndcg@10"), pair.get("se")),
-                *(number(ours.get(key)) for key in ("auc", "logloss", "ece")),
+                *(decimal(ours.get(key)) for key in ("auc", "logloss", "ece")),
             )
         )
     return rows
@@ -114,7 +115,7 @@ def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
     rows: Rows = [("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "epochs", "choices")]
     for line in search["leaderboard"][:most]:
         us, epochs = line["us_per_candidate"], line["epochs"]
-        cells = [number(line[key]) for key in ("valid_logloss", "valid_auc", "valid_ndcg")]
+        cells = [decimal(line[key]) for key in ("valid_logloss", "valid_auc", "valid_ndcg")]
         cells += ["–" if us is None else f"{us:.2f}", "yes" if line["fits"] else "no"]
         choices = ", ".join(
             f"{key} {_short(value)}" for key, value in line["config"].items() if key != "epochs"
@@ -130,22 +131,17 @@ def span(first_ms: int, last_ms: int) -> str:
     ) + " UTC"  # fmt: skip
 
 
-def number(value: float | None) -> str:
-    """Four digits behind the point, a dash for what is not defined."""
-    return "–" if value is None else f"{value:.4f}"
-
-
 def difference(pair: Mapping[str, Any], by: str) -> str:
     """What the model is above the other side, by `ndcg@10` or `logloss`, with its standard error."""
     value, error = (pair["ndcg@10"], pair["se"]) if by == "ndcg@10" else (pair["logloss"], pair["logloss_se"])
     name = "NDCG@10" if by == "ndcg@10" else "logloss (lower is better)"
     if value is None:
-        return f"too few slates define the difference in {name}"
-    return f"{name} {value:+.4f}, standard error {error:.4f}, paired over slates"
+        return f"slates of too few viewers define the difference in {name}"
+    return f"{name} {value:+.4f}, standard error {error:.4f}, paired, viewers as clusters"
 
 
 def _with_interval(evaluation: Evaluation, name: str, key: str) -> str:
-    return number(evaluation[name].get(key)) + _bounds(evaluation["intervals"][name].get(key))
+    return decimal(evaluation[name].get(key)) + _bounds(evaluation["intervals"][name].get(key))
 
 
 def _bounds(interval: list[float] | None, sign: str = "") -> str:

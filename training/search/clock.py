@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import TabrankError
+from serve.strict import refuse_file
 
 FILE = "search.json"
 
@@ -18,6 +19,7 @@ class Clock:
 
     def __init__(self, out: Path, budget_s: float) -> None:
         """Raises TabrankError where `out` is there and holds no search."""
+        refuse_file(out)
         self.out, self.budget_s = out, budget_s
         self._begun = time.monotonic()
         self._state: dict[str, Any] = {"spent_s": 0.0}
@@ -26,7 +28,10 @@ class Clock:
                 f"{out}: exists already and holds no search; name another folder or remove it first"
             )
         if (out / FILE).exists():
-            self._state = json.loads((out / FILE).read_text())
+            try:
+                self._state = json.loads((out / FILE).read_text())
+            except (OSError, ValueError) as error:
+                raise TabrankError(f"{out / FILE}: cannot be read: {error}; remove {out}") from error
 
     def claim(self, identity: str, *, anew: bool) -> None:
         """Makes the folder that of the search of this identity.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -12,14 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from serve.encoder import Encoder
+from serve.features import Matrix
 from serve.graph import Calibration, fold
 from training.export import export
 from training.network import Network, NetworkConfig
-
-NUM_ROWS = 440
-"""Candidates scored at once: what eight requests come to."""
-NUM_RUNS = 25
-WARM_UPS = 3
+from training.rivals import us_per_candidate as measured
 
 
 def us_per_candidate(
@@ -31,20 +27,18 @@ def us_per_candidate(
     """µs a candidate, on one thread, of a network of this shape on rows like these ([R, F], [R, K]): from the matrix
     to the probability, look-ups included.
 
-    The weights are random: what the graph computes does not depend on them. The lower quartile of the
-    runs is taken, since whatever else the machine does only adds.
+    The weights are random: what the graph computes does not depend on them.
     """
-    at = np.resize(np.arange(len(numeric)), NUM_ROWS)
-    numeric, category = numeric[at], category[at]
     session = _session(encoder, config)
     names = [node.name for node in session.get_inputs()]
-    taken = []
-    for _ in range(WARM_UPS + NUM_RUNS):
-        begun = time.perf_counter()
-        feeds = dict(zip(("numeric", "hot", "index"), encoder.encode(numeric, category), strict=True))
-        session.run(["probability"], {name: feeds[name] for name in names})
-        taken.append(time.perf_counter() - begun)
-    return float(np.quantile(taken[WARM_UPS:], 0.25) * 1e6 / NUM_ROWS)
+
+    def score(matrix: Matrix) -> NDArray[np.float64]:
+        encoded = encoder.encode(matrix.numeric, matrix.category)
+        feeds = dict(zip(("numeric", "hot", "index"), encoded, strict=True))
+        found: NDArray[np.float64] = session.run(["probability"], {name: feeds[name] for name in names})[0]
+        return found
+
+    return measured(score, Matrix(numeric, category))
 
 
 def _session(encoder: Encoder, config: NetworkConfig) -> Any:

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from serve.encoder import Encoder
 from serve.errors import TabrankError
 from training.calibrate import fit_platt
-from training.evaluation.metrics import Slates, measure
+from training.evaluation.metrics import measure
+from training.evaluation.slates import Slates
 from training.loop import EVALUATION_BATCH, FitConfig, Inputs, State, run
 from training.network import Network
 from training.search.space import Space

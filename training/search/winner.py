@@ -112,6 +112,7 @@ def finish(
         manifest={
             "rows": len(before),
             "span_ms": [int(before.ts_ms[0]), int(before.ts_ms[-1])],
+            "seen_until_ms": int(before.ts_ms[-1]),
             "counts": task.data.counts,
             "position_tau": trained.position_tau,
             "teachers": num_teachers,
@@ -156,9 +157,9 @@ def _calibration(task: Task, winner: Entry, num_teachers: int) -> Calibration:
 
 
 def _is_earlier(last: Artifact, first_ms: int) -> bool:
-    """Whether a model was trained on rows from before a time alone, as far as it says."""
-    span = last.manifest.get("span_ms")
-    return span is not None and int(span[1]) < first_ms
+    """Whether a model has seen rows from before a time alone, as far as it says."""
+    seen_until_ms = last.manifest.get("seen_until_ms")
+    return seen_until_ms is not None and int(seen_until_ms) < first_ms
 
 
 def headline(board: Leaderboard, winner: Entry, most_us: float | None) -> str:

@@ -1,0 +1,103 @@
+"""Paths that are not what a command wants: each is refused in one sentence, before any work is done."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from shop import write_shop
+from typer.testing import CliRunner
+
+from training.__main__ import app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paths")
+    write_shop(folder / "log", slates=200)
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("no folder")
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished" / "search.json").write_text('{"spent_s": 1')
+    (folder / "broken").mkdir()
+    (folder / "broken" / "manifest.json").write_text("[]")
+    (folder / "bad.toml").write_bytes(b"\xff\xfe = [")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    kept = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, kept)
+
+
+def refused(*arguments: object) -> str:
+    """The one sentence that a command says of a user's mistake, lines of progress aside."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "file", "unfinished", "broken"])
+def test_what_is_no_artifact_is_refused_by_name(folder, what):
+    for command in (
+        ("publish", "--models", folder / "models"),
+        ("evaluate", "--log", folder / "log"),
+        ("report", "--out", folder / "report"),
+    ):
+        assert str(folder / what) in refused(*command, "--model", folder / what)
+    assert not (folder / "models").exists()
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "file", "unfinished"])
+def test_what_is_no_log_is_refused_by_name(folder, what):
+    for command in (
+        ("surface",),
+        ("split", "--before", folder / "a", "--after", folder / "b"),
+        ("fit", "--surface", "spaces", "--out", folder / "m"),
+        ("search", "--surface", "spaces", "--out", folder / "s"),
+    ):
+        assert str(folder / what) in refused(*command, "--log", folder / what)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_where_a_file_is_no_folder_is_written(folder, out):
+    log = ("--log", folder / "log")
+    for command in (
+        ("simulate", "--rows", "1000", "--out"),
+        ("surface", *log, "--out"),
+        ("split", *log, "--after", folder / "b", "--before"),
+        ("split", *log, "--before", folder / "a", "--after"),
+        ("fit", "--surface", "spaces", *log, "--out"),
+        ("fit", "--surface", "spaces", *log, "--out", folder / "m", "--storage"),
+        ("search", "--surface", "spaces", *log, "--out"),
+        ("search", "--surface", "spaces", *log, "--out", folder / "s", "--models"),
+    ):
+        assert str(folder / "file") in refused(*command, folder / out)
+    assert {path.name for path in folder.iterdir()} == {
+        "log",
+        "empty",
+        "file",
+        "unfinished",
+        "broken",
+        "bad.toml",
+    }
+
+
+@pytest.mark.parametrize("surface", ["bad.toml", "missing.toml", "empty"])
+def test_what_is_no_surface_is_refused_by_name(folder, surface):
+    for command in ("fit", "search"):
+        said = refused(command, "--surface", folder / surface, "--log", folder / "log", "--out", folder / "m")
+        assert surface in said
+
+
+def test_a_search_whose_books_are_cut_off_says_what_to_remove(folder):
+    said = refused("search", "--surface", "spaces", "--log", folder / "log", "--out", folder / "unfinished")
+    assert "search.json: cannot be read" in said
+    assert f"remove {folder / 'unfinished'}" in said
+
+
+def test_a_number_of_seeds_that_is_none_is_refused():
+    assert "--seeds" in CliRunner().invoke(app, ["bench", "syn", "--seeds", "0"]).stderr

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from shop import write_shop
+
+from serve.artifact import load
+from serve.log import read_log
+from serve.surface import read_surface
+from training.drafting.draft import draft
+from training.evaluation.evaluate import evaluate
+from training.fit import fit
+from training.loop import FitConfig
+from training.network import NetworkConfig
+from training.search.winner import _is_earlier
+from training.trainer import progress_on
+
+CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A log and the model of it, which was trained in this process."""
+    folder = tmp_path_factory.mktemp("fit")
+    write_shop(folder / "log", slates=1_000)
+    surface = read_surface(draft(folder / "log").text)
+    fit(surface, folder / "log", folder / "model", CONFIG, progress=progress_on())
+    return folder / "log", folder / "model", surface
+
+
+def test_rows_that_chose_the_epoch_and_the_calibration_count_as_seen(fitted):
+    log, model, _ = fitted
+    found = evaluate(model, None, log, baselines=False)
+    assert found["rows_seen_in_training"] == found["rows"]
+    manifest = load(model).manifest
+    assert manifest["span_ms"][1] < manifest["seen_until_ms"]
+
+
+def test_a_model_is_earlier_than_rows_that_come_after_all_it_has_seen(fitted):
+    log, model, surface = fitted
+    artifact, last_ms = load(model), read_log(log, surface).exposures["ts_ms"].to_numpy().max()
+    assert _is_earlier(artifact, last_ms + 1)
+    assert not _is_earlier(artifact, artifact.manifest["span_ms"][1] + 1)
