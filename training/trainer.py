@@ -45,7 +45,7 @@ SETTINGS = {
 }
 """What Ray must find in the environment; a value that is set already wins."""
 
-STATE, PROGRESS = "state.safetensors", "progress.jsonl"
+STATE, PROGRESS, RESUMED = "state.safetensors", "progress.jsonl", "resumed.safetensors"
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,7 @@ def train(
         finally:
             progress.finish(state.best_epoch if state else None)
         shutil.rmtree(folder / "inputs")
+        (folder / RESUMED).unlink(missing_ok=True)
         if config.num_workers:  # in this process there are no checkpoints
             _sweep(folder)
     weights = state.best if config.restore_best else state.last
@@ -273,7 +274,8 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
     """What each worker runs. A user's mistake is returned, since what is raised would be tried again."""
     context, folder = ray.train.get_context(), Path(job["folder"])
     checkpoint = ray.train.get_checkpoint()
-    state = State.load(Path(checkpoint.path) / STATE) if checkpoint else None
+    path = Path(checkpoint.path) / STATE if checkpoint else folder / RESUMED
+    state = State.load(path) if path.exists() else None
 
     def after_epoch(state: State) -> None:
         line = state.history[-1]
@@ -312,35 +314,31 @@ def _sweep(folder: Path) -> None:
 
 
 def _finished(folder: Path) -> State | None:
-    """The state of a run that needs no more training. A folder that holds no state is removed.
+    """The state of a run that needs no more training.
 
-    Raises:
-        TabrankError: there are states in the folder, and yet it cannot be gone on from.
+    A run is gone on from by Ray's own books of its checkpoints. Where these were cut in a write, the newest state is
+    kept in a folder that is otherwise new; one that holds none is removed.
     """
     if not folder.exists():
         return None
+    newest = max(_states(folder), key=lambda state: len(state.history), default=None)
+    if newest is not None and newest.stopped:
+        return newest
     try:
-        checkpoint = ray.train.Result.from_path(folder).checkpoint
-        state = State.load(Path(checkpoint.path) / STATE)
-    except (
-        Exception
-    ) as error:  # killed in the middle of a write, or no longer readable: Ray says it in many ways
-        if any(_is_readable(path) for path in folder.rglob(STATE)):
-            raise TabrankError(
-                f"{folder}: its checkpoints cannot be gone on from ({type(error).__name__}: {error}); make the "
-                "folder readable, or remove it to begin again"
-            ) from error
+        ray.train.Result.from_path(folder)
+    except Exception:  # Ray says it in many ways
         shutil.rmtree(folder)
-        return None
-    return state if state.stopped else None
+        if newest is not None:
+            folder.mkdir()
+            newest.save(folder / RESUMED)
+    return None
 
 
-def _is_readable(path: Path) -> bool:
-    try:
-        State.load(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return False
-    return True
+def _states(folder: Path) -> Iterator[State]:
+    """Every whole state in a run's folder."""
+    for path in (*folder.glob(f"*/{STATE}"), *folder.glob(RESUMED)):
+        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):  # torn
+            yield State.load(path)
 
 
 def _fingerprint(

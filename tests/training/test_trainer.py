@@ -16,7 +16,6 @@ import torch
 from safetensors.numpy import save_file
 
 from serve.encoder import Encoder, NumericColumn, SingleColumn
-from serve.errors import TabrankError
 from training import spill
 from training.loop import FitConfig, Inputs, Rows, State, inputs, run
 from training.model import one_thread
@@ -311,16 +310,43 @@ def test_a_run_folder_that_was_cut_in_a_write_is_started_anew(tmp_path):
     assert not (tmp_path / "fit-0").exists()
 
 
-def test_a_run_folder_that_holds_a_state_is_never_removed(tmp_path):
+def test_a_state_outlives_books_that_were_cut_in_a_write(tmp_path):
     from training.trainer import _finished
 
-    kept = tmp_path / "fit-0" / "checkpoint_1" / "state.safetensors"
-    kept.parent.mkdir(parents=True)
-    State().save(kept)
+    for epochs in (1, 2):
+        kept = tmp_path / "fit-0" / f"checkpoint_{epochs}" / "state.safetensors"
+        kept.parent.mkdir(parents=True)
+        State(history=[{"epoch": epoch + 1} for epoch in range(epochs)]).save(kept)
+    (tmp_path / "fit-0" / "checkpoint_3").mkdir()
+    (tmp_path / "fit-0" / "checkpoint_3" / "state.safetensors").write_bytes(kept.read_bytes()[:20])
     (tmp_path / "fit-0" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
-    with pytest.raises(TabrankError, match=r"fit-0: its checkpoints cannot be gone on from .*remove it"):
-        _finished(tmp_path / "fit-0")
-    assert kept.exists()
+    for _ in range(2):  # and again, if it is killed before its next checkpoint
+        assert _finished(tmp_path / "fit-0") is None
+        (left,) = (tmp_path / "fit-0").iterdir()
+        assert len(State.load(left).history) == 2
+
+
+def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, uninterrupted):
+    from training.trainer import Lines, _fingerprint, train
+
+    config = replace(CONFIG, num_workers=0)
+    sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
+    kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "checkpoint_14" / "state.safetensors"
+    kept.parent.mkdir(parents=True)
+
+    def keep(state: State) -> None:
+        if len(state.history) == 14:
+            state.save(kept)
+
+    with one_thread():
+        run(sets["train"], sets["valid"], ENCODER, CONFIG, after_epoch=keep)
+    stream = io.StringIO()
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    assert epochs_of(stream.getvalue().splitlines()) == [15, 16]
+    ours, theirs = (
+        [line["valid_logloss"] for line in history] for history in (answer.history, uninterrupted.history)
+    )
+    assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_runs_are_told_apart_by_what_their_result_hangs_on():
