@@ -50,8 +50,8 @@ class Dataset:
         """`[N]`: the rows' candidates by name; a list of strings, so not for millions of rows."""
         return [str(self.candidate_ids[i]) for i in self.shown]
 
-    def take(self, rows: I64) -> Dataset:
-        """The rows of these numbers."""
+    def take(self, rows: I64 | slice) -> Dataset:
+        """The rows of these numbers; of a slice they are a view."""
         return self._each(lambda get: get(self)[rows])
 
     def _each(self, made: Callable[[_Get], NDArray[Any]]) -> Dataset:

@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -53,6 +53,10 @@ class Rows:
     position: NDArray[np.int64]  # [N], where the row was shown, from 0
 
 
+class Diverged(TabrankError):
+    """The training of this configuration on these rows came to nothing; another may go well."""
+
+
 class Source(Protocol):
     """Where the rows to train on come from."""
 
@@ -81,6 +85,18 @@ class Inputs:
     def to(self, device: torch.device) -> Inputs:
         """The same rows on `device`."""
         return Inputs(self.x.to(device), self.label.to(device), self.position.to(device))
+
+    def save(self, folder: Path, name: str) -> None:
+        """Writes the rows, for `map`; the folder is made where there is none."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for what, tensor in vars(self).items():
+            np.save(folder / f"{name}-{what}.npy", tensor.numpy())
+
+    @classmethod
+    def map(cls, folder: Path, name: str) -> Inputs:
+        """What `save` wrote, mapped into memory; processes share the pages (torch wants them writable: "c")."""
+        paths = {f.name: folder / f"{name}-{f.name}.npy" for f in fields(cls)}
+        return cls(**{what: torch.from_numpy(np.load(path, mmap_mode="c")) for what, path in paths.items()})
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
         """As `Source` says; the order is drawn for all ranks, so their number does not change it."""
@@ -333,7 +349,7 @@ class _Fit:
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         if not torch.isfinite(norm):  # on all ranks at once: by here they have the same gradient
-            raise TabrankError(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
+            raise Diverged(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
         self.optimiser.step()
         return logloss.detach()
 

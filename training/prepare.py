@@ -91,10 +91,10 @@ def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, prog
 def _in_memory(surface: Surface, log: Log, plan: Plan, progress: Progress) -> Prepared:
     (data,) = plan.parts(len(plan), progress)
     train, valid = by_time(data, SHARES, surface.label.within_ms)
-    del data
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
     span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
-    return Prepared(encoded(encoder, train), valid, encoder, len(train), span_ms, train.counts)
+    held = valid.take(np.arange(len(valid)))  # a copy, which does not hold the training rows' features too
+    return Prepared(encoded(encoder, train), held, encoder, len(train), span_ms, train.counts)
 
 
 def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Progress) -> Prepared:
@@ -160,20 +160,21 @@ def encoded(encoder: Encoder, data: Dataset) -> Rows:
 
 
 def by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
-    """The rows in parts of these shares, one after the other in time; rows of one time stay together.
+    """The rows in parts of these shares, views one after the other in time; rows of one time stay together.
 
     Rows whose label window of `within_ms` reaches into the next part are left out: their labels are of its time.
 
     Raises:
         TabrankError: naming the part that does not hold both labels.
     """
-    cuts = _cuts(data.ts_ms, shares)
+    cuts = _cuts(data.ts_ms, shares).tolist()
     parts = []
-    for name, rows in zip(shares, np.split(np.arange(len(data)), cuts), strict=True):
-        if len(rows) and rows[-1] + 1 < len(data):
-            rows = rows[data.ts_ms[rows] < data.ts_ms[rows[-1] + 1] - within_ms]
-        _check_labels(name, len(rows), int(data.label[rows].sum()))
-        parts.append(data.take(rows))
+    for name, begin, end in zip(shares, [0, *cuts], [*cuts, len(data)], strict=True):
+        if end < len(data):
+            end = max(begin, int(np.searchsorted(data.ts_ms, data.ts_ms[end] - within_ms)))
+        part = data.take(slice(begin, end))
+        _check_labels(name, len(part), int(part.label.sum()))
+        parts.append(part)
     return parts
 
 

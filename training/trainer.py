@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -205,7 +205,8 @@ def train(
     folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config, streamed)}"
     state = _finished(folder)
     if state is None:
-        _save_inputs(sets, folder)
+        for name, part in sets.items():
+            part.save(folder / "inputs", name)
         del sets
         progress.start(config.epochs)
         try:
@@ -291,8 +292,8 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
     try:
         with one_thread():  # more workers do use more cores
             return run(
-                job["streamed"] if job["streamed"] is not None else _load_inputs(folder, "train"),
-                _load_inputs(folder, "valid"),
+                job["streamed"] if job["streamed"] is not None else Inputs.map(folder / "inputs", "train"),
+                Inputs.map(folder / "inputs", "valid"),
                 Encoder.from_json(job["encoder"]),
                 job["config"],
                 state=state,
@@ -354,19 +355,6 @@ def _fingerprint(
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
     return digest.hexdigest()[:12]
-
-
-def _save_inputs(sets: dict[str, Inputs], folder: Path) -> None:
-    (folder / "inputs").mkdir(parents=True, exist_ok=True)
-    for name, part in sets.items():
-        for what, tensor in vars(part).items():
-            np.save(folder / "inputs" / f"{name}-{what}.npy", tensor.numpy())
-
-
-def _load_inputs(folder: Path, name: str) -> Inputs:
-    """Maps the files into memory; workers of one machine share the pages (torch wants them writable: "c")."""
-    arrays = {f.name: folder / "inputs" / f"{name}-{f.name}.npy" for f in fields(Inputs)}
-    return Inputs(**{what: torch.from_numpy(np.load(path, mmap_mode="c")) for what, path in arrays.items()})
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from serve.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from serve.errors import TabrankError
 from training.evaluation.slates import auc
-from training.loop import FitConfig, Inputs, Rows, State, inputs, learning_rate, run
+from training.loop import Diverged, FitConfig, Inputs, Rows, State, inputs, learning_rate, run
 from training.network import Network, NetworkConfig
 from training.position import START, Bias
 
@@ -200,7 +200,7 @@ def test_rows_without_categories_are_trained(train, valid):
 
 def test_a_gradient_that_is_no_number_ends_the_run(train, valid):
     broken = replace(train, label=torch.full_like(train.label, math.nan))
-    with pytest.raises(TabrankError, match="gradient became nan; lower learning_rate"):
+    with pytest.raises(Diverged, match="gradient became nan; lower learning_rate"):
         run(broken, valid, ENCODER, CONFIG)
 
 

@@ -21,59 +21,83 @@ from training.world.simulate import simulate
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-MORE_S = 70.0
-"""Budget that the second call has beyond what the first spent, however slow the machine is."""
-MOST_US = 2.5
+MOST_US = 3.5
+HANG_S = 900.0
+"""No call takes so long on any machine, unless it hangs."""
+GO_ON = """
+import json, sys
+from pathlib import Path
+from serve.surface import load_surface
+from training.search.progress import SearchProgress
+from training.search.search import search
+
+given = {"budget_s": 3600.0, "num_teachers": 1, "models": Path("models"), "progress": SearchProgress()}
+given |= {"most_us": float(sys.argv[1]), "most_trials": int(sys.argv[2])}
+print(json.dumps(search(load_surface("spaces"), Path("log"), Path("out"), **given)))
+"""
+"""The second call: until so many trials have ended, however long they take on this machine."""
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "training", *arguments]
+    return run_python("-m", "training", *arguments, cwd=cwd)
+
+
+def run_python(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
 def wait_for_trials(board: Path, num: int) -> None:
-    for _ in range(1_800):  # on a busy machine the workers alone take a minute to start
+    until = time.monotonic() + HANG_S
+    while time.monotonic() < until:
         if board.exists() and board.read_text().count("TabNet ") >= num:
             return
-        time.sleep(0.1)
-    raise AssertionError(f"no {num} trials within three minutes in {board}")
+        time.sleep(0.05)
+    raise AssertionError(f"no {num} trials in {board}")
 
 
 class Story:
-    """A search that is killed after two trials and called again; then a refresh from its winner on."""
+    """A search that is killed after a trial and called again; then a refresh from its winner on."""
 
     def __init__(self, folder: Path) -> None:
         simulate(folder / "log", rows=40_000, days=1.0)
         searching = ("search", "--surface", "spaces", "--log", "log", "--out", "out")
-        searching += ("--max-us-per-candidate", str(MOST_US), "--models", "models", "--json")
+        searching += (
+            "--max-us-per-candidate",
+            str(MOST_US),
+            "--models",
+            "models",
+            "--teachers",
+            "1",
+            "--json",
+        )
         board = folder / "out" / "leaderboard.jsonl"
         first = start(*searching, "--budget", "10m", cwd=folder)
-        wait_for_trials(board, 2)
+        wait_for_trials(board, 1)
         family = psutil.Process(first.pid).children(recursive=True)
         first.send_signal(signal.SIGKILL)
         first.communicate()
-        _, self.orphans = psutil.wait_procs(family, timeout=20)
+        _, self.orphans = psutil.wait_procs(family, timeout=HANG_S)
         self.killed_with = [entry for entry in Leaderboard(board).entries if entry.kind == "tabnet"]
-        spent_s = json.loads((folder / "out" / "search.json").read_text())["spent_s"]
-        budget = ("--budget", f"{spent_s + MORE_S:.0f}s")
-        second = start(*searching, *budget, cwd=folder)
-        out, self.said = second.communicate(timeout=300)
-        self.code = second.returncode
-        assert self.code in (0, 1), self.said
+        more = str(len(self.killed_with) + 1)
+        second = run_python("-c", GO_ON, str(MOST_US), more, cwd=folder)
+        out, said = second.communicate(timeout=HANG_S)
+        assert second.returncode == 0, said
         self.found = json.loads(out)
         self.entries = Leaderboard(board).entries
-        third = start(*searching, *budget, cwd=folder)
-        out, _ = third.communicate(timeout=120)
+        third = start(*searching, "--budget", "1s", cwd=folder)
+        out, _ = third.communicate(timeout=HANG_S)
+        self.code = third.returncode
         self.again = json.loads(out)
         self.published = current(folder / "models")
         fourth = start(
             *("refresh", "--surface", "spaces", "--log", "log", "--models", "models", "--out", "refresh"),
-            *("--days", "0.9", "--budget", "20s", "--teachers", "0", "--json"),
+            *("--days", "0.9", "--budget", "1s", "--teachers", "0", "--json"),
             cwd=folder,
         )
-        out, self.refresh_said = fourth.communicate(timeout=200)
+        out, self.refresh_said = fourth.communicate(timeout=HANG_S)
         assert fourth.returncode in (0, 1), self.refresh_said
         self.refreshed = json.loads(out)
         self.folder = folder
@@ -87,9 +111,7 @@ def story(tmp_path_factory) -> Story:
 def test_a_killed_search_leaves_no_process_and_keeps_every_trial_that_had_ended(story):
     assert story.orphans == []
     names = [entry.name for entry in story.entries]
-    assert [entry.name for entry in story.killed_with] == ["TabNet 1", "TabNet 2"] or len(
-        story.killed_with
-    ) > 2
+    assert story.killed_with
     assert len(set(names)) == len(names)
     kept = [entry for entry in story.entries if entry.kind == "tabnet"]
     assert kept[: len(story.killed_with)] == story.killed_with
@@ -114,16 +136,18 @@ def test_the_report_says_first_who_leads_and_the_exit_code_whether_it_passed(sto
 
 
 def test_a_search_whose_budget_is_spent_answers_with_what_it_found(story):
-    for key in ("winner", "version", "trials", "leaderboard"):
+    for key in ("winner", "version", "trials", "leaderboard", "test_looks"):
         assert story.again[key] == story.found[key]
+    assert story.again["test_looks"] == 1
 
 
 def test_a_refresh_starts_from_the_current_model_and_follows_it_where_it_passes(story):
     version, refreshed = story.found["version"], story.refreshed
-    assert story.found["passed"], "the simulated world has a taste that popular cannot know"
+    assert story.found["reasons"] == [], "the simulated world has a taste that popular cannot know"
     tried = Leaderboard(story.folder / "refresh" / "leaderboard.jsonl").tried()
     point = next(entry.point for entry in story.entries if entry.name == story.found["winner"])
     assert any(entry.point["learning_rate"] == point["learning_rate"] for entry in tried)
+    assert "the budget is too small" in story.refresh_said
     # its test rows lie in what the current model was not trained on, or they are not compared
     assert "model-current" in refreshed["paired"] or "not compared" in story.refresh_said
     is_followed = refreshed["published"]
@@ -134,6 +158,6 @@ def test_a_search_over_another_seed_is_refused_in_its_folder(story):
     other = start(
         *("search", "--surface", "spaces", "--log", "log", "--out", "out", "--seed", "1"), cwd=story.folder
     )
-    _, err = other.communicate(timeout=60)
+    _, err = other.communicate(timeout=HANG_S)
     assert other.returncode == 2
     assert "name another folder" in err.splitlines()[-1]

@@ -6,7 +6,7 @@ import pytest
 
 from training.loop import FitConfig
 from training.network import NetworkConfig
-from training.search.leaderboard import Leaderboard
+from training.search.leaderboard import Entry, Leaderboard
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 
@@ -22,8 +22,11 @@ def board(tmp_path) -> Leaderboard:
     return Leaderboard(tmp_path / "leaderboard.jsonl")
 
 
-def study(board, *, first=(), most_us=None, told=lambda entry: None) -> Study:
-    return Study(SPACE, FitConfig(), board, first=first, cost=cost, most_us=most_us, rate=0.2, told=told)
+def study(
+    board, *, first=(), most_us=None, cost=cost, in_time=lambda config: True, told=lambda entry: None
+) -> Study:
+    known = {"first": first, "cost": cost, "most_us": most_us, "in_time": in_time, "told": told}
+    return Study(SPACE, FitConfig(), board, rate=0.2, **known)
 
 
 def finished(point) -> dict[str, object]:
@@ -45,6 +48,16 @@ def test_a_cost_that_only_the_smallest_network_fits_gives_the_smallest_network(b
     searcher = study(board, most_us=cost(SMALLEST))
     points = [searcher.suggest(str(number)) for number in range(3)]
     assert all(point["width"] == 8 and point["n_steps"] == 1 for point in points)
+
+
+def test_a_search_whose_cost_nothing_fits_any_more_ends_instead_of_training_what_may_not_win(board):
+    assert study(board, most_us=cost(SMALLEST) / 2).suggest("a") == Study.FINISHED
+
+
+def test_what_would_not_end_in_time_is_not_begun(board):
+    searcher = study(board, in_time=lambda config: config.epochs <= 3)
+    assert all(searcher.suggest(str(number))["epochs"] <= 3 for number in range(5))
+    assert study(board, in_time=lambda config: False).suggest("a") == Study.FINISHED
 
 
 def test_the_first_configurations_are_tried_first_and_not_again_after_a_kill(board):
@@ -79,3 +92,8 @@ def test_the_study_learns_from_what_it_tried(board):
 
 def test_nothing_of_a_study_is_pickled(board):
     assert study(board).__getstate__() == {}
+
+
+def test_trials_of_another_releases_space_are_no_hindrance(board):
+    board.add(Entry("TabNet 1", "tabnet", 0.4, us_per_candidate=1.0, point={"width": 9_000}))
+    assert study(board).suggest("a")

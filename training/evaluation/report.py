@@ -71,7 +71,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             "<h3>Leaderboard: the best 20 on the validation rows</h3>",
             _table(verdict.leaderboard(search)),
         ]
-        parts += [f"<p>Budget: {search['budget_s'] / 60:g} minutes.</p>"]
+        looks = search.get("test_looks", 1)  # not in artifacts of before it was counted
+        parts += [f"<p>Budget: {search['budget_s'] / 60:g} minutes. Looks at the test rows: {looks}.</p>"]
     span = verdict.span(*evaluation["span_ms"])
     parts += [
         "<h2>Measures</h2>",

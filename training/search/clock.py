@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from serve.errors import TabrankError
 from serve.strict import refuse_file
 
 FILE = "search.json"
+Plain = TypeVar("Plain", bound=int | str | dict[str, int] | None)
 
 
 class Clock:
-    """How much of the budget is spent, over all calls; kept in the search's folder with what is searched."""
+    """How much of the budget is spent, over all calls; kept in the search's folder with what is searched.
+
+    The folder is this search's alone for as long as the `with` block runs.
+    """
 
     def __init__(self, out: Path, budget_s: float) -> None:
-        """Raises TabrankError where `out` is there and holds no search."""
-        refuse_file(out)
+        """Raises TabrankError where a search runs in `out`, or `out` is there and holds none."""
         self.out, self.budget_s = out, budget_s
         self._begun = time.monotonic()
         self._state: dict[str, Any] = {"spent_s": 0.0}
-        if out.exists() and not (out / FILE).exists() and any(out.iterdir()):
-            raise TabrankError(
-                f"{out}: exists already and holds no search; name another folder or remove it first"
-            )
-        if (out / FILE).exists():
+        refuse_file(out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = out.with_name(f".{out.name}.lock").open("w")  # beside: the folder itself is replaced
+        except OSError as error:
+            raise TabrankError(f"{out}: cannot be written: {error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError:
+            self._lock.close()
+            raise TabrankError(f"{out}: a search runs there already; wait for it or name another") from None
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _read(self) -> None:
+        if (self.out / FILE).exists():
             try:
-                self._state = json.loads((out / FILE).read_text())
+                self._state = json.loads((self.out / FILE).read_text())
             except (OSError, ValueError) as error:
-                raise TabrankError(f"{out / FILE}: cannot be read: {error}; remove {out}") from error
+                raise TabrankError(
+                    f"{self.out / FILE}: cannot be read: {error}; remove {self.out}"
+                ) from error
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise TabrankError(
+                f"{self.out}: exists already and holds no search; name another folder or remove it first"
+            )
 
     def claim(self, identity: str, *, anew: bool) -> None:
         """Makes the folder that of the search of this identity.
@@ -56,15 +85,33 @@ class Clock:
         self.out.mkdir(parents=True, exist_ok=True)
         self.save(over=False)
 
-    def keep(self, name: str, value: int) -> int:
+    def keep(self, name: str, value: Plain) -> Plain:
         """What the first call of this search gave under this name, however later ones differ."""
-        kept = int(self._state.setdefault(name, value))
+        kept: Plain = self._state.setdefault(name, value)
         self.save(over=False)
         return kept
 
+    def count(self, name: str) -> int:
+        """How often this search has counted under this name, this time included."""
+        self._state[name] = self.counted(name) + 1
+        self.save(over=False)
+        return self.counted(name)
+
+    def counted(self, name: str) -> int:
+        """How often it has."""
+        return int(self._state.get(name, 0))
+
     def spent(self) -> float:
         """Seconds, those of earlier calls included."""
-        return float(self._state["spent_s"]) + time.monotonic() - self._begun
+        return float(self._state["spent_s"]) + self.running()
+
+    def running(self) -> float:
+        """Seconds of this call."""
+        return time.monotonic() - self._begun
+
+    def left(self) -> float:
+        """Seconds of the budget; below 0 where more is spent."""
+        return self.budget_s - self.spent()
 
     def save(self, *, over: bool) -> None:
         """Keeps what is spent, so that a killed search goes on with the rest, and whether the search is over."""

@@ -103,12 +103,18 @@ def _answer_search(found: dict[str, Any], as_json: bool) -> None:
             f"ndcg@10 {decimal(entry['valid_ndcg'])}  {us}{'' if entry['fits'] else '  over the cost'}"
         )
     pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
-    passed = "passed" if found["passed"] else "NOT passed"
     lines.append(
         f"on the test rows: auc {decimal(ours['auc'])}, ndcg@10 {decimal(ours['ndcg@10'])}; against popular "
-        f"{difference(pair, pair['gate']['by'])}: {passed}"
+        f"{difference(pair, pair['gate']['by'])}"
     )
-    lines.append(f"{found['artifact']}{' is published and current' if found['published'] else ''}")
+    lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
+    if found["test_looks"] > 1:
+        lines.append(f"the test rows were looked at {found['test_looks']} times, which flatters what is kept")
+    if found["published"]:
+        lines.append(
+            f"{found['version']} is published{' and current' if found['promoted'] else ', not current'}"
+        )
+    lines.append(found["artifact"])
     answer(found, as_json, "\n".join(lines))
     if not found["passed"]:
         sys.exit(1)

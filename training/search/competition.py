@@ -27,7 +27,7 @@ def compete(
     slates = Slates(valid.label, valid.slate)
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular)
-        board.add(_entry("popular", slates, chance, us=0.0, seconds=0.0))
+        board.add(_entry("popular", slates, chance, us=0.0, seconds=0.0, rows=0))
     for name, make in RIVALS.items():
         kind = cast(Kind, name)
         if board.of(kind) is None:
@@ -36,10 +36,21 @@ def compete(
             rival = make(encoder, train)
             chance = rival(valid.matrix)
             seconds = time.perf_counter() - begun
-            board.add(_entry(kind, slates, chance, us=us_per_candidate(rival, valid.matrix), seconds=seconds))
+            board.add(
+                _entry(
+                    kind,
+                    slates,
+                    chance,
+                    us=us_per_candidate(rival, valid.matrix),
+                    seconds=seconds,
+                    rows=len(train),
+                )
+            )
 
 
-def _entry(kind: Kind, slates: Slates, chance: NDArray[np.float64], us: float, seconds: float) -> Entry:
+def _entry(
+    kind: Kind, slates: Slates, chance: NDArray[np.float64], us: float, seconds: float, rows: int
+) -> Entry:
     measured = measure(slates, chance, is_probability=True)
     return Entry(
         TITLES[kind],
@@ -49,4 +60,5 @@ def _entry(kind: Kind, slates: Slates, chance: NDArray[np.float64], us: float, s
         valid_ndcg=measured["ndcg@10"],
         us_per_candidate=us,
         seconds=seconds,
+        rows=rows,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,10 @@ from serve.graph import Calibration, fold
 from training.export import export
 from training.network import Network, NetworkConfig
 from training.rivals import us_per_candidate as measured
+from training.search.leaderboard import Entry
+
+SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")
+"""The choices that serving costs hang on."""
 
 
 def us_per_candidate(
@@ -53,3 +58,24 @@ def _session(encoder: Encoder, config: NetworkConfig) -> Any:
     return onnxruntime.InferenceSession(
         export(folded, exact=False), options, providers=["CPUExecutionProvider"]
     )
+
+
+class Costs:
+    """µs a candidate by a network's shape, each measured once a search: it decides what may win, so it may not
+    change with what else the machine does."""
+
+    def __init__(self, measure: Callable[[NetworkConfig], float], past: Iterable[Entry]) -> None:
+        """`past` was measured by earlier calls."""
+        self._measure = measure
+        self._known: dict[tuple[Any, ...], float] = {}
+        for entry in past:
+            if entry.us_per_candidate is not None and all(name in entry.point for name in SHAPE):
+                shape = tuple(entry.point[name] for name in SHAPE)
+                self._known.setdefault(shape, entry.us_per_candidate)
+
+    def __call__(self, network: NetworkConfig) -> float:
+        """µs a candidate of networks of this shape."""
+        shape = tuple(getattr(network, name) for name in SHAPE)
+        if shape not in self._known:
+            self._known[shape] = self._measure(network)
+        return self._known[shape]

@@ -16,33 +16,41 @@ import torch
 from numpy.typing import NDArray
 
 from serve.encoder import Encoder
-from serve.errors import TabrankError
-from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, run
+from training.loop import EVALUATION_BATCH, Diverged, FitConfig, Inputs, run
 from training.network import Network
 from training.position import Bias
-from training.search.trial import Job, device, needs
+from training.search.trial import device, needs
 
 SHARE = 0.7
 """Of a label, how much is the teachers' word; the rest is what was seen."""
 
 
 def distilled(
-    rows: Rows, job: Job, config: FitConfig, *, num_teachers: int, say: Callable[[str], None]
+    label: NDArray[np.float32],
+    folder: Path,
+    encoder: Encoder,
+    config: FitConfig,
+    *,
+    num_teachers: int,
+    say: Callable[[str], None],
 ) -> NDArray[np.float32]:
-    """Labels [N] for `rows`, drawn towards the mean of `num_teachers` networks trained on them.
+    """Labels [N] drawn from `label` towards the mean of `num_teachers` networks trained on it.
 
-    The rows lie in `job`; each teacher's word is kept beside them, so that a killed search goes on. Ray must run.
+    The rows, `train` and `valid` of `Inputs.save`, lie in `folder`; each teacher's word is kept beside them, so that
+    a killed search goes on. Ray must run.
     """
     asks = needs()
     teach = ray.remote(num_cpus=asks["cpu"], num_gpus=asks.get("gpu", 0))(_teach)
     said: dict[int, NDArray[np.float32]] = {}
     pending = {}
     for number in range(1, num_teachers + 1):
-        path = _path(job.folder, number)
+        path = _path(folder, number)
         if path.exists():
             said[number] = np.load(path)
         else:
-            pending[teach.remote(job, replace(config, seed=config.seed + number))] = number
+            pending[teach.remote(folder, encoder.to_json(), replace(config, seed=config.seed + number))] = (
+                number
+            )
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
         number = pending.pop(done)
@@ -51,28 +59,28 @@ def distilled(
             say(f"teacher {number} diverged and is left out")
             continue
         said[number] = word
-        partial = _path(job.folder, number).with_suffix(".partial.npy")
+        partial = _path(folder, number).with_suffix(".partial.npy")
         np.save(partial, said[number])
-        partial.replace(_path(job.folder, number))
+        partial.replace(_path(folder, number))
         say(f"teacher {len(said)}/{num_teachers} is trained")
     if not said:
-        return rows.label
+        return label
     mean = np.mean(list(said.values()), axis=0)
-    return np.asarray(SHARE / (1.0 + np.exp(-mean)) + (1.0 - SHARE) * rows.label, np.float32)
+    return np.asarray(SHARE / (1.0 + np.exp(-mean)) + (1.0 - SHARE) * label, np.float32)
 
 
 def _path(folder: Path, number: int) -> Path:
     return folder / f"teacher-{number}.npy"
 
 
-def _teach(job: Job, config: FitConfig) -> NDArray[np.float32] | None:
+def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32] | None:
     """The logits [N] of a network on the rows that it was trained on, as they were shown; None if it diverges."""
     torch.set_num_threads(1)
-    encoder = Encoder.from_json(job.encoder)
-    rows: Inputs = job.rows("train")
+    encoder = Encoder.from_json(as_json)
+    rows, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
     try:
-        state = run(rows, job.rows("valid"), encoder, config, device=device())
-    except TabrankError:
+        state = run(rows, valid, encoder, config, device=device())
+    except Diverged:
         return None
     network = Network(encoder, config.network).eval()
     network.tabnet.load_state_dict(state.last)

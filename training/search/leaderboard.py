@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,9 @@ class Entry:
     valid_ndcg: float | None = None
     us_per_candidate: float | None = None
     seconds: float = 0.0
+    """Of training."""
+    rows: float = 0.0
+    """What was trained in these: rows, as often as each was seen (`training.search.ending.work`)."""
     share: float = 1.0
     """How much of its schedule it ran; what was stopped early for its poor start has less than 1."""
     point: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +68,9 @@ class Leaderboard:
             if lines[-1]:
                 with path.open("r+b") as file:
                     file.truncate(sum(len(line) + 1 for line in whole))
-            self.entries = [Entry(**json.loads(line)) for line in whole]
+            known = {f.name for f in fields(Entry)}  # another release may have written more
+            made = (json.loads(line) for line in whole)
+            self.entries = [Entry(**{k: v for k, v in line.items() if k in known}) for line in made]
 
     def add(self, entry: Entry) -> None:
         """Keeps an entry, on disk before it returns."""

@@ -59,7 +59,8 @@ class Space:
             "weight_decay": FloatDistribution(1e-5, 1.0, log=True),
         }
 
-    def config(self, point: Mapping[str, Any], base: FitConfig) -> FitConfig:
+    @staticmethod
+    def config(point: Mapping[str, Any], base: FitConfig) -> FitConfig:
         """`base` with the choices of a point."""
         network = {name: point[name] for name in (*_NETWORK, "virtual_batch_size")}
         rest = {name: value for name, value in point.items() if name not in network}

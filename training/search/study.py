@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,15 +13,14 @@ from ray.tune.search import Searcher
 
 from training.loop import FitConfig
 from training.network import NetworkConfig
+from training.search.cost import SHAPE
 from training.search.leaderboard import Entry, Leaderboard
 from training.search.space import SMALLEST, Space
 
-SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")
-"""The choices that serving costs hang on."""
 NUM_RANDOM = 8
 """Points drawn at random before the sampler learns from those that it has seen."""
 NUM_ASKED = 20
-"""How often the sampler may name a network that is too dear before the first point is taken again."""
+"""How often the sampler may name a network that is too dear or takes too long."""
 
 
 class Study(Searcher):  # type: ignore[misc]
@@ -40,14 +40,15 @@ class Study(Searcher):  # type: ignore[misc]
         cost: Callable[[NetworkConfig], float],
         most_us: float | None,
         rate: float,
+        in_time: Callable[[FitConfig], bool],
         told: Callable[[Entry], None],
     ) -> None:
+        """`cost` gives µs a candidate; `in_time` says whether what is trained from now on would end in time."""
         super().__init__(metric="valid_logloss", mode="min")
         self._space, self._base, self._leaderboard = space, base, leaderboard
-        self._cost, self._most_us, self._told = cost, most_us, told
+        self._cost, self._most_us, self._in_time, self._told = cost, most_us, in_time, told
         self._worst = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
         self._cheapest = replace(base, network=SMALLEST)
-        self._costs: dict[tuple[Any, ...], float] = {}
         self._running: dict[str, tuple[optuna.trial.Trial, float]] = {}
         past = leaderboard.tried()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -61,20 +62,33 @@ class Study(Searcher):  # type: ignore[misc]
             if all(entry.point != point for entry in past):
                 self._study.enqueue_trial(point)
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next point to train, with its measured cost."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next point to train, or `FINISHED` where none that fits the cost would end in time."""
         for _ in range(NUM_ASKED):
             asked = self._study.ask(self._space.distributions)
-            us = self.cost(self._space.config(asked.params, self._base).network)
-            if self._most_us is None or us <= self._most_us:
-                self._running[trial_id] = (asked, us)
+            if self._fits(asked) and self._starts(trial_id, asked):
                 return dict(asked.params)
-            self._study.tell(asked, (self._worst, us))
         # The budget leaves little of the space: the cheapest network, with another optimiser each time.
         self._study.enqueue_trial({n: v for n, v in self._space.point(self._cheapest).items() if n in SHAPE})
         asked = self._study.ask(self._space.distributions)
-        self._running[trial_id] = (asked, self.cost(self._cheapest.network))
-        return dict(asked.params)
+        if self._fits(asked) and self._starts(trial_id, asked):
+            return dict(asked.params)
+        return str(Searcher.FINISHED)
+
+    def _fits(self, asked: optuna.trial.Trial) -> bool:
+        us = self._cost(self._space.config(asked.params, self._base).network)
+        if self._most_us is None or us <= self._most_us:
+            return True
+        self._study.tell(asked, (self._worst, us))
+        return False
+
+    def _starts(self, trial_id: str, asked: optuna.trial.Trial) -> bool:
+        config = self._space.config(asked.params, self._base)
+        if self._in_time(config):
+            self._running[trial_id] = (asked, self._cost(config.network))
+            return True
+        self._study.tell(asked, state=optuna.trial.TrialState.FAIL)  # says nothing of the point
+        return False
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -87,19 +101,12 @@ class Study(Searcher):  # type: ignore[misc]
             entry = self._entry(asked, us, None, failed=result.get("failed", "its process died"))
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
-            known = ("valid_auc", "valid_ndcg", "seconds", "share", "history", "calibration")
+            known = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration")
             rest = {name: result[name] for name in known if name in result}
             entry = self._entry(asked, us, float(logloss), **rest)
             self._study.tell(asked, (float(logloss), us))
         self._leaderboard.add(entry)
         self._told(entry)
-
-    def cost(self, network: NetworkConfig) -> float:
-        """µs a candidate of a network, measured once for each shape."""
-        shape = tuple(getattr(network, name) for name in SHAPE)
-        if shape not in self._costs:
-            self._costs[shape] = self._cost(network)
-        return self._costs[shape]
 
     def get_state(self) -> dict[str, Any]:
         """Nothing: the leaderboard is what a search goes on from, and no pickle is ever read."""
@@ -121,11 +128,12 @@ class Study(Searcher):  # type: ignore[misc]
     def _remember(self, entry: Entry) -> None:
         """Tells Optuna of a trial of an earlier run."""
         failed = entry.valid_logloss is None
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
-                params=entry.point,
-                distributions=self._space.distributions,
-                values=None if failed else [entry.logloss, entry.us_per_candidate or 0.0],
+        with contextlib.suppress(ValueError):  # another release's space may have held other points
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
+                    params=entry.point,
+                    distributions=self._space.distributions,
+                    values=None if failed else [entry.logloss, entry.us_per_candidate or 0.0],
+                )
             )
-        )

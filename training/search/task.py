@@ -68,7 +68,9 @@ class Task:
             )
         (data,) = plan.parts(len(plan), progress)
         if days is not None:
-            data = data.take(np.flatnonzero(data.ts_ms >= data.ts_ms[-1] - days * UNITS_MS["d"]))
+            data = data.take(
+                slice(int(np.searchsorted(data.ts_ms, data.ts_ms[-1] - days * UNITS_MS["d"])), None)
+            )
         return cls(schema, data, category_strings(surface, table), base, most_us, num_teachers)
 
     @cached_property

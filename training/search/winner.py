@@ -1,4 +1,4 @@
-"""The end of a search: its winner trained again on all rows before the test rows, measured once, and written."""
+"""The winner of a search: it is trained again on all rows before the test rows, measured once, and written."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from serve.artifact import Artifact, load
+from serve.encoder import Encoder
 from serve.graph import Calibration
+from training.dataset import Dataset
 from training.evaluation.evaluate import score
 from training.fit import save
 from training.loop import FitConfig, inputs
@@ -21,16 +22,15 @@ from training.prepare import encoded
 from training.rivals import RIVALS
 from training.search.clock import Clock
 from training.search.distil import distilled
+from training.search.ending import WATCHED, Ending, Forecast
 from training.search.leaderboard import Entry, Leaderboard
 from training.search.progress import SearchProgress
 from training.search.space import Space
 from training.search.task import Task
-from training.search.trial import Job
-from training.search.trials import reserve_s
-from training.trainer import train
+from training.trainer import Trained, train
 
-WATCHED = 0.1
-"""Of the rows that it is trained on, the last share shows the training that it goes on well."""
+LOOKS = "test_looks"
+"""Under this name the clock counts how often test rows were measured on: each look makes the next worth less."""
 
 
 def finish(
@@ -38,6 +38,7 @@ def finish(
     board: Leaderboard,
     winner: Entry,
     clock: Clock,
+    forecast: Forecast,
     last: Artifact | None,
     progress: SearchProgress,
 ) -> Mapping[str, Any]:
@@ -46,45 +47,33 @@ def finish(
     `last` is the model that it would follow, measured beside it where it was trained on earlier rows alone.
 
     Raises:
-        TabrankError: the training diverges on these rows.
+        Diverged: the training diverges on these rows.
     """
     begun = time.perf_counter()
     artifact = clock.out / "artifact"
     stands_for = {
         "winner": winner.name,
-        "trials": len(board.tried()),
-        "max_us_per_candidate": task.most_us,
+        "config": winner.point,
         "asked_teachers": task.num_teachers,
         "follows": last.version if last else None,
     }
     if artifact.exists():
         made = load(artifact)
         found = json.loads(made.read("evaluation.json"))["search"]
-        if last and last.version == made.version:  # it was published, and follows what it followed then
-            stands_for["follows"] = found["follows"]
+        # Trials that were added and changed nothing are no reason for another look at the test rows.
         if all(found.get(name) == value for name, value in stands_for.items()):
             return made.manifest
-    before, test = task.before, task.parts["test"]
-    encoder = task.encoder_of(before)
-    config = _config(task, winner, len(before))
-    num_teachers = _affordable(task, board, winner, clock)
-    if num_teachers < task.num_teachers:
-        progress.say(f"the budget leaves time for {num_teachers} of {task.num_teachers} teachers")
-    progress.say(f"training {winner.name} on all {len(before):,} rows before the test rows")
-    watched = before.take(np.arange(int(len(before) * (1 - WATCHED)), len(before)))
-    rows, last_rows = encoded(encoder, before), encoded(encoder, watched)
-    if num_teachers:
-        folder = clock.out.resolve() / "fit" / f"teachers of {winner.name}"
-        job = Job(folder, encoder.to_json(), config, len(before))
-        given, seen = (inputs(part, encoder, config.network) for part in (rows, last_rows))
-        job.save(given, seen, watched.slate)
-        labels = distilled(rows, job, config, num_teachers=num_teachers, say=progress.say)
-        rows = replace(rows, label=labels)
-    trained = train(rows, last_rows, encoder, config, storage=clock.out / "fit", progress=progress)
-    calibration = _calibration(task, winner, num_teachers)
+    ending = _ending(winner, clock, forecast, progress)
+    rows = task.before.take(slice(len(task.before) - ending.num_rows, None))
+    encoder, test = task.encoder_of(rows), task.parts["test"]
+    point = winner.point | {"epochs": ending.epochs}
+    config = Space.config(point, replace(task.base, restore_best=False))
+    trained = _trained(task, winner, ending, config, rows, encoder, clock.out / "fit", progress)
+    calibration = _calibration(task, winner, ending.num_teachers)
     model = Model.of(encoder, config.network, trained.weights, calibration)
     progress.say("measuring it on the test rows, beside its rivals")
-    rivals: dict[str, Any] = {kind: make(encoder, before)(test.matrix) for kind, make in RIVALS.items()}
+    looks = clock.count(LOOKS)
+    rivals: dict[str, Any] = {kind: make(encoder, rows)(test.matrix) for kind, make in RIVALS.items()}
     if last is not None and _is_earlier(last, test.ts_ms[0]):
         rivals["current"] = score(last.path, test)
     elif last is not None:
@@ -106,16 +95,18 @@ def finish(
                 "headline": headline(board, winner, task.most_us),
                 "budget_s": clock.budget_s,
                 "leaderboard": board.table(task.most_us),
+                "max_us_per_candidate": task.most_us,
+                "test_looks": looks,
                 **stands_for,
             },
         },
         manifest={
-            "rows": len(before),
-            "span_ms": [int(before.ts_ms[0]), int(before.ts_ms[-1])],
-            "seen_until_ms": int(before.ts_ms[-1]),
+            "rows": len(rows),
+            "span_ms": [int(rows.ts_ms[0]), int(rows.ts_ms[-1])],
+            "seen_until_ms": int(rows.ts_ms[-1]),
             "counts": task.data.counts,
             "position_tau": trained.position_tau,
-            "teachers": num_teachers,
+            "teachers": ending.num_teachers,
         },
         begun=begun,
     )
@@ -125,22 +116,44 @@ def finish(
     return manifest
 
 
-def _config(task: Task, winner: Entry, num_rows: int) -> FitConfig:
-    """The winner's configuration; on more rows than its trial saw it needs no more epochs than their space has."""
-    space = Space(num_rows)
-    most = space.distributions["epochs"].high  # type: ignore[attr-defined]
-    point = winner.point | {"epochs": min(winner.point["epochs"], most)}
-    return space.config(point, replace(task.base, restore_best=False))
+def _ending(winner: Entry, clock: Clock, forecast: Forecast, progress: SearchProgress) -> Ending:
+    """What the time that is left allows; a killed end goes on as it was begun."""
+    whole = forecast.whole(winner)
+    allowed = forecast.within(winner, clock.left())
+    ending = Ending(**clock.keep(f"end of {winner.name}, {whole.num_teachers} asked", asdict(allowed)))
+    if ending != whole:
+        progress.say(ending.falls_short_of(whole))
+    over_s = forecast.seconds(winner, ending) - clock.left()
+    if over_s > 0.05 * clock.budget_s:
+        progress.say(f"the budget is too small: the least that gives a model takes about {over_s:.0f} s more")
+    return ending
 
 
-def _affordable(task: Task, board: Leaderboard, winner: Entry, clock: Clock) -> int:
-    """How many teachers the rest of the budget allows: those asked for, or fewer."""
-    scale = len(task.before) / clock.keep("trial_rows", len(task.parts["training"]))
-    left = clock.budget_s - clock.spent()
-    for num in range(task.num_teachers, 0, -1):
-        if reserve_s(board, task, winner, max(scale, 1.0), num) <= max(left, clock.budget_s / 2):
-            return num
-    return 0
+def _trained(
+    task: Task,
+    winner: Entry,
+    ending: Ending,
+    config: FitConfig,
+    data: Dataset,
+    encoder: Encoder,
+    storage: Path,
+    progress: SearchProgress,
+) -> Trained:
+    """The winner's network, trained on `data` and what its teachers say of it; `storage` holds a killed training."""
+    progress.say(
+        f"training {winner.name} on {len(data):,} of the {len(task.before):,} rows before the test rows"
+    )
+    watched = data.take(slice(int(len(data) * (1 - WATCHED)), None))
+    rows, last_rows = encoded(encoder, data), encoded(encoder, watched)
+    if ending.num_teachers:
+        folder = storage.resolve() / f"teachers of {winner.name}, {ending.epochs} x {ending.num_rows}"
+        for name, part in (("train", rows), ("valid", last_rows)):
+            inputs(part, encoder, config.network).save(folder, name)
+        label = distilled(
+            rows.label, folder, encoder, config, num_teachers=ending.num_teachers, say=progress.say
+        )
+        rows = replace(rows, label=label)
+    return train(rows, last_rows, encoder, config, storage=storage, progress=progress)
 
 
 def _calibration(task: Task, winner: Entry, num_teachers: int) -> Calibration:
