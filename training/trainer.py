@@ -46,6 +46,9 @@ SETTINGS = {
 
 STATE, PROGRESS = "state.safetensors", "progress.jsonl"
 
+_LAYOUT = b"moments of one tensor"
+"""Of what a State holds: a run does not go on from a checkpoint that is laid out otherwise."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -329,6 +332,7 @@ def _fingerprint(
 ) -> str:
     """Names a run by all that its result depends on, so that only the same run goes on from a checkpoint."""
     digest = hashlib.sha256(encoder.to_json().encode())
+    digest.update(_LAYOUT)
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
     if streamed is not None:
         digest.update(streamed.digest.encode())
