@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,12 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.parallel import DistributedDataParallel
 
 from serve.encoder import FIRST_SEEN, UNSEEN, Encoder
 from serve.errors import TabrankError
 from serve.surface import PositionBias
 from training.evaluation.slates import auc
+from training.flat import flat
 from training.network import Network, NetworkConfig
 from training.position import Bias
 
@@ -103,7 +102,7 @@ class Inputs:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for start in range(0, len(self) - size + 1, size):
             rows = order[start : start + size][mine].to(self.x.device)
-            yield Inputs(self.x[rows], self.label[rows], self.position[rows])
+            yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.position)))
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)
     """The same after the best epoch."""
     optimiser: dict[str, Tensor] = field(default_factory=dict)
-    """AdamW's moments, by "<parameter number>.<name>"."""
+    """AdamW's moments, by "<number>.<name>": 0 of the network's parameters in one tensor, 1 of the bias's."""
     bias: dict[str, Tensor] = field(default_factory=dict)
     """The position bias's state dict after the last epoch."""
 
@@ -235,19 +234,6 @@ def run(
     return state
 
 
-class _Biased(torch.nn.Module):
-    """The network with the position bias behind it: what the loss is taken of."""
-
-    def __init__(self, network: Network, bias: Bias) -> None:
-        super().__init__()
-        self.network, self.bias = network, bias
-
-    def forward(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """(logit of the label as it was shown [N], sparsity)."""
-        logit, sparsity = self.network(x)
-        return self.bias(logit, position), sparsity
-
-
 class _Fit:
     """One run on one rank: the network, its optimiser and the rank's part of the rows."""
 
@@ -275,22 +261,16 @@ class _Fit:
         self.network.tabnet.tabnet.encoder.initial_bn.momentum = INPUT_MOMENTUM
         self.bias = Bias(config.position_bias).to(device)
         self.bias.load_state_dict(state.bias or self.bias.state_dict())
-        self.model: torch.nn.Module = _Biased(self.network, self.bias)
         if self.world > 1:
             # Batch norms' statistics are averaged once an epoch, not sent at each step. A ghost batch norm
             # updates its own once per virtual batch: here a rank's update stands for those of all ranks.
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", FutureWarning
-                )  # its new name is not in older versions of torch
-                self.model = DistributedDataParallel(self.model, broadcast_buffers=False)
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GBN)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.network.parameters() if p.requires_grad]},
-            {"params": list(self.bias.parameters()), "weight_decay": 0.0},
+            {"params": flat(p for p in self.network.parameters() if p.requires_grad)},
+            {"params": flat(self.bias.parameters()), "weight_decay": 0.0},
         ]
+        self.parameters: list[torch.nn.Parameter] = [p for group in groups for p in group["params"]]
         self.optimiser = torch.optim.AdamW(
             groups,
             lr=config.learning_rate,
@@ -304,6 +284,7 @@ class _Fit:
     def train_epoch(self, epoch: int) -> None:
         """Passes once over the training rows, evaluates, and brings `state` up to date."""
         started = time.perf_counter()
+        self.network.train()
         losses = [self._step(rows, dropped, step) for step, (rows, dropped) in self._batches(epoch)]
         train_logloss = self._sum(torch.stack(losses).double().mean()).item() / self.world
         self._average_statistics()
@@ -335,18 +316,19 @@ class _Fit:
 
     def _step(self, rows: Inputs, dropped: Tensor, step: int) -> Tensor:
         """One step of the optimiser; the batch's logloss."""
-        self.model.train()
         rows, dropped = rows.to(self.device), dropped.to(self.device)
         x, label = rows.x, rows.label
         index = x[:, x.shape[1] - self.num_single :]
-        index[dropped & (index >= FIRST_SEEN)] = UNSEEN
+        index.masked_fill_(dropped & (index >= FIRST_SEEN), UNSEEN)
         rate = learning_rate(step, self.num_steps * self.config.epochs, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        logit, sparsity = self.model(x, rows.position)
-        logloss = binary_cross_entropy_with_logits(logit, label)
-        self.optimiser.zero_grad()
+        logit, sparsity = self.network(x)
+        logloss = binary_cross_entropy_with_logits(self.bias(logit, rows.position), label)
+        self.optimiser.zero_grad(set_to_none=False)  # parts of it are the parameters' own
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
+        for parameter in self.parameters:
+            self._average(parameter.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         if not torch.isfinite(norm):  # on all ranks at once: by here they have the same gradient
             raise Diverged(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
@@ -389,7 +371,13 @@ class _Fit:
     def _average_statistics(self) -> None:
         for name, buffer in self.network.tabnet.named_buffers():
             if name.endswith(("running_mean", "running_var")):
-                buffer.copy_(self._sum(buffer) / self.world)
+                self._average(buffer)
+
+    def _average(self, value: Tensor | None) -> None:
+        """Puts the mean over all ranks in its place."""
+        if self.world > 1 and value is not None:
+            dist.all_reduce(value)
+            value /= self.world
 
     def _sum(self, value: Tensor) -> Tensor:
         """The sum over all ranks."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from serve.encoder import CLIP, Encoder
 from serve.errors import TabrankError
-from training.forward import forward
+from training.forward import Passes
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Network(nn.Module):
     indicators: Tensor
     _spread: Tensor | None
     _share: Tensor | None
+    _places: Tensor
 
     def __init__(self, encoder: Encoder, config: NetworkConfig) -> None:
         super().__init__()
@@ -94,15 +95,21 @@ class Network(nn.Module):
             momentum=config.momentum,
             group_attention_matrix=torch.eye(num_inputs),
         )
-        # pytorch_tabnet never calls this one: it gets no gradient, which DistributedDataParallel refuses.
+        # pytorch_tabnet never calls this one: it gets no gradient, and weight decay would move it.
         self.tabnet.tabnet.initial_bn.requires_grad_(False)
         # An input and the column that it belongs to: an embedded category has one mask, which its inputs share.
         share, spread = self.tabnet.embedder.embedding_group_matrix.max(dim=0)
         is_spread = len(spread) != num_inputs
         self.register_buffer("_spread", spread if is_spread else None, persistent=False)
         self.register_buffer("_share", share[:, None] if is_spread else None, persistent=False)
+        self._passes = Passes(self.tabnet.tabnet, self._spread, self._share)
         columns = encoder.numeric
+        places, end = [], 0
+        for k, (column, cardinality) in enumerate(zip(encoder.single, encoder.cardinalities, strict=True)):
+            places += [(k, column.embedding, end + j) for j in range(column.embedding)]
+            end += cardinality * column.embedding
         for name, values in (
+            ("_places", torch.tensor(places, dtype=torch.int64).view(-1, 3)),
             ("mean", torch.tensor([c.mean for c in columns], dtype=torch.float32)),
             ("scale", torch.tensor([1.0 / c.std for c in columns], dtype=torch.float32)),
             ("logged", torch.tensor([c.transform == "log1p" for c in columns], dtype=torch.bool)),
@@ -128,24 +135,33 @@ class Network(nn.Module):
 
         `sparsity` is the masks' mean entropy over steps and rows, 0 where each step looks at one column.
         """
-        embedded = self._embedded(x)
         if self.training:
-            logit, negative_entropy = forward(self.tabnet.tabnet, embedded, self._spread, self._share)
+            logit, negative_entropy = self._passes(self._normed(x))
             return logit, -negative_entropy
-        output, negative_entropy = self.tabnet.tabnet(embedded)
+        output, negative_entropy = self.tabnet.tabnet(self._embedded(x).T.contiguous())
         return output[:, 0], -negative_entropy
 
     @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
         """The logit [R] of `forward`, up to rounding, in less time."""
-        return forward(self.tabnet.tabnet, self._embedded(x), self._spread, self._share)[0]
+        return self._passes(self._normed(x))[0]
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """What the TabNet's first norm, over all rows, makes of x: [D, R], columns first."""
+        normed: Tensor = self.tabnet.tabnet.encoder.initial_bn(self._embedded(x)[None])[0]
+        return normed
 
     def _embedded(self, x: Tensor) -> Tensor:
-        """What tabnet.embedder does, without its Python loop over the columns that are not embedded."""
+        """What tabnet.embedder does, columns first [D, R], with one look-up for all tables."""
+        dense, index = x[:, : self.num_dense].T, x[:, self.num_dense :].T
         tables = getattr(self.tabnet.embedder, "embeddings", ())
-        index = x[:, self.num_dense :].long()
-        parts = [x[:, : self.num_dense], *(table(index[:, k]) for k, table in enumerate(tables))]
-        return torch.cat(parts, dim=1)
+        if not len(tables):
+            return dense.contiguous()
+        flat = torch.cat([table.weight.reshape(-1) for table in tables])
+        table, stride, start = self._places.T
+        place = index.long().index_select(0, table).mul_(stride[:, None]).add_(start[:, None])
+        found = flat.gather(0, place.view(-1)).view(place.shape)
+        return torch.cat([dense, found])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
         """Moves the group matrices too: pytorch_tabnet keeps them outside of its buffers."""
@@ -155,4 +171,5 @@ class Network(nn.Module):
             (self.tabnet.tabnet.encoder, "group_attention_matrix"),
         ):
             setattr(owner, name, fn(getattr(owner, name)))
+        self._passes = Passes(self.tabnet.tabnet, self._spread, self._share)
         return self

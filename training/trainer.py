@@ -47,6 +47,9 @@ SETTINGS = {
 
 STATE, PROGRESS, RESUMED = "state.safetensors", "progress.jsonl", "resumed.safetensors"
 
+_LAYOUT = b"moments of one tensor"
+"""Of what a State holds: a run does not go on from a checkpoint that is laid out otherwise."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -347,6 +350,7 @@ def _fingerprint(
 ) -> str:
     """Names a run by all that its result depends on, so that only the same run goes on from a checkpoint."""
     digest = hashlib.sha256(encoder.to_json().encode())
+    digest.update(_LAYOUT)
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
     if streamed is not None:
         digest.update(streamed.digest.encode())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.encoder import Encoder
-from training.forward import MASKS
+from training.layers import MASKS
 from training.network import Network, NetworkConfig
 
 
@@ -105,6 +105,25 @@ def test_masks_of_many_columns_sum_to_one_in_float32(mask_type: Any, scale: floa
     chosen, _ = MASKS[mask_type](logits)
     torch.testing.assert_close(chosen.sum(0), torch.ones(500), rtol=0, atol=1e-4)
     assert chosen.min() >= 0
+
+
+def test_gradients_of_two_passes_under_way_add_up() -> None:
+    """Nothing of a pass is kept with the network."""
+    torch.manual_seed(0)
+    encoder = random_encoder(np.random.default_rng(0), 3, 2, 0)
+    network = Network(encoder, NetworkConfig(width=4, virtual_batch_size=16)).double()
+    parts = [rows(encoder, 48), rows(encoder, 32)]
+
+    def gradients(*losses: Tensor) -> list[Tensor]:
+        network.zero_grad()
+        for loss in losses:
+            loss.backward()
+        return [p.grad for p in network.parameters() if p.grad is not None]
+
+    alone = [gradients(network(x)[0].sum()) for x in parts]
+    together = gradients(*[network(x)[0].sum() for x in parts])
+    sums = [first + second for first, second in zip(*alone, strict=True)]
+    torch.testing.assert_close(together, sums, rtol=1e-9, atol=1e-12)
 
 
 def test_scoring_keeps_no_gradient_and_moves_no_statistics() -> None:

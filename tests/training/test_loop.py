@@ -131,6 +131,16 @@ def test_a_run_that_goes_on_from_a_file_ends_as_one_that_was_never_cut(
     assert is_same(run(train, held, ENCODER, config, state=state), uncut)
 
 
+def test_the_moments_of_all_weights_are_one_tensor(trained):
+    network = Network(ENCODER, CONFIG.network)
+    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert {name: t.numel() for name, t in trained.optimiser.items()} == {
+        "0.step": 1,
+        "0.exp_avg": learned,
+        "0.exp_avg_sq": learned,
+    }
+
+
 def test_a_state_reads_back_from_its_file_as_it_was(trained, tmp_path):
     trained.save(tmp_path / "state.safetensors")
     assert is_same(State.load(tmp_path / "state.safetensors"), trained)
@@ -297,6 +307,17 @@ def test_rows_that_are_all_first_are_trained_as_if_position_were_ignored(valid):
     assert all(torch.equal(plain.last[name], biased.last[name]) for name in plain.last)
     histories = [[line | {"seconds": 0} for line in state.history] for state in (plain, biased)]
     assert histories[0] == histories[1]
+
+
+def test_clipping_bounds_the_first_step_of_all_weights_together(train, valid):
+    def moments(clip_norm: float) -> torch.Tensor:
+        config = replace(CONFIG, epochs=1, batch_size=3_000, clip_norm=clip_norm)
+        return run(train, valid, ENCODER, config).optimiser["0.exp_avg"]
+
+    whole, clipped = moments(1e6), moments(1e-3)  # of one step: a tenth of its gradient
+    assert whole.norm() > 1e-3
+    assert 10 * clipped.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm(), rtol=1e-3, atol=1e-6)
 
 
 def test_weight_decay_does_not_move_the_position_bias(valid):
