@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from serve.errors import TabrankError
 from serve.strict import refuse_file
@@ -28,25 +30,21 @@ class Clock:
         self._begun = time.monotonic()
         self._state: dict[str, Any] = {"spent_s": 0.0}
         refuse_file(out)
+        self._lock = _locked(out)
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = out.with_name(f".{out.name}.lock").open("w")  # beside: the folder itself is replaced
-        except OSError as error:
-            raise TabrankError(f"{out}: cannot be written: {error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
-        except BlockingIOError:
-            self._lock.close()
-            raise TabrankError(f"{out}: a search runs there already; wait for it or name another") from None
         except BaseException:
-            self._lock.close()
+            self._unlock()
             raise
 
     def __enter__(self) -> Clock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._unlock()
+
+    def _unlock(self) -> None:
+        Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
 
     def _read(self) -> None:
@@ -118,3 +116,23 @@ class Clock:
         partial = self.out / f"{FILE}.partial"
         partial.write_text(json.dumps({**self._state, "spent_s": self.spent(), "over": over}))
         partial.replace(self.out / FILE)
+
+
+def _locked(out: Path) -> IO[str]:
+    """The lock of a search's folder, beside it, since the folder itself is replaced; TabrankError if it is held."""
+    path = out.with_name(f".{out.name}.lock")
+    while True:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("w")
+        except OSError as error:
+            raise TabrankError(f"{out}: cannot be written: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise TabrankError(f"{out}: a search runs there already; wait for it or name another") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()  # whoever held it has just removed it
