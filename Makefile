@@ -34,7 +34,7 @@ down: ## Stop it, and whatever a demo or a benchmark left.
 
 var/log: | install
 	@echo 'There is no log yet: making a small one of the simulated world.'
-	@$(BIN)/python -m training simulate --out $@ --rows 300000 --days 1 --end now
+	@$(BIN)/python -m training simulate --out $@ --rows 200000 --days 1 --end now
 
 var/models/CURRENT: | install var/log
 	@echo 'There is no model yet: fitting one to that log.'

@@ -90,30 +90,38 @@ def test_the_model_beats_the_heuristic_on_what_it_has_not_seen(home):
     assert result["rows"] == 37_824
 
 
-def test_scores_over_http_are_those_of_the_library(home, url):
+@pytest.fixture(scope="module")
+def by_the_library(home):
+    """The first exposures of the rest of the log, each with the library's scores from the store's state."""
     surface = load_surface("ranklens")
     schema = Schema(surface)
     features, scorer = Features(schema), load_scorer(home / "model", "onnx")
     replay = Replay(schema, read_log(home / "before", surface))
     replay.finish()
     exposures = read_log(home / "after", surface).exposures.slice(0, NUM_REQUESTS).to_pylist()
+    for exposure in exposures:
+        names = exposure["candidates"]
+        matrix = features.compute(
+            replay.state.viewers.table[replay.state.viewers.find([exposure["viewer"]])],
+            replay.state.candidates.table[replay.state.candidates.find(names)],
+            schema.context_rows([{}]),
+            np.zeros(len(names), np.int64),
+            np.array([exposure["ts_ms"]]),
+        )
+        exposure["scores"] = dict(zip(names, scorer.score(matrix.numeric, matrix.category), strict=True))
+    return exposures
+
+
+def test_scores_over_http_are_those_of_the_library(by_the_library, url):
     worst = 0.0
     with httpx.Client(base_url=url, timeout=30) as client:
-        for exposure in exposures:
+        for exposure in by_the_library:
             names, now_ms = exposure["candidates"], exposure["ts_ms"]
             body = {"viewer": exposure["viewer"], "candidates": names, "now_ms": now_ms, "traffic": "test"}
             answer = client.post("/v1/rank", json=body).json()
             assert (answer["rung"], answer["degraded"]) == ("full", [])
-            matrix = features.compute(
-                replay.state.viewers.table[replay.state.viewers.find([exposure["viewer"]])],
-                replay.state.candidates.table[replay.state.candidates.find(names)],
-                schema.context_rows([{}]),
-                np.zeros(len(names), np.int64),
-                np.array([now_ms]),
-            )
-            expected = dict(zip(names, scorer.score(matrix.numeric, matrix.category), strict=True))
             served = {ranked["candidate"]: ranked["score"] for ranked in answer["ranking"]}
-            worst = max(worst, max(abs(served[name] - expected[name]) for name in names))
+            worst = max(worst, max(abs(served[name] - exposure["scores"][name]) for name in names))
             scores = [ranked["score"] for ranked in answer["ranking"]]
             assert scores == sorted(scores, reverse=True)
     assert worst <= 1e-5
