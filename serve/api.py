@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import random
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,7 +22,9 @@ MAX_BODY_BYTES = 2 * 1024 * 1024  # a thousand of the longest ids, with room for
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
 ]
-Degraded = Literal["store_unavailable", "scorer_unavailable", "no_model", "deadline", "non_finite_score"]
+Degraded = Literal[
+    "store_unavailable", "scorer_unavailable", "no_model", "deadline", "non_finite_score", "stale_features"
+]
 Rung = Literal["full", "partial", "fallback"]
 
 
@@ -105,6 +108,7 @@ class Problem(Struct, omit_defaults=True):
 
 
 _decoder = msgspec.json.Decoder(RankRequest)
+_FIELDS = {"": RankRequest.__struct_fields__, "/candidates": Candidate.__struct_fields__}
 
 
 def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankRequest:
@@ -116,12 +120,12 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     try:
         request = _decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise invalid(str(error), _FIELDS) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}") from None
     _check_candidates(request, surface)
     for name, value in request.context.items():
-        _check_field(surface.fields["context"], name, value, f"/context/{_escaped(name)}")
+        check_field(surface.fields["context"], name, value, f"/context/{escaped(name)}")
     if event_clock and request.now_ms is None:
         raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
     if not event_clock and request.now_ms is not None:
@@ -168,14 +172,15 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
     for i, candidate in enumerate(request.candidates):
         if type(candidate) is Candidate:
             for name, value in candidate.fields.items():
-                _check_field(stated, name, value, f"/candidates/{i}/fields/{_escaped(name)}")
+                check_field(stated, name, value, f"/candidates/{i}/fields/{escaped(name)}")
 
 
-def _check_field(known: Any, name: str, value: object, pointer: str) -> None:
-    field: Field | None = known.get(name)
+def check_field(known: Mapping[str, Field], name: str, value: object, pointer: str) -> None:
+    """Raise RequestError where a surface has no such field, or the value does not fit it; null always does."""
+    field = known.get(name)
     if field is None:
         names = ", ".join(known) or "none"
-        detail = f"unknown field {name!r}{_nearest(name, known)}; the surface takes {names} here"
+        detail = f"unknown field {name!r}{nearest(name, known)}; the surface takes {names} here"
         raise RequestError(422, "invalid request", detail, pointer)
     wanted = {
         "number": "a number",
@@ -194,26 +199,27 @@ def _check_field(known: Any, name: str, value: object, pointer: str) -> None:
         raise RequestError(422, "invalid request", f"{name!r} must be {wanted[field.type]} or null", pointer)
 
 
-def _invalid(message: str) -> RequestError:
-    """msgspec's message, `what - at `$.path``, as a problem with a JSON Pointer."""
+def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
+    """msgspec's message, `what - at `$.path``, as a problem with a JSON Pointer.
+
+    `fields` are what an object may hold, by the beginning of its pointer: the longest that fits is taken.
+    """
     detail, _, path = message.partition(" - at `")
     pointer = re.sub(r"\[(\d+)\]", r".\1", path.rstrip("`")).removeprefix("$").replace(".", "/")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", detail)
     if unknown:
-        fields = (
-            Candidate.__struct_fields__
-            if pointer.startswith("/candidates")
-            else RankRequest.__struct_fields__
-        )
-        pointer = f"{pointer}/{_escaped(unknown[1])}"
-        detail = f"unknown field {unknown[1]!r}{_nearest(unknown[1], fields)}"
+        known = fields[max((at for at in fields if pointer.startswith(at)), key=len)]
+        pointer = f"{pointer}/{escaped(unknown[1])}"
+        detail = f"unknown field {unknown[1]!r}{nearest(unknown[1], known)}"
     return RequestError(422, "invalid request", detail, pointer)
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest valid name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
+    """A name as one step of a JSON Pointer."""
     return name.replace("~", "~0").replace("/", "~1")

@@ -5,12 +5,12 @@ from typing import Any
 
 from ray.serve import Application
 
-from serve.deployments import FeatureFetch, Scorer
+from serve.deployments import FeatureFetch, Ingest, Scorer
 from serve.settings import AppArgs
 
 
 def build(args: dict[str, Any]) -> Application:
-    """`FeatureFetch` → `Scorer`, from the `args` of `cluster.yaml`.
+    """`FeatureFetch` → `Scorer` and `Ingest`, from the `args` of `cluster.yaml`.
 
     Paths in them are relative to the folder of `cluster.yaml`: `$TABRANK_HOME` where it is set (as
     `python -m serve up` does), else the folder that the command runs in.
@@ -18,4 +18,5 @@ def build(args: dict[str, Any]) -> Application:
     base = os.environ.get("TABRANK_HOME", os.getcwd())
     settings = AppArgs.from_mapping(args, "args")
     scorer = Scorer.bind(settings, base)  # type: ignore[attr-defined]
-    return FeatureFetch.bind(settings, base, scorer)  # type: ignore[attr-defined]
+    ingest = Ingest.bind(settings, base)  # type: ignore[attr-defined]
+    return FeatureFetch.bind(settings, base, scorer, ingest)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The two Ray Serve deployments: thin wiring around `FeatureFetcher` and `ModelHolder`."""
+"""The three Ray Serve deployments: thin wiring around `FeatureFetcher`, `ModelHolder` and `Ingester`."""
 
 import asyncio
 import gc
@@ -13,7 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from serve.edge import Edge
 from serve.errors import ArtifactRefused
 from serve.feature_fetch import FeatureFetcher
+from serve.ingest import ingester
 from serve.metrics import RankMetrics
+from serve.records import unpack
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
 
@@ -41,9 +43,9 @@ class Scorer:
 @serve.deployment
 @serve.ingress()
 class FeatureFetch:
-    """The HTTP ingress: admits, batches, fetches, computes features, asks `Scorer`, answers."""
+    """The HTTP ingress: admits, batches, fetches, computes features, asks `Scorer`, answers, tells `Ingest`."""
 
-    def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle) -> None:
+    def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle, ingest: DeploymentHandle) -> None:
         # Bytes go and bytes come: plain pickle does, and the handle of a method is made once, not each call.
         score = scorer.options(
             method_name="score", request_serialization="pickle", response_serialization="pickle"
@@ -56,7 +58,17 @@ class FeatureFetch:
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)
 
-        self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, RankMetrics().observe)
+        take = ingest.options(
+            method_name="take", request_serialization="pickle", response_serialization="pickle"
+        )
+
+        async def call_ingest(payload: bytes) -> int:
+            duplicates: int = await take.remote(payload)
+            return duplicates
+
+        self._fetcher = FeatureFetcher(
+            args, Path(base), call_scorer, load_model, call_ingest, RankMetrics().observe
+        )
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -70,6 +82,27 @@ class FeatureFetch:
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         """The ASGI application that Ray mounts."""
         return Edge(self._fetcher)
+
+
+@serve.deployment
+class Ingest:
+    """The one writer: events and exposures in, state and journal out, the journal into the log's segments."""
+
+    def __init__(self, args: AppArgs, base: str) -> None:
+        self._ingester = ingester(args, Path(base))
+        self._running: asyncio.Task[None] | None = None
+
+    async def take(self, payload: bytes) -> int:
+        """Packed records; how many events were there before, once all are durable."""
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._ingester.run())
+        return await self._ingester.take(unpack(payload))
+
+    async def __del__(self) -> None:
+        """Commit and roll what is left; Ray awaits it when the replica stops."""
+        if self._running is not None:
+            self._ingester.stop()
+            await self._running
 
 
 def _quiet_gc() -> None:

@@ -18,6 +18,7 @@ from serve.api import MAX_BODY_BYTES, Problem, decode_request
 from serve.errors import RequestError
 from serve.feature_fetch import FeatureFetcher
 from serve.openapi import docs_page, openapi
+from serve.records import MAX_EVENTS_BODY_BYTES
 
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
@@ -25,6 +26,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 RANK = "/v1/rank"
+EVENTS = "/v1/events"
 BODY_S = 5.0  # within which a body must have come
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
@@ -59,11 +61,14 @@ class Edge:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> int:
         headers = dict(scope["headers"])
         request_id = None
+        retry_after: list[tuple[bytes, bytes]] = []
         try:
             request_id = _request_id(headers)
             status, kind, body = 200, *await self._route(scope, headers, request_id, receive)
         except RequestError as error:
             status, kind = error.status, PROBLEM
+            if error.retry_after_s is not None:
+                retry_after = [(b"retry-after", str(error.retry_after_s).encode())]
             problem = Problem(
                 error.title, error.status, error.detail, "about:blank", error.pointer, request_id
             )
@@ -74,8 +79,8 @@ class Edge:
             detail = "something went wrong on our side; the request id finds it in the log"
             body = self._encoder.encode(Problem("internal error", 500, detail, request_id=request_id))
         length = str(len(body)).encode()
-        start = {"type": "http.response.start", "status": status}
-        await send(start | {"headers": [(b"content-type", kind), (b"content-length", length)]})
+        head = [(b"content-type", kind), (b"content-length", length), *retry_after]
+        await send({"type": "http.response.start", "status": status, "headers": head})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         return status
 
@@ -86,37 +91,41 @@ class Edge:
         if path == RANK:
             _require(method, "POST", path)
             return JSON, await self._rank(headers, request_id, receive)
+        if path == EVENTS:
+            _require(method, "POST", path)
+            return JSON, await self._events(headers, receive)
         if path in self._get:
             _require("GET" if method == "HEAD" else method, "GET", path)
             return self._get[path]()
         raise RequestError(404, "not found", f"there is no {path}; /docs lists what there is")
 
     async def _rank(self, headers: dict[bytes, bytes], request_id: str | None, receive: Receive) -> bytes:
-        kind = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
-        if kind != JSON:
-            raise RequestError(
-                415, "unsupported media type", f"send {JSON.decode()}, not {kind.decode('latin-1')}"
-            )
+        _require_json(headers)
         if b"x-arm" in headers:
             raise RequestError(
                 403, "forbidden", "X-Arm needs an API key, and none is configured; leave it out"
             )
         deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
         fetcher = self._fetcher
-        body = await _read_in_time(headers, receive)
-        request = decode_request(body, fetcher.surface, event_clock=fetcher.args.clock == "event")
+        body = await _read_in_time(headers, receive, MAX_BODY_BYTES)
+        request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
         if request.request_id is None:
             request.request_id = request_id
         return self._encoder.encode(await fetcher.rank(request, deadline_ms))
 
+    async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        _require_json(headers)
+        body = await _read_in_time(headers, receive, MAX_EVENTS_BODY_BYTES)
+        return self._encoder.encode(await self._fetcher.take(body))
 
-async def _read_in_time(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+
+async def _read_in_time(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
     """The body, or 408 for a client that is slow to send it. (`asyncio.timeout` costs 14 µs, this 2.)"""
     task = asyncio.current_task()
     assert task is not None  # an ASGI server runs each request in one
     alarm = asyncio.get_running_loop().call_later(BODY_S, task.cancel, "body")
     try:
-        return await _read(headers, receive)
+        return await _read(headers, receive, max_bytes)
     except asyncio.CancelledError as error:
         if error.args != ("body",) or task.uncancel():
             raise
@@ -126,23 +135,21 @@ async def _read_in_time(headers: dict[bytes, bytes], receive: Receive) -> bytes:
         alarm.cancel()
 
 
-async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+async def _read(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
     parts, size = [], 0
     more = True
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit():
-        size = int(declared) if int(declared) > MAX_BODY_BYTES else 0
-    while more and size <= MAX_BODY_BYTES:
+        size = int(declared) if int(declared) > max_bytes else 0
+    while more and size <= max_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise RequestError(400, "disconnected", "the client left before its body was read")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         more = message.get("more_body", False)
-    if size > MAX_BODY_BYTES:
-        raise RequestError(
-            413, "body too large", f"a body may have {MAX_BODY_BYTES} bytes; send fewer candidates"
-        )
+    if size > max_bytes:
+        raise RequestError(413, "body too large", f"a body may have {max_bytes} bytes; send less at once")
     return b"".join(parts)
 
 
@@ -164,6 +171,14 @@ def _deadline_ms(given: bytes | None) -> int | None:
     if not given.isdigit() or len(given) > 5 or not 1 <= int(given) <= 60_000:
         raise RequestError(400, "bad header", "X-Deadline-Ms must be a whole number from 1 to 60000")
     return int(given)
+
+
+def _require_json(headers: dict[bytes, bytes]) -> None:
+    kind = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
+    if kind != JSON:
+        raise RequestError(
+            415, "unsupported media type", f"send {JSON.decode()}, not {kind.decode('latin-1')}"
+        )
 
 
 def _require(method: str, wanted: str, path: str) -> None:

@@ -16,8 +16,17 @@ class TabrankError(Exception):
 class RequestError(TabrankError):
     """A request that is refused, as `application/problem+json`."""
 
-    def __init__(self, status: int, title: str, detail: str, pointer: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        pointer: str | None = None,
+        *,
+        retry_after_s: int | None = None,
+    ) -> None:
         super().__init__(detail)
+        self.retry_after_s = retry_after_s
         self.status = status
         self.title = title
         self.detail = detail
@@ -26,6 +35,10 @@ class RequestError(TabrankError):
 
 class StoreUnavailable(TabrankError):
     """The store cannot be read now; the ranking goes on without it."""
+
+
+class LeaseLost(TabrankError):
+    """Another writer has taken the store over since this one took its lease."""
 
 
 class ArtifactRefused(TabrankError):

@@ -1,15 +1,18 @@
-"""FeatureFetch: admits requests, batches them, keeps the live table fresh, and answers. No Ray in here."""
+"""FeatureFetch: admits requests, batches them, answers, and passes on what comes in. No Ray in here."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from serve.api import (
@@ -26,24 +29,29 @@ from serve.artifact import Artifact
 from serve.artifact import current as current_version
 from serve.artifact import load as load_artifact
 from serve.batcher import Batcher
-from serve.errors import TabrankError
+from serve.errors import RequestError, TabrankError
 from serve.explain import explain
 from serve.features import Features, Matrix
+from serve.live_table import LiveTable
+from serve.outbox import HOLD_S, SEND_EVERY_S, Outbox
 from serve.ranking import F32, Query, Ranker, Slate
+from serve.records import EventsAnswer, Exposure, decode_batch, pack
 from serve.settings import CURRENT, NOOP, POPULAR, SHUFFLE, AppArgs, UserConfig
-from serve.state import Rows, Schema
+from serve.state import Schema
 from serve.stores.opening import open_store
-from serve.stores.protocol import Store
 from serve.surface import load_surface
 
 log = logging.getLogger("tabrank")
-REFRESH_S = 0.2  # how often the live table is pulled: an event is visible well within a second
+REFRESH_S = 0.2  # how often the live table is pulled where no ranking does it
 LOAD_S = 20.0  # how long a scorer may take to have a new version ready
-STALE_MS = 10_000.0
 LAST_WORD_S = 0.005  # kept of a deadline to answer in
+TAKE_S = 3.0  # how long Ingest may take to have records durable; a rollout's new one opens the store first
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 LoadModel = Callable[[str], Awaitable[None]]
+Ingest = Callable[
+    [bytes], Awaitable[int]
+]  # takes packed records; how many were there before, once all are durable
 Observe = Callable[[Slate | None, float], None]  # (a ranking, its latency in ms)
 
 
@@ -51,7 +59,7 @@ class FeatureFetcher:
     """One replica of the request path, from an admitted request to its answer.
 
     `call_scorer(version, matrix)` answers float32 probabilities; `load_model(version)` returns when a scorer
-    is ready for that version and raises where the artifact is refused.
+    is ready for that version and raises where the artifact is refused; `ingest` takes events and exposures.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class FeatureFetcher:
         base: Path,
         call_scorer: CallScorer,
         load_model: LoadModel,
+        ingest: Ingest,
         observe: Observe = lambda slate, latency_ms: None,
     ) -> None:
         self.args = args
@@ -71,18 +80,19 @@ class FeatureFetcher:
         self.model: Artifact | None = None
         self._refused: str | None = None
         self._load_model = load_model
+        self._ingest = ingest
         self._observe = observe
-        self._store: Store | None = None
-        self._seq = 0
-        self._refreshed: float | None = None
         self._warned: dict[str, float] = {}
 
         async def score(version: str, matrix: Matrix) -> F32:
             return np.frombuffer(await call_scorer(version, matrix.to_bytes()), np.float32)
 
-        self.ranker = Ranker(
-            Features(self.schema), Rows(self.schema, "candidate"), None, score, self._degraded
+        open_reader = partial(
+            open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
         )
+        self.live = LiveTable(self.schema, open_reader)
+        self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded)
+        self.outbox = Outbox(ingest)
         self._batcher: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
 
     @property
@@ -100,6 +110,8 @@ class FeatureFetcher:
         begun = time.perf_counter()
         loop = asyncio.get_running_loop()
         query = self._admit(request)
+        if self.event_clock:  # what came before is seen, and what comes at the same time is not
+            await self.outbox.flush(before_ms=query.now_ms)
         deadline = loop.time() + max((deadline_ms or self.config.deadline_ms) / 1e3 - LAST_WORD_S, 0.0)
         try:
             slate = await self._batcher.submit(query, len(query.candidates), deadline)
@@ -110,9 +122,69 @@ class FeatureFetcher:
         ) as error:  # a fault of ours, or of a neighbour in the batch: this request gets its order
             self._degraded("scorer_unavailable", error)
             slate = self.ranker.popular(query, "scorer_unavailable")
+        slate = self._aged(slate)
         total_ms = (time.perf_counter() - begun) * 1e3
         self._observe(slate, total_ms)
+        self.outbox.put(self._exposure(slate))
         return self._answer(slate, total_ms)
+
+    async def take(self, body: bytes) -> EventsAnswer:
+        """Take a batch of records; the answer comes when what was accepted is durable.
+
+        Raises:
+            RequestError: 400 or 422 for what is no batch; 503 where it may not have been taken.
+        """
+        good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
+        duplicates = 0
+        if self.event_clock:
+            await self.outbox.flush()
+        if good:
+            try:
+                async with asyncio.timeout(TAKE_S):
+                    duplicates = await self._ingest(pack(good))
+            except Exception as error:
+                self._degraded("events_unavailable", error)
+                detail = (
+                    "the records may not have been taken; send them again, those that were are known by id"
+                )
+                raise RequestError(503, "not taken", detail, retry_after_s=1) from None
+        return EventsAnswer(len(good) - duplicates, duplicates, rejected)
+
+    @property
+    def event_clock(self) -> bool:
+        """Whether time is what requests and records say it is: in replays and tests."""
+        return self.args.clock == "event"
+
+    def _aged(self, slate: Slate) -> Slate:
+        """The slate, saying so where its features are older than is allowed."""
+        freshness_ms = self.freshness_ms
+        if freshness_ms is None or freshness_ms <= self.config.stale_after_ms or self.event_clock:
+            return slate
+        rung = "partial" if slate.rung == "full" else slate.rung
+        return msgspec.structs.replace(slate, rung=rung, degraded=(*slate.degraded, "stale_features"))
+
+    def _exposure(self, slate: Slate) -> Exposure:
+        query = slate.query
+        order = slate.order[: query.limit]
+        names = query.candidates
+        matrix = slate.matrix if query.keep_matrix else None
+        return Exposure(
+            request_id=query.request_id,
+            ts_ms=query.now_ms,
+            viewer=query.viewer,
+            candidates=[names[i] for i in order.tolist()],
+            scores=slate.score[order].tobytes(),
+            experiment=self.config.experiment.name,
+            arm=query.arm.name,
+            rung=slate.rung,
+            seen_seq=slate.seen_seq,
+            model=slate.model,
+            context=dict(query.context),
+            stated={names[i]: dict(fields) for i, fields in query.stated.items()},
+            traffic=query.traffic,
+            numeric=None if matrix is None else matrix.numeric[order].tobytes(),
+            category=None if matrix is None else matrix.category[order].tobytes(),
+        )
 
     def _admit(self, request: RankRequest) -> Query:
         arm = assign(self.config.experiment, request.viewer)
@@ -133,6 +205,8 @@ class FeatureFetcher:
             context=request.context,
             stated={} if ids is request.candidates else stated_fields(request),
             explain=request.explain,
+            traffic=request.traffic,
+            keep_matrix=request.explain or random.random() < self.config.log_features,
         )
 
     def _answer(self, slate: Slate, total_ms: float) -> RankAnswer:
@@ -165,21 +239,26 @@ class FeatureFetcher:
 
     @property
     def freshness_ms(self) -> float | None:
-        """How long ago the live table was last known to be what the store holds."""
-        return None if self._refreshed is None else round((time.monotonic() - self._refreshed) * 1e3, 1)
+        """How old the features may be: since the table was read, and since what Ingest has not yet made durable."""
+        age_s = self.live.age_s
+        return None if age_s is None else round(max(age_s, self.outbox.age_s) * 1e3, 1)
 
     async def refresh_forever(self) -> None:
-        """Keep the live table and the model's version fresh, until cancelled.
+        """Keep the live table and the model's version fresh and send exposures on, until cancelled.
 
-        The two go on their own: a scorer that is slow to load a version must not stop the pulling of the store.
+        Each goes on its own: a scorer that is slow to load a version must not stop the pulling of the store.
         """
         following = asyncio.create_task(self.follow())
-        while True:
-            self.pull()
-            self._observe(None, 0.0)
-            await asyncio.sleep(REFRESH_S)
-            if following.done():
-                following = asyncio.create_task(self.follow())
+        sending = asyncio.create_task(self.outbox.run(HOLD_S if self.event_clock else SEND_EVERY_S))
+        try:
+            while True:
+                self.pull()
+                self._observe(None, 0.0)
+                await asyncio.sleep(REFRESH_S)
+                if following.done():
+                    following = asyncio.create_task(self.follow())
+        finally:
+            sending.cancel()
 
     async def refresh(self) -> None:
         """Pull what changed in the store, follow the models' pointer. What fails is tried again next time."""
@@ -189,7 +268,7 @@ class FeatureFetcher:
     def pull(self) -> None:
         """Bring the live table up to the store."""
         try:
-            self._pull()
+            self.live.read([])
         except Exception as error:  # whatever it is, the loop goes on and the table serves what it has
             self._degraded("store_unavailable", error)
 
@@ -199,22 +278,6 @@ class FeatureFetcher:
             await self._follow_pointer()
         except Exception as error:
             self._degraded("model_refused", error)
-
-    def _pull(self) -> None:
-        if self._store is None:
-            self._store = open_store(
-                self.args.store, self.surface.name, self.schema.fingerprint, base=self.base, writable=False
-            )
-            self.ranker.store = self._store
-        if self._store.seq() != self._seq:
-            changes = self._store.changes(self._seq)
-            if changes.seq < self._seq:  # the store was replaced, or has forgotten what we missed: start anew
-                for name in list(self.ranker.candidates.index):
-                    self.ranker.candidates.drop(name)
-                changes = self._store.changes(0)
-            self.ranker.candidates.apply(changes.rows)
-            self._seq = changes.seq
-        self._refreshed = time.monotonic()
 
     async def _follow_pointer(self) -> None:
         version = current_version(self.models)
@@ -240,15 +303,15 @@ class FeatureFetcher:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the live table is known to be what the store held within the last seconds."""
+        """Whether the features are no older than `stale_after_ms`."""
         freshness_ms = self.freshness_ms
-        return freshness_ms is not None and freshness_ms < STALE_MS
+        return freshness_ms is not None and freshness_ms <= self.config.stale_after_ms
 
     def status(self) -> dict[str, Any]:
         """What is ready, for `/readyz`."""
         return {
             "surface": self.surface.name,
-            "live_candidates": len(self.ranker.candidates),
+            "live_candidates": len(self.live.rows),
             "store": "fresh" if self.is_fresh else "unavailable",
             "model": self.model.version if self.model else None,
             "freshness_ms": self.freshness_ms,

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from serve.api import Problem, RankAnswer, RankRequest
+from serve.records import EventsAnswer, EventsRequest
 from serve.surface import Surface
 
 STYLE = (
@@ -29,8 +30,9 @@ REFUSALS = {
 
 def openapi(surface: Surface) -> dict[str, Any]:
     """OpenAPI 3.1 for one surface."""
-    (request, answer, problem), components = msgspec.json.schema_components(
-        [RankRequest, RankAnswer, Problem], ref_template="#/components/schemas/{name}"
+    (request, answer, events_request, events_answer, problem), components = msgspec.json.schema_components(
+        [RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem],
+        ref_template="#/components/schemas/{name}",
     )
     refused = {
         status: {"description": why, "content": {"application/problem+json": {"schema": problem}}}
@@ -51,7 +53,17 @@ def openapi(surface: Surface) -> dict[str, Any]:
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {"200": _json("The ranking.", answer), **refused},
     }
-    paths: dict[str, Any] = {"/v1/rank": {"post": rank}}
+    events = {
+        "summary": "Take what viewers did, and what changed of viewers and candidates",
+        "operationId": "events",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": events_request}}},
+        "responses": {
+            "200": _json("What became of the records; those accepted are durable.", events_answer),
+            **{status: answered for status, answered in refused.items() if status != "403"},
+            "503": {**refused["500"], "description": "Perhaps not taken: send them again (Retry-After)."},
+        },
+    }
+    paths: dict[str, Any] = {"/v1/rank": {"post": rank}, "/v1/events": {"post": events}}
     for path, what in (
         ("/v1/model", "The model in use, its features and the limits"),
         ("/livez", "Whether the process answers"),

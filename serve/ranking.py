@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from serve.errors import StoreUnavailable
 from serve.features import Features, Matrix
+from serve.live_table import LiveTable
 from serve.settings import NOOP, POPULAR, SHUFFLE, Arm
-from serve.state import I64, Record, Rows, encode
-from serve.stores.protocol import Store
+from serve.state import I64, Record, encode
 
 F32 = NDArray[np.float32]
 Score = Callable[[str, Matrix], Awaitable[F32]]
@@ -38,6 +38,8 @@ class Query(msgspec.Struct, frozen=True):
     context: Mapping[str, object]
     stated: Mapping[int, Mapping[str, object]]  # request-time fields by the candidate's place
     explain: bool
+    traffic: str
+    keep_matrix: bool  # to explain it, or to log it
 
 
 class Slate(msgspec.Struct, frozen=True):
@@ -51,26 +53,27 @@ class Slate(msgspec.Struct, frozen=True):
     model: str | None
     unknown_viewer: bool
     unknown_candidates: list[str]
-    matrix: Matrix | None  # its rows' features, where the query asks to explain them
+    seen_seq: int  # the number of the last record that its features contain
+    matrix: Matrix | None  # its rows' features, where the query keeps them
     stage_ms: Mapping[str, float]
 
 
 @dataclass
 class Ranker:
-    """What a ranking needs: the live table, the viewers' store, the features, and a way to score."""
+    """What a ranking needs: the live table and its viewers, the features, and a way to score."""
 
     features: Features
-    candidates: Rows
-    store: Store | None
+    live: LiveTable
     score: Score
     on_degraded: Callable[[str, Exception], None] = field(default=lambda reason, error: None)
 
     async def rank(self, queries: Sequence[Query]) -> list[Slate]:
         """Rank each query: fetch, features, score, select. Never raises for a store or scorer that is down."""
         begun = time.perf_counter()
-        rows, request_of_row = self._candidate_rows(queries)
         viewers, unknown_viewer, store_down = self._fetch_viewers(queries)
-        candidates = self._stated(self.candidates.table.take(rows), queries, request_of_row)
+        seen_seq = self.live.seq
+        rows, request_of_row = self._candidate_rows(queries)
+        candidates = self._stated(self.live.rows.table.take(rows), queries, request_of_row)
         context = self.features.schema.context_rows([query.context for query in queries])
         now_ms = np.array([query.now_ms for query in queries], np.int64)
         matrix = self.features.compute(viewers, candidates, context, request_of_row, now_ms)
@@ -79,24 +82,24 @@ class Ranker:
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
         ended = candidates["ends_ms"] <= now_ms[request_of_row]
         popular = matrix.numeric[:, self.features.popular]
-        batch = _Batch(queries, request_of_row, rows, matrix, stage_ms)
+        batch = _Batch(queries, request_of_row, rows, seen_seq, matrix, stage_ms)
         return _select(batch, popular, scores, ended, failed, unknown_viewer)
 
     def popular(self, query: Query, reason: str) -> Slate:
         """The popular order at once, from the live table alone: what a query gets that cannot be served."""
-        rows = self.candidates.find(query.candidates)
+        rows = self.live.rows.find(query.candidates)
         owner = np.zeros(len(rows), np.int64)
-        candidates = self._stated(self.candidates.table.take(rows), [query], owner)
+        candidates = self._stated(self.live.rows.table.take(rows), [query], owner)
         context = self.features.schema.context_rows([query.context])
         popular = self.features.popularity(candidates, context, query.now_ms)
         ended = candidates["ends_ms"] <= query.now_ms
         unscored = np.full(len(rows), np.nan, np.float32)
-        batch = _Batch([query], owner, rows, None, {"features": 0.0, "score": 0.0})
+        batch = _Batch([query], owner, rows, self.live.seq, None, {"features": 0.0, "score": 0.0})
         return _select(batch, popular, unscored, ended, [reason], [False])[0]
 
     def _candidate_rows(self, queries: Sequence[Query]) -> tuple[I64, I64]:
         lengths = [len(query.candidates) for query in queries]
-        rows = self.candidates.find([name for query in queries for name in query.candidates])
+        rows = self.live.rows.find([name for query in queries for name in query.candidates])
         return rows, np.repeat(np.arange(len(queries)), lengths)
 
     def _fetch_viewers(self, queries: Sequence[Query]) -> tuple[Record, list[bool], bool]:
@@ -105,9 +108,7 @@ class Ranker:
         named = [(i, query.viewer) for i, query in enumerate(queries) if query.viewer is not None]
         unknown = [query.viewer is not None for query in queries]
         try:
-            if self.store is None:
-                raise StoreUnavailable("no store is open")
-            packed = self.store.viewers([name for _, name in named])
+            packed = self.live.read([name for _, name in named])
         except StoreUnavailable as error:
             self.on_degraded("store_unavailable", error)
             return viewers, [False] * len(queries), True
@@ -170,6 +171,7 @@ class _Batch(NamedTuple):
     queries: Sequence[Query]
     request_of_row: I64
     rows: I64
+    seen_seq: int
     matrix: Matrix | None
     stage_ms: Mapping[str, float]
 
@@ -183,7 +185,7 @@ def _select(
     unknown_viewer: Sequence[bool],
 ) -> list[Slate]:
     """Order each query's candidates: scored, unscored by popularity, ended; ties as given. One sort for all."""
-    queries, request_of_row, rows, matrix, stage_ms = batch
+    queries, request_of_row, rows, seen_seq, matrix, stage_ms = batch
     parts = _parts(queries)
     finite = np.isfinite(score)
     score = np.where(finite & ~ended, score, np.float32(np.nan))
@@ -213,7 +215,8 @@ def _select(
                 model=query.model if by_model else None,
                 unknown_viewer=is_unknown,
                 unknown_candidates=unknown,
-                matrix=matrix.rows(part) if matrix is not None and query.explain else None,
+                seen_seq=seen_seq,
+                matrix=matrix.rows(part) if matrix is not None and query.keep_matrix else None,
                 stage_ms=stage_ms,
             )
         )

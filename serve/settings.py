@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast, get_args
 
 from serve.errors import TabrankError
@@ -12,6 +12,7 @@ from serve.strict import number, one_of, table, typed, whole
 
 Backend = Literal["onnx", "torch"]
 Clock = Literal["wall", "event"]
+ARGS = ("surface", "store", "models", "log", "backend", "clock")
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
 POPULAR, CURRENT, SHUFFLE, NOOP = "popular", "current", "shuffle", "noop"
 
@@ -23,19 +24,21 @@ class AppArgs:
     surface: str
     store: str = "lmdb:var/store"
     models: str = "var/models"
+    log: str = "var/log"
     backend: Backend = "onnx"
     clock: Clock = "wall"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "args") -> AppArgs:
         """Read strictly; raises TabrankError naming key, value and remedy."""
-        given = table(dict(values), where, ("surface", "store", "models", "backend", "clock"), ("surface",))
+        given = table(dict(values), where, ARGS, ("surface",))
         backend = one_of(given.get("backend", "onnx"), get_args(Backend), f"{where}.backend")
         clock = one_of(given.get("clock", "wall"), get_args(Clock), f"{where}.clock")
         return cls(
             surface=typed(given["surface"], str, f"{where}.surface"),
             store=typed(given.get("store", cls.store), str, f"{where}.store"),
             models=typed(given.get("models", cls.models), str, f"{where}.models"),
+            log=typed(given.get("log", cls.log), str, f"{where}.log"),
             backend=cast(Backend, backend),
             clock=cast(Clock, clock),
         )
@@ -84,11 +87,13 @@ class UserConfig:
     deadline_ms: int = 100  # of a request that names none; then it gets the popular order
     batch_candidates: int = 1760  # the most that a batch may take
     slots: int = 2  # batches under way at once
+    stale_after_ms: int = 5_000  # of the features' age; beyond, answers say `stale_features`
+    log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
         """Read strictly; raises TabrankError naming key, value and remedy."""
-        given = table(dict(values), where, ("experiment", "deadline_ms", "batch_candidates", "slots"))
+        given = table(dict(values), where, [field.name for field in fields(cls)])
         experiment = cls.experiment
         if "experiment" in given:
             experiment = Experiment.from_mapping(given["experiment"], f"{where}.experiment")
@@ -99,4 +104,6 @@ class UserConfig:
                 given.get("batch_candidates", cls.batch_candidates), f"{where}.batch_candidates", 1, 100_000
             ),
             whole(given.get("slots", cls.slots), f"{where}.slots", 1, 64),
+            whole(given.get("stale_after_ms", cls.stale_after_ms), f"{where}.stale_after_ms", 500, 3_600_000),
+            number(given.get("log_features", cls.log_features), f"{where}.log_features", 0, 1),
         )

@@ -136,10 +136,11 @@ class Rows:
 
     def apply(self, changed: Mapping[str, bytes]) -> None:
         """Take what a store says has changed: packed rows by id, b"" for an id that is gone."""
+        put = [self.add(name) for name, packed in changed.items() if packed]
+        if put:
+            self.table[put] = np.frombuffer(b"".join(changed.values()), self.table.dtype)
         for name, packed in changed.items():
-            if packed:
-                self.put(name, packed)
-            else:
+            if not packed:
                 self.drop(name)
 
     def drop(self, name: str) -> None:

@@ -1,0 +1,216 @@
+"""The records of the live loop: what clients send, what rankings leave, and how the journal keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from serve.api import Id, check_field, escaped, invalid, nearest
+from serve.errors import RequestError
+from serve.kinds import Entity
+from serve.surface import Surface
+
+MAX_EVENTS_BODY_BYTES = 1024 * 1024
+MAX_MS = 2**53
+
+Ms = Annotated[int, Meta(ge=0, le=MAX_MS, description="Milliseconds since 1970.")]
+TsMs = Annotated[Ms | None, Meta(description="When it happened; default now. A time ahead is taken as now.")]
+
+
+class Event(Struct, tag_field="type", tag="event", forbid_unknown_fields=True, omit_defaults=True):
+    """What a viewer did with a candidate; `id` makes a retry harmless."""
+
+    id: Id
+    viewer: Annotated[Id | None, Meta(description="Who did it; null is an anonymous viewer.")]
+    candidate: Id
+    kind: Annotated[str, Meta(description="One of the surface's events.")]
+    ts_ms: TsMs = None
+    request_id: Annotated[Id | None, Meta(description="The ranking that showed the candidate.")] = None
+    value: float | None = None
+
+
+class Viewer(Struct, tag_field="type", tag="viewer", forbid_unknown_fields=True, omit_defaults=True):
+    """A viewer's attributes; those that are not named stay as they are."""
+
+    id: Id
+    fields: dict[str, Any] = {}
+    ts_ms: TsMs = None
+
+
+class Candidate(Struct, tag_field="type", tag="candidate", forbid_unknown_fields=True, omit_defaults=True):
+    """A candidate's attributes, and when it ends; what is not named stays as it is."""
+
+    id: Id
+    fields: dict[str, Any] = {}
+    ts_ms: TsMs = None
+    ends_ms: Annotated[Ms | None, Meta(description="When it ends or ended.")] = None
+
+
+class Forget(Struct, tag_field="type", tag="forget", forbid_unknown_fields=True, omit_defaults=True):
+    """Remove a viewer's state. The log keeps what was served and done until its segments are deleted."""
+
+    viewer: Id
+    ts_ms: TsMs = None
+
+
+class Ended(Struct, tag_field="type", tag="ended", forbid_unknown_fields=True, omit_defaults=True):
+    """A candidate that ended long ago left the live table; written by Ingest alone."""
+
+    id: str
+    ts_ms: int | None = None
+
+
+class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=True, omit_defaults=True):
+    """One answered ranking: `candidates` in the order shown, up to the limit; `scores` NaN where unscored."""
+
+    request_id: str
+    ts_ms: int
+    viewer: str | None
+    candidates: list[str]
+    scores: bytes  # float32, one a candidate
+    experiment: str
+    arm: str
+    rung: str
+    seen_seq: int  # the number of the last record that its features contain
+    model: str | None = None
+    context: dict[str, Any] = {}
+    stated: dict[str, dict[str, Any]] = {}  # the fields that the request stated, by candidate
+    traffic: str = "live"
+    numeric: bytes | None = None  # the feature matrix of a sampled share: float32 and uint64, rows as shown
+    category: bytes | None = None
+
+
+Sent = Event | Viewer | Candidate | Forget
+Record = Sent | Ended | Exposure
+
+
+class Entry(Struct, array_like=True):
+    """One commit in the journal: its records have the numbers up to the entry's own."""
+
+    received_ms: int
+    records: list[Record]
+
+
+class Rejected(Struct):
+    """A record that was not taken, and why."""
+
+    pointer: str
+    detail: str
+
+
+class EventsRequest(Struct, forbid_unknown_fields=True):
+    """A batch of records; good ones are taken whatever the others are."""
+
+    records: list[Sent]
+
+
+class EventsAnswer(Struct):
+    """What became of a batch, once what was accepted is durable."""
+
+    accepted: int
+    duplicates: Annotated[int, Meta(description="Events whose id was there before; dropped.")]
+    rejected: list[Rejected]
+
+
+class _Raw(Struct, forbid_unknown_fields=True):
+    records: list[msgspec.Raw]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_batch = msgspec.json.Decoder(_Raw)
+_sent = msgspec.json.Decoder(Sent)
+_records = msgspec.msgpack.Decoder(list[Record])
+_entry = msgspec.msgpack.Decoder(Entry)
+KINDS: dict[str, type[Struct]] = {
+    "event": Event, "viewer": Viewer, "candidate": Candidate, "forget": Forget,
+}  # fmt: skip
+
+
+def decode_batch(body: bytes, surface: Surface, *, event_clock: bool) -> tuple[list[Sent], list[Rejected]]:
+    """The good records of a request's body, and the others by JSON Pointer.
+
+    Raises:
+        RequestError: 400 where it is no JSON, 422 where it is no batch.
+    """
+    try:
+        raws = _batch.decode(body).records
+    except msgspec.ValidationError as error:
+        raise invalid(str(error), {"": ("records",)}) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}") from None
+    good: list[Sent] = []
+    rejected: list[Rejected] = []
+    for i, raw in enumerate(raws):
+        try:
+            good.append(_decode(raw, surface, event_clock=event_clock))
+        except RequestError as error:
+            rejected.append(Rejected(f"/records/{i}{error.pointer or ''}", str(error)))
+    return good, rejected
+
+
+def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
+    try:
+        record: Sent = _sent.decode(raw)
+    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+        kind = KINDS.get(_kind(raw), Event)
+        raise invalid(str(error), {"": kind.__struct_fields__}) from None
+    if isinstance(record, Event) and record.kind not in surface.events:
+        names = ", ".join(surface.events)
+        hint = nearest(record.kind, surface.events)
+        detail = f"{record.kind!r} is not an event of the surface{hint}; its events are {names}"
+        raise RequestError(422, "invalid record", detail, "/kind")
+    if isinstance(record, Viewer | Candidate):
+        owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
+        for name, value in record.fields.items():
+            check_field(surface.fields[owner], name, value, f"/fields/{escaped(name)}")
+    if event_clock and record.ts_ms is None:
+        raise RequestError(422, "invalid record", "ts_ms is missing; the event clock needs it", "/ts_ms")
+    return record
+
+
+def _kind(raw: msgspec.Raw) -> str:
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return str(value.get("type", "")) if isinstance(value, dict) else ""
+
+
+def pack(records: Sequence[Record]) -> bytes:
+    """Records on their way to Ingest."""
+    return _encoder.encode(records)
+
+
+def unpack(payload: bytes) -> list[Record]:
+    """What `pack` packed."""
+    return _records.decode(payload)
+
+
+def pack_entry(entry: Entry) -> bytes:
+    """A commit as the journal keeps it."""
+    return _encoder.encode(entry)
+
+
+def unpack_entry(payload: bytes) -> Entry:
+    """What `pack_entry` packed."""
+    return _entry.decode(payload)
+
+
+def key(record: Record) -> str | None:
+    """By what a repeated record is known; attributes may be sent again."""
+    if isinstance(record, Event):
+        return event_key(record.id)
+    return exposure_key(record.request_id) if isinstance(record, Exposure) else None
+
+
+def event_key(id_: str) -> str:
+    """The key of an event, which no exposure has."""
+    return f"e{id_}"
+
+
+def exposure_key(request_id: str) -> str:
+    """The key of an exposure, which no event has."""
+    return f"x{request_id}"
