@@ -28,6 +28,10 @@ class StoreUnavailable(TabrankError):
     """The store cannot be read now; the ranking goes on without it."""
 
 
+class LeaseLost(TabrankError):
+    """Another writer has taken over the store; this one's commits are refused from then on."""
+
+
 class ArtifactRefused(TabrankError):
     """An artifact is incomplete, altered, or does not score its golden rows as it did when it was made."""
 
