@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from serve.bench_rows import NOW_MS, RowMaker, candidate_id, viewer_id
 from serve.errors import TabrankError
 from serve.features import Features, Matrix
+from serve.live_table import LiveTable
 from serve.machine import describe_machine
 from serve.ranking import Query, Ranker
 from serve.settings import CURRENT, Arm
@@ -184,10 +185,17 @@ async def _measure(
     features = Features(schema)
     for _ in range(rounds):
         for cell in cells:
-            ranker = Ranker(features, tables[cell.candidates], stores[cell.viewers], _zeros)
+            ranker = Ranker(features, _live(schema, tables[cell.candidates], stores[cell.viewers]), _zeros)
             for _ in range(max(8, _REQUESTS_A_ROUND // cell.batch)):
                 slates = await ranker.rank([_query(cell, draw) for _ in range(cell.batch)])
                 cell.batch_us.append(slates[0].stage_ms["features"] * 1e3)
+
+
+def _live(schema: Schema, candidates: Rows, store: Store) -> LiveTable:
+    """The store's viewers beside candidates that it does not hold."""
+    live = LiveTable(schema, lambda: store)
+    live.rows, live.seq = candidates, store.seq()
+    return live
 
 
 async def _zeros(model: str, matrix: Matrix) -> NDArray[np.float32]:
@@ -206,6 +214,8 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
         context={"hour": 20.0},
         stated={},
         explain=False,
+        traffic="test",
+        keep_matrix=False,
     )
 
 

@@ -27,6 +27,7 @@ class RowMaker:
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""
+        store.take_lease()
         for first in range(0, num_viewers, _ROWS_A_COMMIT):
             num_rows = min(_ROWS_A_COMMIT, num_viewers - first)
             packed, size = self._viewers(num_rows).tobytes(), self._schema.viewer.itemsize

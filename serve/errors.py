@@ -38,7 +38,7 @@ class StoreUnavailable(TabrankError):
 
 
 class LeaseLost(TabrankError):
-    """Another writer has taken the store over since this one took its lease."""
+    """Another writer has taken over the store; this one's commits are refused from then on."""
 
 
 class ArtifactRefused(TabrankError):

@@ -41,6 +41,7 @@ def load(
     )
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
+        store.take_lease()  # a service that writes to this store is told so at its next commit
         store.commit(store.seq() + 1, viewers, candidates, replace=True)
     finally:
         store.close()

@@ -9,20 +9,22 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
 from serve.errors import StoreUnavailable
+from serve.stores.lease import Lease, check_seq
 from serve.stores.protocol import MAX_REMOVED, Changes
 
 MAP_SIZE = 64 << 30
 """Bytes of address space mapped, the most that a store can hold; the file takes only what was written."""
 MAX_READERS = 1024
-FORMAT = b"1"
+FORMAT = b"2"
 LOAD = "`python -m serve load --log LOG`"
-DATABASES = (b"meta", b"viewers", b"candidates", b"changes")
+DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
 # LMDB takes keys of up to 511 bytes, and a key of `changes` spends 8 of them on the number.
 MAX_PLAIN_KEY = 480
 # LMDB does not write the pages at the file's end that one transaction both took and freed. A commit writes a
@@ -34,12 +36,13 @@ DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.V
 class LmdbStore:
     """`Store` over the environment in `folder`; the writer makes it, a reader needs it to be there.
 
-    Databases: `meta` (number, store id, format), `viewers` (key → row), `changes` (number + key → id and
-    row, one entry per candidate, b"" for a removed one) and `candidates` (key → number of its change).
+    Databases: `meta` (number, epoch, store id, format), `viewers` (key → row), `changes` (number + key → id
+    and row, one entry per candidate, b"" for a removed one), `candidates` (key → number of its change) and
+    `journal` (number → entry).
     """
 
     def __init__(self, folder: Path, *, writable: bool) -> None:
-        self._writable = writable
+        self._lease = Lease(writable=writable)
         self._environment = _environment(folder.resolve())
         self._environment.join(self, writable)
         self._id: bytes | None = None  # of the store whose changes were last given out from the start
@@ -58,15 +61,30 @@ class LmdbStore:
     def changes(self, since: int) -> Changes:
         """See `Store`."""
         with self._read() as (opened, txn):
-            seq, floor = _number(txn, opened, b"seq"), _number(txn, opened, b"floor")
-            if self._id is None or since == 0:
-                self._id = opened.id
-            if since and not (self._id == opened.id and floor <= since <= seq):
-                return Changes(0, {})
-            with txn.cursor(opened.changes) as cursor:
-                found = cursor.set_range(_pack(since + 1))
-                values = cursor.iternext(keys=False, values=True) if found else ()
-                return Changes(seq, dict(map(_unpack_change, values)))
+            return self._changes(opened, txn, since)
+
+    def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
+        """See `Store`."""
+        keys = [_key(id_) for id_ in ids]
+        with self._read() as (opened, txn):
+            viewers = [txn.get(key, None, opened.viewers) for key in keys]
+            return viewers, self._changes(opened, txn, since)
+
+    def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """See `Store`."""
+        with self._read() as (opened, txn), txn.cursor(opened.journal) as cursor:
+            found = cursor.set_range(_pack(after + 1))
+            entries = islice(cursor.iternext(), limit) if found else ()
+            return [(int.from_bytes(number, "big"), entry) for number, entry in entries]
+
+    def take_lease(self) -> int:
+        """See `Store`."""
+        self._lease.require_writable()
+        with self._environment.lease(self) as opened:
+            with opened.env.begin(write=True) as txn:
+                epoch = _number(txn, opened, b"epoch") + 1
+                txn.put(b"epoch", _pack(epoch), db=opened.meta)
+            return self._lease.take(opened.id, epoch)
 
     def commit(
         self,
@@ -75,19 +93,25 @@ class LmdbStore:
         candidates: Mapping[str, bytes],
         *,
         replace: bool = False,
+        journal: bytes = b"",
     ) -> None:
         """See `Store`; durable when it returns."""
-        if not self._writable:
-            raise RuntimeError("this store was opened for reading; open it with writable=True to commit")
-        with self._environment.lease(self) as opened, opened.env.begin(write=True) as txn:
-            stored = _number(txn, opened, b"seq")
-            if seq <= stored:
-                raise ValueError(
-                    f"seq: {seq} is not after the stored {stored}; commit records in their order"
-                )
+        with self._write() as (opened, txn):
+            check_seq(seq, _number(txn, opened, b"seq"))
             _write_viewers(txn, opened, viewers, replace)
             _write_candidates(txn, opened, seq, candidates, replace)
+            if replace:
+                txn.drop(opened.journal, delete=False)
+            if journal:
+                txn.put(_pack(seq), journal, db=opened.journal, append=True)
             txn.put(b"seq", _pack(seq), db=opened.meta)
+
+    def trim(self, through: int) -> None:
+        """See `Store`."""
+        with self._write() as (opened, txn), txn.cursor(opened.journal) as cursor:
+            found = cursor.first()
+            while found and cursor.key() <= _pack(through):
+                found = cursor.delete() and bool(cursor.key())  # deleting moves on to the next
 
     def close(self) -> None:
         """See `Store`."""
@@ -98,6 +122,26 @@ class LmdbStore:
         # A read transaction never outlives its call: while one is open LMDB can reuse no page freed since.
         with self._environment.lease(self) as opened, opened.env.begin() as txn:
             yield opened, txn
+
+    @contextmanager
+    def _write(self) -> Iterator[tuple[_Opened, Any]]:
+        self._lease.held()
+        with self._environment.lease(self) as opened, opened.env.begin(write=True) as txn:
+            self._lease.check(opened.id, _number(txn, opened, b"epoch"))
+            yield opened, txn
+
+    def _changes(self, opened: _Opened, txn: Any, since: int) -> Changes:
+        seq, floor = _number(txn, opened, b"seq"), _number(txn, opened, b"floor")
+        if self._id is None or since == 0:
+            self._id = opened.id
+        if since and not (self._id == opened.id and floor <= since <= seq):
+            return Changes(0, {})
+        if since == seq:
+            return Changes(seq, {})
+        with txn.cursor(opened.changes) as cursor:
+            found = cursor.set_range(_pack(since + 1))
+            values = cursor.iternext(keys=False, values=True) if found else ()
+            return Changes(seq, dict(map(_unpack_change, values)))
 
 
 @dataclass
@@ -113,6 +157,7 @@ class _Opened:
     viewers: Any = None
     candidates: Any = None
     changes: Any = None
+    journal: Any = None
     id: bytes = b""
 
     def whole(self) -> bool:
@@ -239,20 +284,23 @@ def _read_layout(env: Any, folder: Path, writable: bool) -> _Opened:
     env.reader_check()
     if writable:
         with env.begin(write=True) as txn:
-            meta, *_ = [env.open_db(name, txn=txn) for name in DATABASES]
+            meta = env.open_db(b"meta", txn=txn)
             if txn.get(b"id", db=meta) is None:
+                for name in DATABASES:
+                    env.open_db(name, txn=txn)
                 txn.put(b"id", secrets.token_bytes(16), db=meta)
                 txn.put(b"format", FORMAT, db=meta)
     try:
         # Not in a read transaction of ours: LMDB closes what that opened when py-lmdb resets it for reuse.
-        handles = [env.open_db(name, create=False) for name in DATABASES]
+        opened.meta = env.open_db(b"meta", create=False)
+        with env.begin() as txn:
+            opened.id, written = (txn.get(name, b"", opened.meta) for name in (b"id", b"format"))
+        if written != FORMAT:
+            raise StoreUnavailable(_other_format(folder, written))
+        handles = [env.open_db(name, create=False) for name in DATABASES[1:]]
     except lmdb.NotFoundError:
         raise StoreUnavailable(_absent(folder)) from None
-    opened.meta, opened.viewers, opened.candidates, opened.changes = handles
-    with env.begin() as txn:
-        opened.id, written = (txn.get(name, b"", opened.meta) for name in (b"id", b"format"))
-    if written != FORMAT:
-        raise StoreUnavailable(_damaged(folder, f"the store's format is {written!r}, not {FORMAT!r}"))
+    opened.viewers, opened.candidates, opened.changes, opened.journal = handles
     return opened
 
 
@@ -355,6 +403,10 @@ def _absent(folder: Path) -> str:
             f"({', '.join(others)}, not {folder.name}); run {LOAD} again"
         )
     return f"there is no store at {folder}; make it with {LOAD}"
+
+
+def _other_format(folder: Path, written: bytes) -> str:
+    return f"the store at {folder} has format {written!r}, not {FORMAT!r}; delete that folder and run {LOAD} again"
 
 
 def _damaged(folder: Path, what: object) -> str:

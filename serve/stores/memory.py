@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serve.errors import StoreUnavailable
+from serve.stores.lease import Lease, check_seq
 from serve.stores.protocol import MAX_REMOVED, Changes
 
 
@@ -15,9 +16,11 @@ class Rows:
     """What the stores of one name share; `candidates`: id → (number of its change, row), oldest first."""
 
     seq: int = 0
+    epoch: int = 0
     floor: int = 0  # removals up to this number may be forgotten
     viewers: dict[str, bytes] = field(default_factory=dict)
     candidates: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    journal: dict[int, bytes] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -26,7 +29,7 @@ class MemoryStore:
 
     def __init__(self, rows: Rows | None = None, *, writable: bool = True) -> None:
         self._rows: Rows | None = Rows() if rows is None else rows
-        self._writable = writable
+        self._lease = Lease(writable=writable)
 
     def seq(self) -> int:
         """See `Store`."""
@@ -42,10 +45,27 @@ class MemoryStore:
         """See `Store`."""
         rows = self._open()
         with rows.lock:
-            if since and not rows.floor <= since <= rows.seq:
-                return Changes(0, {})
-            changed = {id_: row for id_, (seq, row) in rows.candidates.items() if seq > since}
-            return Changes(rows.seq, changed)
+            return _changes(rows, since)
+
+    def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
+        """See `Store`."""
+        rows = self._open()
+        with rows.lock:
+            return [rows.viewers.get(id_) for id_ in ids], _changes(rows, since)
+
+    def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """See `Store`."""
+        rows = self._open()
+        with rows.lock:
+            return [(seq, entry) for seq, entry in rows.journal.items() if seq > after][:limit]
+
+    def take_lease(self) -> int:
+        """See `Store`."""
+        rows = self._open()
+        self._lease.require_writable()
+        with rows.lock:
+            rows.epoch += 1
+            return self._lease.take(b"", rows.epoch)
 
     def commit(
         self,
@@ -54,18 +74,16 @@ class MemoryStore:
         candidates: Mapping[str, bytes],
         *,
         replace: bool = False,
+        journal: bytes = b"",
     ) -> None:
         """See `Store`."""
         rows = self._open()
-        if not self._writable:
-            raise RuntimeError("this store was opened for reading; open it with writable=True to commit")
         with rows.lock:
-            if seq <= rows.seq:
-                raise ValueError(
-                    f"seq: {seq} is not after the stored {rows.seq}; commit records in their order"
-                )
+            self._lease.check(b"", rows.epoch)
+            check_seq(seq, rows.seq)
             if replace:
                 rows.viewers.clear()
+                rows.journal.clear()
             for id_, row in viewers.items():
                 if row:
                     rows.viewers[id_] = row
@@ -76,8 +94,18 @@ class MemoryStore:
                 if row or rows.candidates.get(id_, (0, b""))[1]:
                     rows.candidates.pop(id_, None)
                     rows.candidates[id_] = (seq, row)
-            self._forget(rows, seq)
+            _forget(rows, seq)
+            if journal:
+                rows.journal[seq] = journal
             rows.seq = seq
+
+    def trim(self, through: int) -> None:
+        """See `Store`."""
+        rows = self._open()
+        with rows.lock:
+            self._lease.check(b"", rows.epoch)
+            for seq in [seq for seq in rows.journal if seq <= through]:
+                del rows.journal[seq]
 
     def close(self) -> None:
         """See `Store`."""
@@ -88,11 +116,17 @@ class MemoryStore:
             raise StoreUnavailable("the memory store is closed; open it again")
         return self._rows
 
-    @staticmethod
-    def _forget(rows: Rows, newest: int) -> None:
-        removed = [(id_, seq) for id_, (seq, row) in rows.candidates.items() if not row]
-        if len(removed) > MAX_REMOVED:
-            for id_, seq in removed[: len(removed) - MAX_REMOVED // 2]:
-                if seq < newest:
-                    del rows.candidates[id_]
-                    rows.floor = seq
+
+def _changes(rows: Rows, since: int) -> Changes:
+    if since and not rows.floor <= since <= rows.seq:
+        return Changes(0, {})
+    return Changes(rows.seq, {id_: row for id_, (seq, row) in rows.candidates.items() if seq > since})
+
+
+def _forget(rows: Rows, newest: int) -> None:
+    removed = [(id_, seq) for id_, (seq, row) in rows.candidates.items() if not row]
+    if len(removed) > MAX_REMOVED:
+        for id_, seq in removed[: len(removed) - MAX_REMOVED // 2]:
+            if seq < newest:
+                del rows.candidates[id_]
+                rows.floor = seq

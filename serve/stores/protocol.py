@@ -1,4 +1,4 @@
-"""What every store promises: packed rows of viewers and candidates, one writer and many readers."""
+"""What every store promises: packed rows of viewers and candidates and a journal, one writer and many readers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Changes:
 
 
 class Store(Protocol):
-    """Rows by id, and the number of the last record that they contain.
+    """Rows by id, the number of the last record that they contain, and the journal of what led there.
 
     A row is opaque and never empty. An id has 1–256 characters. Every read sees one commit, whole. Each
     method raises `StoreUnavailable` when the store is closed, missing or damaged, and works again once it is
@@ -46,6 +46,22 @@ class Store(Protocol):
         """The candidates changed after number `since`; 0 asks for all."""
         ...
 
+    def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
+        """`viewers` and `changes` of one and the same commit, in one read."""
+        ...
+
+    def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """The first `limit` journal entries whose number is greater than `after`, in order."""
+        ...
+
+    def take_lease(self) -> int:
+        """Make this handle the one writer, durably; the epoch, one more than that of the writer before.
+
+        Whoever held the lease finds out at its next `commit` or `trim`. Raises RuntimeError on a store
+        opened for reading.
+        """
+        ...
+
     def commit(
         self,
         seq: int,
@@ -53,12 +69,23 @@ class Store(Protocol):
         candidates: Mapping[str, bytes],
         *,
         replace: bool = False,
+        journal: bytes = b"",
     ) -> None:
-        """Write rows and number in one step: after a crash both are there or neither is.
+        """Write rows, number and journal entry in one step: after a crash all are there or none is.
 
-        A row of b"" removes its id; with `replace`, so is every id that is not named. Raises ValueError when
-        `seq` is not greater than the stored number, and RuntimeError on a store opened for reading.
+        A row of b"" removes its id; with `replace`, so is every id that is not named, and every journal
+        entry. A `journal` that is not empty is one entry, kept under `seq` until it is trimmed.
+
+        Raises:
+            LeaseLost: another writer took the lease; this was checked in the same step as the writing.
+            ValueError: `seq` is not greater than the stored number.
+            RuntimeError: the store was opened for reading, or its lease was never taken.
+            StoreUnavailable: nothing was written, or the answer was lost on its way: `seq()` tells which.
         """
+        ...
+
+    def trim(self, through: int) -> None:
+        """Drop the journal entries whose number is not greater than `through`; raises as `commit` does."""
         ...
 
     def close(self) -> None:

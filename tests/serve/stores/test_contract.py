@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.errors import StoreUnavailable, TabrankError
+from serve.errors import LeaseLost, StoreUnavailable, TabrankError
 from serve.stores.opening import open_store
 from serve.stores.protocol import MAX_REMOVED, Changes, Store
 
@@ -38,12 +38,20 @@ Open = Callable[..., Store]
 
 @pytest.fixture(params=ADDRESSES)
 def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
-    """Opens the test's own store, as its writer unless told otherwise."""
+    """Opens the test's own store, as its writer with the lease unless told otherwise."""
     url = ADDRESSES[request.param]()
     opened: list[Store] = []
 
-    def call(*, writable: bool = True, surface: str = "spaces", fingerprint: str = FINGERPRINT) -> Store:
+    def call(
+        *,
+        writable: bool = True,
+        lease: bool = True,
+        surface: str = "spaces",
+        fingerprint: str = FINGERPRINT,
+    ) -> Store:
         opened.append(open_store(url, surface, fingerprint, base=tmp_path, writable=writable))
+        if writable and lease:
+            opened[-1].take_lease()
         return opened[-1]
 
     yield call
@@ -56,6 +64,8 @@ def test_a_new_store_is_at_zero_and_knows_nobody(open_: Open) -> None:
     assert store.seq() == 0
     assert store.viewers(["ann"]) == [None]
     assert store.changes(0) == Changes(0, {})
+    assert store.read(["ann"], 0) == ([None], Changes(0, {}))
+    assert store.journal(0, 10) == []
 
 
 def test_viewers_come_in_the_order_asked_for_with_none_for_the_unknown(open_: Open) -> None:
@@ -192,6 +202,104 @@ def test_a_store_opened_for_reading_cannot_commit(open_: Open) -> None:
     assert writer.viewers(["ann"]) == [None]
 
 
+def test_a_store_whose_lease_was_not_taken_cannot_write(open_: Open) -> None:
+    store = open_(lease=False)
+    for write in (lambda: store.commit(1, {"ann": b"1"}, {}), lambda: store.trim(0)):
+        with pytest.raises(RuntimeError, match=r"take_lease\(\)"):
+            write()
+    assert (store.seq(), store.viewers(["ann"])) == (0, [None])
+    with pytest.raises(RuntimeError, match="writable=True"):
+        open_(writable=False).take_lease()
+
+
+def test_each_lease_has_an_epoch_of_its_own(open_: Open) -> None:
+    first, second = open_(lease=False), open_(lease=False)
+    assert [first.take_lease(), second.take_lease(), first.take_lease()] == [1, 2, 3]
+    first.commit(1, {}, {}, replace=True)
+    assert open_(lease=False).take_lease() == 4, "no commit resets it"
+    assert open_(lease=False, surface="spaces-2").take_lease() == 1
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_writer_that_lost_the_lease_writes_no_more(open_: Open, replace: bool) -> None:
+    first = open_()
+    first.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
+    second = open_()
+    writes = (
+        lambda: first.commit(2, {"ann": b"2", "bob": b"2"}, {"x": b"2"}, replace=replace, journal=b"two"),
+        lambda: first.trim(1),
+    )
+    for write in writes:
+        with pytest.raises(LeaseLost, match="its epoch is 2, this one's was 1"):
+            write()
+    assert second.read(["ann", "bob"], 0) == ([b"1", None], Changes(1, {"x": b"1"}))
+    assert second.journal(0, 10) == [(1, b"one")]
+    second.commit(2, {"ann": b"3"}, {}, replace=replace)
+    with pytest.raises(LeaseLost):
+        first.commit(3, {"ann": b"4"}, {}, replace=replace)
+    first.take_lease()
+    first.commit(3, {"ann": b"5"}, {})
+    with pytest.raises(LeaseLost, match="its epoch is 3, this one's was 2"):
+        second.commit(4, {"ann": b"6"}, {})
+    assert second.viewers(["ann"]) == [b"5"]
+
+
+def test_a_read_is_of_viewers_and_changes_alike(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {"ann": b"1"}, {"x": b"1"})
+    store.commit(2, {"bob": b"2"}, {"y": b"2"})
+    assert store.read(["bob", "eve", "ann"], 1) == ([b"2", None, b"1"], Changes(2, {"y": b"2"}))
+    assert store.read([], 0) == ([], Changes(2, {"x": b"1", "y": b"2"}))
+    assert store.read(["ann"], 2) == ([b"1"], Changes(2, {}))
+    assert store.read(["ann"], 3) == ([b"1"], Changes(0, {}))
+
+
+def test_the_journal_keeps_entries_under_their_number_until_they_are_trimmed(open_: Open) -> None:
+    store = open_()
+    entries = [(1, b"one"), (5, b"\0" * 3000), (300, bytes(range(256))), (70_000, b"four")]
+    for seq, entry in entries:
+        store.commit(seq, {"ann": entry}, {}, journal=entry)
+    store.commit(70_001, {}, {"x": b"1"})
+    reader = open_(writable=False)
+    assert reader.journal(0, 10) == entries
+    assert reader.journal(0, 2) == entries[:2]
+    assert reader.journal(1, 2) == entries[1:3]
+    assert reader.journal(6, 10) == entries[2:]
+    assert reader.journal(70_000, 10) == []
+    store.trim(0)
+    assert reader.journal(0, 10) == entries
+    store.trim(5)
+    assert reader.journal(0, 10) == entries[2:]
+    store.trim(299)
+    assert reader.journal(0, 10) == entries[2:]
+    store.trim(80_000)
+    assert reader.journal(0, 10) == []
+    store.trim(80_000)
+    store.commit(70_002, {}, {}, journal=b"five")
+    assert reader.journal(0, 10) == [(70_002, b"five")]
+    assert reader.read(["ann"], 70_001) == ([b"four"], Changes(70_002, {}))
+
+
+def test_replace_empties_the_journal_first(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {}, {}, journal=b"one")
+    store.commit(2, {}, {}, journal=b"two", replace=True)
+    assert store.journal(0, 10) == [(2, b"two")]
+    store.commit(3, {}, {}, replace=True)
+    assert store.journal(0, 10) == []
+    store.commit(4, {}, {}, journal=b"four")
+    assert store.journal(0, 10) == [(4, b"four")]
+
+
+def test_a_refused_commit_leaves_the_journal_as_it_was(open_: Open) -> None:
+    store = open_()
+    store.commit(5, {}, {}, journal=b"five")
+    for replace in (False, True):
+        with pytest.raises(ValueError, match="seq: 5 is not after"):
+            store.commit(5, {}, {}, journal=b"again", replace=replace)
+    assert store.journal(0, 10) == [(5, b"five")]
+
+
 def test_closing_ends_one_store_and_no_other(open_: Open) -> None:
     first, second = open_(), open_(writable=False)
     first.commit(1, {"ann": b"1"}, {})
@@ -250,8 +358,10 @@ def test_readers_in_threads_see_whole_commits(open_: Open) -> None:
     def read() -> None:
         reader = open_(writable=False)
         while not done.is_set():
-            viewers, changes = reader.viewers(ids), reader.changes(0)
-            if len(set(viewers)) > 1 or set(changes.rows.values()) - {str(changes.seq).encode()}:
+            viewers, changes = reader.read(ids, 0)
+            at = {str(changes.seq).encode()}
+            rows = {row or b"0" for row in viewers} | set(changes.rows.values())
+            if rows != at or len(set(reader.viewers(ids))) > 1:
                 torn.append((viewers, changes))
 
     threads = [threading.Thread(target=read) for _ in range(3)]
@@ -259,7 +369,7 @@ def test_readers_in_threads_see_whole_commits(open_: Open) -> None:
         thread.start()
     for seq in range(1, 40):
         rows = dict.fromkeys(ids, str(seq).encode())
-        store.commit(seq, rows, rows)
+        store.commit(seq, rows, rows, replace=seq % 5 == 0)
     done.set()
     for thread in threads:
         thread.join()
@@ -304,6 +414,7 @@ def test_a_reader_that_pulls_changes_holds_what_was_committed(
 
 def test_an_unnamed_memory_store_is_new_each_time(tmp_path: Path) -> None:
     first = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=True)
+    first.take_lease()
     first.commit(1, {"ann": b"1"}, {})
     second = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=False)
     assert (first.viewers(["ann"]), second.viewers(["ann"])) == ([b"1"], [None])

@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from serve.errors import StoreUnavailable
+from serve.errors import LeaseLost, StoreUnavailable
 from serve.stores.lmdb import MAP_SIZE, LmdbStore
 from serve.stores.opening import open_store
 from serve.stores.protocol import Changes
@@ -32,12 +32,41 @@ COMMIT_FOREVER = (
     IMPORT
     + """
 store = LmdbStore(F, writable=True)
+store.take_lease()
 seq = store.seq()
 print("ready", flush=True)
 while True:
     seq += 1
     rows = dict.fromkeys(map(str, range(100)), str(seq).encode() * 100)
-    store.commit(seq, rows, rows, replace=seq % 2 == 0)
+    store.commit(seq, rows, rows, replace=seq % 2 == 0, journal=str(seq).encode())
+"""
+)
+# The limit of a file's size stands for a disk that has run full: the write fails in the same place.
+FILL_THE_DISK = (
+    IMPORT
+    + """
+import resource, signal
+from serve.errors import StoreUnavailable
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = LmdbStore(F, writable=True)
+store.take_lease()
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, ((F / "data.mdb").stat().st_size + 65536, most))
+rows = {str(number): bytes(4000) for number in range(1000)}
+for _ in range(3):
+    try:
+        store.commit(2, {"ann": b"2", **rows}, {"x": b"2"}, journal=b"two")
+    except StoreUnavailable as error:
+        print(error)
+    else:
+        raise SystemExit("the disk was not full")
+    assert store.read(["ann", "7"], 0)[0] == [b"1", None], "readable"
+    assert (store.seq(), store.changes(0).rows, store.journal(0, 9)) == (1, {"x": b"1"}, [])
+reader = LmdbStore(F, writable=False)
+assert reader.viewers(["ann"]) == [b"1"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+store.commit(3, {"ann": b"3"}, {}, journal=b"three")
+assert reader.viewers(["ann"]) == [b"3"]
 """
 )
 
@@ -64,8 +93,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def fill(folder: Path, seq: int, name: str = "x") -> None:
+def writer(folder: Path) -> LmdbStore:
     store = LmdbStore(folder, writable=True)
+    store.take_lease()
+    return store
+
+
+def fill(folder: Path, seq: int, name: str = "x") -> None:
+    store = writer(folder)
     others = {f"viewer {number}": bytes(1000) for number in range(100)}
     store.commit(seq, {"ann": b"1", **others}, {name: b"1"})
     store.close()
@@ -73,10 +108,10 @@ def fill(folder: Path, seq: int, name: str = "x") -> None:
 
 def test_another_process_reads_what_was_committed(folder: Path) -> None:
     assert run(READ, folder) == "1 [b'1', None] {'x': b'1'}"
-    writer = LmdbStore(folder, writable=True)
-    writer.commit(2, {"eve": b"2"}, {"x": b""})
+    store = writer(folder)
+    store.commit(2, {"eve": b"2"}, {"x": b""})
     assert run(READ, folder) == "2 [b'1', b'2'] {'x': b''}"
-    writer.close()
+    store.close()
 
 
 def test_a_writer_killed_at_any_moment_leaves_one_whole_commit(tmp_path: Path) -> None:
@@ -91,16 +126,19 @@ def test_a_writer_killed_at_any_moment_leaves_one_whole_commit(tmp_path: Path) -
             process.send_signal(signal.SIGKILL)
         store = LmdbStore(folder, writable=False)
         seq, viewers, changes = store.seq(), store.viewers(ids), store.changes(0)
+        journal = store.journal(0, 10)
         store.close()
         reached.append(seq)
         assert set(viewers) == {str(seq).encode() * 100 or None}
+        entries = (seq,) if seq % 2 == 0 else (seq - 1, seq)
+        assert journal == [(number, str(number).encode()) for number in entries if number]
         assert changes == Changes(seq, dict.fromkeys(sorted(ids), str(seq).encode() * 100))
     assert reached == sorted(set(reached)), "each writer went on from where the last was killed"
 
 
 def test_the_slots_of_killed_readers_are_freed_at_the_next_open(folder: Path) -> None:
     count = (
-        "import sys, lmdb; print(lmdb.open(sys.argv[1], readonly=True, max_dbs=4).readers().count('\\n') - 1)"
+        "import sys, lmdb; print(lmdb.open(sys.argv[1], readonly=True, max_dbs=5).readers().count('\\n') - 1)"
     )
     store = LmdbStore(folder, writable=True)  # holds the lock file, or the next open would make it anew
     with start(READ_AND_WAIT, folder) as process:
@@ -115,7 +153,7 @@ def test_the_slots_of_killed_readers_are_freed_at_the_next_open(folder: Path) ->
 
 def test_one_path_by_two_names_is_opened_once(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
-    first, second = LmdbStore(folder, writable=False), LmdbStore(tmp_path / "link", writable=True)
+    first, second = LmdbStore(folder, writable=False), writer(tmp_path / "link")
     second.commit(2, {"ann": b"2"}, {})
     assert first.viewers(["ann"]) == [b"2"]
     second.close()
@@ -137,7 +175,7 @@ def test_a_deleted_store_is_unavailable_until_it_is_back(folder: Path) -> None:
 
 
 def test_a_writer_whose_store_was_deleted_does_not_begin_an_empty_one(folder: Path) -> None:
-    store = LmdbStore(folder, writable=True)
+    store = writer(folder)
     shutil.rmtree(folder)
     with pytest.raises(StoreUnavailable, match="there is no store at"):
         store.commit(2, {"eve": b"2"}, {})
@@ -157,7 +195,10 @@ def test_a_reader_of_a_replaced_store_is_told_to_start_again(
     shutil.rmtree(folder)
     if in_another_process:
         larger = "{'eve': bytes(1 << 20)}"
-        run(IMPORT + f"LmdbStore(F, writable=True).commit({new_seq}, {larger}, {{'y': b'1'}})", folder)
+        write = (
+            f"s = LmdbStore(F, writable=True); s.take_lease(); s.commit({new_seq}, {larger}, {{'y': b'1'}})"
+        )
+        run(IMPORT + write, folder)
     else:
         fill(folder, new_seq, "y")
     assert store.seq() == new_seq
@@ -202,7 +243,7 @@ def test_a_store_cut_short_while_open_is_unavailable_until_it_is_mended(folder: 
 
 
 def test_a_few_pages_that_lmdb_left_unwritten_are_not_taken_for_a_file_cut_short(folder: Path) -> None:
-    env = lmdb.open(str(folder), map_size=MAP_SIZE, max_dbs=4)
+    env = lmdb.open(str(folder), map_size=MAP_SIZE, max_dbs=5)
     viewers, changes = env.open_db(b"viewers"), env.open_db(b"changes")
     with env.begin(write=True) as txn:
         txn.put(b"z", b"", db=changes)
@@ -218,7 +259,7 @@ def test_a_few_pages_that_lmdb_left_unwritten_are_not_taken_for_a_file_cut_short
 
 
 def test_a_store_emptied_in_one_commit_opens_again(folder: Path) -> None:
-    store = LmdbStore(folder, writable=True)
+    store = writer(folder)
     rows = {f"{number:06}": bytes(1000) for number in range(3000)}
     store.commit(2, rows, rows)
     store.commit(3, dict.fromkeys(rows, b""), dict.fromkeys(rows, b""))
@@ -300,9 +341,23 @@ def test_closing_waits_for_the_reads_under_way(folder: Path) -> None:
 
 
 def test_a_store_of_another_format_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.stores.lmdb.FORMAT", b"2")
-    with pytest.raises(StoreUnavailable, match="format is b'1', not b'2'"):
-        LmdbStore(folder, writable=False)
+    monkeypatch.setattr("serve.stores.lmdb.FORMAT", b"3")
+    for writable in (False, True):
+        with pytest.raises(StoreUnavailable, match=r"has format b'2', not b'3'.*load --log LOG` again"):
+            LmdbStore(folder, writable=writable)
+
+
+def test_a_store_from_before_the_journal_is_refused_by_its_format(tmp_path: Path) -> None:
+    folder = tmp_path / "spaces-0123456789ab"
+    env = lmdb.open(str(folder), map_size=MAP_SIZE, max_dbs=5)
+    with env.begin(write=True) as txn:
+        meta, *_ = [env.open_db(name, txn=txn) for name in (b"meta", b"viewers", b"candidates", b"changes")]
+        txn.put(b"id", bytes(16), db=meta)
+        txn.put(b"format", b"1", db=meta)
+    env.close()
+    for writable in (False, True):
+        with pytest.raises(StoreUnavailable, match=r"has format b'1'.*delete that folder"):
+            LmdbStore(folder, writable=writable)
 
 
 def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +370,7 @@ def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("lmdb.open", counted_open)
     monkeypatch.setattr("serve.stores.lmdb.MAP_SIZE", 1 << 20)
-    store = LmdbStore(tmp_path / "spaces-0123456789ab", writable=True)
+    store = writer(tmp_path / "spaces-0123456789ab")
     store.commit(1, {"ann": b"1"}, {})
     assert len(opened) == 1
     with pytest.raises(StoreUnavailable, match="MDB_MAP_FULL"):
@@ -323,6 +378,39 @@ def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: 
     assert (store.seq(), store.viewers(["ann"])) == (1, [b"1"])
     assert len(opened) == 2
     store.commit(2, {"ann": b"2"}, {})
+    store.close()
+
+
+def test_a_full_disk_leaves_the_commit_before_and_the_next_one_goes_through(folder: Path) -> None:
+    print(run(FILL_THE_DISK, folder))
+    store = LmdbStore(folder, writable=False)
+    assert store.seq() == 3
+    assert store.viewers(["ann", "7"]) == [b"3", None]
+    assert store.journal(0, 10) == [(3, b"three")]
+    store.close()
+
+
+def test_a_lease_of_a_store_that_was_replaced_is_lost(folder: Path) -> None:
+    store = writer(folder)
+    shutil.rmtree(folder)
+    LmdbStore(folder, writable=True).close()
+    for epoch in (1, 2):
+        with pytest.raises(LeaseLost):
+            store.commit(2, {"ann": b"2"}, {})
+        other = LmdbStore(folder, writable=True)
+        assert other.take_lease() == epoch
+        other.close()
+    with pytest.raises(LeaseLost):
+        store.commit(2, {"ann": b"2"}, {})
+    store.close()
+
+
+def test_a_lease_outlives_its_process(folder: Path) -> None:
+    store = writer(folder)
+    code = IMPORT + "s = LmdbStore(F, writable=True); print(s.take_lease())"
+    assert run(code, folder) == "3"
+    with pytest.raises(LeaseLost, match="its epoch is 3, this one's was 2"):
+        store.commit(2, {"ann": b"2"}, {})
     store.close()
 
 
