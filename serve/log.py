@@ -33,6 +33,7 @@ WANTED = {
     pa.int64(): "whole numbers (milliseconds since 1970)",
     pa.float64(): "numbers",
     pa.list_(pa.string()): "lists of strings",
+    pa.bool_(): "true or false",
 }
 
 
@@ -40,7 +41,9 @@ WANTED = {
 class Log:
     """The four tables in their canonical types, and what the reader met: `counts`.
 
-    `exposures.context` and the fields of viewers and candidates are those that the surface declares.
+    `exposures.context` and the fields of viewers and candidates are those that the surface declares. What a service
+    has written has its numbers too: `seq` of each record, `seen_seq` of the last one that a ranking had seen; a
+    row of `viewers` or `candidates` then sets the fields that it has `stated`, or says that its id was `removed`.
     """
 
     viewers: pa.Table
@@ -68,13 +71,16 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     for reader, owner in ((viewers, "viewer"), (candidates, "candidate")):
         for name, declared in fields[owner].items():
             reader.required(name, ARROW[declared.type], nullable=True)
+        reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
+        reader.optional("removed", pa.bool_())
     exposures = _Reader(folder, "exposures").required("request_id", pa.string()).required("ts_ms", pa.int64())
     exposures.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
     context = pa.struct([(name, ARROW[declared.type]) for name, declared in fields["context"].items()])
-    exposures.optional("context", context).optional("traffic", pa.string())
+    exposures.optional("context", context).optional("traffic", pa.string()).optional("stated", pa.string())
+    exposures.optional("seq", pa.int64()).optional("seen_seq", pa.int64())
     events = _Reader(folder, "events").required("id", pa.string()).required("ts_ms", pa.int64())
     events.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
-    events.required("kind", pa.string()).optional("request_id", pa.string())
+    events.required("kind", pa.string()).optional("request_id", pa.string()).optional("seq", pa.int64())
     exposures.no_repeats("candidates")
     events.one_of("kind", (*surface.events, IMPRESSION))
     log = Log(viewers.table, candidates.table, exposures.table, events.table)
@@ -148,24 +154,29 @@ def refuse_existing(out: Path) -> None:
 
 
 def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
-    """A table of a log as it is, and the file or folder that holds it.
+    """A table of a log as it is, and where it is: a file, a folder of segments, or both, one after the other.
 
     Raises:
         TabrankError: it is missing, not readable, or has no rows.
     """
     if not folder.is_dir():
         raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
-    path = folder / f"{name}.parquet"
-    path = path if path.exists() else folder / name
-    if not path.exists():
+    paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
+    if not paths:
         raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+    parts = []
+    for path in paths:
+        try:
+            parts.append(ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table())
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
     try:
-        table = ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowInvalid as error:
+        raise TabrankError(f"{folder}: {paths[0].name} and {name} do not fit together: {error}") from None
     if not len(table):
-        raise TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
-    return path, table
+        raise TabrankError(f"{paths[0]}: has no rows; a log needs at least one row in each table")
+    return paths[0], table
 
 
 class _Reader:
@@ -277,6 +288,8 @@ def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
         return bool(pa.types.is_integer(given) or pa.types.is_null(given))
     if wanted == pa.float64():
         return bool(pa.types.is_floating(given) or pa.types.is_integer(given) or pa.types.is_null(given))
+    if wanted == pa.bool_():
+        return bool(pa.types.is_boolean(given) or pa.types.is_null(given))
     if pa.types.is_null(given):
         return True
     is_list = pa.types.is_list(given) or pa.types.is_large_list(given)

@@ -16,6 +16,7 @@ from serve.edge import Edge
 from serve.feature_fetch import FeatureFetcher
 from serve.features import Matrix
 from serve.load import load
+from serve.records import unpack
 from serve.settings import AppArgs, Arm, Experiment, UserConfig
 from serve.surface import load_surface
 
@@ -51,11 +52,16 @@ class Service:
         if log_folder:
             load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path)
         self.scorer = FakeScorer()
-        args = AppArgs("tiny.toml", "lmdb:store", "models", "onnx", clock)
-        self.fetcher = FeatureFetcher(args, tmp_path, self.scorer.score, self.scorer.load)
+        args = AppArgs("tiny.toml", "lmdb:store", "models", clock=clock)
+        self.taken = []
+        self.fetcher = FeatureFetcher(args, tmp_path, self.scorer.score, self.scorer.load, self.ingest)
         self.fetcher.configure(
             UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0),)), deadline_ms=1_000)
         )
+
+    async def ingest(self, payload):
+        self.taken += unpack(payload)
+        return 0
 
     def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
         async def scenario():
@@ -326,7 +332,15 @@ def test_a_fault_of_ours_is_told_without_details(service, caplog):
 def test_the_documents_and_probes_answer(service):
     document = service.ask(path="/openapi.json", method="GET").json()
     validate(document)
-    assert set(document["paths"]) == {"/v1/rank", "/v1/model", "/livez", "/readyz", "/openapi.json", "/docs"}
+    assert set(document["paths"]) == {
+        "/v1/rank",
+        "/v1/events",
+        "/v1/model",
+        "/livez",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+    }
     assert "RankRequest" in service.ask(path="/docs", method="GET").text
     assert service.ask(path="/livez", method="GET").json() == {"live": True}
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4

@@ -1,0 +1,109 @@
+"""The live loop in one process: the edge, Ingest, a real store and a real log; the scorer is a small fake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+from tiny import TOML
+
+from serve.edge import Edge
+from serve.feature_fetch import FeatureFetcher
+from serve.features import Matrix
+from serve.ingest import ingester
+from serve.load import load
+from serve.records import unpack
+from serve.settings import AppArgs, Arm, Experiment, UserConfig
+from serve.surface import load_surface
+
+MODEL = "20260101T000000Z-abcd"
+
+
+class Live:
+    """A service of the small surface, its store filled from `log_folder`, its log in `served`."""
+
+    def __init__(self, folder, log_folder=None, *, clock="event", store="lmdb:store", **config):
+        (folder / "tiny.toml").write_text(TOML)
+        self.folder = folder
+        self.surface = load_surface(str(folder / "tiny.toml"))
+        if log_folder:
+            load(self.surface, log_folder, store, folder)
+        self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
+        self.config = UserConfig(
+            Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
+        )
+
+    @asynccontextmanager
+    async def running(self):
+        """The service, until the block ends; then what was left is committed and rolled."""
+        self.ingester = ingester(self.args, self.folder)
+        fetcher = FeatureFetcher(self.args, self.folder, score, _nothing, self._take)
+        fetcher.configure(self.config)
+        self.fetcher = fetcher
+        committing = asyncio.create_task(self.ingester.run())
+        refreshing = asyncio.create_task(fetcher.refresh_forever())
+        transport = httpx.ASGITransport(Edge(fetcher))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            self.client = client
+            try:
+                yield self
+            finally:
+                refreshing.cancel()
+                await fetcher.outbox.flush()
+                self.ingester.stop()
+                await committing
+
+    async def _take(self, payload):
+        return await self.ingester.take(unpack(payload))
+
+    async def post(self, path, body):
+        """The response to a JSON body."""
+        content = body if isinstance(body, bytes) else json.dumps(body)
+        return await self.client.post(path, content=content, headers={"content-type": "application/json"})
+
+    async def events(self, *records):
+        """What the service answers to these records."""
+        response = await self.post("/v1/events", {"records": list(records)})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def rank(self, viewer="ann", candidates=("a", "b", "d"), now_ms=50_000, **more):
+        """The service's ranking."""
+        time = {"now_ms": now_ms} if self.args.clock == "event" else {}
+        body = {"viewer": viewer, "candidates": list(candidates)} | time | more
+        response = await self.post("/v1/rank", body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def run(self, scenario):
+        """What the scenario, given this service, answers."""
+
+        async def alive():
+            async with self.running():
+                return await scenario(self)
+
+        return asyncio.run(alive())
+
+
+async def score(version, payload):
+    """A candidate's price as its score, 0.5 where it has none."""
+    price = Matrix.from_bytes(payload).numeric[:, 0]
+    return np.where(np.isnan(price), 0.5, price / 10).astype(np.float32).tobytes()
+
+
+async def _nothing(version):
+    pass
+
+
+def features(answer, candidate):
+    """The features of a candidate in an answer that explains itself."""
+    return next(r["features"] for r in answer["ranking"] if r["candidate"] == candidate)
+
+
+def event(id_, kind="join", candidate="a", viewer="ann", ts_ms=51_000, **more):
+    """One event as a client sends it."""
+    record = {"type": "event", "id": id_, "kind": kind, "candidate": candidate, "viewer": viewer}
+    return record | ({"ts_ms": ts_ms} if ts_ms is not None else {}) | more
