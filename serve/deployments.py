@@ -14,7 +14,7 @@ from serve.edge import Edge
 from serve.errors import ArtifactRefused
 from serve.feature_fetch import FeatureFetcher
 from serve.ingest import ingester
-from serve.metrics import RankMetrics
+from serve.metrics import IngestMetrics, RankMetrics
 from serve.records import unpack
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
@@ -66,9 +66,7 @@ class FeatureFetch:
             duplicates: int = await take.remote(payload)
             return duplicates
 
-        self._fetcher = FeatureFetcher(
-            args, Path(base), call_scorer, load_model, call_ingest, RankMetrics().observe
-        )
+        self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, RankMetrics())
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -89,7 +87,7 @@ class Ingest:
     """The one writer: events and exposures in, state and journal out, the journal into the log's segments."""
 
     def __init__(self, args: AppArgs, base: str) -> None:
-        self._ingester = ingester(args, Path(base))
+        self._ingester = ingester(args, Path(base), IngestMetrics().tick)
         self._running: asyncio.Task[None] | None = None
 
     async def take(self, payload: bytes) -> int:

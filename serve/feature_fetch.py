@@ -52,7 +52,16 @@ LoadModel = Callable[[str], Awaitable[None]]
 Ingest = Callable[
     [bytes], Awaitable[int]
 ]  # takes packed records; how many were there before, once all are durable
-Observe = Callable[[Slate | None, float], None]  # (a ranking, its latency in ms)
+
+
+class Metrics:
+    """Who is told of rankings and of the features' age; nobody, unless it is replaced."""
+
+    def ranked(self, slate: Slate, latency_ms: float) -> None:
+        """A ranking was made."""
+
+    def tick(self, freshness_ms: float | None, num_dropped: int) -> None:
+        """A moment has passed; `num_dropped` exposures since the start."""
 
 
 class FeatureFetcher:
@@ -69,7 +78,7 @@ class FeatureFetcher:
         call_scorer: CallScorer,
         load_model: LoadModel,
         ingest: Ingest,
-        observe: Observe = lambda slate, latency_ms: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.args = args
         self.base = base
@@ -81,7 +90,7 @@ class FeatureFetcher:
         self._refused: str | None = None
         self._load_model = load_model
         self._ingest = ingest
-        self._observe = observe
+        self._metrics = metrics or Metrics()
         self._warned: dict[str, float] = {}
 
         async def score(version: str, matrix: Matrix) -> F32:
@@ -124,7 +133,7 @@ class FeatureFetcher:
             slate = self.ranker.popular(query, "scorer_unavailable")
         slate = self._aged(slate)
         total_ms = (time.perf_counter() - begun) * 1e3
-        self._observe(slate, total_ms)
+        self._metrics.ranked(slate, total_ms)
         self.outbox.put(self._exposure(slate))
         return self._answer(slate, total_ms)
 
@@ -253,7 +262,7 @@ class FeatureFetcher:
         try:
             while True:
                 self.pull()
-                self._observe(None, 0.0)
+                self._metrics.tick(self.freshness_ms, self.outbox.num_dropped)
                 await asyncio.sleep(REFRESH_S)
                 if following.done():
                     following = asyncio.create_task(self.follow())

@@ -45,14 +45,17 @@ MAX_WAITING = 20_000  # records; beyond, exposures are dropped and events are to
 WINDOW = 1_000_000  # ids of events and exposures by which a repeated one is known
 ENDED_MS = 3_600_000  # after its end a candidate is kept so long, for what is late
 MAX_JOURNAL = 1_000_000  # entries
+Tell = Callable[[Counter[str]], None]  # takes what was counted since it was last called
 
 
-def ingester(args: AppArgs, base: Path) -> Ingester:
+def ingester(args: AppArgs, base: Path, tell: Tell = lambda counts: None) -> Ingester:
     """The writer of one application's store and log."""
     surface = load_surface(args.surface if not args.surface.endswith(".toml") else str(base / args.surface))
     schema = Schema(surface)
     writer = partial(open_store, args.store, surface.name, schema.fingerprint, base=base, writable=True)
-    return Ingester(schema, writer, Segments(base / args.log, surface), event_clock=args.clock == "event")
+    return Ingester(
+        schema, writer, Segments(base / args.log, surface), tell, event_clock=args.clock == "event"
+    )
 
 
 class Busy(Exception):
@@ -80,6 +83,7 @@ class Ingester:
         schema: Schema,
         open_store: Callable[[], Store],
         segments: Segments,
+        tell: Tell = lambda counts: None,
         *,
         event_clock: bool = False,
     ) -> None:
@@ -96,6 +100,7 @@ class Ingester:
         self._arrived = asyncio.Event()
         self._rolled = time.monotonic()
         self._stopping = False
+        self._tell = tell
         self.counts: Counter[str] = Counter()
 
     async def take(self, records: Sequence[Record]) -> int:
@@ -122,6 +127,7 @@ class Ingester:
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
             if not self._event_clock:
                 await asyncio.sleep(COMMIT_EVERY_S)
+            self._tell(self.counts)
             is_idle = not self._waiting
             await self.flush()
             is_due = time.monotonic() - self._rolled >= ROLL_EVERY_S or (self._event_clock and is_idle)
@@ -185,7 +191,7 @@ class Ingester:
         self._remember(ids)
         self.counts.update(_counted(records))
         duplicates = [len(w.records) - len(kept) for w, kept in zip(group, fresh, strict=True)]
-        self.counts["duplicates"] += sum(duplicates)
+        self.counts["duplicate"] += sum(duplicates)
         return duplicates
 
     def _fresh(self, records: Iterable[Record], ids: dict[str, None]) -> list[Record]:
@@ -268,7 +274,7 @@ class Ingester:
         except LeaseLost:
             return  # the other writer rolls
         except (OSError, StoreUnavailable) as error:
-            self.counts["rolls_failed"] += 1
+            self.counts["roll_failed"] += 1
             log.warning("the journal stays as it is: %s: %s", type(error).__name__, error)
 
 

@@ -7,17 +7,22 @@ from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from serve.feature_fetch import Metrics
+
 if TYPE_CHECKING:
     from serve.ranking import Slate
 
 RANKINGS = "tabrank_rankings"
 CANDIDATES = "tabrank_candidates"
 LATENCY = "tabrank_latency_ms"
+FRESHNESS = "tabrank_freshness_ms"
+DROPPED = "tabrank_exposures_dropped"
+RECORDS = "tabrank_records"
 BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000)  # above the last: +Inf
 FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for all rankings of so long
 
 
-class RankMetrics:
+class RankMetrics(Metrics):
     """Counts rankings and candidates by arm and rung, and rankings by arm and latency, through Ray's metrics.
 
     Ray adds the prefix `ray_` and the suffix `_total`. The latency is a histogram made of counters, cumulative over
@@ -27,7 +32,11 @@ class RankMetrics:
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter as RayCounter
+        from ray.util.metrics import Gauge
 
+        self._freshness = Gauge(FRESHNESS, "How old the features may be, in ms.")
+        self._dropped = RayCounter(DROPPED, "Answered rankings that were not logged.")
+        self._num_dropped = 0
         self._rankings = RayCounter(RANKINGS, "Answered rankings.", ("arm", "rung"))
         self._candidates = RayCounter(CANDIDATES, "Ranked candidates.", ("arm", "rung"))
         self._latency = RayCounter(LATENCY, "Rankings answered within `le` ms.", ("arm", "le"))
@@ -36,13 +45,20 @@ class RankMetrics:
         self._num_within: Counter[tuple[str, int]] = Counter()
         self._flushed = time.monotonic()
 
-    def observe(self, slate: Slate | None, latency_ms: float) -> None:
-        """Count a ranking; called without one from time to time, so that the last ones are told."""
-        if slate is not None:
-            arm = slate.query.arm.name
-            self._num_rankings[arm, slate.rung] += 1
-            self._num_candidates[arm, slate.rung] += len(slate.query.candidates)
-            self._num_within[arm, bisect_left(BOUNDS_MS, latency_ms)] += 1
+    def ranked(self, slate: Slate, latency_ms: float) -> None:
+        """Count a ranking."""
+        arm = slate.query.arm.name
+        self._num_rankings[arm, slate.rung] += 1
+        self._num_candidates[arm, slate.rung] += len(slate.query.candidates)
+        self._num_within[arm, bisect_left(BOUNDS_MS, latency_ms)] += 1
+
+    def tick(self, freshness_ms: float | None, num_dropped: int) -> None:
+        """Tell what has gathered; called several times a second. `num_dropped` exposures since the start."""
+        if freshness_ms is not None:
+            self._freshness.set(freshness_ms)
+        if num_dropped > self._num_dropped:
+            self._dropped.inc(num_dropped - self._num_dropped)
+            self._num_dropped = num_dropped
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flush()
 
@@ -61,3 +77,19 @@ class RankMetrics:
         self._num_candidates.clear()
         self._num_within.clear()
         self._flushed = time.monotonic()
+
+
+class IngestMetrics:
+    """Counts what Ingest took, by kind: event, exposure, viewer, candidate, forget, ended, duplicate, roll_failed."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter as RayCounter
+
+        self._records = RayCounter(RECORDS, "Records that Ingest took.", ("kind",))
+
+    def tick(self, counts: Counter[str]) -> None:
+        """Tell what was counted, and begin anew."""
+        for kind, count in counts.items():
+            if count:
+                self._records.inc(count, {"kind": kind})
+        counts.clear()

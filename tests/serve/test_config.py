@@ -50,17 +50,20 @@ def test_the_shipped_file_passes():
 
 def test_the_names_that_the_shipped_file_sets_are_frozen():
     application = read(SHIPPED).serve["applications"][0]
-    assert sorted(application["args"]) == ["backend", "clock", "models", "store", "surface"]
-    front, scorer = application["deployments"]
-    assert (front["name"], scorer["name"]) == ("FeatureFetch", "Scorer")
-    assert sorted(front["user_config"]) == ["batch_candidates", "deadline_ms", "experiment", "slots"]
+    assert sorted(application["args"]) == ["backend", "clock", "log", "models", "store", "surface"]
+    front, scorer, ingest = application["deployments"]
+    assert (front["name"], scorer["name"], ingest["name"]) == ("FeatureFetch", "Scorer", "Ingest")
+    assert sorted(front["user_config"]) == [
+        "batch_candidates", "deadline_ms", "experiment", "log_features", "slots", "stale_after_ms",
+    ]  # fmt: skip
     assert sorted(front["user_config"]["experiment"]) == ["arms", "name", "salt"]
 
 
 def test_all_replicas_at_their_maximum_fit_two_cores():
     deployments = read(SHIPPED).serve["applications"][0]["deployments"]
     shares = [
-        d["ray_actor_options"]["num_cpus"] * d["autoscaling_config"]["max_replicas"] for d in deployments
+        d["ray_actor_options"]["num_cpus"] * d.get("autoscaling_config", {"max_replicas": 1})["max_replicas"]
+        for d in deployments
     ]
     assert sum(shares) <= 2
 
