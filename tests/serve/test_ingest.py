@@ -1,0 +1,106 @@
+"""The one writer when things go wrong: another writer, a store that fails, a log that cannot be written."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pyarrow.parquet as pq
+import pytest
+from live import Live, event
+
+from serve.errors import StoreUnavailable
+from serve.ingest import MAX_WAITING, Busy, ingester
+from serve.load import load
+from serve.records import Event
+
+
+@pytest.fixture
+def service(tmp_path, log_folder):
+    return Live(tmp_path, log_folder)
+
+
+def served(service, table):
+    return pq.read_table(service.folder / "served" / table)
+
+
+def audience(answer):
+    return next(r["features"]["audience"] for r in answer["ranking"] if r["candidate"] == "a")
+
+
+def test_a_store_that_is_loaded_under_a_running_service_is_written_on(service, log_folder):
+    async def scenario(service):
+        await service.events(event("e9"))
+        load(service.surface, log_folder, "lmdb:store", service.folder)
+        loaded = await service.rank(now_ms=52_000, explain=True)
+        answer = await service.events(event("e10", ts_ms=53_000))
+        return loaded, answer, await service.rank(now_ms=54_000, explain=True)
+
+    loaded, answer, after = service.run(scenario)
+    assert answer["accepted"] == 1
+    assert audience(after) == audience(loaded) + 1
+
+
+def test_two_writers_take_turns_and_lose_nothing(service):
+    async def scenario(service):
+        other = ingester(service.args, service.folder)
+        running = asyncio.create_task(other.run())
+        for i in range(4):
+            await service.events(event(f"mine{i}", ts_ms=51_000 + i))
+            await other.take([Event(f"other{i}", "bob", "a", "join", ts_ms=51_000 + i)])
+        other.stop()
+        await running
+        return await service.rank(now_ms=54_000, explain=True)
+
+    after = service.run(scenario)
+    assert audience(after) == 8 + 1 - 1  # beside the log's own join and leave
+    ids = served(service, "events")["id"].to_pylist()
+    assert sorted(ids) == sorted([f"mine{i}" for i in range(4)] + [f"other{i}" for i in range(4)])
+    seqs = served(service, "events")["seq"].to_pylist() + served(service, "exposures")["seq"].to_pylist()
+    assert len(set(seqs)) == len(seqs)
+
+
+def test_a_commit_that_fails_leaves_nothing_behind(service):
+    async def scenario(service):
+        await service.events(event("e9"))
+        store = service.ingester._store
+        commit = store.commit
+
+        def broken(*args, **kwargs):
+            raise StoreUnavailable("no space left on device")
+
+        store.commit = broken
+        refused = await service.post("/v1/events", {"records": [event("e10", ts_ms=51_500)]})
+        store.commit = commit
+        again = await service.events(event("e10", ts_ms=51_500))
+        return refused, again, await service.rank(now_ms=54_000, explain=True)
+
+    refused, again, after = service.run(scenario)
+    assert refused.status_code == 503
+    assert again["accepted"] == 1
+    assert audience(after) == 2
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_a_log_that_cannot_be_written_stays_in_the_journal(service):
+    (service.folder / "served").mkdir()
+    (service.folder / "served" / "events").write_text("in the way")
+    service.run(lambda service: service.events(event("e9")))
+    (service.folder / "served" / "events").unlink()
+    service.run(lambda service: service.events(event("e10")))
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_what_is_too_much_is_refused_at_once(service):
+    async def scenario(service):
+        with pytest.raises(Busy):
+            await service.ingester.take([Event(str(i), "ann", "a", "join") for i in range(MAX_WAITING + 1)])
+        return await service.events(event("e9"))
+
+    assert service.run(scenario)["accepted"] == 1
+
+
+def test_numbers_go_on_after_a_restart(service):
+    service.run(lambda service: service.events(event("e9")))
+    service.run(lambda service: service.events(event("e10")))
+    first, second = served(service, "events")["seq"].to_pylist()
+    assert second > first
