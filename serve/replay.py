@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serve.kinds import IMPRESSION, Entity
 from serve.log import Log
-from serve.state import I64, Schema, State
+from serve.state import I64, Run, Schema, State
 
 EVER_MS = np.iinfo(np.int64).min  # the time of a row that has held since ever
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
@@ -67,7 +67,9 @@ class Replay:
         for name in candidates.ids:
             self.state.candidates.add(name)
         _, self.exposure_viewer, self.event_viewer = viewers.columns
-        _, self.shown, self.event_candidate = candidates.columns
+        _, shown, event_candidate = candidates.columns
+        self._candidates = np.concatenate([shown, event_candidate])
+        self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])  # views
         self.known: dict[Entity, NDArray[np.bool_]] = {
             "viewer": np.zeros(len(viewers.ids) + 1, bool),
             "candidate": np.zeros(len(candidates.ids) + 1, bool),
@@ -79,6 +81,8 @@ class Replay:
         kinds = _flat(log.events["kind"]).dictionary_encode()
         names = np.array(kinds.dictionary.to_pylist(), dtype=object)  # one string a kind, not one an event
         self.event_kind = names[kinds.indices.to_numpy()]
+        numbers = np.array([schema.number[name] for name in names], np.int64)
+        self._event_number = numbers[kinds.indices.to_numpy()]
         self._upserts = self._read_upserts("viewer", log.viewers) + self._read_upserts(
             "candidate", log.candidates
         )
@@ -98,13 +102,25 @@ class Replay:
         ]
 
     def _order(self) -> None:
-        upsert_ms = np.array([upsert[0] for upsert in self._upserts], np.int64)
-        times = (upsert_ms, self.exposure_ms, self.event_ms)
-        ts = np.concatenate(times)
-        which = np.repeat([UPSERT, EXPOSURE, EVENT], [len(t) for t in times])
-        index = np.concatenate([np.arange(len(t)) for t in times])
+        number = self.state.schema.number
+        nothing = np.zeros(len(self._upserts), np.int64)
+        begins = np.arange(len(self.shown), len(self._candidates))
+        columns = (  # of upserts, exposures and events
+            (np.array([upsert[0] for upsert in self._upserts], np.int64), self.exposure_ms, self.event_ms),
+            (nothing, np.full(len(self.exposure_ms), number[IMPRESSION]), self._event_number),
+            (nothing, self.exposure_viewer, self.event_viewer),
+            (nothing, self.first[:-1], begins),
+            (nothing, self.first[1:], begins + 1),
+        )
+        which = np.repeat([UPSERT, EXPOSURE, EVENT], [len(part) for part in columns[0]])
+        index = np.concatenate([np.arange(len(part)) for part in columns[0]])
+        ts, event, viewer, begin, end = (np.concatenate(parts) for parts in columns)
         order = np.lexsort((index, which, ts))
+        if self.state.schema.surface.impression_events:
+            order = order[which[order] != EXPOSURE]  # what was answered need not have been seen
         self._ts, self._which, self._index = ts[order], which[order], index[order]
+        self._event, self._viewer = event[order], viewer[order]
+        self._begin, self._end = begin[order], end[order]  # in `_candidates`
         self._at = 0
 
     def advance(self, before_ms: int) -> None:
@@ -138,29 +154,11 @@ class Replay:
         rows = self.state.viewers if entity == "viewer" else self.state.candidates
         self.known[entity][rows.index[name]] = True
 
-    def _observe(self, run: slice) -> None:
-        """Apply a run of exposures and events: sums all at once, maps record by record."""
-        which, index, ts = self._which[run], self._index[run], self._ts[run]
-        exposures, events = index[which == EXPOSURE], index[which == EVENT]
-        impressions = not self.state.schema.surface.impression_events
-        if impressions and len(exposures):
-            parts = [slice(self.first[i], self.first[i + 1]) for i in exposures]
-            shown = self._known_rows(np.concatenate([self.shown[part] for part in parts]))
-            lengths = [part.stop - part.start for part in parts]
-            viewers = np.repeat(self.exposure_viewer[exposures], lengths)
-            self.state.observe(IMPRESSION, viewers, shown, np.repeat(self.exposure_ms[exposures], lengths))
-            self.known["viewer"][self.exposure_viewer[exposures]] = True
-        if len(events):
-            kinds = self.event_kind[events]
-            for kind in dict.fromkeys(kinds):
-                at = events[kinds == kind]
-                candidates = self._known_rows(self.event_candidate[at])
-                self.state.observe(kind, self.event_viewer[at], candidates, self.event_ms[at])
-            self.known["viewer"][self.event_viewer[events]] = True
-        for what, i, t in zip(which, index, ts, strict=True):
-            if what == EVENT:
-                candidate = self._known_rows(self.event_candidate[i : i + 1])
-                self.state.observe_maps(self.event_kind[i], int(self.event_viewer[i]), candidate, int(t))
-            elif impressions:
-                slate = self._known_rows(self.shown[self.first[i] : self.first[i + 1]])
-                self.state.observe_maps(IMPRESSION, int(self.exposure_viewer[i]), slate, int(t))
+    def _observe(self, records: slice) -> None:
+        """Apply exposures and events that have no upsert between them."""
+        begin, viewer = self._begin[records], self._viewer[records]
+        lengths = self._end[records] - begin
+        at = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        candidates = self._known_rows(self._candidates[at])
+        self.state.observe(Run(self._event[records], viewer, self._ts[records], lengths, candidates))
+        self.known["viewer"][viewer] = True

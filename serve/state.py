@@ -7,19 +7,25 @@ what an unknown id is scored on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.buckets import Buckets
 from serve.hashing import hash64
-from serve.kinds import Entity, Map, Slot, Sum
+from serve.kinds import IMPRESSION, Entity, Map, Slot, Sum
+from serve.maps import Pairs, Parts, apply_to_map
+from serve.sums import Effect
 from serve.surface import Field, Surface
 
 I64 = NDArray[np.int64]
 Record = NDArray[np.void]
+WORTH_A_ROUND = 6  # records: fewer are quicker one by one
+AT_ONCE = 1 << 14  # candidates, and RECORD for each record: what is built of them stays within some MB
+RECORD = 32
 NEVER_MS = np.iinfo(np.int64).max  # the end of a candidate whose end is not known
 
 
@@ -38,6 +44,11 @@ class Schema:
         self.place = {slot: i for group in groups for i, slot in enumerate(group)}
         # a half-life of infinity is a factor of exp2(0)
         self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.sums.items()}
+        self.events = tuple(dict.fromkeys((IMPRESSION, *surface.events)))
+        self.number = {event: number for number, event in enumerate(self.events)}
+        self.effects = {
+            entity: [Effect.of(event, sums) for event in self.events] for entity, sums in self.sums.items()
+        }
         self.viewer = np.dtype(self._attributes("viewer") + self._sums("viewer") + self._maps())
         self.candidate = np.dtype(
             [*self._attributes("candidate"), ("ends_ms", "<i8"), *self._sums("candidate")]
@@ -153,6 +164,43 @@ class Rows:
             self._buckets.changed(name)
 
 
+class Run(NamedTuple):
+    """N exposures and events in their order, with nothing else between them.
+
+    An event has one candidate; an exposure is an impression of each of its own.
+    """
+
+    event: I64  # [N], its number in `Schema.events`
+    viewer: I64  # [N], row numbers; row 0 takes no state
+    ts_ms: I64  # [N]
+    lengths: I64  # [N], how many of `candidates` each has
+    candidates: I64  # [P], row numbers
+
+    def only(self, event: int) -> Run:
+        """Its records of one event."""
+        chosen = self.event == event
+        candidates = self.candidates[np.repeat(chosen, self.lengths)]
+        return Run(
+            self.event[chosen], self.viewer[chosen], self.ts_ms[chosen], self.lengths[chosen], candidates
+        )
+
+    def parts(self) -> Iterator[Run]:
+        """It in the parts that are quick to apply at once: few records one by one, very many in some parts."""
+        num = len(self.event)
+        if num == 1:
+            yield self
+            return
+        ends = np.cumsum(self.lengths)
+        cuts = np.arange(num + 1)
+        if num >= WORTH_A_ROUND:
+            changes = np.diff((ends + RECORD * cuts[1:]) // AT_ONCE, prepend=0, append=-1)
+            cuts = np.concatenate([[0], changes[1:].nonzero()[0] + 1])
+        for begin, end in pairwise(cuts.tolist()):
+            part = slice(begin, end)
+            candidates = self.candidates[ends[begin] - self.lengths[begin] : ends[end - 1]]
+            yield Run(self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates)
+
+
 class State:
     """All viewers and candidates of a surface. Records are applied in order; nothing else changes it."""
 
@@ -172,95 +220,30 @@ class State:
         if ends_ms is not None:
             rows.table["ends_ms"][row] = ends_ms
 
-    def observe(self, event: str, viewers: I64, candidates: I64, ts_ms: I64) -> None:
-        """Apply one record's or many records' (viewer, candidate) pairs of one event to the sums.
+    def observe(self, run: Run) -> None:
+        """Apply records. Any number at once leaves what one by one would, but for the sums' rounding."""
+        for part in run.parts():
+            present = set(part.event.tolist())
+            for event in present:
+                self._observe_sums(event, part if len(present) == 1 else part.only(event))
+            self._observe_maps(present, part)
 
-        `viewers`, `candidates`, `ts_ms`: `[n]` row numbers and times. Row 0 takes no state. Sums commute, so
-        the order within a call does not matter; maps do not, see `observe_maps`.
-        """
-        self._observe_sums(self.viewers, event, viewers, ts_ms)
-        self._observe_sums(self.candidates, event, candidates, ts_ms)
+    def _observe_sums(self, event: int, run: Run) -> None:
+        """Sums commute, so all records of an event go at once."""
+        viewers, candidates = (effects[event] for effects in self.schema.effects.values())
+        if viewers:
+            viewers.add(self.viewers.table, run.viewer, run.ts_ms, run.lengths)
+        if candidates:
+            candidates.add(self.candidates.table, run.candidates, np.repeat(run.ts_ms, run.lengths))
 
-    def _observe_sums(self, rows: Rows, event: str, at: I64, ts_ms: I64) -> None:
-        sums = self.schema.sums[rows.entity]
-        columns = [(j, w) for j, s in enumerate(sums) for name, w in s.weights if name == event]
-        if not columns:
-            return
-        known = at > 0
-        at, ts_ms = at[known], ts_ms[known]
-        if not len(at):
-            return
-        unique, inverse = (at, np.zeros(1, np.int64)) if len(at) == 1 else np.unique(at, return_inverse=True)
-        value, value_ms = rows.table["sums"], rows.table["sums_ms"]
-        for j, weight in columns:
-            rate = self.schema.rates[rows.entity][j]
-            old_ms = value_ms[unique, j]
-            new_ms = old_ms.copy()
-            np.maximum.at(new_ms, inverse, ts_ms)
-            # a late event counts at its own time, so it comes in already decayed
-            arrived = np.bincount(inverse, weight * np.exp2((ts_ms - new_ms[inverse]) * rate), len(unique))
-            value[unique, j] = value[unique, j] * np.exp2((old_ms - new_ms) * rate) + arrived
-            value_ms[unique, j] = new_ms
-
-    def observe_maps(self, event: str, viewer: int, candidates: I64, ts_ms: int) -> None:
-        """Apply one record (an exposure's impressions, or one event) to the viewer's maps, in order."""
-        if viewer == 0:
-            return
+    def _observe_maps(self, present: set[int], run: Run) -> None:
+        pairs: dict[str, Pairs] = {}
         for i, m in enumerate(self.schema.maps):
-            if event in (m.event, m.over):
-                values = self.candidates.table[m.field.name][candidates].ravel()
-                values = values[values != 0]
-                keys, counts = _counted(values)
-                if len(keys):
-                    self._observe_map(i, m, viewer, keys, counts, ts_ms, event == m.event)
-
-    def _observe_map(
-        self,
-        i: int,
-        m: Map,
-        viewer: int,
-        keys: NDArray[np.uint64],
-        counts: NDArray[np.float64],
-        ts_ms: int,
-        hit: bool,
-    ) -> None:
-        table = self.viewers.table
-        old = [table[f"map{i}_{part}"][viewer] for part in ("keys", "event", "over", "ms")]
-        match = old[0][:, None] == keys[None, :]
-        found, at = match.any(axis=0), match.argmax(axis=0)
-        if not found.all():  # room for new entries, by the rule of `Map`
-            new = keys[~found]
-            zeros = np.zeros(len(new))
-            joined = [
-                np.concatenate(pair)
-                for pair in zip(old, (new, zeros, zeros, np.full(len(new), ts_ms)), strict=True)
-            ]
-            used = np.flatnonzero(joined[0])
-            joined = [part[used] for part in joined]
-            if len(used) > m.keep:
-                arrived = np.zeros(len(used))
-                arrived[len(used) - len(new) :] = counts[~found]
-                touched = hit & np.isin(joined[0], keys)
-                decay = np.exp2((joined[3] - joined[3].max()) / m.half_life_ms)
-                over = (joined[2] + (0.0 if hit else arrived)) * decay
-                stay = np.sort(np.lexsort((joined[0], -over, -joined[1] * decay, ~touched))[: m.keep])
-                joined = [part[stay] for part in joined]
-            for part, values in zip(old, joined, strict=True):
-                part[: len(values)] = values
-            match = old[0][:, None] == keys[None, :]
-            found, at = match.any(axis=0), match.argmax(axis=0)
-        at, counts = at[found], counts[found]
-        new_ms = np.maximum(old[3][at], ts_ms)
-        decay = np.exp2((old[3][at] - new_ms) / m.half_life_ms)
-        arrived = counts * np.exp2((ts_ms - new_ms) / m.half_life_ms)
-        old[1][at] = old[1][at] * decay + (arrived if hit else 0.0)
-        old[2][at] = old[2][at] * decay + (0.0 if hit else arrived)
-        old[3][at] = new_ms
-
-
-def _counted(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    """The distinct values and how often each is there; most records hold one, for which a sort is dear."""
-    if len(values) == 1:
-        return values, np.ones(1)
-    keys, counts = np.unique(values, return_counts=True)
-    return keys, counts.astype(np.float64)
+            event, over = self.schema.number[m.event], self.schema.number[m.over]
+            if event in present or over in present:
+                field = m.field.name
+                if field not in pairs:
+                    pairs[field] = Pairs.of(self.candidates.table[field][run.candidates], run.lengths)
+                parts = Parts.of(self.viewers.table, i)
+                hit, counted = run.event == event, run.event == over
+                apply_to_map(m, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pyarrow as pa
+
+from serve.state import Run, Schema
 
 TOML = """
 name = "tiny"
@@ -86,3 +91,14 @@ def tables() -> dict[str, pa.Table]:
             }
         ),
     }
+
+
+def run_of(schema: Schema, records: Sequence[tuple[str, int, Sequence[int], int]]) -> Run:
+    """Records of (event, viewer's row, candidates' rows, ts_ms), as the state takes them."""
+    return Run(
+        np.array([schema.number[event] for event, *_ in records], np.int64),
+        np.array([viewer for _, viewer, *_ in records], np.int64),
+        np.array([ts_ms for *_, ts_ms in records], np.int64),
+        np.array([len(candidates) for _, _, candidates, _ in records], np.int64),
+        np.array([row for _, _, candidates, _ in records for row in candidates], np.int64),
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny import run_of
 
 from serve.features import Features, Matrix
 from serve.hashing import hash64
@@ -18,9 +19,7 @@ class World:
 
     def happen(self, event, viewer, candidates, ts_ms):
         v, c = self.state.viewers.add(viewer), self.state.candidates.find(candidates)
-        n = len(c)
-        self.state.observe(event, np.full(n, v), c, np.full(n, ts_ms))
-        self.state.observe_maps(event, v, c, ts_ms)
+        self.state.observe(run_of(self.schema, [(event, v, c, ts_ms)]))
 
     def values(self, viewers, slates, now_ms, contexts=None):
         matrix = self.features.compute(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TOML
+from tiny import TOML, run_of
 
 from serve.state import Rows, Schema, State
 from serve.surface import read_surface
@@ -30,6 +30,11 @@ def fresh():
     return state
 
 
+def see(state, kind, viewer, candidate, ts_ms):
+    """One record of one candidate."""
+    state.observe(run_of(SCHEMA, [(kind, viewer, [candidate], ts_ms)]))
+
+
 def sums_at(state, now_ms):
     """The decayed sums: the same state may be written with other reference times."""
     found = []
@@ -48,7 +53,7 @@ def test_sums_do_not_depend_on_the_order_of_events(events, random):
     for order in (events, shuffled):
         state = fresh()
         for kind, v, c, ts_ms in order:
-            state.observe(kind, np.array([v]), np.array([c]), np.array([ts_ms]))
+            see(state, kind, v, c, ts_ms)
         states.append(sums_at(state, 200_000))
     np.testing.assert_allclose(states[0], states[1], rtol=1e-9, atol=1e-12)
 
@@ -58,11 +63,8 @@ def test_sums_do_not_depend_on_the_order_of_events(events, random):
 def test_many_events_at_once_leave_the_sums_of_one_by_one(events):
     one, many = fresh(), fresh()
     for kind, v, c, ts_ms in events:
-        one.observe(kind, np.array([v]), np.array([c]), np.array([ts_ms]))
-    for kind in ("join", "leave", "impression"):
-        chosen = [event for event in events if event[0] == kind]
-        if chosen:
-            many.observe(kind, *(np.array(column) for column in list(zip(*chosen, strict=True))[1:]))
+        see(one, kind, v, c, ts_ms)
+    many.observe(run_of(SCHEMA, [(kind, v, [c], ts_ms) for kind, v, c, ts_ms in events]))
     np.testing.assert_allclose(sums_at(one, 200_000), sums_at(many, 200_000), rtol=1e-9, atol=1e-12)
 
 
@@ -71,8 +73,7 @@ def test_many_events_at_once_leave_the_sums_of_one_by_one(events):
 def test_nobody_takes_no_state_and_a_map_holds_at_most_its_entries(events):
     state = fresh()
     for kind, v, c, ts_ms in events:
-        state.observe(kind, np.array([v]), np.array([c]), np.array([ts_ms]))
-        state.observe_maps(kind, v, np.array([c]), ts_ms)
+        see(state, kind, v, c, ts_ms)
     for rows in (state.viewers, state.candidates):
         assert rows.table[0].tobytes() == SCHEMA.blank(rows.entity)[0].tobytes()
     for i, _ in enumerate(SCHEMA.maps):
@@ -88,9 +89,9 @@ def test_a_full_map_evicts_the_entry_that_says_least():
     for i in range(6):
         state.upsert("candidate", f"c{i}", {"topic": f"t{i}"})
     for i in range(4):
-        state.observe_maps("impression", 1, np.array([i + 1]), 1_000 * i)
-    state.observe_maps("join", 1, np.array([1]), 4_000)  # the oldest, but joined
-    state.observe_maps("impression", 1, np.array([5]), 5_000)
+        see(state, "impression", 1, i + 1, 1_000 * i)
+    see(state, "join", 1, 1, 4_000)  # the oldest, but joined
+    see(state, "impression", 1, 5, 5_000)
     i = next(i for i, m in enumerate(SCHEMA.maps) if m.field.name == "topic")
     held = set(state.viewers.table[f"map{i}_keys"][1].tolist())
     topic = {
@@ -102,7 +103,7 @@ def test_a_full_map_evicts_the_entry_that_says_least():
 
 def test_rows_survive_packing():
     state = fresh()
-    state.observe("join", np.array([1]), np.array([2]), np.array([7]))
+    see(state, "join", 1, 2, 7)
     copy = Rows(SCHEMA, "candidate")
     copy.put("b", state.candidates.table[2].tobytes())
     assert copy.table[copy.index["b"]].tobytes() == state.candidates.table[2].tobytes()
@@ -126,11 +127,11 @@ def test_a_full_map_makes_room_for_what_the_viewer_does_next():
         state.upsert("candidate", f"c{i}", {"topic": f"t{i}"})
     for ts_ms in range(50):
         for i in range(4):
-            state.observe_maps("impression", 1, np.array([i + 1]), ts_ms)
-            state.observe_maps("join", 1, np.array([i + 1]), ts_ms)
+            see(state, "impression", 1, i + 1, ts_ms)
+            see(state, "join", 1, i + 1, ts_ms)
     for ts_ms in range(100, 105):
-        state.observe_maps("impression", 1, np.array([5]), ts_ms)
-        state.observe_maps("join", 1, np.array([5]), ts_ms)
+        see(state, "impression", 1, 5, ts_ms)
+        see(state, "join", 1, 5, ts_ms)
     i = next(i for i, m in enumerate(SCHEMA.maps) if m.field.name == "topic")
     newcomer = state.viewers.table[f"map{i}_keys"][1] == state.candidates.table["topic"][5]
     assert state.viewers.table[f"map{i}_event"][1][newcomer] == [pytest.approx(5)]
