@@ -31,7 +31,7 @@ from serve.records import (
 )
 from serve.segments import Segments
 from serve.settings import AppArgs
-from serve.state import I64, Rows, Schema, State
+from serve.state import I64, Rows, Run, Schema, State
 from serve.stores.opening import open_store
 from serve.stores.protocol import Store
 from serve.surface import load_surface
@@ -323,16 +323,17 @@ class _Changes:
             self.candidates[record.id] = None
 
     def observe(self) -> None:
-        """Apply the run that has gathered: sums all at once, maps record by record."""
+        """Apply the run that has gathered; one call for all of it costs a tenth of one for each."""
         run, self._run = self._run, []
-        for event in dict.fromkeys(record[0] for record in run):
-            mine = [record for record in run if record[0] == event]
-            lengths = [len(record[2]) for record in mine]
-            viewers = np.repeat([record[1] for record in mine], lengths)
-            times = np.repeat([record[3] for record in mine], lengths)
-            self._state.observe(event, viewers, np.concatenate([record[2] for record in mine]), times)
-        for event, viewer, candidates, ts_ms in run:
-            self._state.observe_maps(event, viewer, candidates, ts_ms)
+        if run:
+            events, viewers, candidates, times = zip(*run, strict=True)
+            numbers = [self._state.schema.number[event] for event in events]
+            lengths = np.array([len(rows) for rows in candidates])
+            self._state.observe(
+                Run(
+                    np.array(numbers), np.array(viewers), np.array(times), lengths, np.concatenate(candidates)
+                )
+            )
 
 
 def _packed(rows: Rows, names: Iterable[str]) -> dict[str, bytes]:

@@ -22,7 +22,8 @@ def load(
     if store_url.startswith("memory:"):
         raise TabrankError(f"--store: {store_url!r} would end with this command; name lmdb:PATH")
     schema = Schema(surface)
-    replay = Replay(schema, read_log(log, surface))
+    records = read_log(log, surface)
+    replay = Replay(schema, records)
     if until_ms is None:
         replay.finish()
     else:
@@ -42,7 +43,8 @@ def load(
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         store.take_lease()  # a service that writes to this store is told so at its next commit
-        store.commit(store.seq() + 1, viewers, candidates, replace=True)
+        # above every number in the log: rankings made from here on have seen all of it
+        store.commit(max(store.seq(), records.last_seq) + 1, viewers, candidates, replace=True)
     finally:
         store.close()
     return {"viewers": len(viewers), "candidates": len(candidates)}

@@ -57,6 +57,11 @@ class Log:
         """The time of the last exposure or event."""
         return max(pc.max(table["ts_ms"]).as_py() or 0 for table in (self.exposures, self.events))
 
+    @property
+    def last_seq(self) -> int:
+        """The last number that a service has given; 0 in a log of none."""
+        return max(pc.max(getattr(self, name)["seq"]).as_py() or 0 for name in TABLES)
+
 
 def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> Log:
     """Read and check a log; exposures with `traffic = "test"` are left out unless asked for.

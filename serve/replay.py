@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from serve.kinds import IMPRESSION, Entity
 from serve.log import Log
-from serve.state import I64, Run, Schema, State
+from serve.state import I64, Record, Run, Schema, State, encode
 
 EVER_MS = np.iinfo(np.int64).min  # the time of a row that has held since ever
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
@@ -47,11 +49,31 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
     return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
 
 
+class _Upsert(NamedTuple):
+    """A row of `viewers` or `candidates`; without fields its id was removed."""
+
+    ts_ms: int
+    entity: Entity
+    id: str
+    ends_ms: int | None
+    fields: Mapping[str, Any] | None
+
+
+def _numbers(table: pa.Table, column: str = "seq") -> I64:
+    """A column of numbers that a service has given, 0 where it has not."""
+    numbers: I64 = pc.fill_null(table[column], 0).to_numpy()
+    return numbers
+
+
 class Replay:
-    """A state, and a cursor in the log: `advance(t)` applies every record from before `t`.
+    """A state, and a cursor in the log's records: `advance(t)` applies every one from before `t`.
+
+    The records that a service has numbered come in the order of their numbers, after all others; those come in the
+    order of their times. `sees` `[exposures]` says how many of them each exposure was ranked on: those up to the
+    number that the service has logged, or those from strictly before it.
 
     Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`), but an id is
-    known only once its first record was applied: until then `candidate_rows` answers row 0, nobody.
+    known only once its first record was applied: until then its row is 0, nobody.
     `event_ms` are the events' times as `event_times` says.
     """
 
@@ -86,46 +108,73 @@ class Replay:
         self._upserts = self._read_upserts("viewer", log.viewers) + self._read_upserts(
             "candidate", log.candidates
         )
-        self._order()
+        self._stated = {
+            i: json.loads(text) for i, text in enumerate(log.exposures["stated"].to_pylist()) if text
+        }
+        self._order(log)
 
-    def _read_upserts(
-        self, entity: Entity, table: pa.Table
-    ) -> list[tuple[int, Entity, str, int | None, dict[str, Any]]]:
+    def _read_upserts(self, entity: Entity, table: pa.Table) -> list[_Upsert]:
         names = self.state.schema.surface.fields[entity]
         columns = {name: table[name].to_pylist() for name in names}
         rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(table))
         times = [EVER_MS if t is None else t for t in table["ts_ms"].to_pylist()]
         ends = table["ends_ms"].to_pylist() if entity == "candidate" else [None] * len(table)
-        return [
-            (t, entity, name, end, dict(zip(names, row, strict=True)))
-            for t, name, end, row in zip(times, table["id"].to_pylist(), ends, rows, strict=True)
-        ]
+        said = zip(table["stated"].to_pylist(), table["removed"].to_pylist(), strict=True)
+        upserts = []
+        for t, name, end, row, (stated, removed) in zip(
+            times, table["id"].to_pylist(), ends, rows, said, strict=True
+        ):
+            fields = dict(zip(names, row, strict=True))
+            if stated is not None:
+                fields = {field: fields[field] for field in stated}
+            upserts.append(_Upsert(t, entity, name, end, None if removed else fields))
+        return upserts
 
-    def _order(self) -> None:
-        number = self.state.schema.number
+    def _order(self, log: Log) -> None:
+        kinds = self.state.schema.number
         nothing = np.zeros(len(self._upserts), np.int64)
         begins = np.arange(len(self.shown), len(self._candidates))
+        seq = [_numbers(table) for table in (log.viewers, log.candidates, log.exposures, log.events)]
+        # what a service has dated itself, it has applied at that very time
+        event_ms = np.where(seq[3] > 0, log.events["ts_ms"].to_numpy(), self.event_ms)
         columns = (  # of upserts, exposures and events
-            (np.array([upsert[0] for upsert in self._upserts], np.int64), self.exposure_ms, self.event_ms),
-            (nothing, np.full(len(self.exposure_ms), number[IMPRESSION]), self._event_number),
+            (np.array([upsert.ts_ms for upsert in self._upserts], np.int64), self.exposure_ms, event_ms),
+            (np.concatenate(seq[:2]), *seq[2:]),
+            (nothing, np.full(len(self.exposure_ms), kinds[IMPRESSION]), self._event_number),
             (nothing, self.exposure_viewer, self.event_viewer),
             (nothing, self.first[:-1], begins),
             (nothing, self.first[1:], begins + 1),
         )
         which = np.repeat([UPSERT, EXPOSURE, EVENT], [len(part) for part in columns[0]])
         index = np.concatenate([np.arange(len(part)) for part in columns[0]])
-        ts, event, viewer, begin, end = (np.concatenate(parts) for parts in columns)
-        order = np.lexsort((index, which, ts))
+        ts, seq_of, event, viewer, begin, end = (np.concatenate(parts) for parts in columns)
+        order = np.lexsort((index, which, np.where(seq_of > 0, 0, ts), seq_of))
         if self.state.schema.surface.impression_events:
             order = order[which[order] != EXPOSURE]  # what was answered need not have been seen
-        self._ts, self._which, self._index = ts[order], which[order], index[order]
+        else:  # a service's test traffic changed nothing
+            is_test = pc.fill_null(pc.equal(log.exposures["traffic"], "test"), False).to_numpy()
+            idle = np.flatnonzero(is_test & (seq[2] > 0)) + len(self._upserts)
+            order = order[~np.isin(order, idle)]
+        self._which, self._index = which[order], index[order]
+        self._ts = ts[order]
+        self._seen_ms = np.maximum.accumulate(self._ts)  # one that came late was not seen before it came
         self._event, self._viewer = event[order], viewer[order]
         self._begin, self._end = begin[order], end[order]  # in `_candidates`
         self._at = 0
+        by_number = np.searchsorted(seq_of[order], _numbers(log.exposures, "seen_seq"), "right")
+        is_logged = pc.is_valid(log.exposures["seen_seq"]).to_numpy()
+        self.sees: I64 = np.where(is_logged, by_number, self.position(self.exposure_ms))
+
+    def position(self, before_ms: I64) -> I64:
+        """How many records lie strictly before each time; ties stay unseen."""
+        return np.searchsorted(self._seen_ms, before_ms, "left")
 
     def advance(self, before_ms: int) -> None:
-        """Apply the records of times strictly before `before_ms`; ties stay unseen."""
-        end = int(np.searchsorted(self._ts, before_ms, "left"))
+        """Apply the records of times strictly before `before_ms`."""
+        self.advance_to(int(self.position(np.array(before_ms))))
+
+    def advance_to(self, end: int) -> None:
+        """Apply records up to so many in all."""
         while self._at < end:
             which = self._which[self._at : end]
             upserts = np.flatnonzero(which == UPSERT)
@@ -139,20 +188,36 @@ class Replay:
 
     def finish(self) -> None:
         """Apply all that is left."""
-        self.advance(np.iinfo(np.int64).max)
+        self.advance_to(len(self._ts))
 
     def candidate_rows(self, shown: I64) -> I64:
         """The row numbers, as known now, of positions in `shown`."""
         return self._known_rows(self.shown[shown])
+
+    def candidates(self, shown: I64) -> Record:
+        """The rows, as known now, of positions in `shown`, with the fields that their requests stated."""
+        rows = self.state.candidates.table[self.candidate_rows(shown)]
+        if self._stated:
+            declared = self.state.schema.surface.fields["candidate"]
+            exposures = np.searchsorted(self.first, shown, "right") - 1
+            for place, exposure in enumerate(exposures.tolist()):
+                name = self.state.candidates.ids[self.shown[shown[place]]]
+                for field, value in self._stated.get(exposure, {}).get(name, {}).items():
+                    rows[field][place] = encode(declared[field], value)
+        return rows
 
     def _known_rows(self, candidates: I64) -> I64:
         return np.where(self.known["candidate"][candidates], candidates, 0)
 
     def _upsert(self, number: int) -> None:
         _, entity, name, ends_ms, fields = self._upserts[number]
-        self.state.upsert(entity, name, fields, ends_ms)
         rows = self.state.viewers if entity == "viewer" else self.state.candidates
-        self.known[entity][rows.index[name]] = True
+        row = rows.index[name]
+        if fields is None:
+            rows.table[row] = self.state.schema.blank(entity)[0]
+        else:
+            self.state.upsert(entity, name, fields, ends_ms)
+        self.known[entity][row] = fields is not None
 
     def _observe(self, records: slice) -> None:
         """Apply exposures and events that have no upsert between them."""

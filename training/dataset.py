@@ -113,6 +113,8 @@ class Plan:
         self._is_row[: replay.first[self._skipped]] = False
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
+        # in time order a service's replicas may have seen now more, now less: the state goes forward only
+        self._sees = np.maximum.accumulate(replay.sees[self._exposures])
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
         self.columns = self._features.columns
@@ -136,10 +138,10 @@ class Plan:
 
     def parts(self, rows: int, progress: Progress = lambda share: None) -> Iterator[Dataset]:
         """The rows in time order, once; a part has `rows` rows, and what is left of the moment that fills it."""
-        times = self._replay.exposure_ms[self._exposures]
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(times)) + 1])
+        times, sees = self._replay.exposure_ms[self._exposures], self._sees
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(times) | np.diff(sees)) + 1])
         before = np.concatenate([[0], np.cumsum(self._num_rows)])[starts]
-        moments = np.split(self._exposures, starts[1:])
+        moments = list(zip(sees[starts].tolist(), np.split(self._exposures, starts[1:]), strict=True))
         cuts = np.flatnonzero(np.diff(before // rows)) + 1
         done = 0
         for begin, end in zip([0, *cuts], [*cuts, len(moments)], strict=True):
@@ -148,22 +150,22 @@ class Plan:
                 yield self._part(moments[begin:end], size, progress, done)
             done += size
 
-    def _part(self, moments: Sequence[I64], size: int, progress: Progress, done: int) -> Dataset:
+    def _part(self, moments: Sequence[tuple[int, I64]], size: int, progress: Progress, done: int) -> Dataset:
         replay, columns = self._replay, self.columns
         numeric = np.empty((size, len(columns.numeric)), np.float32)
         category = np.empty((size, columns.num_category), np.uint64)
         rows = np.empty(size, np.int64)  # which shown candidate each row is
         at = 0
-        for exposures in moments:
+        for sees, exposures in moments:
             shown = [np.arange(replay.first[i], replay.first[i + 1]) for i in exposures]
             taken = [part[self._is_row[part]] for part in shown]
             pairs = np.concatenate(taken)
             if not len(pairs):
                 continue
-            replay.advance(int(replay.exposure_ms[exposures[0]]))
+            replay.advance_to(sees)
             matrix = self._features.compute(
                 replay.state.viewers.table[replay.exposure_viewer[exposures]],
-                replay.state.candidates.table[replay.candidate_rows(pairs)],
+                replay.candidates(pairs),
                 self._schema.context_rows([self._contexts[int(i)].as_py() or {} for i in exposures]),
                 np.repeat(np.arange(len(exposures)), [len(part) for part in taken]),
                 replay.exposure_ms[exposures],
