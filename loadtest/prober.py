@@ -137,7 +137,7 @@ class Prober:
             outcome, _ = read_acknowledgement(*self._events.exchange(self._events.prepare(body)), 1)
         except (OSError, HTTPParseError) as error:
             outcome = Outcome(error_kind(error), ok=False)
-        return None if outcome.ok else outcome
+        return None if outcome.ok else Outcome(f"event: {outcome.name}", ok=False)
 
     def _shows(self, kind: str, request: bytes) -> bool:
         try:

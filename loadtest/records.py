@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.bodies import SEED
 from loadtest.ids import Ids
@@ -62,5 +63,6 @@ def forget(viewer: str) -> Record:
     return {"type": "forget", "viewer": viewer}
 
 
-def _cumulated(weights: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.cumsum(weights) / weights.sum()
+def _cumulated(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.cumsum(weights) / weights.sum()
+    return shares
