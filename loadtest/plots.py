@@ -139,7 +139,7 @@ def freshness_distribution(probes: Mapping[str, Requests], limit_ms: float) -> s
             axes.step(at, np.maximum(left, 0.5 / max(total, 1)), dash, where="post", color=grey, label=name)
         axes.plot([limit_ms], [0.01], marker="v", color="black", markersize=8, linestyle="none")
         axes.annotate(
-            f"p99 < {limit_ms:g} ms", (limit_ms, 0.01), (0, 7), textcoords="offset points", ha="center"
+            f"p99 < {limit_ms:g} ms", (limit_ms, 0.01), (0, 7), textcoords="offset points", ha="right"
         )
         axes.set_xscale("log")
         axes.set_yscale("log")

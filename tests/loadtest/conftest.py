@@ -87,6 +87,9 @@ class LiveStub(Stub):
     events_status: int = 200
     refuses: str = ""  # a kind of event
     full_until: int | None = None  # so many rankings have the rung full, those after it are fallbacks
+    score: Callable[[str, str], float] | None = (
+        None  # of a viewer and a candidate; ranked by it, as given without
+    )
     records: list[dict] = field(default_factory=list)
     known: dict[str, float] = field(default_factory=dict)  # when each id was first posted
 
@@ -95,6 +98,10 @@ class LiveStub(Stub):
             return 200, {"surface": "any", "label": {"event": "join", "within_ms": 1}, "features": []}
         if path == "/v1/events":
             return self.take(request["records"])
+        if self.score:
+            score = self.score
+            ordered = sorted(request["candidates"], key=lambda c: -score(request["viewer"], c))
+            request = {**request, "candidates": ordered}
         status, answer = super().respond(path, request)
         if self.full_until is not None and len(self.requests) > self.full_until:
             answer["rung"] = "fallback"
