@@ -15,7 +15,7 @@ import typer
 
 from loadtest.bodies import make_bodies
 from loadtest.errors import LoadtestError
-from loadtest.ids import read_ids, read_log_ids
+from loadtest.ids import read_ids, read_log_ids, read_log_kinds
 from loadtest.measure import measure
 from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
 from loadtest.report import Report, make_report, refuse_existing, summary, write_report
@@ -73,6 +73,63 @@ def run(
         return {"profile": profile, "url": url, "verdict": "void", "reasons": [reason]}
 
     _tell(measured, summary, as_json, void, "interrupted: no verdict")
+
+
+@app.command()
+def freshness(
+    url: Annotated[str, typer.Option(help="the service to measure; it keeps what is posted")] = DEFAULT_URL,
+    log: Annotated[
+        Path, typer.Option(help="log folder to take viewers, candidates and kinds of events from")
+    ] = Path("var/log"),
+    ids: Annotated[
+        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
+    ] = None,
+    rate: Annotated[float, typer.Option(min=1, max=10_000, help="rankings a second beside it")] = 900,
+    events: Annotated[
+        float, typer.Option(min=1, max=10_000, help="viewers' events a second beside it")
+    ] = 500,
+    probes: Annotated[float, typer.Option(min=0.1, max=100, help="events a second that are followed")] = 5,
+    duration: Annotated[float, typer.Option(min=1, max=600, help="seconds measured")] = 30,
+    warmup: Annotated[
+        float, typer.Option(min=0, max=600, help="seconds of load before, in which none is followed")
+    ] = 10,
+    slo: Annotated[
+        Path | None, typer.Option(help="TOML file with another generator_late_ms_p99 than the shipped one")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/freshness-TIME by default")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+) -> None:
+    """Measure how soon an event shows in a ranking of the service at --url, under load: p99 below 1 s.
+
+    The viewers' events that it posts are made up, and the service keeps them: not for one that people use.
+    Rankings are those of the headline profile; their rate and the events' must reach 95 % of what is asked,
+    and no ranking may fail.
+
+    Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no such service) or unusable
+    input.
+    """
+    from loadtest.freshness_report import freshness_summary
+
+    folder = out or Path("var/loadtest") / f"freshness-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def measured() -> tuple[Report, Path, Verdict]:
+        from loadtest.freshness import Plan, run_freshness
+        from loadtest.freshness_report import write_freshness
+
+        profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
+        refuse_existing(folder)
+        kinds = None if ids else read_log_kinds(log)
+        who = read_ids(ids) if ids else read_log_ids(log, profile.candidates)
+        report, followed = run_freshness(Plan(profile, events, probes), url, who, kinds, load_slo(slo))
+        write_freshness(folder, report, followed)
+        return report, folder, report["verdict"]
+
+    def void(reason: str) -> Report:
+        return {"url": url, "verdict": "void", "reasons": [reason]}
+
+    _tell(measured, freshness_summary, as_json, void, "interrupted: no verdict")
 
 
 WORK = Path("var/bench")

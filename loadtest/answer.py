@@ -1,4 +1,4 @@
-"""What an answer is worth: its outcome, and the candidates that a model scored in it."""
+"""What an answer is worth: its outcome, and how many of its candidates or records count."""
 
 from __future__ import annotations
 
@@ -31,7 +31,23 @@ class _Answer(msgspec.Struct, gc=False):
     ranking: list[_Place]
 
 
+class Refused(msgspec.Struct, gc=False):
+    """A record that the service did not take, and why."""
+
+    pointer: str
+    detail: str
+
+
+class Acknowledgement(msgspec.Struct, gc=False):
+    """What POST /v1/events answers."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[Refused]
+
+
 _decode = msgspec.json.Decoder(_Answer).decode
+decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
 
 
 def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome, int]:
@@ -50,3 +66,16 @@ def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome,
     full = answer.rung == "full" and answer.model is not None
     scored = sum(place.score is not None for place in answer.ranking) if full else 0
     return Outcome(answer.rung, ok=True, full=full), scored
+
+
+def read_acknowledgement(status: int, body: bytes, num_records: int) -> tuple[Outcome, int]:
+    """The outcome of posted records, whose ids are all new, and how many of them the service took."""
+    if status != 200:
+        return Outcome(f"HTTP {status}", ok=False), 0
+    try:
+        accepted = decode_acknowledgement(body).accepted
+    except msgspec.MsgspecError:
+        return Outcome("unreadable answer", ok=False), 0
+    if accepted != num_records:
+        return Outcome("records refused", ok=False), accepted
+    return Outcome("accepted", ok=True), accepted

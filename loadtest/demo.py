@@ -9,12 +9,12 @@ import shutil
 import sys
 import time
 import traceback
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
@@ -28,6 +28,12 @@ DEMO = Path("var/demo")
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
 NUM_JOINS = 5
 COMMON_TOPICS = 8  # the story picks a topic that few of the slate are about
+NEW_SPACE = "new-space"
+OPENED_MS = 60_000  # before the story; in a Space's first seconds its age alone would move it
+RISES_S = 1.0  # within which the new Space has risen, or the demo does not hold
+WAIT_S = 5.0
+POLL_S = 0.02
+LOAD_S = 30
 
 
 def main() -> int:
@@ -85,11 +91,11 @@ def _demo() -> int:
     say(f"     NDCG@10 {ours['ndcg@10']:.3f} (popular {theirs['ndcg@10']:.3f}).")
     say("3/6  Publish the model, fill the store, start the service on Ray Serve.")
     _training("publish", "--model", model, "--models", f"{DEMO}/models")
-    story = TopicStory(DEMO / "log", DEMO / "models")
-    story.write_log(DEMO / "before", joined=False)
-    _serve("load", "--log", f"{DEMO}/before", "--store", f"lmdb:{DEMO}/store")
+    story = TopicStory(DEMO / "log")
+    _serve("load", "--log", f"{DEMO}/log", "--store", f"lmdb:{DEMO}/store")
     url = _start_service()
     say(f"     {url} answers; its API is at {url}/docs.")
+    story.open(url)
     say("4/6  Rank.")
     answer = story.rank(url, story.viewer)
     top, num = answer["ranking"][0], len(answer["ranking"])
@@ -97,23 +103,12 @@ def _demo() -> int:
     say(
         f"5/6  {NUM_JOINS} joins on {story.topic!r}: does a new Space on it rise for this viewer, and for no other?"
     )
-    before = {who: story.place(url, who) for who in (story.viewer, story.control)}
-    story.write_log(DEMO / "after", joined=True)
-    _serve("load", "--log", f"{DEMO}/after", "--store", f"lmdb:{DEMO}/store")
-    time.sleep(1.0)  # the service pulls the store's changes five times a second
-    after = {who: story.place(url, who) for who in (story.viewer, story.control)}
-    # seconds pass in between, so the ages alone may move anybody's by a place or two
-    risen = {who: before[who] - after[who] for who in before}
-    rose = risen[story.viewer] > max(risen[story.control], 0)
-    topic = {
-        "topic": story.topic,
-        "viewer": {"before": before[story.viewer], "after": after[story.viewer]},
-        "control": {"before": before[story.control], "after": after[story.control]},
-        "rose": rose,
-    }
-    say(f"     The viewer's: from place {before[story.viewer]} to {after[story.viewer]}.")
-    say(f"     A control viewer's: from {before[story.control]} to {after[story.control]}.")
-    say("6/6  Load: 900 rankings a second of 55 candidates, open loop, for a minute.")
+    topic = story.told(url)
+    viewer, control = topic["viewer"], topic["control"]
+    took = "" if topic["seconds"] is None else f", {topic['seconds']:.2f} s after the last join"
+    say(f"     The viewer's: from place {viewer['before']} to {viewer['after']}{took}.")
+    say(f"     A control viewer's: from {control['before']} to {control['after']}.")
+    say("6/6  Load: 900 rankings a second of 55 candidates, open loop, for half a minute.")
     loads = [_load("headline", url)]
     if loads[0]["verdict"] != "held":
         say(f"     {_load_line(loads[0])}")
@@ -141,8 +136,8 @@ def _demo() -> int:
     say("")
     say(write_reports(report, DEMO))
     say(f"\nThe whole report: {DEMO / 'report.html'} ({report['seconds']} s)")
-    if not rose:
-        say("The new Space did not rise as it should: the demo does not hold.")
+    if not topic["rose"]:
+        say(f"The new Space did not rise as it should within {RISES_S:g} s: the demo does not hold.")
         return 1
     return {"held": 0, "not held": 1}.get(load["verdict"], 2)
 
@@ -150,13 +145,10 @@ def _demo() -> int:
 class TopicStory:
     """Two viewers, and a Space that has only just opened on a topic that one of them is about to join five times."""
 
-    def __init__(self, log: Path, models: Path) -> None:
-        self._tables = {
-            name: pq.read_table(log / f"{name}.parquet")
-            for name in ("viewers", "candidates", "exposures", "events")
-        }
-        candidates, exposures = self._tables["candidates"], self._tables["exposures"]
-        self._now_ms = pc.max(exposures["ts_ms"]).as_py()
+    def __init__(self, log: Path) -> None:
+        names = ("viewers", "candidates", "exposures", "events")
+        tables = {name: pq.read_table(log / f"{name}.parquet") for name in names}
+        candidates, exposures = tables["candidates"], tables["exposures"]
         ended = set(candidates.filter(pc.is_valid(candidates["ends_ms"]))["id"].to_pylist())
         live = [row for row in candidates.to_pylist() if row["id"] not in ended]
         live = list({row["id"]: row for row in live}.values())
@@ -166,55 +158,67 @@ class TopicStory:
         ]
         visits = _counts(exposures["viewer"].to_pylist())
         regulars = sorted(visits, key=lambda viewer: (-visits[viewer], viewer))
-        viewers = {row["id"]: row for row in self._tables["viewers"].to_pylist()}
+        viewers = {row["id"]: row for row in tables["viewers"].to_pylist()}
         self.viewer = regulars[0]
         language = viewers[self.viewer]["language"]
         self.control = next(v for v in regulars[1:] if viewers[v]["language"] == language)
-        joined = set(self._joined_topics())
+        topic_of = {row["id"]: row["topic"] for row in candidates.to_pylist()}
+        joins = tables["events"].filter(pc.equal(tables["events"]["kind"], "join"))
+        pairs = zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
+        joined = {(viewer, topic_of[candidate]) for viewer, candidate in pairs}
         self.topic = next((t for t in topics[:COMMON_TOPICS] if (self.viewer, t) not in joined), topics[0])
         on_topic = dict.fromkeys(row["id"] for row in candidates.to_pylist() if row["topic"] == self.topic)
         self._examples = list(on_topic)[:NUM_JOINS]
-        self._new = {
-            **live[0],
-            "id": "new-space",
-            "topic": self.topic,
-            "language": language,
-            "host": "a-new-host",
-            "ts_ms": self._now_ms,
-            "started_ms": self._now_ms,
-            "ends_ms": None,
-        }
-        self._slate = ["new-space", *(row["id"] for row in live[-54:])]
+        fields = {name: value for name, value in live[0].items() if name not in ("id", "ts_ms", "ends_ms")}
+        fields |= {"topic": self.topic, "language": language, "host": "a-new-host"}
+        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._slate = [NEW_SPACE, *(row["id"] for row in live[-54:])]
 
-    def write_log(self, out: Path, *, joined: bool) -> None:
-        """The log with the new Space in it and, if `joined`, five joins of the viewer on its topic."""
-        tables = dict(self._tables)
-        tables["candidates"] = _appended(tables["candidates"], [self._new])
-        if joined:
-            times = [self._now_ms + 1_000 * i for i in range(NUM_JOINS)]
-            pairs = list(zip(times, self._examples, strict=True))
-            shown = [
-                {"request_id": f"story-{t}", "ts_ms": t, "viewer": self.viewer, "candidates": [c]}
-                for t, c in pairs
-            ]
-            events = [  # nobody joins a room that they have not opened
-                {
-                    "id": f"story-{kind}-{t}",
-                    "ts_ms": t + after_ms,
-                    "viewer": self.viewer,
-                    "candidate": c,
-                    "kind": kind,
-                    "request_id": f"story-{t}",
-                }
-                for t, c in pairs
-                for kind, after_ms in (("click", 1), ("join", 2))
-            ]
-            tables["exposures"] = _appended(tables["exposures"], shown)
-            tables["events"] = _appended(tables["events"], events)
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir()
-        for name, table in tables.items():
-            pq.write_table(table, out / f"{name}.parquet")
+    def open(self, url: str) -> None:
+        """Open the new Space, and wait until rankings know it."""
+        fields = {**self._fields, "started_ms": int(time.time() * 1000) - OPENED_MS}
+        self.post(url, [{"type": "candidate", "id": NEW_SPACE, "fields": fields}])
+        until = time.monotonic() + WAIT_S
+        while NEW_SPACE in self.rank(url, self.control)["unknown_candidates"]:
+            if time.monotonic() > until:
+                raise CommandFailed(f"no ranking knew the new Space within {WAIT_S:g} s; see {DEMO}/run")
+            time.sleep(POLL_S)
+
+    def told(self, url: str) -> dict[str, Any]:
+        """Have the viewer join five Spaces on the new one's topic; when it rises then, and for whom.
+
+        `seconds`: from the acknowledgement of the joins to the first ranking in which it rose; None if it
+        did not within WAIT_S. `rose`: it did within RISES_S, and by more than for the control viewer.
+        """
+        before = {who: self.place(url, who) for who in (self.viewer, self.control)}
+        self.post(url, self._joins())
+        seconds, after = self._await_rise(url, before[self.viewer])
+        control_after = self.place(url, self.control)
+        risen, control_risen = before[self.viewer] - after, before[self.control] - control_after
+        return {
+            "topic": self.topic,
+            "viewer": {"before": before[self.viewer], "after": after},
+            "control": {"before": before[self.control], "after": control_after},
+            # the ages alone may move anybody's by a place
+            "rose": seconds is not None and seconds <= RISES_S and risen > max(control_risen, 0),
+            "seconds": seconds,
+        }
+
+    def post(self, url: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Post records, all of which must be taken."""
+        request = urllib.request.Request(
+            f"{url}/v1/events",
+            json.dumps({"records": records}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                answer: dict[str, Any] = json.load(response)
+        except urllib.error.HTTPError as error:
+            said = error.read()[:200].decode("utf-8", "replace")
+            raise CommandFailed(f"the service took no events: {error.code} {said}; see {DEMO}/run") from None
+        if answer["rejected"]:
+            raise CommandFailed(f"the service refused the story's events: {answer['rejected'][0]}")
 
     def rank(self, url: str, viewer: str) -> dict[str, Any]:
         """The service's answer for the story's slate."""
@@ -235,14 +239,33 @@ class TopicStory:
     def place(self, url: str, viewer: str) -> int:
         """The new Space's position for a viewer."""
         ranking = self.rank(url, viewer)["ranking"]
-        return next(int(r["position"]) for r in ranking if r["candidate"] == "new-space")
+        return next(int(r["position"]) for r in ranking if r["candidate"] == NEW_SPACE)
 
-    def _joined_topics(self) -> list[tuple[str, str]]:
-        topic = {row["id"]: row["topic"] for row in self._tables["candidates"].to_pylist()}
-        events = self._tables["events"]
-        joins = events.filter(pc.equal(events["kind"], "join"))
-        pairs = zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
-        return [(viewer, topic[candidate]) for viewer, candidate in pairs]
+    def _joins(self) -> list[dict[str, Any]]:
+        """Nobody joins a room that they have not opened: a click before each."""
+        return [
+            {
+                "type": "event",
+                "id": f"story-{kind}-{candidate}",
+                "viewer": self.viewer,
+                "candidate": candidate,
+                "kind": kind,
+            }
+            for candidate in self._examples
+            for kind in ("click", "join")
+        ]
+
+    def _await_rise(self, url: str, before: int) -> tuple[float | None, int]:
+        """The seconds until the viewer's new Space stands before its place `before`, and its place then."""
+        begun = time.monotonic()
+        while True:
+            place = self.place(url, self.viewer)
+            waited_s = time.monotonic() - begun
+            if place < before:
+                return round(waited_s, 3), place
+            if waited_s > WAIT_S:
+                return None, place
+            time.sleep(POLL_S)
 
 
 def _counts(values: Any) -> dict[str, int]:
@@ -252,16 +275,16 @@ def _counts(values: Any) -> dict[str, int]:
     return counts
 
 
-def _appended(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    return pa.concat_tables([table, pa.Table.from_pylist([dict(row) for row in rows], table.schema)])
-
-
 def _start_service() -> str:
     """Start the shipped `cluster.yaml` with the demo's store, models and a free port; answers its URL."""
     config = yaml.safe_load(Path("cluster.yaml").read_text())
     port = free_port()
     config["http_options"]["port"] = port
-    config["applications"][0]["args"] |= {"store": "lmdb:store", "models": "models"}
+    config["applications"][0]["args"] |= {
+        "store": "lmdb:store",
+        "models": "models",
+        "log": "log-served",
+    }
     (DEMO / "cluster.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     _serve("up", f"{DEMO}/cluster.yaml", "--run", f"{DEMO}/run")
     return f"http://127.0.0.1:{port}"
@@ -269,8 +292,9 @@ def _start_service() -> str:
 
 def _load(profile: str, url: str) -> dict[str, Any]:
     out = f"{DEMO}/load-{profile}"
-    arguments = ("run", "--profile", profile, "--url", url, "--log", f"{DEMO}/after", "--out", out)
-    return run_command("loadtest", *arguments, log=DEMO / "demo.log", accept=(0, 1, 2))
+    how = ("--profile", profile, "--duration", str(LOAD_S))
+    where = ("--url", url, "--log", f"{DEMO}/log", "--out", out)
+    return run_command("loadtest", "run", *how, *where, log=DEMO / "demo.log", accept=(0, 1, 2))
 
 
 def _load_line(load: Mapping[str, Any]) -> str:

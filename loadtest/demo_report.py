@@ -57,7 +57,7 @@ def claims(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "follows the viewer",
             "new Spaces on a topic rise for who engaged with it",
-            f"place {topic['viewer']['before']} → {topic['viewer']['after']}; "
+            f"place {topic['viewer']['before']} → {topic['viewer']['after']}{_after(topic['seconds'])}; "
             f"for a control viewer {topic['control']['before']} → {topic['control']['after']}",
         ),
         (
@@ -86,6 +86,10 @@ def _page(report: Mapping[str, Any], table: list[tuple[str, str, str]]) -> str:
         f"<h1>What was claimed, and what was found here</h1><table><tr>{header}</tr>{body}</table>"
         f"<ul>{links}</ul><h2>All of it</h2><pre>{document}</pre>"
     )
+
+
+def _after(seconds: float | None) -> str:
+    return "" if seconds is None else f" within {seconds:.2f} s"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -8,14 +8,13 @@ within 10.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import cycle
 from time import perf_counter
 from typing import NamedTuple
 
 import gevent
 from geventhttpclient.response import HTTPParseError
 
-from loadtest.answer import Outcome, read_answer
+from loadtest.answer import Outcome
 from loadtest.connections import TIMEOUT_S, Connections, error_kind
 
 MAX_IN_FLIGHT = 1000
@@ -37,22 +36,25 @@ class Ended(NamedTuple):
 class Dispatcher:
     """Sends prepared requests over kept connections and tells `on_end` of each, in the order of their ends.
 
+    `read` makes of an answer's status and body its outcome, and how many of its rows count.
     At most MAX_IN_FLIGHT are open at a time, so that a service that hangs is not buried in connections and
     this process keeps its files; a request that is due above the bound is not sent, and ends so.
     """
 
     def __init__(
-        self, connections: Connections, num_candidates: int, on_end: Callable[[Ended], None]
+        self,
+        connections: Connections,
+        read: Callable[[int, bytes], tuple[Outcome, int]],
+        on_end: Callable[[Ended], None],
     ) -> None:
         self._connections = connections
-        self._num_candidates = num_candidates
+        self._read = read
         self._on_end = on_end
         self._due: dict[int, float] = {}
         self._begins = 0.0
 
-    def run(self, times_s: Iterable[float], bodies: Iterable[bytes]) -> None:
-        """Send one body at each of the times (seconds from now, ascending), and wait for the last answers."""
-        requests = cycle([self._connections.prepare(body) for body in bodies])
+    def run(self, times_s: Iterable[float], requests: Iterable[bytes]) -> None:
+        """Send one request at each of the times (seconds from now, ascending), and wait for the last answers."""
         self._begins = perf_counter()
         for number, (at_s, request) in enumerate(zip(times_s, requests, strict=False)):
             gevent.sleep(max(0.0, self._begins + at_s - perf_counter()))
@@ -74,7 +76,7 @@ class Dispatcher:
             outcome = Outcome(error_kind(error), ok=False)
         else:
             latency_ms = self._since_ms(at_s)
-            outcome, scored = read_answer(status, body, self._num_candidates)
+            outcome, scored = self._read(status, body)
             num_bytes = len(body)
         if self._due.pop(number, None) is not None:
             self._on_end(Ended(at_s, late_ms, latency_ms, outcome, scored, num_bytes))

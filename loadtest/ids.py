@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 from loadtest.errors import LoadtestError, unknown_key
 
 MAX_ID_LENGTH = 256  # what POST /v1/rank takes
+IMPRESSION = "impression"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,19 @@ def read_log_ids(log: Path, num_candidates: int) -> Ids:
     seen = exposures.group_by("viewer").aggregate([("viewer", "count")])
     seen = seen.sort_by([("viewer_count", "descending"), ("viewer", "ascending")])
     return Ids(seen["viewer"].to_pylist(), candidates, _contexts(exposures))
+
+
+def read_log_kinds(log: Path) -> dict[str, int]:
+    """How often each kind of event is in a log, without its impressions, which the answers themselves make.
+
+    Raises:
+        LoadtestError: if it holds no such events.
+    """
+    counts = pc.value_counts(_table(log, "events", ("kind",), ())["kind"]).to_pylist()
+    kinds = {row["values"]: row["counts"] for row in counts if row["values"] != IMPRESSION}
+    if not kinds:
+        raise LoadtestError(f"--log {log}: its events are none of a viewer's; name a log that holds some")
+    return dict(sorted(kinds.items()))
 
 
 def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:

@@ -16,7 +16,8 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner
 
+from loadtest.answer import read_answer
 from loadtest.arrivals import arrivals
 from loadtest.bodies import SEED, make_bodies
 from loadtest.connections import Connections
@@ -71,10 +73,12 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         """Send the environment's load, then stop."""
         load: Load = self.environment.load
         connections = Connections(self.host)
-        dispatcher = Dispatcher(connections, load.profile.candidates, self._ended)
+        read = partial(read_answer, num_candidates=load.profile.candidates)
+        dispatcher = Dispatcher(connections, read, self._ended)
+        requests = cycle([connections.prepare(body) for body in load.bodies])
         rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
         try:
-            dispatcher.run(arrivals(self._share_rps, load.blocks_s, rng), load.bodies)
+            dispatcher.run(arrivals(self._share_rps, load.blocks_s, rng), requests)
         finally:
             connections.close()
         raise StopUser

@@ -1,4 +1,4 @@
-"""Pictures as SVG: a run's latency and throughput over time and latency distribution, a search's latency against rate.
+"""Pictures as SVG: a run's latency, throughput and freshness, a search's latency against rate.
 
 Drawn to be read in grey: lines differ by their dashes, limits are dotted and labelled.
 """
@@ -100,6 +100,51 @@ def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]
         _limit(axes, slo.p90_ms, "limit of p90")
         _limit(axes, slo.p99_ms, "limit of p99")
         axes.legend(loc="upper left")
+        return _svg(figure)
+
+
+def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
+    """A mark for each event that was followed, by its kind; a cross where it never showed."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("second of the measurement", "ms from the event to the ranking")
+        for (kind, part), (marker, grey) in zip(probes.items(), (("o", "0.6"), ("^", "0.0")), strict=True):
+            axes.plot(
+                part.at_s[part.ok],
+                part.latency_ms[part.ok],
+                marker,
+                color=grey,
+                markersize=4,
+                fillstyle="none",
+                label=f"new {kind}",
+            )
+            missed = part.at_s[~part.ok]
+            if len(missed):
+                axes.plot(missed, [limit_ms] * len(missed), "x", color=grey, label=f"{kind}, never shown")
+        _limit(axes, limit_ms, "limit of p99")
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
+        axes.legend(loc="upper left", ncols=4)
+        return _svg(figure)
+
+
+def freshness_distribution(probes: Mapping[str, Requests], limit_ms: float) -> str:
+    """The share of the events, by their kind and of all, that took longer than a time to show."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("ms from the event to the ranking", "share of events not yet shown")
+        lines = {f"new {kind}": (part.latency_ms[part.ok], len(part.ok)) for kind, part in probes.items()}
+        every = np.concatenate([shown for shown, _ in lines.values()])
+        lines["all"] = (every, sum(total for _, total in lines.values()))
+        for (name, (shown_ms, total)), (dash, grey) in zip(lines.items(), DASHES, strict=False):
+            left = 1 - np.arange(1, len(shown_ms) + 1) / max(total, 1)
+            at = np.sort(shown_ms)
+            axes.step(at, np.maximum(left, 0.5 / max(total, 1)), dash, where="post", color=grey, label=name)
+        axes.plot([limit_ms], [0.01], marker="v", color="black", markersize=8, linestyle="none")
+        axes.annotate(
+            f"p99 < {limit_ms:g} ms", (limit_ms, 0.01), (0, 7), textcoords="offset points", ha="right"
+        )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(0.5 / max(lines["all"][1], 1), 1.2)
+        axes.legend(loc="lower left", ncols=3)
         return _svg(figure)
 
 

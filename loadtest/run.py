@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import gevent
@@ -29,8 +30,13 @@ class Run:
     locust_html: str
 
 
-def run_load(profile: Profile, url: str, bodies: list[bytes]) -> Run:
-    """Send a profile's load to the service at `url`, and wait for its last answer."""
+def run_load(
+    profile: Profile, url: str, bodies: list[bytes], beside: Sequence[Callable[[], None]] = ()
+) -> Run:
+    """Send a profile's load to the service at `url`, and wait for its last answer.
+
+    What is to go on `beside` it begins with it, each in a greenlet of its own, and is waited for too.
+    """
     _allow_open_files()
     record = Record()
 
@@ -51,7 +57,10 @@ def run_load(profile: Profile, url: str, bodies: list[bytes]) -> Run:
     gc.freeze()
     try:
         runner.start(1, spawn_rate=1, wait=True)
+        others = [gevent.spawn(other) for other in beside]
+        helpers += others
         runner.spawning_greenlet.join()
+        gevent.joinall(others, raise_error=True)
     finally:
         gevent.killall(helpers)
         runner.quit()

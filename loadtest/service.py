@@ -10,6 +10,8 @@ from loadtest.errors import LoadtestError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PATH = "/v1/rank"
+EVENTS_PATH = "/v1/events"
+MODEL_PATH = "/v1/model"
 TIMEOUT_S = 10.0
 
 
@@ -43,14 +45,28 @@ def probe(url: str, body: bytes) -> None:
     Raises:
         LoadtestError: if nothing answers at `url`, or the request itself is refused.
     """
+    status, said = ask(url, PATH, body)
+    if 400 <= status < 500 and status != 429:
+        raise LoadtestError(
+            f"--url {url}: the service refuses the requests of this run: {status} {detail_of(said)}"
+        )
+
+
+def ask(url: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """GET a path of the service, or POST `body` to it; the answer's status and body.
+
+    Raises:
+        LoadtestError: if nothing answers at `url`.
+    """
     host, port = read_address(url)
     kind = http.client.HTTPSConnection if url.startswith("https:") else http.client.HTTPConnection
     connection = kind(host, port, timeout=TIMEOUT_S)
     try:
-        path = urlsplit(url).path.rstrip("/") + PATH
-        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        whole = urlsplit(url).path.rstrip("/") + path
+        method = "GET" if body is None else "POST"
+        connection.request(method, whole, body, {"Content-Type": "application/json"} if body else {})
         answer = connection.getresponse()
-        status, said = answer.status, answer.read()
+        return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise LoadtestError(
             f"--url {url}: no service answers there ({error or type(error).__name__}); "
@@ -58,13 +74,9 @@ def probe(url: str, body: bytes) -> None:
         ) from None
     finally:
         connection.close()
-    if 400 <= status < 500 and status != 429:
-        raise LoadtestError(
-            f"--url {url}: the service refuses the requests of this run: {status} {_detail(said)}"
-        )
 
 
-def _detail(said: bytes) -> str:
+def detail_of(said: bytes) -> str:
     """What a problem+json says, or the answer's beginning."""
     try:
         return str(json.loads(said)["detail"])

@@ -99,7 +99,7 @@ def test_every_command_has_help():
                 "bench",
             ),
         ),
-        ("loadtest", ("run", "knee", "compare")),
+        ("loadtest", ("run", "knee", "compare", "freshness")),
     ):
         done = subprocess.run(
             [sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True, cwd=ROOT

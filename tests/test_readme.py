@@ -56,7 +56,7 @@ def shell(script, cwd, accept=(0,)):
 def test_the_benchmarks_that_it_names_are_there(tree):
     """They take minutes and a quiet machine; short runs of them are in their own tests."""
     named = re.findall(r"^    (python -m .*?)\s+#", (ROOT / "README.md").read_text(), re.M)
-    assert len(named) == 7
+    assert len(named) == 8
     for command in named:
         shell(f"{command} --help", tree)
 

@@ -1,12 +1,15 @@
-"""A service that answers POST /v1/rank as told, on a port of its own; a small workspace to measure real ones."""
+"""Services that answer as told, on a port of their own; a small workspace to measure real ones."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pytest
 
@@ -44,17 +47,23 @@ class Stub:
         ]
         return 200, {"request_id": "r", "arm": "model", "model": self.model, "rung": rung, "ranking": ranking}
 
+    def respond(self, path: str, request: dict) -> tuple[int, dict]:
+        """There is nothing here but rankings."""
+        if not request:
+            return 404, {"detail": f"there is no {path}"}
+        self.requests.append(request)
+        return self.answer(request)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                length = int(head.split("content-length: ")[1].split("\r\n")[0])
-                request = json.loads(await reader.readexactly(length))
-                self.requests.append(request)
+                length = int(head.partition("content-length: ")[2].partition("\r\n")[0] or 0)
+                request = json.loads(await reader.readexactly(length) or "{}")
+                status, answer = self.respond(head.split()[1], request)
                 if self.wait_s:
                     await asyncio.sleep(self.wait_s)
-                status, answer = self.answer(request)
                 body = json.dumps(answer).encode()
                 kept = "close" if self.close else "keep-alive"
                 writer.write(
@@ -70,9 +79,80 @@ class Stub:
             writer.close()
 
 
+@dataclass
+class LiveStub(Stub):
+    """Takes events as well; what they say shows in its rankings `shows_after_s` later, if at all."""
+
+    shows_after_s: float | None = 0.1
+    events_status: int = 200
+    refuses: str = ""  # a kind of event
+    full_until: int | None = None  # so many rankings have the rung full, those after it are fallbacks
+    score: Callable[[str, str], float] | None = (
+        None  # of a viewer and a candidate; ranked by it, as given without
+    )
+    records: list[dict] = field(default_factory=list)
+    known: dict[str, float] = field(default_factory=dict)  # when each id was first posted
+
+    def respond(self, path: str, request: dict) -> tuple[int, dict]:
+        if path == "/v1/model":
+            return 200, {"surface": "any", "label": {"event": "join", "within_ms": 1}, "features": []}
+        if path == "/v1/events":
+            return self.take(request["records"])
+        if self.score:
+            score = self.score
+            ordered = sorted(request["candidates"], key=lambda c: -score(request["viewer"], c))
+            request = {**request, "candidates": ordered}
+        status, answer = super().respond(path, request)
+        if self.full_until is not None and len(self.requests) > self.full_until:
+            answer["rung"] = "fallback"
+        fell_back = answer.get("rung") == "fallback"
+        answer |= {
+            "unknown_viewer": not fell_back and not self.shows(request["viewer"]),
+            "unknown_candidates": [c for c in request["candidates"] if not self.shows(c)],
+            "freshness_ms": 7.5,
+        }
+        return status, answer
+
+    def take(self, records: list[dict]) -> tuple[int, dict]:
+        if self.events_status != 200:
+            return self.events_status, {"detail": "the log is full"}
+        good = [record for record in records if record.get("kind") != self.refuses or not self.refuses]
+        self.records += good
+        now = time.monotonic()
+        for record in good:
+            self.known.setdefault(record["viewer"] if record["type"] == "event" else record.get("id"), now)
+        refused = [
+            {"pointer": f"/records/{i}", "detail": "no such kind"}
+            for i, record in enumerate(records)
+            if record not in good
+        ]
+        return 200, {"accepted": len(good), "duplicates": 0, "rejected": refused}
+
+    def shows(self, name: str) -> bool:
+        at = self.known.get(name)
+        return (
+            at is not None and self.shows_after_s is not None and time.monotonic() - at >= self.shows_after_s
+        )
+
+
 @pytest.fixture
 def stub() -> Iterator[Stub]:
-    service = Stub()
+    with served(Stub()) as service:
+        yield service
+
+
+@pytest.fixture
+def live_stub() -> Iterator[LiveStub]:
+    with served(LiveStub()) as service:
+        yield service
+
+
+Served = TypeVar("Served", bound=Stub)
+
+
+@contextmanager
+def served(service: Served) -> Iterator[Served]:
+    """Serve until the block ends."""
     loop = asyncio.new_event_loop()
     started = threading.Event()
     stop: list[Callable[[], None]] = []
@@ -93,10 +173,12 @@ def stub() -> Iterator[Stub]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
     thread.start()
     assert started.wait(5)
-    yield service
-    stop[0]()
-    thread.join(5)
-    loop.close()
+    try:
+        yield service
+    finally:
+        stop[0]()
+        thread.join(5)
+        loop.close()
 
 
 @pytest.fixture(scope="session")

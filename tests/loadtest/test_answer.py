@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from loadtest.answer import Outcome, read_answer
+from loadtest.answer import Outcome, read_acknowledgement, read_answer
 
 
 def body(rung="full", model="m1", scores=(0.5, 0.25), **more):
@@ -38,3 +38,26 @@ def test_an_answer_that_is_not_as_documented_is_an_error(garbled):
 
 def test_an_answer_that_lacks_a_candidate_is_an_error():
     assert read_answer(200, body(), 3) == (Outcome("wrong number of candidates", False), 0)
+
+
+def acknowledged(accepted, **more):
+    return json.dumps({"accepted": accepted, "duplicates": 0, "rejected": [], **more}).encode()
+
+
+def test_records_count_when_they_are_acknowledged():
+    assert read_acknowledgement(200, acknowledged(3), 3) == (Outcome("accepted", True), 3)
+
+
+def test_records_that_are_not_taken_are_an_error_and_the_others_count():
+    rejected = [{"pointer": "/records/1", "detail": "no such kind"}]
+    assert read_acknowledgement(200, acknowledged(2, rejected=rejected), 3) == (
+        Outcome("records refused", False),
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "name"), [(503, b"", "HTTP 503"), (200, b"{}", "unreadable answer")]
+)
+def test_posted_records_without_an_acknowledgement_are_an_error(status, said, name):
+    assert read_acknowledgement(status, said, 1) == (Outcome(name, False), 0)

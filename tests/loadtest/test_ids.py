@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.ids import read_ids, read_log_ids
+from loadtest.ids import read_ids, read_log_ids, read_log_kinds
 
 
 def file_of(tmp_path, content):
@@ -136,3 +136,15 @@ def test_no_log_and_no_parquet_are_refused(tmp_path):
     (tmp_path / "exposures.parquet").write_text("not parquet")
     with pytest.raises(LoadtestError, match="not readable as Parquet"):
         read_log_ids(tmp_path, 1)
+
+
+def test_kinds_of_events_are_counted_without_impressions(tmp_path):
+    table = pa.table({"kind": ["join", "click", "click", "impression"]})
+    pq.write_table(table, tmp_path / "events.parquet")
+    assert read_log_kinds(tmp_path) == {"click": 2, "join": 1}
+
+
+def test_a_log_of_impressions_alone_has_no_kinds(tmp_path):
+    pq.write_table(pa.table({"kind": ["impression"]}), tmp_path / "events.parquet")
+    with pytest.raises(LoadtestError, match="its events are none of a viewer's"):
+        read_log_kinds(tmp_path)
