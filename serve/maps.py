@@ -90,7 +90,7 @@ def apply_to_map(
 ) -> None:
     """Apply records `[N]` to a map; those neither `hit` nor `over`, and those of viewer 0, change nothing."""
     if len(viewers) == 1:  # the commonest call in training
-        if viewers[0] and len(pairs.keys):
+        if viewers[0] and (hit[0] or over[0]) and len(pairs.keys):
             _apply(m, parts, Round(viewers, ts_ms, hit, *pairs))
         return
     turn = _turns(np.where(hit | over, viewers, 0))
@@ -173,6 +173,7 @@ def _add(m: Map, parts: Parts, at: I64, now: Round) -> None:
     if late_ms.any():
         arrived = arrived * np.exp2(-late_ms / m.half_life_ms)
     decay = np.exp2((old_ms - new_ms) / m.half_life_ms)
-    event[at] = event[at] * decay + np.where(hit, arrived, 0.0)
-    over[at] = over[at] * decay + np.where(hit, 0.0, arrived)
+    hits = arrived * hit
+    event[at] = event[at] * decay + hits
+    over[at] = over[at] * decay + (arrived - hits)
     ms[at] = new_ms

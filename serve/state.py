@@ -23,7 +23,7 @@ from serve.surface import Field, Surface
 
 I64 = NDArray[np.int64]
 Record = NDArray[np.void]
-WORTH_A_ROUND = 6  # records: fewer are quicker one by one
+WORTH_A_ROUND = 16  # records: fewer are quicker one by one, most being of one viewer
 AT_ONCE = 1 << 14  # candidates, and RECORD for each record: what is built of them stays within some MB
 RECORD = 32
 NEVER_MS = np.iinfo(np.int64).max  # the end of a candidate whose end is not known
