@@ -33,8 +33,8 @@ class RedisStore:
     Keys, each after `tabrank:{name}:`, so that a cluster keeps them together (G: the generation, which
     changes when the whole content is replaced):
 
-    - `meta`: a hash of id, format, epoch, lease, seq, floor, and the last generation given out
-    - `generation`: the one to read
+    - `meta`: a hash of id, format, epoch, lease, seq, floor, generation, and the last generation given out
+    - `now`: generation, seq and id once more, as one value, so that an MGET of viewers tells whose rows they are
     - `journal`: a stream whose ids are the numbers
     - `G:v:ID`: a viewer's row
     - `G:rows`, `G:order`, `G:removed`: rows of candidates (a hash), the number of each one's change, and the
@@ -75,32 +75,22 @@ class RedisStore:
 
     def viewers(self, ids: Sequence[str]) -> list[bytes | None]:
         """See `Store`."""
-        names = [_encode(id_) for id_ in ids]
         with self._server() as server:
-            while True:
-                # One MGET is one moment: where it tells of another generation, the rows are none of it.
-                generation = self._generation
-                at = self._prefix + generation + b":v:"
-                keys = [at + name for name in names]
-                found: list[Any] = server.execute_command("MGET", self._prefix + b"generation", *keys)
-                if self._present(found[0]) == generation or not ids:
-                    return found[1:]
-                self._generation = found[0]
+            return self._mget(server, ids)[1]
 
     def changes(self, since: int) -> Changes:
         """See `Store`."""
-        return self.read([], since)[1]
+        with self._server() as server:
+            return self._read(server, [], since)[1]
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
-        """See `Store`."""
-        known = self._id if since else b""
+        """See `Store`; where nothing changed, and that is nearly always, it is one MGET."""
         with self._server() as server:
-            read = self._run(server, READ, since, known, *map(_encode, ids))
-        id_, seq, viewers, names, rows = self._present(read)
-        if not known:
-            self._id = id_
-        found = zip(map(_decode, names), rows, strict=True)
-        return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
+            if since and self._id:
+                (_, seq, id_), rows = self._mget(server, ids)
+                if id_ == self._id and int(seq) == since:
+                    return rows, Changes(since, {})
+            return self._read(server, ids, since)
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
@@ -129,10 +119,10 @@ class RedisStore:
         journal: bytes = b"",
     ) -> None:
         """See `Store`; how durable it is, the server's settings say."""
-        token, _ = self._lease.held()
         with self._writing, self._server() as server:
+            token, _ = self._lease.held()
             if replace:
-                self._replace(server, seq, viewers, candidates, journal)
+                self._replace(server, token, seq, viewers, candidates, journal)
                 return
             rows = chain(_flat(viewers), _flat(candidates))
             found = self._run(server, COMMIT, token, seq, journal, MAX_REMOVED, 2 * len(viewers), *rows)
@@ -140,8 +130,8 @@ class RedisStore:
 
     def trim(self, through: int) -> None:
         """See `Store`."""
-        token, _ = self._lease.held()
         with self._writing, self._server() as server:
+            token, _ = self._lease.held()
             self._check(self._run(server, TRIM, token, through + 1))
 
     def close(self) -> None:
@@ -149,6 +139,29 @@ class RedisStore:
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def _mget(self, server: redis.Redis, ids: Sequence[str]) -> tuple[list[bytes], list[bytes | None]]:
+        """Generation, number and id of the store, and the rows: one MGET is one moment."""
+        names = [_encode(id_) for id_ in ids]
+        while True:
+            generation = self._generation  # other threads change it too
+            at = self._prefix + generation + b":v:"
+            found = server.execute_command("MGET", self._prefix + b"now", *[at + name for name in names])
+            now = self._present(found[0]).split(b" ")
+            if now[0] == generation:
+                return now, found[1:]
+            self._generation = now[0]
+
+    def _read(
+        self, server: redis.Redis, ids: Sequence[str], since: int
+    ) -> tuple[list[bytes | None], Changes]:
+        known = self._id if since else b""
+        read = self._run(server, READ, since, known, *map(_encode, ids))
+        id_, seq, viewers, names, rows = self._present(read)
+        if not known:
+            self._id = id_
+        found = zip(map(_decode, names), rows, strict=True)
+        return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
 
     def _begin(self) -> None:
         with self._server() as server:
@@ -173,7 +186,8 @@ class RedisStore:
 
     def _check_format(self) -> None:
         with self._server() as server:
-            written = self._present(server.execute_command("HGET", self._meta, b"format"))
+            written, generation = server.execute_command("HMGET", self._meta, b"format", b"generation")
+        self._generation = self._present(generation)
         if written != FORMAT:
             raise StoreUnavailable(
                 f"the store {self._name} at {self._where} has format {written!r}, not {FORMAT!r}; delete its keys "
@@ -183,12 +197,12 @@ class RedisStore:
     def _replace(
         self,
         server: redis.Redis,
+        token: bytes,
         seq: int,
         viewers: Mapping[str, bytes],
         candidates: Mapping[str, bytes],
         journal: bytes,
     ) -> None:
-        token, _ = self._lease.held()
         found = self._run(server, STAGE, token)
         self._check(found, seq)
         generation, floor, live, removed = found[3:]

@@ -29,14 +29,20 @@ if not found[1] then return false end
 if found[1] ~= ARGV[1] then return found end
 """
 
+_SHOW = """
+redis.call('SET', p .. 'now', table.concat(redis.call('HMGET', meta, 'generation', 'seq', 'id'), ' '))
+"""
+
 # id, format
-BEGIN = Script("""
-local meta = KEYS[1] .. 'meta'
-if redis.call('HSETNX', meta, 'id', ARGV[1]) == 1 then
-  redis.call('HSET', meta, 'format', ARGV[2], 'lease', '', 'epoch', 0, 'seq', 0, 'floor', 0, 'generations', 1)
-  redis.call('SET', KEYS[1] .. 'generation', '1')
-end
-""")
+BEGIN = Script(
+    """
+local p, meta = KEYS[1], KEYS[1] .. 'meta'
+if redis.call('HSETNX', meta, 'id', ARGV[1]) == 0 then return end
+redis.call('HSET', meta, 'format', ARGV[2], 'lease', '', 'epoch', 0, 'seq', 0, 'floor', 0)
+redis.call('HSET', meta, 'generation', 1, 'generations', 1)
+"""
+    + _SHOW
+)
 
 # token → epoch
 TAKE = Script("""
@@ -50,9 +56,9 @@ return redis.call('HINCRBY', meta, 'epoch', 1)
 # Lua passes on no more than some 8,000 values at once.
 READ = Script("""
 local p = KEYS[1]
-local id, seq, floor = unpack(redis.call('HMGET', p .. 'meta', 'id', 'seq', 'floor'))
+local id, generation, seq, floor = unpack(redis.call('HMGET', p .. 'meta', 'id', 'generation', 'seq', 'floor'))
 if not id then return false end
-local at = p .. redis.call('GET', p .. 'generation') .. ':'
+local at = p .. generation .. ':'
 local function get(rows, command, key, names)
   for first = 1, #names, 4000 do
     local some = {unpack(names, first, math.min(first + 3999, #names))}
@@ -79,7 +85,7 @@ COMMIT = Script(
     + """
 local seq = ARGV[2]
 if tonumber(seq) <= tonumber(found[3]) then return found end
-local at = p .. redis.call('GET', p .. 'generation') .. ':'
+local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 local rows, order, removed = at .. 'rows', at .. 'order', at .. 'removed'
 local candidates = 6 + tonumber(ARGV[5])
 for i = 6, candidates - 1, 2 do
@@ -109,15 +115,16 @@ if num_removed > most then
 end
 if ARGV[3] ~= '' then redis.call('XADD', p .. 'journal', seq .. '-0', 'e', ARGV[3]) end
 redis.call('HSET', meta, 'seq', seq)
-return found
 """
+    + _SHOW
+    + "return found"
 )
 
 # token → lease, epoch, number, a new generation, floor, ids of live candidates, of removed ones with their numbers
 STAGE = Script(
     _FOUND
     + """
-local at = p .. redis.call('GET', p .. 'generation') .. ':'
+local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 found[4] = redis.call('HINCRBY', meta, 'generations', 1)
 found[5] = redis.call('HGET', meta, 'floor')
 found[6] = redis.call('HKEYS', at .. 'rows')
@@ -131,13 +138,13 @@ REPLACE = Script(
     _FOUND
     + """
 if tonumber(ARGV[2]) <= tonumber(found[3]) then return found end
-local at = p .. redis.call('GET', p .. 'generation') .. ':'
-redis.call('SET', p .. 'generation', ARGV[4])
+local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 redis.call('UNLINK', at .. 'rows', at .. 'order', at .. 'removed', p .. 'journal')
 if ARGV[3] ~= '' then redis.call('XADD', p .. 'journal', ARGV[2] .. '-0', 'e', ARGV[3]) end
-redis.call('HSET', meta, 'seq', ARGV[2], 'floor', ARGV[5])
-return found
+redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[5])
 """
+    + _SHOW
+    + "return found"
 )
 
 # token, number of the first entry to keep

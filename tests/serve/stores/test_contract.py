@@ -364,6 +364,17 @@ def test_the_oldest_removals_are_forgotten_and_who_missed_them_is_told_to_start_
     assert store.changes(8) == Changes(9, {ids[0]: b"9", ids[-1]: b"9"})
 
 
+def test_a_candidate_that_came_back_is_not_forgotten_with_the_removed(open_: Open) -> None:
+    store = open_()
+    ids = [f"room {number}" for number in range(MAX_REMOVED)]
+    store.commit(1, {}, dict.fromkeys([*ids, "back", "gone"], b"1"))
+    store.commit(2, {}, {"back": b"", "gone": b""})
+    store.commit(3, {}, {"back": b"3"})
+    store.commit(4, {}, dict.fromkeys(ids, b""))
+    assert store.changes(0).rows == {"back": b"3", **dict.fromkeys(ids, b"")}
+    assert (store.changes(1).seq, store.changes(2).seq) == (0, 4), "room was made by forgetting what was gone"
+
+
 def test_removals_by_replacing_are_forgotten_alike(open_: Open) -> None:
     store = open_()
     ids = [f"room {number}" for number in range(MAX_REMOVED + 1)]
