@@ -89,11 +89,14 @@ def load(
 ) -> None:
     """Fill the store with the state that a log leaves."""
     from serve.load import load as fill
+    from serve.stores.opening import shown
     from serve.surface import load_surface
 
     until_ms = None if until is None else milliseconds(until, "--until")
     counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms)
-    _answer(counts, as_json, f"{store}: {counts['viewers']} viewers, {counts['candidates']} candidates")
+    _answer(
+        counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates"
+    )
 
 
 @bench.command()

@@ -20,7 +20,9 @@ def load(
     Whatever the store held is replaced. Answers how many viewers and candidates there are.
     """
     if store_url.startswith("memory:"):
-        raise TabrankError(f"--store: {store_url!r} would end with this command; name lmdb:PATH")
+        raise TabrankError(
+            f"--store: {store_url!r} would end with this command; name lmdb:PATH or redis://HOST:PORT/DB"
+        )
     schema = Schema(surface)
     records = read_log(log, surface)
     replay = Replay(schema, records)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis_server import MISSING, RedisServer, find_server
 from tiny import TOML, tables
 
 from serve.log import write_log
@@ -39,3 +41,14 @@ def ranklens() -> Path:
     pytest.skip(
         "RankLens is missing: set TABRANK_RANKLENS to the folder with impressions.csv.gz and items.csv.gz"
     )
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A running Redis server; whoever stops it starts it again."""
+    if find_server() is None:
+        pytest.skip(MISSING)
+    server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendfsync", "always")
+    server.start()
+    yield server
+    server.stop()

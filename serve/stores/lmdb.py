@@ -17,13 +17,12 @@ import lmdb
 
 from serve.errors import StoreUnavailable
 from serve.stores.lease import Lease, check_seq
-from serve.stores.protocol import MAX_REMOVED, Changes
+from serve.stores.protocol import LOAD, MAX_REMOVED, Changes
 
 MAP_SIZE = 64 << 30
 """Bytes of address space mapped, the most that a store can hold; the file takes only what was written."""
 MAX_READERS = 1024
 FORMAT = b"2"
-LOAD = "`python -m serve load --log LOG`"
 DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
 # LMDB takes keys of up to 511 bytes, and a key of `changes` spends 8 of them on the number.
 MAX_PLAIN_KEY = 480

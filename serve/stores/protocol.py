@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+LOAD = "`python -m serve load --log LOG`"
 MAX_REMOVED = 10_000
 """Removed candidates that a store remembers. Past this it forgets the oldest down to half, but none of the
 newest commit; a reader that had not yet seen a forgotten removal is told to start again (see `Changes`)."""

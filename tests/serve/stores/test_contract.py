@@ -9,16 +9,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis_server import RedisServer
 
 from serve.errors import LeaseLost, StoreUnavailable, TabrankError
 from serve.stores.opening import open_store
 from serve.stores.protocol import MAX_REMOVED, Changes, Store
 
-ADDRESSES: dict[str, Callable[[], str]] = {
-    "memory": lambda: f"memory:{uuid.uuid4().hex}",
-    "lmdb": lambda: f"lmdb:{uuid.uuid4().hex}",
+
+def empty_redis(request: pytest.FixtureRequest) -> str:
+    server: RedisServer = request.getfixturevalue("redis_server")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+    return server.url
+
+
+ADDRESSES: dict[str, Callable[[pytest.FixtureRequest], str]] = {
+    "memory": lambda request: f"memory:{uuid.uuid4().hex}",
+    "lmdb": lambda request: f"lmdb:{uuid.uuid4().hex}",
+    "redis": empty_redis,
 }
 FINGERPRINT = "0123456789abcdef" * 4
 AWKWARD_IDS = [
@@ -36,10 +47,14 @@ AWKWARD_IDS = [
 Open = Callable[..., Store]
 
 
-@pytest.fixture(params=ADDRESSES)
+@pytest.fixture(
+    params=[
+        pytest.param(kind, marks=[pytest.mark.integration] if kind == "redis" else []) for kind in ADDRESSES
+    ]
+)
 def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the test's own store, as its writer with the lease unless told otherwise."""
-    url = ADDRESSES[request.param]()
+    url = ADDRESSES[request.param](request)
     opened: list[Store] = []
 
     def call(
@@ -347,6 +362,37 @@ def test_the_oldest_removals_are_forgotten_and_who_missed_them_is_told_to_start_
     assert len(store.changes(0).rows) == MAX_REMOVED // 2 + 1
     store.commit(9, {}, {ids[0]: b"9", ids[-1]: b"9"})
     assert store.changes(8) == Changes(9, {ids[0]: b"9", ids[-1]: b"9"})
+
+
+def test_a_candidate_that_came_back_is_not_forgotten_with_the_removed(open_: Open) -> None:
+    store = open_()
+    ids = [f"room {number}" for number in range(MAX_REMOVED)]
+    store.commit(1, {}, dict.fromkeys([*ids, "back", "gone"], b"1"))
+    store.commit(2, {}, {"back": b"", "gone": b""})
+    store.commit(3, {}, {"back": b"3"})
+    store.commit(4, {}, dict.fromkeys(ids, b""))
+    assert store.changes(0).rows == {"back": b"3", **dict.fromkeys(ids, b"")}
+    assert (store.changes(1).seq, store.changes(2).seq) == (0, 4), "room was made by forgetting what was gone"
+
+
+def test_removals_by_replacing_are_forgotten_alike(open_: Open) -> None:
+    store = open_()
+    ids = [f"room {number}" for number in range(MAX_REMOVED + 1)]
+    store.commit(1, {}, dict.fromkeys([*ids, "stays"], b"1"))
+    store.commit(2, {}, dict.fromkeys(ids[:100], b""))
+    store.commit(3, {}, {"stays": b"3"}, replace=True)
+    assert store.changes(1) == Changes(0, {})
+    assert store.changes(2).rows == {"stays": b"3", **dict.fromkeys(ids[100:], b"")}
+    store.commit(4, {}, {ids[-1]: b"4", ids[0]: b"4"}, replace=True)
+    assert store.changes(3) == Changes(4, {ids[-1]: b"4", ids[0]: b"4", "stays": b""})
+    store.commit(5, {}, dict.fromkeys(ids[100:200], b"5"))
+    store.commit(6, {}, dict.fromkeys(ids[100:200], b""))
+    assert len(store.changes(3).rows) == 103
+    assert len(store.changes(0).rows) == MAX_REMOVED - 97
+    store.commit(7, {}, dict.fromkeys(map(str, range(MAX_REMOVED)), b"7"))
+    store.commit(8, {}, {}, replace=True)
+    assert store.changes(5) == Changes(0, {})
+    assert len(store.changes(7).rows) == MAX_REMOVED + 2
 
 
 def test_readers_in_threads_see_whole_commits(open_: Open) -> None:

@@ -1,0 +1,324 @@
+"""The store for more than one machine: a Redis or Valkey server, one value per viewer, one MGET per batch."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from serve.errors import StoreUnavailable, TabrankError
+from serve.stores.lease import Lease, check_seq
+from serve.stores.protocol import LOAD, MAX_REMOVED, Changes
+from serve.stores.redis_scripts import BEGIN, COMMIT, READ, REPLACE, STAGE, TAKE, TRIM, Script
+
+T = TypeVar("T")
+log = logging.getLogger("tabrank")
+FORMAT = b"1"
+TIMEOUT_S = 1.0
+CHUNK = 1000  # rows that one command of a replacing commit writes, and keys that one deletes
+
+
+class RedisStore:
+    """`Store` at a `redis://` or `rediss://` address; `name` tells surfaces and state schemas apart.
+
+    Keys, each after `tabrank:{name}:`, so that a cluster keeps them together (G: the generation, which
+    changes when the whole content is replaced):
+
+    - `meta`: a hash of id, format, epoch, lease, seq, floor, generation, and the last generation given out
+    - `now`: generation, seq and id once more, as one value, so that an MGET of viewers tells whose rows they are
+    - `journal`: a stream whose ids are the numbers
+    - `G:v:ID`: a viewer's row
+    - `G:rows`, `G:order`, `G:removed`: rows of candidates (a hash), the number of each one's change, and the
+      numbers of those that are removed (sorted sets)
+
+    A commit is one script, which no other command comes between; a few ten thousand rows keep it under the
+    timeout. One that replaces all writes in pieces beside what is there, then one script makes it the content.
+    What a broken-off one leaves is deleted by the next.
+
+    Durability is the server's: with `appendonly yes` and `appendfsync always` a commit is on disk when it
+    returns; with `everysec` a crash of the machine costs the last second or two; without `appendonly` all since
+    the last snapshot. A replica that takes over may lack the last commits: readers then start anew, and the
+    writer finds its lease lost or its numbers ahead.
+    """
+
+    def __init__(self, url: str, name: str, *, writable: bool) -> None:
+        self._name = name
+        self._prefix = b"tabrank:{%s}:" % name.encode()
+        self._meta = self._prefix + b"meta"
+        self._lease = Lease(writable=writable)
+        self._writing = threading.Lock()
+        self._client: redis.Redis | None = _client(url)
+        self._where = _where(url, self._client)
+        self._generation = b""
+        self._id = b""  # of the store whose changes were last given out from the start
+        try:
+            if writable:
+                self._begin()
+            self._check_format()
+        except BaseException:
+            self.close()
+            raise
+
+    def seq(self) -> int:
+        """See `Store`."""
+        with self._server() as server:
+            return int(self._present(server.execute_command("HGET", self._meta, b"seq")))
+
+    def viewers(self, ids: Sequence[str]) -> list[bytes | None]:
+        """See `Store`."""
+        with self._server() as server:
+            return self._mget(server, ids)[1]
+
+    def changes(self, since: int) -> Changes:
+        """See `Store`."""
+        with self._server() as server:
+            return self._read(server, [], since)[1]
+
+    def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
+        """See `Store`; where nothing changed, and that is nearly always, it is one MGET."""
+        with self._server() as server:
+            if since and self._id:
+                (_, seq, id_), rows = self._mget(server, ids)
+                if id_ == self._id and int(seq) == since:
+                    return rows, Changes(since, {})
+            return self._read(server, ids, since)
+
+    def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """See `Store`."""
+        with self._server() as server:
+            entries = server.execute_command(
+                "XRANGE", self._prefix + b"journal", f"{after + 1}-0", "+", "COUNT", limit
+            )
+            if not entries:
+                self._present(server.execute_command("EXISTS", self._meta))
+        return [(int(number.partition(b"-")[0]), fields[b"e"]) for number, fields in entries]
+
+    def take_lease(self) -> int:
+        """See `Store`."""
+        self._lease.require_writable()
+        token = secrets.token_hex(8).encode()  # epochs repeat where a replica without the last one takes over
+        with self._writing, self._server() as server:
+            return self._lease.take(token, int(self._present(self._run(server, TAKE, token))))
+
+    def commit(
+        self,
+        seq: int,
+        viewers: Mapping[str, bytes],
+        candidates: Mapping[str, bytes],
+        *,
+        replace: bool = False,
+        journal: bytes = b"",
+    ) -> None:
+        """See `Store`; how durable it is, the server's settings say."""
+        with self._writing, self._server() as server:
+            token, _ = self._lease.held()
+            if replace:
+                self._replace(server, token, seq, viewers, candidates, journal)
+                return
+            rows = chain(_flat(viewers), _flat(candidates))
+            found = self._run(server, COMMIT, token, seq, journal, MAX_REMOVED, 2 * len(viewers), *rows)
+            self._check(found, seq)
+
+    def trim(self, through: int) -> None:
+        """See `Store`."""
+        with self._writing, self._server() as server:
+            token, _ = self._lease.held()
+            self._check(self._run(server, TRIM, token, through + 1))
+
+    def close(self) -> None:
+        """See `Store`."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _mget(self, server: redis.Redis, ids: Sequence[str]) -> tuple[list[bytes], list[bytes | None]]:
+        """Generation, number and id of the store, and the rows: one MGET is one moment."""
+        names = [_encode(id_) for id_ in ids]
+        while True:
+            generation = self._generation  # other threads change it too
+            at = self._prefix + generation + b":v:"
+            found = server.execute_command("MGET", self._prefix + b"now", *[at + name for name in names])
+            now = self._present(found[0]).split(b" ")
+            if now[0] == generation:
+                return now, found[1:]
+            self._generation = now[0]
+
+    def _read(
+        self, server: redis.Redis, ids: Sequence[str], since: int
+    ) -> tuple[list[bytes | None], Changes]:
+        known = self._id if since else b""
+        read = self._run(server, READ, since, known, *map(_encode, ids))
+        id_, seq, viewers, names, rows = self._present(read)
+        if not known:
+            self._id = id_
+        found = zip(map(_decode, names), rows, strict=True)
+        return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
+
+    def _begin(self) -> None:
+        with self._server() as server:
+            self._run(server, BEGIN, secrets.token_hex(8), FORMAT)
+            try:
+                info = server.execute_command("INFO")
+            except redis.ResponseError:  # some do not let their users ask
+                return
+        if not info.get("aof_enabled"):
+            log.warning(
+                "the store at %s has appendonly off: what is committed is lost when the server ends before its next "
+                "snapshot; set `appendonly yes`",
+                self._where,
+            )
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            log.warning(
+                "the store at %s throws rows away when memory is short (maxmemory-policy %s); set `noeviction`",
+                self._where,
+                policy,
+            )
+
+    def _check_format(self) -> None:
+        with self._server() as server:
+            written, generation = server.execute_command("HMGET", self._meta, b"format", b"generation")
+        self._generation = self._present(generation)
+        if written != FORMAT:
+            raise StoreUnavailable(
+                f"the store {self._name} at {self._where} has format {written!r}, not {FORMAT!r}; delete its keys "
+                f"{self._prefix.decode()}* and run {LOAD} again"
+            )
+
+    def _replace(
+        self,
+        server: redis.Redis,
+        token: bytes,
+        seq: int,
+        viewers: Mapping[str, bytes],
+        candidates: Mapping[str, bytes],
+        journal: bytes,
+    ) -> None:
+        found = self._run(server, STAGE, token)
+        self._check(found, seq)
+        generation, floor, live, removed = found[3:]
+        at = b"%s%d:" % (self._prefix, generation)
+        for pairs in _chunks((at + b"v:" + _encode(id_), row) for id_, row in viewers.items() if row):
+            server.execute_command("MSET", *chain.from_iterable(pairs))
+        rows = {_encode(id_): row for id_, row in candidates.items() if row}
+        for pairs in _chunks(rows.items()):
+            server.execute_command("HSET", at + b"rows", *chain.from_iterable(pairs))
+        numbers, floor = _removals(live, removed, rows, seq, int(floor))
+        for key, scores in ((b"order", numbers | dict.fromkeys(rows, seq)), (b"removed", numbers)):
+            for scored in _chunks((number, id_) for id_, number in scores.items()):
+                server.execute_command("ZADD", at + key, *chain.from_iterable(scored))
+        self._check(self._run(server, REPLACE, token, seq, journal, generation, floor), seq)
+        try:
+            self._delete_before(server, generation)
+        except (redis.RedisError, OSError) as error:  # the commit stands: the next one deletes what is left
+            log.warning("the rows before in the store at %s are not yet deleted: %s", self._where, error)
+
+    def _delete_before(self, server: redis.Redis, generation: int) -> None:
+        """Delete the viewers of the generations before this one; a later one may be under way."""
+        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"[0-9]*:*"
+        cursor: int | bytes = 0
+        while True:
+            cursor, keys = server.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", CHUNK)
+            old = [key for key in keys if int(key[len(self._prefix) :].partition(b":")[0]) < generation]
+            if old:
+                server.execute_command("UNLINK", *old)
+            if not int(cursor):
+                return
+
+    @contextmanager
+    def _server(self) -> Iterator[redis.Redis]:
+        if self._client is None:
+            raise StoreUnavailable(f"the store at {self._where} is closed; open it again")
+        try:
+            yield self._client
+        except (redis.RedisError, OSError) as error:
+            raise StoreUnavailable(f"the store at {self._where} cannot be used: {error}") from error
+
+    def _run(self, server: redis.Redis, script: Script, *arguments: object) -> Any:
+        try:
+            return server.execute_command("EVALSHA", script.sha, 1, self._prefix, *arguments)
+        except redis.exceptions.NoScriptError:  # the server was started since
+            return server.execute_command("EVAL", script.text, 1, self._prefix, *arguments)
+
+    def _present(self, found: Any) -> Any:
+        """What was found, which nothing is but an absent store."""
+        if not found:
+            raise StoreUnavailable(f"there is no store {self._name} at {self._where}; make it with {LOAD}")
+        return found
+
+    def _check(self, found: Any, seq: int | None = None) -> int:
+        """The stored number, as a script answered it with lease and epoch; raises as `commit` does."""
+        lease, epoch, stored = self._present(found)[:3]
+        self._lease.check(lease, int(epoch))
+        if seq is not None:
+            check_seq(seq, int(stored))
+        return int(stored)
+
+
+def _client(url: str) -> redis.Redis:
+    # No retries: a commit whose answer was lost may be written. A stale connection is replaced before it is used.
+    settings: dict[str, Any] = {
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    try:
+        client = redis.Redis.from_url(url, **settings)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # an option that does not exist shows only here
+    except (TypeError, ValueError):  # not what they say: it may hold the password
+        raise TabrankError(
+            "store: this is no address of a Redis server; use redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS"
+        ) from None
+    return client
+
+
+def _where(url: str, client: redis.Redis) -> str:
+    """The address without user and password."""
+    at = client.connection_pool.connection_kwargs
+    return f"{url.partition(':')[0]}://{at.get('host', 'localhost')}:{at.get('port', 6379)}/{at.get('db', 0)}"
+
+
+def _removals(
+    live: Iterable[bytes], removed: Sequence[bytes], named: Collection[bytes], seq: int, floor: int
+) -> tuple[dict[bytes, int], int]:
+    """The numbers of the removed candidates once all but `named` are, as many as are remembered; the floor."""
+    before = zip(removed[::2], removed[1::2], strict=True)
+    numbers = {id_: int(float(number)) for id_, number in before if id_ not in named}
+    numbers |= {id_: seq for id_ in live if id_ not in named}
+    if len(numbers) > MAX_REMOVED:
+        for id_, number in list(numbers.items())[: len(numbers) - MAX_REMOVED // 2]:
+            if number < seq:
+                del numbers[id_]
+                floor = number
+    return numbers, floor
+
+
+def _flat(rows: Mapping[str, bytes]) -> Iterator[bytes]:
+    for id_, row in rows.items():
+        yield _encode(id_)
+        yield row
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
+
+
+def _encode(id_: str) -> bytes:
+    return id_.encode("utf-8", "surrogatepass")
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")

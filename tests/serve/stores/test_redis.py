@@ -1,0 +1,428 @@
+"""What is Redis's own: a server that ends, hangs, fills up or is emptied, and what may not be said of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis_server import MISSING, RedisServer, find_server
+from tiny import TOML
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.errors import LeaseLost, StoreUnavailable, TabrankError
+from serve.state import Schema
+from serve.stores.opening import open_store
+from serve.stores.protocol import Changes
+from serve.stores.redis import CHUNK, RedisStore
+from serve.stores.redis_scripts import REPLACE
+from serve.surface import Surface
+
+NAME = "spaces-0123456789ab"
+needs_server = pytest.mark.integration
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> Iterator[RedisServer]:
+    """The server, empty."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    yield redis_server
+    if redis_server.process is None:
+        redis_server.start()
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Iterator[RedisStore]:
+    """A writer that holds the lease; one commit was made."""
+    store = RedisStore(server.url, NAME, writable=True)
+    store.take_lease()
+    store.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
+    yield store
+    store.close()
+
+
+def holds_the_first_commit(store: RedisStore) -> bool:
+    rows, changes = store.read(["ann", "bob"], 0)
+    return (rows, changes.seq, changes.rows, store.journal(0, 9)) == (
+        [b"1", None],
+        1,
+        {"x": b"1"},
+        [(1, b"one")],
+    )
+
+
+@needs_server
+def test_a_server_that_is_gone_is_unavailable_until_it_is_back(
+    server: RedisServer, store: RedisStore
+) -> None:
+    reader = RedisStore(server.url, NAME, writable=False)
+    assert reader.viewers(["ann"]) == [b"1"]
+    server.kill()
+    calls = (
+        reader.seq,
+        lambda: reader.viewers(["ann"]),
+        lambda: reader.changes(1),
+        lambda: reader.read(["ann"], 0),
+        lambda: reader.journal(0, 1),
+        store.take_lease,
+        lambda: store.commit(2, {}, {}),
+        lambda: store.commit(2, {}, {}, replace=True),
+        lambda: store.trim(1),
+        lambda: RedisStore(server.url, NAME, writable=False),
+    )
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match=rf"redis://127\.0\.0\.1:{server.port}/0 cannot be used"):
+            call()
+    server.start()
+    assert holds_the_first_commit(reader)
+    assert reader.viewers(["ann"]) == [b"1"]
+    store.commit(2, {"ann": b"2"}, {})
+    assert reader.viewers(["ann"]) == [b"2"]
+    reader.close()
+
+
+@needs_server
+def test_a_server_that_hangs_is_unavailable_after_the_timeout(server: RedisServer, store: RedisStore) -> None:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        for call in (store.seq, lambda: store.commit(2, {"ann": b"2"}, {})):
+            begun = time.monotonic()
+            with pytest.raises(StoreUnavailable, match=r"[Tt]ime"):
+                call()
+            assert time.monotonic() - begun < 10, "without a timeout it would be for ever"
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert store.seq() in (1, 2), "an answer that was lost says nothing of the commit; the number does"
+    assert store.viewers(["ann"]) == [str(store.seq()).encode()]
+
+
+@needs_server
+def test_a_killed_server_has_every_commit_that_it_acknowledged(
+    server: RedisServer, store: RedisStore
+) -> None:
+    ids = [str(number) for number in range(100)]
+    store.commit(3, {}, {}, replace=True, journal=b"3")
+    acknowledged = 3
+
+    def commit_forever() -> None:
+        nonlocal acknowledged
+        try:
+            while True:
+                seq = acknowledged + 1
+                rows = dict.fromkeys(ids, str(seq).encode() * 100)
+                store.commit(seq, rows, rows, replace=seq % 3 == 0, journal=str(seq).encode())
+                acknowledged = seq
+        except StoreUnavailable:
+            pass
+
+    for _ in range(3):
+        before = acknowledged
+        thread = threading.Thread(target=commit_forever)
+        thread.start()
+        time.sleep(0.2)
+        server.kill()
+        thread.join()
+        server.start()
+        rows, changes = store.read(ids, 0)
+        assert acknowledged > before, "it went on where the last one was killed"
+        assert changes.seq in (acknowledged, acknowledged + 1)
+        row = str(changes.seq).encode() * 100
+        assert (set(rows), {changes.rows[id_] for id_ in ids}) == ({row}, {row})
+        since_replaced = range(changes.seq - changes.seq % 3, changes.seq + 1)
+        assert store.journal(0, 9) == [(seq, str(seq).encode()) for seq in since_replaced]
+        acknowledged = changes.seq
+
+
+@needs_server
+def test_another_process_reads_what_was_committed(server: RedisServer, store: RedisStore) -> None:
+    code = (
+        "import sys; from serve.stores.redis import RedisStore; "
+        f"s = RedisStore(sys.argv[1], {NAME!r}, writable=False); print(s.read(['ann'], 0), s.journal(0, 1)); s.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, server.url]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "([b'1'], Changes(seq=1, rows={'x': b'1'})) [(1, b'one')]"
+
+
+@needs_server
+def test_threads_share_one_handle(store: RedisStore) -> None:
+    failed: list[object] = []
+
+    def read() -> None:
+        for _ in range(100):
+            rows, changes = store.read(["ann"], 0)
+            if rows != [str(changes.seq).encode()] or None in store.viewers(["ann"]):
+                failed.append((rows, changes))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for seq in range(2, 60):
+        row = str(seq).encode()
+        store.commit(seq, {"ann": row}, {"x": row}, replace=seq % 2 == 0)
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+@needs_server
+def test_a_batch_of_viewers_is_one_command_and_so_is_a_read_where_nothing_changed(
+    store: RedisStore, client: redis.Redis
+) -> None:
+    ids = ["ann", *(f"viewer {number}" for number in range(55))]
+    store.read(ids, 0)
+    for call in (lambda: store.viewers(ids), lambda: store.read(ids, 1)):
+        client.config_resetstat()
+        assert b"1" in (found := call()) or b"1" in found[0]
+        stats: dict[str, Any] = client.info("commandstats")
+        sent = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+        assert sent == {"mget": 1, "config|resetstat": 1}
+
+
+@needs_server
+def test_a_store_larger_than_a_piece_is_replaced_and_nothing_of_the_old_one_stays(
+    server: RedisServer, store: RedisStore, client: redis.Redis
+) -> None:
+    reader = RedisStore(server.url, NAME, writable=False)
+    assert reader.viewers(["ann"]) == [b"1"]
+    other = RedisStore(server.url, "spaces-eu-0123456789ab", writable=True)
+    other.take_lease()
+    other.commit(1, {"ann": b"eu"}, {})
+    for seq in (2, 3):
+        viewers = {f"viewer {number}": b"%d" % seq for number in range(2 * CHUNK + 1)}
+        candidates = {f"room {number}": b"%d" % seq for number in range(2 * CHUNK + 2)}
+        store.commit(seq, viewers, candidates, replace=True)
+        assert reader.viewers(["ann", *viewers]) == [None, *viewers.values()]
+        assert reader.changes(1) == Changes(seq, {"x": b"", **candidates})
+        keys = client.keys(f"tabrank:{{{NAME}}}:*")
+        assert len(keys) == len(viewers) + 5, "meta, now, rows, order and removed"
+    assert other.viewers(["ann"]) == [b"eu"]
+    other.close()
+    reader.close()
+
+
+@needs_server
+def test_a_replacing_commit_that_breaks_off_leaves_what_was_there_and_the_next_one_cleans_up(
+    store: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(server: redis.Redis, script: object, *arguments: object) -> object:
+        if script is REPLACE:
+            raise redis.ConnectionError("cut off")
+        return run(server, script, *arguments)
+
+    run: Any = store._run
+    monkeypatch.setattr(store, "_run", broken)
+    with pytest.raises(StoreUnavailable, match="cut off"):
+        store.commit(2, {"bob": b"2"}, {"y": b"2"}, replace=True, journal=b"two")
+    assert holds_the_first_commit(store)
+    assert len(client.keys("*:v:*")) == 2
+    monkeypatch.undo()
+    store.commit(2, {"bob": b"3"}, {"y": b"3"}, replace=True)
+    assert store.read(["ann", "bob"], 1) == ([None, b"3"], Changes(2, {"x": b"", "y": b"3"}))
+    assert len(client.keys("*:v:*")) == 1
+
+
+@needs_server
+def test_a_lease_that_is_taken_while_another_writer_replaces_is_respected(
+    server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = RedisStore(server.url, NAME, writable=True)
+    run: Any = store._run
+
+    def taken_meanwhile(*arguments: Any) -> Any:
+        if arguments[1] is REPLACE:
+            second.take_lease()
+        return run(*arguments)
+
+    monkeypatch.setattr(store, "_run", taken_meanwhile)
+    with pytest.raises(LeaseLost):
+        store.commit(2, {"bob": b"2"}, {"y": b"2"}, replace=True, journal=b"two")
+    assert holds_the_first_commit(store)
+    second.close()
+
+
+@needs_server
+def test_a_server_without_memory_refuses_a_commit_whole(store: RedisStore, client: redis.Redis) -> None:
+    client.config_set("maxmemory", "1")
+    try:
+        for replace in (False, True):
+            with pytest.raises(StoreUnavailable, match="memory"):
+                store.commit(2, {"ann": b"2", "bob": b"2"}, {"x": b"2"}, journal=b"two", replace=replace)
+            assert holds_the_first_commit(store)
+    finally:
+        client.config_set("maxmemory", "0")
+    store.commit(2, {"ann": b"2"}, {})
+    assert store.viewers(["ann"]) == [b"2"]
+
+
+@needs_server
+def test_an_emptied_server_has_no_store_and_its_writer_begins_none(
+    server: RedisServer, store: RedisStore, client: redis.Redis
+) -> None:
+    reader = RedisStore(server.url, NAME, writable=False)
+    client.flushall()
+    calls = (
+        reader.seq,
+        lambda: reader.viewers([]),
+        lambda: reader.viewers(["ann"]),
+        lambda: reader.changes(1),
+        lambda: reader.journal(0, 1),
+        store.take_lease,
+        lambda: store.commit(8, {"ann": b"8"}, {}),
+        lambda: store.commit(8, {"ann": b"8"}, {}, replace=True),
+        lambda: store.trim(8),
+    )
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match=r"there is no store.*python -m serve load --log LOG"):
+            call()
+    assert client.dbsize() == 0
+    reader.close()
+
+
+@needs_server
+@pytest.mark.parametrize("new_seq", [1, 3, 9])
+def test_a_reader_of_a_store_that_was_begun_again_is_told_to_start_again(
+    server: RedisServer, store: RedisStore, client: redis.Redis, new_seq: int
+) -> None:
+    reader = RedisStore(server.url, NAME, writable=False)
+    store.commit(3, {}, {"x": b"3"})
+    assert reader.changes(0) == Changes(3, {"x": b"3"})
+    client.flushall()
+    new = RedisStore(server.url, NAME, writable=True)
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            store.commit(10, {"ann": b"9"}, {})
+        new.take_lease()  # the first has the number that the lost one had
+    new.commit(new_seq, {}, {"y": b"1"})
+    assert reader.changes(3) == Changes(0, {})
+    assert reader.read(["ann"], 3) == ([None], Changes(0, {})), "until it does"
+    assert reader.changes(0) == Changes(new_seq, {"y": b"1"})
+    assert reader.changes(new_seq) == Changes(new_seq, {})
+    new.close()
+    reader.close()
+
+
+@needs_server
+def test_a_store_of_another_format_is_refused(
+    server: RedisServer, store: RedisStore, client: redis.Redis
+) -> None:
+    client.hset(f"tabrank:{{{NAME}}}:meta", "format", "0")
+    for writable in (False, True):
+        with pytest.raises(StoreUnavailable, match="has format b'0', not b'1'; delete its keys"):
+            RedisStore(server.url, NAME, writable=writable)
+
+
+@needs_server
+def test_a_writer_is_warned_of_a_server_that_forgets(
+    server: RedisServer, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    RedisStore(server.url, NAME, writable=True).close()
+    assert caplog.messages == []
+    client.config_set("appendonly", "no")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        RedisStore(server.url, NAME, writable=False).close()
+        assert caplog.messages == []
+        RedisStore(server.url, NAME, writable=True).close()
+    finally:
+        client.config_set("appendonly", "yes")
+        client.config_set("maxmemory-policy", "noeviction")
+    appendonly, eviction = caplog.messages
+    assert "set `appendonly yes`" in appendonly
+    assert "allkeys-lru" in eviction
+
+
+@needs_server
+def test_no_message_holds_the_password(tmp_path: Path) -> None:
+    if find_server() is None:
+        pytest.skip(MISSING)
+    server = RedisServer(tmp_path, "--requirepass", "s3cret-right")
+    server.start()
+    try:
+        right = server.url.replace("//", "//:s3cret-right@")
+        for user in ("", "ann"):
+            wrong = server.url.replace("//", f"//{user}:s3cret-wrong@")
+            assert "s3cret" not in refusal(wrong, f"redis://127.0.0.1:{server.port}/0 cannot be used")
+        store = RedisStore(right, NAME, writable=True)
+        with pytest.raises(StoreUnavailable) as absent:
+            RedisStore(right, "spaces-ffffffffffff", writable=False)
+        assert "s3cret" not in str(absent.value)
+    finally:
+        server.stop()
+    assert "s3cret" not in refusal(right, f"redis://127.0.0.1:{server.port}/0 cannot be used")
+    store.close()
+    with pytest.raises(StoreUnavailable, match="closed") as closed:
+        store.seq()
+    assert "s3cret" not in str(closed.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://ann:s3cret@host:port/0",
+        "redis://ann:s3cret/with-slash@host/0",
+        "redis://ann:s3cret@[host/0",
+        "redis://ann:s3cret@host/0?no_such_option=1",
+        "reddis://ann:s3cret@host/0",
+        "redis:ann:s3cret@host/0",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
+    assert "s3cret" not in refusal(url, r"use (lmdb:PATH, )?redis://")
+
+
+def refusal(url: str, says: str) -> str:
+    """The message of opening this address, with the traceback that a log would hold."""
+    with pytest.raises(TabrankError, match=says) as refused:
+        open_store(url, "spaces", "0123456789ab", base=Path(), writable=True)
+    lines = traceback.format_exception(refused.value)
+    return "".join(line for line in lines if "open_store(" not in line)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "serve.stores.redis")
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(TabrankError, match=r"needs the package redis.*pip install 'tabrank\[redis\]'"):
+        open_store("redis://host/0", "spaces", "0123456789ab", base=Path(), writable=False)
+
+
+@needs_server
+def test_load_fills_it(server: RedisServer, log_folder: Path, surface: Surface, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TOML)
+    address = server.url.replace("//", "//default:s3cret@")
+    with redis.Redis.from_url(server.url) as client:
+        client.acl_setuser("default", enabled=True, passwords=["+s3cret"])
+        try:
+            tiny, log = str(tmp_path / "tiny.toml"), str(log_folder)
+            ran = CliRunner().invoke(app, ["load", "--surface", tiny, "--log", log, "--store", address])
+        finally:
+            client.acl_setuser("default", enabled=True, nopass=True)
+    assert ran.exit_code == 0, ran.output
+    assert "s3cret" not in ran.output
+    store = open_store(server.url, surface.name, Schema(surface).fingerprint, base=tmp_path, writable=False)
+    num_live = len(store.changes(0).rows)
+    store.close()
+    assert f"{server.url}: " in ran.output
+    assert f" viewers, {num_live} candidates" in ran.output
+    assert num_live > 0
