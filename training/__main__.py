@@ -205,6 +205,34 @@ def evaluate(
 
 
 @app.command()
+def audit(
+    surface: SurfaceName,
+    log: LogFolder,
+    model: Annotated[
+        Path | None, typer.Option(help="An artifact: compare its scores too, and say what has moved.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compute the features of served rankings again, from the log, and compare; 1 where one differs by over 1e-6.
+
+    The log holds what the store was filled from and what was served since. The rankings that were logged with their
+    features (`log_features` in `cluster.yaml`) are compared. With --model, those that it scored must score alike
+    within 1e-5. Drift is said beside: the population stability index of each feature and of the scores against the
+    model's training rows; below 0.1 it is usually read as nothing moved, above 0.25 as another population.
+    """
+    from training.audit import audit as run
+    from training.audit import table
+
+    with Share("audit") as progress:
+        result = run(
+            log, load_surface(surface), None if model is None else artifact_of(model), progress=progress
+        )
+    answer(result, as_json, table(result))
+    if not result["held"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     model: Model,
     out: Annotated[Path, typer.Option(help="The folder for report.html and MODEL_CARD.md.")],
