@@ -144,6 +144,11 @@ def test_a_log_that_lacks_events_does_not_give_what_was_served(home, log):
     assert audit(home, log, code=1)["worst"] is not None
 
 
+def test_a_ranking_is_held_against_what_it_had_seen_and_not_against_its_time(home, log):
+    altered(log, "r30x", "seen_seq", lambda seq: seq - 40)
+    assert audit(home, log, code=1)["worst"]["request_id"] == "r30x"
+
+
 def test_without_features_it_says_how_to_have_them_logged(home, tmp_path):
     write_log(tmp_path / "plain", tables())
     assert "set log_features" in audit(home, tmp_path / "plain", code=2)

@@ -57,7 +57,22 @@ def test_the_feature_that_moved_is_told_and_so_are_the_scores_that_follow_it(dat
 def test_a_number_that_goes_missing_has_moved(data):
     numeric = data.matrix.numeric.copy()
     numeric[:600, 0] = np.nan  # a quarter
-    assert against(kept(data), data, numeric=numeric)["features"][data.columns.numeric[0]] > CHANGED
+    name = data.columns.numeric[0]
+    assert against(kept(data), data, numeric=numeric)["features"][name] > CHANGED
+    cells = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))["numeric"][name]
+    assert cells["shares"][0] == pytest.approx(0.25)
+    assert cells["shares"][2:] == pytest.approx([0.075] * 10, abs=0.001)
+
+
+def test_a_cell_ends_with_the_value_that_is_its_decile(data):
+    numeric = data.matrix.numeric.copy()
+    numeric[:, 0] = np.arange(len(data)) % 20
+    cells = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))["numeric"][
+        data.columns.numeric[0]
+    ]
+    assert cells == {
+        "common": None, "deciles": list(range(1, 19, 2)), "shares": [0.0, 0.0, *[pytest.approx(0.1)] * 10]
+    }  # fmt: skip
 
 
 def test_a_value_that_most_rows_have_is_a_cell_of_its_own(data):
