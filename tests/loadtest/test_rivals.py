@@ -59,7 +59,11 @@ def ours(bench_work, bodies):
         async def load(version):
             models.load(version)
 
-        fetcher = FeatureFetcher(AppArgs("spaces", "lmdb:store", "models"), bench_work.data, score, load)
+        async def ingest(payload):
+            return 0
+
+        args = AppArgs("spaces", "lmdb:store", "models")
+        fetcher = FeatureFetcher(args, bench_work.data, score, load, ingest)
         await fetcher.refresh()
         requests = [decode_request(body, fetcher.surface, event_clock=False) for body in bodies]
         return [await fetcher.rank(request, 60_000) for request in requests]
