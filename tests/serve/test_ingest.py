@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -104,3 +105,15 @@ def test_numbers_go_on_after_a_restart(service):
     service.run(lambda service: service.events(event("e10")))
     first, second = served(service, "events")["seq"].to_pylist()
     assert second > first
+
+
+def test_a_store_that_is_gone_is_not_made_anew(service):
+    async def scenario(service):
+        await service.events(event("e9"))
+        shutil.rmtree(service.folder / "store")
+        refused = await service.post("/v1/events", {"records": [event("e10")]})
+        return refused, await service.rank(now_ms=54_000)
+
+    refused, answer = service.run(scenario)
+    assert refused.status_code == 503
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
