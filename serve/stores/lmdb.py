@@ -51,17 +51,6 @@ class LmdbStore:
         with self._read() as (opened, txn):
             return _number(txn, opened, b"seq")
 
-    def viewers(self, ids: Sequence[str]) -> list[bytes | None]:
-        """See `Store`."""
-        keys = [_key(id_) for id_ in ids]
-        with self._read() as (opened, txn):
-            return [txn.get(key, None, opened.viewers) for key in keys]
-
-    def changes(self, since: int) -> Changes:
-        """See `Store`."""
-        with self._read() as (opened, txn):
-            return self._changes(opened, txn, since)
-
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`."""
         keys = [_key(id_) for id_ in ids]

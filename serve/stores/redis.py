@@ -73,16 +73,6 @@ class RedisStore:
         with self._server() as server:
             return int(self._present(server.execute_command("HGET", self._meta, b"seq")))
 
-    def viewers(self, ids: Sequence[str]) -> list[bytes | None]:
-        """See `Store`."""
-        with self._server() as server:
-            return self._mget(server, ids)[1]
-
-    def changes(self, since: int) -> Changes:
-        """See `Store`."""
-        with self._server() as server:
-            return self._read(server, [], since)[1]
-
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`; where nothing changed, and that is nearly always, it is one MGET."""
         with self._server() as server:
