@@ -88,8 +88,6 @@ class LmdbStore:
             check_seq(seq, _number(txn, opened, b"seq"))
             _write_viewers(txn, opened, viewers, replace)
             _write_candidates(txn, opened, seq, candidates, replace)
-            if replace:
-                txn.drop(opened.journal, delete=False)
             if journal:
                 txn.put(_pack(seq), journal, db=opened.journal, append=True)
             txn.put(b"seq", _pack(seq), db=opened.meta)

@@ -71,7 +71,6 @@ class MemoryStore:
             check_seq(seq, rows.seq)
             if replace:
                 rows.viewers.clear()
-                rows.journal.clear()
             for id_, row in viewers.items():
                 if row:
                     rows.viewers[id_] = row

@@ -70,8 +70,9 @@ class Store(Protocol):
     ) -> None:
         """Write rows, number and journal entry in one step: after a crash all are there or none is.
 
-        A row of b"" removes its id; with `replace`, so is every id that is not named, and every journal
-        entry. A `journal` that is not empty is one entry, kept under `seq` until it is trimmed.
+        A row of b"" removes its id; with `replace`, so is every id that is not named. A `journal` that is not
+        empty is one entry, kept under `seq` until it is trimmed: replacing the rows keeps it too, for it was
+        acknowledged and may be nowhere else yet.
 
         Raises:
             LeaseLost: another writer took the lease; this was checked in the same step as the writing.

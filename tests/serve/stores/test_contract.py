@@ -296,15 +296,15 @@ def test_the_journal_keeps_entries_under_their_number_until_they_are_trimmed(ope
     assert reader.read(["ann"], 70_001) == ([b"four"], Changes(70_002, {}))
 
 
-def test_replace_empties_the_journal_first(open_: Open) -> None:
+def test_the_journal_outlives_the_rows_that_are_replaced(open_: Open) -> None:
     store = open_()
     store.commit(1, {}, {}, journal=b"one")
     store.commit(2, {}, {}, journal=b"two", replace=True)
-    assert store.journal(0, 10) == [(2, b"two")]
     store.commit(3, {}, {}, replace=True)
-    assert store.journal(0, 10) == []
-    store.commit(4, {}, {}, journal=b"four")
-    assert store.journal(0, 10) == [(4, b"four")]
+    assert store.journal(0, 10) == [(1, b"one"), (2, b"two")]
+    store.trim(1)
+    store.commit(4, {}, {}, journal=b"four", replace=True)
+    assert store.journal(0, 10) == [(2, b"two"), (4, b"four")]
 
 
 def test_a_refused_commit_leaves_the_journal_as_it_was(open_: Open) -> None:
