@@ -18,7 +18,8 @@ import pytest
 from reading import read_changes, read_viewers
 
 from serve.errors import LeaseLost, StoreUnavailable
-from serve.stores.lmdb import MAP_SIZE, LmdbStore
+from serve.stores.lmdb import LmdbStore
+from serve.stores.lmdb_environment import MAP_SIZE
 from serve.stores.opening import open_store
 from serve.stores.protocol import Changes
 
@@ -345,7 +346,7 @@ def test_closing_waits_for_the_reads_under_way(folder: Path) -> None:
 
 
 def test_a_store_of_another_format_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.stores.lmdb.FORMAT", b"3")
+    monkeypatch.setattr("serve.stores.lmdb_environment.FORMAT", b"3")
     for writable in (False, True):
         with pytest.raises(StoreUnavailable, match=r"has format b'2', not b'3'.*load --log LOG` again"):
             LmdbStore(folder, writable=writable)
@@ -373,7 +374,7 @@ def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: 
         return lmdb_open(*arguments, **options)
 
     monkeypatch.setattr("lmdb.open", counted_open)
-    monkeypatch.setattr("serve.stores.lmdb.MAP_SIZE", 1 << 20)
+    monkeypatch.setattr("serve.stores.lmdb_environment.MAP_SIZE", 1 << 20)
     store = writer(tmp_path / "spaces-0123456789ab")
     store.commit(1, {"ann": b"1"}, {})
     assert len(opened) == 1
