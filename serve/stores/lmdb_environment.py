@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
 # key or removes it, so these are at most about as many as a tree is deep; more missing: it was cut short.
 MAX_UNWRITTEN_PAGES = 8
 DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
+# LMDB tells a write that came out short, as the last one to a full disk does, as an input/output error.
+DISK_FULL = tuple(map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EDQUOT)))
 
 
 @dataclass
@@ -211,4 +215,8 @@ def _damaged(folder: Path, what: object) -> str:
 def _unavailable(folder: Path, error: BaseException) -> StoreUnavailable:
     if isinstance(error, DAMAGE):
         return StoreUnavailable(_damaged(folder, error))
-    return StoreUnavailable(f"the store at {folder} cannot be used: {error}")
+    says = str(error)
+    if any(sign in says for sign in DISK_FULL):
+        with suppress(OSError):  # of a disk that does not even tell
+            says += f"; the disk may be full: {shutil.disk_usage(folder).free:,} bytes are free"
+    return StoreUnavailable(f"the store at {folder} cannot be used: {says}")

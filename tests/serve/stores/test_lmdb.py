@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -387,7 +388,10 @@ def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: 
 
 
 def test_a_full_disk_leaves_the_commit_before_and_the_next_one_goes_through(folder: Path) -> None:
-    print(run(FILL_THE_DISK, folder))
+    says = run(FILL_THE_DISK, folder).splitlines()
+    assert len(says) == 3
+    for line in says:
+        assert re.search(r"Input/output error; the disk may be full: [\d,]+ bytes are free$", line)
     store = LmdbStore(folder, writable=False)
     assert store.seq() == 3
     assert read_viewers(store, ["ann", "7"]) == [b"3", None]
