@@ -230,7 +230,7 @@ class Ingester:
         state = State(self._schema)
         state.candidates = self._candidates
         names = list(dict.fromkeys(name for name in map(_viewer, records) if name is not None))
-        rows = store.viewers(names)
+        rows = store.read(names, self._seq)[0]
         state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
         changes = _Changes(state, self._schema)
         for record in records:

@@ -41,6 +41,18 @@ def test_a_store_that_is_loaded_under_a_running_service_is_written_on(service, l
     assert audience(after) == audience(loaded) + 1
 
 
+def test_what_waits_in_the_journal_while_the_store_is_loaded_gets_into_the_log(service, log_folder):
+    async def scenario(service):
+        service.ingester.roll = lambda: None
+        await service.events(event("e9"))
+        load(service.surface, log_folder, "lmdb:store", service.folder)
+        return (await service.events(event("e9")))["duplicates"]
+
+    assert service.run(scenario) == 1
+    service.run(lambda service: service.events(event("e10")))
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
 def test_two_writers_take_turns_and_lose_nothing(service):
     async def scenario(service):
         other = ingester(service.args, service.folder)
