@@ -149,9 +149,8 @@ def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home
         poster.stop.set()
         poster.join(60)
     # and once everything, with a batch on its way; what was acknowledged is in the store's journal or in the log
-    for process in replicas(home, "") + [
-        psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
-    ]:
+    service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
+    for process in [service, *service.children(recursive=True)]:
         process.kill()
     run("serve", "down", cwd=home)
     run("serve", "up", "--timeout", "180", cwd=home)
