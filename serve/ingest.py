@@ -252,8 +252,8 @@ class Ingester:
                 changes = store.read([], 0)[1]
                 self._candidates = Rows(self._schema, "candidate")
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
+                self._remember(self._segments.recent_keys(WINDOW, self._seq))
                 self._seq = max(changes.seq, self._segments.last_seq())
-                self._ids = dict.fromkeys(self._segments.recent_keys(WINDOW))
                 for _, packed in store.journal(0, MAX_JOURNAL):
                     self._remember(filter(None, map(key, unpack_entry(packed).records)))
             except BaseException:
