@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,13 @@ def tabrank(work: Workspace, config: Path) -> Service:
         raise LoadtestError(
             f"--config {config}: its surface is {arguments.get('surface')!r}; the benchmark's log is one of 'spaces'"
         )
-    arguments |= {"store": f"lmdb:{work.data.name}/store", "models": f"{work.data.name}/models"}
+    served = work.path / "served"
+    shutil.rmtree(served, ignore_errors=True)  # of the run before: millions of rankings
+    arguments |= {
+        "store": f"lmdb:{work.data.name}/store",
+        "models": f"{work.data.name}/models",
+        "log": served.name,
+    }
     document["http_options"] = {**document.get("http_options", {}), "host": "127.0.0.1", "port": port}
     for deployment in application.get("deployments", []):
         _all_to_the_model(config, deployment.get("user_config") or {})

@@ -329,6 +329,7 @@ class FeatureFetcher:
     def describe(self) -> dict[str, Any]:
         """What `/v1/model` answers: the model in use, its files' hashes, the features and the limits."""
         from serve.api import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
+        from serve.records import MAX_EVENTS_BODY_BYTES
 
         manifest: Mapping[str, Any] = self.model.manifest if self.model else {}
         columns = self.ranker.features.columns
@@ -349,6 +350,7 @@ class FeatureFetcher:
                 "candidates": MAX_CANDIDATES,
                 "id_characters": MAX_ID_CHARACTERS,
                 "body_bytes": MAX_BODY_BYTES,
+                "events_body_bytes": MAX_EVENTS_BODY_BYTES,
                 "deadline_ms": self.config.deadline_ms,
             },
         }

@@ -52,9 +52,13 @@ def ingester(args: AppArgs, base: Path, tell: Tell = lambda counts: None) -> Ing
     """The writer of one application's store and log."""
     surface = load_surface(args.surface if not args.surface.endswith(".toml") else str(base / args.surface))
     schema = Schema(surface)
-    writer = partial(open_store, args.store, surface.name, schema.fingerprint, base=base, writable=True)
+    opened = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
     return Ingester(
-        schema, writer, Segments(base / args.log, surface), tell, event_clock=args.clock == "event"
+        schema,
+        lambda writable: opened(writable=writable),
+        Segments(base / args.log, surface),
+        tell,
+        event_clock=args.clock == "event",
     )
 
 
@@ -73,7 +77,7 @@ class _Waiting:
 class Ingester:
     """Takes records in, and commits what has gathered every `COMMIT_EVERY_S`: state, number and journal together.
 
-    `open_store` opens the store for writing. Whoever commits first after another writer takes the lease and reads
+    `open_store(writable)` opens the store. Whoever commits first after another writer takes the lease and reads
     the table again, so a rollout's two, or a `serve load` under way, never mix their rows.
     With the event clock a record's own time is its time, and commits wait for nothing.
     """
@@ -81,7 +85,7 @@ class Ingester:
     def __init__(
         self,
         schema: Schema,
-        open_store: Callable[[], Store],
+        open_store: Callable[[bool], Store],
         segments: Segments,
         tell: Tell = lambda counts: None,
         *,
@@ -226,7 +230,7 @@ class Ingester:
         state = State(self._schema)
         state.candidates = self._candidates
         names = list(dict.fromkeys(name for name in map(_viewer, records) if name is not None))
-        rows = store.viewers(names)
+        rows = store.read(names, self._seq)[0]
         state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
         changes = _Changes(state, self._schema)
         for record in records:
@@ -240,14 +244,16 @@ class Ingester:
     def _opened(self) -> Store:
         """The store, with the lease taken and the live table and the ids read; as it is where all is well."""
         if self._store is None:
-            store = self._open_store()
+            if self._seq:  # one that is gone is not made anew under a service that has written to it
+                self._open_store(False).close()
+            store = self._open_store(True)
             try:
                 store.take_lease()
                 changes = store.read([], 0)[1]
                 self._candidates = Rows(self._schema, "candidate")
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
+                self._remember(self._segments.recent_keys(WINDOW, self._seq))
                 self._seq = max(changes.seq, self._segments.last_seq())
-                self._ids = dict.fromkeys(self._segments.recent_keys(WINDOW))
                 for _, packed in store.journal(0, MAX_JOURNAL):
                     self._remember(filter(None, map(key, unpack_entry(packed).records)))
             except BaseException:

@@ -17,7 +17,8 @@ def load(
 ) -> dict[str, int]:
     """Replay `log` (all, or what lies before `until_ms`) and put its state into the store, whole or not at all.
 
-    Whatever the store held is replaced. Answers how many viewers and candidates there are.
+    Whatever rows the store held are replaced; its journal stays until the service has it in the log. Answers how
+    many viewers and candidates there are.
     """
     if store_url.startswith("memory:"):
         raise TabrankError(

@@ -48,8 +48,11 @@ class Segments:
             if rows:
                 self._write(name, first, pa.table(columns(rows)))
 
-    def recent_keys(self, num: int) -> list[str]:
-        """By what the newest events and exposures are known, the last ones last; `num` of each, or a few more."""
+    def recent_keys(self, num: int, after: int = 0) -> list[str]:
+        """By what the newest events and exposures are known, the last ones last.
+
+        `num` of each, or a few more; of the records beyond the number `after`, and perhaps some before it.
+        """
         keys: list[str] = []
         for name, column, as_key in (
             ("events", "id", event_key),
@@ -57,9 +60,9 @@ class Segments:
         ):
             parts: list[list[str]] = []
             for path in sorted((self.folder / name).glob("*.parquet"), reverse=True):
-                if sum(map(len, parts)) >= num:
-                    break
                 parts.append(pq.read_table(path, columns=[column])[column].to_pylist())
+                if sum(map(len, parts)) >= num or int(path.stem) <= after:
+                    break
             keys += map(as_key, chain.from_iterable(reversed(parts)))
         return keys
 

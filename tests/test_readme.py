@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from shop import write_shop
@@ -62,9 +63,13 @@ def test_the_benchmarks_that_it_names_are_there(tree):
 
 
 def test_up_rank_and_down(tree):
-    lines = shell(UP, tree).stdout.splitlines()
-    text = next(line[line.index("{") :] for line in lines if "{" in line)
-    answer, _ = json.JSONDecoder().raw_decode(text)
+    told = shell(UP, tree).stdout
+    text = told[told.index("{") :]
+    answer, end = json.JSONDecoder().raw_decode(text)
+    taken, _ = json.JSONDecoder().raw_decode(text[end:].lstrip())
+    assert taken == {"accepted": 1, "duplicates": 0, "rejected": []}
+    served = pq.read_table(tree / "var/log/events")  # written when the service was stopped
+    assert served["id"].to_pylist() == ["e1"]
     assert answer["rung"] == "full"
     assert answer["model"]
     assert len(answer["ranking"]) == 5

@@ -7,7 +7,6 @@ guide itself tells to change, named below, and one that a shared machine asks fo
 """
 
 # No `from __future__ import annotations`: FastAPI reads the annotations of a class that Ray has pickled.
-import asyncio
 import os
 import signal
 import sys
@@ -57,14 +56,11 @@ class Ranking:
     def __init__(self, scorer: DeploymentHandle) -> None:
         self._scorer = scorer
         self._reader = Reader(work_folder())
-        self._pulling: asyncio.Task[None] | None = None
 
     @app.post("/v1/rank", response_model=RankAnswer)
     async def rank(self, request: RankRequest) -> dict[str, Any]:
         """Rank one request."""
         begun = time.perf_counter()
-        if self._pulling is None:  # here, because a constructor has no loop
-            self._pulling = asyncio.create_task(self._reader.pull_forever())
         matrix, ended = self._reader.read(
             request.viewer, request.candidates, request.context, int(time.time() * 1e3)
         )

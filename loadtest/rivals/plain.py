@@ -9,7 +9,6 @@ The handler is `async def` with the work inline: 1.0 ms of CPU a request of 55 c
 FastAPI runs in a thread, it takes 1.5 ms alone and 2.1 with sixteen at once.
 """
 
-import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator
@@ -31,9 +30,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)  # as tabrank's replicas have it
-    pulling = asyncio.create_task(app.state.reader.pull_forever())
     yield
-    pulling.cancel()
 
 
 app = FastAPI(title="spaces", lifespan=lifespan)

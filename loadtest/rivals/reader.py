@@ -1,14 +1,14 @@
 """What both rivals do for a request before it is scored: tabrank's own store reads and feature code.
 
-Like tabrank they hold the live candidates in memory and pull the store's changes five times a second, and read
-the viewer from the embedded store at each request. So what is compared is the serving around it.
+Like tabrank they hold the live candidates in memory, and one read of the embedded store brings the viewer and what
+changed among the candidates since the read before. So what is compared is the serving around it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from serve.artifact import current
 from serve.features import Features, Matrix
+from serve.live_table import LiveTable
 from serve.scorers import Scorer, load_scorer
-from serve.state import Rows, Schema
+from serve.state import Schema
 from serve.stores.opening import open_store
 from serve.surface import load_surface
 
 WORK = "TABRANK_RIVAL_WORK"  # the environment variable that names the folder of store and models
-PULL_S = 0.2
 Floats = NDArray[np.float32]
 
 
@@ -34,32 +34,18 @@ class Reader:
         surface = load_surface("spaces")
         self._schema = Schema(surface)
         self._features = Features(self._schema)
-        self._live = Rows(self._schema, "candidate")
-        self._store = open_store(
-            "lmdb:store", surface.name, self._schema.fingerprint, base=work, writable=False
+        open_reader = partial(
+            open_store, "lmdb:store", surface.name, self._schema.fingerprint, base=work, writable=False
         )
-        self._seq = 0
-        self.pull()
-
-    def pull(self) -> None:
-        """Bring the live table up to the store."""
-        if self._store.seq() != self._seq:
-            changes = self._store.changes(self._seq)
-            self._live.apply(changes.rows)
-            self._seq = changes.seq
-
-    async def pull_forever(self) -> None:
-        """Keep the live table fresh, until cancelled."""
-        while True:
-            await asyncio.sleep(PULL_S)
-            self.pull()
+        self._live = LiveTable(self._schema, open_reader)
+        self._live.read([])  # here, or the first request would wait for all of it
 
     def read(
         self, viewer: str | None, candidates: Sequence[str], context: Mapping[str, Any], now_ms: int
     ) -> tuple[Matrix, NDArray[np.bool_]]:
         """The matrix `[C]` of one request, and which of its candidates have ended `[C]`."""
-        rows = self._live.table.take(self._live.find(candidates))
-        packed = None if viewer is None else self._store.viewers([viewer])[0]
+        packed = next(iter(self._live.read([] if viewer is None else [viewer])), None)
+        rows = self._live.rows.table.take(self._live.rows.find(candidates))
         viewers = (
             self._schema.blank("viewer") if packed is None else np.frombuffer(packed, self._schema.viewer)
         )

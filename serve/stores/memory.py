@@ -35,18 +35,6 @@ class MemoryStore:
         """See `Store`."""
         return self._open().seq
 
-    def viewers(self, ids: Sequence[str]) -> list[bytes | None]:
-        """See `Store`."""
-        rows = self._open()
-        with rows.lock:
-            return [rows.viewers.get(id_) for id_ in ids]
-
-    def changes(self, since: int) -> Changes:
-        """See `Store`."""
-        rows = self._open()
-        with rows.lock:
-            return _changes(rows, since)
-
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`."""
         rows = self._open()
@@ -83,7 +71,6 @@ class MemoryStore:
             check_seq(seq, rows.seq)
             if replace:
                 rows.viewers.clear()
-                rows.journal.clear()
             for id_, row in viewers.items():
                 if row:
                     rows.viewers[id_] = row

@@ -39,16 +39,12 @@ class Store(Protocol):
         """The number given to the last commit; 0 before the first."""
         ...
 
-    def viewers(self, ids: Sequence[str]) -> list[bytes | None]:
-        """The rows of `ids` in their order, None for an unknown one; one read for the whole batch."""
-        ...
-
-    def changes(self, since: int) -> Changes:
-        """The candidates changed after number `since`; 0 asks for all."""
-        ...
-
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
-        """`viewers` and `changes` of one and the same commit, in one read."""
+        """The viewers and the candidates of one and the same commit, in one read.
+
+        The rows of the viewers `ids` in their order, None for an unknown one; the candidates changed after number
+        `since`, where 0 asks for all.
+        """
         ...
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
@@ -74,8 +70,9 @@ class Store(Protocol):
     ) -> None:
         """Write rows, number and journal entry in one step: after a crash all are there or none is.
 
-        A row of b"" removes its id; with `replace`, so is every id that is not named, and every journal
-        entry. A `journal` that is not empty is one entry, kept under `seq` until it is trimmed.
+        A row of b"" removes its id; with `replace`, so is every id that is not named. A `journal` that is not
+        empty is one entry, kept under `seq` until it is trimmed: replacing the rows keeps it too, for it was
+        acknowledged and may be nowhere else yet.
 
         Raises:
             LeaseLost: another writer took the lease; this was checked in the same step as the writing.

@@ -12,18 +12,16 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from serve.errors import StoreUnavailable, TabrankError
+from serve.errors import StoreUnavailable
 from serve.stores.lease import Lease, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes
+from serve.stores.redis_client import connect, where
 from serve.stores.redis_scripts import BEGIN, COMMIT, READ, REPLACE, STAGE, TAKE, TRIM, Script
 
 T = TypeVar("T")
 log = logging.getLogger("tabrank")
 FORMAT = b"1"
-TIMEOUT_S = 1.0
 CHUNK = 1000  # rows that one command of a replacing commit writes, and keys that one deletes
 
 
@@ -56,8 +54,8 @@ class RedisStore:
         self._meta = self._prefix + b"meta"
         self._lease = Lease(writable=writable)
         self._writing = threading.Lock()
-        self._client: redis.Redis | None = _client(url)
-        self._where = _where(url, self._client)
+        self._client: redis.Redis | None = connect(url)
+        self._where = where(url, self._client)
         self._generation = b""
         self._id = b""  # of the store whose changes were last given out from the start
         try:
@@ -72,16 +70,6 @@ class RedisStore:
         """See `Store`."""
         with self._server() as server:
             return int(self._present(server.execute_command("HGET", self._meta, b"seq")))
-
-    def viewers(self, ids: Sequence[str]) -> list[bytes | None]:
-        """See `Store`."""
-        with self._server() as server:
-            return self._mget(server, ids)[1]
-
-    def changes(self, since: int) -> Changes:
-        """See `Store`."""
-        with self._server() as server:
-            return self._read(server, [], since)[1]
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`; where nothing changed, and that is nearly always, it is one MGET."""
@@ -262,31 +250,6 @@ class RedisStore:
         if seq is not None:
             check_seq(seq, int(stored))
         return int(stored)
-
-
-def _client(url: str) -> redis.Redis:
-    # No retries: a commit whose answer was lost may be written. A stale connection is replaced before it is used.
-    settings: dict[str, Any] = {
-        "socket_timeout": TIMEOUT_S,
-        "socket_connect_timeout": TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-    }
-    try:
-        client = redis.Redis.from_url(url, **settings)
-        pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # an option that does not exist shows only here
-    except (TypeError, ValueError):  # not what they say: it may hold the password
-        raise TabrankError(
-            "store: this is no address of a Redis server; use redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS"
-        ) from None
-    return client
-
-
-def _where(url: str, client: redis.Redis) -> str:
-    """The address without user and password."""
-    at = client.connection_pool.connection_kwargs
-    return f"{url.partition(':')[0]}://{at.get('host', 'localhost')}:{at.get('port', 6379)}/{at.get('db', 0)}"
 
 
 def _removals(

@@ -139,7 +139,7 @@ REPLACE = Script(
     + """
 if tonumber(ARGV[2]) <= tonumber(found[3]) then return found end
 local at = p .. redis.call('HGET', meta, 'generation') .. ':'
-redis.call('UNLINK', at .. 'rows', at .. 'order', at .. 'removed', p .. 'journal')
+redis.call('UNLINK', at .. 'rows', at .. 'order', at .. 'removed')
 if ARGV[3] ~= '' then redis.call('XADD', p .. 'journal', ARGV[2] .. '-0', 'e', ARGV[3]) end
 redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[5])
 """

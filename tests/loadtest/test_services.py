@@ -36,8 +36,10 @@ def test_only_addresses_and_shares_of_the_file_are_changed(work):
     application = used["applications"][0]
     assert application["args"].pop("store") == f"lmdb:{work.data.name}/store"
     assert application["args"].pop("models") == f"{work.data.name}/models"
+    assert application["args"].pop("log") == "served"
     assert used["http_options"].pop("port") == service.port
-    del shipped["applications"][0]["args"]["store"], shipped["applications"][0]["args"]["models"]
+    for key in ("store", "models", "log"):
+        del shipped["applications"][0]["args"][key]
     del shipped["http_options"]["port"]
     assert used == shipped
     assert str(work.path / "cluster.yaml") in service.start

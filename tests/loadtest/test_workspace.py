@@ -9,7 +9,8 @@ import pytest
 
 from loadtest.commands import CommandFailed
 from loadtest.errors import LoadtestError
-from loadtest.workspace import ROWS, VIEWERS, Workspace
+from loadtest.workspace import ROWS, STORE_FORMAT, VIEWERS, Workspace
+from serve.stores.lmdb_environment import FORMAT
 
 
 class Commands:
@@ -50,6 +51,16 @@ def test_what_is_there_is_used_again(work):
     work.prepare(said.append, commands)
     assert commands.names == []
     assert str(work.data) in said[0]
+
+
+def test_a_store_of_a_format_before_is_made_anew(work, monkeypatch):
+    monkeypatch.setattr("loadtest.workspace.STORE_FORMAT", "1")
+    work.prepare(lambda line: None, Commands())
+    monkeypatch.undo()
+    commands = Commands()
+    work.prepare(lambda line: None, commands)
+    assert "serve load" in commands.names
+    assert STORE_FORMAT.encode() == FORMAT
 
 
 @pytest.mark.parametrize("command", ["simulate", "fit", "publish", "load"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reading import read_viewers
 
 from serve.bench import Sizes, bench_fetch, table
 from serve.bench_rows import RowMaker, viewer_id
@@ -61,7 +62,7 @@ def test_the_table_names_what_was_measured(result):
 def test_made_up_viewers_are_distinct_and_full():
     schema, store = Schema(load_surface("spaces")), MemoryStore()
     RowMaker(schema, seed=0).fill_store(store, 50)
-    packed = store.viewers([viewer_id(i) for i in range(51)])
+    packed = read_viewers(store, [viewer_id(i) for i in range(51)])
     assert packed[50] is None
     assert len(set(packed[:50])) == 50
     rows = np.frombuffer(b"".join(packed[:50]), schema.viewer)

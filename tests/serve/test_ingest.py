@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -38,6 +39,18 @@ def test_a_store_that_is_loaded_under_a_running_service_is_written_on(service, l
     loaded, answer, after = service.run(scenario)
     assert answer["accepted"] == 1
     assert audience(after) == audience(loaded) + 1
+
+
+def test_what_waits_in_the_journal_while_the_store_is_loaded_gets_into_the_log(service, log_folder):
+    async def scenario(service):
+        service.ingester.roll = lambda: None
+        await service.events(event("e9"))
+        load(service.surface, log_folder, "lmdb:store", service.folder)
+        return (await service.events(event("e9")))["duplicates"]
+
+    assert service.run(scenario) == 1
+    service.run(lambda service: service.events(event("e10")))
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
 
 
 def test_two_writers_take_turns_and_lose_nothing(service):
@@ -104,3 +117,15 @@ def test_numbers_go_on_after_a_restart(service):
     service.run(lambda service: service.events(event("e10")))
     first, second = served(service, "events")["seq"].to_pylist()
     assert second > first
+
+
+def test_a_store_that_is_gone_is_not_made_anew(service):
+    async def scenario(service):
+        await service.events(event("e9"))
+        shutil.rmtree(service.folder / "store")
+        refused = await service.post("/v1/events", {"records": [event("e10")]})
+        return refused, await service.rank(now_ms=54_000)
+
+    refused, answer = service.run(scenario)
+    assert refused.status_code == 503
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])

@@ -1,0 +1,17 @@
+"""The one way to read a store, by halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serve.stores.protocol import Changes, Store
+
+
+def read_viewers(store: Store, ids: Sequence[str]) -> list[bytes | None]:
+    """The rows of `ids`."""
+    return store.read(ids, 0)[0]
+
+
+def read_changes(store: Store, since: int) -> Changes:
+    """The candidates changed after `since`."""
+    return store.read([], since)[1]

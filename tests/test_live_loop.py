@@ -1,0 +1,187 @@
+"""The live loop on real Ray: events over HTTP to two replicas, Ingest killed under load, a log that replays."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from serve.log import read_log
+from serve.replay import Replay
+from serve.state import Rows, Schema
+from serve.stores.opening import open_store
+from serve.surface import load_surface
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[1]
+ROUNDS = 3
+EVENTS_PER_S, BATCH = 500, 25
+
+
+def run(*arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    run("training", "simulate", "--out", "log", "--rows", "20000", "--days", "0.2", "--end", "now", cwd=home)
+    run("serve", "load", "--log", "log", "--store", "lmdb:store", cwd=home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def url(home):
+    """The shipped service with two `FeatureFetch` replicas and the popular arm, which needs no model."""
+    document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    document["http_options"]["port"] = port
+    application = document["applications"][0]
+    application["args"] |= {"store": "lmdb:store", "models": "models", "log": "log"}
+    front = application["deployments"][0]
+    front["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
+    front["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
+    front["user_config"]["experiment"]["arms"] = {"popular": {"scorer": "popular", "share": 1.0}}
+    (home / "cluster.yaml").write_text(yaml.safe_dump(document))
+    run("serve", "up", "--timeout", "180", cwd=home)
+    yield f"http://127.0.0.1:{port}"
+    run("serve", "down", cwd=home)
+
+
+def replicas(home, name):
+    service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
+    lines = ((process, " ".join(process.cmdline())) for process in service.children(recursive=True))
+    return [process for process, line in lines if "ServeReplica" in line and name in line]
+
+
+class Poster(threading.Thread):
+    """Posts batches of events at a steady rate until told to stop; each again until it is acknowledged."""
+
+    def __init__(self, url):
+        super().__init__()
+        self.acknowledged = []
+        self.num_retries = 0
+        self.stop = threading.Event()
+        self._url = url
+
+    def run(self):
+        number, begun = 0, time.monotonic()
+        with httpx.Client(base_url=self._url, timeout=5) as client:
+            while not self.stop.is_set():
+                time.sleep(max(begun + number * BATCH / EVENTS_PER_S - time.monotonic(), 0.0))
+                ids = [f"kill{number}-{i}" for i in range(BATCH)]
+                records = [
+                    {
+                        "type": "event",
+                        "id": id_,
+                        "viewer": f"k{number % 7}",
+                        "candidate": "s0000001",
+                        "kind": "join",
+                    }
+                    for id_ in ids
+                ]
+                while not self._accepted(client, records):
+                    self.num_retries += 1
+                    time.sleep(0.1)
+                self.acknowledged += ids
+                number += 1
+
+    def _accepted(self, client, records):
+        try:
+            answer = client.post("/v1/events", json={"records": records})
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == 200 and not answer.json()["rejected"]
+
+
+def test_both_replicas_see_an_event_within_a_second(home, url):
+    assert len(replicas(home, "FeatureFetch")) == 2
+    record = {"type": "candidate", "id": "brand-new", "fields": {"topic": "news"}}
+    answer = httpx.post(f"{url}/v1/events", json={"records": [record]}, timeout=30)
+    assert answer.json() == {"accepted": 1, "duplicates": 0, "rejected": []}
+    begun, seen = time.monotonic(), []
+    while time.monotonic() < begun + 1.0:  # a connection each: the balancer takes them in turn
+        asked = {"viewer": None, "candidates": ["brand-new"], "traffic": "test"}
+        ranked = httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json()
+        seen.append(ranked["unknown_candidates"] == [])
+    answers = [httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json() for _ in range(20)]
+    assert [a["unknown_candidates"] for a in answers] == [[]] * 20
+    assert any(seen)
+
+
+def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home, url):
+    poster = Poster(url)
+    poster.start()
+    try:
+        for _ in range(ROUNDS):
+            time.sleep(2.0)
+            num_acknowledged = len(poster.acknowledged)
+            victims = replicas(home, "Ingest")
+            assert victims
+            for victim in victims:
+                victim.kill()
+            end = time.monotonic() + 60
+            while len(poster.acknowledged) <= num_acknowledged + 2 * BATCH and time.monotonic() < end:
+                answer = httpx.post(
+                    f"{url}/v1/rank",
+                    json={"viewer": "k1", "candidates": ["s0000001", "s0000002"]},
+                    timeout=30,
+                )
+                assert answer.status_code == 200
+                time.sleep(0.1)
+            assert len(poster.acknowledged) > num_acknowledged + 2 * BATCH
+    finally:
+        poster.stop.set()
+        poster.join(60)
+    # and once everything, with a batch on its way; what was acknowledged is in the store's journal or in the log
+    service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
+    for process in [service, *service.children(recursive=True)]:
+        process.kill()
+    run("serve", "down", cwd=home)
+    run("serve", "up", "--timeout", "180", cwd=home)
+    taken = httpx.post(
+        f"{url}/v1/events", json={"records": [_event(poster.acknowledged[-1]), _event("after")]}, timeout=30
+    )
+    assert taken.json() == {"accepted": 1, "duplicates": 1, "rejected": []}
+    run("serve", "down", cwd=home)
+
+    surface = load_surface("spaces")
+    log = read_log(home / "log", surface, test_traffic=True)
+    ids = [id_ for id_ in log.events["id"].to_pylist() if id_.startswith("kill")]
+    assert len(set(ids)) == len(ids)
+    assert set(poster.acknowledged) <= set(ids)
+    assert log.counts["repeated_events"] == 0
+    replay = Replay(Schema(surface), log)
+    replay.finish()
+    store = open_store("lmdb:store", "spaces", replay.state.schema.fingerprint, base=home, writable=False)
+    packed, changes = store.read([f"k{i}" for i in range(7)], 0)
+    store.close()
+    viewers = {f"k{i}": row for i, row in enumerate(packed) if row}
+    for entity, rows in (("viewer", viewers), ("candidate", changes.rows)):
+        stored = Rows(replay.state.schema, entity)
+        stored.apply({name: row for name, row in rows.items() if row})
+        theirs = replay.state.viewers if entity == "viewer" else replay.state.candidates
+        assert len(stored)
+        for name, row in stored.index.items():
+            for field in stored.table.dtype.names:
+                ours, replayed = stored.table[field][row], theirs.table[field][theirs.index[name]]
+                np.testing.assert_allclose(ours.astype(float), replayed.astype(float), rtol=1e-6, atol=1e-6)
+
+
+def _event(id_):
+    return {"type": "event", "id": id_, "viewer": "k1", "candidate": "s0000001", "kind": "join"}
