@@ -45,14 +45,14 @@ def home(tmp_path_factory):
     return home
 
 
-def write_model(folder, log_folder, surface=SURFACE):
-    log = read_log(log_folder, surface)
-    data = build(Schema(surface), log)
+def write_model(folder, log_folder, **about):
+    log = read_log(log_folder, SURFACE)
+    data = build(Schema(SURFACE), log)
     rng = np.random.default_rng(0)
-    encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, log))
+    encoder = fit_encoder(SURFACE, data.columns, data.matrix, category_strings(SURFACE, log))
     files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(width=4, n_steps=1)), rng)
-    about = {"surface": surface.name, "surface_fingerprint": surface.fingerprint}
-    save(folder, files | {"surface.toml": surface.text.encode()}, manifest | about)
+    about = {"surface": SURFACE.name, "surface_fingerprint": SURFACE.fingerprint} | about
+    save(folder, files | {"surface.toml": SURFACE.text.encode()}, manifest | about)
 
 
 class Service(Live):
@@ -66,7 +66,7 @@ class Service(Live):
         promote(folder / "models", publish(home / "model", folder / "models"))
         self.args = AppArgs("spaces", "lmdb:store", "models", "a", clock=clock)
         experiment = Experiment("launch", "s", (Arm("model", "current", 1.0),))
-        self.config = UserConfig(experiment, **{"log_features": 1.0} | config)
+        self.config = UserConfig(**{"experiment": experiment, "log_features": 1.0} | config)
         self.models = ModelHolder(folder / "models", "onnx")
 
     async def score(self, version, payload):
@@ -138,3 +138,65 @@ def test_a_played_log_is_scored_as_it_is_evaluated_and_leaves_a_log_that_passes_
     assert audited["max"] <= 1e-6
     assert audited["model"]["rows"] == audited["rows"]
     assert audited["model"]["max_difference"] <= 1e-5
+
+
+def test_a_service_of_the_wall_clock_is_refused(home, tmp_path):
+    with Service(home, tmp_path, clock="wall").listening() as url:
+        said = command("replay", "--log", home / "b", "--url", url, code=2)
+    assert "`clock: event`" in said
+
+
+def test_a_service_of_another_surface_or_model_is_refused(home, tmp_path, service):
+    text = SURFACE.text.replace('within = "30m"', 'within = "20m"')
+    assert text != SURFACE.text
+    (tmp_path / "other.toml").write_text(text)
+    write_model(tmp_path / "model", home / "a", version="20270102T030405Z-0a1b")
+    log = ("--log", home / "b")
+    with service.listening() as url:
+        by_surface = command("replay", *log, "--url", url, "--surface", tmp_path / "other.toml", code=2)
+        by_model = command("replay", *log, "--url", url, "--model", tmp_path / "model", code=2)
+    assert "fingerprints differ" in by_surface
+    assert "20270102T030405Z-0a1b; publish it" in by_model
+
+
+def test_without_a_service_it_says_so(home):
+    said = command("replay", "--log", home / "b", "--url", "http://127.0.0.1:9", code=2)
+    assert "http://127.0.0.1:9 does not answer" in said
+    assert "http://127.0.0.1:8000" in command("replay", "--log", home / "b", "--url", "localhost", code=2)
+
+
+def test_a_ranking_that_is_refused_is_named(home, tmp_path, service):
+    shutil.copytree(home / "b", tmp_path / "b")
+    table = pq.read_table(tmp_path / "b" / "exposures.parquet")
+    many = pa.array([[f"s{i}" for i in range(1_001)], *table["candidates"].to_pylist()[1:]])
+    table = table.set_column(table.column_names.index("candidates"), "candidates", many)
+    pq.write_table(table, tmp_path / "b" / "exposures.parquet")
+    with service.listening() as url:
+        said = command("replay", "--log", tmp_path / "b", "--url", url, code=2)
+    assert said.startswith(f"ranking {table['request_id'][0].as_py()!r} is answered 422: /candidates")
+
+
+def test_a_service_that_has_seen_the_log_is_refused_and_the_answers_of_an_hour_are_not_overwritten(
+    home, service
+):
+    log = ("--log", home / "b", "--out", service.folder / "out")
+    with service.listening() as url:
+        command("replay", *log, "--url", url)
+        assert "exists already" in command("replay", *log, "--url", url, code=2)
+        assert "has had" in command("replay", *log[:2], "--url", url, code=2)
+
+
+def test_rankings_that_the_model_did_not_make_do_not_hold(home, tmp_path):
+    arms = (Arm("model", "current", 0.5), Arm("gone", "20250101T000000Z-abcd", 0.5))
+    service = Service(home, tmp_path, experiment=Experiment("launch", "s", arms))
+    with service.listening() as url:
+        found = command("replay", "--log", home / "b", "--url", url, code=1)
+    assert found["by_rung"]["fallback"] > 0
+    assert found["held"] is False
+    assert 0 < found["unscored_rows"] < found["rows"]
+
+
+def test_where_nothing_is_scored_there_is_nothing_to_measure(home, tmp_path):
+    experiment = Experiment("launch", "s", (Arm("popular", "popular", 1.0),))
+    with Service(home, tmp_path, experiment=experiment).listening() as url:
+        assert "no candidate has been scored" in command("replay", "--log", home / "b", "--url", url, code=2)
