@@ -15,7 +15,7 @@ from serve.errors import ArtifactRefused
 from serve.feature_fetch import FeatureFetcher
 from serve.ingest import ingester
 from serve.metrics import IngestMetrics, RankMetrics
-from serve.records import unpack
+from serve.records import Taken, unpack
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
 
@@ -62,9 +62,9 @@ class FeatureFetch:
             method_name="take", request_serialization="pickle", response_serialization="pickle"
         )
 
-        async def call_ingest(payload: bytes) -> int:
-            duplicates: int = await take.remote(payload)
-            return duplicates
+        async def call_ingest(payload: bytes) -> Taken:
+            taken: Taken = await take.remote(payload)
+            return taken
 
         self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, RankMetrics())
         self._refreshing: asyncio.Task[None] | None = None
@@ -90,8 +90,8 @@ class Ingest:
         self._ingester = ingester(args, Path(base), IngestMetrics().tick)
         self._running: asyncio.Task[None] | None = None
 
-    async def take(self, payload: bytes) -> int:
-        """Packed records; how many events were there before, once all are durable."""
+    async def take(self, payload: bytes) -> Taken:
+        """Take packed records; the answer comes once they are durable."""
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
         return await self._ingester.take(unpack(payload))
