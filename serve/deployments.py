@@ -1,6 +1,7 @@
 """The three Ray Serve deployments: thin wiring around `FeatureFetcher`, `ModelHolder` and `Ingester`."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from serve.metrics import IngestMetrics, RankMetrics
 from serve.records import Taken, unpack
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
+
+LAST_SEND_S = 2.0  # for a replica that stops to hand its last exposures on
 
 
 @serve.deployment
@@ -76,6 +79,12 @@ class FeatureFetch:
             await self._fetcher.refresh()
             _quiet_gc()
             self._refreshing = asyncio.get_running_loop().create_task(self._fetcher.refresh_forever())
+
+    async def __del__(self) -> None:
+        """Send on what is held; Ray awaits it when the replica stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SEND_S):
+                await self._fetcher.outbox.flush()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         """The ASGI application that Ray mounts."""
