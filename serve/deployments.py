@@ -1,6 +1,7 @@
 """The three Ray Serve deployments: thin wiring around `FeatureFetcher`, `ModelHolder` and `Ingester`."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from serve.errors import ArtifactRefused
 from serve.feature_fetch import FeatureFetcher
 from serve.ingest import ingester
 from serve.metrics import IngestMetrics, RankMetrics
-from serve.records import unpack
+from serve.records import Taken, unpack
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
+
+LAST_SEND_S = 2.0  # for a replica that stops to hand its last exposures on
 
 
 @serve.deployment
@@ -62,9 +65,9 @@ class FeatureFetch:
             method_name="take", request_serialization="pickle", response_serialization="pickle"
         )
 
-        async def call_ingest(payload: bytes) -> int:
-            duplicates: int = await take.remote(payload)
-            return duplicates
+        async def call_ingest(payload: bytes) -> Taken:
+            taken: Taken = await take.remote(payload)
+            return taken
 
         self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, RankMetrics())
         self._refreshing: asyncio.Task[None] | None = None
@@ -76,6 +79,12 @@ class FeatureFetch:
             await self._fetcher.refresh()
             _quiet_gc()
             self._refreshing = asyncio.get_running_loop().create_task(self._fetcher.refresh_forever())
+
+    async def __del__(self) -> None:
+        """Send on what is held; Ray awaits it when the replica stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SEND_S):
+                await self._fetcher.outbox.flush()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         """The ASGI application that Ray mounts."""
@@ -90,8 +99,8 @@ class Ingest:
         self._ingester = ingester(args, Path(base), IngestMetrics().tick)
         self._running: asyncio.Task[None] | None = None
 
-    async def take(self, payload: bytes) -> int:
-        """Packed records; how many events were there before, once all are durable."""
+    async def take(self, payload: bytes) -> Taken:
+        """Take packed records; the answer comes once they are durable."""
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
         return await self._ingester.take(unpack(payload))

@@ -35,7 +35,7 @@ from serve.features import Features, Matrix
 from serve.live_table import LiveTable
 from serve.outbox import IDLE_S, Outbox
 from serve.ranking import F32, Query, Ranker, Slate
-from serve.records import Event, EventsAnswer, Exposure, decode_batch, pack
+from serve.records import Event, EventsAnswer, Exposure, Rejected, Taken, decode_batch, pack
 from serve.settings import CURRENT, NOOP, POPULAR, SHUFFLE, AppArgs, UserConfig
 from serve.state import Schema
 from serve.stores.opening import open_store
@@ -49,9 +49,7 @@ TAKE_S = 3.0  # how long Ingest may take to have records durable; a rollout's ne
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 LoadModel = Callable[[str], Awaitable[None]]
-Ingest = Callable[
-    [bytes], Awaitable[int]
-]  # takes packed records; how many were there before, once all are durable
+Ingest = Callable[[bytes], Awaitable[Taken]]  # takes packed records; answers once they are durable
 
 
 class Metrics:
@@ -144,22 +142,25 @@ class FeatureFetcher:
             RequestError: 400 or 422 for what is no batch; 503 where it may not have been taken.
         """
         good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
-        duplicates = 0
+        taken = Taken()
         if self.event_clock:  # at one time attributes come first, then rankings, then events, as in a replay
-            has_events = any(isinstance(record, Event) for record in good)
-            first_ms = min((record.ts_ms or 0 for record in good), default=0)
+            has_events = any(isinstance(record, Event) for record in good.values())
+            first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
             await self.outbox.flush(before_ms=None if has_events else first_ms)
         if good:
             try:
                 async with asyncio.timeout(TAKE_S):
-                    duplicates = await self._ingest(pack(good))
+                    taken = await self._ingest(pack(list(good.values())))
             except Exception as error:
                 self._degraded("events_unavailable", error)
                 detail = (
                     "the records may not have been taken; send them again, those that were are known by id"
                 )
                 raise RequestError(503, "not taken", detail, retry_after_s=1) from None
-        return EventsAnswer(len(good) - duplicates, duplicates, rejected)
+        places = list(good)
+        rejected += [Rejected(f"/records/{places[at]}", detail) for at, detail in taken.rejected.items()]
+        num_accepted = len(good) - taken.duplicates - len(taken.rejected)
+        return EventsAnswer(num_accepted, taken.duplicates, rejected)
 
     @property
     def event_clock(self) -> bool:

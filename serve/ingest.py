@@ -24,6 +24,7 @@ from serve.records import (
     Exposure,
     Forget,
     Record,
+    Taken,
     Viewer,
     key,
     pack_entry,
@@ -42,13 +43,16 @@ COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one s
 ROLL_EVERY_S = 60.0
 ROLL_ENTRIES = 500  # journal entries that a segment is made of at a time: a minute at ten commits a second
 MAX_WAITING = 20_000  # records; beyond, exposures are dropped and events are told to come again
+MAX_LIVE = 1_000_000  # candidates in the live table; beyond, new ones are rejected
 WINDOW = 1_000_000  # ids of events and exposures by which a repeated one is known
 ENDED_MS = 3_600_000  # after its end a candidate is kept so long, for what is late
 MAX_JOURNAL = 1_000_000  # entries
 Tell = Callable[[Counter[str]], None]  # takes what was counted since it was last called
 
 
-def ingester(args: AppArgs, base: Path, tell: Tell = lambda counts: None) -> Ingester:
+def ingester(
+    args: AppArgs, base: Path, tell: Tell = lambda counts: None, *, max_live: int = MAX_LIVE
+) -> Ingester:
     """The writer of one application's store and log."""
     surface = load_surface(args.surface if not args.surface.endswith(".toml") else str(base / args.surface))
     schema = Schema(surface)
@@ -59,6 +63,7 @@ def ingester(args: AppArgs, base: Path, tell: Tell = lambda counts: None) -> Ing
         Segments(base / args.log, surface),
         tell,
         event_clock=args.clock == "event",
+        max_live=max_live,
     )
 
 
@@ -68,10 +73,10 @@ class Busy(Exception):
 
 @dataclass
 class _Waiting:
-    """Records that came together, and how many of them were there before, once all are durable."""
+    """Records that came together, and what became of them, once those that were taken are durable."""
 
     records: Sequence[Record]
-    done: asyncio.Future[int]
+    done: asyncio.Future[Taken]
 
 
 class Ingester:
@@ -90,11 +95,13 @@ class Ingester:
         tell: Tell = lambda counts: None,
         *,
         event_clock: bool = False,
+        max_live: int = MAX_LIVE,
     ) -> None:
         self._schema = schema
         self._open_store = open_store
         self._segments = segments
         self._event_clock = event_clock
+        self._max_live = max_live
         self._store: Store | None = None
         self._candidates = Rows(schema, "candidate")
         self._seq = 0
@@ -107,8 +114,9 @@ class Ingester:
         self._tell = tell
         self.counts: Counter[str] = Counter()
 
-    async def take(self, records: Sequence[Record]) -> int:
-        """Take records; returns once they are durable, with how many were there before.
+    async def take(self, records: Sequence[Record]) -> Taken:
+        """Take records; returns once they are durable. Those that were there before are not taken again, and a
+        candidate that is new is not where the live table is full.
 
         Raises:
             Busy: too much is waiting.
@@ -116,7 +124,7 @@ class Ingester:
         """
         if self._num_waiting + len(records) > MAX_WAITING:
             raise Busy(f"{self._num_waiting} records are waiting; come again")
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(records, done))
         self._num_waiting += len(records)
         self._arrived.set()
@@ -155,30 +163,31 @@ class Ingester:
         if not group:
             return
         try:
-            duplicates = await asyncio.to_thread(self._commit, group)
+            taken = await asyncio.to_thread(self._commit, group)
         except Exception as error:
             log.warning("%d records were not taken: %s: %s", len(group), type(error).__name__, error)
             for waiting in group:
                 if not waiting.done.done():
                     waiting.done.set_exception(StoreUnavailable(str(error)))
             return
-        for waiting, num in zip(group, duplicates, strict=True):
+        for waiting, answer in zip(group, taken, strict=True):
             if not waiting.done.done():  # whoever waited may have gone
-                waiting.done.set_result(num)
+                waiting.done.set_result(answer)
 
-    def _commit(self, group: Sequence[_Waiting]) -> list[int]:
+    def _commit(self, group: Sequence[_Waiting]) -> list[Taken]:
         try:
             return self._commit_once(group)
         except LeaseLost:  # another writer was there since: read what it left, and write after it
             self._close()
             return self._commit_once(group)
 
-    def _commit_once(self, group: Sequence[_Waiting]) -> list[int]:
+    def _commit_once(self, group: Sequence[_Waiting]) -> list[Taken]:
         store = self._opened()
         received_ms = int(time.time() * 1e3)
         ids: dict[str, None] = {}
-        fresh = [self._fresh(waiting.records, ids) for waiting in group]
-        records = [record for records in fresh for record in records]
+        added: set[str] = set()
+        records: list[Record] = []
+        taken = [self._admit(waiting.records, records, ids, added) for waiting in group]
         for record in records:
             self._date(record, received_ms)
         records += self._ended(_last_ms(records) if self._event_clock else received_ms)
@@ -194,21 +203,36 @@ class Ingester:
             self._seq = seq
         self._remember(ids)
         self.counts.update(_counted(records))
-        duplicates = [len(w.records) - len(kept) for w, kept in zip(group, fresh, strict=True)]
-        self.counts["duplicate"] += sum(duplicates)
-        return duplicates
+        self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
+        self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
+        return taken
 
-    def _fresh(self, records: Iterable[Record], ids: dict[str, None]) -> list[Record]:
-        """Those whose id is new; `ids` are those of this group."""
-        fresh = []
-        for record in records:
+    def _admit(
+        self, records: Iterable[Record], admitted: list[Record], ids: dict[str, None], added: set[str]
+    ) -> Taken:
+        """Append to `admitted` those that are new and have room; `ids` and new candidates are this group's so far."""
+        taken = Taken()
+        for place, record in enumerate(records):
             name = key(record)
             if name is not None:
                 if name in self._ids or name in ids:
+                    taken.duplicates += 1
                     continue
                 ids[name] = None
-            fresh.append(record)
-        return fresh
+            elif isinstance(record, Candidate) and record.id not in self._candidates.index:
+                if record.id not in added and len(self._candidates) + len(added) >= self._max_live:
+                    taken.rejected[place] = self._full
+                    continue
+                added.add(record.id)
+            admitted.append(record)
+        return taken
+
+    @property
+    def _full(self) -> str:
+        return (
+            f"the live table is full ({self._max_live} candidates); end some first: "
+            "each leaves it an hour after its end"
+        )
 
     def _remember(self, ids: Iterable[str]) -> None:
         self._ids.update(dict.fromkeys(ids))

@@ -80,7 +80,8 @@ class RankMetrics(Metrics):
 
 
 class IngestMetrics:
-    """Counts what Ingest took, by kind: event, exposure, viewer, candidate, forget, ended, duplicate, roll_failed."""
+    """Counts what Ingest took, by kind: event, exposure, viewer, candidate, forget, ended; and duplicate, rejected,
+    roll_failed."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter as RayCounter

@@ -94,6 +94,13 @@ class Entry(Struct, array_like=True):
     records: list[Record]
 
 
+class Taken(Struct):
+    """What became of the records that Ingest was given, once they are durable."""
+
+    duplicates: int = 0  # there before
+    rejected: dict[int, str] = {}  # why a record was not taken, by its place
+
+
 class Rejected(Struct):
     """A record that was not taken, and why."""
 
@@ -129,8 +136,10 @@ KINDS: dict[str, type[Struct]] = {
 }  # fmt: skip
 
 
-def decode_batch(body: bytes, surface: Surface, *, event_clock: bool) -> tuple[list[Sent], list[Rejected]]:
-    """The good records of a request's body, and the others by JSON Pointer.
+def decode_batch(
+    body: bytes, surface: Surface, *, event_clock: bool
+) -> tuple[dict[int, Sent], list[Rejected]]:
+    """The good records of a request's body by their place, and the others by JSON Pointer.
 
     Raises:
         RequestError: 400 where it is no JSON, 422 where it is no batch.
@@ -141,11 +150,11 @@ def decode_batch(body: bytes, surface: Surface, *, event_clock: bool) -> tuple[l
         raise invalid(str(error), {"": ("records",)}) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}") from None
-    good: list[Sent] = []
+    good: dict[int, Sent] = {}
     rejected: list[Rejected] = []
     for i, raw in enumerate(raws):
         try:
-            good.append(_decode(raw, surface, event_clock=event_clock))
+            good[i] = _decode(raw, surface, event_clock=event_clock)
         except RequestError as error:
             rejected.append(Rejected(f"/records/{i}{error.pointer or ''}", str(error)))
     return good, rejected

@@ -24,8 +24,8 @@ async def main(folder: Path, store: str) -> None:
     )
 
     async def answer(payload: bytes) -> None:
-        duplicates = await ingester.take(unpack(payload))
-        sys.stdout.buffer.write(struct.pack("<I", duplicates))
+        taken = await ingester.take(unpack(payload))
+        sys.stdout.buffer.write(struct.pack("<I", taken.duplicates))
         sys.stdout.buffer.flush()
 
     while head := await reader.read(4):

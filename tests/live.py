@@ -13,7 +13,7 @@ from tiny import TOML
 from serve.edge import Edge
 from serve.feature_fetch import FeatureFetcher
 from serve.features import Matrix
-from serve.ingest import ingester
+from serve.ingest import MAX_LIVE, ingester
 from serve.load import load
 from serve.records import unpack
 from serve.settings import AppArgs, Arm, Experiment, UserConfig
@@ -25,12 +25,15 @@ MODEL = "20260101T000000Z-abcd"
 class Live:
     """A service of the small surface, its store filled from `log_folder`, its log in `served`."""
 
-    def __init__(self, folder, log_folder=None, *, clock="event", store="lmdb:store", **config):
+    def __init__(
+        self, folder, log_folder=None, *, clock="event", store="lmdb:store", max_live=MAX_LIVE, **config
+    ):
         (folder / "tiny.toml").write_text(TOML)
         self.folder = folder
         self.surface = load_surface(str(folder / "tiny.toml"))
         if log_folder:
             load(self.surface, log_folder, store, folder)
+        self.max_live = max_live
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
         self.config = UserConfig(
             Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
@@ -43,7 +46,7 @@ class Live:
     @asynccontextmanager
     async def running(self):
         """The service, until the block ends; then what was left is committed and rolled."""
-        self.ingester = ingester(self.args, self.folder)
+        self.ingester = ingester(self.args, self.folder, max_live=self.max_live)
         fetcher = FeatureFetcher(self.args, self.folder, self.score, _nothing, self._take)
         fetcher.configure(self.config)
         self.fetcher = fetcher

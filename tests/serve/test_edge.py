@@ -16,7 +16,7 @@ from serve.edge import Edge
 from serve.feature_fetch import FeatureFetcher
 from serve.features import Matrix
 from serve.load import load
-from serve.records import unpack
+from serve.records import Taken, unpack
 from serve.settings import AppArgs, Arm, Experiment, UserConfig
 from serve.surface import load_surface
 
@@ -61,7 +61,7 @@ class Service:
 
     async def ingest(self, payload):
         self.taken += unpack(payload)
-        return 0
+        return Taken()
 
     def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
         async def scenario():

@@ -112,6 +112,35 @@ def test_what_is_too_much_is_refused_at_once(service):
     assert service.run(scenario)["accepted"] == 1
 
 
+def test_a_new_candidate_that_a_full_table_has_no_room_for_is_rejected_by_name(tmp_path, log_folder):
+    service = Live(tmp_path, log_folder)
+    service.run(lambda service: service.rank())
+    num_live = len(service.fetcher.live.rows)
+
+    def candidate(id_, ts_ms=51_000, **more):
+        return {"type": "candidate", "id": id_, "ts_ms": ts_ms} | more
+
+    async def scenario(service):
+        sent = [event("e9", kind="jion"), candidate("n"), candidate("m"), candidate("n"), candidate("a")]
+        full = await service.events(*sent, event("e10", ts_ms=51_001))
+        both = await service.events(candidate("m"), candidate("n", fields={"price": 2.0}))
+        unknown = (await service.rank(candidates=["n", "m"], now_ms=52_000))["unknown_candidates"]
+        await service.events(candidate("n", ends_ms=51_000))
+        await service.events(event("e11", ts_ms=51_001 + 3_600_000))
+        return full, both, unknown, await service.events(candidate("m", 4_000_000))
+
+    service.max_live = num_live + 1
+    full, both, unknown, room = service.run(scenario)
+    detail = f"the live table is full ({num_live + 1} candidates); end some first"
+    assert full["accepted"] == 4
+    assert [rejected["pointer"] for rejected in full["rejected"]] == ["/records/0/kind", "/records/2"]
+    assert full["rejected"][1]["detail"].startswith(detail)
+    assert (both["accepted"], [rejected["pointer"] for rejected in both["rejected"]]) == (1, ["/records/0"])
+    assert unknown == ["m"]
+    assert (room["accepted"], room["rejected"]) == (1, [])
+    assert served(service, "candidates")["id"].to_pylist().count("m") == 1, "what was rejected is not logged"
+
+
 def test_numbers_go_on_after_a_restart(service):
     service.run(lambda service: service.events(event("e9")))
     service.run(lambda service: service.events(event("e10")))

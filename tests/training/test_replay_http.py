@@ -59,8 +59,8 @@ class Service(Live):
     """A service of the simulated world on a port of its own, filled from the log `a`, which it goes on with."""
 
     def __init__(self, home, folder, *, clock="event", **config):
+        super().__init__(folder)
         shutil.copytree(home / "a", folder / "a")
-        self.folder = folder
         self.surface = SURFACE
         load(SURFACE, folder / "a", "lmdb:store", folder)
         promote(folder / "models", publish(home / "model", folder / "models"))
@@ -94,7 +94,13 @@ class Service(Live):
                 await server.main_loop()
                 await server.shutdown()
 
-        thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        def run():
+            try:
+                asyncio.run(serve())
+            finally:
+                ready.set()
+
+        thread = threading.Thread(target=run)
         thread.start()
         assert ready.wait(30)
         try:
