@@ -102,10 +102,11 @@ class Service:
 
     def __init__(self, url: str) -> None:
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise TabrankError(f"--url: {url!r} is not an address like http://127.0.0.1:8000")
-        kind = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
+        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        try:
+            self._connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        except (KeyError, ValueError):
+            raise TabrankError(f"--url: {url!r} is not an address like http://127.0.0.1:8000") from None
         self._prefix = parts.path.rstrip("/")
         self.url = url
         self.num_requests = 0
@@ -157,7 +158,7 @@ class Service:
             return self._answer(method, path, body, headers)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
             self._connection.close()  # a kept connection that was closed meanwhile; a repeated request is one
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise self._none(error) from None
         try:
             return self._answer(method, path, body, headers)

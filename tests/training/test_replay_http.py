@@ -168,7 +168,9 @@ def test_a_service_of_another_surface_or_model_is_refused(home, tmp_path, servic
 def test_without_a_service_it_says_so(home):
     said = command("replay", "--log", home / "b", "--url", "http://127.0.0.1:9", code=2)
     assert "http://127.0.0.1:9 does not answer" in said
-    assert "http://127.0.0.1:8000" in command("replay", "--log", home / "b", "--url", "localhost", code=2)
+    for wrong in ("localhost", "http://127.0.0.1:http", "ftp://127.0.0.1"):
+        said = command("replay", "--log", home / "b", "--url", wrong, code=2)
+        assert f"{wrong!r} is not an address" in said
 
 
 def test_a_ranking_that_is_refused_is_named(home, tmp_path, service):
