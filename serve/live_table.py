@@ -56,6 +56,12 @@ class LiveTable:
         self.seq = changes.seq
         return packed
 
+    def close(self) -> None:
+        """Give the store back; the candidates stay as they are."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
     @property
     def age_s(self) -> float | None:
         """How long ago the store was last read; None before the first time."""

@@ -62,6 +62,7 @@ class Live:
                 await fetcher.outbox.flush()
                 self.ingester.stop()
                 await committing
+                fetcher.live.close()
 
     async def _take(self, payload):
         return await self.ingester.take(unpack(payload))
