@@ -46,6 +46,7 @@ class Measured:
             config,
             train,
             "validation",
+            seen=train.matrix,
             rivals={},
             about={},
             manifest={"rows": len(train)},

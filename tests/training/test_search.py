@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serve.artifact import current
+from serve.artifact import current, load
 from training.search.leaderboard import Leaderboard
 from training.world.simulate import simulate
 
@@ -124,6 +124,11 @@ def test_every_contender_stands_on_the_leaderboard_and_the_winner_fits_its_cost(
     best = next(line for line in story.found["leaderboard"] if line["kind"] == "tabnet" and line["fits"])
     assert story.found["winner"] == best["name"]
     assert story.found["us_per_candidate"] <= MOST_US
+
+
+def test_the_winner_keeps_the_distributions_of_the_rows_that_it_was_trained_on(story):
+    kept = json.loads((story.folder / "out" / "artifact" / "evaluation.json").read_text())["statistics"]
+    assert kept["rows"] == min(load(story.folder / "out" / "artifact").manifest["rows"], 50_000)
 
 
 def test_the_report_says_first_who_leads_and_the_exit_code_whether_it_passed(story):
