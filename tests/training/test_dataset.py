@@ -130,7 +130,7 @@ def test_the_window_begins_with_the_impression_where_there_is_one(tmp_path):
         1, "ts_ms", pa.array([11_000, 12_000, 21_000, 53_500, 60_000], pa.int64())
     )
     parts = {"viewers": log.viewers, "candidates": log.candidates, "exposures": log.exposures}
-    parts["events"] = pa.concat_tables([late, log.events.slice(5)])
+    parts["events"] = pa.concat_tables([late, log.events.slice(5)], promote_options="default")
     write_log(tmp_path / "late", parts)
     assert rows(build(schema, read_log(tmp_path / "late", schema.surface)))["r3", "b"] == 1.0
 

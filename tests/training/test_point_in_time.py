@@ -63,6 +63,10 @@ def log_of(viewers, candidates, exposures, events) -> Log:
     def column(rows, i, kind):
         return pa.array([row[i] for row in rows], kind)
 
+    def unserved(rows, **kinds):
+        """What only a service's log has."""
+        return {name: pa.nulls(len(rows), kind) for name, kind in ({"seq": pa.int64()} | kinds).items()}
+
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     fields = (("ends_ms", whole), ("host", text), ("topic", text), ("language", text), ("tags", STRINGS))
     return Log(
@@ -73,11 +77,13 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 "language": column(viewers, 2, text),
                 "follows": column(viewers, 3, STRINGS),
             }
+            | unserved(viewers, stated=STRINGS, removed=pa.bool_())
         ),
         candidates=pa.table(
             {"id": column(candidates, 0, text), "ts_ms": column(candidates, 1, whole)}
             | {name: column(candidates, 2 + i, kind) for i, (name, kind) in enumerate(fields)}
             | {"price": column(candidates, 7, real), "started_ms": column(candidates, 8, whole)}
+            | unserved(candidates, stated=STRINGS, removed=pa.bool_())
         ),
         exposures=pa.table(
             {
@@ -88,6 +94,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 "context": pa.array([None if e[3] is None else {"hour": e[3]} for e in exposures], CONTEXT),
                 "traffic": pa.nulls(len(exposures), text),
             }
+            | unserved(exposures, seen_seq=whole, stated=text)
         ),
         events=pa.table(
             {"id": [f"e{i}" for i in range(len(events))], "ts_ms": column(events, 0, whole)}
@@ -95,6 +102,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 n: column(events, 1 + i, text)
                 for i, n in enumerate(("viewer", "candidate", "kind", "request_id"))
             }
+            | unserved(events)
         ),
     )
 
