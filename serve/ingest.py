@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from serve.compaction import compact
 from serve.errors import LeaseLost, StoreUnavailable
 from serve.kinds import IMPRESSION
 from serve.records import (
@@ -41,6 +43,7 @@ log = logging.getLogger("tabrank")
 
 COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one sync of the disk
 ROLL_EVERY_S = 60.0
+ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
 ROLL_ENTRIES = 500  # journal entries that a segment is made of at a time: a minute at ten commits a second
 MAX_WAITING = 20_000  # records; beyond, exposures are dropped and events are told to come again
 MAX_LIVE = 1_000_000  # candidates in the live table; beyond, new ones are rejected
@@ -110,6 +113,7 @@ class Ingester:
         self._num_waiting = 0
         self._arrived = asyncio.Event()
         self._rolled = time.monotonic()
+        self._num_unrolled = 0  # records committed since a roll began, or found in the journal
         self._stopping = False
         self._tell = tell
         self.counts: Counter[str] = Counter()
@@ -142,10 +146,10 @@ class Ingester:
             self._tell(self.counts)
             is_idle = not self._waiting
             await self.flush()
-            is_due = time.monotonic() - self._rolled >= ROLL_EVERY_S or (self._event_clock and is_idle)
-            if is_due and rolling.done():
-                self._rolled = time.monotonic()
-                rolling = asyncio.ensure_future(asyncio.to_thread(self.roll))
+            is_due = time.monotonic() - self._rolled >= ROLL_EVERY_S or self._num_unrolled >= ROLL_RECORDS
+            if (is_due or (self._event_clock and is_idle)) and rolling.done():
+                self._rolled, self._num_unrolled = time.monotonic(), 0
+                rolling = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
         await rolling
         await self.flush()
         await asyncio.to_thread(self.roll)
@@ -201,6 +205,7 @@ class Ingester:
                 self._close()  # the table holds what was not committed: read it again
                 raise
             self._seq = seq
+            self._num_unrolled += len(records)
         self._remember(ids)
         self.counts.update(_counted(records))
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
@@ -278,8 +283,11 @@ class Ingester:
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._remember(self._segments.recent_keys(WINDOW, self._seq))
                 self._seq = max(changes.seq, self._segments.last_seq())
+                self._num_unrolled = 0
                 for _, packed in store.journal(0, MAX_JOURNAL):
-                    self._remember(filter(None, map(key, unpack_entry(packed).records)))
+                    records = unpack_entry(packed).records
+                    self._remember(filter(None, map(key, records)))
+                    self._num_unrolled += len(records)
             except BaseException:
                 store.close()
                 raise
@@ -293,19 +301,29 @@ class Ingester:
 
     def roll(self) -> None:
         """Write the journal's entries as segments, and drop them from it. What fails is tried again later."""
+        self._attempt(self._roll)
+
+    def upkeep(self) -> None:
+        """Roll, then see to the log's files. What fails is tried again later."""
+        self._attempt(self._roll, lambda store: compact(self._segments.folder))
+
+    def _attempt(self, *steps: Callable[[Store], None]) -> None:
+        store = self._store
+        if store is None:
+            return
         try:
-            store = self._store
-            while store is not None:
-                entries = store.journal(0, ROLL_ENTRIES)
-                if not entries:
-                    return
-                self._segments.write([(seq, unpack_entry(packed)) for seq, packed in entries])
-                store.trim(entries[-1][0])
+            for step in steps:
+                step(store)
         except LeaseLost:
-            return  # the other writer rolls
-        except (OSError, StoreUnavailable) as error:
+            return  # the other writer does it
+        except (OSError, pa.ArrowException, StoreUnavailable) as error:
             self.counts["roll_failed"] += 1
-            log.warning("the journal stays as it is: %s: %s", type(error).__name__, error)
+            log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
+
+    def _roll(self, store: Store) -> None:
+        while entries := store.journal(0, ROLL_ENTRIES):
+            self._segments.write([(seq, unpack_entry(packed)) for seq, packed in entries])
+            store.trim(entries[-1][0])
 
 
 class _Changes:

@@ -21,6 +21,7 @@ from serve.kinds import IMPRESSION
 from serve.strict import refuse_file
 from serve.surface import FieldType, Surface
 
+READS = 3  # of a table, before it is said to be unreadable
 TABLES = ("viewers", "candidates", "exposures", "events")
 ARROW: Mapping[FieldType, pa.DataType] = {
     "number": pa.float64(),
@@ -108,12 +109,26 @@ def _clean(log: Log, test_traffic: bool) -> Log:
     exposures = exposures.take(unique) if counts["repeated_exposures"] else exposures
     unique = _first(log.events["id"])
     counts["repeated_events"] = len(log.events) - len(unique)
+    viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
+    counts["repeated_rows"] = len(log.viewers) + len(log.candidates) - len(viewers) - len(candidates)
     events = log.events.take(unique) if counts["repeated_events"] else log.events
     shown = pc.list_flatten(exposures["candidates"])
     counts["unknown_candidates"] = int(pc.sum(pc.invert(pc.is_in(shown, log.candidates["id"]))).as_py() or 0)
     unknown = pc.invert(pc.is_in(exposures["viewer"], log.viewers["id"]))
     counts["unknown_viewers"] = int(pc.sum(unknown).as_py() or 0)
-    return replace(log, exposures=exposures, events=events, counts=counts)
+    return replace(
+        log, viewers=viewers, candidates=candidates, exposures=exposures, events=events, counts=counts
+    )
+
+
+def _unrepeated(table: pa.Table) -> pa.Table:
+    """Without the rows whose number came before: segments being merged hold some records twice."""
+    numbers = pc.fill_null(table["seq"], 0).to_numpy()
+    given = np.flatnonzero(numbers)
+    rows = np.ones(len(table), bool)
+    rows[given] = False
+    rows[given[np.unique(numbers[given], return_index=True)[1]]] = True
+    return table if rows.all() else table.filter(pa.array(rows))
 
 
 def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -172,7 +187,7 @@ def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
     parts = []
     for path in paths:
         try:
-            parts.append(ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table())
+            parts.append(_read(path))
         except (pa.ArrowInvalid, OSError) as error:
             raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
     try:
@@ -182,6 +197,16 @@ def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
     if not len(table):
         raise TabrankError(f"{paths[0]}: has no rows; a log needs at least one row in each table")
     return paths[0], table
+
+
+def _read(path: Path) -> pa.Table:
+    """A file, or the segments in a folder; those may be merged or deleted while they are read, so again then."""
+    for _ in range(READS - 1):
+        try:
+            return ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
+        except (pa.ArrowInvalid, OSError):
+            continue
+    return ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
 
 
 class _Reader:

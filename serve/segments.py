@@ -71,7 +71,7 @@ class Segments:
         last = 0
         for name, _, _ in self._tables():
             for path in sorted((self.folder / name).glob("*.parquet"))[-1:]:
-                last = max(last, pq.read_table(path, columns=["seq"])["seq"][-1].as_py())
+                last = max(last, last_seq(path))
         return last
 
     def _write(self, name: str, first: int, table: pa.Table) -> None:
@@ -81,9 +81,7 @@ class Segments:
         draft = folder / f".{path.name}.partial"
         try:
             pq.write_table(table, draft, compression="zstd")
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            draft.replace(path)
+            put(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -147,6 +145,30 @@ class Segments:
             "category": _matrices([record.category for record in records], np.uint64),
             **_numbers(rows),
         }
+
+
+def put(draft: Path, path: Path) -> None:
+    """Make a written draft the file of this name, durably: before what it stands for is deleted elsewhere."""
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def last_seq(path: Path) -> int:
+    """The greatest number in a segment, as its footer says."""
+    metadata = pq.read_metadata(path)
+    column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "seq")
+    groups = (metadata.row_group(i).column(column) for i in range(metadata.num_row_groups))
+    return max(int(group.statistics.max) for group in groups)
 
 
 def _events(rows: list[Numbered]) -> dict[str, Any]:
