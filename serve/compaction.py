@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.durable import put
 from serve.log import TABLES
-from serve.segments import last_seq, put
+from serve.segments import last_seq, segments
 
 MAX_BYTES = 64 << 20  # of a merged segment, about
 DONE_BYTES = MAX_BYTES // 2  # one of so much is merged no more: else each hour would write all of it again
@@ -30,7 +31,7 @@ def compact(log: Path, cuts: Sequence[int] = ()) -> None:
             records twice.
     """
     for name in TABLES:
-        for group in _worth(sorted((log / name).glob("*.parquet")), cuts):
+        for group in _worth(segments(log, name), cuts):
             _merge(group)
 
 

@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from serve.compaction import compact
 from serve.errors import LeaseLost, StoreUnavailable
 from serve.kinds import IMPRESSION
 from serve.records import (
@@ -32,11 +30,14 @@ from serve.records import (
     pack_entry,
     unpack_entry,
 )
+from serve.retention import Retention
 from serve.segments import Segments
 from serve.settings import AppArgs
+from serve.snapshots import numbers
 from serve.state import I64, Rows, Run, Schema, State
 from serve.stores.opening import open_store
 from serve.stores.protocol import Store
+from serve.strict import UNITS_MS
 from serve.surface import load_surface
 
 log = logging.getLogger("tabrank")
@@ -64,6 +65,7 @@ def ingester(
         schema,
         lambda writable: opened(writable=writable),
         Segments(base / args.log, surface),
+        Retention(base / args.log, schema.fingerprint, args.keep_log_days * UNITS_MS["d"]),
         tell,
         event_clock=args.clock == "event",
         max_live=max_live,
@@ -95,6 +97,7 @@ class Ingester:
         schema: Schema,
         open_store: Callable[[bool], Store],
         segments: Segments,
+        retention: Retention,
         tell: Tell = lambda counts: None,
         *,
         event_clock: bool = False,
@@ -103,11 +106,13 @@ class Ingester:
         self._schema = schema
         self._open_store = open_store
         self._segments = segments
+        self._retention = retention
         self._event_clock = event_clock
         self._max_live = max_live
         self._store: Store | None = None
         self._candidates = Rows(schema, "candidate")
         self._seq = 0
+        self._latest_ms = 0  # of a record
         self._ids: dict[str, None] = {}
         self._waiting: list[_Waiting] = []
         self._num_waiting = 0
@@ -194,7 +199,9 @@ class Ingester:
         taken = [self._admit(waiting.records, records, ids, added) for waiting in group]
         for record in records:
             self._date(record, received_ms)
-        records += self._ended(_last_ms(records) if self._event_clock else received_ms)
+        last_ms = _last_ms(records)
+        self._latest_ms = max(self._latest_ms, last_ms)
+        records += self._ended(last_ms if self._event_clock else received_ms)
         if records:
             seq = self._seq + len(records)
             try:
@@ -282,7 +289,7 @@ class Ingester:
                 self._candidates = Rows(self._schema, "candidate")
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._remember(self._segments.recent_keys(WINDOW, self._seq))
-                self._seq = max(changes.seq, self._segments.last_seq())
+                self._seq = max(changes.seq, self._segments.last_seq(), *numbers(self._segments.folder))
                 self._num_unrolled = 0
                 for _, packed in store.journal(0, MAX_JOURNAL):
                     records = unpack_entry(packed).records
@@ -305,7 +312,7 @@ class Ingester:
 
     def upkeep(self) -> None:
         """Roll, then see to the log's files. What fails is tried again later."""
-        self._attempt(self._roll, lambda store: compact(self._segments.folder))
+        self._attempt(self._roll, self._tend)
 
     def _attempt(self, *steps: Callable[[Store], None]) -> None:
         store = self._store
@@ -316,14 +323,26 @@ class Ingester:
                 step(store)
         except LeaseLost:
             return  # the other writer does it
-        except (OSError, pa.ArrowException, StoreUnavailable) as error:
+        except Exception as error:
             self.counts["roll_failed"] += 1
             log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
 
     def _roll(self, store: Store) -> None:
+        cuts = numbers(self._segments.folder)
         while entries := store.journal(0, ROLL_ENTRIES):
+            for cut in cuts:  # a segment that lies on one side of a snapshot can be deleted with it
+                if entries[0][0] <= cut < entries[-1][0]:
+                    entries = [entry for entry in entries if entry[0] <= cut]
             self._segments.write([(seq, unpack_entry(packed)) for seq, packed in entries])
             store.trim(entries[-1][0])
+
+    def _tend(self, store: Store) -> None:
+        store.trim(0)  # of nothing: whether the lease is still held
+        self._retention.tend(store, self._now_ms, lambda: not self._stopping)
+
+    def _now_ms(self) -> int:
+        """The service's clock."""
+        return self._latest_ms if self._event_clock else int(time.time() * 1e3)
 
 
 class _Changes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
+from serve.snapshots import Snapshot, beginnings, copy
 from serve.strict import refuse_file
 from serve.surface import FieldType, Surface
 
@@ -45,6 +46,7 @@ class Log:
     `exposures.context` and the fields of viewers and candidates are those that the surface declares. What a service
     has written has its numbers too: `seq` of each record, `seen_seq` of the last one that a ranking had seen; a
     row of `viewers` or `candidates` then sets the fields that it has `stated`, or says that its id was `removed`.
+    Where its first records were deleted, `snapshots` are what it can be replayed from, by state, the oldest first.
     """
 
     viewers: pa.Table
@@ -52,6 +54,7 @@ class Log:
     exposures: pa.Table
     events: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
+    snapshots: tuple[Snapshot, ...] = ()
 
     @property
     def ends_ms(self) -> int:
@@ -90,7 +93,8 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     exposures.no_repeats("candidates")
     events.one_of("kind", (*surface.events, IMPRESSION))
     log = Log(viewers.table, candidates.table, exposures.table, events.table)
-    return _clean(log, test_traffic)
+    # after the tables: what was deleted while they were read, a snapshot stands for
+    return _clean(replace(log, snapshots=beginnings(folder)), test_traffic)
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:
@@ -138,14 +142,14 @@ def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def concat_logs(logs: Iterable[Log]) -> Log:
-    """One log of several: their tables one after the other."""
+    """One log of several: their tables one after the other, and the snapshots of the first that has any."""
     logs = list(logs)
     merged = {name: pa.concat_tables([getattr(log, name) for log in logs]) for name in TABLES}
-    return Log(**merged)
+    return Log(**merged, snapshots=next((log.snapshots for log in logs if log.snapshots), ()))
 
 
-def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
-    """Write a log (and any table beside it, such as `truth`) whole or not at all.
+def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Snapshot] = ()) -> None:
+    """Write a log (and any table beside it, such as `truth`) whole or not at all; `snapshots` are copied.
 
     Raises:
         TabrankError: if `out` is there already.
@@ -161,6 +165,7 @@ def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
     try:
         for name, table in tables.items():
             pa.parquet.write_table(table, draft / f"{name}.parquet", compression="zstd")
+        copy(snapshots, draft)
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -9,9 +9,10 @@ from tiny import TOML
 
 import serve.compaction
 from serve.compaction import compact
+from serve.durable import put
 from serve.log import TABLES, read_log, read_table
 from serve.records import Candidate, Entry, Event, Exposure, Viewer
-from serve.segments import Segments, put
+from serve.segments import Segments
 from serve.surface import read_surface
 
 WORTH_SEGMENTS = 6  # each is synced to disk

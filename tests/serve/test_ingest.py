@@ -201,12 +201,12 @@ def test_a_compaction_that_fails_is_counted_and_the_log_goes_on(service, monkeyp
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
-        await service.events(event("e1"))
+        await service.events(event("e1", ts_ms=None))
         await asyncio.to_thread(service.ingester.upkeep)
         (path,) = segments(service)
         kept = path.read_bytes()
         path.write_bytes(b"no parquet")
-        await service.events(event("e2"))
+        await service.events(event("e2", ts_ms=None))
         await asyncio.to_thread(service.ingester.upkeep)
         path.write_bytes(kept)
         return service.ingester.counts["roll_failed"]
