@@ -33,9 +33,9 @@ from serve.errors import RequestError, TabrankError
 from serve.explain import explain
 from serve.features import Features, Matrix
 from serve.live_table import LiveTable
-from serve.outbox import HOLD_S, SEND_EVERY_S, Outbox
+from serve.outbox import IDLE_S, Outbox
 from serve.ranking import F32, Query, Ranker, Slate
-from serve.records import EventsAnswer, Exposure, Rejected, Taken, decode_batch, pack
+from serve.records import Event, EventsAnswer, Exposure, Rejected, Taken, decode_batch, pack
 from serve.settings import CURRENT, NOOP, POPULAR, SHUFFLE, AppArgs, UserConfig
 from serve.state import Schema
 from serve.stores.opening import open_store
@@ -143,8 +143,10 @@ class FeatureFetcher:
         """
         good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
         taken = Taken()
-        if self.event_clock:
-            await self.outbox.flush()
+        if self.event_clock:  # at one time attributes come first, then rankings, then events, as in a replay
+            has_events = any(isinstance(record, Event) for record in good.values())
+            first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
+            await self.outbox.flush(before_ms=None if has_events else first_ms)
         if good:
             try:
                 async with asyncio.timeout(TAKE_S):
@@ -259,7 +261,7 @@ class FeatureFetcher:
         Each goes on its own: a scorer that is slow to load a version must not stop the pulling of the store.
         """
         following = asyncio.create_task(self.follow())
-        sending = asyncio.create_task(self.outbox.run(HOLD_S if self.event_clock else SEND_EVERY_S))
+        sending = asyncio.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
         try:
             while True:
                 self.pull()
@@ -338,6 +340,7 @@ class FeatureFetcher:
             "surface": self.surface.name,
             "surface_fingerprint": self.surface.fingerprint,
             "state_fingerprint": self.schema.fingerprint,
+            "clock": self.args.clock,
             "model": self.model.version if self.model else None,
             "sha256": dict(manifest.get("files", {})),
             "metrics": json.loads(json.dumps(manifest.get("metrics", {}))),

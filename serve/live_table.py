@@ -9,9 +9,8 @@ from serve.errors import StoreUnavailable
 from serve.state import Rows, Schema
 from serve.stores.protocol import Store
 
-RETRY_S = (
-    0.5  # a store that failed is left alone so long: waiting for a dead one in every batch costs deadlines
-)
+RETRY_S = 0.5  # a store that failed is left alone so long, and nine times as long as the failing took:
+PATIENCE = 9  # one that hangs stops the replica's loop at each attempt, so for a tenth of the time at most
 
 
 class LiveTable:
@@ -26,20 +25,22 @@ class LiveTable:
         self._open_store = open_store
         self._store: Store | None = None
         self._read: float | None = None  # the last time that all was well
-        self._failed: tuple[float, StoreUnavailable] | None = None
+        self._failed: tuple[float, StoreUnavailable] | None = None  # until when to leave it alone, and why
 
     def read(self, viewers: Sequence[str]) -> list[bytes | None]:
         """The packed rows of `viewers`, None for an unknown one; `rows` are of the same commit.
 
         Raises:
-            StoreUnavailable: `rows` are as they were; the store is not asked again for `RETRY_S`.
+            StoreUnavailable: `rows` are as they were; the store is not asked again for `RETRY_S` or more.
         """
-        if self._failed is not None and time.monotonic() - self._failed[0] < RETRY_S:
+        begun = time.monotonic()
+        if self._failed is not None and begun < self._failed[0]:
             raise self._failed[1]
         try:
             packed = self._read_store(viewers)
         except StoreUnavailable as error:
-            self._failed = (time.monotonic(), error)
+            now = time.monotonic()
+            self._failed = (now + max(RETRY_S, PATIENCE * (now - begun)), error)
             raise
         self._failed, self._read = None, time.monotonic()
         return packed
@@ -55,6 +56,12 @@ class LiveTable:
         self.rows.apply(changes.rows)
         self.seq = changes.seq
         return packed
+
+    def close(self) -> None:
+        """Give the store back; the candidates stay as they are."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
 
     @property
     def age_s(self) -> float | None:

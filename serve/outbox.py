@@ -12,7 +12,9 @@ from serve.records import Exposure, pack
 log = logging.getLogger("tabrank")
 
 SEND_EVERY_S = 0.05
-HOLD_S = 2.0  # with the event clock, which sends before a ranking what its time lies after: the last ones go so late
+IDLE_S = (
+    2.0  # with the event clock, which sends before a ranking what its time lies after: the last go so late
+)
 MAX_SENT = 1_000  # exposures a call
 MAX_HELD = 5_000  # beyond, the newest are dropped and counted
 RETRY_S = 0.5
@@ -37,10 +39,11 @@ class Outbox:
         else:
             self._held.append((time.monotonic(), exposure))
 
-    async def run(self, every_s: float) -> None:
-        """Send what gathers, until cancelled."""
+    async def run(self, idle_s: float = 0.0) -> None:
+        """Send what gathers, until cancelled; with `idle_s` once nothing has come for so long."""
         while True:
-            await asyncio.sleep(every_s if await self.flush() else RETRY_S)
+            is_idle = bool(self._held) and time.monotonic() - self._held[-1][0] >= idle_s
+            await asyncio.sleep(SEND_EVERY_S if not is_idle or await self.flush() else RETRY_S)
 
     async def flush(self, before_ms: int | None = None) -> bool:
         """Send what is held (from before `before_ms`) and wait until it is durable; False where a call failed."""
@@ -51,7 +54,8 @@ class Outbox:
                 except Exception as error:  # whatever befell Ingest, rankings go on
                     self._warn(error)
                     return False
-                del self._held[: len(part)]
+                sent = set(map(id, part))
+                self._held = [held for held in self._held if id(held[1]) not in sent]
             return True
 
     def _next(self, before_ms: int | None) -> list[Exposure]:

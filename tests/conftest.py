@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from redis_server import MISSING, RedisServer, find_server
 from tiny import TOML, tables
 
@@ -52,3 +53,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def empty_redis_server(redis_server: RedisServer) -> Iterator[RedisServer]:
+    """The server, empty; a test may kill it."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    yield redis_server
+    if redis_server.process is None:
+        redis_server.start()

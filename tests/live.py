@@ -39,11 +39,15 @@ class Live:
             Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
         )
 
+    async def score(self, version, payload):
+        """What the scorer answers."""
+        return await score(version, payload)
+
     @asynccontextmanager
     async def running(self):
         """The service, until the block ends; then what was left is committed and rolled."""
         self.ingester = ingester(self.args, self.folder, max_live=self.max_live)
-        fetcher = FeatureFetcher(self.args, self.folder, score, _nothing, self._take)
+        fetcher = FeatureFetcher(self.args, self.folder, self.score, _nothing, self._take)
         fetcher.configure(self.config)
         self.fetcher = fetcher
         committing = asyncio.create_task(self.ingester.run())
@@ -58,6 +62,7 @@ class Live:
                 await fetcher.outbox.flush()
                 self.ingester.stop()
                 await committing
+                fetcher.live.close()
 
     async def _take(self, payload):
         return await self.ingester.take(unpack(payload))

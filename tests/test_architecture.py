@@ -94,6 +94,8 @@ def test_every_command_has_help():
                 "search",
                 "refresh",
                 "evaluate",
+                "replay",
+                "audit",
                 "report",
                 "publish",
                 "bench",

@@ -205,6 +205,83 @@ def evaluate(
 
 
 @app.command()
+def replay(
+    log: LogFolder,
+    url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
+    surface: Annotated[
+        str | None, typer.Option(help="Name or TOML; default the model's, else the service's.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The artifact that is served: compare with its evaluation.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="With --model: the log that the service's store was filled from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for report.json and scores.parquet; must not exist.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Play a log through a running service in its own time, and measure the answers; 1 where one falls short.
+
+    The service needs `clock: event` in the args of its cluster.yaml, a store filled from what comes before the log,
+    and no other traffic. It falls short where a ranking is not full or, with --model, a score differs by over 1e-5
+    from what `evaluate` computes.
+    """
+    from training.replay import replay as run
+
+    with Share("replay") as progress:
+        result = run(
+            log,
+            url,
+            surface=surface,
+            model=None if model is None else artifact_of(model),
+            history=history,
+            out=out,
+            progress=progress,
+        )
+    lines = [
+        f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['requests_per_s']:.0f} requests/s, "
+        + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),
+        f"{result['rows']} rows, {result['slates']} slates ({result['unscored_rows']} rows unscored)",
+        "  ".join(f"{name} {decimal(result[name])}" for name in ("ndcg@10", "auc", "logloss")),
+    ]
+    if result["max_score_difference"] is not None:
+        lines.append(f"scores differ by at most {result['max_score_difference']:.1e} from the evaluation's")
+    answer(result, as_json, "\n".join([*lines, "held" if result["held"] else "NOT held"]))
+    if not result["held"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    surface: SurfaceName,
+    log: LogFolder,
+    model: Annotated[
+        Path | None, typer.Option(help="An artifact: compare its scores too, and say what has moved.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compute the features of served rankings again, from the log, and compare; 1 where one differs by over 1e-6.
+
+    The log holds what the store was filled from and what was served since. The rankings that were logged with their
+    features (`log_features` in `cluster.yaml`) are compared. With --model, those that it scored must score alike
+    within 1e-5. Drift is said beside: the population stability index of each feature and of the scores against the
+    model's training rows; below 0.1 it is usually read as nothing moved, above 0.25 as another population.
+    """
+    from training.audit import audit as run
+    from training.audit import table
+
+    with Share("audit") as progress:
+        result = run(
+            log, load_surface(surface), None if model is None else artifact_of(model), progress=progress
+        )
+    answer(result, as_json, table(result))
+    if not result["held"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     model: Model,
     out: Annotated[Path, typer.Option(help="The folder for report.html and MODEL_CARD.md.")],

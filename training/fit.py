@@ -13,12 +13,14 @@ from typing import Any
 
 from serve.artifact import new_version
 from serve.artifact import save as save_artifact
+from serve.features import Matrix
 from serve.log import refuse_existing
 from serve.state import Schema
 from serve.strict import refuse_file
 from serve.surface import Surface
 from training.calibrate import fit_platt
 from training.dataset import Dataset
+from training.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
 from training.evaluation.report import model_card, report_page
@@ -71,6 +73,7 @@ def fit(
         config,
         held,
         "validation",
+        seen=prepared.sample,
         rivals={},
         about={"history": trained.history, "best_epoch": trained.best_epoch},
         manifest={
@@ -93,6 +96,7 @@ def save(
     held: Dataset,
     part: str,
     *,
+    seen: Matrix,
     rivals: Mapping[str, Any],
     about: Mapping[str, Any],
     manifest: Mapping[str, Any],
@@ -100,14 +104,16 @@ def save(
 ) -> dict[str, Any]:
     """Measure a model on the rows of `held` (which are the `part` of the log) and write it as an artifact.
 
-    Answers the manifest. `rivals` are further scores of these rows, by name; `about` goes into
-    `evaluation.json` and `manifest` into the manifest as they are.
+    Answers the manifest. `seen` are training rows, whose distributions the artifact keeps for later comparison
+    (`training.drift`). `rivals` are further scores of the held rows, by name; `about` goes into `evaluation.json` and
+    `manifest` into the manifest as they are.
     """
     surface = schema.surface
     scores = {"model": model.probability(held.matrix), **rivals}
     evaluation = {
         **assess(held, scores, surface, encoder=model.encoder),
         "importance": importance(model, held),
+        STATISTICS: statistics(held.columns, seen, model.probability(seen)),
         **about,
     }
     whole: dict[str, Any] = {

@@ -20,6 +20,7 @@ from serve.log import Log, read_log
 from serve.state import I64, Schema
 from serve.surface import Surface
 from training.dataset import Dataset, Plan, Progress, concat
+from training.drift import evenly
 from training.encoding import category_strings, fit_encoder
 from training.loop import Rows, inputs
 from training.network import NetworkConfig
@@ -39,6 +40,7 @@ class Prepared:
 
     train: Rows | Streamed
     valid: Dataset
+    sample: Matrix  # of the training rows, from the first to the last
     encoder: Encoder
     num_train: int
     span_ms: tuple[int, int]  # the times of the first and the last training row
@@ -94,7 +96,9 @@ def _in_memory(surface: Surface, log: Log, plan: Plan, progress: Progress) -> Pr
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
     span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
     held = valid.take(np.arange(len(valid)))  # a copy, which does not hold the training rows' features too
-    return Prepared(encoded(encoder, train), held, encoder, len(train), span_ms, train.counts)
+    return Prepared(
+        encoded(encoder, train), held, evenly(train.matrix), encoder, len(train), span_ms, train.counts
+    )
 
 
 def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Progress) -> Prepared:
@@ -147,7 +151,7 @@ def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Pro
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    return Prepared(train, held, encoder, num_train, span_ms, plan.counts)
+    return Prepared(train, held, evenly(matrix), encoder, num_train, span_ms, plan.counts)
 
 
 def _rows(matrix: Matrix, rows: I64) -> Matrix:

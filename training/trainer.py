@@ -217,10 +217,10 @@ def train(
                 state = _fit(encoder, config, folder, streamed)
         finally:
             progress.finish(state.best_epoch if state else None)
-        shutil.rmtree(folder / "inputs")
         (folder / RESUMED).unlink(missing_ok=True)
         if config.num_workers:  # in this process there are no checkpoints
             _sweep(folder)
+    shutil.rmtree(folder / "inputs", ignore_errors=True)  # of a driver that was killed at the very end, too
     weights = state.best if config.restore_best else state.last
     bias = Bias(config.position_bias)
     bias.load_state_dict(state.bias)

@@ -346,6 +346,7 @@ def test_the_documents_and_probes_answer(service):
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
     described = service.ask(path="/v1/model", method="GET").json()
     assert described["limits"]["candidates"] == 1_000
+    assert described["clock"] == "event"
     assert "topic_affinity" in described["features"]
 
 

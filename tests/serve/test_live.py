@@ -94,6 +94,20 @@ def test_a_new_candidate_is_known_at_once_and_one_that_ended_goes_last(service):
     assert features(ended, "new")["price"] == 9.0  # what is not named stays
 
 
+def test_attributes_of_the_time_of_a_ranking_are_there_when_it_counts_and_were_not_when_it_was_made(service):
+    async def scenario(service):
+        ranked = await service.rank(candidates=["a", "new"], now_ms=50_000)
+        await service.events({"type": "candidate", "id": "new", "ts_ms": 50_000, "fields": {"price": 9.0}})
+        await service.events(event("e9", "click", "a", ts_ms=50_000))
+        return ranked, await explained(service, candidates=["new"], now_ms=50_001)
+
+    ranked, later = service.run(scenario)
+    assert ranked["unknown_candidates"] == ["new"]
+    assert features(later, "new")["join_rate"] == pytest.approx(
+        0.1 * 10 / 11
+    )  # the ranking was an impression
+
+
 def test_a_forgotten_viewer_is_unknown(service):
     async def scenario(service):
         known = await service.rank()

@@ -27,6 +27,7 @@ from serve.retention import Retention
 from serve.snapshots import begin, snapshots
 from serve.state import Schema
 from serve.surface import read_surface
+from training.audit import audit
 from training.dataset import build
 from training.split import split
 
@@ -359,3 +360,15 @@ def test_files_of_other_names_are_left_alone(service):
     replay = service.replay()
     replay.finish()
     assert_same_state(service.stored(), replay)
+
+
+def test_an_audit_holds_and_counts_what_it_cannot_compare(service):
+    log, replay = service.folder / "log", service.replay()
+    found = audit(log, service.surface)
+    assert found["held"]
+    num_before = found["before_snapshot"]
+    assert num_before == replay.before_snapshot.sum() - len(tables()["exposures"])
+    service.tend((DAYS + 80) * DAY_MS)  # all is too old; one is written
+    service.tend((DAYS + 160) * DAY_MS)
+    with pytest.raises(TabrankError, match="ranked before the snapshot"):
+        audit(log, service.surface)

@@ -46,6 +46,7 @@ def test_what_is_no_artifact_is_refused_by_name(folder, what):
         ("publish", "--models", folder / "models"),
         ("evaluate", "--log", folder / "log"),
         ("report", "--out", folder / "report"),
+        ("audit", "--surface", "spaces", "--log", folder / "log"),
     ):
         assert str(folder / what) in refused(*command, "--model", folder / what)
     assert not (folder / "models").exists()
@@ -58,6 +59,7 @@ def test_what_is_no_log_is_refused_by_name(folder, what):
         ("split", "--before", folder / "a", "--after", folder / "b"),
         ("fit", "--surface", "spaces", "--out", folder / "m"),
         ("search", "--surface", "spaces", "--out", folder / "s"),
+        ("audit", "--surface", "spaces"),
     ):
         assert str(folder / what) in refused(*command, "--log", folder / what)
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from shop import write_shop
 
 from serve.artifact import load
 from serve.log import read_log
+from serve.state import Schema
 from serve.surface import read_surface
+from training.dataset import build
 from training.drafting.draft import draft
-from training.evaluation.evaluate import evaluate
+from training.drift import CHANGED, STATISTICS, drift
+from training.evaluation.evaluate import evaluate, score
 from training.fit import fit
 from training.loop import FitConfig
 from training.network import NetworkConfig
@@ -40,3 +45,17 @@ def test_a_model_is_earlier_than_rows_that_come_after_all_it_has_seen(fitted):
     artifact, last_ms = load(model), read_log(log, surface).exposures["ts_ms"].to_numpy().max()
     assert _is_earlier(artifact, last_ms + 1)
     assert not _is_earlier(artifact, artifact.manifest["span_ms"][1] + 1)
+
+
+def test_a_model_keeps_the_distributions_of_the_rows_and_scores_that_it_was_trained_on(fitted):
+    log, model, surface = fitted
+    artifact = load(model)
+    kept = json.loads(artifact.read("evaluation.json"))[STATISTICS]
+    assert kept["rows"] == artifact.manifest["rows"]
+    data = build(Schema(surface), read_log(log, surface))
+    early = data.matrix.rows(slice(0, kept["rows"]))  # validation rows come last
+    found = drift(kept, data.columns, early, score(model, early))
+    assert max(found["features"].values()) < 1e-9
+    assert found["score"] < 0.001  # by another implementation, so that some lie across an edge
+    late = data.matrix.rows(slice(kept["rows"], None))
+    assert max(drift(kept, data.columns, late, score(model, late))["features"].values()) > CHANGED

@@ -77,7 +77,7 @@ with ray_session():
 
 ENCODER = Encoder((NumericColumn("a"), NumericColumn("b")), (SingleColumn("topic", ("x", "y", "z")),))
 CONFIG = FitConfig(
-    NetworkConfig(width=8, n_steps=2, virtual_batch_size=64), epochs=16, patience=16, batch_size=512
+    NetworkConfig(width=8, n_steps=2, virtual_batch_size=64), epochs=40, patience=40, batch_size=512
 )
 
 
@@ -138,8 +138,9 @@ class Story:
         family = psutil.Process(self.first.process.pid).children(recursive=True)
         (worker,) = (child for child in family if child.name().startswith("ray::RayTrainWorker"))
         worker.kill()
-        self.first.wait_for("epoch 6/")
+        self.first.wait_for("epoch 5/")
         self.family = psutil.Process(self.first.process.pid).children(recursive=True)
+        self.first.wait_for("epoch 6/")  # long before the last, however late this process learns of it
         self.first.process.send_signal(signal.SIGKILL)
         self.first.process.communicate()
         _, self.orphans = psutil.wait_procs(self.family, timeout=20)
@@ -198,7 +199,7 @@ def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story,
     told = story.second.lines[: story.second.lines.index("whole again")]
     assert epochs_of(told)[0] >= 6
     answer = story.answers["whole"]
-    assert [line["epoch"] for line in answer["history"]] == list(range(1, 17))
+    assert [line["epoch"] for line in answer["history"]] == list(range(1, CONFIG.epochs + 1))
     for name in ("train_logloss", "valid_logloss", "valid_auc"):
         expected = [line[name] for line in uninterrupted.history]
         assert [line[name] for line in answer["history"]] == pytest.approx(expected, abs=1e-5)
@@ -331,18 +332,18 @@ def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, uninterrupt
 
     config = replace(CONFIG, num_workers=0)
     sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
-    kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "checkpoint_14" / "state.safetensors"
+    kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "checkpoint_1" / "state.safetensors"
     kept.parent.mkdir(parents=True)
 
     def keep(state: State) -> None:
-        if len(state.history) == 14:
+        if len(state.history) == CONFIG.epochs - 2:
             state.save(kept)
 
     with one_thread():
         run(sets["train"], sets["valid"], ENCODER, CONFIG, after_epoch=keep)
     stream = io.StringIO()
     answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
-    assert epochs_of(stream.getvalue().splitlines()) == [15, 16]
+    assert epochs_of(stream.getvalue().splitlines()) == [CONFIG.epochs - 1, CONFIG.epochs]
     ours, theirs = (
         [line["valid_logloss"] for line in history] for history in (answer.history, uninterrupted.history)
     )
@@ -358,3 +359,20 @@ def test_runs_are_told_apart_by_what_their_result_hangs_on():
     assert _fingerprint(sets, ENCODER, replace(CONFIG, num_workers=2)) == same
     assert _fingerprint(sets, ENCODER, replace(CONFIG, seed=1)) != same
     assert _fingerprint(other, ENCODER, CONFIG) != same
+
+
+def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted):
+    from training.trainer import Lines, _fingerprint, train
+
+    config = replace(CONFIG, num_workers=0)
+    sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
+    folder = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}"
+    (folder / "checkpoint_1").mkdir(parents=True)
+    uninterrupted.save(folder / "checkpoint_1" / "state.safetensors")
+    for name, part in sets.items():
+        part.save(folder / "inputs", name)
+    stream = io.StringIO()
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    assert epochs_of(stream.getvalue().splitlines()) == []
+    assert answer.history == uninterrupted.history
+    assert not (folder / "inputs").exists()

@@ -51,7 +51,7 @@ def bench_world(
     scores: dict[str, NDArray[np.floating]] = {
         "popular": sunk(data.popular),
         "lightgbm": lightgbm(artifact.encoder, build(schema, past))(data.matrix),
-        "model": score(model, data),
+        "model": score(model, data.matrix),
         "oracle": chance,
     }
     auc = {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from serve.artifact import load as load_artifact
 from serve.encoder import Encoder
 from serve.errors import TabrankError
+from serve.features import Matrix
 from serve.kinds import KINDS, Rate
 from serve.log import read_log
 from serve.scorers import load_scorer
@@ -103,7 +104,7 @@ def evaluate(
     schema = Schema(surface)
     past = read_log(history, surface) if history else None
     data = build(schema, read_log(log, surface), history=past, progress=progress)
-    scores: dict[str, Values] = {"model": score(model, data)}
+    scores: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and past is not None:
         scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past))(data.matrix)
     return {
@@ -115,11 +116,11 @@ def evaluate(
     }
 
 
-def score(model: Path, data: Dataset) -> NDArray[np.float32]:
-    """The artifact's probabilities of the dataset's rows, by its serving graph."""
+def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:
+    """The artifact's probabilities of a matrix's rows, by its serving graph."""
     scorer = load_scorer(model, "onnx")
     parts = [
-        scorer.score(data.matrix.numeric[i : i + CHUNK], data.matrix.category[i : i + CHUNK])
-        for i in range(0, len(data), CHUNK)
+        scorer.score(matrix.numeric[i : i + CHUNK], matrix.category[i : i + CHUNK])
+        for i in range(0, len(matrix.numeric), CHUNK)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)

@@ -14,6 +14,7 @@ from serve.artifact import Artifact, load
 from serve.encoder import Encoder
 from serve.graph import Calibration
 from training.dataset import Dataset
+from training.drift import evenly
 from training.evaluation.evaluate import score
 from training.fit import save
 from training.loop import FitConfig, inputs
@@ -75,7 +76,7 @@ def finish(
     looks = clock.count(LOOKS)
     rivals: dict[str, Any] = {kind: make(encoder, rows)(test.matrix) for kind, make in RIVALS.items()}
     if last is not None and _is_earlier(last, test.ts_ms[0]):
-        rivals["current"] = score(last.path, test)
+        rivals["current"] = score(last.path, test.matrix)
     elif last is not None:
         progress.say(f"the current model {last.version} has seen some of the test rows: it is not compared")
     draft = clock.out / "artifact.new"
@@ -87,6 +88,7 @@ def finish(
         config,
         test,
         "test",
+        seen=evenly(rows.matrix),
         rivals=rivals,
         about={
             "history": winner.history,

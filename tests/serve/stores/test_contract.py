@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import read_changes, read_viewers
@@ -22,9 +21,7 @@ from serve.stores.protocol import MAX_REMOVED, Changes, Store
 
 
 def empty_redis(request: pytest.FixtureRequest) -> str:
-    server: RedisServer = request.getfixturevalue("redis_server")
-    with redis.Redis.from_url(server.url) as client:
-        client.flushall()
+    server: RedisServer = request.getfixturevalue("empty_redis_server")
     return server.url
 
 

@@ -35,13 +35,8 @@ needs_server = pytest.mark.integration
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[RedisServer]:
-    """The server, empty."""
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
-    yield redis_server
-    if redis_server.process is None:
-        redis_server.start()
+def server(empty_redis_server: RedisServer) -> RedisServer:
+    return empty_redis_server
 
 
 @pytest.fixture

@@ -1,0 +1,215 @@
+"""The live loop while what it stands on is gone, full or hung, and once that is over."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import time
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+from live import Live, event, features
+
+from serve.feature_fetch import TAKE_S
+from serve.live_table import RETRY_S
+from serve.stores.redis_client import TIMEOUT_S
+
+SLACK_S = 1.0  # for a machine that has other things to do
+
+
+@pytest.fixture
+def on_redis(tmp_path, log_folder, empty_redis_server):
+    return Live(tmp_path, log_folder, clock="wall", store=empty_redis_server.url)
+
+
+def logged(service, table, column):
+    return sorted(pq.read_table(service.folder / "served" / table)[column].to_pylist())
+
+
+async def until_well(service):
+    """Until rankings are whole again, and what waited in the meantime is durable."""
+    end = time.monotonic() + 30
+    while True:
+        answer = await service.rank(traffic="test")
+        if answer["rung"] == "full" and service.fetcher.outbox.age_s < 0.5:
+            return
+        assert time.monotonic() < end, answer
+        await asyncio.sleep(0.05)
+
+
+async def audience(service):
+    answer = await service.rank(explain=True, traffic="test")
+    return features(answer, "a")["audience"]
+
+
+async def timed(call):
+    """What it answers, and how many seconds it took."""
+    begun = time.monotonic()
+    return await call, time.monotonic() - begun
+
+
+class Client:
+    """Ranks and sends events, each again until it is acknowledged, as a good client does."""
+
+    def __init__(self, service):
+        self.service = service
+        self.ranked, self.acknowledged = [], []
+        self.rungs, self.refusals = set(), []
+
+    async def rank_forever(self):
+        while True:
+            request_id = f"r{len(self.ranked):04}"
+            answer, took_s = await timed(self.service.rank(request_id=request_id))
+            assert took_s < 1.0 + SLACK_S, "the deadline is a second"
+            self.ranked.append(request_id)
+            self.rungs.add((answer["rung"], *answer["degraded"]))
+            await asyncio.sleep(0.02)
+
+    async def send_forever(self):
+        while True:
+            id_ = f"e{len(self.acknowledged):04}"
+            sent = self.service.post("/v1/events", {"records": [event(id_, ts_ms=None)]})
+            response, took_s = await timed(sent)
+            if response.status_code == 200:
+                answer = response.json()
+                assert answer["accepted"] + answer["duplicates"] == 1
+                self.acknowledged.append(id_)
+            else:
+                self.refusals.append((response.status_code, response.headers["retry-after"]))
+                assert took_s < TAKE_S + SLACK_S
+                await asyncio.sleep(0.05)
+
+    @asynccontextmanager
+    async def at_work(self):
+        """Both, until the block ends and what is on its way has arrived."""
+        tasks = [asyncio.create_task(work) for work in (self.rank_forever(), self.send_forever())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(end) for end in ended] == [asyncio.CancelledError] * 2, ended
+
+
+@pytest.mark.integration
+def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redis_server):
+    async def scenario(service):
+        client, before = Client(service), await audience(service)
+        async with client.at_work():
+            for _ in range(2):
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(empty_redis_server.kill)
+                await asyncio.sleep(1.0)
+                waits_s = service.fetcher.outbox.age_s
+                await asyncio.to_thread(empty_redis_server.start)
+                await until_well(service)
+        await service.events(event("last", ts_ms=None))
+        return client, waits_s, await audience(service) - before
+
+    client, waits_s, num_joined = on_redis.run(scenario)
+    assert client.rungs == {("full",), ("fallback", "store_unavailable")}
+    assert set(client.refusals) == {(503, "1")}
+    assert waits_s > 0.9, "exposures wait for the store"
+    events = logged(on_redis, "events", "id")
+    assert len(set(events)) == len(events)
+    assert set(events) - set(client.acknowledged) <= {f"e{len(client.acknowledged):04}", "last"}
+    assert set(client.acknowledged) <= set(events)
+    assert num_joined == len(events), "the state has each of them once too"
+    exposures = logged(on_redis, "exposures", "request_id")
+    assert len(set(exposures)) == len(exposures)
+    assert set(client.ranked) <= set(exposures)
+
+
+@pytest.mark.integration
+def test_a_hung_redis_is_waited_for_once_and_then_left_alone(on_redis, empty_redis_server):
+    # no ranking here may end by its deadline: what is looked at is how long the store holds one up
+    on_redis.config = replace(on_redis.config, deadline_ms=10_000)
+
+    async def scenario(service):
+        await service.events(event("e1", ts_ms=None))
+        process = empty_redis_server.process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            first = await timed(service.rank(request_id="first"))
+            next_ones = [await timed(service.rank(request_id=f"next{i}")) for i in range(3)]
+            refused = await timed(service.post("/v1/events", {"records": [event("e2", ts_ms=None)]}))
+        finally:
+            process.send_signal(signal.SIGCONT)
+        await until_well(service)
+        return first, next_ones, refused, await service.events(*(event(f"e{i}", ts_ms=None) for i in (1, 2)))
+
+    (first, first_s), next_ones, (refused, refused_s), again = on_redis.run(scenario)
+    for answer in (first, *(answer for answer, _ in next_ones)):
+        assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+    assert first_s < TIMEOUT_S + SLACK_S
+    assert sum(took_s for _, took_s in next_ones) < RETRY_S, "none of them waited"
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused_s < TAKE_S + TIMEOUT_S + SLACK_S
+    assert again["accepted"] + again["duplicates"] == 2
+    assert logged(on_redis, "events", "id") == ["e1", "e2"]
+    exposures = logged(on_redis, "exposures", "request_id")
+    assert len(set(exposures)) == len(exposures)
+    assert {"first", *(f"next{i}" for i in range(3))} <= set(exposures)
+
+
+@contextmanager
+def full_disk():
+    """No file can be written beyond LMDB's two meta pages: what a commit needs of a disk is not there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_refuses_events_and_lets_features_grow_old_until_there_is_room(tmp_path, log_folder):
+    service = Live(tmp_path, log_folder, clock="wall", stale_after_ms=1_000)
+
+    async def scenario(service):
+        await service.events(event("e1", ts_ms=None))
+        with full_disk():
+            refused = await service.post("/v1/events", {"records": [event("e2", ts_ms=None)]})
+            fresh = await service.rank(request_id="fresh")
+            await asyncio.sleep(1.2)
+            stale = await service.rank(request_id="stale")
+            still = await service.post("/v1/events", {"records": [event("e2", ts_ms=None)]})
+        await until_well(service)
+        return refused, fresh, stale, still, await service.events(event("e1"), event("e2", ts_ms=None))
+
+    refused, fresh, stale, still, again = service.run(scenario)
+    for response in (refused, still):
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert (fresh["rung"], fresh["degraded"]) == ("full", [])
+    assert (stale["rung"], stale["degraded"]) == ("partial", ["stale_features"])
+    assert (again["accepted"], again["duplicates"]) == (1, 1)
+    assert logged(service, "events", "id") == ["e1", "e2"]
+    exposures = logged(service, "exposures", "request_id")
+    assert len(set(exposures)) == len(exposures)
+    assert {"fresh", "stale"} <= set(exposures)
+
+
+def test_exposures_beyond_what_the_outbox_holds_are_dropped_and_counted(tmp_path, log_folder, monkeypatch):
+    monkeypatch.setattr("serve.outbox.MAX_HELD", 3)
+    service = Live(tmp_path, log_folder, clock="wall")
+
+    async def scenario(service):
+        async def broken(payload):
+            raise OSError("gone")
+
+        outbox = service.fetcher.outbox
+        outbox._send, send = broken, outbox._send
+        answers = [await service.rank(request_id=f"r{i}") for i in range(5)]
+        num_dropped = outbox.num_dropped
+        outbox._send = send
+        assert await outbox.flush()
+        return answers, num_dropped, await service.rank(request_id="after"), outbox.num_dropped
+
+    answers, num_dropped, after, in_the_end = service.run(scenario)
+    assert [(answer["rung"], answer["degraded"]) for answer in (*answers, after)] == [("full", [])] * 6
+    assert (num_dropped, in_the_end) == (2, 2)
+    assert logged(service, "exposures", "request_id") == ["after", "r0", "r1", "r2"]
