@@ -30,17 +30,21 @@ from serve.records import (
     pack_entry,
     unpack_entry,
 )
+from serve.retention import Retention
 from serve.segments import Segments
 from serve.settings import AppArgs
+from serve.snapshots import numbers
 from serve.state import I64, Rows, Run, Schema, State
 from serve.stores.opening import open_store
 from serve.stores.protocol import Store
+from serve.strict import UNITS_MS
 from serve.surface import load_surface
 
 log = logging.getLogger("tabrank")
 
 COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one sync of the disk
 ROLL_EVERY_S = 60.0
+ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
 ROLL_ENTRIES = 500  # journal entries that a segment is made of at a time: a minute at ten commits a second
 MAX_WAITING = 20_000  # records; beyond, exposures are dropped and events are told to come again
 MAX_LIVE = 1_000_000  # candidates in the live table; beyond, new ones are rejected
@@ -61,6 +65,7 @@ def ingester(
         schema,
         lambda writable: opened(writable=writable),
         Segments(base / args.log, surface),
+        Retention(base / args.log, schema.fingerprint, args.keep_log_days * UNITS_MS["d"]),
         tell,
         event_clock=args.clock == "event",
         max_live=max_live,
@@ -92,6 +97,7 @@ class Ingester:
         schema: Schema,
         open_store: Callable[[bool], Store],
         segments: Segments,
+        retention: Retention,
         tell: Tell = lambda counts: None,
         *,
         event_clock: bool = False,
@@ -100,16 +106,19 @@ class Ingester:
         self._schema = schema
         self._open_store = open_store
         self._segments = segments
+        self._retention = retention
         self._event_clock = event_clock
         self._max_live = max_live
         self._store: Store | None = None
         self._candidates = Rows(schema, "candidate")
         self._seq = 0
+        self._latest_ms = 0  # of a record
         self._ids: dict[str, None] = {}
         self._waiting: list[_Waiting] = []
         self._num_waiting = 0
         self._arrived = asyncio.Event()
         self._rolled = time.monotonic()
+        self._num_unrolled = 0  # records committed since a roll began, or found in the journal
         self._stopping = False
         self._tell = tell
         self.counts: Counter[str] = Counter()
@@ -142,10 +151,10 @@ class Ingester:
             self._tell(self.counts)
             is_idle = not self._waiting
             await self.flush()
-            is_due = time.monotonic() - self._rolled >= ROLL_EVERY_S or (self._event_clock and is_idle)
-            if is_due and rolling.done():
-                self._rolled = time.monotonic()
-                rolling = asyncio.ensure_future(asyncio.to_thread(self.roll))
+            is_due = time.monotonic() - self._rolled >= ROLL_EVERY_S or self._num_unrolled >= ROLL_RECORDS
+            if (is_due or (self._event_clock and is_idle)) and rolling.done():
+                self._rolled, self._num_unrolled = time.monotonic(), 0
+                rolling = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
         await rolling
         await self.flush()
         await asyncio.to_thread(self.roll)
@@ -190,7 +199,9 @@ class Ingester:
         taken = [self._admit(waiting.records, records, ids, added) for waiting in group]
         for record in records:
             self._date(record, received_ms)
-        records += self._ended(_last_ms(records) if self._event_clock else received_ms)
+        last_ms = _last_ms(records)
+        self._latest_ms = max(self._latest_ms, last_ms)
+        records += self._ended(last_ms if self._event_clock else received_ms)
         if records:
             seq = self._seq + len(records)
             try:
@@ -201,6 +212,7 @@ class Ingester:
                 self._close()  # the table holds what was not committed: read it again
                 raise
             self._seq = seq
+            self._num_unrolled += len(records)
         self._remember(ids)
         self.counts.update(_counted(records))
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
@@ -277,9 +289,12 @@ class Ingester:
                 self._candidates = Rows(self._schema, "candidate")
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._remember(self._segments.recent_keys(WINDOW, self._seq))
-                self._seq = max(changes.seq, self._segments.last_seq())
+                self._seq = max(changes.seq, self._segments.last_seq(), *numbers(self._segments.folder))
+                self._num_unrolled = 0
                 for _, packed in store.journal(0, MAX_JOURNAL):
-                    self._remember(filter(None, map(key, unpack_entry(packed).records)))
+                    records = unpack_entry(packed).records
+                    self._remember(filter(None, map(key, records)))
+                    self._num_unrolled += len(records)
             except BaseException:
                 store.close()
                 raise
@@ -293,19 +308,41 @@ class Ingester:
 
     def roll(self) -> None:
         """Write the journal's entries as segments, and drop them from it. What fails is tried again later."""
+        self._attempt(self._roll)
+
+    def upkeep(self) -> None:
+        """Roll, then see to the log's files. What fails is tried again later."""
+        self._attempt(self._roll, self._tend)
+
+    def _attempt(self, *steps: Callable[[Store], None]) -> None:
+        store = self._store
+        if store is None:
+            return
         try:
-            store = self._store
-            while store is not None:
-                entries = store.journal(0, ROLL_ENTRIES)
-                if not entries:
-                    return
-                self._segments.write([(seq, unpack_entry(packed)) for seq, packed in entries])
-                store.trim(entries[-1][0])
+            for step in steps:
+                step(store)
         except LeaseLost:
-            return  # the other writer rolls
-        except (OSError, StoreUnavailable) as error:
+            return  # the other writer does it
+        except Exception as error:
             self.counts["roll_failed"] += 1
-            log.warning("the journal stays as it is: %s: %s", type(error).__name__, error)
+            log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
+
+    def _roll(self, store: Store) -> None:
+        cuts = numbers(self._segments.folder)
+        while entries := store.journal(0, ROLL_ENTRIES):
+            for cut in cuts:  # a segment that lies on one side of a snapshot can be deleted with it
+                if entries[0][0] <= cut < entries[-1][0]:
+                    entries = [entry for entry in entries if entry[0] <= cut]
+            self._segments.write([(seq, unpack_entry(packed)) for seq, packed in entries])
+            store.trim(entries[-1][0])
+
+    def _tend(self, store: Store) -> None:
+        store.trim(0)  # of nothing: whether the lease is still held
+        self._retention.tend(store, self._now_ms, lambda: not self._stopping)
+
+    def _now_ms(self) -> int:
+        """The service's clock."""
+        return self._latest_ms if self._event_clock else int(time.time() * 1e3)
 
 
 class _Changes:

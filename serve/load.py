@@ -7,6 +7,7 @@ from pathlib import Path
 from serve.errors import TabrankError
 from serve.log import read_log
 from serve.replay import Replay
+from serve.snapshots import numbers
 from serve.state import Schema
 from serve.stores.opening import open_store
 from serve.surface import Surface
@@ -34,6 +35,11 @@ def load(
             raise TabrankError(
                 f"--until: nothing of the log lies before {until_ms} ms; the store is left as it is"
             )
+        if any(until_ms <= snapshot.ts_ms for snapshot in records.snapshots[:1]):
+            raise TabrankError(
+                f"--until: the log begins with a snapshot of {records.snapshots[0].ts_ms} ms, since older records were "
+                "deleted; name a time after it"
+            )
         replay.advance(until_ms)
     viewers, candidates = (
         {
@@ -47,7 +53,7 @@ def load(
     try:
         store.take_lease()  # a service that writes to this store is told so at its next commit
         # above every number in the log: rankings made from here on have seen all of it
-        store.commit(max(store.seq(), records.last_seq) + 1, viewers, candidates, replace=True)
+        store.commit(max(store.seq(), records.last_seq, *numbers(log)) + 1, viewers, candidates, replace=True)
     finally:
         store.close()
     return {"viewers": len(viewers), "candidates": len(candidates)}

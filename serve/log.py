@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import pyarrow.parquet
 
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
+from serve.snapshots import Snapshot, beginnings, copy
 from serve.strict import refuse_file
 from serve.surface import FieldType, Surface
 
+READS = 3  # of a table, before it is said to be unreadable
 TABLES = ("viewers", "candidates", "exposures", "events")
 ARROW: Mapping[FieldType, pa.DataType] = {
     "number": pa.float64(),
@@ -44,6 +46,7 @@ class Log:
     `exposures.context` and the fields of viewers and candidates are those that the surface declares. What a service
     has written has its numbers too: `seq` of each record, `seen_seq` of the last one that a ranking had seen; a
     row of `viewers` or `candidates` then sets the fields that it has `stated`, or says that its id was `removed`.
+    Where its first records were deleted, `snapshots` are what it can be replayed from, by state, the oldest first.
     """
 
     viewers: pa.Table
@@ -51,6 +54,7 @@ class Log:
     exposures: pa.Table
     events: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
+    snapshots: tuple[Snapshot, ...] = ()
 
     @property
     def ends_ms(self) -> int:
@@ -89,7 +93,8 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     exposures.no_repeats("candidates")
     events.one_of("kind", (*surface.events, IMPRESSION))
     log = Log(viewers.table, candidates.table, exposures.table, events.table)
-    return _clean(log, test_traffic)
+    # after the tables: what was deleted while they were read, a snapshot stands for
+    return _clean(replace(log, snapshots=beginnings(folder)), test_traffic)
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:
@@ -108,12 +113,26 @@ def _clean(log: Log, test_traffic: bool) -> Log:
     exposures = exposures.take(unique) if counts["repeated_exposures"] else exposures
     unique = _first(log.events["id"])
     counts["repeated_events"] = len(log.events) - len(unique)
+    viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
+    counts["repeated_rows"] = len(log.viewers) + len(log.candidates) - len(viewers) - len(candidates)
     events = log.events.take(unique) if counts["repeated_events"] else log.events
     shown = pc.list_flatten(exposures["candidates"])
     counts["unknown_candidates"] = int(pc.sum(pc.invert(pc.is_in(shown, log.candidates["id"]))).as_py() or 0)
     unknown = pc.invert(pc.is_in(exposures["viewer"], log.viewers["id"]))
     counts["unknown_viewers"] = int(pc.sum(unknown).as_py() or 0)
-    return replace(log, exposures=exposures, events=events, counts=counts)
+    return replace(
+        log, viewers=viewers, candidates=candidates, exposures=exposures, events=events, counts=counts
+    )
+
+
+def _unrepeated(table: pa.Table) -> pa.Table:
+    """Without the rows whose number came before: segments being merged hold some records twice."""
+    numbers = pc.fill_null(table["seq"], 0).to_numpy()
+    given = np.flatnonzero(numbers)
+    rows = np.ones(len(table), bool)
+    rows[given] = False
+    rows[given[np.unique(numbers[given], return_index=True)[1]]] = True
+    return table if rows.all() else table.filter(pa.array(rows))
 
 
 def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -123,14 +142,14 @@ def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def concat_logs(logs: Iterable[Log]) -> Log:
-    """One log of several: their tables one after the other."""
+    """One log of several: their tables one after the other, and the snapshots of the first that has any."""
     logs = list(logs)
     merged = {name: pa.concat_tables([getattr(log, name) for log in logs]) for name in TABLES}
-    return Log(**merged)
+    return Log(**merged, snapshots=next((log.snapshots for log in logs if log.snapshots), ()))
 
 
-def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
-    """Write a log (and any table beside it, such as `truth`) whole or not at all.
+def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Snapshot] = ()) -> None:
+    """Write a log (and any table beside it, such as `truth`) whole or not at all; `snapshots` are copied.
 
     Raises:
         TabrankError: if `out` is there already.
@@ -146,6 +165,7 @@ def write_log(out: Path, tables: Mapping[str, pa.Table]) -> None:
     try:
         for name, table in tables.items():
             pa.parquet.write_table(table, draft / f"{name}.parquet", compression="zstd")
+        copy(snapshots, draft)
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -172,7 +192,7 @@ def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
     parts = []
     for path in paths:
         try:
-            parts.append(ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table())
+            parts.append(_read(path))
         except (pa.ArrowInvalid, OSError) as error:
             raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
     try:
@@ -182,6 +202,16 @@ def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
     if not len(table):
         raise TabrankError(f"{paths[0]}: has no rows; a log needs at least one row in each table")
     return paths[0], table
+
+
+def _read(path: Path) -> pa.Table:
+    """A file, or the segments in a folder; those may be merged or deleted while they are read, so again then."""
+    for _ in range(READS - 1):
+        try:
+            return ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
+        except (pa.ArrowInvalid, OSError):
+            continue
+    return ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
 
 
 class _Reader:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from serve.kinds import IMPRESSION, Entity
 from serve.log import Log
+from serve.snapshots import Snapshot, start
 from serve.state import I64, Record, Run, Schema, State, encode
 
 EVER_MS = np.iinfo(np.int64).min  # the time of a row that has held since ever
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
+ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 
 
 class Codes:
@@ -72,6 +74,9 @@ class Replay:
     order of their times. `sees` `[exposures]` says how many of them each exposure was ranked on: those up to the
     number that the service has logged, or those from strictly before it.
 
+    Where the first records were deleted, the state begins with a snapshot, and of the records only those are applied
+    that came after it. Exposures that were ranked on less, `before_snapshot` `[exposures]`, cannot be computed again.
+
     Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`), but an id is
     known only once its first record was applied: until then its row is 0, nobody.
     `event_ms` are the events' times as `event_times` says.
@@ -80,22 +85,29 @@ class Replay:
     def __init__(self, schema: Schema, log: Log) -> None:
         self.state = State(schema)
         self._log = log
-        viewers = Codes(log.viewers["id"], log.exposures["viewer"], log.events["viewer"])
+        self._snapshot = start(log.snapshots, schema.fingerprint)
+        held = [[self._snapshot.ids(entity)] if self._snapshot else [] for entity in ENTITIES]
+        viewers = Codes(log.viewers["id"], log.exposures["viewer"], log.events["viewer"], *held[0])
         candidates = Codes(
-            log.candidates["id"], pc.list_flatten(log.exposures["candidates"]), log.events["candidate"]
+            log.candidates["id"],
+            pc.list_flatten(log.exposures["candidates"]),
+            log.events["candidate"],
+            *held[1],
         )
         for name in viewers.ids:
             self.state.viewers.add(name)
         for name in candidates.ids:
             self.state.candidates.add(name)
-        _, self.exposure_viewer, self.event_viewer = viewers.columns
-        _, shown, event_candidate = candidates.columns
+        _, self.exposure_viewer, self.event_viewer, *_ = viewers.columns
+        _, shown, event_candidate, *_ = candidates.columns
         self._candidates = np.concatenate([shown, event_candidate])
         self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])  # views
         self.known: dict[Entity, NDArray[np.bool_]] = {
             "viewer": np.zeros(len(viewers.ids) + 1, bool),
             "candidate": np.zeros(len(candidates.ids) + 1, bool),
         }
+        if self._snapshot:
+            self._restore(self._snapshot)
         lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
         self.first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # of exposure i in `shown`
         self.exposure_ms = log.exposures["ts_ms"].to_numpy()
@@ -112,6 +124,14 @@ class Replay:
             i: json.loads(text) for i, text in enumerate(log.exposures["stated"].to_pylist()) if text
         }
         self._order(log)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Begin with its rows, a few at a time: packed, they are as large as the state."""
+        for entity, rows in zip(ENTITIES, (self.state.viewers, self.state.candidates), strict=True):
+            for ids, packed in snapshot.rows(entity):
+                at = rows.find(ids)
+                rows.table[at] = np.frombuffer(packed, rows.table.dtype)
+                self.known[entity][at] = True
 
     def _read_upserts(self, entity: Entity, table: pa.Table) -> list[_Upsert]:
         names = self.state.schema.surface.fields[entity]
@@ -155,15 +175,21 @@ class Replay:
             is_test = pc.fill_null(pc.equal(log.exposures["traffic"], "test"), False).to_numpy()
             idle = np.flatnonzero(is_test & (seq[2] > 0)) + len(self._upserts)
             order = order[~np.isin(order, idle)]
+        first = self._snapshot.seq if self._snapshot else 0
+        if first:  # the rest is in the snapshot
+            order = order[seq_of[order] > first]
         self._which, self._index = which[order], index[order]
         self._ts = ts[order]
         self._seen_ms = np.maximum.accumulate(self._ts)  # one that came late was not seen before it came
         self._event, self._viewer = event[order], viewer[order]
         self._begin, self._end = begin[order], end[order]  # in `_candidates`
         self._at = 0
-        by_number = np.searchsorted(seq_of[order], _numbers(log.exposures, "seen_seq"), "right")
+        seen_seq = _numbers(log.exposures, "seen_seq")
+        by_number = np.searchsorted(seq_of[order], seen_seq, "right")
         is_logged = pc.is_valid(log.exposures["seen_seq"]).to_numpy()
         self.sees: I64 = np.where(is_logged, by_number, self.position(self.exposure_ms))
+        self.before_snapshot: NDArray[np.bool_] = seen_seq < first
+        self.sees[self.before_snapshot] = 0
 
     def position(self, before_ms: I64) -> I64:
         """How many records lie strictly before each time; ties stay unseen."""

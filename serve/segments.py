@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.durable import put
 from serve.log import ARROW
 from serve.records import Candidate, Ended, Entry, Event, Exposure, Forget, Viewer, event_key, exposure_key
 from serve.strict import refuse_file
@@ -20,6 +20,7 @@ from serve.surface import Surface
 
 Numbered = tuple[int, int, Any]
 """A record's number, when it was received in ms, and the record."""
+DIGITS = 20  # of a segment's name
 STRINGS = pa.list_(pa.string())
 
 
@@ -59,7 +60,7 @@ class Segments:
             ("exposures", "request_id", exposure_key),
         ):
             parts: list[list[str]] = []
-            for path in sorted((self.folder / name).glob("*.parquet"), reverse=True):
+            for path in reversed(segments(self.folder, name)):
                 parts.append(pq.read_table(path, columns=[column])[column].to_pylist())
                 if sum(map(len, parts)) >= num or int(path.stem) <= after:
                     break
@@ -70,20 +71,18 @@ class Segments:
         """The number of the last record in any segment; 0 where there is none."""
         last = 0
         for name, _, _ in self._tables():
-            for path in sorted((self.folder / name).glob("*.parquet"))[-1:]:
-                last = max(last, pq.read_table(path, columns=["seq"])["seq"][-1].as_py())
+            for path in segments(self.folder, name)[-1:]:
+                last = max(last, last_seq(path))
         return last
 
     def _write(self, name: str, first: int, table: pa.Table) -> None:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{first:020d}.parquet"
+        path = folder / f"{first:0{DIGITS}d}.parquet"
         draft = folder / f".{path.name}.partial"
         try:
             pq.write_table(table, draft, compression="zstd")
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            draft.replace(path)
+            put(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -147,6 +146,19 @@ class Segments:
             "category": _matrices([record.category for record in records], np.uint64),
             **_numbers(rows),
         }
+
+
+def segments(log: Path, table: str) -> list[Path]:
+    """A table's segments in order; what has another name in its folder is not the service's."""
+    return sorted((log / table).glob(f"{'[0-9]' * DIGITS}.parquet"))
+
+
+def last_seq(path: Path) -> int:
+    """The greatest number in a segment, as its footer says."""
+    metadata = pq.read_metadata(path)
+    column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "seq")
+    groups = (metadata.row_group(i).column(column) for i in range(metadata.num_row_groups))
+    return max(int(group.statistics.max) for group in groups)
 
 
 def _events(rows: list[Numbered]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from serve.strict import number, one_of, table, typed, whole
 
 Backend = Literal["onnx", "torch"]
 Clock = Literal["wall", "event"]
-ARGS = ("surface", "store", "models", "log", "backend", "clock")
+ARGS = ("surface", "store", "models", "log", "keep_log_days", "backend", "clock")
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
 POPULAR, CURRENT, SHUFFLE, NOOP = "popular", "current", "shuffle", "noop"
 
@@ -27,6 +27,7 @@ class AppArgs:
     log: str = "var/log"
     backend: Backend = "onnx"
     clock: Clock = "wall"
+    keep_log_days: int = 30  # older segments are deleted, and a snapshot stands for them; 0 keeps all
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "args") -> AppArgs:
@@ -41,6 +42,9 @@ class AppArgs:
             log=typed(given.get("log", cls.log), str, f"{where}.log"),
             backend=cast(Backend, backend),
             clock=cast(Clock, clock),
+            keep_log_days=whole(
+                given.get("keep_log_days", cls.keep_log_days), f"{where}.keep_log_days", 0, 36_500
+            ),
         )
 
 

@@ -7,11 +7,13 @@ import struct
 import sys
 from pathlib import Path
 
-from serve import ingest
+from serve import compaction, ingest, retention
 from serve.records import unpack
 from serve.settings import AppArgs
 
-ingest.ROLL_EVERY_S = 0.3  # so that kills fall into the writing of segments too
+ingest.ROLL_EVERY_S = 0.3  # so that kills fall into the writing of segments, their merging and snapshots too
+compaction.WORTH_SEGMENTS = 3
+retention.SNAPSHOTS = 1_000_000
 
 
 async def main(folder: Path, store: str) -> None:

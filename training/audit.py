@@ -55,7 +55,8 @@ def audit(
 ) -> dict[str, Any]:
     """Compute the features of every exposure with a logged matrix again, and compare; with `model` its scores too.
 
-    The answer holds `exposures` (of which `test_exposures`) and `rows` compared; `features`: the largest difference
+    The answer holds `exposures` (of which `test_exposures`) and `rows` compared; how many could not be,
+    `before_snapshot`, since the log was shortened after they saw it; `features`: the largest difference
     of each, as `difference` says, null where it is infinite; `max`; `worst`: where that is; `held`. With a model
     also `model`, `drift` and, where there is none, `no_drift`: why.
 
@@ -67,14 +68,22 @@ def audit(
     if artifact is not None:
         artifact.encoder.check(features.columns)
     log = read_log(folder, surface, test_traffic=True)
-    served = _served(folder, log, features.columns)
+    replay = Replay(features.schema, log)
+    logged = _served(folder, log, features.columns)
+    served = [one for one in logged if not replay.before_snapshot[one.exposure]]
+    if not served:
+        raise TabrankError(
+            f"{folder}: every exposure with its features logged was ranked before the snapshot that the log begins "
+            "with, since older records were deleted; audit it once it has newer ones"
+        )
     worst = Worst(features.columns)
-    for number, (one, ours) in enumerate(_recomputed(features, log, served)):
+    for number, (one, ours) in enumerate(_recomputed(features, log, replay, served)):
         worst.compare(one, ours)
         progress((number + 1) / len(served))
     result = {
         "exposures": len(served),
         "test_exposures": sum(one.is_test for one in served),
+        "before_snapshot": len(logged) - len(served),
         "rows": sum(len(one.scores) for one in served),
         **worst.result(log),
     }
@@ -221,9 +230,10 @@ def _logged(folder: Path) -> pa.Table:
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _recomputed(features: Features, log: Log, served: Sequence[Served]) -> Iterator[tuple[Served, Matrix]]:
+def _recomputed(
+    features: Features, log: Log, replay: Replay, served: Sequence[Served]
+) -> Iterator[tuple[Served, Matrix]]:
     """Each served exposure with the features that the log gives for it, in the order of what they saw."""
-    replay = Replay(features.schema, log)
     contexts = log.exposures["context"].combine_chunks()
     for one in sorted(served, key=lambda one: replay.sees[one.exposure]):
         i = one.exposure

@@ -111,6 +111,7 @@ class Plan:
         labels = label(replay, whole, schema.surface)
         self._positive, self._is_row = labels.positive, labels.is_row
         self._is_row[: replay.first[self._skipped]] = False
+        self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
         # in time order a service's replicas may have seen now more, now less: the state goes forward only
@@ -131,7 +132,12 @@ class Plan:
         ).astype(np.int32)
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
         num_positive = int((self._positive & self._is_row).sum())
-        self.counts = labels.counts | {"rows": len(self), "positive": num_positive}
+        num_before = int(replay.before_snapshot[self._skipped :].sum())
+        self.counts = labels.counts | {
+            "rows": len(self),
+            "positive": num_positive,
+            "before_snapshot": num_before,
+        }
 
     def __len__(self) -> int:
         return len(self.ts_ms)

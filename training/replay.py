@@ -73,6 +73,11 @@ def replay(
         ours = _surface(surface, artifact, described, url)
         _check(described, ours, artifact, url)
         log = read_log(folder, ours)
+        if log.snapshots:
+            raise TabrankError(
+                f"{folder}: begins with a snapshot, since older records were deleted; split it, load the store from "
+                "the first part, and replay the second with the first as --history"
+            )
         past = None if history is None else read_log(history, ours)
         data = build(Schema(ours), log, history=past)
         played, rungs, seconds = _play(service, log, ours, progress)

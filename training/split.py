@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 
 from serve.errors import TabrankError
 from serve.log import TABLES, read_table, refuse_existing, write_log
+from serve.snapshots import begin, beginnings
 
 
 def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
     """Write what lies before the share `at` of exposures, by time, to `before`, and the rest to `after`.
 
     Exposures of one time stay together. `before` knows nothing of later; `after` keeps every row of viewers and
-    candidates, so that each side is a log of its own.
+    candidates, so that each side is a log of its own. The snapshots that the log begins with go with `before`.
 
     Raises:
         TabrankError: if `at` leaves a side without exposures, or an output is there already.
@@ -42,6 +43,12 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
         raise TabrankError(
             f"--at: {at:g} leaves no exposure before; all up to there are of one time, {cut_ms} ms"
         )
+    snapshots = [snapshot for snapshot in beginnings(log) if snapshot.ts_ms < cut_ms]
+    if begin(log) and not snapshots:
+        raise TabrankError(
+            f"--at: {at:g} cuts at {cut_ms} ms, before the snapshot that the log begins with, since older records were "
+            "deleted; name a greater share"
+        )
     sides: dict[str, dict[str, pa.Table]] = {"before": {}, "after": {}}
     for name, table in tables.items():
         sides["before"][name] = sides["after"][name] = table
@@ -50,7 +57,7 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
             sides["before"][name] = table.filter(is_before)
             if name in ("exposures", "events"):
                 sides["after"][name] = table.filter(pc.invert(is_before))
-    write_log(before, sides["before"])
+    write_log(before, sides["before"], snapshots)
     try:
         write_log(after, sides["after"])
     except BaseException:

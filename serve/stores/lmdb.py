@@ -9,20 +9,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from serve.kinds import Entity
 from serve.stores.lease import Lease, check_seq
 from serve.stores.lmdb_environment import Opened, environment
-from serve.stores.protocol import MAX_REMOVED, Changes
+from serve.stores.protocol import MAX_REMOVED, Changes, Dump
 
 # LMDB takes keys of up to 511 bytes, and a key of `changes` spends 8 of them on the number.
 MAX_PLAIN_KEY = 480
+DIGEST = b"\xff"  # what the key of an id that is longer begins with
 
 
 class LmdbStore:
     """`Store` over the environment in `folder`; the writer makes it, a reader needs it to be there.
 
-    Databases: `meta` (number, epoch, store id, format), `viewers` (key → row), `changes` (number + key → id
-    and row, one entry per candidate, b"" for a removed one), `candidates` (key → number of its change) and
-    `journal` (number → entry).
+    Databases: `meta` (number, epoch, store id, format), `viewers` (key → row, after the id where the key is a
+    digest), `changes` (number + key → id and row, one entry per candidate, b"" for a removed one), `candidates`
+    (key → number of its change) and `journal` (number → entry).
     """
 
     def __init__(self, folder: Path, *, writable: bool) -> None:
@@ -40,7 +42,7 @@ class LmdbStore:
         """See `Store`."""
         keys = [_key(id_) for id_ in ids]
         with self._read() as (opened, txn):
-            viewers = [txn.get(key, None, opened.viewers) for key in keys]
+            viewers = [_viewer(txn, opened, key) for key in keys]
             return viewers, self._changes(opened, txn, since)
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
@@ -49,6 +51,18 @@ class LmdbStore:
             found = cursor.set_range(_pack(after + 1))
             entries = islice(cursor.iternext(), limit) if found else ()
             return [(int.from_bytes(number, "big"), entry) for number, entry in entries]
+
+    @contextmanager
+    def dump(self) -> Iterator[Dump]:
+        """See `Store`: one read transaction, so the file grows by what is committed while it lasts."""
+        failed: OSError | None = None
+        with self._read() as (opened, txn):
+            try:
+                yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
+            except OSError as error:  # of whoever takes the rows: the store's own are not of this kind
+                failed = error
+        if failed is not None:
+            raise failed
 
     def take_lease(self) -> int:
         """See `Store`."""
@@ -90,7 +104,7 @@ class LmdbStore:
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Opened, Any]]:
-        # A read transaction never outlives its call: while one is open LMDB can reuse no page freed since.
+        # A read transaction outlives no call but a dump: while one is open LMDB can reuse no page freed since.
         with self._environment.lease(self) as opened, opened.env.begin() as txn:
             yield opened, txn
 
@@ -115,10 +129,29 @@ class LmdbStore:
             return Changes(seq, dict(map(_unpack_change, values)))
 
 
+def _viewer(txn: Any, opened: Opened, key: bytes) -> bytes | None:
+    value: bytes | None = txn.get(key, None, opened.viewers)
+    return _unpack_change(value)[1] if value and key.startswith(DIGEST) else value
+
+
+def _rows(txn: Any, opened: Opened) -> Iterator[tuple[Entity, str, bytes]]:
+    with txn.cursor(opened.viewers) as cursor:
+        for key, value in cursor:
+            if key.startswith(DIGEST):
+                yield ("viewer", *_unpack_change(value))
+            else:
+                yield "viewer", key.decode("utf-8", "surrogatepass"), value
+    with txn.cursor(opened.changes) as cursor:
+        for value in cursor.iternext(keys=False, values=True):
+            id_, row = _unpack_change(value)
+            if row:
+                yield "candidate", id_, row
+
+
 def _write_viewers(txn: Any, opened: Opened, viewers: Mapping[str, bytes], replace: bool) -> None:
     if replace:
         txn.drop(opened.viewers, delete=False)
-    _put_sorted(txn, opened.viewers, ((_key(id_), row) for id_, row in viewers.items() if row))
+    _put_sorted(txn, opened.viewers, (_pack_viewer(id_, row) for id_, row in viewers.items() if row))
     for id_, row in viewers.items():
         if not row:
             txn.delete(_key(id_), db=opened.viewers)
@@ -191,7 +224,12 @@ def _key(id_: str) -> bytes:
     raw = id_.encode("utf-8", "surrogatepass")
     if 0 < len(raw) <= MAX_PLAIN_KEY:
         return raw
-    return b"\xff" + hashlib.blake2b(raw, digest_size=32).digest()
+    return DIGEST + hashlib.blake2b(raw, digest_size=32).digest()
+
+
+def _pack_viewer(id_: str, row: bytes) -> tuple[bytes, bytes]:
+    key = _key(id_)
+    return key, _pack_change(id_, row) if key.startswith(DIGEST) else row
 
 
 def _pack_change(id_: str, row: bytes) -> bytes:

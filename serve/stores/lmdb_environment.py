@@ -21,7 +21,7 @@ from serve.stores.protocol import LOAD
 MAP_SIZE = 64 << 30
 """Bytes of address space mapped, the most that a store can hold; the file takes only what was written."""
 MAX_READERS = 1024
-FORMAT = b"2"
+FORMAT = b"3"
 DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
 # LMDB does not write the pages at the file's end that one transaction both took and freed. A commit writes a
 # key or removes it, so these are at most about as many as a tree is deep; more missing: it was cut short.

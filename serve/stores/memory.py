@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from serve.errors import StoreUnavailable
+from serve.kinds import Entity
 from serve.stores.lease import Lease, check_seq
-from serve.stores.protocol import MAX_REMOVED, Changes
+from serve.stores.protocol import MAX_REMOVED, Changes, Dump
 
 
 @dataclass
@@ -46,6 +48,16 @@ class MemoryStore:
         rows = self._open()
         with rows.lock:
             return [(seq, entry) for seq, entry in rows.journal.items() if seq > after][:limit]
+
+    @contextmanager
+    def dump(self) -> Iterator[Dump]:
+        """See `Store`."""
+        rows = self._open()
+        with rows.lock:
+            found: list[tuple[Entity, str, bytes]] = [("viewer", *item) for item in rows.viewers.items()]
+            found += [("candidate", id_, row) for id_, (_, row) in rows.candidates.items() if row]
+            dump = Dump(rows.seq, iter(found))
+        yield dump
 
     def take_lease(self) -> int:
         """See `Store`."""

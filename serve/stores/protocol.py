@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
+
+from serve.kinds import Entity
 
 LOAD = "`python -m serve load --log LOG`"
 MAX_REMOVED = 10_000
@@ -25,6 +28,14 @@ class Changes:
 
     seq: int
     rows: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Dump:
+    """All rows of one commit, each once, in no order: (entity, id, row), and that commit's number."""
+
+    seq: int
+    rows: Iterator[tuple[Entity, str, bytes]]
 
 
 class Store(Protocol):
@@ -49,6 +60,14 @@ class Store(Protocol):
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """The first `limit` journal entries whose number is greater than `after`, in order."""
+        ...
+
+    def dump(self) -> AbstractContextManager[Dump]:
+        """All rows of the newest commit, streamed within the `with` block; commits go on meanwhile.
+
+        The rows are that commit's only where `rows` comes to its end: it raises `StoreUnavailable` where the store
+        was replaced meanwhile, or, in some stores, another handle than this one has committed.
+        """
         ...
 
     def take_lease(self) -> int:

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 import redis
 
 from serve.errors import StoreUnavailable
+from serve.kinds import Entity
 from serve.stores.lease import Lease, check_seq
-from serve.stores.protocol import LOAD, MAX_REMOVED, Changes
+from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump
 from serve.stores.redis_client import connect, where
+from serve.stores.redis_dump import RedisDump
 from serve.stores.redis_scripts import BEGIN, COMMIT, READ, REPLACE, STAGE, TAKE, TRIM, Script
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class RedisStore:
         self._meta = self._prefix + b"meta"
         self._lease = Lease(writable=writable)
         self._writing = threading.Lock()
+        self._dumps: list[RedisDump] = []  # under way
         self._client: redis.Redis | None = connect(url)
         self._where = where(url, self._client)
         self._generation = b""
@@ -90,6 +93,36 @@ class RedisStore:
                 self._present(server.execute_command("EXISTS", self._meta))
         return [(int(number.partition(b"-")[0]), fields[b"e"]) for number, fields in entries]
 
+    @contextmanager
+    def dump(self) -> Iterator[Dump]:
+        """See `Store`: a commit of this handle meanwhile costs one MGET more, one of another ends the dump."""
+        with self._writing, self._server() as server:
+            now = self._mget(server, [])[0]
+            _, seq, _, names, rows = self._present(self._run(server, READ, 0, b""))
+            dump = RedisDump(self._prefix + now[0] + b":v:", now)
+            self._dumps.append(dump)
+        candidates = [(name, row) for name, row in zip(names, rows, strict=True) if row]
+        try:
+            yield Dump(int(seq), self._dumped(dump, candidates))
+        finally:
+            self._dumps.remove(dump)
+
+    def _dumped(
+        self, dump: RedisDump, candidates: Iterable[tuple[bytes, bytes]]
+    ) -> Iterator[tuple[Entity, str, bytes]]:
+        with self._server() as server:
+            for name, row in candidates:
+                yield "candidate", _decode(name), row
+            for name, row in dump.rows(server):
+                yield "viewer", _decode(name), row
+            with self._writing:
+                rest = dump.rest()
+                now = self._mget(server, [])[0]
+            if now != dump.now:
+                raise StoreUnavailable(f"the store at {self._where} was written by another during its dump")
+            for name, row in rest:
+                yield "viewer", _decode(name), row
+
     def take_lease(self) -> int:
         """See `Store`."""
         self._lease.require_writable()
@@ -112,9 +145,13 @@ class RedisStore:
             if replace:
                 self._replace(server, token, seq, viewers, candidates, journal)
                 return
+            for dump in self._dumps:
+                dump.keep(server, map(_encode, viewers))
             rows = chain(_flat(viewers), _flat(candidates))
             found = self._run(server, COMMIT, token, seq, journal, MAX_REMOVED, 2 * len(viewers), *rows)
             self._check(found, seq)
+            for dump in self._dumps:
+                dump.now[1] = b"%d" % seq
 
     def trim(self, through: int) -> None:
         """See `Store`."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 from live import Live, event
 
+import serve.compaction
+import serve.ingest
 from serve.errors import StoreUnavailable
 from serve.ingest import MAX_WAITING, Busy, ingester
 from serve.load import load
@@ -22,6 +25,10 @@ def service(tmp_path, log_folder):
 
 def served(service, table):
     return pq.read_table(service.folder / "served" / table)
+
+
+def segments(service):
+    return sorted((service.folder / "served" / "events").glob("*.parquet"))
 
 
 def audience(answer):
@@ -158,3 +165,51 @@ def test_a_store_that_is_gone_is_not_made_anew(service):
     refused, answer = service.run(scenario)
     assert refused.status_code == 503
     assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch):
+    monkeypatch.setattr(serve.ingest, "ROLL_RECORDS", 5)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        await service.events(*(event(f"e{i}", ts_ms=None) for i in range(5)))
+        for _ in range(300):
+            if segments(service):
+                break
+            await asyncio.sleep(0.01)
+        return served(service, "events")["id"].to_pylist()
+
+    assert service.run(scenario) == [f"e{i}" for i in range(5)]
+
+
+def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monkeypatch):
+    monkeypatch.setattr(serve.compaction, "WORTH_SEGMENTS", 3)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        for i in range(4):
+            await service.events(event(f"e{i}", ts_ms=51_000 + i))
+            await asyncio.to_thread(service.ingester.upkeep)
+        return len(segments(service))
+
+    assert service.run(scenario) == 2
+    assert served(service, "events")["id"].to_pylist() == [f"e{i}" for i in range(4)]
+
+
+def test_a_compaction_that_fails_is_counted_and_the_log_goes_on(service, monkeypatch):
+    monkeypatch.setattr(serve.compaction, "WORTH_SEGMENTS", 1)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        await service.events(event("e1", ts_ms=None))
+        await asyncio.to_thread(service.ingester.upkeep)
+        (path,) = segments(service)
+        kept = path.read_bytes()
+        path.write_bytes(b"no parquet")
+        await service.events(event("e2", ts_ms=None))
+        await asyncio.to_thread(service.ingester.upkeep)
+        path.write_bytes(kept)
+        return service.ingester.counts["roll_failed"]
+
+    assert service.run(scenario) == 1
+    assert served(service, "events")["id"].to_pylist() == ["e1", "e2"]

@@ -23,7 +23,9 @@ from serve.load import load
 from serve.log import read_log
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, Arm, Experiment, UserConfig
+from serve.snapshots import set_begin, write
 from serve.state import Schema
+from serve.stores.opening import open_store
 from serve.surface import load_surface
 from training.__main__ import app
 from training.dataset import build
@@ -171,6 +173,19 @@ def test_without_a_service_it_says_so(home):
     for wrong in ("localhost", "http://127.0.0.1:http", "ftp://127.0.0.1"):
         said = command("replay", "--log", home / "b", "--url", wrong, code=2)
         assert f"{wrong!r} is not an address" in said
+
+
+def test_a_log_that_begins_with_a_snapshot_is_refused_with_the_way_out(home, tmp_path, service):
+    shutil.copytree(home / "b", tmp_path / "b")
+    fingerprint = Schema(SURFACE).fingerprint
+    store = open_store("lmdb:store", "spaces", fingerprint, base=tmp_path, writable=False)
+    write(tmp_path / "b", store, fingerprint, lambda: 0, lambda: True)
+    set_begin(tmp_path / "b", store.seq())
+    store.close()
+    with service.listening() as url:
+        said = command("replay", "--log", tmp_path / "b", "--url", url, code=2)
+    assert "begins with a snapshot" in said
+    assert "--history" in said
 
 
 def test_a_ranking_that_is_refused_is_named(home, tmp_path, service):

@@ -60,10 +60,10 @@ def test_columns_that_no_surface_declares_go_along(tmp_path):
 def test_nothing_is_left_behind_where_the_second_side_cannot_be_written(tmp_path, log_folder, monkeypatch):
     import training.split
 
-    def full(out, parts):
+    def full(out, *parts):
         if out.name == "b":
             raise OSError("no space left on device")
-        write_log(out, parts)
+        write_log(out, *parts)
 
     monkeypatch.setattr(training.split, "write_log", full)
     with pytest.raises(OSError, match="no space"):

@@ -76,6 +76,7 @@ def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
     wanted = pa.array(sorted({surface.label.event, IMPRESSION}))
     probe = dataclasses.replace(
         table,
+        snapshots=(),  # of a state; what is probed has none
         exposures=table.exposures.take(np.arange(0, len(table.exposures), step)),
         events=table.events.filter(pc.is_in(table.events["kind"], wanted)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import uuid
@@ -41,6 +42,7 @@ AWKWARD_IDS = [
     "ÿ",
     "\ud800",
 ]
+VIEWERS = [*AWKWARD_IDS, *(f"viewer {number}" for number in range(3_000))]
 
 Open = Callable[..., Store]
 
@@ -311,6 +313,52 @@ def test_a_refused_commit_leaves_the_journal_as_it_was(open_: Open) -> None:
         with pytest.raises(ValueError, match="seq: 5 is not after"):
             store.commit(5, {}, {}, journal=b"again", replace=replace)
     assert store.journal(0, 10) == [(5, b"five")]
+
+
+def dumped(store: Store) -> tuple[int, list[tuple[str, str, bytes]]]:
+    with store.dump() as dump:
+        return dump.seq, sorted(dump.rows)
+
+
+def test_a_dump_has_every_row_of_the_newest_commit(open_: Open) -> None:
+    store = open_()
+    assert dumped(store) == (0, [])
+    store.commit(1, dict.fromkeys(VIEWERS, b"1"), dict.fromkeys(AWKWARD_IDS, b"1"))
+    store.commit(2, {"a": b"2", "b": b"2", "è" * 256: b"2"}, {"a": b"", "b": b"2", "never": b""})
+    expected = [("candidate", id_, b"1") for id_ in AWKWARD_IDS if id_ != "a"] + [("candidate", "b", b"2")]
+    expected += [("viewer", id_, b"1") for id_ in VIEWERS if id_ not in ("a", "è" * 256)]
+    expected += [("viewer", id_, b"2") for id_ in ("a", "b", "è" * 256)]
+    assert dumped(store) == dumped(open_(writable=False)) == (2, sorted(expected))
+    store.commit(3, {"eve": b"3"}, {}, replace=True)
+    assert dumped(store) == (3, [("viewer", "eve", b"3")])
+
+
+def test_a_dump_stays_of_its_commit_while_others_follow(open_: Open) -> None:
+    store = open_()
+    store.commit(1, dict.fromkeys(VIEWERS, b"1"), dict.fromkeys(map(str, range(50)), b"1"))
+    expected = dumped(store)
+    with store.dump() as dump:
+        rows = []
+        for i, row in enumerate(dump.rows):
+            rows.append(row)
+            if i < 60:  # changed, added, removed, and there again
+                changed = {VIEWERS[i]: b"2", VIEWERS[-i]: b"", VIEWERS[-i // 2]: b"3", f"new {i}": b"2"}
+                store.commit(2 + i, changed, {str(i): b"", "n": b"2"})
+        assert (dump.seq, sorted(rows)) == expected
+    assert dumped(store)[0] == 61
+
+
+def test_a_dump_never_passes_what_another_wrote_meanwhile_as_its_own(open_: Open) -> None:
+    store, other = open_(), open_(lease=False)
+    store.commit(1, dict.fromkeys(VIEWERS, b"1"), {"x": b"1"})
+    expected = dumped(store)
+    with contextlib.suppress(StoreUnavailable), store.dump() as dump:
+        rows = [next(dump.rows)]
+        other.take_lease()
+        other.commit(2, {"eve": b"2"}, {}, replace=True)
+        rows += dump.rows
+        assert (dump.seq, sorted(rows)) == expected
+    assert dumped(other) == (2, [("viewer", "eve", b"2")])
 
 
 def test_closing_ends_one_store_and_no_other(open_: Open) -> None:

@@ -346,10 +346,17 @@ def test_closing_waits_for_the_reads_under_way(folder: Path) -> None:
     assert ends == [f"the store at {folder} is closed; open it again"] * 20
 
 
+def test_what_goes_wrong_with_a_dumps_taker_is_no_error_of_the_store(folder: Path) -> None:
+    store = LmdbStore(folder, writable=False)
+    with pytest.raises(OSError, match="no space"), store.dump():
+        raise OSError("no space for the copy")
+    store.close()
+
+
 def test_a_store_of_another_format_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.stores.lmdb_environment.FORMAT", b"3")
+    monkeypatch.setattr("serve.stores.lmdb_environment.FORMAT", b"4")
     for writable in (False, True):
-        with pytest.raises(StoreUnavailable, match=r"has format b'2', not b'3'.*load --log LOG` again"):
+        with pytest.raises(StoreUnavailable, match=r"has format b'3', not b'4'.*load --log LOG` again"):
             LmdbStore(folder, writable=writable)
 
 

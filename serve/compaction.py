@@ -1,0 +1,97 @@
+"""Compaction: many small segments of the served log become few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.durable import put
+from serve.log import TABLES
+from serve.segments import last_seq, segments
+
+MAX_BYTES = 64 << 20  # of a merged segment, about
+DONE_BYTES = MAX_BYTES // 2  # one of so much is merged no more: else each hour would write all of it again
+WORTH_SEGMENTS = 60  # of a table: an hour of them
+AT_ONCE_BYTES = 16 << 20  # held in memory, uncompressed; what a row group of a merged segment has
+AT_ONCE_ROWS = 2_048  # read at a time: exposures of 1,000 candidates stay within some ten MB
+
+
+def compact(log: Path, cuts: Sequence[int] = ()) -> None:
+    """Merge neighbouring segments where there are many or enough of them; none across a number of `cuts`.
+
+    The merged one takes the place of its first, then the others are deleted. Who reads or dies in between finds
+    records twice: readers drop those of a number that was there before.
+
+    Raises:
+        OSError, pa.ArrowException: a segment cannot be read or written; the log is as it was, or holds some
+            records twice.
+    """
+    for name in TABLES:
+        for group in _worth(segments(log, name), cuts):
+            _merge(group)
+
+
+def _worth(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
+    """Neighbours that fill a segment, or reach a cut, or are as many as are worth it."""
+    group: list[Path] = []
+    total = 0
+    for path in paths:
+        size = path.stat().st_size
+        is_apart = bool(group) and _part(group[0], cuts) != _part(path, cuts)
+        if is_apart or size >= DONE_BYTES or total + size > MAX_BYTES:
+            if len(group) > 1:
+                yield group
+            group, total = [], 0
+        if size < DONE_BYTES:
+            group.append(path)
+            total += size
+    if len(group) >= WORTH_SEGMENTS:
+        yield group
+
+
+def _part(path: Path, cuts: Sequence[int]) -> int:
+    """Between which cuts a segment begins."""
+    return sum(cut < int(path.stem) for cut in cuts)
+
+
+def _merge(paths: Sequence[Path]) -> None:
+    held = 0
+    parts: list[Path] = []
+    for path in paths:
+        last = last_seq(path)
+        if last <= held:  # left by a compaction that was cut short
+            path.unlink()
+            continue
+        held = last
+        parts.append(path)
+    for schema, same in groupby(parts, key=pq.read_schema):  # a surface may have gained a field
+        first, *others = same
+        if others:
+            draft = first.with_name(f".{first.name}.partial")
+            try:
+                with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+                    for table in _tables([first, *others], schema):
+                        writer.write_table(table)
+                put(draft, first)
+            finally:
+                draft.unlink(missing_ok=True)
+            for path in others:
+                path.unlink()
+
+
+def _tables(paths: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Their rows in order, in tables of a row group each."""
+    batches: list[pa.RecordBatch] = []
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(AT_ONCE_ROWS):
+                batches.append(batch)
+                if sum(batch.nbytes for batch in batches) >= AT_ONCE_BYTES:
+                    yield pa.Table.from_batches(batches, schema)
+                    batches = []
+    if batches:
+        yield pa.Table.from_batches(batches, schema)
