@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +107,26 @@ def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surfa
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
     assert after.counts["repeated_rows"] == after.counts["repeated_events"] == 0
+
+
+def test_a_reader_meanwhile_finds_every_record(segments, surface):
+    first, seen, done = write(segments, 1), [0], threading.Event()
+
+    def merge():
+        nonlocal first
+        for _ in range(8):
+            first = write(segments, WORTH_SEGMENTS, first)
+            compact(segments.folder)
+        done.set()
+
+    thread = threading.Thread(target=merge)
+    thread.start()
+    while not done.is_set():
+        ids = read_log(segments.folder, surface).events["id"].to_pylist()[5:]
+        assert ids == [f"s{1 + 4 * i}" for i in range(len(ids))]
+        seen.append(len(ids))
+    thread.join()
+    assert seen == sorted(seen)
 
 
 def test_what_cannot_be_merged_is_left_as_it_was(segments):
