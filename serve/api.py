@@ -17,6 +17,7 @@ from serve.surface import Field, Surface
 MAX_CANDIDATES = 1_000
 MAX_ID_CHARACTERS = 256
 MAX_NUMBER = 1e30  # features are float32 in the end
+MAX_MS = 2**53  # what JSON's readers agree on
 MAX_BODY_BYTES = 2 * 1024 * 1024  # a thousand of the longest ids, with room for fields
 
 Id = Annotated[
@@ -108,6 +109,12 @@ class Problem(Struct, omit_defaults=True):
 
 
 _decoder = msgspec.json.Decoder(RankRequest)
+_WANTED = {
+    "number": f"a number up to {MAX_NUMBER:g}",
+    "time": "a number of milliseconds",
+    "category": "a string",
+    "set": "strings",
+}
 _FIELDS = {"": RankRequest.__struct_fields__, "/candidates": Candidate.__struct_fields__}
 
 
@@ -125,7 +132,8 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
         raise RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}") from None
     _check_candidates(request, surface)
     for name, value in request.context.items():
-        check_field(surface.fields["context"], name, value, f"/context/{escaped(name)}")
+        pointer = f"/context/{escaped(name)}"
+        request.context[name] = plain(surface.fields["context"], name, value, pointer)
     if event_clock and request.now_ms is None:
         raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
     if not event_clock and request.now_ms is not None:
@@ -172,31 +180,32 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
     for i, candidate in enumerate(request.candidates):
         if type(candidate) is Candidate:
             for name, value in candidate.fields.items():
-                check_field(stated, name, value, f"/candidates/{i}/fields/{escaped(name)}")
+                pointer = f"/candidates/{i}/fields/{escaped(name)}"
+                candidate.fields[name] = plain(stated, name, value, pointer)
 
 
-def check_field(known: Mapping[str, Field], name: str, value: object, pointer: str) -> None:
-    """Raise RequestError where a surface has no such field, or the value does not fit it; null always does."""
+def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
+    """A field's value in its one type: a float, a whole number of ms, a string or strings; null stays null.
+
+    Raises:
+        RequestError: the surface has no such field, or the value does not fit it.
+    """
     field = known.get(name)
     if field is None:
         names = ", ".join(known) or "none"
         detail = f"unknown field {name!r}{nearest(name, known)}; the surface takes {names} here"
         raise RequestError(422, "invalid request", detail, pointer)
-    wanted = {
-        "number": "a number",
-        "time": "a number of milliseconds",
-        "category": "a string",
-        "set": "strings",
-    }
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
-    fits = (
-        value is None
-        or (field.type in ("number", "time") and is_number)
-        or (field.type == "category" and isinstance(value, str))
-        or (field.type == "set" and isinstance(value, list) and all(isinstance(v, str) for v in value))
-    )
-    if not fits:
-        raise RequestError(422, "invalid request", f"{name!r} must be {wanted[field.type]} or null", pointer)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if field.type == "number" and abs(value) <= MAX_NUMBER:
+            return float(value)
+        if field.type == "time" and abs(value) <= MAX_MS:
+            return int(value)
+    is_set = field.type == "set" and isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if is_set or (field.type == "category" and isinstance(value, str)):
+        return value
+    raise RequestError(422, "invalid request", f"{name!r} must be {_WANTED[field.type]} or null", pointer)
 
 
 def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
@@ -205,7 +214,8 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
     `fields` are what an object may hold, by the beginning of its pointer: the longest that fits is taken.
     """
     detail, _, path = message.partition(" - at `")
-    pointer = re.sub(r"\[(\d+)\]", r".\1", path.rstrip("`")).removeprefix("$").replace(".", "/")
+    path = path.rstrip("`").replace("[...]", "")  # somewhere in it: msgspec does not say where
+    pointer = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix("$").replace(".", "/")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", detail)
     if unknown:
         known = fields[max((at for at in fields if pointer.startswith(at)), key=len)]

@@ -105,6 +105,12 @@ class Ingest:
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
         return await self._ingester.take(unpack(payload))
 
+    async def check_health(self) -> None:
+        """Raise where nothing commits any more: Ray then starts another."""
+        if self._running is not None and self._running.done():
+            self._running.result()
+            raise RuntimeError("the writer has ended")
+
     async def __del__(self) -> None:
         """Commit and roll what is left; Ray awaits it when the replica stops."""
         if self._running is not None:

@@ -33,6 +33,10 @@ class RequestError(TabrankError):
         self.pointer = pointer
 
 
+class Busy(Exception):
+    """More is waiting than can be held; come again."""
+
+
 class StoreUnavailable(TabrankError):
     """The store cannot be read now; the ranking goes on without it."""
 

@@ -29,7 +29,7 @@ from serve.artifact import Artifact
 from serve.artifact import current as current_version
 from serve.artifact import load as load_artifact
 from serve.batcher import Batcher
-from serve.errors import RequestError, TabrankError
+from serve.errors import Busy, RequestError, TabrankError
 from serve.explain import explain
 from serve.features import Features, Matrix
 from serve.live_table import LiveTable
@@ -148,15 +148,13 @@ class FeatureFetcher:
             first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
             await self.outbox.flush(before_ms=None if has_events else first_ms)
         if good:
+            payload = pack(list(good.values()))
             try:
                 async with asyncio.timeout(TAKE_S):
-                    taken = await self._ingest(pack(list(good.values())))
+                    taken = await self._ingest(payload)
             except Exception as error:
                 self._degraded("events_unavailable", error)
-                detail = (
-                    "the records may not have been taken; send them again, those that were are known by id"
-                )
-                raise RequestError(503, "not taken", detail, retry_after_s=1) from None
+                raise _not_taken(error) from None
         places = list(good)
         rejected += [Rejected(f"/records/{places[at]}", detail) for at, detail in taken.rejected.items()]
         num_accepted = len(good) - taken.duplicates - len(taken.rejected)
@@ -179,7 +177,8 @@ class FeatureFetcher:
         query = slate.query
         order = slate.order[: query.limit]
         names = query.candidates
-        matrix = slate.matrix if query.keep_matrix else None
+        # without the store it is of blank viewers, which the log would not give again
+        matrix = None if "store_unavailable" in slate.degraded else slate.matrix
         return Exposure(
             request_id=query.request_id,
             ts_ms=query.now_ms,
@@ -332,7 +331,7 @@ class FeatureFetcher:
     def describe(self) -> dict[str, Any]:
         """What `/v1/model` answers: the model in use, its files' hashes, the features and the limits."""
         from serve.api import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
-        from serve.records import MAX_EVENTS_BODY_BYTES
+        from serve.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
 
         manifest: Mapping[str, Any] = self.model.manifest if self.model else {}
         columns = self.ranker.features.columns
@@ -355,6 +354,17 @@ class FeatureFetcher:
                 "id_characters": MAX_ID_CHARACTERS,
                 "body_bytes": MAX_BODY_BYTES,
                 "events_body_bytes": MAX_EVENTS_BODY_BYTES,
+                "records": MAX_RECORDS,
                 "deadline_ms": self.config.deadline_ms,
             },
         }
+
+
+def _not_taken(error: Exception) -> RequestError:
+    if isinstance(error, Busy):
+        return RequestError(429, "busy", "too much is waiting; send the records again", retry_after_s=1)
+    detail = (
+        "the records may not have been taken; send them again: an event that was is known by its id, "
+        "and what else was is applied once more"
+    )
+    return RequestError(503, "not taken", detail, retry_after_s=1)

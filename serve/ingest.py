@@ -14,18 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.errors import LeaseLost, StoreUnavailable
-from serve.kinds import IMPRESSION
+from serve.changes import Changes, packed, viewer_of
+from serve.errors import Busy, LeaseLost, StoreUnavailable
 from serve.records import (
     Candidate,
     Ended,
     Entry,
-    Event,
     Exposure,
-    Forget,
     Record,
     Taken,
-    Viewer,
     key,
     pack_entry,
     unpack_entry,
@@ -34,7 +31,7 @@ from serve.retention import Retention
 from serve.segments import Segments
 from serve.settings import AppArgs
 from serve.snapshots import numbers
-from serve.state import I64, Rows, Run, Schema, State
+from serve.state import Rows, Schema, State
 from serve.stores.opening import open_store
 from serve.stores.protocol import Store
 from serve.strict import UNITS_MS
@@ -45,12 +42,16 @@ log = logging.getLogger("tabrank")
 COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one sync of the disk
 ROLL_EVERY_S = 60.0
 ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
-ROLL_ENTRIES = 500  # journal entries that a segment is made of at a time: a minute at ten commits a second
-MAX_WAITING = 20_000  # records; beyond, exposures are dropped and events are told to come again
+RETRY_ROLL_S = 5.0
+ROLL_ENTRIES = 600  # journal entries that a segment is made of at a time: a minute at ten commits a second
+MAX_WAITING = 20_000  # records; beyond, they are told to come again
 MAX_LIVE = 1_000_000  # candidates in the live table; beyond, new ones are rejected
-WINDOW = 1_000_000  # ids of events and exposures by which a repeated one is known
+WINDOW = 1_000_000  # ids of events, and as many of exposures, by which a repeated one is known
 ENDED_MS = 3_600_000  # after its end a candidate is kept so long, for what is late
-MAX_JOURNAL = 1_000_000  # entries
+MAX_UNROLLED = (
+    1_000_000  # records in the journal; beyond, where the log cannot be written, exposures are dropped
+)
+MAX_ENDED = 5_000  # that leave the table in one commit
 Tell = Callable[[Counter[str]], None]  # takes what was counted since it was last called
 
 
@@ -70,10 +71,6 @@ def ingester(
         event_clock=args.clock == "event",
         max_live=max_live,
     )
-
-
-class Busy(Exception):
-    """More is waiting than can be held; come again."""
 
 
 @dataclass
@@ -113,12 +110,13 @@ class Ingester:
         self._candidates = Rows(schema, "candidate")
         self._seq = 0
         self._latest_ms = 0  # of a record
-        self._ids: dict[str, None] = {}
+        self._ids: dict[str, dict[str, None]] = {"e": {}, "x": {}}  # by the first letter of `records.key`
         self._waiting: list[_Waiting] = []
         self._num_waiting = 0
         self._arrived = asyncio.Event()
         self._rolled = time.monotonic()
-        self._num_unrolled = 0  # records committed since a roll began, or found in the journal
+        self._num_committed = 0  # records, or found in the journal; the commit's thread counts
+        self._num_rolled = 0  # of these; the roll's thread counts
         self._stopping = False
         self._tell = tell
         self.counts: Counter[str] = Counter()
@@ -131,6 +129,8 @@ class Ingester:
             Busy: too much is waiting.
             StoreUnavailable: the store cannot take them now; none of them is kept.
         """
+        if self._stopping:
+            raise StoreUnavailable("this writer is stopping; come again")
         if self._num_waiting + len(records) > MAX_WAITING:
             raise Busy(f"{self._num_waiting} records are waiting; come again")
         done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
@@ -143,22 +143,30 @@ class Ingester:
         """Commit what gathers and roll the journal into segments, until `stop`; then commit and roll the rest."""
         rolling: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         rolling.set_result(None)
+        tried = 0.0
         while not self._stopping:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
             if not self._event_clock:
                 await asyncio.sleep(COMMIT_EVERY_S)
-            self._tell(self.counts)
+            counts, self.counts = self.counts, Counter()
+            self._tell(counts)
             is_idle = not self._waiting
             await self.flush()
-            is_due = time.monotonic() - self._rolled >= ROLL_EVERY_S or self._num_unrolled >= ROLL_RECORDS
+            now = time.monotonic()
+            is_full = self._num_unrolled >= ROLL_RECORDS and now - tried >= RETRY_ROLL_S
+            is_due = is_full or now - self._rolled >= ROLL_EVERY_S
             if (is_due or (self._event_clock and is_idle)) and rolling.done():
-                self._rolled, self._num_unrolled = time.monotonic(), 0
+                self._rolled = tried = now
                 rolling = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
         await rolling
         await self.flush()
         await asyncio.to_thread(self.roll)
         self._close()
+
+    @property
+    def _num_unrolled(self) -> int:
+        return self._num_committed - self._num_rolled
 
     def stop(self) -> None:
         """Have `run` end."""
@@ -212,7 +220,7 @@ class Ingester:
                 self._close()  # the table holds what was not committed: read it again
                 raise
             self._seq = seq
-            self._num_unrolled += len(records)
+            self._num_committed += len(records)
         self._remember(ids)
         self.counts.update(_counted(records))
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
@@ -227,11 +235,14 @@ class Ingester:
         for place, record in enumerate(records):
             name = key(record)
             if name is not None:
-                if name in self._ids or name in ids:
+                if name in self._ids[name[0]] or name in ids:
                     taken.duplicates += 1
                     continue
                 ids[name] = None
-            elif isinstance(record, Candidate) and record.id not in self._candidates.index:
+            if isinstance(record, Exposure) and self._num_unrolled >= MAX_UNROLLED:
+                self.counts["exposure_dropped"] += 1
+                continue
+            if isinstance(record, Candidate) and record.id not in self._candidates.index:
                 if record.id not in added and len(self._candidates) + len(added) >= self._max_live:
                     taken.rejected[place] = self._full
                     continue
@@ -247,41 +258,43 @@ class Ingester:
         )
 
     def _remember(self, ids: Iterable[str]) -> None:
-        self._ids.update(dict.fromkeys(ids))
-        for name in list(_first(self._ids, len(self._ids) - WINDOW)):
-            del self._ids[name]
+        for name in ids:
+            self._ids[name[0]][name] = None
+        for known in self._ids.values():
+            for name in list(_first(known, len(known) - WINDOW)):
+                del known[name]
 
     def _date(self, record: Record, received_ms: int) -> None:
         if self._event_clock:
             record.ts_ms = received_ms if record.ts_ms is None else record.ts_ms
-        else:  # what lies ahead is taken as now
+        elif not isinstance(record, Exposure):  # whose features were computed at its own time
+            # what lies ahead is taken as now
             record.ts_ms = received_ms if record.ts_ms is None else min(record.ts_ms, received_ms)
 
     def _ended(self, now_ms: int) -> list[Record]:
         past = np.flatnonzero(self._candidates.table["ends_ms"] < now_ms - ENDED_MS)
-        return [Ended(str(self._candidates.ids[row]), now_ms) for row in past]
+        return [Ended(str(self._candidates.ids[row]), now_ms) for row in past[:MAX_ENDED]]
 
     def _apply(self, store: Store, records: Sequence[Record]) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Apply records in their order; the rows that changed, packed."""
         state = State(self._schema)
         state.candidates = self._candidates
-        names = list(dict.fromkeys(name for name in map(_viewer, records) if name is not None))
+        names = list(dict.fromkeys(name for name in map(viewer_of, records) if name is not None))
         rows = store.read(names, self._seq)[0]
         state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
-        changes = _Changes(state, self._schema)
+        changes = Changes(state, self._schema)
         for record in records:
             changes.apply(record)
         changes.observe()
         return (
-            _packed(state.viewers, changes.viewers),
-            _packed(state.candidates, changes.candidates),
+            packed(state.viewers, changes.viewers),
+            packed(state.candidates, changes.candidates),
         )
 
     def _opened(self) -> Store:
         """The store, with the lease taken and the live table and the ids read; as it is where all is well."""
         if self._store is None:
-            if self._seq:  # one that is gone is not made anew under a service that has written to it
-                self._open_store(False).close()
+            self._refuse_new_store()
             store = self._open_store(True)
             try:
                 store.take_lease()
@@ -290,16 +303,32 @@ class Ingester:
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._remember(self._segments.recent_keys(WINDOW, self._seq))
                 self._seq = max(changes.seq, self._segments.last_seq(), *numbers(self._segments.folder))
-                self._num_unrolled = 0
-                for _, packed in store.journal(0, MAX_JOURNAL):
-                    records = unpack_entry(packed).records
-                    self._remember(filter(None, map(key, records)))
-                    self._num_unrolled += len(records)
+                self._num_committed = self._num_rolled = after = 0
+                while entries := store.journal(after, ROLL_ENTRIES):
+                    after = entries[-1][0]
+                    for _, entry in entries:
+                        records = unpack_entry(entry).records
+                        self._remember(filter(None, map(key, records)))
+                        self._num_committed += len(records)
             except BaseException:
                 store.close()
                 raise
             self._store = store
         return self._store
+
+    def _refuse_new_store(self) -> None:
+        """Raise StoreUnavailable where the store is gone or empty, and the log or this writer knows of another."""
+        known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
+        if known:
+            store = self._open_store(False)
+            try:
+                if not store.read([], 0)[1].seq:
+                    raise StoreUnavailable(
+                        f"the store is empty, and {self._segments.folder} has records up to number {known}; "
+                        "fill it with `python -m serve load --log LOG`"
+                    )
+            finally:
+                store.close()
 
     def _close(self) -> None:
         store, self._store = self._store, None
@@ -319,8 +348,10 @@ class Ingester:
         if store is None:
             return
         try:
-            for step in steps:
-                step(store)
+            with self._segments.held():
+                for step in steps:
+                    store.trim(0)  # of nothing: whether the lease is still held
+                    step(store)
         except LeaseLost:
             return  # the other writer does it
         except Exception as error:
@@ -333,92 +364,17 @@ class Ingester:
             for cut in cuts:  # a segment that lies on one side of a snapshot can be deleted with it
                 if entries[0][0] <= cut < entries[-1][0]:
                     entries = [entry for entry in entries if entry[0] <= cut]
-            self._segments.write([(seq, unpack_entry(packed)) for seq, packed in entries])
+            unpacked = [(seq, unpack_entry(entry)) for seq, entry in entries]
+            self._segments.write(unpacked)
             store.trim(entries[-1][0])
+            self._num_rolled += sum(len(entry.records) for _, entry in unpacked)
 
     def _tend(self, store: Store) -> None:
-        store.trim(0)  # of nothing: whether the lease is still held
         self._retention.tend(store, self._now_ms, lambda: not self._stopping)
 
     def _now_ms(self) -> int:
         """The service's clock."""
         return self._latest_ms if self._event_clock else int(time.time() * 1e3)
-
-
-class _Changes:
-    """Records on their way into the state: runs of exposures and events between what changes attributes."""
-
-    def __init__(self, state: State, schema: Schema) -> None:
-        self._state = state
-        self._impressions = not schema.surface.impression_events
-        self._run: list[tuple[str, int, I64, int]] = []  # event, viewer's row, candidates' rows, time
-        self.viewers: dict[str, None] = {}
-        self.candidates: dict[str, None] = {}
-
-    def apply(self, record: Record) -> None:
-        """Take one record; what it changes is counted among the changed."""
-        if isinstance(record, Exposure):
-            if self._impressions and record.traffic != "test":
-                self._observed(IMPRESSION, record.viewer, record.candidates, record.ts_ms)
-        elif isinstance(record, Event):
-            self._observed(record.kind, record.viewer, (record.candidate,), record.ts_ms or 0)
-        else:
-            self.observe()
-            self._change(record)
-
-    def _observed(self, event: str, viewer: str | None, candidates: Sequence[str], ts_ms: int) -> None:
-        row = 0
-        if viewer is not None:
-            row = self._state.viewers.add(viewer)
-            self.viewers[viewer] = None
-        known = self._state.candidates.find(candidates)
-        self.candidates.update(dict.fromkeys(candidates))
-        self._run.append((event, row, known, ts_ms))
-
-    def _change(self, record: Record) -> None:
-        if isinstance(record, Viewer):
-            self._state.upsert("viewer", record.id, record.fields)
-            self.viewers[record.id] = None
-        elif isinstance(record, Candidate):
-            self._state.upsert("candidate", record.id, record.fields, record.ends_ms)
-            self.candidates[record.id] = None
-        elif isinstance(record, Forget):
-            self._state.viewers.drop(record.viewer)
-            self.viewers[record.viewer] = None
-        elif isinstance(record, Ended):
-            self._state.candidates.drop(record.id)
-            self.candidates[record.id] = None
-
-    def observe(self) -> None:
-        """Apply the run that has gathered; one call for all of it costs a tenth of one for each."""
-        run, self._run = self._run, []
-        if run:
-            events, viewers, candidates, times = zip(*run, strict=True)
-            numbers = [self._state.schema.number[event] for event in events]
-            lengths = np.array([len(rows) for rows in candidates])
-            self._state.observe(
-                Run(
-                    np.array(numbers), np.array(viewers), np.array(times), lengths, np.concatenate(candidates)
-                )
-            )
-
-
-def _packed(rows: Rows, names: Iterable[str]) -> dict[str, bytes]:
-    """The rows as a store keeps them, b"" where the id has none."""
-    names = list(names)
-    at = rows.find(names)
-    packed = rows.table.take(at).tobytes()
-    size = rows.table.dtype.itemsize
-    return {
-        name: packed[i * size : (i + 1) * size] if row else b""
-        for i, (name, row) in enumerate(zip(names, at.tolist(), strict=True))
-    }
-
-
-def _viewer(record: Record) -> str | None:
-    if isinstance(record, Viewer):
-        return record.id
-    return None if isinstance(record, Candidate | Ended) else record.viewer
 
 
 def _last_ms(records: Sequence[Record]) -> int:

@@ -25,7 +25,7 @@ class LiveTable:
         self._open_store = open_store
         self._store: Store | None = None
         self._read: float | None = None  # the last time that all was well
-        self._failed: tuple[float, StoreUnavailable] | None = None  # until when to leave it alone, and why
+        self._failed: tuple[float, str] | None = None  # until when to leave it alone, and why
 
     def read(self, viewers: Sequence[str]) -> list[bytes | None]:
         """The packed rows of `viewers`, None for an unknown one; `rows` are of the same commit.
@@ -35,12 +35,12 @@ class LiveTable:
         """
         begun = time.monotonic()
         if self._failed is not None and begun < self._failed[0]:
-            raise self._failed[1]
+            raise StoreUnavailable(self._failed[1])
         try:
             packed = self._read_store(viewers)
         except StoreUnavailable as error:
             now = time.monotonic()
-            self._failed = (now + max(RETRY_S, PATIENCE * (now - begun)), error)
+            self._failed = (now + max(RETRY_S, PATIENCE * (now - begun)), str(error))
             raise
         self._failed, self._read = None, time.monotonic()
         return packed

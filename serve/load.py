@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve.errors import TabrankError
+from serve.changes import Changes, packed
+from serve.errors import LeaseLost, TabrankError
 from serve.log import read_log
+from serve.records import unpack_entry
 from serve.replay import Replay
 from serve.snapshots import numbers
-from serve.state import Schema
-from serve.stores.opening import open_store
+from serve.state import Schema, State
+from serve.stores.opening import open_store, shown
+from serve.stores.protocol import Store
 from serve.surface import Surface
+
+ENTRIES = 600  # of the journal, read at a time
 
 
 def load(
@@ -18,8 +23,8 @@ def load(
 ) -> dict[str, int]:
     """Replay `log` (all, or what lies before `until_ms`) and put its state into the store, whole or not at all.
 
-    Whatever rows the store held are replaced; its journal stays until the service has it in the log. Answers how
-    many viewers and candidates there are.
+    Whatever rows the store held are replaced; what its journal holds beyond the log is applied too, and stays there
+    until the service has it in the log. Answers how many viewers and candidates there are.
     """
     if store_url.startswith("memory:"):
         raise TabrankError(
@@ -41,19 +46,42 @@ def load(
                 "deleted; name a time after it"
             )
         replay.advance(until_ms)
-    viewers, candidates = (
-        {
-            name: rows.table[row].tobytes()
-            for name, row in rows.index.items()
-            if replay.known[rows.entity][row]
-        }
-        for rows in (replay.state.viewers, replay.state.candidates)
-    )
+    state = _as_served(replay)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         store.take_lease()  # a service that writes to this store is told so at its next commit
+        if until_ms is None:
+            _apply_journal(store, state, records.last_seq)
+        viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         # above every number in the log: rankings made from here on have seen all of it
         store.commit(max(store.seq(), records.last_seq, *numbers(log)) + 1, viewers, candidates, replace=True)
+    except LeaseLost:
+        raise TabrankError(
+            f"--store {shown(store_url)}: a running service writes to it; stop it first "
+            "(`python -m serve down`), then load"
+        ) from None
     finally:
         store.close()
     return {"viewers": len(viewers), "candidates": len(candidates)}
+
+
+def _as_served(replay: Replay) -> State:
+    """The replayed state as a service holds it: without the ids of which the log knows no row."""
+    state = replay.state
+    for rows in (state.viewers, state.candidates):
+        for name in [name for name, row in rows.index.items() if not replay.known[rows.entity][row]]:
+            rows.drop(name)
+    return state
+
+
+def _apply_journal(store: Store, state: State, after: int) -> None:
+    """Apply what a service has acknowledged and not yet written to the log."""
+    changes, entries = Changes(state, state.schema), store.journal(after, ENTRIES)
+    while entries:
+        for last, packed_entry in entries:
+            received = unpack_entry(packed_entry).records
+            for seq, record in enumerate(received, last - len(received) + 1):
+                if seq > after:
+                    changes.apply(record)
+        entries = store.journal(entries[-1][0], ENTRIES)
+    changes.observe()

@@ -89,8 +89,7 @@ class IngestMetrics:
         self._records = RayCounter(RECORDS, "Records that Ingest took.", ("kind",))
 
     def tick(self, counts: Counter[str]) -> None:
-        """Tell what was counted, and begin anew."""
-        for kind, count in counts.items():
+        """Tell what was counted."""
+        for kind, count in list(counts.items()):
             if count:
                 self._records.inc(count, {"kind": kind})
-        counts.clear()

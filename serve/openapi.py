@@ -60,6 +60,7 @@ def openapi(surface: Surface) -> dict[str, Any]:
         "responses": {
             "200": _json("What became of the records; those accepted are durable.", events_answer),
             **{status: answered for status, answered in refused.items() if status != "403"},
+            "429": {**refused["500"], "description": "Too much is waiting: send them again (Retry-After)."},
             "503": {**refused["500"], "description": "Perhaps not taken: send them again (Retry-After)."},
         },
     }

@@ -12,9 +12,8 @@ from serve.records import Exposure, pack
 log = logging.getLogger("tabrank")
 
 SEND_EVERY_S = 0.05
-IDLE_S = (
-    2.0  # with the event clock, which sends before a ranking what its time lies after: the last go so late
-)
+# With the event clock, which sends before a ranking what its time lies after, the last go so late:
+IDLE_S = 2.0
 MAX_SENT = 1_000  # exposures a call
 MAX_HELD = 5_000  # beyond, the newest are dropped and counted
 RETRY_S = 0.5
@@ -50,13 +49,23 @@ class Outbox:
         async with self._sending:
             while part := self._next(before_ms):
                 try:
-                    await self._send(pack(part))
+                    payload = pack(part)
+                except Exception:  # a fault of ours: it would be in the way for ever
+                    log.exception("%d exposures cannot be packed; they are dropped", len(part))
+                    self.num_dropped += len(part)
+                    self._drop(part)
+                    continue
+                try:
+                    await self._send(payload)
                 except Exception as error:  # whatever befell Ingest, rankings go on
                     self._warn(error)
                     return False
-                sent = set(map(id, part))
-                self._held = [held for held in self._held if id(held[1]) not in sent]
+                self._drop(part)
             return True
+
+    def _drop(self, part: list[Exposure]) -> None:
+        gone = set(map(id, part))
+        self._held = [held for held in self._held if id(held[1]) not in gone]
 
     def _next(self, before_ms: int | None) -> list[Exposure]:
         part = [exposure for _, exposure in self._held[:MAX_SENT]]

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from serve.api import Id, check_field, escaped, invalid, nearest
+from serve.api import MAX_MS, Id, escaped, invalid, nearest, plain
 from serve.errors import RequestError
 from serve.kinds import Entity
 from serve.surface import Surface
 
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
-MAX_MS = 2**53
+MAX_RECORDS = 2_000  # of a batch: the loop that decodes them ranks too
 
 Ms = Annotated[int, Meta(ge=0, le=MAX_MS, description="Milliseconds since 1970.")]
 TsMs = Annotated[Ms | None, Meta(description="When it happened; default now. A time ahead is taken as now.")]
@@ -79,6 +79,7 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     context: dict[str, Any] = {}
     stated: dict[str, dict[str, Any]] = {}  # the fields that the request stated, by candidate
     traffic: str = "live"
+    propensity: list[float] | None = None  # of each place, where the order was drawn
     numeric: bytes | None = None  # the feature matrix of a sampled share: float32 and uint64, rows as shown
     category: bytes | None = None
 
@@ -111,7 +112,7 @@ class Rejected(Struct):
 class EventsRequest(Struct, forbid_unknown_fields=True):
     """A batch of records; good ones are taken whatever the others are."""
 
-    records: list[Sent]
+    records: Annotated[list[Sent], Meta(max_length=MAX_RECORDS)]
 
 
 class EventsAnswer(Struct):
@@ -123,7 +124,7 @@ class EventsAnswer(Struct):
 
 
 class _Raw(Struct, forbid_unknown_fields=True):
-    records: list[msgspec.Raw]
+    records: Annotated[list[msgspec.Raw], Meta(max_length=MAX_RECORDS)]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -174,7 +175,7 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
     if isinstance(record, Viewer | Candidate):
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():
-            check_field(surface.fields[owner], name, value, f"/fields/{escaped(name)}")
+            record.fields[name] = plain(surface.fields[owner], name, value, f"/fields/{escaped(name)}")
     if event_clock and record.ts_ms is None:
         raise RequestError(422, "invalid record", "ts_ms is missing; the event clock needs it", "/ts_ms")
     return record

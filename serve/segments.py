@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,14 @@ class Segments:
             if rows:
                 self._write(name, first, pa.table(columns(rows)))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Alone with the files: of a rollout's two writers the one that lost the lease must not write last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def recent_keys(self, num: int, after: int = 0) -> list[str]:
         """By what the newest events and exposures are known, the last ones last.
 
@@ -79,7 +90,7 @@ class Segments:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{first:0{DIGITS}d}.parquet"
-        draft = folder / f".{path.name}.partial"
+        draft = folder / f".{path.name}.{os.getpid()}.partial"
         try:
             pq.write_table(table, draft, compression="zstd")
             put(draft, path)
@@ -140,6 +151,7 @@ class Segments:
             "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
             "candidates": _lists(lengths, shown),
             "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
+            "propensity": pa.array([record.propensity for record in records], pa.list_(pa.float64())),
             "stated": pa.array(stated, pa.string()),
             "seen_seq": pa.array([record.seen_seq for record in records], pa.int64()),
             "numeric": _matrices([record.numeric for record in records], np.float32),

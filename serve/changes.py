@@ -1,0 +1,88 @@
+"""Records on their way into the state, and the rows that they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from serve.kinds import IMPRESSION
+from serve.records import Candidate, Ended, Event, Exposure, Forget, Record, Viewer
+from serve.state import I64, Rows, Run, Schema, State
+
+
+class Changes:
+    """Records on their way into the state: runs of exposures and events between what changes attributes."""
+
+    def __init__(self, state: State, schema: Schema) -> None:
+        self._state = state
+        self._impressions = not schema.surface.impression_events
+        self._run: list[tuple[str, int, I64, int]] = []  # event, viewer's row, candidates' rows, time
+        self.viewers: dict[str, None] = {}
+        self.candidates: dict[str, None] = {}
+
+    def apply(self, record: Record) -> None:
+        """Take one record; what it changes is counted among the changed."""
+        if isinstance(record, Exposure):
+            if self._impressions and record.traffic != "test":
+                self._observed(IMPRESSION, record.viewer, record.candidates, record.ts_ms)
+        elif isinstance(record, Event):
+            self._observed(record.kind, record.viewer, (record.candidate,), record.ts_ms or 0)
+        else:
+            self.observe()
+            self._change(record)
+
+    def _observed(self, event: str, viewer: str | None, candidates: Sequence[str], ts_ms: int) -> None:
+        row = 0
+        if viewer is not None:
+            row = self._state.viewers.add(viewer)
+            self.viewers[viewer] = None
+        known = self._state.candidates.find(candidates)
+        self.candidates.update(dict.fromkeys(candidates))
+        self._run.append((event, row, known, ts_ms))
+
+    def _change(self, record: Record) -> None:
+        if isinstance(record, Viewer):
+            self._state.upsert("viewer", record.id, record.fields)
+            self.viewers[record.id] = None
+        elif isinstance(record, Candidate):
+            self._state.upsert("candidate", record.id, record.fields, record.ends_ms)
+            self.candidates[record.id] = None
+        elif isinstance(record, Forget):
+            self._state.viewers.drop(record.viewer)
+            self.viewers[record.viewer] = None
+        elif isinstance(record, Ended):
+            self._state.candidates.drop(record.id)
+            self.candidates[record.id] = None
+
+    def observe(self) -> None:
+        """Apply the run that has gathered; one call for all of it costs a tenth of one for each."""
+        run, self._run = self._run, []
+        if run:
+            events, viewers, candidates, times = zip(*run, strict=True)
+            numbers = [self._state.schema.number[event] for event in events]
+            lengths = np.array([len(rows) for rows in candidates])
+            self._state.observe(
+                Run(
+                    np.array(numbers), np.array(viewers), np.array(times), lengths, np.concatenate(candidates)
+                )
+            )
+
+
+def packed(rows: Rows, names: Iterable[str]) -> dict[str, bytes]:
+    """The rows as a store keeps them, b"" where the id has none."""
+    names = list(names)
+    at = rows.find(names)
+    packed = rows.table.take(at).tobytes()
+    size = rows.table.dtype.itemsize
+    return {
+        name: packed[i * size : (i + 1) * size] if row else b""
+        for i, (name, row) in enumerate(zip(names, at.tolist(), strict=True))
+    }
+
+
+def viewer_of(record: Record) -> str | None:
+    """The viewer whose row a record may change."""
+    if isinstance(record, Viewer):
+        return record.id
+    return None if isinstance(record, Candidate | Ended) else record.viewer
