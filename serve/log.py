@@ -23,6 +23,7 @@ from serve.strict import refuse_file
 from serve.surface import FieldType, Surface
 
 READS = 3  # of a table, before it is said to be unreadable
+MAY_BE_EMPTY = ("viewers", "events")  # where a service has written a log
 TABLES = ("viewers", "candidates", "exposures", "events")
 ARROW: Mapping[FieldType, pa.DataType] = {
     "number": pa.float64(),
@@ -188,6 +189,8 @@ def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
         raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
     paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
     if not paths:
+        if name in MAY_BE_EMPTY and (folder / "exposures").is_dir():
+            return folder / name, pa.table({})  # a service has written it, and nothing of this kind came
         raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
     parts = []
     for path in paths:
@@ -208,10 +211,20 @@ def _read(path: Path) -> pa.Table:
     """A file, or the segments in a folder; those may be merged or deleted while they are read, so again then."""
     for _ in range(READS - 1):
         try:
-            return ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
+            return _read_once(path)
         except (pa.ArrowInvalid, OSError):
             continue
-    return ds.dataset(path, format="parquet", exclude_invalid_files=False).to_table()
+    return _read_once(path)
+
+
+def _read_once(path: Path) -> pa.Table:
+    dataset = ds.dataset(path, format="parquet", exclude_invalid_files=False)
+    schemas = dict.fromkeys(part.physical_schema for part in dataset.get_fragments())
+    if len(schemas) < 2:
+        return dataset.to_table()
+    # a surface may have gained a field since the first segment, whose columns a dataset takes for all
+    tables = [part.to_table(schema=part.physical_schema) for part in dataset.get_fragments()]
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 class _Reader:
@@ -228,6 +241,9 @@ class _Reader:
 
     def required(self, column: str, wanted: pa.DataType, *, nullable: bool = False) -> _Reader:
         """Take a column that must be there, without nulls unless `nullable`."""
+        if not self.raw.num_columns:
+            self.columns[column] = pa.chunked_array([], wanted)
+            return self
         if column not in self.raw.column_names:
             raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
         values = self._cast(column, wanted)
@@ -244,7 +260,7 @@ class _Reader:
 
     def optional(self, column: str, wanted: pa.DataType) -> _Reader:
         """Take a column if it is there; all null otherwise."""
-        if column in self.raw.column_names:
+        if column in self.raw.column_names or not self.raw.num_columns:
             return self.required(column, wanted, nullable=True)
         self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
         return self

@@ -213,3 +213,91 @@ def test_a_compaction_that_fails_is_counted_and_the_log_goes_on(service, monkeyp
 
     assert service.run(scenario) == 1
     assert served(service, "events")["id"].to_pylist() == ["e1", "e2"]
+
+
+def test_a_load_keeps_what_waits_in_the_journal_in_the_state(service, log_folder):
+    async def scenario(service):
+        before = await service.rank(now_ms=52_000, explain=True)
+        await service.events(event("e9", ts_ms=53_000))
+        load(service.surface, log_folder, "lmdb:store", service.folder)
+        return before, await service.rank(now_ms=54_000, explain=True)
+
+    before, loaded = service.run(scenario)
+    assert audience(loaded) == audience(before) + 1
+
+
+def test_a_restarted_writer_does_not_make_a_lost_store_anew(service):
+    service.run(lambda service: service.events(event("e9")))
+    shutil.rmtree(service.folder / "store")
+
+    async def scenario(service):
+        refused = await service.post("/v1/events", {"records": [event("e10")]})
+        return refused, await service.rank(now_ms=54_000)
+
+    refused, answer = service.run(scenario)
+    assert refused.status_code == 503
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_events_are_known_again_after_a_restart_however_many_rankings_came_since(service, monkeypatch):
+    monkeypatch.setattr("serve.ingest.WINDOW", 5)
+
+    async def scenario(service):
+        await service.events(event("e9"))
+        for i in range(12):
+            await service.rank(now_ms=60_000 + i)
+
+    service.run(scenario)
+    again = service.run(lambda service: service.events(event("e9", ts_ms=70_000)))
+    assert (again["accepted"], again["duplicates"]) == (0, 1)
+
+
+def test_of_two_writers_the_one_that_lost_the_lease_does_not_write_the_log_last(service):
+    async def scenario(service):
+        await service.events(event("e9"))
+        other = ingester(service.args, service.folder)
+        running = asyncio.create_task(other.run())
+        await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)])
+        await asyncio.to_thread(other.roll)
+        service.ingester.roll()  # it does not know yet that the lease is gone
+        other.stop()
+        await running
+
+    service.run(scenario)
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_numbers_that_only_json_can_hold_are_logged_or_refused_but_stop_nothing(service):
+    async def scenario(service):
+        answers = []
+        for i, hour in enumerate((2**53 + 1, 10**20, 10**40)):
+            body = {"viewer": "ann", "candidates": ["a"], "context": {"hour": hour}, "now_ms": 52_000 + i}
+            answers.append((await service.post("/v1/rank", body)).status_code)
+        fields = {"price": 2**60, "started_ms": 1.0}
+        new = {"type": "candidate", "id": "n", "ts_ms": 53_000, "fields": fields}
+        late = {"type": "candidate", "id": "m", "ts_ms": 53_000, "fields": {"started_ms": 10**17}}
+        return answers, await service.events(new, late, event("e9", ts_ms=53_000))
+
+    answers, told = service.run(scenario)
+    assert answers == [200, 200, 422]
+    assert told["accepted"] == 2
+    assert [rejected["pointer"] for rejected in told["rejected"]] == ["/records/1/fields/started_ms"]
+    assert len(served(service, "exposures")) == 2
+    assert served(service, "events")["id"].to_pylist() == ["e9"]
+
+
+def test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings(service, monkeypatch):
+    monkeypatch.setattr("serve.ingest.MAX_UNROLLED", 3)
+
+    async def scenario(service):
+        for i in range(6):
+            await service.rank(now_ms=60_000 + i)
+        return await service.events(event("e9", ts_ms=70_000))
+
+    (service.folder / "served").mkdir()
+    (service.folder / "served" / "exposures").write_text("in the way")
+    assert service.run(scenario)["accepted"] == 1
+    (service.folder / "served" / "exposures").unlink()
+    service.run(lambda service: service.events(event("e10", ts_ms=80_000)))
+    assert len(served(service, "exposures")) == 3
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
