@@ -15,7 +15,7 @@ from loadtest.errors import LoadtestError
 
 ROWS, EPOCHS = 300_000, 2  # a model's speed does not depend on how long it was trained
 VIEWERS = 20_000  # many more than the rows ask for, so that reading one is a read and not a cache
-STORE_FORMAT = "2"  # the embedded store refuses another; a test holds this one to the store's own
+STORE_FORMAT = "3"  # the embedded store refuses another; a test holds this one to the store's own
 
 Say = Callable[[str], None]
 Run = Callable[..., object]
