@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.errors import LoadtestError
 from loadtest.ids import Ids
@@ -30,9 +31,15 @@ def make_bodies(ids: Ids, profile: Profile, count: int = NUM_BODIES, seed: int =
             f"{profile.name} needs {profile.candidates}; give more, or take a profile with fewer"
         )
     rng = np.random.default_rng(seed)
-    weights = np.arange(1, len(ids.viewers) + 1, dtype=np.float64) ** -profile.viewer_skew
+    weights = zipf_weights(len(ids.viewers), profile.viewer_skew)
     drawn = rng.choice(len(ids.viewers), size=count, p=weights / weights.sum())
     return [_body(ids, ids.viewers[viewer], profile.candidates, rng) for viewer in drawn]
+
+
+def zipf_weights(num: int, skew: float) -> NDArray[np.float64]:
+    """`[num]`: 1 / k^skew."""
+    weights: NDArray[np.float64] = np.arange(1, num + 1, dtype=np.float64) ** -skew
+    return weights
 
 
 def _body(ids: Ids, viewer: str, num_candidates: int, rng: np.random.Generator) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from loadtest.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.measure import Floats, Measurement, Requests, percentile
-from loadtest.report import STYLE, write_folder
+from loadtest.report import STYLE, milliseconds, page_parts, rounded, write_folder
 
 Report = dict[str, Any]
 
@@ -46,7 +46,7 @@ def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
     """Of the latencies, those that are not `ok` behind all others."""
     ok = np.ones(len(latency_ms), dtype=bool) if ok is None else ok
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    return {name: _rounded(percentile(latency_ms, ok, share)) for name, share in shares.items()}
+    return {name: rounded(percentile(latency_ms, ok, share)) for name, share in shares.items()}
 
 
 def freshness_summary(report: Report) -> str:
@@ -56,10 +56,10 @@ def freshness_summary(report: Report) -> str:
         f"{report['verdict']}: event to visible in a ranking, {report['url']}, {report['seconds']:g} s",
         f"  all        {_line(fresh)} (limit of p99: below {LIMIT_MS:g})",
         *(f"  {kind:10} {_line(fresh[kind])}" for kind in ("candidate", "viewer")),
-        f"  {rank['rps']:,.0f} rankings/s of {rank['target_rps']:g}, p99 {_ms(rank['p99_ms'])}, "
+        f"  {rank['rps']:,.0f} rankings/s of {rank['target_rps']:g}, p99 {milliseconds(rank['p99_ms'])}, "
         f"{rank['full_share']:.2%} full, {rank['errors']} errors",
         f"  {events['acknowledged_per_s']:,.0f} events/s acknowledged of {events['target_per_s']:g}, "
-        f"p50 {_ms(events['p50_ms'])}  p99 {_ms(events['p99_ms'])}, {events['errors']} posts failed",
+        f"p50 {milliseconds(events['p50_ms'])}  p99 {milliseconds(events['p99_ms'])}, {events['errors']} posts failed",
         *(f"  - {reason}" for reason in report["reasons"]),
         *(f"  left behind: {what}" for what in report["left_behind"]),
     ]
@@ -91,15 +91,15 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
     at_least = f"at least {MIN_ACHIEVED:.0%}"
     rows = [
         *(
-            (f"{name} of all", _ms(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
+            (f"{name} of all", milliseconds(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
             for name in ("p50", "p90", "p99", "max")
         ),
         ("events that were followed", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
         *((f"&emsp;{html.escape(what)}", str(number), "") for what, number in fresh["missed_kinds"].items()),
-        *((f"p99 of a new {kind}", _ms(fresh[kind]["p99"]), "") for kind in ("candidate", "viewer")),
-        ("p99 of what the answers say", _ms(report["answered_freshness_ms"]["p99"]), ""),
+        *((f"p99 of a new {kind}", milliseconds(fresh[kind]["p99"]), "") for kind in ("candidate", "viewer")),
+        ("p99 of what the answers say", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
         ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} of {rank['target_rps']:g}"),
-        ("rankings, p99", _ms(rank["p99_ms"]), ""),
+        ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
         ("full answers from a model", f"{rank['full_share']:.3%}", ""),
         ("rankings that failed", f"{rank['errors']} of {rank['requests']:,}", "none"),
         *((f"&emsp;{html.escape(what)}", str(number), "") for what, number in rank["error_kinds"].items()),
@@ -108,8 +108,8 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
             f"{events['acknowledged_per_s']:,.1f}",
             f"{at_least} of {events['target_per_s']:g}",
         ),
-        ("acknowledgement, p50", _ms(events["p50_ms"]), ""),
-        ("acknowledgement, p99", _ms(events["p99_ms"]), ""),
+        ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
+        ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
         (f"posts of {events['events_a_post']} that failed", f"{events['errors']} of {events['posts']:,}", ""),
         *((f"&emsp;{html.escape(what)}", str(number), "") for what, number in events["error_kinds"].items()),
     ]
@@ -120,9 +120,7 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
         verdict=report["verdict"],
         lead=html.escape(f"{report['seconds']:g} s at {report['url']}"),
         said=f"<ul>{items}</ul>" if items else "",
-        table="\n".join(f"<tr><td>{a}</td><td class=n>{b}</td><td>{c}</td></tr>" for a, b, c in rows),
-        figures="\n".join(f"<h2>{title}</h2>\n{svg}" for title, svg in plots.items()),
-        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
+        **page_parts(rows, plots, report),
     )
 
 
@@ -141,7 +139,7 @@ def _to_csv(probes: Mapping[str, Requests]) -> str:
 
 def _numbers(measured: Measurement, *more: str) -> Report:
     names = ("p50_ms", "p90_ms", "p99_ms", "max_ms", "errors", "error_kinds", "generator_late_ms_p99")
-    return {name: _rounded(value) for name, value in asdict(measured).items() if name in (*more, *names)}
+    return {name: rounded(value) for name, value in asdict(measured).items() if name in (*more, *names)}
 
 
 def _spread(parts: Sequence[Requests]) -> Report:
@@ -157,16 +155,8 @@ def _spread(parts: Sequence[Requests]) -> Report:
 
 
 def _line(spread: Report) -> str:
-    numbers = "  ".join(f"{name} {_ms(spread[name])}" for name in ("p50", "p90", "p99", "max"))
+    numbers = "  ".join(f"{name} {milliseconds(spread[name])}" for name in ("p50", "p90", "p99", "max"))
     return f"{numbers}, {spread['samples']} samples"
-
-
-def _ms(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.1f} ms"
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else value
 
 
 PAGE = """<!doctype html>

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.bodies import SEED
+from loadtest.bodies import SEED, zipf_weights
 from loadtest.ids import Ids
 
 BATCH = 10  # at 500 events a second 50 posts, which cost this process next to nothing
@@ -33,7 +33,7 @@ def viewer_events(
     rng = np.random.default_rng(seed)
     names = list(kinds)
     kind_shares = _cumulated(np.array([kinds[name] for name in names], dtype=np.float64))
-    viewer_shares = _cumulated(np.arange(1, len(ids.viewers) + 1, dtype=np.float64) ** -viewer_skew)
+    viewer_shares = _cumulated(zipf_weights(len(ids.viewers), viewer_skew))
     for number in count():
         drawn = zip(
             np.searchsorted(kind_shares, rng.random(batch), side="right").tolist(),

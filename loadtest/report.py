@@ -6,7 +6,7 @@ import html
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def make_report(
     profile: Profile, url: str, slo: Slo, measured: Measurement, verdict: Verdict, reasons: list[str]
 ) -> Report:
     """What report.json holds and `--json` prints. Latencies in ms; null: not reached, too many failed."""
-    numbers = {name: _rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
+    numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
     return {
         "profile": profile.name,
         "url": url,
@@ -46,8 +46,8 @@ def summary(report: Report) -> str:
         f"  {report['rps']:,.0f} req/s of {report['target_rps']:g}, "
         f"{report['candidates_per_s']:,.0f} candidates/s scored by the model, "
         f"{report['full_share']:.2%} full",
-        f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])} (limit {slo['p90_ms']:g})  "
-        f"p99 {_ms(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {_ms(report['max_ms'])}",
+        f"  p50 {milliseconds(report['p50_ms'])}  p90 {milliseconds(report['p90_ms'])} (limit {slo['p90_ms']:g})  "
+        f"p99 {milliseconds(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {milliseconds(report['max_ms'])}",
         f"  {report['errors']} errors in {report['requests']:,} requests; "
         f"the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99)",
         *(f"  - {reason}" for reason in report["reasons"]),
@@ -114,10 +114,10 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
         ("requests a second", f"{report['rps']:,.1f}", f"{report['target_rps']:g} offered"),
         ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
         ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
-        ("p50", _ms(report["p50_ms"]), ""),
-        ("p90", _ms(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
-        ("p99", _ms(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
-        ("slowest", _ms(report["max_ms"]), ""),
+        ("p50", milliseconds(report["p50_ms"]), ""),
+        ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
+        ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
+        ("slowest", milliseconds(report["max_ms"]), ""),
         (
             "errors",
             f"{report['errors']} of {report['requests']:,}",
@@ -130,24 +130,30 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
         ),
         (
             "generator late, p99",
-            _ms(report["generator_late_ms_p99"]),
+            milliseconds(report["generator_late_ms_p99"]),
             f"at most {slo['generator_late_ms_p99']:g} ms",
         ),
     ]
-    table = "\n".join(f"<tr><td>{a}</td><td class=n>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
     reasons = "\n".join(f"<li>{html.escape(reason)}</li>" for reason in report["reasons"])
-    figures = "\n".join(f"<h2>{title}</h2>\n{svg}" for title, svg in plots.items())
-    machine = html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
     title = f"{report['profile']}: {report['verdict']}"
     return PAGE.format(
         style=STYLE,
         title=html.escape(title),
         lead=html.escape(f"{report['seconds']:g} s at {report['url']}"),
         reasons=f"<ul>{reasons}</ul>" if reasons else "",
-        table=table,
-        figures=figures,
-        machine=machine,
+        **page_parts(rows, plots, report),
     )
+
+
+def page_parts(
+    rows: Iterable[tuple[str, str, str]], plots: Mapping[str, str], report: Mapping[str, Any]
+) -> dict[str, str]:
+    """What every report's page has: a table of (what, measured, asked), the figures, and the machine."""
+    return {
+        "table": "\n".join(f"<tr><td>{a}</td><td class=n>{b}</td><td>{c}</td></tr>" for a, b, c in rows),
+        "figures": "\n".join(f"<h2>{title}</h2>\n{svg}" for title, svg in plots.items()),
+        "machine": html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
+    }
 
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #111; }
@@ -179,9 +185,11 @@ a failed request counts as never answered. <a href="report.json">report.json</a>
 """
 
 
-def _ms(value: float | None) -> str:
+def milliseconds(value: float | None) -> str:
+    """A latency as people read it; None: a percentile that too many failures lie before."""
     return "not reached" if value is None else f"{value:.1f} ms"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """A number to three decimals; all else as it is."""
     return round(value, 3) if isinstance(value, float) else value

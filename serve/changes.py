@@ -8,15 +8,15 @@ import numpy as np
 
 from serve.kinds import IMPRESSION
 from serve.records import Candidate, Ended, Event, Exposure, Forget, Record, Viewer
-from serve.state import I64, Rows, Run, Schema, State
+from serve.state import I64, Rows, Run, State
 
 
 class Changes:
     """Records on their way into the state: runs of exposures and events between what changes attributes."""
 
-    def __init__(self, state: State, schema: Schema) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
-        self._impressions = not schema.surface.impression_events
+        self._impressions = not state.schema.surface.impression_events
         self._run: list[tuple[str, int, I64, int]] = []  # event, viewer's row, candidates' rows, time
         self.viewers: dict[str, None] = {}
         self.candidates: dict[str, None] = {}

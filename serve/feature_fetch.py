@@ -37,9 +37,8 @@ from serve.outbox import IDLE_S, Outbox
 from serve.ranking import F32, Query, Ranker, Slate
 from serve.records import Event, EventsAnswer, Exposure, Rejected, Taken, decode_batch, pack
 from serve.settings import CURRENT, NOOP, POPULAR, SHUFFLE, AppArgs, UserConfig
-from serve.state import Schema
+from serve.state import I64, Schema
 from serve.stores.opening import open_store
-from serve.surface import load_surface
 
 log = logging.getLogger("tabrank")
 REFRESH_S = 0.2  # how often the live table is pulled where no ranking does it
@@ -80,8 +79,7 @@ class FeatureFetcher:
     ) -> None:
         self.args = args
         self.base = base
-        name = args.surface if not args.surface.endswith(".toml") else str(base / args.surface)
-        self.surface = load_surface(name)
+        self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self.config = UserConfig()
         self.model: Artifact | None = None
@@ -132,8 +130,10 @@ class FeatureFetcher:
         slate = self._aged(slate)
         total_ms = (time.perf_counter() - begun) * 1e3
         self._metrics.ranked(slate, total_ms)
-        self.outbox.put(self._exposure(slate))
-        return self._answer(slate, total_ms)
+        order = slate.order[: query.limit]
+        shown = [query.candidates[place] for place in order.tolist()]
+        self.outbox.put(self._exposure(slate, order, shown))
+        return self._answer(slate, order, shown, total_ms)
 
     async def take(self, body: bytes) -> EventsAnswer:
         """Take a batch of records; the answer comes when what was accepted is durable.
@@ -173,17 +173,15 @@ class FeatureFetcher:
         rung = "partial" if slate.rung == "full" else slate.rung
         return msgspec.structs.replace(slate, rung=rung, degraded=(*slate.degraded, "stale_features"))
 
-    def _exposure(self, slate: Slate) -> Exposure:
+    def _exposure(self, slate: Slate, order: I64, shown: list[str]) -> Exposure:
         query = slate.query
-        order = slate.order[: query.limit]
-        names = query.candidates
         # without the store it is of blank viewers, which the log would not give again
         matrix = None if "store_unavailable" in slate.degraded else slate.matrix
         return Exposure(
             request_id=query.request_id,
             ts_ms=query.now_ms,
             viewer=query.viewer,
-            candidates=[names[i] for i in order.tolist()],
+            candidates=shown,
             scores=slate.score[order].tobytes(),
             experiment=self.config.experiment.name,
             arm=query.arm.name,
@@ -191,7 +189,7 @@ class FeatureFetcher:
             seen_seq=slate.seen_seq,
             model=slate.model,
             context=dict(query.context),
-            stated={names[i]: dict(fields) for i, fields in query.stated.items()},
+            stated={query.candidates[i]: dict(fields) for i, fields in query.stated.items()},
             traffic=query.traffic,
             numeric=None if matrix is None else matrix.numeric[order].tobytes(),
             category=None if matrix is None else matrix.category[order].tobytes(),
@@ -220,16 +218,13 @@ class FeatureFetcher:
             keep_matrix=request.explain or random.random() < self.config.log_features,
         )
 
-    def _answer(self, slate: Slate, total_ms: float) -> RankAnswer:
+    def _answer(self, slate: Slate, order: I64, shown: list[str], total_ms: float) -> RankAnswer:
         query, stage = slate.query, slate.stage_ms
-        names = query.candidates
-        order = slate.order[: query.limit]
-        shown = order.tolist()
         scores = [None if score != score else score for score in slate.score[order].tolist()]
-        ranking = list(map(Ranked, [names[i] for i in shown], scores, range(1, len(shown) + 1)))
+        ranking = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
         if query.explain and slate.matrix is not None:
             vocabularies = self.model.encoder if self.model else None
-            for ranked, i in zip(ranking, shown, strict=True):
+            for ranked, i in zip(ranking, order.tolist(), strict=True):
                 ranked.features = explain(self.ranker.features.columns, slate.matrix, i, vocabularies)
         queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
         timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from serve.changes import Changes, packed, viewer_of
 from serve.errors import Busy, LeaseLost, StoreUnavailable
+from serve.journal import AT_ONCE, entries
 from serve.records import (
     Candidate,
     Ended,
@@ -25,7 +27,6 @@ from serve.records import (
     Taken,
     key,
     pack_entry,
-    unpack_entry,
 )
 from serve.retention import Retention
 from serve.segments import Segments
@@ -35,7 +36,6 @@ from serve.state import Rows, Schema, State
 from serve.stores.opening import open_store
 from serve.stores.protocol import Store
 from serve.strict import UNITS_MS
-from serve.surface import load_surface
 
 log = logging.getLogger("tabrank")
 
@@ -43,7 +43,6 @@ COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one s
 ROLL_EVERY_S = 60.0
 ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
 RETRY_ROLL_S = 5.0
-ROLL_ENTRIES = 600  # journal entries that a segment is made of at a time: a minute at ten commits a second
 MAX_WAITING = 20_000  # records; beyond, they are told to come again
 MAX_LIVE = 1_000_000  # candidates in the live table; beyond, new ones are rejected
 WINDOW = 1_000_000  # ids of events, and as many of exposures, by which a repeated one is known
@@ -59,7 +58,7 @@ def ingester(
     args: AppArgs, base: Path, tell: Tell = lambda counts: None, *, max_live: int = MAX_LIVE
 ) -> Ingester:
     """The writer of one application's store and log."""
-    surface = load_surface(args.surface if not args.surface.endswith(".toml") else str(base / args.surface))
+    surface = args.load_surface(base)
     schema = Schema(surface)
     opened = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
     return Ingester(
@@ -282,7 +281,7 @@ class Ingester:
         names = list(dict.fromkeys(name for name in map(viewer_of, records) if name is not None))
         rows = store.read(names, self._seq)[0]
         state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
-        changes = Changes(state, self._schema)
+        changes = Changes(state)
         for record in records:
             changes.apply(record)
         changes.observe()
@@ -294,7 +293,9 @@ class Ingester:
     def _opened(self) -> Store:
         """The store, with the lease taken and the live table and the ids read; as it is where all is well."""
         if self._store is None:
-            self._refuse_new_store()
+            known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
+            if known:
+                self._refuse_empty_store(known)
             store = self._open_store(True)
             try:
                 store.take_lease()
@@ -302,33 +303,30 @@ class Ingester:
                 self._candidates = Rows(self._schema, "candidate")
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._remember(self._segments.recent_keys(WINDOW, self._seq))
-                self._seq = max(changes.seq, self._segments.last_seq(), *numbers(self._segments.folder))
-                self._num_committed = self._num_rolled = after = 0
-                while entries := store.journal(after, ROLL_ENTRIES):
-                    after = entries[-1][0]
-                    for _, entry in entries:
-                        records = unpack_entry(entry).records
-                        self._remember(filter(None, map(key, records)))
-                        self._num_committed += len(records)
+                self._seq = max(
+                    changes.seq, known
+                )  # the store's is beyond what another writer has logged since
+                self._num_committed = self._num_rolled = 0
+                for _, entry in entries(store):
+                    self._remember(filter(None, map(key, entry.records)))
+                    self._num_committed += len(entry.records)
             except BaseException:
                 store.close()
                 raise
             self._store = store
         return self._store
 
-    def _refuse_new_store(self) -> None:
-        """Raise StoreUnavailable where the store is gone or empty, and the log or this writer knows of another."""
-        known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
-        if known:
-            store = self._open_store(False)
-            try:
-                if not store.read([], 0)[1].seq:
-                    raise StoreUnavailable(
-                        f"the store is empty, and {self._segments.folder} has records up to number {known}; "
-                        "fill it with `python -m serve load --log LOG`"
-                    )
-            finally:
-                store.close()
+    def _refuse_empty_store(self, known: int) -> None:
+        """Raise StoreUnavailable where the store is gone or empty: the log, or this writer, knows of another."""
+        store = self._open_store(False)
+        try:
+            if not store.seq():
+                raise StoreUnavailable(
+                    f"the store is empty, and {self._segments.folder} has records up to number {known}; "
+                    "fill it with `python -m serve load --log LOG`"
+                )
+        finally:
+            store.close()
 
     def _close(self) -> None:
         store, self._store = self._store, None
@@ -360,14 +358,13 @@ class Ingester:
 
     def _roll(self, store: Store) -> None:
         cuts = numbers(self._segments.folder)
-        while entries := store.journal(0, ROLL_ENTRIES):
+        while part := list(islice(entries(store), AT_ONCE)):
             for cut in cuts:  # a segment that lies on one side of a snapshot can be deleted with it
-                if entries[0][0] <= cut < entries[-1][0]:
-                    entries = [entry for entry in entries if entry[0] <= cut]
-            unpacked = [(seq, unpack_entry(entry)) for seq, entry in entries]
-            self._segments.write(unpacked)
-            store.trim(entries[-1][0])
-            self._num_rolled += sum(len(entry.records) for _, entry in unpacked)
+                if part[0][0] <= cut < part[-1][0]:
+                    part = [entry for entry in part if entry[0] <= cut]
+            self._segments.write(part)
+            store.trim(part[-1][0])
+            self._num_rolled += sum(len(entry.records) for _, entry in part)
 
     def _tend(self, store: Store) -> None:
         self._retention.tend(store, self._now_ms, lambda: not self._stopping)

@@ -6,16 +6,14 @@ from pathlib import Path
 
 from serve.changes import Changes, packed
 from serve.errors import LeaseLost, TabrankError
+from serve.journal import entries, numbered
 from serve.log import read_log
-from serve.records import unpack_entry
 from serve.replay import Replay
 from serve.snapshots import numbers
 from serve.state import Schema, State
 from serve.stores.opening import open_store, shown
 from serve.stores.protocol import Store
 from serve.surface import Surface
-
-ENTRIES = 600  # of the journal, read at a time
 
 
 def load(
@@ -76,12 +74,9 @@ def _as_served(replay: Replay) -> State:
 
 def _apply_journal(store: Store, state: State, after: int) -> None:
     """Apply what a service has acknowledged and not yet written to the log."""
-    changes, entries = Changes(state, state.schema), store.journal(after, ENTRIES)
-    while entries:
-        for last, packed_entry in entries:
-            received = unpack_entry(packed_entry).records
-            for seq, record in enumerate(received, last - len(received) + 1):
-                if seq > after:
-                    changes.apply(record)
-        entries = store.journal(entries[-1][0], ENTRIES)
+    changes = Changes(state)
+    for last, entry in entries(store, after):
+        for seq, record in numbered(last, entry):
+            if seq > after:
+                changes.apply(record)
     changes.observe()

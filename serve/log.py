@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
@@ -22,7 +22,7 @@ from serve.snapshots import Snapshot, beginnings, copy
 from serve.strict import refuse_file
 from serve.surface import FieldType, Surface
 
-READS = 3  # of a table, before it is said to be unreadable
+READS = 10  # of a table whose segments are being merged, before it is said to be unreadable
 MAY_BE_EMPTY = ("viewers", "events")  # where a service has written a log
 TABLES = ("viewers", "candidates", "exposures", "events")
 ARROW: Mapping[FieldType, pa.DataType] = {
@@ -165,7 +165,7 @@ def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Sna
     draft.mkdir()
     try:
         for name, table in tables.items():
-            pa.parquet.write_table(table, draft / f"{name}.parquet", compression="zstd")
+            pq.write_table(table, draft / f"{name}.parquet", compression="zstd")
         copy(snapshots, draft)
         draft.rename(out)
     finally:
@@ -179,8 +179,10 @@ def refuse_existing(out: Path) -> None:
     refuse_file(out)
 
 
-def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
+def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:
     """A table of a log as it is, and where it is: a file, a folder of segments, or both, one after the other.
+
+    With `columns` those of them that there are.
 
     Raises:
         TabrankError: it is missing, not readable, or has no rows.
@@ -195,7 +197,7 @@ def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
     parts = []
     for path in paths:
         try:
-            parts.append(_read(path))
+            parts.append(_read(path, columns))
         except (pa.ArrowInvalid, OSError) as error:
             raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
     try:
@@ -207,24 +209,27 @@ def read_table(folder: Path, name: str) -> tuple[Path, pa.Table]:
     return paths[0], table
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
     """A file, or the segments in a folder; those may be merged or deleted while they are read, so again then."""
     for _ in range(READS - 1):
         try:
-            return _read_once(path)
+            return _read_once(path, columns)
         except (pa.ArrowInvalid, OSError):
             continue
-    return _read_once(path)
+    return _read_once(path, columns)
 
 
-def _read_once(path: Path) -> pa.Table:
-    dataset = ds.dataset(path, format="parquet", exclude_invalid_files=False)
-    schemas = dict.fromkeys(part.physical_schema for part in dataset.get_fragments())
-    if len(schemas) < 2:
-        return dataset.to_table()
-    # a surface may have gained a field since the first segment, whose columns a dataset takes for all
-    tables = [part.to_table(schema=part.physical_schema) for part in dataset.get_fragments()]
-    return pa.concat_tables(tables, promote_options="permissive")
+def _read_once(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    tables = []
+    for name in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
+        # one by one: a surface may have gained a field since the first segment, whose columns a dataset takes for all
+        with pq.ParquetFile(name) as file:
+            schema = file.schema_arrow
+            if columns is not None:
+                schema = pa.schema([schema.field(column) for column in columns if column in schema.names])
+            # by batches: read whole, lists of more than 2 GiB of strings are refused
+            tables.append(pa.Table.from_batches(file.iter_batches(columns=schema.names), schema))
+    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
 class _Reader:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.durable import put
+from serve.journal import numbered
 from serve.log import ARROW
 from serve.records import Candidate, Ended, Entry, Event, Exposure, Forget, Viewer, event_key, exposure_key
 from serve.strict import refuse_file
@@ -45,10 +46,10 @@ class Segments:
         Raises:
             OSError: the disk is full or the folder cannot be written; what is there stays as it was.
         """
-        numbered = list(_numbered(entries))
-        first = numbered[0][0]
+        records = list(_numbered(entries))
+        first = records[0][0]
         for name, kinds, columns in self._tables():
-            rows = [row for row in numbered if isinstance(row[2], kinds)]
+            rows = [row for row in records if isinstance(row[2], kinds)]
             if rows:
                 self._write(name, first, pa.table(columns(rows)))
 
@@ -188,9 +189,8 @@ def _events(rows: list[Numbered]) -> dict[str, Any]:
 
 def _numbered(entries: Sequence[tuple[int, Entry]]) -> Iterator[Numbered]:
     for last, entry in entries:
-        first = last - len(entry.records) + 1
-        for i, record in enumerate(entry.records):
-            yield first + i, entry.received_ms, record
+        for seq, record in numbered(last, entry):
+            yield seq, entry.received_ms, record
 
 
 def _numbers(rows: list[Numbered]) -> dict[str, Any]:

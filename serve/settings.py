@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from serve.errors import TabrankError
 from serve.strict import number, one_of, table, typed, whole
+from serve.surface import Surface, load_surface
 
 Backend = Literal["onnx", "torch"]
 Clock = Literal["wall", "event"]
@@ -28,6 +30,10 @@ class AppArgs:
     backend: Backend = "onnx"
     clock: Clock = "wall"
     keep_log_days: int = 30  # older segments are deleted, and a snapshot stands for them; 0 keeps all
+
+    def load_surface(self, base: Path) -> Surface:
+        """The surface, shipped or a TOML beside `cluster.yaml`."""
+        return load_surface(str(base / self.surface) if self.surface.endswith(".toml") else self.surface)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "args") -> AppArgs:

@@ -32,13 +32,17 @@ class Logging(Live):
 
     def stored(self):
         """The rows of viewers and candidates in the store."""
-        schema, store = Schema(self.surface), self.store()
-        rows = {"viewer": Rows(schema, "viewer"), "candidate": Rows(schema, "candidate")}
-        with store.dump() as dump:
-            for entity, name, row in dump.rows:
-                rows[entity].put(name, row)
-        store.close()
-        return rows["viewer"], rows["candidate"]
+        return stored_rows(Schema(self.surface), self.store())
+
+
+def stored_rows(schema, store):
+    """The rows of viewers and candidates in a store, which is closed then."""
+    rows = {"viewer": Rows(schema, "viewer"), "candidate": Rows(schema, "candidate")}
+    with store.dump() as dump:
+        for entity, name, row in dump.rows:
+            rows[entity].put(name, row)
+    store.close()
+    return rows["viewer"], rows["candidate"]
 
 
 async def busy_hour(service):
@@ -72,7 +76,16 @@ async def busy_hour(service):
         await service.events(*records)
 
 
-def assert_same_state(stored, replay):
+def assert_same_sums(before, after):
+    """Two stores' rows are of the same ids, with the same sums."""
+    for ours, theirs in zip(before, after, strict=True):
+        assert set(ours.index) == set(theirs.index)
+        for name, row in ours.index.items():
+            sums = theirs.table["sums"][theirs.index[name]]
+            np.testing.assert_allclose(ours.table["sums"][row], sums, rtol=1e-9, atol=1e-9)
+
+
+def assert_same_state(stored, replay, tolerance=1e-9):
     """The replay's state is that of the stored rows, but for the rounding of sums."""
     for ours, theirs in zip(stored, (replay.state.viewers, replay.state.candidates), strict=True):
         known = replay.known[ours.entity]
@@ -81,7 +94,10 @@ def assert_same_state(stored, replay):
             for field in ours.table.dtype.names:
                 replayed = theirs.table[field][theirs.index[name]]
                 np.testing.assert_allclose(
-                    ours.table[field][row].astype(float), replayed.astype(float), rtol=1e-9, atol=1e-9
+                    ours.table[field][row].astype(float),
+                    replayed.astype(float),
+                    rtol=tolerance,
+                    atol=tolerance,
                 )
 
 

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import httpx
-import numpy as np
 import psutil
 import pytest
 import yaml
+from served import assert_same_state, stored_rows
 
 from serve.log import read_log
 from serve.replay import Replay
-from serve.state import Rows, Schema
+from serve.state import Schema
 from serve.stores.opening import open_store
 from serve.surface import load_surface
 
@@ -180,18 +180,10 @@ def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home
     replay = Replay(Schema(surface), log)
     replay.finish()
     store = open_store("lmdb:store", "spaces", replay.state.schema.fingerprint, base=home, writable=False)
-    packed, changes = store.read([f"k{i}" for i in range(7)], 0)
-    store.close()
-    viewers = {f"k{i}": row for i, row in enumerate(packed) if row}
-    for entity, rows in (("viewer", viewers), ("candidate", changes.rows)):
-        stored = Rows(replay.state.schema, entity)
-        stored.apply({name: row for name, row in rows.items() if row})
-        theirs = replay.state.viewers if entity == "viewer" else replay.state.candidates
-        assert len(stored)
-        for name, row in stored.index.items():
-            for field in stored.table.dtype.names:
-                ours, replayed = stored.table[field][row], theirs.table[field][theirs.index[name]]
-                np.testing.assert_allclose(ours.astype(float), replayed.astype(float), rtol=1e-6, atol=1e-6)
+    viewers, candidates = stored_rows(replay.state.schema, store)
+    assert len(viewers)
+    assert len(candidates)
+    assert_same_state((viewers, candidates), replay, 1e-6)
 
 
 def _event(id_):

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from serve.artifact import Artifact
 from serve.artifact import load as load_artifact
 from serve.errors import TabrankError
 from serve.features import Columns, Features, Matrix
-from serve.log import Log, read_log
+from serve.log import Log, read_log, read_table
 from serve.replay import Replay
 from serve.state import Schema
 from serve.surface import Surface
@@ -220,14 +219,11 @@ def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
 
 
 def _logged(folder: Path) -> pa.Table:
-    """The logged matrices, from the log's file and its segments."""
-    parts = [pa.table({name: [] for name in COLUMNS})]
-    for path in (folder / "exposures.parquet", folder / "exposures"):
-        if path.exists():
-            dataset = ds.dataset(path, format="parquet", exclude_invalid_files=False)
-            if set(COLUMNS) <= set(dataset.schema.names):
-                parts.append(dataset.to_table(columns=list(COLUMNS), filter=ds.field("numeric").is_valid()))
-    return pa.concat_tables(parts, promote_options="permissive")
+    """The logged matrices."""
+    _, exposures = read_table(folder, "exposures", ("request_id", *COLUMNS))
+    if not set(COLUMNS) <= set(exposures.column_names):
+        return pa.table({name: [] for name in COLUMNS})
+    return exposures.filter(pc.is_valid(exposures["numeric"]))
 
 
 def _recomputed(

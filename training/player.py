@@ -11,11 +11,11 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from serve.log import Log
+from serve.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
 from serve.replay import EVENT, EVER_MS, UPSERT, event_times
 from serve.surface import Surface
 
-MAX_POST_BYTES = 512 * 1024  # half of what a service takes at once
-MAX_POST_RECORDS = 2_000
+MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2  # with room for what lies between the records
 
 Timed = tuple[int, int, dict[str, Any]]
 """A record's time, `UPSERT` or `EVENT`, and the record as it is sent."""
@@ -121,7 +121,7 @@ def _posts(records: list[Timed]) -> Iterator[Step]:
     size = 0
     for *_, record in records:
         text = json.dumps(record, allow_nan=False).encode()
-        if parts and (size + len(text) > MAX_POST_BYTES or len(parts) == MAX_POST_RECORDS):
+        if parts and (size + len(text) > MAX_POST_BYTES or len(parts) == MAX_RECORDS):
             yield _post(parts)
             parts, size = [], 0
         parts.append(text)

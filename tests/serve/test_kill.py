@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from served import assert_same_state, stored_rows
 from tiny import TOML
 
 from serve.load import load
@@ -19,7 +19,7 @@ from serve.log import read_log
 from serve.records import Event, Exposure, pack
 from serve.replay import Replay
 from serve.snapshots import numbers
-from serve.state import Rows, Schema
+from serve.state import Schema
 from serve.stores.opening import open_store
 from serve.surface import load_surface
 
@@ -118,17 +118,5 @@ def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_
     replay = Replay(Schema(surface), log)
     replay.finish()
     opened = open_store(store, "tiny", replay.state.schema.fingerprint, base=tmp_path, writable=False)
-    packed, changes = opened.read(["ann", "bob"], 0)
     assert opened.journal(0, 1) == []
-    opened.close()
-    for entity, rows in (
-        ("viewer", dict(zip(["ann", "bob"], packed, strict=True))),
-        ("candidate", changes.rows),
-    ):
-        stored = Rows(replay.state.schema, entity)
-        stored.apply(rows)
-        theirs = replay.state.viewers if entity == "viewer" else replay.state.candidates
-        for name, row in stored.index.items():
-            for field in stored.table.dtype.names:
-                ours, replayed = stored.table[field][row], theirs.table[field][theirs.index[name]]
-                np.testing.assert_allclose(ours.astype(float), replayed.astype(float), rtol=1e-6, atol=1e-6)
+    assert_same_state(stored_rows(replay.state.schema, opened), replay, 1e-6)

@@ -106,7 +106,7 @@ def test_of_a_served_log_only_what_was_stated_is_sent_and_who_was_forgotten_is_f
     ]  # the earlier one is in the store
 
 
-@pytest.mark.parametrize(("limit", "most"), [("MAX_POST_RECORDS", 2), ("MAX_POST_BYTES", 300)])
+@pytest.mark.parametrize(("limit", "most"), [("MAX_RECORDS", 2), ("MAX_POST_BYTES", 300)])
 def test_records_go_in_posts_that_a_service_takes(tmp_path, surface, monkeypatch, limit, most):
     whole = [
         record for step in played(tmp_path / "whole", surface) if isinstance(step, list) for record in step
