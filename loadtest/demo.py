@@ -27,6 +27,7 @@ from loadtest.services import free_port
 DEMO = Path("var/demo")
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
 NUM_JOINS = 5
+RECENT_MS = 30 * 60_000
 COMMON_TOPICS = 8  # the story picks a topic that few of the slate are about
 NEW_SPACE = "new-space"
 OPENED_MS = 60_000  # before the story; in a Space's first seconds its age alone would move it
@@ -149,7 +150,8 @@ class TopicStory:
         names = ("viewers", "candidates", "exposures", "events")
         tables = {name: pq.read_table(log / f"{name}.parquet") for name in names}
         candidates, exposures = tables["candidates"], tables["exposures"]
-        ended = set(candidates.filter(pc.is_valid(candidates["ends_ms"]))["id"].to_pylist())
+        ended = candidates.filter(pc.is_valid(candidates["ends_ms"]))
+        ended = dict(zip(ended["id"].to_pylist(), ended["ends_ms"].to_pylist(), strict=True))
         live = [row for row in candidates.to_pylist() if row["id"] not in ended]
         live = list({row["id"]: row for row in live}.values())
         topics = [
@@ -166,9 +168,13 @@ class TopicStory:
         joins = tables["events"].filter(pc.equal(tables["events"]["kind"], "join"))
         pairs = zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
         joined = {(viewer, topic_of[candidate]) for viewer, candidate in pairs}
+        # what ended longer ago than this the service may have dropped, and a join of it would tell it nothing
+        since_ms = pc.max(exposures["ts_ms"]).as_py() - RECENT_MS
+        recent = [name for name in topic_of if ended.get(name, since_ms) >= since_ms]
+        on_topic = {topic: [name for name in recent if topic_of[name] == topic] for topic in topics}
+        topics = [topic for topic in topics if len(on_topic[topic]) >= NUM_JOINS]
         self.topic = next((t for t in topics[:COMMON_TOPICS] if (self.viewer, t) not in joined), topics[0])
-        on_topic = dict.fromkeys(row["id"] for row in candidates.to_pylist() if row["topic"] == self.topic)
-        self._examples = list(on_topic)[:NUM_JOINS]
+        self._examples = on_topic[self.topic][:NUM_JOINS]
         fields = {name: value for name, value in live[0].items() if name not in ("id", "ts_ms", "ends_ms")}
         fields |= {"topic": self.topic, "language": language, "host": "a-new-host"}
         self._fields = {name: value for name, value in fields.items() if value is not None}

@@ -75,7 +75,8 @@ def config(home, **changes):
 
 @pytest.fixture(scope="module", params=["haproxy", "no-haproxy"])
 def url(home, request):
-    url = config(home)
+    shutil.copytree(home / "store", home / f"store-{request.param}")  # rankings leave their mark in it
+    url = config(home, store=f"lmdb:store-{request.param}", log=f"log-{request.param}")
     run("serve", "up", f"--{request.param}", "--timeout", "180", cwd=home)
     yield url
     run("serve", "down", cwd=home)

@@ -19,6 +19,11 @@ TOPICS = ("music", "music", "music", "chess", "chess")
 @pytest.fixture
 def story(tmp_path):
     """Of viewer `a`, who comes most often and joined music only, and `b`, who speaks the same language."""
+    return told_at(tmp_path, 0)
+
+
+def told_at(tmp_path, hour):
+    """The story of a log that ends at that hour; the first rooms have ended at its beginning."""
     rooms = [
         {
             "id": f"c{i}",
@@ -28,12 +33,13 @@ def story(tmp_path):
             "language": "en",
             "speakers": 2.0,
             "started_ms": 5,
-            "ends_ms": 9 if i >= 50 else None,
+            "ends_ms": 9 if i >= 50 or (hour and i < 8) else None,
         }
         for i in range(60)
     ]
     shown = [
-        {"request_id": f"r{i}", "ts_ms": i, "viewer": v, "candidates": ["c0"]} for i, v in enumerate("aaabbc")
+        {"request_id": f"r{i}", "ts_ms": hour * 3_600_000 + i, "viewer": v, "candidates": ["c0"]}
+        for i, v in enumerate("aaabbc")
     ]
     joins = [{"id": "e", "ts_ms": 1, "viewer": "a", "candidate": "c0", "kind": "join"}]
     viewers = [{"id": v, "language": "fr" if v == "c" else "en"} for v in "abc"]
@@ -84,6 +90,12 @@ def test_what_is_posted_are_a_space_with_its_fields_and_five_joins_with_their_cl
     assert len({event["id"] for event in events}) == 10
     joined = [event["candidate"] for event in events if event["kind"] == "join"]
     assert joined == ["c3", "c4", "c8", "c9", "c13"]
+
+
+def test_rooms_that_ended_long_ago_are_not_joined_since_the_service_may_have_dropped_them(tmp_path):
+    story = told_at(tmp_path, 2)
+    joined = [event["candidate"] for event in story._joins() if event["kind"] == "join"]
+    assert joined == ["c8", "c9", "c13", "c14", "c18"]
 
 
 def test_a_space_that_rises_for_everybody_does_not_rise_for_the_viewer(ranks):
