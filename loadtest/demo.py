@@ -158,27 +158,30 @@ class TopicStory:
             topic
             for topic, _ in sorted(_counts(row["topic"] for row in live).items(), key=lambda item: item[1])
         ]
-        visits = _counts(exposures["viewer"].to_pylist())
-        regulars = sorted(visits, key=lambda viewer: (-visits[viewer], viewer))
-        viewers = {row["id"]: row for row in tables["viewers"].to_pylist()}
-        self.viewer = regulars[0]
-        language = viewers[self.viewer]["language"]
-        self.control = next(v for v in regulars[1:] if viewers[v]["language"] == language)
         topic_of = {row["id"]: row["topic"] for row in candidates.to_pylist()}
-        joins = tables["events"].filter(pc.equal(tables["events"]["kind"], "join"))
-        pairs = zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
-        joined = {(viewer, topic_of[candidate]) for viewer, candidate in pairs}
         # what ended longer ago than this the service may have dropped, and a join of it would tell it nothing
         since_ms = pc.max(exposures["ts_ms"]).as_py() - RECENT_MS
         recent = [name for name in topic_of if ended.get(name, since_ms) >= since_ms]
         on_topic = {topic: [name for name in recent if topic_of[name] == topic] for topic in topics}
         topics = [topic for topic in topics if len(on_topic[topic]) >= NUM_JOINS]
-        self.topic = next((t for t in topics[:COMMON_TOPICS] if (self.viewer, t) not in joined), topics[0])
+        joins = tables["events"].filter(pc.equal(tables["events"]["kind"], "join"))
+        pairs = zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
+        joined = {(viewer, topic_of[candidate]) for viewer, candidate in pairs}
+        # of the language of most rooms: among few of their own, any new one would stand first at once
+        speakers = _counts(row["language"] for row in live)
+        language = max(speakers, key=lambda spoken: speakers[spoken])
+        viewers = {row["id"] for row in tables["viewers"].to_pylist() if row["language"] == language}
+        visits = _counts(viewer for viewer in exposures["viewer"].to_pylist() if viewer in viewers)
+        regulars = sorted(visits, key=lambda viewer: (-visits[viewer], viewer))
+        new_to = ((v, t) for v in regulars for t in topics[:COMMON_TOPICS] if (v, t) not in joined)
+        self.viewer, self.topic = next(new_to, (regulars[0], topics[0]))
+        self.control = next(viewer for viewer in regulars if viewer != self.viewer)
         self._examples = on_topic[self.topic][:NUM_JOINS]
         fields = {name: value for name, value in live[0].items() if name not in ("id", "ts_ms", "ends_ms")}
         fields |= {"topic": self.topic, "language": language, "host": "a-new-host"}
         self._fields = {name: value for name, value in fields.items() if value is not None}
-        self._slate = [NEW_SPACE, *(row["id"] for row in live[-54:])]
+        rivals = sorted(live, key=lambda row: bool(row["language"] == language))[-54:]
+        self._slate = [NEW_SPACE, *(row["id"] for row in rivals)]
 
     def open(self, url: str) -> None:
         """Open the new Space, and wait until rankings know it."""
