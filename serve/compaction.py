@@ -11,20 +11,21 @@ import pyarrow.parquet as pq
 
 from serve.durable import put
 from serve.log import TABLES
+from serve.pace import Step
 from serve.segments import last_seq, segments
 
 MAX_BYTES = 64 << 20  # of a merged segment, about
 DONE_BYTES = MAX_BYTES // 2  # one of so much is merged no more: else each hour would write all of it again
 WORTH_SEGMENTS = 60  # of a table: an hour of them
-AT_ONCE_BYTES = 16 << 20  # held in memory, uncompressed; what a row group of a merged segment has
+AT_ONCE_BYTES = 4 << 20  # held in memory, uncompressed; what a row group of a merged segment has
 AT_ONCE_ROWS = 2_048  # read at a time: exposures of 1,000 candidates stay within some ten MB
 
 
-def compact(log: Path, cuts: Sequence[int] = ()) -> None:
+def compact(log: Path, cuts: Sequence[int] = (), step: Step = lambda: True) -> None:
     """Merge neighbouring segments where there are many or enough of them; none across a number of `cuts`.
 
     The merged one takes the place of its first, then the others are deleted. Who reads or dies in between finds
-    records twice: readers drop those of a number that was there before.
+    records twice: readers drop those of a number that was there before. `step` is called after each part.
 
     Raises:
         OSError, pa.ArrowException: a segment cannot be read or written; the log is as it was, or holds some
@@ -32,7 +33,7 @@ def compact(log: Path, cuts: Sequence[int] = ()) -> None:
     """
     for name in TABLES:
         for group in _worth(segments(log, name), cuts):
-            _merge(group)
+            _merge(group, step)
 
 
 def _worth(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
@@ -58,7 +59,7 @@ def _part(path: Path, cuts: Sequence[int]) -> int:
     return sum(cut < int(path.stem) for cut in cuts)
 
 
-def _merge(paths: Sequence[Path]) -> None:
+def _merge(paths: Sequence[Path], step: Step) -> None:
     held = 0
     parts: list[Path] = []
     for path in paths:
@@ -76,6 +77,7 @@ def _merge(paths: Sequence[Path]) -> None:
                 with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
                     for table in _tables([first, *others], schema):
                         writer.write_table(table)
+                        step()
                 put(draft, first)
             finally:
                 draft.unlink(missing_ok=True)

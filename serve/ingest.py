@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import numpy as np
 
 from serve.changes import Changes, packed, viewer_of
 from serve.errors import Busy, LeaseLost, StoreUnavailable
-from serve.journal import AT_ONCE, entries
+from serve.journal import entries
+from serve.pace import Pace, Step
 from serve.records import (
     Candidate,
     Ended,
@@ -42,6 +43,8 @@ log = logging.getLogger("tabrank")
 COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one sync of the disk
 ROLL_EVERY_S = 60.0
 ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
+SEGMENT_ENTRIES = 600  # a minute of commits
+UPKEEP_SHARE = 0.25  # of a core: what is written to the log in one go took the rankings' for seconds
 RETRY_ROLL_S = 5.0
 MAX_WAITING = 20_000  # records; beyond, they are told to come again
 MAX_LIVE = 1_000_000  # candidates in the live table; beyond, new ones are rejected
@@ -341,37 +344,42 @@ class Ingester:
         """Roll, then see to the log's files. What fails is tried again later."""
         self._attempt(self._roll, self._tend)
 
-    def _attempt(self, *steps: Callable[[Store], None]) -> None:
+    def _attempt(self, *jobs: Callable[[Store, Step], None]) -> None:
         store = self._store
         if store is None:
             return
+        step = Pace(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
         try:
             with self._segments.held():
-                for step in steps:
+                for job in jobs:
                     store.trim(0)  # of nothing: whether the lease is still held
-                    step(store)
+                    job(store, step)
         except LeaseLost:
             return  # the other writer does it
         except Exception as error:
             self.counts["roll_failed"] += 1
             log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
 
-    def _roll(self, store: Store) -> None:
-        cuts = numbers(self._segments.folder)
-        while part := list(islice(entries(store), AT_ONCE)):
-            for cut in cuts:  # a segment that lies on one side of a snapshot can be deleted with it
-                if part[0][0] <= cut < part[-1][0]:
-                    part = [entry for entry in part if entry[0] <= cut]
-            self._segments.write(part)
-            store.trim(part[-1][0])
-            self._num_rolled += sum(len(entry.records) for _, entry in part)
+    def _roll(self, store: Store, step: Step) -> None:
+        cuts, end = numbers(self._segments.folder), store.seq()
+        waiting = takewhile(lambda entry: entry[0] <= end, entries(store))  # else it runs after what comes in
+        for _, part in groupby(enumerate(waiting), partial(_segment, cuts)):
+            last, num = self._segments.write((entry for _, entry in part), step)
+            store.trim(last)
+            self._num_rolled += num
 
-    def _tend(self, store: Store) -> None:
-        self._retention.tend(store, self._now_ms, lambda: not self._stopping)
+    def _tend(self, store: Store, step: Step) -> None:
+        self._retention.tend(store, self._now_ms, step)
 
     def _now_ms(self) -> int:
         """The service's clock."""
         return self._latest_ms if self._event_clock else int(time.time() * 1e3)
+
+
+def _segment(cuts: Sequence[int], placed: tuple[int, tuple[int, Entry]]) -> tuple[int, int]:
+    """Which segment the entry at a place belongs to; one that lies on one side of a snapshot goes with it."""
+    place, (last, _) = placed
+    return sum(cut < last for cut in cuts), place // SEGMENT_ENTRIES
 
 
 def _last_ms(records: Sequence[Record]) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from serve.records import Entry, Record, unpack_entry
 from serve.stores.protocol import Store
 
-AT_ONCE = 600  # entries read, and made into one segment: a minute of them at ten commits a second
+AT_ONCE = 50  # entries read: some MB
 
 
 def entries(store: Store, after: int = 0) -> Iterator[tuple[int, Entry]]:
-    """The entries beyond a number, each under the number of its last record; some hundreds are in memory."""
+    """The entries beyond a number, each under the number of its last record; some are in memory."""
     while packed := store.journal(after, AT_ONCE):
         for after, entry in packed:
             yield after, unpack_entry(entry)

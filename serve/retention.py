@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from serve.compaction import compact
 from serve.log import TABLES
+from serve.pace import Step
 from serve.segments import last_seq, segments
 from serve.snapshots import Snapshot, begin, set_begin, snapshots, write
 from serve.stores.protocol import Store
@@ -25,18 +26,18 @@ class Retention:
         self._fingerprint = fingerprint
         self._keep_ms = keep_ms
 
-    def tend(self, store: Store, clock: Callable[[], int], wanted: Callable[[], bool] = lambda: True) -> None:
+    def tend(self, store: Store, clock: Callable[[], int], step: Step = lambda: True) -> None:
         """Merge segments, write a snapshot where it is time, delete what is too old: by whoever has the lease.
 
-        `clock` is the service's, in ms.
+        `clock` is the service's, in ms; `step` is called after each part of the work, and may end it.
 
         Raises:
             OSError, pa.ArrowException, StoreUnavailable, TabrankError: the log can be replayed as before.
         """
         taken = snapshots(self._folder)
-        compact(self._folder, [snapshot.seq for snapshot in taken])
+        compact(self._folder, [snapshot.seq for snapshot in taken], step)
         if self._keep_ms and self._is_due(taken, clock()):
-            write(self._folder, store, self._fingerprint, clock, wanted)
+            write(self._folder, store, self._fingerprint, clock, step)
         if self._keep_ms:
             self._delete([s for s in taken if clock() - s.ts_ms >= self._keep_ms])
 

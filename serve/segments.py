@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from serve.durable import put
 from serve.journal import numbered
 from serve.log import ARROW
+from serve.pace import Step
 from serve.records import Candidate, Ended, Entry, Event, Exposure, Forget, Viewer, event_key, exposure_key
 from serve.strict import refuse_file
 from serve.surface import Surface
@@ -25,6 +26,7 @@ from serve.surface import Surface
 Numbered = tuple[int, int, Any]
 """A record's number, when it was received in ms, and the record."""
 DIGITS = 20  # of a segment's name
+AT_ONCE = 1 << 18  # records and the candidates in them, held in memory and written as a row group
 STRINGS = pa.list_(pa.string())
 
 
@@ -40,18 +42,32 @@ class Segments:
         self.folder = folder
         self._surface = surface
 
-    def write(self, entries: Sequence[tuple[int, Entry]]) -> None:
-        """Write journal entries as one segment of each table that they have records of.
+    def write(self, entries: Iterable[tuple[int, Entry]], step: Step = lambda: True) -> tuple[int, int]:
+        """Write journal entries, one or more, as one segment of each table that they have records of.
+
+        They are taken and written by and by, and after each part `step` is called. The number of the last record,
+        and how many there were.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; what is there stays as it was.
         """
-        records = list(_numbered(entries))
-        first = records[0][0]
-        for name, kinds, columns in self._tables():
-            rows = [row for row in records if isinstance(row[2], kinds)]
-            if rows:
-                self._write(name, first, pa.table(columns(rows)))
+        first = last = num = 0
+        with ExitStack() as drafts:
+            segment: dict[str, _Draft] = {}
+            for records in _parts(entries, step):
+                first, last, num = first or records[0][0], records[-1][0], num + len(records)
+                for name, kinds, columns in self._tables():
+                    rows = [row for row in records if isinstance(row[2], kinds)]
+                    if rows:
+                        table = pa.table(columns(rows))
+                        if name not in segment:
+                            path = self.folder / name / f"{first:0{DIGITS}d}.parquet"
+                            segment[name] = drafts.enter_context(_Draft(path, table.schema))
+                        segment[name].write(table)
+                step()
+            for draft in segment.values():
+                draft.put()
+        return last, num
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -86,17 +102,6 @@ class Segments:
             for path in segments(self.folder, name)[-1:]:
                 last = max(last, last_seq(path))
         return last
-
-    def _write(self, name: str, first: int, table: pa.Table) -> None:
-        folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{first:0{DIGITS}d}.parquet"
-        draft = folder / f".{path.name}.{os.getpid()}.partial"
-        try:
-            pq.write_table(table, draft, compression="zstd")
-            put(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], dict[str, Any]]], ...]:
         return (
@@ -161,6 +166,31 @@ class Segments:
         }
 
 
+class _Draft:
+    """A segment that has no name yet; left without one, nothing is left of it."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._writer = pq.ParquetWriter(self._draft, schema, compression="zstd")
+        self.write = self._writer.write_table
+
+    def __enter__(self) -> _Draft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._writer.close()
+        finally:
+            self._draft.unlink(missing_ok=True)
+
+    def put(self) -> None:
+        """Give it its name."""
+        self._writer.close()
+        put(self._draft, self._path)
+
+
 def segments(log: Path, table: str) -> list[Path]:
     """A table's segments in order; what has another name in its folder is not the service's."""
     return sorted((log / table).glob(f"{'[0-9]' * DIGITS}.parquet"))
@@ -187,10 +217,19 @@ def _events(rows: list[Numbered]) -> dict[str, Any]:
     }
 
 
-def _numbered(entries: Sequence[tuple[int, Entry]]) -> Iterator[Numbered]:
+def _parts(entries: Iterable[tuple[int, Entry]], step: Step) -> Iterator[list[Numbered]]:
+    """Their records in order, in parts of a row group each; `step` is called after each entry."""
+    part: list[Numbered] = []
+    size = 0
     for last, entry in entries:
-        for seq, record in numbered(last, entry):
-            yield seq, entry.received_ms, record
+        part += ((seq, entry.received_ms, record) for seq, record in numbered(last, entry))
+        size += sum(1 + len(getattr(record, "candidates", ())) for record in entry.records)
+        step()
+        if size >= AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _numbers(rows: list[Numbered]) -> dict[str, Any]:

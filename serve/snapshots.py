@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from serve.durable import put, sync
 from serve.errors import TabrankError
 from serve.kinds import Entity
+from serve.pace import Step
 from serve.stores.protocol import Store
 
 FORMAT = 1
@@ -139,10 +140,8 @@ def copy(found: Sequence[Snapshot], log: Path) -> None:
         set_begin(log, found[0].seq)
 
 
-def write(
-    log: Path, store: Store, fingerprint: str, clock: Callable[[], int], wanted: Callable[[], bool]
-) -> None:
-    """Write what the store holds now, whole or not at all; nothing where it was written, or is `wanted` no more.
+def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], step: Step) -> None:
+    """Write what the store holds now, whole or not at all; nothing where it was written, or `step` says no.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -160,7 +159,7 @@ def write(
         draft = folder / f".{path.name}.partial"
         draft.mkdir()
         try:
-            if _write_rows(draft, dump.rows, wanted):
+            if _write_rows(draft, dump.rows, step):
                 meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": ts_ms, "state_fingerprint": fingerprint}
                 meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
                 (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
@@ -171,7 +170,7 @@ def write(
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], wanted: Callable[[], bool]) -> bool:
+def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: Step) -> bool:
     """Whether all were written."""
     writers = {
         entity: pq.ParquetWriter(draft / name, SCHEMA, compression="zstd") for entity, name in FILES.items()
@@ -181,7 +180,7 @@ def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], wanted: 
         for entity, id_, row in rows:
             waiting[entity].append((id_, row))
             if len(waiting[entity]) == AT_ONCE:
-                if not wanted():
+                if not step():
                     return False
                 writers[entity].write_batch(_batch(waiting[entity]))
                 waiting[entity] = []
