@@ -31,48 +31,48 @@ Point = Sequence[float]
 def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     """Training and validation logloss by epoch."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("epoch", "logloss")
+        figure, axes = new_axes("epoch", "logloss")
         epochs = [line["epoch"] for line in history]
         axes.plot(epochs, [line["train_logloss"] for line in history], "--.", color="0.5", label="training")
         axes.plot(epochs, [line["valid_logloss"] for line in history], "-o", color="0", label="validation")
         axes.axvline(best_epoch, color="0.6", linestyle=":", label="best")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def reliability(points: Sequence[Point]) -> str:
     """Observed rate against predicted, both from 0."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("predicted", "observed")
+        figure, axes = new_axes("predicted", "observed")
         top = 1.05 * max(max(point) for point in points)
         axes.plot([0, top], [0, top], "--", color="0.6", label="perfect")
         axes.plot([p for p, _ in points], [y for _, y in points], "o-", color="0", label="model")
         axes.legend(loc="upper left")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def lift(model: Sequence[float]) -> str:
     """The rate in each tenth of the rows over the base rate."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("tenth of the rows, by score, the highest first", "times the base rate")
+        figure, axes = new_axes("tenth of the rows, by score, the highest first", "times the base rate")
         axes.bar(range(1, 11), model, color="0.6", edgecolor="0")
         axes.axhline(1, color="0", linestyle=":")
         axes.set_xticks(range(1, 11))
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def gain(curves: Mapping[str, Sequence[float]]) -> str:
     """The share of positives found down to each tenth of the rows, one line a contender."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("% of the rows, by score", "% of the positives")
+        figure, axes = new_axes("% of the rows, by score", "% of the positives")
         at = list(range(0, 101, 10))
         for i, (name, curve) in enumerate(curves.items()):
             dash, grey = DASHES[i % len(DASHES)]
             axes.plot(at, [100 * share for share in curve], dash, color=grey, label=name)
         axes.plot([0, 100], [0, 100], color="0.8", label="by chance")
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -80,7 +80,7 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     shown = list(lines)[:MOST_FEATURES]
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("% of all features", "", height=0.8 + 0.3 * len(shown))
+        figure, axes = new_axes("% of all features", "", height=0.8 + 0.3 * len(shown))
         at = range(len(shown))
         left = [100 * max(line["logloss"], 0.0) / lost for line in shown]
         masks = [100 * line["masks"] for line in shown]
@@ -91,14 +91,14 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
         axes.set_yticks(list(at), [line["feature"] for line in shown])
         axes.invert_yaxis()
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def slices(parts: Sequence[Mapping[str, Any]]) -> str:
     """What the model's NDCG@10 is above popular's in each part, with two standard errors."""
     shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("NDCG@10 above popular's", "", height=0.8 + 0.24 * len(shown))
+        figure, axes = new_axes("NDCG@10 above popular's", "", height=0.8 + 0.24 * len(shown))
         at = list(range(len(shown)))
         axes.errorbar(
             [part["paired"]["ndcg@10"] for part in shown],
@@ -111,7 +111,7 @@ def slices(parts: Sequence[Mapping[str, Any]]) -> str:
         axes.axvline(0, color="0", linestyle=":")
         axes.set_yticks(at, [f"{part['by']}: {part['value']}" for part in shown])
         axes.invert_yaxis()
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def pareto(search: Mapping[str, Any]) -> str:
@@ -123,7 +123,7 @@ def pareto(search: Mapping[str, Any]) -> str:
         if line["kind"] == "tabnet" and None not in (line["us_per_candidate"], line["valid_logloss"])
     ]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("µs a candidate, served on one core", "validation logloss", height=3.6)
+        figure, axes = new_axes("µs a candidate, served on one core", "validation logloss", height=3.6)
         for fits, mark, name in ((True, "o", "network"), (False, "x", "network over the budget")):
             some = [line for line in tried if line["fits"] is fits]
             if some:
@@ -146,14 +146,15 @@ def pareto(search: Mapping[str, Any]) -> str:
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _points(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
     return [line["us_per_candidate"] for line in lines], [line["valid_logloss"] for line in lines]
 
 
-def _axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
+def new_axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
+    """A figure as wide as a page."""
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
@@ -161,7 +162,8 @@ def _axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """The figure, to stand inline."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()

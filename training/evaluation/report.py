@@ -60,7 +60,7 @@ def regenerate(model: Path, out: Path) -> None:
 
 def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """`report.html`: self-contained, readable in grey; what is not known is left out."""
-    title = html.escape(f"{manifest['surface']} {manifest['version']}")
+    title = f"{manifest['surface']} {manifest['version']}"
     search, curves = evaluation.get("search"), evaluation["curves"]
     lead = [search["headline"]] if search else []
     lead.append(f"On the {_rows(manifest)}: {verdict.verdict(evaluation)}")
@@ -69,7 +69,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         parts += ["<h2>Search</h2>", _figure("pareto", charts.pareto(search))]
         parts += [
             "<h3>Leaderboard: the best 20 on the validation rows</h3>",
-            _table(verdict.leaderboard(search)),
+            as_table(verdict.leaderboard(search)),
         ]
         looks = search.get("test_looks", 1)  # not in artifacts of before it was counted
         parts += [f"<p>Budget: {search['budget_s'] / 60:g} minutes. Looks at the test rows: {looks}.</p>"]
@@ -79,9 +79,9 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
         f"{evaluation['slates']:,} slates with an order to get right; {span}. In brackets: 95 % intervals by a "
         "bootstrap over viewers.</p>",
-        _table(verdict.measures(evaluation)),
+        as_table(verdict.measures(evaluation)),
         "<h3>Side by side on the same rows</h3>",
-        _table(verdict.differences(evaluation)),
+        as_table(verdict.differences(evaluation)),
         "<p>± one standard error, viewers as clusters; of logloss, below 0 is better. Popular is given "
         "probabilities by a calibration fitted on these very rows, in its favour.</p>",
     ]
@@ -98,12 +98,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     parts += ["<h2>Slices</h2>"]
     if verdict.worst(evaluation["slices"]):
         parts += [_figure("slices", charts.slices(evaluation["slices"]))]
-    parts += [_table(verdict.slices(evaluation["slices"])), "<p>A dash: too few rows to say.</p>"]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
-    )
+    parts += [as_table(verdict.slices(evaluation["slices"])), "<p>A dash: too few rows to say.</p>"]
+    return whole_page(title, parts)
 
 
 def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -175,7 +171,18 @@ def _figure(name: str, svg: str) -> str:
     return f"<figure>{svg}<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def whole_page(title: str, parts: Sequence[str]) -> str:
+    """A page that needs nothing beside it, of parts in HTML."""
+    title = html.escape(title)
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
+    )
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first row the head."""
     head, *body = [[html.escape(cell) for cell in row] for row in rows]
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body]

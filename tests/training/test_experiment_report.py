@@ -1,0 +1,282 @@
+"""From a served log to a verdict."""
+
+from __future__ import annotations
+
+import json
+import signal
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from experiments import DAY_MS, START_MS, write_experiment, write_rows
+from typer.testing import CliRunner
+
+from serve.errors import TabrankError
+from training.__main__ import app
+from training.experiment.declared import Declared, declared
+from training.experiment.panel import panel
+from training.experiment.report import report
+from training.experiment.traffic import hashed, read_events, read_exposures
+from training.experiment.window import window
+
+LAUNCH = Declared("launch")
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    kept = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, kept)
+
+
+@pytest.fixture(scope="module")
+def won(tmp_path_factory):
+    """A log in which the model adds a third to clicks and joins."""
+    folder = tmp_path_factory.mktemp("won")
+    return write_experiment(folder / "log", uplift=0.4, before_days=4, num_viewers=1_500)
+
+
+def shown(viewer, hours, arm="model", **more):
+    return {"viewer": viewer, "ts_ms": START_MS + int(hours * HOUR_MS), "arm": arm} | more
+
+
+def did(viewer, kind, hours, **more):
+    return {"viewer": viewer, "kind": kind, "ts_ms": START_MS + int(hours * HOUR_MS)} | more
+
+
+def panel_of(log, declaration=LAUNCH, timezone="UTC"):
+    exposures = read_exposures(log, "launch")
+    return panel(exposures, read_events(log), window(exposures, declaration, timezone))
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["experiment", *map(str, arguments)])
+
+
+def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
+    log = write_rows(
+        tmp_path / "log",
+        [shown("ann", 1), shown("bob", 2, "popular"), shown("ann", 23), shown("ann", 25), shown("cyd", 30)],
+        [
+            did("ann", "click", 1.1, request_id="r0"),
+            did("ann", "join", 24.5, request_id="r2"),  # the next day, of the ranking of the day before
+            did("ann", "leave", 24.75),
+            did("bob", "click", 3),  # names no ranking: of the viewer and the day
+            did("bob", "click", 1),  # before the viewer came
+            did("bob", "click", 26),  # no exposure on that day
+            did("cyd", "click", 31, request_id="unheard of"),
+            did("cyd", "join", 31),  # nobody knows for how long
+        ],
+    )
+    people = panel_of(log)
+    cells = {
+        (int(viewer), int(day)): tuple(float(people.sums[name][i]) for name in people.sums)
+        for i, (viewer, day) in enumerate(zip(people.viewer, people.day, strict=True))
+    }
+    # exposures, active days, clicks, joins, minutes
+    assert cells == {
+        (0, 0): (2, 1, 1, 1, 15),
+        (0, 1): (1, 1, 0, 0, 0),
+        (1, 0): (1, 1, 1, 0, 0),
+        (2, 1): (1, 1, 0, 1, 0),
+    }
+    assert people.num_unattributed == 3
+    assert people.totals()["exposures"].tolist() == [3, 1, 1]
+    assert people.came.tolist() == [0, 0, 1]
+
+
+def test_days_are_those_of_the_time_zone(tmp_path):
+    log = write_rows(tmp_path / "log", [shown("ann", 22.5), shown("ann", 23.5), shown("bob", 1, "popular")])
+    assert panel_of(log).totals()["active_days"].tolist() == [1, 1]
+    people = panel_of(log, timezone="Europe/Berlin")
+    assert people.totals()["active_days"][people.arm == 0].tolist() == [1]
+    later = write_rows(
+        tmp_path / "later", [shown("ann", 22.5), shown("ann", 23.5), shown("bob", 23, "popular")]
+    )
+    assert panel_of(later, timezone="Asia/Tokyo").totals()["active_days"].tolist() == [1, 1]
+    with pytest.raises(TabrankError, match="--timezone Mars: unknown"):
+        panel_of(log, timezone="Mars")
+
+
+def test_an_exposure_that_the_log_holds_twice_counts_once(tmp_path):
+    twice = shown("ann", 1, seq=1, request_id="r0")
+    log = write_rows(tmp_path / "log", [twice, twice, shown("bob", 2, "popular")])
+    assert panel_of(log).totals()["exposures"].tolist() == [1, 1]
+    assert read_exposures(log, "launch").num_repeated == 1
+
+
+def test_who_is_anonymous_or_a_test_is_left_out_and_counted(tmp_path):
+    log = write_rows(
+        tmp_path / "log",
+        [shown("ann", 1), shown("bob", 1, "popular"), shown(None, 2), shown("cyd", 2, traffic="test")],
+    )
+    exposures = read_exposures(log, "launch")
+    assert set(exposures.viewer.tolist()) == set(hashed(["ann", "bob"]).tolist())
+    assert (exposures.num_anonymous, exposures.num_test) == (1, 1)
+
+
+def test_the_window_begins_when_the_shares_last_changed(tmp_path):
+    early = [shown(f"v{i}", i / 10, "model", share=0.1) for i in range(5)]
+    early += [shown(f"v{i}", i / 10, "popular", share=0.9) for i in range(5, 10)]
+    late = [shown(f"v{i}", 30 + i, ("model", "popular")[i % 2]) for i in range(10)]
+    log = write_rows(tmp_path / "log", early + late)
+    result = report(log, LAUNCH)
+    assert result["window"]["shares_changed"]
+    assert result["window"]["exposures_left_out"] == 10
+    assert result["sample_ratio"]["viewers"] == {"popular": 5, "model": 5}
+    assert result["sample_ratio"]["crossing_viewers"] == 0
+    assert result["viewers_seen_before"] == 0  # two arms were shown then: what was done may be of either
+
+
+def test_the_time_of_one_arm_alone_is_before_the_experiment(tmp_path):
+    early = [shown(f"v{i}", i / 10, "model", share=1.0) for i in range(10)]
+    late = [shown(f"v{i}", 30 + i, ("model", "popular")[i % 2]) for i in range(10)]
+    assert report(write_rows(tmp_path / "log", early + late), LAUNCH)["viewers_seen_before"] == 10
+
+
+def test_a_model_that_is_better_has_won(won):
+    result = report(won, LAUNCH)
+    assert (result["verdict"], result["days_needed"]) == ("won", 0)
+    told = {metric["name"]: metric for metric in result["metrics"]}
+    assert list(told) == ["active_days", "join_rate", "clicks", "joins", "minutes"]
+    for name in ("join_rate", "clicks", "joins"):
+        effect, always = told[name]["effect"], told[name]["always_valid"]
+        assert 0 < effect["relative_low"] < 0.4 < effect["relative_high"]
+        assert always["low"] < effect["low"] < effect["high"] < always["high"]
+        assert effect["p"] <= effect["p_holm"] <= 5 * effect["p"]
+        assert 0.1 < told[name]["variance_removed"] < 0.9
+        assert told[name]["effect"]["difference"] == pytest.approx(told[name]["days"][-1]["difference"])
+    assert told["minutes"]["control"] == pytest.approx(told["joins"]["control"], rel=0.05)  # one minute each
+    assert result["claims"][0][1] == "claimed of the original"
+    assert [row[1] for row in result["claims"][1:]] == ["+1.96%", "+1.99%", "+8.42%"]
+    assert result["guardrails"]["model"]["degraded_share"] == pytest.approx(0.02, abs=0.01)
+
+
+def test_where_nothing_differs_the_days_still_needed_are_said(tmp_path):
+    result = report(write_experiment(tmp_path / "log"), LAUNCH)
+    assert result["verdict"] == "no difference shown"
+    assert result["days_needed"] > 10
+    assert f"in {result['days_needed']} more days" in result["outlook"]
+    join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_rate")
+    assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
+
+
+def test_at_the_declared_end_the_fixed_horizon_counts(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=-0.13, num_viewers=1_500)
+    known = {"start_ms": START_MS, "primary": "clicks"}
+    early = report(log, Declared("launch", **known))
+    ended = report(log, Declared("launch", end_ms=START_MS + 4 * DAY_MS - 10 * HOUR_MS, **known))
+    assert (early["verdict"], ended["verdict"]) == ("no difference shown", "lost")
+    assert ended["window"]["ended"]
+    assert "at the declared end" in ended["reason"]
+
+
+def test_a_sample_ratio_mismatch_blocks_the_report(tmp_path):
+    log = write_experiment(tmp_path / "log", split=0.6, uplift=0.4)
+    done = run("report", "--log", log, "--experiment", "launch", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 1
+    result = json.loads(done.stdout)
+    assert (result["verdict"], result["blocked"], result["metrics"], result["claims"]) == (
+        "invalid",
+        True,
+        [],
+        [],
+    )
+    assert "sample ratio mismatch" in result["reason"]
+    assert "blocked" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_split_that_was_meant_so_is_none(tmp_path):
+    assert report(write_experiment(tmp_path / "log", split=0.8, share=0.8), LAUNCH)["verdict"] != "invalid"
+
+
+def test_viewers_who_saw_two_arms_make_it_invalid(tmp_path):
+    result = report(write_experiment(tmp_path / "log", crossing=3), LAUNCH)
+    assert result["verdict"] == "invalid"
+    assert result["sample_ratio"]["crossing_viewers"] == 3
+    assert "two arms" in result["reason"]
+
+
+def test_an_arm_without_viewers_makes_it_invalid(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, "model") for i in range(5)])
+    declaration = Declared(
+        "launch", {"model": 0.5, "popular": 0.5}, {"popular": "popular"}, source="cluster.yaml"
+    )
+    result = report(log, declaration)
+    assert (result["verdict"], result["metrics"]) == ("invalid", [])
+    assert "arm 'popular' has 0 viewers" in result["reason"]
+
+
+def test_the_verdict_comes_first(won, tmp_path):
+    done = run("report", "--log", won, "--experiment", "launch", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("won: Join rate per exposure +")
+    assert done.stdout.index("claimed of the original") < done.stdout.index("p (Holm)")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("<b>won</b>") < page.index("claimed of the original") < page.index("Sample ratio")
+    read = Page(page)
+    assert not read.links
+    assert "script" not in read.tags
+    assert read.tags.count("svg") == 6
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "won"
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--experiment", "lunch"), "it holds launch"),
+        (("--experiment", "launch", "--control", "best"), "its arms are model, popular"),
+        (("--experiment", "launch", "--treatment", "popular"), "name one arm to compare with popular"),
+        (("--experiment", "launch", "--timezone", "Mars"), "--timezone Mars: unknown"),
+    ],
+)
+def test_what_cannot_be_reported_is_said_in_a_sentence(won, arguments, said):
+    done = run("report", "--log", won, *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_log_is_refused(tmp_path):
+    done = run("report", "--log", tmp_path / "missing", "--experiment", "launch")
+    assert done.exit_code == 2
+    assert "missing" in done.stderr
+
+
+def test_the_declaration_is_read_from_the_cluster_file(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        """
+applications:
+- import_path: serve.app:build
+  deployments:
+  - name: FeatureFetch
+    user_config:
+      experiment:
+        name: launch
+        salt: s
+        start: 2026-01-02T00:00:00Z
+        primary_metric: clicks
+        smallest_effect: 0.05
+        arms:
+          heuristic: {scorer: popular, share: 0.4}
+          model: {scorer: current, share: 0.6}
+"""
+    )
+    read = declared(path, "launch")
+    assert (read.popular, read.primary, read.smallest_effect) == ("heuristic", "clicks", 0.05)
+    assert read.shares == {"heuristic": 0.4, "model": 0.6}
+    assert read.start_ms == np.datetime64("2026-01-02", "ms").astype(int)
+    assert declared(path, "other") == Declared("other")

@@ -1,0 +1,65 @@
+"""What the statistics promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from training.experiment import validation
+from training.experiment.metrics import METRICS
+from training.experiment.sequence import always_valid, factor
+from training.experiment.statistics import aggregates, compare, viewers_needed
+
+CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
+
+
+def test_the_interval_of_any_look_is_narrowest_where_it_was_meant_to_be():
+    wide = [factor(num, 7_000) for num in (100, 1_000, 7_000, 50_000, 1_000_000)]
+    assert min(wide) == wide[2] == pytest.approx(3.035, abs=0.001)
+    assert 20 * 2 * norm.sf(wide[2]) < 0.05  # Bonferroni over twenty looks
+    assert wide[2] < factor(21_000, 7_000) < 1.04 * wide[2]
+
+
+def test_a_sample_grows_by_its_parts():
+    rng = np.random.default_rng(0)
+    parts = [{"clicks": rng.poisson(2.0, 50) * 1.0, "joins": rng.poisson(1.0, 50) * 1.0} for _ in range(2)]
+    whole = aggregates({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    summed = aggregates(parts[0]) + aggregates(parts[1])
+    assert summed.mean("clicks") == pytest.approx(whole.mean("clicks"))
+    assert summed.cov("clicks", "joins") == pytest.approx(whole.cov("clicks", "joins"))
+
+
+def test_viewers_needed_are_those_of_the_textbook():
+    rng = np.random.default_rng(0)
+    both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
+    needed = viewers_needed(CLICKS, both, 0.02, ratio=1.0, adjusted=False)
+    per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
+    assert needed == pytest.approx(2 * per_arm, rel=0.02)
+
+
+def test_what_does_not_vary_has_no_effect():
+    same = aggregates({"clicks": np.ones(10)})
+    assert compare(CLICKS, same, same, adjusted=False) is None
+
+
+def test_both_scales_of_an_interval_exclude_zero_alike():
+    rng = np.random.default_rng(1)
+    control, treatment = (aggregates({"clicks": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))
+    effect = compare(CLICKS, control, treatment, adjusted=False)
+    valid = always_valid(effect, 8_000, 8_000)
+    assert (valid.low > 0) == (valid.relative_low > 0)
+    assert valid.high - valid.low == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
+
+
+def test_a_few_runs_of_the_validation_hold():
+    rng = np.random.default_rng(0)
+    lines = [*validation.adjustment(rng, 50), *validation.mismatch(rng, 200), *validation.same_arms(rng, 50)]
+    assert all(line["held"] for line in lines), lines
+
+
+@pytest.mark.integration
+def test_the_validation_holds():
+    result = validation.validate(300, seed=1)
+    assert result["held"], validation.table(result)
+    assert len(result["checks"]) == 13

@@ -1,0 +1,43 @@
+"""The plots of an experiment's report, in the manner of a model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+from training.evaluation.charts import DASHES, STYLE, as_svg, new_axes
+
+
+def cumulative(metric: Mapping[str, Any], days: Sequence[str]) -> str:
+    """The effect of all days up to each one, with both intervals."""
+    relative = all(day["relative_low"] is not None for day in metric["days"])
+    names, times = (("relative", "relative_low", "relative_high"), 100) if relative else (
+        ("difference", "low", "high"), 1
+    )  # fmt: skip
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes("", "effect, %" if relative else f"effect, {metric['unit']}", height=2.6)
+        at = [day["day"] for day in metric["days"]]
+        middle, low, high = ([times * day[name] for day in metric["days"]] for name in names)
+        axes.fill_between(at, low, high, color="0.8", label="95 %, fixed horizon")
+        always = [[times * day["always_valid"][name] for day in metric["days"]] for name in names[1:]]
+        for line, label in zip(always, ("95 % at any look", None), strict=True):
+            axes.plot(at, line, "--", color="0.4", label=label)
+        axes.plot(at, middle, "o-", color="0", label="effect of all days so far")
+        axes.axhline(0, color="0", linestyle=":", linewidth=1)
+        axes.set_xticks(range(len(days)), days, rotation=45, ha="right")
+        axes.legend()
+        return as_svg(figure)
+
+
+def viewers(daily: Mapping[str, Sequence[int]], days: Sequence[str]) -> str:
+    """Viewers with an exposure on each day, by arm."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes("", "viewers of the day", height=2.4)
+        for (arm, counts), (dash, grey) in zip(daily.items(), DASHES, strict=False):
+            axes.plot(range(len(days)), counts, dash, marker="o", color=grey, label=arm)
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(range(len(days)), days, rotation=45, ha="right")
+        axes.legend()
+        return as_svg(figure)

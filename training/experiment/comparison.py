@@ -1,0 +1,120 @@
+"""Two arms compared on every metric, now and at the end of each day."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from tea_tasting.aggr import Aggregates
+
+from training.experiment.metrics import METRICS, Metric
+from training.experiment.panel import Panel
+from training.experiment.sequence import DAYS, always_valid
+from training.experiment.statistics import (
+    Effect,
+    aggregates,
+    compare,
+    detectable,
+    explains,
+    holm,
+    power,
+    viewers_needed,
+)
+from training.experiment.traffic import F64, Events
+
+RECENT_DAYS = 7
+
+
+def told(events: Events) -> list[Metric]:
+    """The metrics whose events the log holds."""
+    return [metric for metric in METRICS if all(events.of(kind).any() for kind in metric.events)]
+
+
+def comparisons(
+    people: Panel, arms: tuple[int, int], metrics: Sequence[Metric], *, ratio: float, smallest_effect: float
+) -> list[dict[str, Any]]:
+    """For each metric its effect, intervals, power and daily curve. `arms` are the control and the treatment.
+
+    `ratio` is the treatment's share over the control's, `smallest_effect` relative.
+    """
+    totals = people.totals()
+    control, treatment = (_of(totals, people.arm == arm) for arm in arms)
+    best_at = DAYS * max(1, int((people.rows(arms) & (people.came == 0)).sum()))
+    effects, rows = {}, []
+    for metric in metrics:
+        adjusted = explains(metric, control, treatment)
+        effect = compare(metric, control, treatment, adjusted=adjusted)
+        row: dict[str, Any] = {**metric.definition, "claimed": metric.claimed, "effect": None}
+        rows.append(row)
+        if effect is None:
+            continue
+        effects[metric.name] = effect
+        plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
+        both = control + treatment
+        size = {"ratio": ratio, "adjusted": adjusted}
+        row |= {
+            "control": effect.control,
+            "treatment": effect.treatment,
+            "effect": _row(effect),
+            "always_valid": asdict(always_valid(effect, both.count(), best_at)),
+            "unadjusted": None if plain is None else _row(plain),
+            "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
+            "power": power(metric, both, smallest_effect, **size),
+            "detectable": detectable(metric, both, **size),
+            "viewers_needed": viewers_needed(metric, both, smallest_effect, **size),
+        }
+    for row in rows:
+        if row["effect"]:
+            row["effect"]["p_holm"] = holm(effects)[row["name"]]
+            row["days"] = []
+    _add_days(rows, people, arms, metrics, best_at)
+    return rows
+
+
+def _add_days(
+    rows: Sequence[dict[str, Any]],
+    people: Panel,
+    arms: tuple[int, int],
+    metrics: Sequence[Metric],
+    best_at: float,
+) -> None:
+    """To each metric's row, the effect of all days up to each one."""
+    for day, sums in people.by_day():
+        here = [(people.arm == arm) & (people.came <= day) for arm in arms]
+        if min(int(flags.sum()) for flags in here) < 2:
+            continue
+        control, treatment = (_of({**sums, **people.before}, flags) for flags in here)
+        for metric, row in zip(metrics, rows, strict=True):
+            adjusted = explains(metric, control, treatment)
+            effect = compare(metric, control, treatment, adjusted=adjusted) if row["effect"] else None
+            if effect is not None:
+                valid = always_valid(effect, control.count() + treatment.count(), best_at)
+                row["days"].append({"day": day, **_row(effect), "always_valid": asdict(valid)})
+
+
+def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole: Sequence[int]) -> int | None:
+    """Days until `wanted` viewers have come, at the rate at which new ones came in the last seven of the `whole` days.
+
+    None where that cannot be said: nothing was wanted, or nobody new comes.
+    """
+    ours = people.rows(arms)
+    if wanted is None:
+        return None
+    missing = wanted - int(ours.sum())
+    if missing <= 0:
+        return 0
+    new = np.bincount(people.came[ours], minlength=max(whole, default=0) + 1)
+    rate = new[list(whole)[-RECENT_DAYS:]].mean() if whole else new.mean()
+    return math.ceil(missing / rate) if rate > 0 else None
+
+
+def _of(sums: Mapping[str, F64], flags: Any) -> Aggregates:
+    return aggregates({name: values[flags] for name, values in sums.items()})
+
+
+def _row(effect: Effect) -> dict[str, Any]:
+    names = ("difference", "low", "high", "relative", "relative_low", "relative_high", "p")
+    return {name: getattr(effect, name) for name in names}

@@ -1,0 +1,79 @@
+"""The metrics of an experiment, each by what is divided by what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from training.experiment.panel import CLICK, JOIN, LEAVE
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Σ `above` / Σ `below` over an arm's viewers, or the mean of `above` where nothing is below."""
+
+    name: str
+    title: str
+    unit: str
+    numerator: str
+    denominator: str
+    above: str
+    below: str | None
+    events: tuple[str, ...]  # that must be in the log
+    claimed: tuple[str, float] | None = None  # of the original, and as what
+
+    @property
+    def definition(self) -> Mapping[str, str]:
+        """What a table of definitions says."""
+        given = asdict(self)
+        return {key: given[key] for key in ("name", "title", "unit", "numerator", "denominator")}
+
+
+VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by the arm of their first one"
+METRICS = (
+    Metric(
+        "active_days",
+        "Active days per viewer",
+        "days per viewer",
+        "days on which a viewer had an exposure, summed over viewers: the daily active viewers of all days",
+        VIEWERS,
+        "active_days",
+        None,
+        (),
+        ("daily active customers", 0.0196),
+    ),
+    Metric(
+        "join_rate",
+        "Join rate per exposure",
+        "joins per exposure",
+        "joins",
+        "exposures",
+        "joins",
+        "exposures",
+        (JOIN,),
+        ("join rate", 0.0199),
+    ),
+    Metric(
+        "clicks",
+        "Clicks per viewer",
+        "clicks per viewer",
+        "clicks",
+        VIEWERS,
+        "clicks",
+        None,
+        (CLICK,),
+        ("clicks to explore", 0.0842),
+    ),
+    Metric("joins", "Joins per viewer", "joins per viewer", "joins", VIEWERS, "joins", None, (JOIN,)),
+    Metric(
+        "minutes",
+        "Listening time per viewer",
+        "minutes per viewer",
+        "minutes from a join to the same viewer's leave of the same candidate",
+        VIEWERS,
+        "minutes",
+        None,
+        (JOIN, LEAVE),
+    ),
+)
+PRIMARY = "join_rate"

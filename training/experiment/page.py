@@ -1,0 +1,207 @@
+"""The report of an experiment as text and as a page: the verdict first."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.evaluation.report import as_table, whole_page
+from training.experiment import charts
+from training.experiment.verdict import sized, span
+
+Report = Mapping[str, Any]
+NOTHING = "–"
+HOW = (
+    "Effects are of the treatment against the control, by the arm that a viewer was assigned to, whatever rung was "
+    "answered. Control and treatment are means after adjustment by what the same viewers did before, where there is "
+    "such. The fixed-horizon interval is for one look at a time that was set before; that of any look may be read "
+    "daily. p (Holm) is corrected for the number of metrics. Formulas and sources: docs/experiments.md."
+)
+
+
+def headline(result: Report) -> str:
+    """The verdict, its reason and what is still needed."""
+    return f"{result['verdict']}: {result['reason']}; {result['outlook']}"
+
+
+def text(result: Report) -> str:
+    """The report in a few lines for a terminal."""
+    lines = [headline(result), *sample_ratio(result), *_lined(result["claims"]), *_lined(_metrics(result))]
+    lines += [*_lined(_guardrails(result)), *notes(result)]
+    return "\n".join(lines)
+
+
+def page(result: Report) -> str:
+    """`report.html`: self-contained, readable in grey."""
+    days = result["window"]["days"]
+    parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(_rest(result))}</p>"]
+    if result["claims"]:
+        parts += ["<h2>What was claimed, and what is here</h2>", as_table(result["claims"])]
+        parts += [f"<p>Here: {html.escape(_arms(result))}, fixed horizon.</p>"]
+    parts += ["<h2>Sample ratio</h2>", *_paragraphs(sample_ratio(result))]
+    if result["metrics"]:
+        parts += ["<h2>Metrics</h2>", as_table(_metrics(result)), f"<p>{HOW}</p>"]
+    parts += ["<h2>Definitions</h2>", as_table(_definitions(result)), *_paragraphs(notes(result))]
+    if any(metric["effect"] for metric in result["metrics"]):
+        parts += ["<h2>Day by day</h2>"]
+        for metric in result["metrics"]:
+            if metric["effect"] and metric["days"]:
+                caption = f"{metric['title']}, of all days up to each one"
+                parts.append(_figure(charts.cumulative(metric, days), caption))
+    caption = "Viewers with an exposure on the day; the first and last day may be in part"
+    parts += [_figure(charts.viewers(result["daily_viewers"], days), caption)]
+    parts += ["<h2>Guardrails</h2>", as_table(_guardrails(result))]
+    parts += [f"<p>{html.escape(_sentence(result['not_in_the_log']))}.</p>"]
+    return whole_page(f"Experiment {result['experiment']}: {result['verdict']}", parts)
+
+
+def sample_ratio(result: Report) -> list[str]:
+    """Whether the viewers are split as they were to be."""
+    ratio = result["sample_ratio"]
+    total = max(sum(ratio["viewers"].values()), 1)
+    expected = sum(ratio["shares"].values()) or 1.0
+    split = ", ".join(
+        f"{arm} {num:,} viewers ({num / total:.2%} where {ratio['shares'][arm] / expected:.2%} was to be)"
+        for arm, num in ratio["viewers"].items()
+    )
+    p = NOTHING if ratio["p"] is None else f"{ratio['p']:.3g}"
+    lines = [f"{split}; p = {p}, shares from {ratio['shares_from']}"]
+    if ratio["crossing_viewers"]:
+        lines.append(
+            f"{ratio['crossing_viewers']:,} viewers were shown two arms ({ratio['crossing_share']:.3%})"
+        )
+    if result["blocked"]:
+        lines.append("The report is blocked: no effects are shown, for they would not be of the arms alone")
+    return lines
+
+
+def notes(result: Report) -> list[str]:
+    """What was analysed and what was left out."""
+    window, left = result["window"], result["left_out"]
+    lines = [
+        f"{window['start']} to {window['end']}: {len(window['days'])} calendar days in {window['timezone']}"
+        + (f", in part {' and '.join(window['partial_days'])}" if window["partial_days"] else "")
+    ]
+    if window["exposures_left_out"]:
+        why = (
+            "before the arms' shares last changed"
+            if window["shares_changed"]
+            else "outside the declared time"
+        )
+        lines.append(f"{window['exposures_left_out']:,} exposures {why} are left out")
+    if window["declared_in"] is None:
+        lines.append(
+            "No declaration was found: the experiment begins with its first exposure and has no end; "
+            f"the smallest effect of interest is taken as {result['smallest_effect']:.1%}"
+        )
+    seen = result["viewers_seen_before"]
+    lines.append(
+        f"{seen:,} viewers were seen before {window['before']}: effects are adjusted by what they did then"
+        if seen
+        else "No viewer was seen before the experiment: nothing is adjusted"
+    )
+    lines.append(
+        f"Left out: {left['test_exposures']:,} exposures of test traffic, {left['anonymous_exposures']:,} of anonymous "
+        f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
+        "and joins that fit no exposure"
+    )
+    if result["untold"]:
+        lines.append(f"Without events in the log: {', '.join(result['untold'])}")
+    return lines
+
+
+def _rest(result: Report) -> str:
+    return f"{result['reason']}; {result['outlook']}."
+
+
+def _arms(result: Report) -> str:
+    return f"{result['treatment']} against {result['control']}"
+
+
+def _metrics(result: Report) -> list[list[str]]:
+    if not result["metrics"]:
+        return []
+    smallest = f"power at {result['smallest_effect']:.1%}"
+    head = [
+        "metric",
+        result["control"],
+        result["treatment"],
+        "difference",
+        "relative, 95 %",
+        "95 % at any look",
+    ]
+    rows = [[*head, "not adjusted", "variance removed", "p", "p (Holm)", smallest, "detectable"]]
+    for metric in result["metrics"]:
+        effect = metric["effect"]
+        name = metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")
+        if not effect:
+            rows.append([name, *[NOTHING] * 11])
+            continue
+        plain = metric["unadjusted"]
+        rows.append(
+            [
+                name,
+                f"{metric['control']:.4g}",
+                f"{metric['treatment']:.4g}",
+                f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]",
+                f"{sized(effect['relative'], effect['difference'])} {span(effect)}",
+                span(metric["always_valid"]),
+                f"{sized(plain['relative'], plain['difference'])} {span(plain)}" if plain else NOTHING,
+                NOTHING if metric["variance_removed"] is None else f"{metric['variance_removed']:.0%}",
+                f"{effect['p']:.2g}",
+                f"{effect['p_holm']:.2g}",
+                NOTHING if metric["power"] is None else f"{metric['power']:.0%}",
+                NOTHING if metric["detectable"] is None else f"{metric['detectable']:.2%}",
+            ]
+        )
+    return rows
+
+
+def _definitions(result: Report) -> list[list[str]]:
+    from training.experiment.metrics import METRICS
+
+    zone = result["window"]["timezone"]
+    rows = [["metric", "unit", "numerator", "denominator", "day"]]
+    for metric in METRICS:
+        rows.append(
+            [
+                metric.title,
+                metric.unit,
+                metric.numerator,
+                metric.denominator,
+                f"from midnight to midnight, {zone}",
+            ]
+        )
+    return rows
+
+
+def _guardrails(result: Report) -> list[list[str]]:
+    arms = result["guardrails"]
+    rungs = sorted({rung for told in arms.values() for rung in told["rungs"]})
+    rows = [["arm", "exposures", *(f"rung {rung}" for rung in rungs), "degraded answers"]]
+    for arm, told in arms.items():
+        shares = [f"{told['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
+        degraded = NOTHING if told["degraded_share"] is None else f"{told['degraded_share']:.3%}"
+        rows.append([arm, f"{told['exposures']:,}", *shares, degraded])
+    return rows
+
+
+def _lined(rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["", *lines, ""]
+
+
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    return [f"<p>{html.escape(line)}.</p>" for line in lines]
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{html.escape(caption)}.</figcaption></figure>"
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]

@@ -1,0 +1,262 @@
+"""What a served log holds, as arrays: the exposures of known viewers, and what viewers did.
+
+Read batch by batch; ids become 64-bit hashes on the way, so that an exposure takes some 40 bytes whatever its ids.
+Among ten million ids two share a hash with a probability of 3e-6. Letters: N exposures, E events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from serve.errors import TabrankError
+from serve.log import MAY_BE_EMPTY, READS
+
+I8 = NDArray[np.int8]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+F64 = NDArray[np.float64]
+NONE = -1  # the code of what is null
+WANTED = {
+    "exposures": {"request_id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string()},
+    "events": {"id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string(), "candidate": pa.string()},
+}
+OPTIONAL = {
+    "exposures": {
+        **dict.fromkeys(("experiment", "arm", "rung", "traffic"), pa.string()),
+        "share": pa.float64(),
+        "seq": pa.int64(),
+    },
+    "events": {"kind": pa.string(), "request_id": pa.string(), "seq": pa.int64()},
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Exposures:
+    """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment.
+
+    `share` is the share that the arm had then, NaN where the log does not say. `num_test` and `num_anonymous`
+    exposures of the log were left out.
+    """
+
+    viewer: U64  # [N]
+    ts_ms: I64  # [N]
+    request: U64  # [N]
+    arm: I8  # [N], into arms
+    share: F64  # [N]
+    rung: I8  # [N], into rungs
+    arms: tuple[str, ...]
+    rungs: tuple[str, ...]
+    num_test: int = 0
+    num_anonymous: int = 0
+    num_repeated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ts_ms)
+
+    def rows(self, rows: NDArray[Any]) -> Exposures:
+        """Some of them: `rows` are numbers, or flags `[N]`."""
+        names = ("viewer", "ts_ms", "request", "arm", "share", "rung")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events of known viewers in order of time, each once; `request` is 0 where they name none."""
+
+    viewer: U64  # [E]
+    ts_ms: I64  # [E]
+    candidate: U64  # [E]
+    request: U64  # [E]
+    kind: I8  # [E], into kinds
+    kinds: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ts_ms)
+
+    def of(self, kind: str) -> NDArray[np.bool_]:
+        """[E]: which are of this kind."""
+        return np.asarray(self.kind == (self.kinds.index(kind) if kind in self.kinds else len(self.kinds)))
+
+
+def read_exposures(log: Path, experiment: str) -> Exposures:
+    """The live exposures of a log, of this experiment and of before it.
+
+    Raises:
+        TabrankError: there is no such log, or it holds nothing of the experiment.
+    """
+    return _again(lambda: _exposures(log, experiment))
+
+
+def read_events(log: Path) -> Events:
+    """The events of a log.
+
+    Raises:
+        TabrankError: there is no such log.
+    """
+    return _again(lambda: _events(log))
+
+
+def hashed(ids: Sequence[str | None]) -> U64:
+    """[N]: a hash of each id; 0 of none."""
+    return _hashes(pa.array(ids, pa.string()))
+
+
+def _exposures(log: Path, experiment: str) -> Exposures:
+    arms, rungs, names = _Codes(), _Codes(), set()
+    parts: list[tuple[NDArray[Any], ...]] = []
+    num_test = num_anonymous = 0
+    for batch in _batches(log, "exposures"):
+        live = pc.fill_null(pc.not_equal(batch["traffic"], "test"), True)
+        known = pc.and_(live, pc.is_valid(batch["viewer"]))
+        num_live = pc.sum(live).as_py() or 0
+        num_test += len(batch) - num_live
+        num_anonymous += num_live - (pc.sum(known).as_py() or 0)
+        batch = batch.filter(known)
+        names.update(pc.unique(batch["experiment"]).to_pylist())
+        ours = pc.fill_null(pc.equal(batch["experiment"], experiment), False)
+        parts.append(
+            (
+                _hashes(batch["viewer"]),
+                _whole(batch["ts_ms"]),
+                _hashes(batch["request_id"]),
+                arms(pc.if_else(ours, batch["arm"], None)),
+                batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
+                rungs(batch["rung"]),
+                _whole(batch["seq"]),
+            )
+        )
+    if experiment not in names:
+        known_names = ", ".join(sorted(filter(None, names))) or "none"
+        raise TabrankError(
+            f"--experiment {experiment}: {log} holds no exposure of it; it holds {known_names}"
+        )
+    viewer, ts_ms, request, arm, share, rung, seq = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
+    keep = _first(seq, request, ts_ms)
+    exposures = Exposures(
+        viewer,
+        ts_ms,
+        request,
+        arm,
+        share,
+        rung,
+        tuple(arms.known),
+        tuple(rungs.known),
+        num_test,
+        num_anonymous,
+    )
+    return replace(exposures.rows(keep), num_repeated=len(viewer) - len(keep))
+
+
+def _events(log: Path) -> Events:
+    kinds = _Codes()
+    parts: list[tuple[NDArray[Any], ...]] = []
+    for batch in _batches(log, "events"):
+        batch = batch.filter(pc.is_valid(batch["viewer"]))
+        parts.append(
+            (
+                _hashes(batch["viewer"]),
+                _whole(batch["ts_ms"]),
+                _hashes(batch["candidate"]),
+                _hashes(batch["request_id"]),
+                kinds(batch["kind"]),
+                _hashes(batch["id"]),
+            )
+        )
+    if not parts:
+        none = np.zeros(0, np.uint64)
+        return Events(none, none.astype(np.int64), none, none, none.astype(np.int8), ())
+    viewer, ts_ms, candidate, request, kind, id_ = (np.concatenate(part) for part in zip(*parts, strict=True))
+    keep = _first(np.zeros(len(id_), np.int64), id_, ts_ms)
+    return Events(viewer[keep], ts_ms[keep], candidate[keep], request[keep], kind[keep], tuple(kinds.known))
+
+
+def _first(seq: I64, id_: U64, ts_ms: I64) -> I64:
+    """The rows to keep, in order of time: each number once (segments being merged hold some twice), then each id."""
+    if (seq > 0).all() and (seq[1:] > seq[:-1]).all():
+        rows = np.arange(len(seq))  # the service's own numbers, none twice: it takes an id once
+    else:
+        rows = np.flatnonzero(~pd.Series(id_).duplicated().to_numpy())
+    return np.asarray(rows[np.argsort(ts_ms[rows], kind="stable")], np.int64)
+
+
+class _Codes:
+    """Numbers names in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def __call__(self, column: pa.Array) -> I8:
+        encoded = column.dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        if len(self.known) + len(names) > 100:
+            raise TabrankError(f"the log names over 100 arms, rungs or kinds of event, such as {names[0]!r}")
+        codes = np.array([self.known.setdefault(name, len(self.known)) for name in names] or [NONE], np.int8)
+        at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(np.int8)
+
+
+def _hashes(column: pa.Array) -> U64:
+    encoded = column.dictionary_encode()  # a viewer comes many times in a batch
+    if not len(encoded.dictionary):
+        return np.zeros(len(column), np.uint64)
+    values = np.array(encoded.dictionary.to_pylist(), object)
+    hashes = pd.util.hash_array(values, categorize=False)
+    at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(encoded.is_null().to_numpy(zero_copy_only=False), 0, hashes[at]).astype(np.uint64)
+
+
+def _whole(column: pa.Array) -> I64:
+    return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _batches(log: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """A table of a log by batches, with the columns of it that are read; those that may be missing are null then."""
+    paths = [path for path in (log / f"{name}.parquet", log / name) if path.exists()]
+    if not paths and not (name in MAY_BE_EMPTY and (log / "exposures").is_dir()):
+        raise TabrankError(
+            f"--log {log}: holds no table {name}; name the folder that `log` of cluster.yaml names"
+        )
+    columns = WANTED[name] | OPTIONAL[name]
+    for path in paths:
+        for file in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
+            with pq.ParquetFile(file) as opened:
+                there = [column for column in columns if column in opened.schema_arrow.names]
+                for column in WANTED[name]:
+                    if column not in there:
+                        raise TabrankError(f"{file}: the column {column!r} is missing")
+                for batch in opened.iter_batches(columns=there):
+                    yield pa.record_batch(
+                        {
+                            column: batch[column].cast(wanted)
+                            if column in there
+                            else pa.nulls(len(batch), wanted)
+                            for column, wanted in columns.items()
+                        }
+                    )
+
+
+def _again(read: Callable[[], T]) -> T:
+    """What it reads; again where a segment was merged or deleted meanwhile."""
+    for _ in range(READS - 1):
+        try:
+            return read()
+        except (pa.ArrowInvalid, OSError):
+            continue
+    try:
+        return read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TabrankError(f"the log is not readable as Parquet: {str(error).splitlines()[0]}") from None

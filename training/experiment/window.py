@@ -1,0 +1,114 @@
+"""The time that is analysed: since the experiment's start and the last change of its shares, by calendar days."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import TabrankError
+from training.experiment.declared import Declared
+from training.experiment.traffic import I64, NONE, Exposures
+
+
+@dataclass(frozen=True)
+class Window:
+    """From `start_ms` on and before `end_ms`; `midnights_ms` are where its days begin, the first one's before it.
+
+    What is before `before_ms` no arm can have touched: it may explain, and is not analysed.
+    """
+
+    start_ms: int
+    end_ms: int
+    before_ms: int
+    changed: bool  # the shares were others before
+    midnights_ms: tuple[int, ...]
+    timezone: str
+
+    @property
+    def days(self) -> list[str]:
+        """The dates, in the time zone."""
+        zone = ZoneInfo(self.timezone)
+        return [datetime.fromtimestamp(ms / 1e3, zone).date().isoformat() for ms in self.midnights_ms]
+
+    def day(self, ts_ms: I64) -> NDArray[np.int16]:
+        """[N]: the number of each time's day, from 0."""
+        return np.asarray(np.searchsorted(self.midnights_ms, ts_ms, side="right") - 1, np.int16)
+
+    def holds(self, ts_ms: I64) -> NDArray[np.bool_]:
+        """[N]: which times are in it."""
+        return np.asarray((ts_ms >= self.start_ms) & (ts_ms < self.end_ms))
+
+
+def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window:
+    """The window of an experiment's exposures: in order of time, those of other experiments too.
+
+    Shares that differ from an arm's last one are of before: the window begins after the last such exposure. Where
+    only one arm was shown until then, all was alike until then, and that time counts as before the experiment.
+
+    Raises:
+        TabrankError: the time zone is unknown, or no exposure is in the window.
+    """
+    ours = exposures.rows(exposures.arm != NONE)
+    after = ours.ts_ms >= (declaration.start_ms or 0)
+    before_end = ours.ts_ms < (declaration.end_ms or np.iinfo(np.int64).max)
+    ours = ours.rows(after & before_end)
+    if not len(ours):
+        raise TabrankError(
+            f"the log holds no exposure of {declaration.name} between its start and end in {declaration.source}"
+        )
+    start_ms = begins_ms = int(declaration.start_ms or ours.ts_ms[0])
+    stale = np.zeros(len(ours), bool)
+    for arm in np.unique(ours.arm):
+        of_arm = (ours.arm == arm) & np.isfinite(ours.share)
+        if of_arm.any():
+            last = ours.share[of_arm][-1]
+            stale |= of_arm & (np.abs(ours.share - last) > 1e-9)
+    if stale.any():
+        row = int(np.flatnonzero(stale)[-1])
+        start_ms = int(ours.ts_ms[row]) + 1
+        if len(np.unique(ours.arm[: row + 1])) == 1:
+            begins_ms = start_ms
+    end_ms = int(ours.ts_ms[-1]) + 1
+    if end_ms <= start_ms:
+        raise TabrankError(
+            f"the arms' shares changed with the log's last exposures of {declaration.name}: nothing came since"
+        )
+    return Window(
+        start_ms, end_ms, begins_ms, bool(stale.any()), _midnights(start_ms, end_ms, timezone), timezone
+    )
+
+
+def _midnights(start_ms: int, end_ms: int, timezone: str) -> tuple[int, ...]:
+    try:
+        zone = ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise TabrankError(
+            f"--timezone {timezone}: unknown; write a name such as UTC or Europe/Berlin"
+        ) from None
+    first = datetime.fromtimestamp(start_ms / 1e3, zone).date()
+    last = datetime.fromtimestamp((end_ms - 1) / 1e3, zone).date()
+    return tuple(_midnight(first + timedelta(days=i), zone) for i in range((last - first).days + 1))
+
+
+def _midnight(day: date, zone: ZoneInfo) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() * 1e3)
+
+
+def partial_days(window: Window) -> list[str]:
+    """The days that the window covers by less than 95 %: its first and last may be."""
+    days = window.days
+    bounds = [*window.midnights_ms, window.midnights_ms[-1] + 86_400_000]
+    covered = [
+        (min(window.end_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
+        for i in range(len(days))
+    ]
+    return [day for day, share in zip(days, covered, strict=True) if share < 0.95]
+
+
+def utc(ms: int) -> str:
+    """A time as people read it."""
+    return datetime.fromtimestamp(ms / 1e3, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
