@@ -15,9 +15,10 @@ def write_rows(folder, exposures, events=()):
     """A log of the given rows; what a row does not say is as usual."""
     usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live", "viewer": None}
     rows = [usual | {"request_id": f"r{i}", "seq": i + 1} | row for i, row in enumerate(exposures)]
-    _write(folder / "exposures", rows)
+    _write(folder / "exposures", pa.Table.from_pylist(rows))
     usual = {"candidate": "a", "request_id": None, "viewer": None}
-    _write(folder / "events", [usual | {"id": f"e{i}"} | row for i, row in enumerate(events)])
+    rows = [usual | {"id": f"e{i}"} | row for i, row in enumerate(events)]
+    _write(folder / "events", pa.Table.from_pylist(rows))
     return folder
 
 
@@ -32,8 +33,6 @@ def write_experiment(
     share=0.5,
     crossing=0,
     seed=0,
-    join=0.15,
-    more_exposures=(),
 ):
     """A log of viewers who come on random days; `uplift` is what the model adds to clicks and joins, relative.
 
@@ -52,30 +51,41 @@ def write_experiment(
     last = {who: row for row, who in enumerate(viewer) if started[row]}
     for who in range(crossing):
         arm[last[who]] = 1 - arm[last[who]]
-    rate = 0.5 * np.minimum(taste[viewer], 2) * (1 + uplift * (arm == 1) * started)
+    rate = 0.3 * np.minimum(taste[viewer], 2) * (1 + uplift * (arm == 1) * started)
     clicked = rng.random(len(viewer)) < rate
-    joined = clicked & (rng.random(len(viewer)) < 2 * join)
-    exposures = [
+    joined = clicked & (rng.random(len(viewer)) < 0.3)
+    num = len(viewer)
+    requests, who = np.char.add("r", np.arange(num).astype(str)), np.char.add("v", viewer.astype(str))
+    shares = np.where(arm == 1, share, 1 - share)
+    exposures = {
+        "request_id": requests,
+        "seq": np.arange(1, num + 1),
+        "viewer": who,
+        "ts_ms": ts_ms,
+        "experiment": pa.array(np.full(num, "launch"), mask=~started),
+        "arm": pa.array(np.array(ARMS)[arm], mask=~started),
+        "share": pa.array(shares, mask=~started),
+        "rung": np.where(np.arange(num) % 50 == 0, "fallback", "full"),
+        "traffic": np.full(num, "live"),
+    }
+    kinds = [("click", 1_000, clicked), ("join", 2_000, joined), ("leave", 62_000, joined)]
+    parts = [
         {
-            "viewer": f"v{viewer[i]}",
-            "ts_ms": int(ts_ms[i]),
-            "experiment": "launch" if started[i] else None,
-            "arm": ARMS[arm[i]] if started[i] else None,
-            "share": (share if arm[i] else 1 - share) if started[i] else None,
-            "rung": "fallback" if i % 50 == 0 else "full",
+            "id": np.char.add(kind, np.flatnonzero(flags).astype(str)),
+            "viewer": who[flags],
+            "candidate": np.full(flags.sum(), "a"),
+            "kind": np.full(flags.sum(), kind),
+            "ts_ms": ts_ms[flags] + later_ms,
+            "request_id": requests[flags],
         }
-        for i in range(len(viewer))
+        for kind, later_ms, flags in kinds
     ]
-    events = []
-    for i in np.flatnonzero(clicked).tolist():
-        kinds = [("click", 1_000), ("join", 2_000), ("leave", 62_000)] if joined[i] else [("click", 1_000)]
-        for kind, later_ms in kinds:
-            event = {"viewer": f"v{viewer[i]}", "ts_ms": int(ts_ms[i]) + later_ms, "kind": kind}
-            events.append(event | {"request_id": f"r{i}"})
-    return write_rows(folder, [*exposures, *more_exposures], events)
+    _write(folder / "exposures", pa.table(exposures))
+    _write(folder / "events", pa.table({name: np.concatenate([p[name] for p in parts]) for name in parts[0]}))
+    return folder
 
 
-def _write(folder, rows):
+def _write(folder, table):
     folder.mkdir(parents=True)
-    if rows:
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{1:020d}.parquet")
+    if len(table):
+        pq.write_table(table, folder / f"{1:020d}.parquet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from tea_tasting.aggr import Aggregates
@@ -26,6 +26,13 @@ from training.experiment.statistics import (
 from training.experiment.traffic import F64, Events
 
 RECENT_DAYS = 7
+
+
+class Split(TypedDict):
+    """What the power of a comparison depends on besides its viewers."""
+
+    ratio: float
+    adjusted: bool
 
 
 def told(events: Events) -> list[Metric]:
@@ -54,7 +61,7 @@ def comparisons(
         effects[metric.name] = effect
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
-        size = {"ratio": ratio, "adjusted": adjusted}
+        size: Split = {"ratio": ratio, "adjusted": adjusted}
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,

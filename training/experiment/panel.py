@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,9 +57,9 @@ class Panel:
 
     def totals(self) -> dict[str, F64]:
         """Each viewer's sums over the window, `[V]` each, and those of before."""
-        return {
-            name: np.bincount(self.viewer, weights=self.sums[name], minlength=len(self.arm)) for name in SUMS
-        } | dict(self.before)
+        size = len(self.arm)
+        sums = {name: _summed(self.viewer, self.sums[name], size) for name in SUMS}
+        return {**sums, **self.before}
 
 
 def panel(exposures: Exposures, events: Events, window: Window) -> Panel:
@@ -78,7 +79,7 @@ def panel(exposures: Exposures, events: Events, window: Window) -> Panel:
     row, fits = _cells(ours, cell, events, viewers, codes, keys, window, ours.ts_ms[first])
     sums = {"exposures": num_exposures.astype(np.float64), "active_days": np.ones(len(keys))}
     for name, weight in _weights(events, minutes).items():
-        sums[name] = np.bincount(row[fits], weights=weight[fits], minlength=len(keys))
+        sums[name] = _summed(row[fits], weight[fits], len(keys))
     before, num_seen_before = _before(exposures, events, minutes, viewers, window)
     counted = events.of(CLICK) | events.of(JOIN)
     in_window = window.holds(events.ts_ms)
@@ -163,12 +164,16 @@ def _before(
     if not known.any():
         return {}, 0
     size = len(viewers)
-    sums = {"exposures": np.bincount(who[known], minlength=size).astype(np.float64)}
+    sums = {"exposures": _summed(who[known], np.ones(int(known.sum())), size)}
     days = early.ts_ms[known] // 86_400_000
     seen = np.unique(np.stack([who[known], days]), axis=1)
-    sums["active_days"] = np.bincount(seen[0], minlength=size).astype(np.float64)
+    sums["active_days"] = _summed(seen[0], np.ones(len(seen[0])), size)
     whose = index.get_indexer(pd.Index(events.viewer))
     past = (whose >= 0) & (events.ts_ms < window.before_ms)
     for name, weight in _weights(events, minutes).items():
-        sums[name] = np.bincount(whose[past], weights=weight[past], minlength=size)
+        sums[name] = _summed(whose[past], weight[past], size)
     return {name + BEFORE: values for name, values in sums.items()}, int((sums["exposures"] > 0).sum())
+
+
+def _summed(to: NDArray[Any], weights: F64, size: int) -> F64:
+    return np.bincount(to, weights=weights, minlength=size).astype(np.float64)

@@ -146,7 +146,7 @@ def _compared(
     others = [arm for arm in arms if arm != control]
     if treatment is None and len(others) == 1:
         treatment = others[0]
-    if treatment not in others:
+    if treatment is None or treatment not in others:
         raise TabrankError(
             f"--treatment {treatment}: name one arm to compare with {control}; there are {said}"
         )

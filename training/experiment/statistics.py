@@ -87,6 +87,7 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
         return None
     relative = result.rel_effect_size, result.rel_effect_size_ci_lower, result.rel_effect_size_ci_upper
     told = result.control > 0 and result.treatment > 0 and all(map(math.isfinite, relative))
+    ratio, low, high = map(float, relative) if told else (None, None, None)
     return Effect(
         result.control,
         result.treatment,
@@ -94,8 +95,10 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
         result.effect_size_ci_lower,
         result.effect_size_ci_upper,
         result.pvalue,
-        *(map(float, relative) if told else (None, None, None)),
-        result=result,
+        ratio,
+        low,
+        high,
+        result,
     )
 
 
@@ -106,7 +109,7 @@ def holm(effects: Mapping[str, Effect]) -> dict[str, float]:
     results = ExperimentResult({name: effect.result for name, effect in effects.items()})
     corrected = adjust_fwer(results, alpha=ALPHA, arbitrary_dependence=True, method="bonferroni")
     (comparison,) = corrected.values()
-    return {cast(str, name): float(result["pvalue_adj"]) for name, result in comparison.items()}  # type: ignore[index, call-overload]
+    return {cast(str, name): float(result["pvalue_adj"]) for name, result in comparison.items()}
 
 
 def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
@@ -158,7 +161,8 @@ def _test(metric: Metric, adjusted: bool, *, ratio: float = 1.0, effect: float |
         power=POWER,
         ratio=ratio,
         rel_effect_size=effect,
-        use_t=True,
+        # planning takes the normal distribution: the solver begins at 3 viewers, where the other has no degrees of freedom
+        use_t=effect is None,
         equal_var=False,
     )
 

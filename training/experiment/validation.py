@@ -161,7 +161,7 @@ CLICK_RATE, JOIN_RATE = 0.3, 0.1
 def viewers(rng: Generator, num: int, uplift: float) -> dict[str, F64]:
     """[V] each: an eager viewer comes more often and also does more per exposure, so ratio and size hang together."""
     eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, num)
-    exposures = 1.0 + rng.poisson(MEAN_EXPOSURES * eager)
+    exposures = 1.0 + rng.poisson(MEAN_EXPOSURES * eager).astype(np.float64)
     clicks, joins = (
         rng.poisson(exposures * eager * rate * (1 + uplift)).astype(np.float64)
         for rate in (CLICK_RATE, JOIN_RATE)

@@ -16,12 +16,15 @@ from training.experiment.traffic import I64, NONE, Exposures
 
 @dataclass(frozen=True)
 class Window:
-    """From `start_ms` on and before `end_ms`; `midnights_ms` are where its days begin, the first one's before it.
+    """From `start_ms` on and before `end_ms`: the declared end, or the midnight after the last exposure.
+
+    `midnights_ms` are where its days begin, the first one's before it; the last exposure was at `last_ms`.
 
     What is before `before_ms` no arm can have touched: it may explain, and is not analysed.
     """
 
     start_ms: int
+    last_ms: int
     end_ms: int
     before_ms: int
     changed: bool  # the shares were others before
@@ -72,17 +75,19 @@ def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window
         start_ms = int(ours.ts_ms[row]) + 1
         if len(np.unique(ours.arm[: row + 1])) == 1:
             begins_ms = start_ms
-    end_ms = int(ours.ts_ms[-1]) + 1
-    if end_ms <= start_ms:
+    last_ms = int(ours.ts_ms[-1])
+    if last_ms < start_ms:
         raise TabrankError(
             f"the arms' shares changed with the log's last exposures of {declaration.name}: nothing came since"
         )
-    return Window(
-        start_ms, end_ms, begins_ms, bool(stale.any()), _midnights(start_ms, end_ms, timezone), timezone
-    )
+    *midnights, next_midnight = _midnights(start_ms, last_ms, timezone)
+    end_ms = min(next_midnight, declaration.end_ms or next_midnight)
+    changed = bool(stale.any())
+    return Window(start_ms, last_ms, end_ms, begins_ms, changed, tuple(midnights), timezone)
 
 
-def _midnights(start_ms: int, end_ms: int, timezone: str) -> tuple[int, ...]:
+def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
+    """Where the days from one time to another begin, and the one after."""
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -90,8 +95,8 @@ def _midnights(start_ms: int, end_ms: int, timezone: str) -> tuple[int, ...]:
             f"--timezone {timezone}: unknown; write a name such as UTC or Europe/Berlin"
         ) from None
     first = datetime.fromtimestamp(start_ms / 1e3, zone).date()
-    last = datetime.fromtimestamp((end_ms - 1) / 1e3, zone).date()
-    return tuple(_midnight(first + timedelta(days=i), zone) for i in range((last - first).days + 1))
+    last = datetime.fromtimestamp(last_ms / 1e3, zone).date()
+    return tuple(_midnight(first + timedelta(days=i), zone) for i in range((last - first).days + 2))
 
 
 def _midnight(day: date, zone: ZoneInfo) -> int:
@@ -103,7 +108,7 @@ def partial_days(window: Window) -> list[str]:
     days = window.days
     bounds = [*window.midnights_ms, window.midnights_ms[-1] + 86_400_000]
     covered = [
-        (min(window.end_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
+        (min(window.last_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
         for i in range(len(days))
     ]
     return [day for day, share in zip(days, covered, strict=True) if share < 0.95]
