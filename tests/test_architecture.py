@@ -98,6 +98,7 @@ def test_every_command_has_help():
                 "audit",
                 "report",
                 "publish",
+                "experiment",
                 "bench",
             ),
         ),

@@ -62,4 +62,4 @@ def test_a_few_runs_of_the_validation_hold():
 def test_the_validation_holds():
     result = validation.validate(300, seed=1)
     assert result["held"], validation.table(result)
-    assert len(result["checks"]) == 13
+    assert len(result["checks"]) == 14

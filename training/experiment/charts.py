@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 
 from training.evaluation.charts import DASHES, STYLE, as_svg, new_axes
+
+MOST_DATES = 20
 
 
 def cumulative(metric: Mapping[str, Any], days: Sequence[str]) -> str:
@@ -26,8 +29,7 @@ def cumulative(metric: Mapping[str, Any], days: Sequence[str]) -> str:
             axes.plot(at, line, "--", color="0.4", label=label)
         axes.plot(at, middle, "o-", color="0", label="effect of all days so far")
         axes.axhline(0, color="0", linestyle=":", linewidth=1)
-        axes.set_xticks(range(len(days)), days, rotation=45, ha="right")
-        axes.legend()
+        _finish(axes, days)
         return as_svg(figure)
 
 
@@ -37,7 +39,12 @@ def viewers(daily: Mapping[str, Sequence[int]], days: Sequence[str]) -> str:
         figure, axes = new_axes("", "viewers of the day", height=2.4)
         for (arm, counts), (dash, grey) in zip(daily.items(), DASHES, strict=False):
             axes.plot(range(len(days)), counts, dash, marker="o", color=grey, label=arm)
-        axes.set_ylim(bottom=0)
-        axes.set_xticks(range(len(days)), days, rotation=45, ha="right")
-        axes.legend()
+        axes.set_ylim(0, 1.1 * max(max(counts) for counts in daily.values()))
+        _finish(axes, days)
         return as_svg(figure)
+
+
+def _finish(axes: Axes, days: Sequence[str]) -> None:
+    every = -(-len(days) // MOST_DATES)
+    axes.set_xticks(range(0, len(days), every), days[::every], rotation=45, ha="right")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -49,7 +49,7 @@ def comparisons(
     """
     totals = people.totals()
     control, treatment = (_of(totals, people.arm == arm) for arm in arms)
-    best_at = DAYS * max(1, int((people.rows(arms) & (people.came == 0)).sum()))
+    best_at = _best_at(people, arms)
     effects, rows = {}, []
     for metric in metrics:
         adjusted = explains(metric, control, treatment)
@@ -73,33 +73,30 @@ def comparisons(
             "detectable": detectable(metric, both, **size),
             "viewers_needed": viewers_needed(metric, both, smallest_effect, **size),
         }
-    for row in rows:
+    corrected, days = holm(effects), daily(people, arms, metrics)
+    for row, curve in zip(rows, days, strict=True):
         if row["effect"]:
-            row["effect"]["p_holm"] = holm(effects)[row["name"]]
-            row["days"] = []
-    _add_days(rows, people, arms, metrics, best_at)
+            row["effect"]["p_holm"] = corrected[row["name"]]
+            row["days"] = curve
     return rows
 
 
-def _add_days(
-    rows: Sequence[dict[str, Any]],
-    people: Panel,
-    arms: tuple[int, int],
-    metrics: Sequence[Metric],
-    best_at: float,
-) -> None:
-    """To each metric's row, the effect of all days up to each one."""
+def daily(people: Panel, arms: tuple[int, int], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
+    """For each metric, the effect of all days up to each one on which it can be told."""
+    best_at = _best_at(people, arms)
+    curves: list[list[dict[str, Any]]] = [[] for _ in metrics]
     for day, sums in people.by_day():
         here = [(people.arm == arm) & (people.came <= day) for arm in arms]
         if min(int(flags.sum()) for flags in here) < 2:
             continue
         control, treatment = (_of({**sums, **people.before}, flags) for flags in here)
-        for metric, row in zip(metrics, rows, strict=True):
+        for metric, curve in zip(metrics, curves, strict=True):
             adjusted = explains(metric, control, treatment)
-            effect = compare(metric, control, treatment, adjusted=adjusted) if row["effect"] else None
+            effect = compare(metric, control, treatment, adjusted=adjusted)
             if effect is not None:
                 valid = always_valid(effect, control.count() + treatment.count(), best_at)
-                row["days"].append({"day": day, **_row(effect), "always_valid": asdict(valid)})
+                curve.append({"day": day, **_row(effect), "always_valid": asdict(valid)})
+    return curves
 
 
 def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole: Sequence[int]) -> int | None:
@@ -116,6 +113,11 @@ def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole:
     new = np.bincount(people.came[ours], minlength=max(whole, default=0) + 1)
     rate = new[list(whole)[-RECENT_DAYS:]].mean() if whole else new.mean()
     return math.ceil(missing / rate) if rate > 0 else None
+
+
+def _best_at(people: Panel, arms: tuple[int, int]) -> int:
+    """After how many viewers the interval of any look is narrowest."""
+    return DAYS * max(1, int((people.rows(arms) & (people.came == 0)).sum()))
 
 
 def _of(sums: Mapping[str, F64], flags: Any) -> Aggregates:

@@ -161,7 +161,7 @@ def _test(metric: Metric, adjusted: bool, *, ratio: float = 1.0, effect: float |
         power=POWER,
         ratio=ratio,
         rel_effect_size=effect,
-        # planning takes the normal distribution: the solver begins at 3 viewers, where the other has no degrees of freedom
+        # planning takes the normal distribution: the solver begins at 3 viewers, too few for degrees of freedom
         use_t=effect is None,
         equal_var=False,
     )

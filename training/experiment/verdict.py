@@ -63,7 +63,7 @@ def outlook(verdict: Verdict, days: int | None, smallest_effect: float, ended: b
         return "no further days are needed" if verdict in ("won", "lost") else "more days do not mend it"
     size = f"an effect of {smallest_effect:.1%} shows with 80 % probability"
     if days is None:
-        return f"how many days until {size} cannot be said: no new viewers come"
+        return f"how many days until {size} cannot be said, for too little is known or no new viewers come"
     more = f"in {days} more day{'s' * (days != 1)}" if days else "with as many viewers as there are"
     return f"{size} {more}" + ("" if ended else ", if one looks then and not before")
 
