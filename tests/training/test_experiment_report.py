@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from experiments import DAY_MS, START_MS, write_experiment, write_rows
+from served import Logging, busy_hour
 from typer.testing import CliRunner
 
 from serve.errors import TabrankError
@@ -154,6 +155,29 @@ def test_a_model_that_is_better_has_won(won):
     assert result["guardrails"]["model"]["degraded_share"] == pytest.approx(0.02, abs=0.01)
 
 
+def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):
+    arms = ("popular", "model", "shuffle")
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i / 10, arms[i % 3], share=1 / 3) for i in range(60)])
+    with pytest.raises(TabrankError, match="--treatment: name the arm to compare with popular"):
+        report(log, LAUNCH)
+    result = report(log, LAUNCH, treatment="shuffle")
+    assert result["sample_ratio"]["viewers"] == {"popular": 20, "shuffle": 20}
+    assert result["left_out"]["viewers_of_other_arms"] == 20
+
+
+def test_what_a_service_has_written_is_read(tmp_path, log_folder):
+    service = Logging(tmp_path, log_folder)
+    service.run(busy_hour)
+    exposures, events = read_exposures(service.folder / "log", "launch"), read_events(service.folder / "log")
+    written = service.log()
+    ours = [row for row in written.exposures.to_pylist() if row["traffic"] != "test" and row["viewer"]]
+    assert len(exposures) == len(ours)
+    assert exposures.num_test == sum(row["traffic"] == "test" for row in written.exposures.to_pylist()) > 0
+    assert exposures.arms == ("model",)
+    assert "full" in exposures.rungs
+    assert len(events) == sum(row["viewer"] is not None for row in written.events.to_pylist())
+
+
 def test_where_nothing_differs_the_days_still_needed_are_said(tmp_path):
     result = report(write_experiment(tmp_path / "log"), LAUNCH)
     assert result["verdict"] == "no difference shown"
@@ -239,7 +263,7 @@ class Page(HTMLParser):
     [
         (("--experiment", "lunch"), "it holds launch"),
         (("--experiment", "launch", "--control", "best"), "its arms are model, popular"),
-        (("--experiment", "launch", "--treatment", "popular"), "name one arm to compare with popular"),
+        (("--experiment", "launch", "--treatment", "popular"), "name the arm to compare with popular"),
         (("--experiment", "launch", "--timezone", "Mars"), "--timezone Mars: unknown"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, ttest_ind
 
 from training.experiment import validation
 from training.experiment.metrics import METRICS
@@ -28,6 +28,15 @@ def test_a_sample_grows_by_its_parts():
     summed = aggregates(parts[0]) + aggregates(parts[1])
     assert summed.mean("clicks") == pytest.approx(whole.mean("clicks"))
     assert summed.cov("clicks", "joins") == pytest.approx(whole.cov("clicks", "joins"))
+
+
+def test_a_difference_of_means_is_welchs():
+    rng = np.random.default_rng(2)
+    control, treatment = rng.gamma(2.0, 1.0, 300), rng.gamma(3.0, 1.0, 100)
+    effect = compare(CLICKS, *(aggregates({"clicks": arm}) for arm in (control, treatment)), adjusted=False)
+    welch = ttest_ind(treatment, control, equal_var=False)
+    assert effect.p == pytest.approx(welch.pvalue)
+    assert (effect.low, effect.high) == pytest.approx(tuple(welch.confidence_interval()))
 
 
 def test_viewers_needed_are_those_of_the_textbook():

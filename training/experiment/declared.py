@@ -35,7 +35,8 @@ class Declared:
     @property
     def popular(self) -> str:
         """The arm that gets the heuristic's order: what the others are compared with."""
-        return next((arm for arm, scorer in self.scorers.items() if scorer == POPULAR), POPULAR)
+        named = [arm for arm, scorer in self.scorers.items() if scorer == POPULAR]
+        return POPULAR if POPULAR in named or not named else named[0]
 
 
 def declared(path: Path, name: str) -> Declared:

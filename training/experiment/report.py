@@ -147,8 +147,9 @@ def _compared(
     if treatment is None and len(others) == 1:
         treatment = others[0]
     if treatment is None or treatment not in others:
+        given = "" if treatment is None else f" {treatment}"
         raise TabrankError(
-            f"--treatment {treatment}: name one arm to compare with {control}; there are {said}"
+            f"--treatment{given}: name the arm to compare with {control}; {declaration.name} has {said}"
         )
     return control, treatment
 

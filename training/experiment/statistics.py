@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from scipy.stats import norm
@@ -125,7 +125,8 @@ def detectable(metric: Metric, both: Aggregates, *, ratio: float, adjusted: bool
     """The relative effect that so many viewers show with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _test(metric, adjusted, ratio=ratio).solve_power_from_aggregates(both, "rel_effect_size")
+    test = _planned(metric, adjusted, ratio)
+    (solved,) = test.solve_power_from_aggregates(both, "rel_effect_size")
     return float(solved.rel_effect_size)
 
 
@@ -133,8 +134,7 @@ def power(metric: Metric, both: Aggregates, effect: float, *, ratio: float, adju
     """The probability with which so many viewers show this relative effect."""
     if not _solvable(metric, both):
         return None
-    test = _test(metric, adjusted, ratio=ratio, effect=effect)
-    (solved,) = test.solve_power_from_aggregates(both, "power")
+    (solved,) = _planned(metric, adjusted, ratio, effect).solve_power_from_aggregates(both, "power")
     return float(solved.power)
 
 
@@ -144,27 +144,8 @@ def viewers_needed(
     """How many viewers, of both arms together, show this relative effect with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    test = _test(metric, adjusted, ratio=ratio, effect=effect)
-    (solved,) = test.solve_power_from_aggregates(both, "n_obs")
+    (solved,) = _planned(metric, adjusted, ratio, effect).solve_power_from_aggregates(both, "n_obs")
     return int(solved.n_obs)
-
-
-def _test(metric: Metric, adjusted: bool, *, ratio: float = 1.0, effect: float | None = None) -> RatioOfMeans:
-    below = metric.below
-    return RatioOfMeans(
-        metric.above,
-        below,
-        metric.above + BEFORE if adjusted else None,
-        below + BEFORE if adjusted and below else None,
-        confidence_level=1 - ALPHA,
-        alpha=ALPHA,
-        power=POWER,
-        ratio=ratio,
-        rel_effect_size=effect,
-        # planning takes the normal distribution: the solver begins at 3 viewers, too few for degrees of freedom
-        use_t=effect is None,
-        equal_var=False,
-    )
 
 
 def explains(metric: Metric, control: Aggregates, treatment: Aggregates) -> bool:
@@ -183,3 +164,15 @@ def _varies(metric: Metric, arm: Aggregates) -> bool:
 
 def _solvable(metric: Metric, both: Aggregates) -> bool:
     return both.mean(metric.above) > 0 and _varies(metric, both)
+
+
+def _planned(metric: Metric, adjusted: bool, ratio: float, effect: float | None = None) -> RatioOfMeans:
+    """By the normal distribution: the solver's ends, such as three viewers, leave Student's no degrees of freedom."""
+    return _test(metric, adjusted, alpha=ALPHA, power=POWER, ratio=ratio, rel_effect_size=effect, use_t=False)
+
+
+def _test(metric: Metric, adjusted: bool, **more: Any) -> RatioOfMeans:
+    above, below = metric.above, metric.below
+    before = (above + BEFORE, below and below + BEFORE) if adjusted else (None, None)
+    known = {"confidence_level": 1 - ALPHA, "equal_var": False, "use_t": True}
+    return RatioOfMeans(above, below, *before, **known | more)
