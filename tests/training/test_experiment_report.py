@@ -293,7 +293,7 @@ applications:
         name: launch
         salt: s
         start: 2026-01-02T00:00:00Z
-        primary_metric: clicks
+        primary: clicks
         smallest_effect: 0.05
         arms:
           heuristic: {scorer: popular, share: 0.4}

@@ -86,7 +86,7 @@ def _declared(where: str, path: Path, given: Mapping[str, Any]) -> Declared:
         scorers=scorers,
         start_ms=_time(given.get("start"), f"{where}.start"),
         end_ms=_time(given.get("end"), f"{where}.end"),
-        primary=given.get("primary_metric"),
+        primary=given.get("primary"),
         smallest_effect=smallest,
         source=str(path),
     )

@@ -80,7 +80,7 @@ def notes(result: Report) -> list[str]:
     """What was analysed and what was left out."""
     window, left = result["window"], result["left_out"]
     lines = [
-        f"{window['start']} to {window['end']}: {len(window['days'])} calendar days in {window['timezone']}"
+        f"{window['start']} to {window['last_exposure']}: {len(window['days'])} calendar days in {window['timezone']}"
         + (f", in part {' and '.join(window['partial_days'])}" if window["partial_days"] else "")
     ]
     if window["exposures_left_out"]:

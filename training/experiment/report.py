@@ -175,7 +175,7 @@ def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     if declaration.primary is not None and declaration.primary not in known:
         names = ", ".join(known)
         raise TabrankError(
-            f"{declaration.source}: primary_metric {declaration.primary!r} is not told by this log; it tells {names}"
+            f"{declaration.source}: primary {declaration.primary!r} is not told by this log; it tells {names}"
         )
     return known[declaration.primary] if declaration.primary else known.get(PRIMARY) or metrics[-1]
 
@@ -185,6 +185,7 @@ def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[s
     return {
         "start": utc(span.start_ms),
         "end": utc(span.end_ms),
+        "last_exposure": utc(span.last_ms),
         "timezone": span.timezone,
         "days": span.days,
         "partial_days": partial_days(span),
