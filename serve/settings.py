@@ -16,7 +16,7 @@ Backend = Literal["onnx", "torch"]
 Clock = Literal["wall", "event"]
 ARGS = ("surface", "store", "models", "log", "keep_log_days", "backend", "clock")
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
-METRICS = ("daily_active_viewers", "join_rate", "clicks", "joins", "listening")  # of an experiment's report
+METRICS = ("active_days", "join_rate", "clicks", "joins", "minutes")  # of an experiment's report
 POPULAR, CURRENT, SHUFFLE, NOOP = "popular", "current", "shuffle", "noop"
 
 
@@ -89,8 +89,8 @@ class Experiment:
     holdout: float = 0.0  # the share of viewers who take part in no experiment and get the popular order
     start_ms: int | None = None  # before it, and from the end on, nobody takes part
     end_ms: int | None = None
-    primary: str = "clicks"  # the metric that decides
-    smallest_effect: float = 0.01  # of the primary metric, relative: what is smaller does not matter
+    primary: str = "join_rate"  # the metric that decides
+    smallest_effect: float = 0.02  # of the primary metric, relative: what is smaller does not matter
 
     @property
     def versions(self) -> dict[str, str]:
