@@ -144,7 +144,7 @@ def _only_application(config: Path, document: Mapping[str, Any]) -> dict[str, An
     return application
 
 
-def _all_to_the_model(config: Path, user_config: Mapping[str, Any]) -> None:
+def _all_to_the_model(config: Path, user_config: dict[str, Any]) -> None:
     arms = user_config.get("experiment", {}).get("arms", {})
     if arms and sum(arm.get("scorer") == "current" for arm in arms.values()) != 1:
         raise LoadtestError(
@@ -152,3 +152,8 @@ def _all_to_the_model(config: Path, user_config: Mapping[str, Any]) -> None:
         )
     for arm in arms.values():
         arm["share"] = 1.0 if arm["scorer"] == "current" else 0.0
+        if "explore" in arm:
+            arm["explore"] = 0.0
+    experiment = user_config.get("experiment", {})
+    if "holdout" in experiment:
+        experiment["holdout"] = 0.0

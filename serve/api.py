@@ -83,8 +83,8 @@ class RankAnswer(Struct):
 
     request_id: str
     surface: str
-    experiment: str
-    arm: Annotated[str, Meta(description="The arm that the viewer is assigned to.")]
+    experiment: Annotated[str | None, Meta(description="In which the viewer takes part; null for none.")]
+    arm: Annotated[str, Meta(description="The arm that ranked: the one to which the viewer is assigned.")]
     model: Annotated[str | None, Meta(description="The artifact that scored; null where none did.")]
     rung: Annotated[Rung, Meta(description="What was delivered.")]
     degraded: Annotated[list[Degraded], Meta(description="Why it is not what was assigned.")]

@@ -1,24 +1,67 @@
-"""Which arm a viewer is assigned to: sticky, and growing a share moves viewers only into it."""
+"""Which arm ranks for a viewer, and whether that counts: sticky, and growing a share moves viewers only into it."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
+from typing import NamedTuple
 
+from serve.api import nearest
+from serve.errors import RequestError
 from serve.hashing import hash64
-from serve.settings import Arm, Experiment
+from serve.settings import POPULAR, Arm, Experiment, UserConfig
+
+HOLDOUT = "holdout"
 
 
-def assign(experiment: Experiment, viewer: str | None) -> Arm:
+class Assignment(NamedTuple):
+    """The arm that ranks, and the experiment in which the viewer takes part; None for none."""
+
+    arm: Arm
+    experiment: str | None
+
+
+def assign(experiment: Experiment, viewer: str | None, now_ms: int) -> Assignment:
     """The viewer's arm by weighted rendezvous hash of (salt, arm, viewer).
 
     Each arm draws −share / ln(u) with u from the hash; the highest draw wins, with probability equal to the
-    share (Schindelhauer and Schomaker 2005, logarithmic method). An anonymous viewer gets the first arm.
+    share (Schindelhauer and Schomaker 2005, logarithmic method). Anonymous viewers, and everyone before its start and
+    after its end, take no part and get the arm with the largest share. Those held out get the popular order; by a
+    hash of their own, so they are the same in every experiment.
     """
-    if viewer is None or len(experiment.arms) == 1:
-        return experiment.arms[0]
-    return max(experiment.arms, key=lambda arm: _draw(experiment.salt, arm, viewer))
+    if viewer is not None and experiment.holdout and _uniform(HOLDOUT, viewer) < experiment.holdout:
+        return Assignment(Arm(HOLDOUT, POPULAR, experiment.holdout), None)
+    if viewer is None or not experiment.runs(now_ms):
+        return Assignment(max(experiment.arms, key=lambda arm: arm.share), None)
+    if len(experiment.arms) == 1:
+        return Assignment(experiment.arms[0], experiment.name)
+    arm = max(experiment.arms, key=lambda arm: _draw(experiment.salt, arm, viewer))
+    return Assignment(arm, experiment.name)
+
+
+def chosen(config: UserConfig, name: str, key: bytes | None) -> Arm:
+    """The arm that a tester names with the key for it, in place of the one assigned.
+
+    Raises:
+        RequestError: 403 without the key, or where none is configured; 422 where there is no such arm.
+    """
+    if config.qa_key_sha256 is None:
+        detail = "X-Arm needs a key, and none is configured (qa_key_sha256); leave it out"
+        raise RequestError(403, "forbidden", detail)
+    if key is None or not hmac.compare_digest(hashlib.sha256(key).hexdigest(), config.qa_key_sha256):
+        raise RequestError(403, "forbidden", "X-Arm needs the key for it in X-Api-Key")
+    arms = {arm.name: arm for arm in config.experiment.arms}
+    if name not in arms:
+        detail = f"X-Arm: there is no arm {name!r}{nearest(name, arms)}; there are {', '.join(arms)}"
+        raise RequestError(422, "invalid request", detail)
+    return arms[name]
 
 
 def _draw(salt: str, arm: Arm, viewer: str) -> float:
-    uniform = (hash64(f"{salt}\x1f{arm.name}\x1f{viewer}") + 0.5) / 2**64
-    return -arm.share / math.log(uniform) if arm.share > 0 else 0.0
+    return -arm.share / math.log(_uniform(salt, f"{arm.name}\x1f{viewer}")) if arm.share > 0 else 0.0
+
+
+def _uniform(salt: str, name: str) -> float:
+    """In (0, 1), neither end included."""
+    return ((hash64(f"{salt}\x1f{name}") >> 12) + 0.5) / 2**52

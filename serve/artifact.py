@@ -159,17 +159,22 @@ def versions(models: Path) -> list[str]:
     )
 
 
+def require(models: Path, version: str, where: str) -> None:
+    """Raise TabrankError, which begins with `where` and names the nearest, unless the version is published."""
+    published = versions(models)
+    if version not in published:
+        near = difflib.get_close_matches(version, published, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}?" if near else "publish an artifact first"
+        raise TabrankError(f"{where}: version {version!r} is not published in {models}; {hint}")
+
+
 def promote(models: Path, version: str) -> None:
     """Makes a published version the current one: readers of the pointer see the old one or the new one.
 
     Raises:
         TabrankError: the version is not published; names the nearest.
     """
-    published = versions(models)
-    if version not in published:
-        near = difflib.get_close_matches(version, published, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}?" if near else "publish an artifact first"
-        raise TabrankError(f"models {models}: version {version!r} is not published; {hint}")
+    require(models, version, f"models {models}")
     temporary = models / f".{CURRENT}.{_host()}.{os.getpid()}.partial"
     try:
         _write_file(temporary, f"{version}\n".encode())

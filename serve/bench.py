@@ -209,6 +209,7 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
         candidates=[candidate_id(i) for i in draw.sample(range(cell.candidates), cell.slate)],
         now_ms=NOW_MS,
         arm=Arm("bench", CURRENT, 1.0),
+        experiment=None,
         model="zeros",
         limit=cell.slate,
         context={"hour": 20.0},
@@ -216,6 +217,7 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
         explain=False,
         traffic="test",
         keep_matrix=False,
+        explore=False,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,24 @@ def read(path: Path) -> Config:
     return Config(path.resolve(), document, nodes, hashlib.sha256(raw).hexdigest())
 
 
+class _Unrepeated(yaml.SafeLoader):
+    """YAML in which a key that comes twice is refused: the last one would win, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See PyYAML."""
+        keys = set()
+        for key, _ in node.value:
+            if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
+                problem = f"the key {key.value!r} comes twice; leave one of them out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if isinstance(key.value, str):
+                keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(raw)
+        document = yaml.load(raw, _Unrepeated)  # a safe loader, which only refuses more
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -130,17 +145,36 @@ def _check_serve(path: Path, document: dict[str, Any]) -> None:
                         f" or the deployment never scales up"
                     )
         if application["import_path"] == OUR_APPLICATION:
-            _check_ours(f"{path}: {where}", application)
+            _check_ours(path, where, application)
+    _check_surfaces(path, document["applications"])
 
 
-def _check_ours(where: str, application: Mapping[str, Any]) -> None:
+def _check_ours(path: Path, where: str, application: Mapping[str, Any]) -> None:
     """Check what Ray passes on unread: the arguments of our builder and the live knobs of our ingress."""
+    from serve.artifact import require
     from serve.settings import AppArgs, UserConfig
 
-    AppArgs.from_mapping(application.get("args", {}), f"{where}.args")
+    args = AppArgs.from_mapping(application.get("args", {}), f"{path}: {where}.args")
     for j, deployment in enumerate(application.get("deployments", [])):
         if deployment["name"] == OUR_INGRESS and deployment.get("user_config") is not None:
-            UserConfig.from_mapping(deployment["user_config"], f"{where}.deployments[{j}].user_config")
+            here = f"{path}: {where}.deployments[{j}].user_config"
+            experiment = UserConfig.from_mapping(deployment["user_config"], here).experiment
+            for arm, version in experiment.versions.items():
+                require(path.parent / args.models, version, f"{here}.experiment.arms.{arm}.scorer")
+
+
+def _check_surfaces(path: Path, applications: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse two applications of one surface: its viewers would be in two experiments, its store have two writers."""
+    first: dict[str, int] = {}
+    for i, application in enumerate(applications):
+        if application["import_path"] == OUR_APPLICATION:
+            surface = application.get("args", {}).get("surface")
+            if surface in first:
+                raise TabrankError(
+                    f"{path}: applications[{i}]: the surface {surface!r} has an application already, "
+                    f"applications[{first[surface]}]; a surface has one, with one experiment"
+                )
+            first[surface] = i
 
 
 def _at(path: Path, where: str) -> str:

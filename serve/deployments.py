@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from serve.records import Taken, unpack
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
 
+NICENESS = 10  # of Ingest: where cores are short, what is logged waits for what is asked
 LAST_SEND_S = 2.0  # for a replica that stops to hand its last exposures on
 
 
@@ -96,6 +98,7 @@ class Ingest:
     """The one writer: events and exposures in, state and journal out, the journal into the log's segments."""
 
     def __init__(self, args: AppArgs, base: str) -> None:
+        os.nice(NICENESS)
         self._ingester = ingester(args, Path(base), IngestMetrics().tick)
         self._running: asyncio.Task[None] | None = None
 

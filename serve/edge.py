@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from serve.api import MAX_BODY_BYTES, Problem, decode_request
+from serve.arms import chosen
 from serve.errors import RequestError
 from serve.feature_fetch import FeatureFetcher
 from serve.openapi import docs_page, openapi
@@ -101,17 +102,16 @@ class Edge:
 
     async def _rank(self, headers: dict[bytes, bytes], request_id: str | None, receive: Receive) -> bytes:
         _require_json(headers)
-        if b"x-arm" in headers:
-            raise RequestError(
-                403, "forbidden", "X-Arm needs an API key, and none is configured; leave it out"
-            )
-        deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
         fetcher = self._fetcher
+        arm = None
+        if b"x-arm" in headers:
+            arm = chosen(fetcher.config, headers[b"x-arm"].decode("latin-1"), headers.get(b"x-api-key"))
+        deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
         body = await _read_in_time(headers, receive, MAX_BODY_BYTES)
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
         if request.request_id is None:
             request.request_id = request_id
-        return self._encoder.encode(await fetcher.rank(request, deadline_ms))
+        return self._encoder.encode(await fetcher.rank(request, deadline_ms, arm))
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         _require_json(headers)

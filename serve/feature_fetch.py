@@ -15,39 +15,28 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from serve.api import (
-    RankAnswer,
-    Ranked,
-    RankRequest,
-    Timing,
-    candidate_ids,
-    new_request_id,
-    stated_fields,
-)
+from serve.answers import answer, exposure, ranking
+from serve.api import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
 from serve.arms import assign
-from serve.artifact import Artifact
-from serve.artifact import current as current_version
-from serve.artifact import load as load_artifact
+from serve.artifact import Artifact, require
 from serve.batcher import Batcher
-from serve.errors import Busy, RequestError, TabrankError
-from serve.explain import explain
+from serve.errors import Busy, RequestError
 from serve.features import Features, Matrix
 from serve.live_table import LiveTable
+from serve.models import LoadModel, Models
 from serve.outbox import IDLE_S, Outbox
 from serve.ranking import F32, Query, Ranker, Slate
-from serve.records import Event, EventsAnswer, Exposure, Rejected, Taken, decode_batch, pack
-from serve.settings import CURRENT, NOOP, POPULAR, SHUFFLE, AppArgs, UserConfig
-from serve.state import I64, Schema
+from serve.records import Event, EventsAnswer, Rejected, Taken, decode_batch, pack
+from serve.settings import AppArgs, Arm, UserConfig
+from serve.state import Schema
 from serve.stores.opening import open_store
 
 log = logging.getLogger("tabrank")
 REFRESH_S = 0.2  # how often the live table is pulled where no ranking does it
-LOAD_S = 20.0  # how long a scorer may take to have a new version ready
 LAST_WORD_S = 0.005  # kept of a deadline to answer in
 TAKE_S = 3.0  # how long Ingest may take to have records durable; a rollout's new one opens the store first
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
-LoadModel = Callable[[str], Awaitable[None]]
 Ingest = Callable[[bytes], Awaitable[Taken]]  # takes packed records; answers once they are durable
 
 
@@ -82,9 +71,6 @@ class FeatureFetcher:
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self.config = UserConfig()
-        self.model: Artifact | None = None
-        self._refused: str | None = None
-        self._load_model = load_model
         self._ingest = ingest
         self._metrics = metrics or Metrics()
         self._warned: dict[str, float] = {}
@@ -97,24 +83,36 @@ class FeatureFetcher:
         )
         self.live = LiveTable(self.schema, open_reader)
         self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded)
+        self.models = Models(base / args.models, self.ranker.features.columns, load_model)
         self.outbox = Outbox(ingest)
         self._batcher: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
 
     @property
-    def models(self) -> Path:
-        """The folder of published artifacts."""
-        return self.base / self.args.models
+    def model(self) -> Artifact | None:
+        """The promoted artifact."""
+        return self.models.current
 
     def configure(self, config: UserConfig) -> None:
-        """Take new live settings; batches under way are not disturbed."""
+        """Take new live settings; batches under way are not disturbed.
+
+        Raises:
+            TabrankError: an arm names an artifact that is not published; the settings stay as they were.
+        """
+        for arm, version in config.experiment.versions.items():
+            require(self.base / self.args.models, version, f"user_config.experiment.arms.{arm}.scorer")
         self.config = config
         self._batcher.slots, self._batcher.cap = config.slots, config.batch_candidates
 
-    async def rank(self, request: RankRequest, deadline_ms: int | None = None) -> RankAnswer:
-        """Rank one request: the model's order, or within its deadline the popular one with the reason."""
+    async def rank(
+        self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
+    ) -> RankAnswer:
+        """Rank one request: the model's order, or within its deadline the popular one with the reason.
+
+        `arm` ranks in place of the one assigned; that counts for no experiment.
+        """
         begun = time.perf_counter()
         loop = asyncio.get_running_loop()
-        query = self._admit(request)
+        query = self._admit(request, arm)
         if self.event_clock:  # what came before is seen, and what comes at the same time is not
             await self.outbox.flush(before_ms=query.now_ms)
         deadline = loop.time() + max((deadline_ms or self.config.deadline_ms) / 1e3 - LAST_WORD_S, 0.0)
@@ -130,10 +128,13 @@ class FeatureFetcher:
         slate = self._aged(slate)
         total_ms = (time.perf_counter() - begun) * 1e3
         self._metrics.ranked(slate, total_ms)
-        order = slate.order[: query.limit]
-        shown = [query.candidates[place] for place in order.tolist()]
-        self.outbox.put(self._exposure(slate, order, shown))
-        return self._answer(slate, order, shown, total_ms)
+        shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
+        self.outbox.put(exposure(slate, shown))
+        artifact = self.models.artifact(slate.model)
+        ranked = ranking(slate, shown, self.ranker.features.columns, artifact.encoder if artifact else None)
+        return answer(
+            slate, ranked, surface=self.surface.name, total_ms=total_ms, freshness_ms=self.freshness_ms
+        )
 
     async def take(self, body: bytes) -> EventsAnswer:
         """Take a batch of records; the answer comes when what was accepted is durable.
@@ -173,74 +174,28 @@ class FeatureFetcher:
         rung = "partial" if slate.rung == "full" else slate.rung
         return msgspec.structs.replace(slate, rung=rung, degraded=(*slate.degraded, "stale_features"))
 
-    def _exposure(self, slate: Slate, order: I64, shown: list[str]) -> Exposure:
-        query = slate.query
-        # without the store it is of blank viewers, which the log would not give again
-        matrix = None if "store_unavailable" in slate.degraded else slate.matrix
-        return Exposure(
-            request_id=query.request_id,
-            ts_ms=query.now_ms,
-            viewer=query.viewer,
-            candidates=shown,
-            scores=slate.score[order].tobytes(),
-            experiment=self.config.experiment.name,
-            arm=query.arm.name,
-            rung=slate.rung,
-            seen_seq=slate.seen_seq,
-            model=slate.model,
-            context=dict(query.context),
-            stated={query.candidates[i]: dict(fields) for i, fields in query.stated.items()},
-            traffic=query.traffic,
-            numeric=None if matrix is None else matrix.numeric[order].tobytes(),
-            category=None if matrix is None else matrix.category[order].tobytes(),
-        )
-
-    def _admit(self, request: RankRequest) -> Query:
-        arm = assign(self.config.experiment, request.viewer)
-        model: str | None = arm.scorer
-        if arm.scorer == CURRENT:
-            model = self.model.version if self.model else None
-        elif arm.scorer in (POPULAR, SHUFFLE, NOOP):
-            model = None
+    def _admit(self, request: RankRequest, arm: Arm | None) -> Query:
+        now_ms = request.now_ms if request.now_ms is not None else int(time.time() * 1e3)
+        if arm is None:
+            arm, experiment = assign(self.config.experiment, request.viewer, now_ms)
+        else:
+            experiment = None
         ids = candidate_ids(request)
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
             candidates=ids,
-            now_ms=request.now_ms if request.now_ms is not None else int(time.time() * 1e3),
+            now_ms=now_ms,
             arm=arm,
-            model=model,
+            experiment=experiment,
+            model=self.models.version_for(arm),
             limit=request.limit or len(ids),
             context=request.context,
             stated={} if ids is request.candidates else stated_fields(request),
             explain=request.explain,
             traffic=request.traffic,
             keep_matrix=request.explain or random.random() < self.config.log_features,
-        )
-
-    def _answer(self, slate: Slate, order: I64, shown: list[str], total_ms: float) -> RankAnswer:
-        query, stage = slate.query, slate.stage_ms
-        scores = [None if score != score else score for score in slate.score[order].tolist()]
-        ranking = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
-        if query.explain and slate.matrix is not None:
-            vocabularies = self.model.encoder if self.model else None
-            for ranked, i in zip(ranking, order.tolist(), strict=True):
-                ranked.features = explain(self.ranker.features.columns, slate.matrix, i, vocabularies)
-        queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
-        timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
-        return RankAnswer(
-            request_id=query.request_id,
-            surface=self.surface.name,
-            experiment=self.config.experiment.name,
-            arm=query.arm.name,
-            model=slate.model,
-            rung=slate.rung,  # type: ignore[arg-type]
-            degraded=list(slate.degraded),  # type: ignore[arg-type]
-            unknown_viewer=slate.unknown_viewer,
-            unknown_candidates=slate.unknown_candidates,
-            freshness_ms=self.freshness_ms,
-            timing_ms=Timing(*timing),
-            ranking=ranking,
+            explore=arm.explore > 0 and random.random() < arm.explore,
         )
 
     @property
@@ -279,26 +234,11 @@ class FeatureFetcher:
             self._degraded("store_unavailable", error)
 
     async def follow(self) -> None:
-        """Take up the model that the pointer names."""
+        """Take up the models that the pointer and the arms name."""
         try:
-            await self._follow_pointer()
+            await self.models.follow(self.config.experiment)
         except Exception as error:
             self._degraded("model_refused", error)
-
-    async def _follow_pointer(self) -> None:
-        version = current_version(self.models)
-        if version is None or version == self._refused or (self.model and version == self.model.version):
-            return
-        try:
-            artifact = load_artifact(self.models / version)
-            artifact.encoder.check(self.ranker.features.columns)
-            async with asyncio.timeout(LOAD_S):
-                await self._load_model(version)
-        except TabrankError:
-            self._refused = version  # the last good one goes on; the pointer must move before we try again
-            raise
-        self.model = artifact
-        log.info("ranking with model %s", version)
 
     def _degraded(self, reason: str, error: Exception) -> None:
         """Log a failure once every ten seconds: under load it would be every batch."""

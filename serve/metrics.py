@@ -19,11 +19,12 @@ FRESHNESS = "tabrank_freshness_ms"
 DROPPED = "tabrank_exposures_dropped"
 RECORDS = "tabrank_records"
 BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000)  # above the last: +Inf
+LABELS = ("experiment", "arm", "rung")
 FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for all rankings of so long
 
 
 class RankMetrics(Metrics):
-    """Counts rankings and candidates by arm and rung, and rankings by arm and latency, through Ray's metrics.
+    """Counts rankings and candidates by experiment, arm and rung, rankings by arm and latency, through Ray's metrics.
 
     Ray adds the prefix `ray_` and the suffix `_total`. The latency is a histogram made of counters, cumulative over
     the label `le` as Prometheus has it: `histogram_quantile` takes it. Ray's own histograms replay each observation
@@ -37,19 +38,20 @@ class RankMetrics(Metrics):
         self._freshness = Gauge(FRESHNESS, "How old the features may be, in ms.")
         self._dropped = RayCounter(DROPPED, "Answered rankings that were not logged.")
         self._num_dropped = 0
-        self._rankings = RayCounter(RANKINGS, "Answered rankings.", ("arm", "rung"))
-        self._candidates = RayCounter(CANDIDATES, "Ranked candidates.", ("arm", "rung"))
+        self._rankings = RayCounter(RANKINGS, "Answered rankings.", LABELS)
+        self._candidates = RayCounter(CANDIDATES, "Ranked candidates.", LABELS)
         self._latency = RayCounter(LATENCY, "Rankings answered within `le` ms.", ("arm", "le"))
-        self._num_rankings: Counter[tuple[str, str]] = Counter()
-        self._num_candidates: Counter[tuple[str, str]] = Counter()
+        self._num_rankings: Counter[tuple[str, str, str]] = Counter()  # by LABELS
+        self._num_candidates: Counter[tuple[str, str, str]] = Counter()
         self._num_within: Counter[tuple[str, int]] = Counter()
         self._flushed = time.monotonic()
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
         """Count a ranking."""
         arm = slate.query.arm.name
-        self._num_rankings[arm, slate.rung] += 1
-        self._num_candidates[arm, slate.rung] += len(slate.query.candidates)
+        labels = slate.query.experiment or "", arm, slate.rung
+        self._num_rankings[labels] += 1
+        self._num_candidates[labels] += len(slate.query.candidates)
         self._num_within[arm, bisect_left(BOUNDS_MS, latency_ms)] += 1
 
     def tick(self, freshness_ms: float | None, num_dropped: int) -> None:
@@ -63,10 +65,11 @@ class RankMetrics(Metrics):
             self._flush()
 
     def _flush(self) -> None:
-        for (arm, rung), count in self._num_rankings.items():
-            self._rankings.inc(count, {"arm": arm, "rung": rung})
-            if self._num_candidates[arm, rung]:
-                self._candidates.inc(self._num_candidates[arm, rung], {"arm": arm, "rung": rung})
+        for labels, count in self._num_rankings.items():
+            tags = dict(zip(LABELS, labels, strict=True))
+            self._rankings.inc(count, tags)
+            if self._num_candidates[labels]:
+                self._candidates.inc(self._num_candidates[labels], tags)
         for arm in {arm for arm, _ in self._num_within}:
             within = 0
             for bucket, bound in enumerate((*map(str, BOUNDS_MS), "+Inf")):

@@ -19,7 +19,7 @@ STYLE = (
 )
 REFUSALS = {
     "400": "Not JSON, or a header that cannot be read.",
-    "403": "X-Arm without a key.",
+    "403": "X-Arm without the key for it.",
     "408": "The body did not come in time.",
     "413": "The body is too large.",
     "415": "Not application/json.",
@@ -45,6 +45,8 @@ def openapi(surface: Surface) -> dict[str, Any]:
             "After it, the popular order.",
         ),
         _header("X-Request-Id", {"type": "string", "maxLength": 256}, "Comes back in the answer."),
+        _header("X-Arm", {"type": "string"}, "For testers: this arm ranks, and it counts for no experiment."),
+        _header("X-Api-Key", {"type": "string"}, "The key that X-Arm needs."),
     ]
     rank = {
         "summary": "Rank live candidates for a viewer",

@@ -12,7 +12,7 @@ Step = Callable[[], bool]
 class Pace:
     """A `Step` that rests, so that the thread's work takes `share` of a core while it is wanted, and all it can then.
 
-    Niceness would not do: a thread that is put off holds the interpreter's lock meanwhile.
+    Niceness alone would not do: of one interpreter's threads, the one that commits would wait for the one put off.
     """
 
     def __init__(self, share: float, wanted: Callable[[], bool]) -> None:

@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import StoreUnavailable
+from serve.explore import draw
 from serve.features import Features, Matrix
 from serve.live_table import LiveTable
 from serve.settings import NOOP, POPULAR, SHUFFLE, Arm
 from serve.state import I64, Record, encode
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 Score = Callable[[str, Matrix], Awaitable[F32]]
 
 
@@ -33,6 +35,7 @@ class Query(msgspec.Struct, frozen=True):
     candidates: Sequence[str]
     now_ms: int
     arm: Arm
+    experiment: str | None  # in which the viewer takes part
     model: str | None
     limit: int
     context: Mapping[str, object]
@@ -40,6 +43,7 @@ class Query(msgspec.Struct, frozen=True):
     explain: bool
     traffic: str
     keep_matrix: bool  # to explain it, or to log it
+    explore: bool  # whether the order is drawn from the scores
 
 
 class Slate(msgspec.Struct, frozen=True):
@@ -55,6 +59,7 @@ class Slate(msgspec.Struct, frozen=True):
     unknown_candidates: list[str]
     seen_seq: int  # the number of the last record that its features contain
     matrix: Matrix | None  # its rows' features, where the query keeps them
+    propensity: F64 | None  # `[C]` of each pick given those before it, where the order was drawn
     stage_ms: Mapping[str, float]
 
 
@@ -204,11 +209,15 @@ def _select(
         degraded: tuple[str, ...] = () if reason is None else (reason,)
         if by_model and not all_finite and not finite[part].all():
             degraded = ("non_finite_score",)
+        places, propensity = order[part] - part.start, None
+        if query.explore and by_model:  # the unscored, which come last, stay there
+            drawn, propensity = draw(score[part][places], np.random.default_rng())
+            places = places[drawn]
         unknown = [] if all_known else [query.candidates[i] for i in np.flatnonzero(rows[part] == 0).tolist()]
         slates.append(
             Slate(
                 query=query,
-                order=order[part] - part.start,
+                order=places,
                 score=score[part],
                 rung="fallback" if reason is not None else "partial" if degraded else "full",
                 degraded=degraded,
@@ -217,6 +226,7 @@ def _select(
                 unknown_candidates=unknown,
                 seen_seq=seen_seq,
                 matrix=matrix.rows(part) if matrix is not None and query.keep_matrix else None,
+                propensity=propensity,
                 stage_ms=stage_ms,
             )
         )

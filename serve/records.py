@@ -71,7 +71,7 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     viewer: str | None
     candidates: list[str]
     scores: bytes  # float32, one a candidate
-    experiment: str
+    experiment: str | None  # None where the viewer takes part in none
     arm: str
     rung: str
     seen_seq: int  # the number of the last record that its features contain
@@ -79,7 +79,8 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     context: dict[str, Any] = {}
     stated: dict[str, dict[str, Any]] = {}  # the fields that the request stated, by candidate
     traffic: str = "live"
-    propensity: list[float] | None = None  # of each place, where the order was drawn
+    share: float | None = None  # that the arm had in the experiment
+    propensity: list[float] | None = None  # of each pick given those before it, where the order was drawn
     numeric: bytes | None = None  # the feature matrix of a sampled share: float32 and uint64, rows as shown
     category: bytes | None = None
 

@@ -157,6 +157,7 @@ class Segments:
             "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
             "candidates": _lists(lengths, shown),
             "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
+            "share": pa.array([record.share for record in records], pa.float64()),
             "propensity": pa.array([record.propensity for record in records], pa.list_(pa.float64())),
             "stated": pa.array(stated, pa.string()),
             "seen_seq": pa.array([record.seen_seq for record in records], pa.int64()),

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from serve.errors import TabrankError
-from serve.strict import number, one_of, table, typed, whole
+from serve.strict import milliseconds, number, one_of, table, typed, whole
 from serve.surface import Surface, load_surface
 
 Backend = Literal["onnx", "torch"]
 Clock = Literal["wall", "event"]
 ARGS = ("surface", "store", "models", "log", "keep_log_days", "backend", "clock")
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
+METRICS = ("active_days", "join_rate", "clicks", "joins", "minutes")  # of an experiment's report
 POPULAR, CURRENT, SHUFFLE, NOOP = "popular", "current", "shuffle", "noop"
 
 
@@ -61,32 +62,80 @@ class Arm:
     name: str
     scorer: str  # popular, shuffle, noop, current, or an artifact's version
     share: float
+    explore: float = 0.0  # the share of its rankings whose order is drawn, for `training experiment offline`
+
+    @classmethod
+    def from_mapping(cls, name: str, values: object, where: str) -> Arm:
+        """Read strictly."""
+        given = table(values, where, ("scorer", "share", "explore"), ("scorer", "share"))
+        scorer = typed(given["scorer"], str, f"{where}.scorer")
+        if not VERSION.fullmatch(scorer):
+            scorer = one_of(scorer, (POPULAR, CURRENT, SHUFFLE, NOOP), f"{where}.scorer")
+        explore = number(given.get("explore", 0.0), f"{where}.explore", 0, 1)
+        if explore and scorer in (POPULAR, SHUFFLE, NOOP):
+            raise TabrankError(
+                f"{where}.explore: an order is drawn from a model's scores, and {scorer} has none; leave it out"
+            )
+        return cls(name, scorer, number(given["share"], f"{where}.share", 0, 1), explore)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms by weighted rendezvous hash of (salt, viewer)."""
+    """Arms by weighted rendezvous hash of (salt, viewer), and what the report is to answer."""
 
     name: str
     salt: str
     arms: tuple[Arm, ...]
+    holdout: float = 0.0  # the share of viewers who take part in no experiment and get the popular order
+    start_ms: int | None = None  # before it, and from the end on, nobody takes part
+    end_ms: int | None = None
+    primary: str = "join_rate"  # the metric that decides
+    smallest_effect: float = 0.02  # of the primary metric, relative: what is smaller does not matter
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The artifacts that arms name by their version, by arm."""
+        return {arm.name: arm.scorer for arm in self.arms if VERSION.fullmatch(arm.scorer)}
+
+    def runs(self, now_ms: int) -> bool:
+        """Whether viewers take part at a time."""
+        return (self.start_ms is None or self.start_ms <= now_ms) and (
+            self.end_ms is None or now_ms < self.end_ms
+        )
 
     @classmethod
     def from_mapping(cls, values: object, where: str) -> Experiment:
         """Read strictly; the shares must sum to one."""
-        given = table(values, where, ("name", "salt", "arms"), ("name", "salt", "arms"))
-        arms = []
-        for name, spec in table(given["arms"], f"{where}.arms").items():
-            at = f"{where}.arms.{name}"
-            arm = table(spec, at, ("scorer", "share"), ("scorer", "share"))
-            scorer = typed(arm["scorer"], str, f"{at}.scorer")
-            if not VERSION.fullmatch(scorer):
-                scorer = one_of(scorer, (POPULAR, CURRENT, SHUFFLE, NOOP), f"{at}.scorer")
-            arms.append(Arm(name, scorer, number(arm["share"], f"{at}.share", 0, 1)))
+        keys = ("name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect")
+        given = table(values, where, keys, keys[:3])
+        named = table(given["arms"], f"{where}.arms")
+        arms = [Arm.from_mapping(name, spec, f"{where}.arms.{name}") for name, spec in named.items()]
+        if not arms:
+            raise TabrankError(f"{where}.arms: there is none; name at least one, such as popular")
         total = sum(arm.share for arm in arms)
         if abs(total - 1) > 1e-9:
             raise TabrankError(f"{where}.arms: the shares sum to {total:g}; they must sum to 1")
-        return cls(typed(given["name"], str, f"{where}.name"), str(given["salt"]), tuple(arms))
+        start_ms, end_ms = (_time(given.get(key), f"{where}.{key}") for key in ("start", "end"))
+        if start_ms is not None and end_ms is not None and start_ms >= end_ms:
+            raise TabrankError(f"{where}.end: {given['end']} must come after the start, {given['start']}")
+        return cls(
+            typed(given["name"], str, f"{where}.name"),
+            str(given["salt"]),
+            tuple(arms),
+            number(given.get("holdout", cls.holdout), f"{where}.holdout", 0, 0.5),
+            start_ms,
+            end_ms,
+            one_of(given.get("primary", cls.primary), METRICS, f"{where}.primary"),
+            number(given.get("smallest_effect", cls.smallest_effect), f"{where}.smallest_effect", 1e-4, 1),
+        )
+
+
+def _time(value: object, where: str) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):  # YAML makes a time of it, which Ray cannot pass on
+        raise TabrankError(f'{where}: {value} must be in quotes: "2026-01-31T12:00:00Z"')
+    return milliseconds(value, where)
 
 
 @dataclass(frozen=True)
@@ -98,6 +147,7 @@ class UserConfig:
     batch_candidates: int = 1760  # the most that a batch may take
     slots: int = 2  # batches under way at once
     stale_after_ms: int = 5_000  # of the features' age; beyond, answers say `stale_features`
+    qa_key_sha256: str | None = None  # of the key with which X-Arm chooses an arm; None: nobody may
     log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
 
     @classmethod
@@ -115,5 +165,15 @@ class UserConfig:
             ),
             whole(given.get("slots", cls.slots), f"{where}.slots", 1, 64),
             whole(given.get("stale_after_ms", cls.stale_after_ms), f"{where}.stale_after_ms", 500, 3_600_000),
+            _digest(given.get("qa_key_sha256"), f"{where}.qa_key_sha256"),
             number(given.get("log_features", cls.log_features), f"{where}.log_features", 0, 1),
         )
+
+
+def _digest(value: object, where: str) -> str | None:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)):
+        raise TabrankError(
+            f"{where}: must be the SHA-256 of the key, 64 hexadecimal digits in quotes; "
+            "make it with: printf %s KEY | sha256sum"
+        )
+    return value

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import numpy as np
+from stub import MODEL, publish_stub
 from tiny import TOML
 
 from serve.edge import Edge
@@ -19,8 +20,6 @@ from serve.records import unpack
 from serve.settings import AppArgs, Arm, Experiment, UserConfig
 from serve.surface import load_surface
 
-MODEL = "20260101T000000Z-abcd"
-
 
 class Live:
     """A service of the small surface, its store filled from `log_folder`, its log in `served`."""
@@ -29,6 +28,7 @@ class Live:
         self, folder, log_folder=None, *, clock="event", store="lmdb:store", max_live=MAX_LIVE, **config
     ):
         (folder / "tiny.toml").write_text(TOML)
+        publish_stub(folder / "models", TOML)
         self.folder = folder
         self.surface = load_surface(str(folder / "tiny.toml"))
         if log_folder:
@@ -49,6 +49,7 @@ class Live:
         self.ingester = ingester(self.args, self.folder, max_live=self.max_live)
         fetcher = FeatureFetcher(self.args, self.folder, self.score, _nothing, self._take)
         fetcher.configure(self.config)
+        await fetcher.refresh()
         self.fetcher = fetcher
         committing = asyncio.create_task(self.ingester.run())
         refreshing = asyncio.create_task(fetcher.refresh_forever())

@@ -209,6 +209,32 @@ def test_when_the_scorer_dies_or_the_store_goes_the_answer_is_the_popular_order(
         run("serve", "down", cwd=broken)
 
 
+def test_a_share_that_grows_on_the_running_service_keeps_replicas_and_moves_viewers_only_into_it(home, url):
+    def dealt():
+        with httpx.Client(base_url=url, timeout=30) as client:
+            asked = {"candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
+            answers = [client.post("/v1/rank", json=asked | {"viewer": f"v{i}"}).json() for i in range(400)]
+        assert {answer["experiment"] for answer in answers} == {"launch"}
+        return [answer["arm"] for answer in answers]
+
+    def give(share):
+        file = home / "cluster.yaml"
+        document = yaml.safe_load(file.read_text())
+        arms = document["applications"][0]["deployments"][0]["user_config"]["experiment"]["arms"]
+        arms["model"]["share"], arms["popular"]["share"] = share, 1 - share
+        file.write_text(yaml.safe_dump(document))
+        mode = "--haproxy" if run_json("serve", "status", cwd=home)["haproxy"] else "--no-haproxy"
+        run("serve", "up", mode, cwd=home)
+
+    give(0.1)
+    replicas, before = _replicas(home), dealt()
+    give(0.5)
+    after = dealt()
+    assert _replicas(home) == replicas
+    assert 20 < before.count("model") < 60 < 160 < after.count("model") < 240
+    assert all(a == b or b == "model" for a, b in zip(before, after, strict=True))
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The project as an installed wheel, outside of the source tree."""
@@ -239,12 +265,17 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
         process.wait(60)
 
 
-def _kill_scorer(home):
+def _replicas(home):
+    """The processes of the replicas, by what they say of themselves."""
     import psutil
 
     pid = json.loads((home / "var/run/service.json").read_text())["pid"]
-    children = psutil.Process(pid).children(recursive=True)
-    victims = [p for p in children if "ServeReplica" in (line := " ".join(p.cmdline())) and "Scorer" in line]
+    lines = {p: " ".join(p.cmdline()) for p in psutil.Process(pid).children(recursive=True)}
+    return {process: line for process, line in lines.items() if "ServeReplica" in line}
+
+
+def _kill_scorer(home):
+    victims = [process for process, line in _replicas(home).items() if "Scorer" in line]
     assert victims
     for victim in victims:
         victim.kill()

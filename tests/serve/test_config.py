@@ -58,7 +58,9 @@ def test_the_names_that_the_shipped_file_sets_are_frozen():
     assert sorted(front["user_config"]) == [
         "batch_candidates", "deadline_ms", "experiment", "log_features", "slots", "stale_after_ms",
     ]  # fmt: skip
-    assert sorted(front["user_config"]["experiment"]) == ["arms", "name", "salt"]
+    assert sorted(front["user_config"]["experiment"]) == [
+        "arms", "holdout", "name", "primary", "salt", "smallest_effect",
+    ]  # fmt: skip
 
 
 def test_all_replicas_at_their_maximum_fit_two_cores():
@@ -167,3 +169,43 @@ def test_only_what_serve_reads_at_its_start_changes_the_fixed_digest(tmp_path):
     assert live.sha256 != before.sha256
     assert live.fixed_sha256 == before.fixed_sha256
     assert port.fixed_sha256 != before.fixed_sha256
+
+
+OURS = """\
+applications:
+- name: tab
+  route_prefix: /
+  import_path: serve.app:build
+  args: {surface: spaces}
+  deployments:
+  - name: FeatureFetch
+    user_config:
+      experiment:
+        name: launch
+        salt: launch
+        arms:
+          model: {scorer: 20260101T000000Z-abcd, share: 1.0}
+"""
+
+
+def test_an_arm_of_an_artifact_that_is_not_published_is_refused(tmp_path):
+    with pytest.raises(
+        TabrankError, match=r"arms\.model\.scorer: version '20260101T000000Z-abcd' is not published"
+    ):
+        read(written(tmp_path, OURS))
+
+
+def test_a_second_application_of_a_surface_is_refused(tmp_path):
+    shipped = SHIPPED.read_text()
+    begin, end = shipped.index("- name: spaces"), shipped.index("\nnodes:") + 1
+    twice = shipped[:end] + shipped[begin:end].replace("name: spaces", "name: again").replace(
+        "_prefix: /", "_prefix: /2"
+    )
+    with pytest.raises(TabrankError, match="the surface 'spaces' has an application already"):
+        read(written(tmp_path, twice + shipped[end:]))
+
+
+def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path):
+    text = OURS + "      experiment: {}\n"
+    with pytest.raises(TabrankError, match=r"cluster\.yaml:14:7: .*the key 'experiment' comes twice"):
+        read(written(tmp_path, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from contextlib import asynccontextmanager
 
@@ -10,9 +11,11 @@ import httpx
 import numpy as np
 import pytest
 from openapi_spec_validator import validate
+from stub import MODEL, publish_stub
 from tiny import TOML
 
 from serve.edge import Edge
+from serve.errors import TabrankError
 from serve.feature_fetch import FeatureFetcher
 from serve.features import Matrix
 from serve.load import load
@@ -47,8 +50,9 @@ class FakeScorer:
 class Service:
     """A service of the small surface, after `refresh`."""
 
-    def __init__(self, tmp_path, log_folder, arm="current", clock="event"):
+    def __init__(self, tmp_path, log_folder, arm="current", clock="event", **arm_options):
         (tmp_path / "tiny.toml").write_text(TOML)
+        publish_stub(tmp_path / "models", TOML)
         if log_folder:
             load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path)
         self.scorer = FakeScorer()
@@ -56,7 +60,7 @@ class Service:
         self.taken = []
         self.fetcher = FeatureFetcher(args, tmp_path, self.scorer.score, self.scorer.load, self.ingest)
         self.fetcher.configure(
-            UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0),)), deadline_ms=1_000)
+            UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0, **arm_options),)), deadline_ms=1_000)
         )
 
     async def ingest(self, payload):
@@ -82,7 +86,7 @@ class Service:
 
 @pytest.fixture
 def service(tmp_path, log_folder):
-    return Service(tmp_path, log_folder, arm="20260101T000000Z-abcd")
+    return Service(tmp_path, log_folder, arm=MODEL)
 
 
 def body(**changes):
@@ -99,7 +103,7 @@ def test_a_ranking_is_in_the_order_of_its_scores(service):
     assert [r["position"] for r in answer["ranking"]] == [1, 2, 3]
     assert [r["score"] for r in answer["ranking"]] == pytest.approx([0.5, 0.4, 0.1])
     assert (answer["rung"], answer["degraded"], answer["arm"]) == ("full", [], "model")
-    assert answer["model"] == "20260101T000000Z-abcd"
+    assert answer["model"] == MODEL
     assert answer["unknown_viewer"] is False
     assert answer["freshness_ms"] < 5_000
     assert set(answer["timing_ms"]) == {"queue", "features", "score", "total"}
@@ -158,6 +162,56 @@ def test_the_popular_arm_never_calls_the_scorer(tmp_path, log_folder):
     assert service.scorer.calls == 0
 
 
+def test_an_explored_order_is_drawn_from_the_scores_and_its_propensity_logged(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, explore=1.0)
+    service.scorer.answer = lambda price: np.full(len(price), 0.5)  # so that any order is as probable
+    answers = [service.ask(body(candidates=["a", "b", "c", "d"])).json() for _ in range(20)]
+    assert len({tuple(order(answer)[:3]) for answer in answers}) > 1
+    assert {order(answer)[3] for answer in answers} == {"c"}  # it has ended, and stays last
+    asyncio.run(service.fetcher.outbox.flush())
+    for exposure, answer in zip(service.taken, answers, strict=True):
+        assert exposure.candidates == order(answer)
+        assert exposure.propensity == pytest.approx([1 / 3, 1 / 2, 1, 1])
+
+
+def test_what_is_not_explored_has_no_propensity(service):
+    service.ask(body())
+    asyncio.run(service.fetcher.outbox.flush())
+    (exposure,) = service.taken
+    assert (exposure.propensity, exposure.experiment, exposure.share) == (None, "launch", 1.0)
+
+
+def test_an_anonymous_ranking_counts_for_no_experiment(service):
+    answer = service.ask(body(viewer=None)).json()
+    assert (answer["experiment"], answer["arm"], answer["rung"]) == (None, "model", "full")
+    asyncio.run(service.fetcher.outbox.flush())
+    assert (service.taken[0].experiment, service.taken[0].share) == (None, None)
+
+
+def test_a_tester_with_the_key_gets_the_arm_that_is_asked_for(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder)
+    arms = (Arm("model", MODEL, 1.0), Arm("popular", "popular", 0.0))
+    digest = hashlib.sha256(b"only testers know").hexdigest()
+    service.fetcher.configure(UserConfig(Experiment("launch", "s", arms), qa_key_sha256=digest))
+    headers = {"x-arm": "popular", "x-api-key": "only testers know"}
+    answer = service.ask(body(), headers=headers).json()
+    assert (answer["arm"], answer["experiment"], answer["model"]) == ("popular", None, None)
+    assert service.ask(body(), headers=headers | {"x-api-key": "guess"}).status_code == 403
+    assert service.ask(body()).json()["arm"] == "model"
+
+
+def test_an_arm_of_an_artifact_that_is_not_published_is_refused(tmp_path, log_folder):
+    with pytest.raises(TabrankError, match=r"arms\.model\.scorer: version .* is not published"):
+        Service(tmp_path, log_folder, arm="20260101T000000Z-ffff")
+
+
+def test_an_arm_whose_artifact_is_damaged_gets_the_popular_order(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    (tmp_path / "models" / MODEL / "report.html").write_text("altered")
+    answer = service.ask(body()).json()
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["no_model"], None)
+
+
 def test_noop_keeps_the_order_given(tmp_path, log_folder):
     assert order(Service(tmp_path, log_folder, arm="noop").ask(body()).json()) == ["a", "b", "d"]
 
@@ -177,7 +231,7 @@ def test_when_the_scorer_fails_the_order_is_the_popular_one(service):
 
 
 def test_when_the_store_is_not_there_the_answer_says_so(tmp_path):
-    answer = Service(tmp_path, None, arm="20260101T000000Z-abcd").ask(body()).json()
+    answer = Service(tmp_path, None, arm=MODEL).ask(body()).json()
     assert order(answer) == ["a", "b", "d"]
     assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
 

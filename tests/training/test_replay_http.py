@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from live import Live
 from networks import artifact_files, random_network
+from stub import MODEL
 from typer.testing import CliRunner
 
 from serve.artifact import promote, publish, save
@@ -210,7 +211,7 @@ def test_a_service_that_has_seen_the_log_is_refused_and_the_answers_of_an_hour_a
 
 
 def test_rankings_that_the_model_did_not_make_do_not_hold(home, tmp_path):
-    arms = (Arm("model", "current", 0.5), Arm("gone", "20250101T000000Z-abcd", 0.5))
+    arms = (Arm("model", "current", 0.5), Arm("refused", MODEL, 0.5))  # it is of another surface
     service = Service(home, tmp_path, experiment=Experiment("launch", "s", arms))
     with service.listening() as url:
         found = command("replay", "--log", home / "b", "--url", url, code=1)
