@@ -1,18 +1,19 @@
 """What another ranking would have earned on exposures whose order was drawn.
 
 The value of a ranking is E Σ θ(k')·a over its candidates: a candidate at its place k' is looked at with probability
-θ(k') and then earns its attraction `a`. Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay and Wen (2018, "Offline
-evaluation of ranking policies with click models", section 4.2) weight the event of a candidate by what it would be looked
-at over what it could expect to be, w = θ(k') / Σ π(k)θ(k), where π is the draw's law of its place. From the means over
-exposures of five sums over candidates, `Sums`,
+θ(k') and then earns its attraction `a`. The position-based estimator of Li, Abbasi-Yadkori, Kveton, Muthukrishnan,
+Vinay and Wen (2018, "Offline evaluation of ranking policies with click models") weights the event of a candidate by
+what it would be looked at over what it could expect to be, w = θ(k') / Σ π(k)θ(k), where π is the draw's law of its
+place. From the means over exposures of five sums over candidates, `Sums`,
 
     SNIPS = A·D / B      DR = Q + A − R
 
 SNIPS normalises by the examination that was really had (Swaminathan and Joachims 2015, "The self-normalized
 estimator for counterfactual learning"); DR adds what is earned over a model of `a`, whose errors the draw averages out
 (Oosterhuis 2023, "Doubly robust estimation for correcting position bias in click feedback for unbiased learning to
-rank", section 4). A decision between actions is the case of one place: θ = 1, w = π'(a) / π(a).
-Errors are linearised, that of θ included, with viewers as clusters. Letters: N exposures, C candidates, P parameters of θ.
+rank"). A decision between actions is the case of one place: θ = 1, w = π'(a) / π(a).
+Errors are linearised, that of θ included, with viewers as clusters. Letters: N exposures, C candidates, P parameters
+of θ.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.evaluation.paired import mean_and_error
-from training.experiment.examination import Curve, fit_curve
+from training.experiment.examination import MIN_EVENTS, Curve, fit_curve
 from training.experiment.places import F64, I64, Bins, Counts, Flags
 
 MAX_WEIGHT = 50.0
@@ -106,9 +107,7 @@ class Counterfactual:
         self.is_drawn = drawn.is_shown & np.isfinite(drawn.weight)
         self._bin = bins.of[: drawn.weight.shape[1]]
         exposure, place = np.nonzero((drawn.reward > 0) & self.is_drawn)
-        self.curve: Curve = fit_curve(
-            counts[exposure, place], self._bin[place], exposure, len(drawn), bins
-        )
+        self.curve: Curve = fit_curve(counts[exposure, place], self._bin[place], exposure, len(drawn), bins)
         theta, basis = self.curve.theta, self.curve.basis
         columns = np.concatenate([theta[:, None], theta[:, None] * basis], axis=1).astype(np.float32)
         moments = np.empty((*counts.shape[:2], columns.shape[1]), np.float32)
@@ -131,6 +130,19 @@ class Counterfactual:
         earned = self.drawn.reward[:, :num_places].sum(axis=1)
         return Estimate(float(earned.mean()), earned - earned.mean())
 
+    def first(self, place: I64) -> Estimate | None:
+        """What the ranking earns at its first place by the draw's own probabilities, whatever is looked at how: SNIPS
+        over the exposures whose draw agreed in it. None where fewer than `MIN_EVENTS` did."""
+        log_sum = np.logaddexp.reduce(self.drawn.weight, axis=1)
+        agrees = self.is_drawn[:, 0] & (place[:, 0] == 0)
+        if agrees.sum() < MIN_EVENTS:
+            return None
+        weight = np.where(agrees, np.exp(log_sum - np.where(agrees, self.drawn.weight[:, 0], 0.0)), 0.0)
+        weight /= weight.mean()
+        value = float((weight * self.drawn.reward[:, 0]).mean())
+        share = float(self.is_drawn[:, 0].mean())
+        return Estimate(value * share, weight * (self.drawn.reward[:, 0] - value) * share)
+
     def value(self, place: I64, attraction: F64, num_places: int) -> Sums:
         """Of the ranking that puts each candidate at `place` `[N, C]`, over its first `num_places`, with a model of
         `attraction` `[N, C]`."""
@@ -141,9 +153,7 @@ class Counterfactual:
         full = would / self.expected
         weight = np.minimum(full, MAX_WEIGHT)
         had, reward = theta[old], self.drawn.reward
-        rows = np.stack(
-            [weight * reward, weight * had, would, would * attraction, weight * had * attraction]
-        )
+        rows = np.stack([weight * reward, weight * had, would, would * attraction, weight * had * attraction])
         # ∂ log of each row / ∂ parameters: those of w, of θ(k) and of θ(k')
         of_new = basis[new]
         of_weight = of_new - self._mean_basis

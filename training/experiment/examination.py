@@ -45,8 +45,8 @@ def basis(bins: Bins) -> F64:
 
 
 def fit_curve(counts: Counts, place: I64, exposure: I64, num_exposures: int, bins: Bins) -> Curve:
-    """From E events on drawn candidates: their `counts` `[E, B]` over draws, the bin where each stood `place` `[E]`, and
-    its `exposure` `[E]`.
+    """From E events on drawn candidates: their `counts` `[E, B]` over draws, the bin where each stood, `place` `[E]`,
+    and its `exposure` `[E]`.
 
     Raises:
         TabrankError: for too few events.
@@ -59,7 +59,9 @@ def fit_curve(counts: Counts, place: I64, exposure: I64, num_exposures: int, bin
     columns = basis(bins)
     law = counts.astype(np.float64)
     beta = np.zeros(columns.shape[1])
-    for _ in range(_NUM_STEPS):  # Newton's: the likelihood is concave, with a step that is cut where it overshoots
+    for _ in range(
+        _NUM_STEPS
+    ):  # Newton's: the likelihood is concave, with a step that is cut where it overshoots
         score, information = _derivatives(law, place, columns, beta)
         step = np.linalg.solve(information, score.sum(axis=0) - RIDGE * beta)
         beta = beta + step * min(1.0, 2.0 / max(float(np.abs(columns @ step).max()), 1e-12))

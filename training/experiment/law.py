@@ -20,8 +20,13 @@ from training.experiment.places import F64
 NUM_CANDIDATES = 12
 PER_VIEWER = 3
 HALF_LOOK = 4.0  # the place, from 0, at which half still look
-NOISE: Mapping[str, float] = {"logging": 1.0, "better": 0.3, "worse": 4.0}
-"""How far each scorer's log odds are from the truth: standard deviations, beside the 1.2 of the truth's own."""
+SCORERS: Mapping[str, tuple[float, float]] = {
+    "logging": (1.0, 1.0),
+    "better": (1.0, 0.3),
+    "worse": (1.0, 4.0),
+    "reversed": (-1.0, 0.3),
+}
+"""Each scorer's log odds: so many times the truth's, and noise of this standard deviation; the truth's own is 1.2."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def sample(rng: Generator, num_viewers: int) -> Sample:
     truth = rng.normal(-2.2, 1.2, shape)
     eager = rng.normal(0.0, 0.4, num_viewers)[viewer][:, None]
     worth = 1 / (1 + np.exp(-truth - eager))
-    odds = {name: truth + rng.normal(0.0, noise, shape) for name, noise in NOISE.items()}
+    odds = {name: slope * truth + rng.normal(0.0, noise, shape) for name, (slope, noise) in SCORERS.items()}
     weight = log_weight((1 / (1 + np.exp(-odds["logging"]))).astype(np.float32))
     order = np.argsort(-(weight + rng.gumbel(size=shape)), axis=1)
     worth, weight = (np.take_along_axis(values, order, 1) for values in (worth, weight))
@@ -55,7 +60,7 @@ def sample(rng: Generator, num_viewers: int) -> Sample:
     return Sample(drawn, {name: np.take_along_axis(values, order, 1) for name, values in odds.items()}, worth)
 
 
-def true_values(num_viewers: int = 200_000, seed: int = 1) -> dict[str, float]:
+def true_values(num_viewers: int = 60_000, seed: int = 1) -> dict[str, float]:
     """What each scorer's ranking earns an exposure, over many of them."""
     many = sample(np.random.default_rng([seed, 2**31]), num_viewers)
     looked = examination()
