@@ -156,8 +156,8 @@ def _is_cut(score: F32, propensity: F64, request_id: str, folder: Path) -> bool:
         if is_drawn.all() and logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
             return True  # even the last one shown had others beside it
     raise TabrankError(
-        f"{folder}: the propensities of exposure {request_id!r} are not those of its scores: another version drew them, "
-        "in another way; use that one, or a log that this one has served"
+        f"{folder}: the propensities of exposure {request_id!r} are not those of its scores: another version drew "
+        "it, and otherwise; use that one, or a log that this one has served"
     )
 
 

@@ -68,22 +68,19 @@ def _one(world: Sample, truth: Mapping[str, float], seed: int) -> dict[tuple[str
     bins = Bins(NUM_CANDIDATES)
     counts = place_counts(world.drawn.weight, bins, np.random.default_rng([1, seed]))
     known = Counterfactual(world.drawn, bins, counts)
-    worth = {
-        name: attraction(known, np.stack([world.drawn.weight, odds], axis=2))
-        for name, odds in world.odds.items()
-    }
+    places = {name: ranked(odds, known.is_drawn) for name, odds in world.odds.items()}
     runs: dict[tuple[str, str], _Run] = {}
     for name, odds in world.odds.items():
+        worth = attraction(known, np.stack([world.drawn.weight, odds], axis=2))
+        sums, logging = (known.value(places[one], worth, NUM_CANDIDATES) for one in (name, "logging"))
         for how, of in ESTIMATORS.items():
-            ours, theirs = (
-                of(known.value(ranked(scores, known.is_drawn), worth[name], NUM_CANDIDATES))
-                for scores in (odds, world.odds["logging"])
-            )
-            apart = ours.minus(theirs)
+            ours = of(sums)
+            apart = ours.minus(of(logging))
             low, high = apart.interval(world.drawn.cluster)
-            covered = _covers(apart, world, truth[name] - truth["logging"])
             called = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-            runs[how, name] = ours.value, _covers(ours, world, truth[name]), covered, called
+            difference = truth[name] - truth["logging"]
+            covered = _covers(ours, world, truth[name]), _covers(apart, world, difference)
+            runs[how, name] = ours.value, *covered, called
     return runs
 
 
