@@ -30,6 +30,7 @@ from training.experiment.places import F64, I64, Bins, Counts, Flags
 MAX_WEIGHT = 50.0
 """A weight is at most this; what that takes off is said."""
 Z95 = 1.959964
+_AT_ONCE = 1_000  # exposures, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ class Counterfactual:
         theta, basis = self.curve.theta, self.curve.basis
         columns = np.concatenate([theta[:, None], theta[:, None] * basis], axis=1).astype(np.float32)
         moments = np.empty((*counts.shape[:2], columns.shape[1]), np.float32)
-        for begin in range(0, len(counts), 1_000):
-            part = counts[begin : begin + 1_000]
-            moments[begin : begin + 1_000] = part.astype(np.float32) @ columns
+        for begin in range(0, len(counts), _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            moments[some] = counts[some].astype(np.float32) @ columns
         num_draws = np.maximum(counts.sum(axis=2, dtype=np.int64), 1)
         self.expected: F64 = np.where(self.is_drawn, moments[..., 0] / num_draws, 1.0)  # [N, C], Σ π(k)θ(k)
         self._mean_basis = np.where(
@@ -146,29 +147,42 @@ class Counterfactual:
     def value(self, place: I64, attraction: F64, num_places: int) -> Sums:
         """Of the ranking that puts each candidate at `place` `[N, C]`, over its first `num_places`, with a model of
         `attraction` `[N, C]`."""
+        num = len(place)
+        parts = np.empty((5, num))
+        gradient = np.zeros((5, self.curve.basis.shape[1]))
+        totals = np.zeros(4)
+        for begin in range(0, num, _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            rows, slopes, full = self._rows(some, place[some], attraction[some], num_places)
+            parts[:, some] = rows.sum(axis=2)
+            gradient += [np.einsum("nc,ncp->p", row, slope) for row, slope in zip(rows, slopes, strict=True)]
+            kept = np.minimum(full, MAX_WEIGHT).sum()
+            totals += [rows[0].sum(), (rows[0] ** 2).sum(), kept, full.sum()]
+        earned, squared, kept, whole = totals.tolist()
+        fixed = self.drawn.is_shown & ~self.is_drawn
+        fixed[:, num_places:] = False
+        return Sums(
+            parts=parts,
+            fixed=np.where(fixed, self.drawn.reward, 0.0).sum(axis=1),
+            moved=(gradient / num) @ self.curve.influence.T,
+            effective=earned**2 / squared if squared else 0.0,
+            clipped=1.0 - kept / whole if whole else 0.0,
+        )
+
+    def _rows(
+        self, some: slice, place: I64, attraction: F64, num_places: int
+    ) -> tuple[F64, tuple[F64, ...], F64]:
+        """Of some exposures the terms of the five sums `[5, n, C]`, ∂ log of each / ∂ parameters, each `[n, C, P]`, and
+        the weights before they are clipped `[n, C]`."""
         theta, basis = self.curve.theta, self.curve.basis
-        counted = self.is_drawn & (place < num_places)
+        counted = self.is_drawn[some] & (place < num_places)
         new, old = self._bin[np.where(counted, place, 0)], np.broadcast_to(self._bin, place.shape)
         would = np.where(counted, theta[new], 0.0)
-        full = would / self.expected
+        full = would / self.expected[some]
         weight = np.minimum(full, MAX_WEIGHT)
-        had, reward = theta[old], self.drawn.reward
-        rows = np.stack([weight * reward, weight * had, would, would * attraction, weight * had * attraction])
-        # ∂ log of each row / ∂ parameters: those of w, of θ(k) and of θ(k')
+        earned, had = weight * self.drawn.reward[some], weight * theta[old]
         of_new = basis[new]
-        of_weight = of_new - self._mean_basis
-        of_both = of_weight + basis[old]
-        slopes = (of_weight, of_both, of_new, of_new, of_both)
-        gradient = np.stack(
-            [np.einsum("nc,ncp->p", row, slope) for row, slope in zip(rows, slopes, strict=True)]
-        )
-        kept = self.drawn.is_shown & ~self.is_drawn
-        kept[:, num_places:] = False
-        earned = rows[0].sum()
-        return Sums(
-            parts=rows.sum(axis=2),
-            fixed=np.where(kept, reward, 0.0).sum(axis=1),
-            moved=(gradient / len(place)) @ self.curve.influence.T,
-            effective=float(earned**2 / max(float((rows[0] ** 2).sum()), 1e-300)),
-            clipped=float(1.0 - weight.sum() / full.sum()),
-        )
+        of_weight = of_new - self._mean_basis[some]
+        of_had = of_weight + basis[old]
+        rows = np.stack([earned, had, would, would * attraction, had * attraction])
+        return rows, (of_weight, of_had, of_new, of_new, of_had), full

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from serve.strict import one_of
 from serve.surface import Surface
 from training.dataset import Progress
 from training.experiment.counterfactual import Drawn
-from training.experiment.places import F64, I64
+from training.experiment.places import F64
 from training.labels import Owners
 from training.recompute import recomputed
 
@@ -37,7 +38,17 @@ TOLERANCE = 1e-3
 ROWS_AT_ONCE = 4_096  # to score
 CUT, OPEN, FORGOTTEN = "cut", "open", "before_snapshot"
 
+COLUMNS = ("request_id", "scores", "propensity", "model")
+
 F32 = NDArray[np.float32]
+
+
+class _Pick(NamedTuple):
+    """A drawn exposure, as shown."""
+
+    score: F32  # NaN where unscored
+    propensity: F64
+    model: str
 
 
 @dataclass(frozen=True)
@@ -69,16 +80,16 @@ def explored(
     features = Features(Schema(surface))
     artifact.encoder.check(features.columns)
     log = read_log(folder, surface)
-    picks = _draws(folder, log)
+    picks = _picks(folder, log)
     replay = Replay(features.schema, log)
     open_ms = log.ends_ms - surface.label.within_ms
     why: dict[int, str] = {}
-    for i, (score, propensity) in picks.items():
+    for i, pick in picks.items():
         if replay.before_snapshot[i]:
             why[i] = FORGOTTEN
         elif replay.exposure_ms[i] > open_ms:
             why[i] = OPEN
-        elif _is_cut(score, propensity, log.exposures["request_id"][i].as_py(), folder):
+        elif _is_cut(pick, log.exposures["request_id"][i].as_py(), folder):
             why[i] = CUT
     left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0} | Counter(why.values())
     rows = np.array([i for i in picks if i not in why], np.int64)
@@ -92,7 +103,7 @@ def explored(
     is_shown = np.arange(lengths.max()) < lengths[:, None]
     flat = np.concatenate([np.arange(replay.first[i], replay.first[i + 1]) for i in rows])
     weight = np.full(is_shown.shape, -np.inf)
-    weight[is_shown] = np.concatenate([log_weight(picks[i][0]) for i in rows.tolist()])
+    weight[is_shown] = np.concatenate([log_weight(picks[i].score) for i in rows.tolist()])
     reward = np.zeros(is_shown.shape)
     reward[is_shown] = _earned(replay, log, surface, event)[flat]
     viewer = replay.exposure_viewer[rows]
@@ -112,29 +123,28 @@ def explored(
         ),
         new,
         left_out,
-        dict(Counter(_models(folder, log, rows))),
+        dict(Counter(picks[i].model for i in rows.tolist())),
         int((replay.exposure_ms[rows] <= made_until_ms).sum()),
     )
 
 
-def _draws(folder: Path, log: Log) -> dict[int, tuple[F32, F64]]:
-    """Of each drawn exposure, by its place in the log, the scores and propensities as shown."""
-    _, table = read_table(folder, "exposures", ("request_id", "scores", "propensity"))
-    if (
-        not {"scores", "propensity"} <= set(table.column_names)
-        or not pc.any(pc.is_valid(table["propensity"])).as_py()
+def _picks(folder: Path, log: Log) -> dict[int, _Pick]:
+    """What was logged of each drawn exposure, by its place in the log."""
+    _, table = read_table(folder, "exposures", COLUMNS)
+    if not {"scores", "propensity"} <= set(table.column_names) or not len(
+        table := table.filter(pc.is_valid(table["propensity"]))
     ):
         raise TabrankError(
             f"{folder}: no exposure has propensities: no order was drawn, and what others would have earned cannot be "
             "told; serve with a share of exploration, and use the log that this leaves"
         )
-    table = table.filter(pc.is_valid(table["propensity"]))
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
-    found: dict[int, tuple[F32, F64]] = {}
+    models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
+    found: dict[int, _Pick] = {}
     for row, place in enumerate(at.to_pylist()):
         if place is not None and place not in found:  # it may be test traffic, or there twice
             score, propensity = (_numbers(table[name][row]) for name in ("scores", "propensity"))
-            found[place] = (score.astype(np.float32), propensity)
+            found[place] = _Pick(score.astype(np.float32), propensity, models[row] or "unknown")
     if not found:
         raise TabrankError(
             f'{folder}: every exposure with propensities is test traffic (traffic = "test"); it holds nothing live'
@@ -146,8 +156,9 @@ def _numbers(value: pa.ListScalar) -> F64:
     return np.asarray(value.values.to_numpy(zero_copy_only=False), np.float64)
 
 
-def _is_cut(score: F32, propensity: F64, request_id: str, folder: Path) -> bool:
+def _is_cut(pick: _Pick, request_id: str, folder: Path) -> bool:
     """Whether candidates were drawn that are not logged."""
+    score, propensity, _ = pick
     is_drawn = ~np.isnan(score)
     if len(score) == len(propensity):
         logged, ours = propensity[is_drawn], pick_probability(log_weight(score[is_drawn]))
@@ -170,17 +181,6 @@ def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
     earned = np.zeros(len(replay.shown))
     earned[at[at >= 0]] = 1.0
     return earned
-
-
-def _models(folder: Path, log: Log, rows: I64) -> list[str]:
-    """The versions that scored these exposures; `unknown` where none is logged."""
-    _, table = read_table(folder, "exposures", ("request_id", "model"))
-    if "model" not in table.column_names:
-        return ["unknown"] * len(rows)
-    names = dict(zip(table["request_id"].to_pylist(), table["model"].to_pylist(), strict=True))
-    return [
-        names.get(name) or "unknown" for name in log.exposures["request_id"].take(pa.array(rows)).to_pylist()
-    ]
 
 
 def _scored(artifact: Artifact, matrices: Iterator[tuple[int, Matrix]]) -> Iterator[tuple[int, F32]]:

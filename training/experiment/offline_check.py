@@ -29,9 +29,9 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
     """Simulated logs of NUM_VIEWERS viewers each, estimated and held against the truth.
 
     The answer holds `runs`, `exposures` of a run, `truth` {scorer: value}; by estimator and scorer `covered`, the
-    share of 95 % intervals that hold the value's truth, `covered_difference`, that of the difference to `logging`,
-    `bias` and `called` {better | worse | no difference shown: share}; `open_bandit`, as `open_bandit` says, where it
-    is given; `held`: intervals cover in at least LEAST_COVERED, each scorer is called what it is in
+    share of 95 % intervals that hold the value's truth, `covered_difference`, that of the difference to `logging` (null
+    for itself), `bias` and `called` {better | worse | no difference shown: share}; `open_bandit`, as the function says,
+    where it is given; `held`: intervals cover in at least LEAST_COVERED, each scorer is called what it is in
     at least LEAST_CALLED and the contrary in at most MOST_MISCALLED, and the real logs agree.
 
     Raises:
@@ -47,6 +47,8 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
     simulated: dict[str, dict[str, Any]] = {how: {} for how in ESTIMATORS}
     for (how, name), rows in found.items():
         simulated[how][name] = _rates(rows, truth[name])
+        if name not in CALLS:
+            simulated[how][name]["covered_difference"] = None
     result: dict[str, Any] = {
         "runs": runs,
         "exposures": len(sample(np.random.default_rng(0), NUM_VIEWERS).drawn),
@@ -100,9 +102,10 @@ def _rates(rows: list[_Run], truth: float) -> dict[str, Any]:
 
 
 def _holds(name: str, one: Mapping[str, Any]) -> bool:
-    covered = min(one["covered"], one["covered_difference"]) >= LEAST_COVERED
+    covered = one["covered"] >= LEAST_COVERED
     if name not in CALLS:
         return bool(covered)
+    covered = covered and one["covered_difference"] >= LEAST_COVERED
     other = "worse" if CALLS[name] == "better" else "better"
     right, wrong = (one["called"].get(call, 0.0) for call in (CALLS[name], other))
     return bool(covered and right >= LEAST_CALLED and wrong <= MOST_MISCALLED)
@@ -116,10 +119,11 @@ def text(result: Mapping[str, Any]) -> str:
     ]
     for how in ESTIMATORS:
         for name, one in result[how].items():
-            called = one["called"]
+            better, worse = (one["called"].get(call, 0.0) for call in ("better", "worse"))
+            apart = "–" if one["covered_difference"] is None else f"{one['covered_difference']:.1%}"
             lines.append(
                 f"{how:<10}{name:<9}{result['truth'][name]:6.4f}  {one['bias']:+.4f}  {one['covered']:8.1%}"
-                f"{one['covered_difference']:12.1%}{called.get('better', 0.0):15.1%}{called.get('worse', 0.0):7.1%}"
+                f"{apart:>12}{better:15.1%}{worse:7.1%}"
             )
     if result["open_bandit"] is not None:
         lines.append(open_bandit_text(result["open_bandit"]))
