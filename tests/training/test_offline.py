@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from training.experiment.attraction import ranked
 from training.experiment.counterfactual import Counterfactual
 from training.experiment.explored import explored
 from training.experiment.law import NUM_CANDIDATES, examination, sample
-from training.experiment.offline import compare
+from training.experiment.neighbours import effect_of_above, is_shown
+from training.experiment.offline import compare, text
 from training.experiment.offline_check import check
 from training.experiment.open_bandit import open_bandit
 from training.experiment.places import Bins, place_counts
@@ -35,7 +37,7 @@ def scores(odds):
 
 @pytest.fixture(scope="module")
 def world():
-    return sample(np.random.default_rng(3), 400)
+    return sample(np.random.default_rng(3), 250)
 
 
 def test_places_are_counted_as_the_draw_gives_them():
@@ -57,6 +59,7 @@ def test_bins_hold_every_place_once_and_single_ones_first():
     assert bins.of[-1] == len(bins) - 1 < 80
 
 
+@pytest.mark.integration
 def test_what_is_looked_at_comes_out_whatever_the_candidates_are_worth():
     many = sample(np.random.default_rng(0), 4_000)
     bins = Bins(NUM_CANDIDATES)
@@ -88,8 +91,26 @@ def test_a_ranking_is_called_what_it_is(world, scorer, verdict):
     for how in ("snips", "dr"):
         low, high = found["model"][how]["interval"]
         assert low < truth < high
-    assert found["first_place"]["agree"]
+    assert not found["above"]["matters"]
     assert found["model"]["clipped"] == 0.0
+
+
+@pytest.mark.integration
+def test_viewers_who_leave_once_they_have_found_something_are_noticed():
+    many, bins = sample(np.random.default_rng(3), 2_500).drawn, Bins(NUM_CANDIDATES)
+    leaving = replace(many, reward=many.reward * (np.cumsum(many.reward, axis=1) - many.reward == 0))
+    for drawn, matters in ((many, False), (leaving, True)):
+        effect = effect_of_above(drawn, bins, np.random.default_rng(0))
+        assert is_shown(effect, drawn, 3.0) is matters
+    assert effect.interval(leaving.cluster)[1] < 0
+
+
+def test_people_read_the_verdict_first_and_what_makes_it_doubtful(world):
+    found = compare(world.drawn, scores(world.odds["better"]))
+    assert text(found).startswith("better: +0.")
+    assert "doubtful" not in text(found)
+    found["above"] |= {"value": -0.4, "matters": True}
+    assert "changes the chance of one by -33%" in text(found)
 
 
 def test_the_served_ranking_itself_shows_no_difference(world):
@@ -113,6 +134,7 @@ def test_too_few_events_are_refused():
         compare(few.drawn, scores(few.odds["better"]))
 
 
+@pytest.mark.integration
 def test_the_check_reports_what_it_measured():
     found = check(3)
     assert {name: one["called"] for name, one in found["dr"].items() if name != "logging"} == {

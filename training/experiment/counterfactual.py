@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.evaluation.paired import mean_and_error
-from training.experiment.examination import MIN_EVENTS, Curve, fit_curve
+from training.experiment.examination import Curve, fit_curve
 from training.experiment.places import F64, I64, Bins, Counts, Flags
 
 MAX_WEIGHT = 50.0
@@ -130,19 +130,6 @@ class Counterfactual:
         """What the drawn orders did earn at their first places."""
         earned = self.drawn.reward[:, :num_places].sum(axis=1)
         return Estimate(float(earned.mean()), earned - earned.mean())
-
-    def first(self, place: I64) -> Estimate | None:
-        """What the ranking earns at its first place by the draw's own probabilities, whatever is looked at how: SNIPS
-        over the exposures whose draw agreed in it. None where fewer than `MIN_EVENTS` did."""
-        log_sum = np.logaddexp.reduce(self.drawn.weight, axis=1)
-        agrees = self.is_drawn[:, 0] & (place[:, 0] == 0)
-        if agrees.sum() < MIN_EVENTS:
-            return None
-        weight = np.where(agrees, np.exp(log_sum - np.where(agrees, self.drawn.weight[:, 0], 0.0)), 0.0)
-        weight /= weight.mean()
-        value = float((weight * self.drawn.reward[:, 0]).mean())
-        share = float(self.is_drawn[:, 0].mean())
-        return Estimate(value * share, weight * (self.drawn.reward[:, 0] - value) * share)
 
     def value(self, place: I64, attraction: F64, num_places: int) -> Sums:
         """Of the ranking that puts each candidate at `place` `[N, C]`, over its first `num_places`, with a model of

@@ -17,15 +17,16 @@ from serve.errors import TabrankError
 from serve.surface import read_surface
 from training.dataset import Progress
 from training.experiment.attraction import attraction, ranked
-from training.experiment.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate, Sums
+from training.experiment.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
 from training.experiment.explored import explored
+from training.experiment.neighbours import effect_of_above, is_shown
 from training.experiment.places import F64, Bins, place_counts
 
 VERDICT_BY = "dr"
 MIN_EFFECTIVE = 50.0
 """Effective events, below which an interval says too little of itself."""
 DOUBTFUL = 3.0
-"""Standard errors between the first place's value with and without the curve of examination."""
+"""Standard errors from 0 at which what stands above a candidate is said to matter."""
 SHOWN_PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000)
 SEED = 0
 
@@ -71,7 +72,8 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     * `model`, `served`: `snips` and `dr`, each {value, interval}; `effective_events`; `clipped`, the share of weight.
     * `drawn`: {value, interval}, what the drawn orders did earn.
     * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the model's value less theirs.
-    * `examination`: {place: θ}; `first_place`: that of `served` by the curve and without it, and whether they `agree`.
+    * `examination`: {place: θ}; `above`, whether what stands above a candidate matters, {value, interval, `matters`},
+      as `training.experiment.neighbours` says; null where nothing tells.
     * `verdict`: better, worse, or no difference shown, by the doubly robust difference to `served`.
 
     Raises:
@@ -111,7 +113,8 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     result["difference"] = difference
     looked = known.looked
     result["examination"] = {str(at): float(looked[at - 1]) for at in SHOWN_PLACES if at <= len(looked)}
-    result["first_place"] = _first_place(known, places["served"], worth)
+    above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
+    result["above"] = above and _told(above, drawn) | {"matters": is_shown(above, drawn, DOUBTFUL)}
     low, high = difference["served"][VERDICT_BY]["interval"]
     result["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return result
@@ -134,24 +137,6 @@ def _told(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
 def _difference(ours: Estimate, theirs: Estimate, drawn: Drawn) -> dict[str, Any]:
     relative = ours.value / theirs.value - 1.0 if theirs.value > 0 else None
     return _told(ours.minus(theirs), drawn) | {"relative": relative}
-
-
-def _first_place(known: Counterfactual, place: Any, worth: F64) -> dict[str, Any] | None:
-    """Where the curve may be checked: at the first place the draw's own probabilities do without it."""
-    free = known.first(place)
-    if free is None:
-        return None
-    with_curve = known.value(place, worth, 1)
-    # what is never drawn is in neither
-    curve = Sums(with_curve.parts, 0.0 * with_curve.fixed, with_curve.moved, 0.0, 0.0).doubly_robust()
-    apart = curve.minus(free)
-    low, high = apart.interval(known.drawn.cluster)
-    middle, reach = (low + high) / 2, (high - low) / 2
-    return {
-        "curve": curve.value,
-        "without": free.value,
-        "agree": bool(abs(middle) <= reach * DOUBTFUL / 1.959964),
-    }
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -180,11 +165,11 @@ def text(result: Mapping[str, Any]) -> str:
         "looked at, by place: "
         + "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
     )
-    first = result["first_place"]
-    if first and not first["agree"]:
+    if result["above"] and result["above"]["matters"]:
+        change = np.expm1(result["above"]["value"])
         lines.append(
-            f"doubtful: at the first place {first['without']:.4f} {what}s are earned, and {first['curve']:.4f} by "
-            "these figures; what is looked at seems to depend on more than the place"
+            f"doubtful: each {what} to be expected further up changes the chance of one by {change:+.0%}, and should "
+            "not: trust the direction at most, not the size"
         )
     if result.get("seen_in_training"):
         lines.append(

@@ -19,7 +19,7 @@ NUM_DRAWS = 200
 """An expected examination is a mean over as many: 1 / it is too large by about 1 in 1,000 then. At most 255."""
 SINGLE = 24  # places from the first on that are a bin each
 WIDER = 1.08  # each bin after those ends so many times as far down as the one before
-_KEYS_AT_ONCE = 2_000_000
+KEYS_AT_ONCE = 2_000_000
 _TINY = np.float32(1e-30)
 
 
@@ -44,16 +44,21 @@ def place_counts(weight: F64, bins: Bins, rng: Generator, num_draws: int = NUM_D
     """
     num, width = weight.shape
     counts = np.zeros((num, width, len(bins)), np.uint8)
-    at_once = max(1, _KEYS_AT_ONCE // max(1, num_draws * width))
+    at_once = max(1, KEYS_AT_ONCE // max(1, num_draws * width))
     for begin in range(0, num, at_once):
         part = weight[begin : begin + at_once]
-        keys = rng.standard_exponential((num_draws, *part.shape), np.float32)
-        # −log of an exponential is Gumbel noise; float32 keys hardly ever tie, and sort twice as fast
-        keys = np.log(np.maximum(keys, _TINY, out=keys), out=keys) - part.astype(np.float32)
-        order = np.argsort(keys, axis=2)
+        order = drawn_orders(part, rng, num_draws)
         row = np.arange(part.size).reshape(1, *part.shape)
         cell = np.take_along_axis(np.broadcast_to(row, order.shape), order, 2) * len(bins) + bins.of[:width]
         found = np.bincount(cell.ravel(), minlength=part.size * len(bins))
         counts[begin : begin + at_once] = found.reshape(*part.shape, len(bins))
     counts[~np.isfinite(weight)] = 0
     return counts
+
+
+def drawn_orders(weight: F64, rng: Generator, num_draws: int) -> I64:
+    """Orders `[D, n, C]` as `serve.explore` draws them, of log weights `[n, C]`."""
+    keys = rng.standard_exponential((num_draws, *weight.shape), np.float32)
+    # −log of an exponential is Gumbel noise; float32 keys hardly ever tie, and sort twice as fast
+    keys = np.log(np.maximum(keys, _TINY, out=keys), out=keys) - weight.astype(np.float32)
+    return np.argsort(keys, axis=2)
