@@ -28,7 +28,8 @@ def draw(score: F32, rng: Generator) -> tuple[I64, F64]:
     """
     scored = np.flatnonzero(~np.isnan(score))
     weight = log_weight(score[scored])
-    # Adding Gumbel noise to log weights and sorting is such a draw (Yellott 1977, section 4).
+    # Log weights with Gumbel noise, sorted, are such a draw (Yellott 1977, "The relationship between Luce's choice
+    # axiom, Thurstone's theory of comparative judgment, and the double exponential distribution").
     picks = np.argsort(-(weight + rng.gumbel(size=len(weight))), kind="stable")
     propensity = np.ones(len(score))
     propensity[: len(picks)] = pick_probability(weight[picks])

@@ -6,7 +6,7 @@ R rows shown, F numeric and K category columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from serve.surface import Surface
 from training.dataset import Progress
 from training.drift import STATISTICS, drift, reading
 from training.evaluation.evaluate import score
+from training.recompute import recomputed
 
 TOLERANCE = 1e-6
 """By how much a feature may differ, relative above 1: sums of float64 in another order, cast to float32 once."""
@@ -76,8 +77,9 @@ def audit(
             "with, since older records were deleted; audit it once it has newer ones"
         )
     worst = Worst(features.columns)
-    for number, (one, ours) in enumerate(_recomputed(features, log, replay, served)):
-        worst.compare(one, ours)
+    at = {one.exposure: one for one in served}
+    for number, (exposure, ours) in enumerate(recomputed(features, log, replay, np.array(list(at)))):
+        worst.compare(at[exposure], ours)
         progress((number + 1) / len(served))
     result = {
         "exposures": len(served),
@@ -224,27 +226,6 @@ def _logged(folder: Path) -> pa.Table:
     if not set(COLUMNS) <= set(exposures.column_names):
         return pa.table({name: [] for name in COLUMNS})
     return exposures.filter(pc.is_valid(exposures["numeric"]))
-
-
-def _recomputed(
-    features: Features, log: Log, replay: Replay, served: Sequence[Served]
-) -> Iterator[tuple[Served, Matrix]]:
-    """Each served exposure with the features that the log gives for it, in the order of what they saw."""
-    contexts = log.exposures["context"].combine_chunks()
-    for one in sorted(served, key=lambda one: replay.sees[one.exposure]):
-        i = one.exposure
-        replay.advance_to(int(replay.sees[i]))
-        shown = np.arange(replay.first[i], replay.first[i + 1])
-        yield (
-            one,
-            features.compute(
-                replay.state.viewers.table[replay.exposure_viewer[i : i + 1]],
-                replay.candidates(shown),
-                features.schema.context_rows([contexts[i].as_py() or {}]),
-                np.zeros(len(shown), np.int64),
-                replay.exposure_ms[i : i + 1],
-            ),
-        )
 
 
 def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> dict[str, Any]:

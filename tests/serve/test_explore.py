@@ -43,7 +43,7 @@ def test_orders_are_drawn_as_often_as_their_propensity_says():
         order: pick_probability(log_weight(score[list(order)])).prod() for order in permutations(range(4))
     }
     assert sum(probability.values()) == pytest.approx(1.0)
-    rng, num = np.random.default_rng(1), 20_000
+    rng, num = np.random.default_rng(1), 10_000
     counts = dict.fromkeys(probability, 0)
     for _ in range(num):
         counts[tuple(draw(score, rng)[0].tolist())] += 1

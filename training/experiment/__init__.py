@@ -1,1 +1,1 @@
-"""Experiments: what the served log says of two arms, and whether the statistics keep what they promise."""
+"""Experiments: what one showed, whether to believe it, and what one would show."""

@@ -1,4 +1,4 @@
-"""`python -m training experiment`: what an experiment came to."""
+"""`python -m training experiment`: what an experiment came to, and what one may expect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.commands import Commands
-from training.terminal import Json, LogFolder, answer, say
+from training.terminal import Json, LogFolder, Model, Share, answer, artifact_of, say
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
 Config = Annotated[Path, typer.Option(help="The file that declares the experiment.")]
@@ -63,5 +63,101 @@ def validate(
 
     result = run(runs, seed=seed, progress=say)
     answer(result, as_json, table(result))
+    if not result["held"]:
+        raise typer.Exit(1)
+
+
+@experiment.command("offline")
+def offline(
+    log: LogFolder,
+    model: Model,
+    event: Annotated[
+        str | None, typer.Option(help="What is to be earned; default the event of the label.")
+    ] = None,
+    positions: Annotated[
+        int | None, typer.Option(help="Count what is earned at the first so many places; default all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What an artifact would have earned, from the exposures of a served log whose order was drawn.
+
+    It says better, worse, or no difference shown, against the ranking by the scores that were served; all three exit
+    with 0. An exposure is taken to earn, at each place, the chance that the place is looked at times what the candidate
+    there is worth to the viewer.
+    """
+    from training.experiment.offline import offline as run
+    from training.experiment.offline import text
+
+    with Share("offline") as progress:
+        result = run(log, artifact_of(model), event=event, positions=positions, progress=progress)
+    answer(result, as_json, text(result))
+
+
+@experiment.command("offline-check")
+def offline_check(
+    runs: Annotated[int, typer.Option(min=1, help="Simulated logs.")] = 1_000,
+    obp: Annotated[
+        Path | None,
+        typer.Option(help="The Open Bandit Dataset: the wheel of obp 0.4.1, or a folder it is unpacked in."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold the offline estimates against simulated worlds whose truth is known, and real logs; 1 where they fail.
+
+    `pip download obp==0.4.1 --no-deps` gets the wheel with a small part of the Open Bandit Dataset.
+    """
+    from training.experiment.offline_check import check, text
+
+    with Share("offline-check") as progress:
+        result = check(runs, obp, progress=progress)
+    answer(result, as_json, text(result))
+    if not result["held"]:
+        raise typer.Exit(1)
+
+
+@experiment.command("simulate")
+def simulate(
+    log: Annotated[
+        Path,
+        typer.Option(help="The days before: a log that `simulate` wrote, from which the store was filled."),
+    ],
+    days: Annotated[float, typer.Option(help="So many days more.")] = 7.0,
+    url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
+    rankings: Annotated[int, typer.Option(help="How often its viewers come in these days.")] = 50_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same days to come.")] = 0,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The artifact that is served: simulate each arm alone as well, in this process."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for truth.json and truth.parquet; must not exist.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a simulated world go on, its viewers ranked by the running service; 1 where a ranking was not full.
+
+    The service needs `clock: event` in the args of its cluster.yaml, two arms, a store filled from the log, and no
+    other traffic. It writes the log that `experiment report` reads; the true effect is told here, for comparison.
+    """
+    from training.experiment.simulate import simulate as run
+    from training.experiment.truth import table
+
+    result = run(
+        log,
+        url,
+        days=days,
+        rankings=rankings,
+        seed=seed,
+        model=None if model is None else artifact_of(model),
+        out=out,
+        progress=Share,
+    )
+    lines = [
+        f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['rankings_per_s']:.0f} a second; "
+        f"{result['events']} events; " + ", ".join(f"{n} of {arm}" for arm, n in result["exposures"].items()),
+        table(result),
+        "held" if result["held"] else f"NOT held: {result['not_full']} rankings were not full",
+    ]
+    answer(result, as_json, "\n".join(lines))
     if not result["held"]:
         raise typer.Exit(1)

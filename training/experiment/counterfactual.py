@@ -1,0 +1,175 @@
+"""What another ranking would have earned on exposures whose order was drawn.
+
+The value of a ranking is E Σ θ(k')·a over its candidates: a candidate at its place k' is looked at with probability
+θ(k') and then earns its attraction `a`. The position-based estimator of Li, Abbasi-Yadkori, Kveton, Muthukrishnan,
+Vinay and Wen (2018, "Offline evaluation of ranking policies with click models") weights the event of a candidate by
+what it would be looked at over what it could expect to be, w = θ(k') / Σ π(k)θ(k), where π is the draw's law of its
+place. From the means over exposures of five sums over candidates, `Sums`,
+
+    SNIPS = A·D / B      DR = Q + A − R
+
+SNIPS normalises by the examination that was really had (Swaminathan and Joachims 2015, "The self-normalized
+estimator for counterfactual learning"); DR adds what is earned over a model of `a`, whose errors the draw averages out
+(Oosterhuis 2023, "Doubly robust estimation for correcting position bias in click feedback for unbiased learning to
+rank"). A decision between actions is the case of one place: θ = 1, w = π'(a) / π(a).
+Errors are linearised, that of θ included, with viewers as clusters. Letters: N exposures, C candidates, P parameters
+of θ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.evaluation.paired import mean_and_error
+from training.experiment.examination import Curve, fit_curve
+from training.experiment.places import F64, I64, Bins, Counts, Flags
+
+MAX_WEIGHT = 50.0
+"""A weight is at most this; what that takes off is said."""
+Z95 = 1.959964
+_AT_ONCE = 1_000  # exposures, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """N exposures, candidates in the order shown: `weight` `[N, C]` in the draw (logarithms; −inf: not drawn, or none),
+    `is_shown` `[N, C]`, `reward` `[N, C]` 0 or 1, `cluster` `[N]`, the viewer's number."""
+
+    weight: F64
+    is_shown: Flags
+    reward: F64
+    cluster: I64
+
+    def __len__(self) -> int:
+        return len(self.cluster)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value per exposure, and how far each exposure moves it, `influence` `[N]` of mean 0."""
+
+    value: float
+    influence: F64
+
+    def minus(self, other: Estimate) -> Estimate:
+        """The difference, where both are of the same exposures."""
+        return Estimate(self.value - other.value, self.influence - other.influence)
+
+    def interval(self, cluster: I64) -> tuple[float, float]:
+        """95 %, over clusters `[N]`."""
+        _, error = mean_and_error(self.influence, cluster)
+        reach = Z95 * (np.inf if error is None else error)
+        return self.value - reach, self.value + reach
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Each exposure's five sums `[5, N]`: A = Σ w·reward, B = Σ w·θ(k), D = Σ θ(k'), Q = Σ θ(k')·â, R = Σ w·θ(k)·â.
+
+    `fixed` `[N]` is what no ranking changes. `moved` `[5, N]`: by how much the means move with each exposure's
+    part in θ. `effective` events: (Σ w·reward)² / Σ (w·reward)², after Kish (1965). `clipped`: the share of the
+    weights that was cut off.
+    """
+
+    parts: F64
+    fixed: F64
+    moved: F64
+    effective: float
+    clipped: float
+
+    def snips(self) -> Estimate:
+        """Self-normalised."""
+        a, b, d, _, _ = self.parts.mean(axis=1)
+        return self._estimate(a * d / b, np.array([d / b, -a * d / b**2, a / b, 0.0, 0.0]))
+
+    def doubly_robust(self) -> Estimate:
+        """With the model of attraction."""
+        a, _, _, q, r = self.parts.mean(axis=1)
+        return self._estimate(q + a - r, np.array([1.0, 0.0, 0.0, 1.0, -1.0]))
+
+    def _estimate(self, value: float, slope: F64) -> Estimate:
+        own = self.parts - self.parts.mean(axis=1, keepdims=True)
+        fixed = float(self.fixed.mean())
+        return Estimate(float(value) + fixed, slope @ (own + self.moved) + self.fixed - fixed)
+
+
+ESTIMATORS: Mapping[str, Callable[[Sums], Estimate]] = {"snips": Sums.snips, "dr": Sums.doubly_robust}
+
+
+class Counterfactual:
+    """The exposures with θ and the draws' marginals: what `value` asks of any ranking of them."""
+
+    def __init__(self, drawn: Drawn, bins: Bins, counts: Counts) -> None:
+        """`counts` are `place_counts` of the exposures' weights."""
+        self.drawn, self.bins = drawn, bins
+        self.is_drawn = drawn.is_shown & np.isfinite(drawn.weight)
+        self._bin = bins.of[: drawn.weight.shape[1]]
+        exposure, place = np.nonzero((drawn.reward > 0) & self.is_drawn)
+        self.curve: Curve = fit_curve(counts[exposure, place], self._bin[place], exposure, len(drawn), bins)
+        theta, basis = self.curve.theta, self.curve.basis
+        columns = np.concatenate([theta[:, None], theta[:, None] * basis], axis=1).astype(np.float32)
+        moments = np.empty((*counts.shape[:2], columns.shape[1]), np.float32)
+        for begin in range(0, len(counts), _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            moments[some] = counts[some].astype(np.float32) @ columns
+        num_draws = np.maximum(counts.sum(axis=2, dtype=np.int64), 1)
+        self.expected: F64 = np.where(self.is_drawn, moments[..., 0] / num_draws, 1.0)  # [N, C], Σ π(k)θ(k)
+        self._mean_basis = np.where(
+            self.is_drawn[..., None], moments[..., 1:] / np.maximum(moments[..., :1], 1e-30), 0.0
+        )
+
+    @property
+    def looked(self) -> F64:
+        """`[C]`: θ of each place."""
+        return self.curve.theta[self._bin]
+
+    def logged(self, num_places: int) -> Estimate:
+        """What the drawn orders did earn at their first places."""
+        earned = self.drawn.reward[:, :num_places].sum(axis=1)
+        return Estimate(float(earned.mean()), earned - earned.mean())
+
+    def value(self, place: I64, attraction: F64, num_places: int) -> Sums:
+        """Of the ranking that puts each candidate at `place` `[N, C]`, over its first `num_places`, with a model of
+        `attraction` `[N, C]`."""
+        num = len(place)
+        parts = np.empty((5, num))
+        gradient = np.zeros((5, self.curve.basis.shape[1]))
+        totals = np.zeros(4)
+        for begin in range(0, num, _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            rows, slopes, full = self._rows(some, place[some], attraction[some], num_places)
+            parts[:, some] = rows.sum(axis=2)
+            gradient += [np.einsum("nc,ncp->p", row, slope) for row, slope in zip(rows, slopes, strict=True)]
+            kept = np.minimum(full, MAX_WEIGHT).sum()
+            totals += [rows[0].sum(), (rows[0] ** 2).sum(), kept, full.sum()]
+        earned, squared, kept, whole = totals.tolist()
+        fixed = self.drawn.is_shown & ~self.is_drawn
+        fixed[:, num_places:] = False
+        return Sums(
+            parts=parts,
+            fixed=np.where(fixed, self.drawn.reward, 0.0).sum(axis=1),
+            moved=(gradient / num) @ self.curve.influence.T,
+            effective=earned**2 / squared if squared else 0.0,
+            clipped=1.0 - kept / whole if whole else 0.0,
+        )
+
+    def _rows(
+        self, some: slice, place: I64, attraction: F64, num_places: int
+    ) -> tuple[F64, tuple[F64, ...], F64]:
+        """Of some exposures the terms of the five sums `[5, n, C]`, ∂ log of each / ∂ parameters, each `[n, C, P]`, and
+        the weights before they are clipped `[n, C]`."""
+        theta, basis = self.curve.theta, self.curve.basis
+        counted = self.is_drawn[some] & (place < num_places)
+        new, old = self._bin[np.where(counted, place, 0)], np.broadcast_to(self._bin, place.shape)
+        would = np.where(counted, theta[new], 0.0)
+        full = would / self.expected[some]
+        weight = np.minimum(full, MAX_WEIGHT)
+        earned, had = weight * self.drawn.reward[some], weight * theta[old]
+        of_new = basis[new]
+        of_weight = of_new - self._mean_basis[some]
+        of_had = of_weight + basis[old]
+        rows = np.stack([earned, had, would, would * attraction, had * attraction])
+        return rows, (of_weight, of_had, of_new, of_new, of_had), full

@@ -1,0 +1,210 @@
+"""The explored exposures of a log: those whose order was drawn, with what each candidate earned and how a new artifact
+scores it.
+
+Letters: N exposures, C the most candidates of one; P shown candidates of all exposures of the log end to end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from serve.artifact import Artifact
+from serve.errors import TabrankError
+from serve.explore import log_weight, pick_probability
+from serve.features import Features, Matrix
+from serve.log import Log, read_log, read_table
+from serve.replay import Replay
+from serve.scorers import load_scorer
+from serve.state import Schema
+from serve.strict import one_of
+from serve.surface import Surface
+from training.dataset import Progress
+from training.experiment.counterfactual import Drawn
+from training.experiment.places import F64
+from training.labels import Owners
+from training.recompute import recomputed
+
+TOLERANCE = 1e-3
+"""By how much a logged propensity may differ, relatively, from what the logged scores give."""
+ROWS_AT_ONCE = 4_096  # to score
+CUT, OPEN, FORGOTTEN = "cut", "open", "before_snapshot"
+
+COLUMNS = ("request_id", "scores", "propensity", "model")
+
+F32 = NDArray[np.float32]
+
+
+class _Pick(NamedTuple):
+    """A drawn exposure, as shown."""
+
+    score: F32  # NaN where unscored
+    propensity: F64
+    model: str
+
+
+@dataclass(frozen=True)
+class Explored:
+    """N drawn exposures; `score` `[N, C]` of the new artifact, in the order shown, NaN beyond a slate's end.
+
+    `left_out` counts drawn exposures that cannot be used: `cut` (candidates beyond the request's limit were not
+    logged), `open` (the event may still come), `before_snapshot` (its features cannot be computed again). `served`
+    counts the versions whose scores were drawn from. `num_seen` are from the time that the artifact was made from.
+    """
+
+    drawn: Drawn
+    score: F64
+    left_out: dict[str, int]
+    served: dict[str, int]
+    num_seen: int
+
+
+def explored(
+    folder: Path, artifact: Artifact, surface: Surface, event: str, progress: Progress = lambda share: None
+) -> Explored:
+    """Read a served log, and score its explored exposures.
+
+    Raises:
+        TabrankError: for a bad log, an event that the surface has not, features of another surface, a log without
+            propensities or with some that its scores do not give, and one of which nothing is left.
+    """
+    one_of(event, surface.events, "--event")
+    features = Features(Schema(surface))
+    artifact.encoder.check(features.columns)
+    log = read_log(folder, surface)
+    picks = _picks(folder, log)
+    replay = Replay(features.schema, log)
+    open_ms = log.ends_ms - surface.label.within_ms
+    why: dict[int, str] = {}
+    for i, pick in picks.items():
+        if replay.before_snapshot[i]:
+            why[i] = FORGOTTEN
+        elif replay.exposure_ms[i] > open_ms:
+            why[i] = OPEN
+        elif _is_cut(pick, log.exposures["request_id"][i].as_py(), folder):
+            why[i] = CUT
+    left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0} | Counter(why.values())
+    rows = np.array([i for i in picks if i not in why], np.int64)
+    if not len(rows):
+        raise TabrankError(
+            f"{folder}: none of the {len(picks)} exposures with a drawn order can be used ("
+            + ", ".join(f"{name} {num}" for name, num in left_out.items())
+            + "); rank without a limit, and let the window of the label pass after the last ranking"
+        )
+    lengths = np.diff(replay.first)[rows]
+    is_shown = np.arange(lengths.max()) < lengths[:, None]
+    flat = np.concatenate([np.arange(replay.first[i], replay.first[i + 1]) for i in rows])
+    weight = np.full(is_shown.shape, -np.inf)
+    weight[is_shown] = np.concatenate([log_weight(picks[i].score) for i in rows.tolist()])
+    reward = np.zeros(is_shown.shape)
+    reward[is_shown] = _earned(replay, log, surface, event)[flat]
+    viewer = replay.exposure_viewer[rows]
+    new = np.full(is_shown.shape, np.nan)
+    number = {i: n for n, i in enumerate(rows.tolist())}
+    scored = _scored(artifact, recomputed(features, log, replay, rows))
+    for done, (i, values) in enumerate(scored, 1):
+        new[number[i], : len(values)] = values
+        progress(done / len(rows))
+    made_until_ms = artifact.manifest.get("seen_until_ms", 0)
+    return Explored(
+        Drawn(
+            np.where(np.isnan(weight), -np.inf, weight),
+            is_shown,
+            reward,
+            np.where(viewer > 0, viewer, -1 - rows),
+        ),
+        new,
+        left_out,
+        dict(Counter(picks[i].model for i in rows.tolist())),
+        int((replay.exposure_ms[rows] <= made_until_ms).sum()),
+    )
+
+
+def _picks(folder: Path, log: Log) -> dict[int, _Pick]:
+    """What was logged of each drawn exposure, by its place in the log."""
+    _, table = read_table(folder, "exposures", COLUMNS)
+    if not {"scores", "propensity"} <= set(table.column_names) or not len(
+        table := table.filter(pc.is_valid(table["propensity"]))
+    ):
+        raise TabrankError(
+            f"{folder}: no exposure has propensities: no order was drawn, and what others would have earned cannot be "
+            "told; serve with a share of exploration, and use the log that this leaves"
+        )
+    at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
+    models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
+    found: dict[int, _Pick] = {}
+    for row, place in enumerate(at.to_pylist()):
+        if place is not None and place not in found:  # it may be test traffic, or there twice
+            score, propensity = (_numbers(table[name][row]) for name in ("scores", "propensity"))
+            found[place] = _Pick(score.astype(np.float32), propensity, models[row] or "unknown")
+    if not found:
+        raise TabrankError(
+            f'{folder}: every exposure with propensities is test traffic (traffic = "test"); it holds nothing live'
+        )
+    return found
+
+
+def _numbers(value: pa.ListScalar) -> F64:
+    return np.asarray(value.values.to_numpy(zero_copy_only=False), np.float64)
+
+
+def _is_cut(pick: _Pick, request_id: str, folder: Path) -> bool:
+    """Whether candidates were drawn that are not logged."""
+    score, propensity, _ = pick
+    is_drawn = ~np.isnan(score)
+    if len(score) == len(propensity):
+        logged, ours = propensity[is_drawn], pick_probability(log_weight(score[is_drawn]))
+        if not is_drawn.any() or np.abs(logged / ours - 1.0).max() <= TOLERANCE:
+            return False
+        if is_drawn.all() and logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
+            return True  # even the last one shown had others beside it
+    raise TabrankError(
+        f"{folder}: the propensities of exposure {request_id!r} are not those of its scores: another version drew "
+        "it, and otherwise; use that one, or a log that this one has served"
+    )
+
+
+def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
+    """`[P]`: 1 where the event followed within the label's window, which is taken for every event."""
+    owners = Owners.in_replay(replay, log)
+    shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
+    events = np.flatnonzero(replay.event_kind == event)
+    at = owners.of(events, np.arange(len(replay.shown)), shown_ms, surface.label.within_ms)
+    earned = np.zeros(len(replay.shown))
+    earned[at[at >= 0]] = 1.0
+    return earned
+
+
+def _scored(artifact: Artifact, matrices: Iterator[tuple[int, Matrix]]) -> Iterator[tuple[int, F32]]:
+    """Each exposure's scores, some exposures at a time."""
+    scorer = load_scorer(artifact.path, "onnx")
+    waiting: list[tuple[int, Matrix]] = []
+    num_rows = 0
+    for one in matrices:
+        waiting.append(one)
+        num_rows += len(one[1].numeric)
+        if num_rows >= ROWS_AT_ONCE:
+            yield from _together(scorer.score, waiting)
+            waiting, num_rows = [], 0
+    yield from _together(scorer.score, waiting)
+
+
+def _together(
+    score: Callable[[F32, NDArray[np.uint64]], F32], waiting: list[tuple[int, Matrix]]
+) -> Iterator[tuple[int, F32]]:
+    if not waiting:
+        return
+    numeric, category = (
+        np.concatenate([getattr(matrix, name) for _, matrix in waiting]) for name in ("numeric", "category")
+    )
+    ends = np.cumsum([len(matrix.numeric) for _, matrix in waiting])
+    parts = np.split(score(numeric, category), ends[:-1])
+    yield from ((i, part) for (i, _), part in zip(waiting, parts, strict=True))

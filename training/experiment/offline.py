@@ -1,0 +1,186 @@
+"""The counterfactual check: what a new artifact would have earned on the exposures whose order was drawn, before it
+has any traffic.
+
+What it is held against is `served`: the ranking by the logged scores, as it is where nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.artifact import load as load_artifact
+from serve.errors import TabrankError
+from serve.surface import read_surface
+from training.dataset import Progress
+from training.experiment.attraction import attraction, ranked
+from training.experiment.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
+from training.experiment.explored import explored
+from training.experiment.neighbours import effect_of_above, is_shown
+from training.experiment.places import F64, Bins, place_counts
+
+VERDICT_BY = "dr"
+MIN_EFFECTIVE = 50.0
+"""Effective events, below which an interval says too little of itself."""
+DOUBTFUL = 3.0
+"""Standard errors from 0 at which what stands above a candidate is said to matter."""
+SHOWN_PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000)
+SEED = 0
+
+
+def offline(
+    folder: Path,
+    model: Path,
+    *,
+    event: str | None = None,
+    positions: int | None = None,
+    progress: Progress = lambda share: None,
+) -> dict[str, Any]:
+    """The expected number of candidates that get `event` (by default the label's), per exposure, over the first
+    `positions` (by default all) of the ranking by `model`.
+
+    The answer holds what `compare` does, and `event`, `within_ms`, `version`, `served_versions`, `left_out` and
+    `seen_in_training`, exposures.
+
+    Raises:
+        TabrankError: for a bad artifact or log, one without propensities, and one with too few events.
+    """
+    artifact = load_artifact(model)
+    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+    event = event or surface.label.event
+    found = explored(folder, artifact, surface, event, progress)
+    return {
+        "event": event,
+        "within_ms": surface.label.within_ms,
+        "version": artifact.version,
+        "served_versions": found.served,
+        "left_out": found.left_out,
+        "seen_in_training": found.num_seen,
+        **compare(found.drawn, found.score, positions),
+    }
+
+
+def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str, Any]:
+    """The ranking by `score` `[N, C]`, in the order shown, against the ranking by the logged scores.
+
+    The answer holds
+
+    * `exposures`, `viewers`, `events` (of drawn exposures, over the first `positions`), `positions`.
+    * `model`, `served`: `snips` and `dr`, each {value, interval}; `effective_events`; `clipped`, the share of weight.
+    * `drawn`: {value, interval}, what the drawn orders did earn.
+    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the model's value less theirs.
+    * `examination`: {place: θ}; `above`, whether what stands above a candidate matters, {value, interval, `matters`},
+      as `training.experiment.neighbours` says; null where nothing tells.
+    * `verdict`: better, worse, or no difference shown, by the doubly robust difference to `served`.
+
+    Raises:
+        TabrankError: for too few events, or too few effective ones.
+    """
+    if positions is not None and positions < 1:
+        raise TabrankError(f"--positions: {positions} must be at least 1; leave it out for all")
+    num_places = min(positions or drawn.weight.shape[1], drawn.weight.shape[1])
+    bins = Bins(drawn.weight.shape[1])
+    known = Counterfactual(drawn, bins, place_counts(drawn.weight, bins, np.random.default_rng(SEED)))
+    places = {"model": ranked(score, known.is_drawn), "served": ranked(drawn.weight, known.is_drawn)}
+    worth = attraction(known, np.stack([drawn.weight, _log_odds(score)], axis=2))
+    sums = {name: known.value(place, worth, num_places) for name, place in places.items()}
+    for name, one in sums.items():
+        if one.effective < MIN_EFFECTIVE:
+            raise TabrankError(
+                f"the ranking by {name} rests on {one.effective:.0f} effective events, which is fewer than "
+                f"{MIN_EFFECTIVE:.0f}; gather more, or raise the share of exploration"
+            )
+    values = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
+    logged = known.logged(num_places)
+    difference: dict[str, dict[str, Any]] = {"served": {}, "drawn": {}}
+    for how in ESTIMATORS:
+        ours, theirs = values["model", how], values["served", how]
+        difference["served"][how] = _difference(ours, theirs, drawn)
+        difference["drawn"][how] = _difference(ours, logged, drawn)
+    result: dict[str, Any] = {
+        "exposures": len(drawn),
+        "viewers": len(np.unique(drawn.cluster)),
+        "events": int(drawn.reward[:, :num_places].sum()),
+        "positions": positions,
+    }
+    for name, one in sums.items():
+        result[name] = {how: _told(values[name, how], drawn) for how in ESTIMATORS}
+        result[name] |= {"effective_events": round(one.effective, 1), "clipped": one.clipped}
+    result["drawn"] = _told(logged, drawn)
+    result["difference"] = difference
+    looked = known.looked
+    result["examination"] = {str(at): float(looked[at - 1]) for at in SHOWN_PLACES if at <= len(looked)}
+    above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
+    result["above"] = above and _told(above, drawn) | {"matters": is_shown(above, drawn, DOUBTFUL)}
+    low, high = difference["served"][VERDICT_BY]["interval"]
+    result["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    return result
+
+
+def _log_odds(score: F64) -> F64:
+    p = np.clip(score, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(p) - np.log1p(-p), np.float64)
+
+
+def _told(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
+    low, high = estimate.interval(drawn.cluster)
+    if not np.isfinite(low + high):
+        raise TabrankError(
+            "every exposure with a drawn order is of one viewer; nothing can be said of others from it: gather more"
+        )
+    return {"value": estimate.value, "interval": [low, high]}
+
+
+def _difference(ours: Estimate, theirs: Estimate, drawn: Drawn) -> dict[str, Any]:
+    relative = ours.value / theirs.value - 1.0 if theirs.value > 0 else None
+    return _told(ours.minus(theirs), drawn) | {"relative": relative}
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """For people: the verdict first."""
+    against = result["difference"]["served"][VERDICT_BY]
+    relative = "" if against["relative"] is None else f" ({against['relative']:+.1%})"
+    scope = "all places" if result["positions"] is None else f"the first {result['positions']} places"
+    what = result.get("event", "event")
+    lines = [
+        f"{result['verdict']}: {against['value']:+.4f}{relative} {what}s an exposure, 95 % "
+        f"{_span(against['interval'])}, than the ranking that was served",
+        f"{result['exposures']} exposures with a drawn order, {result['viewers']} viewers, "
+        f"{result['events']} {what}s, {scope}",
+        "ranking   estimate   value    95 %                 effective events  weight clipped",
+    ]
+    for name in ("model", "served"):
+        for how in ESTIMATORS:
+            one = result[name]
+            lines.append(
+                f"{name:<10}{how:<9}{one[how]['value']:8.4f}    {_span(one[how]['interval']):<21}"
+                f"{one['effective_events']:>16.0f}{one['clipped']:>16.1%}"
+            )
+    drawn = result["drawn"]
+    lines.append(f"{'as drawn':<10}{'mean':<9}{drawn['value']:8.4f}    {_span(drawn['interval'])}")
+    lines.append(
+        "looked at, by place: "
+        + "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
+    )
+    if result["above"] and result["above"]["matters"]:
+        change = np.expm1(result["above"]["value"])
+        lines.append(
+            f"doubtful: each {what} to be expected further up changes the chance of one by {change:+.0%}, and should "
+            "not: trust the direction at most, not the size"
+        )
+    if result.get("seen_in_training"):
+        lines.append(
+            f"{result['seen_in_training']} of the exposures are from the time that the model was made from: these "
+            "figures flatter it; take a log of later ones"
+        )
+    left = {name: num for name, num in result.get("left_out", {}).items() if num}
+    if left:
+        lines.append("left out: " + ", ".join(f"{num} {name}" for name, num in left.items()))
+    return "\n".join(lines)
+
+
+def _span(interval: list[float]) -> str:
+    return f"[{interval[0]:.4f}, {interval[1]:.4f}]"

@@ -1,0 +1,130 @@
+"""The check of the offline estimates: worlds whose truth is known, many times over, and the Open Bandit Dataset."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.dataset import Progress
+from training.experiment.attraction import attraction, ranked
+from training.experiment.counterfactual import ESTIMATORS, Counterfactual, Estimate
+from training.experiment.law import NUM_CANDIDATES, Sample, sample, true_values
+from training.experiment.open_bandit import open_bandit
+from training.experiment.open_bandit import text as open_bandit_text
+from training.experiment.places import Bins, place_counts
+
+NUM_VIEWERS = 300
+LEAST_COVERED = 0.92
+LEAST_CALLED = 0.8
+MOST_MISCALLED = 0.04
+CALLS = {"better": "better", "worse": "worse", "reversed": "worse"}
+"""What each scorer's ranking is, against that of the scores that the orders were drawn from."""
+
+
+def check(runs: int, obp: Path | None = None, progress: Progress = lambda share: None) -> dict[str, Any]:
+    """Simulated logs of NUM_VIEWERS viewers each, estimated and held against the truth.
+
+    The answer holds `runs`, `exposures` of a run, `truth` {scorer: value}; by estimator and scorer `covered`, the
+    share of 95 % intervals that hold the value's truth, `covered_difference`, that of the difference to `logging` (null
+    for itself), `bias` and `called` {better | worse | no difference shown: share}; `open_bandit`, as the function says,
+    where it is given; `held`: intervals cover in at least LEAST_COVERED, each scorer is called what it is in
+    at least LEAST_CALLED and the contrary in at most MOST_MISCALLED, and the real logs agree.
+
+    Raises:
+        TabrankError: `obp` holds no Open Bandit Dataset.
+    """
+    real = None if obp is None else open_bandit(obp)
+    truth = true_values()
+    found: defaultdict[tuple[str, str], list[_Run]] = defaultdict(list)
+    for number in range(runs):
+        for key, one in _one(sample(np.random.default_rng([0, number]), NUM_VIEWERS), truth, number).items():
+            found[key].append(one)
+        progress((number + 1) / runs)
+    simulated: dict[str, dict[str, Any]] = {how: {} for how in ESTIMATORS}
+    for (how, name), rows in found.items():
+        simulated[how][name] = _rates(rows, truth[name])
+        if name not in CALLS:
+            simulated[how][name]["covered_difference"] = None
+    result: dict[str, Any] = {
+        "runs": runs,
+        "exposures": len(sample(np.random.default_rng(0), NUM_VIEWERS).drawn),
+        "truth": truth,
+        **simulated,
+        "open_bandit": real,
+    }
+    result["held"] = all(_holds(name, one) for how in ESTIMATORS for name, one in simulated[how].items())
+    result["held"] = result["held"] and (real is None or real["held"])
+    return result
+
+
+_Run = tuple[
+    float, bool, bool, str
+]  # the value, whether it and its difference are covered, what it is called
+
+
+def _one(world: Sample, truth: Mapping[str, float], seed: int) -> dict[tuple[str, str], _Run]:
+    bins = Bins(NUM_CANDIDATES)
+    counts = place_counts(world.drawn.weight, bins, np.random.default_rng([1, seed]))
+    known = Counterfactual(world.drawn, bins, counts)
+    places = {name: ranked(odds, known.is_drawn) for name, odds in world.odds.items()}
+    runs: dict[tuple[str, str], _Run] = {}
+    for name, odds in world.odds.items():
+        worth = attraction(known, np.stack([world.drawn.weight, odds], axis=2))
+        sums, logging = (known.value(places[one], worth, NUM_CANDIDATES) for one in (name, "logging"))
+        for how, of in ESTIMATORS.items():
+            ours = of(sums)
+            apart = ours.minus(of(logging))
+            low, high = apart.interval(world.drawn.cluster)
+            called = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+            difference = truth[name] - truth["logging"]
+            covered = _covers(ours, world, truth[name]), _covers(apart, world, difference)
+            runs[how, name] = ours.value, *covered, called
+    return runs
+
+
+def _covers(estimate: Estimate, world: Sample, truth: float) -> bool:
+    low, high = estimate.interval(world.drawn.cluster)
+    return low <= truth <= high
+
+
+def _rates(rows: list[_Run], truth: float) -> dict[str, Any]:
+    values, covered, differences, called = zip(*rows, strict=True)
+    return {
+        "covered": float(np.mean(covered)),
+        "covered_difference": float(np.mean(differences)),
+        "bias": float(np.mean(values)) - truth,
+        "called": {name: called.count(name) / len(rows) for name in sorted(set(called))},
+    }
+
+
+def _holds(name: str, one: Mapping[str, Any]) -> bool:
+    covered = one["covered"] >= LEAST_COVERED
+    if name not in CALLS:
+        return bool(covered)
+    covered = covered and one["covered_difference"] >= LEAST_COVERED
+    other = "worse" if CALLS[name] == "better" else "better"
+    right, wrong = (one["called"].get(call, 0.0) for call in (CALLS[name], other))
+    return bool(covered and right >= LEAST_CALLED and wrong <= MOST_MISCALLED)
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """For people."""
+    lines = [
+        f"{result['runs']} simulated logs of {result['exposures']} exposures",
+        "estimate  scorer    truth    bias     covered  difference  called better  worse",
+    ]
+    for how in ESTIMATORS:
+        for name, one in result[how].items():
+            better, worse = (one["called"].get(call, 0.0) for call in ("better", "worse"))
+            apart = "–" if one["covered_difference"] is None else f"{one['covered_difference']:.1%}"
+            lines.append(
+                f"{how:<10}{name:<9}{result['truth'][name]:6.4f}  {one['bias']:+.4f}  {one['covered']:8.1%}"
+                f"{apart:>12}{better:15.1%}{worse:7.1%}"
+            )
+    if result["open_bandit"] is not None:
+        lines.append(open_bandit_text(result["open_bandit"]))
+    return "\n".join([*lines, "held" if result["held"] else "NOT held"])
