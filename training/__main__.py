@@ -12,6 +12,7 @@ from serve.commands import Commands
 from serve.strict import milliseconds, num_bytes, one_of
 from serve.surface import load_surface
 from training.bench.commands import bench
+from training.experiment.commands import experiment
 from training.search.commands import refresh, search
 from training.terminal import (
     PUBLISHED,
@@ -32,6 +33,7 @@ app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
 app.add_typer(bench, name="bench", help="Measure speed, and quality against what is known.")
+app.add_typer(experiment, name="experiment", help="What an experiment did; the original one, rerun.")
 
 
 @app.command()

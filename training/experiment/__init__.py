@@ -1,0 +1,1 @@
+"""Experiments: what two arms did, what they would do, and what they did in truth where that is known."""
