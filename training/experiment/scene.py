@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,8 +92,8 @@ class Scene:
         return self.world.viewers.visits(rng, num, self.origin.end_ms, end_ms)
 
 
-def _since(table: pa.Table, ts_ms: int) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = table.filter(pc.greater_equal(table["ts_ms"], ts_ms)).to_pylist()
+def _since(table: pa.Table, ts_ms: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.filter(pc.greater_equal(table["ts_ms"], ts_ms)).to_pylist()
     return rows
 
 
