@@ -23,7 +23,7 @@ from training.experiment.truth import effects
 from training.replay import Service as Client
 from training.world.simulate import simulate
 
-DAYS, RANKINGS = 0.1, 80
+DAYS, RANKINGS = 0.1, 60
 TABNET, POPULAR = Arm("tabnet", "current", 0.5), Arm("popular", "popular", 0.5)
 
 
@@ -115,6 +115,7 @@ def test_alone_each_arm_ranks_for_every_visit(done):
     assert set(alone["effect"]) == {"tabnet"}
 
 
+@pytest.mark.integration  # no Ray, but two services
 @pytest.mark.parametrize("arm", [TABNET, POPULAR])
 def test_an_arm_alone_in_this_process_shows_what_a_service_of_that_arm_shows(home, tmp_path, arm):
     scenes = [Scene.after(home / "a", DAYS, 0) for _ in range(2)]
@@ -141,25 +142,21 @@ def test_an_effect_is_against_the_control_and_has_no_relative_size_where_that_is
     assert effect["joins"] == {"absolute": 1.0, "relative": None}
 
 
-def test_a_log_that_a_service_has_gone_on_with_is_refused(done, home, tmp_path):
-    with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
-        error = experiment(url, log=done[1].parent / "a", code=2)
-    assert "a service has written to it since" in error
-
-
-def test_what_cannot_be_an_experiment_is_refused_with_the_remedy(home, tmp_path):
+def test_what_cannot_be_an_experiment_is_refused_with_the_remedy(done, home, tmp_path):
     (tmp_path / "nothing").mkdir()
-    with served_by(home, tmp_path, Arm("tabnet", "current", 1.0)).listening() as url:
-        assert "give two of them shares" in experiment(url, log=home / "a", code=2)
+    served = done[1].parent / "a"
+    with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
+        assert "a service has written to it since" in experiment(url, log=served, code=2)
+        assert "world.json" in experiment(url, log=tmp_path / "nothing", code=2)
         assert "--days" in experiment(url, "--days", 0, log=home / "a", code=2)
         assert "--rankings" in experiment(url, "--rankings", 0, log=home / "a", code=2)
     assert "start the service" in experiment("http://127.0.0.1:9", log=home / "a", code=2)
 
 
-def test_a_log_of_no_simulated_world_is_refused(home, tmp_path):
-    with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
-        (tmp_path / "a" / "world.json").unlink()
-        assert "world.json" in experiment(url, log=tmp_path / "a", code=2)
+@pytest.mark.integration  # no Ray, but a service more
+def test_a_service_of_one_arm_is_refused(home, tmp_path):
+    with served_by(home, tmp_path, Arm("tabnet", "current", 1.0)).listening() as url:
+        assert "give two of them shares" in experiment(url, log=home / "a", code=2)
 
 
 def test_a_world_that_goes_on_keeps_its_spaces_and_lives_its_past_again(home):
