@@ -7,11 +7,11 @@ STAMP := .venv/.installed
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo up down test check fmt
+.PHONY: help install demo experiment up down test check fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## The pinned environment, in .venv.
 
@@ -24,12 +24,26 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## From nothing to a verdict: simulate, train, serve, rank, load, report (under 8 minutes).
 	@$(BIN)/python -m loadtest.demo
 
+experiment: install ## The original experiment, rerun over HTTP, TabNet against popular, and its report (about 15 minutes).
+	@test ! -d var/experiment/run || $(BIN)/python -m serve down --run var/experiment/run
+	@rm -rf var/experiment
+	@$(BIN)/python -m training simulate --out var/experiment/log --rows 600000 --viewers 6000 --days 3
+	@$(BIN)/python -m training fit --surface spaces --log var/experiment/log --out var/experiment/model
+	@$(BIN)/python -m training publish --model var/experiment/model --models var/experiment/models
+	@$(BIN)/python -m serve load --log var/experiment/log --store lmdb:var/experiment/store
+	@trap '$(BIN)/python -m serve down --run var/experiment/run' EXIT; \
+	$(BIN)/python -m serve up experiment.yaml --run var/experiment/run && \
+	$(BIN)/python -m training experiment simulate --log var/experiment/log --url http://127.0.0.1:8010 \
+	  --model var/experiment/model --out var/experiment/truth
+	@$(BIN)/python -m training experiment report --log var/experiment/log --config experiment.yaml --experiment original
+
 up: install var/models/CURRENT var/store/.filled ## Start the service of cluster.yaml.
 	@$(BIN)/python -m serve up
 
 down: ## Stop it, and whatever a demo or a benchmark left.
 	@test ! -x $(BIN)/python || $(BIN)/python -m serve down
 	@test ! -d var/demo/run || $(BIN)/python -m serve down --run var/demo/run
+	@test ! -d var/experiment/run || $(BIN)/python -m serve down --run var/experiment/run
 	@test ! -d var/bench/run || $(BIN)/python -m serve down --run var/bench/run
 
 var/log: | install

@@ -71,7 +71,7 @@ def replay(
     with closing(Service(url)) as service:
         described = service.describe()
         ours = _surface(surface, artifact, described, url)
-        _check(described, ours, artifact, url)
+        check(described, ours, artifact, url)
         log = read_log(folder, ours)
         if log.snapshots:
             raise TabrankError(
@@ -249,8 +249,8 @@ def _surface(named: str | None, artifact: Artifact | None, described: Mapping[st
         ) from None
 
 
-def _check(described: Mapping[str, Any], surface: Surface, artifact: Artifact | None, url: str) -> None:
-    """Refuse a service that cannot be compared."""
+def check(described: Mapping[str, Any], surface: Surface, artifact: Artifact | None, url: str) -> None:
+    """Refuse a service that has another clock or surface, or ranks with another model than `artifact`."""
     if described.get("clock") != "event":
         raise TabrankError(
             f"--url: the clock of the service at {url} is {described.get('clock')!r}; a replay needs its own time: set "

@@ -225,10 +225,24 @@ class Spaces:
     @classmethod
     def draw(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
         """All Spaces that are live at some time in [start_ms, end_ms); a host has one at a time."""
-        first_ms = start_ms - MAX_LIFE_MS
-        num = round(STARTS_PER_HOUR * (end_ms - first_ms) / HOUR_MS)
+        spaces = cls._starting(rng, hosts, start_ms - MAX_LIFE_MS, end_ms)
+        alone = _one_at_a_time(spaces) & (spaces.ends_ms > start_ms)
+        return spaces._at(np.flatnonzero(alone)[np.argsort(spaces.started_ms[alone], kind="stable")])
+
+    def going_on(self, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
+        """These, all of which began before start_ms, and after them those that begin in [start_ms, end_ms)."""
+        more = self._starting(rng, hosts, start_ms, end_ms)
+        columns = vars(more).items()
+        both = Spaces(**{name: np.concatenate([getattr(self, name), column]) for name, column in columns})
+        alone = _one_at_a_time(both)  # which these are already
+        return both._at(np.flatnonzero(alone)[np.argsort(both.started_ms[alone], kind="stable")])
+
+    @classmethod
+    def _starting(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
+        """What hosts would begin in [start_ms, end_ms), were none live already; in no order."""
+        num = round(STARTS_PER_HOUR * (end_ms - start_ms) / HOUR_MS)
         host = rng.choice(NUM_HOSTS, size=num, p=hosts.activity)
-        started_ms = times(rng, hosts.utc_offset_h[host], first_ms, end_ms)
+        started_ms = times(rng, hosts.utc_offset_h[host], start_ms, end_ms)
         quality = 0.7 * hosts.quality[host] + 0.7 * rng.normal(size=num)
         life_ms = np.exp(rng.normal(np.log(70 * MINUTE_MS), 0.7, size=num) + 0.1 * quality)
         ends_ms = started_ms + np.clip(life_ms, MIN_LIFE_MS, MAX_LIFE_MS).astype(np.int64)
@@ -236,7 +250,7 @@ class Spaces:
         peak = rng.uniform(0.2, 0.6, size=num)
         speakers = 1 + rng.poisson(np.exp(0.5 + 0.35 * quality))
         grown_ms = started_ms + ((ends_ms - started_ms) * rng.uniform(0.1, 3.0, size=num)).astype(np.int64)
-        spaces = cls(
+        return cls(
             started_ms,
             ends_ms,
             host.astype(np.int64),
@@ -248,9 +262,9 @@ class Spaces:
             grown_ms,
             speakers + 1 + rng.poisson(1.0, size=num),
         )
-        alone = _one_at_a_time(spaces) & (ends_ms > start_ms)
-        order = np.flatnonzero(alone)[np.argsort(started_ms[alone], kind="stable")]
-        return cls(**{name: column[order] for name, column in vars(spaces).items()})
+
+    def _at(self, rows: Ints) -> Spaces:
+        return Spaces(**{name: column[rows] for name, column in vars(self).items()})
 
     def __len__(self) -> int:
         return len(self.started_ms)

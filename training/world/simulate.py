@@ -1,8 +1,9 @@
 """`training simulate`: a log of the `spaces` surface as the popular arm would have made it, and its truth.
 
 Beside the canonical log's four tables the folder holds `truth.parquet`: for each exposure, aligned with its
-candidates, p_click and p_join (as if examined) and the examination probability of the position; and
-`request.json`, a body for `POST /v1/rank` that ranks what is live when the log ends.
+candidates, p_click and p_join (as if examined) and the examination probability of the position;
+`request.json`, a body for `POST /v1/rank` that ranks what is live when the log ends; and `world.json`, from which
+`training experiment simulate` goes on with this very world.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.random import SeedSequence, default_rng
 
 from serve.errors import TabrankError
 from serve.log import refuse_existing, write_log
-from training.world.audience import Audience
-from training.world.population import DAY_MS, Ints
-from training.world.record import KINDS, Record, log_tables
+from training.world.origin import Origin
+from training.world.population import DAY_MS
+from training.world.record import KINDS, log_tables
 from training.world.world import SLATE, World
 
 START_MS = 1_767_571_200_000  # 2026-01-05T00:00:00Z, a Monday
@@ -58,11 +58,10 @@ def simulate(
     num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
     start_ms = START_MS if end_ms is None else end_ms - round(days * DAY_MS)
     end_ms = start_ms + round(days * DAY_MS)
-    world = World(seed=seed, viewers=num_viewers, start_ms=start_ms, end_ms=end_ms)
-    # A stream of its own: another arm can be run in the same world with the same visits.
-    visiting, responding = map(default_rng, SeedSequence([seed, 1]).spawn(2))
-    ts_ms, viewer = world.viewers.visits(visiting, num_exposures, start_ms, end_ms)
-    record = _run(world, ts_ms, viewer, responding, progress)
+    origin = Origin(seed, num_viewers, num_exposures, start_ms, end_ms)
+    world = origin.world()
+    ts_ms, viewer = origin.visits(world)
+    record, _ = origin.lived(world, progress)
     tables = log_tables(world, ts_ms, viewer, record)
     if not len(tables["events"]):
         raise TabrankError(
@@ -71,6 +70,7 @@ def simulate(
         )
     write_log(out, tables)
     request = _request(world, int(viewer[-1]), end_ms)
+    origin.write(out)
     (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
     progress(1.0)
     kinds = tables["events"]["kind"].to_numpy()
@@ -108,23 +108,3 @@ def _refuse_impossible(*, rows: int, viewers: int | None, days: float, seed: int
         raise TabrankError(f"--days {days}: no time for a visit; ask for a span above 0, such as 0.5 or 2")
     if seed < 0:
         raise TabrankError(f"--seed {seed}: a seed is a whole number from 0 up")
-
-
-def _run(
-    world: World, ts_ms: Ints, viewer: Ints, rng: np.random.Generator, progress: Callable[[float], None]
-) -> Record:
-    audience, record = Audience(len(world.spaces)), Record()
-    visits = list(zip(ts_ms.tolist(), viewer.tolist(), strict=True))
-    for num_done, (now_ms, who) in enumerate(visits):
-        if num_done % 500 == 0:
-            progress(0.9 * num_done / len(visits))
-        audience.advance(now_ms)
-        found = world.retrieve(rng, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
-        # The popular arm: the largest audience first, of equals the newest.
-        shown = found[np.lexsort((-found, -audience.listeners[found]))]
-        response = world.respond(rng, who, shown, now_ms, audience.listeners[shown])
-        record.add(shown, response)
-        for row in np.flatnonzero(response.joined).tolist():
-            audience.enter(who, int(shown[row]), int(response.join_ms[row]), int(response.leave_ms[row]))
-        world.enjoy(who, shown[response.joined])
-    return record

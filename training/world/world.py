@@ -82,6 +82,11 @@ class World:
         self.spaces = Spaces.draw(streams[2], self.hosts, start_ms, end_ms)
         self.viewers = Viewers.draw(streams[3], viewers, self.hosts, popularity)
 
+    def go_on(self, rng: Generator, end_ms: int) -> None:
+        """Let the world last until end_ms: with more Spaces, whose numbers follow those that there are."""
+        self.spaces = self.spaces.going_on(rng, self.hosts, self.end_ms, end_ms)
+        self.end_ms = end_ms
+
     def hour(self, viewer: int | Ints, ts_ms: int | Ints) -> Floats:
         """The hour of the day where the viewer is."""
         return local_hour(ts_ms, self.viewers.utc_offset_h[viewer])

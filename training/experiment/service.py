@@ -1,0 +1,106 @@
+"""Who ranks for the simulated viewers: the running service, or one arm alone, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from serve.api import RankRequest, candidate_ids
+from serve.changes import Changes
+from serve.features import Features
+from serve.records import Exposure, Sent
+from serve.scorers import Scorer
+from serve.state import State
+from training.player import MAX_POST_BYTES, Step
+from training.replay import Service
+
+RECORDS_AT_ONCE = 1_000
+"""A record of the simulated world has some 250 bytes, so that a post stays within what a service takes."""
+assert RECORDS_AT_ONCE * 400 < MAX_POST_BYTES
+
+
+class Answer(NamedTuple):
+    """A ranking: the candidates in their order, whose arm it is, and whether it got what it was to get."""
+
+    shown: list[str]
+    arm: str
+    rung: str
+
+
+class Ranks(Protocol):
+    """Ranks, and is told what happened."""
+
+    def rank(self, request: RankRequest) -> Answer:
+        """The answer to one ranking."""
+
+    def tell(self, records: Sequence[Sent]) -> None:
+        """Take what happened since, in the order of time."""
+
+
+class Remote:
+    """The service behind a URL; it deals the viewers to its arms itself."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._encode = msgspec.json.Encoder().encode
+
+    def rank(self, request: RankRequest) -> Answer:
+        """Ask it."""
+        answer = self._service.rank(Step("rank", self._encode(request)), request.request_id or "")
+        return Answer([r["candidate"] for r in answer["ranking"]], answer["arm"], answer["rung"])
+
+    def tell(self, records: Sequence[Sent]) -> None:
+        """Post them."""
+        for begin in range(0, len(records), RECORDS_AT_ONCE):
+            part = records[begin : begin + RECORDS_AT_ONCE]
+            self._service.post(Step("events", self._encode({"records": part})))
+
+
+class Alone:
+    """One arm for everybody, on a state of its own: the service's features and order, without the service.
+
+    `scorer` is None for the popular arm.
+    """
+
+    def __init__(self, arm: str, state: State, scorer: Scorer | None) -> None:
+        self._arm = arm
+        self._state = state
+        self._changes = Changes(state)
+        self._features = Features(state.schema)
+        self._scorer = scorer
+
+    def rank(self, request: RankRequest) -> Answer:
+        """Rank as `serve.ranking` does, and count it as impressions."""
+        self._changes.observe()
+        self._changes.viewers.clear()  # which rows to store: there is no store
+        self._changes.candidates.clear()
+        ids, now_ms = candidate_ids(request), request.now_ms or 0
+        order = self._order(request, ids, now_ms)
+        shown = [ids[place] for place in order]
+        self._changes.apply(
+            Exposure(request.request_id or "", now_ms, request.viewer, shown, b"", "", self._arm, "full", 0)
+        )
+        return Answer(shown, self._arm, "full")
+
+    def tell(self, records: Sequence[Sent]) -> None:
+        """Apply them."""
+        for record in records:
+            self._changes.apply(record)
+
+    def _order(self, request: RankRequest, ids: list[str], now_ms: int) -> list[int]:
+        """Best first: by score where there is a scorer, else and among equals by popularity, then as given."""
+        state = self._state
+        candidates = state.candidates.table.take(state.candidates.find(ids))
+        context = state.schema.context_rows([request.context])
+        popular = self._features.popularity(candidates, context, now_ms)
+        score = np.zeros(len(ids), np.float32)
+        if self._scorer is not None:
+            viewer = state.viewers.table.take(state.viewers.find([request.viewer or ""]))
+            owner = np.zeros(len(ids), np.int64)
+            matrix = self._features.compute(viewer, candidates, context, owner, np.array([now_ms]))
+            score = self._scorer.score(matrix.numeric, matrix.category)
+        order: list[int] = np.lexsort((-np.nan_to_num(popular, nan=-np.inf), -score)).tolist()
+        return order

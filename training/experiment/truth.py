@@ -1,0 +1,124 @@
+"""The true effect of what was shown: the law's own expectation, with none of the chance of who clicked.
+
+An exposure's expected clicks are the sum over its candidates of P(looked at) P(click), its joins likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from training.experiment.drive import Served
+
+F64 = NDArray[np.float64]
+Measures = dict[str, float]
+Effect = dict[str, dict[str, float | None]]
+NOBODY_COMES_MORE = {"absolute": 0.0, "relative": 0.0}
+"""On daily active viewers: when people of this world come is drawn before anything is shown to them."""
+
+
+def expected(served: Served) -> dict[str, F64]:
+    """The expected `clicks` and `joins` of each exposure."""
+    looked = served.record.flat("examination")
+    first = served.record.offsets.to_numpy()
+    return {
+        name: _sums(looked * served.record.flat(chance), first)
+        for name, chance in (("clicks", "p_click"), ("joins", "p_join"))
+    }
+
+
+def by_arm(served: Served) -> dict[str, dict[str, Any]]:
+    """Of each arm its exposures and viewers, and its clicks and joins by both: `expected`, and as `observed`."""
+    arms = np.array(served.arm)
+    first = served.record.offsets.to_numpy()
+    seen = {
+        name: _sums(served.record.flat(flag).astype(np.float64), first)
+        for name, flag in (("clicks", "clicked"), ("joins", "joined"))
+    }
+    lawful = expected(served)
+    found = {}
+    for arm in dict.fromkeys(served.arm):
+        mine = arms == arm
+        num_viewers = len(np.unique(served.viewer[mine]))
+        found[arm] = {
+            "exposures": int(mine.sum()),
+            "viewers": num_viewers,
+            "expected": _measures({name: sums[mine] for name, sums in lawful.items()}, num_viewers),
+            "observed": _measures({name: sums[mine] for name, sums in seen.items()}, num_viewers),
+        }
+    return found
+
+
+def control(arms: Sequence[Mapping[str, object]]) -> str:
+    """The arm that the others are compared with: the one that ranks by popularity, else the first."""
+    return str(next((arm for arm in arms if arm["scorer"] == "popular"), arms[0])["name"])
+
+
+def effects(arms: Mapping[str, Mapping[str, Any]], control: str, kind: str = "expected") -> dict[str, Effect]:
+    """Of each other arm against the control: absolute and relative, of each measure; 0 on who comes."""
+    base = arms[control][kind]
+    return {
+        arm: {name: _effect(value, base[name]) for name, value in found[kind].items()}
+        | {"daily_active_viewers": dict(NOBODY_COMES_MORE)}
+        for arm, found in arms.items()
+        if arm != control
+    }
+
+
+def write_truth(path: Path, served: Served) -> None:
+    """A row for each exposure, its lists aligned with the candidates as they were shown and as the log has them."""
+    record, lawful = served.record, expected(served)
+    lists = {
+        name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
+        for name in ("p_click", "p_join", "examination")
+    }
+    columns: dict[str, Any] = {
+        "request_id": served.request_id,
+        "ts_ms": served.ts_ms,
+        "viewer": [f"v{who:07d}" for who in served.viewer.tolist()],
+        "arm": served.arm,
+        "rung": served.rung,
+        "expected_clicks": lawful["clicks"],
+        "expected_joins": lawful["joins"],
+    }
+    pq.write_table(pa.table(columns | lists), path, compression="zstd")
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The truth as lines for people."""
+    lines = []
+    for title, part in (("as shown", result["shown"]), ("each arm alone", result["alone"])):
+        for arm, effect in (part or {"effect": {}})["effect"].items():
+            told = ", ".join(f"{name} {_percent(sizes['relative'])}" for name, sizes in effect.items())
+            lines.append(f"true effect of {arm} ({title}): {told}")
+    return "\n".join(lines)
+
+
+def _sums(values: F64, first: Sequence[int] | NDArray[np.int32]) -> F64:
+    """The sum of each exposure's values; 0 where it has none."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return np.array([total[end] - total[begin] for begin, end in pairwise(first)])
+
+
+def _measures(sums: Mapping[str, F64], num_viewers: int) -> Measures:
+    return {
+        "clicks_per_exposure": float(sums["clicks"].mean()),
+        "joins_per_exposure": float(sums["joins"].mean()),
+        "clicks_per_viewer": float(sums["clicks"].sum() / num_viewers),
+        "joins_per_viewer": float(sums["joins"].sum() / num_viewers),
+    }
+
+
+def _effect(value: float, base: float) -> dict[str, float | None]:
+    return {"absolute": value - base, "relative": (value - base) / base if base else None}
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2%}"
