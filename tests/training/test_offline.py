@@ -21,7 +21,7 @@ from serve.explore import pick_probability
 from serve.surface import read_surface
 from training.__main__ import app
 from training.experiment.attraction import ranked
-from training.experiment.counterfactual import Counterfactual
+from training.experiment.counterfactual import Counterfactual, Drawn
 from training.experiment.explored import explored
 from training.experiment.law import NUM_CANDIDATES, examination, sample
 from training.experiment.neighbours import effect_of_above, is_shown
@@ -118,6 +118,21 @@ def test_the_served_ranking_itself_shows_no_difference(world):
     assert found["verdict"] == "no difference shown"
     assert found["difference"]["served"]["dr"]["value"] == pytest.approx(0.0, abs=1e-9)
     assert found["difference"]["drawn"]["dr"]["value"] > 0  # to explore costs
+
+
+def test_what_is_never_drawn_earns_the_same_in_every_ranking(world):
+    drawn, odds = world.drawn, world.odds["better"]
+    beside = Drawn(
+        *(np.pad(x, ((0, 0), (0, 1)), constant_values=fill) for x, fill in (
+            (drawn.weight, -np.inf), (drawn.is_shown, True), (drawn.reward, 1.0)
+        )),
+        drawn.cluster,
+    )  # fmt: skip
+    alone = compare(drawn, scores(odds))
+    found = compare(beside, np.pad(scores(odds), ((0, 0), (0, 1)), constant_values=np.nan))
+    for name in ("model", "served"):
+        assert found[name]["dr"]["value"] == pytest.approx(alone[name]["dr"]["value"] + 1.0, abs=0.02)
+    assert found["drawn"]["value"] == pytest.approx(alone["drawn"]["value"] + 1.0)
 
 
 def test_the_first_places_earn_less_than_all(world):

@@ -147,7 +147,7 @@ def text(result: Mapping[str, Any]) -> str:
     what = result.get("event", "event")
     lines = [
         f"{result['verdict']}: {against['value']:+.4f}{relative} {what}s an exposure, 95 % "
-        f"{_span(against['interval'])}, than the ranking that was served",
+        f"{_span(against['interval'])}, against the ranking that was served",
         f"{result['exposures']} exposures with a drawn order, {result['viewers']} viewers, "
         f"{result['events']} {what}s, {scope}",
         "ranking   estimate   value    95 %                 effective events  weight clipped",
