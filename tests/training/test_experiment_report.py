@@ -292,7 +292,7 @@ applications:
       experiment:
         name: launch
         salt: s
-        start: 2026-01-02T00:00:00Z
+        start: "2026-01-02T00:00:00Z"
         primary: clicks
         smallest_effect: 0.05
         arms:

@@ -16,10 +16,10 @@ from serve.replay import Replay
 from serve.scorers import load_scorer
 from serve.settings import Arm, Experiment
 from serve.state import Schema
-from training.experiment.drive import drive
-from training.experiment.scene import Scene
-from training.experiment.service import Alone, Remote
-from training.experiment.truth import effects
+from training.experiment.rerun.drive import drive
+from training.experiment.rerun.scene import Scene
+from training.experiment.rerun.service import Alone, Remote
+from training.experiment.rerun.truth import effects
 from training.replay import Service as Client
 from training.world.simulate import simulate
 

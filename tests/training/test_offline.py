@@ -20,15 +20,15 @@ from serve.errors import TabrankError
 from serve.explore import pick_probability
 from serve.surface import read_surface
 from training.__main__ import app
-from training.experiment.attraction import ranked
-from training.experiment.counterfactual import Counterfactual, Drawn
-from training.experiment.explored import explored
-from training.experiment.law import NUM_CANDIDATES, examination, sample
-from training.experiment.neighbours import effect_of_above, is_shown
-from training.experiment.offline import compare, text
-from training.experiment.offline_check import check
-from training.experiment.open_bandit import open_bandit
-from training.experiment.places import Bins, place_counts
+from training.experiment.offline.attraction import ranked
+from training.experiment.offline.check import check
+from training.experiment.offline.counterfactual import Counterfactual, Drawn
+from training.experiment.offline.estimate import compare, text
+from training.experiment.offline.explored import explored
+from training.experiment.offline.law import NUM_CANDIDATES, examination, sample
+from training.experiment.offline.neighbours import effect_of_above, is_shown
+from training.experiment.offline.open_bandit import open_bandit
+from training.experiment.offline.places import Bins, place_counts
 
 
 def scores(odds):
@@ -145,7 +145,7 @@ def test_the_first_places_earn_less_than_all(world):
 
 def test_too_few_events_are_refused():
     few = sample(np.random.default_rng(0), 10)
-    with pytest.raises(TabrankError, match="raise the share of exploration"):
+    with pytest.raises(TabrankError, match="raise the arm's .explore."):
         compare(few.drawn, scores(few.odds["better"]))
 
 

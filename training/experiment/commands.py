@@ -85,8 +85,8 @@ def offline(
     with 0. An exposure is taken to earn, at each place, the chance that the place is looked at times what the candidate
     there is worth to the viewer.
     """
-    from training.experiment.offline import offline as run
-    from training.experiment.offline import text
+    from training.experiment.offline.estimate import offline as run
+    from training.experiment.offline.estimate import text
 
     with Share("offline") as progress:
         result = run(log, artifact_of(model), event=event, positions=positions, progress=progress)
@@ -106,7 +106,7 @@ def offline_check(
 
     `pip download obp==0.4.1 --no-deps` gets the wheel with a small part of the Open Bandit Dataset.
     """
-    from training.experiment.offline_check import check, text
+    from training.experiment.offline.check import check, text
 
     with Share("offline-check") as progress:
         result = check(runs, obp, progress=progress)
@@ -139,8 +139,8 @@ def simulate(
     The service needs `clock: event` in the args of its cluster.yaml, two arms, a store filled from the log, and no
     other traffic. It writes the log that `experiment report` reads; the true effect is told here, for comparison.
     """
-    from training.experiment.simulate import simulate as run
-    from training.experiment.truth import table
+    from training.experiment.rerun.simulate import simulate as run
+    from training.experiment.rerun.truth import table
 
     result = run(
         log,

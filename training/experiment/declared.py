@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ import yaml
 
 from serve.config import OUR_APPLICATION, OUR_INGRESS
 from serve.errors import TabrankError
-from serve.settings import POPULAR
-from serve.strict import milliseconds
-
-SMALLEST_EFFECT = 0.02
-"""Relative; of the order of what was claimed of the original (+1.96 % and +1.99 %)."""
+from serve.settings import POPULAR, Experiment
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class Declared:
     start_ms: int | None = None
     end_ms: int | None = None
     primary: str | None = None
-    smallest_effect: float = SMALLEST_EFFECT
+    smallest_effect: float = Experiment.smallest_effect
     source: str | None = None  # the file that declares it
 
     @property
@@ -71,29 +66,14 @@ def _experiments(document: Any) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _declared(where: str, path: Path, given: Mapping[str, Any]) -> Declared:
-    arms = given.get("arms") or {}
-    try:
-        shares = {str(arm): float(spec["share"]) for arm, spec in arms.items()}
-        scorers = {str(arm): str(spec["scorer"]) for arm, spec in arms.items()}
-        smallest = float(given.get("smallest_effect", SMALLEST_EFFECT))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise TabrankError(f"{where}: cannot be read; see `python -m serve check --config {path}`") from None
-    if smallest <= 0:
-        raise TabrankError(f"{where}.smallest_effect: {smallest:g} must be above 0, such as 0.02 for 2 %")
+    experiment = Experiment.from_mapping(given, where)
     return Declared(
-        name=str(given["name"]),
-        shares=shares,
-        scorers=scorers,
-        start_ms=_time(given.get("start"), f"{where}.start"),
-        end_ms=_time(given.get("end"), f"{where}.end"),
-        primary=given.get("primary"),
-        smallest_effect=smallest,
+        name=experiment.name,
+        shares={arm.name: arm.share for arm in experiment.arms},
+        scorers={arm.name: arm.scorer for arm in experiment.arms},
+        start_ms=experiment.start_ms,
+        end_ms=experiment.end_ms,
+        primary=experiment.primary if "primary" in given else None,
+        smallest_effect=experiment.smallest_effect,
         source=str(path),
     )
-
-
-def _time(value: Any, where: str) -> int | None:
-    """YAML reads a bare time as a time."""
-    if isinstance(value, datetime | date):
-        value = value.isoformat()
-    return None if value is None else milliseconds(str(value), where)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.random import Generator
 
 from serve.explore import log_weight
-from training.experiment.counterfactual import Drawn
-from training.experiment.places import F64
+from training.experiment.offline.counterfactual import Drawn
+from training.experiment.offline.places import F64
 
 NUM_CANDIDATES = 12
 PER_VIEWER = 3

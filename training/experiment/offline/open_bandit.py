@@ -25,8 +25,8 @@ import pandas as pd
 
 from serve.errors import TabrankError
 from training.evaluation.paired import mean_and_error
-from training.experiment.counterfactual import ESTIMATORS, MAX_WEIGHT, Z95, Estimate, Sums
-from training.experiment.places import F64, I64
+from training.experiment.offline.counterfactual import ESTIMATORS, MAX_WEIGHT, Z95, Estimate, Sums
+from training.experiment.offline.places import F64, I64
 
 CAMPAIGNS = ("all", "men", "women")
 COLUMNS = {"item_id", "position", "click", "propensity_score"}

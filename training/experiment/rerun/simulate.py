@@ -20,10 +20,10 @@ from serve.scorers import Scorer, load_scorer
 from serve.settings import CURRENT, POPULAR
 from serve.state import Schema, State
 from serve.surface import Surface, load_surface
-from training.experiment.drive import Served, drive
-from training.experiment.scene import LAST_MS, Scene
-from training.experiment.service import Alone, Remote
-from training.experiment.truth import by_arm, control, effects, write_truth
+from training.experiment.rerun.drive import Served, drive
+from training.experiment.rerun.scene import LAST_MS, Scene
+from training.experiment.rerun.service import Alone, Remote
+from training.experiment.rerun.truth import by_arm, control, effects, write_truth
 from training.replay import Service, check
 from training.world.population import DAY_MS, Ints
 

@@ -16,11 +16,11 @@ from serve.artifact import load as load_artifact
 from serve.errors import TabrankError
 from serve.surface import read_surface
 from training.dataset import Progress
-from training.experiment.attraction import attraction, ranked
-from training.experiment.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
-from training.experiment.explored import explored
-from training.experiment.neighbours import effect_of_above, is_shown
-from training.experiment.places import F64, Bins, place_counts
+from training.experiment.offline.attraction import attraction, ranked
+from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
+from training.experiment.offline.explored import explored
+from training.experiment.offline.neighbours import effect_of_above, is_shown
+from training.experiment.offline.places import F64, Bins, place_counts
 
 VERDICT_BY = "dr"
 MIN_EFFECTIVE = 50.0
@@ -73,7 +73,7 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     * `drawn`: {value, interval}, what the drawn orders did earn.
     * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the model's value less theirs.
     * `examination`: {place: θ}; `above`, whether what stands above a candidate matters, {value, interval, `matters`},
-      as `training.experiment.neighbours` says; null where nothing tells.
+      as `training.experiment.offline.neighbours` says; null where nothing tells.
     * `verdict`: better, worse, or no difference shown, by the doubly robust difference to `served`.
 
     Raises:
@@ -91,7 +91,7 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
         if one.effective < MIN_EFFECTIVE:
             raise TabrankError(
                 f"the ranking by {name} rests on {one.effective:.0f} effective events, which is fewer than "
-                f"{MIN_EFFECTIVE:.0f}; gather more, or raise the share of exploration"
+                f"{MIN_EFFECTIVE:.0f}; gather more, or raise the arm's `explore`"
             )
     values = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
     logged = known.logged(num_places)

@@ -28,8 +28,8 @@ from serve.state import Schema
 from serve.strict import one_of
 from serve.surface import Surface
 from training.dataset import Progress
-from training.experiment.counterfactual import Drawn
-from training.experiment.places import F64
+from training.experiment.offline.counterfactual import Drawn
+from training.experiment.offline.places import F64
 from training.labels import Owners
 from training.recompute import recomputed
 
@@ -136,7 +136,7 @@ def _picks(folder: Path, log: Log) -> dict[int, _Pick]:
     ):
         raise TabrankError(
             f"{folder}: no exposure has propensities: no order was drawn, and what others would have earned cannot be "
-            "told; serve with a share of exploration, and use the log that this leaves"
+            "told; give the arm an `explore` in cluster.yaml, and use the log that this leaves"
         )
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
     models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)

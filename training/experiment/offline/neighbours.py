@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import Generator
 
 from training.evaluation.paired import mean_and_error
-from training.experiment.counterfactual import Drawn, Estimate
-from training.experiment.places import F64, KEYS_AT_ONCE, NUM_DRAWS, Bins, drawn_orders
+from training.experiment.offline.counterfactual import Drawn, Estimate
+from training.experiment.offline.places import F64, KEYS_AT_ONCE, NUM_DRAWS, Bins, drawn_orders
 
 
 def effect_of_above(drawn: Drawn, bins: Bins, rng: Generator) -> Estimate | None:

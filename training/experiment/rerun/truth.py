@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from training.experiment.drive import Served
+from training.experiment.rerun.drive import Served
 
 F64 = NDArray[np.float64]
 Measures = dict[str, float]

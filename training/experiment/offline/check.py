@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from training.dataset import Progress
-from training.experiment.attraction import attraction, ranked
-from training.experiment.counterfactual import ESTIMATORS, Counterfactual, Estimate
-from training.experiment.law import NUM_CANDIDATES, Sample, sample, true_values
-from training.experiment.open_bandit import open_bandit
-from training.experiment.open_bandit import text as open_bandit_text
-from training.experiment.places import Bins, place_counts
+from training.experiment.offline.attraction import attraction, ranked
+from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Estimate
+from training.experiment.offline.law import NUM_CANDIDATES, Sample, sample, true_values
+from training.experiment.offline.open_bandit import open_bandit
+from training.experiment.offline.open_bandit import text as open_bandit_text
+from training.experiment.offline.places import Bins, place_counts
 
 NUM_VIEWERS = 300
 LEAST_COVERED = 0.92

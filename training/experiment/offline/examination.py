@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.preprocessing import SplineTransformer
 
 from serve.errors import TabrankError
-from training.experiment.places import F64, I64, Bins, Counts
+from training.experiment.offline.places import F64, I64, Bins, Counts
 
 NUM_KNOTS = 4
 RIDGE = 1e-3
@@ -54,7 +54,7 @@ def fit_curve(counts: Counts, place: I64, exposure: I64, num_exposures: int, bin
     if len(place) < MIN_EVENTS:
         raise TabrankError(
             f"{len(place)} events in exposures whose order was drawn: what is looked at cannot be told from fewer than "
-            f"{MIN_EVENTS}; gather more, or raise the share of exploration"
+            f"{MIN_EVENTS}; gather more, or raise the arm's `explore`"
         )
     columns = basis(bins)
     law = counts.astype(np.float64)

@@ -10,8 +10,8 @@ from numpy.random import default_rng
 
 from serve.api import RankRequest
 from serve.records import Event
-from training.experiment.scene import Scene
-from training.experiment.service import Ranks
+from training.experiment.rerun.scene import Scene
+from training.experiment.rerun.service import Ranks
 from training.world.population import Ints
 from training.world.record import Record
 from training.world.world import Response
