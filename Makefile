@@ -33,12 +33,14 @@ experiment: install ## The original experiment, rerun over HTTP, TabNet against 
 	@$(BIN)/python -m training publish --model $(EXPERIMENT)/model --models $(EXPERIMENT)/models
 	@# Two commits a ranking, none of which has to survive: where memory can be had, none waits for the disk.
 	@test ! -d /dev/shm || ln -s "$$(mktemp -d /dev/shm/tabrank.XXXXXX)" $(EXPERIMENT)/store
+	@cp training/experiment/rerun/cluster.yaml $(EXPERIMENT)/
 	@trap '$(BIN)/python -m serve down --run $(EXPERIMENT)/run; rm -rf "$$(readlink -f $(EXPERIMENT)/store)"' EXIT; \
 	$(BIN)/python -m serve load --log $(EXPERIMENT)/log --store lmdb:$(EXPERIMENT)/store && \
-	$(BIN)/python -m serve up experiment.yaml --run $(EXPERIMENT)/run && \
+	$(BIN)/python -m serve up $(EXPERIMENT)/cluster.yaml --run $(EXPERIMENT)/run && \
 	$(BIN)/python -m training experiment simulate --log $(EXPERIMENT)/log --url http://127.0.0.1:8010 \
 	  --model $(EXPERIMENT)/model --out $(EXPERIMENT)/truth
-	@$(BIN)/python -m training experiment report --log $(EXPERIMENT)/log --config experiment.yaml --experiment original
+	@$(BIN)/python -m training experiment report --log $(EXPERIMENT)/log --config $(EXPERIMENT)/cluster.yaml \
+	  --experiment original --out $(EXPERIMENT)/report
 
 up: install var/models/CURRENT var/store/.filled ## Start the service of cluster.yaml.
 	@$(BIN)/python -m serve up
