@@ -10,9 +10,7 @@ from typing import NamedTuple
 from serve.api import nearest
 from serve.errors import RequestError
 from serve.hashing import hash64
-from serve.settings import POPULAR, Arm, Experiment, UserConfig
-
-HOLDOUT = "holdout"
+from serve.settings import HOLDOUT, POPULAR, Arm, Experiment, UserConfig
 
 
 class Assignment(NamedTuple):
@@ -27,13 +25,13 @@ def assign(experiment: Experiment, viewer: str | None, now_ms: int) -> Assignmen
 
     Each arm draws −share / ln(u) with u from the hash; the highest draw wins, with probability equal to the
     share (Schindelhauer and Schomaker 2005, logarithmic method). Anonymous viewers, and everyone before its start and
-    after its end, take no part and get the arm with the largest share. Those held out get the popular order; by a
-    hash of their own, so they are the same in every experiment.
+    after its end, take no part and get the arm with the largest share, of equals a popular one. Those held out get the
+    popular order; by a hash of their own, so they are the same in every experiment.
     """
     if viewer is not None and experiment.holdout and _uniform(HOLDOUT, viewer) < experiment.holdout:
         return Assignment(Arm(HOLDOUT, POPULAR, experiment.holdout), None)
     if viewer is None or not experiment.runs(now_ms):
-        return Assignment(max(experiment.arms, key=lambda arm: arm.share), None)
+        return Assignment(max(experiment.arms, key=lambda arm: (arm.share, arm.scorer == POPULAR)), None)
     if len(experiment.arms) == 1:
         return Assignment(experiment.arms[0], experiment.name)
     arm = max(experiment.arms, key=lambda arm: _draw(experiment.salt, arm, viewer))
@@ -49,7 +47,7 @@ def chosen(config: UserConfig, name: str, key: bytes | None) -> Arm:
     if config.qa_key_sha256 is None:
         detail = "X-Arm needs a key, and none is configured (qa_key_sha256); leave it out"
         raise RequestError(403, "forbidden", detail)
-    if key is None or not hmac.compare_digest(hashlib.sha256(key).hexdigest(), config.qa_key_sha256):
+    if not key or not hmac.compare_digest(hashlib.sha256(key).hexdigest(), config.qa_key_sha256):
         raise RequestError(403, "forbidden", "X-Arm needs the key for it in X-Api-Key")
     arms = {arm.name: arm for arm in config.experiment.arms}
     if name not in arms:

@@ -71,7 +71,7 @@ def read(path: Path) -> Config:
     except OSError as error:
         reason = error.strerror or "unreadable"
         raise TabrankError(f"{path}: {reason}; name a Ray Serve config file such as cluster.yaml") from None
-    document = _parse(path, raw)
+    document = parse(path, raw)
     nodes = _nodes(f"{path}: nodes", document.pop("nodes", {}))
     with warnings.catch_warnings():
         # Ray warns of its own field declarations, and of metrics_interval_s, which nothing has replaced yet.
@@ -80,24 +80,11 @@ def read(path: Path) -> Config:
     return Config(path.resolve(), document, nodes, hashlib.sha256(raw).hexdigest())
 
 
-class _Unrepeated(yaml.SafeLoader):
-    """YAML in which a key that comes twice is refused: the last one would win, without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """See PyYAML."""
-        keys = set()
-        for key, _ in node.value:
-            if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"the key {key.value!r} comes twice; leave one of them out"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            if isinstance(key.value, str):
-                keys.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+def parse(path: Path, raw: bytes) -> dict[str, Any]:
+    """The mapping in a YAML file; a key that comes twice is refused, of which PyYAML silently takes the last."""
     try:
-        document = yaml.load(raw, _Unrepeated)  # a safe loader, which only refuses more
+        _refuse_repeated(yaml.compose(raw, yaml.SafeLoader), set())
+        document = yaml.safe_load(raw)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -107,6 +94,25 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise TabrankError(f"{path}: a mapping with the key 'applications' was expected at the top")
     return document
+
+
+def _refuse_repeated(node: yaml.Node | None, seen: set[int]) -> None:
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))  # an alias may lead back
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_repeated(child, seen)
+    if isinstance(node, yaml.MappingNode):
+        names = set()
+        for key, child in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in names:
+                problem = f"the key {key.value!r} comes twice; leave one of them out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if name is not None:
+                names.add(name)
+            _refuse_repeated(child, seen)
 
 
 def _nodes(where: str, pools: object) -> dict[str, NodePool]:
@@ -165,10 +171,12 @@ def _check_ours(path: Path, where: str, application: Mapping[str, Any]) -> None:
 
 def _check_surfaces(path: Path, applications: Sequence[Mapping[str, Any]]) -> None:
     """Refuse two applications of one surface: its viewers would be in two experiments, its store have two writers."""
+    from serve.settings import AppArgs
+
     first: dict[str, int] = {}
     for i, application in enumerate(applications):
         if application["import_path"] == OUR_APPLICATION:
-            surface = application.get("args", {}).get("surface")
+            surface = AppArgs.from_mapping(application.get("args", {})).load_surface(path.parent).name
             if surface in first:
                 raise TabrankError(
                     f"{path}: applications[{i}]: the surface {surface!r} has an application already, "

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.edge import Edge
-from serve.errors import ArtifactRefused
+from serve.errors import ArtifactRefused, TabrankError
 from serve.feature_fetch import FeatureFetcher
 from serve.ingest import ingester
 from serve.metrics import IngestMetrics, RankMetrics
@@ -75,12 +75,21 @@ class FeatureFetch:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take the live knobs; Ray calls it at start and at each change in place."""
-        self._fetcher.configure(UserConfig.from_mapping(user_config))
+        """Take the live knobs; Ray calls it at start and at each change in place.
+
+        Ray stops a running replica that refuses a change, and its successors would refuse it too: so a bad one is
+        logged, and the replica goes on with what it has. At the start it raises.
+        """
         if self._refreshing is None:
+            self._fetcher.configure(UserConfig.from_mapping(user_config))
             await self._fetcher.refresh()
             _quiet_gc()
             self._refreshing = asyncio.get_running_loop().create_task(self._fetcher.refresh_forever())
+            return
+        try:
+            await self._fetcher.reconfigure(UserConfig.from_mapping(user_config))
+        except TabrankError as error:
+            logging.getLogger("ray.serve").error("the settings stay as they were: %s", error)
 
     async def __del__(self) -> None:
         """Send on what is held; Ray awaits it when the replica stops."""

@@ -20,7 +20,7 @@ from serve.api import RankAnswer, RankRequest, candidate_ids, new_request_id, st
 from serve.arms import assign
 from serve.artifact import Artifact, require
 from serve.batcher import Batcher
-from serve.errors import Busy, RequestError
+from serve.errors import Busy, RequestError, TabrankError
 from serve.features import Features, Matrix
 from serve.live_table import LiveTable
 from serve.models import LoadModel, Models
@@ -85,7 +85,9 @@ class FeatureFetcher:
         self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded)
         self.models = Models(base / args.models, self.ranker.features.columns, load_model)
         self.outbox = Outbox(ingest)
-        self._batcher: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
+        # What needs no scorer never waits for one: a batch is answered together.
+        self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
+        self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
 
     @property
     def model(self) -> Artifact | None:
@@ -101,7 +103,22 @@ class FeatureFetcher:
         for arm, version in config.experiment.versions.items():
             require(self.base / self.args.models, version, f"user_config.experiment.arms.{arm}.scorer")
         self.config = config
-        self._batcher.slots, self._batcher.cap = config.slots, config.batch_candidates
+        self._scored.slots = config.slots
+        self._scored.cap = self._unscored.cap = config.batch_candidates
+
+    async def reconfigure(self, config: UserConfig) -> None:
+        """Take new live settings while rankings go on; the arms' artifacts are made ready first.
+
+        Raises:
+            TabrankError: an arm's artifact is not published, or refused; the settings stay as they were.
+        """
+        try:
+            await self.models.follow(config.experiment)
+        except TabrankError:
+            raise
+        except Exception as error:  # a scorer that is slow or gone: its arms fall back until it is there
+            self._degraded("model_refused", error)
+        self.configure(config)
 
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
@@ -117,7 +134,8 @@ class FeatureFetcher:
             await self.outbox.flush(before_ms=query.now_ms)
         deadline = loop.time() + max((deadline_ms or self.config.deadline_ms) / 1e3 - LAST_WORD_S, 0.0)
         try:
-            slate = await self._batcher.submit(query, len(query.candidates), deadline)
+            batcher = self._scored if query.arm.by_model else self._unscored
+            slate = await batcher.submit(query, len(query.candidates), deadline)
         except TimeoutError:
             slate = self.ranker.popular(query, "deadline")
         except (
@@ -130,7 +148,7 @@ class FeatureFetcher:
         self._metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
         self.outbox.put(exposure(slate, shown))
-        artifact = self.models.artifact(slate.model)
+        artifact = self.models.artifact(slate.model) or self.model
         ranked = ranking(slate, shown, self.ranker.features.columns, artifact.encoder if artifact else None)
         return answer(
             slate, ranked, surface=self.surface.name, total_ms=total_ms, freshness_ms=self.freshness_ms
@@ -263,6 +281,17 @@ class FeatureFetcher:
             "freshness_ms": self.freshness_ms,
         }
 
+    def _describe_experiment(self) -> dict[str, Any]:
+        """As it is now; an arm's `model` is null where a heuristic ranks, or no artifact is ready."""
+        experiment = self.config.experiment
+        return {
+            "name": experiment.name,
+            "start_ms": experiment.start_ms,
+            "end_ms": experiment.end_ms,
+            "holdout": experiment.holdout,
+            "arms": [msgspec.to_builtins(a) | {"model": self.models.version_for(a)} for a in experiment.arms],
+        }
+
     def describe(self) -> dict[str, Any]:
         """What `/v1/model` answers: the model in use, its files' hashes, the features and the limits."""
         from serve.api import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
@@ -281,9 +310,7 @@ class FeatureFetcher:
             "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
             "popular": self.surface.popular,
             "label": {"event": self.surface.label.event, "within_ms": self.surface.label.within_ms},
-            "arms": [
-                {"name": a.name, "scorer": a.scorer, "share": a.share} for a in self.config.experiment.arms
-            ],
+            "experiment": self._describe_experiment(),
             "limits": {
                 "candidates": MAX_CANDIDATES,
                 "id_characters": MAX_ID_CHARACTERS,

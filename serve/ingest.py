@@ -366,7 +366,8 @@ class Ingester:
         for _, part in groupby(enumerate(waiting), partial(_segment, cuts)):
             last, num = self._segments.write((entry for _, entry in part), step)
             store.trim(last)
-            self._num_rolled += num
+            if store is self._store:  # else another writer was there since, and the counts began anew
+                self._num_rolled += num
 
     def _tend(self, store: Store, step: Step) -> None:
         self._retention.tend(store, self._now_ms, step)

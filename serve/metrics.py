@@ -24,7 +24,7 @@ FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for al
 
 
 class RankMetrics(Metrics):
-    """Counts rankings and candidates by experiment, arm and rung, rankings by arm and latency, through Ray's metrics.
+    """Counts rankings and candidates by experiment, arm and rung, and by latency, through Ray's metrics.
 
     Ray adds the prefix `ray_` and the suffix `_total`. The latency is a histogram made of counters, cumulative over
     the label `le` as Prometheus has it: `histogram_quantile` takes it. Ray's own histograms replay each observation
@@ -40,10 +40,10 @@ class RankMetrics(Metrics):
         self._num_dropped = 0
         self._rankings = RayCounter(RANKINGS, "Answered rankings.", LABELS)
         self._candidates = RayCounter(CANDIDATES, "Ranked candidates.", LABELS)
-        self._latency = RayCounter(LATENCY, "Rankings answered within `le` ms.", ("arm", "le"))
+        self._latency = RayCounter(LATENCY, "Rankings answered within `le` ms.", ("experiment", "arm", "le"))
         self._num_rankings: Counter[tuple[str, str, str]] = Counter()  # by LABELS
         self._num_candidates: Counter[tuple[str, str, str]] = Counter()
-        self._num_within: Counter[tuple[str, int]] = Counter()
+        self._num_within: Counter[tuple[str, str, int]] = Counter()
         self._flushed = time.monotonic()
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
@@ -52,7 +52,7 @@ class RankMetrics(Metrics):
         labels = slate.query.experiment or "", arm, slate.rung
         self._num_rankings[labels] += 1
         self._num_candidates[labels] += len(slate.query.candidates)
-        self._num_within[arm, bisect_left(BOUNDS_MS, latency_ms)] += 1
+        self._num_within[labels[0], arm, bisect_left(BOUNDS_MS, latency_ms)] += 1
 
     def tick(self, freshness_ms: float | None, num_dropped: int) -> None:
         """Tell what has gathered; called several times a second. `num_dropped` exposures since the start."""
@@ -70,12 +70,12 @@ class RankMetrics(Metrics):
             self._rankings.inc(count, tags)
             if self._num_candidates[labels]:
                 self._candidates.inc(self._num_candidates[labels], tags)
-        for arm in {arm for arm, _ in self._num_within}:
+        for experiment, arm in {labels[:2] for labels in self._num_within}:
             within = 0
             for bucket, bound in enumerate((*map(str, BOUNDS_MS), "+Inf")):
-                within += self._num_within[arm, bucket]
+                within += self._num_within[experiment, arm, bucket]
                 if within:
-                    self._latency.inc(within, {"arm": arm, "le": bound})
+                    self._latency.inc(within, {"experiment": experiment, "arm": arm, "le": bound})
         self._num_rankings.clear()
         self._num_candidates.clear()
         self._num_within.clear()

@@ -52,7 +52,9 @@ class Models:
         failed: list[Exception] = []
         for version in sorted(wanted - self._ready.keys() - self._refused):
             try:
-                self._ready[version] = await self._verified(version)
+                self._ready[version] = await self._verified(
+                    version
+                )  # it stays: what is published never changes
             except Exception as error:
                 failed.append(error)
                 if isinstance(error, TabrankError):
@@ -60,8 +62,6 @@ class Models:
         if promoted in self._ready and self.current is not self._ready[promoted]:
             self.current = self._ready[promoted]
             log.info("ranking with model %s", promoted)
-        kept = wanted | ({self.current.version} if self.current else set())
-        self._ready = {version: artifact for version, artifact in self._ready.items() if version in kept}
         if failed:
             raise failed[0]
 

@@ -19,7 +19,7 @@ from serve.errors import StoreUnavailable
 from serve.explore import draw
 from serve.features import Features, Matrix
 from serve.live_table import LiveTable
-from serve.settings import NOOP, POPULAR, SHUFFLE, Arm
+from serve.settings import NOOP, SHUFFLE, Arm
 from serve.state import I64, Record, encode
 
 F32 = NDArray[np.float32]
@@ -146,7 +146,7 @@ class Ranker:
         for b, query in enumerate(queries):
             if store_down and query.arm.scorer not in (SHUFFLE, NOOP):
                 failed[b] = "store_unavailable"
-            elif query.arm.scorer in (POPULAR, SHUFFLE, NOOP):
+            elif not query.arm.by_model:
                 continue
             elif query.model is None:
                 failed[b] = "no_model"
@@ -205,7 +205,7 @@ def _select(
     all_finite, all_known = finite.all(), rows.all()
     slates = []
     for query, part, reason, is_unknown in zip(queries, parts, failed, unknown_viewer, strict=True):
-        by_model = reason is None and query.arm.scorer not in (POPULAR, SHUFFLE, NOOP)
+        by_model = reason is None and query.arm.by_model
         degraded: tuple[str, ...] = () if reason is None else (reason,)
         if by_model and not all_finite and not finite[part].all():
             degraded = ("non_finite_score",)

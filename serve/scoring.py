@@ -10,9 +10,9 @@ import numpy as np
 from serve.artifact import current
 from serve.features import Matrix
 from serve.scorers import Scorer, load_scorer
-from serve.settings import Backend
+from serve.settings import MAX_VERSIONS, Backend
 
-MAX_MODELS = 4  # the one in use, its successor, and an arm or two
+MAX_MODELS = MAX_VERSIONS + 2  # those that arms name, the promoted one and its successor
 
 
 class ModelHolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -18,6 +19,12 @@ ARGS = ("surface", "store", "models", "log", "keep_log_days", "backend", "clock"
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
 METRICS = ("active_days", "join_rate", "clicks", "joins", "minutes")  # of an experiment's report
 POPULAR, CURRENT, SHUFFLE, NOOP = "popular", "current", "shuffle", "noop"
+HEURISTICS = (POPULAR, SHUFFLE, NOOP)
+HOLDOUT = "holdout"  # the arm of those who take part in no experiment
+MAX_VERSIONS = 3  # that arms may name: a Scorer holds these, the promoted one and its successor
+EXPERIMENT_KEYS = ("name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect")
+ARM_KEYS = ("scorer", "share", "explore")
+NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,23 @@ class Arm:
     share: float
     explore: float = 0.0  # the share of its rankings whose order is drawn, for `training experiment offline`
 
+    @property
+    def by_model(self) -> bool:
+        """Whether an artifact ranks, and not a heuristic."""
+        return self.scorer not in HEURISTICS
+
     @classmethod
-    def from_mapping(cls, name: str, values: object, where: str) -> Arm:
+    def from_mapping(cls, name: object, values: object, where: str) -> Arm:
         """Read strictly."""
-        given = table(values, where, ("scorer", "share", "explore"), ("scorer", "share"))
+        name = _name(name, where)  # YAML takes a bare on, off or 1 for something else
+        if name == HOLDOUT:
+            raise TabrankError(f"{where}: this name is that of the viewers held out; take another")
+        given = table(values, where, ARM_KEYS, ARM_KEYS[:2])
         scorer = typed(given["scorer"], str, f"{where}.scorer")
         if not VERSION.fullmatch(scorer):
-            scorer = one_of(scorer, (POPULAR, CURRENT, SHUFFLE, NOOP), f"{where}.scorer")
+            scorer = one_of(scorer, (CURRENT, *HEURISTICS), f"{where}.scorer")
         explore = number(given.get("explore", 0.0), f"{where}.explore", 0, 1)
-        if explore and scorer in (POPULAR, SHUFFLE, NOOP):
+        if explore and scorer in HEURISTICS:
             raise TabrankError(
                 f"{where}.explore: an order is drawn from a model's scores, and {scorer} has none; leave it out"
             )
@@ -107,8 +122,7 @@ class Experiment:
     @classmethod
     def from_mapping(cls, values: object, where: str) -> Experiment:
         """Read strictly; the shares must sum to one."""
-        keys = ("name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect")
-        given = table(values, where, keys, keys[:3])
+        given = table(values, where, EXPERIMENT_KEYS, EXPERIMENT_KEYS[:3])
         named = table(given["arms"], f"{where}.arms")
         arms = [Arm.from_mapping(name, spec, f"{where}.arms.{name}") for name, spec in named.items()]
         if not arms:
@@ -119,9 +133,9 @@ class Experiment:
         start_ms, end_ms = (_time(given.get(key), f"{where}.{key}") for key in ("start", "end"))
         if start_ms is not None and end_ms is not None and start_ms >= end_ms:
             raise TabrankError(f"{where}.end: {given['end']} must come after the start, {given['start']}")
-        return cls(
-            typed(given["name"], str, f"{where}.name"),
-            str(given["salt"]),
+        experiment = cls(
+            _name(given["name"], f"{where}.name"),
+            _name(given["salt"], f"{where}.salt"),
             tuple(arms),
             number(given.get("holdout", cls.holdout), f"{where}.holdout", 0, 0.5),
             start_ms,
@@ -129,11 +143,25 @@ class Experiment:
             one_of(given.get("primary", cls.primary), METRICS, f"{where}.primary"),
             number(given.get("smallest_effect", cls.smallest_effect), f"{where}.smallest_effect", 1e-4, 1),
         )
+        if len(set(experiment.versions.values())) > MAX_VERSIONS:
+            raise TabrankError(
+                f"{where}.arms: they name {len(set(experiment.versions.values()))} artifacts by version; "
+                f"a scorer holds {MAX_VERSIONS} beside the promoted one"
+            )
+        return experiment
+
+
+def _name(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise TabrankError(f"{where}: {value!r} must be a string of one character or more; put it in quotes")
+    return value
 
 
 def _time(value: object, where: str) -> int | None:
     if value is None:
         return None
+    if value == "now":
+        raise TabrankError(f"{where}: each replica and each report has another now; write the time")
     if not isinstance(value, str):  # YAML makes a time of it, which Ray cannot pass on
         raise TabrankError(f'{where}: {value} must be in quotes: "2026-01-31T12:00:00Z"')
     return milliseconds(value, where)
@@ -177,4 +205,6 @@ def _digest(value: object, where: str) -> str | None:
             f"{where}: must be the SHA-256 of the key, 64 hexadecimal digits in quotes; "
             "make it with: printf %s KEY | sha256sum"
         )
+    if value == NO_KEY:
+        raise TabrankError(f"{where}: is the SHA-256 of nothing, so that no key would be needed; take a key")
     return value

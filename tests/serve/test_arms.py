@@ -79,6 +79,7 @@ def test_another_salt_deals_anew():
 def test_an_anonymous_viewer_takes_no_part_and_gets_the_largest_arm():
     assert assign(experiment(0.9), None, NOW_MS) == (Arm("model", "current", 0.9), None)
     assert assign(experiment(0.0), None, NOW_MS).arm.name == "popular"  # the kill switch is for all
+    assert assign(experiment(0.5), None, NOW_MS).arm.name == "popular"  # of equals
 
 
 def test_nobody_takes_part_before_the_start_and_from_the_end_on():
@@ -121,6 +122,7 @@ def test_a_tester_with_the_key_chooses_the_arm():
         (UserConfig(experiment(0.5)), "popular", KEY, 403, "none is configured"),
         (TESTED, "popular", None, 403, "in X-Api-Key"),
         (TESTED, "popular", b"another", 403, "in X-Api-Key"),
+        (TESTED, "popular", b"", 403, "in X-Api-Key"),
         (TESTED, "populer", KEY, 422, "did you mean 'popular'?"),
     ],
 )
@@ -158,6 +160,22 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
             {"experiment": GOOD | {"arms": {"a": {"scorer": "popular", "share": 1.0, "explore": 0.1}}}},
             "arms.a.explore: an order is drawn from a model's scores",
         ),
+        ({"qa_key_sha256": hashlib.sha256(b"").hexdigest()}, "is the SHA-256 of nothing"),
+        (
+            {"experiment": GOOD | {"name": ""}},
+            "experiment.name: '' must be a string of one character or more",
+        ),
+        ({"experiment": GOOD | {"salt": None}}, "experiment.salt: None must be a string"),
+        ({"experiment": GOOD | {"arms": {True: {"scorer": "popular", "share": 1.0}}}}, "put it in quotes"),
+        ({"experiment": GOOD | {"arms": {"holdout": ARMS["a"]}}}, "is that of the viewers held out"),
+        (
+            {
+                "experiment": GOOD
+                | {"arms": {n: {"scorer": f"2026010{n}T000000Z-abcd", "share": 0.25} for n in "1234"}}
+            },
+            "they name 4 artifacts by version; a scorer holds 3 beside the promoted one",
+        ),
+        ({"experiment": GOOD | {"start": "now"}}, "each replica and each report has another now"),
         ({"experiment": GOOD | {"start": "tomorrow"}}, "experiment.start: 'tomorrow' is no time"),
         ({"experiment": GOOD | {"start": 20261201}}, "experiment.start: 20261201 must be in quotes"),
         (

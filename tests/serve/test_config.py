@@ -4,6 +4,7 @@ import pytest
 
 from serve.config import read
 from serve.errors import TabrankError
+from serve.settings import ARM_KEYS, EXPERIMENT_KEYS, UserConfig
 
 SHIPPED = Path(__file__).resolve().parents[2] / "cluster.yaml"
 
@@ -209,3 +210,21 @@ def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path):
     text = OURS + "      experiment: {}\n"
     with pytest.raises(TabrankError, match=r"cluster\.yaml:14:7: .*the key 'experiment' comes twice"):
         read(written(tmp_path, text))
+
+
+def test_the_keys_of_an_experiment_are_frozen():
+    assert EXPERIMENT_KEYS == (
+        "name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect",
+    )  # fmt: skip
+    assert ARM_KEYS == ("scorer", "share", "explore")
+    assert "qa_key_sha256" in UserConfig.__dataclass_fields__
+
+
+def test_an_anchor_that_is_merged_and_overridden_is_no_repeated_key(tmp_path):
+    text = GOOD.replace("{whatever: 1}", "{base: &b {k: 1}, deep: &d {<<: *b, k: 2}, other: {<<: *d}}")
+    assert read(written(tmp_path, text)).port == 8123
+
+
+def test_a_template_that_was_not_rendered_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(TabrankError, match="not valid YAML"):
+        read(written(tmp_path, GOOD.replace("port: 8123", "port: {{ PORT }}")))

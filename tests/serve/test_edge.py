@@ -14,13 +14,16 @@ from openapi_spec_validator import validate
 from stub import MODEL, publish_stub
 from tiny import TOML
 
+from serve.api import RankRequest
+from serve.arms import assign
+from serve.artifact import promote
 from serve.edge import Edge
 from serve.errors import TabrankError
 from serve.feature_fetch import FeatureFetcher
 from serve.features import Matrix
 from serve.load import load
 from serve.records import Taken, unpack
-from serve.settings import AppArgs, Arm, Experiment, UserConfig
+from serve.settings import POPULAR, AppArgs, Arm, Experiment, UserConfig
 from serve.surface import load_surface
 
 NOW_MS = 50_000
@@ -212,6 +215,78 @@ def test_an_arm_whose_artifact_is_damaged_gets_the_popular_order(tmp_path, log_f
     assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["no_model"], None)
 
 
+OTHER = "20260202T000000Z-abcd"
+
+
+def both(model, popular=POPULAR, **more):
+    arms = (Arm("model", model, 0.5), Arm("popular", popular, 0.5))
+    return UserConfig(Experiment("launch", "s", arms), deadline_ms=300, **more)
+
+
+def viewer_of(fetcher, arm):
+    return next(f"v{i}" for i in range(99) if assign(fetcher.config.experiment, f"v{i}", 0).arm.name == arm)
+
+
+def test_an_arm_that_changes_its_artifact_never_falls_back(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    publish_stub(tmp_path / "models", TOML, OTHER)
+
+    async def scenario():
+        await service.fetcher.refresh()
+        await service.fetcher.reconfigure(both(OTHER))
+        return await service.fetcher.rank(
+            RankRequest(viewer_of(service.fetcher, "model"), ["a"], now_ms=NOW_MS)
+        )
+
+    answer = asyncio.run(scenario())
+    assert (answer.rung, answer.model) == ("full", OTHER)
+
+
+def test_a_change_to_a_damaged_artifact_leaves_the_settings_as_they_were(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    publish_stub(tmp_path / "models", TOML, OTHER)
+    (tmp_path / "models" / OTHER / "report.html").write_text("altered")
+
+    async def scenario():
+        await service.fetcher.refresh()
+        with pytest.raises(TabrankError, match=r"report\.html is not the file that was written"):
+            await service.fetcher.reconfigure(both(OTHER))
+
+    asyncio.run(scenario())
+    assert service.ask(body()).json()["model"] == MODEL
+
+
+def test_the_popular_arm_does_not_wait_for_a_scorer_that_hangs(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    service.fetcher.configure(both(MODEL))
+    service.scorer.delay_s = 5.0
+
+    async def scenario():
+        await service.fetcher.refresh()
+        asked = [
+            RankRequest(viewer_of(service.fetcher, arm), ["a", "b"], now_ms=NOW_MS)
+            for arm in ("model", "popular") * 5
+        ]
+        return await asyncio.gather(*(service.fetcher.rank(request) for request in asked))
+
+    answers = asyncio.run(scenario())
+    assert {(a.arm, a.rung) for a in answers} == {("model", "fallback"), ("popular", "full")}
+
+
+def test_the_model_endpoint_tells_the_experiment_and_which_artifact_each_arm_has(service):
+    service.fetcher.configure(both(MODEL))
+    told = service.ask(path="/v1/model", method="GET").json()["experiment"]
+    assert (told["name"], told["holdout"], told["end_ms"]) == ("launch", 0.0, None)
+    assert [(arm["name"], arm["model"]) for arm in told["arms"]] == [("model", MODEL), ("popular", None)]
+
+
+def test_the_popular_order_is_explained_in_words_too(service, tmp_path):
+    promote(tmp_path / "models", MODEL)
+    service.fetcher.configure(both(MODEL))
+    viewer = viewer_of(service.fetcher, "popular")
+    assert service.ask(body(viewer=viewer, explain=True)).json()["ranking"][0]["features"]
+
+
 def test_noop_keeps_the_order_given(tmp_path, log_folder):
     assert order(Service(tmp_path, log_folder, arm="noop").ask(body()).json()) == ["a", "b", "d"]
 
@@ -368,7 +443,7 @@ def test_a_fault_in_the_batch_still_ends_in_the_popular_order(service):
     async def broken(queries):
         raise OverflowError("of a neighbour")
 
-    service.fetcher._batcher._work = broken
+    service.fetcher._scored._work = broken
     response = service.ask(body())
     assert (response.status_code, order(response.json())) == (200, ["b", "d", "a"])
     assert response.json()["rung"] == "fallback"
