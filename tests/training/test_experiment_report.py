@@ -155,6 +155,35 @@ def test_a_model_that_is_better_has_won(won):
     assert result["guardrails"]["model"]["degraded_share"] == pytest.approx(0.02, abs=0.01)
 
 
+def clicks_of(result):
+    return next(metric for metric in result["metrics"] if metric["name"] == "clicks")
+
+
+def test_what_the_arms_did_before_a_late_start_is_not_adjusted_by(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, days=8)
+    result = report(log, Declared("launch", start_ms=START_MS + 4 * DAY_MS))
+    assert result["viewers_seen_before"] == 0
+    effect = clicks_of(result)["effect"]
+    assert 0.25 < effect["relative_low"] < 0.4 < effect["relative_high"]
+
+
+def test_an_earlier_experiment_that_dealt_alike_is_not_adjusted_by(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="alike")
+    result = report(log, LAUNCH)
+    assert (result["window"]["dealt_alike"], result["viewers_seen_before"]) == (["rehearsal"], 0)
+    assert 0.25 < clicks_of(result)["effect"]["relative_low"] < 0.4
+    assert "rehearsal dealt viewers as this experiment does (the same salt)" in text(result)
+
+
+def test_an_earlier_experiment_that_dealt_anew_explains(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="anew")
+    result = report(log, LAUNCH)
+    assert (result["window"]["dealt_alike"], result["viewers_seen_before"] > 1_000) == ([], True)
+    clicks = clicks_of(result)
+    assert clicks["variance_removed"] > 0.1
+    assert clicks["effect"]["relative_low"] < 0.4 < clicks["effect"]["relative_high"]
+
+
 def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):
     arms = ("popular", "model", "shuffle")
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i / 10, arms[i % 3], share=1 / 3) for i in range(60)])

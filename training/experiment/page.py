@@ -99,8 +99,13 @@ def notes(result: Report) -> list[str]:
     lines.append(
         f"{seen:,} viewers were seen before {window['before']}: effects are adjusted by what they did then"
         if seen
-        else "No viewer was seen before the experiment: nothing is adjusted"
+        else f"No viewer was seen before {window['before']}: nothing is adjusted"
     )
+    if window["dealt_alike"]:
+        lines.append(
+            f"{', '.join(window['dealt_alike'])} dealt viewers as this experiment does (the same salt), so what they "
+            "did since then may be of its arms: effects are not adjusted by it"
+        )
     lines.append(
         f"Left out: {left['test_exposures']:,} exposures of test traffic, {left['anonymous_exposures']:,} of anonymous "
         f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "

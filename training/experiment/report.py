@@ -193,6 +193,7 @@ def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[s
         "shares_changed": span.changed,
         "exposures_left_out": len(ours),
         "before": utc(span.before_ms),
+        "dealt_alike": list(span.dealt_alike),
     }
 
 

@@ -27,6 +27,7 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 F64 = NDArray[np.float64]
 NONE = -1  # the code of what is null
+_BETWEEN = "\0"
 WANTED = {
     "exposures": {"request_id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string()},
     "events": {"id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string(), "candidate": pa.string()},
@@ -44,7 +45,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Exposures:
-    """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment.
+    """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment, `other`
+    within it and outside of all.
 
     `share` is the share that the arm had then, NaN where the log does not say. `num_test` and `num_anonymous`
     exposures of the log were left out.
@@ -56,8 +58,10 @@ class Exposures:
     arm: I8  # [N], into arms
     share: F64  # [N]
     rung: I8  # [N], into rungs
+    other: I8  # [N], into others
     arms: tuple[str, ...]
     rungs: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]  # another experiment, and an arm of it
     num_test: int = 0
     num_anonymous: int = 0
     num_repeated: int = 0
@@ -67,7 +71,7 @@ class Exposures:
 
     def rows(self, rows: NDArray[Any]) -> Exposures:
         """Some of them: `rows` are numbers, or flags `[N]`."""
-        names = ("viewer", "ts_ms", "request", "arm", "share", "rung")
+        names = ("viewer", "ts_ms", "request", "arm", "share", "rung", "other")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
@@ -114,7 +118,7 @@ def hashed(ids: Sequence[str | None]) -> U64:
 
 
 def _exposures(log: Path, experiment: str) -> Exposures:
-    arms, rungs, names = _Codes(), _Codes(), set()
+    arms, rungs, others, names = _Codes(), _Codes(), _Codes(), set()
     parts: list[tuple[NDArray[Any], ...]] = []
     num_test = num_anonymous = 0
     for batch in _batches(log, "exposures"):
@@ -134,6 +138,7 @@ def _exposures(log: Path, experiment: str) -> Exposures:
                 arms(pc.if_else(ours, batch["arm"], None)),
                 batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
                 rungs(batch["rung"]),
+                others(pc.if_else(ours, None, _with_arm(batch))),
                 _whole(batch["seq"]),
             )
         )
@@ -142,7 +147,7 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         raise TabrankError(
             f"--experiment {experiment}: {log} holds no exposure of it; it holds {known_names}"
         )
-    viewer, ts_ms, request, arm, share, rung, seq = (
+    viewer, ts_ms, request, arm, share, rung, other, seq = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
     keep = _first(seq, request, ts_ms)
@@ -153,12 +158,24 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         arm,
         share,
         rung,
+        other,
         tuple(arms.known),
         tuple(rungs.known),
+        tuple(_apart(name) for name in others.known),
         num_test,
         num_anonymous,
     )
     return replace(exposures.rows(keep), num_repeated=len(viewer) - len(keep))
+
+
+def _with_arm(batch: pa.RecordBatch) -> pa.Array:
+    """Each exposure's experiment and arm in one; null where there is no experiment."""
+    return pc.binary_join_element_wise(batch["experiment"], pc.fill_null(batch["arm"], ""), _BETWEEN)
+
+
+def _apart(name: str) -> tuple[str, str]:
+    experiment, _, arm = name.partition(_BETWEEN)
+    return experiment, arm
 
 
 def _events(log: Path) -> Events:
