@@ -184,6 +184,18 @@ def test_an_earlier_experiment_that_dealt_anew_explains(tmp_path):
     assert clicks["effect"]["relative_low"] < 0.4 < clicks["effect"]["relative_high"]
 
 
+def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
+    rng = np.random.default_rng(0)
+    exposures = [shown(f"v{i}", i / 10, ("popular", "model")[i % 2]) for i in range(600)]
+    events = [
+        did(f"v{i}", "join", i / 10 + 0.01, request_id=f"r{i}") for i in range(0, 600, 2) if rng.random() < 0.3
+    ]
+    result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
+    assert result["verdict"] == "lost"
+    assert result["reason"].startswith("Join rate per exposure -0.")
+    assert "lost" in text(result)
+
+
 def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):
     arms = ("popular", "model", "shuffle")
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i / 10, arms[i % 3], share=1 / 3) for i in range(60)])

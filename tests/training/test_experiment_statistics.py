@@ -52,6 +52,22 @@ def test_what_does_not_vary_has_no_effect():
     assert compare(CLICKS, same, same, adjusted=False) is None
 
 
+def test_an_arm_that_has_nothing_at_all_has_an_effect():
+    rng = np.random.default_rng(0)
+    before = rng.poisson(0.2, (2, 500)) * 1.0
+    some, none = rng.poisson(0.1, 500) * 1.0, np.zeros(500)
+    for adjusted in (False, True):
+        control, treatment = (
+            aggregates({"clicks": now, "clicks_before": then})
+            for now, then in zip((some, none), before, strict=True)
+        )
+        effect = compare(CLICKS, control, treatment, adjusted=adjusted)
+        assert effect.high < 0
+        assert effect.relative is None
+    reverse = compare(CLICKS, treatment, control, adjusted=False)
+    assert (reverse.low > 0, reverse.relative) == (True, None)
+
+
 def test_both_scales_of_an_interval_exclude_zero_alike():
     rng = np.random.default_rng(1)
     control, treatment = (aggregates({"clicks": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))

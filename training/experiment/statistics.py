@@ -79,10 +79,18 @@ def aggregates(columns: Mapping[str, F64]) -> Aggregates:
 
 
 def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjusted: bool) -> Effect | None:
-    """The effect of the treatment; `adjusted` by what was before. None where nothing varies."""
-    if not (_varies(metric, control) and _varies(metric, treatment)):
+    """The effect of the treatment; `adjusted` by what was before. None where neither arm varies.
+
+    That an arm had nothing at all, no join for one, is an effect as well: Welch's test needs one that varies.
+    """
+    if not _both_counted(metric, control, treatment) or not (
+        _varies(metric, control) or _varies(metric, treatment)
+    ):
         return None
-    result = _test(metric, adjusted).analyze_aggregates(control, treatment)
+    try:
+        result = _test(metric, adjusted).analyze_aggregates(control, treatment)
+    except OverflowError:  # an adjusted mean next to 0, of which no relative effect can be told
+        result = _test(metric, adjusted=False).analyze_aggregates(control, treatment)
     if not all(map(math.isfinite, (result.effect_size_ci_lower, result.effect_size_ci_upper, result.pvalue))):
         return None
     relative = result.rel_effect_size, result.rel_effect_size_ci_lower, result.rel_effect_size_ci_upper
@@ -155,6 +163,10 @@ def explains(metric: Metric, control: Aggregates, treatment: Aggregates) -> bool
         above in arm.mean_ and (below is None or arm.mean(below) > 0) and arm.ratio_var(above, below) > 0
         for arm in (control, treatment)
     )
+
+
+def _both_counted(metric: Metric, *arms: Aggregates) -> bool:
+    return metric.below is None or all(arm.mean(metric.below) > 0 for arm in arms)
 
 
 def _varies(metric: Metric, arm: Aggregates) -> bool:

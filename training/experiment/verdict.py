@@ -42,7 +42,7 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     """
     title, effect = metric["title"], metric["effect"]
     if effect is None:
-        return "no difference shown", f"{title} does not vary"
+        return "no difference shown", f"{title} varies in neither arm"
     interval = effect if ended else metric["always_valid"]
     which = "at the declared end" if ended else "at any look"
     low, high = interval["low"], interval["high"]
