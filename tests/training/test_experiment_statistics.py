@@ -8,8 +8,9 @@ from scipy.stats import norm, ttest_ind
 
 from training.experiment import validation
 from training.experiment.metrics import METRICS
+from training.experiment.comparison import comparisons
 from training.experiment.sequence import always_valid, factor
-from training.experiment.statistics import aggregates, compare, viewers_needed
+from training.experiment.statistics import Plan, aggregates, compare, viewers_needed
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
 
@@ -42,9 +43,26 @@ def test_a_difference_of_means_is_welchs():
 def test_viewers_needed_are_those_of_the_textbook():
     rng = np.random.default_rng(0)
     both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
-    needed = viewers_needed(CLICKS, both, 0.02, ratio=1.0, adjusted=False)
+    needed = viewers_needed(CLICKS, both, 0.02, Plan(ratio=1.0, adjusted=False))
     per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
     assert needed == pytest.approx(2 * per_arm, rel=0.02)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("smallest", [0.02, 0.5])
+def test_power_is_that_of_the_interval_that_decides(ended, smallest):
+    people = validation.dealt(np.random.default_rng(0), 0.0)
+    (clicks,) = comparisons(people, (0, 1), [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
+    best_at = 7 * int((people.came == 0).sum())
+    asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
+    values = people.totals()["clicks"]
+    error = 2 * values.std() / values.mean() / np.sqrt(len(values))  # of the relative effect
+    assert clicks["detectable"] == pytest.approx((asked + norm.isf(0.2)) * error, rel=0.01)
+    assert clicks["power"] == pytest.approx(norm.sf(asked - smallest / error), abs=0.01)
+    needed = clicks["viewers_needed"]
+    asked = norm.isf(0.025) if ended else factor(needed, best_at)
+    per_arm = 2 * ((asked + norm.isf(0.2)) * values.std() / values.mean() / smallest) ** 2
+    assert needed == pytest.approx(2 * per_arm, rel=0.03)
 
 
 def test_what_does_not_vary_has_no_effect():

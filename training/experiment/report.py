@@ -67,7 +67,9 @@ def report(
     if why:
         result, reason = "invalid", "; ".join(why)
     else:
-        rows = comparisons(people, (codes[0], codes[1]), metrics, ratio=ratio, smallest_effect=smallest)
+        rows = comparisons(
+            people, (codes[0], codes[1]), metrics, ratio=ratio, smallest_effect=smallest, ended=ended
+        )
         row = next(row for row in rows if row["name"] == primary.name)
         result, reason = verdict(row, smallest, ended=ended)
         short = set(partial_days(span))

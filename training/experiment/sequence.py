@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass
 
 from scipy.special import lambertw
+from scipy.stats import norm
 
 from training.experiment.statistics import ALPHA, Effect
 
@@ -44,6 +45,14 @@ def factor(num_viewers: int, best_at: float) -> float:
     narrowest = -lambertw(-(ALPHA**2) / math.e, -1).real - 1  # tρ² at best_at
     time = narrowest * num_viewers / best_at
     return math.sqrt(2 * (time + 1) / time * math.log(math.sqrt(time + 1) / ALPHA))
+
+
+def level(num_viewers: int, best_at: float) -> float:
+    """The level of the two-sided test that is as strict at a look after so many viewers.
+
+    At least 1e-12, which is within seven standard errors: beyond, the power solver has no number for it.
+    """
+    return max(2 * float(norm.sf(factor(num_viewers, best_at))), 1e-12)
 
 
 def always_valid(effect: Effect, num_viewers: int, best_at: float) -> Interval:

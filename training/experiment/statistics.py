@@ -129,30 +129,37 @@ def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
     return float(SampleRatio(ratio).analyze(counts, 0, 1).pvalue)
 
 
-def detectable(metric: Metric, both: Aggregates, *, ratio: float, adjusted: bool) -> float | None:
+@dataclass(frozen=True)
+class Plan:
+    """What power depends on besides the viewers: the treatment's share over the control's, whether effects are adjusted,
+    and the level of the interval that decides."""
+
+    ratio: float
+    adjusted: bool
+    alpha: float = ALPHA
+
+
+def detectable(metric: Metric, both: Aggregates, plan: Plan) -> float | None:
     """The relative effect that so many viewers show with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    test = _planned(metric, adjusted, ratio)
-    (solved,) = test.solve_power_from_aggregates(both, "rel_effect_size")
+    (solved,) = _planned(metric, plan).solve_power_from_aggregates(both, "rel_effect_size")
     return float(solved.rel_effect_size)
 
 
-def power(metric: Metric, both: Aggregates, effect: float, *, ratio: float, adjusted: bool) -> float | None:
+def power(metric: Metric, both: Aggregates, effect: float, plan: Plan) -> float | None:
     """The probability with which so many viewers show this relative effect."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _planned(metric, adjusted, ratio, effect).solve_power_from_aggregates(both, "power")
+    (solved,) = _planned(metric, plan, effect).solve_power_from_aggregates(both, "power")
     return float(solved.power)
 
 
-def viewers_needed(
-    metric: Metric, both: Aggregates, effect: float, *, ratio: float, adjusted: bool
-) -> int | None:
+def viewers_needed(metric: Metric, both: Aggregates, effect: float, plan: Plan) -> int | None:
     """How many viewers, of both arms together, show this relative effect with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _planned(metric, adjusted, ratio, effect).solve_power_from_aggregates(both, "n_obs")
+    (solved,) = _planned(metric, plan, effect).solve_power_from_aggregates(both, "n_obs")
     return int(solved.n_obs)
 
 
@@ -178,9 +185,10 @@ def _solvable(metric: Metric, both: Aggregates) -> bool:
     return both.mean(metric.above) > 0 and _varies(metric, both)
 
 
-def _planned(metric: Metric, adjusted: bool, ratio: float, effect: float | None = None) -> RatioOfMeans:
+def _planned(metric: Metric, plan: Plan, effect: float | None = None) -> RatioOfMeans:
     """By the normal distribution: the solver's ends, such as three viewers, leave Student's no degrees of freedom."""
-    return _test(metric, adjusted, alpha=ALPHA, power=POWER, ratio=ratio, rel_effect_size=effect, use_t=False)
+    more = {"alpha": plan.alpha, "ratio": plan.ratio, "rel_effect_size": effect}
+    return _test(metric, plan.adjusted, power=POWER, use_t=False, **more)
 
 
 def _test(metric: Metric, adjusted: bool, **more: Any) -> RatioOfMeans:

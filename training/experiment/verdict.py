@@ -65,7 +65,7 @@ def outlook(verdict: Verdict, days: int | None, smallest_effect: float, ended: b
     if days is None:
         return f"how many days until {size} cannot be said, for too little is known or no new viewers come"
     more = f"in {days} more day{'s' * (days != 1)}" if days else "with as many viewers as there are"
-    return f"{size} {more}" + ("" if ended else ", if one looks then and not before")
+    return f"{size} {more}" + ("" if ended else ", at a look then")
 
 
 def sized(relative: float | None, difference: float) -> str:
