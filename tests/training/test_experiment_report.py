@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from experiments import DAY_MS, START_MS, write_experiment, write_rows
+from scipy.stats import norm
 from served import Logging, busy_hour
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from training.experiment.declared import Declared, declared
 from training.experiment.page import text
 from training.experiment.panel import panel
 from training.experiment.report import report
+from training.experiment.sequence import factor
 from training.experiment.traffic import hashed, read_events, read_exposures
 from training.experiment.window import window
 
@@ -86,6 +88,16 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
     assert people.num_unattributed == 3
     assert people.totals()["exposures"].tolist() == [3, 1, 1]
     assert people.came.tolist() == [0, 0, 1]
+
+
+def test_the_interval_of_any_look_goes_by_the_first_24_hours_whatever_the_midnights(tmp_path):
+    rng = np.random.default_rng(0)
+    exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(60)]
+    events = [did(f"v{i}", "click", 23 + i, request_id=f"r{i}") for i in range(60) if rng.random() < 0.5]
+    clicks = clicks_of(report(write_rows(tmp_path / "log", exposures, events), LAUNCH))
+    effect, always = clicks["effect"], clicks["always_valid"]
+    wide = (always["high"] - always["low"]) / (effect["high"] - effect["low"])
+    assert wide == pytest.approx(factor(60, 7 * 24) / norm.isf(0.025))
 
 
 def test_days_are_those_of_the_time_zone(tmp_path):

@@ -137,7 +137,7 @@ def _needed_at_any_look(
 
 def _best_at(people: Panel, arms: tuple[int, int]) -> int:
     """After how many viewers the interval of any look is narrowest."""
-    return DAYS * max(1, int((people.rows(arms) & (people.came == 0)).sum()))
+    return DAYS * max(1, int((people.rows(arms) & people.soon).sum()))
 
 
 def _of(sums: Mapping[str, F64], flags: Any) -> Aggregates:

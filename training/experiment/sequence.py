@@ -9,8 +9,9 @@ A difference of means (or of ratios, by the delta method) has the standard error
 fixed horizon with `factor` in place of 1.96.
 
 How ρ is chosen: ρ² so that the interval is narrowest after `best_at` viewers (appendix B.2 there): seven times those
-that the window's first day brought. That number is known after a day, depends on no outcome and is the same at all
-later looks; being off by a factor of three costs up to 4 % of the width.
+that came in the 24 hours from the window's first exposure. That number depends on no outcome and is the same at all
+looks after those hours; being off by a factor of three costs up to 4 % of the width. Before, it is seven times those
+who have come so far, so that ρ moves with each look, which the theorem does not cover: what is said last holds there.
 
 What is assumed: viewers come one after another and stay as they came. A viewer who returns makes the looks more alike
 than that, which costs nothing. And whatever the dependence, `factor` is nowhere below 3.03, so that by Bonferroni's
