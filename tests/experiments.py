@@ -13,7 +13,8 @@ ARMS = ("popular", "model")
 
 def write_rows(folder, exposures, events=()):
     """A log of the given rows; what a row does not say is as usual."""
-    usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live", "viewer": None}
+    usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live"}
+    usual |= {"viewer": None, "model": None}
     rows = [usual | {"request_id": f"r{i}", "seq": i + 1} | row for i, row in enumerate(exposures)]
     _write(folder / "exposures", pa.Table.from_pylist(rows))
     usual = {"candidate": "a", "request_id": None, "viewer": None}

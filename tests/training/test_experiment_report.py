@@ -21,7 +21,7 @@ from training.experiment.panel import panel
 from training.experiment.report import report
 from training.experiment.sequence import factor
 from training.experiment.traffic import hashed, read_events, read_exposures
-from training.experiment.window import window
+from training.experiment.window import utc, window
 
 LAUNCH = Declared("launch")
 HOUR_MS = 3_600_000
@@ -206,6 +206,28 @@ def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
     assert result["verdict"] == "lost"
     assert result["reason"].startswith("Join rate per exposure -0.")
     assert "lost" in text(result)
+
+
+def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
+    exposures = [
+        shown(
+            f"v{i}", i, ("popular", "model")[i % 2], model=("new" if i > 40 else "old") if i % 2 else None
+        )
+        for i in range(60)
+    ]
+    exposures.append(shown("v1", 59.5, rung="fallback", model=None))  # of no model, in whatever arm
+    log = write_rows(tmp_path / "log", exposures)
+    done = run("report", "--log", log, "--experiment", "launch", "--out", tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [one["model"] for one in result["ranked_by"]["model"]] == ["old", "new"]
+    assert [one["model"] for one in result["ranked_by"]["popular"]] == ["no model"]
+    (warning,) = result["warnings"]
+    assert warning.startswith("the treatment changed: arm 'model' ranked by old (20 exposures")
+    assert done.stdout.splitlines()[1] == f"warning: {warning}"
+    assert "<b>Warning</b>: the treatment changed" in (tmp_path / "out" / "report.html").read_text()
+    since = START_MS + 39 * HOUR_MS + 1_000
+    assert f'`start: "{utc(since)}"`' in warning
+    assert report(log, Declared("launch", start_ms=since))["warnings"] == []
 
 
 def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):

@@ -19,6 +19,7 @@ from training.experiment.metrics import METRICS, PRIMARY, Metric
 from training.experiment.panel import Panel, panel
 from training.experiment.statistics import sample_ratio
 from training.experiment.traffic import Exposures, read_events, read_exposures
+from training.experiment.treatments import changes, treatments
 from training.experiment.verdict import claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
@@ -62,6 +63,7 @@ def report(
     metrics = told(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
+    ranked_by = treatments(here, names, codes)
     rows: list[dict[str, Any]] = []
     days: int | None = None
     if why:
@@ -88,6 +90,8 @@ def report(
         "primary_metric": primary.name,
         "smallest_effect": smallest,
         "blocked": bool(why),
+        "warnings": changes(ranked_by),
+        "ranked_by": ranked_by,
         "window": _window(span, exposures, declaration) | {"ended": ended},
         "sample_ratio": {
             "viewers": viewers,

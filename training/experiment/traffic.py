@@ -34,7 +34,7 @@ WANTED = {
 }
 OPTIONAL = {
     "exposures": {
-        **dict.fromkeys(("experiment", "arm", "rung", "traffic"), pa.string()),
+        **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic"), pa.string()),
         "share": pa.float64(),
         "seq": pa.int64(),
     },
@@ -59,9 +59,11 @@ class Exposures:
     share: F64  # [N]
     rung: I8  # [N], into rungs
     other: I8  # [N], into others
+    model: I8  # [N], into models; NONE where no model ranked
     arms: tuple[str, ...]
     rungs: tuple[str, ...]
     others: tuple[tuple[str, str], ...]  # another experiment, and an arm of it
+    models: tuple[str, ...]
     num_test: int = 0
     num_anonymous: int = 0
     num_repeated: int = 0
@@ -71,7 +73,7 @@ class Exposures:
 
     def rows(self, rows: NDArray[Any]) -> Exposures:
         """Some of them: `rows` are numbers, or flags `[N]`."""
-        names = ("viewer", "ts_ms", "request", "arm", "share", "rung", "other")
+        names = ("viewer", "ts_ms", "request", "arm", "share", "rung", "other", "model")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
@@ -118,7 +120,8 @@ def hashed(ids: Sequence[str | None]) -> U64:
 
 
 def _exposures(log: Path, experiment: str) -> Exposures:
-    arms, rungs, others, names = _Codes(), _Codes(), _Codes(), set()
+    arms, rungs, others, models = (_Codes() for _ in range(4))
+    names: set[str | None] = set()
     parts: list[tuple[NDArray[Any], ...]] = []
     num_test = num_anonymous = 0
     for batch in _batches(log, "exposures"):
@@ -139,6 +142,7 @@ def _exposures(log: Path, experiment: str) -> Exposures:
                 batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
                 rungs(batch["rung"]),
                 others(pc.if_else(ours, None, _with_arm(batch))),
+                models(batch["model"]),
                 _whole(batch["seq"]),
             )
         )
@@ -147,7 +151,7 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         raise TabrankError(
             f"--experiment {experiment}: {log} holds no exposure of it; it holds {known_names}"
         )
-    viewer, ts_ms, request, arm, share, rung, other, seq = (
+    viewer, ts_ms, request, arm, share, rung, other, model, seq = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
     keep = _first(seq, request, ts_ms)
@@ -159,9 +163,11 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         share,
         rung,
         other,
+        model,
         tuple(arms.known),
         tuple(rungs.known),
         tuple(_apart(name) for name in others.known),
+        tuple(models.known),
         num_test,
         num_anonymous,
     )
