@@ -380,3 +380,38 @@ applications:
     assert read.shares == {"heuristic": 0.4, "model": 0.6}
     assert read.start_ms == np.datetime64("2026-01-02", "ms").astype(int)
     assert declared(path, "other") == Declared("other")
+
+
+INGRESS = "applications: [{import_path: 'serve.app:build', deployments: [{name: FeatureFetch, user_config: %s}]}]"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("applications: {spaces: 1}", "applications: {'spaces': 1} must be a list"),
+        ("applications: [spaces]", "applications[0]"),
+        ("applications: [{import_path: 'serve.app:build', deployments: 3}]", "deployments: 3 must be a list"),
+        (INGRESS % "7", "user_config"),
+        (INGRESS % "{experiment: launch}", "user_config.experiment"),
+        (INGRESS % "{experiment: {name: launch, salt: s, arms: 3}}", "experiment.arms"),
+        ("applications: []\napplications: []", "comes twice"),
+        ("applications: [", "not valid YAML"),
+        ("- applications", "a mapping"),
+        (None, "name the cluster.yaml that declares launch"),
+    ],
+)
+def test_a_cluster_file_that_cannot_be_read_is_refused_in_a_sentence(won, tmp_path, written, said):
+    path = tmp_path / "mine.yaml"
+    if written is not None:
+        path.write_text(written)
+    done = run("report", "--log", won, "--experiment", "launch", "--config", path)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_cluster_file_the_log_alone_is_taken_and_that_is_said(won, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("report", "--log", won, "--experiment", "launch")
+    assert done.exit_code == 0
+    assert "there is no cluster.yaml here: taken from the log alone" in done.stderr
