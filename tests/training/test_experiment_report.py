@@ -230,6 +230,11 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
     assert report(log, Declared("launch", start_ms=since))["warnings"] == []
 
 
+def test_a_primary_metric_that_nobody_declared_is_said(won):
+    assert "primary metric, join_rate, was taken by default" in text(report(won, LAUNCH))
+    assert "by default" not in text(report(won, Declared("launch", primary="clicks", source="cluster.yaml")))
+
+
 def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):
     arms = ("popular", "model", "shuffle")
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i / 10, arms[i % 3], share=1 / 3) for i in range(60)])

@@ -97,6 +97,12 @@ def notes(result: Report) -> list[str]:
             "No declaration was found: the experiment begins with its first exposure and has no end; "
             f"the smallest effect of interest is taken as {result['smallest_effect']:.1%}"
         )
+    if not result["primary_declared"]:
+        where = window["declared_in"] or "no file that was read"
+        lines.append(
+            f"The primary metric, {result['primary_metric']}, was taken by default: {where} declares "
+            f"{'none' if window['declared_in'] else 'this experiment'}"
+        )
     seen = result["viewers_seen_before"]
     lines.append(
         f"{seen:,} viewers were seen before {window['before']}: effects are adjusted by what they did then"

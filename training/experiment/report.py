@@ -24,8 +24,8 @@ from training.experiment.verdict import claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
 NOT_IN_THE_LOG = (
-    "p99 by arm is in the service's metrics (histogram_quantile over tabrank_latency_ms by arm and le); requests that "
-    "failed are in Ray Serve's own, and have no arm"
+    "p99 by arm is in the service's metrics (histogram_quantile over the rate of ray_tabrank_latency_ms_total by "
+    "experiment, arm and le); requests that failed are in Ray Serve's own, and have no arm"
 )
 
 
@@ -88,6 +88,7 @@ def report(
         "control": names[0],
         "treatment": names[1],
         "primary_metric": primary.name,
+        "primary_declared": declaration.primary is not None,
         "smallest_effect": smallest,
         "blocked": bool(why),
         "warnings": changes(ranked_by),
