@@ -7,6 +7,8 @@ import signal
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from experiments import DAY_MS, START_MS, write_experiment, write_rows
 from scipy.stats import norm
@@ -21,7 +23,7 @@ from training.experiment.panel import panel
 from training.experiment.report import report
 from training.experiment.sequence import factor
 from training.experiment.traffic import hashed, read_events, read_exposures
-from training.experiment.window import utc, window
+from training.experiment.window import partial_days, utc, window
 
 LAUNCH = Declared("launch")
 HOUR_MS = 3_600_000
@@ -233,6 +235,32 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
 def test_a_primary_metric_that_nobody_declared_is_said(won):
     assert "primary metric, join_rate, was taken by default" in text(report(won, LAUNCH))
     assert "by default" not in text(report(won, Declared("launch", primary="clicks", source="cluster.yaml")))
+
+
+def test_an_arm_that_comes_again_in_another_file_is_no_new_one(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, f"arm{i}") for i in range(60)])
+    again = pq.read_table(next((log / "exposures").iterdir()))
+    for column in ("request_id", "seq"):
+        at = again.schema.get_field_index(column)
+        values = pa.array([f"s{i}" if column == "request_id" else 100 + i for i in range(60)])
+        again = again.set_column(at, column, values)
+    pq.write_table(again, log / "exposures" / f"{100:020d}.parquet")
+    assert len(read_exposures(log, "launch").arms) == 60
+
+
+def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
+    with pytest.raises(TabrankError, match="--control: name the arm to compare with"):
+        report(log, LAUNCH)
+    assert report(log, LAUNCH, control="old")["treatment"] == "new"
+
+
+def test_a_day_of_23_hours_is_whole_after_23_hours(tmp_path):
+    spring = int(np.datetime64("2025-03-29T23:00", "ms").astype(int)) - START_MS  # midnight in Berlin
+    hours = spring / HOUR_MS + np.arange(0, 23, 0.5)
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", at) for i, at in enumerate(hours)])
+    span = window(read_exposures(log, "launch"), LAUNCH, "Europe/Berlin")
+    assert (span.days, partial_days(span)) == (["2025-03-30"], [])
 
 
 def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):

@@ -147,6 +147,11 @@ def _compared(
     seen = {exposures.arms[code] for code in np.unique(people.arm)}
     arms = sorted(seen | {arm for arm, share in declaration.shares.items() if share > 0})
     said = ", ".join(arms)
+    if control is None and declaration.popular not in arms:
+        raise TabrankError(
+            f"--control: name the arm to compare with; no arm of {declaration.name} is known to be popular; "
+            f"its arms are {said}"
+        )
     control = control or declaration.popular
     if control not in arms:
         raise TabrankError(f"--control {control}: no arm of {declaration.name}; its arms are {said}")

@@ -225,8 +225,11 @@ class _Codes:
     def __call__(self, column: pa.Array) -> I8:
         encoded = column.dictionary_encode()
         names = encoded.dictionary.to_pylist()
-        if len(self.known) + len(names) > 100:
-            raise TabrankError(f"the log names over 100 arms, rungs or kinds of event, such as {names[0]!r}")
+        new = [name for name in names if name not in self.known]
+        if len(self.known) + len(new) > 100:
+            raise TabrankError(
+                f"the log names over 100 arms, models, rungs or kinds of event, such as {new[0]!r}"
+            )
         codes = np.array([self.known.setdefault(name, len(self.known)) for name in names] or [NONE], np.int8)
         at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
         return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(np.int8)
