@@ -202,7 +202,9 @@ def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
     rng = np.random.default_rng(0)
     exposures = [shown(f"v{i}", i / 10, ("popular", "model")[i % 2]) for i in range(600)]
     events = [
-        did(f"v{i}", "join", i / 10 + 0.01, request_id=f"r{i}") for i in range(0, 600, 2) if rng.random() < 0.3
+        did(f"v{i}", "join", i / 10 + 0.01, request_id=f"r{i}")
+        for i in range(0, 600, 2)
+        if rng.random() < 0.3
     ]
     result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
     assert result["verdict"] == "lost"
@@ -212,9 +214,7 @@ def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
 
 def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
     exposures = [
-        shown(
-            f"v{i}", i, ("popular", "model")[i % 2], model=("new" if i > 40 else "old") if i % 2 else None
-        )
+        shown(f"v{i}", i, ("popular", "model")[i % 2], model=("new" if i > 40 else "old") if i % 2 else None)
         for i in range(60)
     ]
     exposures.append(shown("v1", 59.5, rung="fallback", model=None))  # of no model, in whatever arm
@@ -415,7 +415,9 @@ applications:
     assert declared(path, "other") == Declared("other")
 
 
-INGRESS = "applications: [{import_path: 'serve.app:build', deployments: [{name: FeatureFetch, user_config: %s}]}]"
+INGRESS = (
+    "applications: [{import_path: 'serve.app:build', deployments: [{name: FeatureFetch, user_config: %s}]}]"
+)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import norm, ttest_ind
 
 from training.experiment import validation
-from training.experiment.metrics import METRICS
 from training.experiment.comparison import comparisons
+from training.experiment.metrics import METRICS
 from training.experiment.sequence import always_valid, factor
 from training.experiment.statistics import Plan, aggregates, compare, viewers_needed
 

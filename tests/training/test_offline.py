@@ -145,7 +145,7 @@ def test_the_first_places_earn_less_than_all(world):
 
 def test_too_few_events_are_refused():
     few = sample(np.random.default_rng(0), 10)
-    with pytest.raises(TabrankError, match="raise the arm's .explore."):
+    with pytest.raises(TabrankError, match=r"raise the arm's .explore."):
         compare(few.drawn, scores(few.odds["better"]))
 
 

@@ -28,7 +28,13 @@ def headline(result: Report) -> str:
 def text(result: Report) -> str:
     """The report in a few lines for a terminal."""
     warnings = [f"warning: {warning}" for warning in result["warnings"]]
-    lines = [headline(result), *warnings, *sample_ratio(result), *_lined(result["claims"]), *_lined(_metrics(result))]
+    lines = [
+        headline(result),
+        *warnings,
+        *sample_ratio(result),
+        *_lined(result["claims"]),
+        *_lined(_metrics(result)),
+    ]
     lines += [*_lined(_guardrails(result)), *notes(result)]
     return "\n".join(lines)
 

@@ -131,8 +131,10 @@ def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """What power depends on besides the viewers: the treatment's share over the control's, whether effects are adjusted,
-    and the level of the interval that decides."""
+    """What power depends on besides the viewers.
+
+    The treatment's share over the control's, whether effects are adjusted, the level of the interval that decides.
+    """
 
     ratio: float
     adjusted: bool

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from training.experiment.traffic import NONE, Exposures
 from training.experiment.window import utc
 
@@ -14,7 +12,9 @@ FALLBACK = "fallback"  # the rung on which no model ranked, in whatever arm
 NO_MODEL = "no model"
 
 
-def treatments(here: Exposures, names: Sequence[str], codes: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+def treatments(
+    here: Exposures, names: Sequence[str], codes: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
     """By arm, the versions of the model that ranked in the window, in the order in which they came.
 
     Each with its `exposures`, first and last; fallbacks are left out. Which order it was without a model (popular,

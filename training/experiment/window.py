@@ -106,7 +106,9 @@ def _midnight(day: date, zone: ZoneInfo) -> int:
 def partial_days(window: Window) -> list[str]:
     """The days that the window covers by less than 95 %: its first and last may be."""
     days = window.days
-    bounds = _midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone)  # a day may have 23 hours
+    bounds = _midnights(
+        window.midnights_ms[0], window.midnights_ms[-1], window.timezone
+    )  # a day may have 23 hours
     covered = [
         (min(window.last_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
         for i in range(len(days))

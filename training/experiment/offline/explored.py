@@ -58,7 +58,8 @@ class Explored:
 
     `left_out` counts drawn exposures that cannot be used: `cut` (candidates beyond the request's limit were not
     logged), `open` (the event may still come), `before_snapshot` (its features cannot be computed again), `outside`
-    (a known viewer in no experiment: a tester, or before its start and after its end). `served` counts the versions whose scores were drawn from. `num_seen` are from the time that the artifact was made from.
+    (a known viewer in no experiment: a tester, or before its start and after its end). `served` counts the versions
+    whose scores were drawn from. `num_seen` are from the time that the artifact was made from.
     """
 
     drawn: Drawn
