@@ -218,8 +218,9 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
         for i in range(60)
     ]
     exposures.append(shown("v1", 59.5, rung="fallback", model=None))  # of no model, in whatever arm
-    log = write_rows(tmp_path / "log", exposures)
+    log = write_rows(tmp_path / "log", exposures, [did("v1", "join", 1.1), did("v3", "join", 3.1)])
     done = run("report", "--log", log, "--experiment", "launch", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
     result = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [one["model"] for one in result["ranked_by"]["model"]] == ["old", "new"]
     assert [one["model"] for one in result["ranked_by"]["popular"]] == ["no model"]

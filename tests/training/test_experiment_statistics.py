@@ -58,7 +58,9 @@ def test_power_is_that_of_the_interval_that_decides(ended, smallest):
     values = people.totals()["clicks"]
     error = 2 * values.std() / values.mean() / np.sqrt(len(values))  # of the relative effect
     assert clicks["detectable"] == pytest.approx((asked + norm.isf(0.2)) * error, rel=0.01)
-    assert clicks["power"] == pytest.approx(norm.sf(asked - smallest / error), abs=0.01)
+    assert clicks["power"] == pytest.approx(
+        norm.sf(asked - smallest / error) + norm.sf(asked + smallest / error), abs=0.01
+    )
     needed = clicks["viewers_needed"]
     asked = norm.isf(0.025) if ended else factor(needed, best_at)
     per_arm = 2 * ((asked + norm.isf(0.2)) * values.std() / values.mean() / smallest) ** 2

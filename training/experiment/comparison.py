@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from tea_tasting.aggr import Aggregates
 
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel
-from training.experiment.sequence import DAYS, always_valid, level
+from training.experiment.sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.statistics import (
     Effect,
     Plan,
@@ -65,7 +64,7 @@ def comparisons(
         both = control + treatment
         plan = Plan(ratio, adjusted)
         now = plan if ended else replace(plan, alpha=level(both.count(), best_at))
-        wanted = viewers_needed if ended else partial(_needed_at_any_look, best_at=best_at)
+        needed = viewers_needed(metric, both, smallest_effect, plan)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
@@ -75,7 +74,7 @@ def comparisons(
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
             "power": power(metric, both, smallest_effect, now),
             "detectable": detectable(metric, both, now),
-            "viewers_needed": wanted(metric, both, smallest_effect, plan),
+            "viewers_needed": needed if ended or needed is None else needed_at_a_look(needed, best_at),
         }
     corrected, days = holm(effects), daily(people, arms, metrics)
     for row, curve in zip(rows, days, strict=True):
@@ -117,22 +116,6 @@ def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole:
     new = np.bincount(people.came[ours], minlength=max(whole, default=0) + 1)
     rate = new[list(whole)[-RECENT_DAYS:]].mean() if whole else new.mean()
     return math.ceil(missing / rate) if rate > 0 else None
-
-
-def _needed_at_any_look(
-    metric: Metric, both: Aggregates, effect: float, plan: Plan, *, best_at: int
-) -> int | None:
-    """How many viewers show the effect at a look after them: as many as the level there, which depends on them, asks.
-
-    Steps of the geometric mean: the fewer the viewers, the more they ask for, at most in proportion.
-    """
-    at, needed = both.count(), None
-    for _ in range(50):
-        needed = viewers_needed(metric, both, effect, replace(plan, alpha=level(at, best_at)))
-        if needed is None or abs(needed - at) <= 1:
-            break
-        at = round(math.sqrt(at * needed))
-    return needed
 
 
 def _best_at(people: Panel, arms: tuple[int, int]) -> int:

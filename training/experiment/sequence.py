@@ -23,10 +23,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scipy.optimize import brentq
 from scipy.special import lambertw
 from scipy.stats import norm
 
-from training.experiment.statistics import ALPHA, Effect
+from training.experiment.statistics import ALPHA, POWER, Effect, Z
 
 DAYS = 7
 
@@ -41,7 +42,7 @@ class Interval:
     relative_high: float | None
 
 
-def factor(num_viewers: int, best_at: float) -> float:
+def factor(num_viewers: float, best_at: float) -> float:
     """How many standard errors wide the interval is to each side."""
     narrowest = -lambertw(-(ALPHA**2) / math.e, -1).real - 1  # tρ² at best_at
     time = narrowest * num_viewers / best_at
@@ -54,6 +55,19 @@ def level(num_viewers: int, best_at: float) -> float:
     At least 1e-12, which is within seven standard errors: beyond, the power solver has no number for it.
     """
     return max(2 * float(norm.sf(factor(num_viewers, best_at))), 1e-12)
+
+
+def needed_at_a_look(needed: int, best_at: float) -> int:
+    """How many viewers show at a look after them what `needed` show at a fixed horizon, with the same power.
+
+    By the normal distribution as many as ((factor + z) / (1.96 + z))² times, z the quantile of the power.
+    """
+    z = float(norm.ppf(POWER))
+
+    def missing(num: float) -> float:
+        return needed * ((factor(num, best_at) + z) / (Z + z)) ** 2 - num
+
+    return math.ceil(float(brentq(missing, needed, 10 * max(needed, best_at))))
 
 
 def always_valid(effect: Effect, num_viewers: int, best_at: float) -> Interval:
