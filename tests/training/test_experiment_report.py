@@ -250,6 +250,13 @@ def test_an_arm_that_comes_again_in_another_file_is_no_new_one(tmp_path):
     assert len(read_exposures(log, "launch").arms) == 60
 
 
+def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
+    early = [shown(f"v{i}", i / 9, "model", experiment=f"e{i}", model=f"m{i}") for i in range(300)]
+    late = [shown(f"v{i}", 40, ("popular", "model")[i % 2], model=f"m{i}") for i in range(300)]
+    exposures = read_exposures(write_rows(tmp_path / "log", early + late), "launch")
+    assert (len(exposures.others), len(exposures.models)) == (300, 300)
+
+
 def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
     with pytest.raises(TabrankError, match="--control: name the arm to compare with"):

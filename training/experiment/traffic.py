@@ -23,6 +23,7 @@ from serve.errors import TabrankError
 from serve.log import MAY_BE_EMPTY, READS
 
 I8 = NDArray[np.int8]
+I16 = NDArray[np.int16]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 F64 = NDArray[np.float64]
@@ -58,8 +59,8 @@ class Exposures:
     arm: I8  # [N], into arms
     share: F64  # [N]
     rung: I8  # [N], into rungs
-    other: I8  # [N], into others
-    model: I8  # [N], into models; NONE where no model ranked
+    other: I16  # [N], into others
+    model: I16  # [N], into models; NONE where no model ranked
     arms: tuple[str, ...]
     rungs: tuple[str, ...]
     others: tuple[tuple[str, str], ...]  # another experiment, and an arm of it
@@ -120,7 +121,7 @@ def hashed(ids: Sequence[str | None]) -> U64:
 
 
 def _exposures(log: Path, experiment: str) -> Exposures:
-    arms, rungs, others, models = (_Codes() for _ in range(4))
+    arms, rungs, others, models = _Codes(), _Codes(), _Codes(np.int16), _Codes(np.int16)
     names: set[str | None] = set()
     parts: list[tuple[NDArray[Any], ...]] = []
     num_test = num_anonymous = 0
@@ -219,20 +220,21 @@ def _first(seq: I64, id_: U64, ts_ms: I64) -> I64:
 class _Codes:
     """Numbers names in the order in which they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[np.signedinteger[Any]] = np.int8) -> None:
         self.known: dict[str, int] = {}
+        self._kind = kind
 
-    def __call__(self, column: pa.Array) -> I8:
+    def __call__(self, column: pa.Array) -> NDArray[Any]:
         encoded = column.dictionary_encode()
         names = encoded.dictionary.to_pylist()
-        new = [name for name in names if name not in self.known]
-        if len(self.known) + len(new) > 100:
+        codes = np.array([self.known.setdefault(name, len(self.known)) for name in names] or [NONE])
+        most = np.iinfo(self._kind).max
+        if len(self.known) > most:
             raise TabrankError(
-                f"the log names over 100 arms, models, rungs or kinds of event, such as {new[0]!r}"
+                f"the log names over {most:,} arms, rungs, kinds of event or models, such as {names[-1]!r}"
             )
-        codes = np.array([self.known.setdefault(name, len(self.known)) for name in names] or [NONE], np.int8)
         at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(np.int8)
+        return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(self._kind)
 
 
 def _hashes(column: pa.Array) -> U64:
