@@ -13,7 +13,8 @@ ARMS = ("popular", "model")
 
 def write_rows(folder, exposures, events=()):
     """A log of the given rows; what a row does not say is as usual."""
-    usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live", "viewer": None}
+    usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live"}
+    usual |= {"viewer": None, "model": None}
     rows = [usual | {"request_id": f"r{i}", "seq": i + 1} | row for i, row in enumerate(exposures)]
     _write(folder / "exposures", pa.Table.from_pylist(rows))
     usual = {"candidate": "a", "request_id": None, "viewer": None}
@@ -32,11 +33,13 @@ def write_experiment(
     split=0.5,
     share=0.5,
     crossing=0,
+    earlier=None,
     seed=0,
 ):
     """A log of viewers who come on random days; `uplift` is what the model adds to clicks and joins, relative.
 
-    `split` is the share of viewers that the model got, `share` what the log says that it was to get.
+    `split` is the share of viewers that the model got, `share` what the log says that it was to get. In the days before
+    there was no experiment, or one with the same effect that dealt viewers `earlier="alike"` or `"anew"`.
     """
     rng = np.random.default_rng(seed)
     model = rng.random(num_viewers) < split
@@ -51,7 +54,10 @@ def write_experiment(
     last = {who: row for row, who in enumerate(viewer) if started[row]}
     for who in range(crossing):
         arm[last[who]] = 1 - arm[last[who]]
-    rate = 0.3 * np.minimum(taste[viewer], 2) * (1 + uplift * (arm == 1) * started)
+    if earlier == "anew":
+        arm = np.where(started, arm, (rng.random(num_viewers) < split)[viewer])
+    dealt = started | (earlier is not None)
+    rate = 0.3 * np.minimum(taste[viewer], 2) * (1 + uplift * (arm == 1) * dealt)
     clicked = rng.random(len(viewer)) < rate
     joined = clicked & (rng.random(len(viewer)) < 0.3)
     num = len(viewer)
@@ -62,9 +68,9 @@ def write_experiment(
         "seq": np.arange(1, num + 1),
         "viewer": who,
         "ts_ms": ts_ms,
-        "experiment": pa.array(np.full(num, "launch"), mask=~started),
-        "arm": pa.array(np.array(ARMS)[arm], mask=~started),
-        "share": pa.array(shares, mask=~started),
+        "experiment": pa.array(np.where(started, "launch", "rehearsal"), mask=~dealt),
+        "arm": pa.array(np.array(ARMS)[arm], mask=~dealt),
+        "share": pa.array(shares, mask=~dealt),
         "rung": np.where(np.arange(num) % 50 == 0, "fallback", "full"),
         "traffic": np.full(num, "live"),
     }

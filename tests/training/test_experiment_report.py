@@ -7,8 +7,11 @@ import signal
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from experiments import DAY_MS, START_MS, write_experiment, write_rows
+from scipy.stats import norm
 from served import Logging, busy_hour
 from typer.testing import CliRunner
 
@@ -18,8 +21,9 @@ from training.experiment.declared import Declared, declared
 from training.experiment.page import text
 from training.experiment.panel import panel
 from training.experiment.report import report
+from training.experiment.sequence import factor
 from training.experiment.traffic import hashed, read_events, read_exposures
-from training.experiment.window import window
+from training.experiment.window import partial_days, utc, window
 
 LAUNCH = Declared("launch")
 HOUR_MS = 3_600_000
@@ -88,6 +92,16 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
     assert people.came.tolist() == [0, 0, 1]
 
 
+def test_the_interval_of_any_look_goes_by_the_first_24_hours_whatever_the_midnights(tmp_path):
+    rng = np.random.default_rng(0)
+    exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(60)]
+    events = [did(f"v{i}", "click", 23 + i, request_id=f"r{i}") for i in range(60) if rng.random() < 0.5]
+    clicks = clicks_of(report(write_rows(tmp_path / "log", exposures, events), LAUNCH))
+    effect, always = clicks["effect"], clicks["always_valid"]
+    wide = (always["high"] - always["low"]) / (effect["high"] - effect["low"])
+    assert wide == pytest.approx(factor(60, 7 * 24) / norm.isf(0.025))
+
+
 def test_days_are_those_of_the_time_zone(tmp_path):
     log = write_rows(tmp_path / "log", [shown("ann", 22.5), shown("ann", 23.5), shown("bob", 1, "popular")])
     assert panel_of(log).totals()["active_days"].tolist() == [1, 1]
@@ -152,7 +166,110 @@ def test_a_model_that_is_better_has_won(won):
     assert told["minutes"]["control"] == pytest.approx(told["joins"]["control"], rel=0.05)  # one minute each
     assert result["claims"][0][1] == "claimed of the original"
     assert [row[1] for row in result["claims"][1:]] == ["+1.96%", "+1.99%", "+8.42%"]
+    assert "ray_tabrank_latency_ms_total" in result["not_in_the_log"]  # as Ray exports it
     assert result["guardrails"]["model"]["degraded_share"] == pytest.approx(0.02, abs=0.01)
+
+
+def clicks_of(result):
+    return next(metric for metric in result["metrics"] if metric["name"] == "clicks")
+
+
+def test_what_the_arms_did_before_a_late_start_is_not_adjusted_by(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, days=8)
+    result = report(log, Declared("launch", start_ms=START_MS + 4 * DAY_MS))
+    assert result["viewers_seen_before"] == 0
+    effect = clicks_of(result)["effect"]
+    assert 0.25 < effect["relative_low"] < 0.4 < effect["relative_high"]
+
+
+def test_an_earlier_experiment_that_dealt_alike_is_not_adjusted_by(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="alike")
+    result = report(log, LAUNCH)
+    assert (result["window"]["dealt_alike"], result["viewers_seen_before"]) == (["rehearsal"], 0)
+    assert 0.25 < clicks_of(result)["effect"]["relative_low"] < 0.4
+    assert "rehearsal dealt viewers as this experiment does (the same salt)" in text(result)
+
+
+def test_an_earlier_experiment_that_dealt_anew_explains(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="anew")
+    result = report(log, LAUNCH)
+    assert (result["window"]["dealt_alike"], result["viewers_seen_before"] > 1_000) == ([], True)
+    clicks = clicks_of(result)
+    assert clicks["variance_removed"] > 0.1
+    assert clicks["effect"]["relative_low"] < 0.4 < clicks["effect"]["relative_high"]
+
+
+def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
+    rng = np.random.default_rng(0)
+    exposures = [shown(f"v{i}", i / 10, ("popular", "model")[i % 2]) for i in range(600)]
+    events = [
+        did(f"v{i}", "join", i / 10 + 0.01, request_id=f"r{i}")
+        for i in range(0, 600, 2)
+        if rng.random() < 0.3
+    ]
+    result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
+    assert result["verdict"] == "lost"
+    assert result["reason"].startswith("Join rate per exposure -0.")
+    assert "lost" in text(result)
+
+
+def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
+    exposures = [
+        shown(f"v{i}", i, ("popular", "model")[i % 2], model=("new" if i > 40 else "old") if i % 2 else None)
+        for i in range(60)
+    ]
+    exposures.append(shown("v1", 59.5, rung="fallback", model=None))  # of no model, in whatever arm
+    log = write_rows(tmp_path / "log", exposures, [did("v1", "join", 1.1), did("v3", "join", 3.1)])
+    done = run("report", "--log", log, "--experiment", "launch", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [one["model"] for one in result["ranked_by"]["model"]] == ["old", "new"]
+    assert [one["model"] for one in result["ranked_by"]["popular"]] == ["no model"]
+    (warning,) = result["warnings"]
+    assert warning.startswith("the treatment changed: arm 'model' ranked by old (20 exposures")
+    assert done.stdout.splitlines()[1] == f"warning: {warning}"
+    assert "<b>Warning</b>: the treatment changed" in (tmp_path / "out" / "report.html").read_text()
+    since = START_MS + 39 * HOUR_MS + 1_000
+    assert f'`start: "{utc(since)}"`' in warning
+    assert report(log, Declared("launch", start_ms=since))["warnings"] == []
+
+
+def test_a_primary_metric_that_nobody_declared_is_said(won):
+    assert "primary metric, join_rate, was taken by default" in text(report(won, LAUNCH))
+    assert "by default" not in text(report(won, Declared("launch", primary="clicks", source="cluster.yaml")))
+
+
+def test_an_arm_that_comes_again_in_another_file_is_no_new_one(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, f"arm{i}") for i in range(60)])
+    again = pq.read_table(next((log / "exposures").iterdir()))
+    for column in ("request_id", "seq"):
+        at = again.schema.get_field_index(column)
+        values = pa.array([f"s{i}" if column == "request_id" else 100 + i for i in range(60)])
+        again = again.set_column(at, column, values)
+    pq.write_table(again, log / "exposures" / f"{100:020d}.parquet")
+    assert len(read_exposures(log, "launch").arms) == 60
+
+
+def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
+    early = [shown(f"v{i}", i / 9, "model", experiment=f"e{i}", model=f"m{i}") for i in range(300)]
+    late = [shown(f"v{i}", 40, ("popular", "model")[i % 2], model=f"m{i}") for i in range(300)]
+    exposures = read_exposures(write_rows(tmp_path / "log", early + late), "launch")
+    assert (len(exposures.others), len(exposures.models)) == (300, 300)
+
+
+def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
+    with pytest.raises(TabrankError, match="--control: name the arm to compare with"):
+        report(log, LAUNCH)
+    assert report(log, LAUNCH, control="old")["treatment"] == "new"
+
+
+def test_a_day_of_23_hours_is_whole_after_23_hours(tmp_path):
+    spring = int(np.datetime64("2025-03-29T23:00", "ms").astype(int)) - START_MS  # midnight in Berlin
+    hours = spring / HOUR_MS + np.arange(0, 23, 0.5)
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", at) for i, at in enumerate(hours)])
+    span = window(read_exposures(log, "launch"), LAUNCH, "Europe/Berlin")
+    assert (span.days, partial_days(span)) == (["2025-03-30"], [])
 
 
 def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):
@@ -182,7 +299,7 @@ def test_where_nothing_differs_the_days_still_needed_are_said(tmp_path):
     result = report(write_experiment(tmp_path / "log"), LAUNCH)
     assert result["verdict"] == "no difference shown"
     assert result["days_needed"] > 10
-    assert f"in {result['days_needed']} more days" in result["outlook"]
+    assert f"in {result['days_needed']} more days, at a look then" in result["outlook"]
     join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_rate")
     assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
 
@@ -305,3 +422,40 @@ applications:
     assert read.shares == {"heuristic": 0.4, "model": 0.6}
     assert read.start_ms == np.datetime64("2026-01-02", "ms").astype(int)
     assert declared(path, "other") == Declared("other")
+
+
+INGRESS = (
+    "applications: [{import_path: 'serve.app:build', deployments: [{name: FeatureFetch, user_config: %s}]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("applications: {spaces: 1}", "applications: {'spaces': 1} must be a list"),
+        ("applications: [spaces]", "applications[0]"),
+        ("applications: [{import_path: 'serve.app:build', deployments: 3}]", "deployments: 3 must be a list"),
+        (INGRESS % "7", "user_config"),
+        (INGRESS % "{experiment: launch}", "user_config.experiment"),
+        (INGRESS % "{experiment: {name: launch, salt: s, arms: 3}}", "experiment.arms"),
+        ("applications: []\napplications: []", "comes twice"),
+        ("applications: [", "not valid YAML"),
+        ("- applications", "a mapping"),
+        (None, "name the cluster.yaml that declares launch"),
+    ],
+)
+def test_a_cluster_file_that_cannot_be_read_is_refused_in_a_sentence(won, tmp_path, written, said):
+    path = tmp_path / "mine.yaml"
+    if written is not None:
+        path.write_text(written)
+    done = run("report", "--log", won, "--experiment", "launch", "--config", path)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_cluster_file_the_log_alone_is_taken_and_that_is_said(won, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("report", "--log", won, "--experiment", "launch")
+    assert done.exit_code == 0
+    assert "there is no cluster.yaml here: taken from the log alone" in done.stderr

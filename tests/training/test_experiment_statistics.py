@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import norm, ttest_ind
 
 from training.experiment import validation
+from training.experiment.comparison import comparisons
 from training.experiment.metrics import METRICS
 from training.experiment.sequence import always_valid, factor
-from training.experiment.statistics import aggregates, compare, viewers_needed
+from training.experiment.statistics import Plan, aggregates, compare, viewers_needed
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
 
@@ -42,14 +43,49 @@ def test_a_difference_of_means_is_welchs():
 def test_viewers_needed_are_those_of_the_textbook():
     rng = np.random.default_rng(0)
     both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
-    needed = viewers_needed(CLICKS, both, 0.02, ratio=1.0, adjusted=False)
+    needed = viewers_needed(CLICKS, both, 0.02, Plan(ratio=1.0, adjusted=False))
     per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
     assert needed == pytest.approx(2 * per_arm, rel=0.02)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("smallest", [0.02, 0.5])
+def test_power_is_that_of_the_interval_that_decides(ended, smallest):
+    people = validation.dealt(np.random.default_rng(0), 0.0)
+    (clicks,) = comparisons(people, (0, 1), [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
+    best_at = 7 * int((people.came == 0).sum())
+    asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
+    values = people.totals()["clicks"]
+    error = 2 * values.std() / values.mean() / np.sqrt(len(values))  # of the relative effect
+    assert clicks["detectable"] == pytest.approx((asked + norm.isf(0.2)) * error, rel=0.01)
+    assert clicks["power"] == pytest.approx(
+        norm.sf(asked - smallest / error) + norm.sf(asked + smallest / error), abs=0.01
+    )
+    needed = clicks["viewers_needed"]
+    asked = norm.isf(0.025) if ended else factor(needed, best_at)
+    per_arm = 2 * ((asked + norm.isf(0.2)) * values.std() / values.mean() / smallest) ** 2
+    assert needed == pytest.approx(2 * per_arm, rel=0.03)
 
 
 def test_what_does_not_vary_has_no_effect():
     same = aggregates({"clicks": np.ones(10)})
     assert compare(CLICKS, same, same, adjusted=False) is None
+
+
+def test_an_arm_that_has_nothing_at_all_has_an_effect():
+    rng = np.random.default_rng(0)
+    before = rng.poisson(0.2, (2, 500)) * 1.0
+    some, none = rng.poisson(0.1, 500) * 1.0, np.zeros(500)
+    for adjusted in (False, True):
+        control, treatment = (
+            aggregates({"clicks": now, "clicks_before": then})
+            for now, then in zip((some, none), before, strict=True)
+        )
+        effect = compare(CLICKS, control, treatment, adjusted=adjusted)
+        assert effect.high < 0
+        assert effect.relative is None
+    reverse = compare(CLICKS, treatment, control, adjusted=False)
+    assert (reverse.low > 0, reverse.relative) == (True, None)
 
 
 def test_both_scales_of_an_interval_exclude_zero_alike():

@@ -209,7 +209,7 @@ def test_an_artifact_that_knows_nothing_is_called_worse(home):
     found = offline(home, home / "log")
     assert found["verdict"] == "worse"
     assert (found["exposures"], found["viewers"]) == (400, 50)
-    assert found["left_out"] == {"cut": 0, "open": 1, "before_snapshot": 0}
+    assert found["left_out"] == {"cut": 0, "open": 1, "before_snapshot": 0, "outside": 0}
     assert found["served_versions"] == {"one": 400}
     assert found["event"] == "join"
     drawn = pq.read_table(home / "log" / "events.parquet")
@@ -250,6 +250,29 @@ def test_test_traffic_is_no_evidence(home, tmp_path):
         return exposures
 
     assert offline(home, write_drawn(tmp_path / "log", tests))["exposures"] == 300
+
+
+def test_known_viewers_in_no_experiment_are_left_out_and_anonymous_ones_stay(home, tmp_path):
+    def some_outside(exposures):
+        exposures["experiment"] = [None] * 60 + ["launch"] * (len(exposures["viewer"]) - 60)
+        exposures["viewer"][:20] = [None] * 20
+        return exposures
+
+    folder = write_drawn(tmp_path / "log", some_outside)
+    found = explored(folder, load(home / "model"), read_surface(TOML), "join")
+    assert found.left_out["outside"] == 40
+    assert len(found.drawn) == 360
+
+
+def test_a_weight_that_is_cut_does_not_move_with_what_is_looked_at(world, monkeypatch):
+    monkeypatch.setattr("training.experiment.offline.counterfactual.MAX_WEIGHT", 1e-6)
+    bins = Bins(NUM_CANDIDATES)
+    counts = place_counts(world.drawn.weight, bins, np.random.default_rng(1))
+    known = Counterfactual(world.drawn, bins, counts)
+    place = ranked(world.odds["better"], known.is_drawn)
+    sums = known.value(place, np.zeros(place.shape), NUM_CANDIDATES)
+    assert sums.clipped > 0.99
+    assert not sums.moved[0].any()  # Σ w·reward, of which every w is the bound
 
 
 @pytest.mark.integration

@@ -11,14 +11,17 @@ from serve.commands import Commands
 from training.terminal import Json, LogFolder, Model, Share, answer, artifact_of, say
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
-Config = Annotated[Path, typer.Option(help="The file that declares the experiment.")]
+CONFIG = Path("cluster.yaml")
 
 
 @experiment.command("report")
 def report(
     log: LogFolder,
     name: Annotated[str, typer.Option("--experiment", help="The experiment's name.")],
-    config: Config = Path("cluster.yaml"),
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The file that declares the experiment; default cluster.yaml, where there is one."),
+    ] = None,
     timezone: Annotated[str, typer.Option(help="Whose midnights part the days.")] = "UTC",
     control: Annotated[
         str | None, typer.Option(help="The arm to compare with; default the popular one.")
@@ -33,16 +36,19 @@ def report(
 ) -> None:
     """The verdict of an experiment from a served log: won, lost, no difference shown or, with exit code 1, invalid."""
     from serve.log import refuse_existing
-    from training.experiment.declared import declared
+    from training.experiment.declared import Declared, declared
     from training.experiment.page import text
     from training.experiment.report import report as run
     from training.experiment.report import write_report
 
     if out is not None:
         refuse_existing(out)
-    declaration = declared(config, name)
+    at = config or CONFIG
+    is_there = config is not None or at.is_file()
+    declaration = declared(at, name) if is_there else Declared(name)
     if declaration.source is None:
-        say(f"{config} declares no experiment {name!r}: taken from the log alone, with defaults")
+        why = f"{at} declares no experiment {name!r}" if is_there else f"there is no {at} here"
+        say(f"{why}: taken from the log alone, with defaults")
     result = run(log, declaration, timezone=timezone, control=control, treatment=treatment)
     if out is not None:
         write_report(out, result)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, TypedDict
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from tea_tasting.aggr import Aggregates
 
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel
-from training.experiment.sequence import DAYS, always_valid
+from training.experiment.sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.statistics import (
     Effect,
+    Plan,
     aggregates,
     compare,
     detectable,
@@ -28,24 +29,24 @@ from training.experiment.traffic import F64, Events
 RECENT_DAYS = 7
 
 
-class Split(TypedDict):
-    """What the power of a comparison depends on besides its viewers."""
-
-    ratio: float
-    adjusted: bool
-
-
 def told(events: Events) -> list[Metric]:
     """The metrics whose events the log holds."""
     return [metric for metric in METRICS if all(events.of(kind).any() for kind in metric.events)]
 
 
 def comparisons(
-    people: Panel, arms: tuple[int, int], metrics: Sequence[Metric], *, ratio: float, smallest_effect: float
+    people: Panel,
+    arms: tuple[int, int],
+    metrics: Sequence[Metric],
+    *,
+    ratio: float,
+    smallest_effect: float,
+    ended: bool,
 ) -> list[dict[str, Any]]:
     """For each metric its effect, intervals, power and daily curve. `arms` are the control and the treatment.
 
-    `ratio` is the treatment's share over the control's, `smallest_effect` relative.
+    `ratio` is the treatment's share over the control's, `smallest_effect` relative. Power, and what follows from it, is
+    that of the interval that decides: of the fixed horizon where the experiment has `ended`, of any look before.
     """
     totals = people.totals()
     control, treatment = (_of(totals, people.arm == arm) for arm in arms)
@@ -61,7 +62,9 @@ def comparisons(
         effects[metric.name] = effect
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
-        size: Split = {"ratio": ratio, "adjusted": adjusted}
+        plan = Plan(ratio, adjusted)
+        now = plan if ended else replace(plan, alpha=level(both.count(), best_at))
+        needed = viewers_needed(metric, both, smallest_effect, plan)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
@@ -69,9 +72,9 @@ def comparisons(
             "always_valid": asdict(always_valid(effect, both.count(), best_at)),
             "unadjusted": None if plain is None else _row(plain),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
-            "power": power(metric, both, smallest_effect, **size),
-            "detectable": detectable(metric, both, **size),
-            "viewers_needed": viewers_needed(metric, both, smallest_effect, **size),
+            "power": power(metric, both, smallest_effect, now),
+            "detectable": detectable(metric, both, now),
+            "viewers_needed": needed if ended or needed is None else needed_at_a_look(needed, best_at),
         }
     corrected, days = holm(effects), daily(people, arms, metrics)
     for row, curve in zip(rows, days, strict=True):
@@ -117,7 +120,7 @@ def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole:
 
 def _best_at(people: Panel, arms: tuple[int, int]) -> int:
     """After how many viewers the interval of any look is narrowest."""
-    return DAYS * max(1, int((people.rows(arms) & (people.came == 0)).sum()))
+    return DAYS * max(1, int((people.rows(arms) & people.soon).sum()))
 
 
 def _of(sums: Mapping[str, F64], flags: Any) -> Aggregates:

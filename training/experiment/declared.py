@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from serve.config import OUR_APPLICATION, OUR_INGRESS
+from serve.config import _parse as parse
 from serve.errors import TabrankError
 from serve.settings import POPULAR, Experiment
+from serve.strict import table
 
 
 @dataclass(frozen=True)
@@ -35,34 +35,41 @@ class Declared:
 
 
 def declared(path: Path, name: str) -> Declared:
-    """What the file declares of the experiment of this name; all default where it declares another, or is missing.
+    """What the file declares of the experiment of this name; all default where it declares another.
+
+    Read as the service reads it, but only so far: what else is in the file does not matter to a report.
 
     Raises:
-        TabrankError: the file is no YAML, or says something of the experiment that cannot be read.
+        TabrankError: there is no such file, it is no YAML, or it says something of experiments that cannot be read.
     """
-    if not path.is_file():
-        return Declared(name)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TabrankError(f"--config {path}: not readable: {' '.join(str(error).split())}") from None
-    for where, given in _experiments(document):
+        raw = path.read_bytes()
+    except OSError as error:
+        raise TabrankError(
+            f"--config {path}: not readable ({error.strerror}); name the cluster.yaml that declares {name}"
+        ) from None
+    for where, given in _experiments(path, parse(path, raw)):
         if given.get("name") == name:
-            return _declared(f"{path}: {where}", path, given)
+            return _declared(where, path, given)
     return Declared(name)
 
 
-def _experiments(document: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    found = []
-    applications = document.get("applications") if isinstance(document, Mapping) else None
-    for i, application in enumerate(applications or []):
-        for j, deployment in enumerate(application.get("deployments") or []):
-            config = deployment.get("user_config")
-            ours = application.get("import_path") == OUR_APPLICATION and deployment.get("name") == OUR_INGRESS
-            if ours and isinstance(config, Mapping) and isinstance(config.get("experiment"), Mapping):
-                where = f"applications[{i}].deployments[{j}].user_config.experiment"
-                found.append((where, config["experiment"]))
-    return found
+def _experiments(path: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, application in _listed(document.get("applications"), f"{path}: applications"):
+        if application.get("import_path") != OUR_APPLICATION:
+            continue
+        for here, deployment in _listed(application.get("deployments"), f"{where}.deployments"):
+            if deployment.get("name") == OUR_INGRESS:
+                config = table(deployment.get("user_config") or {}, f"{here}.user_config")
+                inside = f"{here}.user_config.experiment"
+                yield inside, table(config.get("experiment") or {}, inside)
+
+
+def _listed(value: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(value, list | None):
+        raise TabrankError(f"{where}: {value!r} must be a list; begin each entry with a dash")
+    for i, entry in enumerate(value or []):
+        yield f"{where}[{i}]", table(entry, f"{where}[{i}]")
 
 
 def _declared(where: str, path: Path, given: Mapping[str, Any]) -> Declared:

@@ -27,7 +27,14 @@ def headline(result: Report) -> str:
 
 def text(result: Report) -> str:
     """The report in a few lines for a terminal."""
-    lines = [headline(result), *sample_ratio(result), *_lined(result["claims"]), *_lined(_metrics(result))]
+    warnings = [f"warning: {warning}" for warning in result["warnings"]]
+    lines = [
+        headline(result),
+        *warnings,
+        *sample_ratio(result),
+        *_lined(result["claims"]),
+        *_lined(_metrics(result)),
+    ]
     lines += [*_lined(_guardrails(result)), *notes(result)]
     return "\n".join(lines)
 
@@ -36,6 +43,7 @@ def page(result: Report) -> str:
     """`report.html`: self-contained, readable in grey."""
     days = result["window"]["days"]
     parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(_rest(result))}</p>"]
+    parts += [f"<p><b>Warning</b>: {html.escape(warning)}.</p>" for warning in result["warnings"]]
     if result["claims"]:
         parts += ["<h2>What was claimed, and what is here</h2>", as_table(result["claims"])]
         parts += [f"<p>Here: {html.escape(_arms(result))}, fixed horizon.</p>"]
@@ -95,12 +103,23 @@ def notes(result: Report) -> list[str]:
             "No declaration was found: the experiment begins with its first exposure and has no end; "
             f"the smallest effect of interest is taken as {result['smallest_effect']:.1%}"
         )
+    if not result["primary_declared"]:
+        where = window["declared_in"] or "no file that was read"
+        lines.append(
+            f"The primary metric, {result['primary_metric']}, was taken by default: {where} declares "
+            f"{'none' if window['declared_in'] else 'this experiment'}"
+        )
     seen = result["viewers_seen_before"]
     lines.append(
         f"{seen:,} viewers were seen before {window['before']}: effects are adjusted by what they did then"
         if seen
-        else "No viewer was seen before the experiment: nothing is adjusted"
+        else f"No viewer was seen before {window['before']}: nothing is adjusted"
     )
+    if window["dealt_alike"]:
+        lines.append(
+            f"{', '.join(window['dealt_alike'])} dealt viewers as this experiment does (the same salt), so what they "
+            "did since then may be of its arms: effects are not adjusted by it"
+        )
     lines.append(
         f"Left out: {left['test_exposures']:,} exposures of test traffic, {left['anonymous_exposures']:,} of anonymous "
         f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
@@ -179,11 +198,12 @@ def _definitions(result: Report) -> list[list[str]]:
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
     rungs = sorted({rung for told in arms.values() for rung in told["rungs"]})
-    rows = [["arm", "exposures", *(f"rung {rung}" for rung in rungs), "degraded answers"]]
+    rows = [["arm", "ranked by", "exposures", *(f"rung {rung}" for rung in rungs), "degraded answers"]]
     for arm, told in arms.items():
         shares = [f"{told['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
         degraded = NOTHING if told["degraded_share"] is None else f"{told['degraded_share']:.3%}"
-        rows.append([arm, f"{told['exposures']:,}", *shares, degraded])
+        by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
+        rows.append([arm, by, f"{told['exposures']:,}", *shares, degraded])
     return rows
 
 

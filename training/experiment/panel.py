@@ -16,7 +16,7 @@ from training.experiment.window import Window
 CLICK, JOIN, LEAVE = "click", "join", "leave"
 SUMS = ("exposures", "active_days", "clicks", "joins", "minutes")
 BEFORE = "_before"  # ends the names of sums of before the experiment
-MINUTE_MS = 60_000.0
+MINUTE_MS, DAY_MS = 60_000.0, 86_400_000
 I16 = NDArray[np.int16]
 
 
@@ -30,6 +30,7 @@ class Panel:
 
     arm: I8  # [V], into the exposures' arms
     came: I16  # [V], the day of the first exposure
+    soon: NDArray[np.bool_]  # [V], whether that was within 24 hours of the first one of all
     viewer: I64  # [C], into the V
     day: I16  # [C]
     sums: Mapping[str, F64]  # [C]
@@ -86,6 +87,7 @@ def panel(exposures: Exposures, events: Events, window: Window) -> Panel:
     return Panel(
         arm,
         days[first],
+        ours.ts_ms[first] < ours.ts_ms[0] + DAY_MS,
         keys // num_days,
         (keys % num_days).astype(np.int16),
         sums,
@@ -165,7 +167,7 @@ def _before(
         return {}, 0
     size = len(viewers)
     sums = {"exposures": _summed(who[known], np.ones(int(known.sum())), size)}
-    days = early.ts_ms[known] // 86_400_000
+    days = early.ts_ms[known] // DAY_MS
     seen = np.unique(np.stack([who[known], days]), axis=1)
     sums["active_days"] = _summed(seen[0], np.ones(len(seen[0])), size)
     whose = index.get_indexer(pd.Index(events.viewer))

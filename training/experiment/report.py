@@ -19,12 +19,13 @@ from training.experiment.metrics import METRICS, PRIMARY, Metric
 from training.experiment.panel import Panel, panel
 from training.experiment.statistics import sample_ratio
 from training.experiment.traffic import Exposures, read_events, read_exposures
+from training.experiment.treatments import changes, treatments
 from training.experiment.verdict import claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
 NOT_IN_THE_LOG = (
-    "p99 by arm is in the service's metrics (histogram_quantile over tabrank_latency_ms by arm and le); requests that "
-    "failed are in Ray Serve's own, and have no arm"
+    "p99 by arm is in the service's metrics (histogram_quantile over the rate of ray_tabrank_latency_ms_total by "
+    "experiment, arm and le); requests that failed are in Ray Serve's own, and have no arm"
 )
 
 
@@ -62,12 +63,15 @@ def report(
     metrics = told(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
+    ranked_by = treatments(here, names, codes)
     rows: list[dict[str, Any]] = []
     days: int | None = None
     if why:
         result, reason = "invalid", "; ".join(why)
     else:
-        rows = comparisons(people, (codes[0], codes[1]), metrics, ratio=ratio, smallest_effect=smallest)
+        rows = comparisons(
+            people, (codes[0], codes[1]), metrics, ratio=ratio, smallest_effect=smallest, ended=ended
+        )
         row = next(row for row in rows if row["name"] == primary.name)
         result, reason = verdict(row, smallest, ended=ended)
         short = set(partial_days(span))
@@ -84,8 +88,11 @@ def report(
         "control": names[0],
         "treatment": names[1],
         "primary_metric": primary.name,
+        "primary_declared": declaration.primary is not None,
         "smallest_effect": smallest,
         "blocked": bool(why),
+        "warnings": changes(ranked_by),
+        "ranked_by": ranked_by,
         "window": _window(span, exposures, declaration) | {"ended": ended},
         "sample_ratio": {
             "viewers": viewers,
@@ -140,6 +147,11 @@ def _compared(
     seen = {exposures.arms[code] for code in np.unique(people.arm)}
     arms = sorted(seen | {arm for arm, share in declaration.shares.items() if share > 0})
     said = ", ".join(arms)
+    if control is None and declaration.popular not in arms:
+        raise TabrankError(
+            f"--control: name the arm to compare with; no arm of {declaration.name} is known to be popular; "
+            f"its arms are {said}"
+        )
     control = control or declaration.popular
     if control not in arms:
         raise TabrankError(f"--control {control}: no arm of {declaration.name}; its arms are {said}")
@@ -193,6 +205,7 @@ def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[s
         "shares_changed": span.changed,
         "exposures_left_out": len(ours),
         "before": utc(span.before_ms),
+        "dealt_alike": list(span.dealt_alike),
     }
 
 

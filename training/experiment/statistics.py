@@ -79,10 +79,18 @@ def aggregates(columns: Mapping[str, F64]) -> Aggregates:
 
 
 def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjusted: bool) -> Effect | None:
-    """The effect of the treatment; `adjusted` by what was before. None where nothing varies."""
-    if not (_varies(metric, control) and _varies(metric, treatment)):
+    """The effect of the treatment; `adjusted` by what was before. None where neither arm varies.
+
+    That an arm had nothing at all, no join for one, is an effect as well: Welch's test needs one that varies.
+    """
+    if not _both_counted(metric, control, treatment) or not (
+        _varies(metric, control) or _varies(metric, treatment)
+    ):
         return None
-    result = _test(metric, adjusted).analyze_aggregates(control, treatment)
+    try:
+        result = _test(metric, adjusted).analyze_aggregates(control, treatment)
+    except OverflowError:  # an adjusted mean next to 0, of which no relative effect can be told
+        result = _test(metric, adjusted=False).analyze_aggregates(control, treatment)
     if not all(map(math.isfinite, (result.effect_size_ci_lower, result.effect_size_ci_upper, result.pvalue))):
         return None
     relative = result.rel_effect_size, result.rel_effect_size_ci_lower, result.rel_effect_size_ci_upper
@@ -121,30 +129,39 @@ def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
     return float(SampleRatio(ratio).analyze(counts, 0, 1).pvalue)
 
 
-def detectable(metric: Metric, both: Aggregates, *, ratio: float, adjusted: bool) -> float | None:
+@dataclass(frozen=True)
+class Plan:
+    """What power depends on besides the viewers.
+
+    The treatment's share over the control's, whether effects are adjusted, the level of the interval that decides.
+    """
+
+    ratio: float
+    adjusted: bool
+    alpha: float = ALPHA
+
+
+def detectable(metric: Metric, both: Aggregates, plan: Plan) -> float | None:
     """The relative effect that so many viewers show with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    test = _planned(metric, adjusted, ratio)
-    (solved,) = test.solve_power_from_aggregates(both, "rel_effect_size")
+    (solved,) = _planned(metric, plan).solve_power_from_aggregates(both, "rel_effect_size")
     return float(solved.rel_effect_size)
 
 
-def power(metric: Metric, both: Aggregates, effect: float, *, ratio: float, adjusted: bool) -> float | None:
+def power(metric: Metric, both: Aggregates, effect: float, plan: Plan) -> float | None:
     """The probability with which so many viewers show this relative effect."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _planned(metric, adjusted, ratio, effect).solve_power_from_aggregates(both, "power")
+    (solved,) = _planned(metric, plan, effect).solve_power_from_aggregates(both, "power")
     return float(solved.power)
 
 
-def viewers_needed(
-    metric: Metric, both: Aggregates, effect: float, *, ratio: float, adjusted: bool
-) -> int | None:
+def viewers_needed(metric: Metric, both: Aggregates, effect: float, plan: Plan) -> int | None:
     """How many viewers, of both arms together, show this relative effect with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _planned(metric, adjusted, ratio, effect).solve_power_from_aggregates(both, "n_obs")
+    (solved,) = _planned(metric, plan, effect).solve_power_from_aggregates(both, "n_obs")
     return int(solved.n_obs)
 
 
@@ -157,6 +174,10 @@ def explains(metric: Metric, control: Aggregates, treatment: Aggregates) -> bool
     )
 
 
+def _both_counted(metric: Metric, *arms: Aggregates) -> bool:
+    return metric.below is None or all(arm.mean(metric.below) > 0 for arm in arms)
+
+
 def _varies(metric: Metric, arm: Aggregates) -> bool:
     below = 1.0 if metric.below is None else arm.mean(metric.below)
     return below > 0 and arm.ratio_var(metric.above, metric.below) > 1e-18
@@ -166,9 +187,10 @@ def _solvable(metric: Metric, both: Aggregates) -> bool:
     return both.mean(metric.above) > 0 and _varies(metric, both)
 
 
-def _planned(metric: Metric, adjusted: bool, ratio: float, effect: float | None = None) -> RatioOfMeans:
+def _planned(metric: Metric, plan: Plan, effect: float | None = None) -> RatioOfMeans:
     """By the normal distribution: the solver's ends, such as three viewers, leave Student's no degrees of freedom."""
-    return _test(metric, adjusted, alpha=ALPHA, power=POWER, ratio=ratio, rel_effect_size=effect, use_t=False)
+    more = {"alpha": plan.alpha, "ratio": plan.ratio, "rel_effect_size": effect}
+    return _test(metric, plan.adjusted, power=POWER, use_t=False, **more)
 
 
 def _test(metric: Metric, adjusted: bool, **more: Any) -> RatioOfMeans:

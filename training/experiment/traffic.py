@@ -23,17 +23,19 @@ from serve.errors import TabrankError
 from serve.log import MAY_BE_EMPTY, READS
 
 I8 = NDArray[np.int8]
+I16 = NDArray[np.int16]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 F64 = NDArray[np.float64]
 NONE = -1  # the code of what is null
+_BETWEEN = "\0"
 WANTED = {
     "exposures": {"request_id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string()},
     "events": {"id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string(), "candidate": pa.string()},
 }
 OPTIONAL = {
     "exposures": {
-        **dict.fromkeys(("experiment", "arm", "rung", "traffic"), pa.string()),
+        **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic"), pa.string()),
         "share": pa.float64(),
         "seq": pa.int64(),
     },
@@ -44,7 +46,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Exposures:
-    """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment.
+    """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment, `other`
+    within it and outside of all.
 
     `share` is the share that the arm had then, NaN where the log does not say. `num_test` and `num_anonymous`
     exposures of the log were left out.
@@ -56,8 +59,12 @@ class Exposures:
     arm: I8  # [N], into arms
     share: F64  # [N]
     rung: I8  # [N], into rungs
+    other: I16  # [N], into others
+    model: I16  # [N], into models; NONE where no model ranked
     arms: tuple[str, ...]
     rungs: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]  # another experiment, and an arm of it
+    models: tuple[str, ...]
     num_test: int = 0
     num_anonymous: int = 0
     num_repeated: int = 0
@@ -67,7 +74,7 @@ class Exposures:
 
     def rows(self, rows: NDArray[Any]) -> Exposures:
         """Some of them: `rows` are numbers, or flags `[N]`."""
-        names = ("viewer", "ts_ms", "request", "arm", "share", "rung")
+        names = ("viewer", "ts_ms", "request", "arm", "share", "rung", "other", "model")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
@@ -114,7 +121,8 @@ def hashed(ids: Sequence[str | None]) -> U64:
 
 
 def _exposures(log: Path, experiment: str) -> Exposures:
-    arms, rungs, names = _Codes(), _Codes(), set()
+    arms, rungs, others, models = _Codes(), _Codes(), _Codes(np.int16), _Codes(np.int16)
+    names: set[str | None] = set()
     parts: list[tuple[NDArray[Any], ...]] = []
     num_test = num_anonymous = 0
     for batch in _batches(log, "exposures"):
@@ -134,6 +142,8 @@ def _exposures(log: Path, experiment: str) -> Exposures:
                 arms(pc.if_else(ours, batch["arm"], None)),
                 batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
                 rungs(batch["rung"]),
+                others(pc.if_else(ours, None, _with_arm(batch))),
+                models(batch["model"]),
                 _whole(batch["seq"]),
             )
         )
@@ -142,7 +152,7 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         raise TabrankError(
             f"--experiment {experiment}: {log} holds no exposure of it; it holds {known_names}"
         )
-    viewer, ts_ms, request, arm, share, rung, seq = (
+    viewer, ts_ms, request, arm, share, rung, other, model, seq = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
     keep = _first(seq, request, ts_ms)
@@ -153,12 +163,26 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         arm,
         share,
         rung,
+        other,
+        model,
         tuple(arms.known),
         tuple(rungs.known),
+        tuple(_apart(name) for name in others.known),
+        tuple(models.known),
         num_test,
         num_anonymous,
     )
     return replace(exposures.rows(keep), num_repeated=len(viewer) - len(keep))
+
+
+def _with_arm(batch: pa.RecordBatch) -> pa.Array:
+    """Each exposure's experiment and arm in one; null where there is no experiment."""
+    return pc.binary_join_element_wise(batch["experiment"], pc.fill_null(batch["arm"], ""), _BETWEEN)
+
+
+def _apart(name: str) -> tuple[str, str]:
+    experiment, _, arm = name.partition(_BETWEEN)
+    return experiment, arm
 
 
 def _events(log: Path) -> Events:
@@ -196,17 +220,21 @@ def _first(seq: I64, id_: U64, ts_ms: I64) -> I64:
 class _Codes:
     """Numbers names in the order in which they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[np.signedinteger[Any]] = np.int8) -> None:
         self.known: dict[str, int] = {}
+        self._kind = kind
 
-    def __call__(self, column: pa.Array) -> I8:
+    def __call__(self, column: pa.Array) -> NDArray[Any]:
         encoded = column.dictionary_encode()
         names = encoded.dictionary.to_pylist()
-        if len(self.known) + len(names) > 100:
-            raise TabrankError(f"the log names over 100 arms, rungs or kinds of event, such as {names[0]!r}")
-        codes = np.array([self.known.setdefault(name, len(self.known)) for name in names] or [NONE], np.int8)
+        codes = np.array([self.known.setdefault(name, len(self.known)) for name in names] or [NONE])
+        most = np.iinfo(self._kind).max
+        if len(self.known) > most:
+            raise TabrankError(
+                f"the log names over {most:,} arms, rungs, kinds of event or models, such as {names[-1]!r}"
+            )
         at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(np.int8)
+        return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(self._kind)
 
 
 def _hashes(column: pa.Array) -> U64:

@@ -178,6 +178,7 @@ def dealt(rng: Generator, back: float) -> Panel:
     return Panel(
         rng.integers(0, 2, VIEWERS).astype(np.int8),
         came.astype(np.int16),
+        came == 0,
         viewer,
         day.astype(np.int16),
         {

@@ -42,7 +42,7 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     """
     title, effect = metric["title"], metric["effect"]
     if effect is None:
-        return "no difference shown", f"{title} does not vary"
+        return "no difference shown", f"{title} varies in neither arm"
     interval = effect if ended else metric["always_valid"]
     which = "at the declared end" if ended else "at any look"
     low, high = interval["low"], interval["high"]
@@ -65,7 +65,7 @@ def outlook(verdict: Verdict, days: int | None, smallest_effect: float, ended: b
     if days is None:
         return f"how many days until {size} cannot be said, for too little is known or no new viewers come"
     more = f"in {days} more day{'s' * (days != 1)}" if days else "with as many viewers as there are"
-    return f"{size} {more}" + ("" if ended else ", if one looks then and not before")
+    return f"{size} {more}" + ("" if ended else ", at a look then")
 
 
 def sized(relative: float | None, difference: float) -> str:

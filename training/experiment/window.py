@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import TabrankError
+from training.experiment.before import untouched
 from training.experiment.declared import Declared
 from training.experiment.traffic import I64, NONE, Exposures
 
@@ -20,13 +21,15 @@ class Window:
 
     `midnights_ms` are where its days begin, the first one's before it; the last exposure was at `last_ms`.
 
-    What is before `before_ms` no arm can have touched: it may explain, and is not analysed.
+    What is before `before_ms` no arm can have touched: it may explain, and is not analysed. `dealt_alike` are the
+    earlier experiments that are not before it for that reason.
     """
 
     start_ms: int
     last_ms: int
     end_ms: int
     before_ms: int
+    dealt_alike: tuple[str, ...]
     changed: bool  # the shares were others before
     midnights_ms: tuple[int, ...]
     timezone: str
@@ -49,8 +52,7 @@ class Window:
 def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window:
     """The window of an experiment's exposures: in order of time, those of other experiments too.
 
-    Shares that differ from an arm's last one are of before: the window begins after the last such exposure. Where
-    only one arm was shown until then, all was alike until then, and that time counts as before the experiment.
+    Shares that differ from an arm's last one are of before: the window begins after the last such exposure.
 
     Raises:
         TabrankError: the time zone is unknown, or no exposure is in the window.
@@ -63,7 +65,7 @@ def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window
         raise TabrankError(
             f"the log holds no exposure of {declaration.name} between its start and end in {declaration.source}"
         )
-    start_ms = begins_ms = int(declaration.start_ms or ours.ts_ms[0])
+    start_ms = int(declaration.start_ms or ours.ts_ms[0])
     stale = np.zeros(len(ours), bool)
     for arm in np.unique(ours.arm):
         of_arm = (ours.arm == arm) & np.isfinite(ours.share)
@@ -71,10 +73,7 @@ def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window
             last = ours.share[of_arm][-1]
             stale |= of_arm & (np.abs(ours.share - last) > 1e-9)
     if stale.any():
-        row = int(np.flatnonzero(stale)[-1])
-        start_ms = int(ours.ts_ms[row]) + 1
-        if len(np.unique(ours.arm[: row + 1])) == 1:
-            begins_ms = start_ms
+        start_ms = int(ours.ts_ms[np.flatnonzero(stale)[-1]]) + 1
     last_ms = int(ours.ts_ms[-1])
     if last_ms < start_ms:
         raise TabrankError(
@@ -82,8 +81,9 @@ def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window
         )
     *midnights, next_midnight = _midnights(start_ms, last_ms, timezone)
     end_ms = min(next_midnight, declaration.end_ms or next_midnight)
+    before_ms, alike = untouched(exposures, start_ms)
     changed = bool(stale.any())
-    return Window(start_ms, last_ms, end_ms, begins_ms, changed, tuple(midnights), timezone)
+    return Window(start_ms, last_ms, end_ms, before_ms, alike, changed, tuple(midnights), timezone)
 
 
 def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
@@ -106,7 +106,9 @@ def _midnight(day: date, zone: ZoneInfo) -> int:
 def partial_days(window: Window) -> list[str]:
     """The days that the window covers by less than 95 %: its first and last may be."""
     days = window.days
-    bounds = [*window.midnights_ms, window.midnights_ms[-1] + 86_400_000]
+    bounds = _midnights(
+        window.midnights_ms[0], window.midnights_ms[-1], window.timezone
+    )  # a day may have 23 hours
     covered = [
         (min(window.last_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
         for i in range(len(days))

@@ -169,7 +169,9 @@ class Counterfactual:
         weight = np.minimum(full, MAX_WEIGHT)
         earned, had = weight * self.drawn.reward[some], weight * theta[old]
         of_new = basis[new]
-        of_weight = of_new - self._mean_basis[some]
+        of_weight = np.where(
+            (full < MAX_WEIGHT)[..., None], of_new - self._mean_basis[some], 0.0
+        )  # cut: fixed
         of_had = of_weight + basis[old]
         rows = np.stack([earned, had, would, would * attraction, had * attraction])
         return rows, (of_weight, of_had, of_new, of_new, of_had), full

@@ -36,9 +36,9 @@ from training.recompute import recomputed
 TOLERANCE = 1e-3
 """By how much a logged propensity may differ, relatively, from what the logged scores give."""
 ROWS_AT_ONCE = 4_096  # to score
-CUT, OPEN, FORGOTTEN = "cut", "open", "before_snapshot"
+CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
-COLUMNS = ("request_id", "scores", "propensity", "model")
+COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
 
 F32 = NDArray[np.float32]
 
@@ -49,6 +49,7 @@ class _Pick(NamedTuple):
     score: F32  # NaN where unscored
     propensity: F64
     model: str
+    is_outside: bool
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Explored:
     """N drawn exposures; `score` `[N, C]` of the new artifact, in the order shown, NaN beyond a slate's end.
 
     `left_out` counts drawn exposures that cannot be used: `cut` (candidates beyond the request's limit were not
-    logged), `open` (the event may still come), `before_snapshot` (its features cannot be computed again). `served`
-    counts the versions whose scores were drawn from. `num_seen` are from the time that the artifact was made from.
+    logged), `open` (the event may still come), `before_snapshot` (its features cannot be computed again), `outside`
+    (a known viewer in no experiment: a tester, or before its start and after its end). `served` counts the versions
+    whose scores were drawn from. `num_seen` are from the time that the artifact was made from.
     """
 
     drawn: Drawn
@@ -85,19 +87,21 @@ def explored(
     open_ms = log.ends_ms - surface.label.within_ms
     why: dict[int, str] = {}
     for i, pick in picks.items():
-        if replay.before_snapshot[i]:
+        if pick.is_outside:
+            why[i] = OUTSIDE
+        elif replay.before_snapshot[i]:
             why[i] = FORGOTTEN
         elif replay.exposure_ms[i] > open_ms:
             why[i] = OPEN
         elif _is_cut(pick, log.exposures["request_id"][i].as_py(), folder):
             why[i] = CUT
-    left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0} | Counter(why.values())
+    left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0, OUTSIDE: 0} | Counter(why.values())
     rows = np.array([i for i in picks if i not in why], np.int64)
     if not len(rows):
         raise TabrankError(
             f"{folder}: none of the {len(picks)} exposures with a drawn order can be used ("
             + ", ".join(f"{name} {num}" for name, num in left_out.items())
-            + "); rank without a limit, and let the window of the label pass after the last ranking"
+            + "); rank viewers in the experiment, without a limit, and let the window of the label pass after the last"
         )
     lengths = np.diff(replay.first)[rows]
     is_shown = np.arange(lengths.max()) < lengths[:, None]
@@ -140,16 +144,29 @@ def _picks(folder: Path, log: Log) -> dict[int, _Pick]:
         )
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
     models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
+    outside = _outside(table)
     found: dict[int, _Pick] = {}
     for row, place in enumerate(at.to_pylist()):
         if place is not None and place not in found:  # it may be test traffic, or there twice
             score, propensity = (_numbers(table[name][row]) for name in ("scores", "propensity"))
-            found[place] = _Pick(score.astype(np.float32), propensity, models[row] or "unknown")
+            found[place] = _Pick(score.astype(np.float32), propensity, models[row] or "unknown", outside[row])
     if not found:
         raise TabrankError(
             f'{folder}: every exposure with propensities is test traffic (traffic = "test"); it holds nothing live'
         )
     return found
+
+
+def _outside(table: pa.Table) -> list[bool]:
+    """Which exposures are of a known viewer in no experiment; none in a log without that column.
+
+    A tester's rankings, under the arm that X-Arm names, are among them, and nothing in the log sets these apart.
+    Anonymous viewers are in no experiment either, and stay.
+    """
+    if not {"experiment", "viewer"} <= set(table.column_names):
+        return [False] * len(table)
+    in_none = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"]))
+    return [bool(flag) for flag in in_none.to_pylist()]
 
 
 def _numbers(value: pa.ListScalar) -> F64:
@@ -158,7 +175,7 @@ def _numbers(value: pa.ListScalar) -> F64:
 
 def _is_cut(pick: _Pick, request_id: str, folder: Path) -> bool:
     """Whether candidates were drawn that are not logged."""
-    score, propensity, _ = pick
+    score, propensity = pick.score, pick.propensity
     is_drawn = ~np.isnan(score)
     if len(score) == len(propensity):
         logged, ours = propensity[is_drawn], pick_probability(log_weight(score[is_drawn]))
