@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.config import OUR_APPLICATION, OUR_INGRESS
-from serve.config import _parse as parse
+from serve.config import OUR_APPLICATION, OUR_INGRESS, parse
 from serve.errors import TabrankError
 from serve.settings import POPULAR, Experiment
 from serve.strict import table
