@@ -94,7 +94,7 @@ def _refuse_impossible(days: float, rankings: int, seed: int) -> None:
 
 def _arms(described: Mapping[str, Any], url: str) -> list[dict[str, Any]]:
     """The arms that have viewers."""
-    arms = [arm for arm in described["arms"] if arm["share"] > 0]
+    arms = [arm for arm in described["experiment"]["arms"] if arm["share"] > 0]
     if len(arms) < 2:
         raise TabrankError(
             f"--url: all viewers of the service at {url} are in one arm; give two of them shares under "
