@@ -171,3 +171,16 @@ def test_a_world_that_goes_on_keeps_its_spaces_and_lives_its_past_again(home):
     told = scene.agenda.before(scene.world.end_ms)
     assert min(record.ts_ms for record in told) >= scene.origin.end_ms
     assert [record.ts_ms for record in told] == sorted(record.ts_ms for record in told)
+
+
+@pytest.mark.integration
+def test_orders_that_the_service_drew_tell_what_the_served_artifact_earns(home, tmp_path):
+    drawing = Arm("tabnet", "current", 0.5, explore=1.0)
+    with served_by(home, tmp_path, drawing, POPULAR).listening() as url:
+        days = ("--days", 0.5, "--rankings", 1_500, "--seed", 4)
+        command("experiment", "simulate", "--log", home / "a", "--url", url, *days)
+    found = command(
+        "experiment", "offline", "--log", tmp_path / "a", "--model", home / "model", "--event", "click"
+    )
+    assert found["exposures"] > 300
+    assert found["verdict"] == "no difference shown"  # the artifact is the one that was served
