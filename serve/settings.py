@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from serve.api import nearest
 from serve.errors import TabrankError
 from serve.strict import milliseconds, number, one_of, table, typed, whole
 from serve.surface import Surface, load_surface
@@ -84,8 +85,12 @@ class Arm:
             raise TabrankError(f"{where}: this name is that of the viewers held out; take another")
         given = table(values, where, ARM_KEYS, ARM_KEYS[:2])
         scorer = typed(given["scorer"], str, f"{where}.scorer")
-        if not VERSION.fullmatch(scorer):
-            scorer = one_of(scorer, (CURRENT, *HEURISTICS), f"{where}.scorer")
+        if not VERSION.fullmatch(scorer) and scorer not in (CURRENT, *HEURISTICS):
+            names = (CURRENT, *HEURISTICS)
+            hint = nearest(scorer, names) or f"; there are {', '.join(names)}"
+            raise TabrankError(
+                f"{where}.scorer: {scorer!r} is no scorer{hint}, or a published version such as 20260131T120000Z-ab12"
+            )
         explore = number(given.get("explore", 0.0), f"{where}.explore", 0, 1)
         if explore and scorer in HEURISTICS:
             raise TabrankError(

@@ -318,4 +318,6 @@ def test_the_request_beside_the_log_names_what_is_live_at_its_end(log):
     ids = pq.read_table(log.folder / "candidates.parquet")["id"].to_pylist()
     assert len(request["candidates"]) == 5
     assert set(request["candidates"]) <= set(ids)
+    (event,) = json.loads((log.folder / "event.json").read_text())["records"]
+    assert (event["viewer"], event["candidate"]) == (request["viewer"], request["candidates"][-1])
     assert request["viewer"] in pq.read_table(log.folder / "viewers.parquet")["id"].to_pylist()

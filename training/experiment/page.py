@@ -123,7 +123,7 @@ def notes(result: Report) -> list[str]:
     lines.append(
         f"Left out: {left['test_exposures']:,} exposures of test traffic, {left['anonymous_exposures']:,} of anonymous "
         f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
-        "and joins that fit no exposure"
+        "and joins that fit no exposure of it (of viewers held out, of testers, or of nobody's ranking)"
     )
     if result["untold"]:
         lines.append(f"Without events in the log: {', '.join(result['untold'])}")

@@ -2,8 +2,8 @@
 
 Beside the canonical log's four tables the folder holds `truth.parquet`: for each exposure, aligned with its
 candidates, p_click and p_join (as if examined) and the examination probability of the position;
-`request.json`, a body for `POST /v1/rank` that ranks what is live when the log ends; and `world.json`, from which
-`training experiment simulate` goes on with this very world.
+`request.json` and `event.json`, bodies for `POST /v1/rank` and `/v1/events` of what is live when the log ends; and
+`world.json`, from which `training experiment simulate` goes on with this very world.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def simulate(
     request = _request(world, int(viewer[-1]), end_ms)
     origin.write(out)
     (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    (out / "event.json").write_text(json.dumps({"records": [_event(request)]}), encoding="utf-8")
     progress(1.0)
     kinds = tables["events"]["kind"].to_numpy()
     num_events = {kind: int(np.count_nonzero(kinds == kind)) for kind in KINDS}
@@ -97,6 +98,12 @@ def _request(world: World, viewer: int, end_ms: int) -> dict[str, Any]:
     """A ranking to ask for when the log has ended: the last viewer, and some Spaces that are live then."""
     live = world.spaces.live(end_ms)[-REQUESTED:].tolist()
     return {"viewer": f"v{viewer:07d}", "candidates": [f"s{i:07d}" for i in live], "explain": True}
+
+
+def _event(request: Mapping[str, Any]) -> dict[str, Any]:
+    """That the viewer joins the last of them."""
+    who, what = request["viewer"], request["candidates"][-1]
+    return {"type": "event", "id": "e1", "viewer": who, "candidate": what, "kind": "join"}
 
 
 def _refuse_impossible(*, rows: int, viewers: int | None, days: float, seed: int) -> None:
