@@ -46,8 +46,8 @@ def answer(
     )
 
 
-def exposure(slate: Slate, shown: list[str]) -> Exposure:
-    """What was shown to whom, and why in this order."""
+def exposure(slate: Slate, shown: list[str], total_ms: float) -> Exposure:
+    """What was shown to whom, why in this order, and after how long."""
     query, order = slate.query, slate.order[: len(shown)]
     # without the store it is of blank viewers, which the log would not give again
     matrix = None if "store_unavailable" in slate.degraded else slate.matrix
@@ -67,6 +67,8 @@ def exposure(slate: Slate, shown: list[str]) -> Exposure:
         context=dict(query.context),
         stated={query.candidates[i]: dict(fields) for i, fields in query.stated.items()},
         traffic=query.traffic,
+        latency_ms=round(total_ms, 3),
+        degraded=list(slate.degraded),
         propensity=propensity,
         numeric=None if matrix is None else matrix.numeric[order].tobytes(),
         category=None if matrix is None else matrix.category[order].tobytes(),

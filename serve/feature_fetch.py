@@ -147,7 +147,7 @@ class FeatureFetcher:
         total_ms = (time.perf_counter() - begun) * 1e3
         self._metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
-        self.outbox.put(exposure(slate, shown))
+        self.outbox.put(exposure(slate, shown, total_ms))
         artifact = self.models.artifact(slate.model) or self.model
         ranked = ranking(slate, shown, self.ranker.features.columns, artifact.encoder if artifact else None)
         return answer(

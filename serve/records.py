@@ -80,6 +80,8 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     stated: dict[str, dict[str, Any]] = {}  # the fields that the request stated, by candidate
     traffic: str = "live"
     share: float | None = None  # that the arm had in the experiment
+    latency_ms: float | None = None  # in the replica, from its arrival to its answer
+    degraded: list[str] = []  # why it is not what the arm was to give
     propensity: list[float] | None = None  # of each pick given those before it, where the order was drawn
     numeric: bytes | None = None  # the feature matrix of a sampled share: float32 and uint64, rows as shown
     category: bytes | None = None

@@ -158,6 +158,8 @@ class Segments:
             "candidates": _lists(lengths, shown),
             "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
             "share": pa.array([record.share for record in records], pa.float64()),
+            "latency_ms": pa.array([record.latency_ms for record in records], pa.float32()),
+            "degraded": pa.array([record.degraded for record in records], STRINGS),
             "propensity": pa.array([record.propensity for record in records], pa.list_(pa.float64())),
             "stated": pa.array(stated, pa.string()),
             "seen_seq": pa.array([record.seen_seq for record in records], pa.int64()),

@@ -73,6 +73,10 @@ def write_experiment(
         "share": pa.array(shares, mask=~dealt),
         "rung": np.where(np.arange(num) % 50 == 0, "fallback", "full"),
         "traffic": np.full(num, "live"),
+        "latency_ms": np.where(arm == 1, 9.0, 4.0) + np.arange(num) % 2,
+        "degraded": pa.array(
+            [["deadline"] if i % 50 == 0 else [] for i in range(num)], pa.list_(pa.string())
+        ),
     }
     kinds = [("click", 1_000, clicked), ("join", 2_000, joined), ("leave", 62_000, joined)]
     parts = [

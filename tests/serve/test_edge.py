@@ -182,6 +182,8 @@ def test_what_is_not_explored_has_no_propensity(service):
     asyncio.run(service.fetcher.outbox.flush())
     (exposure,) = service.taken
     assert (exposure.propensity, exposure.experiment, exposure.share) == (None, "launch", 1.0)
+    assert 0 < exposure.latency_ms < 1_000
+    assert exposure.degraded == []
 
 
 def test_an_anonymous_ranking_counts_for_no_experiment(service):

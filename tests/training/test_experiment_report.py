@@ -167,7 +167,10 @@ def test_a_model_that_is_better_has_won(won):
     assert result["claims"][0][1] == "claimed of the original"
     assert [row[1] for row in result["claims"][1:]] == ["+1.96%", "+1.99%", "+8.42%"]
     assert "ray_tabrank_latency_ms_total" in result["not_in_the_log"]  # as Ray exports it
-    assert result["guardrails"]["model"]["degraded_share"] == pytest.approx(0.02, abs=0.01)
+    told = result["guardrails"]["model"]
+    assert told["degraded_share"] == pytest.approx(0.02, abs=0.01)
+    assert told["reasons"] == {"deadline": pytest.approx(told["degraded_share"])}
+    assert (result["guardrails"]["popular"]["p99_ms"], told["p99_ms"]) == (5.0, 10.0)
 
 
 def clicks_of(result):

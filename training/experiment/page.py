@@ -198,12 +198,23 @@ def _definitions(result: Report) -> list[list[str]]:
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
     rungs = sorted({rung for told in arms.values() for rung in told["rungs"]})
-    rows = [["arm", "ranked by", "exposures", *(f"rung {rung}" for rung in rungs), "degraded answers"]]
+    rows = [
+        [
+            "arm",
+            "ranked by",
+            "exposures",
+            "p50 ms",
+            "p99 ms",
+            *(f"rung {rung}" for rung in rungs),
+            "degraded by",
+        ]
+    ]
     for arm, told in arms.items():
+        took = [NOTHING if told[key] is None else f"{told[key]:.1f}" for key in ("p50_ms", "p99_ms")]
         shares = [f"{told['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
-        degraded = NOTHING if told["degraded_share"] is None else f"{told['degraded_share']:.3%}"
+        why = ", ".join(f"{reason} {share:.3%}" for reason, share in told["reasons"].items()) or NOTHING
         by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
-        rows.append([arm, by, f"{told['exposures']:,}", *shares, degraded])
+        rows.append([arm, by, f"{told['exposures']:,}", *took, *shares, why])
     return rows
 
 

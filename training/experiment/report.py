@@ -24,8 +24,8 @@ from training.experiment.verdict import claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
 NOT_IN_THE_LOG = (
-    "p99 by arm is in the service's metrics (histogram_quantile over the rate of ray_tabrank_latency_ms_total by "
-    "experiment, arm and le); requests that failed are in Ray Serve's own, and have no arm"
+    "requests that were refused or failed leave no exposure and have no arm: they are in Ray Serve's own metrics; "
+    "ray_tabrank_latency_ms_total (labels experiment, arm, le) has the latencies as they come"
 )
 
 
@@ -221,12 +221,21 @@ def _daily_viewers(
 
 
 def _guardrails(here: Exposures, names: Sequence[str], codes: Sequence[int]) -> dict[str, Any]:
-    """By arm, how many exposures came of each rung; whatever is not full is degraded."""
+    """By arm: exposures by rung, why they were degraded, and what answers took in the replica, in ms."""
     told = {}
     for name, code in zip(names, codes, strict=True):
-        rungs = here.rung[here.arm == code]
-        num = max(len(rungs), 1)
-        shares = {rung: float((rungs == i).sum() / num) for i, rung in enumerate(here.rungs)}
-        degraded = 1.0 - shares.get("full", 0.0) if len(rungs) and here.rungs else None
-        told[name] = {"exposures": len(rungs), "rungs": shares, "degraded_share": degraded}
+        mine = here.rows(here.arm == code)
+        num = max(len(mine), 1)
+        shares = {rung: float((mine.rung == i).sum() / num) for i, rung in enumerate(here.rungs)}
+        reasons = {why: float((mine.degraded == i).sum() / num) for i, why in enumerate(here.reasons)}
+        took_ms = mine.latency_ms[np.isfinite(mine.latency_ms)]
+        p50_ms, p99_ms = np.percentile(took_ms, (50, 99)).tolist() if len(took_ms) else (None, None)
+        told[name] = {
+            "exposures": len(mine),
+            "rungs": shares,
+            "degraded_share": 1.0 - shares.get("full", 0.0) if len(mine) and here.rungs else None,
+            "reasons": {why: share for why, share in reasons.items() if share},
+            "p50_ms": p50_ms,
+            "p99_ms": p99_ms,
+        }
     return told

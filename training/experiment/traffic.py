@@ -26,6 +26,7 @@ I8 = NDArray[np.int8]
 I16 = NDArray[np.int16]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
+F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 NONE = -1  # the code of what is null
 _BETWEEN = "\0"
@@ -37,6 +38,8 @@ OPTIONAL = {
     "exposures": {
         **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic"), pa.string()),
         "share": pa.float64(),
+        "latency_ms": pa.float32(),
+        "degraded": pa.list_(pa.string()),
         "seq": pa.int64(),
     },
     "events": {"kind": pa.string(), "request_id": pa.string(), "seq": pa.int64()},
@@ -49,8 +52,8 @@ class Exposures:
     """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment, `other`
     within it and outside of all.
 
-    `share` is the share that the arm had then, NaN where the log does not say. `num_test` and `num_anonymous`
-    exposures of the log were left out.
+    `share` is the share that the arm had then, `latency_ms` what the answer took, NaN where the log does not say.
+    `num_test` and `num_anonymous` exposures of the log were left out.
     """
 
     viewer: U64  # [N]
@@ -58,11 +61,14 @@ class Exposures:
     request: U64  # [N]
     arm: I8  # [N], into arms
     share: F64  # [N]
+    latency_ms: F32  # [N]
     rung: I8  # [N], into rungs
+    degraded: I16  # [N], into reasons; NONE where there is none
     other: I16  # [N], into others
     model: I16  # [N], into models; NONE where no model ranked
     arms: tuple[str, ...]
     rungs: tuple[str, ...]
+    reasons: tuple[str, ...]  # of a degraded answer, joined where there were several
     others: tuple[tuple[str, str], ...]  # another experiment, and an arm of it
     models: tuple[str, ...]
     num_test: int = 0
@@ -74,7 +80,18 @@ class Exposures:
 
     def rows(self, rows: NDArray[Any]) -> Exposures:
         """Some of them: `rows` are numbers, or flags `[N]`."""
-        names = ("viewer", "ts_ms", "request", "arm", "share", "rung", "other", "model")
+        names = (
+            "viewer",
+            "ts_ms",
+            "request",
+            "arm",
+            "share",
+            "latency_ms",
+            "rung",
+            "degraded",
+            "other",
+            "model",
+        )
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
@@ -121,7 +138,7 @@ def hashed(ids: Sequence[str | None]) -> U64:
 
 
 def _exposures(log: Path, experiment: str) -> Exposures:
-    arms, rungs, others, models = _Codes(), _Codes(), _Codes(np.int16), _Codes(np.int16)
+    arms, rungs, reasons, others, models = _Codes(), _Codes(), *(_Codes(np.int16) for _ in range(3))
     names: set[str | None] = set()
     parts: list[tuple[NDArray[Any], ...]] = []
     num_test = num_anonymous = 0
@@ -141,7 +158,9 @@ def _exposures(log: Path, experiment: str) -> Exposures:
                 _hashes(batch["request_id"]),
                 arms(pc.if_else(ours, batch["arm"], None)),
                 batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
+                batch["latency_ms"].to_numpy(zero_copy_only=False).astype(np.float32),
                 rungs(batch["rung"]),
+                reasons(_joined(batch["degraded"])),
                 others(pc.if_else(ours, None, _with_arm(batch))),
                 models(batch["model"]),
                 _whole(batch["seq"]),
@@ -152,7 +171,7 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         raise TabrankError(
             f"--experiment {experiment}: {log} holds no exposure of it; it holds {known_names}"
         )
-    viewer, ts_ms, request, arm, share, rung, other, model, seq = (
+    viewer, ts_ms, request, arm, share, latency_ms, rung, degraded, other, model, seq = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
     keep = _first(seq, request, ts_ms)
@@ -162,11 +181,14 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         request,
         arm,
         share,
+        latency_ms,
         rung,
+        degraded,
         other,
         model,
         tuple(arms.known),
         tuple(rungs.known),
+        tuple(reasons.known),
         tuple(_apart(name) for name in others.known),
         tuple(models.known),
         num_test,
@@ -178,6 +200,12 @@ def _exposures(log: Path, experiment: str) -> Exposures:
 def _with_arm(batch: pa.RecordBatch) -> pa.Array:
     """Each exposure's experiment and arm in one; null where there is no experiment."""
     return pc.binary_join_element_wise(batch["experiment"], pc.fill_null(batch["arm"], ""), _BETWEEN)
+
+
+def _joined(lists: pa.Array) -> pa.Array:
+    """Each list in one string; null where it is empty."""
+    joined = pc.binary_join(lists, " and ")
+    return pc.if_else(pc.fill_null(pc.equal(joined, ""), True), None, joined)
 
 
 def _apart(name: str) -> tuple[str, str]:
