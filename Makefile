@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## From nothing to a verdict: simulate, train, serve, rank, load, report (under 8 minutes).
 	@$(BIN)/python -m loadtest.demo
 
-experiment: install ## The original experiment, rerun over HTTP, TabNet against popular, and its report (about 10 minutes).
+experiment: install ## The original experiment, rerun over HTTP, TabNet against popular, and its report (about 12 minutes).
 	@test ! -d $(EXPERIMENT)/run || $(BIN)/python -m serve down --run $(EXPERIMENT)/run
 	@rm -rf "$$(readlink -f $(EXPERIMENT)/store)" $(EXPERIMENT)
 	@$(BIN)/python -m training simulate --out $(EXPERIMENT)/log --rows 600000 --viewers 6000 --days 3
