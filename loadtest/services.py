@@ -145,7 +145,8 @@ def _only_application(config: Path, document: Mapping[str, Any]) -> dict[str, An
 
 
 def _all_to_the_model(config: Path, user_config: dict[str, Any]) -> None:
-    arms = user_config.get("experiment", {}).get("arms", {})
+    experiment = user_config.get("experiment", {})
+    arms = experiment.get("arms", {})
     if arms and sum(arm.get("scorer") == "current" for arm in arms.values()) != 1:
         raise LoadtestError(
             f"--config {config}: one arm must have the scorer 'current', to be given all viewers"
@@ -154,6 +155,5 @@ def _all_to_the_model(config: Path, user_config: dict[str, Any]) -> None:
         arm["share"] = 1.0 if arm["scorer"] == "current" else 0.0
         if "explore" in arm:
             arm["explore"] = 0.0
-    experiment = user_config.get("experiment", {})
     if "holdout" in experiment:
         experiment["holdout"] = 0.0

@@ -13,7 +13,7 @@ from serve.records import Exposure
 
 
 def ranking(slate: Slate, shown: Sequence[str], columns: Columns, encoder: Encoder | None) -> list[Ranked]:
-    """Each candidate in its place, with its features where the query asks for them; `encoder`: of who scored."""
+    """Each candidate in its place, with its features if the query asks for them; `encoder` names their categories."""
     order = slate.order[: len(shown)].tolist()
     scores = [None if score != score else score for score in slate.score[order].tolist()]
     ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def _check_serve(path: Path, document: dict[str, Any]) -> None:
 
     _check_keys(path, "", document, ServeDeploySchema)
     _validate(path, "", ServeDeploySchema, document)
+    owners: dict[str, str] = {}  # the application of each surface
     for i, application in enumerate(document["applications"]):
         where = f"applications[{i}]"
         for j, deployment in enumerate(application.get("deployments", [])):
@@ -151,12 +152,17 @@ def _check_serve(path: Path, document: dict[str, Any]) -> None:
                         f" or the deployment never scales up"
                     )
         if application["import_path"] == OUR_APPLICATION:
-            _check_ours(path, where, application)
-    _check_surfaces(path, document["applications"])
+            surface = _check_ours(path, where, application)
+            if surface in owners:  # its viewers would be in two experiments, its store have two writers
+                raise TabrankError(
+                    f"{path}: {where}: the surface {surface!r} has an application already, "
+                    f"{owners[surface]}; a surface has one, with one experiment"
+                )
+            owners[surface] = where
 
 
-def _check_ours(path: Path, where: str, application: Mapping[str, Any]) -> None:
-    """Check what Ray passes on unread: the arguments of our builder and the live knobs of our ingress."""
+def _check_ours(path: Path, where: str, application: Mapping[str, Any]) -> str:
+    """Check what Ray passes on unread, the arguments of our builder and the live knobs of our ingress; its surface."""
     from serve.artifact import require
     from serve.settings import AppArgs, UserConfig
 
@@ -167,22 +173,7 @@ def _check_ours(path: Path, where: str, application: Mapping[str, Any]) -> None:
             experiment = UserConfig.from_mapping(deployment["user_config"], here).experiment
             for arm, version in experiment.versions.items():
                 require(path.parent / args.models, version, f"{here}.experiment.arms.{arm}.scorer")
-
-
-def _check_surfaces(path: Path, applications: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse two applications of one surface: its viewers would be in two experiments, its store have two writers."""
-    from serve.settings import AppArgs
-
-    first: dict[str, int] = {}
-    for i, application in enumerate(applications):
-        if application["import_path"] == OUR_APPLICATION:
-            surface = AppArgs.from_mapping(application.get("args", {})).load_surface(path.parent).name
-            if surface in first:
-                raise TabrankError(
-                    f"{path}: applications[{i}]: the surface {surface!r} has an application already, "
-                    f"applications[{first[surface]}]; a surface has one, with one experiment"
-                )
-            first[surface] = i
+    return args.load_surface(path.parent).name
 
 
 def _at(path: Path, where: str) -> str:

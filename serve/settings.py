@@ -148,9 +148,10 @@ class Experiment:
             one_of(given.get("primary", cls.primary), METRICS, f"{where}.primary"),
             number(given.get("smallest_effect", cls.smallest_effect), f"{where}.smallest_effect", 1e-4, 1),
         )
-        if len(set(experiment.versions.values())) > MAX_VERSIONS:
+        num_versions = len(set(experiment.versions.values()))
+        if num_versions > MAX_VERSIONS:
             raise TabrankError(
-                f"{where}.arms: they name {len(set(experiment.versions.values()))} artifacts by version; "
+                f"{where}.arms: they name {num_versions} artifacts by version; "
                 f"a scorer holds {MAX_VERSIONS} beside the promoted one"
             )
         return experiment

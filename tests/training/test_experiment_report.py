@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from experiments import DAY_MS, START_MS, write_experiment, write_rows
+from page import Page
 from scipy.stats import norm
 from served import Logging, busy_hour
 from typer.testing import CliRunner
@@ -365,17 +365,6 @@ def test_the_verdict_comes_first(won, tmp_path):
     assert "script" not in read.tags
     assert read.tags.count("svg") == 6
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "won"
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.links = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm, ttest_ind
 
+from serve import settings
+from serve.settings import Experiment
 from training.experiment import validation
 from training.experiment.comparison import comparisons
 from training.experiment.metrics import METRICS
@@ -108,3 +110,8 @@ def test_the_validation_holds():
     result = validation.validate(300, seed=1)
     assert result["held"], validation.table(result)
     assert len(result["checks"]) == 14
+
+
+def test_the_metrics_that_an_experiment_may_declare_are_those_of_the_report():
+    assert tuple(metric.name for metric in METRICS) == settings.METRICS
+    assert Experiment.primary in settings.METRICS

@@ -3,12 +3,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from assessed import evaluation as make_evaluation
 from networks import artifact_files, random_encoder, random_network
+from page import Page
 
 from serve.artifact import save
 from serve.errors import TabrankError
@@ -37,17 +37,6 @@ def evaluation(surface):
 @pytest.fixture(scope="module")
 def page(evaluation):
     return report_page(MANIFEST, evaluation)
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.links = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
 
 
 def test_the_page_is_whole_in_itself_and_fits_a_phone(page):

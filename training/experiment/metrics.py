@@ -76,4 +76,3 @@ METRICS = (
         (JOIN, LEAVE),
     ),
 )
-PRIMARY = "join_rate"

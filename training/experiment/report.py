@@ -13,9 +13,10 @@ import numpy as np
 
 from serve.errors import TabrankError
 from serve.log import refuse_existing
+from serve.settings import Experiment
 from training.experiment.comparison import comparisons, days_needed, told
 from training.experiment.declared import Declared
-from training.experiment.metrics import METRICS, PRIMARY, Metric
+from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel, panel
 from training.experiment.statistics import sample_ratio
 from training.experiment.traffic import Exposures, read_events, read_exposures
@@ -189,7 +190,7 @@ def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
         raise TabrankError(
             f"{declaration.source}: primary {declaration.primary!r} is not told by this log; it tells {names}"
         )
-    return known[declaration.primary] if declaration.primary else known.get(PRIMARY) or metrics[-1]
+    return known[declaration.primary] if declaration.primary else known.get(Experiment.primary) or metrics[-1]
 
 
 def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[str, Any]:
