@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,15 +63,24 @@ def status(run: RunFolder = RUN, as_json: Json = False) -> None:
 
 @app.command()
 def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
-    """Read a `cluster.yaml` strictly. Exit code 1 if it is refused."""
+    """Read a `cluster.yaml` strictly, and name all that is wrong with it. Exit code 1 if it is refused."""
     from serve.config import read
+    from serve.places import Refused
 
     try:
-        read(config)
-    except TabrankError as error:
-        _answer({"accepted": False, "detail": str(error)}, as_json, str(error))
-        raise typer.Exit(1) from None
-    _answer({"accepted": True}, as_json, f"{config}: accepted")
+        warnings, problems = read(config).warnings, []
+    except Refused as refused:
+        warnings, problems = tuple(refused.warnings), refused.problems
+    for warning in warnings:
+        _say(f"warning: {warning}")
+    told = {
+        "accepted": not problems,
+        "problems": [asdict(problem) for problem in problems],
+        "warnings": [asdict(warning) for warning in warnings],
+    }
+    _answer(told, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -44,6 +44,8 @@ def up(
     """
     begin = time.monotonic()
     config = read(config_path)
+    for warning in config.warnings:
+        progress(f"warning: {warning}")
     run = RunFolder.of(run_dir or config.path.parent / "var" / "run")
     with run.locked(timeout_s):
         action = _act(config, run, haproxy, timeout_s, progress)

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import importlib.machinery
 import json
-import typing
+import re
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from serve import our_application as ours
+from serve.errors import TabrankError
+from serve.findings import Findings
+from serve.keys import APPLICATION, OURS, POOLS, Level, Levels, check_keys
+from serve.our_application import OUR_APPLICATION as OUR_APPLICATION
+from serve.our_application import OUR_INGRESS as OUR_INGRESS
+from serve.places import Document, Problem, Refused, Steps
+from serve.pools import NodePool as NodePool
+from serve.pools import read_pools
+from serve.sizes import Size, check_room, check_size
 
-from serve.errors import TabrankError, unknown_key
-from serve.strict import table, whole
-
-OUR_APPLICATION = "serve.app:build"
-OUR_INGRESS = "FeatureFetch"
 # What Serve reads once, when it starts; all else in the file can be deployed in place.
 FIXED_KEYS = ("proxy_location", "http_options", "grpc_options", "controller_options", "tracing_config")
-
-
-@dataclass(frozen=True)
-class NodePool:
-    """Machines of one kind: what each offers, and how many there may be."""
-
-    num_cpus: int
-    min_nodes: int
-    max_nodes: int
-    num_gpus: int = 0
+OPEN = ("0.0.0.0", "::")  # every address of the machine
+SIMILAR = 0.8  # of difflib's ratio: an import path as near to ours is a slip of it
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,12 @@ class Config:
     serve: Mapping[str, Any]
     nodes: Mapping[str, NodePool]
     sha256: str
+    warnings: tuple[Problem, ...] = ()  # what is allowed, and unwise
 
     @property
     def host(self) -> str:
         """The address that the service listens on."""
-        return str(self.serve.get("http_options", {}).get("host", "0.0.0.0"))
+        return str(self.serve.get("http_options", {}).get("host", OPEN[0]))
 
     @property
     def port(self) -> int:
@@ -64,158 +64,137 @@ class Config:
 def read(path: Path) -> Config:
     """Read and check `cluster.yaml`.
 
-    Raises TabrankError naming the file, the key's path in it, the value and the remedy.
+    Raises Refused (a TabrankError) with a line for each problem: file, line, column, the path in it, what is wrong
+    and the remedy; TabrankError if the file cannot be read.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         reason = error.strerror or "unreadable"
         raise TabrankError(f"{path}: {reason}; name a Ray Serve config file such as cluster.yaml") from None
-    document = parse(path, raw)
-    nodes = _nodes(f"{path}: nodes", document.pop("nodes", {}))
+    findings = Findings(Document(path, raw))
+    document = dict(findings.document.value)
     with warnings.catch_warnings():
         # Ray warns of its own field declarations, and of metrics_interval_s, which nothing has replaced yet.
         warnings.simplefilter("ignore")
-        _check_serve(path, document)
-    return Config(path.resolve(), document, nodes, hashlib.sha256(raw).hexdigest())
+        pools = _check(findings, document)
+    document.pop("nodes", None)
+    if findings.refusals:
+        raise Refused(findings.refusals, findings.warnings)
+    return Config(path.resolve(), document, pools, hashlib.sha256(raw).hexdigest(), tuple(findings.warnings))
 
 
 def parse(path: Path, raw: bytes) -> dict[str, Any]:
-    """The mapping in a YAML file; a key that comes twice is refused, of which PyYAML silently takes the last."""
-    try:
-        _refuse_repeated(yaml.compose(raw, yaml.SafeLoader), set())
-        document = yaml.safe_load(raw)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise TabrankError(f"{place}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TabrankError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise TabrankError(f"{path}: a mapping with the key 'applications' was expected at the top")
-    return document
+    """The mapping in a YAML file, unchecked; a key that comes twice is refused, of which PyYAML takes the last."""
+    document = Document(path, raw)
+    if refusals := [problem for problem in Findings(document).refusals if "comes twice" in problem.detail]:
+        raise Refused(refusals)
+    return document.value
 
 
-def _refuse_repeated(node: yaml.Node | None, seen: set[int]) -> None:
-    if node is None or id(node) in seen:
-        return
-    seen.add(id(node))  # an alias may lead back
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _refuse_repeated(child, seen)
-    if isinstance(node, yaml.MappingNode):
-        names = set()
-        for key, child in node.value:
-            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
-            if name in names:
-                problem = f"the key {key.value!r} comes twice; leave one of them out"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            if name is not None:
-                names.add(name)
-            _refuse_repeated(child, seen)
-
-
-def _nodes(where: str, pools: object) -> dict[str, NodePool]:
-    known = [field.name for field in fields(NodePool)]
-    checked = {}
-    for name, values in table(pools, where).items():
-        here = f"{where}.{name}"
-        sizes = table(values, here, known, [key for key in known if key != "num_gpus"])
-        pool = NodePool(**{key: whole(value, f"{here}.{key}", 0, 100_000) for key, value in sizes.items()})
-        if pool.min_nodes > pool.max_nodes:
-            raise TabrankError(f"{here}: min_nodes ({pool.min_nodes}) is above max_nodes ({pool.max_nodes})")
-        checked[name] = pool
-    return checked
-
-
-def _check_serve(path: Path, document: dict[str, Any]) -> None:
+def _check(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:
     # Ray takes a second to import; only who reads a configuration pays for it.
-    from ray.serve.config import AutoscalingConfig
-    from ray.serve.schema import ServeDeploySchema
+    from serve.ray_schema import check_values, ray_levels
 
-    _check_keys(path, "", document, ServeDeploySchema)
-    _validate(path, "", ServeDeploySchema, document)
+    _check_keys(findings, document, ray_levels())
+    check_values(findings, {key: value for key, value in document.items() if key != "nodes"})
+    pools = read_pools(findings, document)
+    http = document.get("http_options", {})
+    _check_http(findings, http)
+    applications = document.get("applications")
+    _refuse_twins(findings, ("applications",), applications, "name")
+    _refuse_twins(findings, ("applications",), applications, "route_prefix", "/")
+    num_nodes = sum(pool.max_nodes for pool in pools.values())
+    timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
+    sizes: list[Size] = []
     owners: dict[str, str] = {}  # the application of each surface
-    for i, application in enumerate(document["applications"]):
-        where = f"applications[{i}]"
-        for j, deployment in enumerate(application.get("deployments", [])):
-            here = f"{where}.deployments[{j}]"
-            scaling = deployment.get("autoscaling_config")
-            if scaling is not None:
-                # Serve's own schema takes any mapping here and fails, or does not, when it deploys.
-                checked = _validate(path, f"{here}.autoscaling_config", AutoscalingConfig, scaling)
-                limit = deployment.get("max_ongoing_requests")
-                if limit is not None and checked.target_ongoing_requests >= limit:
-                    target = f"target_ongoing_requests ({checked.target_ongoing_requests:g})"
-                    raise TabrankError(
-                        f"{path}: {here}: {target} must be below max_ongoing_requests ({limit}),"
-                        f" or the deployment never scales up"
-                    )
-        if application["import_path"] == OUR_APPLICATION:
-            surface = _check_ours(path, where, application)
-            if surface in owners:  # its viewers would be in two experiments, its store have two writers
-                raise TabrankError(
-                    f"{path}: {where}: the surface {surface!r} has an application already, "
-                    f"{owners[surface]}; a surface has one, with one experiment"
-                )
-            owners[surface] = where
+    for i, application in enumerate(_mappings(applications)):
+        sizes += _check_application(findings, ("applications", i), application, num_nodes, timeout_s, owners)
+    if pools and findings.are_none(("applications",)):
+        check_room(findings, sizes, pools)
+    return pools
 
 
-def _check_ours(path: Path, where: str, application: Mapping[str, Any]) -> str:
-    """Check what Ray passes on unread, the arguments of our builder and the live knobs of our ingress; its surface."""
-    from serve.artifact import require
-    from serve.settings import AppArgs, UserConfig
+def _check_application(
+    findings: Findings,
+    steps: Steps,
+    application: Mapping[str, Any],
+    num_nodes: int,
+    timeout_s: float | None,
+    owners: dict[str, str],
+) -> list[Size]:
+    """The rules within one application; how large its deployments are."""
+    from serve.ray_schema import size
 
-    args = AppArgs.from_mapping(application.get("args", {}), f"{path}: {where}.args")
-    for j, deployment in enumerate(application.get("deployments", [])):
-        if deployment["name"] == OUR_INGRESS and deployment.get("user_config") is not None:
-            here = f"{path}: {where}.deployments[{j}].user_config"
-            experiment = UserConfig.from_mapping(deployment["user_config"], here).experiment
-            for arm, version in experiment.versions.items():
-                require(path.parent / args.models, version, f"{here}.experiment.arms.{arm}.scorer")
-    return args.load_surface(path.parent).name
-
-
-def _at(path: Path, where: str) -> str:
-    return f"{path}: {where}" if where else str(path)
-
-
-def _check_keys(path: Path, where: str, value: Any, model: Any) -> None:
-    """Refuse a key that the pydantic `model` does not declare, at any depth."""
-    if not isinstance(value, Mapping):
-        return  # a value of the wrong type is for the model itself to refuse
-    for key, child in value.items():
-        if key not in model.model_fields:
-            raise TabrankError(unknown_key(_at(path, where), str(key), model.model_fields))
-        here = f"{where}.{key}" if where else str(key)
-        for nested in _models(model.model_fields[key].annotation):
-            if isinstance(child, list):
-                for i, item in enumerate(child):
-                    _check_keys(path, f"{here}[{i}]", item, nested)
-            else:
-                _check_keys(path, here, child, nested)
+    here = (*steps, "deployments")
+    deployments = _mappings(application.get("deployments"))
+    _refuse_twins(findings, here, deployments, "name")
+    _check_import(findings, (*steps, "import_path"), application)
+    sizes = [size((*here, j), one) for j, one in enumerate(deployments) if findings.are_none((*here, j))]
+    for one in sizes:
+        check_size(findings, one)
+    if _is_ours(application):
+        named = {deployment.get("name") for deployment in deployments}
+        sizes += [size(here, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
+        ours.check(findings, steps, application, sizes, num_nodes, timeout_s, owners)
+    return sizes
 
 
-def _models(annotation: Any) -> Iterator[Any]:
-    """The pydantic models in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]`."""
-    if hasattr(annotation, "model_fields"):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _models(argument)
+def _is_ours(application: object) -> bool:
+    return isinstance(application, dict) and application.get("import_path") == OUR_APPLICATION
 
 
-def _validate(path: Path, where: str, model: Any, value: Any) -> Any:
-    from pydantic import ValidationError
+def _check_keys(findings: Findings, document: Mapping[str, Any], levels: dict[Level, list[str]]) -> None:
+    """Every key at every level; below `args` and `user_config` for our own application alone."""
+    levels[()] = [*levels[()], "nodes"]
+    everywhere: Levels = {**levels, **POOLS, **OURS}
+    others = {key: value for key, value in document.items() if key != "applications"}
+    check_keys(findings, others, {**levels, **POOLS}, everywhere)
+    for i, application in enumerate(_mappings(document.get("applications"))):
+        known = {**levels, **OURS} if _is_ours(application) else levels
+        check_keys(findings, application, known, everywhere, ("applications", i), APPLICATION)
 
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # In a union pydantic also names the branch that it tried, such as dict[any,any].
-        loc = [step for step in first["loc"] if "[" not in str(step)]
-        steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
-        place = _at(path, (where + "".join(steps)).lstrip("."))
-        given = first["input"]
-        got = "" if isinstance(given, Mapping | list) else f" (got {given!r})"
-        message = first["msg"].removeprefix("Value error, ")
-        raise TabrankError(f"{place}: {message}{got}") from None
+
+def _check_http(findings: Findings, http: Any) -> None:
+    if not isinstance(http, dict):
+        return
+    host = http.get("host", OPEN[0])
+    if host in OPEN:
+        findings.warn(
+            ("http_options", "host"),
+            f"{host}{'' if 'host' in http else ', the default,'} lets everyone who reaches this machine ask, and nothing "
+            "authenticates them; give 127.0.0.1, or the address of a private network",
+        )
+
+
+def _check_import(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> None:
+    """An import path that is nearly ours is a slip of it; one whose package is not here may be elsewhere."""
+    given = application.get("import_path")
+    if not isinstance(given, str) or given == OUR_APPLICATION or not findings.are_none(steps):
+        return
+    if difflib.SequenceMatcher(None, given, OUR_APPLICATION).ratio() >= SIMILAR:
+        findings.refuse(steps, f"there is no {given!r}; did you mean {OUR_APPLICATION!r}?")
+        return
+    package = re.split(r"[.:]", given)[0]
+    folders = [str(findings.document.path.resolve().parent), *sys.path]
+    brought = {"working_dir", "py_modules"} & set(application.get("runtime_env", {}))
+    if importlib.machinery.PathFinder.find_spec(package, folders) is None and not brought:
+        findings.warn(steps, f"there is no package {package!r} here; is it on every node (got {given!r})?")
+
+
+def _refuse_twins(findings: Findings, steps: Steps, items: Any, key: str, default: str | None = None) -> None:
+    """Of a list's mappings no two may say the same of a key."""
+    first: dict[Any, int] = {}
+    for i, item in enumerate(items if isinstance(items, list) else []):
+        value = item.get(key, default) if isinstance(item, dict) else None
+        if not isinstance(value, str):
+            continue
+        if value in first:
+            owner = f"{steps[-1]}[{first[value]}]"
+            findings.refuse((*steps, i, key), f"{key} {value!r} is that of {owner} already; give it another")
+        first.setdefault(value, i)
+
+
+def _mappings(items: Any) -> list[dict[str, Any]]:
+    """The items of a list, an empty mapping for one that is none, so that indices stay."""
+    return [item if isinstance(item, dict) else {} for item in items] if isinstance(items, list) else []

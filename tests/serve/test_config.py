@@ -40,6 +40,7 @@ def refusal(folder: Path, old: str, new: str) -> str:
         read(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:")
+    assert "\n" not in message
     return message.removeprefix(f"{path}:").strip()
 
 
@@ -85,21 +86,21 @@ def test_serve_gets_all_but_the_node_pools(tmp_path):
     ("old", "new", "message"),
     [
         ("proxy_location", "proxy_locatoin", "unknown key 'proxy_locatoin'; did you mean 'proxy_location'?"),
-        ("port:", "prot:", "http_options: unknown key 'prot'; did you mean 'port'?"),
-        ("enable_access_log", "access_log", "logging_config: unknown key 'access_log'"),
-        ("route_prefix", "route", "applications[0]: unknown key 'route'; did you mean 'route_prefix'?"),
-        ("user_config", "userconfig", "applications[0].deployments[0]: unknown key 'userconfig'"),
+        ("port:", "prot:", "http_options.prot: unknown key 'prot'; did you mean 'port'?"),
+        ("enable_access_log", "access_log", "logging_config.access_log: unknown key 'access_log'"),
+        ("route_prefix", "route", "applications[0].route: unknown key 'route'; did you mean 'route_prefix'?"),
+        ("user_config", "userconfig", "applications[0].deployments[0].userconfig: unknown key 'userconfig'"),
         (
             "num_cpus: 0.5",
             "num_cpu: 0.5",
-            "ray_actor_options: unknown key 'num_cpu'; did you mean",
+            "ray_actor_options.num_cpu: unknown key 'num_cpu'; did you mean",
         ),
         (
             "max_replicas",
             "max_replica",
-            "autoscaling_config: unknown key 'max_replica'; did you",
+            "autoscaling_config.max_replica: unknown key 'max_replica'; did you",
         ),
-        ("max_nodes", "max_node", "nodes.head: unknown key 'max_node'; did you mean 'max_nodes'?"),
+        ("max_nodes", "max_node", "nodes.head.max_node: unknown key 'max_node'; did you mean 'max_nodes'?"),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_key(tmp_path, old, new, message):
@@ -126,8 +127,8 @@ def test_a_wrong_value_is_refused_with_its_place(tmp_path, old, new, place, give
 
 def test_bounds_that_cross_are_refused(tmp_path):
     message = refusal(tmp_path, "min_replicas: 1", "min_replicas: 3")
-    assert "autoscaling_config: max_replicas (2)" in message
-    assert "nodes.head: min_nodes (2) is above max_nodes (1)" in refusal(
+    assert "autoscaling_config.max_replicas: max_replicas (2)" in message
+    assert "nodes.head.min_nodes: min_nodes (2) is above max_nodes (1)" in refusal(
         tmp_path, "min_nodes: 1", "min_nodes: 2"
     )
 
@@ -138,7 +139,7 @@ def test_a_target_that_the_request_limit_hides_is_refused(tmp_path):
 
 
 def test_a_pool_without_a_size_is_refused(tmp_path):
-    assert "nodes.head: the key 'min_nodes' is missing" in refusal(tmp_path, "min_nodes: 1, ", "")
+    assert "nodes.head.min_nodes: the key 'min_nodes' is missing" in refusal(tmp_path, "min_nodes: 1, ", "")
 
 
 def test_broken_yaml_is_refused_with_its_line(tmp_path):
@@ -154,7 +155,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
 
 
 def test_a_file_without_applications_is_refused(tmp_path):
-    with pytest.raises(TabrankError, match="applications: Field required"):
+    with pytest.raises(TabrankError, match="applications: the key 'applications' is missing"):
         read(written(tmp_path, "proxy_location: HeadOnly\n"))
 
 

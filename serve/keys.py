@@ -1,0 +1,86 @@
+"""The keys that each level of a `cluster.yaml` may have, and the nearest one to a key that it may not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from serve.findings import Findings
+from serve.places import Steps
+from serve.pools import NodePool
+from serve.settings import ARM_KEYS, ARGS, EXPERIMENT_KEYS, UserConfig
+
+Level = tuple[str, ...]  # the names on the way to it; "*" for one that the user chooses
+Levels = Mapping[Level, Iterable[str]]
+CHOSEN = ("nodes", "arms")  # what lies directly under these has a name of the user's
+APPLICATION: Level = ("applications",)
+DEPLOYMENT: Level = ("applications", "deployments")
+LIVE: Level = (*DEPLOYMENT, "user_config")
+OURS: Levels = {
+    (*APPLICATION, "args"): ARGS,
+    LIVE: [field.name for field in fields(UserConfig)],
+    (*LIVE, "experiment"): EXPERIMENT_KEYS,
+    (*LIVE, "experiment", "arms", "*"): ARM_KEYS,
+}
+POOLS: Levels = {("nodes", "*"): [field.name for field in fields(NodePool)]}
+PLACES = {
+    (): "at the top of the file",
+    APPLICATION: "in the application",
+    DEPLOYMENT: "in the deployment",
+    ("nodes", "*"): "in a pool of nodes",
+    (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
+}
+CLOSE = 0.6  # of difflib's ratio; below it a name is no slip of the other
+
+
+def check_keys(
+    findings: Findings, value: Any, levels: Levels, everywhere: Levels, steps: Steps = (), level: Level = ()
+) -> None:
+    """Refuse each key, at any depth, that its level in `levels` has not; hints come from `everywhere`."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            check_keys(findings, item, levels, everywhere, (*steps, i), level)
+    if not isinstance(value, dict):
+        return  # a value of the wrong type is for whoever reads it to refuse
+    for key, child in value.items():
+        if level in levels and key not in levels[level]:
+            known = f"unknown key {str(key)!r}; {hint(everywhere, level, str(key))}"
+            findings.refuse((*steps, key), known, key=True)
+        elif isinstance(key, str):
+            below = (*level, "*" if level and level[-1] in CHOSEN else key)
+            check_keys(findings, child, levels, everywhere, (*steps, key), below)
+
+
+def hint(levels: Levels, level: Level, key: str) -> str:
+    """Where a key belongs, or which one was meant."""
+
+    def distance(other: Level) -> int:
+        shared = sum(ours == theirs for ours, theirs in zip(level, other, strict=False))
+        return len(level) + len(other) - 2 * shared
+
+    others = sorted((other for other in levels if other != level), key=distance)
+    for other in others:
+        if key in levels[other]:
+            return f"it belongs {_place(other)}"
+    here = sorted(levels[level])
+    if near := difflib.get_close_matches(key, here, 1, CLOSE):
+        return f"did you mean {near[0]!r}?"
+    for other in others:
+        if near := difflib.get_close_matches(key, list(levels[other]), 1, 0.8):
+            return f"did you mean {near[0]!r}, which belongs {_place(other)}?"
+    if near := difflib.get_close_matches(key, here, 1, 0.4):
+        return f"did you mean {near[0]!r}?"
+    return f"valid keys are {', '.join(here)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: which one was meant."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+
+
+def _place(level: Level) -> str:
+    return PLACES.get(level, f"under {level[-1] if level else ''}")

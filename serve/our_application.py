@@ -1,0 +1,255 @@
+"""What `cluster.yaml` says of our own application: its `args`, its deployments, and its live knobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from serve.artifact import require
+from serve.errors import TabrankError
+from serve.findings import Findings
+from serve.keys import nearest
+from serve.places import Steps, show
+from serve.settings import (
+    ARGS,
+    ARM_KEYS,
+    CURRENT,
+    EXPERIMENT_KEYS,
+    AppArgs,
+    Arm,
+    Experiment,
+    UserConfig,
+)
+from serve.sizes import Size
+from serve.stores.opening import shown
+from serve.surface import SHIPPED, Surface
+
+OUR_APPLICATION = "serve.app:build"
+OUR_INGRESS = "FeatureFetch"
+SCORER, WRITER = "Scorer", "Ingest"
+DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
+STORES = ("lmdb", "redis", "rediss")
+DRAIN_S = 1.0  # that `up` has a replica behind HAProxy wait before it stops; Ray's own default is 30
+DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+
+
+def check(
+    findings: Findings,
+    steps: Steps,
+    application: Mapping[str, Any],
+    sizes: Sequence[Size],
+    num_nodes: int,
+    timeout_s: float | None,
+    owners: dict[str, str],
+) -> None:
+    """Everything of an application of ours that Ray passes on unread, and the rules between its parts.
+
+    `sizes` are those of its deployments that were sound; `owners` tell which application has which surface.
+    """
+    base = findings.document.path.resolve().parent
+    deployments = application.get("deployments")
+    knobs, knobs_at = cast(UserConfig | None, UserConfig()), steps
+    for i, deployment in enumerate(deployments if isinstance(deployments, list) else []):
+        here = (*steps, "deployments", i)
+        if not isinstance(deployment, dict) or not isinstance(name := deployment.get("name"), str):
+            continue
+        _check_name(findings, here, name, deployment)
+        if name == OUR_INGRESS:
+            knobs_at = (*here, "user_config")
+            knobs = _read_knobs(findings, knobs_at, deployment.get("user_config"))
+    args = _read_args(findings, steps, application)
+    if args is None:
+        return
+    _check_places(findings, (*steps, "args"), args, base, num_nodes)
+    surface = _read_surface(findings, (*steps, "args", "surface"), args, base)
+    if surface is not None:
+        _check_owner(findings, steps, surface.name, owners)
+    if knobs is None:
+        return
+    if knobs.experiment.versions:
+        _check_versions(findings, knobs_at, knobs, base / args.models)
+    named = {size.name: size for size in sizes}
+    if set(DEPLOYMENTS) <= set(named):
+        _check_sizes(findings, named, args, knobs, timeout_s)
+
+
+def _check_owner(findings: Findings, steps: Steps, surface: str, owners: dict[str, str]) -> None:
+    here = show(steps)
+    if surface in owners:  # its viewers would be in two experiments, its store have two writers
+        findings.refuse(
+            (*steps, "args", "surface"),
+            f"the surface {surface!r} has an application already, {owners[surface]}; a surface has one, with one "
+            "experiment",
+        )
+    owners.setdefault(surface, here)
+
+
+def _read_args(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> AppArgs | None:
+    """The arguments of our builder; None where they are refused."""
+    given, steps = application.get("args", {}), (*steps, "args")
+    if not isinstance(given, dict):
+        return None
+    if "surface" not in given:
+        findings.miss(steps, "surface", "name a shipped one, such as spaces")
+    return findings.reading(AppArgs.from_mapping, steps, given, ARGS, {"surface": "spaces"})
+
+
+def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -> Surface | None:
+    """The surface that the arguments name; None where it is refused."""
+    shipped = [path.stem for path in SHIPPED.glob("*.toml")]
+    if not args.surface.endswith(".toml") and args.surface not in shipped:
+        hint = nearest(args.surface, shipped)
+        findings.refuse(steps, f"there is no surface {args.surface!r}; {hint}, or the path of a .toml file")
+        return None
+    try:
+        return args.load_surface(base)
+    except TabrankError as error:
+        findings.refuse(steps, str(error))
+        return None
+
+
+def _check_places(findings: Findings, steps: Steps, args: AppArgs, base: Path, num_nodes: int) -> None:
+    """Where store, models and log lie, for so many nodes at most."""
+    kind, _, where = args.store.partition(":")
+    if kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
+        use = "lmdb:PATH or redis://HOST:PORT/DB"
+        hint = f"did you mean {kind}://?" if kind in STORES[1:] else nearest(kind, STORES)
+        reason = "lives in one process, and the service has several" if kind == "memory" else "is no address of a store"
+        findings.refuse((*steps, "store"), f"{shown(args.store)!r} {reason}; use {use}; {hint}")
+    elif num_nodes > 1 and kind == "lmdb":
+        findings.refuse(
+            (*steps, "store"),
+            f"{args.store!r} is a file of one machine, and `nodes` allows {num_nodes}; use redis://HOST:PORT/DB",
+        )
+    elif num_nodes > 1 and any(name in where for name in ("//127.", "//localhost", "@127.", "@localhost")):
+        findings.refuse(
+            (*steps, "store"),
+            f"{shown(args.store)!r} is another store on each machine, and `nodes` allows {num_nodes}; "
+            "name the host as all of them know it",
+        )
+    for key, folder in (("models", args.models), ("log", args.log)):
+        _check_folder(findings, (*steps, key), folder, num_nodes)
+    if not (base / args.models).exists() and "://" not in args.models:
+        findings.warn((*steps, "models"), f"there is no folder {args.models!r} yet: rankings are popular until then")
+
+
+def _check_folder(findings: Findings, steps: Steps, folder: str, num_nodes: int) -> None:
+    if "://" in folder:
+        findings.refuse(steps, f"only folders are read (got {folder!r}); mount it, and give the path")
+    elif num_nodes > 1 and not os.path.isabs(folder):
+        findings.refuse(
+            steps,
+            f"{folder!r} is local to each machine, and `nodes` allows {num_nodes}; "
+            "give the absolute path of a folder that all of them mount",
+        )
+    elif num_nodes > 1:
+        findings.warn(steps, f"{folder!r} must be a folder that every node mounts: `nodes` allows {num_nodes}")
+
+
+def _check_name(findings: Findings, steps: Steps, name: str, deployment: Mapping[str, Any]) -> None:
+    """The deployment is one of ours, and knobs are where somebody turns them."""
+    if name not in DEPLOYMENTS:
+        hint = nearest(name, DEPLOYMENTS)
+        findings.refuse((*steps, "name"), f"the application has no deployment {name!r}; {hint}")
+    elif name != OUR_INGRESS and deployment.get("user_config") is not None:
+        findings.refuse(
+            (*steps, "user_config"), f"{name} has no live knobs; they are those of {OUR_INGRESS}", key=True
+        )
+
+
+def _read_knobs(findings: Findings, steps: Steps, given: Any) -> UserConfig | None:
+    """The live knobs; None where they are refused. `steps` lead to `user_config`."""
+    if not isinstance(given, dict):
+        return None if given else UserConfig()
+    experiment = (*steps, "experiment")
+    if isinstance(declared := given.get("experiment"), dict):
+        arms = declared.get("arms")
+        for name, arm in arms.items() if isinstance(arms, dict) else ():
+            here = (*experiment, "arms", name)
+            if isinstance(arm, dict):
+                _read_arm(findings, here, name, arm)
+        filling = {"name": "x", "salt": "x", "arms": {"popular": {"scorer": "popular", "share": 1.0}}}
+        findings.reading(Experiment.from_mapping, experiment, declared, EXPERIMENT_KEYS, filling)
+    return findings.reading(UserConfig.from_mapping, steps, given, UserConfig.__dataclass_fields__, {})
+
+
+def _read_arm(findings: Findings, steps: Steps, name: object, arm: Mapping[str, Any]) -> None:
+    filling = {"scorer": CURRENT, "share": 1.0}
+    findings.reading(
+        lambda values, where: Arm.from_mapping(name, values, where), steps, arm, ARM_KEYS, filling
+    )
+
+
+def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models: Path) -> None:
+    """The artifacts that arms name are published. `steps` lead to `user_config`."""
+    for arm, version in knobs.experiment.versions.items():
+        here = (*steps, "experiment", "arms", arm, "scorer")
+        try:
+            require(models, version, "")
+        except TabrankError as error:
+            findings.refuse(here, str(error).removeprefix(": "))
+
+
+def _check_sizes(
+    findings: Findings, sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, timeout_s: float | None
+) -> None:
+    """The rules between our three deployments, the knobs and the longest that HTTP waits."""
+    front, scorer, writer = (sizes[name] for name in DEPLOYMENTS)
+    if (writer.min_replicas, writer.max_replicas) != (1, 1):
+        findings.refuse(
+            (*writer.steps, "num_replicas" if writer.target_ongoing_requests is None else "autoscaling_config"),
+            f"{WRITER} must have one replica (got {writer.min_replicas} to {writer.max_replicas}): "
+            "a second would only take the lease from the first",
+        )
+    _check_slots(findings, front, scorer, knobs)
+    _check_deadline(findings, front, knobs.deadline_ms / 1_000, timeout_s)
+    if args.backend == "torch" and not scorer.num_gpus:
+        findings.warn((*scorer.steps, "ray_actor_options"), "backend torch without num_gpus is slower than onnx")
+    if args.backend == "onnx" and scorer.num_gpus:
+        findings.warn((*scorer.steps, "ray_actor_options", "num_gpus"), "backend onnx uses no GPU; take torch")
+
+
+def _check_slots(findings: Findings, front: Size, scorer: Size, knobs: UserConfig) -> None:
+    slots = knobs.slots
+    where = (*scorer.steps, "max_ongoing_requests")
+    batches = slots * front.max_replicas
+    most, fewest = (scorer.max_ongoing_requests * n for n in (scorer.max_replicas, scorer.min_replicas))
+    said = (
+        f"{front.max_replicas} replicas of {OUR_INGRESS} with {slots} slots send {batches} batches at once, "
+        f"and {SCORER} takes"
+    )
+    if batches > most:
+        findings.refuse(where, f"{said} {most}: slots wait on each other; raise max_ongoing_requests to {batches}")
+    elif batches > fewest:
+        findings.warn(where, f"{said} {fewest} at its fewest replicas: slots wait on each other until it has more")
+    if front.max_ongoing_requests < slots:
+        findings.refuse(
+            (*front.steps, "max_ongoing_requests"),
+            f"{slots} slots cannot fill with {front.max_ongoing_requests} requests; raise it, or lower slots",
+        )
+
+
+def _check_deadline(findings: Findings, front: Size, deadline_s: float, timeout_s: float | None) -> None:
+    where = (*front.steps, "user_config", "deadline_ms")
+    if timeout_s is not None and deadline_s >= timeout_s:
+        findings.refuse(
+            where,
+            f"a deadline of {deadline_s * 1_000:g} ms is not below http_options.request_timeout_s ({timeout_s:g}), which "
+            "ends the request before; raise that, or lower this",
+        )
+    drain_s = float(os.environ.get(DRAIN_ENV, DRAIN_S))
+    where = (*front.steps, "graceful_shutdown_timeout_s")
+    if front.shutdown_timeout_s < deadline_s:
+        findings.refuse(
+            where,
+            f"a rollout ends requests after {front.shutdown_timeout_s:g} s, and they may take {deadline_s:g} s "
+            "(deadline_ms); raise it",
+        )
+    elif front.shutdown_timeout_s < drain_s + deadline_s:
+        findings.warn(
+            where,
+            f"behind HAProxy a replica first waits {drain_s:g} s, then for its requests' deadline of {deadline_s:g} s: "
+            f"{front.shutdown_timeout_s:g} s do not hold both; raise it",
+        )

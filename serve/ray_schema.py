@@ -1,0 +1,254 @@
+"""What the installed Ray takes in a Serve config: its keys, its values, and the sizes that result.
+
+Serve drops an unknown key without a word, at almost every level, and takes any mapping for `autoscaling_config`
+until it deploys. Here its own models are asked beforehand, so that what is refused ages with Ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
+from ray.serve._private.config import DeploymentConfig, ReplicaConfig
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    DeploymentActorConfig,
+    GangSchedulingConfig,
+    RequestRouterConfig,
+)
+from ray.serve.schema import (
+    DeploymentSchema,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
+
+from serve.findings import Findings
+from serve.keys import APPLICATION, DEPLOYMENT, Level
+from serve.places import Steps
+from serve.sizes import Size
+
+NESTED = {
+    "autoscaling_config": AutoscalingConfig,
+    "request_router_config": RequestRouterConfig,
+    "gang_scheduling_config": GangSchedulingConfig,
+}
+"""Of a deployment: Serve's schema takes any mapping for these, and looks into it when it deploys."""
+IMPORTED = ("policy_function", "request_router_class")  # code that Ray's models would run to look at it
+
+
+def ray_levels() -> dict[Level, list[str]]:
+    """The keys of each level of a Serve config."""
+    levels = dict(_levels(ServeDeploySchema, ()))
+    # Ray declares these two, and refuses them where they are not at the top.
+    levels[APPLICATION] = [name for name in levels[APPLICATION] if name not in ("host", "port")]
+    levels |= dict(_levels(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy")))
+    actor = (*DEPLOYMENT, "deployment_actors", "actor_options")
+    levels |= dict(_levels(RayActorOptionsSchema, actor))
+    levels[(*DEPLOYMENT, "ray_actor_options", "fallback_strategy")] = ["label_selector"]
+    known = [name for name in RuntimeEnv.known_fields if not name.startswith("_")]
+    for owner in (APPLICATION, (*DEPLOYMENT, "ray_actor_options"), actor):
+        levels[(*owner, "runtime_env")] = known
+        levels[(*owner, "runtime_env", "config")] = list(RuntimeEnvConfig.known_fields)
+    return levels
+
+
+def check_values(findings: Findings, document: dict[str, Any]) -> None:
+    """Refuse what one of Ray's models refuses, now or when it deploys."""
+    applications = document.get("applications")
+    if isinstance(applications, list):
+        given = enumerate(applications)
+        applications = [item for i, item in given if _application(findings, ("applications", i), item)]
+        document = {**document, "applications": applications}
+    _validate(findings, (), ServeDeploySchema, document)
+
+
+def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
+    """How large a deployment is, Ray's defaults filled in; its values have passed the check."""
+    scaling = _scaling(deployment)
+    config = DeploymentConfig.model_fields
+    scaled = None if scaling is None else AutoscalingConfig.model_validate(_without_imports(scaling))
+    num_replicas = deployment.get("num_replicas") or config["num_replicas"].default
+    options = deployment.get("ray_actor_options", {})
+    needs = deployment.get("placement_group_bundles") or [
+        {
+            "CPU": 1 if options.get("num_cpus") is None else options["num_cpus"],
+            "GPU": options.get("num_gpus") or 0,
+        }
+    ]
+
+    def seconds(key: str) -> float:
+        return float(deployment.get(key, config[key].default))
+
+    return Size(
+        steps=steps,
+        name=str(deployment.get("name")),
+        min_replicas=scaled.min_replicas if scaled else num_replicas,
+        max_replicas=scaled.max_replicas if scaled else num_replicas,
+        target_ongoing_requests=scaled.target_ongoing_requests if scaled else None,
+        metrics_interval_s=scaled.metrics_interval_s if scaled else None,
+        look_back_period_s=scaled.look_back_period_s if scaled else None,
+        max_ongoing_requests=int(
+            deployment.get("max_ongoing_requests", config["max_ongoing_requests"].default)
+        ),
+        num_cpus=float(sum(float(bundle.get("CPU", 0)) for bundle in needs)),
+        num_gpus=float(sum(float(bundle.get("GPU", 0)) for bundle in needs)),
+        num_bundles=len(needs),
+        shutdown_timeout_s=seconds("graceful_shutdown_timeout_s"),
+        shutdown_wait_loop_s=seconds("graceful_shutdown_wait_loop_s"),
+        health_check_timeout_s=seconds("health_check_timeout_s"),
+    )
+
+
+def _levels(model: type[BaseModel], level: Level) -> Iterator[tuple[Level, list[str]]]:
+    yield level, list(model.model_fields)
+    for name, field in model.model_fields.items():
+        for part in _parts(field.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _levels(part, (*level, name))
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]`."""
+    yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _parts(argument)
+
+
+def _application(findings: Findings, steps: Steps, application: Any) -> bool:
+    deployments = application.get("deployments") if isinstance(application, dict) else None
+    if isinstance(deployments, list):
+        given = enumerate(deployments)
+        sound = [item for i, item in given if _deployment(findings, (*steps, "deployments", i), item)]
+        application = {**application, "deployments": sound}
+    if isinstance(application, dict) and isinstance(policy := application.get("autoscaling_policy"), dict):
+        _validate(findings, (*steps, "autoscaling_policy"), AutoscalingPolicy, policy)
+    return _validate(findings, steps, ServeApplicationSchema, application)
+
+
+def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
+    if not isinstance(deployment, dict):
+        findings.refuse(
+            steps, f"a deployment was expected, a mapping with the key 'name' (got {deployment!r})"
+        )
+        return False
+    for key, model in NESTED.items():
+        if deployment.get(key) is not None:
+            given = _scaling(deployment) if model is AutoscalingConfig else deployment[key]
+            _validate(findings, (*steps, key), model, given)
+    actors = deployment.get("deployment_actors")
+    for i, actor in enumerate(actors if isinstance(actors, list) else []):
+        _validate(findings, (*steps, "deployment_actors", i), DeploymentActorConfig, actor)
+    # A model that Ray makes while it checks another may fail in ways that are no ValidationError.
+    safe = {key: value for key, value in deployment.items() if findings.are_none((*steps, key))}
+    sound = _validate(findings, steps, DeploymentSchema, safe | {k: v for k, v in deployment.items() if k == "name"})
+    if sound and findings.are_none(steps):
+        _when_deployed(findings, steps, safe)
+    return findings.are_none(steps)
+
+
+def _scaling(deployment: Mapping[str, Any]) -> Any:
+    """The autoscaling that Ray makes of a deployment: `num_replicas: auto` brings bounds of its own."""
+    given = deployment.get("autoscaling_config")
+    if deployment.get("num_replicas") == "auto" and (given is None or isinstance(given, dict)):
+        return {**AutoscalingConfig.default().model_dump(exclude_unset=True), **(given or {})}
+    return given
+
+
+def _when_deployed(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
+    """What Ray refuses only when it deploys: options of actors, bundles that do not hold them."""
+    placed = ("placement_group_bundles", "placement_group_strategy", "placement_group_bundle_label_selector")
+    options = {key: deployment[key] for key in (*placed, "max_replicas_per_node") if key in deployment}
+    actor = dict(deployment.get("ray_actor_options", {}))
+    try:
+        ReplicaConfig.create("deployment", ray_actor_options=actor, **options)
+    except (ValueError, TypeError) as error:
+        _blame(findings, steps, str(error), deployment)
+    own = {key: value for key, value in deployment.items() if key not in (*NESTED, "num_replicas", "name")}
+    _validate(findings, steps, DeploymentConfig, {k: v for k, v in own.items() if k in _own_fields()})
+
+
+def _own_fields() -> set[str]:
+    return set(DeploymentConfig.model_fields)
+
+
+def _without_imports(value: Any) -> Any:
+    """A copy without what Ray's models would import, and so run."""
+    if isinstance(value, dict):
+        return {key: _without_imports(child) for key, child in value.items() if key not in IMPORTED}
+    return [_without_imports(child) for child in value] if isinstance(value, list) else value
+
+
+def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
+    try:
+        _no_booleans(findings, steps, model, value)
+        model.model_validate(_without_imports(value))
+    except ValidationError as error:
+        for problem in error.errors():
+            _note(findings, steps, value, problem)
+        return False
+    except Exception as error:  # Ray's validators assume types; whatever they raise, the value is no good
+        if findings.are_none(steps):
+            findings.refuse(steps, f"Ray refuses this: {' '.join(str(error).split())}")
+        return False
+    return True
+
+
+def _no_booleans(findings: Findings, steps: Steps, model: Any, value: Any) -> None:
+    """Pydantic takes yes for 1."""
+    for key, child in value.items() if isinstance(value, dict) else ():
+        field = model.model_fields.get(key)
+        if isinstance(child, bool) and field is not None:
+            parts = set(_parts(field.annotation))
+            if parts & {int, float} and not parts & {bool, Any}:
+                findings.refuse((*steps, key), f"a number was expected (got {child}, which YAML makes of yes and no)")
+
+
+def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
+    # In a union pydantic also names the branch that it tried, such as dict[any,any].
+    loc = [step for step in problem["loc"] if isinstance(step, int) or step.isidentifier()]
+    while loc and not problem["type"] == "missing" and not _has(value, loc):
+        loc.pop()
+    at = (*steps, *loc)
+    if problem["type"] == "extra_forbidden":
+        return  # the check of keys says it better
+    if problem["type"] == "missing":
+        findings.miss(at[:-1], str(loc[-1]), "Ray requires it")
+        return
+    given = problem["input"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(given, dict | list):
+        inner = value
+        for step in loc:
+            inner = inner[step]
+        _blame(findings, at, message, inner)
+        return
+    quotes = problem["type"] == "string_type" and isinstance(given, bool | int | float)
+    findings.refuse(at, f"{message} (got {given!r}){'; put it in quotes' if quotes else _meant(problem)}")
+
+
+def _has(value: Any, loc: list[Any]) -> bool:
+    for step in loc:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _meant(problem: Any) -> str:
+    known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(problem["input"]), known, 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _blame(findings: Findings, steps: Steps, message: str, given: Any) -> None:
+    """Refuse a combination, at the first of the keys of which the message speaks."""
+    named = [word for word in re.findall(r"\w+", message) if isinstance(given, dict) and word in given]
+    findings.refuse((*steps, *named[:1]), message)
