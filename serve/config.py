@@ -97,13 +97,13 @@ def _check(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePoo
     from serve.ray_schema import check_values, ray_levels
 
     _check_keys(findings, document, ray_levels())
+    applications = document.get("applications")
+    _refuse_twins(findings, ("applications",), applications, "name")
+    _refuse_twins(findings, ("applications",), applications, "route_prefix", "/")
     check_values(findings, {key: value for key, value in document.items() if key != "nodes"})
     pools = read_pools(findings, document)
     http = document.get("http_options", {})
     _check_http(findings, http)
-    applications = document.get("applications")
-    _refuse_twins(findings, ("applications",), applications, "name")
-    _refuse_twins(findings, ("applications",), applications, "route_prefix", "/")
     num_nodes = sum(pool.max_nodes for pool in pools.values())
     timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
     sizes: list[Size] = []
@@ -134,7 +134,7 @@ def _check_application(
     for one in sizes:
         check_size(findings, one)
     if _is_ours(application):
-        named = {deployment.get("name") for deployment in deployments}
+        named = [deployment.get("name") for deployment in deployments]
         sizes += [size(here, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
         ours.check(findings, steps, application, sizes, num_nodes, timeout_s, owners)
     return sizes
@@ -156,8 +156,12 @@ def _check_keys(findings: Findings, document: Mapping[str, Any], levels: dict[Le
 
 
 def _check_http(findings: Findings, http: Any) -> None:
+    """Where the service listens."""
     if not isinstance(http, dict):
         return
+    port = http.get("port")
+    if isinstance(port, int) and not 0 < port < 65_536:
+        findings.refuse(("http_options", "port"), f"a port is from 1 to 65535 (got {port})")
     host = http.get("host", OPEN[0])
     if host in OPEN:
         findings.warn(

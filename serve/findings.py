@@ -24,8 +24,11 @@ class Findings:
 
     @property
     def refusals(self) -> list[Problem]:
-        """What makes the file unfit, in its order."""
-        return sorted((problem for _, problem in self._refusals), key=_place)
+        """What makes the file unfit, in its order; once, where aliases bring it into several places."""
+        by_place: dict[Any, Problem] = {}
+        for _, problem in self._refusals:
+            by_place.setdefault((problem.line, problem.column, problem.detail), problem)
+        return sorted(by_place.values(), key=_place)
 
     @property
     def warnings(self) -> list[Problem]:
@@ -53,13 +56,13 @@ class Findings:
 
     @contextlib.contextmanager
     def noting(self, steps: Steps) -> Iterator[None]:
-        """Note a TabrankError of the block where its message says, which is at or below `steps`."""
+        """Note a TabrankError of the block, where its message says, or at `steps`."""
         try:
             yield
         except TabrankError as error:
             found, detail = self.document.split(str(error))
-            inside = found[: len(steps)] == steps
-            self.refuse(found if inside else steps, detail if inside else str(error))
+            related = found and (found[: len(steps)] == steps or found == steps[: len(found)])
+            self.refuse(found if related else steps, detail if related else str(error))
 
     def reading(
         self,

@@ -32,7 +32,9 @@ PLACES = {
     ("nodes", "*"): "in a pool of nodes",
     (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
 }
-CLOSE = 0.6  # of difflib's ratio; below it a name is no slip of the other
+# Of difflib's ratio. Below the first a name is no slip of another; above the second it is that of a key elsewhere in
+# the file, where it is likelier by the third than any key of its own level.
+CLOSE, VERY_CLOSE, MARGIN = 0.6, 0.8, 0.1
 
 
 def check_keys(
@@ -65,21 +67,28 @@ def hint(levels: Levels, level: Level, key: str) -> str:
         if key in levels[other]:
             return f"it belongs {_place(other)}"
     here = sorted(levels[level])
-    if near := difflib.get_close_matches(key, here, 1, CLOSE):
-        return f"did you mean {near[0]!r}?"
+    ours = _nearest(key, here, CLOSE)
     for other in others:
-        if near := difflib.get_close_matches(key, list(levels[other]), 1, 0.8):
-            return f"did you mean {near[0]!r}, which belongs {_place(other)}?"
-    if near := difflib.get_close_matches(key, here, 1, 0.4):
-        return f"did you mean {near[0]!r}?"
-    return f"valid keys are {', '.join(here)}"
+        theirs = _nearest(key, levels[other], VERY_CLOSE)
+        if theirs and (not ours or _likeness(key, theirs) > _likeness(key, ours) + MARGIN):
+            return f"did you mean {theirs!r}, which belongs {_place(other)}?"
+    ours = ours or _nearest(key, here, 0.4)
+    return f"did you mean {ours!r}?" if ours else f"valid keys are {', '.join(here)}"
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
+    near = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return near[0] if near else None
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other, name).ratio()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that refuses a name: which one was meant."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    near = _nearest(name, known, 0.5)
+    return f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
 
 
 def _place(level: Level) -> str:

@@ -84,7 +84,7 @@ class Document:
         value: Any = self.value
         while True:
             for step, child in sorted(_children(value), key=lambda pair: -len(str(pair[0]))):
-                shown = show((step,)) if not steps or isinstance(step, int) else f".{step}"
+                shown = _shown(step) if steps else show((step,))
                 if message.startswith(shown) and message[len(shown) : len(shown) + 1] in (".", "[", ":", " "):
                     steps, value, message = (*steps, step), child, message[len(shown) :]
                     break
@@ -94,7 +94,11 @@ class Document:
 
 def show(steps: Steps) -> str:
     """A path as text: `applications[0].deployments[1].name`."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
+    return "".join(map(_shown, steps)).lstrip(".")
+
+
+def _shown(step: Any) -> str:
+    return f"[{step}]" if isinstance(step, int) and not isinstance(step, bool) else f".{step}"
 
 
 def _constructed(root: yaml.Node | None) -> Any:
@@ -154,7 +158,7 @@ def _oddities(
                     problem_mark=key.start_mark,
                 )
             merge = key.tag == "tag:yaml.org,2002:merge"
-            here = steps if merge else (*steps, key.value)
+            here = steps if merge else (*steps, _key(key))
             if (key.tag, key.value) in names:
                 yield here, key.start_mark, f"the key {key.value!r} comes twice; leave one of them out"
             elif not merge and key.tag != "tag:yaml.org,2002:str":

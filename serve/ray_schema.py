@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
 from ray.serve._private.config import DeploymentConfig, ReplicaConfig
+from ray.serve._private.utils import validate_route_prefix
 from ray.serve.config import (
     AutoscalingConfig,
     AutoscalingPolicy,
@@ -110,7 +111,7 @@ def _levels(model: type[BaseModel], level: Level) -> Iterator[tuple[Level, list[
     yield level, list(model.model_fields)
     for name, field in model.model_fields.items():
         for part in _parts(field.annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
+            if _is_model(part):
                 yield from _levels(part, (*level, name))
 
 
@@ -127,9 +128,19 @@ def _application(findings: Findings, steps: Steps, application: Any) -> bool:
         given = enumerate(deployments)
         sound = [item for i, item in given if _deployment(findings, (*steps, "deployments", i), item)]
         application = {**application, "deployments": sound}
-    if isinstance(application, dict) and isinstance(policy := application.get("autoscaling_policy"), dict):
+    if not isinstance(application, dict):
+        findings.refuse(steps, f"an application was expected, a mapping with 'import_path' (got {application!r})")
+        return False
+    if isinstance(policy := application.get("autoscaling_policy"), dict):
         _validate(findings, (*steps, "autoscaling_policy"), AutoscalingPolicy, policy)
-    return _validate(findings, steps, ServeApplicationSchema, application)
+    if not _validate(findings, steps, ServeApplicationSchema, application):
+        return False
+    _check_env(findings, (*steps, "runtime_env"), application.get("runtime_env", {}))
+    try:
+        validate_route_prefix(application.get("route_prefix"))
+    except ValueError as error:
+        findings.refuse((*steps, "route_prefix"), str(error))
+    return findings.are_none(steps)
 
 
 def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
@@ -142,9 +153,15 @@ def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
         if deployment.get(key) is not None:
             given = _scaling(deployment) if model is AutoscalingConfig else deployment[key]
             _validate(findings, (*steps, key), model, given)
+    scaling = deployment.get("autoscaling_config")
+    if isinstance(scaling, dict) and scaling.get("target_ongoing_requests", 0) is None:
+        where = (*steps, "autoscaling_config", "target_ongoing_requests")
+        findings.refuse(where, "Ray compares it with max_ongoing_requests when it deploys; give a number (got None)")
     actors = deployment.get("deployment_actors")
     for i, actor in enumerate(actors if isinstance(actors, list) else []):
-        _validate(findings, (*steps, "deployment_actors", i), DeploymentActorConfig, actor)
+        here = (*steps, "deployment_actors", i)
+        if _validate(findings, here, DeploymentActorConfig, actor):
+            _validate(findings, (*here, "actor_options"), RayActorOptionsSchema, actor.get("actor_options", {}))
     # A model that Ray makes while it checks another may fail in ways that are no ValidationError.
     safe = {key: value for key, value in deployment.items() if findings.are_none((*steps, key))}
     sound = _validate(findings, steps, DeploymentSchema, safe | {k: v for k, v in deployment.items() if k == "name"})
@@ -165,17 +182,31 @@ def _when_deployed(findings: Findings, steps: Steps, deployment: Mapping[str, An
     """What Ray refuses only when it deploys: options of actors, bundles that do not hold them."""
     placed = ("placement_group_bundles", "placement_group_strategy", "placement_group_bundle_label_selector")
     options = {key: deployment[key] for key in (*placed, "max_replicas_per_node") if key in deployment}
-    actor = dict(deployment.get("ray_actor_options", {}))
+    actor = deployment.get("ray_actor_options", {})
+    where = (*steps, "ray_actor_options")
     try:
-        ReplicaConfig.create("deployment", ray_actor_options=actor, **options)
+        ReplicaConfig.create("deployment", ray_actor_options=dict(actor))
+    except (ValueError, TypeError) as error:
+        _blame(findings, where, str(error), actor)
+        return
+    try:
+        ReplicaConfig.create("deployment", ray_actor_options=dict(actor), **options)
     except (ValueError, TypeError) as error:
         _blame(findings, steps, str(error), deployment)
-    own = {key: value for key, value in deployment.items() if key not in (*NESTED, "num_replicas", "name")}
-    _validate(findings, steps, DeploymentConfig, {k: v for k, v in own.items() if k in _own_fields()})
+    env = actor.get("runtime_env") or {}
+    _check_env(findings, (*where, "runtime_env"), env)
+    if isinstance(actors := deployment.get("deployment_actors"), list):
+        _validate(findings, steps, DeploymentConfig, {"deployment_actors": actors})
 
 
-def _own_fields() -> set[str]:
-    return set(DeploymentConfig.model_fields)
+def _check_env(findings: Findings, steps: Steps, env: Mapping[str, Any]) -> None:
+    """The parts of a runtime environment that are values: the rest names files and packages of other machines."""
+    for key in ("env_vars", "config"):
+        if key in env:
+            try:
+                RuntimeEnv(**{key: env[key]})
+            except (ValueError, TypeError, AttributeError) as error:
+                findings.refuse((*steps, key), " ".join(str(error).split()))
 
 
 def _without_imports(value: Any) -> Any:
@@ -187,7 +218,7 @@ def _without_imports(value: Any) -> Any:
 
 def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
     try:
-        _no_booleans(findings, steps, model, value)
+        _check_plain(findings, steps, model, value)
         model.model_validate(_without_imports(value))
     except ValidationError as error:
         for problem in error.errors():
@@ -200,14 +231,27 @@ def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
     return True
 
 
-def _no_booleans(findings: Findings, steps: Steps, model: Any, value: Any) -> None:
-    """Pydantic takes yes for 1."""
+def _check_plain(findings: Findings, steps: Steps, model: Any, value: Any) -> None:
+    """What pydantic would let pass, or run: yes for 1, and the import path of code."""
     for key, child in value.items() if isinstance(value, dict) else ():
         field = model.model_fields.get(key)
-        if isinstance(child, bool) and field is not None:
-            parts = set(_parts(field.annotation))
-            if parts & {int, float} and not parts & {bool, Any}:
-                findings.refuse((*steps, key), f"a number was expected (got {child}, which YAML makes of yes and no)")
+        if field is None:
+            continue
+        here, parts = (*steps, key), list(_parts(field.annotation))
+        if key in IMPORTED and not (isinstance(child, str) and re.fullmatch(r"\w+([.:]\w+)+", child)):
+            findings.refuse(here, f"an import path was expected, such as package.module:name (got {child!r})")
+        if isinstance(child, bool) and {int, float} & {*filter(_is_type, parts)} and bool not in parts:
+            findings.refuse(here, f"a number was expected (got {child}, which YAML makes of yes and no)")
+        for nested in filter(_is_model, parts):
+            _check_plain(findings, here, nested, child)
+
+
+def _is_type(part: Any) -> bool:
+    return isinstance(part, type)
+
+
+def _is_model(part: Any) -> bool:
+    return isinstance(part, type) and issubclass(part, BaseModel)
 
 
 def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:

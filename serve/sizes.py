@@ -9,6 +9,7 @@ from serve.findings import Findings
 from serve.places import Steps
 from serve.pools import NodePool
 
+UNITS = {"num_cpus": "CPUs", "num_gpus": "GPUs"}
 EPSILON = 1e-6  # of a CPU: a tenth three times is no more than three tenths
 
 
@@ -70,15 +71,14 @@ def check_room(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, No
         _check_one(findings, size, reachable)
     if not findings.are_none():
         return
-    for unit in ("num_cpus", "num_gpus"):
+    for unit in UNITS:
         total = sum(getattr(pool, unit) * pool.max_nodes for pool in reachable)
         least = sum(getattr(size, unit) * size.min_replicas for size in sizes)
         most = sum(getattr(size, unit) * size.max_replicas for size in sizes)
-        what = unit.removeprefix("num_").upper()
         if least > total + EPSILON:
             findings.refuse(
                 ("nodes",),
-                f"the fewest replicas of all deployments together ask for {least:g} {what}, and all nodes offer "
+                f"the fewest replicas of all deployments together ask for {least:g} {UNITS[unit]}, and all nodes offer "
                 f"{total:g}; raise max_nodes, or lower min_replicas or {unit}",
             )
         elif most > total + EPSILON:
@@ -115,6 +115,6 @@ def _reach(sizes: Sequence[Size], unit: str, total: float, least: float, most: f
                 reached.append(f"{size.name} reaches {room} of {size.max_replicas}")
     part = "; while the others stay at their minimum " + ", ".join(reached) if reached else ""
     return (
-        f"the most replicas of all deployments together ask for {most:g} {unit.removeprefix('num_').upper()}, and all "
+        f"the most replicas of all deployments together ask for {most:g} {UNITS[unit]}, and all "
         f"nodes offer {total:g}: not all can be at their maximum at once{part}"
     )
