@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from serve.commands import Commands
-from serve.errors import TabrankError
 from serve.strict import milliseconds
 
 app = typer.Typer(

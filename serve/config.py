@@ -162,12 +162,17 @@ def _check_http(findings: Findings, http: Any) -> None:
     port = http.get("port")
     if isinstance(port, int) and not 0 < port < 65_536:
         findings.refuse(("http_options", "port"), f"a port is from 1 to 65535 (got {port})")
+    for key in ("ssl_keyfile", "ssl_certfile"):
+        if http.get(key) is not None:
+            findings.warn(
+                ("http_options", key), "behind HAProxy no replica ever gets healthy with TLS; end it before"
+            )
     host = http.get("host", OPEN[0])
     if host in OPEN:
         findings.warn(
             ("http_options", "host"),
-            f"{host}{'' if 'host' in http else ', the default,'} lets everyone who reaches this machine ask, and nothing "
-            "authenticates them; give 127.0.0.1, or the address of a private network",
+            f"{host}{'' if 'host' in http else ', the default,'} lets everyone who reaches this machine ask, and "
+            "nothing authenticates them; give 127.0.0.1, or the address of a private network",
         )
 
 

@@ -43,7 +43,9 @@ class Findings:
     def miss(self, steps: Steps, key: str, remedy: str) -> None:
         """Note that a mapping lacks a key, unless a misspelt one stands for it."""
         meant = f"did you mean {key!r}?"
-        if not any(known[:-1] == steps and problem.detail.endswith(meant) for known, problem in self._refusals):
+        if not any(
+            known[:-1] == steps and problem.detail.endswith(meant) for known, problem in self._refusals
+        ):
             self.refuse((*steps, key), f"the key {key!r} is missing; {remedy}")
 
     def warn(self, steps: Steps, detail: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from serve.findings import Findings
 from serve.places import Steps
 from serve.pools import NodePool
-from serve.settings import ARM_KEYS, ARGS, EXPERIMENT_KEYS, UserConfig
+from serve.settings import ARGS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
 
 Level = tuple[str, ...]  # the names on the way to it; "*" for one that the user chooses
 Levels = Mapping[Level, Iterable[str]]

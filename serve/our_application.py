@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from serve.artifact import require
 from serve.errors import TabrankError
+from serve.features import Features
 from serve.findings import Findings
 from serve.keys import nearest
 from serve.places import Steps, show
@@ -23,6 +24,7 @@ from serve.settings import (
     UserConfig,
 )
 from serve.sizes import Size
+from serve.state import Schema
 from serve.stores.opening import shown
 from serve.surface import SHIPPED, Surface
 
@@ -33,6 +35,9 @@ DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
 STORES = ("lmdb", "redis", "rediss")
 DRAIN_S = 1.0  # that `up` has a replica behind HAProxy wait before it stops; Ray's own default is 30
 DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+MESSAGE_BYTES = 4 << 20  # Ray's own default for a message from replica to replica
+MESSAGE_ENV = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+HEADER_BYTES = 4096  # more than what Ray and the matrix put before the rows
 
 
 def check(
@@ -68,6 +73,8 @@ def check(
         _check_owner(findings, steps, surface.name, owners)
     if knobs is None:
         return
+    if surface is not None:
+        _check_batch(findings, (*knobs_at, "batch_candidates"), knobs, surface)
     if knobs.experiment.versions:
         _check_versions(findings, knobs_at, knobs, base / args.models)
     named = {size.name: size for size in sizes}
@@ -116,7 +123,11 @@ def _check_places(findings: Findings, steps: Steps, args: AppArgs, base: Path, n
     if kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
         use = "lmdb:PATH or redis://HOST:PORT/DB"
         hint = f"did you mean {kind}://?" if kind in STORES[1:] else nearest(kind, STORES)
-        reason = "lives in one process, and the service has several" if kind == "memory" else "is no address of a store"
+        reason = (
+            "lives in one process, and the service has several"
+            if kind == "memory"
+            else "is no address of a store"
+        )
         findings.refuse((*steps, "store"), f"{shown(args.store)!r} {reason}; use {use}; {hint}")
     elif num_nodes > 1 and kind == "lmdb":
         findings.refuse(
@@ -132,7 +143,9 @@ def _check_places(findings: Findings, steps: Steps, args: AppArgs, base: Path, n
     for key, folder in (("models", args.models), ("log", args.log)):
         _check_folder(findings, (*steps, key), folder, num_nodes)
     if not (base / args.models).exists() and "://" not in args.models:
-        findings.warn((*steps, "models"), f"there is no folder {args.models!r} yet: rankings are popular until then")
+        findings.warn(
+            (*steps, "models"), f"there is no folder {args.models!r} yet: rankings are popular until then"
+        )
 
 
 def _check_folder(findings: Findings, steps: Steps, folder: str, num_nodes: int) -> None:
@@ -145,7 +158,9 @@ def _check_folder(findings: Findings, steps: Steps, folder: str, num_nodes: int)
             "give the absolute path of a folder that all of them mount",
         )
     elif num_nodes > 1:
-        findings.warn(steps, f"{folder!r} must be a folder that every node mounts: `nodes` allows {num_nodes}")
+        findings.warn(
+            steps, f"{folder!r} must be a folder that every node mounts: `nodes` allows {num_nodes}"
+        )
 
 
 def _check_name(findings: Findings, steps: Steps, name: str, deployment: Mapping[str, Any]) -> None:
@@ -192,6 +207,19 @@ def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models:
             findings.refuse(here, str(error).removeprefix(": "))
 
 
+def _check_batch(findings: Findings, steps: Steps, knobs: UserConfig, surface: Surface) -> None:
+    """A full batch is one message from replica to replica, and gRPC refuses what is too long."""
+    columns = Features(Schema(surface)).columns
+    row_bytes = 4 * len(columns.numeric) + 8 * columns.num_category
+    most = (int(os.environ.get(MESSAGE_ENV, MESSAGE_BYTES)) - HEADER_BYTES) // row_bytes
+    if knobs.batch_candidates > most:
+        findings.refuse(
+            steps,
+            f"a full batch (got {knobs.batch_candidates} candidates of {row_bytes} bytes) is longer than a message "
+            f"between replicas may be; give at most {most}",
+        )
+
+
 def _check_sizes(
     findings: Findings, sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, timeout_s: float | None
 ) -> None:
@@ -199,16 +227,23 @@ def _check_sizes(
     front, scorer, writer = (sizes[name] for name in DEPLOYMENTS)
     if (writer.min_replicas, writer.max_replicas) != (1, 1):
         findings.refuse(
-            (*writer.steps, "num_replicas" if writer.target_ongoing_requests is None else "autoscaling_config"),
+            (
+                *writer.steps,
+                "num_replicas" if writer.target_ongoing_requests is None else "autoscaling_config",
+            ),
             f"{WRITER} must have one replica (got {writer.min_replicas} to {writer.max_replicas}): "
             "a second would only take the lease from the first",
         )
     _check_slots(findings, front, scorer, knobs)
     _check_deadline(findings, front, knobs.deadline_ms / 1_000, timeout_s)
     if args.backend == "torch" and not scorer.num_gpus:
-        findings.warn((*scorer.steps, "ray_actor_options"), "backend torch without num_gpus is slower than onnx")
+        findings.warn(
+            (*scorer.steps, "ray_actor_options"), "backend torch without num_gpus is slower than onnx"
+        )
     if args.backend == "onnx" and scorer.num_gpus:
-        findings.warn((*scorer.steps, "ray_actor_options", "num_gpus"), "backend onnx uses no GPU; take torch")
+        findings.warn(
+            (*scorer.steps, "ray_actor_options", "num_gpus"), "backend onnx uses no GPU; take torch"
+        )
 
 
 def _check_slots(findings: Findings, front: Size, scorer: Size, knobs: UserConfig) -> None:
@@ -221,9 +256,13 @@ def _check_slots(findings: Findings, front: Size, scorer: Size, knobs: UserConfi
         f"and {SCORER} takes"
     )
     if batches > most:
-        findings.refuse(where, f"{said} {most}: slots wait on each other; raise max_ongoing_requests to {batches}")
+        findings.refuse(
+            where, f"{said} {most}: slots wait on each other; raise max_ongoing_requests to {batches}"
+        )
     elif batches > fewest:
-        findings.warn(where, f"{said} {fewest} at its fewest replicas: slots wait on each other until it has more")
+        findings.warn(
+            where, f"{said} {fewest} at its fewest replicas: slots wait on each other until it has more"
+        )
     if front.max_ongoing_requests < slots:
         findings.refuse(
             (*front.steps, "max_ongoing_requests"),
@@ -236,8 +275,8 @@ def _check_deadline(findings: Findings, front: Size, deadline_s: float, timeout_
     if timeout_s is not None and deadline_s >= timeout_s:
         findings.refuse(
             where,
-            f"a deadline of {deadline_s * 1_000:g} ms is not below http_options.request_timeout_s ({timeout_s:g}), which "
-            "ends the request before; raise that, or lower this",
+            f"a deadline of {deadline_s * 1_000:g} ms is not below http_options.request_timeout_s ({timeout_s:g}), "
+            "which ends the request before; raise that, or lower this",
         )
     drain_s = float(os.environ.get(DRAIN_ENV, DRAIN_S))
     where = (*front.steps, "graceful_shutdown_timeout_s")

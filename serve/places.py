@@ -11,9 +11,17 @@ import yaml
 
 from serve.errors import TabrankError
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it, takes a tenth of the time
+LOADER = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # libyaml's, where PyYAML has it, takes a tenth of the time
 Steps = tuple[Any, ...]  # keys and indices, from the root
-NOT_JSON = {"timestamp": "a time", "binary": "bytes", "set": "a set", "omap": "a list of pairs", "pairs": "pairs"}
+NOT_JSON = {
+    "timestamp": "a time",
+    "binary": "bytes",
+    "set": "a set",
+    "omap": "a list of pairs",
+    "pairs": "pairs",
+}
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,16 @@ class Document:
         if not isinstance(self.value, dict):
             detail = "a mapping with the key 'applications' was expected at the top"
             raise Refused([Problem(str(path), 1, 1, "", detail)])
-        self._root = root
+        assert root is not None  # there is a mapping
+        self._root: yaml.Node = root
 
     def _no_yaml(self, place: tuple[int, int], detail: str) -> Refused:
         return Refused([Problem(str(self.path), *place, "", f"not valid YAML: {detail}")])
 
     def place(self, steps: Steps, key: bool = False) -> tuple[int, int]:
         """Line and column, from 1, of the value at a path or of its key; of the nearest that is there."""
-        node, mark = self._root, self._root.start_mark
+        node: yaml.Node = self._root
+        mark = node.start_mark
         for i, step in enumerate(steps):
             child = _child(node, step)
             if child is None:
@@ -142,7 +152,11 @@ def _oddities(
     """What YAML allows and a configuration does not survive: repeated keys, values that JSON has not."""
     kind = node.tag.rpartition(":")[2]
     if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
-        yield steps, node.start_mark, f"YAML takes this for {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
+        yield (
+            steps,
+            node.start_mark,
+            f"YAML takes this for {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes",
+        )
     if node in above:
         problem = "an alias that contains itself"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
@@ -162,6 +176,10 @@ def _oddities(
             if (key.tag, key.value) in names:
                 yield here, key.start_mark, f"the key {key.value!r} comes twice; leave one of them out"
             elif not merge and key.tag != "tag:yaml.org,2002:str":
-                yield here, key.start_mark, f"YAML does not take the key {key.value} for a string; put it in quotes"
+                yield (
+                    here,
+                    key.start_mark,
+                    f"YAML does not take the key {key.value} for a string; put it in quotes",
+                )
             names.add((key.tag, key.value))
             yield from _oddities(child, here, (*above, node))

@@ -41,6 +41,7 @@ NESTED = {
     "gang_scheduling_config": GangSchedulingConfig,
 }
 """Of a deployment: Serve's schema takes any mapping for these, and looks into it when it deploys."""
+OUTLINE = ("name", "route_prefix", "import_path", "num_replicas")
 IMPORTED = ("policy_function", "request_router_class")  # code that Ray's models would run to look at it
 
 
@@ -66,44 +67,37 @@ def check_values(findings: Findings, document: dict[str, Any]) -> None:
     if isinstance(applications, list):
         given = enumerate(applications)
         applications = [item for i, item in given if _application(findings, ("applications", i), item)]
-        document = {**document, "applications": applications}
+        document = {**document, "applications": [_outline(item) for item in applications]}
     _validate(findings, (), ServeDeploySchema, document)
 
 
 def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
     """How large a deployment is, Ray's defaults filled in; its values have passed the check."""
-    scaling = _scaling(deployment)
-    config = DeploymentConfig.model_fields
-    scaled = None if scaling is None else AutoscalingConfig.model_validate(_without_imports(scaling))
-    num_replicas = deployment.get("num_replicas") or config["num_replicas"].default
     options = deployment.get("ray_actor_options", {})
-    needs = deployment.get("placement_group_bundles") or [
-        {
-            "CPU": 1 if options.get("num_cpus") is None else options["num_cpus"],
-            "GPU": options.get("num_gpus") or 0,
-        }
-    ]
-
-    def seconds(key: str) -> float:
-        return float(deployment.get(key, config[key].default))
-
+    num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # Serve's own default
+    alone = [{"CPU": num_cpus, "GPU": options.get("num_gpus") or 0}]
+    bundles = deployment.get("placement_group_bundles") or alone
+    defaults = {name: field.default for name, field in DeploymentConfig.model_fields.items()}
+    own = {**defaults, **deployment}
+    fixed = own["num_replicas"] or defaults["num_replicas"]
+    scaling = _scaling(deployment)
+    if scaling is not None:
+        scaling = {name: field.default for name, field in AutoscalingConfig.model_fields.items()} | scaling
     return Size(
         steps=steps,
-        name=str(deployment.get("name")),
-        min_replicas=scaled.min_replicas if scaled else num_replicas,
-        max_replicas=scaled.max_replicas if scaled else num_replicas,
-        target_ongoing_requests=scaled.target_ongoing_requests if scaled else None,
-        metrics_interval_s=scaled.metrics_interval_s if scaled else None,
-        look_back_period_s=scaled.look_back_period_s if scaled else None,
-        max_ongoing_requests=int(
-            deployment.get("max_ongoing_requests", config["max_ongoing_requests"].default)
-        ),
-        num_cpus=float(sum(float(bundle.get("CPU", 0)) for bundle in needs)),
-        num_gpus=float(sum(float(bundle.get("GPU", 0)) for bundle in needs)),
-        num_bundles=len(needs),
-        shutdown_timeout_s=seconds("graceful_shutdown_timeout_s"),
-        shutdown_wait_loop_s=seconds("graceful_shutdown_wait_loop_s"),
-        health_check_timeout_s=seconds("health_check_timeout_s"),
+        name=str(own["name"]),
+        min_replicas=int(scaling["min_replicas"] if scaling else fixed),
+        max_replicas=int(scaling["max_replicas"] if scaling else fixed),
+        target_ongoing_requests=float(scaling["target_ongoing_requests"]) if scaling else None,
+        metrics_interval_s=float(scaling["metrics_interval_s"]) if scaling else None,
+        look_back_period_s=float(scaling["look_back_period_s"]) if scaling else None,
+        max_ongoing_requests=int(own["max_ongoing_requests"]),
+        num_cpus=sum(float(bundle.get("CPU", 0)) for bundle in bundles),
+        num_gpus=sum(float(bundle.get("GPU", 0)) for bundle in bundles),
+        num_bundles=len(bundles),
+        shutdown_timeout_s=float(own["graceful_shutdown_timeout_s"]),
+        shutdown_wait_loop_s=float(own["graceful_shutdown_wait_loop_s"]),
+        health_check_timeout_s=float(own["health_check_timeout_s"]),
     )
 
 
@@ -122,15 +116,24 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from _parts(argument)
 
 
+def _outline(item: Mapping[str, Any]) -> dict[str, Any]:
+    """What the models around it compare of an application or a deployment that is sound itself."""
+    outline = {key: value for key, value in item.items() if key in OUTLINE}
+    if item.get("autoscaling_config") is not None:
+        outline["autoscaling_config"] = {}
+    return outline
+
+
 def _application(findings: Findings, steps: Steps, application: Any) -> bool:
-    deployments = application.get("deployments") if isinstance(application, dict) else None
+    if not isinstance(application, dict):
+        got = f"(got {application!r})"
+        findings.refuse(steps, f"an application was expected, a mapping with the key 'import_path' {got}")
+        return False
+    deployments = application.get("deployments")
     if isinstance(deployments, list):
         given = enumerate(deployments)
         sound = [item for i, item in given if _deployment(findings, (*steps, "deployments", i), item)]
-        application = {**application, "deployments": sound}
-    if not isinstance(application, dict):
-        findings.refuse(steps, f"an application was expected, a mapping with 'import_path' (got {application!r})")
-        return False
+        application = {**application, "deployments": [_outline(item) for item in sound]}
     if isinstance(policy := application.get("autoscaling_policy"), dict):
         _validate(findings, (*steps, "autoscaling_policy"), AutoscalingPolicy, policy)
     if not _validate(findings, steps, ServeApplicationSchema, application):
@@ -145,10 +148,20 @@ def _application(findings: Findings, steps: Steps, application: Any) -> bool:
 
 def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
     if not isinstance(deployment, dict):
-        findings.refuse(
-            steps, f"a deployment was expected, a mapping with the key 'name' (got {deployment!r})"
-        )
+        got = f"(got {deployment!r})"
+        findings.refuse(steps, f"a deployment was expected, a mapping with the key 'name' {got}")
         return False
+    _check_nested(findings, steps, deployment)
+    # A model that Ray makes while it checks another may fail in ways that are no ValidationError.
+    safe = {key: value for key, value in deployment.items() if findings.are_none((*steps, key))}
+    outline = {key: value for key, value in _outline(deployment).items() if key != "num_replicas"}
+    if _validate(findings, steps, DeploymentSchema, safe | outline) and findings.are_none(steps):
+        _when_deployed(findings, steps, safe)
+    return findings.are_none(steps)
+
+
+def _check_nested(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
+    """The mappings into which Serve's schema does not look."""
     for key, model in NESTED.items():
         if deployment.get(key) is not None:
             given = _scaling(deployment) if model is AutoscalingConfig else deployment[key]
@@ -156,18 +169,12 @@ def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
     scaling = deployment.get("autoscaling_config")
     if isinstance(scaling, dict) and scaling.get("target_ongoing_requests", 0) is None:
         where = (*steps, "autoscaling_config", "target_ongoing_requests")
-        findings.refuse(where, "Ray compares it with max_ongoing_requests when it deploys; give a number (got None)")
+        findings.refuse(where, "Ray compares it with max_ongoing_requests; give a number (got None)")
     actors = deployment.get("deployment_actors")
     for i, actor in enumerate(actors if isinstance(actors, list) else []):
         here = (*steps, "deployment_actors", i)
-        if _validate(findings, here, DeploymentActorConfig, actor):
-            _validate(findings, (*here, "actor_options"), RayActorOptionsSchema, actor.get("actor_options", {}))
-    # A model that Ray makes while it checks another may fail in ways that are no ValidationError.
-    safe = {key: value for key, value in deployment.items() if findings.are_none((*steps, key))}
-    sound = _validate(findings, steps, DeploymentSchema, safe | {k: v for k, v in deployment.items() if k == "name"})
-    if sound and findings.are_none(steps):
-        _when_deployed(findings, steps, safe)
-    return findings.are_none(steps)
+        if _validate(findings, here, DeploymentActorConfig, actor) and "actor_options" in actor:
+            _validate(findings, (*here, "actor_options"), RayActorOptionsSchema, actor["actor_options"])
 
 
 def _scaling(deployment: Mapping[str, Any]) -> Any:
@@ -257,7 +264,7 @@ def _is_model(part: Any) -> bool:
 def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
     # In a union pydantic also names the branch that it tried, such as dict[any,any].
     loc = [step for step in problem["loc"] if isinstance(step, int) or step.isidentifier()]
-    while loc and not problem["type"] == "missing" and not _has(value, loc):
+    while loc and problem["type"] != "missing" and not _has(value, loc):
         loc.pop()
     at = (*steps, *loc)
     if problem["type"] == "extra_forbidden":

@@ -18,7 +18,7 @@ RAY_FILES = {
     "serve/metrics.py",
     "serve/supervisor.py",
     "serve/ingress.py",  # stands in Ray's HTTP server
-    "serve/config.py",  # reads Ray's own schemas
+    "serve/ray_schema.py",  # asks Ray's own models
     "training/trainer.py",
     "training/stream.py",  # Ray Data
     "training/search/trials.py",  # Ray Tune

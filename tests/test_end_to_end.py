@@ -60,7 +60,7 @@ def config(home, **changes):
     document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    document["http_options"]["port"] = port
+    document["http_options"] |= {"port": port, "request_timeout_s": 30}
     application = document["applications"][0]
     application["args"] |= {
         "surface": "ranklens",
@@ -69,6 +69,7 @@ def config(home, **changes):
         "clock": "event",
     } | changes
     application["deployments"][0]["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
+    application["deployments"][0]["graceful_shutdown_timeout_s"] = 15
     (home / "cluster.yaml").write_text(yaml.safe_dump(document))
     return f"http://127.0.0.1:{port}"
 

@@ -51,12 +51,13 @@ def url(home):
     document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    document["http_options"]["port"] = port
+    document["http_options"] |= {"port": port, "request_timeout_s": 30}
     application = document["applications"][0]
     application["args"] |= {"store": "lmdb:store", "models": "models", "log": "log"}
     front = application["deployments"][0]
     front["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
     front["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
+    front["graceful_shutdown_timeout_s"] = 15
     front["user_config"]["experiment"]["arms"] = {"popular": {"scorer": "popular", "share": 1.0}}
     (home / "cluster.yaml").write_text(yaml.safe_dump(document))
     run("serve", "up", "--timeout", "180", cwd=home)
