@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.machinery
 import json
-import re
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,24 +103,18 @@ def _check(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePoo
     pools = read_pools(findings, document)
     http = document.get("http_options", {})
     _check_http(findings, http)
-    num_nodes = sum(pool.max_nodes for pool in pools.values())
     timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
+    around = ours.Around(sum(pool.max_nodes for pool in pools.values()), timeout_s)
     sizes: list[Size] = []
-    owners: dict[str, str] = {}  # the application of each surface
     for i, application in enumerate(_mappings(applications)):
-        sizes += _check_application(findings, ("applications", i), application, num_nodes, timeout_s, owners)
+        sizes += _check_application(findings, ("applications", i), application, around)
     if pools and findings.are_none(("applications",)):
         check_room(findings, sizes, pools)
     return pools
 
 
 def _check_application(
-    findings: Findings,
-    steps: Steps,
-    application: Mapping[str, Any],
-    num_nodes: int,
-    timeout_s: float | None,
-    owners: dict[str, str],
+    findings: Findings, steps: Steps, application: Mapping[str, Any], around: ours.Around
 ) -> list[Size]:
     """The rules within one application; how large its deployments are."""
     from serve.ray_schema import size
@@ -136,7 +129,7 @@ def _check_application(
     if _is_ours(application):
         named = [deployment.get("name") for deployment in deployments]
         sizes += [size(here, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
-        ours.check(findings, steps, application, sizes, num_nodes, timeout_s, owners)
+        ours.check(findings, steps, application, sizes, around)
     return sizes
 
 
@@ -177,18 +170,26 @@ def _check_http(findings: Findings, http: Any) -> None:
 
 
 def _check_import(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> None:
-    """An import path that is nearly ours is a slip of it; one whose package is not here may be elsewhere."""
+    """An import path that is nearly ours is a slip of it; one whose module is not here may be elsewhere."""
     given = application.get("import_path")
     if not isinstance(given, str) or given == OUR_APPLICATION or not findings.are_none(steps):
         return
     if difflib.SequenceMatcher(None, given, OUR_APPLICATION).ratio() >= SIMILAR:
         findings.refuse(steps, f"there is no {given!r}; did you mean {OUR_APPLICATION!r}?")
         return
-    package = re.split(r"[.:]", given)[0]
-    folders = [str(findings.document.path.resolve().parent), *sys.path]
+    module = given.partition(":")[0] if ":" in given else given.rpartition(".")[0]
     brought = {"working_dir", "py_modules"} & set(application.get("runtime_env", {}))
-    if importlib.machinery.PathFinder.find_spec(package, folders) is None and not brought:
-        findings.warn(steps, f"there is no package {package!r} here; is it on every node (got {given!r})?")
+    if not brought and not _is_found(module, findings.document.path.resolve().parent):
+        findings.warn(steps, f"there is no module {module!r} here; is it on every node (got {given!r})?")
+
+
+def _is_found(module: str, folder: Path) -> bool:
+    """Whether a module can be imported, as a replica would; none is imported to find out."""
+    top, *parts = module.split(".")
+    spec = PathFinder.find_spec(top, [str(folder)]) or find_spec(top)
+    for part in parts:
+        spec = spec and PathFinder.find_spec(part, spec.submodule_search_locations or [])
+    return spec is not None
 
 
 def _refuse_twins(findings: Findings, steps: Steps, items: Any, key: str, default: str | None = None) -> None:

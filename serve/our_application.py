@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,18 +41,21 @@ MESSAGE_ENV = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
 HEADER_BYTES = 4096  # more than what Ray and the matrix put before the rows
 
 
+@dataclass(frozen=True)
+class Around:
+    """What of the rest of the file an application of ours depends on."""
+
+    num_nodes: int  # at most; 0 where the file does not say
+    timeout_s: float | None  # the longest that a request may take
+    owners: dict[str, str] = field(default_factory=dict)  # the application of each surface so far
+
+
 def check(
-    findings: Findings,
-    steps: Steps,
-    application: Mapping[str, Any],
-    sizes: Sequence[Size],
-    num_nodes: int,
-    timeout_s: float | None,
-    owners: dict[str, str],
+    findings: Findings, steps: Steps, application: Mapping[str, Any], sizes: Sequence[Size], around: Around
 ) -> None:
     """Everything of an application of ours that Ray passes on unread, and the rules between its parts.
 
-    `sizes` are those of its deployments that were sound; `owners` tell which application has which surface.
+    `sizes` are those of its deployments that were sound.
     """
     base = findings.document.path.resolve().parent
     deployments = application.get("deployments")
@@ -67,10 +71,10 @@ def check(
     args = _read_args(findings, steps, application)
     if args is None:
         return
-    _check_places(findings, (*steps, "args"), args, base, num_nodes)
+    _check_places(findings, (*steps, "args"), args, base, around.num_nodes)
     surface = _read_surface(findings, (*steps, "args", "surface"), args, base)
     if surface is not None:
-        _check_owner(findings, steps, surface.name, owners)
+        _check_owner(findings, steps, surface.name, around.owners)
     if knobs is None:
         return
     if surface is not None:
@@ -79,7 +83,7 @@ def check(
         _check_versions(findings, knobs_at, knobs, base / args.models)
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
-        _check_sizes(findings, named, args, knobs, timeout_s)
+        _check_sizes(findings, named, args, knobs, around.timeout_s)
 
 
 def _check_owner(findings: Findings, steps: Steps, surface: str, owners: dict[str, str]) -> None:
