@@ -201,7 +201,10 @@ def _refuse_twins(findings: Findings, steps: Steps, items: Any, key: str, defaul
             continue
         if value in first:
             owner = f"{steps[-1]}[{first[value]}]"
-            findings.refuse((*steps, i, key), f"{key} {value!r} is that of {owner} already; give it another")
+            findings.refuse(
+                (*steps, i, key),
+                f"{key} {value!r} is that of {owner} already; give another, or leave one out",
+            )
         first.setdefault(value, i)
 
 

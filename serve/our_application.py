@@ -34,6 +34,7 @@ OUR_INGRESS = "FeatureFetch"
 SCORER, WRITER = "Scorer", "Ingest"
 DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
 STORES = ("lmdb", "redis", "rediss")
+STORE_FORMS = "use lmdb:PATH on one machine, redis://HOST:PORT/DB on any number"
 DRAIN_S = 1.0  # that `up` has a replica behind HAProxy wait before it stops; Ray's own default is 30
 DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 MESSAGE_BYTES = 4 << 20  # Ray's own default for a message from replica to replica
@@ -124,19 +125,19 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
 def _check_places(findings: Findings, steps: Steps, args: AppArgs, base: Path, num_nodes: int) -> None:
     """Where store, models and log lie, for so many nodes at most."""
     kind, _, where = args.store.partition(":")
-    if kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
-        use = "lmdb:PATH or redis://HOST:PORT/DB"
-        hint = f"did you mean {kind}://?" if kind in STORES[1:] else nearest(kind, STORES)
-        reason = (
-            "lives in one process, and the service has several"
-            if kind == "memory"
-            else "is no address of a store"
+    if kind == "memory":
+        findings.refuse(
+            (*steps, "store"), f"memory: lives in one process, and the service has several; {STORE_FORMS}"
         )
-        findings.refuse((*steps, "store"), f"{shown(args.store)!r} {reason}; use {use}; {hint}")
+    elif kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
+        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else nearest(kind, STORES)
+        findings.refuse(
+            (*steps, "store"), f"{shown(args.store)!r} is no address of a store; {hint}; {STORE_FORMS}"
+        )
     elif num_nodes > 1 and kind == "lmdb":
         findings.refuse(
             (*steps, "store"),
-            f"{args.store!r} is a file of one machine, and `nodes` allows {num_nodes}; use redis://HOST:PORT/DB",
+            f"{args.store!r} is a file of one machine, and `nodes` allows {num_nodes}; {STORE_FORMS}",
         )
     elif num_nodes > 1 and any(name in where for name in ("//127.", "//localhost", "@127.", "@localhost")):
         findings.refuse(
@@ -229,13 +230,14 @@ def _check_sizes(
 ) -> None:
     """The rules between our three deployments, the knobs and the longest that HTTP waits."""
     front, scorer, writer = (sizes[name] for name in DEPLOYMENTS)
-    if (writer.min_replicas, writer.max_replicas) != (1, 1):
+    fewest, most = writer.min_replicas, writer.max_replicas
+    if (fewest, most) != (1, 1):
         findings.refuse(
             (
                 *writer.steps,
                 "num_replicas" if writer.target_ongoing_requests is None else "autoscaling_config",
             ),
-            f"{WRITER} must have one replica (got {writer.min_replicas} to {writer.max_replicas}): "
+            f"{WRITER} must have one replica (got {most if fewest == most else f'{fewest} to {most}'}): "
             "a second would only take the lease from the first",
         )
     _check_slots(findings, front, scorer, knobs)

@@ -302,4 +302,4 @@ def _meant(problem: Any) -> str:
 def _blame(findings: Findings, steps: Steps, message: str, given: Any) -> None:
     """Refuse a combination, at the first of the keys of which the message speaks."""
     named = [word for word in re.findall(r"\w+", message) if isinstance(given, dict) and word in given]
-    findings.refuse((*steps, *named[:1]), message)
+    findings.refuse((*steps, *named[:1]), message.rstrip(".!"))
