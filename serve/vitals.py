@@ -1,0 +1,95 @@
+"""How the service is: what its supervisor or its cluster tells, its applications' own answers, its counters."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serve import scrape
+from serve.config import OUR_APPLICATION, OUR_INGRESS
+from serve.settings import HEURISTICS
+
+BETWEEN_S = 1.0  # two looks at the counters
+
+
+def look(run: Path | None, address: str | None, before: scrape.Page | None = None) -> dict[str, Any]:
+    """All that is told of what runs; what nobody tells is None. `page` is to be the `before` of the next look.
+
+    Without `before` it takes a second: rates are from two looks at the counters.
+    """
+    from serve.cluster import status
+    from serve.running import RUN, AtAddress
+    from serve.run_folder import RunFolder
+
+    if address and run is None:
+        running = AtAddress(address)
+        service, document = running.service(), running.document
+    else:
+        folder = run or RUN
+        service, document = status(folder), RunFolder.of(folder).deployed()
+    answers = answers_of(service) if service["state"] in ("ready", "deploying") else {}
+    killed = killed_in(document)
+    pages = [service["metrics_url"]] if service.get("metrics_url") else []
+    pages = pages or [node["metrics_url"] for node in service.get("nodes", ()) if node.get("metrics_url")]
+    first, second = (before, scrape.read_pages(pages)) if before else scrape.watch(pages, BETWEEN_S)
+    return {
+        **service,
+        "degraded": degraded_by(answers, killed),
+        "kill_switch": killed,
+        "surfaces": answers,
+        "traffic": scrape.plain(scrape.traffic(first, second)),
+        "page": second,
+    }
+
+
+def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each application of ours says of itself, by its name: /readyz, with what /v1/model adds; empty if nothing.
+
+    `service` is as `service.json`.
+    """
+    found = {}
+    for name, app in service.get("applications", {}).items():
+        if app.get("import_path") == OUR_APPLICATION:
+            base = service["url"] + (app.get("route_prefix") or "/").rstrip("/")
+            ready, model = _get(base + "/readyz"), _get(base + "/v1/model")
+            found[name] = {**ready, "experiment": model.get("experiment")} if ready else {}
+    return found
+
+
+def degraded_by(answers: Mapping[str, Mapping[str, Any]], killed: list[str] | None = None) -> list[str]:
+    """Why rankings are not what the file promises, a sentence each; `killed` are applications in popular order."""
+    reasons = []
+    for name, answer in answers.items():
+        if not answer:
+            reasons.append(f"{name}: no answer to /readyz")
+            continue
+        if answer.get("store") != "fresh":
+            reasons.append(f"{name}: no fresh features: the store is {answer.get('store')}")
+        arms = (answer.get("experiment") or {}).get("arms") or []
+        without = [a["name"] for a in arms if a["scorer"] not in HEURISTICS and a["share"] and not a["model"]]
+        if without:
+            reasons.append(f"{name}: no model for {', '.join(without)}: these get the popular order")
+    return reasons + [f"{name}: the kill switch is on" for name in killed or ()]
+
+
+def killed_in(document: Mapping[str, Any]) -> list[str]:
+    """The applications of ours whose kill switch is on in a document."""
+    return [
+        app["name"]
+        for app in document.get("applications", ())
+        if app.get("import_path") == OUR_APPLICATION
+        for deployment in app.get("deployments") or ()
+        if deployment["name"] == OUR_INGRESS and (deployment.get("user_config") or {}).get("kill_switch")
+    ]
+
+
+def _get(url: str) -> dict[str, Any]:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(OSError, ValueError), direct.open(url, timeout=2.0) as response:
+        answer = json.loads(response.read())
+        return answer if isinstance(answer, dict) else {}
+    return {}
