@@ -71,7 +71,6 @@ def status(
     if watch:
         follow(run, address, every, as_json)
     found = look(run, address)
-    del found["page"]
     _answer(found, as_json, render(found))
     if found["state"] != "ready" or found["degraded"]:
         raise typer.Exit(1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -205,7 +206,7 @@ def _gap(what: Consequence, after: Targets, app: str, name: str) -> str:
 
 
 def _shapes(documents: tuple[Document, Document], known: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Each application's deployments, as far as anything tells of them, and its ingress."""
+    """Each application's deployments, as far as anything tells of them, and its ingress, which most files name first."""
     shapes = {}
     for document in documents:
         for app in document.get("applications") or ():
@@ -214,13 +215,17 @@ def _shapes(documents: tuple[Document, Document], known: Mapping[str, Shape]) ->
             fallback = ours if app["import_path"] == OUR_APPLICATION else Shape()
             shape = shapes.get(name, known.get(name, fallback))
             listed = [deployment["name"] for deployment in app.get("deployments") or ()]
-            shapes[name] = Shape(tuple(dict.fromkeys([*shape.deployments, *listed])), shape.ingress)
+            names = tuple(dict.fromkeys([*shape.deployments, *listed]))
+            shapes[name] = Shape(names, shape.ingress or next(iter(names), None))
     return shapes
 
 
 def _same_knob(path: Path, old: Document, new: Document) -> bool:
     """Whether a live knob of ours differs in being written out only."""
     was, now = (get(document, path) for document in (old, new))
+    if path[-1:] == ("user_config",):  # all of it is in one document only
+        given = now if isinstance(was, Absent) else was
+        return isinstance(given, Mapping) and all(_same_knob((*path, key), old, new) for key in given)
     default = _our_default(path, new)
     if path[-2:-1] != ("user_config",) or default is ...:
         return False
@@ -252,11 +257,13 @@ def _default(path: Path, targets: Targets, document: Document) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Ray warns of what it sees each time that it builds a target."""
+def _quiet() -> Iterator[None]:
+    """Ray warns of its own field declarations, and of what it sees each time that it builds a target."""
     log = logging.getLogger("ray.serve")
     was, log.disabled = log.disabled, True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         log.disabled = was

@@ -14,6 +14,7 @@ from typing import Any
 PREFIX = "ray_tabrank_"
 RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_ms_total"
 FRESHNESS, REASONS = "ray_tabrank_freshness_ms", "ray_tabrank_degraded_total"
+REPLICA = "WorkerId"  # Ray's label of the process
 QUANTILES = (0.5, 0.9, 0.99)
 
 Series = tuple[str, frozenset[tuple[str, str]]]  # a metric's name, and its labels
@@ -67,34 +68,66 @@ def parse(text: str, at_s: float) -> Page:
     return Page(at_s, values)
 
 
-def watch(
-    urls: list[str], seconds: float, *, read: Callable[[Iterable[str]], Page] = read_pages
-) -> tuple[Page, Page]:
-    """Two pages so far apart."""
-    first = read(urls)
-    time.sleep(seconds)
-    return first, read(urls)
+class Looks:
+    """The pages of the last ten seconds, and what was answered meanwhile.
 
+    Each replica hands its counters on every `every_s`: a page holds what was true up to so long ago, and a rate is
+    right only between two moments at which the same replica's counters moved.
+    """
 
-def traffic(before: Page, after: Page) -> Traffic | None:
-    """What was answered between two pages; None where nobody counts rankings."""
-    if not any(name == RANKINGS for name, _ in after.values):
-        return None
-    seconds = after.at_s - before.at_s
-    total = sum(_grown(before, after, RANKINGS, "rung").values())
-    p50, p90, p99 = (_quantile(_grown(before, after, LATENCY, "le"), q) for q in QUANTILES)
-    ages = [value for (name, _), value in after.values.items() if name == FRESHNESS]
-    return Traffic(
-        seconds,
-        total / seconds if seconds > 0 else 0.0,
-        p50,
-        p90,
-        p99,
-        _shares(_grown(before, after, RANKINGS, "rung"), total),
-        _shares(_grown(before, after, REASONS, "reason"), total),
-        _shares(_grown(before, after, RANKINGS, "arm"), total),
-        max(ages, default=None),
-    )
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self._pages: list[Page] = []
+
+    def add(self, page: Page) -> None:
+        """One more look."""
+        keep_s = max(10.0, 3 * self.every_s)
+        self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
+
+    def until_known(self, urls: list[str], *, read: Callable[[Iterable[str]], Page] = read_pages) -> None:
+        """Look until every replica has handed on twice."""
+        deadline = time.monotonic() + 2.5 * self.every_s
+        while time.monotonic() < deadline:
+            self.add(read(urls))
+            time.sleep(self.every_s / 5)
+        self.add(read(urls))
+
+    def traffic(self) -> Traffic | None:
+        """What was answered; None where nobody counts rankings."""
+        after = self._pages[-1]
+        if not any(name == RANKINGS for name, _ in after.values):
+            return None
+        before = self._pages[0]
+        rungs = _grown(before, after, RANKINGS, "rung")
+        total = sum(rungs.values())
+        p50, p90, p99 = (_quantile(_grown(before, after, LATENCY, "le"), q) for q in QUANTILES)
+        ages = [value for (name, _), value in after.values.items() if name == FRESHNESS]
+        return Traffic(
+            after.at_s - before.at_s,
+            self._rate_rps(),
+            p50,
+            p90,
+            p99,
+            _shares(rungs, total),
+            _shares(_grown(before, after, REASONS, "reason"), total),
+            _shares(_grown(before, after, RANKINGS, "arm"), total),
+            max(ages, default=None),
+        )
+
+    def _rate_rps(self) -> float:
+        """The sum of what each replica answered between the first and the last moment that its counters moved."""
+        moved: dict[str, list[tuple[float, float]]] = {}  # by replica: when, and what it had answered by then
+        for before, after in itertools.pairwise(self._pages):
+            now = _grown(Page(0.0), after, RANKINGS, REPLICA)
+            for replica, count in _grown(before, after, RANKINGS, REPLICA).items():
+                if count:
+                    moved.setdefault(replica, []).append((after.at_s, now[replica]))
+        rate = 0.0
+        for moments in moved.values():
+            (first_s, first), (last_s, last) = moments[0], moments[-1]
+            if last_s > first_s and last >= first:
+                rate += (last - first) / (last_s - first_s)
+        return rate
 
 
 def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]:
@@ -128,9 +161,7 @@ def _quantile(within: Mapping[str, float], quantile: float) -> float | None:
     return None
 
 
-def plain(found: Traffic | None) -> dict[str, Any] | None:
+def plain(found: Traffic) -> dict[str, Any]:
     """For JSON."""
-    if found is None:
-        return None
     told = dict(vars(found))
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in told.items()}

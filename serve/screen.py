@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from serve.scrape import Page
+from serve.scrape import Looks
 
 NOTHING = "–"  # what nobody tells
 WIDTH = 110
@@ -32,11 +32,10 @@ def follow(run: Path | None, address: str | None, every_s: float, as_json: bool)
     """Show the screen anew every so many seconds, or a line of JSON, until Ctrl-C."""
     from serve.vitals import look
 
-    page: Page | None = None
+    looks = Looks(every_s)
     with Live(auto_refresh=False, screen=False) as live:
         while True:
-            found = look(run, address, page)
-            page = found.pop("page")
+            found = look(run, address, looks)
             if as_json:
                 print(json.dumps(found), flush=True)
             else:

@@ -52,7 +52,8 @@ class Supervisor:
             "config_sha256": "",
             "num_deploys": 0,
             "error": "",
-            "metrics_url": None,  # of the node's Prometheus text page
+            "metrics_url": None,  # of this node's Prometheus text page
+            "metrics_every_s": float(os.environ.get("RAY_metrics_report_interval_ms", 10_000)) / 1e3,
             "applications": {},
             "nodes": [],
         }
@@ -135,6 +136,7 @@ class Supervisor:
             with contextlib.suppress(TabrankError):  # a failed deploy was reported when it was asked for
                 self._applications()
             self._note_changed(nodes=_nodes())
+            self._note_changed(metrics_url=self._service["nodes"][0]["metrics_url"])
 
     def _give_way(self) -> None:
         if self._redeploy:

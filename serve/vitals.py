@@ -13,37 +13,43 @@ from serve import scrape
 from serve.config import OUR_APPLICATION, OUR_INGRESS
 from serve.settings import HEURISTICS
 
-BETWEEN_S = 1.0  # two looks at the counters
 
+def look(run: Path | None, address: str | None, looks: scrape.Looks | None = None) -> dict[str, Any]:
+    """All that is told of what runs; what nobody tells is None.
 
-def look(run: Path | None, address: str | None, before: scrape.Page | None = None) -> dict[str, Any]:
-    """All that is told of what runs; what nobody tells is None. `page` is to be the `before` of the next look.
-
-    Without `before` it takes a second: rates are from two looks at the counters.
+    It takes some seconds to know the rates, but with the `looks` of earlier ones, to which it adds its own.
     """
     from serve.cluster import status
-    from serve.running import RUN, AtAddress
     from serve.run_folder import RunFolder
+    from serve.running import RUN, AtAddress
 
     if address and run is None:
         running = AtAddress(address)
         service, document = running.service(), running.document
     else:
-        folder = run or RUN
-        service, document = status(folder), RunFolder.of(folder).deployed()
+        service, document = status(run or RUN), RunFolder.of(run or RUN).deployed()
     answers = answers_of(service) if service["state"] in ("ready", "deploying") else {}
     killed = killed_in(document)
-    pages = [service["metrics_url"]] if service.get("metrics_url") else []
-    pages = pages or [node["metrics_url"] for node in service.get("nodes", ()) if node.get("metrics_url")]
-    first, second = (before, scrape.read_pages(pages)) if before else scrape.watch(pages, BETWEEN_S)
     return {
         **service,
         "degraded": degraded_by(answers, killed),
         "kill_switch": killed,
         "surfaces": answers,
-        "traffic": scrape.plain(scrape.traffic(first, second)),
-        "page": second,
+        "traffic": _traffic(service, looks),
     }
+
+
+def _traffic(service: Mapping[str, Any], looks: scrape.Looks | None) -> dict[str, Any] | None:
+    pages = [node["metrics_url"] for node in service.get("nodes", ()) if node["alive"] and node.get("metrics_url")]
+    if not pages:
+        return None
+    if looks is None:
+        looks = scrape.Looks(service.get("metrics_every_s", 10.0))
+        looks.until_known(pages)
+    else:
+        looks.add(scrape.read_pages(pages))
+    found = looks.traffic()
+    return scrape.plain(found) if found else None
 
 
 def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
