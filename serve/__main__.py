@@ -20,7 +20,9 @@ bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
-AnyRunFolder = Annotated[Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")]
+AnyRunFolder = Annotated[
+    Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
+]
 Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster's dashboard instead, http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"),

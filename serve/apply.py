@@ -17,7 +17,12 @@ SWITCH = "kill_switch"
 
 
 def diff(
-    config_path: Path, run: Path | None, address: str | None, apply: bool, timeout_s: float, progress: Progress
+    config_path: Path,
+    run: Path | None,
+    address: str | None,
+    apply: bool,
+    timeout_s: float,
+    progress: Progress,
 ) -> tuple[dict[str, Any], list[str], bool]:
     """How the file differs from what runs, for JSON and in lines; and whether it holds: no difference, or applied.
 

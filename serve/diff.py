@@ -127,7 +127,10 @@ def shown(value: Any) -> str:
 
 
 def _change(
-    path: Path, documents: tuple[Document, Document], ends: tuple[Targets, Targets], shapes: Mapping[str, Shape]
+    path: Path,
+    documents: tuple[Document, Document],
+    ends: tuple[Targets, Targets],
+    shapes: Mapping[str, Shape],
 ) -> Change | None:
     """The change of one field; None if it has no effect, such as a default that is written out."""
     before, after = _alone(path, documents, ends, shapes)
@@ -141,7 +144,10 @@ def _change(
 
 
 def _alone(
-    path: Path, documents: tuple[Document, Document], ends: tuple[Targets, Targets], shapes: Mapping[str, Shape]
+    path: Path,
+    documents: tuple[Document, Document],
+    ends: tuple[Targets, Targets],
+    shapes: Mapping[str, Shape],
 ) -> tuple[Targets, Targets]:
     """Targets that this field alone, or as little as can be beside it, tells apart.
 
@@ -206,8 +212,8 @@ def _gap(what: Consequence, after: Targets, app: str, name: str) -> str:
 
 
 def _shapes(documents: tuple[Document, Document], known: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Each application's deployments, as far as anything tells of them, and its ingress, which most files name first."""
-    shapes = {}
+    """Each application's deployments, as far as anything tells of them, and its ingress: most files name it first."""
+    shapes: dict[str, Shape] = {}
     for document in documents:
         for app in document.get("applications") or ():
             name = app["name"]

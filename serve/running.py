@@ -23,7 +23,12 @@ from serve.run_folder import POLL_S, RunFolder
 Progress = Callable[[str], None]
 SETTLE_S = 1.0  # Serve may report the old state for some rounds of its 0.1 s loop
 RUN = Path("var/run")
-TOLD = ("proxy_location", "http_options", "grpc_options", "target_capacity")  # by Serve's details, of a document
+TOLD = (
+    "proxy_location",
+    "http_options",
+    "grpc_options",
+    "target_capacity",
+)  # by Serve's details, of a document
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
 
 
@@ -65,7 +70,9 @@ class InFolder(Running):
         self._run, self._service = run, service
         deployed = run.deployed()
         if not deployed:
-            raise TabrankError(f"{run.path}: what runs was started by an earlier version; serve down && serve up")
+            raise TabrankError(
+                f"{run.path}: what runs was started by an earlier version; serve down && serve up"
+            )
         self.where, self.url, self.error = str(run.path), str(service["url"]), str(service.get("error", ""))
         self.nodes = deployed.pop("nodes", {})
         self.document = deployed
@@ -80,7 +87,9 @@ class InFolder(Running):
         home = Path(self._service["config"]).parent
         if home == config.path.parent:
             return found
-        moved = Change("folder", str(home), str(config.path.parent), Consequence.RESTART, "relative paths start there")
+        moved = Change(
+            "folder", str(home), str(config.path.parent), Consequence.RESTART, "relative paths start there"
+        )
         return Difference((*found.changes, moved), found.deployments, Consequence.RESTART)
 
     def config(self, document: Mapping[str, Any]) -> Config:
@@ -99,19 +108,23 @@ class AtAddress(Running):
     # Serve's details do not tell them; a top-level logging_config is told as each application's.
     not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, client: Any = None) -> None:
         self.where, self.nodes = address, None
         with _sentences(address):
             from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-            self.client = ServeSubmissionClient(address)
+            self.client = client or ServeSubmissionClient(address)
         self.details = self._details()
         applications = self.details["applications"]
         if not applications:
-            raise TabrankError(f"{address}: no application runs there; deploy one with: serve deploy cluster.yaml")
+            raise TabrankError(
+                f"{address}: no application runs there; deploy one with: serve deploy cluster.yaml"
+            )
         by_code = [name for name, app in applications.items() if not app.get("deployed_app_config")]
         if by_code:
-            raise TabrankError(f"{address}: {by_code[0]!r} was deployed by code and not by a file; deploy the file")
+            raise TabrankError(
+                f"{address}: {by_code[0]!r} was deployed by code and not by a file; deploy the file"
+            )
         told = {key: self.details.get(key) for key in TOLD}
         self.document = {key: value for key, value in told.items() if value is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in applications.values()]
@@ -144,7 +157,11 @@ class AtAddress(Running):
             if failed:
                 messages = [failed[0]["message"], *(d["message"] for d in failed[0]["deployments"].values())]
                 raise TabrankError(f"application {failed[0]['name']!r} cannot be deployed: {cause(messages)}")
-            if {name for name, app in applications.items() if app["status"] == "RUNNING"} == names == {*applications}:
+            if (
+                {name for name, app in applications.items() if app["status"] == "RUNNING"}
+                == names
+                == {*applications}
+            ):
                 return
             if time.monotonic() > deadline:
                 raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")

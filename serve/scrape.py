@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import urllib.request
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ PREFIX = "ray_tabrank_"
 RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_ms_total"
 FRESHNESS, REASONS = "ray_tabrank_freshness_ms", "ray_tabrank_degraded_total"
 REPLICA = "WorkerId"  # Ray's label of the process
+MOST_S = 6.0  # that one look may take
 QUANTILES = (0.5, 0.9, 0.99)
 
 Series = tuple[str, frozenset[tuple[str, str]]]  # a metric's name, and its labels
@@ -61,7 +62,7 @@ def parse(text: str, at_s: float) -> Page:
     from prometheus_client.parser import text_string_to_metric_families
 
     ours = "\n".join(line for line in text.splitlines() if line.startswith(PREFIX))  # Ray's own are thousands
-    values: Counter[Series] = Counter()
+    values: defaultdict[Series, float] = defaultdict(float)
     for family in text_string_to_metric_families(ours + "\n"):
         for sample in family.samples:
             values[sample.name, frozenset(sample.labels.items())] += sample.value
@@ -85,12 +86,13 @@ class Looks:
         self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
 
     def until_known(self, urls: list[str], *, read: Callable[[Iterable[str]], Page] = read_pages) -> None:
-        """Look until every replica has handed on twice."""
-        deadline = time.monotonic() + 2.5 * self.every_s
-        while time.monotonic() < deadline:
-            self.add(read(urls))
-            time.sleep(self.every_s / 5)
+        """Look until every replica has handed on twice; where it does so seldom, not as long."""
+        wait_s = min(2.5 * self.every_s, MOST_S)
+        deadline = time.monotonic() + wait_s
         self.add(read(urls))
+        while time.monotonic() < deadline:
+            time.sleep(wait_s / 12)
+            self.add(read(urls))
 
     def traffic(self) -> Traffic | None:
         """What was answered; None where nobody counts rankings."""
@@ -132,7 +134,7 @@ class Looks:
 
 def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]:
     """By how much a counter grew, by a label's value; a series that fell began anew."""
-    grown: Counter[str] = Counter()
+    grown: defaultdict[str, float] = defaultdict(float)
     for series, value in after.values.items():
         if series[0] == name:
             was = before.values.get(series, 0.0)

@@ -90,7 +90,9 @@ def _traffic(found: Mapping[str, Any]) -> Table:
     for name, answer in surfaces.items():
         table.add_row(f"{name}: model", answer.get("model") or NOTHING)
         table.add_row(f"{name}: arms", _arms(answer.get("experiment"), traffic.get("arms") or {}))
-    table.add_row("kill switch", ", ".join(f"on for {name}" for name in found.get("kill_switch") or ()) or "off")
+    table.add_row(
+        "kill switch", ", ".join(f"on for {name}" for name in found.get("kill_switch") or ()) or "off"
+    )
     return table
 
 
@@ -99,7 +101,8 @@ def _arms(experiment: Mapping[str, Any] | None, seen: Mapping[str, float]) -> st
     if not experiment:
         return NOTHING
     arms = [
-        f"{arm['name']} {arm['share']:.0%}" + (f" (seen {seen[arm['name']]:.0%})" if arm["name"] in seen else "")
+        f"{arm['name']} {arm['share']:.0%}"
+        + (f" (seen {seen[arm['name']]:.0%})" if arm["name"] in seen else "")
         for arm in experiment["arms"]
     ]
     held = [f"held out {experiment['holdout']:.0%}"] if experiment["holdout"] else []
@@ -111,7 +114,9 @@ def _nodes(nodes: Iterable[Mapping[str, Any]]) -> Text:
     for node in nodes:
         if node["alive"]:
             alive[node["pool"]] = alive.get(node["pool"], 0) + 1
-    return Text("nodes  " + (", ".join(f"{count} {pool}" for pool, count in sorted(alive.items())) or NOTHING))
+    return Text(
+        "nodes  " + (", ".join(f"{count} {pool}" for pool, count in sorted(alive.items())) or NOTHING)
+    )
 
 
 def _table(*columns: str) -> Table:

@@ -20,6 +20,7 @@ from serve.run_folder import POLL_S, RunFolder
 from serve.running import SETTLE_S, application_of, cause, plain_nodes
 
 STATUS_PERIOD_S = 1.0
+REPORT_MS = "RAY_metrics_report_interval_ms"  # Ray's, of how often a process hands its counters on
 READY_WAIT_S = 3.0  # what answers but is not ready, such as a service without a store, is up all the same
 
 
@@ -48,12 +49,11 @@ class Supervisor:
             "haproxy": haproxy,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "cluster_id": run.cluster_id,
-            "fixed_sha256": config.fixed_sha256,
             "config_sha256": "",
             "num_deploys": 0,
             "error": "",
             "metrics_url": None,  # of this node's Prometheus text page
-            "metrics_every_s": float(os.environ.get("RAY_metrics_report_interval_ms", 10_000)) / 1e3,
+            "metrics_every_s": float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
             "applications": {},
             "nodes": [],
         }
@@ -105,7 +105,9 @@ class Supervisor:
 
         self._note(stage="deploying the application")
         schema = ServeDeploySchema.model_validate(dict(config.serve))
-        if schema.logging_config:  # of the controller and the proxies; applications take it over by themselves
+        if (
+            schema.logging_config
+        ):  # of the controller and the proxies; applications take it over by themselves
             self._client.update_global_logging_config(schema.logging_config)
         self._client.deploy_apps(schema)
         if self._service["num_deploys"]:

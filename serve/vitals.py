@@ -40,7 +40,9 @@ def look(run: Path | None, address: str | None, looks: scrape.Looks | None = Non
 
 
 def _traffic(service: Mapping[str, Any], looks: scrape.Looks | None) -> dict[str, Any] | None:
-    pages = [node["metrics_url"] for node in service.get("nodes", ()) if node["alive"] and node.get("metrics_url")]
+    pages = [
+        node["metrics_url"] for node in service.get("nodes", ()) if node["alive"] and node.get("metrics_url")
+    ]
     if not pages:
         return None
     if looks is None:

@@ -62,7 +62,12 @@ class Service:
             self.port = server.getsockname()[1]
         self.folder = folder
         (folder / "shop.py").write_text(APPLICATION)
-        scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2, "downscale_delay_s": 600}
+        scaling = {
+            "min_replicas": 1,
+            "max_replicas": 2,
+            "target_ongoing_requests": 2,
+            "downscale_delay_s": 600,
+        }
         front = QUICK | {"name": "Front", "user_config": {"knob": 1}, "autoscaling_config": scaling}
         shop = {
             "name": "shop",
@@ -163,7 +168,9 @@ def service(tmp_path_factory):
         ),
         ({f"{SHOP}/runtime_env": {"env_vars": {"LABEL": "x"}}}, "rebuilt", {"Front": 1, "Back": 1}),
     ],
-    ids=lambda value: "+".join(path.rpartition("/")[2] for path in value) if isinstance(value, dict) else str(value),
+    ids=lambda value: (
+        "+".join(path.rpartition("/")[2] for path in value) if isinstance(value, dict) else str(value)
+    ),
 )
 def test_replicas_do_what_the_difference_says(service, changes, said, new):
     before = service.ids()
@@ -184,7 +191,12 @@ def test_the_running_replicas_got_what_they_were_given(service):
 
 
 def test_an_application_comes_and_goes_and_the_other_is_not_touched(service):
-    other = {"name": "other", "route_prefix": "/other", "import_path": "shop:build", "args": {"word": "three"}}
+    other = {
+        "name": "other",
+        "route_prefix": "/other",
+        "import_path": "shop:build",
+        "args": {"word": "three"},
+    }
     other["deployments"] = [QUICK | {"name": "Front", "user_config": {"knob": 3}}, QUICK | {"name": "Back"}]
     before = service.ids()
     assert service.differ({"applications/other": other})[0]["consequence"] == "added"

@@ -12,7 +12,6 @@ from serve.diff import compare
 from serve.errors import TabrankError
 from serve.field import replaced
 
-
 DOCUMENT = {
     "http_options": {"host": "127.0.0.1", "port": 8000},
     "applications": [
@@ -159,7 +158,9 @@ def test_a_min_above_the_old_max_is_judged_after_the_max():
     new = changed(f"{FRONT}/autoscaling_config/max_replicas", 5)
     new = changed(f"{FRONT}/autoscaling_config/min_replicas", 3, new)
     new = changed(f"{FRONT}/autoscaling_config/look_back_period_s", 7, new)
-    found = {change.path.rpartition(".")[2]: change.consequence.name for change in compare(DOCUMENT, new).changes}
+    found = {
+        change.path.rpartition(".")[2]: change.consequence.name for change in compare(DOCUMENT, new).changes
+    }
     assert found == {"min_replicas": "NOTHING", "max_replicas": "NOTHING", "look_back_period_s": "IN_PLACE"}
 
 
@@ -167,7 +168,9 @@ def test_what_ray_passes_over_says_so_and_comes_into_force_with_the_next_change(
     alone = compared(f"{FRONT}/max_replicas_per_node", 3)
     assert alone.worst == Consequence.NOTHING
     assert alone.changes[0].note.startswith("Ray passes over it")
-    both = compare(DOCUMENT, changed(f"{FRONT}/user_config/knob", 2, changed(f"{FRONT}/max_replicas_per_node", 3)))
+    both = compare(
+        DOCUMENT, changed(f"{FRONT}/user_config/knob", 2, changed(f"{FRONT}/max_replicas_per_node", 3))
+    )
     assert both.worst == Consequence.ROLLING
     assert both.lines()[-4:-2] == [
         'the document: "as it runs" → "as written"',
@@ -197,7 +200,9 @@ def _reversed(document):
 
 
 def test_a_deployment_that_the_file_does_not_name_is_rebuilt_with_its_application():
-    found = compare(DOCUMENT, changed(f"{SHOP}/args/days", 2), {"shop": Shape(("Front", "Back", "Third"), "Front")})
+    found = compare(
+        DOCUMENT, changed(f"{SHOP}/args/days", 2), {"shop": Shape(("Front", "Back", "Third"), "Front")}
+    )
     assert found.deployments["shop"]["Third"][0] == Consequence.REBUILT
 
 
@@ -219,7 +224,9 @@ def test_a_live_knob_of_ours_that_is_written_out_as_its_default_is_no_change_but
 
 
 def test_the_kill_switch_is_turned_in_every_application_of_ours_and_back():
-    both = {"applications": [OURS["applications"][0] | {"route_prefix": "/spaces"}, *DOCUMENT["applications"]]}
+    both = {
+        "applications": [OURS["applications"][0] | {"route_prefix": "/spaces"}, *DOCUMENT["applications"]]
+    }
     on = switched(both, True)
     assert on["applications"][0]["deployments"] == [
         {"name": "FeatureFetch", "user_config": {"kill_switch": True}}

@@ -6,7 +6,9 @@ from serve.scrape import Looks, Page, parse
 ARM = 'experiment="launch",arm="model"'
 
 
-def page(at_s: float, answered: int, *, worker: str = "w1", fallback: int = 0, within: dict[str, int] | None = None) -> Page:
+def page(
+    at_s: float, answered: int, *, worker: str = "w1", fallback: int = 0, within: dict[str, int] | None = None
+) -> Page:
     text = f"""# HELP ray_tabrank_rankings_total Answered rankings.
 # TYPE ray_tabrank_rankings_total counter
 ray_tabrank_rankings_total{{WorkerId="{worker}",{ARM},rung="full"}} {answered}
