@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from serve.config import OUR_APPLICATION, OUR_INGRESS, read
 from serve.consequence import Consequence
 from serve.errors import TabrankError
+from serve.field import unshared
 from serve.running import Progress, find
 
 SWITCH = "kill_switch"
@@ -74,7 +74,7 @@ def popular(
 
 def switched(document: Mapping[str, Any], on: bool) -> dict[str, Any]:
     """The document with the kill switch of every application of ours on, or as if nobody had touched it."""
-    turned = copy.deepcopy(dict(document))
+    turned = unshared(document)
     ours = [app for app in turned["applications"] if app["import_path"] == OUR_APPLICATION]
     if not ours:
         raise TabrankError(f"no application of {OUR_APPLICATION} runs here; only those have a popular order")

@@ -6,7 +6,6 @@ Nothing here lists options. Ray builds the targets of the old and the new docume
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve.config import FIXED_KEYS
 from serve.errors import TabrankError
+from serve.field import unshared
 
 if TYPE_CHECKING:
     from ray.serve._private.deployment_info import DeploymentInfo
@@ -67,7 +67,7 @@ class Targets:
     def __init__(self, document: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
         from ray.serve.schema import ServeDeploySchema
 
-        given = copy.deepcopy(dict(document))
+        given = unshared(document)
         code = {app["name"]: _take_code(app) for app in given.get("applications", ())}
         self.schema = ServeDeploySchema.model_validate(given)
         self.start = {key: _plain(getattr(self.schema, key)) for key in FIXED_KEYS}

@@ -37,6 +37,7 @@ class Change:
     new: Any
     consequence: Consequence
     note: str = ""
+    touched: tuple[str, ...] = ()  # the deployments, as application/deployment
 
     def plain(self) -> dict[str, Any]:
         """For JSON; a value that a document leaves out is missing, its default beside it where that is known."""
@@ -46,7 +47,12 @@ class Change:
                 told[side] = value
             elif value.default is not ...:
                 told[f"{side}_default"] = value.default
-        return told | {"consequence": self.consequence.name.lower(), "note": self.note}
+        what = {
+            "consequence": self.consequence.name.lower(),
+            "touched": list(self.touched),
+            "note": self.note,
+        }
+        return told | what
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,14 @@ def _change(
     for value, targets, document in ((was, before, documents[0]), (now, after, documents[1])):
         if isinstance(value, Absent):
             value.default = _default(path, targets, document)
-    return Change(text(path), was, now, before.worst(after), _note(path, (before, after), ends))
+    touched = [
+        f"{app}/{name}"
+        for app, by_name in _touched(before, after).items()
+        for name, (what, _) in by_name.items()
+        if what != Consequence.NOTHING
+    ]
+    note = _note(path, (before, after), ends)
+    return Change(text(path), was, now, before.worst(after), note, tuple(touched))
 
 
 def _alone(

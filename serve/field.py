@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,7 +48,7 @@ def get(document: Mapping[str, Any], path: Path) -> Any:
 
 def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
     """The document with another value at a path; `Absent` takes the field out."""
-    changed = copy.deepcopy(dict(document))
+    changed = unshared(document)
     here: Any = changed
     for depth, key in enumerate(path[:-1], 1):
         missing: Any = [] if NAMED.get(depth) == key else {}
@@ -58,12 +57,19 @@ def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, A
     if isinstance(here, list):
         here[:] = [item for item in here if item["name"] != last]
         if not isinstance(value, Absent):
-            here.append(copy.deepcopy(value))
+            here.append(unshared(value))
     elif isinstance(value, Absent):
         here.pop(last, None)
     else:
-        here[last] = copy.deepcopy(value)
+        here[last] = unshared(value)
     return changed
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which no two places are one: where YAML has an alias, deepcopy keeps both one."""
+    if isinstance(value, Mapping):
+        return {key: unshared(item) for key, item in value.items()}
+    return [unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def text(path: Path) -> str:

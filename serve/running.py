@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from serve.config import Config
 from serve.consequence import Consequence, Shape
 from serve.diff import Change, Difference, compare
 from serve.errors import TabrankError
+from serve.field import unshared
 from serve.run_folder import POLL_S, RunFolder
 
 Progress = Callable[[str], None]
@@ -116,6 +116,7 @@ class AtAddress(Running):
             self.client = client or ServeSubmissionClient(address)
         self.details = self._details()
         applications = self.details["applications"]
+        applications = {name: app for name, app in applications.items() if app["status"] != "DELETING"}
         if not applications:
             raise TabrankError(
                 f"{address}: no application runs there; deploy one with: serve deploy cluster.yaml"
@@ -136,7 +137,7 @@ class AtAddress(Running):
 
     def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Of a document, what can be compared with what runs."""
-        given = copy.deepcopy({k: v for k, v in document.items() if k not in self.not_compared})
+        given = unshared({k: v for k, v in document.items() if k not in self.not_compared})
         if document.get("logging_config"):
             for app in given["applications"]:
                 if app.get("logging_config") is None:

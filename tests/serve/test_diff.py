@@ -50,72 +50,86 @@ SHOP = "applications/shop"
 FRONT, BACK = f"{SHOP}/deployments/Front", f"{SHOP}/deployments/Back"
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "front", "back"),
-    [
-        (f"{FRONT}/autoscaling_config/max_replicas", 9, "nothing", "nothing"),
-        (f"{FRONT}/autoscaling_config/upscale_delay_s", 9, "nothing", "nothing"),
-        (f"{FRONT}/autoscaling_config/look_back_period_s", 9, "in_place", "nothing"),
-        (f"{BACK}/num_replicas", 3, "nothing", "nothing"),
-        (f"{BACK}/max_queued_requests", 9, "nothing", "nothing"),
-        (f"{BACK}/max_surge_percent", 100, "nothing", "nothing"),
-        (f"{FRONT}/user_config/knob", 2, "in_place", "nothing"),
-        (f"{FRONT}/max_ongoing_requests", 99, "in_place", "nothing"),
-        (f"{BACK}/health_check_period_s", 9, "nothing", "in_place"),
-        (f"{BACK}/graceful_shutdown_timeout_s", 9, "nothing", "in_place"),
-        (f"{BACK}/backpressure_config/status_code", 429, "nothing", "in_place"),
-        (f"{BACK}/logging_config/log_level", "DEBUG", "nothing", "in_place"),
-        (f"{SHOP}/logging_config/log_level", "DEBUG", "in_place", "in_place"),
-        ("logging_config/log_level", "DEBUG", "in_place", "in_place"),
-        (f"{SHOP}/route_prefix", "/shop", "in_place", "nothing"),
-        (f"{FRONT}/ray_actor_options/num_cpus", 0.25, "rolling", "nothing"),
-        (f"{BACK}/max_replicas_per_node", 2, "nothing", "rolling"),
-        (f"{BACK}/placement_group_bundles", [{"CPU": 1}], "nothing", "rolling"),
-        (f"{SHOP}/args/days", 2, "rebuilt", "rebuilt"),
-        (f"{SHOP}/import_path", "shop:other", "rebuilt", "rebuilt"),
-        (f"{SHOP}/runtime_env/env_vars", {"A": "b"}, "rebuilt", "rebuilt"),
-        (f"{FRONT}/autoscaling_config/policy", {"policy_function": "no_such:policy"}, "rebuilt", "rebuilt"),
-        (f"{BACK}/autoscaling_config", {"min_replicas": 2, "max_replicas": 2}, "rebuilt", "rebuilt"),
-        (f"{BACK}/request_router_config", {"initial_backoff_s": 0.1}, "rebuilt", "rebuilt"),
-    ],
-)
-def test_a_change_touches_these_replicas(path, value, front, back):
-    document = changed(path, value)
-    if path == f"{BACK}/autoscaling_config":
-        document["applications"][0]["deployments"][1].pop("num_replicas")
-    found = compare(DOCUMENT, document)
-    touched = {name: what.name.lower() for name, (what, _) in found.deployments["shop"].items()}
-    assert touched == {"Front": front, "Back": back}
-    assert found.worst == max(Consequence[front.upper()], Consequence[back.upper()])
-    assert max(change.consequence for change in found.changes) == found.worst
+# What is changed, to what, what that does, and to which deployments.
+TABLE = [
+    (f"{FRONT}/autoscaling_config/max_replicas", 9, "nothing", ""),
+    (f"{FRONT}/autoscaling_config/upscale_delay_s", 9, "nothing", ""),
+    (f"{FRONT}/autoscaling_config/look_back_period_s", 9, "in_place", "Front"),
+    (f"{BACK}/num_replicas", 3, "nothing", ""),
+    (f"{BACK}/max_queued_requests", 9, "nothing", ""),
+    (f"{BACK}/max_surge_percent", 100, "nothing", ""),
+    (f"{FRONT}/user_config/knob", 2, "in_place", "Front"),
+    (f"{FRONT}/max_ongoing_requests", 99, "in_place", "Front"),
+    (f"{BACK}/health_check_period_s", 9, "in_place", "Back"),
+    (f"{BACK}/graceful_shutdown_timeout_s", 9, "in_place", "Back"),
+    (f"{BACK}/backpressure_config/status_code", 429, "in_place", "Back"),
+    (f"{BACK}/logging_config/log_level", "DEBUG", "in_place", "Back"),
+    (f"{SHOP}/route_prefix", "/shop", "in_place", "Front"),
+    (f"{FRONT}/ray_actor_options/num_cpus", 0.25, "rolling", "Front"),
+    (f"{BACK}/max_replicas_per_node", 2, "rolling", "Back"),
+    (f"{SHOP}/args/days", 2, "rebuilt", "Front Back"),
+    (f"{SHOP}/import_path", "shop:other", "rebuilt", "Front Back"),
+    (f"{SHOP}/runtime_env/env_vars", {"A": "b"}, "rebuilt", "Front Back"),
+    (f"{FRONT}/autoscaling_config/policy", {"policy_function": "no_such:policy"}, "rebuilt", "Front Back"),
+    (f"{BACK}/request_router_config", {"initial_backoff_s": 0.1}, "rebuilt", "Front Back"),
+    ("target_capacity", 50, "nothing", ""),
+    ("http_options/port", 8001, "restart", ""),
+    ("proxy_location", "HeadOnly", "restart", ""),
+    ("grpc_options/port", 9001, "restart", ""),
+    ("tracing_config/enabled", True, "restart", ""),
+    ("controller_options/runtime_env", {"env_vars": {"A": "b"}}, "restart", ""),
+]
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("http_options/port", 8001),
-        ("proxy_location", "HeadOnly"),
-        ("grpc_options/port", 9001),
-        ("tracing_config/enabled", True),
-        ("controller_options/runtime_env", {"env_vars": {"A": "b"}}),
-    ],
-)
-def test_what_serve_reads_when_it_starts_needs_a_restart(path, value):
-    assert compared(path, value).worst == Consequence.RESTART
+def test_each_change_does_what_the_table_says_whatever_else_changes():
+    document = DOCUMENT
+    for path, value, *_ in TABLE:
+        document = changed(path, value, document)
+    found = {change.path: change for change in compare(DOCUMENT, document).changes}
+    assert len(found) == len(TABLE)
+    for path, _, does, touched in TABLE:
+        keys = path.split("/")
+        change = next(
+            c for name, c in found.items() if name.endswith(keys[-1]) and all(k in name for k in keys)
+        )
+        told = (change.consequence.name.lower(), set(change.touched))
+        assert told == (does, {f"shop/{name}" for name in touched.split()}), path
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
+def test_a_logging_config_reaches_every_deployment_that_has_none():
+    (change,) = compared("logging_config/log_level", "DEBUG").changes
+    assert (change.consequence, change.touched) == (Consequence.IN_PLACE, ("shop/Front", "shop/Back"))
+
+
+def test_placement_groups_are_rolled_out():
+    assert compared(f"{BACK}/placement_group_bundles", [{"CPU": 1}]).worst == Consequence.ROLLING
+
+
+def test_a_change_of_what_two_deployments_share_by_a_yaml_alias_is_of_both():
+    options = {"num_cpus": 0.5}
+    both = [{"name": name, "ray_actor_options": options} for name in ("Front", "Back")]
+    old = {"applications": [{"name": "shop", "import_path": "shop:build", "deployments": both}]}
+    (change,) = compare(old, changed(f"{BACK}/ray_actor_options/num_cpus", 1, old)).changes
+    assert change.touched == ("shop/Back",)
+
+
+def test_from_a_number_of_replicas_to_autoscaling_rebuilds_the_application():
+    document = changed(f"{BACK}/autoscaling_config", {"min_replicas": 2, "max_replicas": 2})
+    document["applications"][0]["deployments"][1].pop("num_replicas")
+    assert compare(DOCUMENT, document).worst == Consequence.REBUILT
+
+
+def test_defaults_that_are_written_out_are_no_change():
+    document = DOCUMENT
+    for path, value in (
         ("http_options/keep_alive_timeout_s", 90),
         (f"{BACK}/max_queued_requests", -1),
         (f"{BACK}/max_ongoing_requests", 5),
         (f"{FRONT}/autoscaling_config/downscale_delay_s", 600),
         (f"{FRONT}/ray_actor_options/num_cpus", 0.50),
-    ],
-)
-def test_a_default_that_is_written_out_is_no_change(path, value):
-    found = compared(path, value)
+    ):
+        document = changed(path, value, document)
+    found = compare(DOCUMENT, document)
     assert (found.changes, found.lines()) == ((), ["no differences"])
 
 
