@@ -67,13 +67,14 @@ def status(
     as_json: Json = False,
 ) -> None:
     """What runs and how it ranks, on one screen. Exit code 0 if it is ready and nothing is degraded, else 1."""
-    from serve.screen import follow, render
+    from serve.screen import keep_showing, render
     from serve.vitals import look
 
     if watch:
-        follow(run, address, every, as_json)
-    found = look(run, address)
-    _answer(found, as_json, render(found))
+        found = keep_showing(run, address, every, as_json)
+    else:
+        found = look(run, address)
+        _answer(found, as_json, render(found))
     if found["state"] != "ready" or found["degraded"]:
         raise typer.Exit(1)
 

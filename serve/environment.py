@@ -64,8 +64,6 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
         forced = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
     tunable |= {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Counters are handed on every second, not every ten: `status` knows the rate at once.
-        "RAY_metrics_report_interval_ms": "1000",
         # Ray runs its workers at nice 15, behind every other process of the machine: here they are the service.
         "RAY_worker_niceness": "0",
         # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.

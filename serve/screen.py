@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,19 +29,20 @@ def render(found: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in told.rstrip().splitlines())
 
 
-def follow(run: Path | None, address: str | None, every_s: float, as_json: bool) -> NoReturn:
-    """Show the screen anew every so many seconds, or a line of JSON, until Ctrl-C."""
+def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> dict[str, Any]:
+    """Show the screen anew every so many seconds, or a line of JSON, until Ctrl-C; the last that was found."""
     from serve.vitals import look
 
-    looks = Looks(every_s)
-    with Live(auto_refresh=False, screen=False) as live:
+    looks, found = Looks(every_s), look(run, address)
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         while True:
-            found = look(run, address, looks)
             if as_json:
                 print(json.dumps(found), flush=True)
             else:
                 live.update(screen(found), refresh=True)
             time.sleep(every_s)
+            found = look(run, address, looks)
+    return found
 
 
 def screen(found: Mapping[str, Any]) -> RenderableType:
