@@ -74,7 +74,7 @@ def popular(
 
 def switched(document: Mapping[str, Any], on: bool) -> dict[str, Any]:
     """The document with the kill switch of every application of ours on, or as if nobody had touched it."""
-    turned = unshared(document)
+    turned: dict[str, Any] = unshared(document)
     ours = [app for app in turned["applications"] if app["import_path"] == OUR_APPLICATION]
     if not ours:
         raise TabrankError(f"no application of {OUR_APPLICATION} runs here; only those have a popular order")

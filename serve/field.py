@@ -48,7 +48,7 @@ def get(document: Mapping[str, Any], path: Path) -> Any:
 
 def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
     """The document with another value at a path; `Absent` takes the field out."""
-    changed = unshared(document)
+    changed: dict[str, Any] = unshared(document)
     here: Any = changed
     for depth, key in enumerate(path[:-1], 1):
         missing: Any = [] if NAMED.get(depth) == key else {}

@@ -137,7 +137,7 @@ class AtAddress(Running):
 
     def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Of a document, what can be compared with what runs."""
-        given = unshared({k: v for k, v in document.items() if k not in self.not_compared})
+        given: dict[str, Any] = unshared({k: v for k, v in document.items() if k not in self.not_compared})
         if document.get("logging_config"):
             for app in given["applications"]:
                 if app.get("logging_config") is None:
