@@ -23,12 +23,8 @@ from serve.run_folder import POLL_S, RunFolder
 Progress = Callable[[str], None]
 SETTLE_S = 1.0  # Serve may report the old state for some rounds of its 0.1 s loop
 RUN = Path("var/run")
-TOLD = (
-    "proxy_location",
-    "http_options",
-    "grpc_options",
-    "target_capacity",
-)  # by Serve's details, of a document
+# What Serve's details tell of a document, beside its applications.
+TOLD = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
 
 

@@ -52,7 +52,6 @@ class Supervisor:
             "config_sha256": "",
             "num_deploys": 0,
             "error": "",
-            "metrics_url": None,  # of this node's Prometheus text page
             "metrics_every_s": float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
             "applications": {},
             "nodes": [],
@@ -105,9 +104,7 @@ class Supervisor:
 
         self._note(stage="deploying the application")
         schema = ServeDeploySchema.model_validate(dict(config.serve))
-        if (
-            schema.logging_config
-        ):  # of the controller and the proxies; applications take it over by themselves
+        if schema.logging_config:  # of controller and proxies; applications take it over by themselves
             self._client.update_global_logging_config(schema.logging_config)
         self._client.deploy_apps(schema)
         if self._service["num_deploys"]:
@@ -138,7 +135,6 @@ class Supervisor:
             with contextlib.suppress(TabrankError):  # a failed deploy was reported when it was asked for
                 self._applications()
             self._note_changed(nodes=_nodes())
-            self._note_changed(metrics_url=self._service["nodes"][0]["metrics_url"])
 
     def _give_way(self) -> None:
         if self._redeploy:
@@ -171,18 +167,21 @@ class Supervisor:
         """Serve's own state, noted; TabrankError if an application cannot be deployed."""
         details = self._client.get_serve_details()["applications"]
         applications = {name: application_of(app) for name, app in details.items()}
-        self._note_changed(applications=applications)
+        is_new = self._note_changed(applications=applications)
         for name, app in details.items():
             if app["status"] == "DEPLOY_FAILED":
                 messages = [app["message"], *(value["message"] for value in app["deployments"].values())]
-                print("\n".join(messages), flush=True)
+                if is_new:
+                    print("\n".join(messages), flush=True)
                 raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages)}")
         return applications
 
-    def _note_changed(self, **changes: Any) -> None:
-        """Note what differs from what is noted: the file is written on a change only."""
-        if any(self._service[key] != value for key, value in changes.items()):
+    def _note_changed(self, **changes: Any) -> bool:
+        """Note what differs from what is noted, and whether anything does: the file is written on a change only."""
+        is_new = any(self._service[key] != value for key, value in changes.items())
+        if is_new:
             self._note(**changes)
+        return is_new
 
     def _note(self, **changes: Any) -> None:
         self._service |= changes
@@ -213,7 +212,7 @@ def _nodes() -> list[dict[str, Any]]:
             "id": node["NodeID"],
             "pool": node.get("Labels", {}).get("pool", "head"),
             "alive": node["Alive"],
-            "metrics_url": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}",
+            "metrics_url": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
         }
         for node in ray.nodes()
     ]
