@@ -49,7 +49,7 @@ def up(
     with run.locked(timeout_s):
         action, changes = _act(config, run, haproxy, timeout_s, progress)
         service = {**run.service(), "action": action, "changes": changes}
-    degraded = degraded_by(answers_of(service))
+        degraded = degraded_by(answers_of(service), run.deployed())
     return {**service, "degraded": degraded, "seconds": round(time.monotonic() - begin, 1)}
 
 

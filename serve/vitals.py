@@ -29,11 +29,10 @@ def look(run: Path | None, address: str | None, looks: scrape.Looks | None = Non
     else:
         service, document = status(run or RUN), RunFolder.of(run or RUN).deployed()
     answers = answers_of(service) if service["state"] in ("ready", "deploying") else {}
-    killed = killed_in(document)
     return {
         **service,
-        "degraded": degraded_by(answers, killed),
-        "kill_switch": killed,
+        "degraded": degraded_by(answers, document),
+        "kill_switch": killed_in(document),
         "surfaces": answers,
         "traffic": _traffic(service, looks),
     }
@@ -68,8 +67,8 @@ def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def degraded_by(answers: Mapping[str, Mapping[str, Any]], killed: list[str] | None = None) -> list[str]:
-    """Why rankings are not what the file promises, a sentence each; `killed` are applications in popular order."""
+def degraded_by(answers: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any]) -> list[str]:
+    """Why rankings are not what the file promises, a sentence each; `document` is what Serve was given."""
     reasons = []
     for name, answer in answers.items():
         if not answer:
@@ -81,18 +80,31 @@ def degraded_by(answers: Mapping[str, Mapping[str, Any]], killed: list[str] | No
         without = [a["name"] for a in arms if a["scorer"] not in HEURISTICS and a["share"] and not a["model"]]
         if without:
             reasons.append(f"{name}: no model for {', '.join(without)}: these get the popular order")
-    return reasons + [f"{name}: the kill switch is on" for name in killed or ()]
+        given = _knobs(document, name).get("experiment", {}).get("arms")
+        if given and arms and _dealt(given) != _dealt({arm["name"]: arm for arm in arms}):
+            # Such as an artifact that fails its golden rows: the file is right, and the replica stays as it was.
+            reasons.append(f"{name}: a replica refused the arms of the file; its log has the reason")
+    return reasons + [f"{name}: the kill switch is on" for name in killed_in(document)]
 
 
 def killed_in(document: Mapping[str, Any]) -> list[str]:
     """The applications of ours whose kill switch is on in a document."""
-    return [
-        app["name"]
-        for app in document.get("applications", ())
-        if app.get("import_path") == OUR_APPLICATION
-        for deployment in app.get("deployments") or ()
-        if deployment["name"] == OUR_INGRESS and (deployment.get("user_config") or {}).get("kill_switch")
-    ]
+    names = [app["name"] for app in document.get("applications", ())]
+    return [name for name in names if _knobs(document, name).get("kill_switch")]
+
+
+def _knobs(document: Mapping[str, Any], application: str) -> dict[str, Any]:
+    """The live knobs of an application of ours."""
+    for app in document.get("applications", ()):
+        if app["name"] == application and app.get("import_path") == OUR_APPLICATION:
+            for deployment in app.get("deployments") or ():
+                if deployment["name"] == OUR_INGRESS:
+                    return deployment.get("user_config") or {}
+    return {}
+
+
+def _dealt(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    return {name: (arm["scorer"], float(arm["share"])) for name, arm in arms.items()}
 
 
 def _get(url: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from serve.config import Config, NodePool
 from serve.consequence import Consequence
 from serve.errors import TabrankError
 from serve.running import AtAddress, find
-from serve.vitals import degraded_by, killed_in
+from serve.vitals import killed_in
 
 URL = "http://127.0.0.1:8265"
 APP = {
@@ -125,7 +125,6 @@ def test_the_screen_gets_what_a_dashboard_tells():
     assert (service["state"], service["url"], service["nodes"]) == ("ready", "http://127.0.0.1:9000", [])
     told = service["applications"]["spaces"]["deployments"]["FeatureFetch"]
     assert (told["target"], told["replicas"], told["ids"]) == (2, {"RUNNING": 1, "STARTING": 1}, ["a", "b"])
-    assert degraded_by({"spaces": {}}) == ["spaces: no answer to /readyz"]
 
 
 def test_where_nothing_runs_the_remedy_is_named(tmp_path):

@@ -82,12 +82,12 @@ def test_a_service_that_ranks_by_the_fallback_alone_is_degraded():
         **READY,
         "experiment": {"arms": [{"name": "model", "scorer": "current", "share": 1, "model": None}]},
     }
-    assert degraded_by({"spaces": READY}) == []
-    assert degraded_by({"spaces": without}) == ["spaces: no model for model: these get the popular order"]
-    assert degraded_by({"spaces": {**READY, "store": "unavailable"}}) == [
+    assert degraded_by({"spaces": READY}, {}) == []
+    assert degraded_by({"spaces": without}, {}) == ["spaces: no model for model: these get the popular order"]
+    assert degraded_by({"spaces": {**READY, "store": "unavailable"}}, {}) == [
         "spaces: no fresh features: the store is unavailable"
     ]
-    assert degraded_by({"spaces": {}}, ["spaces"]) == [
+    assert degraded_by({"spaces": {}}, deployed(kill_switch=True)) == [
         "spaces: no answer to /readyz",
         "spaces: the kill switch is on",
     ]
@@ -95,13 +95,26 @@ def test_a_service_that_ranks_by_the_fallback_alone_is_degraded():
 
 def test_an_arm_that_gets_nobody_needs_no_model():
     arms = [{"name": "new", "scorer": "current", "share": 0.0, "model": None}, READY["experiment"]["arms"][1]]
-    assert degraded_by({"spaces": {**READY, "experiment": {"arms": arms}}}) == []
+    assert degraded_by({"spaces": {**READY, "experiment": {"arms": arms}}}, {}) == []
+
+
+def deployed(**knobs):
+    ingress = {"name": "FeatureFetch", "user_config": knobs}
+    app = {"name": "spaces", "import_path": "serve.app:build", "deployments": [ingress]}
+    return {"applications": [app]}
+
+
+def test_arms_that_a_replica_refused_are_told():
+    arms = {"model": {"scorer": "current", "share": 0.75}, "popular": {"scorer": "popular", "share": 0.25}}
+    assert degraded_by({"spaces": READY}, deployed(experiment={"arms": arms})) == []
+    arms["model"]["scorer"] = "20260201T120000Z-ab12"
+    assert degraded_by({"spaces": READY}, deployed(experiment={"arms": arms})) == [
+        "spaces: a replica refused the arms of the file; its log has the reason"
+    ]
 
 
 def test_the_kill_switch_is_read_from_what_was_deployed():
-    knobs = {"name": "FeatureFetch", "user_config": {"kill_switch": True}}
-    app = {"name": "spaces", "import_path": "serve.app:build", "deployments": [knobs]}
-    assert killed_in({"applications": [app]}) == ["spaces"]
-    assert (
-        killed_in({"applications": [{**app, "import_path": "other:app"}, {**app, "deployments": []}]}) == []
-    )
+    document = deployed(kill_switch=True)
+    assert killed_in(document) == ["spaces"]
+    document["applications"][0]["import_path"] = "other:app"
+    assert killed_in(document) == killed_in(deployed(kill_switch=False)) == killed_in({}) == []
