@@ -20,6 +20,13 @@ bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
+AnyRunFolder = Annotated[
+    Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster's dashboard instead, http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"),
+]
 ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]
 CONFIG = Path("cluster.yaml")
 RUN = Path("var/run")
@@ -37,6 +44,8 @@ def up(
     from serve.cluster import up as start
 
     service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_say)
+    for reason in service["degraded"]:
+        _say(f"warning: {reason}")
     _answer(service, as_json, f"{service['action']}: {service['url']} answers ({service['seconds']} s)")
 
 
@@ -50,14 +59,57 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
 
 
 @app.command()
-def status(run: RunFolder = RUN, as_json: Json = False) -> None:
-    """What runs. Exit code 1 if nothing does."""
-    from serve.cluster import status as look
+def status(
+    run: AnyRunFolder = None,
+    address: Address = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5)] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """What runs and how it ranks, on one screen. Exit code 0 if it is ready and nothing is degraded, else 1."""
+    from serve.screen import keep_showing, render
+    from serve.vitals import look
 
-    found = look(run)
-    _answer(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
-    if found["state"] != "ready":
+    if watch:
+        found = keep_showing(run, address, every, as_json)
+    else:
+        found = look(run, address)
+        _answer(found, as_json, render(found))
+    if found["state"] != "ready" or found["degraded"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    config: ConfigFile = CONFIG,
+    run: AnyRunFolder = None,
+    address: Address = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Deploy the file in place.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to run.")] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """How a `cluster.yaml` differs from what runs, and what each change does. Exit code 0 none, 1 changes."""
+    from serve.apply import diff as differ
+
+    result, lines, held = differ(config, run, address, apply, timeout, _say)
+    _answer(result, as_json, "\n".join(lines))
+    if not held:
+        raise typer.Exit(1)
+
+
+@app.command()
+def popular(
+    off: Annotated[bool, typer.Option("--off", help="Back to the rankings of the arms.")] = False,
+    run: AnyRunFolder = None,
+    address: Address = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to run.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Put every ranking on the popular order, in place; the file stays as it is."""
+    from serve.apply import popular as turn
+
+    result, line = turn(run, address, not off, timeout, _say)
+    _answer(result, as_json, line)
 
 
 @app.command()

@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from serve.config import Config, read
+from serve.consequence import Consequence
+from serve.diff import Difference
 from serve.environment import environment
 from serve.errors import TabrankError
-from serve.run_folder import POLL_S, SUPERVISE, RunFolder
+from serve.run_folder import SUPERVISE, RunFolder
+from serve.running import InFolder, Progress, follow, hand_over
 from serve.supervisor import status_code
+from serve.vitals import answers_of, degraded_by
 
 GRACE_S = 15.0  # for running requests and the replicas' own shutdown; then processes are ended by id
-
-Progress = Callable[[str], None]
 
 
 def up(
@@ -39,7 +39,8 @@ def up(
 
     A service that already runs with the same file is left alone; a changed file is deployed in place, without
     a restart where Serve allows it. What an earlier, killed run of this folder left behind is ended first.
-    Returns the content of `service.json`, with `seconds` and `action` ("started", "deployed" or "none").
+    Returns the content of `service.json`, with `seconds`, `action` ("started", "deployed" or "none"), `changes` and
+    `degraded`: why it would not rank as the file says, such as that there is no model.
     Raises TabrankError with the reason, after everything has been stopped again.
     """
     begin = time.monotonic()
@@ -48,8 +49,10 @@ def up(
         progress(f"warning: {warning}")
     run = RunFolder.of(run_dir or config.path.parent / "var" / "run")
     with run.locked(timeout_s):
-        action = _act(config, run, haproxy, timeout_s, progress)
-        return {**run.service(), "action": action, "seconds": round(time.monotonic() - begin, 1)}
+        action, changes = _act(config, run, haproxy, timeout_s, progress)
+        service = {**run.service(), "action": action, "changes": changes}
+        degraded = degraded_by(answers_of(service), run.deployed())
+    return {**service, "degraded": degraded, "seconds": round(time.monotonic() - begin, 1)}
 
 
 def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[str, Any]:
@@ -82,19 +85,26 @@ def status(run_dir: Path) -> dict[str, Any]:
     return {**service, "state": state, "processes": len(processes), "memory_mib": memory >> 20}
 
 
-def _act(config: Config, run: RunFolder, haproxy: bool, timeout_s: float, progress: Progress) -> str:
-    """Bring the service to `config` by the mildest means: nothing, a deploy in place, or a start."""
-    service, supervisors = run.service(), run.supervisors()
-    if supervisors and service.get("state") == "ready" and status_code(service["url"] + "/livez") == 200:
-        if (service["fixed_sha256"], service["haproxy"]) == (config.fixed_sha256, haproxy):
-            if service["config_sha256"] == config.sha256 and not service["error"]:
-                return "none"
-            progress("deploying the changed file in place")
-            num_deploys = service["num_deploys"]
-            supervisors[0].send_signal(signal.SIGHUP)
-            _follow(run, timeout_s, progress, lambda now: now["num_deploys"] > num_deploys)
-            return "deployed"
-        progress("restarting: the file changes what Serve reads only when it starts")
+def _act(
+    config: Config, run: RunFolder, haproxy: bool, timeout_s: float, progress: Progress
+) -> tuple[str, list[Any]]:
+    """Bring the service to `config` by the mildest means, nothing, a deploy in place or a start; what changed."""
+    difference = _difference(config, run)
+    changes = difference.plain()["changes"] if difference else []
+    if difference is not None:
+        service = run.service()
+        if service["haproxy"] != haproxy:
+            progress("restarting: the ingress changes")
+        elif not difference.changes and not service["error"] and service["state"] == "ready":
+            return "none", changes
+        else:
+            for line in difference.lines():
+                progress(line)
+            if difference.worst < Consequence.RESTART:
+                progress("deploying the changed file in place")
+                hand_over(config, run, timeout_s, progress)
+                return "deployed", changes
+            progress("restarting: the file changes what Serve reads only when it starts")
     _clean(run, progress)
     _refuse_busy_port(config)
     try:
@@ -103,32 +113,20 @@ def _act(config: Config, run: RunFolder, haproxy: bool, timeout_s: float, progre
         raise TabrankError(f"{run.temp}: exists and belongs to somebody else; remove it") from None
     try:
         _detach(config, run, haproxy)
-        _follow(run, timeout_s, progress, lambda now: now["state"] in ("ready", "failed"))
+        follow(run, timeout_s, progress, lambda now: now["state"] in ("ready", "failed"))
     except BaseException:
         _clean(run, progress)
         raise
-    return "started"
+    return "started", changes
 
 
-def _follow(run: RunFolder, timeout_s: float, progress: Progress, done: Callable[[Any], bool]) -> None:
-    """Report the supervisor's stages until `done`; raise TabrankError with what it gives as the reason."""
-    deadline = time.monotonic() + timeout_s
-    stage = ""
-    while True:
-        alive = bool(run.supervisors())  # asked before its file is read: its last words count
-        service = run.service()
-        if service.get("stage", stage) != stage:
-            stage = service["stage"]
-            progress(stage)
-        if service and done(service):
-            if service["error"]:
-                raise TabrankError(f"{service['error']} (more in {run.log})")
-            return
-        if not alive:
-            raise TabrankError(f"the service ended early: {_last_line(run.log)} (more in {run.log})")
-        if time.monotonic() > deadline:
-            raise TabrankError(f"no answer after {timeout_s:g} s, at: {stage or 'start'} (more in {run.log})")
-        time.sleep(POLL_S)
+def _difference(config: Config, run: RunFolder) -> Difference | None:
+    """How the file differs from what runs and answers here; None if nothing does."""
+    try:
+        running = InFolder(run)
+    except TabrankError:
+        return None
+    return running.difference(config) if status_code(running.url + "/livez") == 200 else None
 
 
 def _clean(run: RunFolder, progress: Progress) -> list[str]:
@@ -152,7 +150,7 @@ def _clean(run: RunFolder, progress: Progress) -> list[str]:
         if time.monotonic() > deadline:
             raise TabrankError(f"process {left[0].pid} cannot be ended; end it, then try again")
     shutil.rmtree(run.temp, ignore_errors=True)
-    (run.path / "service.json").unlink(missing_ok=True)
+    run.forget()
     return killed
 
 
@@ -187,8 +185,3 @@ def _detach(config: Config, run: RunFolder, haproxy: bool) -> None:
             stderr=log,
             check=True,
         )
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it wrote nothing"

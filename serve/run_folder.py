@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from serve.errors import TabrankError
 from serve.strict import refuse_file
@@ -64,6 +65,39 @@ class RunFolder:
         fresh = self.path / "service.json.new"
         fresh.write_text(json.dumps(service, indent=1) + "\n")
         fresh.replace(self.path / "service.json")
+
+    def deployed(self) -> dict[str, Any]:
+        """The document that Serve was given last and that runs, with the pools of `nodes:`; empty if none does."""
+        return self._yaml("deployed.yaml")
+
+    def keep(self, document: Mapping[str, Any]) -> None:
+        """Note the document that runs."""
+        self._write_yaml("deployed.yaml", document)
+
+    def want(self, config: Path, sha256: str, document: Mapping[str, Any]) -> None:
+        """Leave for the supervisor what it is to deploy at the next SIGHUP, and the file that it is from."""
+        self._write_yaml("wanted.yaml", {"config": str(config), "sha256": sha256, "document": dict(document)})
+
+    def wanted(self) -> dict[str, Any]:
+        """What `want` left."""
+        return self._yaml("wanted.yaml")
+
+    def forget(self) -> None:
+        """Remove what tells of a service that runs no more."""
+        for name in ("service.json", "deployed.yaml", "wanted.yaml"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _yaml(self, name: str) -> dict[str, Any]:
+        try:
+            content = yaml.safe_load((self.path / name).read_text())
+        except FileNotFoundError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        fresh = self.path / f"{name}.new"
+        fresh.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+        fresh.replace(self.path / name)
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this run's cluster."""

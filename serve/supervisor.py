@@ -17,10 +17,15 @@ from typing import Any
 from serve.config import Config, read
 from serve.errors import TabrankError
 from serve.run_folder import POLL_S, RunFolder
+from serve.running import SETTLE_S, application_of, cause, plain_nodes
 
-STATUS_PERIOD_S = 5.0
-SETTLE_S = 1.0  # after a deploy in place Serve may report the old state for some rounds of its 0.1 s loop
+STATUS_PERIOD_S = 1.0
+REPORT_MS = "RAY_metrics_report_interval_ms"  # Ray's, of how often a process hands its counters on
 READY_WAIT_S = 3.0  # what answers but is not ready, such as a service without a store, is up all the same
+
+
+class _Superseded(Exception):
+    """Another deploy was asked for while one is under way."""
 
 
 class Supervisor:
@@ -44,10 +49,12 @@ class Supervisor:
             "haproxy": haproxy,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "cluster_id": run.cluster_id,
-            "fixed_sha256": config.fixed_sha256,
             "config_sha256": "",
             "num_deploys": 0,
             "error": "",
+            "metrics_every_s": float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
+            "applications": {},
+            "nodes": [],
         }
 
     def main(self) -> None:
@@ -96,10 +103,14 @@ class Supervisor:
         from ray.serve.schema import ServeDeploySchema
 
         self._note(stage="deploying the application")
-        self._client.deploy_apps(ServeDeploySchema.model_validate(dict(config.serve)))
+        schema = ServeDeploySchema.model_validate(dict(config.serve))
+        if schema.logging_config:  # of controller and proxies; applications take it over by themselves
+            self._client.update_global_logging_config(schema.logging_config)
+        self._client.deploy_apps(schema)
         if self._service["num_deploys"]:
             time.sleep(SETTLE_S)
         while {app["status"] for app in self._applications().values()} != {"RUNNING"}:
+            self._give_way()
             time.sleep(POLL_S)
         self._note(stage="waiting for an answer")
         self._client.wait_for_proxies_serving()
@@ -110,7 +121,8 @@ class Supervisor:
             if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
                 break
             time.sleep(POLL_S)
-        self._note(config_sha256=config.sha256, stage="serving")
+        self._run.keep({**config.serve, "nodes": plain_nodes(config)})
+        self._note(config=str(config.path), config_sha256=config.sha256, stage="serving")
 
     def _watch(self) -> None:
         while True:
@@ -122,12 +134,19 @@ class Supervisor:
                 self._deploy_again()
             with contextlib.suppress(TabrankError):  # a failed deploy was reported when it was asked for
                 self._applications()
+            self._note_changed(nodes=_nodes())
+
+    def _give_way(self) -> None:
+        if self._redeploy:
+            raise _Superseded
 
     def _deploy_again(self) -> None:
         self._note(state="deploying", error="")
         error = ""
         try:
-            self._deploy(read(self._config.path))
+            self._deploy(self._wanted())
+        except _Superseded:
+            return  # whoever asked for this deploy waits no more: it could not be placed, or takes too long
         except Exception as failure:
             traceback.print_exc()
             error = str(failure).strip().splitlines()[-1]
@@ -135,25 +154,34 @@ class Supervisor:
                 error += "; the service goes on with what it had"
         self._note(state="ready", error=error, num_deploys=self._service["num_deploys"] + 1)
 
+    def _wanted(self) -> Config:
+        """What to deploy: what was left in the run folder, else the file once more."""
+        wanted = self._run.wanted()
+        if not wanted:
+            return read(self._config.path)
+        document = wanted["document"]
+        nodes = document.pop("nodes")
+        return Config(Path(wanted["config"]), document, nodes, wanted["sha256"])
+
     def _applications(self) -> dict[str, Any]:
         """Serve's own state, noted; TabrankError if an application cannot be deployed."""
-        from ray import serve
-
-        applications = {}
-        for name, app in serve.status().applications.items():
-            deployments = {
-                key: {"status": value.status.value, "replicas": dict(value.replica_states)}
-                for key, value in app.deployments.items()
-            }
-            applications[name] = {"status": app.status.value, "deployments": deployments}
-            if app.status.value == "DEPLOY_FAILED":
-                messages = [app.message, *(value.message for value in app.deployments.values())]
-                print("\n".join(messages), flush=True)
-                self._note(applications=applications)
-                raise TabrankError(f"application {name!r} cannot be deployed: {_cause(messages)}")
-        if applications != self._service.get("applications"):
-            self._note(applications=applications)
+        details = self._client.get_serve_details()["applications"]
+        applications = {name: application_of(app) for name, app in details.items()}
+        is_new = self._note_changed(applications=applications)
+        for name, app in details.items():
+            if app["status"] == "DEPLOY_FAILED":
+                messages = [app["message"], *(value["message"] for value in app["deployments"].values())]
+                if is_new:
+                    print("\n".join(messages), flush=True)
+                raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages)}")
         return applications
+
+    def _note_changed(self, **changes: Any) -> bool:
+        """Note what differs from what is noted, and whether anything does: the file is written on a change only."""
+        is_new = any(self._service[key] != value for key, value in changes.items())
+        if is_new:
+            self._note(**changes)
+        return is_new
 
     def _note(self, **changes: Any) -> None:
         self._service |= changes
@@ -175,6 +203,21 @@ class Supervisor:
             ray.shutdown()
 
 
+def _nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes, those that are gone too: the pool that its label names, its Prometheus text page."""
+    import ray
+
+    return [
+        {
+            "id": node["NodeID"],
+            "pool": node.get("Labels", {}).get("pool", "head"),
+            "alive": node["Alive"],
+            "metrics_url": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+        }
+        for node in ray.nodes()
+    ]
+
+
 def status_code(url: str) -> int:
     """The HTTP status that `url` answers with; 0 without an answer."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a local address needs no proxy
@@ -186,14 +229,6 @@ def status_code(url: str) -> int:
         return error.code
     except OSError:
         return 0
-
-
-def _cause(messages: list[str]) -> str:
-    """The line that says what went wrong, from Serve's message with its traceback."""
-    lines = [line for message in messages for line in message.splitlines() if line.strip()]
-    outer = [line for line in lines if not line.startswith(" ")]
-    # Our own errors are sentences; their class adds nothing.
-    return outer[-1].removeprefix("serve.errors.TabrankError: ") if outer else "Serve gives no reason"
 
 
 def supervise(config_path: Path, run: RunFolder, haproxy: bool) -> None:

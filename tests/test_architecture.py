@@ -19,6 +19,8 @@ RAY_FILES = {
     "serve/supervisor.py",
     "serve/ingress.py",  # stands in Ray's HTTP server
     "serve/ray_schema.py",  # asks Ray's own models
+    "serve/consequence.py",  # asks Ray's own versions what a change does
+    "serve/running.py",  # Ray's client of the dashboard
     "training/trainer.py",
     "training/stream.py",  # Ray Data
     "training/search/trials.py",  # Ray Tune
@@ -82,7 +84,7 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "check", "load", "bench")),
+        ("serve", ("up", "down", "status", "diff", "popular", "check", "load", "bench")),
         (
             "training",
             (

@@ -92,10 +92,17 @@ def folder(tmp_path_factory, port):
 
 
 def service(
-    folder: Path, port: int, *, knob: int = 1, fail: bool = False, haproxy: bool = True
+    folder: Path,
+    port: int,
+    *,
+    knob: int = 1,
+    fail: bool = False,
+    haproxy: bool = True,
+    said: list[str] | None = None,
 ) -> dict[str, Any]:
     (folder / "cluster.yaml").write_text(CONFIG.format(port=port, knob=knob, fail=str(fail).lower()))
-    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy)
+    told = [] if said is None else said
+    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy, progress=told.append)
 
 
 def answer(port: int) -> dict[str, Any]:
@@ -150,7 +157,12 @@ def test_up_twice_starts_once_and_a_changed_knob_reaches_the_running_replica(fol
     first = answer(port)
     assert (first["knob"], first["home"]) == (1, str(folder))
     assert service(folder, port, knob=1)["action"] == "none"
-    assert service(folder, port, knob=2)["action"] == "deployed"
+    said: list[str] = []
+    deployed = service(folder, port, knob=2, said=said)
+    assert (deployed["action"], deployed["degraded"]) == ("deployed", [])
+    knob = "applications[tab].deployments[FeatureFetch].user_config.knob"
+    assert said[:2] == [f"{knob}: 1 → 2", "    reconfigured in place"]
+    assert [change["path"] for change in deployed["changes"]] == [knob]
     assert answer(port) == {**first, "knob": 2}
     now = status(folder / "run")
     assert now["state"] == "ready"

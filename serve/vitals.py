@@ -1,0 +1,115 @@
+"""How the service is: what its supervisor or its cluster tells, its applications' own answers, its counters."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serve import scrape
+from serve.config import OUR_APPLICATION, OUR_INGRESS
+from serve.settings import HEURISTICS
+
+
+def look(run: Path | None, address: str | None, looks: scrape.Looks | None = None) -> dict[str, Any]:
+    """All that is told of what runs; what nobody tells is None.
+
+    It takes some seconds to know the rates, but with the `looks` of earlier ones, to which it adds its own.
+    """
+    from serve.cluster import status
+    from serve.run_folder import RunFolder
+    from serve.running import RUN, AtAddress
+
+    if address and run is None:
+        running = AtAddress(address)
+        service, document = running.service(), running.document
+    else:
+        service, document = status(run or RUN), RunFolder.of(run or RUN).deployed()
+    answers = answers_of(service) if service["state"] in ("ready", "deploying") else {}
+    return {
+        **service,
+        "degraded": degraded_by(answers, document),
+        "kill_switch": killed_in(document),
+        "surfaces": answers,
+        "traffic": _traffic(service, looks),
+    }
+
+
+def _traffic(service: Mapping[str, Any], looks: scrape.Looks | None) -> dict[str, Any] | None:
+    pages = [
+        node["metrics_url"] for node in service.get("nodes", ()) if node["alive"] and node.get("metrics_url")
+    ]
+    if not pages:
+        return None
+    if looks is None:
+        looks = scrape.Looks(service.get("metrics_every_s", 10.0))
+        looks.until_known(pages)
+    else:
+        looks.add(scrape.read_pages(pages))
+    found = looks.traffic()
+    return scrape.plain(found) if found else None
+
+
+def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each application of ours says of itself, by its name: /readyz, with what /v1/model adds; empty if nothing.
+
+    `service` is as `service.json`.
+    """
+    found = {}
+    for name, app in service.get("applications", {}).items():
+        if app.get("import_path") == OUR_APPLICATION:
+            base = service["url"] + (app.get("route_prefix") or "/").rstrip("/")
+            ready, model = _get(base + "/readyz"), _get(base + "/v1/model")
+            found[name] = {**ready, "experiment": model.get("experiment")} if ready else {}
+    return found
+
+
+def degraded_by(answers: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any]) -> list[str]:
+    """Why rankings are not what the file promises, a sentence each; `document` is what Serve was given."""
+    reasons = []
+    for name, answer in answers.items():
+        if not answer:
+            reasons.append(f"{name}: no answer to /readyz")
+            continue
+        if answer.get("store") != "fresh":
+            reasons.append(f"{name}: no fresh features: the store is {answer.get('store')}")
+        arms = (answer.get("experiment") or {}).get("arms") or []
+        without = [a["name"] for a in arms if a["scorer"] not in HEURISTICS and a["share"] and not a["model"]]
+        if without:
+            reasons.append(f"{name}: no model for {', '.join(without)}: these get the popular order")
+        given = _knobs(document, name).get("experiment", {}).get("arms")
+        if given and arms and _dealt(given) != _dealt({arm["name"]: arm for arm in arms}):
+            # Such as an artifact that fails its golden rows: the file is right, and the replica stays as it was.
+            reasons.append(f"{name}: a replica refused the arms of the file; its log has the reason")
+    return reasons + [f"{name}: the kill switch is on" for name in killed_in(document)]
+
+
+def killed_in(document: Mapping[str, Any]) -> list[str]:
+    """The applications of ours whose kill switch is on in a document."""
+    names = [app["name"] for app in document.get("applications", ())]
+    return [name for name in names if _knobs(document, name).get("kill_switch")]
+
+
+def _knobs(document: Mapping[str, Any], application: str) -> dict[str, Any]:
+    """The live knobs of an application of ours."""
+    for app in document.get("applications", ()):
+        if app["name"] == application and app.get("import_path") == OUR_APPLICATION:
+            for deployment in app.get("deployments") or ():
+                if deployment["name"] == OUR_INGRESS:
+                    return deployment.get("user_config") or {}
+    return {}
+
+
+def _dealt(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    return {name: (arm["scorer"], float(arm["share"])) for name, arm in arms.items()}
+
+
+def _get(url: str) -> dict[str, Any]:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(OSError, ValueError), direct.open(url, timeout=2.0) as response:
+        answer = json.loads(response.read())
+        return answer if isinstance(answer, dict) else {}
+    return {}
