@@ -106,7 +106,14 @@ def rendered_environment(home: str) -> dict[str, str]:
 
     The ports are Ray's own, each machine being one node's; the token comes from outside, never from a rendered file.
     """
-    return {**HAPROXY, **FAST, **SEVERAL_MACHINES, **EVERYWHERE, "RAY_AUTH_MODE": "token", "TABRANK_HOME": home}
+    return {
+        **HAPROXY,
+        **FAST,
+        **SEVERAL_MACHINES,
+        **EVERYWHERE,
+        "RAY_AUTH_MODE": "token",
+        "TABRANK_HOME": home,
+    }
 
 
 def _import_folders(config: Config) -> list[str]:

@@ -62,7 +62,9 @@ class FakeCluster:
                 if app["status"] == "DEPLOY_FAILED":
                     raise LoadtestError(f"application {name!r} cannot be deployed: {app['message']}")
             time.sleep(POLL_S)
-        raise LoadtestError(f"no application runs after {timeout_s:g} s: Serve says {said}; see {self.folder}")
+        raise LoadtestError(
+            f"no application runs after {timeout_s:g} s: Serve says {said}; see {self.folder}"
+        )
 
     def applications(self) -> dict[str, Any]:
         """Serve's own state of each application, by name; empty while it cannot be told."""
@@ -190,7 +192,9 @@ def _run(command: list[str], environment: Mapping[str, str], log: Path) -> None:
             check=False,
         )
     if done.returncode:
-        raise LoadtestError(f"{Path(command[0]).name} {command[1]} failed:\n  " + "\n  ".join(last_lines(log, 5)))
+        raise LoadtestError(
+            f"{Path(command[0]).name} {command[1]} failed:\n  " + "\n  ".join(last_lines(log, 5))
+        )
 
 
 def _end(marker: str) -> None:

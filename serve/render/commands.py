@@ -36,7 +36,9 @@ OWN = {
 @render.command()
 def launcher(
     config: ConfigFile = CONFIG,
-    provider: Annotated[str, typer.Option(help="aws, gcp, azure, local, or fake: nodes on this machine.")] = "",
+    provider: Annotated[
+        str, typer.Option(help="aws, gcp, azure, local, or fake: nodes on this machine.")
+    ] = "",
     out: Out = None,
     name: Name = "tabrank",
     image: Annotated[str | None, typer.Option(help="Container image, made from the Dockerfile.")] = None,
@@ -82,6 +84,53 @@ def launcher(
     _write(text_of(read(config), launch), out, as_json)
 
 
+@render.command()
+def rayservice(
+    config: ConfigFile = CONFIG,
+    image: Annotated[str, typer.Option(help="Container image, made from the Dockerfile.")] = "",
+    namespace: Annotated[str, typer.Option(help="Where the service lives.")] = "tabrank",
+    out: Out = None,
+    name: Name = "tabrank",
+    volume: Annotated[
+        list[str] | None, typer.Option(help="CLAIM=FOLDER: a claim, mounted in every pod.")
+    ] = None,
+    redis: Annotated[
+        str | None, typer.Option(help="HOST:PORT for Ray's own state; else the store's.")
+    ] = None,
+    token_secret: Annotated[str | None, typer.Option(help="Secret with the key auth_token.")] = None,
+    redis_secret: Annotated[str | None, typer.Option(help="Secret with the key password.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Namespace of callers; else the service's own.")
+    ] = None,
+    monitoring: Annotated[str, typer.Option(help="Namespace of Prometheus.")] = "monitoring",
+    operator: Annotated[str, typer.Option(help="Namespace of the KubeRay operator.")] = "kuberay-system",
+    idle_minutes: Annotated[float, typer.Option(min=0, help="How long an idle pod stays.")] = 5.0,
+    memory_gib_per_cpu: Annotated[int, typer.Option(min=1, help="Memory of a pod.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """The RayService and the NetworkPolicy that `kubectl apply` takes."""
+    from serve.config import read
+    from serve.render.network_policy import Allowed
+    from serve.render.rayservice import Manifest
+    from serve.render.rayservice import rayservice as text_of
+
+    if not image:
+        raise TabrankError("--image is missing: name the image that you built from the Dockerfile and pushed")
+    manifest = Manifest(
+        name=refuse_name(name),
+        namespace=namespace,
+        image=image,
+        token_secret=token_secret or f"{name}-ray-token",
+        redis_secret=redis_secret or f"{name}-redis",
+        redis=redis,
+        volumes=_pairs(volume or [], "--volume"),
+        allowed=Allowed(tuple(allow or [namespace]), monitoring, operator),
+        idle_s=round(60 * idle_minutes),
+        memory_gib_per_cpu=memory_gib_per_cpu,
+    )
+    _write(text_of(read(config), manifest), out, as_json)
+
+
 def refuse_name(name: str) -> str:
     """The name of a cluster, as every cloud and Kubernetes take it; TabrankError otherwise."""
     import re
@@ -96,7 +145,9 @@ def refuse_name(name: str) -> str:
 def _refuse_others(provider: str, given: Iterable[str]) -> None:
     for key in given:
         if provider not in OWN[key]:
-            raise TabrankError(f"--{key} is for {', '.join(OWN[key])}; --provider {provider} has no use for it")
+            raise TabrankError(
+                f"--{key} is for {', '.join(OWN[key])}; --provider {provider} has no use for it"
+            )
 
 
 def _pairs(values: Iterable[str], option: str) -> dict[str, str]:

@@ -98,7 +98,9 @@ def _cloud(
 def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str], list[str]]:
     order = launch.order
     if not order.head_ip or (pools.max_workers and not order.worker_ips):
-        raise TabrankError("--provider local: give the addresses of your machines with --head-ip and --worker-ip")
+        raise TabrankError(
+            "--provider local: give the addresses of your machines with --head-ip and --worker-ip"
+        )
     if len(pools.workers) > 1:
         names = ", ".join(pools.workers)
         raise TabrankError(f"--provider local: Ray knows one kind of worker there, and `nodes` has {names}")
@@ -162,7 +164,9 @@ def _fake(config: Config, pools: Pools, launch: Launch) -> dict[str, Any]:
 def _docker(launch: Launch) -> dict[str, Any]:
     if not launch.image:
         return {}
-    options = ["--ulimit nofile=65536:65536"]  # each waiting request is a connection at HAProxy and at a replica
+    options = [
+        "--ulimit nofile=65536:65536"
+    ]  # each waiting request is a connection at HAProxy and at a replica
     return {"docker": {"image": launch.image, "container_name": "tabrank", "run_options": options}}
 
 
@@ -204,7 +208,9 @@ def _setup(config: Config, launch: Launch, flags: tuple[str, str]) -> dict[str, 
 def _before_container(launch: Launch) -> list[str]:
     if not launch.image:
         return []
-    install = "sudo apt-get update -q && sudo apt-get install -y -q docker.io && sudo usermod -aG docker $USER"
+    install = (
+        "sudo apt-get update -q && sudo apt-get install -y -q docker.io && sudo usermod -aG docker $USER"
+    )
     return [f"command -v docker || ({install})"]
 
 

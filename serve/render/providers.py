@@ -84,7 +84,9 @@ def _aws_provider(order: Order, region: str, port: int) -> dict[str, Any]:
 
 
 def _aws_node(order: Order, instance: str) -> dict[str, Any]:
-    newest = f"resolve:ssm:/aws/service/canonical/ubuntu/server/{UBUNTU}/stable/current/amd64/hvm/ebs-gp3/ami-id"
+    newest = (
+        f"resolve:ssm:/aws/service/canonical/ubuntu/server/{UBUNTU}/stable/current/amd64/hvm/ebs-gp3/ami-id"
+    )
     return {
         "InstanceType": instance,
         "ImageId": order.machine_image or newest,
@@ -98,14 +100,20 @@ def _aws_node(order: Order, instance: str) -> dict[str, Any]:
 def _aws_left(order: Order, port: int) -> list[str]:
     return [
         f"Reachable from outside, by the security group ray-{order.name}: SSH (22), from anywhere, which Ray adds; "
-        + (f"{port} from {', '.join(order.allow)}." if order.allow else "nothing else (--allow CIDR opens the service)."),
+        + (
+            f"{port} from {', '.join(order.allow)}."
+            if order.allow
+            else "nothing else (--allow CIDR opens the service)."
+        ),
         "Left to you: to narrow SSH in that group, and a load balancer with TLS before the head.",
     ]
 
 
 def _gcp_provider(order: Order, region: str, port: int) -> dict[str, Any]:
     if not order.project:
-        raise TabrankError("--provider gcp: --project is missing; name the project that the machines belong to")
+        raise TabrankError(
+            "--provider gcp: --project is missing; name the project that the machines belong to"
+        )
     return {
         "type": "gcp",
         "region": region,
@@ -130,7 +138,9 @@ def _gcp_node(order: Order, instance: str) -> dict[str, Any]:
         ],
     }
     if instance.startswith("g2-"):
-        node["scheduling"] = [{"onHostMaintenance": "TERMINATE"}]  # such machines cannot be moved while they run
+        node["scheduling"] = [
+            {"onHostMaintenance": "TERMINATE"}
+        ]  # such machines cannot be moved while they run
     return node
 
 
@@ -232,7 +242,8 @@ CLOUDS: Mapping[str, Cloud] = {
         provider=_azure_provider,
         node_config=_azure_node,
         head_packages=(
-            "azure-cli-core azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource azure-common msrestazure"
+            "azure-cli-core azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource "
+            "azure-common msrestazure"
         ),
         left=_azure_left,
     ),

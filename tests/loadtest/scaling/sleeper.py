@@ -1,4 +1,4 @@
-"""An ingress whose replicas each answer a few requests at a time, by sleeping: their number is all that sets the rate."""
+"""An ingress that sleeps for every request: how many replicas there are is all that sets its rate."""
 
 import asyncio
 
