@@ -62,6 +62,8 @@ def launcher(
     from serve.render.providers import Order
     from serve.strict import one_of
 
+    if not provider:
+        raise TabrankError(f"--provider is missing; it is one of {', '.join(PROVIDERS)}")
     one_of(provider, PROVIDERS, "--provider")
     given = {
         "image": image, "region": region, "project": project, "instance": instance, "allow": allow,

@@ -131,6 +131,11 @@ def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str
 
 
 def _fake(config: Config, pools: Pools, launch: Launch) -> dict[str, Any]:
+    if config.serve.get("proxy_location", "EveryNode") != "HeadOnly":
+        raise TabrankError(
+            f"{config.path}: proxy_location: on one machine the proxies of several nodes would fight for one port; "
+            "set HeadOnly for --provider fake"
+        )
     # Who starts such a cluster reads from here what its processes need; `loadtest.scaling.fake_cluster` does.
     environment = {**rendered_environment(str(config.path.parent)), "RAY_FAKE_CLUSTER": "1"}
     empty: dict[str, Any] = {

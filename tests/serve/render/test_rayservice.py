@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.config import read
+from serve.render.pods import STORE_PASSWORD
+from serve.stores.redis_client import PASSWORD
 
 FOLDER = Path(__file__).parent
 CLUSTER = FOLDER / "cluster.yaml"
@@ -142,6 +144,10 @@ def test_only_the_pods_reach_the_ports_of_ray_and_haproxy():
         for peer in rule["from"]
     }  # fmt: skip
     assert opened == {"gateway": [8000], "prometheus": [8080], "kuberay": [8265, 8000]}
+
+
+def test_the_pods_give_the_store_its_password_by_the_name_it_reads():
+    assert STORE_PASSWORD == PASSWORD
 
 
 def test_no_secret_is_written_and_each_is_named():
