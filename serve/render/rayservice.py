@@ -19,7 +19,7 @@ from serve.render.pools import HEAD, Pools, our_arguments, paths_of, pools_of
 from serve.render.serve_text import serve_text
 
 KUBERAY = "1.6"  # the first whose authOptions take a Secret of one's own
-HOST = {("http_options", "host"): "0.0.0.0"}  # a pod's own address, behind the NetworkPolicy
+HOST: dict[tuple[str, ...], str] = {("http_options", "host"): "0.0.0.0"}  # of a pod, behind the NetworkPolicy
 PROXIES = {
     ("proxy_location",): "EveryNode"
 }  # an HAProxy in each pod that serves, for Kubernetes to choose from
