@@ -20,7 +20,7 @@ from serve.render.serve_text import serve_text
 
 KUBERAY = "1.6"  # the first whose authOptions take a Secret of one's own
 HOST: dict[tuple[str, ...], str] = {("http_options", "host"): "0.0.0.0"}  # of a pod, behind the NetworkPolicy
-PROXIES = {
+PROXIES: dict[tuple[str, ...], str] = {
     ("proxy_location",): "EveryNode"
 }  # an HAProxy in each pod that serves, for Kubernetes to choose from
 
@@ -61,7 +61,7 @@ def rayservice(config: Config, manifest: Manifest) -> str:
 
 def _service(config: Config, pools: Pools, manifest: Manifest) -> dict[str, Any]:
     alone = not pools.max_workers
-    changes = HOST if alone else {**HOST, **PROXIES}
+    changes = HOST if alone else HOST | PROXIES
     spec: dict[str, Any] = {
         # Two clusters at once, the new one before the old one goes; but an embedded store has room for one writer.
         "upgradeStrategy": {"type": "None" if alone else "NewCluster"},
