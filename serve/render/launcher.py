@@ -31,7 +31,6 @@ class Launch:
     provider: str
     order: Order
     image: str | None = None
-    source: Path | None = None
     idle_minutes: float = 5.0
     gcs_port: int = GCS_PORT
 
@@ -182,7 +181,7 @@ def _files(config: Config, launch: Launch) -> dict[str, Any]:
     }
     if launch.image:
         return {"file_mounts": mounts}
-    source = launch.source or Path(__file__).resolve().parents[2]
+    source = Path(__file__).resolve().parents[2]
     if not (source / "pyproject.toml").is_file():
         raise TabrankError(f"{source}: not tabrank's source tree; name an image that holds it with --image")
     return {"file_mounts": {**mounts, "~/tabrank/source": str(source)}, "rsync_exclude": LEFT_OUT}

@@ -1,4 +1,5 @@
 import functools
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,19 @@ def test_every_start_of_ray_has_the_fast_path_and_no_file_has_a_token():
     assert document["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert document["head_start_ray_commands"][-1].endswith("cluster.yaml")
     assert "serve deploy" in document["head_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize("options", [GOLDEN["aws"], GOLDEN["aws"][:2]])  # in a container, and beside none
+def test_every_command_is_one_that_a_shell_can_read(options):
+    document = yaml.safe_load(rendered("aws", *options))
+    commands = [
+        command for key, commands in document.items() if key.endswith("_commands") for command in commands
+    ]
+    assert commands
+    done = subprocess.run(
+        ["bash", "-n"], input="\n".join(commands), text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_only_who_is_allowed_reaches_the_service_and_only_that():

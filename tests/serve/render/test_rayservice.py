@@ -170,6 +170,7 @@ def test_no_secret_is_written_and_each_is_named():
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
         ("max_replicas: 2,", "max_replicas: 3,", "all replicas take 3 num_gpus, and the pools beside the head have 2"),
         ("  head:", "  first:", "nodes: no pool 'head'"),
+        ("  gpus:", "  GPUs:", "the pool 'GPUs': clouds and Kubernetes take lower-case letters"),
     ],
 )  # fmt: skip
 def test_what_pods_cannot_serve_is_refused(tmp_path, old, new, said):
