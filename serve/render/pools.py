@@ -44,7 +44,7 @@ def pools_of(config: Config) -> Pools:
     for name in workers:
         if not NAME.fullmatch(name):
             raise TabrankError(
-                f"{where}: the pool {name!r}: clouds and Kubernetes take lower-case letters, digits and dashes in a name"
+                f"{where}: the pool {name!r}: clouds and Kubernetes take lower-case letters, digits and dashes"
             )
     pools = Pools(head, workers)
     if pools.max_workers:
