@@ -21,6 +21,7 @@ RAY_FILES = {
     "serve/ray_schema.py",  # asks Ray's own models
     "serve/consequence.py",  # asks Ray's own versions what a change does
     "serve/running.py",  # Ray's client of the dashboard
+    "serve/render/schema.py",  # has Ray check what it is to launch
     "training/trainer.py",
     "training/stream.py",  # Ray Data
     "training/search/trials.py",  # Ray Tune
@@ -84,7 +85,7 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "diff", "popular", "check", "load", "bench")),
+        ("serve", ("up", "down", "status", "diff", "popular", "check", "render", "load", "bench")),
         (
             "training",
             (
