@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -97,6 +98,22 @@ def load(
     _answer(
         counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates"
     )
+
+
+@app.command()
+def observe(
+    run: RunFolder = RUN,
+    port: Annotated[int, typer.Option(help="Of Prometheus, on 127.0.0.1.", min=1, max=65535)] = 9090,
+    data: Annotated[Path, typer.Option(help="Where Prometheus keeps what it has seen.")] = Path(
+        "var/observe"
+    ),
+) -> None:
+    """Start a local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C."""
+    from serve import run_folder
+    from serve.observe import prometheus
+
+    with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
+        prometheus.observe(run_folder.RunFolder.of(run), data, port, _say)
 
 
 @bench.command()

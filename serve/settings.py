@@ -184,6 +184,7 @@ class UserConfig:
     stale_after_ms: int = 5_000  # of the features' age; beyond, answers say `stale_features`
     qa_key_sha256: str | None = None  # of the key with which X-Arm chooses an arm; None: nobody may
     log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
+    kill_switch: bool = False  # every ranking is answered in popular order at once; arms stay assigned
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
@@ -202,6 +203,7 @@ class UserConfig:
             whole(given.get("stale_after_ms", cls.stale_after_ms), f"{where}.stale_after_ms", 500, 3_600_000),
             _digest(given.get("qa_key_sha256"), f"{where}.qa_key_sha256"),
             number(given.get("log_features", cls.log_features), f"{where}.log_features", 0, 1),
+            typed(given.get("kill_switch", cls.kill_switch), bool, f"{where}.kill_switch"),
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.config import Config, read
+from serve.environment import HAPROXY_PORT, METRICS_PORT
 from serve.errors import TabrankError
 from serve.run_folder import POLL_S, RunFolder
 
@@ -42,6 +43,8 @@ class Supervisor:
             "url": f"http://{host}:{config.port}",
             "config": str(config.path),
             "haproxy": haproxy,
+            "metrics_url": f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
+            "haproxy_metrics_url": f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics" if haproxy else None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "cluster_id": run.cluster_id,
             "fixed_sha256": config.fixed_sha256,
@@ -76,6 +79,7 @@ class Supervisor:
             log_to_driver=False,
             object_store_memory=128 << 20,  # nothing travels through it
             _temp_dir=str(self._run.temp),
+            _metrics_export_port=int(os.environ[METRICS_PORT]),  # on 127.0.0.1, as all of Ray's own (environment.py)
         )
         signal.signal(signal.SIGTERM, self._on_terminate)  # ray.init() has put its own
         signal.signal(signal.SIGHUP, self._on_hangup)

@@ -82,7 +82,7 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "check", "load", "bench")),
+        ("serve", ("up", "down", "status", "check", "load", "observe", "bench")),
         (
             "training",
             (
