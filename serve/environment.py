@@ -73,6 +73,10 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
         "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS)),
         # How often the page of metrics is renewed: 10 s by default, which hides what a scrape every 5 s looks for.
         "RAY_metrics_report_interval_ms": "2000",
+        # Gauges that are told more seldom than that come and go on the page.
+        "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "2",
+        "RAY_SERVE_REPLICA_UTILIZATION_REPORT_INTERVAL_S": "2",
+        "RAY_SERVE_REPLICA_UTILIZATION_WINDOW_S": "60",
         # Above 1 a warning waits until so many lines have come; without an access log there are few.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     }

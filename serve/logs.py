@@ -30,7 +30,7 @@ class OneLine(logging.Filter):
         """Let the record pass, its message and ids on one line."""
         record.msg, record.args = escaped(record.getMessage()), ()
         if "request_id" in record.__dict__:
-            record.request_id = escaped(str(record.request_id))
+            record.__dict__["request_id"] = escaped(str(record.__dict__["request_id"]))
         if self._application is not None:
             record.application = self._application
         return True
@@ -45,5 +45,7 @@ def join_ray(application: str) -> None:
     """Have our lines go where Ray Serve's go, with their level, deployment and replica; once a process."""
     ours = logging.getLogger(OURS)
     ours.parent = logging.getLogger(RAYS)
-    ours.setLevel(logging.NOTSET)  # Ray's `log_level` decides; and what was cached of the old parent is forgotten
+    ours.setLevel(
+        logging.NOTSET
+    )  # Ray's `log_level` decides; and what was cached of the old parent is forgotten
     ours.filters = [OneLine(application)]

@@ -34,7 +34,10 @@ class Metric(NamedTuple):
 RANKINGS = Metric("tabrank_rankings", "counter", ("experiment", "arm", "rung"), "Answered rankings.")
 CANDIDATES = Metric("tabrank_candidates", "counter", ("experiment", "arm", "rung"), "Ranked candidates.")
 MODEL_RANKINGS = Metric(
-    "tabrank_model_rankings", "counter", ("model",), "Rankings by the version that scored them; empty: none did."
+    "tabrank_model_rankings",
+    "counter",
+    ("model",),
+    "Rankings by the version that scored them; empty: none did.",
 )
 DEGRADED = Metric(
     "tabrank_degraded", "counter", ("reason",), "Rankings that are not what was assigned, by each reason."
@@ -56,9 +59,7 @@ STAGE = Metric(
     "Batches whose `features` (fetch and features) or `score` (the call of Scorer) took up to `le` ms.",
     BOUNDS_MS,
 )
-BATCH = Metric(
-    "tabrank_batch_candidates", "histogram", (), "Batches of up to `le` candidates.", BATCH_BOUNDS
-)
+BATCH = Metric("tabrank_batch_candidates", "histogram", (), "Batches of up to `le` candidates.", BATCH_BOUNDS)
 FRESHNESS = Metric(
     "tabrank_freshness_ms", "gauge", (), "How old the features of a replica were at most in the last second."
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, get_args
 
 from serve import metric_names as names
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for all rankings of so long
 APPLICATION = "application"
 BATCHES = ("features", "score")  # the stages that a batch goes through
+Labels = tuple[str, ...]
 Tell = Callable[[float, dict[str, str]], None]
 
 
@@ -85,15 +86,15 @@ class RankMetrics(Metrics):
             self._model.set(1.0, (self._version,))
         self._dropped.add((), moment.num_dropped - self._num_dropped)
         self._num_dropped = moment.num_dropped
-        for (*labels, model), count in self._num_rankings.items():
-            self._rankings.add(tuple(labels), count)
+        for (experiment, arm, rung, model), count in self._num_rankings.items():
+            self._rankings.add((experiment, arm, rung), count)
             self._by_model.add((model,), count)
         for labels, count in self._num_candidates.items():
             self._candidates.add(labels, count)
-        for (*labels, bucket), count in self._num_within.items():
-            self._latency.add((*labels, bucket), count)
+        for (experiment, arm, bucket), count in self._num_within.items():
+            self._latency.add((experiment, arm), bucket, count)
         for bucket, count in self._num_queued.items():
-            self._queue.add((bucket,), count)
+            self._queue.add((), bucket, count)
         for gathered in (self._num_rankings, self._num_candidates, self._num_within, self._num_queued):
             gathered.clear()
         for metric in (self._rankings, self._candidates, self._by_model, self._degraded, self._dropped):
@@ -114,7 +115,7 @@ class IngestMetrics:
 
     def tick(self, tally: Tally) -> None:
         """Count what was taken since the last call; it comes at least once a second."""
-        for kind, count in list(tally.counts.items()):
+        for kind, count in tally.counts.items():
             self._records.add((kind,), count)
         for lag_ms in tally.event_lags_ms:
             self._lag.observe((), lag_ms)
@@ -132,67 +133,70 @@ class _Gauge:
         self._labels = metric.labels
         self._tell = told(metric, metric.labels, application)
 
-    def set(self, value: float, labels: tuple[str, ...] = ()) -> None:
+    def set(self, value: float, labels: Labels = ()) -> None:
         self._tell(value, dict(zip(self._labels, labels, strict=True)))
 
 
 class _Counts:
     """A counter by labels. Prometheus sees no increase in a first sample: what is `known` begins at 0."""
 
-    def __init__(self, metric: Metric, application: str, known: list[tuple[str, ...]] | None = None) -> None:
+    def __init__(self, metric: Metric, application: str, known: Iterable[Labels] = ()) -> None:
         self._add = told(metric, metric.labels, application)
         self._labels = metric.labels
-        self._gathered: Counter[Hashable] = Counter()
-        for labels in known or []:
-            self._add(0.0, dict(zip(self._labels, labels, strict=True)))
+        self._gathered: Counter[Labels] = Counter()
+        for labels in known:
+            self._add(0, self._tags(labels))
 
-    def add(self, labels: tuple[str, ...], count: float = 1) -> None:
-        self._gathered[labels] += count  # type: ignore[assignment]
+    def add(self, labels: Labels, count: int = 1) -> None:
+        self._gathered[labels] += count
 
     def flush(self) -> None:
         for labels, count in self._gathered.items():
-            if count > 0:
-                self._add(count, dict(zip(self._labels, labels, strict=True)))  # type: ignore[call-overload]
+            if count:
+                self._add(count, self._tags(labels))
         self._gathered.clear()
+
+    def _tags(self, labels: Labels) -> dict[str, str]:
+        return dict(zip(self._labels, labels, strict=True))
 
 
 class _Histogram:
-    """Counts by labels and bucket; its buckets all begin together, at 0."""
+    """Counts by labels and bucket; the buckets of a label all begin together, at 0."""
 
-    def __init__(self, metric: Metric, application: str, known: list[tuple[str, ...]] | None = None) -> None:
+    def __init__(self, metric: Metric, application: str, known: Iterable[Labels] = ()) -> None:
         self._add = told(metric, (*metric.labels, "le"), application)
-        self._labels = metric.labels
+        self._labels = (*metric.labels, "le")
         self._bounds = metric.bounds
         self._named = (*map(str, metric.bounds), "+Inf")
-        self._begun: set[tuple[str, ...]] = set()
-        self._gathered: Counter[tuple[str | int, ...]] = Counter()  # by labels, then the bucket's place
-        for labels in known or []:
+        self._begun: set[Labels] = set()
+        self._gathered: Counter[tuple[Labels, int]] = Counter()  # by labels and the bucket's place
+        for labels in known:
             self._begin(labels)
 
-    def observe(self, labels: tuple[str, ...], value: float) -> None:
-        self._gathered[*labels, bisect_left(self._bounds, value)] += 1
+    def observe(self, labels: Labels, value: float) -> None:
+        self.add(labels, bisect_left(self._bounds, value), 1)
 
-    def add(self, labels_and_bucket: tuple[str | int, ...], count: int) -> None:
-        self._gathered[labels_and_bucket] += count
+    def add(self, labels: Labels, bucket: int, count: int) -> None:
+        self._gathered[labels, bucket] += count
 
     def flush(self) -> None:
-        for labels in {key[:-1] for key in self._gathered}:
-            self._begin(labels)  # type: ignore[arg-type]
+        for labels in {labels for labels, _ in self._gathered}:
+            self._begin(labels)
             within = 0
             for bucket, bound in enumerate(self._named):
-                within += self._gathered[*labels, bucket]
+                within += self._gathered[labels, bucket]
                 if within:
-                    self._add(within, self._tags(labels, bound))  # type: ignore[arg-type]
+                    self._add(within, self._tags(labels, bound))
         self._gathered.clear()
 
-    def _begin(self, labels: tuple[str, ...]) -> None:
+    def _begin(self, labels: Labels) -> None:
         if labels not in self._begun:
             self._begun.add(labels)
             for bound in self._named:
-                self._add(0.0, self._tags(labels, bound))
+                self._add(0, self._tags(labels, bound))
 
-    def _tags(self, labels: tuple[str, ...], bound: str) -> dict[str, str]:
-        return dict(zip(self._labels, labels, strict=True)) | {"le": bound}
+    def _tags(self, labels: Labels, bound: str) -> dict[str, str]:
+        return dict(zip(self._labels, (*labels, bound), strict=True))
 
 
 def told(metric: Metric, labels: tuple[str, ...], application: str) -> Tell:

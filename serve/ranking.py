@@ -70,8 +70,12 @@ class Ranker:
     features: Features
     live: LiveTable
     score: Score
-    on_degraded: Callable[[str, Exception, str | None], None] = field(default=lambda reason, error, request_id: None)
-    on_batch: Callable[[int, Mapping[str, float]], None] = field(default=lambda num_candidates, stage_ms: None)
+    on_degraded: Callable[[str, Exception, str | None], None] = field(
+        default=lambda reason, error, request_id: None
+    )
+    on_batch: Callable[[int, Mapping[str, float]], None] = field(
+        default=lambda num_candidates, stage_ms: None
+    )
 
     async def rank(self, queries: Sequence[Query]) -> list[Slate]:
         """Rank each query: fetch, features, score, select. Never raises for a store or scorer that is down."""

@@ -44,7 +44,9 @@ class Supervisor:
             "config": str(config.path),
             "haproxy": haproxy,
             "metrics_url": f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
-            "haproxy_metrics_url": f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics" if haproxy else None,
+            "haproxy_metrics_url": f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics"
+            if haproxy
+            else None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "cluster_id": run.cluster_id,
             "fixed_sha256": config.fixed_sha256,
@@ -79,7 +81,9 @@ class Supervisor:
             log_to_driver=False,
             object_store_memory=128 << 20,  # nothing travels through it
             _temp_dir=str(self._run.temp),
-            _metrics_export_port=int(os.environ[METRICS_PORT]),  # on 127.0.0.1, as all of Ray's own (environment.py)
+            _metrics_export_port=int(
+                os.environ[METRICS_PORT]
+            ),  # on 127.0.0.1, as all of Ray's own (environment.py)
         )
         signal.signal(signal.SIGTERM, self._on_terminate)  # ray.init() has put its own
         signal.signal(signal.SIGHUP, self._on_hangup)

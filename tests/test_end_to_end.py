@@ -11,15 +11,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import yaml
+from watched import asked as wanted
+from watched import without_series
 
 from serve.features import Features
 from serve.log import read_log
+from serve.observe.prometheus import started
 from serve.replay import Replay
+from serve.run_folder import RunFolder
 from serve.scorers import load_scorer
 from serve.state import Schema
 from serve.surface import load_surface
@@ -69,6 +75,10 @@ def config(home, **changes):
         "clock": "event",
     } | changes
     application["deployments"][0]["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
+    document["logging_config"]["encoding"] = "JSON"
+    document["tracing_config"] = {"enabled": True, "exporter_import_path": "serve.tracing:to_file"} | {
+        "sampling_ratio": 0.0
+    }
     (home / "cluster.yaml").write_text(yaml.safe_dump(document))
     return f"http://127.0.0.1:{port}"
 
@@ -175,6 +185,46 @@ def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
     assert all(isinstance(genre, str) for genre in movie["features"]["genres"])
 
 
+@pytest.mark.parametrize("url", ["haproxy"], indirect=True)
+def test_what_the_service_tells_of_itself_reaches_prometheus_the_log_and_the_trace(home, url, tmp_path):
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is missing: apt-get install prometheus")
+    run, trace_id = RunFolder.of(home / "var/run"), f"{time.time_ns():032x}"
+    asked = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
+    event = {"type": "event", "viewer": "0", "candidate": "1805", "kind": "click", "ts_ms": asked["now_ms"]}
+    headers = [{}, {"x-deadline-ms": "1"}, {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}]
+
+    def traffic(name):
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for i in range(15):
+                client.post("/v1/rank", json=asked, headers=headers[i % 3]).raise_for_status()
+                records = [event | {"id": f"{name}{i}"}]
+                client.post("/v1/events", json={"records": records}).raise_for_status()
+
+    traffic("before")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with started(run, tmp_path, port, every_s=1.0):
+        time.sleep(3.0)
+        traffic("while")
+        assert without_series(port, wanted(), seconds=30) == []
+    spans = [json.loads(line) for path in (run.path / "spans").iterdir() for line in path.open()]
+    assert {span["name"] for span in spans if span["context"]["trace_id"] == f"0x{trace_id}"} == {
+        "rank", "queue", "features", "score",
+    }  # fmt: skip
+    logs = (run.temp / "session_latest/logs/serve").glob("replica_spaces_FeatureFetch_*.log")
+    lines = [json.loads(line) for path in logs for line in path.open()]
+    (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
+    assert (model["application"], model["deployment"], model["levelname"]) == (
+        "spaces", "spaces_FeatureFetch", "INFO",
+    )  # fmt: skip
+    page = urlsplit(run.service()["metrics_url"])
+    addresses = {
+        c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr
+    }
+    assert addresses == {"127.0.0.1"}
+
+
 def test_the_documents_and_probes_answer_over_http(url):
     assert httpx.get(f"{url}/readyz", timeout=30).json()["model"]
     assert httpx.get(f"{url}/v1/model", timeout=30).json()["surface"] == "ranklens"
@@ -252,6 +302,8 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
     where = [sys.executable, "-c", "import serve.app as app; print(app.__file__)"]
     found = subprocess.run(where, cwd=home, env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(wheel))
+    shipped = {path.name for path in (wheel / "serve/observe").iterdir()}
+    assert shipped >= {"rules.yml", "alerts.yml", "alerts_test.yml", "dashboard.json"}
     command = [str(Path(sys.executable).with_name("serve")), "run", "cluster.yaml"]
     process = subprocess.Popen(
         command, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -267,8 +319,6 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
 
 def _replicas(home):
     """The processes of the replicas, by what they say of themselves."""
-    import psutil
-
     pid = json.loads((home / "var/run/service.json").read_text())["pid"]
     lines = {p: " ".join(p.cmdline()) for p in psutil.Process(pid).children(recursive=True)}
     return {process: line for process, line in lines.items() if "ServeReplica" in line}

@@ -46,7 +46,9 @@ def observe(
         while process.poll() is None:
             write_targets(run, data)
             time.sleep(LOOK_EVERY_S)
-    raise TabrankError(f"Prometheus has ended by itself with code {process.returncode}; see what it says above")
+    raise TabrankError(
+        f"Prometheus has ended by itself with code {process.returncode}; see what it says above"
+    )
 
 
 @contextlib.contextmanager
@@ -85,9 +87,7 @@ def started(
 
 def configuration(data: Path, every_s: float) -> dict[str, Any]:
     """What Prometheus is told: our rules, and files of targets that it reads again when they change."""
-    scrapes = [
-        {"job_name": job, "file_sd_configs": [{"files": [str(_targets(data, job))]}]} for job in JOBS
-    ]
+    scrapes = [{"job_name": job, "file_sd_configs": [{"files": [str(_targets(data, job))]}]} for job in JOBS]
     every = f"{round(every_s * 1e3)}ms"
     return {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},

@@ -37,9 +37,7 @@ def told(monkeypatch):
 
 
 def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55):
-    query = SimpleNamespace(
-        experiment="launch", arm=SimpleNamespace(name=arm), candidates=["c"] * candidates
-    )
+    query = SimpleNamespace(experiment="launch", arm=SimpleNamespace(name=arm), candidates=["c"] * candidates)
     stage_ms = {"features": 2.0, "score": 5.0}
     return SimpleNamespace(query=query, rung=rung, model=model, degraded=degraded, stage_ms=stage_ms)
 
@@ -69,7 +67,9 @@ def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(told):
         tab.ranked(slate(), latency_ms)
     tab.batch(110, {"features": 2.0, "score": 5.0})
     tab.tick(moment())
-    latency = {le: told["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")}
+    latency = {
+        le: told["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")
+    }
     assert latency == {"1": 0, "15": 1, "50": 2, "100": 3, "+Inf": 4}
     assert told["tabrank_queue_ms", "5"] == 1  # 12 ms less the 7 of its batch
     assert (told["tabrank_stage_ms", "score", "2"], told["tabrank_stage_ms", "score", "5"]) == (0, 1)

@@ -85,6 +85,8 @@ def test_spans_go_to_a_file_of_the_run_folder_a_line_each(tmp_path, monkeypatch)
 
 
 def test_otlp_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    monkeypatch.setitem(
+        __import__("sys").modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None
+    )
     with pytest.raises(TabrankError, match="opentelemetry-exporter-otlp-proto-http"):
         to_otlp()
