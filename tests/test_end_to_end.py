@@ -208,12 +208,14 @@ def test_what_the_service_tells_of_itself_reaches_prometheus_the_log_and_the_tra
         time.sleep(3.0)
         traffic("while")
         assert without_series(port, wanted(), seconds=30) == []
-    spans = [json.loads(line) for path in (run.path / "spans").iterdir() for line in path.open()]
+    spans = [
+        json.loads(line) for path in (run.path / "spans").iterdir() for line in path.read_text().splitlines()
+    ]
     assert {span["name"] for span in spans if span["context"]["trace_id"] == f"0x{trace_id}"} == {
         "rank", "queue", "features", "score",
     }  # fmt: skip
     logs = (run.temp / "session_latest/logs/serve").glob("replica_spaces_FeatureFetch_*.log")
-    lines = [json.loads(line) for path in logs for line in path.open()]
+    lines = [json.loads(line) for path in logs for line in path.read_text().splitlines()]
     (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
     assert (model["application"], model["deployment"], model["levelname"]) == (
         "spaces", "spaces_FeatureFetch", "INFO",
