@@ -186,18 +186,18 @@ def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
 
 
 @pytest.mark.parametrize("url", ["haproxy"], indirect=True)
-def test_what_the_service_tells_of_itself_reaches_prometheus_the_log_and_the_trace(home, url, tmp_path):
+def test_every_panel_and_rule_has_a_series_once_a_prometheus_scrapes_the_service(home, url, tmp_path):
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is missing: apt-get install prometheus")
-    run, trace_id = RunFolder.of(home / "var/run"), f"{time.time_ns():032x}"
+    run = RunFolder.of(home / "var/run")
     asked = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
     event = {"type": "event", "viewer": "0", "candidate": "1805", "kind": "click", "ts_ms": asked["now_ms"]}
-    headers = [{}, {"x-deadline-ms": "1"}, {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}]
 
     def traffic(name):
         with httpx.Client(base_url=url, timeout=30) as client:
             for i in range(15):
-                client.post("/v1/rank", json=asked, headers=headers[i % 3]).raise_for_status()
+                headers = {"x-deadline-ms": "1"} if i % 3 else {}
+                client.post("/v1/rank", json=asked, headers=headers).raise_for_status()
                 records = [event | {"id": f"{name}{i}"}]
                 client.post("/v1/events", json={"records": records}).raise_for_status()
 
@@ -208,23 +208,31 @@ def test_what_the_service_tells_of_itself_reaches_prometheus_the_log_and_the_tra
         time.sleep(3.0)
         traffic("while")
         assert without_series(port, wanted(), seconds=30) == []
-    spans = [
-        json.loads(line) for path in (run.path / "spans").iterdir() for line in path.read_text().splitlines()
-    ]
-    assert {span["name"] for span in spans if span["context"]["trace_id"] == f"0x{trace_id}"} == {
-        "rank", "queue", "features", "score",
-    }  # fmt: skip
-    logs = (run.temp / "session_latest/logs/serve").glob("replica_spaces_FeatureFetch_*.log")
-    lines = [json.loads(line) for path in logs for line in path.read_text().splitlines()]
-    (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
-    assert (model["application"], model["deployment"], model["levelname"]) == (
-        "spaces", "spaces_FeatureFetch", "INFO",
-    )  # fmt: skip
     page = urlsplit(run.service()["metrics_url"])
-    addresses = {
-        c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr
-    }
-    assert addresses == {"127.0.0.1"}
+    listening = [c.laddr for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr]
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("url", ["haproxy"], indirect=True)
+def test_a_sampled_trace_gets_its_spans_and_log_lines_are_objects(home, url):
+    run, trace_id = RunFolder.of(home / "var/run"), f"{time.time_ns():032x}"
+    body = {"viewer": "0", "candidates": ["1805"], "now_ms": 1_636_994_000_000, "traffic": "test"}
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    answer = httpx.post(f"{url}/v1/rank", json=body, headers=headers, timeout=30).json()
+    end = time.monotonic() + 10
+    names: dict[str, dict] = {}
+    while len(names) < 4 and time.monotonic() < end:
+        time.sleep(0.2)
+        spans = _lines(run.path / "spans", "*.jsonl")
+        names = {span["name"]: span for span in spans if span["context"]["trace_id"] == f"0x{trace_id}"}
+    assert set(names) == {"rank", "queue", "features", "score"}
+    assert names["rank"]["parent_id"] == "0xb7ad6b7169203331"
+    assert names["rank"]["attributes"]["request_id"] == answer["request_id"]
+    assert names["score"]["parent_id"] == names["rank"]["context"]["span_id"]
+    lines = _lines(run.temp / "session_latest/logs/serve", "replica_spaces_FeatureFetch_*.log")
+    (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
+    told = model["application"], model["deployment"], model["levelname"]
+    assert told == ("spaces", "spaces_FeatureFetch", "INFO")
 
 
 def test_the_documents_and_probes_answer_over_http(url):
@@ -317,6 +325,10 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def _lines(folder, files):
+    return [json.loads(line) for path in folder.glob(files) for line in path.read_text().splitlines()]
 
 
 def _replicas(home):
