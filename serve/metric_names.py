@@ -50,7 +50,11 @@ LATENCY = Metric(
     BOUNDS_MS,
 )
 QUEUE = Metric(
-    "tabrank_queue_ms", "histogram", (), "Rankings that waited up to `le` ms for their batch.", BOUNDS_MS
+    "tabrank_queue_ms",
+    "histogram",
+    (),
+    "Rankings whose latency without `features` and `score` was up to `le` ms: the wait for a batch, and for the loop.",
+    BOUNDS_MS,
 )
 STAGE = Metric(
     "tabrank_stage_ms",
