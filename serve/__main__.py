@@ -109,11 +109,11 @@ def observe(
     ),
 ) -> None:
     """Start a local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C."""
-    from serve import run_folder
-    from serve.observe import prometheus
+    from serve.observe.prometheus import observe as watch
+    from serve.run_folder import RunFolder as Folder
 
     with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
-        prometheus.observe(run_folder.RunFolder.of(run), data, port, _say)
+        watch(Folder.of(run), data, port, _say)
 
 
 @bench.command()
