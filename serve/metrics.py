@@ -8,10 +8,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, get_args
 
-from serve import metric_names as names
 from serve.api import Degraded
 from serve.feature_fetch import Metrics, Moment
-from serve.metric_names import BOUNDS_MS, Metric
+from serve.metric_names import (
+    BATCH,
+    BOUNDS_MS,
+    CANDIDATES,
+    COMMIT,
+    DEGRADED,
+    DROPPED,
+    EVENT_LAG,
+    FRESHNESS,
+    KILL_SWITCH,
+    LATENCY,
+    MODEL,
+    MODEL_RANKINGS,
+    QUEUE,
+    RANKINGS,
+    RECORDS,
+    STAGE,
+    UNROLLED,
+    Metric,
+)
 
 if TYPE_CHECKING:
     from serve.ingest import Tally
@@ -28,18 +46,18 @@ class RankMetrics(Metrics):
     """Counts what one replica of FeatureFetch answers."""
 
     def __init__(self, application: str) -> None:
-        self._freshness = _Gauge(names.FRESHNESS, application)
-        self._kill_switch = _Gauge(names.KILL_SWITCH, application)
-        self._model = _Gauge(names.MODEL, application)
-        self._dropped = _Counts(names.DROPPED, application, [()])
-        self._rankings = _Counts(names.RANKINGS, application)
-        self._candidates = _Counts(names.CANDIDATES, application)
-        self._by_model = _Counts(names.MODEL_RANKINGS, application)
-        self._degraded = _Counts(names.DEGRADED, application, [(reason,) for reason in get_args(Degraded)])
-        self._latency = _Histogram(names.LATENCY, application)
-        self._queue = _Histogram(names.QUEUE, application, [()])
-        self._stage = _Histogram(names.STAGE, application, [(stage,) for stage in BATCHES])
-        self._batch = _Histogram(names.BATCH, application, [()])
+        self._freshness = _Gauge(FRESHNESS, application)
+        self._kill_switch = _Gauge(KILL_SWITCH, application)
+        self._model = _Gauge(MODEL, application)
+        self._dropped = _Counts(DROPPED, application, [()])
+        self._rankings = _Counts(RANKINGS, application)
+        self._candidates = _Counts(CANDIDATES, application)
+        self._by_model = _Counts(MODEL_RANKINGS, application)
+        self._degraded = _Counts(DEGRADED, application, [(reason,) for reason in get_args(Degraded)])
+        self._latency = _Histogram(LATENCY, application)
+        self._queue = _Histogram(QUEUE, application, [()])
+        self._stage = _Histogram(STAGE, application, [(stage,) for stage in BATCHES])
+        self._batch = _Histogram(BATCH, application, [()])
         self._num_rankings: Counter[tuple[str, str, str, str]] = Counter()  # experiment, arm, rung, model
         self._num_candidates: Counter[tuple[str, str, str]] = Counter()
         self._num_within: Counter[tuple[str, str, int]] = Counter()  # experiment, arm, bucket
@@ -107,10 +125,10 @@ class IngestMetrics:
     """Counts what Ingest took and how long that took."""
 
     def __init__(self, application: str) -> None:
-        self._records = _Counts(names.RECORDS, application, [("exposure_dropped",), ("roll_failed",)])
-        self._lag = _Histogram(names.EVENT_LAG, application, [()])
-        self._commit = _Histogram(names.COMMIT, application, [()])
-        self._unrolled = _Gauge(names.UNROLLED, application)
+        self._records = _Counts(RECORDS, application, [("exposure_dropped",), ("roll_failed",)])
+        self._lag = _Histogram(EVENT_LAG, application, [()])
+        self._commit = _Histogram(COMMIT, application, [()])
+        self._unrolled = _Gauge(UNROLLED, application)
         self._flushed = time.monotonic()
 
     def tick(self, tally: Tally) -> None:
