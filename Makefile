@@ -8,7 +8,7 @@ EXPERIMENT := var/experiment
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo experiment up down test check fmt
+.PHONY: help install demo experiment up down observe test check fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
@@ -50,6 +50,9 @@ down: ## Stop it, and whatever a demo or a benchmark left.
 	@test ! -d var/demo/run || $(BIN)/python -m serve down --run var/demo/run
 	@test ! -d $(EXPERIMENT)/run || $(BIN)/python -m serve down --run $(EXPERIMENT)/run
 	@test ! -d var/bench/run || $(BIN)/python -m serve down --run var/bench/run
+
+observe: install ## A local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C.
+	@$(BIN)/python -m serve observe
 
 var/log: | install
 	@echo 'There is no log yet: making a small one of the simulated world.'

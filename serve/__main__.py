@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -161,6 +162,22 @@ def load(
     _answer(
         counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates"
     )
+
+
+@app.command()
+def observe(
+    run: RunFolder = RUN,
+    port: Annotated[int, typer.Option(help="Of Prometheus, on 127.0.0.1.", min=1, max=65535)] = 9090,
+    data: Annotated[Path, typer.Option(help="Where Prometheus keeps what it has seen.")] = Path(
+        "var/observe"
+    ),
+) -> None:
+    """Start a local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C."""
+    from serve.observe.prometheus import observe as watch
+    from serve.run_folder import RunFolder as Folder
+
+    with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
+        watch(Folder.of(run), data, port, _say)
 
 
 @bench.command()

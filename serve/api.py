@@ -24,7 +24,13 @@ Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
 ]
 Degraded = Literal[
-    "store_unavailable", "scorer_unavailable", "no_model", "deadline", "non_finite_score", "stale_features"
+    "store_unavailable",
+    "scorer_unavailable",
+    "no_model",
+    "deadline",
+    "non_finite_score",
+    "stale_features",
+    "kill_switch",
 ]
 Rung = Literal["full", "partial", "fallback"]
 

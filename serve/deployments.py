@@ -16,6 +16,7 @@ from serve.edge import Edge
 from serve.errors import ArtifactRefused, TabrankError
 from serve.feature_fetch import FeatureFetcher
 from serve.ingest import ingester
+from serve.logs import join_ray
 from serve.metrics import IngestMetrics, RankMetrics
 from serve.records import Taken, unpack
 from serve.scoring import ModelHolder
@@ -30,11 +31,12 @@ class Scorer:
     """Scores a batch of candidates with a version that its caller names."""
 
     def __init__(self, args: AppArgs, base: str) -> None:
+        join_ray(_application())
         self._models = ModelHolder(Path(base) / args.models, args.backend)
         try:
             self._models.load_current()
         except ArtifactRefused as error:  # the ingress refuses it too, and goes on with what it has
-            logging.getLogger("ray.serve").warning("the promoted model is refused: %s", error)
+            logging.getLogger("tabrank").warning("the promoted model is refused: %s", error)
 
     async def score(self, version: str, payload: bytes) -> bytes:
         """Float32 probabilities of the matrix in `payload`. It runs on the loop: one batch at a time a replica."""
@@ -51,6 +53,7 @@ class FeatureFetch:
     """The HTTP ingress: admits, batches, fetches, computes features, asks `Scorer`, answers, tells `Ingest`."""
 
     def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle, ingest: DeploymentHandle) -> None:
+        join_ray(_application())
         # Bytes go and bytes come: plain pickle does, and the handle of a method is made once, not each call.
         score = scorer.options(
             method_name="score", request_serialization="pickle", response_serialization="pickle"
@@ -71,7 +74,8 @@ class FeatureFetch:
             taken: Taken = await take.remote(payload)
             return taken
 
-        self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, RankMetrics())
+        metrics = RankMetrics(_application())
+        self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, metrics)
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -89,7 +93,7 @@ class FeatureFetch:
         try:
             await self._fetcher.reconfigure(UserConfig.from_mapping(user_config))
         except TabrankError as error:
-            logging.getLogger("ray.serve").error("the settings stay as they were: %s", error)
+            logging.getLogger("tabrank").error("the settings stay as they were: %s", error)
 
     async def __del__(self) -> None:
         """Send on what is held; Ray awaits it when the replica stops."""
@@ -107,8 +111,9 @@ class Ingest:
     """The one writer: events and exposures in, state and journal out, the journal into the log's segments."""
 
     def __init__(self, args: AppArgs, base: str) -> None:
+        join_ray(_application())
         os.nice(NICENESS)
-        self._ingester = ingester(args, Path(base), IngestMetrics().tick)
+        self._ingester = ingester(args, Path(base), IngestMetrics(_application()).tick)
         self._running: asyncio.Task[None] | None = None
 
     async def take(self, payload: bytes) -> Taken:
@@ -129,6 +134,11 @@ class Ingest:
         if self._running is not None:
             self._ingester.stop()
             await self._running
+
+
+def _application() -> str:
+    """The name of the application that this replica belongs to."""
+    return str(serve.get_replica_context().app_name)
 
 
 def _quiet_gc() -> None:

@@ -18,8 +18,10 @@ from serve.api import MAX_BODY_BYTES, Problem, decode_request
 from serve.arms import chosen
 from serve.errors import RequestError
 from serve.feature_fetch import FeatureFetcher
+from serve.logs import of_request
 from serve.openapi import docs_page, openapi
 from serve.records import MAX_EVENTS_BODY_BYTES
+from serve.tracing import TRACEPARENT, parent_of, record, trace_id_of
 
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
@@ -75,7 +77,9 @@ class Edge:
             )
             body = self._encoder.encode(problem)
         except Exception:
-            log.exception("request %s failed", request_id)
+            parent = parent_of(headers) if TRACEPARENT in headers else None
+            trace_id = trace_id_of(parent) if parent is not None else None
+            log.exception("request %s failed", request_id, extra=of_request(request_id, trace_id))
             status, kind = 500, PROBLEM
             detail = "something went wrong on our side; the request id finds it in the log"
             body = self._encoder.encode(Problem("internal error", 500, detail, request_id=request_id))
@@ -111,7 +115,12 @@ class Edge:
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
         if request.request_id is None:
             request.request_id = request_id
-        return self._encoder.encode(await fetcher.rank(request, deadline_ms, arm))
+        answer = await fetcher.rank(request, deadline_ms, arm)
+        if TRACEPARENT in headers:
+            parent = parent_of(headers)
+            if parent is not None:
+                record(parent, answer)
+        return self._encoder.encode(answer)
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         _require_json(headers)

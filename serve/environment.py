@@ -15,9 +15,12 @@ from pathlib import Path
 
 from serve.config import Config
 from serve.errors import TabrankError
-from serve.metrics import BOUNDS_MS
+from serve.metric_names import BOUNDS_MS
 from serve.run_folder import MARKER, RunFolder
+from serve.tracing import RUN_FOLDER
 
+METRICS_PORT = "TABRANK_METRICS_PORT"  # of the page of this node's metrics
+HAPROXY_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"  # of HAProxy's own page
 PORTS = range(20_000, 30_000)
 
 # What the fast ingress cannot do without.
@@ -56,6 +59,14 @@ EVERYWHERE = {
     "RAY_worker_niceness": "0",
     # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS)),
+    # How often the page of metrics is renewed: 10 s by default, which hides what a scrape every 5 s looks for.
+    "RAY_metrics_report_interval_ms": "2000",
+    # Gauges that are told more seldom than that come and go on the page.
+    "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "2",
+    "RAY_SERVE_REPLICA_UTILIZATION_REPORT_INTERVAL_S": "2",
+    "RAY_SERVE_REPLICA_UTILIZATION_WINDOW_S": "60",
+    # Above 1 a warning waits until so many lines have come; without an access log there are few.
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
 }
 
 
@@ -63,7 +74,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
     """The environment of every process of this cluster."""
     env = dict(os.environ)
     env.pop("RAY_ADDRESS", None)  # would lead into another cluster
-    stats, metrics, fallback = _free_ports(3)
+    stats, haproxy_metrics, fallback, metrics = _free_ports(4)
     if haproxy:
         tunable = {**FAST, **ONE_MACHINE}
         sockets = run.temp / "h"  # the node's 56-character id and the file's name are still to come
@@ -71,7 +82,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
             **HAPROXY,
             # Fixed ports of Ray's: a second cluster on the machine would fail on them.
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            HAPROXY_PORT: str(haproxy_metrics),
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
             # By default a folder shared by all clusters, where the admin socket is open to every user.
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
@@ -90,6 +101,8 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
         # A process that sets its title overwrites its environment, and with it the marker, if not told.
         "SPT_NOENV": "1",
         "TABRANK_HOME": str(config.path.parent),
+        RUN_FOLDER: str(run.path),
+        METRICS_PORT: str(metrics),
         "PYTHONPATH": os.pathsep.join(_import_folders(config)),
         # The name is historical: at 0 Ray binds all its own ports to 127.0.0.1, on Linux too.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

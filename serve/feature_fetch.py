@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from serve.batcher import Batcher
 from serve.errors import Busy, RequestError, TabrankError
 from serve.features import Features, Matrix
 from serve.live_table import LiveTable
+from serve.logs import of_request
 from serve.models import LoadModel, Models
 from serve.outbox import IDLE_S, Outbox
 from serve.ranking import F32, Query, Ranker, Slate
@@ -40,14 +41,26 @@ CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 Ingest = Callable[[bytes], Awaitable[Taken]]  # takes packed records; answers once they are durable
 
 
+class Moment(NamedTuple):
+    """How a replica is now."""
+
+    freshness_ms: float | None
+    num_dropped: int  # exposures, since the start
+    kill_switch: bool
+    model: str | None  # the promoted version
+
+
 class Metrics:
-    """Who is told of rankings and of the features' age; nobody, unless it is replaced."""
+    """Who is told of rankings, batches and the replica itself; nobody, unless it is replaced."""
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
         """A ranking was made."""
 
-    def tick(self, freshness_ms: float | None, num_dropped: int) -> None:
-        """A moment has passed; `num_dropped` exposures since the start."""
+    def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
+        """A batch was ranked."""
+
+    def tick(self, moment: Moment) -> None:
+        """A moment has passed."""
 
 
 class FeatureFetcher:
@@ -82,7 +95,7 @@ class FeatureFetcher:
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
         )
         self.live = LiveTable(self.schema, open_reader)
-        self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded)
+        self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded, self._metrics.batch)
         self.models = Models(base / args.models, self.ranker.features.columns, load_model)
         self.outbox = Outbox(ingest)
         # What needs no scorer never waits for one: a batch is answered together.
@@ -133,17 +146,7 @@ class FeatureFetcher:
         if self.event_clock:  # what came before is seen, and what comes at the same time is not
             await self.outbox.flush(before_ms=query.now_ms)
         deadline = loop.time() + max((deadline_ms or self.config.deadline_ms) / 1e3 - LAST_WORD_S, 0.0)
-        try:
-            batcher = self._scored if query.arm.by_model else self._unscored
-            slate = await batcher.submit(query, len(query.candidates), deadline)
-        except TimeoutError:
-            slate = self.ranker.popular(query, "deadline")
-        except (
-            Exception
-        ) as error:  # a fault of ours, or of a neighbour in the batch: this request gets its order
-            self._degraded("scorer_unavailable", error)
-            slate = self.ranker.popular(query, "scorer_unavailable")
-        slate = self._aged(slate)
+        slate = self._aged(await self._slate(query, deadline))
         total_ms = (time.perf_counter() - begun) * 1e3
         self._metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
@@ -153,6 +156,18 @@ class FeatureFetcher:
         return answer(
             slate, ranked, surface=self.surface.name, total_ms=total_ms, freshness_ms=self.freshness_ms
         )
+
+    async def _slate(self, query: Query, deadline: float) -> Slate:
+        if self.config.kill_switch:
+            return self.ranker.popular(query, "kill_switch")
+        try:
+            batcher = self._scored if query.arm.by_model else self._unscored
+            return await batcher.submit(query, len(query.candidates), deadline)
+        except TimeoutError:
+            return self.ranker.popular(query, "deadline")
+        except Exception as error:  # a fault of ours, or of a neighbour in the batch
+            self._degraded("scorer_unavailable", error, query.request_id)
+            return self.ranker.popular(query, "scorer_unavailable")
 
     async def take(self, body: bytes) -> EventsAnswer:
         """Take a batch of records; the answer comes when what was accepted is durable.
@@ -232,12 +247,16 @@ class FeatureFetcher:
         try:
             while True:
                 self.pull()
-                self._metrics.tick(self.freshness_ms, self.outbox.num_dropped)
+                self._metrics.tick(self._moment())
                 await asyncio.sleep(REFRESH_S)
                 if following.done():
                     following = asyncio.create_task(self.follow())
         finally:
             sending.cancel()
+
+    def _moment(self) -> Moment:
+        model = self.model.version if self.model else None
+        return Moment(self.freshness_ms, self.outbox.num_dropped, self.config.kill_switch, model)
 
     async def refresh(self) -> None:
         """Pull what changed in the store, follow the models' pointer. What fails is tried again next time."""
@@ -258,12 +277,12 @@ class FeatureFetcher:
         except Exception as error:
             self._degraded("model_refused", error)
 
-    def _degraded(self, reason: str, error: Exception) -> None:
-        """Log a failure once every ten seconds: under load it would be every batch."""
+    def _degraded(self, reason: str, error: Exception, request_id: str | None = None) -> None:
+        """Log a failure once every ten seconds, with a request that it befell: under load it would be every batch."""
         now = time.monotonic()
         if now - self._warned.get(reason, -10.0) >= 10.0:
             self._warned[reason] = now
-            log.warning("%s: %s: %s", reason, type(error).__name__, error)
+            log.warning("%s: %s: %s", reason, type(error).__name__, error, extra=of_request(request_id))
 
     @property
     def is_fresh(self) -> bool:
@@ -310,6 +329,7 @@ class FeatureFetcher:
             "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
             "popular": self.surface.popular,
             "label": {"event": self.surface.label.event, "within_ms": self.surface.label.within_ms},
+            "kill_switch": self.config.kill_switch,
             "experiment": self._describe_experiment(),
             "limits": {
                 "candidates": MAX_CANDIDATES,

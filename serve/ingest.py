@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from serve.records import (
     Candidate,
     Ended,
     Entry,
+    Event,
     Exposure,
     Record,
     Taken,
@@ -54,11 +56,22 @@ MAX_UNROLLED = (
     1_000_000  # records in the journal; beyond, where the log cannot be written, exposures are dropped
 )
 MAX_ENDED = 5_000  # that leave the table in one commit
-Tell = Callable[[Counter[str]], None]  # takes what was counted since it was last called
+
+
+class Tally(NamedTuple):
+    """What became of records since the last tally, and how much of what is durable the log has not yet."""
+
+    counts: Counter[str]  # by kind
+    event_lags_ms: list[float]  # from an event's own time until it was durable
+    commits_ms: list[float]  # from a call until what it brought was
+    num_unrolled: int
+
+
+Tell = Callable[[Tally], None]
 
 
 def ingester(
-    args: AppArgs, base: Path, tell: Tell = lambda counts: None, *, max_live: int = MAX_LIVE
+    args: AppArgs, base: Path, tell: Tell = lambda tally: None, *, max_live: int = MAX_LIVE
 ) -> Ingester:
     """The writer of one application's store and log."""
     surface = args.load_surface(base)
@@ -81,6 +94,7 @@ class _Waiting:
 
     records: Sequence[Record]
     done: asyncio.Future[Taken]
+    since: float = field(default_factory=time.monotonic)
 
 
 class Ingester:
@@ -97,7 +111,7 @@ class Ingester:
         open_store: Callable[[bool], Store],
         segments: Segments,
         retention: Retention,
-        tell: Tell = lambda counts: None,
+        tell: Tell = lambda tally: None,
         *,
         event_clock: bool = False,
         max_live: int = MAX_LIVE,
@@ -122,6 +136,8 @@ class Ingester:
         self._stopping = False
         self._tell = tell
         self.counts: Counter[str] = Counter()
+        self._event_lags_ms: list[float] = []
+        self._commits_ms: list[float] = []
 
     async def take(self, records: Sequence[Record]) -> Taken:
         """Take records; returns once they are durable. Those that were there before are not taken again, and a
@@ -151,8 +167,7 @@ class Ingester:
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
             if not self._event_clock:
                 await asyncio.sleep(COMMIT_EVERY_S)
-            counts, self.counts = self.counts, Counter()
-            self._tell(counts)
+            self._tell(self._tally())
             is_idle = not self._waiting
             await self.flush()
             now = time.monotonic()
@@ -165,6 +180,11 @@ class Ingester:
         await self.flush()
         await asyncio.to_thread(self.roll)
         self._close()
+
+    def _tally(self) -> Tally:
+        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, self._num_unrolled)
+        self.counts, self._event_lags_ms, self._commits_ms = Counter(), [], []
+        return tally
 
     @property
     def _num_unrolled(self) -> int:
@@ -189,6 +209,8 @@ class Ingester:
                 if not waiting.done.done():
                     waiting.done.set_exception(StoreUnavailable(str(error)))
             return
+        now = time.monotonic()
+        self._commits_ms += [(now - waiting.since) * 1e3 for waiting in group]
         for waiting, answer in zip(group, taken, strict=True):
             if not waiting.done.done():  # whoever waited may have gone
                 waiting.done.set_result(answer)
@@ -225,6 +247,8 @@ class Ingester:
             self._num_committed += len(records)
         self._remember(ids)
         self.counts.update(_counted(records))
+        now_ms = time.time() * 1e3
+        self._event_lags_ms += [now_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
         self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
         return taken

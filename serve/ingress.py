@@ -2,10 +2,10 @@
 
 Ray's ingress costs more CPU a request than the ranking itself: two request ids, a task each for the call, the timeout
 and the disconnect watch, contexts for tracing, multiplexing and sessions, a log record that is thrown away. Nothing of
-that is used here: a ranking has its own id and deadline, and one that its client has given up is part of a batch that
-others wait for. What the cluster lives on is kept, on Ray's own counters: the slot of `max_ongoing_requests`, the
-ongoing requests (autoscaling and graceful stops read them) and the request metrics. A replica whose slots are all
-taken leaves the request to Ray, which queues or refuses it as configured.
+that is used here: a ranking has its own id, deadline and spans (`serve.tracing`), and one that its client has given up
+is part of a batch that others wait for. What the cluster lives on is kept, on Ray's own counters: the slot of
+`max_ongoing_requests`, the ongoing requests (autoscaling and graceful stops read them) and the request metrics. A
+replica whose slots are all taken leaves the request to Ray, which queues or refuses it as configured.
 
 It reaches into `Replica` of Ray 2.60. Where another Ray has it otherwise, every request takes Ray's own way.
 """

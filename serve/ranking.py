@@ -70,7 +70,12 @@ class Ranker:
     features: Features
     live: LiveTable
     score: Score
-    on_degraded: Callable[[str, Exception], None] = field(default=lambda reason, error: None)
+    on_degraded: Callable[[str, Exception, str | None], None] = field(
+        default=lambda reason, error, request_id: None
+    )
+    on_batch: Callable[[int, Mapping[str, float]], None] = field(
+        default=lambda num_candidates, stage_ms: None
+    )
 
     async def rank(self, queries: Sequence[Query]) -> list[Slate]:
         """Rank each query: fetch, features, score, select. Never raises for a store or scorer that is down."""
@@ -85,6 +90,7 @@ class Ranker:
         computed = time.perf_counter()
         scores, failed = await self._scores(queries, matrix, request_of_row, store_down)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
+        self.on_batch(len(rows), stage_ms)
         ended = candidates["ends_ms"] <= now_ms[request_of_row]
         popular = matrix.numeric[:, self.features.popular]
         batch = _Batch(queries, request_of_row, rows, seen_seq, matrix, stage_ms)
@@ -115,7 +121,7 @@ class Ranker:
         try:
             packed = self.live.read([name for _, name in named])
         except StoreUnavailable as error:
-            self.on_degraded("store_unavailable", error)
+            self.on_degraded("store_unavailable", error, queries[0].request_id)
             return viewers, [False] * len(queries), True
         found = [(i, row) for (i, _), row in zip(named, packed, strict=True) if row is not None]
         if found:
@@ -164,7 +170,7 @@ class Ranker:
                     raise ValueError(f"asked for {len(asked.numeric)} scores, got {len(answered)}")
                 scores[mine] = answered
             except Exception as error:  # whatever befell the scorer, the popular order is within reach
-                self.on_degraded("scorer_unavailable", error)
+                self.on_degraded("scorer_unavailable", error, queries[members[0]].request_id)
                 for b in members:
                     failed[b] = "scorer_unavailable"
         return scores, failed

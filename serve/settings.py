@@ -184,7 +184,7 @@ class UserConfig:
     stale_after_ms: int = 5_000  # of the features' age; beyond, answers say `stale_features`
     qa_key_sha256: str | None = None  # of the key with which X-Arm chooses an arm; None: nobody may
     log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
-    kill_switch: bool = False  # every ranking in popular order, without a fetch or a score
+    kill_switch: bool = False  # every ranking is answered in popular order at once; arms stay assigned
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:

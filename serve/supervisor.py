@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.config import Config, read
+from serve.environment import HAPROXY_PORT, METRICS_PORT
 from serve.errors import TabrankError
 from serve.run_folder import POLL_S, RunFolder
 from serve.running import SETTLE_S, application_of, cause, plain_nodes
@@ -47,6 +48,10 @@ class Supervisor:
             "url": f"http://{host}:{config.port}",
             "config": str(config.path),
             "haproxy": haproxy,
+            "metrics_url": f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
+            "haproxy_metrics_url": f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics"
+            if haproxy
+            else None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "cluster_id": run.cluster_id,
             "config_sha256": "",
@@ -83,6 +88,9 @@ class Supervisor:
             log_to_driver=False,
             object_store_memory=128 << 20,  # nothing travels through it
             _temp_dir=str(self._run.temp),
+            _metrics_export_port=int(
+                os.environ[METRICS_PORT]
+            ),  # on 127.0.0.1, as all of Ray's own (environment.py)
         )
         signal.signal(signal.SIGTERM, self._on_terminate)  # ray.init() has put its own
         signal.signal(signal.SIGHUP, self._on_hangup)

@@ -34,6 +34,7 @@ class Live:
         if log_folder:
             load(self.surface, log_folder, store, folder)
         self.max_live = max_live
+        self.tell = lambda tally: None  # what Ingest tells its metrics
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
         self.config = UserConfig(
             Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
@@ -46,7 +47,7 @@ class Live:
     @asynccontextmanager
     async def running(self):
         """The service, until the block ends; then what was left is committed and rolled."""
-        self.ingester = ingester(self.args, self.folder, max_live=self.max_live)
+        self.ingester = ingester(self.args, self.folder, self.tell, max_live=self.max_live)
         fetcher = FeatureFetcher(self.args, self.folder, self.score, _nothing, self._take)
         fetcher.configure(self.config)
         await fetcher.refresh()

@@ -11,15 +11,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import yaml
+from watched import asked as wanted
+from watched import without_series
 
 from serve.features import Features
 from serve.log import read_log
+from serve.observe.prometheus import started
 from serve.replay import Replay
+from serve.run_folder import RunFolder
 from serve.scorers import load_scorer
 from serve.state import Schema
 from serve.surface import load_surface
@@ -70,6 +76,10 @@ def config(home, **changes):
     } | changes
     application["deployments"][0]["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
     application["deployments"][0]["graceful_shutdown_timeout_s"] = 15
+    document["logging_config"]["encoding"] = "JSON"
+    document["tracing_config"] = {"enabled": True, "exporter_import_path": "serve.tracing:to_file"} | {
+        "sampling_ratio": 0.0
+    }
     (home / "cluster.yaml").write_text(yaml.safe_dump(document))
     return f"http://127.0.0.1:{port}"
 
@@ -176,6 +186,56 @@ def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
     assert all(isinstance(genre, str) for genre in movie["features"]["genres"])
 
 
+@pytest.mark.parametrize("url", ["haproxy"], indirect=True)
+def test_every_panel_and_rule_has_a_series_once_a_prometheus_scrapes_the_service(home, url, tmp_path):
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is missing: apt-get install prometheus")
+    run = RunFolder.of(home / "var/run")
+    asked = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
+    event = {"type": "event", "viewer": "0", "candidate": "1805", "kind": "click", "ts_ms": asked["now_ms"]}
+
+    def traffic(name):
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for i in range(15):
+                headers = {"x-deadline-ms": "1"} if i % 3 else {}
+                client.post("/v1/rank", json=asked, headers=headers).raise_for_status()
+                records = [event | {"id": f"{name}{i}"}]
+                client.post("/v1/events", json={"records": records}).raise_for_status()
+
+    traffic("before")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with started(run, tmp_path, port, every_s=1.0):
+        time.sleep(3.0)
+        traffic("while")
+        assert without_series(port, wanted(), seconds=30) == []
+    page = urlsplit(run.service()["metrics_url"])
+    listening = [c.laddr for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr]
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("url", ["haproxy"], indirect=True)
+def test_a_sampled_trace_gets_its_spans_and_log_lines_are_objects(home, url):
+    run, trace_id = RunFolder.of(home / "var/run"), f"{time.time_ns():032x}"
+    body = {"viewer": "0", "candidates": ["1805"], "now_ms": 1_636_994_000_000, "traffic": "test"}
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    answer = httpx.post(f"{url}/v1/rank", json=body, headers=headers, timeout=30).json()
+    end = time.monotonic() + 10
+    names: dict[str, dict] = {}
+    while len(names) < 4 and time.monotonic() < end:
+        time.sleep(0.2)
+        spans = _lines(run.path / "spans", "*.jsonl")
+        names = {span["name"]: span for span in spans if span["context"]["trace_id"] == f"0x{trace_id}"}
+    assert set(names) == {"rank", "queue", "features", "score"}
+    assert names["rank"]["parent_id"] == "0xb7ad6b7169203331"
+    assert names["rank"]["attributes"]["request_id"] == answer["request_id"]
+    assert names["score"]["parent_id"] == names["rank"]["context"]["span_id"]
+    lines = _lines(run.temp / "session_latest/logs/serve", "replica_spaces_FeatureFetch_*.log")
+    (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
+    told = model["application"], model["deployment"], model["levelname"]
+    assert told == ("spaces", "spaces_FeatureFetch", "INFO")
+
+
 def test_the_documents_and_probes_answer_over_http(url):
     assert httpx.get(f"{url}/readyz", timeout=30).json()["model"]
     assert httpx.get(f"{url}/v1/model", timeout=30).json()["surface"] == "ranklens"
@@ -253,6 +313,8 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
     where = [sys.executable, "-c", "import serve.app as app; print(app.__file__)"]
     found = subprocess.run(where, cwd=home, env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(wheel))
+    shipped = {path.name for path in (wheel / "serve/observe").iterdir()}
+    assert shipped >= {"rules.yml", "alerts.yml", "alerts_test.yml", "dashboard.json"}
     command = [str(Path(sys.executable).with_name("serve")), "run", "cluster.yaml"]
     process = subprocess.Popen(
         command, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -266,10 +328,12 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
         process.wait(60)
 
 
+def _lines(folder, files):
+    return [json.loads(line) for path in folder.glob(files) for line in path.read_text().splitlines()]
+
+
 def _replicas(home):
     """The processes of the replicas, by what they say of themselves."""
-    import psutil
-
     pid = json.loads((home / "var/run/service.json").read_text())["pid"]
     lines = {p: " ".join(p.cmdline()) for p in psutil.Process(pid).children(recursive=True)}
     return {process: line for process, line in lines.items() if "ServeReplica" in line}

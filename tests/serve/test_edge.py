@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -25,6 +26,7 @@ from serve.load import load
 from serve.records import Taken, unpack
 from serve.settings import POPULAR, AppArgs, Arm, Experiment, UserConfig
 from serve.surface import load_surface
+from serve.tracing import trace_id_of
 
 NOW_MS = 50_000
 
@@ -451,6 +453,40 @@ def test_a_fault_in_the_batch_still_ends_in_the_popular_order(service):
     assert response.json()["rung"] == "fallback"
 
 
+@pytest.mark.parametrize("arm", ["model", "popular"])
+def test_with_the_kill_switch_on_all_get_the_popular_order_in_their_own_arm(service, arm):
+    service.fetcher.configure(replace(both(MODEL), kill_switch=True))
+    viewer = viewer_of(service.fetcher, arm)
+    answer = service.ask(body(viewer=viewer, candidates=["a", "b", "zz"])).json()
+    assert order(answer) == ["b", "a", "zz"]
+    assert [r["score"] for r in answer["ranking"]] == [None] * 3
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["kill_switch"], None)
+    assert (answer["experiment"], answer["arm"], answer["unknown_candidates"]) == ("launch", arm, ["zz"])
+    assert service.scorer.calls == 0
+    assert service.ask(path="/v1/model", method="GET").json()["kill_switch"] is True
+
+
+def test_the_kill_switch_is_turned_back_in_place(service):
+    service.fetcher.configure(replace(both(MODEL), kill_switch=True))
+    service.fetcher.configure(both(MODEL))
+    viewer = viewer_of(service.fetcher, "model")
+    assert service.ask(body(viewer=viewer)).json()["rung"] == "full"
+    assert service.ask(path="/v1/model", method="GET").json()["kill_switch"] is False
+
+
+def test_a_trace_that_the_caller_samples_hears_of_its_ranking(service, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        "serve.edge.record", lambda parent, answer: heard.append((trace_id_of(parent), answer))
+    )
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    for flags in ("01", "00"):
+        header = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-{flags}"}
+        assert service.ask(body(request_id=flags), headers=header).status_code == 200
+    ((heard_id, answer),) = heard
+    assert (heard_id, answer.request_id) == (trace_id, "01")
+
+
 def test_a_fault_of_ours_is_told_without_details(service, caplog):
     service.fetcher.ranker.features = None
     response = service.ask(body(), headers={"x-request-id": "find-me"})
@@ -458,6 +494,7 @@ def test_a_fault_of_ours_is_told_without_details(service, caplog):
     assert response.json()["request_id"] == "find-me"
     assert "NoneType" not in response.text
     assert "find-me" in caplog.text
+    assert caplog.records[-1].request_id == "find-me"
 
 
 def test_the_documents_and_probes_answer(service):

@@ -4,7 +4,7 @@ import sysconfig
 from pathlib import Path
 
 from serve.config import Config
-from serve.environment import environment
+from serve.environment import METRICS_PORT, environment
 from serve.run_folder import MARKER, RunFolder
 
 SOURCE = str(Path(inspect.getfile(environment)).resolve().parents[1])
@@ -45,8 +45,9 @@ def test_the_plain_proxy_is_plain_whatever_the_shell_says(tmp_path, monkeypatch)
 
 def test_two_clusters_share_no_port(tmp_path):
     env = built(tmp_path)
-    names = [name for name in env if name.endswith("_PORT") and name.startswith("RAY_SERVE_")]
-    assert len({env[name] for name in names}) == 3
+    names = [name for name in env if name.endswith("_PORT") and name.startswith(("RAY_SERVE_", "TABRANK_"))]
+    assert METRICS_PORT in names
+    assert len({env[name] for name in names}) == 4
 
 
 def test_replicas_import_the_tree_that_this_code_lies_in(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -165,6 +166,27 @@ def test_a_store_that_is_gone_is_not_made_anew(service):
     refused, answer = service.run(scenario)
     assert refused.status_code == 503
     assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_how_old_events_are_and_how_long_a_call_waits_is_counted_until_they_are_durable(service):
+    tallies = []
+    service.tell = tallies.append
+
+    async def scenario(service):
+        await service.events(event("e9"), event("e10", "click"))
+        await service.rank(now_ms=54_000)
+        await service.fetcher.outbox.flush()
+        await service.events({"type": "forget", "viewer": "bob"})  # which has told what came before
+
+    service.run(scenario)
+    lags_ms = [lag_ms for tally in tallies for lag_ms in tally.event_lags_ms]
+    now_ms = time.time() * 1e3
+    assert [now_ms - lag_ms for lag_ms in lags_ms] == pytest.approx([51_000] * 2, abs=60_000)  # no exposure
+    commits_ms = [took_ms for tally in tallies for took_ms in tally.commits_ms]
+    assert sum(tally.counts["exposure"] for tally in tallies) == 1
+    assert len(commits_ms) == 2
+    assert all(0 < took_ms < 5_000 for took_ms in commits_ms)
+    assert max(tally.num_unrolled for tally in tallies) > 0
 
 
 def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch):

@@ -1,0 +1,1 @@
+"""A Prometheus for the running service, its rules and alerts, and a Grafana dashboard."""
