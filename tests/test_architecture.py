@@ -19,6 +19,8 @@ RAY_FILES = {
     "serve/supervisor.py",
     "serve/ingress.py",  # stands in Ray's HTTP server
     "serve/config.py",  # reads Ray's own schemas
+    "serve/plan/policy.py",  # runs Ray's own scaling code
+    "serve/plan/nodes.py",
     "training/trainer.py",
     "training/stream.py",  # Ray Data
     "training/search/trials.py",  # Ray Tune
@@ -82,7 +84,7 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "check", "load", "bench")),
+        ("serve", ("up", "down", "status", "check", "load", "plan", "bench")),
         (
             "training",
             (

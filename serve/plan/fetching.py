@@ -141,9 +141,7 @@ class FetchReplica:
             return True
         if self._num_under_way >= self._slots:
             return False
-        return (
-            self._num_queued >= self._half_cap or self.agenda.now_s - self._queue[0][0] >= PATIENCE_S
-        )
+        return self._num_queued >= self._half_cap or self.agenda.now_s - self._queue[0][0] >= PATIENCE_S
 
     def _out_of_patience(self) -> None:
         self._has_patience = False

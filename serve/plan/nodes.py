@@ -1,4 +1,4 @@
-"""The machines of `nodes:`: which replica starts where, and Ray's own autoscaler deciding which to add and take away."""
+"""The machines of `nodes:`: which replica starts where, and which Ray's own autoscaler adds and takes away."""
 
 from __future__ import annotations
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.plan.ledger import FULL, LATE, REFUSED, Ledger
+from serve.plan.ledger import LATE, REFUSED, Ledger
 from serve.plan.service import Service
 from serve.plan.trace import Phase, Trace
 
@@ -79,20 +80,17 @@ class Outcome:
             float(p99),
         )
 
-    def __post_init__(self) -> None:
-        ledger = self.ledger
-        object.__setattr__(self, "_arrived", np.asarray(ledger.arrived_s))
-        object.__setattr__(self, "_answered", np.asarray(ledger.answered_s))
-        object.__setattr__(self, "_state", np.frombuffer(bytes(ledger.state), np.uint8))
+    @cached_property
+    def _arrived(self) -> F64:
+        return np.asarray(self.ledger.arrived_s)
 
-    _arrived: F64 = None  # type: ignore[assignment]
-    _answered: F64 = None  # type: ignore[assignment]
-    _state: NDArray[np.uint8] = None  # type: ignore[assignment]
+    @cached_property
+    def _answered(self) -> F64:
+        return np.asarray(self.ledger.answered_s)
 
-    @property
-    def num_full(self) -> int:
-        """Requests answered in the order that was asked for."""
-        return int((self._state == FULL).sum())
+    @cached_property
+    def _state(self) -> NDArray[np.uint8]:
+        return np.frombuffer(bytes(self.ledger.state), np.uint8)
 
     def warnings(self) -> list[str]:
         """What keeps the service from following its load, with the key to turn."""

@@ -86,9 +86,7 @@ class Policy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in serve.config
             if service.policy is not None:
-                self._manager.register_application(
-                    self._application, AutoscalingPolicy(**service.policy)
-                )
+                self._manager.register_application(self._application, AutoscalingPolicy(**service.policy))
             for deployment in (service.fetch, service.scorer):
                 if deployment.autoscaling is not None:
                     config = DeploymentConfig.from_default(

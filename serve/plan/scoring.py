@@ -45,7 +45,9 @@ class ScorerReplica:
         while self._queue:
             call = self._queue.popleft()
             if not call.is_over:  # whoever gave up on it is not worked for
-                took_s = self.costs.ms_per_batch / 1e3 + self.costs.us_per_candidate * call.num_candidates / 1e6
+                took_s = (
+                    self.costs.ms_per_batch / 1e3 + self.costs.us_per_candidate * call.num_candidates / 1e6
+                )
                 self.busy_s += took_s
                 self._is_busy = True
                 self.agenda.at(self.agenda.now_s + took_s, self._done, call)

@@ -82,7 +82,9 @@ def read_service(config: Config) -> Service:
     declared = {values["name"]: values for values in application["deployments"]}
     deployments = {name: _deployment(values, f"{where}: {name}") for name, values in declared.items()}
     if deployments[FETCH].min_replicas < 1:
-        raise TabrankError(f"{where}: {FETCH}: min_replicas is 0; starting from nothing is not simulated: take 1")
+        raise TabrankError(
+            f"{where}: {FETCH}: min_replicas is 0; starting from nothing is not simulated: take 1"
+        )
     knobs = declared[FETCH].get("user_config") or {}
     return Service(
         application=str(application.get("name", "default")),

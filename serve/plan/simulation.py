@@ -1,8 +1,8 @@
-"""The service under a load trace: requests, replicas and nodes on one agenda, and Ray's policy asked as its controller does.
+"""The service under a load trace: requests, replicas and nodes on one agenda, and Ray's policy asked as often as it is.
 
 What is simulated: Poisson arrivals; HAProxy's choice of the replica with the fewest connections; FeatureFetch's event
-loops, batches and deadlines; the Scorer's queues; the counts that reach Ray, as seldom and as late as they do; starts and
-stops. What is not: cores shared between replicas, garbage, the network, the event loop's own delays.
+loops, batches and deadlines; the Scorer's queues; the counts that reach Ray, as seldom and as late as they do; starts
+and stops. What is not: cores shared between replicas, garbage, the network, the event loop's own delays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from serve.plan.policy import LOOP_S, Policy, simulated_time
 from serve.plan.reports import Reporter, Series
 from serve.plan.scoring import Handle, Router, ScorerReplica
 from serve.plan.service import FETCH, SCORER, Deployment, Service
-from serve.plan.trace import NODES, REPLICAS, Trace
+from serve.plan.trace import REPLICAS, Trace
 
 SAMPLE_S = 1.0
 ENOUGH = {"all": NodePool(1_000_000, 1, 1, 1_000)}  # where the file has no `nodes:`
@@ -144,9 +144,7 @@ class _Simulation:
         self.agenda.at(self.agenda.now_s + UPDATE_S, self._update_nodes)
 
     def _unplaced(self) -> list[Mapping[str, float]]:
-        return [
-            fleet.deployment.needs for fleet in self.fleets.values() for _ in range(fleet.num_unplaced)
-        ]
+        return [fleet.deployment.needs for fleet in self.fleets.values() for _ in range(fleet.num_unplaced)]
 
     def _sample(self) -> None:
         at_s = self.agenda.now_s
@@ -173,9 +171,7 @@ class _Simulation:
                 FETCH,
                 replica,
                 lambda: {RUNNING: replica.num_ongoing},
-                lambda series, at_s: self.policy.replica_reports(
-                    FETCH, name, series.get(RUNNING, []), at_s
-                ),
+                lambda series, at_s: self.policy.replica_reports(FETCH, name, series.get(RUNNING, []), at_s),
             )
         if self.policy.scales(SCORER):
             self._report(SCORER, replica, lambda: _calls(replica.handle), self._send_calls(name))

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +69,7 @@ class Trace:
         bounds = [*self.t_s, self.end_s]
         if len(self.t_s) > MAX_PHASES:
             bounds = [float(bound) for bound in np.linspace(self.t_s[0], self.end_s, MAX_PHASES + 1)]
-        return [
-            Phase(f"{begin:g}–{end:g} s", begin, end)
-            for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        return [Phase(f"{begin:g}–{end:g} s", begin, end) for begin, end in pairwise(bounds)]
 
 
 def read_trace(path: Path) -> Trace:
@@ -111,9 +109,7 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
         raise TabrankError(
             f"{path}: {len(rows[TIME])} rows; there must be two or more: the last lasts as long as the one before"
         )
-    trace = Trace(
-        tuple(rows[TIME]), tuple(rows[RATE]), {name: tuple(rows[name]) for name in counted}
-    )
+    trace = Trace(tuple(rows[TIME]), tuple(rows[RATE]), {name: tuple(rows[name]) for name in counted})
     if trace.num_requests > MAX_REQUESTS:
         raise TabrankError(
             f"{path}: offers {trace.num_requests:,} requests; at most {MAX_REQUESTS:,} are simulated: cut it shorter"
@@ -124,7 +120,9 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
 def _check_row(rows: dict[str, list[float]], where: str) -> None:
     times = rows[TIME]
     if len(times) > 1 and times[-1] <= times[-2]:
-        raise TabrankError(f"{where}: column {TIME}: {times[-1]:g} must be above {times[-2]:g}, the row before")
+        raise TabrankError(
+            f"{where}: column {TIME}: {times[-1]:g} must be above {times[-2]:g}, the row before"
+        )
     if rows[RATE][-1] < 0:
         raise TabrankError(f"{where}: column {RATE}: {rows[RATE][-1]:g} must be 0 or more")
 
