@@ -10,8 +10,9 @@ from serve.config import read
 from serve.errors import TabrankError
 from serve.plan.comparison import Comparison, check_timeline, compare
 from serve.plan.costs import load_costs
+from serve.plan.folder import refuse_existing, write_plan
 from serve.plan.outcome import Outcome
-from serve.plan.report import Report, make_report, refuse_existing, write_plan
+from serve.plan.report import Report, make_report
 from serve.plan.service import read_service
 from serve.plan.simulation import simulate
 from serve.plan.trace import read_trace

@@ -88,12 +88,11 @@ class _Off:
     def __init__(self, outcome: Outcome, name: str, column: str) -> None:
         self.name = name
         self.at_s = np.asarray(outcome.trace.t_s)
-        seen_s = np.array([*outcome.trace.t_s[1:], outcome.trace.end_s])  # a row has what was seen last in it
         self.real = np.array(outcome.trace.counted[column], float)
         planned, planned_s = outcome.column(name), np.array([sample.t_s for sample in outcome.samples])
-        self.planned = planned[np.maximum(np.searchsorted(planned_s, seen_s, side="right") - 1, 0)]
+        self.planned = planned[np.maximum(np.searchsorted(planned_s, self.at_s, side="right") - 1, 0)]
         self.off = np.abs(self.planned - self.real)
-        near = np.abs(planned_s[None, :] - seen_s[:, None]) <= SHIFT_S
+        near = np.abs(planned_s[None, :] - self.at_s[:, None]) <= SHIFT_S
         self.shifted = np.where(near, np.abs(planned[None, :] - self.real[:, None]), np.inf).min(axis=1)
         self.known = np.isfinite(self.real)
         self.any = bool(self.known.any())

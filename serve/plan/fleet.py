@@ -56,7 +56,8 @@ class Fleet:
         for _ in range(wanted - len(staying)):
             self._num_made += 1
             self.members.append(Member(f"{self.deployment.name}-{self._num_made}"))
-        order = sorted(staying[::-1], key=self._last_to_stop)  # of equals the newest
+        newest_first = staying[::-1]
+        order = sorted(newest_first, key=self._last_to_stop)
         for member in order[: max(len(staying) - wanted, 0)]:
             self._stop(member)
         self.place(at_once)

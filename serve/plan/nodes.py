@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray.autoscaler._private.constants import AUTOSCALER_UPDATE_INTERVAL_S
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
@@ -67,7 +68,7 @@ class Cluster:
         self.nodes: list[Node] = []
         self._num_launched = 0
         # Ray counts the head beside the workers of its type
-        types = {
+        types: dict[str, dict[str, Any]] = {
             name: {
                 "resources": _resources(pool),
                 "min_workers": max(pool.min_nodes - (name == self._head), 0),

@@ -18,7 +18,7 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sample:
-    """What there is at one second of the trace; counts by deployment."""
+    """One second of the trace: the counts at its end, by deployment."""
 
     t_s: float
     wanted: Mapping[str, int]

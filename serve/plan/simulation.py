@@ -15,13 +15,13 @@ import numpy as np
 from serve.config import NodePool
 from serve.plan.agenda import Agenda
 from serve.plan.costs import Costs
+from serve.plan.counts import Reporter, Series
 from serve.plan.fetching import FetchReplica
 from serve.plan.fleet import Fleet
 from serve.plan.ledger import Ledger
 from serve.plan.nodes import UPDATE_S, Cluster
 from serve.plan.outcome import Outcome, Sample
 from serve.plan.policy import LOOP_S, Policy, simulated_time
-from serve.plan.reports import Reporter, Series
 from serve.plan.scoring import Handle, Router, ScorerReplica
 from serve.plan.service import FETCH, SCORER, Deployment, Service
 from serve.plan.trace import REPLICAS, Trace
@@ -109,7 +109,7 @@ class _Simulation:
         begin_s = self.agenda.now_s
         self.agenda.at(begin_s, self._control)
         self.agenda.at(begin_s + UPDATE_S, self._update_nodes)
-        self.agenda.at(begin_s, self._sample)
+        self.agenda.at(begin_s + SAMPLE_S, self._sample)
 
     def _at_first(self, deployment: Deployment) -> int:
         counted = self.trace.counted.get(f"{deployment.name}{REPLICAS}", ())
@@ -148,16 +148,17 @@ class _Simulation:
 
     def _sample(self) -> None:
         at_s = self.agenda.now_s
-        replicas = (*self.fetchers.values(), *self.scorers.values())
+        busy_s = sum(replica.busy_s for replica in self.fetchers.values())
+        busy_s += sum(replica.busy_s for replica in self.scorers.values())
         self.samples.append(
             Sample(
-                at_s,
+                at_s - SAMPLE_S,
                 {name: fleet.wanted for name, fleet in self.fleets.items()},
                 {name: len(fleet.running) for name, fleet in self.fleets.items()},
                 {name: self.policy.ongoing(name) for name in self.fleets if self.policy.scales(name)},
                 len(self._unplaced()),
                 len(self.cluster.joined(at_s)),
-                self.busy_s + sum(replica.busy_s for replica in replicas),
+                self.busy_s + busy_s,
             )
         )
         self.agenda.at(at_s + SAMPLE_S, self._sample)
