@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -48,9 +49,17 @@ class Costs:
     source: str
     machine: str
     candidates: int
+    spread: float  # of a batch's time: its standard deviation over its mean
     fetch: FetchCosts
     scorer: ScorerCosts
     nodes: NodeCosts
+
+    def drawn(self, seconds: float, rng: random.Random) -> float:
+        """What a batch takes this time, that takes so long on average."""
+        if self.spread == 0:
+            return seconds
+        shape = 1 / self.spread**2
+        return rng.gammavariate(shape, seconds / shape)
 
 
 def load_costs(path: Path | None = None) -> Costs:
@@ -67,12 +76,13 @@ def load_costs(path: Path | None = None) -> Costs:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TabrankError(f"{path}: not TOML: {error}") from None
-    keys = ("source", "machine", "candidates", "FeatureFetch", "Scorer", "nodes")
+    keys = ("source", "machine", "candidates", "spread", "FeatureFetch", "Scorer", "nodes")
     given = table(values, str(path), keys, keys)
     return Costs(
         typed(given["source"], str, f"{path}: source"),
         typed(given["machine"], str, f"{path}: machine"),
         whole(given["candidates"], f"{path}: candidates", 1, 1_000),
+        number(given["spread"], f"{path}: spread", 0, 3),
         FetchCosts(**_numbers(FetchCosts, given, "FeatureFetch", path)),
         ScorerCosts(**_numbers(ScorerCosts, given, "Scorer", path)),
         NodeCosts(**_numbers(NodeCosts, given, "nodes", path)),

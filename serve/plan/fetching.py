@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class FetchReplica:
     costs: Costs
     ledger: Ledger
     handle: Handle
+    rng: random.Random
     free_s: float = 0.0  # when the loop has done what it was given
     busy_s: float = 0.0
     num_ongoing: int = 0  # running requests, which is what Ray counts at an ingress
@@ -133,7 +135,8 @@ class FetchReplica:
             if batch:
                 self._num_under_way += 1
                 under_way = _Batch(batch, self.agenda.now_s)
-                self.agenda.at(self._work(self._batch_s), self._score, under_way)
+                took_s = self.costs.drawn(self._batch_s, self.rng)
+                self.agenda.at(self._work(took_s), self._score, under_way)
                 self.agenda.at(self.agenda.now_s + self._patient_s, self._give_up, under_way)
 
     def _may_leave(self) -> bool:

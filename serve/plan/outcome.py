@@ -94,7 +94,13 @@ class Outcome:
 
     def warnings(self) -> list[str]:
         """What keeps the service from following its load, with the key to turn."""
-        return [*self._hidden(), *self._at_limit(), *self._short_of_nodes(), *self._short_of_cores()]
+        return [
+            *self._hidden(),
+            *self._at_limit(),
+            *self._flapping(),
+            *self._short_of_nodes(),
+            *self._short_of_cores(),
+        ]
 
     def _hidden(self) -> list[str]:
         service, target = self.service, self.service.scorer.target
@@ -124,6 +130,18 @@ class Outcome:
                 found.append(
                     f"{deployment.name}: max_replicas ({most}) is reached, with more ongoing than they aim at, "
                     f"for {seconds} of {len(self.samples)} s"
+                )
+        return found
+
+    def _flapping(self) -> list[str]:
+        found = []
+        for deployment in (self.service.fetch, self.service.scorer):
+            steps = np.diff([sample.wanted[deployment.name] for sample in self.samples])
+            turns = int((np.diff(np.sign(steps[steps != 0])) != 0).sum())
+            if turns > self.trace.num_turns + 1:
+                found.append(
+                    f"{deployment.name}: flaps: its replicas turn from more to fewer or back {turns} times, the load "
+                    f"{self.trace.num_turns}; take a policy with two thresholds, or a longer downscale_delay_s"
                 )
         return found
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serve.plan.agenda import Agenda
-from serve.plan.costs import ScorerCosts
+from serve.plan.costs import Costs
 
 
 @dataclass(eq=False, slots=True)
@@ -28,7 +28,8 @@ class ScorerReplica:
 
     name: str
     agenda: Agenda
-    costs: ScorerCosts
+    costs: Costs
+    rng: random.Random
     num_ongoing: int = 0
     busy_s: float = 0.0
     is_gone: bool = False
@@ -45,9 +46,9 @@ class ScorerReplica:
         while self._queue:
             call = self._queue.popleft()
             if not call.is_over:  # whoever gave up on it is not worked for
-                took_s = (
-                    self.costs.ms_per_batch / 1e3 + self.costs.us_per_candidate * call.num_candidates / 1e6
-                )
+                costs = self.costs.scorer
+                mean_s = costs.ms_per_batch / 1e3 + costs.us_per_candidate * call.num_candidates / 1e6
+                took_s = self.costs.drawn(mean_s, self.rng)
                 self.busy_s += took_s
                 self._is_busy = True
                 self.agenda.at(self.agenda.now_s + took_s, self._done, call)
@@ -66,7 +67,7 @@ class Router:
     """Whom a call goes to: of two replicas drawn, the one with less to do. All full: it waits at its handle."""
 
     agenda: Agenda
-    costs: ScorerCosts
+    costs: Costs
     max_ongoing: int
     rng: random.Random
     running: list[ScorerReplica] = field(default_factory=list)
@@ -109,7 +110,7 @@ class Router:
         call.replica = replica
         replica.num_ongoing += 1
         call.handle.running[replica.name] = call.handle.running.get(replica.name, 0) + 1
-        self.agenda.at(self.agenda.now_s + self.costs.ms_per_call / 1e3, replica.take, call)
+        self.agenda.at(self.agenda.now_s + self.costs.scorer.ms_per_call / 1e3, replica.take, call)
         return True
 
 

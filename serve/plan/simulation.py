@@ -62,7 +62,7 @@ class _Simulation:
         self.agenda, self.rng = agenda, rng
         self.policy = Policy(service)
         self.cluster = Cluster(service.pools or ENOUGH, costs.nodes, agenda.now_s)
-        self.router = Router(agenda, costs.scorer, service.scorer.max_ongoing, rng)
+        self.router = Router(agenda, costs, service.scorer.max_ongoing, rng)
         self.fetchers: dict[str, FetchReplica] = {}  # until they are gone
         self.scorers: dict[str, ScorerReplica] = {}
         self.open: list[FetchReplica] = []  # those that take requests
@@ -164,7 +164,7 @@ class _Simulation:
         self.agenda.at(at_s + SAMPLE_S, self._sample)
 
     def _open_fetcher(self, name: str) -> None:
-        replica = FetchReplica(name, self.agenda, self.costs, self.ledger, Handle(self.router))
+        replica = FetchReplica(name, self.agenda, self.costs, self.ledger, Handle(self.router), self.rng)
         self.fetchers[name] = replica
         self.open.append(replica)
         if self.policy.scales(FETCH):
@@ -207,7 +207,7 @@ class _Simulation:
             self.busy_s += replica.busy_s
 
     def _open_scorer(self, name: str) -> None:
-        self.scorers[name] = ScorerReplica(name, self.agenda, self.costs.scorer)
+        self.scorers[name] = ScorerReplica(name, self.agenda, self.costs, self.rng)
         self.router.running.append(self.scorers[name])
         self.router.retry()
 

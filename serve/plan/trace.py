@@ -53,6 +53,19 @@ class Trace:
         """What is offered at a time."""
         return self.offered_rps[max(int(np.searchsorted(self.t_s, at_s, side="right")) - 1, 0)]
 
+    @property
+    def num_turns(self) -> int:
+        """How often the load turns from rising to falling or back; what is less than a fifth of its peak is noise."""
+        turns, low, high, rising = 0, self.offered_rps[0], self.offered_rps[0], None
+        least = max(self.offered_rps) / 5
+        for rate in self.offered_rps:
+            low, high = min(low, rate), max(high, rate)
+            if rising is not False and rate < high - least:
+                turns, rising, low = turns + (rising is not None), False, rate
+            elif rising is not True and rate > low + least:
+                turns, rising, high = turns + (rising is not None), True, rate
+        return turns
+
     def arrivals(self, rng: np.random.Generator) -> list[float]:
         """The seconds at which requests come, ascending: a Poisson process given each row's count.
 

@@ -37,6 +37,7 @@ COSTS = load_costs()
 COSTS = replace(
     COSTS,
     candidates=50,
+    spread=0.0,
     scorer=replace(COSTS.scorer, ms_per_batch=2.0, us_per_candidate=160.0, start_s=3.0),
     nodes=replace(COSTS.nodes, start_s=20.0, idle_timeout_s=30.0),
 )
@@ -140,6 +141,20 @@ def test_slots_that_hide_the_load_are_said():
     assert set(wanted(hidden)) == {1}
     assert "the Scorer can never scale" in hidden.warnings()[0]
     assert not any("never" in text for text in simulate(service(), COSTS, hidden.trace).warnings())
+
+
+def test_replicas_that_flap_are_said():
+    # what Ray counts falls when the queue is gone, so that its own rule takes away what helped
+    scaling = SCALING | {"downscale_delay_s": 6}
+    outcome = simulate(service(scaling), COSTS, Trace((0, 3, 33), (50, 150, 150)))
+    assert any("Scorer: flaps" in text for text in outcome.warnings())
+
+
+@pytest.mark.parametrize(
+    ("rates", "turns"), [((5, 5), 0), ((5, 9, 5), 1), ((5, 9, 8.5, 9, 2, 9), 2), ((9, 1, 9, 1), 2)]
+)
+def test_noise_of_a_load_is_no_turn(rates, turns):
+    assert Trace(tuple(range(len(rates))), rates).num_turns == turns
 
 
 def test_nodes_follow_replicas_by_bin_packing():
