@@ -11,11 +11,13 @@ from serve.errors import TabrankError
 from serve.plan.comparison import Comparison, check_timeline, compare
 from serve.plan.costs import load_costs
 from serve.plan.folder import refuse_existing, write_plan
-from serve.plan.outcome import Outcome
+from serve.plan.outcome import Outcome, unsettled
 from serve.plan.report import Report, make_report
 from serve.plan.service import read_service
 from serve.plan.simulation import simulate
 from serve.plan.trace import read_trace
+
+NUM_SEEDS = 3  # the first is the plan; the others tell how much of it is chance
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def plan(request: Request, progress: Callable[[str], None] = lambda message: Non
         scaled = [each.name for each in (service.fetch, service.scorer) if each.target is not None]
         check_timeline(trace, path, scaled)
     progress(f"simulating {trace.num_requests:,} requests in {trace.end_s - trace.t_s[0]:g} s")
-    outcome = simulate(service, costs, trace, request.seed)
+    outcome, *others = (simulate(service, costs, trace, request.seed + i) for i in range(NUM_SEEDS))
     comparison = compare(outcome) if request.timeline else None
     report = make_report(config, path, costs, request.seed, outcome, comparison)
+    report["warnings"] += unsettled([outcome, *others])
     if request.out is not None:
         write_plan(request.out, report, outcome, _plot(outcome, comparison, progress))
         progress(f"{request.out}/report.html, plan.json, plan.csv")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -168,3 +168,27 @@ class Outcome:
             f"for {short} s the replicas on the first node compute more than its {head_cores} cores can: a replica is "
             f"simulated on a core of its own, so that it really scales no further there"
         ]
+
+
+def unsettled(outcomes: Sequence[Outcome]) -> list[str]:
+    """Where plans of the same load differ, which has other arrivals in each: there one of them says little."""
+    first, found = outcomes[0], []
+    for deployment in first.service.deployments[:2]:
+        name = deployment.name
+        means = np.array(
+            [
+                [
+                    float(np.mean([row.running[name] for row in each.rows_of(phase)] or [0]))
+                    for each in outcomes
+                ]
+                for phase in first.trace.phases()
+            ]
+        )
+        off = means.max(axis=1) - means.min(axis=1)
+        if off.max() > 1:
+            phase = first.trace.phases()[int(off.argmax())].name
+            found.append(
+                f"{name}: with other arrivals of the same load the plan is {off.max():.1f} replicas off on average "
+                f"at {phase}: it hangs by chance there, so do not count on it"
+            )
+    return found
