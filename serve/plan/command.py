@@ -47,8 +47,7 @@ def plan(request: Request, progress: Callable[[str], None] = lambda message: Non
     config = read(request.config)
     service, costs, trace = read_service(config), load_costs(request.costs), read_trace(path)
     if request.timeline:
-        scaled = [each.name for each in (service.fetch, service.scorer) if each.target is not None]
-        check_timeline(trace, path, scaled)
+        check_timeline(trace, path, [each.name for each in service.scaled])
     progress(f"simulating {trace.num_requests:,} requests in {trace.end_s - trace.t_s[0]:g} s")
     outcome, *others = (simulate(service, costs, trace, request.seed + i) for i in range(NUM_SEEDS))
     comparison = compare(outcome) if request.timeline else None

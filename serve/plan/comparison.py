@@ -70,8 +70,7 @@ def check_timeline(trace: Trace, path: Path, names: list[str]) -> None:
 
 def compare(outcome: Outcome) -> Comparison:
     """The plan of a timeline against that timeline's own counts."""
-    scaled = [each.name for each in outcome.service.deployments[:2] if each.target is not None]
-    columns = {name: f"{name}{REPLICAS}" for name in scaled} | {NODES: NODES}
+    columns = {each.name: f"{each.name}{REPLICAS}" for each in outcome.service.scaled} | {NODES: NODES}
     fits, phases = [], []
     for name, column in columns.items():
         if column in outcome.trace.counted:
