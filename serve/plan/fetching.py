@@ -134,10 +134,10 @@ class FetchReplica:
             batch = self._next_batch()
             if batch:
                 self._num_under_way += 1
-                under_way = _Batch(batch, self.agenda.now_s)
+                under_way = _Batch([request for _, request in batch], self.agenda.now_s)
                 took_s = self.costs.drawn(self._batch_s, self.rng)
                 self.agenda.at(self._work(took_s), self._score, under_way)
-                self.agenda.at(self.agenda.now_s + self._patient_s, self._give_up, under_way)
+                self.agenda.at(batch[-1][0] + self._patient_s, self._give_up, under_way)
 
     def _may_leave(self) -> bool:
         if not self._num_under_way:
@@ -153,10 +153,10 @@ class FetchReplica:
             self._has_patience = True
             self.agenda.at(self.agenda.now_s + PATIENCE_S, self._out_of_patience)
 
-    def _next_batch(self) -> list[int]:
+    def _next_batch(self) -> list[tuple[float, int]]:
         queue, state, now_s = self._queue, self.ledger.state, self.agenda.now_s
         done_by_s = now_s + (min(self._took_s, default=0.0) if self._num_under_way else 0.0)
-        batch: list[int] = []
+        batch: list[tuple[float, int]] = []
         num_late = 0
         while queue and len(batch) < self._cap:
             since_s, request = queue.popleft()
@@ -168,7 +168,7 @@ class FetchReplica:
             else:
                 self._num_queued -= 1
                 state[request] = TAKEN
-                batch.append(request)
+                batch.append((since_s, request))
         if num_late:
             self.agenda.at(self.agenda.now_s, self._answered, num_late)
         return batch
