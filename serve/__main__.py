@@ -180,6 +180,37 @@ def observe(
         watch(Folder.of(run), data, port, _say)
 
 
+@app.command()
+def plan(
+    config: ConfigFile = CONFIG,
+    trace: Annotated[
+        Path | None, typer.Option(help="A CSV with t_s and offered_rps: what is offered, from when on.")
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="A real run's timeline.csv: plan its load, hold it against its counts."),
+    ] = None,
+    costs: Annotated[Path | None, typer.Option(help="Measured costs; the shipped ones if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for plan.json, plan.csv, report.html.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the arrivals.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """The replicas and nodes that a `cluster.yaml` would give over a load trace, by Ray's own code.
+
+    With --compare, exit code 1 if a replica count is more than one off.
+    """
+    from serve.plan.command import Request
+    from serve.plan.command import plan as make
+    from serve.plan.report import table
+
+    report = make(Request(config, trace, compare, costs, out, seed), progress=_say)
+    _answer(report, as_json, table(report))
+    if report["comparison"] is not None and not report["comparison"]["holds"]:
+        raise typer.Exit(1)
+
+
 @bench.command()
 def fetch(as_json: Json = False) -> None:
     """Time of a request's fetch and features, by batch, viewers and live candidates; takes 5 GB for a while."""

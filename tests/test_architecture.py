@@ -22,6 +22,8 @@ RAY_FILES = {
     "serve/consequence.py",  # asks Ray's own versions what a change does
     "serve/running.py",  # Ray's client of the dashboard
     "serve/render/schema.py",  # has Ray check what it is to launch
+    "serve/plan/policy.py",  # runs Ray's own scaling code
+    "serve/plan/nodes.py",
     "training/trainer.py",
     "training/stream.py",  # Ray Data
     "training/search/trials.py",  # Ray Tune
@@ -85,7 +87,7 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "diff", "popular", "check", "render", "observe", "load", "bench")),
+        ("serve", ("up", "down", "status", "diff", "popular", "check", "render", "plan", "observe", "load", "bench")),
         (
             "training",
             (
