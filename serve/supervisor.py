@@ -18,7 +18,7 @@ from serve.config import Config, read
 from serve.errors import TabrankError
 from serve.run_folder import POLL_S, RunFolder
 
-STATUS_PERIOD_S = 5.0
+STATUS_PERIOD_S = 1.0
 SETTLE_S = 1.0  # after a deploy in place Serve may report the old state for some rounds of its 0.1 s loop
 READY_WAIT_S = 3.0  # what answers but is not ready, such as a service without a store, is up all the same
 
