@@ -38,8 +38,10 @@ def read_shape(value: object) -> Shape:
     Raises:
         ValueError: for anything else.
     """
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"shape is {value!r}; it must be a list of [second, factor] pairs of numbers")
     points = []
-    for point in value if isinstance(value, list | tuple) else [None]:
+    for point in value:
         if not (isinstance(point, list | tuple) and len(point) == 2 and all(map(_is_number, point))):
             raise ValueError(f"shape holds {point!r}; it must be a list of [second, factor] pairs of numbers")
         points.append((float(point[0]), float(point[1])))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-LEAVE = 0.6  # a replica goes only if the rest would have no more than this part of the target each
+# A replica goes only if the rest would have no more than this part of the target each. It is the most at which a
+# queue that is served one by one (M/M/1) comes to rest at every load.
+LEAVE = 0.5
 GROWTH = 2  # at most so many times the replicas that run, at once: a queue says that there is too much, not how much
 
 
