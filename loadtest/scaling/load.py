@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,10 +16,8 @@ from typing import Any
 from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.profiles import Profile
-from loadtest.scaling.service import Scaled
 from loadtest.workspace import Workspace
 
-VOID = 2
 OVERTIME_S = 60.0  # for a run to write its report, and to get going
 
 
@@ -47,15 +47,21 @@ class Load:
 
 
 @contextlib.contextmanager
-def loading(profile: Profile, scaled: Scaled, work: Workspace, folder: Path) -> Iterator[Load]:
-    """Load the service while the block runs, and longer if the load takes longer; its report goes to `folder`."""
+def loading(
+    profile: Profile, url: str, cluster: str, work: Workspace, folder: Path, token: str = ""
+) -> Iterator[Load]:
+    """Load a service while the block runs, and longer if the load takes longer; its report goes to `folder`.
+
+    `cluster` and `token`: whose replicas and nodes are watched, as `run --cluster` takes it, and its secret.
+    """
     log, file = work.path / f"{profile.name}-load.log", work.path / f"{profile.name}.toml"
     file.write_text(_toml(profile))
     command = [sys.executable, "-m", "loadtest", "run", "--json", "--profile", str(file)]
-    command += ["--url", scaled.service.url, "--log", str(work.log), "--cluster", str(scaled.run)]
+    command += ["--url", url, "--log", str(work.log), "--cluster", cluster]
     with log.open("wb") as talk:
         process = subprocess.Popen(
             [*command, "--out", str(folder)],
+            env={**os.environ, **({"RAY_AUTH_TOKEN": token} if token else {})},
             stdin=subprocess.DEVNULL,
             stdout=talk,
             stderr=talk,
@@ -71,8 +77,6 @@ def loading(profile: Profile, scaled: Scaled, work: Workspace, folder: Path) -> 
 
 def moments(folder: Path) -> list[Mapping[str, float | None]]:
     """The rows of a run's timeline.csv."""
-    import csv
-
     with (folder / "timeline.csv").open(newline="") as file:
         return [
             {key: float(value) if value else None for key, value in row.items()}

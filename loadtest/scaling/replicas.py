@@ -33,7 +33,7 @@ def prove_replicas(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: 
     profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds, 1.0)
     changes: list[dict[str, Any]] = []
     say(f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {seconds:g} s")
-    with loading(profile, scaled, work, out) as load:
+    with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
         time.sleep(profile.warmup_s + SETTLE_S)
         begun = time.monotonic()
         for number in range(2 * plan.cycles):

@@ -55,7 +55,7 @@ def prove_step(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: Say)
     seconds = plan.shape[-1][0]
     profile = Profile("step", rate_rps, CANDIDATES, 10.0, seconds, 1.0, plan.shape)
     say(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps:g} req/s, {seconds:g} s")
-    with loading(profile, scaled, work, out) as load:
+    with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
         report = load.report()
     found = judge_step(report, moments(out), plan)
     say(f"  replicas {_after(found['replicas_up_s'])}, p99 {_after(found['p99_recovered_s'])} the step")

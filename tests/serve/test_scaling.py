@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -85,6 +86,6 @@ def test_rays_own_rule_does_not_come_to_rest():
             capacity_adjusted_max_replicas=4, policy_state={}, last_scale_up_time=None,
             last_scale_down_time=None, current_time=0.0, config=config,
         )  # fmt: skip
-        return int(default_autoscaling_policy(found)[0])
+        return math.ceil(default_autoscaling_policy(found)[0])
 
     assert len(set(settled(0.7, decide)[5:])) == 2
