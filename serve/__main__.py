@@ -11,6 +11,7 @@ import typer
 
 from serve.commands import Commands
 from serve.errors import TabrankError
+from serve.render.commands import render
 from serve.strict import milliseconds
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
+app.add_typer(render, name="render", help="Write the launcher file or the RayService of a cluster.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
 ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]

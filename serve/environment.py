@@ -20,6 +20,46 @@ from serve.run_folder import MARKER, RunFolder
 
 PORTS = range(20_000, 30_000)
 
+# What the fast ingress cannot do without.
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
+}
+# What makes it fast, and quick to mend.
+FAST = {
+    # Our code on the replica's own event loop, gRPC between replicas: 1.5 x the requests/s.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Otherwise a Python actor parses a datagram per request: 5-9 % of a core at 900 requests/s.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # One thread passes on far more than two cores can rank; the default of 4 takes their time.
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # A killed HAProxy is back in 3 s instead of 30.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",
+    # After a reload the old process keeps its old list of replicas; no request needs it for 120 s.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
+}
+ONE_MACHINE = {
+    # HAProxy beside the replicas hears of a change in 0.1 s: a rollout need not wait 30 s per step.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+}
+SEVERAL_MACHINES = {
+    # Every node's HAProxy has to hear of it.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # A load balancer has to: its health check, then its own propagation. Ray's default, said.
+    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "30",
+}
+EVERYWHERE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray runs its workers at nice 15, behind every other process of the machine: here they are the service.
+    "RAY_worker_niceness": "0",
+    # What is ongoing is sampled so often in a look-back period; by default five times, which is all noise.
+    "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.05",
+    # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.
+    "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS)),
+}
+
 
 def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]:
     """The environment of every process of this cluster."""
@@ -27,25 +67,10 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
     env.pop("RAY_ADDRESS", None)  # would lead into another cluster
     stats, metrics, fallback = _free_ports(3)
     if haproxy:
-        tunable = {
-            # Our code on the replica's own event loop, gRPC between replicas: 1.5 x the requests/s.
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-            # Otherwise a Python actor parses a datagram per request: 5-9 % of a core at 900 requests/s.
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            # One thread passes on far more than two cores can rank; the default of 4 takes their time.
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            # A killed HAProxy is back in 3 s instead of 30.
-            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
-            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",
-            # HAProxy beside the replicas hears of a change in 0.1 s: a rollout need not wait 30 s per step.
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-            "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
-            # After a reload the old process keeps its old list of replicas; no request needs it for 120 s.
-            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
-        }
+        tunable = {**FAST, **ONE_MACHINE}
         sockets = run.temp / "h"  # the node's 56-character id and the file's name are still to come
         forced = {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            **HAPROXY,
             # Fixed ports of Ray's: a second cluster on the machine would fail on them.
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
@@ -56,21 +81,12 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
         }
     else:
         tunable = {}
         # The second forces the ingress of the first, which the plain proxy does without.
         forced = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    tunable |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray runs its workers at nice 15, behind every other process of the machine: here they are the service.
-        "RAY_worker_niceness": "0",
-        # What is ongoing is sampled so often in a look-back period; by default five times, which is all noise.
-        "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.05",
-        # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.
-        "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS)),
-    }
+    tunable |= EVERYWHERE
     forced |= {
         MARKER: run.cluster_id,
         # A process that sets its title overwrites its environment, and with it the marker, if not told.
@@ -85,6 +101,21 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     return {**tunable, **env, **forced}
+
+
+def rendered_environment(home: str) -> dict[str, str]:
+    """The environment of every Ray process of a cluster of several machines; `home`: where its `cluster.yaml` lies.
+
+    The ports are Ray's own, each machine being one node's; the token comes from outside, never from a rendered file.
+    """
+    return {
+        **HAPROXY,
+        **FAST,
+        **SEVERAL_MACHINES,
+        **EVERYWHERE,
+        "RAY_AUTH_MODE": "token",
+        "TABRANK_HOME": home,
+    }
 
 
 def _import_folders(config: Config) -> list[str]:

@@ -19,6 +19,7 @@ RAY_FILES = {
     "serve/supervisor.py",
     "serve/ingress.py",  # stands in Ray's HTTP server
     "serve/config.py",  # reads Ray's own schemas
+    "serve/render/schema.py",  # has Ray check what it is to launch
     "training/trainer.py",
     "training/stream.py",  # Ray Data
     "training/search/trials.py",  # Ray Tune
@@ -84,7 +85,7 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "check", "load", "bench")),
+        ("serve", ("up", "down", "status", "check", "load", "render", "bench")),
         (
             "training",
             (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import redis
@@ -11,11 +12,13 @@ from redis.retry import Retry
 from serve.errors import TabrankError
 
 TIMEOUT_S = 1.0
+PASSWORD = "TABRANK_REDIS_PASSWORD"  # where the address must not hold it, as in a rendered file
 
 
 def connect(url: str) -> redis.Redis:
     """A client of the server at a `redis://` or `rediss://` address; it connects at its first command.
 
+    A password in the address wins over that of the environment.
     Raises TabrankError for what is no such address.
     """
     # No retries: a commit whose answer was lost may be written. A stale connection is replaced before it is used.
@@ -24,6 +27,7 @@ def connect(url: str) -> redis.Redis:
         "socket_connect_timeout": TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
+        "password": os.environ.get(PASSWORD) or None,
     }
     try:
         client = redis.Redis.from_url(url, **settings)

@@ -1,0 +1,28 @@
+# The service's image, for KubeRay and for `ray up`: docker build --tag REGISTRY/tabrank:0.1 .
+# With a scorer on GPUs: --build-arg EXTRAS=redis,torch. Nothing in it is secret; tokens and passwords come when it runs.
+FROM python:3.11-slim
+
+# `ray up` copies its files into the container with it.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends rsync \
+ && rm -rf /var/lib/apt/lists/*
+
+ARG EXTRAS=redis
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY serve serve
+COPY training training
+COPY loadtest loadtest
+# Into the system's own Python: a login shell, which `ray up` uses, forgets any other PATH.
+RUN python -m pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
+ && rm -rf /src
+
+# The number, because Kubernetes can tell only from it that this is not root; 1000 is also who logs in to a cloud's
+# Ubuntu, and what that one mounts must be readable here.
+RUN useradd --uid 1000 --create-home tabrank \
+ && install --directory --owner=1000 --group=1000 /home/tabrank/app/var
+USER 1000
+ENV HOME=/home/tabrank
+WORKDIR /home/tabrank/app
+COPY cluster.yaml ./
+CMD ["python", "-m", "serve", "--help"]

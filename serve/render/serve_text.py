@@ -1,0 +1,37 @@
+"""The Serve part of `cluster.yaml` as its author wrote it, comments and all, but for what a place demands otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import yaml
+
+Path = tuple[str, ...]
+
+
+def serve_text(text: str, changes: Mapping[Path, str]) -> str:
+    """The file's text without the block `nodes:`, with other values for the keys of `changes` that it sets."""
+    top = yaml.compose(text, yaml.SafeLoader)
+    assert isinstance(top, yaml.MappingNode)  # the strict reader has seen it
+    edits = [*_without_nodes(top, len(text)), *_changed(top, changes)]
+    for begin, end, new in sorted(edits, reverse=True):
+        text = text[:begin] + new + text[end:]
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _without_nodes(top: yaml.MappingNode, length: int) -> list[tuple[int, int, str]]:
+    begins = [key.start_mark.index for key, _ in top.value] + [length]
+    return [(begins[i], begins[i + 1], "") for i, (key, _) in enumerate(top.value) if key.value == "nodes"]
+
+
+def _changed(top: yaml.MappingNode, changes: Mapping[Path, str]) -> list[tuple[int, int, str]]:
+    edits = []
+    for path, new in changes.items():
+        node: yaml.Node | None = top
+        for name in path:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            node = next((value for key, value in pairs if key.value == name), None)
+        if isinstance(node, yaml.ScalarNode) and node.value != new:
+            edits.append((node.start_mark.index, node.end_mark.index, new))
+    return edits
