@@ -54,8 +54,6 @@ EVERYWHERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray runs its workers at nice 15, behind every other process of the machine: here they are the service.
     "RAY_worker_niceness": "0",
-    # What is ongoing is sampled so often in a look-back period; by default five times, which is all noise.
-    "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.05",
     # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS)),
 }

@@ -43,6 +43,9 @@ def told(name: str, part: Mapping[str, Any]) -> str:
     if name == "replicas":
         slowest = max((change["seconds"] or 0.0 for change in part["changes"]), default=0.0)
         return f"{failed}; {len(part['changes'])} changes, the slowest {slowest:g} s"
+    if name == "nodes":
+        came, went = (_seconds(part[key]) for key in ("node_up_s", "node_gone_s"))
+        return f"{failed}; a node {came} after the step, gone {went} after its end"
     up_s, back_s = (_seconds(part[key]) for key in ("replicas_up_s", "p99_recovered_s"))
     counts = f"{part['replicas_before']} → {part['replicas_held']} → {part['replicas_after']} Scorers"
     return f"{failed}; more replicas {up_s}, p99 back {back_s} after the step; {counts}"

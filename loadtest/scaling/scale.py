@@ -24,6 +24,7 @@ from loadtest.verdict import Verdict
 from loadtest.workspace import Say, Workspace
 
 PARTS = ("replicas", "step", "nodes")
+PROBE = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
 Found = dict[str, Any]
 
 
@@ -58,15 +59,18 @@ def run_scale(
 
 
 def _prove(name: str, work: Workspace, config: Path, cycles: replicas.Plan, out: Path, say: Say) -> Found:
+    body = make_bodies(read_log_ids(work.log, CANDIDATES), PROBE, count=1)[0]
     if name == "nodes":
-        return nodes.prove_nodes(work, config, out, say)
+        return nodes.prove_nodes(work, config, body, out, say)
     if name == "replicas":
         scaled = Scaled.of(work, config, replicas.FIXED)
         return _with_service(
             work, scaled, lambda: replicas.prove_replicas(scaled, work, cycles, out, say), say
         )
     scaled = Scaled.of(work, config, step.AUTOSCALING)
-    return _with_service(work, scaled, lambda: step.prove_step(scaled, work, step.Plan(), out, say), say)
+    return _with_service(
+        work, scaled, body, lambda: step.prove_step(scaled, work, step.Plan(), out, say), say
+    )
 
 
 @contextmanager
@@ -82,9 +86,9 @@ def _draft(out: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _with_service(work: Workspace, scaled: Scaled, prove: Callable[[], Found], say: Say) -> Found:
-    profile = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
-    body = make_bodies(read_log_ids(work.log, CANDIDATES), profile, count=1)[0]
+def _with_service(
+    work: Workspace, scaled: Scaled, body: bytes, prove: Callable[[], Found], say: Say
+) -> Found:
     say("starting the service with the throttled Scorer")
     with started(scaled.service, work, body, CANDIDATES) as footprint:
         say(f"{scaled.service.url} answers after {footprint.start_s} s")
