@@ -39,7 +39,7 @@ def prove_nodes(work: Workspace, config: Path, body: bytes, out: Path, say: Say)
     say("starting a cluster of fake nodes with the throttled Scorer")
     with fake_cluster(scaled.file, idle_s=IDLE_S) as cluster:
         _await_full_answer(scaled.service.url, body)
-        say(f"nodes: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps:g} req/s, {profile.duration_s:g} s")
+        say(f"nodes: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {profile.duration_s:g} s")
         with loading(profile, scaled.service.url, cluster.dashboard, work, out, token=cluster.token) as load:
             report = load.report()
     found = judge_nodes(report, moments(out), PLAN)

@@ -29,7 +29,7 @@ Moments = Sequence[Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Seconds at the rate before, at twice that, and at the first again."""
+    """Seconds at the rate before, at twice that, and at half of it."""
 
     before_s: float = 20.0
     held_s: float = 50.0
@@ -54,7 +54,7 @@ def prove_step(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: Say)
     rate_rps = round(LOAD * capacity_rps())
     seconds = plan.shape[-1][0]
     profile = Profile("step", rate_rps, CANDIDATES, 10.0, seconds, 1.0, plan.shape)
-    say(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps:g} req/s, {seconds:g} s")
+    say(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
     with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
         report = load.report()
     found = judge_step(report, moments(out), plan)
