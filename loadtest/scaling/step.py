@@ -44,8 +44,8 @@ class Plan:
             (up_s, 1.0),
             (up_s, 2.0),
             (down_s, 2.0),
-            (down_s, 1.0),
-            (down_s + self.after_s, 1.0),
+            (down_s, 0.5),
+            (down_s + self.after_s, 0.5),
         )
 
 
