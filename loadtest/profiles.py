@@ -134,11 +134,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _build(kind: type[_Config], where: str, values: Mapping[str, Any], **given: Any) -> _Config:
-    known = [field.name for field in fields(kind) if field.name not in given]
-    also = ["shape"] if "shape" in given else []
+    known: list[str] = [field.name for field in fields(kind) if field.name not in given]
+    named: list[str] = known + [name for name in given if name != "name"]
     for key, value in values.items():
         if key not in known:
-            raise LoadtestError(unknown_key(where, key, [*known, *also]))
+            raise LoadtestError(unknown_key(where, key, named))
         if not (type(value) in (int, float) and math.isfinite(value)):
             raise LoadtestError(f"{where}: {key} is {value!r}; it must be a number")
     missing = [name for name in known if name not in values]

@@ -65,7 +65,7 @@ def _prove(name: str, work: Workspace, config: Path, cycles: replicas.Plan, out:
     if name == "replicas":
         scaled = Scaled.of(work, config, replicas.FIXED)
         return _with_service(
-            work, scaled, lambda: replicas.prove_replicas(scaled, work, cycles, out, say), say
+            work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, say), say
         )
     scaled = Scaled.of(work, config, step.AUTOSCALING)
     return _with_service(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.scaling import replicas, steady
+from serve.scaling import Steady
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from serve.scaling import replicas, steady
     ],
 )
 def test_replicas_come_above_the_target_and_go_well_below_it(wanted, has, runs, asked):
-    assert replicas(wanted, has, runs) == asked
+    assert Steady().replicas(wanted, has, runs) == asked
 
 
 def context(ongoing, has, runs=None, target=2.0):
@@ -40,8 +40,14 @@ def context(ongoing, has, runs=None, target=2.0):
 
 
 def test_the_policy_divides_what_is_ongoing_by_the_target():
-    assert steady(context(3.9, 1)) == (2, {})
-    assert steady(context(1.0, 2)) == (1, {})
+    assert Steady()(context(3.9, 1)) == (2, {})
+    assert Steady()(context(1.0, 2)) == (1, {})
+
+
+def test_how_far_below_the_target_is_for_the_file_to_say():
+    assert Steady(leave=0.7).replicas(0.7, 2, 2) == 1
+    with pytest.raises(ValueError, match=r"policy_kwargs\.leave is 1\.5; it must be above 0 and below 1"):
+        Steady(leave=1.5)
 
 
 def ongoing(load, num_replicas):
@@ -61,7 +67,7 @@ def settled(load, decide):
 
 @pytest.mark.parametrize("load", [0.3, 0.7, 0.9, 1.1, 1.3, 1.6])
 def test_a_constant_load_comes_to_rest(load):
-    seen = settled(load, lambda total, has: steady(context(total, has))[0])
+    seen = settled(load, lambda total, has: Steady()(context(total, has))[0])
     assert len(set(seen[5:])) == 1, seen
 
 
