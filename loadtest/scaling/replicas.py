@@ -38,19 +38,20 @@ def prove_replicas(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: 
         begun = time.monotonic()
         for number in range(2 * plan.cycles):
             until_s = begun + (number + 1) * plan.hold_s
-            changes.append(_change(scaled, MANY if number % 2 == 0 else FEW, until_s, work))
+            changes.append(_change(scaled, MANY if number % 2 == 0 else FEW, plan.hold_s, work))
             say(f"  {changes[-1]['replicas']} of each: {_took(changes[-1]['seconds'])}")
             time.sleep(max(0.0, until_s - time.monotonic()))
         report = load.report()
     return _judged(report, changes, plan)
 
 
-def _change(scaled: Scaled, number: int, until_s: float, work: Workspace) -> dict[str, Any]:
+def _change(scaled: Scaled, number: int, within_s: float, work: Workspace) -> dict[str, Any]:
     begun = time.monotonic()
     wanted = dict.fromkeys(SCALED, number)
     scaled.scale(wanted, work.path / "scale.log")
-    reached = scaled.await_replicas(wanted, until_s)
-    return {"replicas": number, "seconds": round(time.monotonic() - begun, 1) if reached else None}
+    scaled.await_replicas(wanted, begun + within_s)
+    seconds = time.monotonic() - begun
+    return {"replicas": number, "seconds": round(seconds, 1) if seconds <= within_s else None}
 
 
 def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
@@ -60,7 +61,10 @@ def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: Plan) -
         reasons.append(f"{report['errors']} of {report['requests']} requests failed: {kinds}")
     late = sum(change["seconds"] is None for change in changes)
     if late:
-        reasons.append(f"{late} of {len(changes)} changes were not done within {plan.hold_s:g} s")
+        reasons.append(
+            f"{late} of {len(changes)} changes were not done within {plan.hold_s:g} s, so that the load may have been "
+            "over before they were; name a longer --hold"
+        )
     return {
         "held": not reasons,
         "reasons": reasons,
