@@ -121,7 +121,7 @@ def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> I
 
 
 def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluster:
-    gcs, dashboard = _free_ports(2)
+    gcs, dashboard, client = _free_ports(3)
     launcher = folder / "launcher.yaml"
     render = ["render", "launcher", str(config), "--provider", "fake", "--out", str(launcher)]
     options = ["--gcs-port", str(gcs), "--idle-minutes", str(idle_s / 60)]
@@ -133,7 +133,11 @@ def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluste
     command += [f"--autoscaling-config={launcher}", f"--temp-dir={folder / 'ray'}", "--labels=pool=head"]
     command += [f"--num-cpus={resources['CPU']}", f"--object-store-memory={resources['object_store_memory']}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-    command += ["--dashboard-agent-listen-port=0", "--ray-client-server-port=0", "--disable-usage-stats"]
+    command += [
+        "--dashboard-agent-listen-port=0",
+        f"--ray-client-server-port={client}",
+        "--disable-usage-stats",
+    ]
     _run(command, environment, folder / "start.log")
     url = f"http://127.0.0.1:{dashboard}"
     return FakeCluster(folder, url, environment["RAY_AUTH_TOKEN"], environment)

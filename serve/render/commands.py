@@ -62,6 +62,8 @@ def launcher(
     from serve.render.providers import Order
     from serve.strict import one_of
 
+    if not provider:
+        raise TabrankError(f"--provider is missing; it is one of {', '.join(PROVIDERS)}")
     one_of(provider, PROVIDERS, "--provider")
     given = {
         "image": image, "region": region, "project": project, "instance": instance, "allow": allow,
@@ -133,9 +135,9 @@ def rayservice(
 
 def refuse_name(name: str) -> str:
     """The name of a cluster, as every cloud and Kubernetes take it; TabrankError otherwise."""
-    import re
+    from serve.render.pools import NAME
 
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
+    if not NAME.fullmatch(name):
         raise TabrankError(
             f"--name {name}: up to 40 lower-case letters, digits and dashes, beginning with a letter"
         )

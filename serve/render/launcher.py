@@ -31,7 +31,6 @@ class Launch:
     provider: str
     order: Order
     image: str | None = None
-    source: Path | None = None
     idle_minutes: float = 5.0
     gcs_port: int = GCS_PORT
 
@@ -131,6 +130,11 @@ def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str
 
 
 def _fake(config: Config, pools: Pools, launch: Launch) -> dict[str, Any]:
+    if config.serve.get("proxy_location", "EveryNode") != "HeadOnly":
+        raise TabrankError(
+            f"{config.path}: proxy_location: on one machine the proxies of several nodes would fight for one port; "
+            "set HeadOnly for --provider fake"
+        )
     # Who starts such a cluster reads from here what its processes need; `loadtest.scaling.fake_cluster` does.
     environment = {**rendered_environment(str(config.path.parent)), "RAY_FAKE_CLUSTER": "1"}
     empty: dict[str, Any] = {
@@ -177,7 +181,7 @@ def _files(config: Config, launch: Launch) -> dict[str, Any]:
     }
     if launch.image:
         return {"file_mounts": mounts}
-    source = launch.source or Path(__file__).resolve().parents[2]
+    source = Path(__file__).resolve().parents[2]
     if not (source / "pyproject.toml").is_file():
         raise TabrankError(f"{source}: not tabrank's source tree; name an image that holds it with --image")
     return {"file_mounts": {**mounts, "~/tabrank/source": str(source)}, "rsync_exclude": LEFT_OUT}

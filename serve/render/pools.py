@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from serve.config import OUR_APPLICATION, Config, NodePool
 from serve.errors import TabrankError
 from serve.settings import AppArgs
 
 HEAD = "head"
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # of a pool or a cluster, as every place takes it
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ def pools_of(config: Config) -> Pools:
         raise TabrankError(f"{where}: no pool {HEAD!r}; name the machine of Ray's controller so")
     if (head.min_nodes, head.max_nodes) != (1, 1):
         raise TabrankError(f"{where}.{HEAD}: a cluster has one head; set min_nodes and max_nodes to 1")
+    for name in workers:
+        if not NAME.fullmatch(name):
+            raise TabrankError(
+                f"{where}: the pool {name!r}: clouds and Kubernetes take lower-case letters, digits and dashes"
+            )
     pools = Pools(head, workers)
     if pools.max_workers:
         _refuse_what_one_machine_holds(config)
@@ -80,11 +86,3 @@ def _refuse_what_one_machine_holds(config: Config) -> None:
 def backends_of(config: Config) -> set[str]:
     """The scoring backends that the file asks for."""
     return {args.backend for _, args in our_arguments(config)}
-
-
-def serve_value(config: Config, *keys: str, default: Any = None) -> Any:
-    """A value of the Serve part by its path."""
-    value: Any = config.serve
-    for key in keys:
-        value = value.get(key, {}) if isinstance(value, Mapping) else {}
-    return value if value != {} else default

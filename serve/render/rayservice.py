@@ -19,8 +19,10 @@ from serve.render.pools import HEAD, Pools, our_arguments, paths_of, pools_of
 from serve.render.serve_text import serve_text
 
 KUBERAY = "1.6"  # the first whose authOptions take a Secret of one's own
-# A pod's own address, behind the NetworkPolicy; and a HAProxy in each pod that serves, for Kubernetes to choose from.
-CHANGES = {("http_options", "host"): "0.0.0.0", ("proxy_location",): "EveryNode"}
+HOST: dict[tuple[str, ...], str] = {("http_options", "host"): "0.0.0.0"}  # of a pod, behind the NetworkPolicy
+PROXIES: dict[tuple[str, ...], str] = {
+    ("proxy_location",): "EveryNode"
+}  # an HAProxy in each pod that serves, for Kubernetes to choose from
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ def rayservice(config: Config, manifest: Manifest) -> str:
 
 def _service(config: Config, pools: Pools, manifest: Manifest) -> dict[str, Any]:
     alone = not pools.max_workers
+    changes = HOST if alone else HOST | PROXIES
     spec: dict[str, Any] = {
         # Two clusters at once, the new one before the old one goes; but an embedded store has room for one writer.
         "upgradeStrategy": {"type": "None" if alone else "NewCluster"},
         "excludeHeadPodFromServeSvc": not alone,
-        "serveConfigV2": serve_text(config.path.read_text(encoding="utf-8"), CHANGES),
+        "serveConfigV2": serve_text(config.path.read_text(encoding="utf-8"), changes),
         "rayClusterConfig": _cluster(config, pools, manifest),
     }
     return {

@@ -13,7 +13,7 @@ from serve.errors import TabrankError
 
 def refuse_invalid(document: dict[str, Any]) -> None:
     """Raise TabrankError where the installed Ray would not take the launcher file."""
-    from jsonschema import ValidationError
+    from jsonschema import ValidationError  # type: ignore[import-untyped]
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     said = io.StringIO()  # it prints and logs what it fills in

@@ -1,4 +1,5 @@
 import functools
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ GOLDEN = {
     "aws": ("--machine-image", "ami-0123456789abcdef0", *IMAGE, *ALLOW),
     "gcp": ("--machine-image", "projects/p/global/images/family/gpu", "--project", "my-project", *ALLOW),
     "azure": ("--machine-image", "publisher:offer:sku:latest", *IMAGE),
-    "fake": (),
 }
 LOCAL = ("--head-ip", "10.0.0.1", "--worker-ip", "10.0.0.2", "--worker-ip", "10.0.0.3")
 
@@ -39,6 +39,12 @@ def one_pool(folder):
     return folder / "cluster.yaml"
 
 
+def one_proxy(folder):
+    """The cluster with one way in, as a single machine has room for."""
+    (folder / "cluster.yaml").write_text(CLUSTER.read_text().replace("EveryNode ", "HeadOnly "))
+    return folder / "cluster.yaml"
+
+
 def plain(text):
     """The text without what differs from checkout to checkout."""
     return text.replace(str(FOLDER), "FOLDER").replace(str(ROOT), "SOURCE")
@@ -51,9 +57,12 @@ def test_it_is_the_golden_file(provider):
     assert text == golden.read_text(), "render it again, and look at what changed"
 
 
-def test_machines_of_ones_own_are_the_golden_file(tmp_path):
-    text = rendered("local", *LOCAL, config=one_pool(tmp_path)).replace(str(tmp_path), "FOLDER")
-    assert plain(text) == (FOLDER / "launcher.local.golden.yaml").read_text()
+@pytest.mark.parametrize(
+    ("provider", "options", "made"), [("local", LOCAL, one_pool), ("fake", (), one_proxy)]
+)
+def test_machines_of_ones_own_are_the_golden_file(provider, options, made, tmp_path):
+    text = rendered(provider, *options, config=made(tmp_path)).replace(str(tmp_path), "FOLDER")
+    assert plain(text) == (FOLDER / f"launcher.{provider}.golden.yaml").read_text()
 
 
 def test_ray_itself_refuses_what_its_schema_does_not_know():
@@ -92,6 +101,19 @@ def test_every_start_of_ray_has_the_fast_path_and_no_file_has_a_token():
     assert "serve deploy" in document["head_start_ray_commands"][-1]
 
 
+@pytest.mark.parametrize("options", [GOLDEN["aws"], GOLDEN["aws"][:2]])  # in a container, and beside none
+def test_every_command_is_one_that_a_shell_can_read(options):
+    document = yaml.safe_load(rendered("aws", *options))
+    commands = [
+        command for key, commands in document.items() if key.endswith("_commands") for command in commands
+    ]
+    assert commands
+    done = subprocess.run(
+        ["bash", "-n"], input="\n".join(commands), text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_only_who_is_allowed_reaches_the_service_and_only_that():
     closed = [option for option in GOLDEN["aws"] if option not in ALLOW]
     assert "IpPermissions" not in yaml.safe_load(rendered("aws", *closed))["provider"]["security_group"]
@@ -110,10 +132,12 @@ def test_a_machine_is_the_smallest_with_that_many_cpus_and_gpus_or_the_one_named
 @pytest.mark.parametrize(
     ("provider", "options", "said"),
     [
+        ("", (), "--provider is missing; it is one of aws, gcp, azure, local, fake"),
         ("asw", (), "did you mean 'aws'?"),
         ("aws", (), "a pool has GPUs; name an image that holds their driver: --machine-image"),
         ("gcp", ("--machine-image", "x"), "--project is missing"),
         ("azure", ("--machine-image", "x"), "PUBLISHER:OFFER:SKU:VERSION"),
+        ("fake", (), "set HeadOnly for --provider fake"),
         ("local", (), "--head-ip and --worker-ip"),
         ("local", LOCAL, "Ray knows one kind of worker there, and `nodes` has workers, gpus"),
         ("aws", ("--head-ip", "10.0.0.1"), "--head-ip is for local"),
@@ -142,5 +166,5 @@ def test_allowed_callers_who_would_reach_nothing_are_refused(tmp_path):
 
 def test_it_goes_where_it_is_told_to(tmp_path):
     out = tmp_path / "launcher.yaml"
-    assert rendered("fake", "--out", str(out)) == ""
+    assert rendered("fake", "--out", str(out), config=one_proxy(tmp_path)) == ""
     assert yaml.safe_load(out.read_text())["provider"]["type"] == "external"

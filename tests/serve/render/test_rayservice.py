@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.config import read
+from serve.render.pods import STORE_PASSWORD
+from serve.stores.redis_client import PASSWORD
 
 FOLDER = Path(__file__).parent
 CLUSTER = FOLDER / "cluster.yaml"
@@ -144,6 +146,10 @@ def test_only_the_pods_reach_the_ports_of_ray_and_haproxy():
     assert opened == {"gateway": [8000], "prometheus": [8080], "kuberay": [8265, 8000]}
 
 
+def test_the_pods_give_the_store_its_password_by_the_name_it_reads():
+    assert STORE_PASSWORD == PASSWORD
+
+
 def test_no_secret_is_written_and_each_is_named():
     text = rendered(*OPTIONS, "--token-secret", "my-token", "--redis-secret", "my-redis")
     service = yaml.safe_load(text.split("\n---\n")[0])
@@ -164,6 +170,7 @@ def test_no_secret_is_written_and_each_is_named():
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
         ("max_replicas: 2,", "max_replicas: 3,", "all replicas take 3 num_gpus, and the pools beside the head have 2"),
         ("  head:", "  first:", "nodes: no pool 'head'"),
+        ("  gpus:", "  GPUs:", "the pool 'GPUs': clouds and Kubernetes take lower-case letters"),
     ],
 )  # fmt: skip
 def test_what_pods_cannot_serve_is_refused(tmp_path, old, new, said):
@@ -178,7 +185,8 @@ def test_an_image_must_be_named():
 
 def test_a_head_alone_serves_itself_and_keeps_its_one_writer(tmp_path):
     config = written(tmp_path, "redis://store.internal:6379/0", "lmdb:/mnt/tabrank/store")
-    text = config.read_text().replace("backend: torch", "backend: onnx")
+    text = config.read_text().replace("backend: torch", "backend: onnx").replace(", num_gpus: 1}", "}")
+    text = text.replace("min_replicas: 2, max_replicas: 8", "min_replicas: 1, max_replicas: 1")
     config.write_text(text[: text.index("  workers:")])
     service, policy = objects(config=config)
     cluster = service["spec"]["rayClusterConfig"]

@@ -27,6 +27,7 @@ from serve.state import Schema
 from serve.stores.opening import open_store
 from serve.stores.protocol import Changes
 from serve.stores.redis import CHUNK, RedisStore
+from serve.stores.redis_client import PASSWORD, connect
 from serve.stores.redis_scripts import REPLACE
 from serve.surface import Surface
 
@@ -53,6 +54,14 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
     store.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
     yield store
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "used"), [("redis://h:1/0", "kept apart"), ("redis://:given@h:1/0", "given")]
+)
+def test_a_password_may_come_from_the_environment_and_one_in_the_address_wins(url, used, monkeypatch):
+    monkeypatch.setenv(PASSWORD, "kept apart")
+    assert connect(url).connection_pool.connection_kwargs["password"] == used
 
 
 def holds_the_first_commit(store: RedisStore) -> bool:

@@ -1,0 +1,101 @@
+"""Nodes that come and go, by Ray's own autoscaler, under the file that `serve render` writes for it."""
+
+import http.client
+import shutil
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from loadtest.processes import MARKER
+from loadtest.scaling.fake_cluster import fake_cluster
+from loadtest.services import free_port
+
+FOLDER = Path(__file__).parent
+SHIPPED = FOLDER.parents[2] / "cluster.yaml"
+UP_S, DOWN_S = 25.0, 25.0
+
+
+@contextmanager
+def asking(port, num_clients, outcomes):
+    """Clients that each send their next request when the last was answered, on a connection that they keep."""
+    ended = threading.Event()
+    threads = [threading.Thread(target=ask, args=(port, ended, outcomes)) for _ in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def ask(port, ended, outcomes):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    while not ended.is_set():
+        try:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            outcomes[answer.status, answer.read()] += 1
+        except (OSError, http.client.HTTPException) as error:
+            outcomes[repr(error)] += 1
+            connection.close()
+    connection.close()
+
+
+def wait_for(condition, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def pools(cluster):
+    return sorted(node["pool"] for node in cluster.nodes())
+
+
+def with_port(source, folder, port):
+    document = yaml.safe_load(source.read_text())
+    document["http_options"]["port"] = port
+    (folder / source.name).write_text(yaml.safe_dump(document, sort_keys=False))
+    return folder / source.name
+
+
+@pytest.mark.integration
+def test_a_load_brings_a_node_and_its_end_takes_it_away_and_no_request_fails(tmp_path):
+    port = free_port()
+    shutil.copy(FOLDER / "sleeper.py", tmp_path)
+    config = with_port(FOLDER / "cluster.yaml", tmp_path, port)
+    outcomes = Counter()
+    with fake_cluster(config, idle_s=1.0) as cluster:
+        assert pools(cluster) == ["head"]
+        with asking(port, 1, outcomes):
+            with asking(port, 10, outcomes):
+                came = wait_for(lambda: cluster.replicas() == {"Sleeper": 2}, UP_S)
+                assert came, (pools(cluster), cluster.replicas())
+                assert pools(cluster) == ["head", "workers"]
+            assert wait_for(lambda: pools(cluster) == ["head"], DOWN_S), cluster.replicas()
+        assert set(outcomes) == {(200, b"ok")}, outcomes
+        assert outcomes.total() > 100
+        marker = cluster.environment[MARKER]
+
+        # The file as it is shipped, by the same command.
+        cluster.deploy(with_port(SHIPPED, tmp_path / "..", port))
+        cluster.wait_until_running()
+        assert set(cluster.replicas()) == {"FeatureFetch", "Scorer", "Ingest"}
+    assert not [p for p in psutil.process_iter() if carries(p, marker)]
+
+
+def carries(process, marker):
+    try:
+        return process.environ().get(MARKER) == marker and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False
