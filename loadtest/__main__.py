@@ -14,12 +14,14 @@ from typing import Annotated
 import typer
 
 from loadtest.bodies import make_bodies
+from loadtest.cluster import Watch, find_cluster
 from loadtest.errors import LoadtestError
 from loadtest.ids import read_ids, read_log_ids, read_log_kinds
 from loadtest.measure import measure
 from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
 from loadtest.report import Report, make_report, refuse_existing, summary, write_report
 from loadtest.service import DEFAULT_URL, probe
+from loadtest.timeline import timeline
 from loadtest.verdict import EXIT_CODES, Verdict, judge
 from loadtest.workspace import Workspace
 
@@ -40,7 +42,7 @@ def commands() -> None:
 @app.command()
 def run(
     profile: Annotated[
-        str, typer.Option(help="headline, modest, or a .toml file with the same keys")
+        str, typer.Option(help="headline, modest, step, spike, diurnal, or a .toml file with the same keys")
     ] = "headline",
     url: Annotated[str, typer.Option(help="the service under load")] = DEFAULT_URL,
     slo: Annotated[
@@ -55,6 +57,13 @@ def run(
     rps: Annotated[float | None, typer.Option(help="requests a second, instead of the profile's")] = None,
     duration: Annotated[float | None, typer.Option(help="seconds measured, instead of the profile's")] = None,
     warmup: Annotated[float | None, typer.Option(help="seconds before, not counted, likewise")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="run folder of `serve up`, or a dashboard's URL, whose replicas and nodes are watched; "
+            "var/run by default, if it serves --url"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to write, var/loadtest/PROFILE-TIME by default")
     ] = None,
@@ -62,11 +71,14 @@ def run(
 ) -> None:
     """Load the service at --url in an open loop and hold its answers against an SLO.
 
+    A profile with a shape (step, spike, diurnal) is held against the same limits over the whole; the report tells
+    each phase, and how soon after a step up they held again. timeline.csv is a trace that `serve plan` reads.
+
     Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no service) or unusable input.
     """
 
     def measured() -> tuple[Report, Path, Verdict]:
-        report, folder = _run(profile, url, slo, log, ids, rps, duration, warmup, out)
+        report, folder = _run(profile, url, slo, log, ids, rps, duration, warmup, cluster, out)
         return report, folder, report["verdict"]
 
     def void(reason: str) -> Report:
@@ -185,6 +197,46 @@ def compare(
     _bench("compare", out, as_json, measured, compare_summary)
 
 
+@app.command()
+def scale(
+    work: Work = WORK,
+    config: Annotated[Path, typer.Option(help="the cluster.yaml whose autoscaling is proven")] = Path(
+        "cluster.yaml"
+    ),
+    part: Annotated[
+        list[str] | None, typer.Option(help="replicas, step or nodes; may be repeated; all by default")
+    ] = None,
+    cycles: Annotated[int, typer.Option(min=1, max=100, help="how often replicas go 1 → 3 → 1")] = 5,
+    hold: Annotated[
+        float, typer.Option(min=5, max=600, help="seconds for each change of replicas, and the load after it")
+    ] = 15,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/scale-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that replicas and nodes come and go under load, with a Scorer that sleeps. About 8 minutes.
+
+    replicas: 1 → 3 → 1 at 60 % load, --cycles times, and no request fails. step: of a doubled load more replicas
+    are up, and the p99 is back under its limit, within 10 s. nodes: a load step brings a node, its end takes it away.
+
+    Exit codes: 0 held, 1 not held, 2 void (the generator was late) or could not be run.
+    """
+    from loadtest.scaling.replicas import Plan
+    from loadtest.scaling.report import scale_summary
+    from loadtest.scaling.scale import PARTS, run_scale
+
+    folder = out or Path("var/loadtest") / f"scale-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def measured() -> tuple[Report, Path, Verdict]:
+        parts = tuple(dict.fromkeys(part)) if part else PARTS
+        report = run_scale(Workspace(work), config, parts, Plan(cycles, hold), folder, _say)
+        return report, folder, report["verdict"]
+
+    interrupted = "interrupted: nothing is left running, and no report"
+    _tell(measured, scale_summary, as_json, lambda reason: {"error": reason}, interrupted)
+
+
 def _bench(
     name: str,
     out: Path | None,
@@ -239,6 +291,7 @@ def _run(
     rps: float | None,
     duration_s: float | None,
     warmup_s: float | None,
+    cluster: str | None,
     out: Path | None,
 ) -> tuple[Report, Path]:
     profile = load_profile(profile_name, target_rps=rps, duration_s=duration_s, warmup_s=warmup_s)
@@ -248,13 +301,16 @@ def _run(
     ids = read_ids(ids_file) if ids_file else read_log_ids(log, profile.candidates)
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
+    look = find_cluster(cluster, url)
+    watch = Watch(look, profile.warmup_s, profile.duration_s) if look else None
     from loadtest.run import run_load  # patches the standard library for gevent: not before it is needed
 
-    done = run_load(profile, url, bodies)
+    done = run_load(profile, url, bodies, [watch] if watch else [])
     measured = measure(done.requests, profile.duration_s)
+    moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
     verdict, reasons = judge(measured, slo)
-    report = make_report(profile, url, slo, measured, verdict, reasons)
-    write_report(folder, report, done.requests, profile, slo, done.locust_html)
+    report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
+    write_report(folder, report, done.requests, profile, slo, done.locust_html, moments)
     return report, folder
 
 

@@ -27,6 +27,7 @@ from loadtest.prober import CANDIDATE, KINDS, VIEWER, Names, Prober
 from loadtest.profiles import Profile, Slo
 from loadtest.records import BATCH, candidate, event, forget, pack, viewer_events
 from loadtest.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
+from loadtest.shapes import Block
 
 CLEAN_UP_BATCH = 500
 Report = dict[str, Any]
@@ -44,10 +45,6 @@ class Plan:
     def batch(self) -> int:
         """How many events a post holds; a low rate comes in small ones."""
         return max(1, min(BATCH, int(self.events_per_s // BATCH)))
-
-    def blocks_s(self) -> tuple[float, float]:
-        """The warm-up, and what is measured."""
-        return self.profile.warmup_s, self.profile.duration_s
 
 
 def run_freshness(
@@ -145,7 +142,9 @@ def _post_events(url: str, plan: Plan, bodies: Iterator[bytes], posts: Record) -
 
     connections = Connections(url, EVENTS_PATH)
     dispatcher = Dispatcher(connections, partial(read_acknowledgement, num_records=plan.batch), keep)
-    times_s = arrivals(lambda: plan.events_per_s / plan.batch, plan.blocks_s(), np.random.default_rng(SEED))
+    times_s = arrivals(
+        lambda: plan.events_per_s / plan.batch, plan.profile.blocks, np.random.default_rng(SEED)
+    )
     try:
         dispatcher.run(times_s, map(connections.prepare, bodies))
     finally:
@@ -154,7 +153,7 @@ def _post_events(url: str, plan: Plan, bodies: Iterator[bytes], posts: Record) -
 
 def _probe_times(plan: Plan, rng: np.random.Generator) -> Iterator[float]:
     """Times at random: at equal distances they might always meet the service in the same part of its cycle."""
-    for at_s in arrivals(lambda: plan.probes_per_s, [plan.profile.duration_s], rng):
+    for at_s in arrivals(lambda: plan.probes_per_s, [Block(plan.profile.duration_s)], rng):
         yield plan.profile.warmup_s + at_s
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, repeat
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from loadtest.errors import LoadtestError
 from loadtest.ids import read_ids, read_log_ids
 from loadtest.profiles import Profile, load_profile, load_slo
 from loadtest.service import PATH
+from loadtest.shapes import Block, blocks
 
 BLOCK_S = 10.0
 
@@ -57,7 +58,7 @@ class Load:
 
     profile: Profile
     bodies: list[bytes]
-    blocks_s: Iterable[float]
+    blocks: Iterable[Block]
     on_end: Callable[[Ended], None]
 
 
@@ -78,7 +79,7 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         requests = cycle([connections.prepare(body) for body in load.bodies])
         rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
         try:
-            dispatcher.run(arrivals(self._share_rps, load.blocks_s, rng), requests)
+            dispatcher.run(arrivals(self._share_rps, load.blocks, rng), requests)
         finally:
             connections.close()
         raise StopUser
@@ -161,4 +162,5 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
     except LoadtestError as error:
         sys.exit(str(error))
     watch = LatenessWatch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
-    environment.load = Load(profile, bodies, repeat(BLOCK_S), watch)
+    shaped = chain.from_iterable(repeat(blocks(profile.shape)))  # again and again, for as long as it is asked
+    environment.load = Load(profile, bodies, shaped if profile.shape else repeat(Block(BLOCK_S)), watch)

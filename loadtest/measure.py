@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,10 @@ class Requests:
             outcomes=self.outcomes,
             codes=self.codes[chosen],
         )
+
+    def after(self, second: float) -> Requests:
+        """All rows, their times counted from another second."""
+        return replace(self, at_s=self.at_s - second)
 
     def counts(self) -> Mapping[Outcome, int]:
         """How many ended in each way, the most frequent first."""

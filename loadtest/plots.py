@@ -13,11 +13,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from loadtest.measure import Requests
 from loadtest.profiles import Profile, Slo
 from loadtest.seconds import Second
+from loadtest.timeline import Moment
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -72,11 +73,74 @@ def throughput_over_time(seconds: list[Second], profile: Profile) -> str:
         at = [row.second for row in seconds]
         axes.plot(at, [row.requests for row in seconds], linestyle="--", color="0.55", label="due")
         axes.plot(at, [row.answered for row in seconds], linestyle="-", color="black", label="answered")
-        _limit(axes, profile.target_rps, "target")
+        line = profile.line
+        axes.plot(
+            [at_s for at_s, _ in line],
+            [profile.target_rps * factor for _, factor in line],
+            **LIMIT,
+            label="target",
+        )
         _shade_warmup(axes, seconds)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-        axes.legend(loc="lower right", ncols=2)
+        axes.legend(loc="lower right", ncols=3)
         return _svg(figure)
+
+
+def load_and_cluster(moments: list[Moment], slo: Slo) -> str:
+    """Offered load, what was answered in full, replicas, nodes and latency, one below the other over time.
+
+    Without samples of a cluster there is no panel of replicas.
+    """
+    watched = bool(moments and moments[0].replicas)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 6.4 if watched else 4.6), layout="constrained")
+        panels = figure.subplots(3 if watched else 2, 1, sharex=True)
+        _draw_load(panels[0], moments)
+        if watched:
+            _draw_replicas(panels[1], moments)
+        _draw_latency(panels[-1], moments, slo)
+        panels[-1].set_xlabel("second of the measurement")
+        return _svg(figure)
+
+
+def _draw_load(axes: Axes, moments: list[Moment]) -> None:
+    at = [moment.t_s for moment in moments]
+    full = [moment.offered_rps * (moment.full_share or 0.0) for moment in moments]
+    axes.plot(at, [moment.offered_rps for moment in moments], "--", color="0.3", label="offered")
+    axes.plot(at, [moment.answered_rps for moment in moments], "-", color="0.65", label="answered")
+    axes.plot(at, full, "-", color="black", label="in full")
+    failed = [(moment.t_s, moment.failed) for moment in moments if moment.failed]
+    if failed:
+        axes.plot(*zip(*failed, strict=True), "x", color="black", label="failed")
+    axes.set_ylabel("requests a second")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
+    axes.legend(loc="upper left", ncols=4)
+
+
+def _draw_replicas(axes: Axes, moments: list[Moment]) -> None:
+    at = [moment.t_s for moment in moments]
+    for i, name in enumerate(moments[0].replicas):
+        dash, grey = DASHES[i % len(DASHES)]
+        counts = [_or_nan(moment.replicas[name]) for moment in moments]
+        axes.step(at, counts, linestyle=dash, color=grey, where="post", label=f"{name} replicas")
+    if any(moment.nodes is not None for moment in moments):
+        nodes = [_or_nan(moment.nodes) for moment in moments]
+        axes.step(at, nodes, linestyle="-.", color="0.4", where="post", label="nodes")
+    axes.set_ylabel("there")
+    axes.set_ylim(0, max(2.0, axes.get_ylim()[1] * 1.35))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper left", ncols=4)
+
+
+def _draw_latency(axes: Axes, moments: list[Moment], slo: Slo) -> None:
+    at = [moment.t_s for moment in moments]
+    for name, (dash, grey) in (("p50_ms", DASHES[0]), ("p99_ms", DASHES[2])):
+        values = [_or_nan(getattr(moment, name)) for moment in moments]
+        axes.plot(at, values, linestyle=dash, color=grey, label=name.removesuffix("_ms"))
+    _limit(axes, slo.p99_ms, "limit of p99")
+    axes.set_ylabel("ms")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
+    axes.legend(loc="upper left", ncols=2)
 
 
 def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]]], slo: Slo) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from loadtest.errors import LoadtestError, unknown_key
+from loadtest.shapes import Block, Shape, blocks, check_shape, read_shape, stretched
 
 PROFILES = Path(__file__).with_name("profiles.toml")
 SLO = Path(__file__).with_name("slo.toml")
@@ -19,7 +20,10 @@ MAX_CANDIDATES = 1000  # what POST /v1/rank takes
 
 @dataclass(frozen=True)
 class Profile:
-    """A load: `target_rps` requests a second, Poisson, each with `candidates` candidates."""
+    """A load: `target_rps` requests a second, Poisson, each with `candidates` candidates.
+
+    With a `shape` that many times its factor at each moment; without one the rate stands.
+    """
 
     name: str
     target_rps: float
@@ -27,6 +31,7 @@ class Profile:
     warmup_s: float
     duration_s: float
     viewer_skew: float
+    shape: Shape = ()
 
     def __post_init__(self) -> None:
         _check("target_rps", self.target_rps, self.target_rps > 0, "it must be above 0")
@@ -42,6 +47,19 @@ class Profile:
             enough,
             f"at {self.target_rps:g} req/s not one request is sent in it",
         )
+        if self.shape:
+            check_shape(self.shape, self.duration_s)
+
+    @property
+    def line(self) -> Shape:
+        """Its shape, which may be a level line."""
+        return self.shape or ((0.0, 1.0), (self.duration_s, 1.0))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The pieces of the run, the warm-up at the rate with which the measurement begins."""
+        first = self.line[0][1]
+        return [Block(self.warmup_s, first, first), *blocks(self.line)]
 
 
 @dataclass(frozen=True)
@@ -64,16 +82,36 @@ class Slo:
 def load_profile(name: str, **changes: float | None) -> Profile:
     """A shipped profile by its name, or one from a TOML file by its path (`*.toml`), with `changes` made.
 
+    A changed `duration_s` stretches the shape.
+
     Raises:
         LoadtestError: for an unknown name, an unreadable file, an unknown or missing key, or a bad value.
     """
     made = {key: value for key, value in changes.items() if value is not None}
     if name.endswith(".toml"):
-        return _build(Profile, name, {**_read(Path(name)), **made}, name=Path(name).stem)
+        return _profile(name, _read(Path(name)), made, Path(name).stem)
     shipped = _read(PROFILES)
     if name not in shipped:
         raise LoadtestError(f"no profile {name!r}; there are {', '.join(shipped)}, or name a .toml file")
-    return _build(Profile, f"profile {name}", {**shipped[name], **made}, name=name)
+    return _profile(f"profile {name}", shipped[name], made, name)
+
+
+def _profile(where: str, values: Mapping[str, Any], changes: Mapping[str, float], name: str) -> Profile:
+    given = dict(values)
+    try:
+        shape = read_shape(given.pop("shape", ()))
+    except ValueError as error:
+        raise LoadtestError(f"{where}: {error}") from None
+    profile = _build(Profile, where, given, name=name, shape=shape)
+    if shape and "duration_s" in changes:
+        shape = stretched(shape, _positive(where, changes["duration_s"]))
+    return _build(Profile, where, {**given, **changes}, name=name, shape=shape) if changes else profile
+
+
+def _positive(where: str, duration_s: float) -> float:
+    if not (math.isfinite(duration_s) and duration_s > 0):
+        raise LoadtestError(f"{where}: duration_s is {duration_s!r}; it must be above 0")
+    return duration_s
 
 
 def load_slo(path: Path | None = None) -> Slo:
@@ -96,10 +134,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _build(kind: type[_Config], where: str, values: Mapping[str, Any], **given: Any) -> _Config:
-    known = [field.name for field in fields(kind) if field.name not in given]
+    known: list[str] = [field.name for field in fields(kind) if field.name not in given]
+    named: list[str] = known + [name for name in given if name != "name"]
     for key, value in values.items():
         if key not in known:
-            raise LoadtestError(unknown_key(where, key, known))
+            raise LoadtestError(unknown_key(where, key, named))
         if not (type(value) in (int, float) and math.isfinite(value)):
             raise LoadtestError(f"{where}: {key} is {value!r}; it must be a number")
     missing = [name for name in known if name not in values]

@@ -14,15 +14,24 @@ from typing import Any
 from loadtest.errors import LoadtestError
 from loadtest.machine import describe_machine
 from loadtest.measure import Measurement, Requests
+from loadtest.phases import describe_phases, describe_steps, recovery, told
 from loadtest.profiles import Profile, Slo
 from loadtest.seconds import by_second, to_csv
+from loadtest.timeline import Moment, timeline_csv
 from loadtest.verdict import Verdict
 
 Report = dict[str, Any]
 
 
 def make_report(
-    profile: Profile, url: str, slo: Slo, measured: Measurement, verdict: Verdict, reasons: list[str]
+    profile: Profile,
+    url: str,
+    slo: Slo,
+    measured: Measurement,
+    verdict: Verdict,
+    reasons: list[str],
+    requests: Requests,
+    moments: list[Moment],
 ) -> Report:
     """What report.json holds and `--json` prints. Latencies in ms; null: not reached, too many failed."""
     numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
@@ -33,6 +42,9 @@ def make_report(
         **numbers,
         "verdict": verdict,
         "reasons": reasons,
+        "phases": describe_phases(requests, profile),
+        "steps": describe_steps(moments, profile, slo),
+        "watched": bool(moments and moments[0].replicas),
         "slo": asdict(slo),
         "machine": describe_machine(),
     }
@@ -50,20 +62,32 @@ def summary(report: Report) -> str:
         f"p99 {milliseconds(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {milliseconds(report['max_ms'])}",
         f"  {report['errors']} errors in {report['requests']:,} requests; "
         f"the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99)",
+        *told(report),
         *(f"  - {reason}" for reason in report["reasons"]),
     ]
     return "\n".join(lines)
 
 
 def write_report(
-    folder: Path, report: Report, requests: Requests, profile: Profile, slo: Slo, locust_html: str
+    folder: Path,
+    report: Report,
+    requests: Requests,
+    profile: Profile,
+    slo: Slo,
+    locust_html: str,
+    moments: list[Moment],
 ) -> None:
     """Write the folder whole or not at all.
 
     Raises:
         LoadtestError: if there is something at `folder`.
     """
-    from loadtest.plots import latency_distribution, latency_over_time, throughput_over_time  # matplotlib
+    from loadtest.plots import (  # matplotlib
+        latency_distribution,
+        latency_over_time,
+        load_and_cluster,
+        throughput_over_time,
+    )
 
     seconds = by_second(requests)
     due = requests.where((requests.at_s >= 0) & (requests.at_s < report["seconds"]))
@@ -71,14 +95,22 @@ def write_report(
         "Latency over time": latency_over_time(seconds, slo),
         "Latency distribution": latency_distribution(due, slo),
         "Throughput over time": throughput_over_time(seconds, profile),
+        _timeline_title(report): load_and_cluster(moments, slo),
     }
     files = {
         "report.json": json.dumps(report, indent=2) + "\n",
         "report.html": _page(report, plots),
         "requests.csv": to_csv(seconds),
+        "timeline.csv": timeline_csv(moments),
         "locust.html": locust_html,
     }
     write_folder(folder, files)
+
+
+def _timeline_title(report: Report) -> str:
+    if report["watched"]:
+        return "Load, replicas, nodes and latency over time"
+    return "Load and latency over time (replicas and nodes were not watched: name them with --cluster)"
 
 
 def write_folder(folder: Path, files: Mapping[str, str]) -> None:
@@ -124,6 +156,16 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
             f"at most {slo['max_error_share']:g} of the requests",
         ),
         *((f"&emsp;{html.escape(kind)}", str(number), "") for kind, number in report["error_kinds"].items()),
+        *(
+            (
+                f"&emsp;{html.escape(phase['name'])}, {phase['begins_s']:g}–{phase['ends_s']:g} s",
+                f"{phase['full_share']:.3%} full",
+                f"p99 {milliseconds(phase['p99_ms'])}, {phase['errors']} errors",
+            )
+            for phase in report["phases"]
+            if len(report["phases"]) > 1
+        ),
+        *((f"&emsp;step {html.escape(step['name'])}", "", recovery(step)) for step in report["steps"]),
         *(
             (f"answered at rung {html.escape(rung)}", f"{number:,}", "")
             for rung, number in report["rungs"].items()
@@ -180,7 +222,8 @@ PAGE = """<!doctype html>
 {figures}
 <footer>{machine}. Latency counts from the moment at which a request was due (an open loop: Poisson arrivals);
 a failed request counts as never answered. <a href="report.json">report.json</a>,
-<a href="requests.csv">requests.csv</a>, <a href="locust.html">Locust's page</a> (warm-up included).</footer>
+<a href="requests.csv">requests.csv</a>, <a href="timeline.csv">timeline.csv</a>,
+<a href="locust.html">Locust's page</a> (warm-up included).</footer>
 </html>
 """
 

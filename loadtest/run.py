@@ -46,7 +46,7 @@ def run_load(
         )
 
     environment = Environment(user_classes=[RankUser], host=url)
-    environment.load = Load(profile, bodies, (profile.warmup_s, profile.duration_s), keep)
+    environment.load = Load(profile, bodies, profile.blocks, keep)
     runner = environment.create_local_runner()
     helpers = [
         gevent.spawn(show_progress, record, profile.warmup_s, sys.stderr),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from loadtest.errors import LoadtestError
@@ -52,7 +53,9 @@ def probe(url: str, body: bytes) -> None:
         )
 
 
-def ask(url: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+def ask(
+    url: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
     """GET a path of the service, or POST `body` to it; the answer's status and body.
 
     Raises:
@@ -64,7 +67,8 @@ def ask(url: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
     try:
         whole = urlsplit(url).path.rstrip("/") + path
         method = "GET" if body is None else "POST"
-        connection.request(method, whole, body, {"Content-Type": "application/json"} if body else {})
+        kind_of_body = {"Content-Type": "application/json"} if body else {}
+        connection.request(method, whole, body, {**kind_of_body, **(headers or {})})
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:

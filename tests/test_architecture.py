@@ -31,8 +31,10 @@ RAY_FILES = {
     "training/search/study.py",
     "training/search/distil.py",
     "loadtest/rivals/idiomatic.py",  # what tabrank is measured against is written in it
+    "loadtest/scaling/throttled.py",  # the service with a slower Scorer
 }
 RIVALS = "loadtest/rivals"  # do what tabrank does for a request, with its own code
+THROTTLED = "loadtest/scaling/throttled.py"  # is the service, but for one deployment
 
 
 def imports(path):
@@ -47,8 +49,8 @@ def imports(path):
 def test_imports_go_one_way(package):
     for path in (ROOT / package).rglob("*.py"):
         used = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
-        is_rival = path.is_relative_to(ROOT / RIVALS)
-        assert used <= PACKAGES[package] | ({"serve"} if is_rival else set()), path
+        serves = path.is_relative_to(ROOT / RIVALS) or path == ROOT / THROTTLED
+        assert used <= PACKAGES[package] | ({"serve"} if serves else set()), path
 
 
 def test_ray_lives_in_a_few_files():
@@ -107,7 +109,7 @@ def test_every_command_has_help():
                 "bench",
             ),
         ),
-        ("loadtest", ("run", "knee", "compare", "freshness")),
+        ("loadtest", ("run", "knee", "compare", "freshness", "scale")),
     ):
         done = subprocess.run(
             [sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True, cwd=ROOT

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.arrivals import arrivals
+from loadtest.shapes import Block
 
 
 def schedule(rate, blocks, seed=1):
-    return np.array(list(arrivals(lambda: rate, blocks, np.random.default_rng(seed))))
+    pieces = [block if isinstance(block, Block) else Block(block) for block in blocks]
+    return np.array(list(arrivals(lambda: rate, pieces, np.random.default_rng(seed))))
 
 
 @given(st.floats(0.5, 300), st.lists(st.floats(0.1, 5), min_size=1, max_size=4), st.integers(0, 2**31))
@@ -42,6 +44,21 @@ def test_the_same_seed_gives_the_same_times_and_another_seed_others():
 
 def test_an_endless_schedule_asks_for_its_rate_at_each_block():
     rates = iter([10, 20, 20])
-    times = list(islice(arrivals(lambda: next(rates), repeat(1.0), np.random.default_rng(0)), 30))
+    times = list(islice(arrivals(lambda: next(rates), repeat(Block(1.0)), np.random.default_rng(0)), 30))
     assert sum(time < 1 for time in times) == 10
     assert sum(1 <= time < 2 for time in times) == 20
+
+
+def test_a_rising_block_sends_what_its_line_integrates_to():
+    times = schedule(1000, (Block(10.0, 0.5, 1.5),))
+    assert len(times) == 10_000
+    for begins, ends in ((0, 2), (4, 6), (8, 10)):
+        expected = 1000 * (ends - begins) * (0.5 + (begins + ends) / 20)
+        assert abs(np.sum((times >= begins) & (times < ends)) / expected - 1) < 0.05
+
+
+def test_a_falling_block_to_nothing_thins_out():
+    times = schedule(100, (Block(10.0, 2.0, 0.0),))
+    assert np.all(np.diff(times) >= 0)
+    assert times[-1] <= 10
+    assert abs(np.sum(times < 5) - 750) < 80  # three quarters of the triangle lie in its first half

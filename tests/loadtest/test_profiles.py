@@ -8,6 +8,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.profiles import Profile, Slo, load_profile, load_slo
+from loadtest.shapes import Block
 
 MINE = "target_rps = 50\ncandidates = 20\nwarmup_s = 0\nduration_s = 5\nviewer_skew = 0.5\n"
 
@@ -35,8 +36,28 @@ def test_a_profile_of_ones_own_is_read_from_a_file(tmp_path):
     assert load_profile(str(path)) == Profile("mine", 50, 20, 0, 5, 0.5)
 
 
+@pytest.mark.parametrize(("name", "peak"), [("step", 2), ("spike", 3), ("diurnal", 1)])
+def test_the_shipped_shapes_end_where_they_began_after_their_peak(name, peak):
+    profile = load_profile(name)
+    assert profile.shape[0][1] == profile.shape[-1][1] < peak
+    assert max(factor for _, factor in profile.shape) == peak
+    assert profile.duration_s <= 240
+
+
+def test_a_shape_begins_with_a_warm_up_at_its_first_rate():
+    assert load_profile("diurnal").blocks[0] == Block(10, 0.333, 0.333)
+    assert load_profile("modest").blocks == [Block(10), Block(60)]
+
+
+def test_a_duration_stretches_the_shape():
+    profile = load_profile("step", duration_s=12)
+    assert profile.shape == ((0, 1), (3, 1), (3, 2), (9, 2), (9, 1), (12, 1))
+
+
 def test_an_unknown_profile_is_refused_with_those_there_are():
-    with pytest.raises(LoadtestError, match="no profile 'headlines'; there are headline, modest"):
+    with pytest.raises(
+        LoadtestError, match="no profile 'headlines'; there are headline, modest, step, spike, diurnal"
+    ):
         load_profile("headlines")
 
 
@@ -53,6 +74,13 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
         (MINE.replace("20", "2.5"), "candidates is 2.5; it must be a whole number"),
         (MINE.replace("50", "0.01"), "not one request is sent in it"),
         ("target_rps = ", "not TOML"),
+        (MINE + "shape = [[0, 1], [4, 1]]", "shape goes from 0 to 4 s; it must go from 0 to duration_s, 5"),
+        (MINE + "shape = [[0, 1], [3, 1], [2, 1], [5, 1]]", "shape has second 2 after 3"),
+        (MINE + "shape = [[0, 1], [5, -1]]", "factors of 0 or more"),
+        (MINE + "shape = [[0, 0], [5, 0]]", "not all 0"),
+        (MINE + "shape = [[0, 1], [5, 'x']]", "shape holds [5, 'x']; it must be a list of [second, factor]"),
+        (MINE + "shape = 2", "shape is 2; it must be a list"),
+        (MINE + "shap = [[0, 1], [5, 1]]", "unknown key 'shap'; did you mean 'shape'"),
     ],
 )
 def test_a_bad_profile_is_refused_in_one_sentence(tmp_path, text, said):

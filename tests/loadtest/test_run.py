@@ -58,6 +58,33 @@ def test_a_good_service_holds(stub, load, tmp_path):
     assert "locust" in (tmp_path / "out" / "locust.html").read_text().lower()
 
 
+def test_a_shaped_load_is_told_by_phase_beside_the_replicas_that_ran(stub, load, tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        "target_rps = 1\ncandidates = 55\nwarmup_s = 1\nduration_s = 4\nviewer_skew = 1\n"
+        "shape = [[0, 1], [2, 1], [2, 3], [4, 3]]\n"
+    )
+    (tmp_path / "run").mkdir()
+    deployments = {"Scorer": {"replicas": {"RUNNING": 2}}}
+    service = {"applications": {"spaces": {"deployments": deployments}}, "nodes": [{"alive": True}]}
+    (tmp_path / "run" / "service.json").write_text(json.dumps(service))
+    mine = ("--profile", "mine.toml", "--cluster", "run")
+    code, report, _ = load(*slo(tmp_path), *mine, rps=50, duration=4)
+    assert (code, report["verdict"], report["requests"]) == (0, "held", 400)
+    assert [(phase["name"], phase["requests"]) for phase in report["phases"]] == [("×1", 100), ("×3", 300)]
+    assert [step["p99_recovered_s"] for step in report["steps"]] == [0]
+    rows = list(csv.DictReader((tmp_path / "out" / "timeline.csv").read_text().splitlines()))
+    assert [row["Scorer_replicas"] for row in rows] == ["2"] * 4
+    assert [row["nodes"] for row in rows] == ["1"] * 4
+    assert sum(int(row["offered_rps"]) for row in rows[2:]) == 300
+
+
+def test_a_cluster_that_is_not_there_is_refused_before_the_load(stub, load, tmp_path):
+    code, report, said = load("--cluster", "nowhere")
+    assert (code, report["verdict"]) == (2, "void")
+    assert said.startswith("--cluster nowhere: no deployment is known there")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_sent_is_what_the_profile_says(stub, load, tmp_path):
     load(*slo(tmp_path))
     assert len(stub.requests) == 1 + 150  # the probe, the warm-up and the measured ones

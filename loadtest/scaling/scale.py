@@ -1,0 +1,101 @@
+"""`loadtest scale`: the proofs of scaling, one after the other, each with a service of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loadtest.bodies import make_bodies
+from loadtest.errors import LoadtestError
+from loadtest.ids import read_log_ids
+from loadtest.machine import describe_machine
+from loadtest.processes import started
+from loadtest.profiles import Profile
+from loadtest.report import refuse_existing
+from loadtest.scaling import nodes, replicas, step
+from loadtest.scaling.report import write_scale
+from loadtest.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
+from loadtest.verdict import Verdict
+from loadtest.workspace import Say, Workspace
+
+PARTS = ("replicas", "step", "nodes")
+PROBE = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
+Found = dict[str, Any]
+
+
+def run_scale(
+    work: Workspace, config: Path, parts: Sequence[str], cycles: replicas.Plan, out: Path, say: Say
+) -> Found:
+    """Run the parts that are named, and write their report, with each part's own, to the new folder `out`.
+
+    Raises:
+        LoadtestError: if one cannot be run: the input, the workspace or the service is at fault.
+    """
+    for name in parts:
+        if name not in PARTS:
+            raise LoadtestError(f"--part {name}: there is no such part; there are {', '.join(PARTS)}")
+    refuse_existing(out)
+    begun = time.monotonic()
+    with work.locked(), _draft(out) as folder:
+        work.prepare(say)
+        found = {name: _prove(name, work, config, cycles, folder / name, say) for name in parts}
+        report = {
+            "verdict": _verdict(found),
+            "parts": found,
+            "config": str(config),
+            "capacity_rps": round(capacity_rps(), 1),
+            "pace": PACE,
+            "candidates": CANDIDATES,
+            "machine": describe_machine(),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+        write_scale(folder, report)
+    return report
+
+
+def _prove(name: str, work: Workspace, config: Path, cycles: replicas.Plan, out: Path, say: Say) -> Found:
+    body = make_bodies(read_log_ids(work.log, CANDIDATES), PROBE, count=1)[0]
+    if name == "nodes":
+        return nodes.prove_nodes(work, config, body, out, say)
+    if name == "replicas":
+        scaled = Scaled.of(work, config, replicas.FIXED)
+        return _with_service(
+            work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, say), say
+        )
+    scaled = Scaled.of(work, config, step.AUTOSCALING)
+    return _with_service(
+        work, scaled, body, lambda: step.prove_step(scaled, work, step.Plan(), out, say), say
+    )
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """A folder that gets its name `out` when it is whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.parent / f".{out.name}.{os.getpid()}"
+    draft.mkdir()
+    try:
+        yield draft
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _with_service(
+    work: Workspace, scaled: Scaled, body: bytes, prove: Callable[[], Found], say: Say
+) -> Found:
+    say("starting the service with the throttled Scorer")
+    with started(scaled.service, work, body, CANDIDATES) as footprint:
+        say(f"{scaled.service.url} answers after {footprint.start_s} s")
+        return prove()
+
+
+def _verdict(found: Mapping[str, Found]) -> Verdict:
+    if all(part["held"] for part in found.values()):
+        return "held"
+    return "void" if any(part.get("void") for part in found.values()) else "not held"
