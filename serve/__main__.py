@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from serve.commands import Commands
-from serve.errors import TabrankError
 from serve.render.commands import render
 from serve.strict import milliseconds
 

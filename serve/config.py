@@ -22,10 +22,12 @@ from serve.our_application import OUR_INGRESS as OUR_INGRESS
 from serve.places import Document, Problem, Refused, Steps
 from serve.pools import NodePool as NodePool
 from serve.pools import read_pools
+from serve.scaling import KWARGS, Steady
 from serve.sizes import Size, check_room, check_size
 
 # What Serve reads once, when it starts; all else in the file can be deployed in place.
 FIXED_KEYS = ("proxy_location", "http_options", "grpc_options", "controller_options", "tracing_config")
+OUR_POLICY = ("serve.scaling:Steady", "serve.scaling.Steady")
 OPEN = ("0.0.0.0", "::")  # every address of the machine
 SIMILAR = 0.8  # of difflib's ratio: an import path as near to ours is a slip of it
 
@@ -126,11 +128,29 @@ def _check_application(
     sizes = [size((*here, j), one) for j, one in enumerate(deployments) if findings.are_none((*here, j))]
     for one in sizes:
         check_size(findings, one)
+    for j, deployment in enumerate(deployments):
+        _check_policy(findings, (*here, j, "autoscaling_config", "policy"), deployment)
     if _is_ours(application):
         named = [deployment.get("name") for deployment in deployments]
         sizes += [size(here, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
         ours.check(findings, steps, application, sizes, around)
     return sizes
+
+
+def _check_policy(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
+    """The arguments of our own autoscaling policy; another's are its own affair."""
+    scaling = deployment.get("autoscaling_config")
+    policy = scaling.get("policy") if isinstance(scaling, dict) else None
+    if not isinstance(policy, dict) or policy.get("policy_function") not in OUR_POLICY:
+        return
+    given = policy.get("policy_kwargs") or {}
+    steps = (*steps, "policy_kwargs")
+    check_keys(findings, given, {(): KWARGS}, {(): KWARGS}, steps)
+    if findings.are_none(steps):
+        try:
+            Steady(**given)
+        except (TypeError, ValueError) as error:
+            findings.refuse((*steps, *given), str(error))
 
 
 def _is_ours(application: object) -> bool:

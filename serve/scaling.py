@@ -7,6 +7,7 @@ takes it away after `downscale_delay_s` and overflows again, for ever.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -22,8 +23,8 @@ class Steady:
     """
 
     def __init__(self, leave: float = 0.5) -> None:
-        if not 0 < leave < 1:
-            raise ValueError(f"policy_kwargs.leave is {leave!r}; it must be above 0 and below 1")
+        if isinstance(leave, bool) or not isinstance(leave, int | float) or not 0 < leave < 1:
+            raise ValueError(f"leave must be a number above 0 and below 1 (got {leave!r})")
         self._leave = leave
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
@@ -37,3 +38,7 @@ class Steady:
         if up > has:
             return max(has, min(up, GROWTH * max(runs, 1)))
         return min(has, down)
+
+
+KWARGS = tuple(inspect.signature(Steady).parameters)
+"""What `policy_kwargs` may name."""

@@ -148,7 +148,7 @@ def _shares(counts: Mapping[str, float], total: float) -> dict[str, float]:
 
 def _quantile(within: Mapping[str, float], quantile: float) -> float | None:
     """As Prometheus' histogram_quantile: linear between bounds; the last bound where it lies above."""
-    from serve.metrics import BOUNDS_MS
+    from serve.metric_names import BOUNDS_MS
 
     if not within.get("+Inf"):
         return None

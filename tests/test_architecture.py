@@ -89,7 +89,22 @@ def test_every_package_has_its_test_folder():
 
 def test_every_command_has_help():
     for package, commands in (
-        ("serve", ("up", "down", "status", "diff", "popular", "check", "render", "plan", "observe", "load", "bench")),
+        (
+            "serve",
+            (
+                "up",
+                "down",
+                "status",
+                "diff",
+                "popular",
+                "check",
+                "render",
+                "plan",
+                "observe",
+                "load",
+                "bench",
+            ),
+        ),
         (
             "training",
             (

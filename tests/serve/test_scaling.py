@@ -46,7 +46,7 @@ def test_the_policy_divides_what_is_ongoing_by_the_target():
 
 def test_how_far_below_the_target_is_for_the_file_to_say():
     assert Steady(leave=0.7).replicas(0.7, 2, 2) == 1
-    with pytest.raises(ValueError, match=r"policy_kwargs\.leave is 1\.5; it must be above 0 and below 1"):
+    with pytest.raises(ValueError, match=r"leave must be a number above 0 and below 1 \(got 1\.5\)"):
         Steady(leave=1.5)
 
 
