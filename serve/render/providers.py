@@ -70,9 +70,8 @@ def cpu_sizes(prefix: str, suffixes: Mapping[int, str]) -> dict[tuple[int, int],
 
 
 def _aws_provider(order: Order, region: str, port: int) -> dict[str, Any]:
-    if (
-        not order.machine_image
-    ):  # ids differ by region, and Ray's own table names images of 2023 without Python 3.11
+    # Its id differs by region, and Ray's own table names images of 2023 that have no Python 3.11.
+    if not order.machine_image:
         name = f"/aws/service/canonical/ubuntu/server/{UBUNTU}/stable/current/amd64/hvm/ebs-gp3/ami-id"
         raise TabrankError(
             f"--provider aws: --machine-image is missing; that of Ubuntu {UBUNTU} tells `aws ssm get-parameter "
