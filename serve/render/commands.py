@@ -46,7 +46,7 @@ def launcher(
     project: Annotated[str | None, typer.Option(help="gcp: project id; azure: resource group.")] = None,
     instance: Annotated[list[str] | None, typer.Option(help="POOL=TYPE; otherwise by its CPUs.")] = None,
     machine_image: Annotated[
-        str | None, typer.Option(help="Theirs; gcp and azure: else Ubuntu 24.04.")
+        str | None, typer.Option(help="The machines' image; else Ubuntu 24.04.")
     ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="CIDR that may reach the service's port.")] = None,
     head_ip: Annotated[str | None, typer.Option(help="local: the head's address.")] = None,
