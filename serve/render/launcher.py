@@ -23,6 +23,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of the source tree, what no machine needs.
 LEFT_OUT = [".git", ".venv", "var", "tests", "__pycache__"]
 
+BEFORE_UP = [
+    "The token of Ray's own ports is in no line of this file: `ray get-auth-token --generate` makes it in "
+    "~/.ray/auth_token, which is copied to every machine.",
+    "Folders that the arguments name by absolute paths are yours to mount on every machine.",
+]
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -63,7 +69,7 @@ def _document(config: Config, pools: Pools, launch: Launch) -> tuple[dict[str, A
         own, commands, notes = _local(pools, launch)
     else:
         own, commands, notes = _cloud(CLOUDS[launch.provider], config, pools, launch)
-    notes = [head_line, *notes, *_before_up(launch)]
+    notes = [head_line, *notes, *BEFORE_UP]
     return {**sections, **own, **_files(config, launch), **_setup(config, launch, commands)}, notes
 
 
@@ -234,14 +240,6 @@ def _installation(config: Config, launch: Launch) -> list[str]:
 def _auth(order: Order) -> dict[str, Any]:
     key = {"ssh_private_key": order.ssh_key} if order.ssh_key else {}
     return {"ssh_user": order.ssh_user, **key}
-
-
-def _before_up(launch: Launch) -> list[str]:
-    return [
-        "The token of Ray's own ports is in no line of this file: `ray get-auth-token --generate` makes it in "
-        "~/.ray/auth_token, which is copied to every machine.",
-        "Folders that the arguments name by absolute paths are yours to mount on every machine.",
-    ]
 
 
 def _refuse_unreachable(config: Config, launch: Launch) -> None:

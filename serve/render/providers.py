@@ -70,6 +70,13 @@ def cpu_sizes(prefix: str, suffixes: Mapping[int, str]) -> dict[tuple[int, int],
 
 
 def _aws_provider(order: Order, region: str, port: int) -> dict[str, Any]:
+    # Its id differs by region, and Ray's own table names images of 2023 that have no Python 3.11.
+    if not order.machine_image:
+        name = f"/aws/service/canonical/ubuntu/server/{UBUNTU}/stable/current/amd64/hvm/ebs-gp3/ami-id"
+        raise TabrankError(
+            f"--provider aws: --machine-image is missing; that of Ubuntu {UBUNTU} tells `aws ssm get-parameter "
+            f"--region {region} --name {name} --query Parameter.Value --output text`"
+        )
     rules = [
         {"FromPort": port, "ToPort": port, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": cidr}]}
         for cidr in order.allow
@@ -84,12 +91,9 @@ def _aws_provider(order: Order, region: str, port: int) -> dict[str, Any]:
 
 
 def _aws_node(order: Order, instance: str) -> dict[str, Any]:
-    newest = (
-        f"resolve:ssm:/aws/service/canonical/ubuntu/server/{UBUNTU}/stable/current/amd64/hvm/ebs-gp3/ami-id"
-    )
     return {
         "InstanceType": instance,
-        "ImageId": order.machine_image or newest,
+        "ImageId": order.machine_image,
         "BlockDeviceMappings": [
             {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": DISK_GB, "VolumeType": "gp3"}}
         ],

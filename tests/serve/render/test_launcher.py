@@ -150,10 +150,19 @@ def test_what_a_provider_cannot_use_is_refused_with_the_remedy(provider, options
     assert said in rendered(provider, *options, code=2)
 
 
+def test_aws_tells_how_its_image_is_found_and_the_others_know_one(tmp_path):
+    config = one_pool(tmp_path)
+    assert "aws ssm get-parameter --region eu-west-1" in rendered(
+        "aws", "--region", "eu-west-1", config=config, code=2
+    )
+    assert "ubuntu-2404-lts-amd64" in rendered("gcp", "--project", "p", config=config)
+    assert "ubuntu-24_04-lts" in rendered("azure", config=config)
+
+
 def test_a_pool_that_no_machine_has_asks_for_its_name(tmp_path):
     config = one_pool(tmp_path)
     config.write_text(config.read_text().replace("workers: {num_cpus: 8", "workers: {num_cpus: 500"))
-    said = rendered("aws", config=config, code=2)
+    said = rendered("aws", *GOLDEN["aws"], config=config, code=2)
     assert "nodes.workers: no machine in our table has 500 CPUs" in said
     assert "--instance workers=TYPE" in said
 
