@@ -46,7 +46,7 @@ def describe_steps(moments: Sequence[Moment], profile: Profile, slo: Slo) -> lis
 
 
 def recovered_s(moments: Sequence[Moment], step: Phase, holds: Callable[[Moment], bool]) -> int | None:
-    """Seconds from the step to the first of WELL_S seconds in a row that hold; 0: it never ceased to."""
+    """Seconds from the step to the first of WELL_S seconds in a row that hold; None: there are none in its phase."""
     part = [moment for moment in moments if step.begins_s <= moment.t_s < step.ends_s]
     well = [holds(moment) for moment in part]
     length = min(WELL_S, len(part))
@@ -76,7 +76,7 @@ def recovery(step: Report) -> str:
     for what, key in (("p99", "p99_recovered_s"), ("full answers", "full_recovered_s")):
         after_s = step[key]
         how = (
-            "not in that phase" if after_s is None else "throughout" if after_s == 0 else f"after {after_s} s"
+            "not in that phase" if after_s is None else "at once" if after_s == 0 else f"after {after_s} s"
         )
         parts.append(f"{what} held {'' if after_s is None else 'again ' if after_s else ''}{how}")
     return ", ".join(parts)

@@ -83,7 +83,7 @@ def test_a_day_rises_and_falls():
 @pytest.mark.parametrize(
     ("slow_until", "after_s", "said"),
     [
-        (0, 0, "p99 held throughout"),
+        (0, 0, "p99 held at once"),
         (7, 3, "p99 held again after 3 s"),
         (12, None, "p99 held not in that phase"),
     ],
@@ -94,7 +94,7 @@ def test_the_recovery_counts_from_the_step(slow_until, after_s, said):
     assert (step["begins_s"], step["ends_s"], step["name"]) == (4, 10, "×1 to ×2")
     assert step["p99_recovered_s"] == after_s
     assert recovery(step).startswith(said)
-    assert "full answers held throughout" in recovery(step)
+    assert "full answers held at once" in recovery(step)
 
 
 def test_one_good_second_is_no_recovery():
