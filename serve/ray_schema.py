@@ -209,7 +209,7 @@ def _when_deployed(findings: Findings, steps: Steps, deployment: Mapping[str, An
 def _check_env(findings: Findings, steps: Steps, env: Mapping[str, Any]) -> None:
     """The parts of a runtime environment that are values: the rest names files and packages of other machines."""
     for key in ("env_vars", "config"):
-        if key in env:
+        if key in env and findings.are_none((*steps, key)):
             try:
                 RuntimeEnv(**{key: env[key]})
             except (ValueError, TypeError, AttributeError) as error:

@@ -18,7 +18,7 @@ from serve.__main__ import app
 from serve.config import read
 from serve.environment import environment
 from serve.errors import TabrankError
-from serve.our_application import DRAIN_ENV, DRAIN_S
+from serve.our_application import DRAIN_ENV, DRAIN_S, MESSAGE_ENV
 from serve.places import Refused
 from serve.run_folder import RunFolder
 
@@ -32,7 +32,10 @@ CHOSEN = ("arms", "nodes")  # what stands directly under these is a name of the 
 
 
 @pytest.fixture(autouse=True)
-def handlers():
+def usual(monkeypatch):
+    """No setting of the shell's, and the signal handlers as they were."""
+    for name in (DRAIN_ENV, MESSAGE_ENV):
+        monkeypatch.delenv(name, raising=False)
     kept = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, kept)
@@ -171,8 +174,7 @@ def test_a_file_that_cannot_be_read_is_no_refusal():
     assert "nowhere.yaml: No such file or directory; name a Ray Serve config" in done.stderr
 
 
-def test_the_drain_that_is_checked_is_the_one_that_up_sets(tmp_path, monkeypatch):
-    monkeypatch.delenv(DRAIN_ENV, raising=False)
+def test_the_drain_that_is_checked_is_the_one_that_up_sets(tmp_path):
     assert float(environment(read(SHIPPED), RunFolder.of(tmp_path), haproxy=True)[DRAIN_ENV]) == DRAIN_S
 
 
