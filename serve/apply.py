@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serve.config import OUR_APPLICATION, OUR_INGRESS, read
+from serve.config import read
 from serve.consequence import Consequence
 from serve.errors import TabrankError
 from serve.field import unshared
+from serve.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.running import Progress, find
 
 SWITCH = "kill_switch"

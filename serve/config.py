@@ -17,11 +17,9 @@ from serve import our_application as ours
 from serve.errors import TabrankError
 from serve.findings import Findings
 from serve.keys import APPLICATION, OURS, POOLS, Level, Levels, check_keys
-from serve.our_application import OUR_APPLICATION as OUR_APPLICATION
-from serve.our_application import OUR_INGRESS as OUR_INGRESS
+from serve.our_application import OUR_APPLICATION
 from serve.places import Document, Problem, Refused, Steps
-from serve.pools import NodePool as NodePool
-from serve.pools import read_pools
+from serve.pools import NodePool, read_pools
 from serve.scaling import KWARGS, Steady
 from serve.sizes import Size, check_room, check_size
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import scrape
-from serve.config import OUR_APPLICATION, OUR_INGRESS
+from serve.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.settings import HEURISTICS
 
 

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serve.config import OUR_APPLICATION, Config, NodePool
+from serve.config import Config
 from serve.errors import TabrankError
+from serve.our_application import OUR_APPLICATION
+from serve.pools import NodePool
 from serve.settings import AppArgs
 
 HEAD = "head"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from serve.apply import switched
-from serve.config import Config, NodePool
+from serve.config import Config
 from serve.consequence import Consequence
 from serve.errors import TabrankError
+from serve.pools import NodePool
 from serve.running import AtAddress, find
 from serve.vitals import killed_in
 
