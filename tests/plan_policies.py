@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def three(ctx):
     """As many as three, whatever the load."""
@@ -12,3 +14,13 @@ def late_two(ctx):
     """Two from the tenth second on, by the context's clock."""
     first = ctx.policy_state.get("first", ctx.current_time)
     return (2 if ctx.current_time - first >= 10 else 1), {"first": first}
+
+
+def steady(ctx):
+    """Two thresholds: what the runs in `serve/plan_runs` were made with."""
+    wanted = ctx.total_num_requests / ctx.config.get_target_ongoing_requests()
+    has = ctx.target_num_replicas
+    up, down = math.ceil(wanted - 1e-9), math.ceil(wanted / 0.6 - 1e-9)
+    if up > has:
+        return max(has, min(up, 2 * max(ctx.current_num_replicas, 1))), {}
+    return min(has, down), {}

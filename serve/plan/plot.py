@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from serve.plan.comparison import Comparison
 from serve.plan.outcome import Outcome
@@ -60,6 +61,7 @@ def _replicas(axes: Axes, outcome: Outcome, comparison: Comparison | None, name:
         if fit.name == name:
             _steps(axes, np.asarray(outcome.trace.t_s), fit.real, f"{label}, real", ":", "0.0")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _steps(axes: Axes, at_s: Any, values: Any, label: str, dash: str, grey: str) -> None:

@@ -341,3 +341,17 @@ def test_a_file_without_the_request_path_cannot_be_planned(tmp_path):
     path.write_text("applications: [{name: other, import_path: 'other:app'}]\n")
     with pytest.raises(TabrankError, match="no application lists the deployments FeatureFetch and Scorer"):
         read_service(read(path))
+
+
+@pytest.mark.parametrize("run", ["step", "spike", "diurnal"])
+def test_a_plan_meets_the_real_runs_it_was_not_fitted_to(run):
+    """Recorded with `loadtest run --cluster`; to step alone the costs were fitted, and to its latency only."""
+    from serve.plan.comparison import compare
+
+    folder = Path(__file__).with_name("plan_runs")
+    recorded = read_service(read(folder / "cluster.yaml"))
+    outcome = simulate(recorded, load_costs(folder / "costs.toml"), read_trace(folder / f"{run}.csv"))
+    (fit,) = compare(outcome).fits  # one FeatureFetch, and nodes were not counted
+    assert fit.holds
+    assert fit.within_one_share > 0.95
+    assert fit.mean_off < fit.mean_off_unplanned / 2
