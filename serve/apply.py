@@ -45,7 +45,7 @@ def diff(
     if not apply or not (found.changes or running.error):
         return result, lines, not found.changes
     if found.worst == Consequence.RESTART:
-        lines.append("refused: Serve reads this only when it starts; serve down && serve up")
+        lines.append(f"refused: Serve reads this only when it starts: {running.restart}")
         return result, lines, False
     for line in lines:
         progress(line)

@@ -24,7 +24,7 @@ GAP = "a gap where one replica runs: it stops before the next one starts (max_su
 PASSED_OVER = "Ray passes over it until another option of this deployment changes too"
 AT_WORST = {
     Consequence.REBUILT: ": a rolling restart of all its replicas",
-    Consequence.RESTART: ": a gap in service; serve down && serve up",
+    Consequence.RESTART: ": a gap in service",
 }
 
 

@@ -32,6 +32,7 @@ class Running(ABC):
     """What runs: `document` is what Serve was given, `nodes` the pools beside it, None where nobody knows them."""
 
     where: str
+    restart = "python -m serve down && python -m serve up"
     document: dict[str, Any]
     nodes: dict[str, Any] | None
     shapes: dict[str, Shape]
@@ -66,9 +67,7 @@ class InFolder(Running):
         self._run, self._service = run, service
         deployed = run.deployed()
         if not deployed:
-            raise TabrankError(
-                f"{run.path}: what runs was started by an earlier version; serve down && serve up"
-            )
+            raise TabrankError(f"{run.path}: what runs was started by an earlier version; {self.restart}")
         self.where, self.url, self.error = str(run.path), str(service["url"]), str(service.get("error", ""))
         self.nodes = deployed.pop("nodes", {})
         self.document = deployed
@@ -101,6 +100,7 @@ class InFolder(Running):
 class AtAddress(Running):
     """The service of a Ray cluster, by the REST interface of its dashboard."""
 
+    restart = "serve shutdown && serve deploy"
     # Serve's details do not tell them; a top-level logging_config is told as each application's.
     not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
 
