@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from serve.pools import NodePool, read_pools
 from serve.scaling import KWARGS, Steady
 from serve.sizes import Size, check_room, check_size
 
-# What Serve reads once, when it starts; all else in the file can be deployed in place.
-FIXED_KEYS = ("proxy_location", "http_options", "grpc_options", "controller_options", "tracing_config")
 OUR_POLICY = ("serve.scaling:Steady", "serve.scaling.Steady")
 OPEN = ("0.0.0.0", "::")  # every address of the machine
 SIMILAR = 0.8  # of difflib's ratio: an import path as near to ours is a slip of it
@@ -52,12 +49,6 @@ class Config:
     def port(self) -> int:
         """The port that the service listens on."""
         return int(self.serve.get("http_options", {}).get("port", 8000))
-
-    @property
-    def fixed_sha256(self) -> str:
-        """A digest of what Serve reads only when it starts."""
-        values = [self.serve.get(key) for key in FIXED_KEYS]
-        return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
 
 
 def read(path: Path) -> Config:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from serve.config import FIXED_KEYS
 from serve.errors import TabrankError
 from serve.field import unshared
 
 if TYPE_CHECKING:
     from ray.serve._private.deployment_info import DeploymentInfo
 
+# What Serve reads once, when it starts; all else in the file can be deployed in place.
+FIXED_KEYS = ("proxy_location", "http_options", "grpc_options", "controller_options", "tracing_config")
 _Code = dict[str, dict[str, Any]]  # by deployment, and "" for the application: keys that may name code
 
 

@@ -164,15 +164,6 @@ def test_a_missing_file_is_named(tmp_path):
         read(tmp_path / "nowhere.yaml")
 
 
-def test_only_what_serve_reads_at_its_start_changes_the_fixed_digest(tmp_path):
-    before = read(written(tmp_path, GOOD))
-    live = read(written(tmp_path, GOOD.replace("whatever: 1", "whatever: 2")))
-    port = read(written(tmp_path, GOOD.replace("8123", "8124")))
-    assert live.sha256 != before.sha256
-    assert live.fixed_sha256 == before.fixed_sha256
-    assert port.fixed_sha256 != before.fixed_sha256
-
-
 OURS = """\
 applications:
 - name: tab
