@@ -147,7 +147,7 @@ def _check_places(findings: Findings, steps: Steps, args: AppArgs, base: Path, n
         )
     for key, folder in (("models", args.models), ("log", args.log)):
         _check_folder(findings, (*steps, key), folder, num_nodes)
-    if not (base / args.models).exists() and "://" not in args.models:
+    if num_nodes <= 1 and not (base / args.models).exists() and "://" not in args.models:
         findings.warn(
             (*steps, "models"), f"there is no folder {args.models!r} yet: rankings are popular until then"
         )
