@@ -425,6 +425,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_two_ranks_make_the_steps_of_one_process(train, valid, tmp_path, monkeypatch):
     (tmp_path / "encoder").write_text(ENCODER.to_json())
     train, valid = (replace(rows, x=rows.x.double(), label=rows.label.double()) for rows in (train, valid))
