@@ -75,7 +75,8 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 	@$(BIN)/pytest -q -n 2 -m 'not integration'
 
 test: check ## Everything: what check does, then real Ray, HTTP and Locust.
-	@$(BIN)/pytest -q -m integration
+	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray'
+	@$(BIN)/pytest -q -m 'integration and not no_ray'
 
 fmt: install ## Format, and mend what can be mended.
 	@$(BIN)/ruff format .

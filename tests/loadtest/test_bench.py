@@ -24,13 +24,14 @@ NUMBERS = {"knee_rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms", "p9
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from loadtest import bench
+from loadtest import bench, processes
 from loadtest.compare import run_compare
 from loadtest.knee import run_knee
 from loadtest.profiles import Slo
 from loadtest.search import Plan
 from loadtest.workspace import Workspace
 
+processes.SETTLE_S = 0.5
 bench.load_slo = lambda: Slo(8000, 9000, 1.0, 0.0, 9000)
 plan = Plan(start_rps=20, highest_rps=20, warm_up_rps=10, warm_up_s=1, step_warmup_s=0.5, step_s=1, confirm_s=2)
 say = lambda line: print(line, file=sys.stderr)

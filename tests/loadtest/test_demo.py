@@ -104,10 +104,12 @@ def test_a_space_that_rises_for_everybody_does_not_rise_for_the_viewer(ranks):
     assert told["rose"] is False
 
 
-def test_a_space_that_rises_late_does_not_rise(live_stub, ranks):
-    live_stub.shows_after_s = 1.3
+def test_a_space_that_rises_late_does_not_rise(live_stub, ranks, monkeypatch):
+    assert demo.RISES_S == 1.0
+    monkeypatch.setattr(demo, "RISES_S", 0.3)
+    live_stub.shows_after_s = 0.5
     told = ranks("a")
-    assert 1.0 < told["seconds"] < 2.0
+    assert 0.4 < told["seconds"] < 1.5
     assert told["viewer"]["after"] == 1
     assert told["rose"] is False
 

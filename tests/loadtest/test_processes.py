@@ -16,7 +16,7 @@ from loadtest.processes import MARKER, started
 from loadtest.services import Service, free_port
 from loadtest.workspace import Workspace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 
 BODY = b'{"viewer": "v", "candidates": ["a"]}'
 SERVER = """

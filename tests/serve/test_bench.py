@@ -22,7 +22,9 @@ SMALL = Sizes(viewers=(20, 30, 40), candidates=(60, 70, 80), batches=(1, 4), sla
 
 @pytest.fixture(scope="module")
 def result():
-    return bench_fetch(SMALL, rounds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.bench._REQUESTS_A_ROUND", 10)
+        return bench_fetch(SMALL, rounds=1)
 
 
 def test_every_store_viewers_candidates_and_batch_has_its_percentiles(result):

@@ -127,7 +127,7 @@ def test_a_reader_meanwhile_finds_every_record(segments, surface):
 
     def merge():
         nonlocal first
-        for _ in range(8):
+        for _ in range(4):
             first = write(segments, WORTH_SEGMENTS, first)
             compact(segments.folder)
         done.set()

@@ -96,6 +96,7 @@ class Client:
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redis_server):
     async def scenario(service):
         client, before = Client(service), await audience(service)
@@ -125,6 +126,7 @@ def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redi
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_a_hung_redis_is_waited_for_once_and_then_left_alone(on_redis, empty_redis_server):
     # no ranking here may end by its deadline: what is looked at is how long the store holds one up
     on_redis.config = replace(on_redis.config, deadline_ms=10_000)

@@ -23,7 +23,7 @@ from serve.state import Schema
 from serve.stores.opening import open_store
 from serve.surface import load_surface
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 ROUNDS = 20
 BATCH = 50  # events a payload, ten payloads a second
 

@@ -35,7 +35,7 @@ def handlers():
 def refused(*arguments: object) -> str:
     """The one sentence that a command says of a user's mistake, lines of progress aside."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 2, done.stderr
+    assert (done.exit_code, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]
 
@@ -47,6 +47,7 @@ def test_what_is_no_artifact_is_refused_by_name(folder, what):
         ("evaluate", "--log", folder / "log"),
         ("report", "--out", folder / "report"),
         ("audit", "--surface", "spaces", "--log", folder / "log"),
+        ("bench", "scorer"),
     ):
         assert str(folder / what) in refused(*command, "--model", folder / what)
     assert not (folder / "models").exists()

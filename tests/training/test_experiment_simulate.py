@@ -115,7 +115,8 @@ def test_alone_each_arm_ranks_for_every_visit(done):
     assert set(alone["effect"]) == {"tabnet"}
 
 
-@pytest.mark.integration  # no Ray, but two services
+@pytest.mark.no_ray
+@pytest.mark.integration  # two services
 @pytest.mark.parametrize("arm", [TABNET, POPULAR])
 def test_an_arm_alone_in_this_process_shows_what_a_service_of_that_arm_shows(home, tmp_path, arm):
     scenes = [Scene.after(home / "a", DAYS, 0) for _ in range(2)]
@@ -153,7 +154,8 @@ def test_what_cannot_be_an_experiment_is_refused_with_the_remedy(done, home, tmp
     assert "start the service" in experiment("http://127.0.0.1:9", log=home / "a", code=2)
 
 
-@pytest.mark.integration  # no Ray, but a service more
+@pytest.mark.no_ray
+@pytest.mark.integration  # a service more
 def test_a_service_of_one_arm_is_refused(home, tmp_path):
     with served_by(home, tmp_path, Arm("tabnet", "current", 1.0)).listening() as url:
         assert "give two of them shares" in experiment(url, log=home / "a", code=2)
@@ -174,6 +176,7 @@ def test_a_world_that_goes_on_keeps_its_spaces_and_lives_its_past_again(home):
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_orders_that_the_service_drew_tell_what_the_served_artifact_earns(home, tmp_path):
     drawing = Arm("tabnet", "current", 0.5, explore=1.0)
     with served_by(home, tmp_path, drawing, POPULAR).listening() as url:

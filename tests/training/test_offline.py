@@ -60,6 +60,7 @@ def test_bins_hold_every_place_once_and_single_ones_first():
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_what_is_looked_at_comes_out_whatever_the_candidates_are_worth():
     many = sample(np.random.default_rng(0), 4_000)
     bins = Bins(NUM_CANDIDATES)
@@ -96,6 +97,7 @@ def test_a_ranking_is_called_what_it_is(world, scorer, verdict):
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_viewers_who_leave_once_they_have_found_something_are_noticed():
     many, bins = sample(np.random.default_rng(3), 2_500).drawn, Bins(NUM_CANDIDATES)
     leaving = replace(many, reward=many.reward * (np.cumsum(many.reward, axis=1) - many.reward == 0))
@@ -150,6 +152,7 @@ def test_too_few_events_are_refused():
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_the_check_reports_what_it_measured():
     found = check(3)
     assert {name: one["called"] for name, one in found["dr"].items() if name != "logging"} == {
@@ -276,6 +279,7 @@ def test_a_weight_that_is_cut_does_not_move_with_what_is_looked_at(world, monkey
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_in_the_simulated_world_a_worse_artifact_is_called_worse_and_the_truth_is_covered(tmp_path):
     toml = (Path(serve.__file__).parent / "surfaces" / "spaces.toml").read_text()
     log = write_world(tmp_path / "log")

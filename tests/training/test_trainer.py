@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ runs = {
     "in this process": dataclasses.replace(short, num_workers=0),
     "too many workers": dataclasses.replace(short, num_workers=99),
     "streamed": dataclasses.replace(whole, epochs=4, num_workers=2),  # they hold both CPUs of a small machine
-    "streamed alone": short,
+    "streamed alone": dataclasses.replace(short, num_workers=0),
 }
 with ray_session():
     for name in names:
@@ -128,11 +129,27 @@ class Driver:
 
 
 class Story:
-    """A run whose worker is killed, then its driver, and that is then called again."""
+    """Runs that are killed, then called again in one process, with others.
+
+    Of one, on rows in memory, the worker is killed, then the driver; of one on streamed rows the driver.
+    """
 
     def __init__(self, folder: Path) -> None:
         write_case(folder)
         self.folder = folder
+        self._kill_whole(folder)
+        streamed = Driver(folder, "streamed")
+        streamed.wait_for("epoch 2/")
+        streamed.process.kill()
+        streamed.process.communicate()
+        self.second = Driver(
+            folder,
+            *("whole", "whole again", "two workers", "in this process", "too many workers"),
+            *("streamed", "streamed alone"),
+        )
+        self.answers = self.second.answers()
+
+    def _kill_whole(self, folder: Path) -> None:
         self.first = Driver(folder, "whole")
         self.first.wait_for("epoch 2/")
         family = psutil.Process(self.first.process.pid).children(recursive=True)
@@ -144,28 +161,12 @@ class Story:
         self.first.process.send_signal(signal.SIGKILL)
         self.first.process.communicate()
         _, self.orphans = psutil.wait_procs(self.family, timeout=20)
-        self.second = Driver(
-            folder, "whole", "whole again", "two workers", "in this process", "too many workers"
-        )
-        self.answers = self.second.answers()
 
-
-class StreamedStory:
-    """A run of streamed rows whose driver is killed, and that is then called again."""
-
-    def __init__(self, folder: Path) -> None:
-        write_case(folder)
-        first = Driver(folder, "streamed")
-        first.wait_for("epoch 2/")
-        first.process.kill()
-        first.process.communicate()
-        self.second = Driver(folder, "streamed", "streamed alone")
-        self.answers = self.second.answers()
-
-
-@pytest.fixture(scope="module")
-def streamed_story(tmp_path_factory) -> StreamedStory:
-    return StreamedStory(tmp_path_factory.mktemp("streamed"))
+    def told(self, name: str) -> list[str]:
+        """What the second driver said of one of its runs."""
+        lines = self.second.lines[self.second.lines.index(name) + 1 :]
+        names = {*self.answers} - {name}
+        return lines[: next((i for i, line in enumerate(lines) if line in names), None)]
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +175,20 @@ def story(tmp_path_factory) -> Story:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> State:
+def nearly(tmp_path_factory) -> Path:
+    """Where `uninterrupted` leaves its state two epochs before its end."""
+    return tmp_path_factory.mktemp("nearly") / "state.safetensors"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(nearly) -> State:
+    def keep(state: State) -> None:
+        if len(state.history) == CONFIG.epochs - 2:
+            state.save(nearly)
+
     train, valid = (inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID))
     with one_thread():
-        return run(train, valid, ENCODER, CONFIG)
+        return run(train, valid, ENCODER, CONFIG, after_epoch=keep)
 
 
 def epochs_of(lines: list[str]) -> list[int]:
@@ -196,8 +207,7 @@ def test_nothing_runs_on_when_the_driver_is_killed(story):
 
 
 def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story, uninterrupted):
-    told = story.second.lines[: story.second.lines.index("whole again")]
-    assert epochs_of(told)[0] >= 6
+    assert epochs_of(story.told("whole"))[0] >= 6
     answer = story.answers["whole"]
     assert [line["epoch"] for line in answer["history"]] == list(range(1, CONFIG.epochs + 1))
     for name in ("train_logloss", "valid_logloss", "valid_auc"):
@@ -208,8 +218,7 @@ def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story,
 
 
 def test_a_finished_run_is_answered_without_training(story):
-    lines = story.second.lines
-    assert epochs_of(lines[lines.index("whole again") : lines.index("two workers")]) == []
+    assert epochs_of(story.told("whole again")) == []
     assert story.answers["whole again"]["history"] == story.answers["whole"]["history"]
 
 
@@ -240,22 +249,20 @@ class Pass:
             yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.position[rows])
 
 
-def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(
-    streamed_story, tmp_path, monkeypatch
-):
+def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(story, tmp_path, monkeypatch):
     train, valid = (inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID))
     with one_thread():
         memory = run(
             Pass(train, tmp_path / "rows", monkeypatch), valid, ENCODER, replace(CONFIG, epochs=2)
         ).history
-    history = streamed_story.answers["streamed alone"]["history"]
+    history = story.answers["streamed alone"]["history"]
     for name in ("train_logloss", "valid_logloss"):
         assert [line[name] for line in history] == pytest.approx([line[name] for line in memory], abs=1e-5)
 
 
-def test_a_killed_streamed_run_goes_on_from_its_last_epoch(streamed_story):
-    assert epochs_of(streamed_story.second.lines)[0] >= 2
-    assert [line["epoch"] for line in streamed_story.answers["streamed"]["history"]] == list(range(1, 5))
+def test_a_killed_streamed_run_goes_on_from_its_last_epoch(story):
+    assert epochs_of(story.told("streamed"))[0] >= 2
+    assert [line["epoch"] for line in story.answers["streamed"]["history"]] == list(range(1, 5))
 
 
 def test_more_workers_than_cpus_are_refused(story):
@@ -327,20 +334,14 @@ def test_a_state_outlives_books_that_were_cut_in_a_write(tmp_path):
         assert len(State.load(left).history) == 2
 
 
-def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, uninterrupted):
+def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
     from training.trainer import Lines, _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
     sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
     kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "checkpoint_1" / "state.safetensors"
     kept.parent.mkdir(parents=True)
-
-    def keep(state: State) -> None:
-        if len(state.history) == CONFIG.epochs - 2:
-            state.save(kept)
-
-    with one_thread():
-        run(sets["train"], sets["valid"], ENCODER, CONFIG, after_epoch=keep)
+    shutil.copy2(nearly, kept)
     stream = io.StringIO()
     answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
     assert epochs_of(stream.getvalue().splitlines()) == [CONFIG.epochs - 1, CONFIG.epochs]

@@ -49,7 +49,8 @@ Open = Callable[..., Store]
 
 @pytest.fixture(
     params=[
-        pytest.param(kind, marks=[pytest.mark.integration] if kind == "redis" else []) for kind in ADDRESSES
+        pytest.param(kind, marks=[pytest.mark.integration, pytest.mark.no_ray] if kind == "redis" else [])
+        for kind in ADDRESSES
     ]
 )
 def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:

@@ -32,7 +32,10 @@ from serve.stores.redis_scripts import REPLACE
 from serve.surface import Surface
 
 NAME = "spaces-0123456789ab"
-needs_server = pytest.mark.integration
+
+
+def needs_server(test):
+    return pytest.mark.integration(pytest.mark.no_ray(test))
 
 
 @pytest.fixture
