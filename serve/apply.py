@@ -30,6 +30,8 @@ def diff(
     With `apply` the file is deployed in place; where Serve would have to restart, nothing is.
     """
     config = read(config_path)
+    for problem in config.warnings:
+        progress(f"warning: {problem}")
     running = find(run, address)
     found = running.difference(config)
     result = {

@@ -157,7 +157,10 @@ class Supervisor:
             return  # whoever asked for this deploy waits no more: it could not be placed, or takes too long
         except Exception as failure:
             traceback.print_exc()
-            error = str(failure).strip().splitlines()[-1]
+            # Ours are sentences; of another's traceback the last line says what it is.
+            error = (
+                str(failure) if isinstance(failure, TabrankError) else str(failure).strip().splitlines()[-1]
+            )
             if status_code(self._service["url"] + "/livez") == 200:
                 error += "; the service goes on with what it had"
         self._note(state="ready", error=error, num_deploys=self._service["num_deploys"] + 1)
