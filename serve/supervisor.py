@@ -21,6 +21,7 @@ from serve.run_folder import POLL_S, RunFolder
 from serve.running import SETTLE_S, application_of, cause, plain_nodes
 
 STATUS_PERIOD_S = 1.0
+RAY = "r"  # Ray opens its folder to every user: so it lies in one of ours, which lets nobody in
 REPORT_MS = "RAY_metrics_report_interval_ms"  # Ray's, of how often a process hands its counters on
 READY_WAIT_S = 3.0  # what answers but is not ready, such as a service without a store, is up all the same
 
@@ -87,10 +88,9 @@ class Supervisor:
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=128 << 20,  # nothing travels through it
-            _temp_dir=str(self._run.temp),
-            _metrics_export_port=int(
-                os.environ[METRICS_PORT]
-            ),  # on 127.0.0.1, as all of Ray's own (environment.py)
+            _temp_dir=str(self._run.temp / RAY),
+            # On 127.0.0.1, as all of Ray's own (environment.py).
+            _metrics_export_port=int(os.environ[METRICS_PORT]),
         )
         signal.signal(signal.SIGTERM, self._on_terminate)  # ray.init() has put its own
         signal.signal(signal.SIGHUP, self._on_hangup)

@@ -230,7 +230,7 @@ def test_a_sampled_trace_gets_its_spans_and_log_lines_are_objects(home, url):
     assert names["rank"]["parent_id"] == "0xb7ad6b7169203331"
     assert names["rank"]["attributes"]["request_id"] == answer["request_id"]
     assert names["score"]["parent_id"] == names["rank"]["context"]["span_id"]
-    lines = _lines(run.temp / "session_latest/logs/serve", "replica_spaces_FeatureFetch_*.log")
+    lines = _lines(run.temp / "r/session_latest/logs/serve", "replica_spaces_FeatureFetch_*.log")
     (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
     told = model["application"], model["deployment"], model["levelname"]
     assert told == ("spaces", "spaces_FeatureFetch", "INFO")

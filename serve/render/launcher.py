@@ -12,6 +12,7 @@ from serve.config import Config
 from serve.environment import rendered_environment
 from serve.errors import TabrankError
 from serve.render import fake
+from serve.render.pods import METRICS_PORT
 from serve.render.pools import HEAD, Pools, backends_of, pools_of
 from serve.render.providers import CLOUDS, Cloud, Order
 from serve.render.schema import refuse_invalid
@@ -196,8 +197,9 @@ def _files(config: Config, launch: Launch) -> dict[str, Any]:
 def _setup(config: Config, launch: Launch, flags: tuple[str, str]) -> dict[str, Any]:
     exports = " ".join(f'{key}="{value}"' for key, value in rendered_environment(HOME).items())
     begin = f"ulimit -n 65536; export {exports}; ray start"
-    head = f"--head --port={GCS_PORT} --object-manager-port={OBJECT_MANAGER_PORT} {flags[0]}"
-    worker = f"--address=$RAY_HEAD_IP:{GCS_PORT} --object-manager-port={OBJECT_MANAGER_PORT} {flags[1]}"
+    ports = f"--object-manager-port={OBJECT_MANAGER_PORT} --metrics-export-port={METRICS_PORT}"
+    head = f"--head --port={GCS_PORT} {ports} {flags[0]}"
+    worker = f"--address=$RAY_HEAD_IP:{GCS_PORT} {ports} {flags[1]}"
     autoscaling = "--autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1"
     deploy = f"serve deploy --address http://127.0.0.1:{DASHBOARD_PORT} ~/tabrank/cluster.yaml"
     packages = CLOUDS[launch.provider].head_packages if launch.provider in CLOUDS else ""

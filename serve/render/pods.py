@@ -13,7 +13,7 @@ HOME = "/home/tabrank/app"  # of the image: what relative paths count from
 USER = 1000
 AGENT_PORT = 52365
 STORE_PASSWORD = "TABRANK_REDIS_PASSWORD"  # serve.stores.redis_client reads it; importing that wants redis
-METRICS_PORT = 8080  # KubeRay has each node's metrics there
+METRICS_PORT = 8080  # of each node's metrics; KubeRay has them there
 
 
 @dataclass(frozen=True)
