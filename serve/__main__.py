@@ -70,8 +70,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """What runs and how it ranks, on one screen. Exit code 0 if it is ready and nothing is degraded, else 1."""
-    from serve.screen import keep_showing, render
-    from serve.vitals import look
+    from serve.status.screen import keep_showing, render
+    from serve.status.vitals import look
 
     if watch:
         found = keep_showing(run, address, every, as_json)
@@ -92,7 +92,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """How a `cluster.yaml` differs from what runs, and what each change does. Exit code 0 none, 1 changes."""
-    from serve.apply import diff as differ
+    from serve.diff.apply import diff as differ
 
     result, lines, held = differ(config, run, address, apply, timeout, _say)
     _answer(result, as_json, "\n".join(lines))
@@ -109,7 +109,7 @@ def popular(
     as_json: Json = False,
 ) -> None:
     """Put every ranking on the popular order, in place; the file stays as it is."""
-    from serve.apply import popular as turn
+    from serve.diff.apply import popular as turn
 
     result, line = turn(run, address, not off, timeout, _say)
     _answer(result, as_json, line)
@@ -118,8 +118,8 @@ def popular(
 @app.command()
 def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
     """Read a `cluster.yaml` strictly, and name all that is wrong with it. Exit code 1 if it is refused."""
+    from serve.check.places import Refused
     from serve.config import read
-    from serve.places import Refused
 
     try:
         warnings, problems = read(config).warnings, []

@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 
 from serve.config import Config, read
-from serve.consequence import Consequence
-from serve.diff import Difference
+from serve.diff.consequence import Consequence
+from serve.diff.difference import Difference
+from serve.diff.running import InFolder, Progress, follow, hand_over
 from serve.environment import environment
 from serve.errors import TabrankError
 from serve.run_folder import SUPERVISE, RunFolder
-from serve.running import InFolder, Progress, follow, hand_over
+from serve.status.vitals import answers_of, degraded_by
 from serve.supervisor import status_code
-from serve.vitals import answers_of, degraded_by
 
 GRACE_S = 15.0  # for running requests and the replicas' own shutdown; then processes are ended by id
 

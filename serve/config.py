@@ -12,15 +12,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serve import our_application as ours
+from serve.check import our_application as ours
+from serve.check.findings import Findings
+from serve.check.keys import APPLICATION, OURS, POOLS, Level, Levels, check_keys
+from serve.check.our_application import OUR_APPLICATION
+from serve.check.places import Document, Problem, Refused, Steps
+from serve.check.pools import NodePool, read_pools
+from serve.check.sizes import Size, check_room, check_size
 from serve.errors import TabrankError
-from serve.findings import Findings
-from serve.keys import APPLICATION, OURS, POOLS, Level, Levels, check_keys
-from serve.our_application import OUR_APPLICATION
-from serve.places import Document, Problem, Refused, Steps
-from serve.pools import NodePool, read_pools
 from serve.scaling import KWARGS, Steady
-from serve.sizes import Size, check_room, check_size
 
 OUR_POLICY = ("serve.scaling:Steady", "serve.scaling.Steady")
 OPEN = ("0.0.0.0", "::")  # every address of the machine
@@ -84,7 +84,7 @@ def parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _check(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:
     # Ray takes a second to import; only who reads a configuration pays for it.
-    from serve.ray_schema import check_values, ray_levels
+    from serve.check.ray_schema import check_values, ray_levels
 
     _check_keys(findings, document, ray_levels())
     applications = document.get("applications")
@@ -108,7 +108,7 @@ def _check_application(
     findings: Findings, steps: Steps, application: Mapping[str, Any], around: ours.Around
 ) -> list[Size]:
     """The rules within one application; how large its deployments are."""
-    from serve.ray_schema import size
+    from serve.check.ray_schema import size
 
     here = (*steps, "deployments")
     deployments = _mappings(application.get("deployments"))

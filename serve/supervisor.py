@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from serve.config import Config, read
+from serve.diff.running import SETTLE_S, application_of, cause, plain_nodes
 from serve.environment import HAPROXY_PORT, METRICS_PORT
 from serve.errors import TabrankError
 from serve.run_folder import POLL_S, RunFolder
-from serve.running import SETTLE_S, application_of, cause, plain_nodes
 
 STATUS_PERIOD_S = 1.0
 RAY = "r"  # Ray opens its folder to every user: so it lies in one of ours, which lets nobody in

@@ -18,9 +18,9 @@ RAY_FILES = {
     "serve/metrics.py",
     "serve/supervisor.py",
     "serve/ingress.py",  # stands in Ray's HTTP server
-    "serve/ray_schema.py",  # asks Ray's own models
-    "serve/consequence.py",  # asks Ray's own versions what a change does
-    "serve/running.py",  # Ray's client of the dashboard
+    "serve/check/ray_schema.py",  # asks Ray's own models
+    "serve/diff/consequence.py",  # asks Ray's own versions what a change does
+    "serve/diff/running.py",  # Ray's client of the dashboard
     "serve/render/schema.py",  # has Ray check what it is to launch
     "serve/plan/policy.py",  # runs Ray's own scaling code
     "serve/plan/nodes.py",

@@ -17,8 +17,8 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from serve.check.pools import NodePool
 from serve.plan.costs import NodeCosts
-from serve.pools import NodePool
 
 UPDATE_S: float = AUTOSCALER_UPDATE_INTERVAL_S
 HEAD = "head"

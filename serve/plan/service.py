@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve.check.pools import NodePool
 from serve.config import Config
 from serve.errors import TabrankError
-from serve.pools import NodePool
 from serve.settings import HEURISTICS, UserConfig
 
 FETCH, SCORER = "FeatureFetch", "Scorer"

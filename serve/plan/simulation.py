@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from serve.check.pools import NodePool
 from serve.plan.agenda import Agenda
 from serve.plan.costs import Costs
 from serve.plan.counts import Reporter, Series
@@ -24,7 +25,6 @@ from serve.plan.policy import LOOP_S, Policy, simulated_time
 from serve.plan.scoring import Handle, Router, ScorerReplica
 from serve.plan.service import FETCH, SCORER, Deployment, Service
 from serve.plan.trace import REPLICAS, Trace
-from serve.pools import NodePool
 
 SAMPLE_S = 1.0
 ENOUGH = {"all": NodePool(1_000_000, 1, 1, 1_000)}  # where the file has no `nodes:`

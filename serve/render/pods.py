@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve.check.pools import NodePool
 from serve.environment import rendered_environment
-from serve.pools import NodePool
 
 HOME = "/home/tabrank/app"  # of the image: what relative paths count from
 USER = 1000

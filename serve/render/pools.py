@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from serve.check.our_application import OUR_APPLICATION
+from serve.check.pools import NodePool
 from serve.config import Config
 from serve.errors import TabrankError
-from serve.our_application import OUR_APPLICATION
-from serve.pools import NodePool
 from serve.settings import AppArgs
 
 HEAD = "head"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve.check.pools import NodePool
 from serve.errors import TabrankError
-from serve.pools import NodePool
 
 UBUNTU = "24.04"  # its Python is 3.12
 DISK_GB = 100

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from serve.check.pools import NodePool
 from serve.config import Config
 from serve.errors import TabrankError
-from serve.pools import NodePool
 from serve.render.network_policy import Allowed, network_policy
 from serve.render.pods import HOME, PodOrder, container_security, head_template, pod_labels, worker_template
 from serve.render.pools import HEAD, Pools, our_arguments, paths_of, pools_of

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from serve.__main__ import app
+from serve.check.our_application import DRAIN_ENV, DRAIN_S, MESSAGE_ENV
+from serve.check.places import Refused
 from serve.config import read
 from serve.environment import environment
 from serve.errors import TabrankError
-from serve.our_application import DRAIN_ENV, DRAIN_S, MESSAGE_ENV
-from serve.places import Refused
 from serve.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]

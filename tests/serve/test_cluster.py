@@ -177,7 +177,9 @@ def test_after_a_kill_of_all_but_haproxy_up_starts_anew_and_down_leaves_nothing(
     names = {process.pid: process.name() for process in old}
     # Among them those that set their own title, and with it would have lost the marker.
     assert {"haproxy", "raylet", "gcs_server", "ray::DashboardAgent"} <= set(names.values())
-    assert run.temp.stat().st_mode & 0o777 == 0o700  # HAProxy's admin socket and Ray's, open to all, lie in it
+    assert (
+        run.temp.stat().st_mode & 0o777 == 0o700
+    )  # HAProxy's admin socket and Ray's, open to all, lie in it
     for process in old:
         if names[process.pid] != "haproxy":
             process.kill()

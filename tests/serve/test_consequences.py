@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 import yaml
 
-from serve.apply import diff
 from serve.cluster import down, status, up
-from serve.field import Absent, replaced
+from serve.diff.apply import diff
+from serve.diff.field import Absent, replaced
 from serve.run_folder import RunFolder
 
 pytestmark = pytest.mark.integration

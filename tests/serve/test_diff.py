@@ -6,11 +6,11 @@ import copy
 
 import pytest
 
-from serve.apply import switched
-from serve.consequence import Consequence, Shape
-from serve.diff import compare
+from serve.diff.apply import switched
+from serve.diff.consequence import Consequence, Shape
+from serve.diff.difference import compare
+from serve.diff.field import replaced, text
 from serve.errors import TabrankError
-from serve.field import replaced, text
 
 DOCUMENT = {
     "http_options": {"host": "127.0.0.1", "port": 8000},

@@ -15,12 +15,12 @@ from page import Page
 from typer.testing import CliRunner
 
 from serve.__main__ import app
+from serve.check.pools import NodePool
 from serve.config import read
 from serve.errors import TabrankError
 from serve.plan.costs import SHIPPED, load_costs
 from serve.plan.service import Deployment, Service, read_service
 from serve.plan.trace import Trace, read_trace
-from serve.pools import NodePool
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
 SHIPPED_CLUSTER = Path(__file__).parents[2] / "cluster.yaml"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from serve.apply import switched
+from serve.check.pools import NodePool
 from serve.config import Config
-from serve.consequence import Consequence
+from serve.diff.apply import switched
+from serve.diff.consequence import Consequence
+from serve.diff.running import AtAddress, find
 from serve.errors import TabrankError
-from serve.pools import NodePool
-from serve.running import AtAddress, find
-from serve.vitals import killed_in
+from serve.status.vitals import killed_in
 
 URL = "http://127.0.0.1:8265"
 APP = {
@@ -77,8 +77,8 @@ class Dashboard:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr("serve.running.SETTLE_S", 0.0)
-    monkeypatch.setattr("serve.running.POLL_S", 0.01)
+    monkeypatch.setattr("serve.diff.running.SETTLE_S", 0.0)
+    monkeypatch.setattr("serve.diff.running.POLL_S", 0.01)
 
 
 def config(document):

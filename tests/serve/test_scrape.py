@@ -1,7 +1,7 @@
 import pytest
 
 from serve.metrics import BOUNDS_MS
-from serve.scrape import Looks, Page, parse
+from serve.status.scrape import Looks, Page, parse
 
 ARM = 'experiment="launch",arm="model"'
 

@@ -1,5 +1,5 @@
-from serve.screen import render
-from serve.vitals import degraded_by, killed_in
+from serve.status.screen import render
+from serve.status.vitals import degraded_by, killed_in
 
 READY = {
     "store": "fresh",

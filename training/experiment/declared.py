@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.config import parse
 from serve.errors import TabrankError
-from serve.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.settings import POPULAR, Experiment
 from serve.strict import table
 

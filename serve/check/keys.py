@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from serve.findings import Findings
-from serve.places import Steps
-from serve.pools import NodePool
+from serve.check.findings import Findings
+from serve.check.places import Steps
+from serve.check.pools import NodePool
 from serve.settings import ARGS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
 
 Level = tuple[str, ...]  # the names on the way to it; "*" for one that the user chooses

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from serve.artifact import require
+from serve.check.findings import Findings
+from serve.check.keys import nearest
+from serve.check.places import Steps, show
+from serve.check.sizes import Size
 from serve.errors import TabrankError
 from serve.features import Features
-from serve.findings import Findings
-from serve.keys import nearest
-from serve.places import Steps, show
 from serve.settings import (
     ARGS,
     ARM_KEYS,
@@ -24,7 +25,6 @@ from serve.settings import (
     Experiment,
     UserConfig,
 )
-from serve.sizes import Size
 from serve.state import Schema
 from serve.stores.opening import shown
 from serve.surface import SHIPPED, Surface

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from serve.diff.field import unshared
 from serve.errors import TabrankError
-from serve.field import unshared
 
 if TYPE_CHECKING:
     from ray.serve._private.deployment_info import DeploymentInfo

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serve import scrape
-from serve.our_application import OUR_APPLICATION, OUR_INGRESS
+from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.settings import HEURISTICS
+from serve.status import scrape
 
 
 def look(run: Path | None, address: str | None, looks: scrape.Looks | None = None) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def look(run: Path | None, address: str | None, looks: scrape.Looks | None = Non
     It takes some seconds to know the rates, but with the `looks` of earlier ones, to which it adds its own.
     """
     from serve.cluster import status
+    from serve.diff.running import RUN, AtAddress
     from serve.run_folder import RunFolder
-    from serve.running import RUN, AtAddress
 
     if address and run is None:
         running = AtAddress(address)

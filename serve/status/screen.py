@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from serve.scrape import Looks
+from serve.status.scrape import Looks
 
 NOTHING = "–"  # what nobody tells
 WIDTH = 110
@@ -31,7 +31,7 @@ def render(found: Mapping[str, Any]) -> str:
 
 def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> dict[str, Any]:
     """Show the screen anew every so many seconds, or a line of JSON, until Ctrl-C; the last that was found."""
-    from serve.vitals import look
+    from serve.status.vitals import look
 
     looks, found = Looks(every_s), look(run, address)
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:

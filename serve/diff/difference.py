@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from serve.consequence import Consequence, Shape, Targets
+from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
+from serve.diff.consequence import Consequence, Shape, Targets
+from serve.diff.field import Absent, Path, differing, get, replaced, text
 from serve.errors import TabrankError
-from serve.field import Absent, Path, differing, get, replaced, text
-from serve.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.settings import AppArgs, UserConfig
 
 Document = Mapping[str, Any]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from serve.findings import Findings
-from serve.places import Steps
-from serve.pools import NodePool
+from serve.check.findings import Findings
+from serve.check.places import Steps
+from serve.check.pools import NodePool
 
 UNITS = {"num_cpus": "CPUs", "num_gpus": "GPUs"}
 EPSILON = 1e-6  # of a CPU: a tenth three times is no more than three tenths

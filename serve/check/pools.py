@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from serve.findings import Findings
-from serve.places import Steps, show
+from serve.check.findings import Findings
+from serve.check.places import Steps, show
 from serve.strict import whole
 
 MOST = 100_000  # of anything that a pool counts

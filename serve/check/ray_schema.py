@@ -30,10 +30,10 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from serve.findings import Findings
-from serve.keys import APPLICATION, DEPLOYMENT, Level
-from serve.places import Steps
-from serve.sizes import Size
+from serve.check.findings import Findings
+from serve.check.keys import APPLICATION, DEPLOYMENT, Level
+from serve.check.places import Steps
+from serve.check.sizes import Size
 
 NESTED = {
     "autoscaling_config": AutoscalingConfig,

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from serve.check.places import Document, Problem, Steps, show
 from serve.errors import TabrankError
-from serve.places import Document, Problem, Steps, show
 
 Read = TypeVar("Read")
 

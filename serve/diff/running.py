@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serve.config import Config
-from serve.consequence import Consequence, Shape
-from serve.diff import Change, Difference, compare
+from serve.diff.consequence import Consequence, Shape
+from serve.diff.difference import Change, Difference, compare
+from serve.diff.field import unshared
 from serve.errors import TabrankError
-from serve.field import unshared
 from serve.run_folder import POLL_S, RunFolder
 
 Progress = Callable[[str], None]

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.config import read
-from serve.consequence import Consequence
+from serve.diff.consequence import Consequence
+from serve.diff.field import unshared
+from serve.diff.running import Progress, find
 from serve.errors import TabrankError
-from serve.field import unshared
-from serve.our_application import OUR_APPLICATION, OUR_INGRESS
-from serve.running import Progress, find
 
 SWITCH = "kill_switch"
 
