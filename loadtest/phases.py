@@ -75,9 +75,7 @@ def recovery(step: Report) -> str:
     parts = []
     for what, key in (("p99", "p99_recovered_s"), ("full answers", "full_recovered_s")):
         after_s = step[key]
-        how = (
-            "not in that phase" if after_s is None else "at once" if after_s == 0 else f"after {after_s} s"
-        )
+        how = "not in that phase" if after_s is None else "at once" if after_s == 0 else f"after {after_s} s"
         parts.append(f"{what} held {'' if after_s is None else 'again ' if after_s else ''}{how}")
     return ", ".join(parts)
 
