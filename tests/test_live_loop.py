@@ -141,7 +141,7 @@ def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home
     poster.start()
     try:
         for _ in range(ROUNDS):
-            time.sleep(2.0)
+            time.sleep(1.0)
             num_acknowledged = len(poster.acknowledged)
             victims = replicas(home, "Ingest")
             assert victims

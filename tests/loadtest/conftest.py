@@ -147,6 +147,20 @@ def live_stub() -> Iterator[LiveStub]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def shared_stub() -> Iterator[Stub]:
+    """For what several tests look at after one run."""
+    with served(Stub()) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def shared_live_stub() -> Iterator[LiveStub]:
+    """For what several tests look at after one run."""
+    with served(LiveStub()) as service:
+        yield service
+
+
 Served = TypeVar("Served", bound=Stub)
 
 

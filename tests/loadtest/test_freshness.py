@@ -30,10 +30,14 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def fresh(live_stub, tmp_path):
-    """Run the command with --json; its exit code, the object that it printed and what it said."""
-    (tmp_path / "ids.json").write_text(json.dumps(IDS))
+    return measured(live_stub, tmp_path)
+
+
+def measured(live_stub, folder):
+    """Runs the command with --json; its exit code, the object that it printed and what it said."""
+    (folder / "ids.json").write_text(json.dumps(IDS))
     # A busy machine makes the generator late; that is for the tests of `run`.
-    (tmp_path / "slo.toml").write_text("generator_late_ms_p99 = 2000\n")
+    (folder / "slo.toml").write_text("generator_late_ms_p99 = 2000\n")
 
     def run(*more, url=None, who=("--ids", "ids.json")):
         command = [
@@ -50,36 +54,43 @@ def fresh(live_stub, tmp_path):
         command += ["--slo", "slo.toml", "--out", "out", *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=90
+            command, capture_output=True, text=True, cwd=folder, env=environment, timeout=90
         )
         return done.returncode, json.loads(done.stdout), done.stderr
 
     return run
 
 
-def test_events_that_show_soon_hold(live_stub, fresh, tmp_path):
-    code, report, said = fresh()
+@pytest.fixture(scope="module")
+def soon(shared_live_stub, tmp_path_factory):
+    """A service that shows events soon: the stub, the folder of the run, and what the command answered."""
+    folder = tmp_path_factory.mktemp("soon")
+    return shared_live_stub, folder, measured(shared_live_stub, folder)()
+
+
+def test_events_that_show_soon_hold(soon):
+    _, folder, (code, report, said) = soon
     assert (code, report["verdict"], report["reasons"]) == (0, "held", [])
     assert set(report) == KEYS
-    measured = report["freshness_ms"]
-    assert set(measured) == SPREAD | {"candidate", "viewer"}
-    assert set(measured["candidate"]) == set(measured["viewer"]) == SPREAD
-    assert [measured[kind]["samples"] for kind in ("candidate", "viewer")] == [60, 60]
-    assert (measured["samples"], measured["missed"]) == (120, 0)
+    told = report["freshness_ms"]
+    assert set(told) == SPREAD | {"candidate", "viewer"}
+    assert set(told["candidate"]) == set(told["viewer"]) == SPREAD
+    assert [told[kind]["samples"] for kind in ("candidate", "viewer")] == [60, 60]
+    assert (told["samples"], told["missed"]) == (120, 0)
     # never sooner than it was shown, and no later than the next question and a busy machine
-    assert 100 <= measured["p50"] < 200
-    assert measured["p50"] <= measured["p90"] <= measured["p99"] <= measured["max"]
+    assert 100 <= told["p50"] < 200
+    assert told["p50"] <= told["p90"] <= told["p99"] <= told["max"]
     assert report["answered_freshness_ms"] == dict.fromkeys(("p50", "p90", "p99", "max"), 7.5)
     assert report["rank"]["rps"] == pytest.approx(50, rel=0.1)
     assert (report["rank"]["errors"], report["rank"]["full_share"]) == (0, 1.0)
     assert report["events"]["acknowledged_per_s"] == pytest.approx(100, rel=0.1)
     assert report["events"]["p99_ms"] is not None
     assert "out/report.html" in said
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert json.loads((folder / "out" / "report.json").read_text()) == report
 
 
-def test_the_load_is_test_traffic_and_its_events_are_a_logs(live_stub, fresh):
-    fresh()
+def test_the_load_is_test_traffic_and_its_events_are_a_logs(soon):
+    live_stub, *_ = soon
     assert {request["traffic"] for request in live_stub.requests} == {"test"}
     events = [record for record in live_stub.records if record["type"] == "event"]
     names = [record["id"] for record in events]
@@ -106,8 +117,8 @@ def test_kinds_of_events_come_from_the_log(live_stub, fresh, tmp_path):
     assert set(Counter(record["kind"] for record in load)) == {"click", "leave"}
 
 
-def test_nothing_of_the_probes_is_left(live_stub, fresh):
-    _, report, _ = fresh()
+def test_nothing_of_the_probes_is_left(soon):
+    live_stub, _, (_, report, _) = soon
     candidates = [record for record in live_stub.records if record["type"] == "candidate"]
     begun = {record["id"] for record in candidates if "ends_ms" not in record}
     assert len(begun) == 61  # the probes', and the one that their viewers go to

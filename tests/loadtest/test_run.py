@@ -22,8 +22,12 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def load(stub, tmp_path):
-    """Run the command with --json; its exit code, the object that it printed and what it said."""
-    (tmp_path / "ids.json").write_text(json.dumps(IDS))
+    return loaded(stub, tmp_path)
+
+
+def loaded(stub, folder):
+    """Runs the command with --json; its exit code, the object that it printed and what it said."""
+    (folder / "ids.json").write_text(json.dumps(IDS))
 
     def run(*more, url=None, rps=100, duration=1):
         command = [sys.executable, "-m", "loadtest", "run", "--json", "--url", url or stub.url]
@@ -31,11 +35,18 @@ def load(stub, tmp_path):
         command += ["--out", "out", *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=90
+            command, capture_output=True, text=True, cwd=folder, env=environment, timeout=90
         )
         return done.returncode, json.loads(done.stdout), done.stderr
 
     return run
+
+
+@pytest.fixture(scope="module")
+def good(shared_stub, tmp_path_factory):
+    """A good service under load: the stub, the folder of the run, and what the command answered."""
+    folder = tmp_path_factory.mktemp("good")
+    return shared_stub, folder, loaded(shared_stub, folder)(*slo(folder))
 
 
 def slo(tmp_path, **limits):
@@ -45,8 +56,8 @@ def slo(tmp_path, **limits):
     return "--slo", "slo.toml"
 
 
-def test_a_good_service_holds(stub, load, tmp_path):
-    code, report, said = load(*slo(tmp_path))
+def test_a_good_service_holds(good):
+    _, tmp_path, (code, report, said) = good
     assert (code, report["verdict"], report["reasons"]) == (0, "held", [])
     assert (report["requests"], report["errors"], report["rungs"]) == (100, 0, {"full": 100})
     assert report["rps"] == pytest.approx(100, rel=0.1)
@@ -85,8 +96,8 @@ def test_a_cluster_that_is_not_there_is_refused_before_the_load(stub, load, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_sent_is_what_the_profile_says(stub, load, tmp_path):
-    load(*slo(tmp_path))
+def test_what_is_sent_is_what_the_profile_says(good):
+    stub, *_ = good
     assert len(stub.requests) == 1 + 150  # the probe, the warm-up and the measured ones
     for request in stub.requests:
         assert len(set(request["candidates"])) == 55
@@ -95,8 +106,8 @@ def test_what_is_sent_is_what_the_profile_says(stub, load, tmp_path):
         assert set(request) == {"viewer", "candidates", "traffic"}
 
 
-def test_connections_are_kept(stub, load, tmp_path):
-    load(*slo(tmp_path))
+def test_connections_are_kept(good):
+    stub, *_ = good
     assert stub.num_connections < 60
 
 

@@ -97,9 +97,14 @@ class Story:
             *("--days", "0.9", "--budget", "1s", "--teachers", "0", "--json"),
             cwd=folder,
         )
+        other = start(
+            "search", "--surface", "spaces", "--log", "log", "--out", "out", "--seed", "1", cwd=folder
+        )
         out, self.refresh_said = fourth.communicate(timeout=HANG_S)
         assert fourth.returncode in (0, 1), self.refresh_said
         self.refreshed = json.loads(out)
+        _, self.other_said = other.communicate(timeout=HANG_S)
+        self.other_code = other.returncode
         self.folder = folder
 
 
@@ -160,9 +165,5 @@ def test_a_refresh_starts_from_the_current_model_and_follows_it_where_it_passes(
 
 
 def test_a_search_over_another_seed_is_refused_in_its_folder(story):
-    other = start(
-        *("search", "--surface", "spaces", "--log", "log", "--out", "out", "--seed", "1"), cwd=story.folder
-    )
-    _, err = other.communicate(timeout=HANG_S)
-    assert other.returncode == 2
-    assert "name another folder" in err.splitlines()[-1]
+    assert story.other_code == 2
+    assert "name another folder" in story.other_said.splitlines()[-1]
