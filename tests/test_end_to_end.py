@@ -257,7 +257,8 @@ def test_a_share_that_grows_on_the_running_service_keeps_replicas_and_moves_view
         arms = document["applications"][0]["deployments"][0]["user_config"]["experiment"]["arms"]
         arms["model"]["share"], arms["popular"]["share"] = share, 1 - share
         file.write_text(yaml.safe_dump(document))
-        mode = "--haproxy" if run_json("serve", "status", cwd=home)["haproxy"] else "--no-haproxy"
+        has_haproxy = json.loads((home / "var/run/service.json").read_text())["haproxy"]
+        mode = "--haproxy" if has_haproxy else "--no-haproxy"
         run("serve", "up", mode, cwd=home)
 
     give(0.1)
