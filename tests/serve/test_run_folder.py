@@ -48,3 +48,11 @@ def test_two_commands_cannot_hold_one_folder(tmp_path):
         pass
     with run.locked(0.0):
         pass
+
+
+def test_what_may_hold_a_password_is_for_its_owner_alone(tmp_path):
+    run = RunFolder.of(tmp_path)
+    for _ in range(2):
+        run.keep({"applications": []})
+        run.want(tmp_path / "cluster.yaml", "", {"applications": []})
+    assert [(tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml")] == [0, 0]
