@@ -1,4 +1,5 @@
 import functools
+import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -186,6 +187,12 @@ def test_what_the_file_leaves_to_ray_is_counted_as_ray_does(tmp_path):
     text = text.replace("num_cpus: 8, min_nodes: 1, max_nodes: 4", "num_cpus: 2, min_nodes: 1, max_nodes: 1")
     config.write_text(text.replace("num_cpus: 8, num_gpus: 1", "num_cpus: 2, num_gpus: 1"))
     assert "all replicas take 10.5 num_cpus" in rendered(*OPTIONS, config=config, code=2)
+
+
+def test_a_file_from_which_the_pools_cannot_be_cut_is_refused(tmp_path):
+    config = tmp_path / "cluster.yaml"
+    config.write_text(json.dumps(yaml.safe_load(CLUSTER.read_text())))
+    assert "nodes: cannot be cut out of the file" in rendered(*OPTIONS, config=config, code=2)
 
 
 def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
