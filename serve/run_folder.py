@@ -90,7 +90,7 @@ class RunFolder:
     def _yaml(self, name: str) -> dict[str, Any]:
         try:
             content = yaml.safe_load((self.path / name).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, yaml.YAMLError):
             return {}
         return content if isinstance(content, dict) else {}
 

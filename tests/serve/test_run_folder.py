@@ -24,8 +24,11 @@ def test_what_is_written_is_read_back_and_rubbish_counts_as_nothing(tmp_path):
     assert run.service() == {}
     run.write({"state": "ready"})
     assert run.service() == {"state": "ready"}
+    run.keep({"applications": []})
+    assert run.deployed() == {"applications": []}
     (tmp_path / "service.json").write_text('{"state": ')
-    assert run.service() == {}
+    (tmp_path / "deployed.yaml").write_text("applications: [")
+    assert (run.service(), run.deployed()) == ({}, {})
 
 
 def test_processes_are_found_by_the_marker_alone(tmp_path):
