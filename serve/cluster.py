@@ -22,7 +22,7 @@ from serve.environment import environment
 from serve.errors import TabrankError
 from serve.run_folder import SUPERVISE, RunFolder
 from serve.status.vitals import answers_of, degraded_by
-from serve.supervisor import status_code
+from serve.supervisor import route, status_code
 
 GRACE_S = 15.0  # for running requests and the replicas' own shutdown; then processes are ended by id
 
@@ -126,7 +126,8 @@ def _difference(config: Config, run: RunFolder) -> Difference | None:
         running = InFolder(run)
     except TabrankError:
         return None
-    return running.difference(config) if status_code(running.url + "/livez") == 200 else None
+    alive = status_code(running.url + route(running.document) + "/livez") == 200
+    return running.difference(config) if alive else None
 
 
 def _clean(run: RunFolder, progress: Progress) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -23,8 +23,10 @@ from serve.errors import TabrankError
 from serve.scaling import KWARGS, Steady
 
 OUR_POLICY = ("serve.scaling:Steady", "serve.scaling.Steady")
+OUR_EXPORTERS = ("serve.tracing:to_file", "serve.tracing:to_otlp")
 OPEN = ("0.0.0.0", "::")  # every address of the machine
-SIMILAR = 0.8  # of difflib's ratio: an import path as near to ours is a slip of it
+# Of difflib's ratio: an import path as near to ours is a slip of it; of code that others have of their own, nearer.
+SIMILAR, VERY_SIMILAR = 0.8, 0.9
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Config:
     nodes: Mapping[str, NodePool]
     sha256: str
     warnings: tuple[Problem, ...] = ()  # what is allowed, and unwise
+    sizes: tuple[Size, ...] = ()  # of every deployment, ours that the file does not list too
 
     @property
     def host(self) -> str:
@@ -67,11 +70,12 @@ def read(path: Path) -> Config:
     with warnings.catch_warnings():
         # Ray warns of its own field declarations, and of metrics_interval_s, which nothing has replaced yet.
         warnings.simplefilter("ignore")
-        pools = _check(findings, document)
+        pools, sizes = _check(findings, document)
     document.pop("nodes", None)
     if findings.refusals:
         raise Refused(findings.refusals, findings.warnings)
-    return Config(path.resolve(), document, pools, hashlib.sha256(raw).hexdigest(), tuple(findings.warnings))
+    digest = hashlib.sha256(raw).hexdigest()
+    return Config(path.resolve(), document, pools, digest, tuple(findings.warnings), tuple(sizes))
 
 
 def parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def parse(path: Path, raw: bytes) -> dict[str, Any]:
     return document.value
 
 
-def _check(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:
+def _check(findings: Findings, document: Mapping[str, Any]) -> tuple[dict[str, NodePool], list[Size]]:
     # Ray takes a second to import; only who reads a configuration pays for it.
     from serve.check.ray_schema import check_values, ray_levels
 
@@ -94,14 +98,16 @@ def _check(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePoo
     pools = read_pools(findings, document)
     http = document.get("http_options", {})
     _check_http(findings, http)
+    _check_ways_in(findings, document)
+    _check_exporter(findings, document.get("tracing_config"))
     timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
     around = ours.Around(sum(pool.max_nodes for pool in pools.values()), timeout_s)
     sizes: list[Size] = []
     for i, application in enumerate(_mappings(applications)):
         sizes += _check_application(findings, ("applications", i), application, around)
-    if pools and findings.are_none(("applications",)):
+    if pools and findings.are_none(("applications",)) and findings.are_none(("nodes",)):
         check_room(findings, sizes, pools)
-    return pools
+    return pools, sizes
 
 
 def _check_application(
@@ -130,7 +136,10 @@ def _check_policy(findings: Findings, steps: Steps, deployment: Mapping[str, Any
     """The arguments of our own autoscaling policy; another's are its own affair."""
     scaling = deployment.get("autoscaling_config")
     policy = scaling.get("policy") if isinstance(scaling, dict) else None
-    if not isinstance(policy, dict) or policy.get("policy_function") not in OUR_POLICY:
+    if not isinstance(policy, dict):
+        return
+    _refuse_slip(findings, (*steps, "policy_function"), policy.get("policy_function"), OUR_POLICY)
+    if policy.get("policy_function") not in OUR_POLICY:
         return
     given = policy.get("policy_kwargs") or {}
     steps = (*steps, "policy_kwargs")
@@ -170,12 +179,40 @@ def _check_http(findings: Findings, http: Any) -> None:
                 ("http_options", key), "behind HAProxy no replica ever gets healthy with TLS; end it before"
             )
     host = http.get("host", OPEN[0])
+    if host == "":
+        findings.refuse(
+            ("http_options", "host"), "an empty host is every address; give 127.0.0.1, or 0.0.0.0"
+        )
     if host in OPEN:
         findings.warn(
             ("http_options", "host"),
             f"{host}{'' if 'host' in http else ', the default,'} lets everyone who reaches this machine ask, and "
             "nothing authenticates them; give 127.0.0.1, or the address of a private network",
         )
+
+
+def _check_ways_in(findings: Findings, document: Mapping[str, Any]) -> None:
+    """There is something to ask, and a way to ask it: Ray takes a file without, and `up` would wait for an answer."""
+    if document.get("applications") == []:
+        findings.refuse(("applications",), f"there is none; name one, with import_path: {OUR_APPLICATION}")
+    if document.get("proxy_location") == "Disabled":
+        findings.refuse(("proxy_location",), "Disabled leaves no way in; take HeadOnly, or EveryNode")
+
+
+def _check_exporter(findings: Findings, tracing: Any) -> None:
+    if isinstance(tracing, dict):
+        steps = ("tracing_config", "exporter_import_path")
+        _refuse_slip(findings, steps, tracing.get("exporter_import_path"), OUR_EXPORTERS)
+
+
+def _refuse_slip(findings: Findings, steps: Steps, given: Any, ours: Sequence[str]) -> None:
+    """Refuse the import path of what our package has not, and one that is nearly ours."""
+    if not isinstance(given, str) or given in ours or not findings.are_none(steps):
+        return
+    likeness = {name: difflib.SequenceMatcher(None, given, name).ratio() for name in ours}
+    nearest = max(likeness, key=lambda name: likeness[name])
+    if given.startswith("serve.") or likeness[nearest] >= VERY_SIMILAR:
+        findings.refuse(steps, f"there is no {given!r}; did you mean {nearest!r}?")
 
 
 def _check_import(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> None:

@@ -93,6 +93,10 @@ class Edge:
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str | None, receive: Receive
     ) -> tuple[bytes, bytes]:
         path, method = scope["path"], scope["method"]
+        if root := scope.get(
+            "root_path"
+        ):  # of the server and the application's route_prefix; the path begins with it
+            path = path.removeprefix(root)
         if path == RANK:
             _require(method, "POST", path)
             return JSON, await self._rank(headers, request_id, receive)

@@ -90,12 +90,13 @@ class RunFolder:
     def _yaml(self, name: str) -> dict[str, Any]:
         try:
             content = yaml.safe_load((self.path / name).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, yaml.YAMLError):
             return {}
         return content if isinstance(content, dict) else {}
 
     def _write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
         fresh = self.path / f"{name}.new"
+        fresh.touch(mode=0o600)  # a store's password may be in it
         fresh.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
         fresh.replace(self.path / name)
 

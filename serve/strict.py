@@ -49,7 +49,10 @@ def one_of(value: object, known: Container[str] | Mapping[str, Any], where: str)
     """The value, which must be one of the known names."""
     if not isinstance(value, str) or value not in known:
         names = cast(Iterable[str], known)
-        raise TabrankError(unknown_key(where, str(value), names).replace("unknown key", "unknown value"))
+        refused = unknown_key(where, str(value), names)
+        raise TabrankError(
+            refused.replace("unknown key", "unknown value").replace("valid keys", "valid values")
+        )
     return value
 
 

@@ -10,10 +10,12 @@ import time
 import traceback
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serve.check.our_application import OUR_APPLICATION
 from serve.config import Config, read
 from serve.diff.running import SETTLE_S, application_of, cause, plain_nodes
 from serve.environment import HAPROXY_PORT, METRICS_PORT
@@ -69,7 +71,7 @@ class Supervisor:
             self._note()
             self._start()
             self._deploy(self._config)
-            self._note(state="ready", num_deploys=1)
+            self._note(state="ready", num_deploys=1, nodes=_nodes())
             self._watch()
         except Exception as error:
             traceback.print_exc()
@@ -123,8 +125,9 @@ class Supervisor:
         self._note(stage="waiting for an answer")
         self._client.wait_for_proxies_serving()
         alive_since = 0.0
-        while status_code(self._service["url"] + "/readyz") != 200:
-            if not alive_since and status_code(self._service["url"] + "/livez") == 200:
+        front = self._service["url"] + route(config.serve)
+        while status_code(front + "/readyz") != 200:
+            if not alive_since and status_code(front + "/livez") == 200:
                 alive_since = time.monotonic()
             if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
                 break
@@ -161,7 +164,7 @@ class Supervisor:
             error = (
                 str(failure) if isinstance(failure, TabrankError) else str(failure).strip().splitlines()[-1]
             )
-            if status_code(self._service["url"] + "/livez") == 200:
+            if status_code(self._service["url"] + route(self._run.deployed()) + "/livez") == 200:
                 error += "; the service goes on with what it had"
         self._note(state="ready", error=error, num_deploys=self._service["num_deploys"] + 1)
 
@@ -227,6 +230,14 @@ def _nodes() -> list[dict[str, Any]]:
         }
         for node in ray.nodes()
     ]
+
+
+def route(document: Mapping[str, Any]) -> str:
+    """Where the application is that tells whether the service is there: the first of ours, else the first."""
+    applications = document.get("applications", ())
+    ours = [app for app in applications if app["import_path"] == OUR_APPLICATION]
+    first: Mapping[str, Any] = next(iter([*ours, *applications]), {})
+    return str(first.get("route_prefix") or "/").rstrip("/")
 
 
 def status_code(url: str) -> int:

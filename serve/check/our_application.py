@@ -13,6 +13,7 @@ from serve.check.findings import Findings
 from serve.check.keys import nearest
 from serve.check.places import Steps, show
 from serve.check.sizes import Size
+from serve.check.storage import check_storage
 from serve.errors import TabrankError
 from serve.features import Features
 from serve.settings import (
@@ -26,15 +27,12 @@ from serve.settings import (
     UserConfig,
 )
 from serve.state import Schema
-from serve.stores.opening import shown
 from serve.surface import SHIPPED, Surface
 
 OUR_APPLICATION = "serve.app:build"
 OUR_INGRESS = "FeatureFetch"
 SCORER, WRITER = "Scorer", "Ingest"
 DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
-STORES = ("lmdb", "redis", "rediss")
-STORE_FORMS = "use lmdb:PATH on one machine, redis://HOST:PORT/DB on any number"
 DRAIN_S = 1.0  # that `up` has a replica behind HAProxy wait before it stops; Ray's own default is 30
 DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 MESSAGE_BYTES = 4 << 20  # Ray's own default for a message from replica to replica
@@ -49,6 +47,7 @@ class Around:
     num_nodes: int  # at most; 0 where the file does not say
     timeout_s: float | None  # the longest that a request may take
     owners: dict[str, str] = field(default_factory=dict)  # the application of each surface so far
+    logs: dict[Path, str] = field(default_factory=dict)  # the application of each log so far
 
 
 def check(
@@ -72,7 +71,8 @@ def check(
     args = _read_args(findings, steps, application)
     if args is None:
         return
-    _check_places(findings, (*steps, "args"), args, base, around.num_nodes)
+    check_storage(findings, (*steps, "args"), args, base, around.num_nodes)
+    _check_log(findings, steps, base / args.log, around.logs)
     surface = _read_surface(findings, (*steps, "args", "surface"), args, base)
     if surface is not None:
         _check_owner(findings, steps, surface.name, around.owners)
@@ -98,6 +98,17 @@ def _check_owner(findings: Findings, steps: Steps, surface: str, owners: dict[st
     owners.setdefault(surface, here)
 
 
+def _check_log(findings: Findings, steps: Steps, log: Path, owners: dict[Path, str]) -> None:
+    log = Path(os.path.normpath(log))
+    if log in owners:  # each numbers its records from 1, and the files go by the number
+        findings.refuse(
+            (*steps, "args", "log"),
+            f"the log {str(log)!r} is that of {owners[log]} already, and one would overwrite the other's files; "
+            "give each application a folder of its own",
+        )
+    owners.setdefault(log, show(steps))
+
+
 def _read_args(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> AppArgs | None:
     """The arguments of our builder; None where they are refused."""
     given, steps = application.get("args", {}), (*steps, "args")
@@ -120,52 +131,6 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
     except TabrankError as error:
         findings.refuse(steps, str(error))
         return None
-
-
-def _check_places(findings: Findings, steps: Steps, args: AppArgs, base: Path, num_nodes: int) -> None:
-    """Where store, models and log lie, for so many nodes at most."""
-    kind, _, where = args.store.partition(":")
-    if kind == "memory":
-        findings.refuse(
-            (*steps, "store"), f"memory: lives in one process, and the service has several; {STORE_FORMS}"
-        )
-    elif kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
-        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else nearest(kind, STORES)
-        findings.refuse(
-            (*steps, "store"), f"{shown(args.store)!r} is no address of a store; {hint}; {STORE_FORMS}"
-        )
-    elif num_nodes > 1 and kind == "lmdb":
-        findings.refuse(
-            (*steps, "store"),
-            f"{args.store!r} is a file of one machine, and `nodes` allows {num_nodes}; {STORE_FORMS}",
-        )
-    elif num_nodes > 1 and any(name in where for name in ("//127.", "//localhost", "@127.", "@localhost")):
-        findings.refuse(
-            (*steps, "store"),
-            f"{shown(args.store)!r} is another store on each machine, and `nodes` allows {num_nodes}; "
-            "name the host as all of them know it",
-        )
-    for key, folder in (("models", args.models), ("log", args.log)):
-        _check_folder(findings, (*steps, key), folder, num_nodes)
-    if num_nodes <= 1 and not (base / args.models).exists() and "://" not in args.models:
-        findings.warn(
-            (*steps, "models"), f"there is no folder {args.models!r} yet: rankings are popular until then"
-        )
-
-
-def _check_folder(findings: Findings, steps: Steps, folder: str, num_nodes: int) -> None:
-    if "://" in folder:
-        findings.refuse(steps, f"only folders are read (got {folder!r}); mount it, and give the path")
-    elif num_nodes > 1 and not os.path.isabs(folder):
-        findings.refuse(
-            steps,
-            f"{folder!r} is local to each machine, and `nodes` allows {num_nodes}; "
-            "give the absolute path of a folder that all of them mount",
-        )
-    elif num_nodes > 1:
-        findings.warn(
-            steps, f"{folder!r} must be a folder that every node mounts: `nodes` allows {num_nodes}"
-        )
 
 
 def _check_name(findings: Findings, steps: Steps, name: str, deployment: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,10 @@ class Document:
     def __init__(self, path: Path, raw: bytes) -> None:
         """Read; raises Refused if this is no YAML, or no mapping."""
         self.path = path
+        if raw.startswith(
+            (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        ):  # YAML has it, and Ray opens files as UTF-8
+            raise self._no_yaml((1, 1), "it is UTF-16; save it as UTF-8 text")
         try:
             root = yaml.compose(raw, LOADER)
             self.oddities = list(_oddities(root, (), ())) if root else []

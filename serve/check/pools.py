@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +12,8 @@ from serve.check.places import Steps, show
 from serve.strict import whole
 
 MOST = 100_000  # of anything that a pool counts
+HEAD = "head"
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # of a pool or a cluster, as every place takes it
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,17 @@ def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, Nod
         pool = _read_pool(findings, ("nodes", name), sizes)
         if pool is not None:
             pools[str(name)] = pool
+        if not NAME.fullmatch(str(name)):
+            findings.refuse(
+                ("nodes", name),
+                f"a pool has up to 40 lower-case letters, digits and dashes, beginning with a letter (got {name!r})",
+                key=True,
+            )
+    if given and HEAD not in given:
+        findings.refuse(("nodes",), f"there is no pool {HEAD!r}; name the machine of Ray's controller so")
+    head = pools.get(HEAD)
+    if head and findings.are_none(("nodes", HEAD)) and (head.min_nodes, head.max_nodes) != (1, 1):
+        findings.refuse(("nodes", HEAD), "a cluster has one head; set min_nodes and max_nodes to 1")
     return pools
 
 

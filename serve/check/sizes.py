@@ -43,6 +43,11 @@ def check_size(findings: Findings, size: Size) -> None:
             f"target_ongoing_requests ({target:g}) must be below max_ongoing_requests ({most}), "
             "or the deployment never scales up: only running requests count",
         )
+    if size.num_gpus > 1 and size.num_bundles == 1 and not size.num_gpus.is_integer():
+        findings.refuse(
+            (*size.steps, "ray_actor_options", "num_gpus"),
+            f"Ray places a share of one GPU, or whole ones (got {size.num_gpus:g})",
+        )
     interval_s, look_back_s = size.metrics_interval_s, size.look_back_period_s
     if interval_s is not None and look_back_s is not None and look_back_s <= interval_s:
         findings.refuse(

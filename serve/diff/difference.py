@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ from serve.settings import AppArgs, UserConfig
 
 Document = Mapping[str, Any]
 MAX_SHOWN = 60  # characters of a value in the list
+USER = re.compile(r"^(rediss?://)\S*@")
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
 NODES = "on this machine; a cluster's nodes follow when it is rendered and launched again"
 GAP = "a gap where one replica runs: it stops before the next one starts (max_surge_percent: 0)"
@@ -143,6 +145,7 @@ def _change(
     if before.same(after):
         return None
     was, now = (get(document, path) for document in documents)
+    was, now = without_user(was), without_user(now)
     for value, targets, document in ((was, before, documents[0]), (now, after, documents[1])):
         if isinstance(value, Absent):
             value.default = _default(path, targets, document)
@@ -154,6 +157,15 @@ def _change(
     ]
     note = _note(path, (before, after), ends)
     return Change(text(path), was, now, before.worst(after), note, tuple(touched))
+
+
+def without_user(value: Any) -> Any:
+    """A value without the user and the password of any address in it."""
+    if isinstance(value, Mapping):
+        return {key: without_user(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [without_user(child) for child in value]
+    return USER.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def _alone(

@@ -17,11 +17,10 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from serve.check.pools import NodePool
+from serve.check.pools import HEAD, NodePool
 from serve.plan.costs import NodeCosts
 
 UPDATE_S: float = AUTOSCALER_UPDATE_INTERVAL_S
-HEAD = "head"
 EPS = 1e-9
 Needs = Mapping[str, float]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from serve.errors import TabrankError
 
 render = typer.Typer(no_args_is_help=True)
 CONFIG = Path("cluster.yaml")
+OBJECT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the name of an object of Kubernetes
 ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]
 Out = Annotated[Path | None, typer.Option(help="Write it there instead of to stdout.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -118,14 +120,20 @@ def rayservice(
 
     if not image:
         raise TabrankError("--image is missing: name the image that you built from the Dockerfile and pushed")
+    claims = _pairs(volume or [], "--volume")
+    named = (("--namespace", [namespace]), ("--volume", claims), ("--token-secret", [token_secret]),
+             ("--redis-secret", [redis_secret]), ("--allow", allow or []), ("--monitoring", [monitoring]),
+             ("--operator", [operator]))  # fmt: skip
+    for option, values in named:
+        _refuse_no_object(option, filter(None, values))
     manifest = Manifest(
         name=refuse_name(name),
         namespace=namespace,
         image=image,
         token_secret=token_secret or f"{name}-ray-token",
         redis_secret=redis_secret or f"{name}-redis",
-        redis=redis,
-        volumes=_pairs(volume or [], "--volume"),
+        redis=_server(redis) if redis else None,
+        volumes=claims,
         allowed=Allowed(tuple(allow or [namespace]), monitoring, operator),
         idle_s=round(60 * idle_minutes),
         memory_gib_per_cpu=memory_gib_per_cpu,
@@ -135,13 +143,30 @@ def rayservice(
 
 def refuse_name(name: str) -> str:
     """The name of a cluster, as every cloud and Kubernetes take it; TabrankError otherwise."""
-    from serve.render.pools import NAME
+    from serve.check.pools import NAME
 
     if not NAME.fullmatch(name):
         raise TabrankError(
             f"--name {name}: up to 40 lower-case letters, digits and dashes, beginning with a letter"
         )
     return name
+
+
+def _refuse_no_object(option: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not OBJECT.fullmatch(name):
+            raise TabrankError(
+                f"{option} {name}: Kubernetes takes up to 63 lower-case letters, digits and dashes, a letter or a "
+                "digit at both ends"
+            )
+
+
+def _server(address: str) -> str:
+    if not re.fullmatch(r"(rediss?://)?[^/@:\s]+:\d{1,5}", address):
+        raise TabrankError(
+            "--redis: must be HOST:PORT, or rediss://HOST:PORT for TLS; the password comes from --redis-secret"
+        )
+    return address
 
 
 def _refuse_others(provider: str, given: Iterable[str]) -> None:
@@ -158,6 +183,8 @@ def _pairs(values: Iterable[str], option: str) -> dict[str, str]:
         key, equals, right = value.partition("=")
         if not (key and equals and right):
             raise TabrankError(f"{option} {value}: must be NAME=VALUE")
+        if key in pairs:
+            raise TabrankError(f"{option} {value}: {key} comes twice; leave one of them out")
         pairs[key] = right
     return pairs
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
+from serve.check.pools import HEAD
 from serve.config import Config
 from serve.environment import rendered_environment
 from serve.errors import TabrankError
 from serve.render import fake
 from serve.render.pods import METRICS_PORT
-from serve.render.pools import HEAD, Pools, backends_of, pools_of
+from serve.render.pools import Pools, backends_of, pools_of
 from serve.render.providers import CLOUDS, Cloud, Order
 from serve.render.schema import refuse_invalid
 
@@ -82,6 +83,11 @@ def _cloud(
         raise TabrankError(
             f"--provider {launch.provider}: a pool has GPUs; name an image that holds their driver: --machine-image"
         )
+    for name in order.instances or ():
+        if name not in pools.all:
+            raise TabrankError(
+                f"--instance {name}: there is no such pool under `nodes`; there are {', '.join(pools.all)}"
+            )
     types = {}
     for name, pool in pools.all.items():
         resources = {"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}

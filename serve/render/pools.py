@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serve.check.our_application import OUR_APPLICATION
-from serve.check.pools import NodePool
+from serve.check.pools import HEAD, NodePool
 from serve.config import Config
 from serve.errors import TabrankError
 from serve.settings import AppArgs
-
-HEAD = "head"
-NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # of a pool or a cluster, as every place takes it
 
 
 @dataclass(frozen=True)
@@ -35,19 +31,11 @@ class Pools:
 
 
 def pools_of(config: Config) -> Pools:
-    """The pools of a file, checked for what no launcher can do; raises TabrankError."""
-    where = f"{config.path}: nodes"
+    """The pools of a file; raises TabrankError where it has none, or what one machine alone could use."""
     workers = dict(config.nodes)
     head = workers.pop(HEAD, None)
     if head is None:
-        raise TabrankError(f"{where}: no pool {HEAD!r}; name the machine of Ray's controller so")
-    if (head.min_nodes, head.max_nodes) != (1, 1):
-        raise TabrankError(f"{where}.{HEAD}: a cluster has one head; set min_nodes and max_nodes to 1")
-    for name in workers:
-        if not NAME.fullmatch(name):
-            raise TabrankError(
-                f"{where}: the pool {name!r}: clouds and Kubernetes take lower-case letters, digits and dashes"
-            )
+        raise TabrankError(f"{config.path}: nodes: no pool {HEAD!r}; name the machine of Ray's controller so")
     pools = Pools(head, workers)
     if pools.max_workers:
         _refuse_what_one_machine_holds(config)

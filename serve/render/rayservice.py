@@ -11,16 +11,17 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from serve.check.pools import NodePool
+from serve.check.pools import HEAD, NodePool
 from serve.config import Config
 from serve.errors import TabrankError
 from serve.render.network_policy import Allowed, network_policy
 from serve.render.pods import HOME, PodOrder, container_security, head_template, pod_labels, worker_template
-from serve.render.pools import HEAD, Pools, our_arguments, paths_of, pools_of
+from serve.render.pools import Pools, our_arguments, paths_of, pools_of
 from serve.render.serve_text import serve_text
 
 KUBERAY = "1.6"  # the first whose authOptions take a Secret of one's own
 HOST: dict[tuple[str, ...], str] = {("http_options", "host"): "0.0.0.0"}  # of a pod, behind the NetworkPolicy
+REDIS_PORT = 6379
 PROXIES: dict[tuple[str, ...], str] = {
     ("proxy_location",): "EveryNode"
 }  # an HAProxy in each pod that serves, for Kubernetes to choose from
@@ -67,7 +68,7 @@ def _service(config: Config, pools: Pools, manifest: Manifest) -> dict[str, Any]
         # Two clusters at once, the new one before the old one goes; but an embedded store has room for one writer.
         "upgradeStrategy": {"type": "None" if alone else "NewCluster"},
         "excludeHeadPodFromServeSvc": not alone,
-        "serveConfigV2": serve_text(config.path.read_text(encoding="utf-8"), changes),
+        "serveConfigV2": serve_text(config.path.read_text(encoding="utf-8-sig"), changes),
         "rayClusterConfig": _cluster(config, pools, manifest),
     }
     return {
@@ -138,7 +139,7 @@ def _pod_order(config: Config, manifest: Manifest) -> PodOrder:
 
 def _fault_tolerance(config: Config, manifest: Manifest) -> dict[str, Any]:
     address = manifest.redis or next(
-        (urlsplit(args.store).netloc for _, args in our_arguments(config) if "://" in args.store), None
+        (_server(args.store) for _, args in our_arguments(config) if "://" in args.store), None
     )
     if not address:
         raise TabrankError(
@@ -146,6 +147,13 @@ def _fault_tolerance(config: Config, manifest: Manifest) -> dict[str, Any]:
         )
     secret = {"secretKeyRef": {"name": manifest.redis_secret, "key": "password"}}
     return {"redisAddress": address, "redisPassword": {"valueFrom": secret}}
+
+
+def _server(store: str) -> str:
+    """A store's server, as Ray takes it: with its port, and the scheme where that asks for TLS."""
+    parts = urlsplit(store)
+    address = f"{parts.hostname}:{parts.port or REDIS_PORT}"
+    return f"rediss://{address}" if parts.scheme == "rediss" else address
 
 
 def _refuse_secrets(config: Config) -> None:
@@ -173,28 +181,14 @@ def _refuse_what_no_volume_holds(config: Config, manifest: Manifest) -> None:
 
 
 def _refuse_what_fits_no_worker(config: Config, pools: Pools) -> None:
-    most = {"num_cpus": 0.0, "num_gpus": 0.0}
-    room = {
-        "num_cpus": float(sum(pool.num_cpus * pool.max_nodes for pool in pools.workers.values())),
-        "num_gpus": float(sum(pool.num_gpus * pool.max_nodes for pool in pools.workers.values())),
-    }
-    for application in config.serve["applications"]:
-        for deployment in application.get("deployments", []):
-            options = deployment.get("ray_actor_options") or {}
-            scaling = deployment.get("autoscaling_config") or {}
-            count = scaling.get("max_replicas", deployment.get("num_replicas", 1))
-            for key in most:
-                most[key] += float(options.get(key, 1 if key == "num_cpus" else 0)) * _whole(count)
-    for key, needed in most.items():
-        if needed > room[key]:
+    for unit in ("num_cpus", "num_gpus"):
+        room = sum(getattr(pool, unit) * pool.max_nodes for pool in pools.workers.values())
+        needed = sum(getattr(size, unit) * size.max_replicas for size in config.sizes)
+        if needed > room:
             raise TabrankError(
-                f"{config.path}: nodes: all replicas take {needed:g} {key}, and the pools beside the head have "
-                f"{room[key]:g}: on Kubernetes the head runs none; raise max_nodes, or lower max_replicas"
+                f"{config.path}: nodes: all replicas take {needed:g} {unit}, and the pools beside the head have "
+                f"{room:g}: on Kubernetes the head runs none; raise max_nodes, or lower max_replicas"
             )
-
-
-def _whole(count: object) -> int:
-    return count if isinstance(count, int) else 1  # "auto" has no bound of its own
 
 
 def _notes(config: Config, pools: Pools, manifest: Manifest) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import yaml
 
+from serve.errors import TabrankError
+
 Path = tuple[str, ...]
 
 
@@ -17,7 +19,15 @@ def serve_text(text: str, changes: Mapping[Path, str]) -> str:
     for begin, end, new in sorted(edits, reverse=True):
         text = text[:begin] + new + text[end:]
     lines = [line.rstrip() for line in text.strip().splitlines()]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    try:
+        yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise TabrankError(
+            "nodes: cannot be cut out of the file; write every top-level key on a line of its own, and in `nodes` no "
+            "anchor that other keys use"
+        ) from None
+    return text
 
 
 def _without_nodes(top: yaml.MappingNode, length: int) -> list[tuple[int, int, str]]:

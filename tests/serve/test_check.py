@@ -222,3 +222,16 @@ def replaced(value, key, new):
     if not isinstance(value, dict):
         return value
     return {name: new if name == key else replaced(child, key, new) for name, child in value.items()}
+
+
+def test_a_file_that_ray_could_not_open_is_refused(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_bytes(TEXT.encode("utf-16"))
+    with pytest.raises(Refused, match="it is UTF-16; save it as UTF-8 text"):
+        read(path)
+
+
+def test_code_of_others_whose_name_is_like_ours_is_theirs(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(TEXT.replace("serve.scaling:Steady", "shop.scaling:Steady"))
+    assert read(path).nodes

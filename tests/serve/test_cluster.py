@@ -14,6 +14,7 @@ import pytest
 from serve.cluster import down, status, up
 from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
+from serve.supervisor import route
 
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
 APPLICATION = """
@@ -207,3 +208,16 @@ def test_the_plain_proxy_serves_and_down_ends_what_a_killed_supervisor_leaves(fo
     os.kill(started["pid"], signal.SIGKILL)
     assert down(folder / "run")["was"] == "dead"
     assert_nothing_is_left(folder, port)
+
+
+@pytest.mark.parametrize(
+    ("applications", "where"),
+    [
+        ([], ""),
+        ([{"import_path": "a:b", "route_prefix": "/a"}], "/a"),
+        ([{"import_path": "a:b", "route_prefix": "/a"}, {"import_path": "serve.app:build"}], ""),
+        ([{"import_path": "serve.app:build", "route_prefix": "/spaces"}], "/spaces"),
+    ],
+)
+def test_the_service_is_asked_where_its_first_application_is(applications, where):
+    assert route({"applications": applications}) == where

@@ -248,3 +248,14 @@ def test_the_kill_switch_is_turned_in_every_application_of_ours_and_back():
     assert compare(both, switched(on, False)).changes == ()
     with pytest.raises(TabrankError, match=r"no application of serve\.app:build runs here"):
         switched(DOCUMENT, True)
+
+
+def test_a_password_in_the_store_is_not_shown():
+    old, other = (
+        changed("applications/spaces/args/store", f"redis://ann:hunter{i}@store:6379/0", OURS) for i in (2, 3)
+    )
+    for new in (OURS, other, {"applications": []}):
+        for before, after in ((old, new), (new, old)):
+            found = compare(before, after)
+            assert found.changes
+            assert "hunter" not in repr(found.plain()) + "".join(found.lines())

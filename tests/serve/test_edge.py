@@ -55,6 +55,8 @@ class FakeScorer:
 class Service:
     """A service of the small surface, after `refresh`."""
 
+    root_path = ""
+
     def __init__(self, tmp_path, log_folder, arm="current", clock="event", **arm_options):
         (tmp_path / "tiny.toml").write_text(TOML)
         publish_stub(tmp_path / "models", TOML)
@@ -84,7 +86,7 @@ class Service:
 
     @asynccontextmanager
     async def client(self):
-        transport = httpx.ASGITransport(Edge(self.fetcher))
+        transport = httpx.ASGITransport(Edge(self.fetcher), root_path=self.root_path)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield client
 
@@ -112,6 +114,13 @@ def test_a_ranking_is_in_the_order_of_its_scores(service):
     assert answer["unknown_viewer"] is False
     assert answer["freshness_ms"] < 5_000
     assert set(answer["timing_ms"]) == {"queue", "features", "score", "total"}
+
+
+def test_it_answers_below_the_route_prefix_of_its_application(service):
+    service.root_path = "/spaces"
+    assert service.ask(body(), path="/spaces/v1/rank").status_code == 200
+    assert service.ask(path="/spaces/livez", method="GET").status_code == 200
+    assert service.ask(body(), path="/spaces").status_code == 404
 
 
 def test_the_limit_cuts_the_ranking(service):

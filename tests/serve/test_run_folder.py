@@ -24,8 +24,11 @@ def test_what_is_written_is_read_back_and_rubbish_counts_as_nothing(tmp_path):
     assert run.service() == {}
     run.write({"state": "ready"})
     assert run.service() == {"state": "ready"}
+    run.keep({"applications": []})
+    assert run.deployed() == {"applications": []}
     (tmp_path / "service.json").write_text('{"state": ')
-    assert run.service() == {}
+    (tmp_path / "deployed.yaml").write_text("applications: [")
+    assert (run.service(), run.deployed()) == ({}, {})
 
 
 def test_processes_are_found_by_the_marker_alone(tmp_path):
@@ -48,3 +51,11 @@ def test_two_commands_cannot_hold_one_folder(tmp_path):
         pass
     with run.locked(0.0):
         pass
+
+
+def test_what_may_hold_a_password_is_for_its_owner_alone(tmp_path):
+    run = RunFolder.of(tmp_path)
+    for _ in range(2):
+        run.keep({"applications": []})
+        run.want(tmp_path / "cluster.yaml", "", {"applications": []})
+    assert [(tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml")] == [0, 0]

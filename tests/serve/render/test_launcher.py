@@ -144,6 +144,8 @@ def test_a_machine_is_the_smallest_with_that_many_cpus_and_gpus_or_the_one_named
         ("aws", ("--allow", "everybody"), "--allow everybody"),
         ("aws", ("--instance", "m7i.large"), "must be NAME=VALUE"),
         ("aws", ("--name", "My Cluster"), "--name My Cluster"),
+        ("aws", (*GOLDEN["aws"], "--instance", "wokers=x"), "--instance wokers: there is no such pool"),
+        ("aws", ("--instance", "head=a", "--instance", "head=b"), "head comes twice"),
     ],
 )
 def test_what_a_provider_cannot_use_is_refused_with_the_remedy(provider, options, said):

@@ -1,4 +1,5 @@
 import functools
+import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -169,14 +170,64 @@ def test_no_secret_is_written_and_each_is_named():
         ("models: /mnt/tabrank/models", "models: var/models", "models"),
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
         ("max_replicas: 2,", "max_replicas: 3,", "all replicas take 3 num_gpus, and the pools beside the head have 2"),
-        ("  head:", "  first:", "nodes: no pool 'head'"),
-        ("  gpus:", "  GPUs:", "the pool 'GPUs': clouds and Kubernetes take lower-case letters"),
+        ("  head:", "  first:", "nodes: there is no pool 'head'"),
+        ("  gpus:", "  GPUs:", "a pool has up to 40 lower-case letters"),
     ],
 )  # fmt: skip
 def test_what_pods_cannot_serve_is_refused(tmp_path, old, new, said):
     message = rendered(*OPTIONS, config=written(tmp_path, old, new), code=2)
     assert said in message
     assert "hunter2" not in message
+
+
+def test_what_the_file_leaves_to_ray_is_counted_as_ray_does(tmp_path):
+    config = written(tmp_path, "{num_cpus: 2}", "{num_cpus: null}")  # 1
+    assert objects(config=config)
+    text = config.read_text().replace("max_replicas: 8", 'max_replicas: "8"')
+    text = text.replace("num_cpus: 8, min_nodes: 1, max_nodes: 4", "num_cpus: 2, min_nodes: 1, max_nodes: 1")
+    config.write_text(text.replace("num_cpus: 8, num_gpus: 1", "num_cpus: 2, num_gpus: 1"))
+    assert "all replicas take 10.5 num_cpus" in rendered(*OPTIONS, config=config, code=2)
+
+
+def test_a_file_from_which_the_pools_cannot_be_cut_is_refused(tmp_path):
+    config = tmp_path / "cluster.yaml"
+    config.write_text(json.dumps(yaml.safe_load(CLUSTER.read_text())))
+    assert "nodes: cannot be cut out of the file" in rendered(*OPTIONS, config=config, code=2)
+
+
+def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
+    config = tmp_path / "cluster.yaml"
+    config.write_bytes(b"\xef\xbb\xbf" + CLUSTER.read_bytes())
+    assert objects(config=config) == objects()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--volume", "Models=/mnt/models"), "--volume Models: Kubernetes takes up to 63 lower-case letters"),
+        (("--volume", "tabrank=/mnt/other"), "tabrank comes twice"),
+        (("--namespace", "My Space"), "--namespace My Space: Kubernetes takes"),
+        (("--allow", "everybody!"), "--allow everybody!: Kubernetes takes"),
+        (("--redis", "ann:hunter2@store:6379"), "--redis: must be HOST:PORT"),
+        (("--redis", "store"), "--redis: must be HOST:PORT"),
+    ],
+)
+def test_what_kubernetes_does_not_take_is_refused(options, said):
+    message = rendered(*OPTIONS, *options, code=2)
+    assert said in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("store", "address"),
+    [
+        ("redis://store.internal/0", "store.internal:6379"),
+        ("rediss://store.internal:6380/0", "rediss://store.internal:6380"),
+    ],
+)
+def test_ray_keeps_its_state_at_the_server_of_the_store(tmp_path, store, address):
+    service = objects(config=written(tmp_path, "redis://store.internal:6379/0", store))[0]
+    assert service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] == address
 
 
 def test_an_image_must_be_named():
