@@ -98,4 +98,5 @@ def _with_service(
 def _verdict(found: Mapping[str, Found]) -> Verdict:
     if all(part["held"] for part in found.values()):
         return "held"
-    return "void" if any(part.get("void") for part in found.values()) else "not held"
+    failed = [part for part in found.values() if not part["held"]]
+    return "void" if all(part.get("void") for part in failed) else "not held"
