@@ -10,6 +10,7 @@ from serve.check.findings import Findings
 from serve.check.places import Steps, show
 from serve.strict import whole
 
+HEAD = "head"  # the pool of the machine with Ray's controller
 MOST = 100_000  # of anything that a pool counts
 
 
@@ -21,6 +22,11 @@ class NodePool:
     min_nodes: int
     max_nodes: int
     num_gpus: int = 0
+
+
+def head_of(pools: Mapping[str, NodePool]) -> str:
+    """The pool that has Ray's head: `head`, or the first where none has that name."""
+    return HEAD if HEAD in pools else next(iter(pools))
 
 
 def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve.render.pools import HEAD, Pools
+from serve.check.pools import HEAD
+from serve.render.pools import Pools
 
 HEAD_TYPE = "ray.head.default"  # the provider knows the head by no other name
 OBJECT_STORE_BYTES = 128 << 20  # nothing travels through it

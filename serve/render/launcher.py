@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
+from serve.check.pools import HEAD
 from serve.config import Config
 from serve.environment import rendered_environment
 from serve.errors import TabrankError
 from serve.render import fake
 from serve.render.pods import METRICS_PORT
-from serve.render.pools import HEAD, Pools, backends_of, pools_of
+from serve.render.pools import Pools, backends_of, pools_of
 from serve.render.providers import CLOUDS, Cloud, Order
 from serve.render.schema import refuse_invalid
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serve.check.our_application import OUR_APPLICATION
-from serve.check.pools import NodePool
+from serve.check.pools import HEAD, NodePool
 from serve.config import Config
 from serve.errors import TabrankError
 from serve.settings import AppArgs
 
-HEAD = "head"
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # of a pool or a cluster, as every place takes it
 
 

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from serve.check.pools import NodePool
+from serve.check.pools import HEAD, NodePool
 from serve.config import Config
 from serve.errors import TabrankError
 from serve.render.network_policy import Allowed, network_policy
 from serve.render.pods import HOME, PodOrder, container_security, head_template, pod_labels, worker_template
-from serve.render.pools import HEAD, Pools, our_arguments, paths_of, pools_of
+from serve.render.pools import Pools, our_arguments, paths_of, pools_of
 from serve.render.serve_text import serve_text
 
 KUBERAY = "1.6"  # the first whose authOptions take a Secret of one's own
