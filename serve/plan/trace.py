@@ -114,11 +114,16 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
     for name in (TIME, RATE):
         if name not in columns:
             raise TabrankError(_missing(path, name, columns))
+    twice = [name for i, name in enumerate(columns) if name in columns[:i]]
+    if twice:
+        raise TabrankError(f"{path}:1: the column {twice[0]!r} is there twice")
     counted = [name for name in columns if name.endswith(REPLICAS) or name == NODES]
     rows: dict[str, list[float]] = {name: [] for name in (TIME, RATE, *counted)}
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
+            if None in row:
+                raise TabrankError(f"{where}: more fields than columns; write a thousand as 1000")
             for name, values in rows.items():
                 values.append(_number(row[name], f"{where}: column {name}", name in counted))
             _check_row(rows, where)

@@ -213,6 +213,8 @@ def test_a_full_service_refuses_what_it_cannot_queue():
         ("t_s,offered_rps\n0,900\n1\n", ":3: column offered_rps: None is no number"),
         ("t_s,offered_rps\n0,900\n1,nan\n", ":3: column offered_rps: 'nan' is no number"),
         ("t_s,offered_rps\n0,900\n1,-1\n", ":3: column offered_rps: -1 must be 0 or more"),
+        ("t_s,offered_rps\n0,1,000\n1,1,000\n", ":2: more fields than columns; write a thousand as 1000"),
+        ("t_s,offered_rps,offered_rps\n0,1,2\n1,1,2\n", ":1: the column 'offered_rps' is there twice"),
         ("t_s,offered_rps\n5,900\n5,1\n", ":3: column t_s: 5 must be above 5"),
         ("t_s,offered_rps\n0,1e6\n60,1e6\n", "offers 120,000,000 requests; at most 5,000,000"),
         ("t_s,offered_rps\n0,0\n1e6,0\n", "lasts 2,000,000 s; at most 86,400 are simulated"),
