@@ -20,7 +20,7 @@ def arrivals(
     """
     begins_s = 0.0
     for block in blocks:
-        count = round(rate_rps() * block.factor * block.seconds)
+        count = block.num_requests(rate_rps())
         yield from (begins_s + block.seconds * _places(block, np.sort(rng.random(count)))).tolist()
         begins_s += block.seconds
 

@@ -17,8 +17,10 @@ from loadtest.service import ask
 
 DEFAULT_RUN = Path("var/run")
 APPLICATIONS = "/api/serve/applications/"
-NODES = "/api/v0/nodes?limit=10000"
+NODES = "/api/v0/nodes?detail=true&limit=10000"
 PERIOD_S = 1.0
+UNTOLD = (LoadtestError, OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What a look ends in where there is no Serve, or one that is only beginning or ending."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Watch:
             time.sleep(max(0.0, begun + at_s - perf_counter()))
             try:
                 replicas, nodes = self.look()
-            except (LoadtestError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            except UNTOLD:
                 replicas = {}
             if replicas:
                 self.samples.append(Sample(perf_counter() - begun - self.warmup_s, replicas, nodes))
@@ -64,13 +66,16 @@ def find_cluster(named: str | None, url: str) -> Look | None:
         LoadtestError: if there is nothing to be seen at the name.
     """
     if named is None:
-        found = _service(DEFAULT_RUN)
+        found = read_service(DEFAULT_RUN)
         ours = found.get("url") is not None and found["url"].rstrip("/") == url.rstrip("/")
         return _of_folder(DEFAULT_RUN) if ours else None
-    look = _of_dashboard(named) if named.startswith(("http://", "https://")) else _of_folder(Path(named))
+    if named.startswith(("http://", "https://")):
+        look: Look = Dashboard(named, os.environ.get("RAY_AUTH_TOKEN")).look
+    else:
+        look = _of_folder(Path(named))
     try:
         replicas, _ = look()
-    except (LoadtestError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNTOLD as error:
         raise LoadtestError(
             f"--cluster {named}: no Ray Serve is to be seen there ({error}); "
             "name a run folder of `serve up`, or a dashboard's URL such as http://127.0.0.1:8265"
@@ -80,7 +85,8 @@ def find_cluster(named: str | None, url: str) -> Look | None:
     return look
 
 
-def _service(folder: Path) -> dict[str, Any]:
+def read_service(folder: Path) -> dict[str, Any]:
+    """What `serve up` tells in a run folder; empty while it cannot be told."""
     try:
         found = json.loads((folder / "service.json").read_text())
     except (OSError, ValueError):
@@ -90,32 +96,54 @@ def _service(folder: Path) -> dict[str, Any]:
 
 def _of_folder(folder: Path) -> Look:
     def look() -> tuple[Mapping[str, int], int | None]:
-        found = _service(folder)
+        found = read_service(folder)
         nodes = found.get("nodes")
         running = {
             name: int(deployment["replicas"].get("RUNNING", 0))
-            for name, deployment in _deployments(found.get("applications", {}))
+            for name, deployment in deployments(found.get("applications", {}))
         }
         return running, None if nodes is None else sum(bool(node["alive"]) for node in nodes)
 
     return look
 
 
-def _of_dashboard(url: str) -> Look:
-    base = url.rstrip("/")
+@dataclass(frozen=True)
+class Dashboard:
+    """Ray's own REST, which may want a token; LoadtestError where it does not answer."""
 
-    def look() -> tuple[Mapping[str, int], int | None]:
-        running = {
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+    def look(self) -> tuple[Mapping[str, int], int | None]:
+        """Replicas that run, by deployment, and nodes."""
+        return self.replicas(), len(self.nodes())
+
+    def applications(self) -> Mapping[str, Any]:
+        """Serve's own state of each application, by name."""
+        found: Mapping[str, Any] = self._get(APPLICATIONS)["applications"]
+        return found
+
+    def replicas(self) -> dict[str, int]:
+        """Replicas that run, by deployment."""
+        return {
             name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-            for name, deployment in _deployments(_get(base, APPLICATIONS)["applications"])
+            for name, deployment in deployments(self.applications())
         }
-        nodes = _get(base, NODES)["data"]["result"]["result"]
-        return running, sum(node["state"] == "ALIVE" for node in nodes)
 
-    return look
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """Nodes that live."""
+        nodes = self._get(NODES)["data"]["result"]["result"]
+        return [node for node in nodes if node["state"] == "ALIVE"]
+
+    def _get(self, path: str) -> Any:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        status, said = ask(self.url.rstrip("/"), path, headers=headers)
+        if status != http.client.OK:
+            raise LoadtestError(f"{path} answers {status}")
+        return json.loads(said)
 
 
-def _deployments(applications: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def deployments(applications: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """By their names, with the application's before them where there are several."""
     several = len(applications) > 1
     return [
@@ -123,15 +151,3 @@ def _deployments(applications: Mapping[str, Any]) -> list[tuple[str, Any]]:
         for application, found in applications.items()
         for name, deployment in found["deployments"].items()
     ]
-
-
-def _get(base: str, path: str) -> Any:
-    status, said = ask(base, path, headers=_token())
-    if status != http.client.OK:
-        raise LoadtestError(f"{path} answers {status}")
-    return json.loads(said)
-
-
-def _token() -> dict[str, str]:
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token else {}

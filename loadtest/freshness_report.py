@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from loadtest.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
-from loadtest.measure import Floats, Measurement, Requests, percentile
-from loadtest.report import STYLE, milliseconds, page_parts, rounded, write_folder
+from loadtest.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
+from loadtest.report import STYLE, page_parts, write_folder
 
 Report = dict[str, Any]
 

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ class Requests:
             codes=self.codes[chosen],
         )
 
-    def after(self, second: float) -> Requests:
+    def counted_from(self, second: float) -> Requests:
         """All rows, their times counted from another second."""
         return replace(self, at_s=self.at_s - second)
 
@@ -160,3 +161,13 @@ def measure(requests: Requests, seconds: float) -> Measurement:
         generator_late_ms_p99=percentile(due.late_ms, np.ones(len(due.ok), dtype=bool), 0.99) or 0.0,
         seconds=seconds,
     )
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency as people read it; None: a percentile that too many failures lie before."""
+    return "not reached" if value is None else f"{value:.1f} ms"
+
+
+def rounded(value: Any) -> Any:
+    """A number to three decimals; all else as it is."""
+    return round(value, 3) if isinstance(value, float) else value

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loadtest.measure import Requests, measure
+from loadtest.measure import Requests, measure, milliseconds, rounded
 from loadtest.profiles import Profile, Slo
 from loadtest.shapes import Phase, phases, steps_up
 from loadtest.timeline import Moment
@@ -19,10 +19,10 @@ def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
     """The numbers of each phase; a level run is one."""
     found = []
     for phase in phases(profile.line):
-        measured = measure(requests.after(phase.begins_s), phase.ends_s - phase.begins_s)
+        measured = measure(requests.counted_from(phase.begins_s), phase.ends_s - phase.begins_s)
         numbers = asdict(measured)
         kept = ("requests", "rps", "full_share", "p50_ms", "p90_ms", "p99_ms", "errors")
-        found.append({**_named(phase), **{name: _rounded(numbers[name]) for name in kept}})
+        found.append({**_named(phase), **{name: rounded(numbers[name]) for name in kept}})
     return found
 
 
@@ -61,8 +61,7 @@ def told(report: Report) -> list[str]:
     if len(report["phases"]) == 1 and not report["steps"]:
         return []
     lines = [
-        f"  {phase['begins_s']:g}–{phase['ends_s']:g} s ({phase['name']}): p99 {_ms(phase['p99_ms'])}, "
-        f"{phase['full_share']:.2%} full, {phase['errors']} errors"
+        f"  {phase['begins_s']:g}–{phase['ends_s']:g} s ({phase['name']}): {', '.join(parts(phase))}"
         for phase in report["phases"]
     ]
     return lines + [
@@ -70,23 +69,26 @@ def told(report: Report) -> list[str]:
     ]
 
 
+def parts(phase: Report) -> list[str]:
+    """What a phase measured, in words; where nothing was asked there is no share of anything."""
+    if not phase["requests"]:
+        return ["no requests"]
+    return [
+        f"p99 {milliseconds(phase['p99_ms'])}",
+        f"{phase['full_share']:.2%} full",
+        f"{phase['errors']} errors",
+    ]
+
+
 def recovery(step: Report) -> str:
     """`p99 held again after 4 s, full answers after 6 s`."""
-    parts = []
+    held = []
     for what, key in (("p99", "p99_recovered_s"), ("full answers", "full_recovered_s")):
         after_s = step[key]
         how = "not in that phase" if after_s is None else "at once" if after_s == 0 else f"after {after_s} s"
-        parts.append(f"{what} held {'' if after_s is None else 'again ' if after_s else ''}{how}")
-    return ", ".join(parts)
+        held.append(f"{what} held {'' if after_s is None else 'again ' if after_s else ''}{how}")
+    return ", ".join(held)
 
 
 def _named(phase: Phase) -> Report:
     return {"begins_s": round(phase.begins_s, 3), "ends_s": round(phase.ends_s, 3), "name": phase.name}
-
-
-def _ms(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.1f} ms"
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else value

@@ -105,10 +105,9 @@ def load_and_cluster(moments: list[Moment], slo: Slo) -> str:
 
 def _draw_load(axes: Axes, moments: list[Moment]) -> None:
     at = [moment.t_s for moment in moments]
-    full = [moment.offered_rps * (moment.full_share or 0.0) for moment in moments]
     axes.plot(at, [moment.offered_rps for moment in moments], "--", color="0.3", label="offered")
     axes.plot(at, [moment.answered_rps for moment in moments], "-", color="0.65", label="answered")
-    axes.plot(at, full, "-", color="black", label="in full")
+    axes.plot(at, [moment.full_rps for moment in moments], "-", color="black", label="in full")
     failed = [(moment.t_s, moment.failed) for moment in moments if moment.failed]
     if failed:
         axes.plot(*zip(*failed, strict=True), "x", color="black", label="failed")

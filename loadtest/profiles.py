@@ -40,20 +40,25 @@ class Profile:
         _check("warmup_s", self.warmup_s, self.warmup_s >= 0, "it must be 0 or more")
         _check("duration_s", self.duration_s, self.duration_s > 0, "it must be above 0")
         _check("viewer_skew", self.viewer_skew, self.viewer_skew >= 0, "it must be 0 or more")
-        enough = self.target_rps * self.duration_s >= 1
+        if self.shape:
+            check_shape(self.shape, self.duration_s)
         _check(
             "duration_s",
             self.duration_s,
-            enough,
+            any(block.num_requests(self.target_rps) for block in blocks(self.line)),
             f"at {self.target_rps:g} req/s not one request is sent in it",
         )
-        if self.shape:
-            check_shape(self.shape, self.duration_s)
 
     @property
     def line(self) -> Shape:
         """Its shape, which may be a level line."""
         return self.shape or ((0.0, 1.0), (self.duration_s, 1.0))
+
+    @property
+    def offered_rps(self) -> float:
+        """The mean rate of the measurement."""
+        sent = sum(block.factor * block.seconds for block in blocks(self.line))
+        return self.target_rps * sent / self.duration_s
 
     @property
     def blocks(self) -> list[Block]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from loadtest.errors import LoadtestError
 from loadtest.machine import describe_machine
-from loadtest.measure import Measurement, Requests
-from loadtest.phases import describe_phases, describe_steps, recovery, told
+from loadtest.measure import Measurement, Requests, milliseconds, rounded
+from loadtest.phases import describe_phases, describe_steps, parts, recovery, told
 from loadtest.profiles import Profile, Slo
 from loadtest.seconds import by_second, to_csv
 from loadtest.timeline import Moment, timeline_csv
@@ -39,6 +39,7 @@ def make_report(
         "profile": profile.name,
         "url": url,
         "target_rps": profile.target_rps,
+        "offered_rps": rounded(profile.offered_rps),
         **numbers,
         "verdict": verdict,
         "reasons": reasons,
@@ -55,7 +56,7 @@ def summary(report: Report) -> str:
     slo = report["slo"]
     lines = [
         f"{report['verdict']}: profile {report['profile']} at {report['url']}, {report['seconds']:g} s",
-        f"  {report['rps']:,.0f} req/s of {report['target_rps']:g}, "
+        f"  {report['rps']:,.0f} req/s of {report['offered_rps']:,.0f} offered, "
         f"{report['candidates_per_s']:,.0f} candidates/s scored by the model, "
         f"{report['full_share']:.2%} full",
         f"  p50 {milliseconds(report['p50_ms'])}  p90 {milliseconds(report['p90_ms'])} (limit {slo['p90_ms']:g})  "
@@ -143,7 +144,7 @@ def refuse_existing(folder: Path) -> None:
 def _page(report: Report, plots: Mapping[str, str]) -> str:
     slo = report["slo"]
     rows = [
-        ("requests a second", f"{report['rps']:,.1f}", f"{report['target_rps']:g} offered"),
+        ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
         ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
         ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
         ("p50", milliseconds(report["p50_ms"]), ""),
@@ -159,8 +160,8 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
         *(
             (
                 f"&emsp;{html.escape(phase['name'])}, {phase['begins_s']:g}–{phase['ends_s']:g} s",
-                f"{phase['full_share']:.3%} full",
-                f"p99 {milliseconds(phase['p99_ms'])}, {phase['errors']} errors",
+                f"{phase['requests']:,} requests",
+                ", ".join(parts(phase)),
             )
             for phase in report["phases"]
             if len(report["phases"]) > 1
@@ -226,13 +227,3 @@ a failed request counts as never answered. <a href="report.json">report.json</a>
 <a href="locust.html">Locust's page</a> (warm-up included).</footer>
 </html>
 """
-
-
-def milliseconds(value: float | None) -> str:
-    """A latency as people read it; None: a percentile that too many failures lie before."""
-    return "not reached" if value is None else f"{value:.1f} ms"
-
-
-def rounded(value: Any) -> Any:
-    """A number to three decimals; all else as it is."""
-    return round(value, 3) if isinstance(value, float) else value

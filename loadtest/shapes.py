@@ -23,6 +23,10 @@ class Block(NamedTuple):
         """Its mean."""
         return (self.begins + self.ends) / 2
 
+    def num_requests(self, rate_rps: float) -> int:
+        """How many are sent in it, at a rate that its factors multiply."""
+        return round(rate_rps * self.factor * self.seconds)
+
 
 class Phase(NamedTuple):
     """A part of a shape in which the rate stands, rises or falls."""
@@ -56,6 +60,9 @@ def check_shape(shape: Shape, duration_s: float) -> None:
     for (before_s, _), (at_s, _) in pairwise(shape):
         if at_s < before_s:
             raise ValueError(f"shape has second {at_s:g} after {before_s:g}; its seconds must ascend")
+    for (before_s, _), _, (at_s, _) in zip(shape, shape[1:], shape[2:], strict=False):
+        if before_s == at_s:
+            raise ValueError(f"shape has three points at second {at_s:g}; a jump is two")
     if min(factor for _, factor in shape) < 0 or not any(block.factor for block in blocks(shape)):
         raise ValueError("shape must have factors of 0 or more, and not all 0")
 

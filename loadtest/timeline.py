@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.cluster import Sample
+from loadtest.cluster import PERIOD_S, Sample
 from loadtest.measure import Requests, percentile
+
+STALE_S = 5 * PERIOD_S  # what was seen longer ago may be there no more
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Moment:
     """One second of the measurement.
 
     `offered_rps`, the percentiles, `full_share` and `failed` are of the requests due in it; `answered_rps` came well
-    in it. Replicas and nodes are those seen last before its end; None: nothing was looked at.
+    in it. Replicas and nodes are those seen last before its end; None: nothing was seen in the seconds before.
     """
 
     t_s: int
@@ -30,6 +32,11 @@ class Moment:
     failed: int
     replicas: dict[str, int | None]
     nodes: int | None
+
+    @property
+    def full_rps(self) -> float:
+        """Of the requests due in it, those answered in full; `full_share` is of the answers only."""
+        return (self.offered_rps - self.failed) * (self.full_share or 0.0)
 
 
 def timeline(requests: Requests, seconds: float, samples: Sequence[Sample]) -> list[Moment]:
@@ -43,6 +50,8 @@ def timeline(requests: Requests, seconds: float, samples: Sequence[Sample]) -> l
         here = requests.where(due == second)
         num_ok = int(here.ok.sum())
         seen = next((sample for sample in reversed(samples) if sample.at_s < second + 1), None)
+        if seen is not None and seen.at_s < second + 1 - STALE_S:
+            seen = None
         moments.append(
             Moment(
                 t_s=second,

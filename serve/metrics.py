@@ -68,7 +68,7 @@ class RankMetrics(Metrics):
         self._flushed = time.monotonic()
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
-        """Count a ranking; under 2 µs."""
+        """Count a ranking; about 2 µs."""
         query, stage_ms = slate.query, slate.stage_ms
         experiment, arm, rung = query.experiment or "", query.arm.name, slate.rung
         self._num_rankings[experiment, arm, rung, slate.model or ""] += 1

@@ -33,7 +33,7 @@ class _Superseded(Exception):
 
 
 class Supervisor:
-    """Serves one `cluster.yaml` until SIGTERM; SIGHUP deploys the file again, in place.
+    """Serves one `cluster.yaml` until SIGTERM; SIGHUP deploys what the run folder wants, in place.
 
     All that others may know is in `service.json`; `error` there is the reason why the last deploy failed.
     """

@@ -7,8 +7,6 @@ The launcher file is rendered by `python -m serve render launcher --provider fak
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import secrets
 import shutil
@@ -24,6 +22,7 @@ from typing import Any
 import psutil
 import yaml
 
+from loadtest.cluster import UNTOLD, Dashboard
 from loadtest.commands import last_lines
 from loadtest.errors import LoadtestError
 from loadtest.processes import MARKER, POLL_S
@@ -66,39 +65,34 @@ class FakeCluster:
             f"no application runs after {timeout_s:g} s: Serve says {said}; see {self.folder}"
         )
 
-    def applications(self) -> dict[str, Any]:
+    def applications(self) -> Mapping[str, Any]:
         """Serve's own state of each application, by name; empty while it cannot be told."""
-        found: dict[str, Any] = self._get("/api/serve/applications/").get("applications", {})
-        return found
+        try:
+            return self._rest.applications()
+        except UNTOLD:
+            return {}
 
     def replicas(self) -> dict[str, int]:
-        """Running replicas by deployment."""
-        return {
-            name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-            for application in self.applications().values()
-            for name, deployment in application["deployments"].items()
-        }
+        """Running replicas by deployment; empty while it cannot be told."""
+        try:
+            return self._rest.replicas()
+        except UNTOLD:
+            return {}
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Living nodes: `id`, `pool`, and whether it is the head."""
-        nodes = self._get("/api/v0/nodes?detail=true").get("data", {}).get("result", {}).get("result", [])
+        """Living nodes: `id`, `pool`, and whether it is the head; empty while it cannot be told."""
+        try:
+            found = self._rest.nodes()
+        except UNTOLD:
+            return []
         return [
             {"id": node["node_id"], "pool": node["labels"].get("pool", ""), "head": node["is_head_node"]}
-            for node in nodes
-            if node["state"] == "ALIVE"
+            for node in found
         ]
 
-    def _get(self, path: str) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(self.dashboard.removeprefix("http://"), timeout=5)
-        try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
-            answer = connection.getresponse()
-            content = json.loads(answer.read()) if answer.status == 200 else {}
-            return content if isinstance(content, dict) else {}
-        except (OSError, http.client.HTTPException, ValueError):
-            return {}
-        finally:
-            connection.close()
+    @property
+    def _rest(self) -> Dashboard:
+        return Dashboard(self.dashboard, self.token)
 
 
 @contextlib.contextmanager
@@ -186,19 +180,22 @@ def _beside_python(name: str) -> str:
 
 def _run(command: list[str], environment: Mapping[str, str], log: Path) -> None:
     with log.open("ab") as file:
-        done = subprocess.run(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            timeout=START_S,
-            check=False,
-        )
-    if done.returncode:
-        raise LoadtestError(
-            f"{Path(command[0]).name} {command[1]} failed:\n  " + "\n  ".join(last_lines(log, 5))
-        )
+        try:
+            code = subprocess.run(
+                command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=START_S,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    if code != 0:
+        how = f"did not end in {START_S:g} s" if code is None else "failed"
+        name = f"{Path(command[0]).name} {command[1]}"
+        raise LoadtestError(f"{name} {how}:\n  " + "\n  ".join(last_lines(log, 5)))
 
 
 def _end(marker: str) -> None:

@@ -45,7 +45,7 @@ def run_scale(
         work.prepare(say)
         found = {name: _prove(name, work, config, cycles, folder / name, say) for name in parts}
         report = {
-            "verdict": _verdict(found),
+            "verdict": verdict_of(found),
             "parts": found,
             "config": str(config),
             "capacity_rps": round(capacity_rps(), 1),
@@ -95,7 +95,9 @@ def _with_service(
         return prove()
 
 
-def _verdict(found: Mapping[str, Found]) -> Verdict:
+def verdict_of(found: Mapping[str, Found]) -> Verdict:
+    """Void only where each part that did not hold is."""
     if all(part["held"] for part in found.values()):
         return "held"
-    return "void" if any(part.get("void") for part in found.values()) else "not held"
+    failed = [part for part in found.values() if not part["held"]]
+    return "void" if all(part.get("void") for part in failed) else "not held"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from loadtest.cluster import deployments, read_service
 from loadtest.commands import run_command
+from loadtest.errors import LoadtestError
 from loadtest.services import Service, tabrank
 from loadtest.workspace import Workspace
 
@@ -50,6 +51,12 @@ class Scaled:
         application = document["applications"][0]
         application["import_path"] = APPLICATION
         application["args"] |= PACE
+        for name in autoscaling:
+            given = [each for each in application.get("deployments", []) if each.get("name") == name]
+            if not given or not isinstance(given[0].get("autoscaling_config"), dict):
+                raise LoadtestError(
+                    f"--config {config}: {name} has no autoscaling_config; there is nothing to prove"
+                )
         for deployment in application["deployments"]:
             # shares for placement only: three of each must find room on two cores
             deployment["ray_actor_options"] = {"num_cpus": 0.1}
@@ -72,12 +79,8 @@ class Scaled:
 
     def replicas(self) -> dict[str, dict[str, int]]:
         """How many of each deployment there are in each state."""
-        found = json.loads((self.run / "service.json").read_text())
-        return {
-            name: deployment["replicas"]
-            for application in found["applications"].values()
-            for name, deployment in application["deployments"].items()
-        }
+        applications = read_service(self.run).get("applications", {})
+        return {name: deployment["replicas"] for name, deployment in deployments(applications)}
 
     def await_replicas(self, wanted: Mapping[str, int], until_s: float) -> bool:
         """Whether by then (of `time.monotonic()`) exactly these run, and none is on its way."""

@@ -11,8 +11,8 @@ from serve.check.findings import Findings
 from serve.check.places import Steps, show
 from serve.strict import whole
 
+HEAD = "head"  # the pool of the machine with Ray's controller
 MOST = 100_000  # of anything that a pool counts
-HEAD = "head"
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # of a pool or a cluster, as every place takes it
 
 

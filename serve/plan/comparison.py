@@ -91,8 +91,11 @@ class _Off:
         planned, planned_s = outcome.column(name), np.array([sample.t_s for sample in outcome.samples])
         self.planned = planned[np.maximum(np.searchsorted(planned_s, self.at_s, side="right") - 1, 0)]
         self.off = np.abs(self.planned - self.real)
-        near = np.abs(planned_s[None, :] - self.at_s[:, None]) <= SHIFT_S
-        self.shifted = np.where(near, np.abs(planned[None, :] - self.real[:, None]), np.inf).min(axis=1)
+        first = np.searchsorted(planned_s, self.at_s - SHIFT_S)
+        end = np.searchsorted(planned_s, self.at_s + SHIFT_S, side="right")
+        near = [planned[i:j] for i, j in zip(first, end, strict=True)]
+        off = [np.abs(part - real).min(initial=np.inf) for part, real in zip(near, self.real, strict=True)]
+        self.shifted = np.array(off)
         self.known = np.isfinite(self.real)
         self.any = bool(self.known.any())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from serve.errors import TabrankError
 from serve.plan.outcome import Outcome
 from serve.plan.report import Report, answers_of, table
-from serve.plan.trace import NODES, RATE, REPLICAS, TIME
+from serve.plan.trace import NODES, RATE, REPLICAS, TIME, shown
 
 
 def to_csv(outcome: Outcome) -> str:
@@ -36,7 +36,7 @@ def to_csv(outcome: Outcome) -> str:
         late = [answers[key] for key in ("p50_ms", "p99_ms", "late_share", "refused_share")]
         writer.writerow(
             [
-                *(f"{sample.t_s:g}", f"{outcome.trace.rate_rps(sample.t_s):g}"),
+                *(shown(sample.t_s), f"{outcome.trace.rate_rps(sample.t_s):g}"),
                 *("" if value is None else f"{value:g}" for value in late),
                 *(sample.running[name] for name in names),
                 *(sample.wanted[name] for name in names),

@@ -57,12 +57,12 @@ class _Provider:
 
 
 class Cluster:
-    """The nodes that there are, and are to come. The pool called `head`, else the first, is Ray's head."""
+    """The nodes that there are, and are to come."""
 
     def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts, now_s: float) -> None:
         self._pools = pools
         self._costs = costs
-        self._head = HEAD if HEAD in pools else next(iter(pools))
+        self._head = HEAD
         self._provider = _Provider(self._head)
         self.nodes: list[Node] = []
         self._num_launched = 0

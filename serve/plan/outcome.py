@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.check.pools import HEAD
 from serve.plan.ledger import LATE, REFUSED, Ledger
 from serve.plan.service import Service
 from serve.plan.trace import Phase, Trace
@@ -155,10 +156,10 @@ class Outcome:
         return [f"nodes: for {waiting} of {len(self.samples)} s a replica waits for a node to come"]
 
     def _short_of_cores(self) -> list[str]:
-        cores = {name: pool.num_cpus for name, pool in self.service.pools.items()}
-        if not cores:
+        pools = self.service.pools
+        if not pools:
             return []
-        head_cores = next(iter(cores.values()))
+        head_cores = pools[HEAD].num_cpus
         busy = np.diff([sample.busy_s for sample in self.samples])
         one_node = np.array([sample.nodes == 1 for sample in self.samples[1:]], bool)
         short = int((busy[one_node] > head_cores).sum())

@@ -7,6 +7,7 @@ and stops. What is not: cores shared between replicas, garbage, the network, the
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 
@@ -122,7 +123,8 @@ class _Simulation:
     def _settle(self) -> None:
         """What is under way at the end of the trace is still answered."""
         self.agenda.run_until(self.trace.end_s + self.service.deadline_s + 1.0)
-        del self.samples[round(self.trace.end_s - self.trace.t_s[0]) :]
+        seconds = self.trace.end_s - self.trace.t_s[0]
+        del self.samples[math.ceil(round(seconds / SAMPLE_S, 6)) :]
 
     def _control(self) -> None:
         """One turn of the controller's loop."""

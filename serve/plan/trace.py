@@ -15,7 +15,8 @@ from serve.errors import TabrankError, unknown_key
 
 TIME, RATE = "t_s", "offered_rps"
 REPLICAS, NODES = "_replicas", "nodes"
-MAX_REQUESTS = 5_000_000  # a few minutes of computing
+MAX_REQUESTS = 5_000_000  # some minutes of computing
+MAX_SECONDS = 86_400  # likewise: Ray is asked ten times in each, loaded or not
 MAX_PHASES = 12
 
 
@@ -82,7 +83,12 @@ class Trace:
         bounds = [*self.t_s, self.end_s]
         if len(self.t_s) > MAX_PHASES:
             bounds = [float(bound) for bound in np.linspace(self.t_s[0], self.end_s, MAX_PHASES + 1)]
-        return [Phase(f"{begin:g}–{end:g} s", begin, end) for begin, end in pairwise(bounds)]
+        return [Phase(f"{shown(begin)}–{shown(end)} s", begin, end) for begin, end in pairwise(bounds)]
+
+
+def shown(at_s: float) -> str:
+    """A time as it is written: a Unix time too has all its digits."""
+    return f"{round(at_s, 3):.15g}"
 
 
 def read_trace(path: Path) -> Trace:
@@ -91,7 +97,7 @@ def read_trace(path: Path) -> Trace:
     Raises TabrankError naming the file, the line, the column and the remedy.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return _trace(path, file)
     except OSError as error:
         raise TabrankError(
@@ -108,11 +114,16 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
     for name in (TIME, RATE):
         if name not in columns:
             raise TabrankError(_missing(path, name, columns))
+    twice = [name for i, name in enumerate(columns) if name in columns[:i]]
+    if twice:
+        raise TabrankError(f"{path}:1: the column {twice[0]!r} is there twice")
     counted = [name for name in columns if name.endswith(REPLICAS) or name == NODES]
     rows: dict[str, list[float]] = {name: [] for name in (TIME, RATE, *counted)}
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
+            if None in row:
+                raise TabrankError(f"{where}: more fields than columns; write a thousand as 1000")
             for name, values in rows.items():
                 values.append(_number(row[name], f"{where}: column {name}", name in counted))
             _check_row(rows, where)
@@ -123,6 +134,10 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
             f"{path}: {len(rows[TIME])} rows; there must be two or more: the last lasts as long as the one before"
         )
     trace = Trace(tuple(rows[TIME]), tuple(rows[RATE]), {name: tuple(rows[name]) for name in counted})
+    if trace.end_s - trace.t_s[0] > MAX_SECONDS:
+        raise TabrankError(
+            f"{path}: lasts {trace.end_s - trace.t_s[0]:,.0f} s; at most {MAX_SECONDS:,} are simulated: cut it shorter"
+        )
     if trace.num_requests > MAX_REQUESTS:
         raise TabrankError(
             f"{path}: offers {trace.num_requests:,} requests; at most {MAX_REQUESTS:,} are simulated: cut it shorter"
@@ -134,7 +149,7 @@ def _check_row(rows: dict[str, list[float]], where: str) -> None:
     times = rows[TIME]
     if len(times) > 1 and times[-1] <= times[-2]:
         raise TabrankError(
-            f"{where}: column {TIME}: {times[-1]:g} must be above {times[-2]:g}, the row before"
+            f"{where}: column {TIME}: {shown(times[-1])} must be above {shown(times[-2])}, the row before"
         )
     if rows[RATE][-1] < 0:
         raise TabrankError(f"{where}: column {RATE}: {rows[RATE][-1]:g} must be 0 or more")

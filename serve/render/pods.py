@@ -68,7 +68,7 @@ def _template(
 
 
 def _container(order: PodOrder, name: str, pool: NodePool, ports: Mapping[str, int]) -> dict[str, Any]:
-    resources = {"cpu": str(pool.num_cpus), "memory": f"{order.memory_gib_per_cpu * pool.num_cpus}Gi"}
+    resources = {"cpu": str(pool.num_cpus), "memory": f"{order.memory_gib_per_cpu * max(pool.num_cpus, 1)}Gi"}
     if pool.num_gpus:
         resources["nvidia.com/gpu"] = str(pool.num_gpus)
     all_ports = {**ports, "metrics": METRICS_PORT}

@@ -49,6 +49,11 @@ def test_a_shape_begins_with_a_warm_up_at_its_first_rate():
     assert load_profile("modest").blocks == [Block(10), Block(60)]
 
 
+@pytest.mark.parametrize(("name", "rate_rps"), [("modest", 300), ("step", 450), ("diurnal", 450)])
+def test_what_is_offered_on_average_is_that_of_the_shape(name, rate_rps):
+    assert load_profile(name).offered_rps == pytest.approx(rate_rps, rel=0.01)
+
+
 def test_a_duration_stretches_the_shape():
     profile = load_profile("step", duration_s=12)
     assert profile.shape == ((0, 1), (3, 1), (3, 2), (9, 2), (9, 1), (12, 1))
@@ -79,6 +84,8 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
         (MINE + "shape = [[0, 1], [5, -1]]", "factors of 0 or more"),
         (MINE + "shape = [[0, 0], [5, 0]]", "not all 0"),
         (MINE + "shape = [[0, 1], [5, 'x']]", "shape holds [5, 'x']; it must be a list of [second, factor]"),
+        (MINE + "shape = [[0, 1], [2, 1], [2, 3], [2, 2], [5, 2]]", "shape has three points at second 2"),
+        (MINE + "shape = [[0, 0.001], [5, 0.001]]", "not one request is sent in it"),
         (MINE + "shape = 2", "shape is 2; it must be a list"),
         (MINE + "shap = [[0, 1], [5, 1]]", "unknown key 'shap'; did you mean 'shape'"),
     ],

@@ -20,8 +20,8 @@ from loadtest.verdict import judge
 PROFILE = load_profile("headline", target_rps=100, warmup_s=1, duration_s=3)
 SLO = load_slo()
 KEYS = {
-    "profile", "url", "target_rps", "rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms",
-    "max_ms", "errors", "error_kinds", "rungs", "requests", "generator_late_ms_p99", "verdict", "reasons",
+    "profile", "url", "target_rps", "offered_rps", "rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms",
+    "p99_ms", "max_ms", "errors", "error_kinds", "rungs", "requests", "generator_late_ms_p99", "verdict", "reasons",
     "seconds", "slo", "machine", "phases", "steps", "watched",
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_a_report_is_never_overwritten(tmp_path):
 def test_the_summary_says_verdict_rate_and_limits():
     report, _, _ = made()
     assert summary(report).splitlines()[0] == "held: profile headline at http://127.0.0.1:8000, 3 s"
-    assert "99 req/s of 100, 5,463 candidates/s" in summary(report)
+    assert "99 req/s of 100 offered, 5,463 candidates/s" in summary(report)
     assert "p99 24.8 ms (limit 100)" in summary(report)
 
 

@@ -29,13 +29,25 @@ def run(slow_until=0, outcome=FULL):
 
 
 def test_a_second_tells_what_was_offered_answered_and_there():
-    samples = [Sample(-0.2, {"Scorer": 1}, 1), Sample(5.1, {"Scorer": 2}, 2)]
+    samples = [Sample(at_s, {"Scorer": 1}, 1) for at_s in (-0.2, 3.9)]
+    samples += [Sample(at_s, {"Scorer": 2}, 2) for at_s in (5.1, 8.0)]
     moments = timeline(run(slow_until=6, outcome=POPULAR), 12, samples)
     assert [moment.offered_rps for moment in moments] == [10] * 4 + [20] * 6 + [10] * 2
     assert [moment.replicas["Scorer"] for moment in moments] == [1] * 5 + [2] * 7
     assert [moment.nodes for moment in moments] == [1] * 5 + [2] * 7
     assert [moment.full_share for moment in moments] == [1.0] * 4 + [0.0] * 2 + [1.0] * 6
     assert (moments[4].p99_ms, moments[6].p99_ms) == (150.0, 8.0)
+
+
+def test_what_was_seen_long_ago_is_not_taken_for_what_is_there():
+    moments = timeline(run(), 12, [Sample(1.2, {"Scorer": 3}, 2)])
+    assert [moment.nodes for moment in moments] == [None] + [2] * 5 + [None] * 6
+    assert [moment.replicas["Scorer"] for moment in moments] == [None] + [3] * 5 + [None] * 6
+
+
+def test_a_request_that_failed_is_not_among_those_answered_in_full():
+    moments = timeline(run(slow_until=6, outcome=DOWN), 12, [])
+    assert [moment.full_rps for moment in moments] == [10] * 4 + [0] * 2 + [20] * 4 + [10] * 2
 
 
 def test_a_second_in_which_nothing_was_asked_is_there_too():
@@ -104,6 +116,17 @@ def test_one_good_second_is_no_recovery():
         record.add(second + 0.5, 0.0, 150.0 if slow else 5.0, FULL, 5)
     (step,) = describe_steps(timeline(record.requests(), 12, []), STEP, load_slo())
     assert step["p99_recovered_s"] is None  # two good seconds are left of the phase
+
+
+def test_a_phase_in_which_nothing_was_asked_has_no_share_of_anything():
+    pause = Profile("pause", 10, 5, 0, 12, 0, ((0, 0), (4, 0), (4, 2), (10, 2), (10, 1), (12, 1)))
+    requests = run()
+    requests = requests.where(requests.at_s >= 4)
+    report = {"phases": describe_phases(requests, pause), "steps": []}
+    assert told(report)[:2] == [
+        "  0–4 s (×0): no requests",
+        "  4–10 s (×2): p99 8.0 ms, 100.00% full, 0 errors",
+    ]
 
 
 def test_a_shaped_report_is_told_in_lines():

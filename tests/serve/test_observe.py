@@ -68,18 +68,21 @@ def test_the_numbers_are_those_of_the_slo():
     by_name = {rule["record"]: rule["expr"] for rule in records()}
     assert f'le="{slo.p99_ms:g}"' in by_name[f"tabrank:slow_{slo.p99_ms:g}ms:ratio_rate1h"]
     assert f'le="{slo.p90_ms:g}"' in by_name[f"tabrank:slow_{slo.p90_ms:g}ms:ratio_rate1h"]
-    budgets = {"TabrankLatencyP99": 0.01, "TabrankLatencyP90": 0.1, "TabrankNotFull": 1 - slo.min_full_share}
+    not_full = 1 - slo.min_full_share
+    budgets = {"TabrankLatencyP99": 0.01, "TabrankLatencyP90": 0.1}
+    budgets |= {"TabrankNotFull": not_full, "TabrankFailing": not_full}
     for alert in alerts():
         factors = re.findall(r"> ([\d.]+) \* ([\d.]+)", alert["expr"])
+        assert len(factors) == (2 if alert["alert"] in budgets else 0), "a short and a long window each"
         for factor, budget in factors:
-            assert float(budget) == pytest.approx(budgets.get(alert["alert"], float(budget)))
+            assert float(budget) == pytest.approx(budgets[alert["alert"]])
             assert float(factor) * float(budget) < 0.9, "a burn rate that cannot be reached never fires"
     assert set(re.findall(r"tabrank:slow_(\d+)ms", text)) == {f"{slo.p90_ms:g}", f"{slo.p99_ms:g}"}
     assert f"tabrank:freshness_ms:max > {UserConfig().stale_after_ms}" in text
 
 
 def test_an_alert_stands_on_records_alone_which_always_have_a_series():
-    words = {"and", "or", "unless", "on", "application"}
+    words = {"and", "or", "unless", "on", "application", "max_over_time", "m"}
     for alert in alerts():
         names = set(re.findall(r"[A-Za-z_][\w:]*", alert["expr"])) - words
         assert names <= {rule["record"] for rule in records()}, alert["alert"]

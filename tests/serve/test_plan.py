@@ -213,8 +213,12 @@ def test_a_full_service_refuses_what_it_cannot_queue():
         ("t_s,offered_rps\n0,900\n1\n", ":3: column offered_rps: None is no number"),
         ("t_s,offered_rps\n0,900\n1,nan\n", ":3: column offered_rps: 'nan' is no number"),
         ("t_s,offered_rps\n0,900\n1,-1\n", ":3: column offered_rps: -1 must be 0 or more"),
+        ("t_s,offered_rps\n0,1,000\n1,1,000\n", ":2: more fields than columns; write a thousand as 1000"),
+        ("t_s,offered_rps,offered_rps\n0,1,2\n1,1,2\n", ":1: the column 'offered_rps' is there twice"),
         ("t_s,offered_rps\n5,900\n5,1\n", ":3: column t_s: 5 must be above 5"),
         ("t_s,offered_rps\n0,1e6\n60,1e6\n", "offers 120,000,000 requests; at most 5,000,000"),
+        ("t_s,offered_rps\n0,0\n1e6,0\n", "lasts 2,000,000 s; at most 86,400 are simulated"),
+        ("t_s,offered_rps\n1790000001,1\n1790000000,1\n", "1790000000 must be above 1790000001, the row"),
         ("t_s,offered_rps,nodes\n0,1,1\n1,1,x\n", ":3: column nodes: 'x' is no number"),
     ],
 )
@@ -225,6 +229,26 @@ def test_a_trace_is_read_strictly(tmp_path, text, said):
         read_trace(path)
     assert str(refused.value).startswith(str(path))
     assert said in str(refused.value)
+
+
+def test_a_trace_shorter_than_a_second_is_one_second():
+    for end_s, seconds in ((0.4, 1), (1.4, 2)):
+        outcome = simulate(service(), COSTS, Trace((0, end_s / 2), (25, 25)))
+        assert wanted(outcome) == [1] * seconds
+
+
+def test_unix_times_and_the_mark_that_a_spreadsheet_puts_first_are_read_and_written(tmp_path):
+    from serve.plan.folder import to_csv
+
+    path = tmp_path / "trace.csv"
+    path.write_bytes(b"\xef\xbb\xbft_s,offered_rps\n1790000000,1\n1790000001.5,1\n")
+    trace = read_trace(path)
+    assert [phase.name for phase in trace.phases()] == [
+        "1790000000–1790000001.5 s",
+        "1790000001.5–1790000003 s",
+    ]
+    path.write_text(to_csv(simulate(service(), COSTS, trace)))
+    assert read_trace(path).t_s == (1790000000, 1790000001, 1790000002)
 
 
 def test_a_trace_offers_what_it_says():
