@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from serve.check.pools import NodePool
+from serve.check.pools import HEAD, NodePool
 from serve.plan.agenda import Agenda
 from serve.plan.costs import Costs
 from serve.plan.counts import Reporter, Series
@@ -28,7 +28,7 @@ from serve.plan.service import FETCH, SCORER, Deployment, Service
 from serve.plan.trace import REPLICAS, Trace
 
 SAMPLE_S = 1.0
-ENOUGH = {"all": NodePool(1_000_000, 1, 1, 1_000)}  # where the file has no `nodes:`
+ENOUGH = {HEAD: NodePool(1_000_000, 1, 1, 1_000)}  # where the file has no `nodes:`
 RUNNING, WAITING = "running", "waiting"
 _Count = Callable[[], Mapping[str, float]]
 _Send = Callable[[Series, float], None]
