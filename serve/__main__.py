@@ -49,16 +49,20 @@ def up(
     service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_say)
     for reason in service["degraded"]:
         _say(f"warning: {reason}")
-    _answer(service, as_json, f"{service['action']}: {service['url']} answers ({service['seconds']} s)")
+    done = "nothing to change" if service["action"] == "none" else service["action"]
+    _answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
 
 
 @app.command()
 def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     """Stop the service and every process of it, whatever state it is in."""
+    from serve.cluster import NEVER
     from serve.cluster import down as stop
 
     stopped = stop(run, progress=_say)
-    _answer(stopped, as_json, f"stopped (it was {stopped['was']})")
+    never = stopped["was"] == NEVER
+    line = f"no service was ever started in {run}" if never else f"stopped (it was {stopped['was']})"
+    _answer(stopped, as_json, line)
 
 
 @app.command()
@@ -91,7 +95,11 @@ def diff(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for it to run.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """How a `cluster.yaml` differs from what runs, and what each change does. Exit code 0 none, 1 changes."""
+    """How a `cluster.yaml` differs from what runs, and what each change does.
+
+    Exit code 0 if nothing differs or all was applied, 1 if something differs or was refused, 2 if nothing runs here or
+    the file cannot be read.
+    """
     from serve.diff.apply import diff as differ
 
     result, lines, held = differ(config, run, address, apply, timeout, _say)

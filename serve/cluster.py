@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -24,6 +25,7 @@ from serve.run_folder import SUPERVISE, RunFolder
 from serve.status.vitals import answers_of, degraded_by
 from serve.supervisor import route, status_code
 
+NEVER = "never started"
 GRACE_S = 15.0  # for running requests and the replicas' own shutdown; then processes are ended by id
 
 
@@ -58,10 +60,13 @@ def up(
 def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[str, Any]:
     """Stop the service of this run folder, whatever state it is in; nothing running is no error.
 
-    Returns `was` (the state found), `killed` (names of processes that had to be ended by id) and `seconds`.
+    Returns `was` (the state found, NEVER where there is no such folder), `killed` (names of processes that had to be
+    ended by id) and `seconds`.
     """
     begin = time.monotonic()
     run = RunFolder.of(run_dir)
+    if not run.path.exists() and not run.processes():
+        return {"was": NEVER, "killed": [], "seconds": 0.0}
     with run.locked(60.0):
         was = status(run_dir)["state"]
         killed = _clean(run, progress)
@@ -69,7 +74,7 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
 
 
 def status(run_dir: Path) -> dict[str, Any]:
-    """What runs in this run folder: `state`, and, unless it is stopped, `service.json` and the memory used.
+    """What runs in this run folder: `state`, and, unless it is stopped, `service.json`, the memory used and the logs.
 
     `state` is "stopped", "starting", "deploying", "ready", "failed" or "dead" (killed; `down` clears it).
     """
@@ -82,7 +87,8 @@ def status(run_dir: Path) -> dict[str, Any]:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             memory += process.memory_full_info().pss  # shared pages are counted once
-    return {**service, "state": state, "processes": len(processes), "memory_mib": memory >> 20}
+    logs = {"log": str(run.log), "replica_logs": str(run.replica_logs)}
+    return {**service, "state": state, "processes": len(processes), "memory_mib": memory >> 20, **logs}
 
 
 def _act(
@@ -105,6 +111,8 @@ def _act(
                 hand_over(config, run, timeout_s, progress)
                 return "deployed", changes
             progress("restarting: the file changes what Serve reads only when it starts")
+        if config.port != urlsplit(service["url"]).port:
+            _refuse_busy_port(config)  # before what runs well is stopped for it
     _clean(run, progress)
     _refuse_busy_port(config)
     try:

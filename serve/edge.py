@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import msgspec
 
-from serve.api import MAX_BODY_BYTES, Problem, decode_request
+from serve.api import MAX_BODY_BYTES, Problem, RankAnswer, decode_request
 from serve.arms import chosen
 from serve.errors import RequestError
 from serve.feature_fetch import FeatureFetcher
@@ -42,6 +43,7 @@ class Edge:
 
     def __init__(self, fetcher: FeatureFetcher) -> None:
         self._fetcher = fetcher
+        self._warned_s = float("-inf")
         self._encoder = msgspec.json.Encoder()
         self._openapi = msgspec.json.encode(openapi(fetcher.surface))
         self._docs = docs_page(openapi(fetcher.surface)).encode()
@@ -120,11 +122,23 @@ class Edge:
         if request.request_id is None:
             request.request_id = request_id
         answer = await fetcher.rank(request, deadline_ms, arm)
+        encoded = self._encoder.encode(answer)
         if TRACEPARENT in headers:
+            self._trace(headers, answer)
+        return encoded
+
+    def _trace(self, headers: dict[bytes, bytes], answer: RankAnswer) -> None:
+        """Export the ranking's spans, where the caller samples; an exporter of whoever wrote it costs no answer."""
+        try:
             parent = parent_of(headers)
             if parent is not None:
                 record(parent, answer)
-        return self._encoder.encode(answer)
+        except Exception as error:
+            now = time.monotonic()
+            if now - self._warned_s >= 10.0:  # under load it would be every request
+                self._warned_s = now
+                extra = of_request(answer.request_id)
+                log.warning("span not exported: %s: %s", type(error).__name__, error, extra=extra)
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         _require_json(headers)

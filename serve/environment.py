@@ -55,6 +55,8 @@ SEVERAL_MACHINES = {
 }
 EVERYWHERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Of spans; without it a collector files them under unknown_service.
+    "OTEL_SERVICE_NAME": "tabrank",
     # Ray runs its workers at nice 15, behind every other process of the machine: here they are the service.
     "RAY_worker_niceness": "0",
     # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.

@@ -24,6 +24,7 @@ from serve.errors import TabrankError
 from serve.strict import refuse_file
 
 MARKER = "TABRANK_CLUSTER"
+RAY = "r"  # Ray opens its folder to every user: so it lies in one of ours, which lets nobody in
 SUPERVISE = "--supervise"
 POLL_S = 0.1
 
@@ -51,6 +52,11 @@ class RunFolder:
     def log(self) -> Path:
         """What the supervisor writes."""
         return self.path / "supervisor.log"
+
+    @property
+    def replica_logs(self) -> Path:
+        """The folder of what replicas, controller and proxies write, a file each."""
+        return self.temp / RAY / "session_latest" / "logs" / "serve"
 
     def service(self) -> dict[str, Any]:
         """The content of `service.json`, empty where there is none."""

@@ -87,10 +87,9 @@ class Arm:
         scorer = typed(given["scorer"], str, f"{where}.scorer")
         if not VERSION.fullmatch(scorer) and scorer not in (CURRENT, *HEURISTICS):
             names = (CURRENT, *HEURISTICS)
-            hint = nearest(scorer, names) or f"; there are {', '.join(names)}"
-            raise TabrankError(
-                f"{where}.scorer: {scorer!r} is no scorer{hint}, or a published version such as 20260131T120000Z-ab12"
-            )
+            near = nearest(scorer, names)
+            there = f"{' There' if near else '; there'} are {', '.join(names)} and the versions that are published"
+            raise TabrankError(f"{where}.scorer: {scorer!r} is no scorer{near}{there}")
         explore = number(given.get("explore", 0.0), f"{where}.explore", 0, 1)
         if explore and scorer in HEURISTICS:
             raise TabrankError(

@@ -34,14 +34,14 @@ def typed(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = {
-            dict: "table",
-            list: "list",
-            str: "string",
-            int: "whole number",
-            float: "number",
+            dict: "a table",
+            list: "a list",
+            str: "a string",
+            int: "a whole number",
+            float: "a number",
             bool: "true or false",
         }
-        raise TabrankError(f"{where}: {value!r} must be a {names[kinds[-1]]}")
+        raise TabrankError(f"{where}: {value!r} must be {names[kinds[-1]]}")
     return value
 
 

@@ -20,10 +20,9 @@ from serve.config import Config, read
 from serve.diff.running import SETTLE_S, application_of, cause, plain_nodes
 from serve.environment import HAPROXY_PORT, METRICS_PORT
 from serve.errors import TabrankError
-from serve.run_folder import POLL_S, RunFolder
+from serve.run_folder import POLL_S, RAY, RunFolder
 
 STATUS_PERIOD_S = 1.0
-RAY = "r"  # Ray opens its folder to every user: so it lies in one of ours, which lets nobody in
 REPORT_MS = "RAY_metrics_report_interval_ms"  # Ray's, of how often a process hands its counters on
 READY_WAIT_S = 3.0  # what answers but is not ready, such as a service without a store, is up all the same
 
@@ -55,10 +54,11 @@ class Supervisor:
             "haproxy_metrics_url": f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics"
             if haproxy
             else None,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": _now(),
             "cluster_id": run.cluster_id,
             "config_sha256": "",
             "num_deploys": 0,
+            "deploying": None,  # the file of a deploy in place that is under way, and since when
             "error": "",
             "metrics_every_s": float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
             "applications": {},
@@ -119,7 +119,7 @@ class Supervisor:
         self._client.deploy_apps(schema)
         if self._service["num_deploys"]:
             time.sleep(SETTLE_S)
-        while {app["status"] for app in self._applications().values()} != {"RUNNING"}:
+        while not settled(self._applications()):
             self._give_way()
             time.sleep(POLL_S)
         self._note(stage="waiting for an answer")
@@ -152,7 +152,8 @@ class Supervisor:
             raise _Superseded
 
     def _deploy_again(self) -> None:
-        self._note(state="deploying", error="")
+        under_way = {"config": self._run.wanted().get("config"), "since": _now()}
+        self._note(state="deploying", error="", deploying=under_way)
         error = ""
         try:
             self._deploy(self._wanted())
@@ -166,7 +167,7 @@ class Supervisor:
             )
             if status_code(self._service["url"] + route(self._run.deployed()) + "/livez") == 200:
                 error += "; the service goes on with what it had"
-        self._note(state="ready", error=error, num_deploys=self._service["num_deploys"] + 1)
+        self._note(state="ready", error=error, deploying=None, num_deploys=self._service["num_deploys"] + 1)
 
     def _wanted(self) -> Config:
         """What to deploy: what was left in the run folder, else the file once more."""
@@ -215,6 +216,19 @@ class Supervisor:
         if ray.is_initialized():
             serve.shutdown()  # lets running requests end, then HAProxy
             ray.shutdown()
+
+
+def settled(applications: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether all run, and no replica of what was before is left that might still answer: it may be draining."""
+    return bool(applications) and all(
+        app["status"] == "RUNNING"
+        and not any("STOPPING" in one["replicas"] for one in app["deployments"].values())
+        for app in applications.values()
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _nodes() -> list[dict[str, Any]]:

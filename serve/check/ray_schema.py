@@ -273,7 +273,7 @@ def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
         findings.miss(at[:-1], str(loc[-1]), "Ray requires it")
         return
     given = problem["input"]
-    message = problem["msg"].removeprefix("Value error, ")
+    message = re.sub(r"\{(<\w+\.\w+: '\w+'>(, )?)+\}", _members, problem["msg"].removeprefix("Value error, "))
     if isinstance(given, dict | list):
         inner = value
         for step in loc:
@@ -282,6 +282,11 @@ def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
         return
     quotes = problem["type"] == "string_type" and isinstance(given, bool | int | float)
     findings.refuse(at, f"{message} (got {given!r}){'; put it in quotes' if quotes else _meant(problem)}")
+
+
+def _members(shown: re.Match[str]) -> str:
+    """The values of an enumeration that Ray shows as Python does."""
+    return " or ".join(sorted(re.findall(r"'(\w+)'", shown[0]), reverse=True))
 
 
 def _has(value: Any, loc: list[Any]) -> bool:

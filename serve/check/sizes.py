@@ -88,12 +88,37 @@ def check_room(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, No
             )
         elif most > total + EPSILON:
             findings.warn(("nodes",), _reach(sizes, unit, total, least, most))
+    _check_idle(findings, sizes, pools)
+
+
+def _check_idle(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
+    """Whether a pool that starts empty is ever needed: the others' fewest nodes may hold all replicas there can be."""
+    most = {unit: sum(getattr(size, unit) * size.max_replicas for size in sizes) for unit in UNITS}
+    for name, pool in pools.items():
+        if pool.min_nodes or not pool.max_nodes:
+            continue
+        others = [other for key, other in pools.items() if key != name and other.min_nodes]
+        room = {unit: sum(getattr(one, unit) * one.min_nodes for one in others) for unit in UNITS}
+        fit = all(_fits(size, others) for size in sizes)
+        if fit and all(most[unit] <= room[unit] + EPSILON for unit in UNITS):
+            findings.warn(
+                ("nodes", name),
+                f"no replica ever needs a node of this pool: all at their maximum take {most['num_cpus']:g} CPUs, and "
+                f"the nodes that always run offer {room['num_cpus']:g} (but on Kubernetes, where the head runs none); "
+                "raise max_replicas",
+            )
+
+
+def _fits(size: Size, pools: Sequence[NodePool]) -> bool:
+    """Whether a replica, or each part of one, has room on a node of a pool."""
+    cpus, gpus = size.num_cpus / size.num_bundles, size.num_gpus / size.num_bundles
+    return any(pool.num_cpus + EPSILON >= cpus and pool.num_gpus + EPSILON >= gpus for pool in pools)
 
 
 def _check_one(findings: Findings, size: Size, pools: Sequence[NodePool]) -> None:
-    cpus, gpus = size.num_cpus / size.num_bundles, size.num_gpus / size.num_bundles
-    if any(pool.num_cpus + EPSILON >= cpus and pool.num_gpus + EPSILON >= gpus for pool in pools):
+    if _fits(size, pools):
         return
+    cpus, gpus = size.num_cpus / size.num_bundles, size.num_gpus / size.num_bundles
     where = (*size.steps, "ray_actor_options")
     if gpus and not any(pool.num_gpus for pool in pools):
         findings.refuse(

@@ -30,24 +30,32 @@ def diff(
     With `apply` the file is deployed in place; where Serve would have to restart, nothing is.
     """
     config = read(config_path)
+    running = find(run, address)
     for problem in config.warnings:
         progress(f"warning: {problem}")
-    running = find(run, address)
     found = running.difference(config)
     result = {
         "compared_with": running.where,
         **found.plain(),
         "not_compared": list(running.not_compared),
         "error": running.error,
+        "under_way": running.under_way,
         "applied": False,
     }
     lines = found.lines()
     if running.error:
         lines.append(f"the last deploy failed, and what is compared was deployed before it: {running.error}")
-    if not apply or not (found.changes or running.error):
+    if running.under_way:
+        file, since = running.under_way["config"], running.under_way["since"]
+        lines.append(
+            f"a deploy of {file} is under way since {since}: what is compared was deployed before it"
+        )
+    if not apply or not (found.changes or running.error or running.under_way):
         return result, lines, not found.changes
     if found.worst == Consequence.RESTART:
-        lines.append(f"refused: Serve reads this only when it starts: {running.restart}")
+        lines.append(
+            f"refused: Serve reads this only when it starts: {running.restart(config_path)} restarts it"
+        )
         return result, lines, False
     for line in lines:
         progress(line)
@@ -66,7 +74,12 @@ def popular(
     turned = switched(running.document, on)
     action = "none" if turned == running.document else "deployed"
     if action == "deployed":
-        running.deploy(running.config(turned), timeout_s, progress)
+        try:
+            running.deploy(running.config(turned), timeout_s, progress)
+        except KeyboardInterrupt:
+            side = "on" if on else "off"
+            progress(f"the switch may be {side} already; look with: python -m serve status")
+            raise
     seconds = round(time.monotonic() - begin, 1)
     back = "come back with: python -m serve popular --off (or up, or diff --apply: the file is as it was)"
     line = f"every ranking is in popular order ({seconds} s); {back}"

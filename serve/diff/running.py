@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -32,12 +33,12 @@ class Running(ABC):
     """What runs: `document` is what Serve was given, `nodes` the pools beside it, None where nobody knows them."""
 
     where: str
-    restart = "python -m serve down && python -m serve up"
     document: dict[str, Any]
     nodes: dict[str, Any] | None
     shapes: dict[str, Shape]
     not_compared: tuple[str, ...] = ()
     error = ""  # why the last deploy failed, empty if it did not; what is compared was deployed before it
+    under_way: Mapping[str, str] | None = None  # the file of a deploy under way, and since when; likewise
 
     def difference(self, config: Config) -> Difference:
         """How the file differs from it."""
@@ -51,6 +52,10 @@ class Running(ABC):
     @abstractmethod
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
         """Deploy in place and wait until it runs; raises TabrankError with the reason if it does not."""
+
+    @abstractmethod
+    def restart(self, config: Path) -> str:
+        """The command that restarts Serve with this file."""
 
     @abstractmethod
     def config(self, document: Mapping[str, Any]) -> Config:
@@ -67,8 +72,12 @@ class InFolder(Running):
         self._run, self._service = run, service
         deployed = run.deployed()
         if not deployed:
-            raise TabrankError(f"{run.path}: what runs was started by an earlier version; {self.restart}")
+            again = up_command(Path(service["config"]), run)
+            raise TabrankError(
+                f"{run.path}: what runs was started by an earlier version; restart it with: {again}"
+            )
         self.where, self.url, self.error = str(run.path), str(service["url"]), str(service.get("error", ""))
+        self.under_way = service.get("deploying")
         self.nodes = deployed.pop("nodes", {})
         self.document = deployed
         self.shapes = {
@@ -87,6 +96,10 @@ class InFolder(Running):
         )
         return Difference((*found.changes, moved), found.deployments, Consequence.RESTART)
 
+    def restart(self, config: Path) -> str:
+        """`up`, which stops what runs and starts anew where it has to."""
+        return up_command(config, self._run)
+
     def config(self, document: Mapping[str, Any]) -> Config:
         """A document as if it were read from the file that runs, to deploy it."""
         return Config(Path(self._service["config"]), document, self.nodes or {}, "")
@@ -100,7 +113,6 @@ class InFolder(Running):
 class AtAddress(Running):
     """The service of a Ray cluster, by the REST interface of its dashboard."""
 
-    restart = "serve shutdown && serve deploy"
     # Serve's details do not tell them; a top-level logging_config is told as each application's.
     not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
 
@@ -126,6 +138,11 @@ class AtAddress(Running):
         self.document = {key: value for key, value in told.items() if value is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in applications.values()]
         self.shapes = {name: shape_of(app) for name, app in applications.items()}
+
+    def restart(self, config: Path) -> str:
+        """Ray's own commands."""
+        address = shlex.quote(self.where)
+        return f"serve shutdown --address {address} && serve deploy --address {address} {shlex.quote(str(config))}"
 
     def config(self, document: Mapping[str, Any]) -> Config:
         """A document to deploy; no file is behind it."""
@@ -200,6 +217,12 @@ class AtAddress(Running):
 def find(run: Path | None, address: str | None) -> Running:
     """What runs in a run folder, or else at an address; raises TabrankError if nothing does."""
     return AtAddress(address) if address and run is None else InFolder(RunFolder.of(run or RUN))
+
+
+def up_command(config: Path, run: RunFolder) -> str:
+    """The command that starts, or restarts, the service of a run folder with a file."""
+    given = "" if run == RunFolder.of(RUN) else f" --run {shlex.quote(str(run.path))}"
+    return f"python -m serve up {shlex.quote(str(config))}{given}"
 
 
 def plain_nodes(config: Config) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def launcher(
 ) -> None:
     """The file that `ray up` takes, checked by Ray's own schema."""
     from serve.config import read
-    from serve.render.launcher import GCS_PORT, PROVIDERS, Launch
+    from serve.render.launcher import GCS_PORT, PROVIDERS, Launch, unreachable
     from serve.render.launcher import launcher as text_of
     from serve.render.providers import Order
     from serve.strict import one_of
@@ -76,7 +76,7 @@ def launcher(
         refuse_name(name),
         region,
         project,
-        _pairs(instance or [], "--instance"),
+        _pairs(instance or [], "--instance", "POOL=TYPE"),
         machine_image,
         tuple(_ranges(allow or [])),
         head_ip,
@@ -85,7 +85,11 @@ def launcher(
         ssh_key,
     )
     launch = Launch(provider, order, image, idle_minutes=idle_minutes, gcs_port=gcs_port or GCS_PORT)
-    _write(text_of(read(config), launch), out, as_json)
+    declared = read(config)
+    text = text_of(declared, launch)
+    if reason := unreachable(declared, launch):
+        print(f"warning: {reason}", file=sys.stderr)
+    _write(text, out, as_json)
 
 
 @render.command()
@@ -120,7 +124,7 @@ def rayservice(
 
     if not image:
         raise TabrankError("--image is missing: name the image that you built from the Dockerfile and pushed")
-    claims = _pairs(volume or [], "--volume")
+    claims = _pairs(volume or [], "--volume", "CLAIM=FOLDER")
     named = (("--namespace", [namespace]), ("--volume", claims), ("--token-secret", [token_secret]),
              ("--redis-secret", [redis_secret]), ("--allow", allow or []), ("--monitoring", [monitoring]),
              ("--operator", [operator]))  # fmt: skip
@@ -177,12 +181,12 @@ def _refuse_others(provider: str, given: Iterable[str]) -> None:
             )
 
 
-def _pairs(values: Iterable[str], option: str) -> dict[str, str]:
+def _pairs(values: Iterable[str], option: str, form: str) -> dict[str, str]:
     pairs = {}
     for value in values:
         key, equals, right = value.partition("=")
         if not (key and equals and right):
-            raise TabrankError(f"{option} {value}: must be NAME=VALUE")
+            raise TabrankError(f"{option} {value}: must be {form}")
         if key in pairs:
             raise TabrankError(f"{option} {value}: {key} comes twice; leave one of them out")
         pairs[key] = right

@@ -250,6 +250,16 @@ def _auth(order: Order) -> dict[str, Any]:
     return {"ssh_user": order.ssh_user, **key}
 
 
+def unreachable(config: Config, launch: Launch) -> str | None:
+    """Why nobody beside the machines would reach a service of several; None where somebody does, or is not meant to."""
+    if launch.provider == "fake" or config.host not in LOOPBACK or not pools_of(config).max_workers:
+        return None
+    return (
+        f"{config.path}: http_options.host is {config.host}: each machine's way in is for that machine alone; set it "
+        "to 0.0.0.0 behind a firewall"
+    )
+
+
 def _refuse_unreachable(config: Config, launch: Launch) -> None:
     if launch.order.allow and config.host in LOOPBACK:
         raise TabrankError(

@@ -74,8 +74,8 @@ def _aws_provider(order: Order, region: str, port: int) -> dict[str, Any]:
     if not order.machine_image:
         name = f"/aws/service/canonical/ubuntu/server/{UBUNTU}/stable/current/amd64/hvm/ebs-gp3/ami-id"
         raise TabrankError(
-            f"--provider aws: --machine-image is missing; that of Ubuntu {UBUNTU} tells `aws ssm get-parameter "
-            f"--region {region} --name {name} --query Parameter.Value --output text`"
+            f"--provider aws: --machine-image is missing; for Ubuntu {UBUNTU}, take what this prints: "
+            f"`aws ssm get-parameter --region {region} --name {name} --query Parameter.Value --output text`"
         )
     rules = [
         {"FromPort": port, "ToPort": port, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": cidr}]}

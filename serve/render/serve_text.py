@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import yaml
@@ -9,13 +10,17 @@ import yaml
 from serve.errors import TabrankError
 
 Path = tuple[str, ...]
+COMMENT = re.compile(r"""[^#'"\n]*?([ \t]+#[^\n]*)""")  # after a value, to the end of its line
 
 
 def serve_text(text: str, changes: Mapping[Path, str]) -> str:
-    """The file's text without the block `nodes:`, with other values for the keys of `changes` that it sets."""
+    """The file's text without the block `nodes:`, with other values for the keys of `changes` that it sets.
+
+    A comment beside a value that is changed spoke of the old one, and goes.
+    """
     top = yaml.compose(text, yaml.SafeLoader)
     assert isinstance(top, yaml.MappingNode)  # the strict reader has seen it
-    edits = [*_without_nodes(top, len(text)), *_changed(top, changes)]
+    edits = [*_without_nodes(top, len(text)), *_changed(top, text, changes)]
     for begin, end, new in sorted(edits, reverse=True):
         text = text[:begin] + new + text[end:]
     lines = [line.rstrip() for line in text.strip().splitlines()]
@@ -35,7 +40,7 @@ def _without_nodes(top: yaml.MappingNode, length: int) -> list[tuple[int, int, s
     return [(begins[i], begins[i + 1], "") for i, (key, _) in enumerate(top.value) if key.value == "nodes"]
 
 
-def _changed(top: yaml.MappingNode, changes: Mapping[Path, str]) -> list[tuple[int, int, str]]:
+def _changed(top: yaml.MappingNode, text: str, changes: Mapping[Path, str]) -> list[tuple[int, int, str]]:
     edits = []
     for path, new in changes.items():
         node: yaml.Node | None = top
@@ -43,5 +48,8 @@ def _changed(top: yaml.MappingNode, changes: Mapping[Path, str]) -> list[tuple[i
             pairs = node.value if isinstance(node, yaml.MappingNode) else []
             node = next((value for key, value in pairs if key.value == name), None)
         if isinstance(node, yaml.ScalarNode) and node.value != new:
-            edits.append((node.start_mark.index, node.end_mark.index, new))
+            end = node.end_mark.index
+            edits.append((node.start_mark.index, end, new))
+            if comment := COMMENT.match(text, end):
+                edits.append((*comment.span(1), ""))
     return edits

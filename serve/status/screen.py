@@ -19,6 +19,7 @@ from serve.status.scrape import Looks
 
 NOTHING = "–"  # what nobody tells
 WIDTH = 110
+UNSEEN: dict[str, Any] = {"state": "unknown", "degraded": []}  # before the first look
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -33,8 +34,9 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
     """Show the screen anew every so many seconds, or a line of JSON, until Ctrl-C; the last that was found."""
     from serve.status.vitals import look
 
-    looks, found = Looks(every_s), look(run, address)
+    looks, found = Looks(every_s), UNSEEN
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
+        found = look(run, address)
         while True:
             if as_json:
                 print(json.dumps(found), flush=True)
@@ -50,6 +52,8 @@ def screen(found: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_head(found)]
     if found.get("applications"):
         parts += [_deployments(found["applications"]), _traffic(found), _nodes(found.get("nodes") or [])]
+    if found.get("log"):
+        parts.append(Text(f"logs   {found['log']}; of replicas {found['replica_logs']}", style="dim"))
     return Group(*parts)
 
 
@@ -61,6 +65,8 @@ def _head(found: Mapping[str, Any]) -> Text:
         text.append(f"  {found['memory_mib']} MiB in {found['processes']} processes", style="dim")
     for reason in found["degraded"]:
         text.append(f"\ndegraded: {reason}", style="yellow")
+    for reason in found.get("waits") or ():
+        text.append(f"\n{reason}", style="yellow")
     if found.get("error"):
         text.append(f"\nlast error: {found['error']}", style="red")
     return text

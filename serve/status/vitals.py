@@ -6,12 +6,16 @@ import contextlib
 import json
 import urllib.request
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
+from serve.diff.running import cause
 from serve.settings import HEURISTICS
 from serve.status import scrape
+
+STARTS_WITHIN = timedelta(seconds=10)  # a replica that finds its room
 
 
 def look(run: Path | None, address: str | None, looks: scrape.Looks | None = None) -> dict[str, Any]:
@@ -23,15 +27,19 @@ def look(run: Path | None, address: str | None, looks: scrape.Looks | None = Non
     from serve.diff.running import RUN, AtAddress
     from serve.run_folder import RunFolder
 
+    waits: list[str] = []
     if address and run is None:
         running = AtAddress(address)
         service, document = running.service(), running.document
     else:
-        service, document = status(run or RUN), RunFolder.of(run or RUN).deployed()
+        folder = RunFolder.of(run or RUN)
+        service, document = status(run or RUN), folder.deployed()
+        waits = waiting(service, folder.wanted().get("document", {}), datetime.now(UTC))
     answers = answers_of(service) if service["state"] in ("ready", "deploying") else {}
     return {
         **service,
         "degraded": degraded_by(answers, document),
+        "waits": waits,
         "kill_switch": killed_in(document),
         "surfaces": answers,
         "traffic": _traffic(service, looks),
@@ -87,6 +95,29 @@ def degraded_by(answers: Mapping[str, Mapping[str, Any]], document: Mapping[str,
     return reasons + [f"{name}: the kill switch is on" for name in killed_in(document)]
 
 
+def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) -> list[str]:
+    """A deploy under way, and after a while why its replicas do not start, as far as anything tells; else empty.
+
+    `service` is as `service.json`, `wanted` the document that is deployed.
+    """
+    under_way = service.get("deploying")
+    if service["state"] != "deploying" or not under_way:
+        return []
+    told = [f"a deploy of {under_way['config']} is under way since {under_way['since']}"]
+    if now - datetime.fromisoformat(under_way["since"]) < STARTS_WITHIN:
+        return told
+    for app, details in service["applications"].items():
+        for name, deployment in details["deployments"].items():
+            starting = deployment["replicas"].get("STARTING", 0)
+            if starting:
+                options = _deployment(wanted, app, name).get("ray_actor_options") or {}
+                num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # Serve's default
+                room = f"no room? {starting} of its replicas wait for {num_cpus:g} CPUs each"
+                reason = cause([deployment["message"]]) if deployment["message"] else room
+                told.append(f"{app}/{name}: {reason}")
+    return told
+
+
 def killed_in(document: Mapping[str, Any]) -> list[str]:
     """The applications of ours whose kill switch is on in a document."""
     names = [app["name"] for app in document.get("applications", ())]
@@ -95,11 +126,18 @@ def killed_in(document: Mapping[str, Any]) -> list[str]:
 
 def _knobs(document: Mapping[str, Any], application: str) -> dict[str, Any]:
     """The live knobs of an application of ours."""
+    return _deployment(document, application, OUR_INGRESS, OUR_APPLICATION).get("user_config") or {}
+
+
+def _deployment(
+    document: Mapping[str, Any], application: str, name: str, import_path: str | None = None
+) -> dict[str, Any]:
+    """What a document says of a deployment, of the application with that import path if one is given."""
     for app in document.get("applications", ()):
-        if app["name"] == application and app.get("import_path") == OUR_APPLICATION:
+        if app["name"] == application and import_path in (None, app.get("import_path")):
             for deployment in app.get("deployments") or ():
-                if deployment["name"] == OUR_INGRESS:
-                    return deployment.get("user_config") or {}
+                if deployment["name"] == name:
+                    return dict(deployment)
     return {}
 
 

@@ -133,6 +133,13 @@ def test_the_shipped_file_is_accepted_without_a_warning_but_for_models_that_are_
     assert all(INTENDED[0] in warning["detail"] for warning in told["warnings"])
 
 
+def test_the_members_of_an_enumeration_are_shown_by_their_values(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(TEXT.replace("logging_config:\n", "logging_config:\n  encoding: XML\n"))
+    with pytest.raises(Refused, match=r"Encoding must be one of TEXT or JSON\."):
+        read(path)
+
+
 def test_the_file_of_the_rerun_experiment_is_accepted():
     assert checked(ROOT / "training/experiment/rerun/cluster.yaml")[0] == 0
 
@@ -151,6 +158,12 @@ def test_the_shipped_file_becomes_a_cluster_by_the_changes_that_its_last_comment
     arguments["log"] = "/mnt/tabrank/log"
     path.write_text(yaml.safe_dump(document))
     assert sum(pool.max_nodes for pool in read(path).nodes.values()) == 5
+    assert any("no replica ever needs a node of this pool" in one.detail for one in read(path).warnings)
+    for deployment in document["applications"][0]["deployments"][:2]:
+        deployment["autoscaling_config"]["max_replicas"] = 2
+        deployment["ray_actor_options"]["num_cpus"] = 1
+    path.write_text(yaml.safe_dump(document))
+    assert not any("ever needs" in one.detail for one in read(path).warnings)
 
 
 def test_without_json_each_problem_is_a_line_with_its_place(tmp_path):

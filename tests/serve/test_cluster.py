@@ -11,10 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
-from serve.cluster import down, status, up
+from serve.cluster import NEVER, down, status, up
+from serve.diff.consequence import Consequence
+from serve.diff.difference import Difference, compare
 from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
-from serve.supervisor import route
+from serve.supervisor import route, settled
 
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
 APPLICATION = """
@@ -142,6 +144,36 @@ def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
 
 def test_down_where_nothing_runs_is_no_error(tmp_path):
     assert down(tmp_path)["was"] == "stopped"
+
+
+def test_down_of_a_folder_that_is_not_there_says_so_and_makes_none(tmp_path):
+    assert down(tmp_path / "run")["was"] == NEVER
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_runs_is_not_stopped_for_a_port_that_is_taken(tmp_path, monkeypatch):
+    nothing = compare({"applications": []}, {"applications": []})
+    restart = Difference(nothing.changes, nothing.deployments, Consequence.RESTART)
+    monkeypatch.setattr("serve.cluster._difference", lambda config, run: restart)
+    RunFolder.of(tmp_path / "run").path.mkdir()
+    RunFolder.of(tmp_path / "run").write(
+        {"url": "http://127.0.0.1:1", "haproxy": True, "state": "deploying", "error": ""}
+    )
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(TabrankError, match="is taken by"):
+        service(tmp_path, holder.getsockname()[1], said=said)
+    assert said[-1].startswith("restarting")
+    assert RunFolder.of(tmp_path / "run").service()
+
+
+def test_a_deploy_is_done_once_no_replica_of_before_is_left():
+    def application(**replicas):
+        return {"tab": {"status": "RUNNING", "deployments": {"Front": {"replicas": replicas}}}}
+
+    assert settled(application(RUNNING=2))
+    assert not settled(application(RUNNING=2, STOPPING=1))
+    assert not settled({"tab": application(RUNNING=1)["tab"] | {"status": "DEPLOYING"}})
+    assert not settled({})
 
 
 def test_a_port_that_somebody_else_holds_is_refused_and_its_holder_named(tmp_path):

@@ -496,6 +496,22 @@ def test_a_trace_that_the_caller_samples_hears_of_its_ranking(service, monkeypat
     assert (heard_id, answer.request_id) == (trace_id, "01")
 
 
+def test_an_exporter_that_raises_costs_no_ranking_and_is_told_once(service, monkeypatch, caplog):
+    def broken(parent, answer):
+        raise RuntimeError("the collector is gone")
+
+    monkeypatch.setattr("serve.edge.record", broken)
+    header = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+
+    async def twice():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            return [await client.post("/v1/rank", json=body(), headers=header) for _ in range(2)]
+
+    assert [response.status_code for response in asyncio.run(twice())] == [200, 200]
+    assert caplog.text.count("span not exported: RuntimeError: the collector is gone") == 1
+
+
 def test_a_fault_of_ours_is_told_without_details(service, caplog):
     service.fetcher.ranker.features = None
     response = service.ask(body(), headers={"x-request-id": "find-me"})

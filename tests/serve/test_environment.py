@@ -37,6 +37,13 @@ def test_a_shell_can_tune_but_not_redirect(tmp_path, monkeypatch):
     assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
 
+def test_spans_are_of_the_service_unless_the_shell_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    assert built(tmp_path)["OTEL_SERVICE_NAME"] == "tabrank"
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
+    assert built(tmp_path)["OTEL_SERVICE_NAME"] == "ours"
+
+
 def test_the_plain_proxy_is_plain_whatever_the_shell_says(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     env = built(tmp_path, haproxy=False)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from serve.check.pools import NodePool
 from serve.config import Config
-from serve.diff.apply import switched
+from serve.diff.apply import diff, popular, switched
 from serve.diff.consequence import Consequence
-from serve.diff.running import AtAddress, find
+from serve.diff.running import RUN, AtAddress, find, up_command
 from serve.errors import TabrankError
+from serve.run_folder import RunFolder
 from serve.status.vitals import killed_in
 
 URL = "http://127.0.0.1:8265"
@@ -119,6 +121,54 @@ def test_the_kill_switch_of_a_cluster_is_turned_by_putting_what_runs():
     assert killed_in(AtAddress(URL, dashboard).document) == ["spaces"]
     (change,) = AtAddress(URL, dashboard).difference(config(FILE)).changes
     assert (change.path.rpartition(".")[2], change.old) == ("kill_switch", True)
+
+
+class Fixed(AtAddress):
+    """What runs, of which a deploy is under way."""
+
+    under_way: ClassVar = {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"}
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("http_options: {port: 9001}\napplications: [{name: shop, import_path: 'json:loads'}]\n")
+    return path
+
+
+def test_a_deploy_under_way_is_told_and_what_is_refused_names_the_command(written, monkeypatch):
+    monkeypatch.setattr("serve.diff.apply.find", lambda run, address: Fixed(URL, Dashboard()))
+    result, lines, held = diff(written, None, URL, True, 5.0, lambda line: None)
+    assert (result["under_way"], held) == (Fixed.under_way, False)
+    told = "a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00: what is compared was"
+    assert lines[-2].startswith(told)
+    assert lines[-1].endswith(f"serve deploy --address {URL} {written} restarts it")
+
+
+def test_the_command_that_restarts_names_the_file_and_another_run_folder(tmp_path):
+    assert up_command(Path("my file.yaml"), RunFolder.of(RUN)) == "python -m serve up 'my file.yaml'"
+    told = up_command(Path("cluster.yaml"), RunFolder.of(tmp_path))
+    assert told == f"python -m serve up cluster.yaml --run {tmp_path}"
+
+
+def test_that_nothing_runs_is_said_before_any_warning(written, tmp_path):
+    said: list[str] = []
+    with pytest.raises(TabrankError, match="nothing runs here"):
+        diff(written, tmp_path / "run", None, False, 5.0, said.append)
+    assert said == []
+
+
+def test_an_interrupted_switch_says_that_it_may_be_on(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    running = AtAddress(URL, Dashboard())
+    monkeypatch.setattr(running, "deploy", interrupted)
+    monkeypatch.setattr("serve.diff.apply.find", lambda run, address: running)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        popular(None, URL, True, 5.0, said.append)
+    assert said == ["the switch may be on already; look with: python -m serve status"]
 
 
 def test_the_screen_gets_what_a_dashboard_tells():

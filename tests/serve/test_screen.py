@@ -1,5 +1,7 @@
-from serve.status.screen import render
-from serve.status.vitals import degraded_by, killed_in
+from datetime import UTC, datetime
+
+from serve.status.screen import keep_showing, render
+from serve.status.vitals import degraded_by, killed_in, waiting
 
 READY = {
     "store": "fresh",
@@ -75,6 +77,45 @@ def test_what_nobody_tells_is_a_dash_and_what_is_wrong_comes_first():
     told = [" ".join(line.split()) for line in lines]
     assert {"rankings/s –", "rungs –", "nodes –", "kill switch on for spaces"} <= set(told)
     assert render({"state": "stopped", "degraded": [], "kill_switch": []}) == "stopped"
+
+
+def test_a_deploy_that_waits_names_its_file_and_why_and_the_screen_ends_with_the_logs():
+    service = {
+        "state": "deploying",
+        "deploying": {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
+        "applications": {
+            "spaces": {
+                "deployments": {
+                    "FeatureFetch": {"replicas": {"RUNNING": 1, "STARTING": 1}, "message": ""},
+                    "Scorer": {"replicas": {"STARTING": 2}, "message": "A replica failed.\nOSError: disk"},
+                    "Ingest": {"replicas": {"RUNNING": 1}, "message": ""},
+                }
+            }
+        },
+    }
+    wanted = deployed()
+    wanted["applications"][0]["deployments"][0]["ray_actor_options"] = {"num_cpus": 64}
+    head = "a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00"
+    assert waiting(service, wanted, datetime(2026, 1, 31, 12, 0, 5, tzinfo=UTC)) == [head]
+    waits = waiting(service, wanted, datetime(2026, 1, 31, 12, 1, tzinfo=UTC))
+    assert waits == [
+        head,
+        "spaces/FeatureFetch: no room? 1 of its replicas wait for 64 CPUs each",
+        "spaces/Scorer: OSError: disk",
+    ]
+    assert waiting(service | {"state": "ready"}, wanted, datetime.now(UTC)) == []
+    found = FOUND | {"waits": waits, "log": "/run/supervisor.log", "replica_logs": "/tmp/serve"}
+    lines = render(found).splitlines()
+    assert lines[1:4] == waits
+    assert lines[-1] == "logs   /run/supervisor.log; of replicas /tmp/serve"
+
+
+def test_ctrl_c_before_the_first_screen_ends_as_later(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve.status.vitals.look", interrupted)
+    assert keep_showing(None, None, 2.0, False)["state"] == "unknown"
 
 
 def test_a_service_that_ranks_by_the_fallback_alone_is_degraded():

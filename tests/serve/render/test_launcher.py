@@ -142,7 +142,7 @@ def test_a_machine_is_the_smallest_with_that_many_cpus_and_gpus_or_the_one_named
         ("local", LOCAL, "Ray knows one kind of worker there, and `nodes` has workers, gpus"),
         ("aws", ("--head-ip", "10.0.0.1"), "--head-ip is for local"),
         ("aws", ("--allow", "everybody"), "--allow everybody"),
-        ("aws", ("--instance", "m7i.large"), "must be NAME=VALUE"),
+        ("aws", ("--instance", "m7i.large"), "must be POOL=TYPE"),
         ("aws", ("--name", "My Cluster"), "--name My Cluster"),
         ("aws", (*GOLDEN["aws"], "--instance", "wokers=x"), "--instance wokers: there is no such pool"),
         ("aws", ("--instance", "head=a", "--instance", "head=b"), "head comes twice"),
@@ -173,6 +173,15 @@ def test_allowed_callers_who_would_reach_nothing_are_refused(tmp_path):
     config = one_pool(tmp_path)
     config.write_text(config.read_text().replace("host: 0.0.0.0", "host: 127.0.0.1"))
     assert "http_options.host is 127.0.0.1" in rendered("aws", *ALLOW, config=config, code=2)
+
+
+def test_a_service_of_several_machines_that_only_each_itself_would_reach_is_told(tmp_path, capfd):
+    config = one_pool(tmp_path)
+    config.write_text(config.read_text().replace("host: 0.0.0.0", "host: 127.0.0.1"))
+    options = (*GOLDEN["gcp"][2:4], "--out", str(tmp_path / "up.yaml"))
+    done = CliRunner().invoke(app, ["render", "launcher", str(config), "--provider", "gcp", *options])
+    assert "warning: " in done.stderr
+    assert "http_options.host is 127.0.0.1" in done.stderr
 
 
 def test_it_goes_where_it_is_told_to(tmp_path):

@@ -104,8 +104,10 @@ def test_the_serve_part_is_the_file_as_written_without_its_pools():
 def test_host_and_proxies_are_those_of_pods_whatever_the_file_says(tmp_path):
     config = written(tmp_path, "host: 0.0.0.0 ", "host: 127.0.0.1 ")
     config.write_text(config.read_text().replace("EveryNode", "HeadOnly"))
-    serve = yaml.safe_load(objects(config=config)[0]["spec"]["serveConfigV2"])
-    assert serve == read(CLUSTER).serve
+    text = objects(config=config)[0]["spec"]["serveConfigV2"]
+    assert yaml.safe_load(text) == read(CLUSTER).serve
+    assert "behind the firewall" not in text  # what was said of a value that was changed
+    assert "one for all machines" in text
 
 
 def test_every_container_has_the_fast_path_and_equal_requests_and_limits():
