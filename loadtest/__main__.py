@@ -13,16 +13,13 @@ from typing import Annotated
 
 import typer
 
-from loadtest.bodies import make_bodies
-from loadtest.cluster import Watch, find_cluster
 from loadtest.errors import LoadtestError
 from loadtest.ids import read_ids, read_log_ids, read_log_kinds
-from loadtest.measure import measure
+from loadtest.profile_run import run_profile
 from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
-from loadtest.report import Report, make_report, refuse_existing, summary, write_report
-from loadtest.service import DEFAULT_URL, probe
-from loadtest.timeline import timeline
-from loadtest.verdict import EXIT_CODES, Verdict, judge
+from loadtest.report import Report, refuse_existing, summary
+from loadtest.service import DEFAULT_URL
+from loadtest.verdict import EXIT_CODES, Verdict
 from loadtest.workspace import Workspace
 
 app = typer.Typer(
@@ -78,7 +75,7 @@ def run(
     """
 
     def measured() -> tuple[Report, Path, Verdict]:
-        report, folder = _run(profile, url, slo, log, ids, rps, duration, warmup, cluster, out)
+        report, folder = run_profile(profile, url, slo, log, ids, rps, duration, warmup, cluster, out)
         return report, folder, report["verdict"]
 
     def void(reason: str) -> Report:
@@ -280,38 +277,6 @@ def _tell(
     print(json.dumps(report) if as_json else summed_up(report))
     _say(f"written to {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[verdict])
-
-
-def _run(
-    profile_name: str,
-    url: str,
-    slo_file: Path | None,
-    log: Path,
-    ids_file: Path | None,
-    rps: float | None,
-    duration_s: float | None,
-    warmup_s: float | None,
-    cluster: str | None,
-    out: Path | None,
-) -> tuple[Report, Path]:
-    profile = load_profile(profile_name, target_rps=rps, duration_s=duration_s, warmup_s=warmup_s)
-    slo = load_slo(slo_file)
-    folder = out or Path("var/loadtest") / f"{profile.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    refuse_existing(folder)
-    ids = read_ids(ids_file) if ids_file else read_log_ids(log, profile.candidates)
-    bodies = make_bodies(ids, profile)
-    probe(url, bodies[0])
-    look = find_cluster(cluster, url)
-    watch = Watch(look, profile.warmup_s, profile.duration_s) if look else None
-    from loadtest.run import run_load  # patches the standard library for gevent: not before it is needed
-
-    done = run_load(profile, url, bodies, [watch] if watch else [])
-    measured = measure(done.requests, profile.duration_s)
-    moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
-    verdict, reasons = judge(measured, slo)
-    report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
-    write_report(folder, report, done.requests, profile, slo, done.locust_html, moments)
-    return report, folder
 
 
 def _say(line: str) -> None:

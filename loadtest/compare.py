@@ -27,8 +27,8 @@ def run_compare(work: Workspace, out: Path, say: Say, plan: Plan = PLAN) -> Repo
     """
     refuse_existing(out)
     with work.locked():
-        bench = Bench.prepared(work, CANDIDATES, say)
         three = (idiomatic(work), fastapi(work), tabrank(work, CONFIG))
+        bench = Bench.prepared(work, CANDIDATES, say)
         share = replace(plan, budget_s=min(plan.budget_s, LIMIT_S / len(three) - AROUND_S))
         services = {service.name: bench.knee_of(service, share) for service in three}
     knees = {name: found["knee_rps"] for name, found in services.items()}

@@ -24,8 +24,9 @@ def run_knee(
     """
     refuse_existing(out)
     with work.locked():
+        service = tabrank(work, config)  # what is wrong with the file is told before a minute of preparing
         bench = Bench.prepared(work, candidates, say)
-        found = bench.knee_of(tabrank(work, config), plan)
+        found = bench.knee_of(service, plan)
     report = {**found, "config": str(config), **bench.circumstances()}
     write_knee(out, report)
     return report

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from loadtest.measure import Requests, measure, milliseconds, rounded
+from loadtest.measure import Measurement, Requests, measure, milliseconds, rounded
 from loadtest.profiles import Profile, Slo
 from loadtest.shapes import Phase, phases, steps_up
-from loadtest.timeline import Moment
 
-WELL_S = 3  # so many seconds in a row count as well again: one may be luck
+WELL_S = 3  # so many seconds, each of which holds, begin a recovery: one may be luck
 Report = dict[str, Any]
 
 
@@ -26,32 +25,38 @@ def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
     return found
 
 
-def describe_steps(moments: Sequence[Moment], profile: Profile, slo: Slo) -> list[Report]:
+def describe_steps(requests: Requests, profile: Profile, slo: Slo) -> list[Report]:
     """For each jump to a higher rate the seconds until p99, and full answers, held again; None: not in that phase."""
 
-    def p99_holds(moment: Moment) -> bool:
-        return moment.p99_ms is not None and moment.p99_ms <= slo.p99_ms
+    def p99_holds(measured: Measurement) -> bool:
+        return measured.p99_ms is not None and measured.p99_ms <= slo.p99_ms
 
-    def full_holds(moment: Moment) -> bool:
-        return moment.full_share is not None and moment.full_share >= slo.min_full_share
+    def full_holds(measured: Measurement) -> bool:
+        full = measured.full_share * (measured.requests - measured.errors)  # a failed request has none
+        return bool(measured.requests) and full >= slo.min_full_share * measured.requests
 
     return [
         {
             **_named(step),
-            "p99_recovered_s": recovered_s(moments, step, p99_holds),
-            "full_recovered_s": recovered_s(moments, step, full_holds),
+            "p99_recovered_s": recovered_s(requests, step, p99_holds),
+            "full_recovered_s": recovered_s(requests, step, full_holds),
         }
         for step in steps_up(profile.line)
     ]
 
 
-def recovered_s(moments: Sequence[Moment], step: Phase, holds: Callable[[Moment], bool]) -> int | None:
-    """Seconds from the step to the first of WELL_S seconds in a row that hold; None: there are none in its phase."""
-    part = [moment for moment in moments if step.begins_s <= moment.t_s < step.ends_s]
-    well = [holds(moment) for moment in part]
-    length = min(WELL_S, len(part))
-    for first in range(len(part) - length + 1):
-        if length and all(well[first : first + length]):
+def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], bool]) -> int | None:
+    """Seconds from the step to where it holds again: in each of the next WELL_S seconds, and from there to the end
+    of the phase taken together. None: there is no such second in it.
+    """
+    part = requests.where((requests.at_s >= step.begins_s) & (requests.at_s < step.ends_s))
+    part = part.counted_from(step.begins_s)
+    num_seconds = int(step.ends_s - step.begins_s)
+    length = min(WELL_S, num_seconds)
+    well = [holds(measure(part.counted_from(second), 1.0)) for second in range(num_seconds)]
+    for first in range(num_seconds - length + 1):
+        rest_s = step.ends_s - step.begins_s - first
+        if length and all(well[first : first + length]) and holds(measure(part.counted_from(first), rest_s)):
             return first
     return None
 
@@ -60,13 +65,16 @@ def told(report: Report) -> list[str]:
     """Phases and steps in lines for a terminal; nothing for a level run."""
     if len(report["phases"]) == 1 and not report["steps"]:
         return []
-    lines = [
-        f"  {phase['begins_s']:g}–{phase['ends_s']:g} s ({phase['name']}): {', '.join(parts(phase))}"
-        for phase in report["phases"]
-    ]
+    lines = [f"  {span(phase)} ({phase['name']}): {', '.join(parts(phase))}" for phase in report["phases"]]
     return lines + [
-        f"  at {step['begins_s']:g} s ({step['name']}): {recovery(step)}" for step in report["steps"]
+        f"  at {round(step['begins_s'], 1):g} s ({step['name']}): {recovery(step)}"
+        for step in report["steps"]
     ]
+
+
+def span(phase: Report) -> str:
+    """When a phase was: `3.3–6.7 s`."""
+    return f"{round(phase['begins_s'], 1):g}–{round(phase['ends_s'], 1):g} s"
 
 
 def parts(phase: Report) -> list[str]:
@@ -85,8 +93,10 @@ def recovery(step: Report) -> str:
     held = []
     for what, key in (("p99", "p99_recovered_s"), ("full answers", "full_recovered_s")):
         after_s = step[key]
-        how = "not in that phase" if after_s is None else "at once" if after_s == 0 else f"after {after_s} s"
-        held.append(f"{what} held {'' if after_s is None else 'again ' if after_s else ''}{how}")
+        if after_s is None:
+            held.append(f"{what} did not come back in that phase")
+        else:
+            held.append(f"{what} held again after {after_s} s" if after_s else f"{what} held at once")
     return ", ".join(held)
 
 

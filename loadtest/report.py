@@ -6,6 +6,7 @@ import html
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from loadtest.errors import LoadtestError
 from loadtest.machine import describe_machine
 from loadtest.measure import Measurement, Requests, milliseconds, rounded
-from loadtest.phases import describe_phases, describe_steps, parts, recovery, told
+from loadtest.phases import describe_phases, describe_steps, parts, recovery, span, told
 from loadtest.profiles import Profile, Slo
 from loadtest.seconds import by_second, to_csv
 from loadtest.timeline import Moment, timeline_csv
@@ -44,7 +45,7 @@ def make_report(
         "verdict": verdict,
         "reasons": reasons,
         "phases": describe_phases(requests, profile),
-        "steps": describe_steps(moments, profile, slo),
+        "steps": describe_steps(requests, profile, slo),
         "watched": bool(moments and moments[0].replicas),
         "slo": asdict(slo),
         "machine": describe_machine(),
@@ -133,12 +134,19 @@ def write_folder(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise `LoadtestError` if something is at `folder`, or a file above it: a report is never overwritten."""
+    """Raise `LoadtestError` if something is at `folder`, or it cannot be made: a report is never overwritten."""
     if folder.exists():
         raise LoadtestError(f"--out {folder}: exists already; name another folder or remove it first")
     for path in folder.parents:
         if path.is_file():
             raise LoadtestError(f"--out {folder}: {path} is a file; name another folder")
+    try:
+        above = next(path for path in folder.absolute().parents if path.exists())
+        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
+    except OSError as error:
+        raise LoadtestError(
+            f"--out {folder}: cannot be written ({error.strerror}); name another folder"
+        ) from None
 
 
 def _page(report: Report, plots: Mapping[str, str]) -> str:
@@ -159,7 +167,7 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
         *((f"&emsp;{html.escape(kind)}", str(number), "") for kind, number in report["error_kinds"].items()),
         *(
             (
-                f"&emsp;{html.escape(phase['name'])}, {phase['begins_s']:g}–{phase['ends_s']:g} s",
+                f"&emsp;{html.escape(phase['name'])}, {span(phase)}",
                 f"{phase['requests']:,} requests",
                 ", ".join(parts(phase)),
             )

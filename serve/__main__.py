@@ -206,7 +206,7 @@ def plan(
 ) -> None:
     """The replicas and nodes that a `cluster.yaml` would give over a load trace, by Ray's own code.
 
-    With --compare, exit code 1 if a replica count is more than one off.
+    With --compare, exit code 1 if a replica count is more than one off, 2 if nothing scales in the file.
     """
     from serve.plan.command import Request
     from serve.plan.command import plan as make

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
 from serve.snapshots import Snapshot, beginnings, copy
-from serve.strict import refuse_file
+from serve.strict import refuse_file, refuse_unwritable
 from serve.surface import FieldType, Surface
 
 READS = 10  # of a table whose segments are being merged, before it is said to be unreadable
@@ -177,6 +177,7 @@ def refuse_existing(out: Path) -> None:
     if out.exists():
         raise TabrankError(f"{out}: exists already; name another folder or remove it first")
     refuse_file(out)
+    refuse_unwritable(out)
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:

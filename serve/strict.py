@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +94,15 @@ def refuse_file(folder: Path) -> None:
     for path in (folder, *folder.parents):
         if path.is_file():
             raise TabrankError(f"{folder}: {path} is a file; name another folder")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise `TabrankError` if nothing can be made at a path: asked before the work whose result it is to hold."""
+    try:
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
+    except OSError as error:
+        raise TabrankError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
 
 
 def milliseconds(text: str, where: str) -> int:

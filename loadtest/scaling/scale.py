@@ -23,7 +23,8 @@ from loadtest.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
 from loadtest.verdict import Verdict
 from loadtest.workspace import Say, Workspace
 
-PARTS = ("replicas", "step", "nodes")
+AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
+PARTS = tuple(AUTOSCALING)
 PROBE = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
 Found = dict[str, Any]
 
@@ -42,6 +43,8 @@ def run_scale(
     refuse_existing(out)
     begun = time.monotonic()
     with work.locked(), _draft(out) as folder:
+        for name in parts:  # what is wrong with the file is told before a minute of preparing
+            Scaled.of(work, config, AUTOSCALING[name])
         work.prepare(say)
         found = {name: _prove(name, work, config, cycles, folder / name, say) for name in parts}
         report = {
@@ -63,11 +66,11 @@ def _prove(name: str, work: Workspace, config: Path, cycles: replicas.Plan, out:
     if name == "nodes":
         return nodes.prove_nodes(work, config, body, out, say)
     if name == "replicas":
-        scaled = Scaled.of(work, config, replicas.FIXED)
+        scaled = Scaled.of(work, config, AUTOSCALING[name])
         return _with_service(
             work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, say), say
         )
-    scaled = Scaled.of(work, config, step.AUTOSCALING)
+    scaled = Scaled.of(work, config, AUTOSCALING[name])
     return _with_service(
         work, scaled, body, lambda: step.prove_step(scaled, work, step.Plan(), out, say), say
     )

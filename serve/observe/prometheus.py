@@ -17,6 +17,7 @@ import yaml
 
 from serve.errors import TabrankError
 from serve.run_folder import RunFolder
+from serve.strict import refuse_file, refuse_unwritable
 
 HERE = Path(__file__).parent
 RULES = (HERE / "rules.yml", HERE / "alerts.yml")
@@ -61,6 +62,8 @@ def started(
         raise TabrankError(MISSING)
     with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, port), timeout=1.0):
         raise TabrankError(f"--port: {port} is taken on {HOST}; give another")
+    refuse_file(data)
+    refuse_unwritable(data)
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
     write_targets(run, data)

@@ -12,8 +12,9 @@ from serve.plan.comparison import Comparison, check_timeline, compare
 from serve.plan.costs import load_costs
 from serve.plan.folder import refuse_existing, write_plan
 from serve.plan.outcome import Outcome, unsettled
+from serve.plan.progress import Progress
 from serve.plan.report import Report, make_report
-from serve.plan.service import read_service
+from serve.plan.service import FETCH, SCORER, read_service
 from serve.plan.simulation import simulate
 from serve.plan.trace import read_trace
 
@@ -47,9 +48,17 @@ def plan(request: Request, progress: Callable[[str], None] = lambda message: Non
     config = read(request.config)
     service, costs, trace = read_service(config), load_costs(request.costs), read_trace(path)
     if request.timeline:
+        if not service.scaled:
+            raise TabrankError(
+                f"{config.path}: nothing scales in this file: nothing was compared; give {FETCH} or {SCORER} a "
+                f"max_replicas above its min_replicas, or plan with --trace"
+            )
         check_timeline(trace, path, [each.name for each in service.scaled])
     progress(f"simulating {trace.num_requests:,} requests in {trace.end_s - trace.t_s[0]:g} s")
-    outcome, *others = (simulate(service, costs, trace, request.seed + i) for i in range(NUM_SEEDS))
+    share = Progress(progress, NUM_SEEDS)
+    outcome, *others = (
+        simulate(service, costs, trace, request.seed + i, share.of(i)) for i in range(NUM_SEEDS)
+    )
     comparison = compare(outcome) if request.timeline else None
     report = make_report(config, path, costs, request.seed, outcome, comparison)
     report["warnings"] += unsettled([outcome, *others])

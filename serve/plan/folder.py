@@ -14,6 +14,7 @@ from serve.errors import TabrankError
 from serve.plan.outcome import Outcome
 from serve.plan.report import Report, answers_of, table
 from serve.plan.trace import NODES, RATE, REPLICAS, TIME, shown
+from serve.strict import refuse_unwritable
 
 
 def to_csv(outcome: Outcome) -> str:
@@ -48,12 +49,13 @@ def to_csv(outcome: Outcome) -> str:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise `TabrankError` if something is at `folder`, or a file above it: a plan is never overwritten."""
+    """Raise `TabrankError` if something is at `folder`, or it cannot be made: a plan is never overwritten."""
     if folder.exists():
         raise TabrankError(f"--out {folder}: exists already; name another folder or remove it first")
     for path in folder.parents:
         if path.is_file():
             raise TabrankError(f"--out {folder}: {path} is a file; name another folder")
+    refuse_unwritable(folder)
 
 
 def write_plan(folder: Path, report: Report, outcome: Outcome, plot: str | None) -> None:

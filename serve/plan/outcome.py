@@ -97,6 +97,7 @@ class Outcome:
         """What keeps the service from following its load, with the key to turn."""
         return [
             *self._hidden(),
+            *self._overloaded(),
             *self._at_limit(),
             *self._flapping(),
             *self._short_of_nodes(),
@@ -115,6 +116,25 @@ class Outcome:
             f"{service.fetch.max_replicas} = {most} calls are ongoing, and target_ongoing_requests is {target:g}; "
             f"take more slots or replicas, or a lower target"
         ]
+
+    def _overloaded(self) -> list[str]:
+        deadline_ms = 1e3 * self.service.deadline_s
+        slow, refused = [], 0.0
+        for phase in self.trace.phases():
+            answers = self.answers(phase.begin_s, phase.end_s)
+            refused = max(refused, answers.refused_share)
+            if answers.p99_ms > deadline_ms:
+                slow.append((answers.p99_ms, phase.name))
+        found = []
+        if slow:
+            p99_ms, when = max(slow)
+            found.append(
+                f"p99 is {p99_ms:.0f} ms at {when}, above deadline_ms ({deadline_ms:g}), which begins only where a "
+                f"replica takes a request in"
+            )
+        if refused:
+            found.append(f"up to {refused:.1%} of a phase are refused (max_queued_requests)")
+        return [f"overloaded: {'; '.join(found)}"] if found else []
 
     def _at_limit(self) -> list[str]:
         found = []

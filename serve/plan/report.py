@@ -17,6 +17,10 @@ from serve.plan.outcome import Answers, Outcome
 from serve.plan.trace import NODES, RATE, Phase
 
 Report = dict[str, Any]
+LEGEND = (
+    "late: in popular order, at a deadline that begins where a replica takes the request in; "
+    "p99 counts the wait before that too"
+)
 
 
 def make_report(
@@ -114,6 +118,7 @@ def table(report: Report) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     answers, nodes = report["answers"], report[NODES]
+    lines.append(LEGEND)
     lines.append("")
     for name, counts in report["deployments"].items():
         lines.append(

@@ -65,9 +65,8 @@ class Service:
 
     @property
     def scaled(self) -> list[Deployment]:
-        """Those of the request path whose number may change; all that Ray's policy is asked for, where none may."""
-        asked = [each for each in (self.fetch, self.scorer) if each.autoscaling is not None]
-        return [each for each in asked if each.max_replicas > each.min_replicas] or asked
+        """Those of the request path whose number may change."""
+        return [each for each in (self.fetch, self.scorer) if each.max_replicas > each.min_replicas]
 
 
 def read_service(config: Config) -> Service:

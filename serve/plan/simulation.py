@@ -34,8 +34,14 @@ _Count = Callable[[], Mapping[str, float]]
 _Send = Callable[[Series, float], None]
 
 
-def simulate(service: Service, costs: Costs, trace: Trace, seed: int = 0) -> Outcome:
-    """The plan of a service; the same seed gives the same plan.
+def simulate(
+    service: Service,
+    costs: Costs,
+    trace: Trace,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Outcome:
+    """The plan of a service; the same seed gives the same plan. `progress` is told the share done, 0 to 1.
 
     A trace that counts replicas, such as a real run's timeline, begins with those of its first row.
     """
@@ -45,7 +51,7 @@ def simulate(service: Service, costs: Costs, trace: Trace, seed: int = 0) -> Out
     ledger = Ledger(arrived_s, by_model, service)
     agenda = Agenda(trace.t_s[0])
     with simulated_time(agenda):
-        samples = _Simulation(service, costs, trace, ledger, agenda, random.Random(seed)).run()
+        samples = _Simulation(service, costs, trace, ledger, agenda, random.Random(seed), progress).run()
     return Outcome(trace, service, samples, ledger)
 
 
@@ -58,9 +64,10 @@ class _Simulation:
         ledger: Ledger,
         agenda: Agenda,
         rng: random.Random,
+        progress: Callable[[float], None],
     ) -> None:
         self.service, self.costs, self.trace, self.ledger = service, costs, trace, ledger
-        self.agenda, self.rng = agenda, rng
+        self.agenda, self.rng, self.progress = agenda, rng, progress
         self.policy = Policy(service)
         self.cluster = Cluster(service.pools or ENOUGH, costs.nodes, agenda.now_s)
         self.router = Router(agenda, costs, service.scorer.max_ongoing, rng)
@@ -163,6 +170,8 @@ class _Simulation:
                 self.busy_s + busy_s,
             )
         )
+        begin_s, end_s = self.trace.t_s[0], self.trace.end_s
+        self.progress(min((at_s - begin_s) / (end_s - begin_s), 1.0))
         self.agenda.at(at_s + SAMPLE_S, self._sample)
 
     def _open_fetcher(self, name: str) -> None:

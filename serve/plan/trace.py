@@ -83,12 +83,19 @@ class Trace:
         bounds = [*self.t_s, self.end_s]
         if len(self.t_s) > MAX_PHASES:
             bounds = [float(bound) for bound in np.linspace(self.t_s[0], self.end_s, MAX_PHASES + 1)]
-        return [Phase(f"{shown(begin)}–{shown(end)} s", begin, end) for begin, end in pairwise(bounds)]
+        return [
+            Phase(f"{_rounded(begin, end - begin)}–{_rounded(end, end - begin)} s", begin, end)
+            for begin, end in pairwise(bounds)
+        ]
 
 
 def shown(at_s: float) -> str:
     """A time as it is written: a Unix time too has all its digits."""
     return f"{round(at_s, 3):.15g}"
+
+
+def _rounded(at_s: float, stretch_s: float) -> str:
+    return shown(round(at_s, 1) if stretch_s >= 0.1 else at_s)
 
 
 def read_trace(path: Path) -> Trace:
@@ -158,6 +165,8 @@ def _check_row(rows: dict[str, list[float]], where: str) -> None:
 def _number(text: str | None, where: str, may_lack: bool) -> float:
     if may_lack and not (text or "").strip():
         return math.nan
+    if not (text or "").strip():
+        raise TabrankError(f"{where} is missing")
     try:
         value = float(text or "")
     except ValueError:

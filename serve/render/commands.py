@@ -47,7 +47,9 @@ def launcher(
     region: Annotated[str | None, typer.Option(help="Of the cloud; us-east-1, us-central1, eastus.")] = None,
     project: Annotated[str | None, typer.Option(help="gcp: project id; azure: resource group.")] = None,
     instance: Annotated[list[str] | None, typer.Option(help="POOL=TYPE; otherwise by its CPUs.")] = None,
-    machine_image: Annotated[str | None, typer.Option(help="The machines' image; else Ubuntu 24.04.")] = None,
+    machine_image: Annotated[
+        str | None, typer.Option(help="The machines' image; needed by aws, else Ubuntu 24.04.")
+    ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="CIDR that may reach the service's port.")] = None,
     head_ip: Annotated[str | None, typer.Option(help="local: the head's address.")] = None,
     worker_ip: Annotated[list[str] | None, typer.Option(help="local: a worker's address, each once.")] = None,

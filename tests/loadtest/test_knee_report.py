@@ -9,10 +9,12 @@ from dataclasses import asdict
 import pytest
 
 from loadtest.errors import LoadtestError
+from loadtest.knee import run_knee
 from loadtest.knee_report import compare_summary, knee_summary, step_line, write_compare, write_knee
 from loadtest.machine import describe_machine
 from loadtest.profiles import load_slo
 from loadtest.search import Step
+from loadtest.workspace import Workspace
 
 AROUND = {"candidates": 55, "slo": asdict(load_slo()), "machine": describe_machine(), "seconds": 200.0}
 
@@ -90,3 +92,10 @@ def test_a_step_is_one_line():
     late = step(300.0, None, "void", reasons=["the generator was late"], phase="again")
     assert step_line(late).endswith("(again): void, p50 5.0 ms, p90 9.0 ms, p99 – (the generator was late)")
     assert step_line(step(50.0, 9.9, phase="warm-up")).startswith("  50 req/s (warm-up): p50")
+
+
+def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path):
+    said = []
+    with pytest.raises(LoadtestError, match=r"none\.yaml: cannot be read"):
+        run_knee(Workspace(tmp_path / "work"), tmp_path / "none.yaml", 55, tmp_path / "out", said.append)
+    assert said == []

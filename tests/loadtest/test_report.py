@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from loadtest.cluster import Sample
 from loadtest.errors import LoadtestError
 from loadtest.measure import Record, measure
 from loadtest.profiles import load_profile, load_slo
-from loadtest.report import make_report, summary, write_report
+from loadtest.report import make_report, refuse_existing, summary, write_report
 from loadtest.timeline import timeline
 from loadtest.verdict import judge
 
@@ -83,6 +84,13 @@ def test_a_report_is_never_overwritten(tmp_path):
     report, requests, moments = made()
     with pytest.raises(LoadtestError, match="exists already"):
         write_report(tmp_path, report, requests, PROFILE, SLO, "", moments)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
+    with pytest.raises(LoadtestError, match="--out /proc/out: cannot be written"):
+        refuse_existing(Path("/proc/out"))
+    refuse_existing(tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_summary_says_verdict_rate_and_limits():

@@ -125,6 +125,14 @@ def test_panels_have_titles_of_their_own_and_lie_beside_each_other():
     assert {expression for panel in panels() for expression in panel} <= set(expressions())
 
 
+@pytest.mark.parametrize("data", ["/proc/data", "file"])
+def test_where_nothing_can_be_kept_prometheus_is_not_started(run, tmp_path, monkeypatch, data):
+    monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
+    (tmp_path / "file").touch()
+    with pytest.raises(TabrankError, match="name another folder"), started(run, tmp_path / data, 1):
+        pass
+
+
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "run").mkdir()

@@ -35,13 +35,13 @@ def test_as_long_as_rankings_of_one_time_may_follow_none_is_sent(monkeypatch):
     async def scenario():
         sent = Sent()
         outbox = Outbox(sent)
-        running = asyncio.create_task(outbox.run(idle_s=0.4))
-        for _ in range(10):
+        running = asyncio.create_task(outbox.run(idle_s=0.2))
+        for _ in range(8):
             outbox.put(exposure(7))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
         busy = list(sent)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(0.35)
         running.cancel()
         return busy, sent
 
-    assert asyncio.run(scenario()) == ([], [[7] * 10])
+    assert asyncio.run(scenario()) == ([], [[7] * 8])

@@ -19,6 +19,7 @@ from serve.check.pools import NodePool
 from serve.config import read
 from serve.errors import TabrankError
 from serve.plan.costs import SHIPPED, load_costs
+from serve.plan.progress import Progress
 from serve.plan.service import Deployment, Service, read_service
 from serve.plan.trace import Trace, read_trace
 
@@ -197,9 +198,20 @@ def test_what_the_model_does_not_rank_asks_no_scorer():
 def test_a_full_service_refuses_what_it_cannot_queue():
     narrow = service()
     narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8, max_queued=8), slots=1)
-    answers = simulate(narrow, COSTS, Trace((0, 2), (400, 400))).answers(0, 4)
+    outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
+    answers = outcome.answers(0, 4)
     assert answers.refused_share > 0.5
     assert answers.late_share == 0  # a deadline runs from where a request is let in
+    (said,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
+    assert "of a phase are refused (max_queued_requests)" in said
+
+
+def test_a_wait_before_the_deadline_begins_is_said():
+    narrow = service(deadline_s=0.1)
+    narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8), slots=1)
+    outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
+    (said,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
+    assert "above deadline_ms (100), which begins only where a replica takes a request in" in said
 
 
 @pytest.mark.parametrize(
@@ -210,7 +222,8 @@ def test_a_full_service_refuses_what_it_cannot_queue():
         ("t_s,ofered_rps\n0,1\n", ":1: unknown key 'ofered_rps'; did you mean 'offered_rps'?"),
         ("t_s,offered_rps\n0,900\n", "1 rows; there must be two or more"),
         ("t_s,offered_rps\n0,900\n1,many\n", ":3: column offered_rps: 'many' is no number"),
-        ("t_s,offered_rps\n0,900\n1\n", ":3: column offered_rps: None is no number"),
+        ("t_s,offered_rps\n0,900\n1\n", ":3: column offered_rps is missing"),
+        ("t_s,offered_rps\n0,900\n1,\n", ":3: column offered_rps is missing"),
         ("t_s,offered_rps\n0,900\n1,nan\n", ":3: column offered_rps: 'nan' is no number"),
         ("t_s,offered_rps\n0,900\n1,-1\n", ":3: column offered_rps: -1 must be 0 or more"),
         ("t_s,offered_rps\n0,1,000\n1,1,000\n", ":2: more fields than columns; write a thousand as 1000"),
@@ -249,6 +262,12 @@ def test_unix_times_and_the_mark_that_a_spreadsheet_puts_first_are_read_and_writ
     ]
     path.write_text(to_csv(simulate(service(), COSTS, trace)))
     assert read_trace(path).t_s == (1790000000, 1790000001, 1790000002)
+
+
+def test_a_phase_is_named_to_a_tenth_of_a_second():
+    names = [phase.name for phase in Trace(tuple(range(40)), (1,) * 40).phases()]
+    assert names[:2] == ["0–3.3 s", "3.3–6.7 s"]
+    assert Trace((0, 0.04), (1, 1)).phases()[1].name == "0.04–0.08 s"
 
 
 def test_a_trace_offers_what_it_says():
@@ -350,6 +369,7 @@ def test_a_plan_that_is_two_replicas_off_does_not_hold(tmp_path):
         (["--trace", "none.csv"], "none.csv: No such file"),
         (["--compare", "trace.csv"], "the column Scorer_replicas is missing or empty"),
         (["--trace", "trace.csv", "--costs", "none.toml"], "none.toml: No such file"),
+        (["--trace", "trace.csv", "--out", "/proc/plan"], "/proc/plan: cannot be written"),
     ],
 )
 def test_what_cannot_be_planned_exits_with_2(tmp_path, monkeypatch, arguments, said):
@@ -358,6 +378,29 @@ def test_what_cannot_be_planned_exits_with_2(tmp_path, monkeypatch, arguments, s
     done = call(*cluster(tmp_path)[:1], *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
+
+
+def test_where_nothing_scales_nothing_is_compared(tmp_path):
+    timeline = tmp_path / "timeline.csv"
+    timeline.write_text("t_s,offered_rps,Scorer_replicas\n0,1,1\n1,1,1\n")
+    done = call(*cluster(tmp_path, max_replicas=1), "--compare", timeline)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "nothing scales in this file: nothing was compared" in done.stderr
+
+
+def test_a_long_plan_says_every_few_seconds_how_far_it_is():
+    now_s, said = iter((0, 1, 3, 5, 6)), []
+    progress = Progress(said.append, 2, lambda: next(now_s))
+    for i, share in ((0, 0.1), (0, 0.5), (1, 0.0), (1, 0.25)):
+        progress.of(i)(share)
+    assert said == ["25% simulated", "62% simulated"]
+
+
+def test_a_simulation_tells_the_share_that_is_done():
+    told = []
+    simulate(service(), COSTS, Trace((0, 2), (25, 25)), 0, told.append)
+    assert told[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert max(told) == 1.0
 
 
 def test_a_file_without_the_request_path_cannot_be_planned(tmp_path):

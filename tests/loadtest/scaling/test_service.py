@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from loadtest.errors import LoadtestError
+from loadtest.scaling import replicas
 from loadtest.scaling.replicas import FIXED
-from loadtest.scaling.scale import verdict_of
+from loadtest.scaling.scale import PARTS, run_scale, verdict_of
 from loadtest.scaling.service import APPLICATION, Scaled
 from loadtest.workspace import Workspace
 
@@ -31,6 +32,21 @@ def test_a_deployment_that_does_not_scale_is_refused(tmp_path):
     config.write_text(yaml.safe_dump(document))
     with pytest.raises(LoadtestError, match=r"fixed\.yaml: Scorer has no autoscaling_config"):
         Scaled.of(Workspace(tmp_path), config, FIXED)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path, part):
+    said = []
+    with pytest.raises(LoadtestError, match=r"none\.yaml: cannot be read"):
+        run_scale(
+            Workspace(tmp_path / "work"),
+            tmp_path / "none.yaml",
+            [part],
+            replicas.Plan(),
+            tmp_path / "out",
+            said.append,
+        )
+    assert said == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""`loadtest run`: the load of a profile on a service that runs, measured, judged and reported."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from loadtest.bodies import make_bodies
+from loadtest.cluster import Watch, find_cluster
+from loadtest.ids import read_ids, read_log_ids
+from loadtest.measure import measure
+from loadtest.profiles import load_profile, load_slo
+from loadtest.report import Report, make_report, refuse_existing, write_report
+from loadtest.service import probe
+from loadtest.timeline import timeline
+from loadtest.verdict import judge
+
+
+def run_profile(
+    profile_name: str,
+    url: str,
+    slo_file: Path | None,
+    log: Path,
+    ids_file: Path | None,
+    rps: float | None,
+    duration_s: float | None,
+    warmup_s: float | None,
+    cluster: str | None,
+    out: Path | None,
+) -> tuple[Report, Path]:
+    """Run it, and write its report: what the report holds, and the new folder. Input is checked before the load.
+
+    Raises:
+        LoadtestError: if there is no such service, or the input is at fault.
+    """
+    profile = load_profile(profile_name, target_rps=rps, duration_s=duration_s, warmup_s=warmup_s)
+    slo = load_slo(slo_file)
+    folder = out or Path("var/loadtest") / f"{profile.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    refuse_existing(folder)
+    ids = read_ids(ids_file) if ids_file else read_log_ids(log, profile.candidates)
+    bodies = make_bodies(ids, profile)
+    probe(url, bodies[0])
+    look = find_cluster(cluster, url)
+    watch = Watch(look, profile.warmup_s, profile.duration_s) if look else None
+    from loadtest.run import run_load  # patches the standard library for gevent: not before it is needed
+
+    done = run_load(profile, url, bodies, [watch] if watch else [])
+    measured = measure(done.requests, profile.duration_s)
+    moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
+    verdict, reasons = judge(measured, slo)
+    report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
+    write_report(folder, report, done.requests, profile, slo, done.locust_html, moments)
+    return report, folder
