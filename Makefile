@@ -72,7 +72,8 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/pytest -q -n 2 -m 'not integration'
+	@# One OpenMP thread a worker: two each, on two cores, spend their time waiting for each other.
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not integration'
 
 test: check ## Everything: what check does, then real Ray, HTTP and Locust.
 	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray'
