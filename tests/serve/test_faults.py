@@ -170,14 +170,14 @@ def full_disk():
 
 
 def test_a_full_disk_refuses_events_and_lets_features_grow_old_until_there_is_room(tmp_path, log_folder):
-    service = Live(tmp_path, log_folder, clock="wall", stale_after_ms=1_000)
+    service = Live(tmp_path, log_folder, clock="wall", stale_after_ms=400)
 
     async def scenario(service):
         await service.events(event("e1", ts_ms=None))
         with full_disk():
             refused = await service.post("/v1/events", {"records": [event("e2", ts_ms=None)]})
             fresh = await service.rank(request_id="fresh")
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(0.5)
             stale = await service.rank(request_id="stale")
             still = await service.post("/v1/events", {"records": [event("e2", ts_ms=None)]})
         await until_well(service)

@@ -98,7 +98,7 @@ def held(state):
 
 
 @given(WORLDS, RECORDS, st.integers(1, 4 * WORTH_A_ROUND))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, records, length):
     state = world(values)
     plain = Plain(state.candidates.table)
