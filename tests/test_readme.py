@@ -19,6 +19,8 @@ from shop import write_shop
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 DEMO, UP, OWN = BLOCKS
+SECTION = re.search(r"## Operating it\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.S)[1]
+OPERATING = re.findall(r"^    (python -m .*?)\s+#", SECTION, re.M)
 
 pytestmark = pytest.mark.integration
 
@@ -57,13 +59,31 @@ def shell(script, cwd, accept=(0,)):
 def test_the_commands_that_it_only_names_are_there(tree):
     """They take minutes, a quiet machine or a served log; short runs of them are in their own tests."""
     named = re.findall(r"^    (python -m .*?)\s+#", (ROOT / "README.md").read_text(), re.M)
-    assert len(named) == 13
+    assert len(named) == 13 + len(OPERATING)
     for command in named:
-        shell(f"{command} --help", tree)
+        if command not in OPERATING:
+            shell(f"{command} --help", tree)
+
+
+def operate(tree):
+    """What the README says of operating it, on the service that runs."""
+    (tree / "load.csv").write_text("t_s,offered_rps\n0,50\n10,100\n")
+    for command in OPERATING[:-2]:
+        shell(command.removesuffix(" --watch"), tree)
+    *_, popular, render = OPERATING
+    assert "launcher" in shell(render, tree).stdout
+    shell(popular, tree)
+    request = json.loads((tree / "var/log/request.json").read_text())
+    answer = httpx.post("http://127.0.0.1:8000/v1/rank", json=request, timeout=30).json()
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["kill_switch"])
+    shell("python -m serve diff", tree, accept=(1,))
+    shell(f"{popular} --off && python -m serve diff", tree)
 
 
 def test_up_rank_and_down(tree):
-    told = shell(UP, tree).stdout
+    told = shell(UP.replace("make down\n", ""), tree).stdout
+    operate(tree)
+    shell("make down", tree)
     text = told[told.index("{") :]
     answer, end = json.JSONDecoder().raw_decode(text)
     taken, _ = json.JSONDecoder().raw_decode(text[end:].lstrip())

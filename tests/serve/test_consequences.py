@@ -136,7 +136,9 @@ def service(tmp_path_factory):
             {
                 f"{FRONT}/autoscaling_config/max_replicas": 3,
                 f"{FRONT}/autoscaling_config/downscale_delay_s": 300,
+                f"{FRONT}/autoscaling_config/initial_replicas": 2,
                 f"{BACK}/max_queued_requests": 50,
+                f"{BACK}/max_surge_percent": 50,
                 f"{BACK}/num_replicas": 2,
             },
             "nothing",
@@ -147,6 +149,7 @@ def service(tmp_path_factory):
                 f"{FRONT}/user_config/knob": 2,
                 f"{FRONT}/autoscaling_config/look_back_period_s": 12,
                 f"{FRONT}/max_ongoing_requests": 50,
+                f"{FRONT}/backpressure_config": {"status_code": 429},
                 f"{BACK}/health_check_period_s": 5,
                 f"{BACK}/graceful_shutdown_timeout_s": 2,
                 f"{BACK}/logging_config/log_level": "DEBUG",
@@ -158,7 +161,10 @@ def service(tmp_path_factory):
         ({f"{FRONT}/ray_actor_options/num_cpus": 0.2}, "rolling", {"Front": 1}),
         ({f"{FRONT}/max_replicas_per_node": 8}, "rolling", {"Front": 1}),
         ({f"{FRONT}/max_replicas_per_node": 9}, "nothing", {}),  # Ray passes over it
-        ({f"{BACK}/num_replicas": 1}, "nothing", {}),
+        ({f"{BACK}/num_replicas": Absent()}, "nothing", {}),
+        ({f"{SHOP}/route_prefix": "/shop"}, "in_place", {}),
+        ({f"{SHOP}/route_prefix": "/"}, "in_place", {}),
+        ({f"{BACK}/autoscaling_config": {"max_replicas": 2}}, "rebuilt", {"Front": 1, "Back": 1}),
         ({f"{SHOP}/args/word": "two"}, "rebuilt", {"Front": 1, "Back": 1}),
         ({f"{SHOP}/import_path": "shop:other"}, "rebuilt", {"Front": 1, "Back": 1}),
         (
@@ -217,6 +223,8 @@ def test_what_needs_a_restart_of_serve_is_refused_in_place(service):
     assert (result["consequence"], result["applied"], held) == ("restart", False, False)
     assert lines[-1].startswith("refused: Serve reads this only when it starts")
     assert (service.ids(), RunFolder.of(service.run).deployed()) == (before, deployed)
+    for path, value in (("proxy_location", "EveryNode"), ("grpc_options/port", 9001)):
+        assert service.differ({path: value}, apply=False)[0]["consequence"] == "restart"
 
 
 def test_a_deploy_that_fails_says_why_and_leaves_what_runs_to_compare_with(service):
