@@ -196,7 +196,7 @@ def _note(path: Path, alone: tuple[Targets, Targets], ends: tuple[Targets, Targe
     if alone[0].passed_over(alone[1], app, name):
         return PASSED_OVER
     if last == "initial_replicas":
-        return "read only where a deployment is new"
+        return "Ray sets the number of replicas to it, now and at each later change of this deployment"
     if last in BOUNDS:
         return _moves(*(_bounds(targets, app, name) for targets in ends))
     return ""

@@ -136,7 +136,6 @@ def service(tmp_path_factory):
             {
                 f"{FRONT}/autoscaling_config/max_replicas": 3,
                 f"{FRONT}/autoscaling_config/downscale_delay_s": 300,
-                f"{FRONT}/autoscaling_config/initial_replicas": 2,
                 f"{BACK}/max_queued_requests": 50,
                 f"{BACK}/max_surge_percent": 50,
                 f"{BACK}/num_replicas": 2,
@@ -173,6 +172,7 @@ def service(tmp_path_factory):
             {"Front": 1, "Back": 1},
         ),
         ({f"{SHOP}/runtime_env": {"env_vars": {"LABEL": "x"}}}, "rebuilt", {"Front": 1, "Back": 1}),
+        ({f"{FRONT}/autoscaling_config/initial_replicas": 2}, "nothing", {"Front": 1}),
     ],
     ids=lambda value: (
         "+".join(path.rpartition("/")[2] for path in value) if isinstance(value, dict) else str(value)
