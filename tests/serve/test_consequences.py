@@ -158,11 +158,11 @@ def service(tmp_path_factory):
             {},
         ),
         ({f"{FRONT}/ray_actor_options/num_cpus": 0.2}, "rolling", {"Front": 1}),
+        ({f"{SHOP}/route_prefix": "/shop"}, "in_place", {}),
+        ({f"{SHOP}/route_prefix": "/"}, "in_place", {}),
         ({f"{FRONT}/max_replicas_per_node": 8}, "rolling", {"Front": 1}),
         ({f"{FRONT}/max_replicas_per_node": 9}, "nothing", {}),  # Ray passes over it
         ({f"{BACK}/num_replicas": Absent()}, "nothing", {}),
-        ({f"{SHOP}/route_prefix": "/shop"}, "in_place", {}),
-        ({f"{SHOP}/route_prefix": "/"}, "in_place", {}),
         ({f"{BACK}/autoscaling_config": {"max_replicas": 2}}, "rebuilt", {"Front": 1, "Back": 1}),
         ({f"{SHOP}/args/word": "two"}, "rebuilt", {"Front": 1, "Back": 1}),
         ({f"{SHOP}/import_path": "shop:other"}, "rebuilt", {"Front": 1, "Back": 1}),
