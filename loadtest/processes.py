@@ -118,13 +118,18 @@ def _end(service: Service, marker: str, process: subprocess.Popen[bytes] | None)
                 timeout=2 * STOP_S,
                 check=False,
             )
+    end_marked(marker)
+    if service.temp:
+        shutil.rmtree(service.temp, ignore_errors=True)
+
+
+def end_marked(marker: str) -> None:
+    """End by its id every process whose environment has MARKER at this value."""
     while left := _marked(marker):  # again, because a dying parent may have just started a child
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         psutil.wait_procs(left, timeout=2.0)
-    if service.temp:
-        shutil.rmtree(service.temp, ignore_errors=True)
 
 
 def _marked(marker: str) -> list[psutil.Process]:

@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from loadtest.cluster import UNTOLD, Dashboard
 from loadtest.commands import last_lines
 from loadtest.errors import LoadtestError
-from loadtest.processes import MARKER, POLL_S
+from loadtest.processes import MARKER, POLL_S, end_marked
 from loadtest.services import free_port
 
 HEAD_ID = "f" * 51 + "00000"  # the provider counts its nodes from here
@@ -110,7 +109,7 @@ def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> I
             cluster.wait_until_running()
         yield cluster
     finally:
-        _end(marker)
+        end_marked(marker)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -196,22 +195,3 @@ def _run(command: list[str], environment: Mapping[str, str], log: Path) -> None:
         how = f"did not end in {START_S:g} s" if code is None else "failed"
         name = f"{Path(command[0]).name} {command[1]}"
         raise LoadtestError(f"{name} {how}:\n  " + "\n  ".join(last_lines(log, 5)))
-
-
-def _end(marker: str) -> None:
-    """End every process of the cluster by its id, again while a dying parent may have started a child."""
-    while left := _marked(marker):
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=2.0)
-
-
-def _marked(marker: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        # Processes of other users, and those that end meanwhile, cannot be read.
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARKER) == marker and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
