@@ -31,6 +31,7 @@ Degraded = Literal[
     "non_finite_score",
     "stale_features",
     "kill_switch",
+    "overload",
 ]
 Rung = Literal["full", "partial", "fallback"]
 

@@ -50,10 +50,13 @@ class Batcher(Generic[Item, Answer]):
         """The item's answer.
 
         Raises:
-            TimeoutError: at `deadline` (seconds of the loop's clock); work not yet begun is then not begun.
+            TimeoutError: at `deadline` (seconds of the loop's clock), or as soon as it is seen that it would be late;
+                work not yet begun is then not begun.
             Exception: whatever `work` raised for the item's batch.
         """
         loop = asyncio.get_running_loop()
+        if loop.time() + self._wait_s() > deadline:
+            raise TimeoutError
         waiting = _Waiting[Item, Answer](item, size, deadline, loop.create_future(), loop.time())
         alarm = loop.call_at(deadline, _expire, waiting.answer)
         self._queue.append(waiting)
@@ -66,6 +69,12 @@ class Batcher(Generic[Item, Answer]):
         finally:
             alarm.cancel()
             self._leaves_queue(waiting)
+
+    def _wait_s(self) -> float:
+        """How long an item that comes now would wait at least: for the batches under way, and those before its own."""
+        if len(self._tasks) < self.slots:
+            return 0.0
+        return self._waiting_size / self.cap * min(self._took_s, default=0.0) / self.slots
 
     def _fill_slots(self) -> None:
         while self._queue and not self._queue[0].is_queued:

@@ -218,6 +218,7 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
         traffic="test",
         keep_matrix=False,
         explore=False,
+        num_scored=cell.slate,
     )
 
 

@@ -38,6 +38,15 @@ HTML = b"text/html; charset=utf-8"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")  # what a header's id may be made of
 
 
+_BUSY = msgspec.json.encode(Problem("busy", 429, "more is asked than can be answered in time; come again"))
+# Made once: a refusal that costs as much as a ranking would be no help.
+_BUSY_HEAD = [
+    (b"content-type", PROBLEM),
+    (b"content-length", str(len(_BUSY)).encode()),
+    (b"retry-after", b"1"),
+]
+
+
 class Edge:
     """An ASGI application around one `FeatureFetcher`."""
 
@@ -60,6 +69,10 @@ class Edge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
+            if scope["path"] == RANK and self._fetcher.refuses():
+                await send({"type": "http.response.start", "status": 429, "headers": [*_BUSY_HEAD]})
+                await send({"type": "http.response.body", "body": _BUSY})
+                return 429
             return await self._http(scope, receive, send)
         return 0
 
@@ -111,8 +124,8 @@ class Edge:
         raise RequestError(404, "not found", f"there is no {path}; /docs lists what there is")
 
     async def _rank(self, headers: dict[bytes, bytes], request_id: str | None, receive: Receive) -> bytes:
-        _require_json(headers)
         fetcher = self._fetcher
+        _require_json(headers)
         arm = None
         if b"x-arm" in headers:
             arm = chosen(fetcher.config, headers[b"x-arm"].decode("latin-1"), headers.get(b"x-api-key"))

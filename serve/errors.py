@@ -41,6 +41,10 @@ class StoreUnavailable(TabrankError):
     """The store cannot be read now; the ranking goes on without it."""
 
 
+class ScorerUnavailable(TabrankError):
+    """The scorer has failed several times in a row and is left alone; the ranking goes on without it."""
+
+
 class LeaseLost(TabrankError):
     """Another writer has taken over the store; this one's commits are refused from then on."""
 

@@ -7,8 +7,10 @@ import json
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,10 @@ from serve.api import RankAnswer, RankRequest, candidate_ids, new_request_id, st
 from serve.arms import assign
 from serve.artifact import Artifact, require
 from serve.batcher import Batcher
+from serve.breaker import Breaker
 from serve.errors import Busy, RequestError, TabrankError
 from serve.features import Features, Matrix
+from serve.ladder import TICK_S, Ladder
 from serve.live_table import LiveTable
 from serve.logs import of_request
 from serve.models import LoadModel, Models
@@ -31,6 +35,7 @@ from serve.records import Event, EventsAnswer, Rejected, Taken, decode_batch, pa
 from serve.settings import AppArgs, Arm, UserConfig
 from serve.state import Schema
 from serve.stores.opening import open_store
+from serve.turns import Turns
 
 log = logging.getLogger("tabrank")
 REFRESH_S = 0.2  # how often the live table is pulled where no ranking does it
@@ -48,6 +53,8 @@ class Moment(NamedTuple):
     num_dropped: int  # exposures, since the start
     kill_switch: bool
     model: str | None  # the promoted version
+    level: float  # of the ladder
+    num_refused: int  # rankings, since the start
 
 
 class Metrics:
@@ -88,8 +95,10 @@ class FeatureFetcher:
         self._metrics = metrics or Metrics()
         self._warned: dict[str, float] = {}
 
+        breakers: defaultdict[str, Breaker] = defaultdict(partial(Breaker, call_scorer))
+
         async def score(version: str, matrix: Matrix) -> F32:
-            return np.frombuffer(await call_scorer(version, matrix.to_bytes()), np.float32)
+            return np.frombuffer(await breakers[version](version, matrix.to_bytes()), np.float32)
 
         open_reader = partial(
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
@@ -98,6 +107,9 @@ class FeatureFetcher:
         self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded, self._metrics.batch)
         self.models = Models(base / args.models, self.ranker.features.columns, load_model)
         self.outbox = Outbox(ingest)
+        self.ladder = Ladder()
+        self._turns = Turns()
+        self._num_refused = 0
         # What needs no scorer never waits for one: a batch is answered together.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
@@ -116,6 +128,7 @@ class FeatureFetcher:
         for arm, version in config.experiment.versions.items():
             require(self.base / self.args.models, version, f"user_config.experiment.arms.{arm}.scorer")
         self.config = config
+        self.ladder.enabled = config.ladder and not self.event_clock
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = config.batch_candidates
 
@@ -133,6 +146,12 @@ class FeatureFetcher:
             self._degraded("model_refused", error)
         self.configure(config)
 
+    def refuses(self) -> bool:
+        """Whether the ranking that is asked for now is refused, before any work is done for it."""
+        refused = self.ladder.refuses(self._turns.waited_s(), self.config.deadline_ms / 1e3)
+        self._num_refused += refused
+        return refused
+
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
     ) -> RankAnswer:
@@ -142,10 +161,12 @@ class FeatureFetcher:
         """
         begun = time.perf_counter()
         loop = asyncio.get_running_loop()
-        query = self._admit(request, arm)
+        waited_s = self._turns.waited_s()
+        within_s = (deadline_ms or self.config.deadline_ms) / 1e3
+        deadline = loop.time() + within_s - waited_s - LAST_WORD_S
+        query = self._admit(request, arm, waited_s)
         if self.event_clock:  # what came before is seen, and what comes at the same time is not
             await self.outbox.flush(before_ms=query.now_ms)
-        deadline = loop.time() + max((deadline_ms or self.config.deadline_ms) / 1e3 - LAST_WORD_S, 0.0)
         slate = self._aged(await self._slate(query, deadline))
         total_ms = (time.perf_counter() - begun) * 1e3
         self._metrics.ranked(slate, total_ms)
@@ -160,10 +181,20 @@ class FeatureFetcher:
     async def _slate(self, query: Query, deadline: float) -> Slate:
         if self.config.kill_switch:
             return self.ranker.popular(query, "kill_switch")
+        if not query.num_scored and query.candidates:
+            return self.ranker.popular(query, "overload")
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        batcher = self._scored if query.arm.by_model else self._unscored
         try:
-            batcher = self._scored if query.arm.by_model else self._unscored
-            return await batcher.submit(query, len(query.candidates), deadline)
+            slate = await batcher.submit(query, query.num_scored, deadline)
+            if slate.model is not None:
+                self.ladder.scored(loop.time() - begun_s)
+            return slate
         except TimeoutError:
+            self.ladder.scored(
+                max(deadline - begun_s, 0.0)
+            )  # it may have been told before that it would be late
             return self.ranker.popular(query, "deadline")
         except Exception as error:  # a fault of ours, or of a neighbour in the batch
             self._degraded("scorer_unavailable", error, query.request_id)
@@ -207,13 +238,14 @@ class FeatureFetcher:
         rung = "partial" if slate.rung == "full" else slate.rung
         return msgspec.structs.replace(slate, rung=rung, degraded=(*slate.degraded, "stale_features"))
 
-    def _admit(self, request: RankRequest, arm: Arm | None) -> Query:
+    def _admit(self, request: RankRequest, arm: Arm | None, waited_s: float) -> Query:
         now_ms = request.now_ms if request.now_ms is not None else int(time.time() * 1e3)
         if arm is None:
             arm, experiment = assign(self.config.experiment, request.viewer, now_ms)
         else:
             experiment = None
         ids = candidate_ids(request)
+        share = self.ladder.share(waited_s, self.config.deadline_ms / 1e3) if arm.by_model else 1.0
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -229,6 +261,7 @@ class FeatureFetcher:
             traffic=request.traffic,
             keep_matrix=request.explain or random.random() < self.config.log_features,
             explore=arm.explore > 0 and random.random() < arm.explore,
+            num_scored=ceil(share * len(ids)),
         )
 
     @property
@@ -244,6 +277,7 @@ class FeatureFetcher:
         """
         following = asyncio.create_task(self.follow())
         sending = asyncio.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
+        balancing = asyncio.create_task(self._balance())
         try:
             while True:
                 self.pull()
@@ -253,10 +287,28 @@ class FeatureFetcher:
                     following = asyncio.create_task(self.follow())
         finally:
             sending.cancel()
+            balancing.cancel()
+
+    async def _balance(self) -> None:
+        """Move the ladder's level, until cancelled."""
+        loop = asyncio.get_running_loop()
+        before_s = loop.time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = loop.time()
+            self.ladder.tick(now_s - before_s, self._turns.take_longest_s(), self.config.deadline_ms / 1e3)
+            before_s = now_s
 
     def _moment(self) -> Moment:
         model = self.model.version if self.model else None
-        return Moment(self.freshness_ms, self.outbox.num_dropped, self.config.kill_switch, model)
+        return Moment(
+            self.freshness_ms,
+            self.outbox.num_dropped,
+            self.config.kill_switch,
+            model,
+            self.ladder.level,
+            self._num_refused,
+        )
 
     async def refresh(self) -> None:
         """Pull what changed in the store, follow the models' pointer. What fails is tried again next time."""

@@ -169,11 +169,12 @@ class Features:
         batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
         return self._matrix(batch, request_of_row)
 
-    def popularity(self, candidates: Record, context: Record, now_ms: int) -> NDArray[np.float32]:
-        """`[R]`: what the heuristic sorts one request's candidates by, without a viewer; one feature's work."""
-        owner = np.zeros(len(candidates), np.int64)
-        viewer = self.schema.blank("viewer")
-        batch = Batch(self.schema, viewer, candidates, context, owner, np.array([now_ms], np.int64))
+    def popularity(
+        self, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+    ) -> NDArray[np.float32]:
+        """`[R]`: what the heuristic sorts by, as `compute` has it, without viewers; one feature's work."""
+        viewers = self.schema.blank("viewer", len(now_ms))
+        batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
         name = self.schema.surface.popular
         return np.asarray(self._numeric[name].value(batch), np.float32)
 

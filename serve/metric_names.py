@@ -68,6 +68,15 @@ FRESHNESS = Metric(
     "tabrank_freshness_ms", "gauge", (), "How old the features of a replica were at most in the last second."
 )
 KILL_SWITCH = Metric("tabrank_kill_switch", "gauge", (), "1 while a replica answers all in popular order.")
+LEVEL = Metric(
+    "tabrank_ladder_level",
+    "gauge",
+    (),
+    "Of a replica under load: up to 1 answers are partial, up to 2 they are fallback, up to 3 requests are refused.",
+)
+REFUSED = Metric(
+    "tabrank_refused", "counter", (), "Rankings refused with 429 by the ladder, before any work."
+)
 MODEL = Metric("tabrank_model_info", "gauge", ("model",), "1 for the promoted version that a replica uses.")
 DROPPED = Metric(
     "tabrank_exposures_dropped", "counter", (), "Answered rankings that were not logged: too many waited."
@@ -103,6 +112,8 @@ METRICS = (
     BATCH,
     FRESHNESS,
     KILL_SWITCH,
+    LEVEL,
+    REFUSED,
     MODEL,
     DROPPED,
     RECORDS,

@@ -21,11 +21,13 @@ from serve.metric_names import (
     FRESHNESS,
     KILL_SWITCH,
     LATENCY,
+    LEVEL,
     MODEL,
     MODEL_RANKINGS,
     QUEUE,
     RANKINGS,
     RECORDS,
+    REFUSED,
     STAGE,
     UNROLLED,
     Metric,
@@ -48,6 +50,8 @@ class RankMetrics(Metrics):
     def __init__(self, application: str) -> None:
         self._freshness = _Gauge(FRESHNESS, application)
         self._kill_switch = _Gauge(KILL_SWITCH, application)
+        self._level = _Gauge(LEVEL, application)
+        self._refused = _Counts(REFUSED, application, [()])
         self._model = _Gauge(MODEL, application)
         self._dropped = _Counts(DROPPED, application, [()])
         self._rankings = _Counts(RANKINGS, application)
@@ -62,7 +66,7 @@ class RankMetrics(Metrics):
         self._num_candidates: Counter[tuple[str, str, str]] = Counter()
         self._num_within: Counter[tuple[str, str, int]] = Counter()  # experiment, arm, bucket
         self._num_queued: Counter[int] = Counter()  # by bucket
-        self._num_dropped = 0
+        self._num_dropped = self._num_refused = 0
         self._oldest_ms = 0.0
         self._version = ""
         self._flushed = time.monotonic()
@@ -97,6 +101,9 @@ class RankMetrics(Metrics):
             self._freshness.set(self._oldest_ms)
         self._oldest_ms = 0.0
         self._kill_switch.set(float(moment.kill_switch))
+        self._level.set(moment.level)
+        self._refused.add((), moment.num_refused - self._num_refused)
+        self._num_refused = moment.num_refused
         if moment.model != self._version and self._version:
             self._model.set(0.0, (self._version,))  # Ray goes on with a gauge's last value
         self._version = moment.model or ""
@@ -115,7 +122,15 @@ class RankMetrics(Metrics):
             self._queue.add((), bucket, count)
         for gathered in (self._num_rankings, self._num_candidates, self._num_within, self._num_queued):
             gathered.clear()
-        for metric in (self._rankings, self._candidates, self._by_model, self._degraded, self._dropped):
+        counts = (
+            self._rankings,
+            self._candidates,
+            self._by_model,
+            self._degraded,
+            self._dropped,
+            self._refused,
+        )
+        for metric in counts:
             metric.flush()
         for histogram in (self._latency, self._queue, self._stage, self._batch):
             histogram.flush()

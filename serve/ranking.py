@@ -25,6 +25,7 @@ from serve.state import I64, Record, encode
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Score = Callable[[str, Matrix], Awaitable[F32]]
+NOTHING_DONE = {"features": 0.0, "score": 0.0}
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -43,6 +44,7 @@ class Query(msgspec.Struct, frozen=True):
     explain: bool
     traffic: str
     keep_matrix: bool  # to explain it, or to log it
+    num_scored: int  # how many candidates the model is to score, at most: under load the best known ones
     explore: bool  # whether the order is drawn from the scores
 
 
@@ -81,20 +83,28 @@ class Ranker:
         """Rank each query: fetch, features, score, select. Never raises for a store or scorer that is down."""
         begun = time.perf_counter()
         viewers, unknown_viewer, store_down = self._fetch_viewers(queries)
-        seen_seq = self.live.seq
-        rows, request_of_row = self._candidate_rows(queries)
-        candidates = self._stated(self.live.rows.table.take(rows), queries, request_of_row)
+        rows, owner = self._candidate_rows(queries)
+        batch = _Batch(queries, owner, rows, self.live.seq)
+        candidates = self._stated(self.live.rows.table.take(rows), queries, owner)
         context = self.features.schema.context_rows([query.context for query in queries])
         now_ms = np.array([query.now_ms for query in queries], np.int64)
-        matrix = self.features.compute(viewers, candidates, context, request_of_row, now_ms)
+        ended = candidates["ends_ms"] <= now_ms[owner]
+        popular = None
+        kept: slice | I64 = slice(None)
+        if any(query.num_scored < len(query.candidates) for query in queries):
+            popular = self.features.popularity(candidates, context, owner, now_ms)
+            kept = _best_known(queries, popular, ended, owner)
+        matrix = self.features.compute(viewers, candidates[kept], context, owner[kept], now_ms)
         computed = time.perf_counter()
-        scores, failed = await self._scores(queries, matrix, request_of_row, store_down)
+        scores, failed = await self._scores(queries, matrix, owner[kept], store_down)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
-        self.on_batch(len(rows), stage_ms)
-        ended = candidates["ends_ms"] <= now_ms[request_of_row]
-        popular = matrix.numeric[:, self.features.popular]
-        batch = _Batch(queries, request_of_row, rows, seen_seq, matrix, stage_ms)
-        return _select(batch, popular, scores, ended, failed, unknown_viewer)
+        self.on_batch(len(scores), stage_ms)
+        if popular is None:
+            popular = matrix.numeric[:, self.features.popular]
+            batch = batch._replace(matrix=matrix)
+        score = np.full(len(rows), np.nan, np.float32)
+        score[kept] = scores
+        return _select(batch._replace(stage_ms=stage_ms), popular, score, ended, failed, unknown_viewer)
 
     def popular(self, query: Query, reason: str) -> Slate:
         """The popular order at once, from the live table alone: what a query gets that cannot be served."""
@@ -102,10 +112,11 @@ class Ranker:
         owner = np.zeros(len(rows), np.int64)
         candidates = self._stated(self.live.rows.table.take(rows), [query], owner)
         context = self.features.schema.context_rows([query.context])
-        popular = self.features.popularity(candidates, context, query.now_ms)
+        now_ms = np.array([query.now_ms], np.int64)
+        popular = self.features.popularity(candidates, context, owner, now_ms)
         ended = candidates["ends_ms"] <= query.now_ms
         unscored = np.full(len(rows), np.nan, np.float32)
-        batch = _Batch([query], owner, rows, self.live.seq, None, {"features": 0.0, "score": 0.0})
+        batch = _Batch([query], owner, rows, self.live.seq)
         return _select(batch, popular, unscored, ended, [reason], [False])[0]
 
     def _candidate_rows(self, queries: Sequence[Query]) -> tuple[I64, I64]:
@@ -183,8 +194,19 @@ class _Batch(NamedTuple):
     request_of_row: I64
     rows: I64
     seen_seq: int
-    matrix: Matrix | None
-    stage_ms: Mapping[str, float]
+    matrix: Matrix | None = None  # of all rows; None where not all were computed
+    stage_ms: Mapping[str, float] = NOTHING_DONE
+
+
+def _best_known(queries: Sequence[Query], popular: F32, ended: NDArray[np.bool_], owner: I64) -> I64:
+    """The rows, ascending, that are scored where not all are: each query's most popular, of those not ended."""
+    popular = np.where(np.isnan(popular), np.float32(-np.inf), popular)
+    order = np.lexsort((-popular, ended, owner))
+    place = np.arange(len(owner)) - np.searchsorted(
+        owner, owner
+    )  # in its request; `order` keeps requests together
+    wanted = np.array([query.num_scored for query in queries], np.int64)
+    return np.sort(order[place < wanted[owner]])
 
 
 def _select(
@@ -213,7 +235,9 @@ def _select(
     for query, part, reason, is_unknown in zip(queries, parts, failed, unknown_viewer, strict=True):
         by_model = reason is None and query.arm.by_model
         degraded: tuple[str, ...] = () if reason is None else (reason,)
-        if by_model and not all_finite and not finite[part].all():
+        if by_model and query.num_scored < len(query.candidates):
+            degraded = ("overload",)
+        elif by_model and not all_finite and not finite[part].all():
             degraded = ("non_finite_score",)
         places, propensity = order[part] - part.start, None
         if query.explore and by_model:  # the unscored, which come last, stay there

@@ -184,6 +184,7 @@ class UserConfig:
     qa_key_sha256: str | None = None  # of the key with which X-Arm chooses an arm; None: nobody may
     log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
     kill_switch: bool = False  # every ranking is answered in popular order at once; arms stay assigned
+    ladder: bool = True  # under load less is scored, and in the end less is answered, so that the p99 holds
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
@@ -203,6 +204,7 @@ class UserConfig:
             _digest(given.get("qa_key_sha256"), f"{where}.qa_key_sha256"),
             number(given.get("log_features", cls.log_features), f"{where}.log_features", 0, 1),
             typed(given.get("kill_switch", cls.kill_switch), bool, f"{where}.kill_switch"),
+            typed(given.get("ladder", cls.ladder), bool, f"{where}.ladder"),
         )
 
 

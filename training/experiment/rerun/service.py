@@ -95,12 +95,12 @@ class Alone:
         state = self._state
         candidates = state.candidates.table.take(state.candidates.find(ids))
         context = state.schema.context_rows([request.context])
-        popular = self._features.popularity(candidates, context, now_ms)
+        owner, times_ms = np.zeros(len(ids), np.int64), np.array([now_ms])
+        popular = self._features.popularity(candidates, context, owner, times_ms)
         score = np.zeros(len(ids), np.float32)
         if self._scorer is not None:
             viewer = state.viewers.table.take(state.viewers.find([request.viewer or ""]))
-            owner = np.zeros(len(ids), np.int64)
-            matrix = self._features.compute(viewer, candidates, context, owner, np.array([now_ms]))
+            matrix = self._features.compute(viewer, candidates, context, owner, times_ms)
             score = self._scorer.score(matrix.numeric, matrix.category)
         order: list[int] = np.lexsort((-np.nan_to_num(popular, nan=-np.inf), -score)).tolist()
         return order
