@@ -72,7 +72,7 @@ LEVEL = Metric(
     "tabrank_ladder_level",
     "gauge",
     (),
-    "Of a replica under load: up to 1 answers are partial, up to 2 they are fallback, up to 3 requests are refused.",
+    "How far a replica is down the ladder: up to 1 answers are partial, up to 2 they are fallback.",
 )
 REFUSED = Metric(
     "tabrank_refused", "counter", (), "Rankings refused with 429 by the ladder, before any work."

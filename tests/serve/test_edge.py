@@ -342,6 +342,60 @@ def test_past_its_deadline_a_request_gets_the_popular_order(service):
     assert (response.json()["rung"], response.json()["degraded"]) == ("fallback", ["deadline"])
 
 
+def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_popularity(
+    tmp_path, log_folder
+):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    popular = order(service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}, headers={}).json())
+    service.fetcher.ladder.level = 0.5  # of three candidates the model gets two
+    whole = service.scorer.answer
+    sizes = []
+    service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
+    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("partial", ["overload"], MODEL)
+    assert sizes == [2]
+    scores = [ranked["score"] for ranked in answer["ranking"]]
+    assert scores[:2] == sorted(scores[:2], reverse=True)
+    assert scores[2] is None
+    assert sorted(order(answer)) == sorted(popular)
+
+
+def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    service.fetcher.ladder.level = 2.0
+    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["overload"], None)
+    assert service.scorer.calls == 0
+
+
+def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    service.fetcher.ladder.refuses = lambda waited_s, deadline_s: True
+    refused = service.ask(raw=b"not even JSON")
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["title"] == "busy"
+
+
+def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
+    service.scorer.delay_s = 5.0
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            hurried = [
+                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "20"})).json()
+                for _ in range(3)
+            ]
+            return hurried, (await client.post("/v1/rank", json=body())).json()
+
+    hurried, patient = asyncio.run(scenario())
+    assert [answer["degraded"] for answer in hurried] == [["deadline"]] * 3
+    assert patient["degraded"] == ["scorer_unavailable"]
+    assert patient["timing_ms"]["total"] < 500, "its deadline is a second"
+
+
 def test_a_score_that_is_no_number_sinks_and_is_told(service):
     service.scorer.answer = lambda price: np.where(np.isnan(price), np.nan, price / 10)
     answer = service.ask(body()).json()
