@@ -19,6 +19,7 @@ import yaml
 from served import assert_same_state, stored_rows
 
 from serve.client import Client, ClientError, Unreachable
+from serve.environment import ONE_MACHINE
 from serve.log import read_log
 from serve.replay import Replay
 from serve.state import Schema
@@ -67,10 +68,23 @@ def url(home):
     run("serve", "down", cwd=home)
 
 
-def replicas(home, name):
+def processes(home):
+    """The service's own, each with its command line."""
     service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
-    lines = ((process, " ".join(process.cmdline())) for process in service.children(recursive=True))
+    found = []
+    for process in service.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found.append((process, process.cmdline()))
+    return found
+
+
+def replicas(home, name):
+    lines = ((process, " ".join(words)) for process, words in processes(home))
     return [process for process, line in lines if "ServeReplica" in line and name in line]
+
+
+def haproxies(home):
+    return [process for process, words in processes(home) if Path((words or [""])[0]).name == "haproxy"]
 
 
 class Poster(threading.Thread):
@@ -185,6 +199,11 @@ def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(
             sum(thread.rungs.values()) >= n + 20 for thread, n in zip(threads, before, strict=True)
         )
 
+    until(lambda: len(haproxies(home)) == 1, 30)  # one that was reloaded may still be leaving
+    (haproxy,) = haproxies(home)
+    config = Path(haproxy.cmdline()[haproxy.cmdline().index("-f") + 1]).read_text()
+    assert f"retry-on {ONE_MACHINE['RAY_SERVE_HAPROXY_RETRY_ON']}\n" in config, "as environment.py means it"
+
     with asking(url) as threads:
         until(answering(threads), 10)
         victim = replicas(home, "FeatureFetch")[0]
@@ -195,8 +214,7 @@ def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(
 
     with asking(url) as threads:
         until(answering(threads), 10)
-        for haproxy in haproxies(home):
-            haproxy.kill()
+        haproxy.kill()
         until(lambda: all(thread.errors for thread in threads), 10)
         until(lambda: len(haproxies(home)) == 1, 30)
         until(answering(threads), 10)
@@ -204,11 +222,6 @@ def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(
     assert {type(error) for _, error in errors} == {Unreachable}
     assert errors[-1][0] - errors[0][0] < 10, "it takes 3 s; the machine of a test may be busy"
     assert set.union(*(set(thread.rungs) for thread in threads)) == {"full"}
-
-
-def haproxies(home):
-    service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
-    return [process for process in service.children(recursive=True) if process.name() == "haproxy"]
 
 
 def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home, url):
