@@ -59,7 +59,7 @@ class Service:
         timeout_s: float | None,
     ) -> Steps[RankAnswer]:
         """The steps to a ranking."""
-        id_ = request_id or new_request_id()
+        id_ = new_request_id() if request_id is None else request_id
         body = {
             "viewer": viewer,
             "candidates": list(candidates),
