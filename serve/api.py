@@ -6,13 +6,15 @@ import difflib
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from serve.errors import RequestError
-from serve.surface import Field, Surface
+
+if TYPE_CHECKING:  # the client takes its types from here, and needs no numpy
+    from serve.surface import Field, Surface
 
 MAX_CANDIDATES = 1_000
 MAX_ID_CHARACTERS = 256

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from serve.api import MAX_MS, Id, escaped, invalid, nearest, plain
 from serve.errors import RequestError
-from serve.kinds import Entity
-from serve.surface import Surface
+
+if TYPE_CHECKING:  # as in serve.api
+    from serve.kinds import Entity
+    from serve.surface import Surface
 
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
 MAX_RECORDS = 2_000  # of a batch: the loop that decodes them ranks too

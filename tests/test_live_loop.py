@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,8 @@ import pytest
 import yaml
 from served import assert_same_state, stored_rows
 
+from serve.client import Client, ClientError, Unreachable
+from serve.environment import ONE_MACHINE
 from serve.log import read_log
 from serve.replay import Replay
 from serve.state import Schema
@@ -65,10 +68,23 @@ def url(home):
     run("serve", "down", cwd=home)
 
 
-def replicas(home, name):
+def processes(home):
+    """The service's own, each with its command line."""
     service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
-    lines = ((process, " ".join(process.cmdline())) for process in service.children(recursive=True))
+    found = []
+    for process in service.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found.append((process, process.cmdline()))
+    return found
+
+
+def replicas(home, name):
+    lines = ((process, " ".join(words)) for process, words in processes(home))
     return [process for process, line in lines if "ServeReplica" in line and name in line]
+
+
+def haproxies(home):
+    return [process for process, words in processes(home) if Path((words or [""])[0]).name == "haproxy"]
 
 
 class Poster(threading.Thread):
@@ -134,6 +150,80 @@ def test_both_replicas_see_an_event_within_the_same_second(home, url):
             unseeing = [c for c in unseeing if c.post("/v1/rank", json=asked).json()["unknown_candidates"]]
     assert answer.json() == {"accepted": 1, "duplicates": 0, "rejected": []}
     assert unseeing == []
+
+
+class Asking(threading.Thread):
+    """Ranks with the shipped client, 50 times a second, until told to stop."""
+
+    def __init__(self, client):
+        super().__init__()
+        self.rungs, self.errors = Counter(), []
+        self.stop = threading.Event()
+        self._client = client
+
+    def run(self):
+        while not self.stop.wait(0.02):
+            try:
+                self.rungs[self._client.rank("k1", ["s0000001", "s0000002"], traffic="test").rung] += 1
+            except ClientError as error:
+                self.errors.append((time.monotonic(), error))
+
+
+@contextlib.contextmanager
+def asking(url):
+    """Three of them, until the block ends."""
+    with Client(url, timeout_s=3.0) as client:
+        threads = [Asking(client) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield threads
+        finally:
+            for thread in threads:
+                thread.stop.set()
+            for thread in threads:
+                thread.join(10)
+
+
+def until(reached, within_s):
+    end = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < end, reached
+        time.sleep(0.1)
+
+
+def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(home, url):
+    def answering(threads):
+        before = [sum(thread.rungs.values()) for thread in threads]
+        return lambda: all(
+            sum(thread.rungs.values()) >= n + 20 for thread, n in zip(threads, before, strict=True)
+        )
+
+    until(lambda: len(haproxies(home)) == 1, 30)  # one that was reloaded may still be leaving
+    (haproxy,) = haproxies(home)
+    config = Path(haproxy.cmdline()[haproxy.cmdline().index("-f") + 1]).read_text()
+    assert f"retry-on {ONE_MACHINE['RAY_SERVE_HAPROXY_RETRY_ON']}\n" in config, "as environment.py means it"
+
+    with asking(url) as threads:
+        until(answering(threads), 10)
+        victim = replicas(home, "FeatureFetch")[0]
+        victim.kill()
+        until(lambda: len(set(replicas(home, "FeatureFetch")) - {victim}) == 2, 30)
+        until(answering(threads), 10)
+    assert [thread.errors for thread in threads] == [[]] * 3
+
+    with asking(url) as threads:
+        until(answering(threads), 10)
+        for one in haproxies(home):  # another by now: each change of the replicas brings a new one
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        until(lambda: all(thread.errors for thread in threads), 10)
+        until(lambda: len(haproxies(home)) == 1, 30)
+        until(answering(threads), 10)
+    errors = sorted((at_s, error) for thread in threads for at_s, error in thread.errors)
+    assert {type(error) for _, error in errors} == {Unreachable}
+    assert errors[-1][0] - errors[0][0] < 10, "it takes 3 s; the machine of a test may be busy"
+    assert set.union(*(set(thread.rungs) for thread in threads)) == {"full"}
 
 
 def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home, url):

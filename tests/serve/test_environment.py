@@ -1,10 +1,11 @@
 import inspect
 import os
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 from serve.config import Config
-from serve.environment import METRICS_PORT, environment
+from serve.environment import FAST, HAPROXY, METRICS_PORT, ONE_MACHINE, SEVERAL_MACHINES, environment
 from serve.run_folder import MARKER, RunFolder
 
 SOURCE = str(Path(inspect.getfile(environment)).resolve().parents[1])
@@ -22,6 +23,14 @@ def test_every_process_carries_the_marker_and_keeps_it(tmp_path):
 
 def test_paths_count_from_the_folder_of_the_file(tmp_path):
     assert built(tmp_path)["TABRANK_HOME"] == str(tmp_path)
+
+
+def test_ray_reads_every_setting_of_its_own():
+    """One that a new Ray calls otherwise would do nothing, without a word."""
+    ray = Path(find_spec("ray").origin).parent
+    source = "".join(path.read_text() for path in (ray / "serve/_private").glob("*.py"))
+    for name in HAPROXY | FAST | ONE_MACHINE | SEVERAL_MACHINES:
+        assert f'"{name}"' in source, name
 
 
 def test_a_shell_can_tune_but_not_redirect(tmp_path, monkeypatch):

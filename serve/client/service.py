@@ -1,0 +1,115 @@
+"""A service as a client knows it: where it is, what is sent to it, and how its answers read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from serve.api import Candidate, RankAnswer, new_request_id
+from serve.client.exchange import Exchange, Steps
+from serve.client.reply import read
+from serve.client.retries import Retries
+from serve.errors import TabrankError
+from serve.records import EventsAnswer, Sent
+
+T = TypeVar("T")
+RANK = "/v1/rank"
+EVENTS = "/v1/events"
+SEND_S = (
+    10.0  # the service itself takes up to 3 s to have records durable, and one retry comes a second later
+)
+IN_HEADER = re.compile(r"[\x21-\x7e]{1,256}")  # an id that a header may carry
+
+
+class _RankAnswer(RankAnswer):
+    """As a newer service may say it: with words that this client does not know."""
+
+    rung: str  # type: ignore[assignment]
+    degraded: list[str]  # type: ignore[assignment]
+
+
+_ranking: msgspec.json.Decoder[RankAnswer] = msgspec.json.Decoder(_RankAnswer)
+_events = msgspec.json.Decoder(EventsAnswer)
+
+
+class Service:
+    """The service at `url`. Its methods do no I/O: they give the steps of a call."""
+
+    def __init__(self, url: str, timeout_s: float, api_key: str | None) -> None:
+        self.url = _address(url)
+        self.timeout_s = _timeout(timeout_s)
+        self.retries = Retries()
+        self._headers = {"Content-Type": "application/json", "User-Agent": "tabrank-client"}
+        if api_key is not None:
+            self._headers["X-Api-Key"] = _key(api_key)
+
+    def rank(
+        self,
+        viewer: str | None,
+        candidates: Sequence[str | Candidate | Mapping[str, Any]],
+        limit: int | None,
+        context: Mapping[str, Any] | None,
+        request_id: str | None,
+        explain: bool,
+        traffic: Literal["live", "test"],
+        timeout_s: float | None,
+    ) -> Steps[RankAnswer]:
+        """The steps to a ranking."""
+        id_ = new_request_id() if request_id is None else request_id
+        body = {
+            "viewer": viewer,
+            "candidates": list(candidates),
+            "limit": limit,
+            "context": dict(context or {}),
+            "request_id": id_,  # the same in both tries: the exposure is counted once
+            "explain": explain,
+            "traffic": traffic,
+        }
+        # In a header too, for those who refuse a request before they have read it.
+        named = {"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {}
+        timeout_s = self.timeout_s if timeout_s is None else _timeout(timeout_s)
+        asked = Exchange(RANK, msgspec.json.encode(body), self._headers | named, timeout_s, True)
+        return self._answered(asked, _ranking, id_)
+
+    def send(
+        self, records: Sequence[Sent | Mapping[str, Any]], timeout_s: float | None
+    ) -> Steps[EventsAnswer]:
+        """The steps to having records taken."""
+        timeout_s = SEND_S if timeout_s is None else _timeout(timeout_s)
+        body = msgspec.json.encode({"records": list(records)})
+        return self._answered(Exchange(EVENTS, body, self._headers, timeout_s, False), _events, None)
+
+    def _answered(
+        self, asked: Exchange, decoder: msgspec.json.Decoder[T], request_id: str | None
+    ) -> Steps[T]:
+        reply = yield from asked.steps(self.retries)
+        return read(reply, decoder, self.url, asked.timeout_s, request_id)
+
+
+def _address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_one = False
+    if not is_one or parts.query or parts.fragment:
+        raise TabrankError(
+            f"url {url!r} is no address of a service; use http://HOST:PORT or https://HOST:PORT"
+        )
+    return url.rstrip("/")
+
+
+def _timeout(timeout_s: float) -> float:
+    if not 0.0 < timeout_s < float("inf"):
+        raise TabrankError(f"timeout_s is {timeout_s}; use a number of seconds above 0")
+    return timeout_s
+
+
+def _key(api_key: str) -> str:
+    if not IN_HEADER.fullmatch(api_key):
+        raise TabrankError("api_key must be 1 to 256 printable ASCII characters, no space")
+    return api_key

@@ -1,0 +1,69 @@
+"""A server that answers as its script says, one entry a request, and keeps what it was asked."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from contextlib import contextmanager
+
+DROP, HANG = "drop", "hang"  # close the connection without an answer; do not answer
+
+
+def answer(status, body, kind="application/json", **headers):
+    """An HTTP answer."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    said = {"content-type": kind, "content-length": len(content), **headers}
+    lines = [
+        f"HTTP/1.1 {status} Said",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in said.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def problem(status, title="busy", **more):
+    """A refusal as the service says it; `retry_after` becomes a header."""
+    headers = {"retry_after": more.pop("retry_after")} if "retry_after" in more else {}
+    body = {"title": title, "status": status, "detail": "so it is", **more}
+    return answer(status, body, "application/problem+json", **headers)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, script):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script, self.asked = list(script), []
+        self.ended = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        while line := self.rfile.readline():
+            headers = {}
+            while (header := self.rfile.readline()) != b"\r\n":
+                name, _, value = header.decode().partition(":")
+                headers[name.lower()] = value.strip()
+            body = json.loads(self.rfile.read(int(headers["content-length"])))
+            self.server.asked.append((line.decode().split()[1], headers, body))
+            step = self.server.script.pop(0)
+            if step == HANG:
+                self.server.ended.wait(5)
+            if not isinstance(step, bytes):
+                return
+            self.wfile.write(step)
+
+
+@contextmanager
+def scripted(*script):
+    """The server, until the block ends."""
+    with Server(script) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.ended.set()
+            server.shutdown()
+            thread.join()

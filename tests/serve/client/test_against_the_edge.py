@@ -1,0 +1,73 @@
+"""The client and the service's own edge, over HTTP; and the code of docs/client.md, as it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from live import Live
+
+from serve.client import Client, Refused, TimedOut
+from serve.records import Candidate, Event, Forget, Viewer
+
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
+DOCUMENT = (Path(__file__).parents[3] / "docs/client.md").read_text()
+
+
+@pytest.fixture
+def live(tmp_path, log_folder):
+    return Live(tmp_path, log_folder, clock="wall")
+
+
+def test_the_code_of_its_document_runs(live):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", DOCUMENT, re.S))
+    assert code.count("http://127.0.0.1:8000") == 2
+    names = {}
+    with live.listening() as url:
+        exec(compile(code.replace("http://127.0.0.1:8000", url), "docs/client.md", "exec"), names)
+    assert names["answer"].rung == "full"
+    assert sorted(names["order"]) == ["a", "b", "c"]
+
+
+def test_every_kind_of_record_is_taken_and_what_is_not_says_why(live):
+    records = [
+        Event("e1", "ann", "a", "join"),
+        Viewer("ann", {"language": "fr"}),
+        Candidate("new", {"topic": "jazz", "tags": ["x"]}, ends_ms=2**52),
+        Forget("bob"),
+        Event("e2", "ann", "a", "jump"),
+    ]
+    with live.listening() as url, Client(url) as client:
+        taken = client.send(records)
+        again = client.send(records[:1])
+        ranked = client.rank("ann", ["new", "never"], request_id="r1", timeout_s=2.0)
+    assert (taken.accepted, [rejected.pointer for rejected in taken.rejected]) == (4, ["/records/4/kind"])
+    assert (again.accepted, again.duplicates) == (0, 1)
+    assert (ranked.request_id, ranked.unknown_candidates) == ("r1", ["never"])
+
+
+def test_a_mistake_comes_back_with_its_place(live):
+    with live.listening() as url, Client(url) as client, pytest.raises(Refused) as caught:
+        client.rank("ann", ["a", "b", "a"], request_id="r2")
+    assert (caught.value.status, caught.value.pointer, caught.value.request_id) == (
+        422,
+        "/candidates/2",
+        "r2",
+    )
+
+
+def test_a_scorer_that_hangs_is_met_by_an_answer_within_the_timeout_not_by_an_error(live):
+    async def never(version, payload):
+        await asyncio.sleep(60)
+
+    live.score = never
+    answers = []
+    with live.listening() as url, Client(url, timeout_s=0.2) as client:
+        for _ in range(5):  # the machine of a test may be busy just when an answer is due
+            with suppress(TimedOut):
+                answers.append(client.rank("ann", ["a", "b"]))
+    assert answers
+    assert {(answer.rung, *answer.degraded) for answer in answers} == {("fallback", "deadline")}
