@@ -96,11 +96,7 @@ def run_overload(
         say(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
         with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
             os.sched_setaffinity(0, {cores[1]})
-            knee = find_knee(offering.step, search)
-            if knee.confirmed is None:
-                raise LoadtestError("no rate held its limits, so that there is no knee to overload")
-            knee_rps = knee.confirmed.rate_rps
-            say(f"knee under this pinning: {knee_rps:g} req/s")
+            knee_rps, steps = (known_rps, []) if known_rps else _knee(offering, search, say)
             page = read_service(run).get("metrics_url", "")
             runs, lines = _overload(offering, times, knee_rps, plan, page, say)
             control, moments = _control(offering, knee_rps, plan, file, run, work, say)
