@@ -265,9 +265,8 @@ def overload(
     folder = out or Path("var/loadtest") / f"overload-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
     def measured() -> tuple[Report, Path, Verdict]:
-        report, verdict = run_overload(
-            Workspace(work), config, read_times(times), Plan(seconds), folder, _say
-        )
+        factors, plan = read_times(times), Plan(seconds)
+        report, verdict = run_overload(Workspace(work), config, factors, plan, folder, _say, knee)
         return report, folder, verdict
 
     interrupted = "interrupted: nothing is left running, and no report"
