@@ -307,6 +307,47 @@ def chaos(
     _tell(measured, chaos_summary, as_json, lambda reason: {"error": reason}, interrupted)
 
 
+@app.command()
+def soak(
+    rate: Annotated[float, typer.Option(min=1, max=10_000, help="requests a second: 70 % of the knee")],
+    url: Annotated[str, typer.Option(help="the service under load")] = DEFAULT_URL,
+    minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured")] = 10,
+    cluster: Annotated[
+        Path, typer.Option(help="run folder of `serve up`, whose processes are looked at")
+    ] = Path("var/run"),
+    log: Annotated[Path, typer.Option(help="log folder to take viewers and candidates from")] = Path(
+        "var/log"
+    ),
+    ids: Annotated[
+        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/soak-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Load the service at --url for long: the p99 must not drift, memory and open files must not grow.
+
+    Held: the p99 of the last third ≤ 10 % above that of the first, own resident memory and open files of all
+    processes grow ≤ 5 % after the first fifth, no request fails. Before it half a minute that does not count.
+
+    Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no service) or unusable input.
+    """
+    from loadtest.soak import run_soak
+    from loadtest.soak_report import soak_summary
+
+    folder = out or Path("var/loadtest") / f"soak-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def measured() -> tuple[Report, Path, Verdict]:
+        report, verdict = run_soak(url, minutes * 60, rate, cluster, log, ids, folder, _say)
+        return report, folder, verdict
+
+    def void(reason: str) -> Report:
+        return {"url": url, "verdict": "void", "reasons": [reason]}
+
+    _tell(measured, soak_summary, as_json, void, "interrupted: no verdict")
+
+
 def _bench(
     name: str,
     out: Path | None,

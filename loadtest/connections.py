@@ -32,8 +32,8 @@ class Connections:
     tenth of a core more, and the service needs that core when it shares the machine.
     """
 
-    def __init__(self, url: str, path: str = "/v1/rank", *, timeout_s: float = TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, url: str, path: str = "/v1/rank", *, timeout_s: float | None = None) -> None:
+        self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
         parts = urlsplit(url)
         host, port = read_address(url)
         self._host = host
