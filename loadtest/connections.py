@@ -129,8 +129,8 @@ def _end(answer: _Answer) -> None:
         raise ConnectionResetError("closed before the answer was complete")
 
 
-def _seconds(said: str | None) -> float | None:
-    return float(said) if said and said.isdigit() else None
+def _seconds(said: object) -> float | None:
+    return float(said) if isinstance(said, str) and said.isdigit() else None
 
 
 def _is_quiet(sock: Any, timeout_s: float) -> bool:

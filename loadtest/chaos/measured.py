@@ -51,6 +51,8 @@ def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> 
         "during": (times.begun_s, max(times.healed_s, times.begun_s + 5.0)),
         "after": (times.ends_s - 5.0, times.ends_s),
     }
+    failing_s = float(bad.max() - bad.min()) if len(bad) else 0.0
+    gap_s = _gap_s(offered, times)
     found = {
         "requests": len(requests.ok),
         "failed": int((~after.ok).sum()),
@@ -59,8 +61,7 @@ def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> 
         "failed_first_kinds": _first_kinds(offered, times.begun_s),
         "failed_before": int((offered.failed_at_s < times.begun_s).sum()),
         "in_flight": _in_flight(offered, times),
-        "gap_s": _gap_s(offered, times),
-        "failing_s": float(bad.max() - bad.min()) if len(bad) else 0.0,
+        "outage_s": max(gap_s, failing_s),
         "strength_s": _strength_s(seen, times),
         "p99_back_s": recovered_s(requests, since, lambda measured: _in_time(measured, slo)),
         "whole_s": recovered_s(
@@ -71,7 +72,6 @@ def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> 
         "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,
         "seconds": times.ends_s,
     }
-    found["outage_s"] = max(found["gap_s"], found["failing_s"])
     return {name: rounded(value) for name, value in found.items()}
 
 

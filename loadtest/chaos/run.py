@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +56,41 @@ Report = dict[str, Any]
 class Run:
     """A run of chaos: the service that is up, if one is, and the rate that its load is a share of."""
 
-    work: Workspace
-    config: Path
+    work: Workspace  # held, and its store and models copied: what is hurt is never the workspace's
     bench: Bench
     say: Say
+    service: Service
+    base: Document
     knee_rps: float | None
+    up: ExitStack
     document: Document | None = None
     target: Target | None = None
-    up: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    def of(cls, work: Workspace, config: Path, say: Say, rate_rps: float | None, up: ExitStack) -> Run:
+        """With a workspace made where it is missing; it must be held. Raises LoadtestError for what is no such file."""
+        service = tabrank(work, config)  # what is wrong with the file is told before a minute of preparing
+        base = yaml.safe_load((work.path / "cluster.yaml").read_text())
+        base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
+        bench = Bench.prepared(work, CANDIDATES, say)
+        folder = work.path / "chaos"
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in ("store", "models"):
+            shutil.copytree(work.data / name, folder / name)
+        return cls(work, bench, say, service, base, rate_rps / KNEE_LOAD if rate_rps else None, up)
 
     def on(self, fault: Fault) -> Target:
         """The service that a fault wants: the one that is up, if it is such a one and well, or a new one."""
-        service, document = self._wanted(fault)
+        document = self._wanted(fault)
         if self.target and self.document == document and _is_well(self.target, fault):
             return self.target
         self.up.close()
         self.say(f"starting a service with {_counts(fault)}")
         (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-        self.up.enter_context(started(service, self.work, self.bench.bodies[0], CANDIDATES))
-        self.target = Target(service.url, self.work.path.resolve(), f"{self.work.id}-{service.name}")
+        self.up.callback(fault.end)  # after the service: what it stands on outlives it
+        self.up.enter_context(started(self.service, self.work, self.bench.bodies[0], CANDIDATES))
+        marker = f"{self.work.id}-{self.service.name}"
+        self.target = Target(self.service.url, self.work.path.resolve(), marker)
         self.document = document
         return self.target
 
@@ -87,14 +104,8 @@ class Run:
             self.knee_rps = found.confirmed.rate_rps
         return round(fault.load * self.knee_rps, 1)
 
-    def _wanted(self, fault: Fault) -> tuple[Service, Document]:
-        service = tabrank(self.work, self.config)
-        document: Document = yaml.safe_load((self.work.path / "cluster.yaml").read_text())
-        if self.document is not None:  # a port is free or ours
-            document["http_options"]["port"] = self.document["http_options"]["port"]
-            service = Service(**{**vars(service), "port": document["http_options"]["port"]})
-        arguments = document["applications"][0]["args"]
-        arguments |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
+    def _wanted(self, fault: Fault) -> Document:
+        document = deepcopy(self.base)
         for deployment in document["applications"][0]["deployments"]:
             number = fault.replicas.get(deployment["name"])
             if number is not None:
@@ -104,7 +115,7 @@ class Run:
                 else:
                     deployment["num_replicas"] = number
         fault.prepare(document, self.work.path.resolve())
-        return service, document
+        return document
 
     def _step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
         load = Load(url, self.bench.bodies, CANDIDATES, rate_rps, [Block(warmup_s + seconds)])
@@ -126,20 +137,14 @@ def run_chaos(
     """
     faults = chosen(names)
     refuse_existing(out)
-    with work.locked():
-        tabrank(work, config)  # what is wrong with the file is told before a minute of preparing
-        bench = Bench.prepared(work, CANDIDATES, say)
-        _copy(work)
-        run = Run(work, config, bench, say, rate_rps / KNEE_LOAD if rate_rps else None)
-        lines: dict[str, list[Moment]] = {}
-        try:
-            found = [_try(run, fault, lines) for fault in faults]
-        finally:
-            run.up.close()
+    lines: dict[str, list[Moment]] = {}
+    with work.locked(), ExitStack() as up:
+        run = Run.of(work, config, say, rate_rps, up)
+        found = [tried(run, fault, lines) for fault in faults]
     verdict = verdict_of(found)
     report = {"verdict": verdict, "knee_rps": run.knee_rps, "config": str(config), "faults": found}
-    report |= {"client_timeout_s": CLIENT_TIMEOUT_S, **bench.circumstances()}
-    write_chaos(out, report, lines, bench.slo)
+    report |= {"client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
+    write_chaos(out, report, lines, run.bench.slo)
     return report, verdict
 
 
@@ -160,19 +165,17 @@ def verdict_of(found: Sequence[Found]) -> Verdict:
     return "void" if all(one["void"] for one in failed) else "not held"
 
 
-def _try(run: Run, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
+def tried(run: Run, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
+    """Try one fault; what it came to, whether that is allowed, and, into `lines`, second by second."""
     head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.told()}
     why = fault.missing()
     if why:
         run.say(f"{fault.name}: not run: {why}")
         return {**head, "held": None, "void": False, "reasons": [f"not run: {why}"]}
-    try:
-        target = run.on(fault)
-        rate_rps = run.rate_rps(fault, target)
-        run.say(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
-        found, moments = _under_load(run, fault, target, rate_rps)
-    finally:
-        fault.end()
+    target = run.on(fault)
+    rate_rps = run.rate_rps(fault, target)
+    run.say(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
+    found, moments = _under_load(run, fault, target, rate_rps)
     reasons = list(broken(found, fault.allowed))
     late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
     lines[fault.name] = moments
@@ -252,14 +255,6 @@ def _is_well(target: Target, fault: Fault) -> bool:
             return True
         time.sleep(LOOK_S)
     return False
-
-
-def _copy(work: Workspace) -> None:
-    """Store and models of the run's own: what is hurt is never the workspace's."""
-    folder = work.path / "chaos"
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in ("store", "models"):
-        shutil.copytree(work.data / name, folder / name)
 
 
 def _until(at_s: float) -> None:

@@ -114,20 +114,11 @@ class RedisKilled(Fault):
     def _start(self) -> None:
         program = _program()
         assert program is not None
-        settings = (
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            str(self._port),
-            "--dir",
-            str(self._folder),
-            "--save",
-            "",
-        )
-        settings += ("--appendonly", "yes", "--daemonize", "no")
+        place = ["--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(self._folder)]
+        kept = ["--save", "", "--appendonly", "yes", "--daemonize", "no"]
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [program, *settings], stdout=log, stderr=log, preexec_fn=die_with_parent
+                [program, *place, *kept], stdout=log, stderr=log, preexec_fn=die_with_parent
             )
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
