@@ -73,6 +73,9 @@ class Fault(ABC):
     def prepare(self, document: Document, folder: Path) -> None:  # noqa: B027 # most need no more than their replicas
         """Change the `cluster.yaml` before the service starts; paths in it are relative to `folder`."""
 
+    def aim(self, target: Target) -> None:  # noqa: B027
+        """Find what is to be hurt, so that `inject` takes no time."""
+
     def inject(self, target: Target) -> None:
         """Do it."""
         raise NotImplementedError

@@ -24,10 +24,16 @@ class Kill(Fault):
     ) -> None:
         self.name, self.what, self.allowed, self.replicas = name, what, allowed, replicas
         self._role = role
+        self._aimed: psutil.Process | None = None
+
+    def aim(self, target: Target) -> None:
+        """At the oldest process of the role."""
+        self._aimed = target.one(self._role)
 
     def inject(self, target: Target) -> None:
-        """Kill the oldest process of the role."""
-        signalled(target.one(self._role), signal.SIGKILL)
+        """Kill it."""
+        assert self._aimed is not None
+        signalled(self._aimed, signal.SIGKILL)
 
 
 class Stop(Fault):
@@ -40,9 +46,13 @@ class Stop(Fault):
     def __init__(self) -> None:
         self._stopped: psutil.Process | None = None
 
-    def inject(self, target: Target) -> None:
-        """Stop the oldest Scorer."""
+    def aim(self, target: Target) -> None:
+        """At the oldest Scorer."""
         self._stopped = target.replica("Scorer")
+
+    def inject(self, target: Target) -> None:
+        """Stop it."""
+        assert self._stopped is not None
         signalled(self._stopped, signal.SIGSTOP)
 
     def heal(self, target: Target) -> None:

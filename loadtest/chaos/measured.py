@@ -18,7 +18,7 @@ from loadtest.profiles import Slo
 from loadtest.shapes import Phase
 
 WARM_S = 3.0  # of the load, before anything counts
-EDGE_S = 0.1  # a request that was sent so soon after the fault may have met it
+EDGE_S = 0.02  # a request that was sent so soon after the fault may have met it
 Found = dict[str, Any]
 
 
@@ -48,7 +48,7 @@ def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> 
     since = Phase(times.begun_s, times.ends_s, "since")
     parts = {
         "before": (WARM_S, times.begun_s),
-        "during": (times.begun_s, max(times.healed_s, times.begun_s + 5.0)),
+        "during": (times.begun_s, max(times.healed_s, times.done_s, times.begun_s + 5.0)),
         "after": (times.ends_s - 5.0, times.ends_s),
     }
     failing_s = float(bad.max() - bad.min()) if len(bad) else 0.0

@@ -198,6 +198,7 @@ def _under_load(run: Run, fault: Fault, target: Target, rate_rps: float) -> tupl
         timeout_s=CLIENT_TIMEOUT_S,
     )
     with offering(load) as offer, _watching(target, fault, offer.begun_s) as (seen, samples):
+        fault.aim(target)
         _until(offer.begun_s + BEFORE_S)
         begun_s = time.monotonic() - offer.begun_s
         fault.inject(target)

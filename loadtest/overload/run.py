@@ -18,7 +18,7 @@ from loadtest.commands import CommandFailed, run_command
 from loadtest.errors import LoadtestError
 from loadtest.knee_report import step_line
 from loadtest.measure import measure
-from loadtest.metrics_page import Page, read_page, within
+from loadtest.metrics_page import Page, read_page, total, within
 from loadtest.offer import Load, offered
 from loadtest.overload.found import Found, Plan, describe, judge
 from loadtest.overload.report import run_line, write_overload
@@ -38,7 +38,8 @@ SEARCH = Search(
 )
 CONTROL_TIMES = 2.0
 CONTROL_S = 20.0  # long enough to see it collapse, and a queue of the system's own ends sooner
-REFUSALS = "tabrank_refus"  # in the name of whatever the service tells of them
+REFUSED_TOTAL = "ray_tabrank_refused_total"
+REFUSALS = "tabrank_refus"  # in the name of the histogram, if there is one, of how long they took
 PAGE_S = 4.5  # the page of metrics is renewed every two seconds
 
 
@@ -158,11 +159,15 @@ def _knee(offering: Offering, search: Search, say: Say) -> tuple[float, list[Ste
 
 
 def _refusals(before: Page, after: Page) -> Found:
-    """What the replicas themselves say of how long a refusal took; nothing where they do not."""
+    """What the replicas themselves say of their refusals: how many, and, where they tell it, how long one took."""
+    counted = total(after, REFUSED_TOTAL) - total(before, REFUSED_TOTAL)
     for name, rows in after.items():
         if REFUSALS in name and any("le" in labels for labels, _ in rows):
-            return {"refused_in_replica_p99_ms": within(before, after, name, 0.99)}
-    return {"refused_in_replica_p99_ms": None}
+            return {
+                "refused_counted": counted,
+                "refused_in_replica_p99_ms": within(before, after, name, 0.99),
+            }
+    return {"refused_counted": counted, "refused_in_replica_p99_ms": None}
 
 
 def _control(
