@@ -273,6 +273,40 @@ def overload(
     _tell(measured, overload_summary, as_json, lambda reason: {"error": reason}, interrupted)
 
 
+@app.command()
+def chaos(
+    work: Work = WORK,
+    config: Annotated[Path, typer.Option(help="the cluster.yaml that is hurt")] = Path("cluster.yaml"),
+    fault: Annotated[
+        list[str] | None, typer.Option(help="the name of one; may be repeated; all by default")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=1, help="requests a second, instead of 60 % of the knee")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/chaos-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the service, and hurt it under load: kills, hangs, stores gone, changes. Under 15 minutes.
+
+    Each fault is told with what is allowed and what was measured; docs/chaos.md has the table.
+
+    Exit codes: 0 all held, 1 one did not, 2 void (the generator was late) or could not be run.
+    """
+    from loadtest.chaos.report import chaos_summary
+    from loadtest.chaos.run import run_chaos
+
+    folder = out or Path("var/loadtest") / f"chaos-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def measured() -> tuple[Report, Path, Verdict]:
+        report, verdict = run_chaos(Workspace(work), config, fault or (), rate, folder, _say)
+        return report, folder, verdict
+
+    interrupted = "interrupted: nothing is left running, and no report"
+    _tell(measured, chaos_summary, as_json, lambda reason: {"error": reason}, interrupted)
+
+
 def _bench(
     name: str,
     out: Path | None,
