@@ -16,6 +16,7 @@ import yaml
 from loadtest.bench import Bench, judged_step
 from loadtest.chaos.changes import CHANGES
 from loadtest.chaos.fault import Document, Fault
+from loadtest.chaos.head import HEAD
 from loadtest.chaos.kills import KILLS
 from loadtest.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
 from loadtest.chaos.report import fault_line, write_chaos
@@ -36,7 +37,7 @@ from loadtest.timeline import Moment, timeline
 from loadtest.verdict import Verdict
 from loadtest.workspace import Say, Workspace
 
-FAULTS: tuple[Fault, ...] = (*KILLS, *STORES, *CHANGES)
+FAULTS: tuple[Fault, ...] = (*KILLS, *STORES, *HEAD, *CHANGES)
 CANDIDATES = 55
 BEFORE_S = 8.0
 CLIENT_TIMEOUT_S = 0.25  # the shipped client's
@@ -72,8 +73,13 @@ class Run:
         self.up.close()
         self.say(f"starting a service with {_counts(fault)}")
         (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-        self.up.enter_context(started(service, self.work, self.bench.bodies[0], CANDIDATES))
-        self.target = Target(service.url, self.work.path.resolve(), f"{self.work.id}-{service.name}")
+        folder = self.work.path.resolve()
+        place = fault.place(folder / "cluster.yaml")
+        if place is not None:
+            self.target = self.up.enter_context(place)
+        else:
+            self.up.enter_context(started(service, self.work, self.bench.bodies[0], CANDIDATES))
+            self.target = Target(service.url, folder, f"{self.work.id}-{service.name}")
         self.document = document
         return self.target
 
@@ -173,7 +179,7 @@ def _try(run: Run, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
         found, moments = _under_load(run, fault, target, rate_rps)
     finally:
         fault.end()
-    reasons = list(broken(found, fault.allowed))
+    reasons = [*broken(found, fault.allowed), *fault.reasons()]
     late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
     lines[fault.name] = moments
     told = {**head, "held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}

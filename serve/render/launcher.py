@@ -14,7 +14,7 @@ from serve.config import Config
 from serve.environment import rendered_environment
 from serve.errors import TabrankError
 from serve.render import fake
-from serve.render.head_state import FOLDER, WAIT_S, head_environment, worker_environment
+from serve.render.head_state import FOLDER, head_environment, without_head, worker_environment
 from serve.render.pods import METRICS_PORT
 from serve.render.pools import Pools, backends_of, pools_of
 from serve.render.providers import CLOUDS, Cloud, Order
@@ -74,7 +74,7 @@ def _document(config: Config, pools: Pools, launch: Launch) -> tuple[dict[str, A
         own, commands, notes = _local(pools, launch)
     else:
         own, commands, notes = _cloud(CLOUDS[launch.provider], config, pools, launch)
-    notes = [head_line, *notes, *BEFORE_UP, *_without_head(config, pools)]
+    notes = [head_line, *notes, *BEFORE_UP, *without_head(config, pools)]
     return {**sections, **own, **_files(config, launch), **_setup(config, pools, launch, commands)}, notes
 
 
@@ -236,20 +236,6 @@ def _begin(own: Mapping[str, str]) -> str:
     environment = {**rendered_environment(HOME), **own}
     exports = " ".join(f'{key}="{value}"' for key, value in environment.items())
     return f"ulimit -n 65536; export {exports}; ray start"
-
-
-def _without_head(config: Config, pools: Pools) -> list[str]:
-    if not pools.max_workers:
-        return []
-    notes = [
-        f"Without its head the service goes on for {WAIT_S // 60} min on what the workers hold: the head's state lies "
-        f"in ~/tabrank/{FOLDER} on its disk, and `ray up --restart-only` on this file starts it again over that."
-    ]
-    if pools.head.num_cpus:
-        notes.append("Replicas on the head go with it: num_cpus: 0 under nodes.head keeps them on the workers.")
-    if config.serve.get("proxy_location", "EveryNode") == "HeadOnly":
-        notes.append("So does the way in: proxy_location: EveryNode, and a load balancer over the workers, keep one.")
-    return notes
 
 
 def _before_container(launch: Launch, several: bool) -> list[str]:
