@@ -134,7 +134,8 @@ def recover(nodes: TwoNodes, before: Mapping[str, list[Identity]], document: Doc
     """Start the head again, and see whose replicas it has and whether it governs them; undoes its changes."""
     begun = time.monotonic()
     nodes.start_head()
-    if within(RECOVER_S, lambda: nodes.is_running() and all(nodes.identities().values())) is None:
+    numbers = _numbers(before)
+    if within(RECOVER_S, lambda: nodes.is_running() and _numbers(nodes.identities()) == numbers) is None:
         return Recovered(None, 0)
     recovered_s = time.monotonic() - begun
     now = nodes.identities()
@@ -144,6 +145,10 @@ def recover(nodes: TwoNodes, before: Mapping[str, list[Identity]], document: Doc
         replaced, sum(one not in nodes.identities().get(name, []) for name in now for one in now[name])
     )
     return Recovered(round(recovered_s, 1), replaced, in_place_s, _scale(nodes, document))
+
+
+def _numbers(identities: Mapping[str, list[Identity]]) -> dict[str, int]:
+    return {name: len(ones) for name, ones in identities.items()}
 
 
 def _change(nodes: TwoNodes, document: Document) -> float | None:

@@ -32,7 +32,7 @@ def without_head(config: Config, pools: Pools) -> list[str]:
         return []
     notes = [
         f"Without its head the service goes on for {WAIT_S // 60} min on what the workers hold: the head's state lies "
-        f"in ~/tabrank/{FOLDER} on its disk, and `ray up --restart-only` on this file starts it again over that."
+        f"in ~/tabrank/{FOLDER} on its disk, and `ray up` on this file starts it again over that."
     ]
     if pools.head.num_cpus:
         notes.append(
