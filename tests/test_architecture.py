@@ -35,6 +35,7 @@ RAY_FILES = {
     "training/search/distil.py",
     "loadtest/rivals/idiomatic.py",  # what tabrank is measured against is written in it
     "loadtest/scaling/throttled.py",  # the service with a slower Scorer
+    "loadtest/chaos/worker_node.py",  # `ray start` puts no second node on 127.0.0.1
 }
 CLIENT = "serve.client"  # which whoever calls the service may import
 RIVALS = "loadtest/rivals"  # do what tabrank does for a request, with its own code

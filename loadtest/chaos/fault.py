@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,10 @@ class Fault(ABC):
     def aim(self, target: Target) -> None:  # noqa: B027
         """Find what is to be hurt, so that `inject` takes no time."""
 
+    def place(self, file: Path) -> AbstractContextManager[Target] | None:
+        """A service of its own kind of cluster for the `cluster.yaml`; None: that of `serve up`."""
+        return None
+
     def inject(self, target: Target) -> None:
         """Do it."""
         raise NotImplementedError
@@ -85,6 +90,10 @@ class Fault(ABC):
 
     def end(self) -> None:  # noqa: B027
         """Leave nothing running of what `prepare` started."""
+
+    def reasons(self) -> list[str]:
+        """What did not hold beyond what the load tells."""
+        return []
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """What else two looks at the page of metrics say."""

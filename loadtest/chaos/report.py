@@ -48,6 +48,12 @@ def measured(found: Report) -> str:
     ]
     if "exposures_dropped" in found:
         parts.append(f"{found['exposures_dropped']:,.0f} exposures dropped and counted")
+    if "recovered_s" in found:
+        parts.append(
+            f"the head back {_seconds(found['recovered_s'])}, {found['replaced']:g} replicas replaced"
+        )
+        parts.append(f"a live setting {_seconds(found.get('in_place_s'))}")
+        parts.append(f"one more replica {_seconds(found.get('scaled_s'))}")
     return "; ".join(parts)
 
 

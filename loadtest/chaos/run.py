@@ -17,6 +17,7 @@ import yaml
 from loadtest.bench import Bench, judged_step
 from loadtest.chaos.changes import CHANGES
 from loadtest.chaos.fault import Document, Fault
+from loadtest.chaos.head import HEAD
 from loadtest.chaos.kills import KILLS
 from loadtest.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
 from loadtest.chaos.report import fault_line, write_chaos
@@ -37,7 +38,7 @@ from loadtest.timeline import Moment, timeline
 from loadtest.verdict import Verdict
 from loadtest.workspace import Say, Workspace
 
-FAULTS: tuple[Fault, ...] = (*KILLS, *STORES, *CHANGES)
+FAULTS: tuple[Fault, ...] = (*KILLS, *STORES, *HEAD, *CHANGES)
 CANDIDATES = 55
 BEFORE_S = 8.0
 CLIENT_TIMEOUT_S = 0.25  # the shipped client's
@@ -88,9 +89,13 @@ class Run:
         self.say(f"starting a service with {_counts(fault)}")
         (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         self.up.callback(fault.end)  # after the service: what it stands on outlives it
-        self.up.enter_context(started(self.service, self.work, self.bench.bodies[0], CANDIDATES))
-        marker = f"{self.work.id}-{self.service.name}"
-        self.target = Target(self.service.url, self.work.path.resolve(), marker)
+        folder = self.work.path.resolve()
+        place = fault.place(folder / "cluster.yaml")
+        if place is not None:
+            self.target = self.up.enter_context(place)
+        else:
+            self.up.enter_context(started(self.service, self.work, self.bench.bodies[0], CANDIDATES))
+            self.target = Target(self.service.url, folder, f"{self.work.id}-{self.service.name}")
         self.document = document
         return self.target
 
@@ -176,7 +181,7 @@ def tried(run: Run, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
     rate_rps = run.rate_rps(fault, target)
     run.say(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
     found, moments = _under_load(run, fault, target, rate_rps)
-    reasons = list(broken(found, fault.allowed))
+    reasons = [*broken(found, fault.allowed), *fault.reasons()]
     late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
     lines[fault.name] = moments
     told = {**head, "held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}
