@@ -69,5 +69,5 @@ KILLS: tuple[Fault, ...] = (
     Kill("haproxy", "kill -9 HAProxy", HAPROXY, INGRESS),
     Kill("haproxy-manager", "kill -9 HAProxy's manager", MANAGER, INGRESS),
     Stop(),
-    Kill("only-scorer", "kill -9 the only Scorer", REPLICA + "Scorer", NOTHING, ONE),
 )
+ONLY_SCORER = Kill("only-scorer", "kill -9 the only Scorer", REPLICA + "Scorer", NOTHING, ONE)

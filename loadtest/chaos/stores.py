@@ -152,9 +152,7 @@ def _limit(target: Target, num_bytes: int) -> None:
             process.rlimit(psutil.RLIMIT_FSIZE, (num_bytes, hard))
 
 
-STORES: tuple[Fault, ...] = (
+FILES: tuple[Fault, ...] = (
     FileReplaced("store-replaced", "the lmdb file replaced by an empty one, and put back", garbage=False),
     FileReplaced("store-corrupt", "the lmdb file replaced by garbage, and put back", garbage=True),
-    DiskFull(),
-    RedisKilled(),
 )

@@ -10,6 +10,7 @@ import pytest
 
 from loadtest import processes
 from loadtest.chaos import run as chaos
+from loadtest.chaos.fault import ONE
 from loadtest.chaos.kills import NOTHING, Kill
 from loadtest.chaos.target import CONTROLLER
 from loadtest.soak import run_soak
@@ -24,9 +25,7 @@ class Controller(Kill):
     """The Serve controller killed, and looked at for a moment only."""
 
     def __init__(self):
-        super().__init__(
-            "controller", "kill -9 the Serve controller", CONTROLLER, NOTHING, chaos.KILLS[-1].replicas
-        )
+        super().__init__("controller", "kill -9 the Serve controller", CONTROLLER, NOTHING, ONE)
         self.watch_s = 4.0
 
 
