@@ -234,6 +234,120 @@ def scale(
     _tell(measured, scale_summary, as_json, lambda reason: {"error": reason}, interrupted)
 
 
+@app.command()
+def overload(
+    work: Work = WORK,
+    config: Annotated[Path, typer.Option(help="the cluster.yaml to overload")] = Path("cluster.yaml"),
+    times: Annotated[
+        str, typer.Option(help="how many times the knee is offered, separated by commas")
+    ] = "2,3",
+    seconds: Annotated[float, typer.Option(min=5, max=600, help="of each overload")] = 60,
+    knee: Annotated[
+        float | None, typer.Option(min=1, help="requests a second, if the knee under the pinning is known")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/overload-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Offer the service more than it can do, on a core of its own; then with its ladder off. About 6 minutes.
+
+    The service runs on one core and the load generator on another; the knee is measured under this pinning. Held:
+    goodput of 90 % of the knee at up to twice it and 70 % above, p99 of answers ≤ 100 ms, no 5xx, refusals in the
+    replica ≤ 10 ms, normal again ≤ 5 s after; and with the ladder off it does not hold.
+
+    Exit codes: 0 held, 1 not held, 2 void (the generator was late) or could not be run.
+    """
+    from loadtest.overload.found import Plan
+    from loadtest.overload.report import overload_summary
+    from loadtest.overload.run import read_times, run_overload
+
+    folder = out or Path("var/loadtest") / f"overload-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def measured() -> tuple[Report, Path, Verdict]:
+        factors, plan = read_times(times), Plan(seconds)
+        report, verdict = run_overload(Workspace(work), config, factors, plan, folder, _say, knee)
+        return report, folder, verdict
+
+    interrupted = "interrupted: nothing is left running, and no report"
+    _tell(measured, overload_summary, as_json, lambda reason: {"error": reason}, interrupted)
+
+
+@app.command()
+def chaos(
+    work: Work = WORK,
+    config: Annotated[Path, typer.Option(help="the cluster.yaml that is hurt")] = Path("cluster.yaml"),
+    fault: Annotated[
+        list[str] | None, typer.Option(help="the name of one; may be repeated; all by default")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=1, help="requests a second, instead of 60 % of the knee")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/chaos-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the service, and hurt it under load: kills, hangs, stores gone, changes. Under 15 minutes.
+
+    Each fault is told with what is allowed and what was measured; docs/chaos.md has the table.
+
+    Exit codes: 0 all held, 1 one did not, 2 void (the generator was late) or could not be run.
+    """
+    from loadtest.chaos.report import chaos_summary
+    from loadtest.chaos.run import run_chaos
+
+    folder = out or Path("var/loadtest") / f"chaos-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def measured() -> tuple[Report, Path, Verdict]:
+        report, verdict = run_chaos(Workspace(work), config, fault or (), rate, folder, _say)
+        return report, folder, verdict
+
+    interrupted = "interrupted: nothing is left running, and no report"
+    _tell(measured, chaos_summary, as_json, lambda reason: {"error": reason}, interrupted)
+
+
+@app.command()
+def soak(
+    rate: Annotated[float, typer.Option(min=1, max=10_000, help="requests a second: 70 % of the knee")],
+    url: Annotated[str, typer.Option(help="the service under load")] = DEFAULT_URL,
+    minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured")] = 10,
+    cluster: Annotated[
+        Path, typer.Option(help="run folder of `serve up`, whose processes are looked at")
+    ] = Path("var/run"),
+    log: Annotated[Path, typer.Option(help="log folder to take viewers and candidates from")] = Path(
+        "var/log"
+    ),
+    ids: Annotated[
+        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, var/loadtest/soak-TIME by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Load the service at --url for long: the p99 must not drift, memory and open files must not grow.
+
+    Held: the p99 of the last third ≤ 10 % above that of the first, own resident memory and open files of all
+    processes grow ≤ 5 % after the first fifth, no request fails. Before it half a minute that does not count.
+
+    Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no service) or unusable input.
+    """
+    from loadtest.soak import run_soak
+    from loadtest.soak_report import soak_summary
+
+    folder = out or Path("var/loadtest") / f"soak-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def measured() -> tuple[Report, Path, Verdict]:
+        report, verdict = run_soak(url, minutes * 60, rate, cluster, log, ids, folder, _say)
+        return report, folder, verdict
+
+    def void(reason: str) -> Report:
+        return {"url": url, "verdict": "void", "reasons": [reason]}
+
+    _tell(measured, soak_summary, as_json, void, "interrupted: no verdict")
+
+
 def _bench(
     name: str,
     out: Path | None,

@@ -10,7 +10,7 @@ from loadtest.bodies import make_bodies
 from loadtest.ids import read_log_ids
 from loadtest.knee_report import step_line
 from loadtest.machine import describe_machine
-from loadtest.measure import measure
+from loadtest.measure import Measurement, measure
 from loadtest.processes import started
 from loadtest.profiles import Profile, Slo, load_slo
 from loadtest.search import Phase, Plan, Step, find_knee
@@ -85,27 +85,32 @@ class Bench:
 
         profile = _profile(rate_rps, warmup_s, duration_s, self.candidates)
         measured = measure(run_load(profile, url, self.bodies).requests, duration_s)
-        verdict, reasons = judge(measured, self.slo)
-        kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
-        in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
-        step = Step(
-            rate_rps=rate_rps,
-            verdict=verdict,
-            reasons=reasons,
-            kept_up=kept_up,
-            doubtful=verdict != "held" and kept_up and in_time,
-            rps=round(measured.rps, 1),
-            candidates_per_s=round(measured.candidates_per_s, 1),
-            full_share=round(measured.full_share, 6),
-            p50_ms=_rounded(measured.p50_ms),
-            p90_ms=_rounded(measured.p90_ms),
-            p99_ms=_rounded(measured.p99_ms),
-            errors=measured.errors,
-            generator_late_ms_p99=round(measured.generator_late_ms_p99, 3),
-            phase=phase,
-        )
+        step = judged_step(measured, rate_rps, self.candidates, self.slo, phase)
         self.say(step_line(asdict(step)))
         return step
+
+
+def judged_step(measured: Measurement, rate_rps: float, candidates: int, slo: Slo, phase: Phase) -> Step:
+    """What was measured at a rate, as the step of a search."""
+    verdict, reasons = judge(measured, slo)
+    kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * candidates
+    in_time = measured.p90_ms is not None and measured.p90_ms <= slo.p90_ms
+    return Step(
+        rate_rps=rate_rps,
+        verdict=verdict,
+        reasons=reasons,
+        kept_up=kept_up,
+        doubtful=verdict != "held" and kept_up and in_time,
+        rps=round(measured.rps, 1),
+        candidates_per_s=round(measured.candidates_per_s, 1),
+        full_share=round(measured.full_share, 6),
+        p50_ms=_rounded(measured.p50_ms),
+        p90_ms=_rounded(measured.p90_ms),
+        p99_ms=_rounded(measured.p99_ms),
+        errors=measured.errors,
+        generator_late_ms_p99=round(measured.generator_late_ms_p99, 3),
+        phase=phase,
+    )
 
 
 def _profile(rate_rps: float, warmup_s: float, duration_s: float, candidates: int) -> Profile:

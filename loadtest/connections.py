@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import gevent.socket
@@ -17,6 +17,13 @@ TIMEOUT_S = 10.0
 RECEIVE_BYTES = 16384
 
 
+class Exchanges(Protocol):
+    """Who sends a request, and has its answer's status and body."""
+
+    def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Raises OSError or HTTPParseError where there is no answer."""
+
+
 class Connections:
     """POSTs prepared requests to one URL; a connection is used again, the one used last first.
 
@@ -25,7 +32,8 @@ class Connections:
     tenth of a core more, and the service needs that core when it shares the machine.
     """
 
-    def __init__(self, url: str, path: str = "/v1/rank") -> None:
+    def __init__(self, url: str, path: str = "/v1/rank", *, timeout_s: float | None = None) -> None:
+        self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
         parts = urlsplit(url)
         host, port = read_address(url)
         self._host = host
@@ -47,9 +55,14 @@ class Connections:
         """Send a prepared request; its answer's status and body.
 
         Raises:
-            OSError: if it cannot be sent, or is not answered in TIMEOUT_S (TimeoutError).
+            OSError: if it cannot be sent, or is not answered in time (TimeoutError).
             HTTPParseError: if what comes back is not HTTP.
         """
+        status, body, _ = self.answered(request)
+        return status, body
+
+    def answered(self, request: bytes) -> tuple[int, bytes, float | None]:
+        """As `exchange`, with the seconds after which a refusal asks to be tried again."""
         sock = self._idle_connection() or self._connect()
         try:
             sock.sendall(request)
@@ -67,7 +80,7 @@ class Connections:
             sock.close()
         else:
             self._idle.append(sock)
-        return answer.status_code, bytes(answer.body)
+        return answer.status_code, bytes(answer.body), _seconds(answer.get("retry-after"))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -77,7 +90,7 @@ class Connections:
     def _idle_connection(self) -> Any:
         while self._idle:
             sock = self._idle.pop()
-            if _is_quiet(sock):
+            if _is_quiet(sock, self._timeout_s):
                 return sock
             sock.close()
         return None
@@ -87,7 +100,7 @@ class Connections:
         for family, kind, protocol, _, address in self._addresses:
             sock = gevent.socket.socket(family, kind, protocol)
             try:
-                sock.settimeout(TIMEOUT_S)
+                sock.settimeout(self._timeout_s)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.connect(address)
                 return self._tls.wrap_socket(sock, server_hostname=self._host) if self._tls else sock
@@ -116,7 +129,11 @@ def _end(answer: _Answer) -> None:
         raise ConnectionResetError("closed before the answer was complete")
 
 
-def _is_quiet(sock: Any) -> bool:
+def _seconds(said: object) -> float | None:
+    return float(said) if isinstance(said, str) and said.isdigit() else None
+
+
+def _is_quiet(sock: Any, timeout_s: float) -> bool:
     """Whether an idle connection is still open: the service has neither closed it nor sent anything."""
     if isinstance(sock, ssl.SSLSocket):
         return True  # TLS cannot be peeked into
@@ -124,7 +141,7 @@ def _is_quiet(sock: Any) -> bool:
     try:
         sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
-        sock.settimeout(TIMEOUT_S)
+        sock.settimeout(timeout_s)
         return True
     except OSError:
         return False

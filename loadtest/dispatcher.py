@@ -7,6 +7,7 @@ within 10.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import NamedTuple
@@ -15,9 +16,10 @@ import gevent
 from geventhttpclient.response import HTTPParseError
 
 from loadtest.answer import Outcome
-from loadtest.connections import TIMEOUT_S, Connections, error_kind
+from loadtest.connections import TIMEOUT_S, Exchanges, error_kind
 
 MAX_IN_FLIGHT = 1000
+OPEN_FILES = 4096
 NOT_SENT = Outcome("not sent", ok=False)
 TIMEOUT = Outcome("timeout", ok=False)
 
@@ -43,7 +45,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        connections: Connections,
+        connections: Exchanges,
         read: Callable[[int, bytes], tuple[Outcome, int]],
         on_end: Callable[[Ended], None],
     ) -> None:
@@ -95,3 +97,11 @@ class Dispatcher:
 
     def _since_ms(self, at_s: float) -> float:
         return (perf_counter() - self._begins - at_s) * 1000
+
+
+def allow_open_files() -> None:
+    """Raise this process's own limit, so that all of MAX_IN_FLIGHT may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

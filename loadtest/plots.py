@@ -211,6 +211,19 @@ def freshness_distribution(probes: Mapping[str, Requests], limit_ms: float) -> s
         return _svg(figure)
 
 
+def memory_and_files(at_s: Sequence[float], memory_mib: Sequence[float], files: Sequence[int]) -> str:
+    """Memory above, open files below, over time; both from 0 up."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 4.0), layout="constrained")
+        panels = figure.subplots(2, 1, sharex=True)
+        for axes, values, label in zip(panels, (memory_mib, files), ("MiB", "open files"), strict=True):
+            axes.plot(at_s, values, color="black")
+            axes.set_ylabel(label)
+            axes.set_ylim(0, max(values, default=1) * 1.2)
+        panels[-1].set_xlabel("second of the measurement")
+        return _svg(figure)
+
+
 def cost_against(x: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """One line for each name through its (size, µs a request) points, from 0 up; the sizes on a logarithmic axis."""
     with matplotlib.rc_context(STYLE):

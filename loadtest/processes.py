@@ -109,7 +109,7 @@ def _end(service: Service, marker: str, process: subprocess.Popen[bytes] | None)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
-    if service.stop and _marked(marker):
+    if service.stop and marked(marker):
         with contextlib.suppress(subprocess.TimeoutExpired):  # then they are ended below
             subprocess.run(
                 service.stop,
@@ -125,14 +125,15 @@ def _end(service: Service, marker: str, process: subprocess.Popen[bytes] | None)
 
 def end_marked(marker: str) -> None:
     """End by its id every process whose environment has MARKER at this value."""
-    while left := _marked(marker):  # again, because a dying parent may have just started a child
+    while left := marked(marker):  # again, because a dying parent may have just started a child
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         psutil.wait_procs(left, timeout=2.0)
 
 
-def _marked(marker: str) -> list[psutil.Process]:
+def marked(marker: str) -> list[psutil.Process]:
+    """The living processes whose environment has MARKER at this value."""
     found = []
     for process in psutil.process_iter():
         # Processes of other users, and those that end meanwhile, cannot be read.
@@ -144,7 +145,7 @@ def _marked(marker: str) -> list[psutil.Process]:
 
 def _footprint(marker: str, start_s: float) -> Footprint:
     memory, names = 0, []
-    for process in _marked(marker):
+    for process in marked(marker):
         with contextlib.suppress(psutil.Error):
             memory += process.memory_full_info().pss
             names.append(process.name())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ import locust.stats
 from locust.env import Environment
 from locust.html import get_html_report
 
-from loadtest.dispatcher import Ended
+from loadtest.dispatcher import Ended, allow_open_files
 from loadtest.locustfile import Load, RankUser
 from loadtest.measure import Record, Requests
 from loadtest.profiles import Profile
 from loadtest.progress import show_progress
-
-OPEN_FILES = 4096
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ def run_load(
 
     What is to go on `beside` it begins with it, each in a greenlet of its own, and is waited for too.
     """
-    _allow_open_files()
+    allow_open_files()
     record = Record()
 
     def keep(ended: Ended) -> None:
@@ -68,10 +65,3 @@ def run_load(
     if sys.stderr.isatty():
         print(file=sys.stderr)
     return Run(record.requests(), get_html_report(environment, show_download_link=False))
-
-
-def _allow_open_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

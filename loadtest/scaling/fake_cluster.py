@@ -44,8 +44,8 @@ class FakeCluster:
 
     def deploy(self, config: Path) -> None:
         """Hand a `cluster.yaml` to the cluster as it is, by Ray's own command; returns once it was accepted."""
-        command = [_beside_python("serve"), "deploy", "--address", self.dashboard, str(config)]
-        _run(command, self.environment, self.folder / "deploy.log")
+        command = [beside_python("serve"), "deploy", "--address", self.dashboard, str(config)]
+        run_logged(command, self.environment, self.folder / "deploy.log")
 
     def wait_until_running(self, timeout_s: float = START_S) -> None:
         """Wait until Serve says RUNNING of every application; LoadtestError with its message if it fails."""
@@ -114,15 +114,15 @@ def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> I
 
 
 def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluster:
-    gcs, dashboard, client = _free_ports(3)
+    gcs, dashboard, client = free_ports(3)
     launcher = folder / "launcher.yaml"
     render = ["render", "launcher", str(config), "--provider", "fake", "--out", str(launcher)]
     options = ["--gcs-port", str(gcs), "--idle-minutes", str(idle_s / 60)]
-    _run([sys.executable, "-m", "serve", *render, *options], os.environ, folder / "render.log")
+    run_logged([sys.executable, "-m", "serve", *render, *options], os.environ, folder / "render.log")
     document = yaml.safe_load(launcher.read_text())
     environment = _environment(document, folder, marker)
     resources = document["available_node_types"][HEAD_TYPE]["resources"]
-    command = [_beside_python("ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    command = [beside_python("ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     command += [f"--autoscaling-config={launcher}", f"--temp-dir={folder / 'ray'}", "--labels=pool=head"]
     command += [f"--num-cpus={resources['CPU']}", f"--object-store-memory={resources['object_store_memory']}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
@@ -131,15 +131,13 @@ def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluste
         f"--ray-client-server-port={client}",
         "--disable-usage-stats",
     ]
-    _run(command, environment, folder / "start.log")
+    run_logged(command, environment, folder / "start.log")
     url = f"http://127.0.0.1:{dashboard}"
     return FakeCluster(folder, url, environment["RAY_AUTH_TOKEN"], environment)
 
 
 def _environment(document: Mapping[str, Any], folder: Path, marker: str) -> dict[str, str]:
-    """What the rendered file asks for, and what a second cluster on one machine needs: ports and sockets of its own."""
-    stats, metrics, fallback = _free_ports(3)
-    sockets = folder / "h"
+    """What the rendered file asks for, and what a second cluster on one machine needs."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {
         **inherited,
@@ -155,6 +153,14 @@ def _environment(document: Mapping[str, Any], folder: Path, marker: str) -> dict
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray's own ports on 127.0.0.1
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # one HAProxy, on this machine
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+        **of_its_own(folder / "h"),
+    }
+
+
+def of_its_own(sockets: Path) -> dict[str, str]:
+    """HAProxy's ports and sockets for one more node of this machine; `sockets`: a folder with a short path."""
+    stats, metrics, fallback = free_ports(3)
+    return {
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
@@ -166,18 +172,21 @@ def _environment(document: Mapping[str, Any], folder: Path, marker: str) -> dict
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports of 127.0.0.1, each another."""
     ports: set[int] = set()
     while len(ports) < count:
         ports.add(free_port())
     return list(ports)
 
 
-def _beside_python(name: str) -> str:
+def beside_python(name: str) -> str:
+    """The program of this name that was installed with this Python."""
     return str(Path(sys.executable).parent / name)
 
 
-def _run(command: list[str], environment: Mapping[str, str], log: Path) -> None:
+def run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
+    """Run a command to its end, in START_S; LoadtestError with its last words if it fails."""
     with log.open("ab") as file:
         try:
             code = subprocess.run(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from serve.check.findings import Findings
 from serve.check.places import Steps
-from serve.check.pools import NodePool
+from serve.check.pools import HEAD, NodePool
 
 UNITS = {"num_cpus": "CPUs", "num_gpus": "GPUs"}
 EPSILON = 1e-6  # of a CPU: a tenth three times is no more than three tenths
@@ -89,6 +89,7 @@ def check_room(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, No
         elif most > total + EPSILON:
             findings.warn(("nodes",), _reach(sizes, unit, total, least, most))
     _check_idle(findings, sizes, pools)
+    _check_head(findings, sizes, pools)
 
 
 def _check_idle(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
@@ -106,6 +107,19 @@ def _check_idle(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, N
                 f"no replica ever needs a node of this pool: all at their maximum take {most['num_cpus']:g} CPUs, and "
                 f"the nodes that always run offer {room['num_cpus']:g} (but on Kubernetes, where the head runs none); "
                 "raise max_replicas",
+            )
+
+
+def _check_head(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
+    """Whether a head without CPUs, which is to be lost without harm, has room for a replica all the same."""
+    if HEAD not in pools or pools[HEAD].num_cpus or len(pools) == 1:
+        return
+    for size in sizes:
+        if not (size.num_cpus or size.num_gpus):
+            findings.warn(
+                (*size.steps, "ray_actor_options", "num_cpus"),
+                f"a replica of {size.name} asks for nothing, and so has room on the head, which offers none: it would "
+                "be lost with it; ask for 0.1 CPU",
             )
 
 

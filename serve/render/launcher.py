@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from serve.config import Config
 from serve.environment import rendered_environment
 from serve.errors import TabrankError
 from serve.render import fake
+from serve.render.head_state import FOLDER, head_environment, without_head, worker_environment
 from serve.render.pods import METRICS_PORT
 from serve.render.pools import Pools, backends_of, pools_of
 from serve.render.providers import CLOUDS, Cloud, Order
@@ -20,6 +22,7 @@ from serve.render.schema import refuse_invalid
 
 PROVIDERS = (*CLOUDS, "local", "fake")
 HOME = "$HOME/tabrank"
+HOME_IN_IMAGE = "/home/tabrank/tabrank"  # the same within a container
 GCS_PORT, DASHBOARD_PORT, OBJECT_MANAGER_PORT = 6379, 8265, 8076
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of the source tree, what no machine needs.
@@ -65,14 +68,14 @@ def _document(config: Config, pools: Pools, launch: Launch) -> tuple[dict[str, A
         "max_workers": pools.max_workers,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": launch.idle_minutes,
-        **_docker(launch),
+        **_docker(launch, pools),
     }
     if launch.provider == "local":
         own, commands, notes = _local(pools, launch)
     else:
         own, commands, notes = _cloud(CLOUDS[launch.provider], config, pools, launch)
-    notes = [head_line, *notes, *BEFORE_UP]
-    return {**sections, **own, **_files(config, launch), **_setup(config, launch, commands)}, notes
+    notes = [head_line, *notes, *BEFORE_UP, *without_head(config, pools)]
+    return {**sections, **own, **_files(config, launch), **_setup(config, pools, launch, commands)}, notes
 
 
 def _cloud(
@@ -178,13 +181,18 @@ def _fake(config: Config, pools: Pools, launch: Launch) -> dict[str, Any]:
     }
 
 
-def _docker(launch: Launch) -> dict[str, Any]:
+def _docker(launch: Launch, pools: Pools) -> dict[str, Any]:
     if not launch.image:
         return {}
-    options = [
-        "--ulimit nofile=65536:65536"
-    ]  # each waiting request is a connection at HAProxy and at a replica
-    return {"docker": {"image": launch.image, "container_name": "tabrank", "run_options": options}}
+    docker: dict[str, Any] = {
+        "image": launch.image,
+        "container_name": "tabrank",
+        # each waiting request is a connection at HAProxy and at a replica
+        "run_options": ["--ulimit nofile=65536:65536"],
+    }
+    if pools.max_workers:  # a container that ends is removed with all that lies in it
+        docker["head_run_options"] = [f"--volume {HOME}/{FOLDER}:{HOME_IN_IMAGE}/{FOLDER}"]
+    return {"docker": docker}
 
 
 def _files(config: Config, launch: Launch) -> dict[str, Any]:
@@ -200,9 +208,10 @@ def _files(config: Config, launch: Launch) -> dict[str, Any]:
     return {"file_mounts": {**mounts, "~/tabrank/source": str(source)}, "rsync_exclude": LEFT_OUT}
 
 
-def _setup(config: Config, launch: Launch, flags: tuple[str, str]) -> dict[str, Any]:
-    exports = " ".join(f'{key}="{value}"' for key, value in rendered_environment(HOME).items())
-    begin = f"ulimit -n 65536; export {exports}; ray start"
+def _setup(config: Config, pools: Pools, launch: Launch, flags: tuple[str, str]) -> dict[str, Any]:
+    several = bool(pools.max_workers)
+    begin_head = _begin(head_environment(HOME) if several else {})
+    begin_worker = _begin(worker_environment() if several else {})
     ports = f"--object-manager-port={OBJECT_MANAGER_PORT} --metrics-export-port={METRICS_PORT}"
     head = f"--head --port={GCS_PORT} {ports} {flags[0]}"
     worker = f"--address=$RAY_HEAD_IP:{GCS_PORT} {ports} {flags[1]}"
@@ -210,26 +219,33 @@ def _setup(config: Config, launch: Launch, flags: tuple[str, str]) -> dict[str, 
     deploy = f"serve deploy --address http://127.0.0.1:{DASHBOARD_PORT} ~/tabrank/cluster.yaml"
     packages = CLOUDS[launch.provider].head_packages if launch.provider in CLOUDS else ""
     return {
-        "initialization_commands": _before_container(launch),
+        "initialization_commands": _before_container(launch, several),
         "setup_commands": _installation(config, launch),
         "head_setup_commands": [f"python3 -m pip install --quiet {packages}"] if packages else [],
         "worker_setup_commands": [],
         "head_start_ray_commands": [
             "ray stop",
-            f"{begin} {head} {autoscaling}",
+            f"{begin_head} {head} {autoscaling}",
             f"export RAY_AUTH_MODE=token; {deploy}",
         ],
-        "worker_start_ray_commands": ["ray stop", f"{begin} {worker}".rstrip()],
+        "worker_start_ray_commands": ["ray stop", f"{begin_worker} {worker}".rstrip()],
     }
 
 
-def _before_container(launch: Launch) -> list[str]:
+def _begin(own: Mapping[str, str]) -> str:
+    environment = {**rendered_environment(HOME), **own}
+    exports = " ".join(f'{key}="{value}"' for key, value in environment.items())
+    return f"ulimit -n 65536; export {exports}; ray start"
+
+
+def _before_container(launch: Launch, several: bool) -> list[str]:
     if not launch.image:
         return []
     install = (
         "sudo apt-get update -q && sudo apt-get install -y -q docker.io && sudo usermod -aG docker $USER"
     )
-    return [f"command -v docker || ({install})"]
+    # made here, it belongs to who logs in, as the container does; made by docker it would be root's
+    return [f"command -v docker || ({install})", *([f"mkdir -p {HOME}/{FOLDER}"] if several else [])]
 
 
 def _installation(config: Config, launch: Launch) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from serve.check.pools import NodePool
 from serve.environment import rendered_environment
+from serve.render.head_state import worker_environment
 
 HOME = "/home/tabrank/app"  # of the image: what relative paths count from
 USER = 1000
@@ -40,6 +41,7 @@ def head_template(order: PodOrder, pool: NodePool, *, serves: bool) -> dict[str,
 def worker_template(order: PodOrder, name: str, pool: NodePool) -> dict[str, Any]:
     """A worker's pod: it is ready while its HAProxy takes requests, so that the service's list is of those."""
     container = _container(order, "ray-worker", pool, {"serve": order.port})
+    container["env"] += [{"name": key, "value": value} for key, value in worker_environment().items()]
     container["readinessProbe"] = _probe("/-/healthz", order.port, period_s=5, failures=1)
     return _template(order, name, container, reads_kubernetes=False)
 

@@ -1,16 +1,13 @@
 """Nodes that come and go, by Ray's own autoscaler, under the file that `serve render` writes for it."""
 
-import http.client
 import shutil
-import threading
-import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from asking import asking, wait_for
 
 from loadtest.processes import MARKER
 from loadtest.scaling.fake_cluster import fake_cluster
@@ -19,43 +16,6 @@ from loadtest.services import free_port
 FOLDER = Path(__file__).parent
 SHIPPED = FOLDER.parents[2] / "cluster.yaml"
 UP_S, DOWN_S = 25.0, 25.0
-
-
-@contextmanager
-def asking(port, num_clients, outcomes):
-    """Clients that each send their next request when the last was answered, on a connection that they keep."""
-    ended = threading.Event()
-    threads = [threading.Thread(target=ask, args=(port, ended, outcomes)) for _ in range(num_clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
-
-
-def ask(port, ended, outcomes):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    while not ended.is_set():
-        try:
-            connection.request("GET", "/")
-            answer = connection.getresponse()
-            outcomes[answer.status, answer.read()] += 1
-        except (OSError, http.client.HTTPException) as error:
-            outcomes[repr(error)] += 1
-            connection.close()
-    connection.close()
-
-
-def wait_for(condition, timeout_s):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
 
 
 def pools(cluster):

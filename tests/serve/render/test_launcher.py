@@ -1,5 +1,8 @@
 import functools
+import re
+import shlex
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -47,7 +50,8 @@ def one_proxy(folder):
 
 def plain(text):
     """The text without what differs from checkout to checkout."""
-    return text.replace(str(FOLDER), "FOLDER").replace(str(ROOT), "SOURCE")
+    text = text.replace(str(FOLDER), "FOLDER").replace(str(ROOT), "SOURCE")
+    return text.replace(f"gcs/{version('ray')}", "gcs/RAY")
 
 
 @pytest.mark.parametrize("provider", GOLDEN)
@@ -99,6 +103,47 @@ def test_every_start_of_ray_has_the_fast_path_and_no_file_has_a_token():
     assert document["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert document["head_start_ray_commands"][-1].endswith("cluster.yaml")
     assert "serve deploy" in document["head_start_ray_commands"][-1]
+
+
+def exported(document, who):
+    (start,) = [command for command in document[f"{who}_start_ray_commands"] if "ray start" in command]
+    words = shlex.split(re.search(r"export (.*); ray start", start)[1])
+    return dict(word.split("=", 1) for word in words)
+
+
+def test_the_head_keeps_its_state_on_disk_and_workers_wait_for_it():
+    document = yaml.safe_load(rendered("aws", *GOLDEN["aws"]))
+    head, worker = exported(document, "head"), exported(document, "worker")
+    assert head["RAY_gcs_storage"] == "rocksdb"
+    assert head["RAY_gcs_storage_path"].startswith("$HOME/tabrank/gcs/")
+    assert int(worker["RAY_gcs_rpc_server_reconnect_timeout_s"]) >= 600
+    assert not set(worker) & {"RAY_gcs_storage", "RAY_gcs_storage_path"}
+    # In a container it must lie outside, and belong to who logs in.
+    (volume,) = document["docker"]["head_run_options"]
+    assert volume == "--volume $HOME/tabrank/gcs:/home/tabrank/tabrank/gcs"
+    assert document["initialization_commands"][-1] == "mkdir -p $HOME/tabrank/gcs"
+
+
+def test_a_head_alone_keeps_nothing_since_all_ends_with_it(tmp_path):
+    config = one_pool(tmp_path)
+    text = config.read_text().replace("min_replicas: 2, max_replicas: 8", "min_replicas: 1, max_replicas: 1")
+    config.write_text(text[: text.index("  workers:")])
+    text = rendered("gcp", *GOLDEN["gcp"][2:4], *IMAGE, config=config)
+    assert "gcs" not in text
+    assert "Without its head" not in text
+
+
+def test_what_the_loss_of_the_head_would_take_along_is_told(tmp_path):
+    config = one_pool(tmp_path)
+    said = rendered("gcp", "--project", "p", config=config)
+    assert "Without its head the service goes on for 60 min" in said
+    assert "num_cpus: 0 under nodes.head" in said
+    assert "So does the way in" not in said
+    text = config.read_text().replace("head: {num_cpus: 4", "head: {num_cpus: 0")
+    config.write_text(text.replace("EveryNode ", "HeadOnly "))
+    said = rendered("gcp", "--project", "p", "--instance", "head=e2-standard-2", config=config)
+    assert "num_cpus: 0" not in said
+    assert "So does the way in: proxy_location: EveryNode" in said
 
 
 @pytest.mark.parametrize("options", [GOLDEN["aws"], GOLDEN["aws"][:2]])  # in a container, and beside none

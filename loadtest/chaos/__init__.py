@@ -1,0 +1,1 @@
+"""Faults under load: what the service still answers while one lasts, and how soon it is whole again."""

@@ -1,0 +1,120 @@
+"""The folder that `loadtest chaos` leaves: report.json, and a page that opens with fault, allowed, measured, held."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.measure import milliseconds
+from loadtest.profiles import Slo
+from loadtest.report import STYLE, write_folder
+from loadtest.timeline import Moment
+
+Report = Mapping[str, Any]
+HELD = {True: "held", False: "not held", None: "not run"}
+
+
+def chaos_summary(report: Report) -> str:
+    """The table for a terminal."""
+    lines = [f"{report['verdict']}: {len(report['faults'])} faults in {report['seconds']:g} s"]
+    for found in report["faults"]:
+        lines += [f"  {found['fault']:16} {HELD[found['held']]:8} {measured(found)}"]
+        lines += [f"    - {reason}" for reason in found["reasons"]]
+    return "\n".join(lines)
+
+
+def fault_line(found: Report) -> str:
+    """One fault in a line for a terminal."""
+    reasons = "".join(f"\n    - {reason}" for reason in found["reasons"])
+    return f"  {HELD[found['held']]}: {measured(found)}{reasons}"
+
+
+def measured(found: Report) -> str:
+    """What was measured, in words."""
+    if found["held"] is None:
+        return "–"
+    parts = [
+        f"{found['requests']:,} requests, {found['failed']} failed, {found['failed_first']} without the retry "
+        f"({found['in_flight']} in flight)",
+        f"outage {found['outage_s']:.2f} s",
+        f"replicas back {_seconds(found['strength_s'])}",
+        f"whole {_seconds(found['whole_s'])}",
+        f"p99 {milliseconds(found['p99_before_ms'])} → {milliseconds(found['p99_during_ms'])} → "
+        f"{milliseconds(found['p99_after_ms'])}",
+        ", ".join(f"{number:,} {rung}" for rung, number in found["rungs"].items()),
+    ]
+    if "exposures_dropped" in found:
+        parts.append(f"{found['exposures_dropped']:,.0f} exposures dropped and counted")
+    if "recovered_s" in found:
+        parts.append(
+            f"the head back {_seconds(found['recovered_s'])}, {found['replaced']:g} replicas replaced"
+        )
+        parts.append(f"a live setting {_seconds(found.get('in_place_s'))}")
+        parts.append(f"one more replica {_seconds(found.get('scaled_s'))}")
+    return "; ".join(parts)
+
+
+def markdown(report: Report) -> str:
+    """The table as Markdown, for a document."""
+    rows = [(one["fault"], one["allowed"], measured(one), HELD[one["held"]]) for one in report["faults"]]
+    lines = ["| fault | allowed | measured | held |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
+    """Write the folder whole or not at all."""
+    from loadtest.plots import load_and_cluster  # matplotlib
+
+    plots = "\n".join(
+        f"<h2>{html.escape(found['what'])}</h2>\n{_reasons(found)}\n"
+        f"{load_and_cluster(list(lines[found['fault']]), slo)}"
+        for found in report["faults"]
+        if found["fault"] in lines
+    )
+    page = PAGE.format(
+        style=STYLE,
+        verdict=report["verdict"],
+        rows="\n".join(_row(found) for found in report["faults"]),
+        plots=plots,
+        knee=f"{report['knee_rps'] or 0:,.0f}",
+        timeout=f"{report['client_timeout_s'] * 1000:g}",
+        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
+    )
+    files = {"report.json": json.dumps(report, indent=2) + "\n", "report.html": page}
+    write_folder(folder, {**files, "table.md": markdown(report) + "\n"})
+
+
+def _row(found: Report) -> str:
+    cells = (found["what"], found["allowed"], measured(found), HELD[found["held"]])
+    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _reasons(found: Report) -> str:
+    items = "".join(f"<li>{html.escape(reason)}</li>" for reason in found["reasons"])
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _seconds(value: float | None) -> str:
+    return "not in time" if value is None else f"after {value:.1f} s"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Chaos: {verdict}</title>
+<style>
+{style}body {{ max-width: 64rem; }}
+td {{ vertical-align: top; }}
+</style>
+<h1>Chaos: {verdict}</h1>
+<table><tr><th>fault</th><th>allowed</th><th>measured</th><th>held</th></tr>
+{rows}
+</table>
+{plots}
+<footer>{machine}, the load generator on the same cores. Open loop, Poisson arrivals, at 60 % of a knee of {knee}
+requests a second (changes: 80 %); the client gives up after {timeout} ms and retries once, within its budget. The
+plots begin 3 s into the load; the fault comes 5 s later. <a href="report.json">report.json</a></footer>
+</html>
+"""

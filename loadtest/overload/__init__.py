@@ -1,0 +1,1 @@
+"""More than the service can do, offered for a minute: what it still answers, and how."""

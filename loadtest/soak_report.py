@@ -1,0 +1,108 @@
+"""The folder that `loadtest soak` leaves: report.json, and a page with the plots of latency, memory and open files."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadtest.measure import milliseconds
+from loadtest.profiles import Slo
+from loadtest.report import STYLE, page_parts, write_folder
+from loadtest.timeline import Moment
+
+if TYPE_CHECKING:
+    from loadtest.soak import Footprint
+
+Report = Mapping[str, Any]
+
+
+def soak_summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    lines = [
+        f"{report['verdict']}: {report['seconds']:g} s at {report['rate_rps']:g} req/s, {report['errors']} of "
+        f"{report['requests']:,} failed",
+        *(f"  {what}: {told}, {allowed}" for what, told, allowed in _rows(report)),
+        *(f"  - {reason}" for reason in report["reasons"]),
+    ]
+    return "\n".join(lines)
+
+
+def write_soak(
+    folder: Path, report: Report, moments: Sequence[Moment], footprints: Sequence[Footprint], slo: Slo
+) -> None:
+    """Write the folder whole or not at all."""
+    from loadtest.plots import load_and_cluster, memory_and_files  # matplotlib
+
+    at_s = [each.at_s for each in footprints]
+    plots = {
+        "Load and latency": load_and_cluster(list(moments), slo),
+        "Memory and open files of the service": memory_and_files(
+            at_s, [each.own_mib for each in footprints], [each.files for each in footprints]
+        ),
+    }
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report["reasons"])
+    page = PAGE.format(
+        style=STYLE,
+        verdict=report["verdict"],
+        lead=html.escape(
+            f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
+        ),
+        reasons=f"<ul>{reasons}</ul>" if reasons else "",
+        **page_parts(_rows(report), plots, report),
+    )
+    footprint = json.dumps([asdict(each) for each in footprints]) + "\n"
+    files = {"report.json": json.dumps(report, indent=2) + "\n", "report.html": page}
+    write_folder(folder, {**files, "footprint.json": footprint})
+
+
+def _rows(report: Report) -> list[tuple[str, str, str]]:
+    thirds = " → ".join(milliseconds(value) for value in report["p99_ms"])
+    allowed = report["criteria"]
+    return [
+        (
+            "p99 of each third",
+            f"{thirds} ({_share(report['p99_drift'])})",
+            f"at most {allowed['p99_drift']:+.0%}",
+        ),
+        ("own resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
+        ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
+        ("requests that failed", f"{report['errors']} of {report['requests']:,}", "none"),
+    ]
+
+
+def _at_most(report: Report) -> str:
+    allowed = report["criteria"]
+    return f"at most {allowed['growth']:+.0%} after the first {allowed['warm_up_share']:.0%}"
+
+
+def _grown(report: Report, values: str, share: str, unit: str) -> str:
+    shown = " → ".join(f"{value:,.0f}" for value in report[values])
+    return f"{shown}{unit} ({_share(report[share])})"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.1%}"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Soak: {verdict}</title>
+<style>
+{style}</style>
+<h1>Soak: {verdict}</h1>
+<p>{lead}</p>
+{reasons}
+<table><tr><th></th><th class=n>measured</th><th>asked</th></tr>
+{table}
+</table>
+{figures}
+<footer>{machine}, the load generator on the same cores. Growth is that of a straight line through the samples after
+the warm-up, over all processes of the service. Own resident memory is what a process shares with none: neither the
+pages of the store's file, which the kernel takes back, nor those of a library.
+<a href="report.json">report.json</a>, <a href="footprint.json">footprint.json</a></footer>
+</html>
+"""

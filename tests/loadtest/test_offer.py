@@ -1,0 +1,42 @@
+"""A load in a process of its own, against a service that answers as told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loadtest.errors import LoadtestError
+from loadtest.offer import Load, offered, offering
+from loadtest.shapes import Block
+
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
+
+BODY = json.dumps({"viewer": "ann", "candidates": ["a"]}).encode()
+
+
+def test_each_block_gets_its_share_of_the_rate(stub):
+    requests = offered(Load(stub.url, [BODY], 1, 100.0, [Block(1.0), Block(1.0, 2.0, 2.0)])).requests
+    assert requests.ok.all()
+    assert [int((requests.at_s < 1).sum()), len(requests.ok)] == [100, 300]
+    assert {(o.name, o.full): n for o, n in requests.counts().items()} == {("full", True): 300}
+
+
+def test_first_tries_that_failed_are_told_beside_what_became_of_the_request(stub):
+    stub.status, stub.share_bad = 503, 0.1
+    found = offered(Load(stub.url, [BODY], 1, 100.0, [Block(1.0)], retry=True, timeout_s=0.25))
+    assert len(found.failed_at_s) == len(found.failed_kinds) >= 10
+    assert set(found.failed_kinds) == {"HTTP 503"}
+    assert len(found.requests.ok) == 100
+    assert len(stub.requests) > 100
+
+
+def test_a_load_that_is_stopped_tells_what_it_sent(stub):
+    with offering(Load(stub.url, [BODY], 1, 100.0, [Block(60.0)])) as offer:
+        offer.stop()
+        assert len(offer.result().requests.ok) < 100
+
+
+def test_a_generator_that_cannot_start_says_why():
+    with pytest.raises(LoadtestError, match=r"did not start:[\s\S]*--url nowhere"):
+        offered(Load("nowhere", [BODY], 1, 1.0, [Block(1.0)]))
