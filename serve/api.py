@@ -51,7 +51,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     candidates: Annotated[
         list[Id | Candidate], Meta(max_length=MAX_CANDIDATES, description="What may be shown; no id twice.")
     ]
-    limit: Annotated[int, Meta(ge=1, description="How many to answer; default all.")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_MS, description="How many to answer; default all.")] | None = None
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
     request_id: Annotated[
         Id | None, Meta(description="Wins over X-Request-Id; minted where neither is given.")

@@ -52,8 +52,9 @@ class Edge:
         self._bodies = Bodies()
         self._warned_s = float("-inf")
         self._encoder = msgspec.json.Encoder()
-        self._openapi = msgspec.json.encode(openapi(fetcher.surface))
-        self._docs = docs_page(openapi(fetcher.surface)).encode()
+        document = openapi(fetcher.surface, event_clock=fetcher.event_clock)
+        self._openapi = msgspec.json.encode(document)
+        self._docs = docs_page(document).encode()
         self._get: dict[str, Callable[[], tuple[bytes, bytes]]] = {
             "/v1/model": lambda: (JSON, self._encoder.encode(fetcher.describe())),
             "/livez": lambda: (JSON, b'{"live":true}'),

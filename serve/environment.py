@@ -36,6 +36,9 @@ FAST = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # One thread passes on far more than two cores can rank; the default of 4 takes their time.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Who sends headers and stops, or reads no answer, holds a connection so long, an idle one likewise; by default an
+    # hour. (A body is the edge's: serve/bodies.py. For headers that trickle, HAProxy has no limit that Ray passes on.)
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # A killed HAProxy is back in 3 s instead of 30.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",

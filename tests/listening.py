@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-import threading
-from contextlib import contextmanager
 
 import numpy as np
-import uvicorn
 from live import Live
 from networks import artifact_files, random_network
 from typer.testing import CliRunner
 
 from serve.artifact import promote, publish, save
-from serve.edge import Edge
 from serve.load import load
 from serve.log import read_log
 from serve.scoring import ModelHolder
@@ -56,44 +51,6 @@ class Service(Live):
 
     async def score(self, version, payload):
         return self.models.score(version, payload)
-
-    @contextmanager
-    def listening(self):
-        """Its address, until the block ends; then all is committed and rolled."""
-        ready = threading.Event()
-
-        async def asgi(scope, receive, send):
-            await self.edge(scope, receive, send)
-
-        config = uvicorn.Config(asgi, port=0, lifespan="off", log_level="error")
-        server = uvicorn.Server(config)
-
-        async def serve():
-            async with self.running():
-                await self.fetcher.refresh()
-                self.edge = Edge(self.fetcher)
-                config.load()
-                server.lifespan = config.lifespan_class(config)
-                await server.startup()
-                ready.set()
-                await server.main_loop()
-                await server.shutdown()
-
-        def run():
-            try:
-                asyncio.run(serve())
-            finally:
-                ready.set()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        assert ready.wait(30)
-        try:
-            port = server.servers[0].sockets[0].getsockname()[1]
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def command(*arguments, code=0):

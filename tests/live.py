@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import numpy as np
+import uvicorn
 from stub import MODEL, publish_stub
 from tiny import TOML
 
@@ -65,6 +67,44 @@ class Live:
                 self.ingester.stop()
                 await committing
                 fetcher.live.close()
+
+    @contextmanager
+    def listening(self):
+        """Its address, until the block ends; then all is committed and rolled."""
+        ready = threading.Event()
+
+        async def asgi(scope, receive, send):
+            await self.edge(scope, receive, send)
+
+        config = uvicorn.Config(asgi, port=0, lifespan="off", log_level="error")
+        server = uvicorn.Server(config)
+
+        async def serve():
+            async with self.running():
+                await self.fetcher.refresh()
+                self.edge = Edge(self.fetcher)
+                config.load()
+                server.lifespan = config.lifespan_class(config)
+                await server.startup()
+                ready.set()
+                await server.main_loop()
+                await server.shutdown()
+
+        def run():
+            try:
+                asyncio.run(serve())
+            finally:
+                ready.set()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert ready.wait(30)
+        try:
+            port = server.servers[0].sockets[0].getsockname()[1]
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
     async def _take(self, payload):
         return await self.ingester.take(unpack(payload))
