@@ -30,10 +30,11 @@ class Senders:
     async def run(self, num: int) -> None:
         """Go on until cancelled; who is cut off comes again."""
         async with asyncio.TaskGroup() as group:
-            for i in range(num):
-                group.create_task(self._forever(HEADERS if i % 2 else BODY))
+            for i in range(num):  # spread over a second, and so their bytes: together they would be a burst
+                group.create_task(self._forever(HEADERS if i % 2 else BODY, EACH_S * i / num))
 
-    async def _forever(self, beginning: bytes) -> None:
+    async def _forever(self, beginning: bytes, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         kind = "headers" if beginning is HEADERS else "body"
         while True:
             with contextlib.suppress(OSError):
@@ -47,7 +48,7 @@ class Senders:
         try:
             writer.write(beginning)
             while not answering.done():
-                await asyncio.wait([answering], timeout=EACH_S)
+                await asyncio.sleep(EACH_S)
                 writer.write(b" ")
             line = answering.result().split(b" ")
             return line[1].decode("latin-1") if len(line) > 1 else "closed"
