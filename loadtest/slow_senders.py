@@ -13,17 +13,21 @@ import signal
 import sys
 from collections import Counter
 
+from loadtest.service import PATH, key_header
+
 EACH_S = 1.0  # between two bytes
 AGAIN_S = 0.2  # after one was cut off
-HEADERS = b"POST %b/v1/rank HTTP/1.1\r\nHost: slow\r\nX-Slow: "
-BODY = b"POST %b/v1/rank HTTP/1.1\r\nHost: slow\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n["
+STOPS = {"headers": "X-Slow: ", "body": "Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n["}
 
 
 class Senders:
     """All of them, and how those ended that were cut off: the status that was answered, or `closed`."""
 
-    def __init__(self, host: str, port: int, prefix: bytes) -> None:
-        self._host, self._port, self._prefix = host, port, prefix
+    def __init__(self, host: str, port: int, prefix: str = "") -> None:
+        self._host, self._port = host, port
+        head = f"POST {prefix}{PATH} HTTP/1.1\r\nHost: slow\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in key_header().items())
+        self._begins = {kind: (head + rest).encode() for kind, rest in STOPS.items()}
         self.num_connected = 0
         self.ended: Counter[str] = Counter()
 
@@ -31,14 +35,13 @@ class Senders:
         """Go on until cancelled; who is cut off comes again."""
         async with asyncio.TaskGroup() as group:
             for i in range(num):  # spread over a second, and so their bytes: together they would be a burst
-                group.create_task(self._forever(HEADERS if i % 2 else BODY, EACH_S * i / num))
+                group.create_task(self._forever("headers" if i % 2 else "body", EACH_S * i / num))
 
-    async def _forever(self, beginning: bytes, after_s: float) -> None:
+    async def _forever(self, kind: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        kind = "headers" if beginning is HEADERS else "body"
         while True:
             with contextlib.suppress(OSError):
-                self.ended[f"{kind}: {await self._one(beginning % self._prefix)}"] += 1
+                self.ended[f"{kind}: {await self._one(self._begins[kind])}"] += 1
             await asyncio.sleep(AGAIN_S)
 
     async def _one(self, beginning: bytes) -> str:
@@ -59,7 +62,7 @@ class Senders:
 
 
 async def _main(host: str, port: int, prefix: str, num: int) -> None:
-    senders = Senders(host, port, prefix.encode())
+    senders = Senders(host, port, prefix)
     running = asyncio.create_task(senders.run(num))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     told = -1

@@ -139,8 +139,8 @@ def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str
         [
             "Ray opens and closes no port of these machines. Left to you: a firewall that admits only your gateway to "
             "the service's port, only your Prometheus to 8080, and only these machines to each other, on every port "
-            "(Ray's 6379, 8076, 10001-19999 and those it draws, HAProxy's 8404, 8500 and 9101, the replicas' from 30000 "
-            "on); Python 3.11 or newer on each."
+            "(Ray's 6379, 8076, 10001-19999 and those it draws, HAProxy's 8404, 8500 and 9101, the replicas' from "
+            "30000 on); Python 3.11 or newer on each."
         ],
     )
 
