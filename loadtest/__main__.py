@@ -155,7 +155,7 @@ def slow(
     """What slow clients cost the others: half of them send their headers, half their bodies, a byte a second.
 
     Exit codes: 0 held (the p99 of normal traffic is at most 1.2 times as long, and nothing of it fails), 1 not held,
-    2 could not be run.
+    2 void (the generator was late) or could not be run.
     """
     from loadtest.slow import Plan, run_slow, slow_summary
 

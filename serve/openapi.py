@@ -40,7 +40,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "category": {"type": ["string", "null"]},
     "set": {"type": ["array", "null"], "items": {"type": "string"}},
 }
-KEYS = [{"ApiKey": []}, {}]  # without any key configured none is needed
+KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]  # without any key configured none is needed
 
 
 def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:

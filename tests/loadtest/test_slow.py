@@ -27,7 +27,8 @@ def test_windows_with_slow_clients_are_held_against_those_without(tmp_path, monk
     with service.listening() as url:
         plan = Plan(PROFILE, num_slow=20, pairs=1, window_s=4.0)
         report = run_slow(plan, url, IDS)
-    assert report["verdict"] == ("held" if report["ratio"] <= 1.2 else "not held")
+    held = "held" if report["ratio"] <= 1.2 else "not held"
+    assert report["verdict"] == ("void" if report["generator_late_ms_p99"] > 10 else held)
     assert (report["errors"], report["slow_clients"]) == (0, 20)
     assert [len(windows) for windows in report["p99_ms"].values()] == [1, 1]
     assert list(report["slow_ended"][0]) == ["body: 408"]
