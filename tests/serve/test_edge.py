@@ -222,13 +222,17 @@ def api_key(name, requests_per_s=1_000.0, **may):
 
 
 def test_with_keys_everything_but_the_probes_and_documents_needs_one_and_they_change_in_place(service):
-    def statuses(key, paths=("/v1/model", "/v1/nothing", "/livez", "/readyz", "/openapi.json", "/docs")):
+    got = ["/v1/model", "/v1/nothing", "/livez", "/readyz", "/openapi.json", "/docs"]
+
+    async def scenario(key):
         headers = {"x-api-key": key} if key else {}
-        asked = [service.ask(path=path, method="GET", headers=headers).status_code for path in paths]
-        posted = [
-            service.ask(body(), path=path, headers=headers).status_code for path in ("/v1/rank", "/v1/events")
-        ]
-        return asked, posted
+        async with service.client() as client:
+            asked = [(await client.get(path, headers=headers)).status_code for path in got]
+            posted = [client.post(path, json=body(), headers=headers) for path in ("/v1/rank", "/v1/events")]
+            return asked, [answer.status_code for answer in await asyncio.gather(*posted)]
+
+    def statuses(key):
+        return asyncio.run(scenario(key))
 
     with_keys = replace(service.fetcher.config, api_keys=(api_key("old"),))
     service.fetcher.configure(with_keys)

@@ -194,8 +194,9 @@ def test_a_body_that_is_on_its_way_holds_no_slot_and_finds_none_where_others_wer
         await asyncio.sleep(0.005)
         assert replica._semaphore.free == 0
         rest.set()
-        assert (await slow)[0]["status"] == 429
+        await asyncio.sleep(0.005)
         replica._user_callable_asgi_app.gate.set()
+        assert (await slow)[0]["status"] == 429
         assert (await fast)[0]["status"] == 200
         assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (1, 0)
 
