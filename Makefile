@@ -8,7 +8,7 @@ EXPERIMENT := var/experiment
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo experiment up down observe test check fmt
+.PHONY: help install demo experiment up down observe test check audit fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
@@ -78,6 +78,11 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 test: check ## Everything: what check does, then real Ray, HTTP and Locust.
 	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray'
 	@$(BIN)/pytest -q -m 'integration and not no_ray'
+
+audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand and in no other target.
+	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet 'pip-audit>=2.10,<3'; }
+	@# Strict: a package that could not be looked up is no package without weaknesses.
+	@.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 fmt: install ## Format, and mend what can be mended.
 	@$(BIN)/ruff format .

@@ -141,6 +141,32 @@ def freshness(
     _tell(measured, freshness_summary, as_json, void, "interrupted: no verdict")
 
 
+@app.command()
+def slow(
+    url: Annotated[str, typer.Option(help="the service to measure")] = DEFAULT_URL,
+    log: Annotated[Path, typer.Option(help="log folder to take viewers and candidates from")] = Path(
+        "var/log"
+    ),
+    rps: Annotated[float, typer.Option(min=50, help="normal requests a second")] = 300,
+    clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
+    pairs: Annotated[int, typer.Option(min=1, max=100, help="windows with them, and as many without")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+) -> None:
+    """What slow clients cost the others: half of them send their headers, half their bodies, a byte a second.
+
+    Exit codes: 0 held (the p99 of normal traffic is at most 1.2 times as long, and nothing of it fails), 1 not held,
+    2 void (the generator was late) or could not be run.
+    """
+    from loadtest.slow import Plan, run_slow, slow_summary
+
+    def measured() -> tuple[Report, Path | None, Verdict]:
+        profile = load_profile("headline", target_rps=rps)
+        report = run_slow(Plan(profile, clients, pairs), url, read_log_ids(log, profile.candidates))
+        return report, None, report["verdict"]
+
+    _tell(measured, slow_summary, as_json, lambda reason: {"error": reason}, "interrupted: no verdict")
+
+
 WORK = Path("var/bench")
 Work = Annotated[
     Path, typer.Option(help="folder of the log, model and store to measure with, made if missing")
@@ -367,7 +393,7 @@ def _bench(
 
 
 def _tell(
-    measured: Callable[[], tuple[Report, Path, Verdict]],
+    measured: Callable[[], tuple[Report, Path | None, Verdict]],
     summed_up: Callable[[Report], str],
     as_json: bool,
     void: Callable[[str], Report],
@@ -389,7 +415,8 @@ def _tell(
         traceback.print_exc()
         raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
-    _say(f"written to {folder / 'report.html'}")
+    if folder is not None:
+        _say(f"written to {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[verdict])
 
 

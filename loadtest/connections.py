@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import gevent.socket
 from geventhttpclient.response import HTTPParseError, HTTPResponse
 
-from loadtest.service import read_address
+from loadtest.service import key_header, read_address
 
 TIMEOUT_S = 10.0
 RECEIVE_BYTES = 16384
@@ -38,10 +38,11 @@ class Connections:
         host, port = read_address(url)
         self._host = host
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        key = "".join(f"{name}: {value}\r\n" for name, value in key_header().items())
         self._head = (
             f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
             "User-Agent: tabrank-loadtest\r\nAccept: application/json\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
+            f"Content-Type: application/json\r\n{key}Content-Length: "
         ).encode("ascii")
         # Resolved once: gevent resolves in a thread, and a burst of new connections would queue there.
         self._addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

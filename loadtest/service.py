@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ PATH = "/v1/rank"
 EVENTS_PATH = "/v1/events"
 MODEL_PATH = "/v1/model"
 TIMEOUT_S = 10.0
+API_KEY = "TABRANK_API_KEY"  # of the environment, where the service wants one
 
 
 def read_address(url: str) -> tuple[str, int]:
@@ -68,7 +70,7 @@ def ask(
         whole = urlsplit(url).path.rstrip("/") + path
         method = "GET" if body is None else "POST"
         kind_of_body = {"Content-Type": "application/json"} if body else {}
-        connection.request(method, whole, body, {**kind_of_body, **(headers or {})})
+        connection.request(method, whole, body, {**kind_of_body, **key_header(), **(headers or {})})
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
@@ -78,6 +80,12 @@ def ask(
         ) from None
     finally:
         connection.close()
+
+
+def key_header() -> dict[str, str]:
+    """What a service that knows its callers by keys wants of each request; nothing where the environment has none."""
+    key = os.environ.get(API_KEY)
+    return {"X-Api-Key": key} if key else {}
 
 
 def detail_of(said: bytes) -> str:

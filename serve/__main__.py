@@ -146,6 +146,22 @@ def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
 
 
 @app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Of the caller, as it is to stand in the file.")] = "caller",
+    rps: Annotated[float, typer.Option(help="Requests a second that it may ask.", min=0.01)] = 1_000.0,
+    as_json: Json = False,
+) -> None:
+    """Mint a key for a caller: print it, this once, and its hash as `user_config.api_keys` takes it."""
+    from serve.keys import mint
+
+    secret, sha256 = mint()
+    entry = {name: {"sha256": sha256, "requests_per_s": rps}}
+    line = f'{name}: {{sha256: "{sha256}", requests_per_s: {rps:g}}}'
+    told = f"X-Api-Key: {secret}\nthe file keeps only its hash, under user_config.api_keys of FeatureFetch:\n  {line}"
+    _answer({"key": secret, "api_keys": entry}, as_json, told)
+
+
+@app.command()
 def load(
     log: Annotated[Path, typer.Option(help="The log to replay: a folder of Parquet.")],
     surface: Annotated[

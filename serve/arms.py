@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 from typing import NamedTuple
 
-from serve.api import nearest
+from serve.api import nearest, quoted
 from serve.errors import RequestError
 from serve.hashing import hash64
-from serve.settings import HOLDOUT, POPULAR, Arm, Experiment, UserConfig
+from serve.settings import HOLDOUT, POPULAR, ApiKey, Arm, Experiment
 
 
 class Assignment(NamedTuple):
@@ -38,20 +36,18 @@ def assign(experiment: Experiment, viewer: str | None, now_ms: int) -> Assignmen
     return Assignment(arm, experiment.name)
 
 
-def chosen(config: UserConfig, name: str, key: bytes | None) -> Arm:
-    """The arm that a tester names with the key for it, in place of the one assigned.
+def chosen(experiment: Experiment, name: str, key: ApiKey | None) -> Arm:
+    """The arm that a tester names, in place of the one assigned.
 
     Raises:
-        RequestError: 403 without the key, or where none is configured; 422 where there is no such arm.
+        RequestError: 403 where the caller's key does not allow it; 422 where there is no such arm.
     """
-    if config.qa_key_sha256 is None:
-        detail = "X-Arm needs a key, and none is configured (qa_key_sha256); leave it out"
+    if key is None or not key.may_choose_arm:
+        detail = "X-Arm needs a key in X-Api-Key that may choose the arm (may_choose_arm); leave it out"
         raise RequestError(403, "forbidden", detail)
-    if not key or not hmac.compare_digest(hashlib.sha256(key).hexdigest(), config.qa_key_sha256):
-        raise RequestError(403, "forbidden", "X-Arm needs the key for it in X-Api-Key")
-    arms = {arm.name: arm for arm in config.experiment.arms}
+    arms = {arm.name: arm for arm in experiment.arms}
     if name not in arms:
-        detail = f"X-Arm: there is no arm {name!r}{nearest(name, arms)}; there are {', '.join(arms)}"
+        detail = f"X-Arm: there is no arm {quoted(name)}{nearest(name, arms)}; there are {', '.join(arms)}"
         raise RequestError(422, "invalid request", detail)
     return arms[name]
 

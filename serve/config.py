@@ -97,11 +97,13 @@ def _check(findings: Findings, document: Mapping[str, Any]) -> tuple[dict[str, N
     check_values(findings, {key: value for key, value in document.items() if key != "nodes"})
     pools = read_pools(findings, document)
     http = document.get("http_options", {})
-    _check_http(findings, http)
+    others = [app for app in _mappings(applications) if not _is_ours(app)]
+    _check_http(findings, http, bool(others))
     _check_ways_in(findings, document)
     _check_exporter(findings, document.get("tracing_config"))
     timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
-    around = ours.Around(sum(pool.max_nodes for pool in pools.values()), timeout_s)
+    host = str(http.get("host", OPEN[0])) if isinstance(http, dict) else OPEN[0]
+    around = ours.Around(sum(pool.max_nodes for pool in pools.values()), timeout_s, host)
     sizes: list[Size] = []
     for i, application in enumerate(_mappings(applications)):
         sizes += _check_application(findings, ("applications", i), application, around)
@@ -166,8 +168,8 @@ def _check_keys(findings: Findings, document: Mapping[str, Any], levels: dict[Le
         check_keys(findings, application, known, everywhere, ("applications", i), APPLICATION)
 
 
-def _check_http(findings: Findings, http: Any) -> None:
-    """Where the service listens."""
+def _check_http(findings: Findings, http: Any, has_others: bool) -> None:
+    """Where the service listens; `has_others`: applications beside ours, which have no keys."""
     if not isinstance(http, dict):
         return
     port = http.get("port")
@@ -183,7 +185,7 @@ def _check_http(findings: Findings, http: Any) -> None:
         findings.refuse(
             ("http_options", "host"), "an empty host is every address; give 127.0.0.1, or 0.0.0.0"
         )
-    if host in OPEN:
+    if host in OPEN and has_others:
         findings.warn(
             ("http_options", "host"),
             f"{host}{'' if 'host' in http else ', the default,'} lets everyone who reaches this machine ask, and "

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -16,6 +17,7 @@ from serve.edge import Edge
 from serve.errors import ArtifactRefused, TabrankError
 from serve.feature_fetch import FeatureFetcher
 from serve.ingest import ingester
+from serve.keys import Keys
 from serve.logs import join_ray
 from serve.metrics import IngestMetrics, RankMetrics
 from serve.records import Taken, unpack
@@ -76,6 +78,7 @@ class FeatureFetch:
 
         metrics = RankMetrics(_application())
         self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, metrics)
+        self._keys = Keys()
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -84,7 +87,9 @@ class FeatureFetch:
         Ray stops a running replica that refuses a change, and its successors would refuse it too: so a bad one is
         logged, and the replica goes on with what it has. At the start it raises.
         """
+        self._keys.num_replicas = _num_replicas()
         if self._refreshing is None:
+            self._keys.host = await _http_host()
             self._fetcher.configure(UserConfig.from_mapping(user_config))
             await self._fetcher.refresh()
             _quiet_gc()
@@ -103,7 +108,7 @@ class FeatureFetch:
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         """The ASGI application that Ray mounts."""
-        return Edge(self._fetcher)
+        return Edge(self._fetcher, self._keys)
 
 
 @serve.deployment
@@ -139,6 +144,22 @@ class Ingest:
 def _application() -> str:
     """The name of the application that this replica belongs to."""
     return str(serve.get_replica_context().app_name)
+
+
+def _num_replicas() -> int:
+    """Over how many replicas a key's rate is divided; 1 where Ray does not say, as under autoscaling."""
+    told = serve.get_replica_context().world_size
+    return told if isinstance(told, int) and told > 0 else 1
+
+
+async def _http_host() -> str:
+    """The address that the service listens on, which Serve's controller knows; every one where it does not tell."""
+    try:
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        return str((await controller.get_http_config.remote()).host)
+    except Exception as error:  # of another Ray: closed is safer than open
+        logging.getLogger("tabrank").error("where HTTP listens is not known (%s): only keys open it", error)
+        return "0.0.0.0"
 
 
 def _quiet_gc() -> None:

@@ -6,40 +6,43 @@ raw ASGI with typed decoding about 10. The OpenAPI document comes from the same 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
-from serve.api import MAX_BODY_BYTES, Problem, RankAnswer, decode_request
+from serve.api import MAX_BODY_BYTES, Problem, RankAnswer, decode_request, quoted
 from serve.arms import chosen
+from serve.bodies import Bodies, Receive
 from serve.errors import RequestError
 from serve.feature_fetch import FeatureFetcher
+from serve.keys import Keys
 from serve.logs import of_request
 from serve.openapi import docs_page, openapi
 from serve.records import MAX_EVENTS_BODY_BYTES
+from serve.settings import ApiKey
 from serve.tracing import TRACEPARENT, parent_of, record, trace_id_of
 
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Header = tuple[bytes, bytes]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
-BODY_S = 5.0  # within which a body must have come
+OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs"))  # to who has no key, too
+MAX_HEADERS = 100  # as HAProxy, whose limit of 16 KiB for all of them is ours too
+MAX_HEADER_BYTES = 16 * 1024
+CUT_OFF = (408, 413)  # after these the rest of the body is not waited for
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")  # what a header's id may be made of
 
-
 _BUSY = msgspec.json.encode(Problem("busy", 429, "more is asked than can be answered in time; come again"))
-# Made once: a refusal that costs as much as a ranking would be no help.
 _BUSY_HEAD = [
     (b"content-type", PROBLEM),
     (b"content-length", str(len(_BUSY)).encode()),
@@ -50,12 +53,15 @@ _BUSY_HEAD = [
 class Edge:
     """An ASGI application around one `FeatureFetcher`."""
 
-    def __init__(self, fetcher: FeatureFetcher) -> None:
+    def __init__(self, fetcher: FeatureFetcher, keys: Keys | None = None) -> None:
         self._fetcher = fetcher
+        self._keys = keys or Keys()
+        self._bodies = Bodies()
         self._warned_s = float("-inf")
         self._encoder = msgspec.json.Encoder()
-        self._openapi = msgspec.json.encode(openapi(fetcher.surface))
-        self._docs = docs_page(openapi(fetcher.surface)).encode()
+        document = openapi(fetcher.surface, event_clock=fetcher.event_clock)
+        self._openapi = msgspec.json.encode(document)
+        self._docs = docs_page(document).encode()
         self._get: dict[str, Callable[[], tuple[bytes, bytes]]] = {
             "/v1/model": lambda: (JSON, self._encoder.encode(fetcher.describe())),
             "/livez": lambda: (JSON, b'{"live":true}'),
@@ -69,40 +75,47 @@ class Edge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            if scope["path"] == RANK and self._fetcher.refuses():
-                await send({"type": "http.response.start", "status": 429, "headers": [*_BUSY_HEAD]})
-                await send({"type": "http.response.body", "body": _BUSY})
-                return 429
+            if scope["path"].endswith(RANK) and self._fetcher.refuses():
+                return await self.busy(send)
             return await self._http(scope, receive, send)
         return 0
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> int:
         headers = dict(scope["headers"])
         request_id = None
-        retry_after: list[tuple[bytes, bytes]] = []
         try:
+            _require_few(scope["headers"])
             request_id = _request_id(headers)
-            status, kind, body = 200, *await self._route(scope, headers, request_id, receive)
+            kind, body = await self._route(scope, headers, request_id, receive)
         except RequestError as error:
-            status, kind = error.status, PROBLEM
-            if error.retry_after_s is not None:
-                retry_after = [(b"retry-after", str(error.retry_after_s).encode())]
-            problem = Problem(
-                error.title, error.status, error.detail, "about:blank", error.pointer, request_id
-            )
-            body = self._encoder.encode(problem)
+            return await self.refuse(scope, send, error, request_id)
         except Exception:
             parent = parent_of(headers) if TRACEPARENT in headers else None
             trace_id = trace_id_of(parent) if parent is not None else None
             log.exception("request %s failed", request_id, extra=of_request(request_id, trace_id))
-            status, kind = 500, PROBLEM
             detail = "something went wrong on our side; the request id finds it in the log"
-            body = self._encoder.encode(Problem("internal error", 500, detail, request_id=request_id))
-        length = str(len(body)).encode()
-        head = [(b"content-type", kind), (b"content-length", length), *retry_after]
-        await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-        return status
+            return await self.refuse(scope, send, RequestError(500, "internal error", detail), request_id)
+        return await _answer(scope, send, 200, kind, body)
+
+    async def busy(self, send: Send) -> int:
+        """Refuse before any work; the status. It takes as long as the server itself: 60 µs, and a ranking 300."""
+        await send({"type": "http.response.start", "status": 429, "headers": [*_BUSY_HEAD]})
+        await send({"type": "http.response.body", "body": _BUSY})
+        return 429
+
+    async def refuse(self, scope: Scope, send: Send, error: RequestError, request_id: str | None) -> int:
+        """Answer with a problem; its status."""
+        problem = Problem(error.title, error.status, error.detail, "about:blank", error.pointer, request_id)
+        more = []
+        if error.retry_after_s is not None:
+            more.append((b"retry-after", b"%d" % error.retry_after_s))
+        if error.allow is not None:
+            more.append((b"allow", error.allow.encode()))
+        if error.status == 401:
+            more.append((b"www-authenticate", b"X-Api-Key"))
+        if error.status in CUT_OFF:
+            more.append((b"connection", b"close"))
+        return await _answer(scope, send, error.status, PROBLEM, self._encoder.encode(problem), more)
 
     async def _route(
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str | None, receive: Receive
@@ -112,25 +125,30 @@ class Edge:
             "root_path"
         ):  # of the server and the application's route_prefix; the path begins with it
             path = path.removeprefix(root)
+        key = None
+        if path not in OPEN:
+            key = self._keys.admit(self._fetcher.config.api_keys, headers.get(b"x-api-key"))
         if path == RANK:
             _require(method, "POST", path)
-            return JSON, await self._rank(headers, request_id, receive)
+            return JSON, await self._rank(headers, key, request_id, receive)
         if path == EVENTS:
             _require(method, "POST", path)
             return JSON, await self._events(headers, receive)
         if path in self._get:
             _require("GET" if method == "HEAD" else method, "GET", path)
             return self._get[path]()
-        raise RequestError(404, "not found", f"there is no {path}; /docs lists what there is")
+        raise RequestError(404, "not found", f"there is no {quoted(path)}; /docs lists what there is")
 
-    async def _rank(self, headers: dict[bytes, bytes], request_id: str | None, receive: Receive) -> bytes:
-        fetcher = self._fetcher
+    async def _rank(
+        self, headers: dict[bytes, bytes], key: ApiKey | None, request_id: str | None, receive: Receive
+    ) -> bytes:
         _require_json(headers)
+        fetcher = self._fetcher
         arm = None
         if b"x-arm" in headers:
-            arm = chosen(fetcher.config, headers[b"x-arm"].decode("latin-1"), headers.get(b"x-api-key"))
+            arm = chosen(fetcher.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
         deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
-        body = await _read_in_time(headers, receive, MAX_BODY_BYTES)
+        body = await self._bodies.read(headers, receive, MAX_BODY_BYTES)
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
         if request.request_id is None:
             request.request_id = request_id
@@ -155,42 +173,26 @@ class Edge:
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         _require_json(headers)
-        body = await _read_in_time(headers, receive, MAX_EVENTS_BODY_BYTES)
+        body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
         return self._encoder.encode(await self._fetcher.take(body))
 
 
-async def _read_in_time(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
-    """The body, or 408 for a client that is slow to send it. (`asyncio.timeout` costs 14 µs, this 2.)"""
-    task = asyncio.current_task()
-    assert task is not None  # an ASGI server runs each request in one
-    alarm = asyncio.get_running_loop().call_later(BODY_S, task.cancel, "body")
-    try:
-        return await _read(headers, receive, max_bytes)
-    except asyncio.CancelledError as error:
-        if error.args != ("body",) or task.uncancel():
-            raise
-        detail = f"the body had not come within {BODY_S:g} s; send it at once"
-        raise RequestError(408, "request timeout", detail) from None
-    finally:
-        alarm.cancel()
+async def _answer(
+    scope: Scope, send: Send, status: int, kind: bytes, body: bytes, more: Sequence[Header] = ()
+) -> int:
+    head = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    return status
 
 
-async def _read(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
-    parts, size = [], 0
-    more = True
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit():
-        size = int(declared) if int(declared) > max_bytes else 0
-    while more and size <= max_bytes:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError(400, "disconnected", "the client left before its body was read")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        more = message.get("more_body", False)
-    if size > max_bytes:
-        raise RequestError(413, "body too large", f"a body may have {max_bytes} bytes; send less at once")
-    return b"".join(parts)
+def _require_few(headers: Sequence[Header]) -> None:
+    if (
+        len(headers) > MAX_HEADERS
+        or sum([len(name) + len(value) for name, value in headers]) > MAX_HEADER_BYTES
+    ):
+        detail = f"a request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all; send fewer"
+        raise RequestError(431, "headers too large", detail)
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str | None:
@@ -217,13 +219,16 @@ def _require_json(headers: dict[bytes, bytes]) -> None:
     kind = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
     if kind != JSON:
         raise RequestError(
-            415, "unsupported media type", f"send {JSON.decode()}, not {kind.decode('latin-1')}"
+            415, "unsupported media type", f"send {JSON.decode()}, not {quoted(kind.decode('latin-1'))}"
         )
 
 
 def _require(method: str, wanted: str, path: str) -> None:
     if method != wanted:
-        raise RequestError(405, "method not allowed", f"{path} takes {wanted}, not {method}")
+        allow = "GET, HEAD" if wanted == "GET" else wanted
+        raise RequestError(
+            405, "method not allowed", f"{path} takes {wanted}, not {quoted(method)}", allow=allow
+        )
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

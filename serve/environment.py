@@ -28,10 +28,10 @@ HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
 }
-# A request whose replica died is asked of another one; without it the three to five in flight end in a closed connection
-# or a bare 500. It may be done twice, which is safe for all that we take: a ranking is known by its request_id, an event
-# by its id, and what changed of a viewer or candidate comes to the same a second time. HAProxy keeps the request for it,
-# if it fits 16 KiB (55 candidates: 2); a larger one is up to its client.
+# A request whose replica died is asked of another one; without it the three to five in flight end in a closed
+# connection or a bare 500. It may be done twice, which is safe for all that we take: a ranking is known by its
+# request_id, an event by its id, and what changed of a viewer or candidate comes to the same a second time. HAProxy
+# keeps the request for it, if it fits 16 KiB (55 candidates: 2); a larger one is up to its client.
 RETRY_ON = "conn-failure empty-response"
 # What makes it fast, and quick to mend.
 FAST = {
@@ -41,6 +41,9 @@ FAST = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # One thread passes on far more than two cores can rank; the default of 4 takes their time.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Who sends headers and stops, or reads no answer, holds a connection so long, an idle one likewise; by default an
+    # hour. (A body is the edge's: serve/bodies.py. For headers that trickle, HAProxy has no limit that Ray passes on.)
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # A killed HAProxy is back in 3 s instead of 30.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",

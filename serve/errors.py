@@ -24,9 +24,11 @@ class RequestError(TabrankError):
         pointer: str | None = None,
         *,
         retry_after_s: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+        self.allow = allow  # the methods that a 405 names
         self.status = status
         self.title = title
         self.detail = detail

@@ -1,11 +1,13 @@
-"""The short way in: a ranking goes from Ray's HTTP server straight to our edge, inside Ray's own accounts.
+"""The short way in: what is posted goes from Ray's HTTP server straight to our edge, inside Ray's own accounts.
 
 Ray's ingress costs more CPU a request than the ranking itself: two request ids, a task each for the call, the timeout
 and the disconnect watch, contexts for tracing, multiplexing and sessions, a log record that is thrown away. Nothing of
 that is used here: a ranking has its own id, deadline and spans (`serve.tracing`), and one that its client has given up
 is part of a batch that others wait for. What the cluster lives on is kept, on Ray's own counters: the slot of
-`max_ongoing_requests`, the ongoing requests (autoscaling and graceful stops read them) and the request metrics. A
-replica whose slots are all taken leaves the request to Ray, which queues or refuses it as configured.
+`max_ongoing_requests`, the ongoing requests (autoscaling and graceful stops read them) and the request metrics.
+
+A request takes its slot once its body is there: who is slow to send holds none. Where none is free it is refused, as a
+rule before its body is read: Ray's own refusal costs more than a ranking, so that an overload would feed on itself.
 
 It reaches into `Replica` of Ray 2.60. Where another Ray has it otherwise, every request takes Ray's own way.
 """
@@ -21,7 +23,8 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from serve.api import new_request_id
-from serve.edge import RANK, Edge
+from serve.edge import EVENTS, RANK, Edge
+from serve.errors import RequestError
 from serve.metrics import FLUSH_EVERY_S
 
 log = logging.getLogger("tabrank")
@@ -45,10 +48,9 @@ class ShortWay:
         self._accounts = _Accounts.of(app)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Answer a ranking at our edge while the replica has a free slot; leave everything else to Ray."""
+        """Answer at our edge what is posted to one of its paths; leave everything else to Ray."""
         accounts = self._accounts
-        is_ranking = scope.get("path") == RANK and scope.get("method") == "POST"
-        if is_ranking and accounts is not None and accounts.has_free_slot():
+        if accounts is not None and scope.get("method") == "POST" and accounts.know(scope):
             await accounts.answer(scope, receive, send)
         else:
             if "headers" in scope:
@@ -88,6 +90,8 @@ class _Accounts:
         self._busy_ms = metrics._user_code_time_accumulator
         self._slowest_ms = metrics._max_processing_latency_trackers
         self._route = replica._route_prefix or "/"
+        self._prefix = self._route.rstrip("/")
+        self._paths = frozenset(self._prefix + path for path in (RANK, EVENTS))
         self._names = replica._deployment_id
         self._http, self._tags_of = RequestProtocol.HTTP, RequestIngressMetrics.request_tags
         self._request = RequestMetadata(
@@ -98,27 +102,45 @@ class _Accounts:
         )
         self._latencies_ms: dict[int, list[float]] = {}  # of the last second, by status
 
-    def has_free_slot(self) -> bool:
-        """Whether the replica may begin one more request, of `max_ongoing_requests`."""
-        return not self._slots.locked()
+    def know(self, scope: Scope) -> bool:
+        """Whether a path is one of ours, below the server's own and the application's `route_prefix`."""
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        return (path.removeprefix(root) if root else path) in self._paths
 
     async def answer(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Let our edge answer, on a slot, counted and timed for Ray."""
+        """Let our edge answer, on a slot from its body on, counted and timed for Ray."""
         request_id = _request_id(scope)
+        holds = False
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message["headers"].append((REQUEST_ID, request_id))
             await send(message)
 
-        await self._slots.acquire()
-        self._begin(self._request)
+        async def receive_and_begin() -> MutableMapping[str, Any]:
+            nonlocal holds
+            message: MutableMapping[str, Any] = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                if self._slots.locked():
+                    raise _busy()
+                await self._slots.acquire()
+                self._begin(self._request)
+                holds = True
+            return message
+
         began = time.perf_counter()
+        if self._prefix:
+            scope["root_path"] = scope.get("root_path", "") + self._prefix
         try:
-            status = await self._edge(scope, receive, send_with_id)
+            if self._slots.locked():
+                status = await self._edge.busy(send_with_id)
+            else:
+                status = await self._edge(scope, receive_and_begin, send_with_id)
         finally:
-            self._end(self._request)
-            self._slots.release()
+            if holds:
+                self._end(self._request)
+                self._slots.release()
         if not self._latencies_ms:
             asyncio.get_running_loop().call_later(FLUSH_EVERY_S, self._flush)
         self._latencies_ms.setdefault(status, []).append((time.perf_counter() - began) * 1e3)
@@ -154,6 +176,10 @@ class _Accounts:
             route=self._route, method="POST", application=self._names.app_name, status_code=str(status)
         )
         return frozenset(tags.items())
+
+
+def _busy() -> RequestError:
+    return RequestError(429, "busy", "more is asked than can be answered; come again", retry_after_s=1)
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from serve.api import Problem, RankAnswer, RankRequest
+from serve.api import MAX_MS, MAX_NUMBER, Problem, RankAnswer, RankRequest
 from serve.records import EventsAnswer, EventsRequest
 from serve.surface import Surface
 
@@ -17,53 +17,72 @@ STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"
     "pre{background:#f4f4f4;padding:1em;overflow:auto}"
 )
-REFUSALS = {
+ANY = {
     "400": "Not JSON, or a header that cannot be read.",
-    "403": "X-Arm without the key for it.",
+    "405": "Another method; Allow names the right one.",
+    "431": "Too many headers, or too long.",
+    "500": "A fault of ours.",
+}
+REFUSED = {
+    "401": "No valid key in X-Api-Key, where one is needed.",
     "408": "The body did not come in time.",
     "413": "The body is too large.",
     "415": "Not application/json.",
     "422": "JSON that means nothing; `pointer` says where.",
-    "500": "A fault of ours.",
+    "429": "More is asked than can be answered, or than the key may ask: come again (Retry-After).",
 }
+FORBIDDEN = {"403": "X-Arm without a key that may choose the arm."}
+NOT_TAKEN = {"503": "Perhaps not taken: send them again (Retry-After)."}
+REQUEST_ID = {"type": "string", "pattern": "^[!-~]{1,256}$"}
+VALUES: dict[str, dict[str, Any]] = {
+    "number": {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
+    "time": {"type": ["number", "null"], "minimum": -MAX_MS, "maximum": MAX_MS},
+    "category": {"type": ["string", "null"]},
+    "set": {"type": ["array", "null"], "items": {"type": "string"}},
+}
+KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]  # without any key configured none is needed
 
 
-def openapi(surface: Surface) -> dict[str, Any]:
+def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     """OpenAPI 3.1 for one surface."""
     (request, answer, events_request, events_answer, problem), components = msgspec.json.schema_components(
         [RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem],
         ref_template="#/components/schemas/{name}",
     )
-    refused = {
-        status: {"description": why, "content": {"application/problem+json": {"schema": problem}}}
-        for status, why in REFUSALS.items()
-    }
+    _sharpen(components, surface, event_clock)
+
+    def refusals(*of: dict[str, str]) -> dict[str, Any]:
+        why = {status: said for refused in (ANY, *of) for status, said in refused.items()}
+        content = {"application/problem+json": {"schema": problem}}
+        return {status: {"description": why[status], "content": content} for status in sorted(why)}
+
+    given = _header("X-Request-Id", REQUEST_ID, "Comes back in the answer.")
     headers = [
         _header(
             "X-Deadline-Ms",
             {"type": "integer", "minimum": 1, "maximum": 60000},
             "After it, the popular order.",
         ),
-        _header("X-Request-Id", {"type": "string", "maxLength": 256}, "Comes back in the answer."),
+        given,
         _header("X-Arm", {"type": "string"}, "For testers: this arm ranks, and it counts for no experiment."),
-        _header("X-Api-Key", {"type": "string"}, "The key that X-Arm needs."),
     ]
     rank = {
         "summary": "Rank live candidates for a viewer",
         "operationId": "rank",
+        "security": KEYS,
         "parameters": headers,
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": {"200": _json("The ranking.", answer), **refused},
+        "responses": {"200": _json("The ranking.", answer), **refusals(REFUSED, FORBIDDEN)},
     }
     events = {
         "summary": "Take what viewers did, and what changed of viewers and candidates",
         "operationId": "events",
+        "security": KEYS,
+        "parameters": [given],
         "requestBody": {"required": True, "content": {"application/json": {"schema": events_request}}},
         "responses": {
             "200": _json("What became of the records; those accepted are durable.", events_answer),
-            **{status: answered for status, answered in refused.items() if status != "403"},
-            "429": {**refused["500"], "description": "Too much is waiting: send them again (Retry-After)."},
-            "503": {**refused["500"], "description": "Perhaps not taken: send them again (Retry-After)."},
+            **refusals(REFUSED, NOT_TAKEN),
         },
     }
     paths: dict[str, Any] = {"/v1/rank": {"post": rank}, "/v1/events": {"post": events}}
@@ -73,15 +92,26 @@ def openapi(surface: Surface) -> dict[str, Any]:
         ("/readyz", "What it would answer from"),
         ("/openapi.json", "This document"),
     ):
-        operation = {"summary": what, "responses": {"200": _json(what, {"type": "object"})}}
-        paths[path] = {"get": operation}
+        refused = refusals(
+            {status: REFUSED[status] for status in ("401", "429")} if path == "/v1/model" else {}
+        )
+        operation = {
+            "summary": what,
+            "parameters": [given],
+            "responses": {"200": _json(what, {"type": "object"}), **refused},
+        }
+        paths[path] = {"get": operation | ({"security": KEYS} if path == "/v1/model" else {})}
     page = {"description": "A page for people", "content": {"text/html": {}}}
-    paths["/docs"] = {"get": {"summary": "This document, to read", "responses": {"200": page}}}
+    shown = {"200": page, **refusals()}
+    paths["/docs"] = {"get": {"summary": "This document, to read", "parameters": [given], "responses": shown}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"tabrank: {surface.name}", "version": _version()},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key"}},
+        },
     }
 
 
@@ -102,6 +132,29 @@ def docs_page(document: dict[str, Any]) -> str:
     title = html.escape(document["info"]["title"])
     head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     return f"{head}<h1>{title}</h1>{''.join(parts)}"
+
+
+def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) -> None:
+    """What the types cannot say: the surface's fields, and whether a time is told."""
+    stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
+    for schema, key, fields in (
+        ("RankRequest", "context", surface.fields["context"]),
+        ("serve.api.Candidate", "fields", stated),
+        ("Viewer", "fields", surface.fields["viewer"]),
+        ("serve.records.Candidate", "fields", surface.fields["candidate"]),
+    ):
+        components[schema]["properties"][key] |= {
+            "properties": {name: VALUES[field.type] for name, field in fields.items()},
+            "additionalProperties": False,
+        }
+    request = components["RankRequest"]
+    request["properties"]["candidates"]["uniqueItems"] = True
+    components["Event"]["properties"]["kind"]["enum"] = list(surface.events)
+    if not event_clock:
+        del request["properties"]["now_ms"]
+        return
+    request["required"].append("now_ms")
+    request["properties"]["now_ms"] = request["properties"]["now_ms"]["anyOf"][0]
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:

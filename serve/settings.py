@@ -25,6 +25,7 @@ HOLDOUT = "holdout"  # the arm of those who take part in no experiment
 MAX_VERSIONS = 3  # that arms may name: a Scorer holds these, the promoted one and its successor
 EXPERIMENT_KEYS = ("name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect")
 ARM_KEYS = ("scorer", "share", "explore")
+API_KEY_KEYS = ("sha256", "requests_per_s", "may_choose_arm")
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -173,6 +174,39 @@ def _time(value: object, where: str) -> int | None:
 
 
 @dataclass(frozen=True)
+class ApiKey:
+    """A caller's key, of which only the hash is kept, and what it may do."""
+
+    name: str
+    sha256: str
+    requests_per_s: float
+    may_choose_arm: bool = False  # by X-Arm: for testers
+
+    @classmethod
+    def from_mapping(cls, name: object, values: object, where: str) -> ApiKey:
+        """Read strictly."""
+        given = table(values, where, API_KEY_KEYS, API_KEY_KEYS[:2])
+        return cls(
+            _name(name, where),
+            _digest(given["sha256"], f"{where}.sha256"),
+            number(given["requests_per_s"], f"{where}.requests_per_s", 0.01, 1_000_000),
+            typed(given.get("may_choose_arm", False), bool, f"{where}.may_choose_arm"),
+        )
+
+
+def _api_keys(values: object, where: str) -> tuple[ApiKey, ...]:
+    keys: dict[str, ApiKey] = {}
+    for name, spec in table(values, where).items():
+        key = ApiKey.from_mapping(name, spec, f"{where}.{name}")
+        if key.sha256 in keys:
+            raise TabrankError(
+                f"{where}.{name}.sha256: it is the key of {keys[key.sha256].name!r} too; mint another"
+            )
+        keys[key.sha256] = key
+    return tuple(keys.values())
+
+
+@dataclass(frozen=True)
 class UserConfig:
     """The live knobs of `FeatureFetch`; a change touches no replica."""
 
@@ -181,10 +215,10 @@ class UserConfig:
     batch_candidates: int = 1760  # the most that a batch may take
     slots: int = 2  # batches under way at once
     stale_after_ms: int = 5_000  # of the features' age; beyond, answers say `stale_features`
-    qa_key_sha256: str | None = None  # of the key with which X-Arm chooses an arm; None: nobody may
     log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
     kill_switch: bool = False  # every ranking is answered in popular order at once; arms stay assigned
     ladder: bool = True  # under load less is scored, and in the end less is answered, so that the p99 holds
+    api_keys: tuple[ApiKey, ...] = ()  # of the callers; with none, whoever is on this machine may ask
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
@@ -201,18 +235,18 @@ class UserConfig:
             ),
             whole(given.get("slots", cls.slots), f"{where}.slots", 1, 64),
             whole(given.get("stale_after_ms", cls.stale_after_ms), f"{where}.stale_after_ms", 500, 3_600_000),
-            _digest(given.get("qa_key_sha256"), f"{where}.qa_key_sha256"),
             number(given.get("log_features", cls.log_features), f"{where}.log_features", 0, 1),
             typed(given.get("kill_switch", cls.kill_switch), bool, f"{where}.kill_switch"),
             typed(given.get("ladder", cls.ladder), bool, f"{where}.ladder"),
+            _api_keys(given.get("api_keys", {}), f"{where}.api_keys"),
         )
 
 
-def _digest(value: object, where: str) -> str | None:
-    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)):
+def _digest(value: object, where: str) -> str:
+    if not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)):
         raise TabrankError(
             f"{where}: must be the SHA-256 of the key, 64 hexadecimal digits in quotes; "
-            "make it with: printf %s KEY | sha256sum"
+            "`python -m serve key` mints a key and prints it"
         )
     if value == NO_KEY:
         raise TabrankError(f"{where}: is the SHA-256 of nothing, so that no key would be needed; take a key")

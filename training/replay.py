@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 import urllib.parse
 from collections import Counter
@@ -158,6 +159,8 @@ class Service:
 
     def _ask(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)} if body else {}
+        if key := os.environ.get("TABRANK_API_KEY"):
+            headers["X-Api-Key"] = key
         self.num_requests += 1
         try:
             return self._answer(method, path, body, headers)

@@ -10,11 +10,11 @@ from typing import Any
 from serve.check.findings import Findings
 from serve.check.places import Steps
 from serve.check.pools import NodePool
-from serve.settings import ARGS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
+from serve.settings import API_KEY_KEYS, ARGS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
 
 Level = tuple[str, ...]  # the names on the way to it; "*" for one that the user chooses
 Levels = Mapping[Level, Iterable[str]]
-CHOSEN = ("nodes", "arms")  # what lies directly under these has a name of the user's
+CHOSEN = ("nodes", "arms", "api_keys")  # what lies directly under these has a name of the user's
 APPLICATION: Level = ("applications",)
 DEPLOYMENT: Level = ("applications", "deployments")
 LIVE: Level = (*DEPLOYMENT, "user_config")
@@ -23,6 +23,7 @@ OURS: Levels = {
     LIVE: [field.name for field in fields(UserConfig)],
     (*LIVE, "experiment"): EXPERIMENT_KEYS,
     (*LIVE, "experiment", "arms", "*"): ARM_KEYS,
+    (*LIVE, "api_keys", "*"): API_KEY_KEYS,
 }
 POOLS: Levels = {("nodes", "*"): [field.name for field in fields(NodePool)]}
 PLACES = {
@@ -31,6 +32,7 @@ PLACES = {
     DEPLOYMENT: "in the deployment",
     ("nodes", "*"): "in a pool of nodes",
     (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
+    (*LIVE, "api_keys", "*"): "in a caller's key",
 }
 # Of difflib's ratio. Below the first a name is no slip of another; above the second it is that of a key elsewhere in
 # the file, where it is likelier by the third than any key of its own level.

@@ -16,11 +16,14 @@ from serve.check.sizes import Size
 from serve.check.storage import check_storage
 from serve.errors import TabrankError
 from serve.features import Features
+from serve.keys import is_loopback
 from serve.settings import (
+    API_KEY_KEYS,
     ARGS,
     ARM_KEYS,
     CURRENT,
     EXPERIMENT_KEYS,
+    ApiKey,
     AppArgs,
     Arm,
     Experiment,
@@ -46,6 +49,7 @@ class Around:
 
     num_nodes: int  # at most; 0 where the file does not say
     timeout_s: float | None  # the longest that a request may take
+    host: str  # where the service listens
     owners: dict[str, str] = field(default_factory=dict)  # the application of each surface so far
     logs: dict[Path, str] = field(default_factory=dict)  # the application of each log so far
 
@@ -68,6 +72,8 @@ def check(
         if name == OUR_INGRESS:
             knobs_at = (*here, "user_config")
             knobs = _read_knobs(findings, knobs_at, deployment.get("user_config"))
+    if knobs is not None and not knobs.api_keys and not is_loopback(around.host):
+        _refuse_open(findings, around.host)
     args = _read_args(findings, steps, application)
     if args is None:
         return
@@ -85,6 +91,15 @@ def check(
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
         _check_sizes(findings, named, args, knobs, around.timeout_s)
+
+
+def _refuse_open(findings: Findings, host: str) -> None:
+    default = "" if "host" in findings.document.value.get("http_options", {}) else ", the default,"
+    findings.refuse(
+        ("http_options", "host"),
+        f"{host}{default} lets everyone who reaches this machine ask, and nothing authenticates them; name the callers "
+        f"under user_config.api_keys of {OUR_INGRESS} (`python -m serve key` mints a key), or give 127.0.0.1",
+    )
 
 
 def _check_owner(findings: Findings, steps: Steps, surface: str, owners: dict[str, str]) -> None:
@@ -157,6 +172,10 @@ def _read_knobs(findings: Findings, steps: Steps, given: Any) -> UserConfig | No
                 _read_arm(findings, here, name, arm)
         filling = {"name": "x", "salt": "x", "arms": {"popular": {"scorer": "popular", "share": 1.0}}}
         findings.reading(Experiment.from_mapping, experiment, declared, EXPERIMENT_KEYS, filling)
+    keys = given.get("api_keys")
+    for name, key in keys.items() if isinstance(keys, dict) else ():
+        if isinstance(key, dict):
+            _read_key(findings, (*steps, "api_keys", name), name, key)
     return findings.reading(UserConfig.from_mapping, steps, given, UserConfig.__dataclass_fields__, {})
 
 
@@ -164,6 +183,13 @@ def _read_arm(findings: Findings, steps: Steps, name: object, arm: Mapping[str, 
     filling = {"scorer": CURRENT, "share": 1.0}
     findings.reading(
         lambda values, where: Arm.from_mapping(name, values, where), steps, arm, ARM_KEYS, filling
+    )
+
+
+def _read_key(findings: Findings, steps: Steps, name: object, key: Mapping[str, Any]) -> None:
+    filling = {"sha256": "0" * 64, "requests_per_s": 1.0}
+    findings.reading(
+        lambda values, where: ApiKey.from_mapping(name, values, where), steps, key, API_KEY_KEYS, filling
     )
 
 

@@ -271,6 +271,8 @@ def _our_default(path: Path, document: Document) -> Any:
     for field in fields(owner) if owner else ():
         if field.name == path[-1] and isinstance(field.default, bool | int | float | str | None):
             return field.default
+        if field.name == path[-1] and field.default == ():
+            return {}
     return ...
 
 

@@ -29,6 +29,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LEFT_OUT = [".git", ".venv", "var", "tests", "__pycache__"]
 
 BEFORE_UP = [
+    "For nobody outside: HAProxy's pages (8404, 9101) and its fallback (8500), metrics (8080), the replicas' ports "
+    "(from 30000 on), and Ray's own.",
     "The token of Ray's own ports is in no line of this file: `ray get-auth-token --generate` makes it in "
     "~/.ray/auth_token, which is copied to every machine.",
     "Folders that the arguments name by absolute paths are yours to mount on every machine.",
@@ -139,8 +141,9 @@ def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str
         commands,
         [
             "Ray opens and closes no port of these machines. Left to you: a firewall that admits only your gateway to "
-            "the service's port, and only these machines to each other's 6379, 8076, 8404, 8500, 9101, 10001-19999 and "
-            "30000-31000; Python 3.11 or newer on each."
+            "the service's port, only your Prometheus to 8080, and only these machines to each other, on every port "
+            "(Ray's 6379, 8076, 10001-19999 and those it draws, HAProxy's 8404, 8500 and 9101, the replicas' from "
+            "30000 on); Python 3.11 or newer on each."
         ],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serve.check.our_application import OUR_APPLICATION
+from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.check.pools import HEAD, NodePool
 from serve.config import Config
 from serve.errors import TabrankError
@@ -50,6 +50,19 @@ def our_arguments(config: Config) -> list[tuple[str, AppArgs]]:
             where = f"{config.path}: applications[{i}].args"
             found.append((where, AppArgs.from_mapping(application.get("args", {}), where)))
     return found
+
+
+def refuse_without_keys(config: Config) -> None:
+    """Where every address is listened on, whatever the file says; TabrankError for an application without keys."""
+    for i, application in enumerate(config.serve.get("applications", [])):
+        if application["import_path"] != OUR_APPLICATION:
+            continue
+        ingress = [one for one in application.get("deployments") or () if one["name"] == OUR_INGRESS]
+        if not any((one.get("user_config") or {}).get("api_keys") for one in ingress):
+            raise TabrankError(
+                f"{config.path}: applications[{i}].deployments[{OUR_INGRESS}].user_config.api_keys is missing: a pod "
+                "listens beyond itself, and answers nobody without a key; `python -m serve key` mints one"
+            )
 
 
 def paths_of(args: AppArgs) -> dict[str, str]:

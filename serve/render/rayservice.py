@@ -16,7 +16,7 @@ from serve.config import Config
 from serve.errors import TabrankError
 from serve.render.network_policy import Allowed, network_policy
 from serve.render.pods import HOME, PodOrder, container_security, head_template, pod_labels, worker_template
-from serve.render.pools import Pools, our_arguments, paths_of, pools_of
+from serve.render.pools import Pools, our_arguments, paths_of, pools_of, refuse_without_keys
 from serve.render.serve_text import serve_text
 
 KUBERAY = "1.6"  # the first whose authOptions take a Secret of one's own
@@ -51,6 +51,7 @@ def rayservice(config: Config, manifest: Manifest) -> str:
     pools = pools_of(config)
     _refuse_what_no_volume_holds(config, manifest)
     _refuse_secrets(config)
+    refuse_without_keys(config)
     if pools.max_workers:
         _refuse_what_fits_no_worker(config, pools)
     objects = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from serve.diff.running import cause
 from serve.settings import HEURISTICS
 from serve.status import scrape
 
+API_KEY = "TABRANK_API_KEY"  # without it, of a service with keys, what /v1/model tells is not known
 STARTS_WITHIN = timedelta(seconds=10)  # a replica that finds its room
 
 
@@ -147,7 +149,9 @@ def _dealt(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
 
 def _get(url: str) -> dict[str, Any]:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with contextlib.suppress(OSError, ValueError), direct.open(url, timeout=2.0) as response:
+    key = os.environ.get(API_KEY)
+    request = urllib.request.Request(url, headers={"X-Api-Key": key} if key else {})
+    with contextlib.suppress(OSError, ValueError), direct.open(request, timeout=2.0) as response:
         answer = json.loads(response.read())
         return answer if isinstance(answer, dict) else {}
     return {}

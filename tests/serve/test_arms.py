@@ -8,7 +8,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from serve.arms import HOLDOUT, assign, chosen
 from serve.errors import RequestError, TabrankError
-from serve.settings import AppArgs, Arm, Experiment, UserConfig
+from serve.settings import ApiKey, AppArgs, Arm, Experiment, UserConfig
 
 NOW_MS = 1_000
 
@@ -110,31 +110,33 @@ def test_the_held_out_get_the_popular_order_and_are_the_same_in_every_experiment
     assert (out.arm.scorer, out.experiment) == ("popular", None)
 
 
-KEY = b"only testers know"
-TESTED = UserConfig(experiment(0.5), qa_key_sha256=hashlib.sha256(KEY).hexdigest())
+TESTER = ApiKey("tester", "0" * 64, 1.0, may_choose_arm=True)
+APP = ApiKey("app", "1" * 64, 1.0)
 
 
 def test_a_tester_with_the_key_chooses_the_arm():
-    assert chosen(TESTED, "popular", KEY).name == "popular"
+    assert chosen(experiment(0.5), "popular", TESTER).name == "popular"
 
 
 @pytest.mark.parametrize(
-    ("config", "name", "key", "status", "said"),
+    ("name", "key", "status", "said"),
     [
-        (UserConfig(experiment(0.5)), "popular", KEY, 403, "none is configured"),
-        (TESTED, "popular", None, 403, "in X-Api-Key"),
-        (TESTED, "popular", b"another", 403, "in X-Api-Key"),
-        (TESTED, "popular", b"", 403, "in X-Api-Key"),
-        (TESTED, "populer", KEY, 422, "did you mean 'popular'?"),
+        ("popular", None, 403, "in X-Api-Key"),
+        ("popular", APP, 403, "may_choose_arm"),
+        ("populer", TESTER, 422, "did you mean 'popular'?"),
+        ("x\n" * 1_000, TESTER, 422, "there is no arm 'x\\nx"),
     ],
 )
-def test_an_arm_is_chosen_by_nobody_else(config, name, key, status, said):
+def test_an_arm_is_chosen_by_nobody_else(name, key, status, said):
     with pytest.raises(RequestError) as error:
-        chosen(config, name, key)
+        chosen(experiment(0.5), name, key)
     assert error.value.status == status
     assert said in error.value.detail
+    assert len(error.value.detail) < 300
 
 
+HASH = hashlib.sha256(b"a key").hexdigest()
+KEY = {"sha256": HASH, "requests_per_s": 1}
 ARMS = {"a": {"scorer": "popular", "share": 1.0}}
 GOOD = {"name": "e", "salt": "s", "arms": ARMS}
 
@@ -146,7 +148,15 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
         ({"slots": 0}, "user_config.slots: 0 must be from 1 to 64"),
         ({"deadline_ms": "fast"}, "must be a whole number"),
         ({"deadline_ms": True}, "must be a whole number"),
-        ({"qa_key_sha256": "secret"}, "must be the SHA-256 of the key"),
+        (
+            {"api_keys": {"app": {"sha256": "secret", "requests_per_s": 1}}},
+            "api_keys.app.sha256: must be the SHA-256",
+        ),
+        ({"api_keys": {"app": {"sha256": HASH}}}, "api_keys.app: the key 'requests_per_s' is missing"),
+        ({"api_keys": {"app": KEY | {"requests_per_s": 0}}}, "must be from 0.01"),
+        ({"api_keys": {"app": KEY | {"may_chose_arm": True}}}, "did you mean 'may_choose_arm'?"),
+        ({"api_keys": {"app": KEY, "other": KEY}}, "api_keys.other.sha256: it is the key of 'app' too"),
+        ({"api_keys": {True: KEY}}, "put it in quotes"),
         (
             {"experiment": GOOD | {"arms": {"a": {"scorer": "popular", "share": 0.5}}}},
             "the shares sum to 0.5; they must sum to 1",
@@ -162,7 +172,10 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
             {"experiment": GOOD | {"arms": {"a": {"scorer": "popular", "share": 1.0, "explore": 0.1}}}},
             "arms.a.explore: an order is drawn from a model's scores",
         ),
-        ({"qa_key_sha256": hashlib.sha256(b"").hexdigest()}, "is the SHA-256 of nothing"),
+        (
+            {"api_keys": {"app": KEY | {"sha256": hashlib.sha256(b"").hexdigest()}}},
+            "is the SHA-256 of nothing",
+        ),
         (
             {"experiment": GOOD | {"name": ""}},
             "experiment.name: '' must be a string of one character or more",

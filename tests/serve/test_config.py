@@ -4,7 +4,7 @@ import pytest
 
 from serve.config import read
 from serve.errors import TabrankError
-from serve.settings import ARM_KEYS, EXPERIMENT_KEYS, UserConfig
+from serve.settings import API_KEY_KEYS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
 
 SHIPPED = Path(__file__).resolve().parents[2] / "cluster.yaml"
 
@@ -209,7 +209,8 @@ def test_the_keys_of_an_experiment_are_frozen():
         "name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect",
     )  # fmt: skip
     assert ARM_KEYS == ("scorer", "share", "explore")
-    assert "qa_key_sha256" in UserConfig.__dataclass_fields__
+    assert API_KEY_KEYS == ("sha256", "requests_per_s", "may_choose_arm")
+    assert "api_keys" in UserConfig.__dataclass_fields__
 
 
 def test_an_anchor_that_is_merged_and_overridden_is_no_repeated_key(tmp_path):

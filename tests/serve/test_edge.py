@@ -24,7 +24,7 @@ from serve.feature_fetch import FeatureFetcher
 from serve.features import Matrix
 from serve.load import load
 from serve.records import Taken, unpack
-from serve.settings import POPULAR, AppArgs, Arm, Experiment, UserConfig
+from serve.settings import POPULAR, ApiKey, AppArgs, Arm, Experiment, UserConfig
 from serve.surface import load_surface
 from serve.tracing import trace_id_of
 
@@ -207,13 +207,66 @@ def test_an_anonymous_ranking_counts_for_no_experiment(service):
 def test_a_tester_with_the_key_gets_the_arm_that_is_asked_for(tmp_path, log_folder):
     service = Service(tmp_path, log_folder)
     arms = (Arm("model", MODEL, 1.0), Arm("popular", "popular", 0.0))
-    digest = hashlib.sha256(b"only testers know").hexdigest()
-    service.fetcher.configure(UserConfig(Experiment("launch", "s", arms), qa_key_sha256=digest))
-    headers = {"x-arm": "popular", "x-api-key": "only testers know"}
+    keys = (api_key("tester", may_choose_arm=True), api_key("app"))
+    service.fetcher.configure(UserConfig(Experiment("launch", "s", arms), api_keys=keys))
+    headers = {"x-arm": "popular", "x-api-key": "of tester"}
     answer = service.ask(body(), headers=headers).json()
     assert (answer["arm"], answer["experiment"], answer["model"]) == ("popular", None, None)
-    assert service.ask(body(), headers=headers | {"x-api-key": "guess"}).status_code == 403
-    assert service.ask(body()).json()["arm"] == "model"
+    assert service.ask(body(), headers=headers | {"x-api-key": "of app"}).status_code == 403
+    assert service.ask(body(), headers=headers | {"x-api-key": "guess"}).status_code == 401
+    assert service.ask(body(), headers={"x-api-key": "of app"}).json()["arm"] == "model"
+
+
+def api_key(name, requests_per_s=1_000.0, **may):
+    return ApiKey(name, hashlib.sha256(f"of {name}".encode()).hexdigest(), requests_per_s, **may)
+
+
+def test_with_keys_everything_but_the_probes_and_documents_needs_one_and_they_change_in_place(service):
+    got = ["/v1/model", "/v1/nothing", "/livez", "/readyz", "/openapi.json", "/docs"]
+
+    async def scenario(key):
+        headers = {"x-api-key": key} if key else {}
+        async with service.client() as client:
+            asked = [(await client.get(path, headers=headers)).status_code for path in got]
+            posted = [client.post(path, json=body(), headers=headers) for path in ("/v1/rank", "/v1/events")]
+            return asked, [answer.status_code for answer in await asyncio.gather(*posted)]
+
+    def statuses(key):
+        return asyncio.run(scenario(key))
+
+    with_keys = replace(service.fetcher.config, api_keys=(api_key("old"),))
+    service.fetcher.configure(with_keys)
+    assert statuses("of old") == ([200, 404, 200, 200, 200, 200], [200, 422])
+    for key in (None, "of new"):
+        assert statuses(key) == ([401, 401, 200, 200, 200, 200], [401, 401])
+    response = service.ask(body())
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "www-authenticate" in response.headers
+    assert "X-Api-Key" in response.json()["detail"]
+
+    service.fetcher.configure(replace(with_keys, api_keys=(api_key("old"), api_key("new"))))
+    assert (statuses("of old")[1], statuses("of new")[1]) == ([200, 422], [200, 422])
+    service.fetcher.configure(replace(with_keys, api_keys=(api_key("new"),)))
+    assert (statuses("of old")[1], statuses("of new")[1]) == ([401, 401], [200, 422])
+
+
+def test_who_asks_too_often_is_told_when_to_come_again(service):
+    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("app", 0.5), api_key("b"))))
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            return [
+                await client.post(
+                    "/v1/rank", json=body(), headers={"x-api-key": f"of {name}", "x-request-id": "r"}
+                )
+                for name in ("app", "app", "b")
+            ]
+
+    first, second, other = asyncio.run(scenario())
+    assert (first.status_code, second.status_code, other.status_code) == (200, 429, 200)
+    assert 1 <= int(second.headers["retry-after"]) <= 2
+    assert (second.json()["request_id"], second.json()["title"]) == ("r", "too many requests")
 
 
 def test_an_arm_of_an_artifact_that_is_not_published_is_refused(tmp_path, log_folder):
@@ -471,8 +524,21 @@ def test_what_means_nothing_is_refused_with_a_pointer(service, asked, status, po
     assert said in problem["detail"]
 
 
+DEEP = '{"viewer": "ann", "candidates": [], "now_ms": 1, "context": {"hour": %s}}'
+
+
 @pytest.mark.parametrize(
-    "raw", ["{", "", '{"viewer": NaN, "candidates": []}', b"\xff", '{"viewer": 1e999}', "[" * 5_000]
+    "raw",
+    [
+        DEEP % ("[" * 9_000 + "]" * 9_000),
+        DEEP % ('{"a":' * 9_000 + "1" + "}" * 9_000),
+        "{",
+        "",
+        '{"viewer": NaN, "candidates": []}',
+        b"\xff",
+        '{"viewer": 1e999}',
+        "[" * 5_000,
+    ],
 )
 def test_what_is_no_json_is_refused(service, raw):
     response = service.ask(raw=raw)
@@ -489,6 +555,8 @@ def test_what_is_no_json_is_refused(service, raw):
         ({"headers": {"x-deadline-ms": "0000000019999999"}}, 400),
         ({"headers": {"x-request-id": "two words"}}, 400),
         ({"headers": {"x-arm": "popular"}}, 403),
+        ({"headers": {f"x-{i}": "" for i in range(101)}}, 431),
+        ({"headers": {"x-long": "x" * 16_384}}, 431),
         ({"raw": b" " * (2 * 1024 * 1024 + 1)}, 413),
         ({"method": "GET"}, 405),
         ({"path": "/v1/rnk"}, 404),
@@ -498,6 +566,23 @@ def test_what_cannot_be_taken_is_refused_as_a_problem(service, asked, status):
     response = service.ask(**({"body": body()} | asked))
     assert response.status_code == response.json()["status"] == status
     assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context": {"x\n" * 500_000: 1}},
+        {"x\n" * 500_000: 1},
+        {"traffic": "x" * 1_000_000},
+        {"candidates": ["a", {"candidate": "b", "fields": {"y" * 1_000_000: 1}}]},
+        {"candidates": ["x" * 200 + "\n", "x" * 200 + "\n"]},
+    ],
+)
+def test_what_a_client_wrote_comes_back_short_and_without_control_characters(service, changes):
+    response = service.ask(body(**changes))
+    assert response.status_code == 422
+    assert len(response.content) < 1_000
+    assert not any(ord(character) < 32 for character in response.json()["detail"])
 
 
 def test_now_is_the_services_own_with_the_wall_clock(tmp_path, log_folder):
@@ -604,7 +689,8 @@ def test_the_live_table_follows_the_store(tmp_path, log_folder, service):
 
 
 def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch):
-    monkeypatch.setattr("serve.edge.BODY_S", 0.05)
+    monkeypatch.setattr("serve.bodies.BODY_S", 0.05)
+    monkeypatch.setattr("serve.bodies.LOOK_S", 0.01)
 
     async def body_that_stops():
         yield b'{"viewer":'
@@ -616,5 +702,5 @@ def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch)
             return await client.post("/v1/rank", content=body_that_stops(), headers=headers)
 
     response = asyncio.run(scenario())
-    assert response.status_code == 408
+    assert (response.status_code, response.headers["connection"]) == (408, "close")
     assert "had not come within 0.05 s" in response.json()["detail"]

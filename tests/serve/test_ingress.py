@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from serve.edge import Edge
+from serve.errors import RequestError
 from serve.ingress import ShortWay
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
@@ -21,8 +24,16 @@ class Answering(Edge):
     def __init__(self, status=200):
         self.status = status
         self.gate = asyncio.Event()
+        self.root_path = None
+        self._encoder = msgspec.json.Encoder()
 
     async def __call__(self, scope, receive, send):
+        self.root_path = scope.get("root_path")
+        try:
+            while (await receive()).get("more_body"):
+                pass
+        except RequestError as error:
+            return await self.refuse(scope, send, error, "r")
         await self.gate.wait()
         if self.status is None:
             raise RuntimeError("the edge failed")
@@ -103,13 +114,17 @@ def ranking(**changes):
     return {"type": "http", "method": "POST", "path": "/v1/rank", "headers": [], **changes}
 
 
-async def ask(way, scope):
+async def whole_body():
+    return {"type": "http.request", "body": b"{}", "more_body": False}
+
+
+async def ask(way, scope, receive=whole_body):
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    await way(scope, None, send)
+    await way(scope, receive, send)
     return sent
 
 
@@ -138,24 +153,76 @@ def test_a_failure_gives_its_slot_back():
     asyncio.run(scenario())
 
 
-def test_without_a_free_slot_ray_queues_or_refuses():
+def test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted():
     async def scenario():
         replica = Replica(Answering(), num_slots=1)
         way = short_way(replica)
         first = asyncio.create_task(ask(way, ranking()))
         await asyncio.sleep(0.005)
-        await ask(way, ranking())
-        assert len(replica.rays_way) == 1
+        start, body = await ask(way, ranking(headers=[(b"x-request-id", b"mine")]), receive=None)
+        headers = dict(start["headers"])
+        assert (start["status"], headers[b"retry-after"], headers[b"x-request-id"]) == (429, b"1", b"mine")
+        assert headers[b"content-type"] == b"application/problem+json"
+        assert json.loads(body["body"])["title"] == "busy"
+        assert json.loads(body["body"])["request_id"] == "mine"
+        assert (replica.rays_way, replica._metrics_manager.ongoing, replica._semaphore.free) == ([], 1, 0)
         replica._user_callable_asgi_app.gate.set()
         await first
+        way._accounts._flush()
+        (http,) = replica._metrics_manager._cached_ingress_request_counter.values()
+        assert {dict(tags)["status_code"]: count for tags, count in http.items()} == {"200": 1, "429": 1}
 
     asyncio.run(scenario())
 
 
+def test_a_body_that_is_on_its_way_holds_no_slot_and_finds_none_where_others_were_faster():
+    async def scenario():
+        replica = Replica(Answering(), num_slots=1)
+        way, rest = short_way(replica), asyncio.Event()
+        parts = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive():
+            if parts:
+                return parts.pop()
+            await rest.wait()
+            return {"type": "http.request", "body": b"}", "more_body": False}
+
+        slow = asyncio.create_task(ask(way, ranking(), receive))
+        await asyncio.sleep(0.005)
+        assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (1, 0)
+        fast = asyncio.create_task(ask(way, ranking()))
+        await asyncio.sleep(0.005)
+        assert replica._semaphore.free == 0
+        rest.set()
+        await asyncio.sleep(0.005)
+        replica._user_callable_asgi_app.gate.set()
+        assert (await slow)[0]["status"] == 429
+        assert (await fast)[0]["status"] == 200
+        assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (1, 0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("root", ["", "/front"])
+def test_events_and_what_is_below_a_route_prefix_go_straight_to_the_edge_too(root):
+    replica = Replica(Answering())
+    replica._route_prefix = "/spaces"
+    edge = replica._user_callable_asgi_app
+    edge.gate.set()
+    scope = ranking(path=f"{root}/spaces/v1/events", root_path=root)
+    assert asyncio.run(ask(short_way(replica), scope))[0]["status"] == 200
+    assert (edge.root_path, replica.rays_way) == (f"{root}/spaces", [])
+
+
 @pytest.mark.parametrize(
     "scope",
-    [ranking(path="/v1/model", method="GET"), ranking(method="GET"), {"type": "lifespan"}],
-    ids=["another path", "another method", "no request"],
+    [
+        ranking(path="/v1/model", method="GET"),
+        ranking(method="GET"),
+        ranking(path="/spaces/v1/rank"),
+        {"type": "lifespan"},
+    ],
+    ids=["another path", "another method", "another application's path", "no request"],
 )
 def test_everything_else_goes_ray_s_way(scope):
     replica = Replica(Answering())

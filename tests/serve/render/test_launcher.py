@@ -167,6 +167,14 @@ def test_only_who_is_allowed_reaches_the_service_and_only_that():
     assert rule["IpRanges"] == [{"CidrIp": "203.0.113.0/24"}]
 
 
+@pytest.mark.parametrize("provider", GOLDEN)
+def test_every_file_says_which_ports_are_for_nobody_outside(provider):
+    text = rendered(provider, *GOLDEN[provider])
+    head = " ".join(line for line in text.splitlines() if line.startswith("#"))
+    assert all(port in head for port in ("8404", "9101", "8500", "8080", "30000"))
+    assert "--dashboard-host=127.0.0.1" in text
+
+
 def test_a_machine_is_the_smallest_with_that_many_cpus_and_gpus_or_the_one_named():
     document = yaml.safe_load(rendered("aws", *GOLDEN["aws"], "--instance", "workers=c7i.2xlarge"))
     kinds = document["available_node_types"]

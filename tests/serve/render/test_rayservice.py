@@ -110,6 +110,16 @@ def test_host_and_proxies_are_those_of_pods_whatever_the_file_says(tmp_path):
     assert "one for all machines" in text
 
 
+def test_a_service_without_keys_is_not_rendered_for_pods_which_listen_beyond_themselves(tmp_path):
+    config = written(tmp_path, "host: 0.0.0.0 ", "host: 127.0.0.1 ")
+    text = config.read_text()
+    keys = text[text.index("      api_keys:") : text.index("  - name: Scorer")]
+    config.write_text(text.replace(keys, ""))
+    said = rendered(*OPTIONS, config=config, code=2)
+    assert "user_config.api_keys is missing" in said
+    assert "python -m serve key" in said
+
+
 def test_every_container_has_the_fast_path_and_equal_requests_and_limits():
     for container in containers(objects()[0]):
         env = {entry["name"]: entry.get("value") for entry in container["env"]}
