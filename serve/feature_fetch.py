@@ -163,7 +163,7 @@ class FeatureFetcher:
         loop = asyncio.get_running_loop()
         waited_s = self._turns.waited_s()
         within_s = (deadline_ms or self.config.deadline_ms) / 1e3
-        deadline = loop.time() + within_s - waited_s - LAST_WORD_S
+        deadline = loop.time() + within_s - waited_s - LAST_WORD_S - self._turns.last_s
         query = self._admit(request, arm, waited_s)
         if self.event_clock:  # what came before is seen, and what comes at the same time is not
             await self.outbox.flush(before_ms=query.now_ms)

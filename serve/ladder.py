@@ -22,8 +22,8 @@ HURRY, TOO_LATE = 0.15, 0.3
 HICCUP = 2.0  # times as long, while the level is 0: one long turn is no overload
 # A burst or a hiccup passes by itself, a queue that stands does not: what counts is the least of the last ticks, as in
 # CoDel (Nichols and Jacobson 2012).
-TICK_S, TICKS = 0.05, 4
-DOWN_PER_S = 5.0  # levels, where the latency is twice what is held
+TICK_S, TICKS = 0.05, 3
+DOWN_PER_S = 8.0  # levels, where the latency is twice what is held
 UP_PER_S = 0.7  # levels, where there is no load: from the end back to full in 3 s
 
 

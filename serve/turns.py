@@ -28,6 +28,11 @@ class Turns:
         self._is_busy = True
         return now_s - self._before_s
 
+    @property
+    def last_s(self) -> float:
+        """How long the last whole turn was: what is due in this one is done so much later."""
+        return self._began_s - self._before_s
+
     def take_longest_s(self) -> float:
         """The longest turn since the last call."""
         longest_s, self._longest_s = self._longest_s, 0.0

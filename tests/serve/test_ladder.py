@@ -48,7 +48,7 @@ def test_a_queue_that_stands_takes_it_down_to_the_popular_order_and_without_it_a
 
 
 def test_what_waited_too_long_is_not_scored_and_later_still_refused():
-    ladder = after(0.3, after(1.0), turn_s=0.04)
+    ladder = after(0.2, after(1.0), turn_s=0.04)
     assert 0 < ladder.level < 2
     assert ladder.share(0.010, DEADLINE_S) > 0
     assert ladder.share(0.016, DEADLINE_S) == 0

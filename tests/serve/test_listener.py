@@ -1,0 +1,59 @@
+"""Accepting under load, with the server and the event loop that Ray uses."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+import uvicorn
+import uvloop
+
+from serve.listener import ACCEPTS, accept_more
+
+NUM_CLIENTS = 64
+
+
+async def num_turns():
+    """How many turns of the loop pass until all clients that wait are accepted."""
+    seen = set()
+
+    async def app(scope, receive, send):
+        seen.add(scope["client"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    listening = socket.create_server(("127.0.0.1", 0), backlog=NUM_CLIENTS)
+    config = uvicorn.Config(app, lifespan="off", access_log=False, log_config=None, http="httptools")
+    server = uvicorn.Server(config)
+    clients = []
+    for _ in range(NUM_CLIENTS):
+        client = socket.create_connection(listening.getsockname())
+        client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        clients.append(client)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    turns = 0
+    while len(seen) < NUM_CLIENTS and turns < 1_000:
+        turns += bool(seen)
+        await asyncio.sleep(0)
+    server.should_exit = True
+    for client in clients:
+        client.close()
+    await serving
+    return turns
+
+
+@pytest.fixture
+def startup():
+    before = uvicorn.Server.startup
+    yield before
+    uvicorn.Server.startup = before
+
+
+def test_waiting_connections_are_accepted_many_a_turn(startup):
+    alone = uvloop.run(num_turns())
+    accept_more()
+    accept_more()
+    together = uvloop.run(num_turns())
+    assert alone >= NUM_CLIENTS - 1, "uvloop accepts more by itself now: `serve.listener` can go"
+    assert together <= 4 * NUM_CLIENTS / ACCEPTS
