@@ -19,6 +19,8 @@ from serve.ingest import ingester
 from serve.logs import join_ray
 from serve.metrics import IngestMetrics, RankMetrics
 from serve.records import Taken, unpack
+from serve.rollout.guard import Verdict
+from serve.rollout.releases import Releases
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
 
@@ -39,12 +41,12 @@ class Scorer:
             logging.getLogger("tabrank").warning("the promoted model is refused: %s", error)
 
     async def score(self, version: str, payload: bytes) -> bytes:
-        """Float32 probabilities of the matrix in `payload`. It runs on the loop: one batch at a time a replica."""
-        return self._models.score(version, payload)
+        """Float32 probabilities of the matrix in `payload`, and their time (`serve.rollout.timed`). It runs on the loop: one batch at a time a replica."""
+        return self._models.score_timed(version, payload)
 
     async def load(self, version: str) -> None:
-        """Have a version ready."""
-        self._models.load(version)
+        """Have a version ready, while batches are scored."""
+        await self._models.prepare(version)
 
 
 @serve.deployment
@@ -64,7 +66,9 @@ class FeatureFetch:
             return scores
 
         async def load_model(version: str) -> None:
-            await scorer.load.remote(version)
+            await scorer.broadcast(
+                "load", version
+            ).results_async()  # one that starts later loads at its first batch
 
         take = ingest.options(
             method_name="take", request_serialization="pickle", response_serialization="pickle"
@@ -74,8 +78,13 @@ class FeatureFetch:
             taken: Taken = await take.remote(payload)
             return taken
 
+        async def roll_back(version: str, verdict: Verdict) -> None:
+            await ingest.roll_back.remote(version, verdict)
+
         metrics = RankMetrics(_application())
-        self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, metrics)
+        self._fetcher = FeatureFetcher(
+            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back
+        )
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -113,7 +122,9 @@ class Ingest:
     def __init__(self, args: AppArgs, base: str) -> None:
         join_ray(_application())
         os.nice(NICENESS)
-        self._ingester = ingester(args, Path(base), IngestMetrics(_application()).tick)
+        self._metrics = IngestMetrics(_application())
+        self._ingester = ingester(args, Path(base), self._metrics.tick)
+        self._releases = Releases(Path(base) / args.models, by="service")
         self._running: asyncio.Task[None] | None = None
 
     async def take(self, payload: bytes) -> Taken:
@@ -122,6 +133,12 @@ class Ingest:
             _quiet_gc()
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
         return await self._ingester.take(unpack(payload))
+
+    async def roll_back(self, version: str, verdict: Verdict) -> None:
+        """Take back a version that a replica of FeatureFetch found bad; nothing if it is neither current nor canary."""
+        if await asyncio.to_thread(self._releases.roll_back, version, verdict.reason) is not None:
+            logging.getLogger("tabrank").error("rolled back from %s: %s", version, verdict.reason)
+            self._metrics.rolled_back(verdict.kind)
 
     async def check_health(self) -> None:
         """Raise where nothing commits any more: Ray then starts another."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from serve.answers import answer, exposure, ranking
 from serve.api import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
@@ -21,14 +20,16 @@ from serve.arms import assign
 from serve.artifact import Artifact, require
 from serve.batcher import Batcher
 from serve.errors import Busy, RequestError, TabrankError
-from serve.features import Features, Matrix
+from serve.features import Features
 from serve.live_table import LiveTable
 from serve.logs import of_request
 from serve.models import LoadModel, Models
 from serve.outbox import IDLE_S, Outbox
-from serve.ranking import F32, Query, Ranker, Slate
+from serve.ranking import Query, Ranker, Slate
 from serve.records import Event, EventsAnswer, Rejected, Taken, decode_batch, pack
-from serve.settings import AppArgs, Arm, UserConfig
+from serve.rollout.pairs import Sums
+from serve.rollout.rollout import RollBack, Rollout, told_nobody
+from serve.settings import CANARY, AppArgs, Arm, UserConfig
 from serve.state import Schema
 from serve.stores.opening import open_store
 
@@ -48,6 +49,9 @@ class Moment(NamedTuple):
     num_dropped: int  # exposures, since the start
     kill_switch: bool
     model: str | None  # the promoted version
+    pairs: Mapping[
+        tuple[str, str], Sums
+    ] = {}  # by new and old version: what was scored by both since the last one
 
 
 class Metrics:
@@ -67,7 +71,8 @@ class FeatureFetcher:
     """One replica of the request path, from an admitted request to its answer.
 
     `call_scorer(version, matrix)` answers float32 probabilities; `load_model(version)` returns when a scorer
-    is ready for that version and raises where the artifact is refused; `ingest` takes events and exposures.
+    is ready for that version and raises where the artifact is refused; `ingest` takes events and exposures;
+    `roll_back(version, verdict)` has the one writer take a version back.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class FeatureFetcher:
         load_model: LoadModel,
         ingest: Ingest,
         metrics: Metrics | None = None,
+        roll_back: RollBack = told_nobody,
     ) -> None:
         self.args = args
         self.base = base
@@ -88,15 +94,16 @@ class FeatureFetcher:
         self._metrics = metrics or Metrics()
         self._warned: dict[str, float] = {}
 
-        async def score(version: str, matrix: Matrix) -> F32:
-            return np.frombuffer(await call_scorer(version, matrix.to_bytes()), np.float32)
-
         open_reader = partial(
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
         )
         self.live = LiveTable(self.schema, open_reader)
-        self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded, self._metrics.batch)
-        self.models = Models(base / args.models, self.ranker.features.columns, load_model)
+        features = Features(self.schema)
+        self.models = Models(base / args.models, features.columns, load_model)
+        self.rollout = Rollout(
+            self.models, call_scorer, lambda: self._scored.is_idle, roll_back, self._degraded
+        )
+        self.ranker = Ranker(features, self.live, self.rollout.score, self._degraded, self._metrics.batch)
         self.outbox = Outbox(ingest)
         # What needs no scorer never waits for one: a batch is answered together.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
@@ -115,7 +122,10 @@ class FeatureFetcher:
         """
         for arm, version in config.experiment.versions.items():
             require(self.base / self.args.models, version, f"user_config.experiment.arms.{arm}.scorer")
+        if config.shadow is not None and config.shadow.version != CANARY:
+            require(self.base / self.args.models, config.shadow.version, "user_config.shadow.version")
         self.config = config
+        self.rollout.configure(config)
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = config.batch_candidates
 
@@ -126,7 +136,7 @@ class FeatureFetcher:
             TabrankError: an arm's artifact is not published, or refused; the settings stay as they were.
         """
         try:
-            await self.models.follow(config.experiment)
+            await self.models.follow(config.experiment, self.rollout.others())
         except TabrankError:
             raise
         except Exception as error:  # a scorer that is slow or gone: its arms fall back until it is there
@@ -244,6 +254,7 @@ class FeatureFetcher:
         """
         following = asyncio.create_task(self.follow())
         sending = asyncio.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
+        comparing = asyncio.create_task(self.rollout.run())
         try:
             while True:
                 self.pull()
@@ -253,10 +264,12 @@ class FeatureFetcher:
                     following = asyncio.create_task(self.follow())
         finally:
             sending.cancel()
+            comparing.cancel()
 
     def _moment(self) -> Moment:
         model = self.model.version if self.model else None
-        return Moment(self.freshness_ms, self.outbox.num_dropped, self.config.kill_switch, model)
+        num_dropped, pairs = self.outbox.num_dropped, self.rollout.take_sums()
+        return Moment(self.freshness_ms, num_dropped, self.config.kill_switch, model, pairs)
 
     async def refresh(self) -> None:
         """Pull what changed in the store, follow the models' pointer. What fails is tried again next time."""
@@ -271,11 +284,12 @@ class FeatureFetcher:
             self._degraded("store_unavailable", error)
 
     async def follow(self) -> None:
-        """Take up the models that the pointer and the arms name."""
+        """Take up the models that the pointers and the arms name, and see to what is on trial."""
         try:
-            await self.models.follow(self.config.experiment)
+            await self.models.follow(self.config.experiment, self.rollout.others())
         except Exception as error:
             self._degraded("model_refused", error)
+        await self.rollout.settle()
 
     def _degraded(self, reason: str, error: Exception, request_id: str | None = None) -> None:
         """Log a failure once every ten seconds, with a request that it befell: under load it would be every batch."""
@@ -324,6 +338,7 @@ class FeatureFetcher:
             "state_fingerprint": self.schema.fingerprint,
             "clock": self.args.clock,
             "model": self.model.version if self.model else None,
+            "canary": self.models.canary.version if self.models.canary else None,
             "sha256": dict(manifest.get("files", {})),
             "metrics": json.loads(json.dumps(manifest.get("metrics", {}))),
             "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],

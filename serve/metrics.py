@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, get_args
 
@@ -23,13 +23,16 @@ from serve.metric_names import (
     LATENCY,
     MODEL,
     MODEL_RANKINGS,
+    PAIRS,
     QUEUE,
     RANKINGS,
     RECORDS,
+    ROLLBACKS,
     STAGE,
     UNROLLED,
     Metric,
 )
+from serve.rollout.guard import Kind
 
 if TYPE_CHECKING:
     from serve.ingest import Tally
@@ -53,6 +56,7 @@ class RankMetrics(Metrics):
         self._rankings = _Counts(RANKINGS, application)
         self._candidates = _Counts(CANDIDATES, application)
         self._by_model = _Counts(MODEL_RANKINGS, application)
+        self._pairs = _Counts(PAIRS, application)
         self._degraded = _Counts(DEGRADED, application, [(reason,) for reason in get_args(Degraded)])
         self._latency = _Histogram(LATENCY, application)
         self._queue = _Histogram(QUEUE, application, [()])
@@ -88,6 +92,9 @@ class RankMetrics(Metrics):
     def tick(self, moment: Moment) -> None:
         """Tell what has gathered; called several times a second."""
         self._oldest_ms = max(self._oldest_ms, moment.freshness_ms or 0.0)
+        for (new, old), sums in moment.pairs.items():
+            for measure, value in sums.measures().items():
+                self._pairs.add((new, old, measure), value)
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flush(moment)
             self._flushed = time.monotonic()
@@ -115,7 +122,15 @@ class RankMetrics(Metrics):
             self._queue.add((), bucket, count)
         for gathered in (self._num_rankings, self._num_candidates, self._num_within, self._num_queued):
             gathered.clear()
-        for metric in (self._rankings, self._candidates, self._by_model, self._degraded, self._dropped):
+        counts = (
+            self._rankings,
+            self._candidates,
+            self._by_model,
+            self._degraded,
+            self._dropped,
+            self._pairs,
+        )
+        for metric in counts:
             metric.flush()
         for histogram in (self._latency, self._queue, self._stage, self._batch):
             histogram.flush()
@@ -129,7 +144,13 @@ class IngestMetrics:
         self._lag = _Histogram(EVENT_LAG, application, [()])
         self._commit = _Histogram(COMMIT, application, [()])
         self._unrolled = _Gauge(UNROLLED, application)
+        self._rollbacks = _Counts(ROLLBACKS, application, [(kind,) for kind in get_args(Kind)])
         self._flushed = time.monotonic()
+
+    def rolled_back(self, kind: Kind) -> None:
+        """A version was taken back."""
+        self._rollbacks.add((kind,))
+        self._rollbacks.flush()
 
     def tick(self, tally: Tally) -> None:
         """Count what was taken since the last call; it comes at least once a second."""
@@ -161,11 +182,11 @@ class _Counts:
     def __init__(self, metric: Metric, application: str, known: Iterable[Labels] = ()) -> None:
         self._add = told(metric, metric.labels, application)
         self._labels = metric.labels
-        self._gathered: Counter[Labels] = Counter()
+        self._gathered: defaultdict[Labels, float] = defaultdict(float)
         for labels in known:
             self._add(0, self._tags(labels))
 
-    def add(self, labels: Labels, count: int = 1) -> None:
+    def add(self, labels: Labels, count: float = 1) -> None:
         self._gathered[labels] += count
 
     def flush(self) -> None:
