@@ -41,7 +41,10 @@ class Scorer:
             logging.getLogger("tabrank").warning("the promoted model is refused: %s", error)
 
     async def score(self, version: str, payload: bytes) -> bytes:
-        """Float32 probabilities of the matrix in `payload`, and their time (`serve.rollout.timed`). It runs on the loop: one batch at a time a replica."""
+        """Float32 probabilities of the matrix in `payload`, and their time (`serve.rollout.timed`).
+
+        It runs on the loop: one batch at a time a replica.
+        """
         return self._models.score_timed(version, payload)
 
     async def load(self, version: str) -> None:

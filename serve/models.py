@@ -64,7 +64,7 @@ class Models:
             self.current = self._ready[before] if before is not None else self.current
 
     async def follow(self, experiment: Experiment, others: Iterable[str] = ()) -> None:
-        """Have ready what the pointers, the arms and `others` name; the last promoted one that was good goes on until then.
+        """Have ready what the pointers, the arms and `others` name; the last good one goes on until then.
 
         Raises:
             TabrankError: one was refused; it is not tried again before something else was named in its place.
@@ -99,10 +99,10 @@ class Models:
 
     def _take_up(self, promoted: str | None, canary: str | None) -> None:
         """Rank with what is named and ready; it may have been condemned while others were loaded."""
-        if promoted in self._ready and promoted not in self._condemned and promoted is not None:
-            if self.current is not self._ready[promoted]:
-                self.current = self._ready[promoted]
-                log.info("ranking with model %s", promoted)
+        current = self._ready.get(promoted or "") if promoted not in self._condemned else None
+        if current is not None and current is not self.current:
+            self.current = current
+            log.info("ranking with model %s", promoted)
         ready = self._ready.get(canary or "") if canary not in self._condemned else None
         if ready is not self.canary:
             self.canary = ready

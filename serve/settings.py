@@ -208,7 +208,7 @@ class UserConfig:
     log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
     kill_switch: bool = False  # every ranking is answered in popular order at once; arms stay assigned
     shadow: Shadow | None = None
-    guard: Limits = Limits()  # when a canary, or a version promoted a while ago, is rolled back by itself
+    guard: Limits = Limits()  # noqa: RUF009 - immutable; when a canary, or a version promoted a while ago, is rolled back by itself
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:

@@ -78,7 +78,7 @@ def canary(
     releases = Releases(folder)
     if version is not None:
         releases.start_canary(version)
-        line = f"{version} is the canary: it ranks for the arms whose scorer is canary, and their share is in cluster.yaml"
+        line = f"{version} is the canary: it ranks for the arms whose scorer is canary (their share: cluster.yaml)"
         _answer({"canary": version}, as_json, line)
         return
     ended = releases.end_canary(reason)

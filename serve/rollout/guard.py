@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from serve.rollout.pairs import F32, NUM_BINS, I64, Pair, histogram, psi
+from serve.rollout.pairs import F32, I64, NUM_BINS, Pair, histogram, psi
 from serve.strict import number, table, typed
 
 PERIOD_S = 150.0  # what is older than one to two of these is forgotten
-MIN_ROWS = 200  # before the distributions are compared
+MIN_ROWS = 1_000  # before the distributions are compared: the few requests that fewer are of may be alike
 MIN_PAIRS = 20  # before the times are
 MIN_CALLS_FAILED = 3
 MIN_NON_FINITE = 10

@@ -127,7 +127,7 @@ class Sums:
         return found
 
     def report(self) -> dict[str, float | int | None]:
-        """The shift: of the mean score, of the distribution, of the order, and of the time; None where nothing tells."""
+        """The shift of the mean score, the distribution, the order and the time; None where nothing tells."""
         return {
             "rows": int(self.rows),
             "mean_score": _over(self.new_score, self.rows),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serve.rollout.guard import MIN_PAIRS, PERIOD_S, Limits, Trial
+from serve.rollout.guard import MIN_PAIRS, MIN_ROWS, PERIOD_S, Limits, Trial
 from serve.rollout.pairs import EDGES, Pair, Sums, histogram, psi, top_kept
 
 RNG = np.random.default_rng(0)
@@ -51,15 +51,16 @@ def test_shifted_scores_come_back_in_either_direction():
 
 def test_one_score_for_all_is_a_shift():
     held, rng = trial(), np.random.default_rng(2)
-    for i in range(10):
+    for i in range(12):
         same = pair(rng)
         held.compared(same._replace(new=np.full_like(same.old, np.median(same.old))), float(i))
     assert held.verdict.kind == "shifted"
 
 
 def test_few_rows_tell_no_shift():
-    assert verdict_of(trial(), shift=3.0, num=3, requests=1) is None
-    assert verdict_of(trial(), shift=3.0, num=8, requests=1).kind == "shifted"
+    few = MIN_ROWS // 55
+    assert verdict_of(trial(), shift=3.0, num=few, requests=1) is None
+    assert verdict_of(trial(), shift=3.0, num=few + 1, requests=1).kind == "shifted"
 
 
 def test_five_times_as_slow_comes_back_once_twenty_pairs_say_so():

@@ -66,7 +66,7 @@ class Out(Live):
 
     async def ask_forever(self, rng):
         while True:
-            prices = rng.normal(-2.0, 1.0, 20).tolist()
+            prices = rng.normal(-2.0, 1.0, 50).tolist()
             candidates = [
                 {"candidate": f"c{i}", "fields": {"price": price}} for i, price in enumerate(prices)
             ]
