@@ -25,6 +25,7 @@ from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
 
 NICENESS = 10  # of Ingest: where cores are short, what is logged waits for what is asked
+OTHERS_S = 2.0  # that a version waits for the other replicas of Scorer, once one has it ready
 LAST_SEND_S = 2.0  # for a replica that stops to hand its last exposures on
 
 
@@ -69,9 +70,12 @@ class FeatureFetch:
             return scores
 
         async def load_model(version: str) -> None:
-            await scorer.broadcast(
-                "load", version
-            ).results_async()  # one that starts later loads at its first batch
+            await scorer.load.remote(version)
+            with contextlib.suppress(
+                Exception
+            ):  # one that hangs, or comes later, loads it at its first batch
+                async with asyncio.timeout(OTHERS_S):
+                    await scorer.broadcast("load", version).results_async()
 
         take = ingest.options(
             method_name="take", request_serialization="pickle", response_serialization="pickle"

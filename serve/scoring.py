@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 
-from serve.artifact import current
-from serve.errors import ScoringFailed
+from serve.artifact import CANARY, CURRENT, pointed
+from serve.errors import ArtifactRefused, ScoringFailed
 from serve.features import Matrix
 from serve.rollout.timed import timed
 from serve.scorers import Scorer, load_scorer
@@ -42,9 +43,11 @@ class ModelHolder:
                 self._hold(version, await asyncio.to_thread(self._loaded, version))
 
     def load_current(self) -> None:
-        """Have the promoted version ready, if there is one."""
-        version = current(self._models)
-        if version is not None:
+        """Have the promoted version ready, if there is one, and the canary where it is well."""
+        with contextlib.suppress(ArtifactRefused):
+            if version := pointed(self._models, CANARY):
+                self.load(version)
+        if version := pointed(self._models, CURRENT):
             self.load(version)
 
     def score(self, version: str, payload: bytes) -> bytes:

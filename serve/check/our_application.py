@@ -19,6 +19,7 @@ from serve.features import Features
 from serve.settings import (
     ARGS,
     ARM_KEYS,
+    CANARY,
     CURRENT,
     EXPERIMENT_KEYS,
     AppArgs,
@@ -168,7 +169,12 @@ def _read_arm(findings: Findings, steps: Steps, name: object, arm: Mapping[str, 
 
 
 def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models: Path) -> None:
-    """The artifacts that arms name are published. `steps` lead to `user_config`."""
+    """The artifacts that arms and the shadow name are published. `steps` lead to `user_config`."""
+    if knobs.shadow is not None and knobs.shadow.version != CANARY:
+        try:
+            require(models, knobs.shadow.version, "")
+        except TabrankError as error:
+            findings.refuse((*steps, "shadow", "version"), str(error).removeprefix(": "))
     for arm, version in knobs.experiment.versions.items():
         here = (*steps, "experiment", "arms", arm, "scorer")
         try:

@@ -69,7 +69,9 @@ class Service:
         document["http_options"] |= {"port": port, "request_timeout_s": 30}
         application = document["applications"][0]
         application["args"] |= {"store": "lmdb:store", "models": "models", "log": "served"}
-        application["deployments"][0]["user_config"]["deadline_ms"] = 5_000  # the machine of a test may be busy
+        application["deployments"][0]["user_config"]["deadline_ms"] = (
+            5_000  # the machine of a test may be busy
+        )
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(document))
         return f"http://127.0.0.1:{port}"
 
