@@ -25,7 +25,7 @@ MIN_PAIRS = 20  # before the times are
 MIN_CALLS_FAILED = 3
 MIN_NON_FINITE = 10
 MAX_NON_FINITE = 0.01  # of its rows; a version that is well has none, whatever the features hold
-MIN_EXTRA_MS = 1.0  # a batch: less is felt by nobody
+MIN_EXTRA_MS = 0.5  # a batch: less is felt by nobody
 NOISE = (
     56.0  # of the PSI, times rows: what two equal versions exceed in one of a thousand looks (`pairs.psi`)
 )

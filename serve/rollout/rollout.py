@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from serve.errors import TabrankError
+from serve.errors import ArtifactRefused, ScoringFailed
 from serve.features import Matrix
 from serve.models import Models
 from serve.rollout.guard import Limits, Trial, Verdict
@@ -28,6 +28,7 @@ RESCORE_S = 2.0
 TELL_S = 3.0
 TELL_EVERY_S = 1.0
 LOOK_EVERY_S = 0.005
+ITS_OWN = (ArtifactRefused, ScoringFailed)  # errors that are the version's fault, where others are an outage
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 RollBack = Callable[[str, Verdict], Awaitable[None]]
@@ -128,7 +129,7 @@ class Rollout:
             else:
                 call.cancel()
             raise
-        except TabrankError as error:
+        except ITS_OWN as error:
             trial.failed(error, time.monotonic())
             self._judge(trial)
             raise
@@ -140,7 +141,7 @@ class Rollout:
         if call.cancelled():
             return
         if error := call.exception():
-            if isinstance(error, TabrankError):
+            if isinstance(error, ITS_OWN):
                 trial.failed(error, time.monotonic())
                 self._judge(trial)
             return

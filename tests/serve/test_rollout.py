@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,15 +12,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from live import Live
+from networks import artifact_files, random_network
 from stub import MODEL, publish_stub
 from tiny import TOML
 
+from serve.artifact import save
 from serve.errors import ArtifactRefused, ScoringFailed
 from serve.features import Matrix
+from serve.log import read_log
 from serve.rollout.guard import Limits
+from serve.rollout.pairs import Sums
 from serve.rollout.releases import Releases
 from serve.rollout.timed import timed
+from serve.scoring import ModelHolder
 from serve.settings import Arm, Experiment, Shadow
+from serve.state import Schema
+from training.dataset import build
+from training.encoding import category_strings, fit_encoder
+from training.network import NetworkConfig
 
 NEW, NEWER = "20260102T000000Z-0001", "20260103T000000Z-0002"
 SHARE = 0.2
@@ -137,6 +147,39 @@ def test_a_broken_version_comes_back_by_itself_and_no_request_fails(tmp_path, lo
     assert words[fault] in service.state(NEW)["reason"]
 
 
+class Real(Out):
+    """As Out, with networks and the real scorers: NEW's is far larger than the others'."""
+
+    def __init__(self, folder, log_folder, **config):
+        super().__init__(folder, log_folder, **config)
+        log, rng = read_log(log_folder, self.surface), np.random.default_rng(0)
+        data = build(Schema(self.surface), log)
+        encoder = fit_encoder(self.surface, data.columns, data.matrix, category_strings(self.surface, log))
+        for version, shape in {MODEL: {"width": 4, "n_steps": 1}, NEW: {"width": 64, "n_steps": 10}}.items():
+            files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(**shape)), rng)
+            shutil.rmtree(folder / "models" / version)
+            save(folder / "models" / version, files, manifest | {"version": version})
+        self.holder = ModelHolder(folder / "models", "onnx")
+
+    async def load(self, version):
+        await self.holder.prepare(version)
+
+    async def score(self, version, payload):
+        return self.holder.score_timed(version, payload)
+
+
+def test_a_network_that_is_too_large_is_slow_by_the_scorer_s_own_clock(tmp_path, log_folder):
+    async def scenario(service):
+        async with service.asked():
+            service.releases.promote(NEW)
+            await service.until(lambda: service.state(NEW)["state"] == "rolled back", 30)
+
+    service = Real(tmp_path, log_folder, guard=Limits(max_psi=100.0))
+    service.run(scenario)
+    assert not service.failed
+    assert f"of which {MODEL} takes" in service.state(NEW)["reason"]
+
+
 @pytest.mark.parametrize("way", ["canary", "promote"])
 def test_a_version_that_is_well_stays(tmp_path, log_folder, way):
     async def scenario(service):
@@ -208,8 +251,6 @@ def test_a_shadow_ranks_nothing_and_tells_how_far_it_is(tmp_path, log_folder):
 
 
 def _added(told):
-    from serve.rollout.pairs import Sums
-
     added = {}
     for pairs in told:
         for versions, sums in pairs.items():

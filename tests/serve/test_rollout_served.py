@@ -59,7 +59,7 @@ class Service:
         (folder / "models" / ALTERED / "model.onnx").write_bytes(b"altered")
         self.releases.promote(GOOD)
         load(surface, folder / "log", "lmdb:store", folder)
-        self.candidates = table.candidates["id"].to_pylist()[-400:]
+        self.candidates = list(dict.fromkeys(table.candidates["id"].to_pylist()))[-400:]
         self.url = self._configure()
 
     def _configure(self):
