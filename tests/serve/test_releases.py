@@ -99,6 +99,14 @@ def test_a_version_whose_files_were_deleted_is_not_gone_back_to(models, releases
     assert releases.roll_back(None, "slow") == A
 
 
+def test_a_version_that_failed_as_a_canary_is_not_gone_back_to(releases):
+    for version in (A, B, C):
+        releases.promote(version)
+    releases.start_canary(B)
+    releases.roll_back(B, "not finite")
+    assert releases.roll_back(None, "slow") == A
+
+
 def test_an_altered_artifact_is_listed_as_refused(models, releases):
     releases.promote(A)
     (models / B / "model.onnx").write_bytes(b"other")

@@ -212,6 +212,33 @@ def test_a_rolled_back_version_stays_away_over_a_restart_and_comes_again_when_it
     assert service.run(asked) == NEW
 
 
+def test_while_the_writer_is_away_a_bad_version_is_not_used_and_it_is_told_again(
+    tmp_path, log_folder, monkeypatch
+):
+    monkeypatch.setattr("serve.rollout.rollout.TELL_EVERY_S", 0.2)
+    told = []
+
+    async def scenario(service):
+        async with service.asked():
+            service.releases.promote(NEW)
+            await service.until(lambda: len(told) == 2, 20)
+            gone = len(service.answers)
+            await service.until(lambda: service.state(NEW)["state"] == "rolled back", 20)
+        return gone
+
+    class Away(Out):
+        async def _roll_back(self, version, verdict):
+            told.append(verdict.kind)
+            if len(told) < 4:
+                raise OSError("gone")
+            await super()._roll_back(version, verdict)
+
+    service = Away(tmp_path, log_folder, "non_finite")
+    gone = service.run(scenario)
+    assert set(told) == {"non_finite"}
+    assert {model for _, _, model, _ in service.answers[gone:]} == {MODEL}
+
+
 def test_swaps_and_rollbacks_under_load_fail_no_request_and_mix_no_versions(tmp_path, log_folder):
     async def scenario(service):
         async with service.asked():
