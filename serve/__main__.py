@@ -13,6 +13,7 @@ import typer
 
 from serve.commands import Commands
 from serve.render.commands import render
+from serve.rollout.commands import models
 from serve.strict import milliseconds
 
 app = typer.Typer(
@@ -20,6 +21,9 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
+app.add_typer(
+    models, name="models", help="The published versions: list, promote, roll back, canary, score shift."
+)
 app.add_typer(render, name="render", help="Write the launcher file or the RayService of a cluster.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]

@@ -30,6 +30,7 @@ from serve.errors import ArtifactRefused, TabrankError
 FORMAT = 1
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
+CANARY = "CANARY"
 FILES = (
     "weights.safetensors",
     "encoder.json",
@@ -171,34 +172,59 @@ def require(models: Path, version: str, where: str) -> None:
 def promote(models: Path, version: str) -> None:
     """Makes a published version the current one: readers of the pointer see the old one or the new one.
 
+    `serve.rollout.releases` does it where what was before is to be remembered.
+
+    Raises:
+        TabrankError: the version is not published; names the nearest.
+    """
+    point(models, CURRENT, version)
+
+
+def point(models: Path, pointer: str, version: str) -> None:
+    """Has a pointer, CURRENT or CANARY, name a published version; on disk when it returns.
+
     Raises:
         TabrankError: the version is not published; names the nearest.
     """
     require(models, version, f"models {models}")
-    temporary = models / f".{CURRENT}.{_host()}.{os.getpid()}.partial"
+    temporary = models / f".{pointer}.{_host()}.{os.getpid()}.partial"
     try:
         _write_file(temporary, f"{version}\n".encode())
-        temporary.replace(models / CURRENT)
+        temporary.replace(models / pointer)
         _flush_folder(models)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise TabrankError(f"models {models}: {CURRENT} cannot be written: {error}") from error
+        raise TabrankError(f"models {models}: {pointer} cannot be written: {error}") from error
+
+
+def unpoint(models: Path, pointer: str) -> None:
+    """Has a pointer name nothing."""
+    try:
+        (models / pointer).unlink(missing_ok=True)
+        _flush_folder(models)
+    except OSError as error:
+        raise TabrankError(f"models {models}: {pointer} cannot be removed: {error}") from error
 
 
 def current(models: Path) -> str | None:
-    """The version that `promote` made current, None before the first.
+    """The version that `promote` made current, None before the first; raises as `pointed` does."""
+    return pointed(models, CURRENT)
+
+
+def pointed(models: Path, pointer: str) -> str | None:
+    """The version that a pointer names, None where there is none.
 
     Raises:
         ArtifactRefused: the pointer holds something else than a version.
     """
     try:
-        text = (models / CURRENT).read_bytes()[:256].decode("utf-8", "replace").strip()
+        text = (models / pointer).read_bytes()[:256].decode("utf-8", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ArtifactRefused(f"models {models}: {CURRENT} cannot be read: {error}") from error
+        raise ArtifactRefused(f"models {models}: {pointer} cannot be read: {error}") from error
     if not _VERSION.fullmatch(text):
-        raise ArtifactRefused(f"models {models}: {CURRENT} holds {text!r}, which is no version; promote one")
+        raise ArtifactRefused(f"models {models}: {pointer} holds {text!r}, which is no version; promote one")
     return text
 
 

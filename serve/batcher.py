@@ -46,6 +46,11 @@ class Batcher(Generic[Item, Answer]):
         self._patience: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._tasks and not self._waiting_size
+
     async def submit(self, item: Item, size: int, deadline: float) -> Answer:
         """The item's answer.
 

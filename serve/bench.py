@@ -23,7 +23,7 @@ from serve.live_table import LiveTable
 from serve.machine import describe_machine
 from serve.ranking import Query, Ranker
 from serve.settings import CURRENT, Arm
-from serve.state import Rows, Schema
+from serve.state import I64, Rows, Schema
 from serve.stores.opening import open_store
 from serve.stores.protocol import Store
 from serve.surface import load_surface
@@ -198,7 +198,7 @@ def _live(schema: Schema, candidates: Rows, store: Store) -> LiveTable:
     return live
 
 
-async def _zeros(model: str, matrix: Matrix) -> NDArray[np.float32]:
+async def _zeros(model: str, matrix: Matrix, request_of_row: I64) -> NDArray[np.float32]:
     return np.zeros(len(matrix.numeric), np.float32)
 
 

@@ -21,10 +21,13 @@ from serve.keys import Keys
 from serve.logs import join_ray
 from serve.metrics import IngestMetrics, RankMetrics
 from serve.records import Taken, unpack
+from serve.rollout.guard import Verdict
+from serve.rollout.releases import Releases
 from serve.scoring import ModelHolder
 from serve.settings import AppArgs, UserConfig
 
 NICENESS = 10  # of Ingest: where cores are short, what is logged waits for what is asked
+OTHERS_S = 2.0  # that a version waits for the other replicas of Scorer, once one has it ready
 LAST_SEND_S = 2.0  # for a replica that stops to hand its last exposures on
 
 
@@ -41,12 +44,15 @@ class Scorer:
             logging.getLogger("tabrank").warning("the promoted model is refused: %s", error)
 
     async def score(self, version: str, payload: bytes) -> bytes:
-        """Float32 probabilities of the matrix in `payload`. It runs on the loop: one batch at a time a replica."""
-        return self._models.score(version, payload)
+        """Float32 probabilities of the matrix in `payload`, and their time (`serve.rollout.timed`).
+
+        It runs on the loop: one batch at a time a replica.
+        """
+        return self._models.score_timed(version, payload)
 
     async def load(self, version: str) -> None:
-        """Have a version ready."""
-        self._models.load(version)
+        """Have a version ready, while batches are scored."""
+        await self._models.prepare(version)
 
 
 @serve.deployment
@@ -67,6 +73,11 @@ class FeatureFetch:
 
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)
+            with contextlib.suppress(
+                Exception
+            ):  # one that hangs, or comes later, loads it at its first batch
+                async with asyncio.timeout(OTHERS_S):
+                    await scorer.broadcast("load", version).results_async()
 
         take = ingest.options(
             method_name="take", request_serialization="pickle", response_serialization="pickle"
@@ -76,8 +87,13 @@ class FeatureFetch:
             taken: Taken = await take.remote(payload)
             return taken
 
+        async def roll_back(version: str, verdict: Verdict) -> None:
+            await ingest.roll_back.remote(version, verdict)
+
         metrics = RankMetrics(_application())
-        self._fetcher = FeatureFetcher(args, Path(base), call_scorer, load_model, call_ingest, metrics)
+        self._fetcher = FeatureFetcher(
+            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back
+        )
         self._keys = Keys()
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -118,7 +134,9 @@ class Ingest:
     def __init__(self, args: AppArgs, base: str) -> None:
         join_ray(_application())
         os.nice(NICENESS)
-        self._ingester = ingester(args, Path(base), IngestMetrics(_application()).tick)
+        self._metrics = IngestMetrics(_application())
+        self._ingester = ingester(args, Path(base), self._metrics.tick)
+        self._releases = Releases(Path(base) / args.models, by="service")
         self._running: asyncio.Task[None] | None = None
 
     async def take(self, payload: bytes) -> Taken:
@@ -127,6 +145,12 @@ class Ingest:
             _quiet_gc()
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
         return await self._ingester.take(unpack(payload))
+
+    async def roll_back(self, version: str, verdict: Verdict) -> None:
+        """Take back a version that a replica of FeatureFetch found bad; nothing if it is neither current nor canary."""
+        if await asyncio.to_thread(self._releases.roll_back, version, verdict.reason) is not None:
+            logging.getLogger("tabrank").error("rolled back from %s: %s", version, verdict.reason)
+            self._metrics.rolled_back(verdict.kind)
 
     async def check_health(self) -> None:
         """Raise where nothing commits any more: Ray then starts another."""

@@ -55,6 +55,10 @@ class ArtifactRefused(TabrankError):
     """An artifact is incomplete, altered, or does not score its golden rows as it did when it was made."""
 
 
+class ScoringFailed(TabrankError):
+    """A version cannot score a batch, though its scorer is there: the fault of its artifact."""
+
+
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
     """The sentence that refuses an unknown key and names the nearest valid one."""
     names = sorted(known)

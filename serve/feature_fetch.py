@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from serve.answers import answer, exposure, ranking
 from serve.api import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
@@ -24,15 +23,17 @@ from serve.artifact import Artifact, require
 from serve.batcher import Batcher
 from serve.breaker import Breaker
 from serve.errors import Busy, RequestError, TabrankError
-from serve.features import Features, Matrix
+from serve.features import Features
 from serve.ladder import TICK_S, Ladder
 from serve.live_table import LiveTable
 from serve.logs import of_request
 from serve.models import LoadModel, Models
 from serve.outbox import IDLE_S, Outbox
-from serve.ranking import F32, Query, Ranker, Slate
+from serve.ranking import Query, Ranker, Slate
 from serve.records import Event, EventsAnswer, Rejected, Taken, decode_batch, pack
-from serve.settings import AppArgs, Arm, UserConfig
+from serve.rollout.pairs import Sums
+from serve.rollout.rollout import RollBack, Rollout, told_nobody
+from serve.settings import CANARY, AppArgs, Arm, UserConfig
 from serve.state import Schema
 from serve.stores.opening import open_store
 from serve.turns import Turns
@@ -55,6 +56,9 @@ class Moment(NamedTuple):
     model: str | None  # the promoted version
     level: float  # of the ladder
     num_refused: int  # rankings, since the start
+    pairs: Mapping[
+        tuple[str, str], Sums
+    ] = {}  # by new and old version: what was scored by both since the last one
 
 
 class Metrics:
@@ -74,7 +78,8 @@ class FeatureFetcher:
     """One replica of the request path, from an admitted request to its answer.
 
     `call_scorer(version, matrix)` answers float32 probabilities; `load_model(version)` returns when a scorer
-    is ready for that version and raises where the artifact is refused; `ingest` takes events and exposures.
+    is ready for that version and raises where the artifact is refused; `ingest` takes events and exposures;
+    `roll_back(version, verdict)` has the one writer take a version back.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class FeatureFetcher:
         load_model: LoadModel,
         ingest: Ingest,
         metrics: Metrics | None = None,
+        roll_back: RollBack = told_nobody,
     ) -> None:
         self.args = args
         self.base = base
@@ -97,15 +103,17 @@ class FeatureFetcher:
 
         breakers: defaultdict[str, Breaker] = defaultdict(partial(Breaker, call_scorer))
 
-        async def score(version: str, matrix: Matrix) -> F32:
-            return np.frombuffer(await breakers[version](version, matrix.to_bytes()), np.float32)
+        async def call(version: str, payload: bytes) -> bytes:
+            return await breakers[version](version, payload)
 
         open_reader = partial(
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
         )
         self.live = LiveTable(self.schema, open_reader)
-        self.ranker = Ranker(Features(self.schema), self.live, score, self._degraded, self._metrics.batch)
-        self.models = Models(base / args.models, self.ranker.features.columns, load_model)
+        features = Features(self.schema)
+        self.models = Models(base / args.models, features.columns, load_model)
+        self.rollout = Rollout(self.models, call, lambda: self._scored.is_idle, roll_back, self._degraded)
+        self.ranker = Ranker(features, self.live, self.rollout.score, self._degraded, self._metrics.batch)
         self.outbox = Outbox(ingest)
         self.ladder = Ladder()
         self._turns = Turns()
@@ -127,8 +135,11 @@ class FeatureFetcher:
         """
         for arm, version in config.experiment.versions.items():
             require(self.base / self.args.models, version, f"user_config.experiment.arms.{arm}.scorer")
+        if config.shadow is not None and config.shadow.version != CANARY:
+            require(self.base / self.args.models, config.shadow.version, "user_config.shadow.version")
         self.config = config
         self.ladder.enabled = config.ladder and not self.event_clock
+        self.rollout.configure(config)
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = config.batch_candidates
 
@@ -139,7 +150,7 @@ class FeatureFetcher:
             TabrankError: an arm's artifact is not published, or refused; the settings stay as they were.
         """
         try:
-            await self.models.follow(config.experiment)
+            await self.models.follow(config.experiment, self.rollout.others())
         except TabrankError:
             raise
         except Exception as error:  # a scorer that is slow or gone: its arms fall back until it is there
@@ -278,6 +289,7 @@ class FeatureFetcher:
         following = asyncio.create_task(self.follow())
         sending = asyncio.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
         balancing = asyncio.create_task(self._balance())
+        comparing = asyncio.create_task(self.rollout.run())
         try:
             while True:
                 self.pull()
@@ -288,6 +300,7 @@ class FeatureFetcher:
         finally:
             sending.cancel()
             balancing.cancel()
+            comparing.cancel()
 
     async def _balance(self) -> None:
         """Move the ladder's level, until cancelled."""
@@ -308,6 +321,7 @@ class FeatureFetcher:
             model,
             self.ladder.level,
             self._num_refused,
+            self.rollout.take_sums(),
         )
 
     async def refresh(self) -> None:
@@ -323,11 +337,12 @@ class FeatureFetcher:
             self._degraded("store_unavailable", error)
 
     async def follow(self) -> None:
-        """Take up the models that the pointer and the arms name."""
+        """Take up the models that the pointers and the arms name, and see to what is on trial."""
         try:
-            await self.models.follow(self.config.experiment)
+            await self.models.follow(self.config.experiment, self.rollout.others())
         except Exception as error:
             self._degraded("model_refused", error)
+        await self.rollout.settle()
 
     def _degraded(self, reason: str, error: Exception, request_id: str | None = None) -> None:
         """Log a failure once every ten seconds, with a request that it befell: under load it would be every batch."""
@@ -376,6 +391,7 @@ class FeatureFetcher:
             "state_fingerprint": self.schema.fingerprint,
             "clock": self.args.clock,
             "model": self.model.version if self.model else None,
+            "canary": self.models.canary.version if self.models.canary else None,
             "sha256": dict(manifest.get("files", {})),
             "metrics": json.loads(json.dumps(manifest.get("metrics", {}))),
             "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],

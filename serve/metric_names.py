@@ -101,6 +101,14 @@ COMMIT = Metric(
 UNROLLED = Metric(
     "tabrank_unrolled_records", "gauge", (), "Durable records that are in the journal and not yet in the log."
 )
+PAIRS = Metric(
+    "tabrank_pairs",
+    "counter",
+    ("new", "old", "measure"),
+    "Sums over rows that two versions scored, the shadow, the canary or a fresh one and the one it would replace: "
+    "`python -m serve models shift` reads them.",
+)
+ROLLBACKS = Metric("tabrank_rollbacks", "counter", ("kind",), "Versions that the service took back, by why.")
 METRICS = (
     RANKINGS,
     CANDIDATES,
@@ -120,5 +128,7 @@ METRICS = (
     EVENT_LAG,
     COMMIT,
     UNROLLED,
+    PAIRS,
+    ROLLBACKS,
 )
 """All there are. Each has the label `application` too."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, get_args
 
@@ -24,14 +24,17 @@ from serve.metric_names import (
     LEVEL,
     MODEL,
     MODEL_RANKINGS,
+    PAIRS,
     QUEUE,
     RANKINGS,
     RECORDS,
     REFUSED,
+    ROLLBACKS,
     STAGE,
     UNROLLED,
     Metric,
 )
+from serve.rollout.guard import Kind
 
 if TYPE_CHECKING:
     from serve.ingest import Tally
@@ -57,6 +60,7 @@ class RankMetrics(Metrics):
         self._rankings = _Counts(RANKINGS, application)
         self._candidates = _Counts(CANDIDATES, application)
         self._by_model = _Counts(MODEL_RANKINGS, application)
+        self._pairs = _Counts(PAIRS, application)
         self._degraded = _Counts(DEGRADED, application, [(reason,) for reason in get_args(Degraded)])
         self._latency = _Histogram(LATENCY, application)
         self._queue = _Histogram(QUEUE, application, [()])
@@ -92,6 +96,9 @@ class RankMetrics(Metrics):
     def tick(self, moment: Moment) -> None:
         """Tell what has gathered; called several times a second."""
         self._oldest_ms = max(self._oldest_ms, moment.freshness_ms or 0.0)
+        for (new, old), sums in moment.pairs.items():
+            for measure, value in sums.measures().items():
+                self._pairs.add((new, old, measure), value)
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flush(moment)
             self._flushed = time.monotonic()
@@ -129,6 +136,7 @@ class RankMetrics(Metrics):
             self._degraded,
             self._dropped,
             self._refused,
+            self._pairs,
         )
         for metric in counts:
             metric.flush()
@@ -144,7 +152,13 @@ class IngestMetrics:
         self._lag = _Histogram(EVENT_LAG, application, [()])
         self._commit = _Histogram(COMMIT, application, [()])
         self._unrolled = _Gauge(UNROLLED, application)
+        self._rollbacks = _Counts(ROLLBACKS, application, [(kind,) for kind in get_args(Kind)])
         self._flushed = time.monotonic()
+
+    def rolled_back(self, kind: Kind) -> None:
+        """A version was taken back."""
+        self._rollbacks.add((kind,))
+        self._rollbacks.flush()
 
     def tick(self, tally: Tally) -> None:
         """Count what was taken since the last call; it comes at least once a second."""
@@ -176,11 +190,11 @@ class _Counts:
     def __init__(self, metric: Metric, application: str, known: Iterable[Labels] = ()) -> None:
         self._add = told(metric, metric.labels, application)
         self._labels = metric.labels
-        self._gathered: Counter[Labels] = Counter()
+        self._gathered: defaultdict[Labels, float] = defaultdict(float)
         for labels in known:
             self._add(0, self._tags(labels))
 
-    def add(self, labels: Labels, count: int = 1) -> None:
+    def add(self, labels: Labels, count: float = 1) -> None:
         self._gathered[labels] += count
 
     def flush(self) -> None:

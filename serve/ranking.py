@@ -24,7 +24,7 @@ from serve.state import I64, Record, encode
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Score = Callable[[str, Matrix], Awaitable[F32]]
+Score = Callable[[str, Matrix, I64], Awaitable[F32]]  # a version, its rows and the request of each
 NOTHING_DONE = {"features": 0.0, "score": 0.0}
 
 
@@ -176,7 +176,7 @@ class Ranker:
                 mine = np.flatnonzero(np.isin(request_of_row, members))
             try:
                 asked = Matrix(matrix.numeric[mine], matrix.category[mine])
-                answered = await self.score(model, asked)
+                answered = await self.score(model, asked, request_of_row[mine])
                 if len(answered) != len(asked.numeric):
                     raise ValueError(f"asked for {len(asked.numeric)} scores, got {len(answered)}")
                 scores[mine] = answered

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 
-from serve.artifact import current
+from serve.artifact import CANARY, CURRENT, pointed
+from serve.errors import ArtifactRefused, ScoringFailed
 from serve.features import Matrix
+from serve.rollout.timed import timed
 from serve.scorers import Scorer, load_scorer
 from serve.settings import MAX_VERSIONS, Backend
 
-MAX_MODELS = MAX_VERSIONS + 2  # those that arms name, the promoted one and its successor
+# those that arms name, the promoted one, the one before it, the canary, the shadow, and one that is to replace them
+MAX_MODELS = MAX_VERSIONS + 5
 
 
 class ModelHolder:
@@ -22,24 +28,54 @@ class ModelHolder:
         self._models = models
         self._backend = backend
         self._held: OrderedDict[str, Scorer] = OrderedDict()
+        self._loading = asyncio.Lock()
 
     def load(self, version: str) -> None:
         """Have a version ready; raises ArtifactRefused where it is altered or scores wrongly."""
         if version not in self._held:
-            self._held[version] = load_scorer(self._models / version, self._backend)
-            while len(self._held) > MAX_MODELS:
-                self._held.popitem(last=False)
+            self._hold(version, self._loaded(version))
         self._held.move_to_end(version)
 
+    async def prepare(self, version: str) -> None:
+        """As `load`, while others go on scoring: reading it and scoring its golden rows take a tenth of a second."""
+        async with self._loading:
+            if version not in self._held:
+                self._hold(version, await asyncio.to_thread(self._loaded, version))
+
     def load_current(self) -> None:
-        """Have the promoted version ready, if there is one."""
-        version = current(self._models)
-        if version is not None:
+        """Have the promoted version ready, if there is one, and the canary where it is well."""
+        with contextlib.suppress(ArtifactRefused):
+            if version := pointed(self._models, CANARY):
+                self.load(version)
+        if version := pointed(self._models, CURRENT):
             self.load(version)
 
     def score(self, version: str, payload: bytes) -> bytes:
-        """Float32 probabilities `[R]` of the matrix in `payload`, as bytes."""
+        """Float32 probabilities `[R]` of the matrix in `payload`, as bytes.
+
+        Raises:
+            ArtifactRefused: the version cannot be loaded.
+            ScoringFailed: it cannot score these rows.
+        """
         self.load(version)
         matrix = Matrix.from_bytes(payload)
-        scores = self._held[version].score(matrix.numeric, matrix.category)
+        try:
+            scores = self._held[version].score(matrix.numeric, matrix.category)
+        except Exception as error:  # ONNX Runtime's, torch's or ours: the version's fault, and no outage
+            raise ScoringFailed(f"version {version}: {type(error).__name__}: {error}") from error
         return np.ascontiguousarray(scores, np.float32).tobytes()
+
+    def score_timed(self, version: str, payload: bytes) -> bytes:
+        """As `score`, with the time that it took (`serve.rollout.timed`)."""
+        self.load(version)
+        begun = time.perf_counter()
+        scores = self.score(version, payload)
+        return timed(scores, (time.perf_counter() - begun) * 1e3)
+
+    def _loaded(self, version: str) -> Scorer:
+        return load_scorer(self._models / version, self._backend)
+
+    def _hold(self, version: str, scorer: Scorer) -> None:
+        self._held[version] = scorer
+        while len(self._held) > MAX_MODELS:
+            self._held.popitem(last=False)

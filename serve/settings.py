@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from serve.api import nearest
 from serve.errors import TabrankError
+from serve.rollout.guard import Limits
 from serve.strict import milliseconds, number, one_of, table, typed, whole
 from serve.surface import Surface, load_surface
 
@@ -19,13 +20,14 @@ Clock = Literal["wall", "event"]
 ARGS = ("surface", "store", "models", "log", "keep_log_days", "backend", "clock")
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
 METRICS = ("active_days", "join_rate", "clicks", "joins", "minutes")  # of an experiment's report
-POPULAR, CURRENT, SHUFFLE, NOOP = "popular", "current", "shuffle", "noop"
+POPULAR, CURRENT, CANARY, SHUFFLE, NOOP = "popular", "current", "canary", "shuffle", "noop"
 HEURISTICS = (POPULAR, SHUFFLE, NOOP)
 HOLDOUT = "holdout"  # the arm of those who take part in no experiment
 MAX_VERSIONS = 3  # that arms may name: a Scorer holds these, the promoted one and its successor
 EXPERIMENT_KEYS = ("name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect")
 ARM_KEYS = ("scorer", "share", "explore")
 API_KEY_KEYS = ("sha256", "requests_per_s", "may_choose_arm")
+SHADOW_KEYS = ("version", "share")
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -69,7 +71,9 @@ class Arm:
     """One side of an experiment: a scorer by name, and its share of viewers."""
 
     name: str
-    scorer: str  # popular, shuffle, noop, current, or an artifact's version
+    scorer: (
+        str  # popular, shuffle, noop, current, canary (current while there is none), or an artifact's version
+    )
     share: float
     explore: float = 0.0  # the share of its rankings whose order is drawn, for `training experiment offline`
 
@@ -86,8 +90,8 @@ class Arm:
             raise TabrankError(f"{where}: this name is that of the viewers held out; take another")
         given = table(values, where, ARM_KEYS, ARM_KEYS[:2])
         scorer = typed(given["scorer"], str, f"{where}.scorer")
-        if not VERSION.fullmatch(scorer) and scorer not in (CURRENT, *HEURISTICS):
-            names = (CURRENT, *HEURISTICS)
+        if not VERSION.fullmatch(scorer) and scorer not in (CURRENT, CANARY, *HEURISTICS):
+            names = (CURRENT, CANARY, *HEURISTICS)
             near = nearest(scorer, names)
             there = f"{' There' if near else '; there'} are {', '.join(names)} and the versions that are published"
             raise TabrankError(f"{where}.scorer: {scorer!r} is no scorer{near}{there}")
@@ -207,6 +211,25 @@ def _api_keys(values: object, where: str) -> tuple[ApiKey, ...]:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """A version that scores a share of the current one's batches too, after their answers; it ranks nothing."""
+
+    version: str  # canary, or an artifact's version
+    share: float
+
+    @classmethod
+    def from_mapping(cls, values: object, where: str) -> Shadow:
+        """Read strictly."""
+        given = table(values, where, SHADOW_KEYS, SHADOW_KEYS)
+        version = typed(given["version"], str, f"{where}.version")
+        if version != CANARY and not VERSION.fullmatch(version):
+            raise TabrankError(
+                f"{where}.version: {version!r} is neither {CANARY} nor the version of a published artifact"
+            )
+        return cls(version, number(given["share"], f"{where}.share", 0, 1))
+
+
+@dataclass(frozen=True)
 class UserConfig:
     """The live knobs of `FeatureFetch`; a change touches no replica."""
 
@@ -219,6 +242,8 @@ class UserConfig:
     kill_switch: bool = False  # every ranking is answered in popular order at once; arms stay assigned
     ladder: bool = True  # under load less is scored, and in the end less is answered, so that the p99 holds
     api_keys: tuple[ApiKey, ...] = ()  # of the callers; with none, whoever is on this machine may ask
+    shadow: Shadow | None = None
+    guard: Limits = Limits()  # noqa: RUF009 - immutable; when a canary, or a version promoted a while ago, is rolled back by itself
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
@@ -239,6 +264,8 @@ class UserConfig:
             typed(given.get("kill_switch", cls.kill_switch), bool, f"{where}.kill_switch"),
             typed(given.get("ladder", cls.ladder), bool, f"{where}.ladder"),
             _api_keys(given.get("api_keys", {}), f"{where}.api_keys"),
+            Shadow.from_mapping(given["shadow"], f"{where}.shadow") if given.get("shadow") else None,
+            Limits.from_mapping(given.get("guard", {}), f"{where}.guard"),
         )
 
 

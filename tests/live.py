@@ -19,6 +19,7 @@ from serve.features import Matrix
 from serve.ingest import MAX_LIVE, ingester
 from serve.load import load
 from serve.records import unpack
+from serve.rollout.releases import Releases
 from serve.settings import AppArgs, Arm, Experiment, UserConfig
 from serve.surface import load_surface
 
@@ -46,11 +47,16 @@ class Live:
         """What the scorer answers."""
         return await score(version, payload)
 
+    async def load(self, version):
+        """What has the scorer ready for a version."""
+
     @asynccontextmanager
     async def running(self):
         """The service, until the block ends; then what was left is committed and rolled."""
         self.ingester = ingester(self.args, self.folder, self.tell, max_live=self.max_live)
-        fetcher = FeatureFetcher(self.args, self.folder, self.score, _nothing, self._take)
+        fetcher = FeatureFetcher(
+            self.args, self.folder, self.score, self.load, self._take, roll_back=self._roll_back
+        )
         fetcher.configure(self.config)
         await fetcher.refresh()
         self.fetcher = fetcher
@@ -109,6 +115,9 @@ class Live:
     async def _take(self, payload):
         return await self.ingester.take(unpack(payload))
 
+    async def _roll_back(self, version, verdict):
+        Releases(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
+
     async def post(self, path, body):
         """The response to a JSON body."""
         content = body if isinstance(body, bytes) else json.dumps(body)
@@ -142,10 +151,6 @@ async def score(version, payload):
     """A candidate's price as its score, 0.5 where it has none."""
     price = Matrix.from_bytes(payload).numeric[:, 0]
     return np.where(np.isnan(price), 0.5, price / 10).astype(np.float32).tobytes()
-
-
-async def _nothing(version):
-    pass
 
 
 def features(answer, candidate):

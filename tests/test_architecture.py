@@ -110,6 +110,7 @@ def test_every_command_has_help():
                 "render",
                 "plan",
                 "observe",
+                "models",
                 "load",
                 "bench",
             ),

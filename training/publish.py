@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve.artifact import current, load, promote
+from serve.artifact import current, load
 from serve.artifact import publish as copy
 from serve.errors import TabrankError
+from serve.rollout.releases import Releases
 from serve.scorers import load_scorer
 from serve.strict import refuse_file
 
@@ -22,7 +23,7 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
     check_surface(models, str(load(model).manifest["surface"]))
     version = copy(model, models)
     if make_current:
-        promote(models, version)
+        Releases(models).promote(version)
     return version
 
 

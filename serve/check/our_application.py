@@ -21,6 +21,7 @@ from serve.settings import (
     API_KEY_KEYS,
     ARGS,
     ARM_KEYS,
+    CANARY,
     CURRENT,
     EXPERIMENT_KEYS,
     ApiKey,
@@ -194,7 +195,12 @@ def _read_key(findings: Findings, steps: Steps, name: object, key: Mapping[str, 
 
 
 def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models: Path) -> None:
-    """The artifacts that arms name are published. `steps` lead to `user_config`."""
+    """The artifacts that arms and the shadow name are published. `steps` lead to `user_config`."""
+    if knobs.shadow is not None and knobs.shadow.version != CANARY:
+        try:
+            require(models, knobs.shadow.version, "")
+        except TabrankError as error:
+            findings.refuse((*steps, "shadow", "version"), str(error).removeprefix(": "))
     for arm, version in knobs.experiment.versions.items():
         here = (*steps, "experiment", "arms", arm, "scorer")
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
 from serve.diff.running import cause
+from serve.errors import TabrankError
 from serve.settings import HEURISTICS
 from serve.status import scrape
 
@@ -49,9 +50,7 @@ def look(run: Path | None, address: str | None, looks: scrape.Looks | None = Non
 
 
 def _traffic(service: Mapping[str, Any], looks: scrape.Looks | None) -> dict[str, Any] | None:
-    pages = [
-        node["metrics_url"] for node in service.get("nodes", ()) if node["alive"] and node.get("metrics_url")
-    ]
+    pages = _pages(service)
     if not pages:
         return None
     if looks is None:
@@ -61,6 +60,25 @@ def _traffic(service: Mapping[str, Any], looks: scrape.Looks | None) -> dict[str
         looks.add(scrape.read_pages(pages))
     found = looks.traffic()
     return scrape.plain(found) if found else None
+
+
+def metrics_pages(run: Path | None, address: str | None) -> list[str]:
+    """Where the nodes of what runs have their pages of metrics. Raises TabrankError where nothing runs."""
+    from serve.cluster import status
+    from serve.diff.running import RUN, AtAddress
+
+    service = AtAddress(address).service() if address and run is None else status(run or RUN)
+    pages = _pages(service)
+    if not pages:
+        raise TabrankError(
+            f"no page of metrics is known of {address or run or RUN}; start the service: python -m serve up"
+        )
+    return pages
+
+
+def _pages(service: Mapping[str, Any]) -> list[str]:
+    nodes = service.get("nodes", ())
+    return [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
 
 
 def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
