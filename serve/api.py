@@ -18,6 +18,8 @@ MAX_CANDIDATES = 1_000
 MAX_ID_CHARACTERS = 256
 MAX_NUMBER = 1e30  # features are float32 in the end
 MAX_MS = 2**53  # what JSON's readers agree on
+MAX_QUOTED = 80  # characters of a client's that an answer or a log line repeats
+MAX_DETAIL = 300
 MAX_BODY_BYTES = 2 * 1024 * 1024  # a thousand of the longest ids, with room for fields
 
 Id = Annotated[
@@ -49,7 +51,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     candidates: Annotated[
         list[Id | Candidate], Meta(max_length=MAX_CANDIDATES, description="What may be shown; no id twice.")
     ]
-    limit: Annotated[int, Meta(ge=1, description="How many to answer; default all.")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_MS, description="How many to answer; default all.")] | None = None
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
     request_id: Annotated[
         Id | None, Meta(description="Wins over X-Request-Id; minted where neither is given.")
@@ -134,11 +136,11 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
         request = _decoder.decode(body)
     except msgspec.ValidationError as error:
         raise invalid(str(error), _FIELDS) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(error) from None
     _check_candidates(request, surface)
     for name, value in request.context.items():
-        pointer = f"/context/{escaped(name)}"
+        pointer = below("/context", name)
         request.context[name] = plain(surface.fields["context"], name, value, pointer)
     if event_clock and request.now_ms is None:
         raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
@@ -176,7 +178,7 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
                 raise RequestError(
                     422,
                     "invalid request",
-                    f"the candidate {name!r} is there twice; list each once",
+                    f"the candidate {quoted(name)} is there twice; list each once",
                     f"/candidates/{i}",
                 )
             seen.add(name)
@@ -186,7 +188,7 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
     for i, candidate in enumerate(request.candidates):
         if type(candidate) is Candidate:
             for name, value in candidate.fields.items():
-                pointer = f"/candidates/{i}/fields/{escaped(name)}"
+                pointer = below(f"/candidates/{i}/fields", name)
                 candidate.fields[name] = plain(stated, name, value, pointer)
 
 
@@ -199,7 +201,7 @@ def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) ->
     field = known.get(name)
     if field is None:
         names = ", ".join(known) or "none"
-        detail = f"unknown field {name!r}{nearest(name, known)}; the surface takes {names} here"
+        detail = f"unknown field {quoted(name)}{nearest(name, known)}; the surface takes {names} here"
         raise RequestError(422, "invalid request", detail, pointer)
     if value is None:
         return None
@@ -219,23 +221,42 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
 
     `fields` are what an object may hold, by the beginning of its pointer: the longest that fits is taken.
     """
-    detail, _, path = message.partition(" - at `")
+    at = message.rfind(" - at `")  # the last: what is before may be a client's
+    detail, path = (message[:at], message[at + 7 :]) if at >= 0 else (message, "")
     path = path.rstrip("`").replace("[...]", "")  # somewhere in it: msgspec does not say where
     pointer = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix("$").replace(".", "/")
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", detail)
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", detail, re.DOTALL)
     if unknown:
         known = fields[max((at for at in fields if pointer.startswith(at)), key=len)]
-        pointer = f"{pointer}/{escaped(unknown[1])}"
-        detail = f"unknown field {unknown[1]!r}{nearest(unknown[1], known)}"
+        pointer = below(pointer, unknown[1])
+        detail = f"unknown field {quoted(unknown[1])}{nearest(unknown[1], known)}"
+    elif len(detail) > MAX_DETAIL:
+        detail = f"{detail[:MAX_DETAIL]}…"
     return RequestError(422, "invalid request", detail, pointer)
+
+
+def malformed(error: Exception) -> RequestError:
+    """The refusal of what is no JSON, or is nested more deeply than any reader follows."""
+    if isinstance(error, RecursionError):
+        return RequestError(400, "malformed JSON", "the body is nested too deeply")
+    return RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}")
+
+
+def quoted(text: str) -> str:
+    """What a client wrote, to be repeated to it: short, and with its control characters written out."""
+    return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint at the nearest valid name, or nothing."""
+    if len(name) > MAX_QUOTED:  # no slip of a name, and long to compare: a megabyte would take a second
+        return ""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def escaped(name: str) -> str:
-    """A name as one step of a JSON Pointer."""
-    return name.replace("~", "~0").replace("/", "~1")
+def below(pointer: str, name: str) -> str:
+    """A JSON Pointer to what an object holds under a name; to the object itself where the name is endless."""
+    if len(name) > MAX_ID_CHARACTERS:
+        return pointer
+    return f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from serve.api import MAX_MS, Id, escaped, invalid, nearest, plain
+from serve.api import MAX_MS, Id, below, invalid, malformed, nearest, plain, quoted
 from serve.errors import RequestError
 from serve.kinds import Entity
 from serve.surface import Surface
@@ -152,8 +152,8 @@ def decode_batch(
         raws = _batch.decode(body).records
     except msgspec.ValidationError as error:
         raise invalid(str(error), {"": ("records",)}) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(error) from None
     good: dict[int, Sent] = {}
     rejected: list[Rejected] = []
     for i, raw in enumerate(raws):
@@ -167,18 +167,20 @@ def decode_batch(
 def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
     try:
         record: Sent = _sent.decode(raw)
+    except RecursionError as error:
+        raise malformed(error) from None
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         kind = KINDS.get(_kind(raw), Event)
         raise invalid(str(error), {"": kind.__struct_fields__}) from None
     if isinstance(record, Event) and record.kind not in surface.events:
         names = ", ".join(surface.events)
         hint = nearest(record.kind, surface.events)
-        detail = f"{record.kind!r} is not an event of the surface{hint}; its events are {names}"
+        detail = f"{quoted(record.kind)} is not an event of the surface{hint}; its events are {names}"
         raise RequestError(422, "invalid record", detail, "/kind")
     if isinstance(record, Viewer | Candidate):
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():
-            record.fields[name] = plain(surface.fields[owner], name, value, f"/fields/{escaped(name)}")
+            record.fields[name] = plain(surface.fields[owner], name, value, below("/fields", name))
     if event_clock and record.ts_ms is None:
         raise RequestError(422, "invalid record", "ts_ms is missing; the event clock needs it", "/ts_ms")
     return record
