@@ -1,20 +1,21 @@
 """The artifact: a published model folder. Written at once or not at all, verified before it is used.
 
-`manifest.json` names every other file with its sha256. An artifact is plain data: JSON, TOML, safetensors,
-ONNX and text; nothing in it is ever unpickled or executed.
+`manifest.json` names every other file with its sha256, and ends with that of itself. An artifact is plain
+data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unpickled or executed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ import psutil
 
 from serve.encoder import Encoder
 from serve.errors import ArtifactRefused, TabrankError
+from serve.seal import SEAL, is_whole, sealed
+from serve.strict import json_value
 
-FORMAT = 1
+FORMAT = 2
+UNSEALED = 1  # the format before; its manifests vouch for every file but themselves
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 CANARY = "CANARY"
@@ -43,6 +47,9 @@ FILES = (
     "MODEL_CARD.md",
 )
 """What an artifact holds beside its manifest."""
+MAX_FILE_BYTES = 256 << 20  # a network of 60 million weights; what is larger is not read
+MAX_POINTER_BYTES = 256
+MAX_JSON_BYTES = 32 << 20  # in memory some thirty times as large
 
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 _PARTIAL = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
@@ -104,22 +111,20 @@ def save(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) 
             f"artifact {folder}: version {manifest.get('version')!r} is not like {new_version(0)}"
         )
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    text = json.dumps({**manifest, "format": FORMAT, "files": hashes}, indent=1, allow_nan=False)
-    _write_folder(folder, {**files, MANIFEST: text.encode()})
+    text = sealed({**manifest, "format": FORMAT, "files": hashes})
+    _write_folder(folder, {**files, MANIFEST: text})
 
 
 def load(folder: Path) -> Artifact:
     """The artifact in `folder`.
 
     Raises:
-        ArtifactRefused: naming what is wrong: no manifest, another format, a file that is missing, altered,
-            not named by the manifest or not a plain file.
+        ArtifactRefused: naming what is wrong: a link, no manifest, an altered one, another format, a file that is
+            missing, altered, too large, not named by the manifest or not a plain file.
     """
-    try:
-        manifest = json.loads(_read(folder, MANIFEST))
-    except ValueError as error:
-        raise ArtifactRefused(f"artifact {folder}: {MANIFEST} is not JSON: {error}") from error
-    artifact = Artifact(folder, _checked(folder, manifest))
+    if folder.is_symlink():
+        raise ArtifactRefused(f"artifact {folder}: is a link; name the folder itself")
+    artifact = Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
     known = {MANIFEST, *artifact.manifest["files"]}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name not in known:
@@ -187,6 +192,7 @@ def point(models: Path, pointer: str, version: str) -> None:
         TabrankError: the version is not published; names the nearest.
     """
     require(models, version, f"models {models}")
+    _sweep(models)
     temporary = models / f".{pointer}.{_host()}.{os.getpid()}.partial"
     try:
         _write_file(temporary, f"{version}\n".encode())
@@ -218,22 +224,34 @@ def pointed(models: Path, pointer: str) -> str | None:
         ArtifactRefused: the pointer holds something else than a version.
     """
     try:
-        text = (models / pointer).read_bytes()[:256].decode("utf-8", "replace").strip()
+        content = _read_plain(models / pointer, MAX_POINTER_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ArtifactRefused(f"models {models}: {pointer} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ArtifactRefused(f"models {models}: {pointer} {error}; promote a version again") from None
+    text = content.decode("utf-8", "replace").strip()
     if not _VERSION.fullmatch(text):
         raise ArtifactRefused(f"models {models}: {pointer} holds {text!r}, which is no version; promote one")
     return text
 
 
-def _checked(folder: Path, manifest: Any) -> dict[str, Any]:
+def _checked(folder: Path, content: bytes) -> dict[str, Any]:
     where = f"artifact {folder}: {MANIFEST}"
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+    try:
+        manifest: dict[str, Any] = json_value(content, where)
+    except TabrankError as error:
+        raise ArtifactRefused(f"{error}; copy the artifact again, or publish another") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found not in (UNSEALED, FORMAT):
         raise ArtifactRefused(
-            f"{where}: format {found!r} is unknown, this release reads format {FORMAT}; fit again"
+            f"{where}: format {found!r} is unknown, this release reads formats {UNSEALED} and {FORMAT}; fit again"
+        )
+    if not (is_whole(content) if found == FORMAT else SEAL not in manifest):
+        raise ArtifactRefused(
+            f"{where}: is not the file that was written (its sha256 differs from its {SEAL}); copy the artifact "
+            "again, or publish another"
         )
     if not _VERSION.fullmatch(str(manifest.get("version"))):
         raise ArtifactRefused(f"{where}: version {manifest.get('version')!r} is not like {new_version(0)}")
@@ -245,17 +263,36 @@ def _checked(folder: Path, manifest: Any) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str) -> bytes:
-    path = folder / name
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ArtifactRefused(
-            f"artifact {folder}: {name} is not a plain file; copy the artifact without links"
-        )
+    max_bytes = MAX_JSON_BYTES if name.endswith(".json") else MAX_FILE_BYTES
     try:
-        return path.read_bytes()
+        return _read_plain(folder / name, max_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactRefused(f"artifact {folder}: {name} is missing; is this an artifact?") from error
     except OSError as error:
         raise ArtifactRefused(f"artifact {folder}: {name} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ArtifactRefused(f"artifact {folder}: {name} {error}") from None
+
+
+def _read_plain(path: Path, max_bytes: int) -> bytes:
+    """What a file holds; ValueError where it is a link, a folder or a pipe, or larger."""
+    not_plain = ValueError("is not a plain file; copy it without links")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise (
+            not_plain if error.errno in (errno.ELOOP, errno.ENXIO) else error
+        ) from None  # a link, a socket
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise not_plain
+        if status.st_size > max_bytes:
+            raise ValueError(f"has {status.st_size:,} bytes, more than {max_bytes:,}; is it a model's?")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

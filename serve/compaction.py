@@ -28,8 +28,8 @@ def compact(log: Path, cuts: Sequence[int] = (), step: Step = lambda: True) -> N
     records twice: readers drop those of a number that was there before. `step` is called after each part.
 
     Raises:
-        OSError, pa.ArrowException: a segment cannot be read or written; the log is as it was, or holds some
-            records twice.
+        OSError, pa.ArrowException, TabrankError: a segment cannot be read or written; the log is as it was, or
+            holds some records twice.
     """
     for name in TABLES:
         for group in _worth(segments(log, name), cuts):

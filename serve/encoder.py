@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from serve.errors import TabrankError, unknown_key
 from serve.hashing import hash64
+from serve.strict import json_value
 
 if TYPE_CHECKING:
     from serve.features import Columns
@@ -27,6 +28,11 @@ CLIP = 8.0
 
 MISSING, UNSEEN, FIRST_SEEN = 0, 1, 2
 """Indices of a single category column; vocabulary entry i has index FIRST_SEEN + i."""
+
+MAX_WIDTH = 256
+"""Of a multi-valued column, as a surface's sets have."""
+MAX_STEPS = 64
+"""From a hash's place in the table to its key: seldom five, and thousands where hashes were made to collide."""
 
 _SPARE_BITS = 4
 """Places in a table of hashes for each key: 2 to this power, or more."""
@@ -99,8 +105,10 @@ class MultiColumn:
 
     def __post_init__(self) -> None:
         _check_vocabulary(self.name, self.vocabulary)
-        if self.width < 1:
-            raise TabrankError(f"encoder: column {self.name!r}: width {self.width} must be 1 or more")
+        if not 1 <= self.width <= MAX_WIDTH:
+            raise TabrankError(
+                f"encoder: column {self.name!r}: width {self.width} must be from 1 to {MAX_WIDTH}"
+            )
 
 
 @dataclass(frozen=True)
@@ -195,10 +203,7 @@ class Encoder:
     @classmethod
     def from_json(cls, text: str | bytes) -> Encoder:
         """The encoder that `to_json` wrote; raises TabrankError for anything else."""
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise TabrankError(f"encoder: not JSON: {error}") from error
+        raw = json_value(text, "encoder")
         known = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
         if not isinstance(raw, dict) or not all(isinstance(raw.get(key), list) for key in known):
             raise TabrankError(f"encoder: must be an object with the lists {', '.join(known)}")
@@ -232,6 +237,8 @@ class _Lookup:
             bits = len(own).bit_length() + _SPARE_BITS
             places = own >> np.uint64(64 - bits)
             self._steps = max(self._steps, int(np.bincount(places.astype(np.int64)).max()) - 1)
+            if self._steps > MAX_STEPS:
+                raise TabrankError("encoder: the hashes of a vocabulary all begin alike; fit again")
             first.append(num_keys + np.searchsorted(places, np.arange(1 << bits, dtype=np.uint64)))
             keys += [own, np.array([_LAST], np.uint64)]  # no step leads beyond the last hash there can be
             index += [np.where(order == 0, MISSING, order - 1 + FIRST_SEEN), np.array([UNSEEN])]

@@ -131,10 +131,11 @@ def fold(
 
 
 def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact: bool) -> tuple[T, T]:
-    """(numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1]) → (probability [R], residual scalar).
+    """(numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1]) → (probability [R], residual [R]).
 
-    The residual is the most by which any mask of the batch fails to sum to 1 (NaN counts as 1): above 1e-6
-    the passes of `serve.masks` did not suffice and the batch is to be rerun with `exact`, which sorts.
+    The residual is the most by which any mask of the row fails to sum to 1 (NaN counts as 1): above 1e-6
+    the passes of `serve.masks` did not suffice and the row is to be scored with `exact`, which sorts. It is a row's
+    own, so that no row decides how another one is scored.
     Inputs of no columns are not touched.
     """
     x = _inputs(ops, folded, numeric, hot, index)
@@ -209,8 +210,8 @@ def _transform(ops: Ops[T], layers: Sequence[Gated], x: T) -> T:
 def _residual(ops: Ops[T], sums: Sequence[T]) -> T:
     one = ops.scalar(1.0)
     gap = ops.abs(ops.sub(ops.concat(sums), one))
-    # A row that is NaN must not hide another row's gap, and how a maximum treats NaN differs by backend.
-    return ops.max_all(ops.where(ops.is_nan(gap), one, gap))
+    # How a maximum treats NaN differs by backend.
+    return ops.flatten(ops.max(ops.where(ops.is_nan(gap), one, gap)))
 
 
 class _Weights:

@@ -21,6 +21,7 @@ class LiveTable:
 
     def __init__(self, schema: Schema, open_store: Callable[[], Store]) -> None:
         self.rows = Rows(schema, "candidate")
+        self._viewer_bytes = schema.viewer.itemsize
         self.seq = 0
         self._open_store = open_store
         self._store: Store | None = None
@@ -28,7 +29,7 @@ class LiveTable:
         self._failed: tuple[float, str] | None = None  # until when to leave it alone, and why
 
     def read(self, viewers: Sequence[str]) -> list[bytes | None]:
-        """The packed rows of `viewers`, None for an unknown one; `rows` are of the same commit.
+        """The packed rows of `viewers`, None for an unknown or damaged one; `rows` are of the same commit.
 
         Raises:
             StoreUnavailable: `rows` are as they were; the store is not asked again for `RETRY_S` or more.
@@ -43,7 +44,7 @@ class LiveTable:
             self._failed = (now + max(RETRY_S, PATIENCE * (now - begun)), str(error))
             raise
         self._failed, self._read = None, time.monotonic()
-        return packed
+        return [None if row is None or len(row) != self._viewer_bytes else row for row in packed]
 
     def _read_store(self, viewers: Sequence[str]) -> list[bytes | None]:
         if self._store is None:

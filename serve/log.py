@@ -23,6 +23,8 @@ from serve.strict import refuse_file, refuse_unwritable
 from serve.surface import FieldType, Surface
 
 READS = 10  # of a table whose segments are being merged, before it is said to be unreadable
+MAX_MS = 2**53  # as the service takes
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for a damaged file
 MAY_BE_EMPTY = ("viewers", "events")  # where a service has written a log
 TABLES = ("viewers", "candidates", "exposures", "events")
 ARROW: Mapping[FieldType, pa.DataType] = {
@@ -199,11 +201,11 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     for path in paths:
         try:
             parts.append(_read(path, columns))
-        except (pa.ArrowInvalid, OSError) as error:
+        except UNREADABLE as error:
             raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise TabrankError(f"{folder}: {paths[0].name} and {name} do not fit together: {error}") from None
     if not len(table):
         raise TabrankError(f"{paths[0]}: has no rows; a log needs at least one row in each table")
@@ -215,7 +217,7 @@ def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
     for _ in range(READS - 1):
         try:
             return _read_once(path, columns)
-        except (pa.ArrowInvalid, OSError):
+        except UNREADABLE:
             continue
     return _read_once(path, columns)
 
@@ -230,6 +232,7 @@ def _read_once(path: Path, columns: Sequence[str] | None) -> pa.Table:
                 schema = pa.schema([schema.field(column) for column in columns if column in schema.names])
             # by batches: read whole, lists of more than 2 GiB of strings are refused
             tables.append(pa.Table.from_batches(file.iter_batches(columns=schema.names), schema))
+            tables[-1].validate(full=True)  # a damaged file's strings may be no UTF-8
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
@@ -261,6 +264,9 @@ class _Reader:
             self._refuse_in_lists(column, values, nullable)
         if wanted == pa.float64():
             self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
+        if column == "ts_ms":
+            bad = pc.or_(pc.less(values, 0), pc.greater(values, MAX_MS))
+            self._refuse(column, bad, f"is not from 0 to {MAX_MS}, milliseconds since 1970")
         self.columns[column] = values
         return self
 
@@ -303,7 +309,16 @@ class _Reader:
             raise TabrankError(
                 f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
             )
-        return values.cast(wanted)
+        return self._as(column, values, wanted)
+
+    def _as(self, column: str, values: Any, wanted: pa.DataType) -> Any:
+        try:
+            return values.cast(wanted)
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise TabrankError(
+                f"{self.path}: column {column!r} cannot be taken as {_words(wanted)}: {reason}"
+            ) from None
 
     def _context(self, column: str, wanted: pa.StructType) -> pa.ChunkedArray:
         values = self.raw[column].combine_chunks()
@@ -317,7 +332,7 @@ class _Reader:
                 raise TabrankError(
                     f"{self.path}: column '{column}.{part.name}' holds {child.type}; it must hold {_words(part.type)}"
                 )
-            children.append(child.cast(part.type))
+            children.append(self._as(f"{column}.{part.name}", child, part.type))
         if not children:
             return pa.chunked_array([pa.nulls(len(values), wanted)])
         return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])

@@ -83,10 +83,6 @@ class Ops(Protocol[T]):
         """The largest over the columns, [columns, R] → [1, R]."""
         ...
 
-    def max_all(self, a: T) -> T:
-        """The largest of all, a scalar."""
-        ...
-
     def sort(self, a: T) -> T:
         """Sorted over the columns, the largest first."""
         ...

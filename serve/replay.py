@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,10 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from serve.api import plain
+from serve.errors import TabrankError
 from serve.kinds import IMPRESSION, Entity
 from serve.log import Log
 from serve.snapshots import Snapshot, start
 from serve.state import I64, Record, Run, Schema, State, encode
+from serve.strict import json_value, typed
+from serve.surface import Field
 
 EVER_MS = np.iinfo(np.int64).min  # the time of a row that has held since ever
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
@@ -49,6 +52,19 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
     exposure_ms = exposures["ts_ms"].to_numpy().astype(np.int64)
     event_ms: I64 = events["ts_ms"].to_numpy().astype(np.int64)
     return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
+
+
+def _stated(text: str, declared: Mapping[str, Field], row: int) -> dict[str, dict[str, object]]:
+    """The fields that an exposure's request stated, by candidate; those that the surface has lost are left out."""
+    where = f"exposures: column 'stated', row {row}"
+    stated: dict[str, dict[str, object]] = {}
+    for candidate, fields in typed(json_value(text, where), dict, where).items():
+        known = {name: value for name, value in typed(fields, dict, where).items() if name in declared}
+        try:
+            stated[candidate] = {name: plain(declared, name, value, "") for name, value in known.items()}
+        except TabrankError as error:
+            raise TabrankError(f"{where}: {error}") from None
+    return stated
 
 
 class _Upsert(NamedTuple):
@@ -121,7 +137,9 @@ class Replay:
             "candidate", log.candidates
         )
         self._stated = {
-            i: json.loads(text) for i, text in enumerate(log.exposures["stated"].to_pylist()) if text
+            i: _stated(text, schema.surface.fields["candidate"], i)
+            for i, text in enumerate(log.exposures["stated"].to_pylist())
+            if text
         }
         self._order(log)
 
@@ -146,7 +164,9 @@ class Replay:
         ):
             fields = dict(zip(names, row, strict=True))
             if stated is not None:
-                fields = {field: fields[field] for field in stated}
+                fields = {
+                    field: fields[field] for field in stated if field in fields
+                }  # else the surface lost it
             upserts.append(_Upsert(t, entity, name, end, None if removed else fields))
         return upserts
 

@@ -15,8 +15,9 @@ from safetensors.numpy import load as load_safetensors
 
 from serve.artifact import Artifact
 from serve.artifact import load as load_artifact
-from serve.errors import ArtifactRefused, TabrankError
+from serve.errors import ArtifactRefused
 from serve.graph import Calibration, fold, forward
+from serve.onnx_file import refuse_strange
 
 F32 = NDArray[np.float32]
 U64 = NDArray[np.uint64]
@@ -26,11 +27,14 @@ TOLERANCE = 1e-5
 """By how much a golden score may differ from the trained network's."""
 
 MAX_RESIDUAL = 1e-6
-"""By how much a mask may fail to sum to 1 before its batch is rerun with a sort."""
+"""By how much a row's masks may fail to sum to 1 before it is scored with a sort."""
+
+MAX_GOLDEN = 10_000
+"""Golden rows; an artifact has 64."""
 
 
 class Scorer(Protocol):
-    """Scores rows; a row's score does not depend on the rows beside it."""
+    """Scores rows; what is in a row changes no bit of another row's score."""
 
     def score(self, numeric: F32, category: U64) -> F32:
         """(numeric f32 [R, F], NaN missing; category u64 [R, K], 0 missing) → P(label) f32 [R]."""
@@ -47,12 +51,13 @@ class OnnxScorer:
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Probabilities [R]; a batch that the fixed passes do not settle is scored again with a sort."""
+        """Probabilities [R]; the rows that the fixed passes do not settle have theirs from a run with a sort."""
         parts = self._encoder.encode(numeric, category)
         probability, residual = _run(self._passes, parts)
-        if not residual <= MAX_RESIDUAL:
+        settled = residual <= MAX_RESIDUAL
+        if not settled.all():
             self.num_reruns += 1
-            probability, _ = _run(self._sorting, parts)
+            probability = np.where(settled, probability, _run(self._sorting, parts)[0])
         return probability
 
     def score_sorting(self, numeric: F32, category: U64) -> F32:
@@ -84,24 +89,25 @@ class TorchScorer:
         """Probabilities [R]; on a GPU always with a sort: one launch, where each pass is several."""
         parts = self._encoder.encode(numeric, category)
         probability, residual = self._run(parts, exact=self._device.type != "cpu")
-        if not residual <= MAX_RESIDUAL:
+        settled = residual <= MAX_RESIDUAL
+        if not settled.all():
             self.num_reruns += 1
-            probability, _ = self._run(parts, exact=True)
+            probability = np.where(settled, probability, self._run(parts, exact=True)[0])
         return probability
 
     def score_sorting(self, numeric: F32, category: U64) -> F32:
         """Probabilities [R], with a sort."""
         return self._run(self._encoder.encode(numeric, category), exact=True)[0]
 
-    def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, float]:
+    def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
         if not len(parts[0]):
-            return np.empty(0, np.float32), 0.0
+            return np.empty(0, np.float32), np.empty(0, np.float32)
         with self._torch.inference_mode():
             # A copy: torch warns of arrays that it may not write to, such as those that came over a wire.
             inputs = [self._torch.tensor(part, device=self._device) for part in parts]
             probability, residual = forward(self._ops, self._folded, *inputs, exact=exact)
             scores: F32 = probability.cpu().numpy()
-            return scores, 0.0 if exact else float(residual)
+            return scores, np.zeros_like(scores) if exact else residual.cpu().numpy()
 
 
 def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | None = None) -> Scorer:
@@ -115,7 +121,7 @@ def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | N
         scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, device)
     except ArtifactRefused:
         raise
-    except (TabrankError, SafetensorError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # of reading weights, or of memory for what they ask for: it must not serve
         raise ArtifactRefused(f"artifact {folder}: cannot be scored with: {error}; fit again") from error
     _check_golden(artifact, scorer)
     return scorer
@@ -128,17 +134,23 @@ def _session(artifact: Artifact, name: str) -> Any:
     import onnxruntime
 
     model = artifact.read(name)
-    # A tensor kept outside of the model names its file under the key "location"; ours holds no such string.
-    if b"location" in model:
+    try:
+        refuse_strange(model)
+    except ValueError as error:
         raise ArtifactRefused(
-            f"artifact {artifact.path}: {name} refers to data outside of it; export it again"
-        )
+            f"artifact {artifact.path}: {name} is not a graph of ours: it {error}; export it again"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model,
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # which prints
+        )
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
         raise ArtifactRefused(f"artifact {artifact.path}: {name} cannot be loaded: {error}") from error
     unknown = {value.name for value in session.get_inputs()} - set(_INPUTS)
@@ -147,13 +159,14 @@ def _session(artifact: Artifact, name: str) -> Any:
     return session
 
 
-def _run(session: Any, parts: Encoded) -> tuple[F32, float]:
+def _run(session: Any, parts: Encoded) -> tuple[F32, F32]:
+    """Probabilities [R] and residuals [R]; of an artifact of format 1 one residual, the largest, for all rows."""
     if not len(parts[0]):
-        return np.empty(0, np.float32), 0.0
+        return np.empty(0, np.float32), np.empty(0, np.float32)
     arrays: tuple[NDArray[Any], ...] = parts
     feeds = {name: array for name, array in zip(_INPUTS, arrays, strict=True) if array.shape[1]}
     probability, residual = session.run(("probability", "residual"), feeds)
-    return probability, float(residual)
+    return probability, residual
 
 
 def _check_golden(artifact: Artifact, scorer: OnnxScorer | TorchScorer) -> None:
@@ -163,11 +176,16 @@ def _check_golden(artifact: Artifact, scorer: OnnxScorer | TorchScorer) -> None:
         numeric, category, want = golden["numeric"], golden["category"], golden["score"]
     except (SafetensorError, KeyError) as error:
         raise ArtifactRefused(f"{where}: cannot be read: {error}") from error
-    if not len(want):
-        raise ArtifactRefused(f"{where}: holds no rows; fit again")
+    if want.dtype != np.float32 or want.ndim != 1 or not 0 < len(want) <= MAX_GOLDEN:
+        raise ArtifactRefused(
+            f"{where}: score is {want.dtype} {list(want.shape)}; it must be float32 of 1 to {MAX_GOLDEN:,} rows; "
+            "fit again"
+        )
     for score in (scorer.score, scorer.score_sorting):
         try:
             found = score(numeric, category)
+            if found.shape != want.shape:
+                raise ValueError(f"{list(found.shape)} scores for {len(want)} rows")
         except Exception as error:  # ONNX Runtime's, torch's or ours: whatever it is, it must not serve
             raise ArtifactRefused(f"{where}: cannot be scored: {type(error).__name__}: {error}") from error
         off = np.flatnonzero(~(np.abs(found - want) <= TOLERANCE))

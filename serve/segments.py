@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.durable import put
+from serve.errors import TabrankError
 from serve.journal import numbered
-from serve.log import ARROW
+from serve.log import ARROW, UNREADABLE
 from serve.pace import Step
 from serve.records import Candidate, Ended, Entry, Event, Exposure, Forget, Viewer, event_key, exposure_key
 from serve.strict import refuse_file
@@ -89,7 +90,8 @@ class Segments:
         ):
             parts: list[list[str]] = []
             for path in reversed(segments(self.folder, name)):
-                parts.append(pq.read_table(path, columns=[column])[column].to_pylist())
+                with _readable(path):
+                    parts.append(pq.read_table(path, columns=[column])[column].to_pylist())
                 if sum(map(len, parts)) >= num or int(path.stem) <= after:
                     break
             keys += map(as_key, chain.from_iterable(reversed(parts)))
@@ -176,7 +178,11 @@ class _Draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._writer = pq.ParquetWriter(self._draft, schema, compression="zstd")
+        try:
+            self._writer = pq.ParquetWriter(self._draft, schema, compression="zstd")
+        except BaseException:  # a full disk has room for a name
+            self._draft.unlink(missing_ok=True)
+            raise
         self.write = self._writer.write_table
 
     def __enter__(self) -> _Draft:
@@ -199,9 +205,22 @@ def segments(log: Path, table: str) -> list[Path]:
     return sorted((log / table).glob(f"{'[0-9]' * DIGITS}.parquet"))
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises TabrankError, which names the file, for one that is damaged."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise TabrankError(
+            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; bring it back from a backup, or move it "
+            "away: the log is then without its records"
+        ) from error
+
+
 def last_seq(path: Path) -> int:
     """The greatest number in a segment, as its footer says."""
-    metadata = pq.read_metadata(path)
+    with _readable(path):
+        metadata = pq.read_metadata(path)
     column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "seq")
     groups = (metadata.row_group(i).column(column) for i in range(metadata.num_row_groups))
     return max(int(group.statistics.max) for group in groups)

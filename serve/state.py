@@ -146,13 +146,22 @@ class Rows:
         self.table[row] = np.frombuffer(packed, self.table.dtype)[0]
 
     def apply(self, changed: Mapping[str, bytes]) -> None:
-        """Take what a store says has changed: packed rows by id, b"" for an id that is gone."""
+        """Take what a store says has changed: packed rows by id, b"" for an id that is gone.
+
+        A row of another size is damaged; its id counts as gone, and no other row is mistaken for it.
+        """
+        if not {0, self.table.itemsize}.issuperset(map(len, changed.values())):
+            changed = {name: row if self.is_sound(row) else b"" for name, row in changed.items()}
         put = [self.add(name) for name, packed in changed.items() if packed]
         if put:
             self.table[put] = np.frombuffer(b"".join(changed.values()), self.table.dtype)
         for name, packed in changed.items():
             if not packed:
                 self.drop(name)
+
+    def is_sound(self, packed: bytes) -> bool:
+        """Whether it can be a row: what was damaged may have another size."""
+        return len(packed) == self.table.itemsize
 
     def drop(self, name: str) -> None:
         """Forget an id; another may get its row."""

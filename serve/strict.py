@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import tempfile
 from collections.abc import Container, Iterable, Mapping
@@ -11,6 +13,7 @@ from typing import Any, cast
 
 from serve.errors import TabrankError, unknown_key
 
+MAX_DURATION_MS = 36_500 * 86_400_000
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -73,12 +76,45 @@ def whole(value: object, where: str, low: int, high: int) -> int:
     return checked
 
 
+def json_value(content: bytes | str, where: str) -> Any:
+    """What JSON holds, if every reader takes the same from it: no key twice, no NaN, no number beyond a float."""
+    try:
+        return json.loads(
+            content if isinstance(content, str) else content.decode(),
+            object_pairs_hook=_once,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise TabrankError(f"{where}: is nested too deeply") from None
+    except ValueError as error:
+        raise TabrankError(f"{where}: not JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    checked = dict(pairs)
+    if len(checked) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return checked
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number of JSON, or beyond a float")
+    return value
+
+
 def duration_ms(value: object, where: str) -> float:
     """A duration, written as a number and a unit (5s, 30m, 2h, 7d), in milliseconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)", value) if isinstance(value, str) else None
     if match is None or float(match[1]) == 0:
         raise TabrankError(f"{where}: {value!r} is no duration; write a number and a unit: 5s, 30m, 2h, 7d")
-    return float(match[1]) * UNITS_MS[match[2]]
+    duration = float(match[1]) * UNITS_MS[match[2]]
+    if not 1 <= duration <= MAX_DURATION_MS:
+        raise TabrankError(f"{where}: {value!r} must be from a millisecond to 36500d")
+    return duration
 
 
 def num_bytes(text: str, where: str) -> int:

@@ -18,6 +18,8 @@ from serve.strict import duration_ms, number, one_of, table, typed, whole
 SHIPPED = Path(__file__).parent / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
 PositionBias = Literal["ignored", "examined"]
+MAX_CHARACTERS = 128 << 10  # some thousand features; those that are shipped have four thousand characters
+MAX_DOTS = 1_000  # tomllib takes time by the square of a key's parts
 OWNERS = ("viewer", "candidate", "context")
 
 
@@ -96,9 +98,15 @@ def load_surface(name_or_path: str) -> Surface:
 
 def read_surface(text: str, where: str = "surface") -> Surface:
     """A surface from TOML text; `where` names the file in messages."""
+    if len(text) > MAX_CHARACTERS or max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
+        raise TabrankError(
+            f"{where}: is no surface: longer than {MAX_CHARACTERS:,} characters, or over {MAX_DOTS} dots in a line"
+        )
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise TabrankError(f"{where}: not valid TOML: is nested too deeply") from None
+    except ValueError as error:  # of TOML, or of a number with thousands of digits
         raise TabrankError(f"{where}: not valid TOML: {error}") from None
     keys = (
         "name",

@@ -83,10 +83,6 @@ class TorchOps:
         """The largest over the columns."""
         return torch.amax(a, dim=0, keepdim=True)
 
-    def max_all(self, a: Tensor) -> Tensor:
-        """The largest of all."""
-        return torch.amax(a)
-
     def sort(self, a: Tensor) -> Tensor:
         """The largest first, over the columns."""
         return torch.sort(a, dim=0, descending=True).values

@@ -79,7 +79,7 @@ def export(folded: Folded, exact: bool) -> bytes:
     """The graph as a serialised ONNX model over any number of rows.
 
     Inputs are numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1], without those that have no columns;
-    outputs are probability f32 [R] and residual, a scalar.
+    outputs are probability f32 [R] and residual f32 [R].
     """
     ops = _OnnxOps()
     num_single = sum(len(group.columns) for group in folded.embedded)
@@ -97,7 +97,7 @@ def export(folded: Folded, exact: bool) -> bytes:
     ops.name(residual, "residual")
     outputs = [
         helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows"]),
-        helper.make_tensor_value_info("residual", TensorProto.FLOAT, []),
+        helper.make_tensor_value_info("residual", TensorProto.FLOAT, ["rows"]),
     ]
     graph = helper.make_graph(ops.nodes, "tabnet", inputs, outputs, ops.initializers)
     model = helper.make_model(
@@ -182,9 +182,6 @@ class _OnnxOps:
 
     def max(self, a: str) -> str:
         return self._node("ReduceMax", a, self._integers([0]), keepdims=1)
-
-    def max_all(self, a: str) -> str:
-        return self._node("ReduceMax", a, keepdims=0)
 
     def sort(self, a: str) -> str:
         self._node("Shape", a, start=0, end=1)

@@ -23,6 +23,11 @@ class Findings:
             self._refusals.append((steps, self._problem(steps, detail, (mark.line + 1, mark.column + 1))))
 
     @property
+    def num_refused(self) -> int:
+        """How many problems there are so far."""
+        return len(self._refusals)
+
+    @property
     def refusals(self) -> list[Problem]:
         """What makes the file unfit, in its order; once, where aliases bring it into several places."""
         by_place: dict[Any, Problem] = {}

@@ -34,6 +34,7 @@ PLACES = {
     (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
     (*LIVE, "api_keys", "*"): "in a caller's key",
 }
+MAX_HINTS = 100  # problems of a file after which no nearest key is looked for: each takes a millisecond
 # Of difflib's ratio. Below the first a name is no slip of another; above the second it is that of a key elsewhere in
 # the file, where it is likelier by the third than any key of its own level.
 CLOSE, VERY_CLOSE, MARGIN = 0.6, 0.8, 0.1
@@ -50,8 +51,8 @@ def check_keys(
         return  # a value of the wrong type is for whoever reads it to refuse
     for key, child in value.items():
         if level in levels and key not in levels[level]:
-            known = f"unknown key {str(key)!r}; {hint(everywhere, level, str(key))}"
-            findings.refuse((*steps, key), known, key=True)
+            more = f"; {hint(everywhere, level, str(key))}" if findings.num_refused < MAX_HINTS else ""
+            findings.refuse((*steps, key), f"unknown key {str(key)!r}{more}", key=True)
         elif isinstance(key, str):
             below = (*level, "*" if level and level[-1] in CHOSEN else key)
             check_keys(findings, child, levels, everywhere, (*steps, key), below)

@@ -275,6 +275,7 @@ def _check_slots(findings: Findings, front: Size, scorer: Size, knobs: UserConfi
 
 def _check_deadline(findings: Findings, front: Size, deadline_s: float, timeout_s: float | None) -> None:
     where = (*front.steps, "user_config", "deadline_ms")
+    timeout_s = None if timeout_s is None else float(timeout_s)  # Ray takes "9" for a number
     if timeout_s is not None and deadline_s >= timeout_s:
         findings.refuse(
             where,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ LOADER = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
 )  # libyaml's, where PyYAML has it, takes a tenth of the time
 Steps = tuple[Any, ...]  # keys and indices, from the root
+MAX_BYTES = 256 << 10
+MAX_VALUES = 5_000  # an alias counts as all that it stands for; one file of ours has about 150
+MAX_NUMBER = 40  # characters of a number; YAML reads 1:59:59 to base 60, and a long one for minutes
+UNFIT = (
+    ValueError,
+    OverflowError,
+    LookupError,
+    AttributeError,
+)  # what PyYAML raises for a value that is no such
 NOT_JSON = {
     "timestamp": "a time",
     "binary": "bytes",
@@ -58,9 +68,12 @@ class Document:
             (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         ):  # YAML has it, and Ray opens files as UTF-8
             raise self._no_yaml((1, 1), "it is UTF-16; save it as UTF-8 text")
+        if len(raw) > MAX_BYTES:
+            detail = f"it has {len(raw):,} bytes, more than {MAX_BYTES:,}; is this a Ray Serve config file?"
+            raise Refused([Problem(str(path), 1, 1, "", detail)])
         try:
             root = yaml.compose(raw, LOADER)
-            self.oddities = list(_oddities(root, (), ())) if root else []
+            self.oddities = list(_oddities(root, (), (), count())) if root else []
             self.value: dict[str, Any] = _constructed(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
@@ -121,7 +134,7 @@ def _constructed(root: yaml.Node | None) -> Any:
         return None
     try:
         return yaml.constructor.SafeConstructor().construct_document(root)
-    except (ValueError, OverflowError) as error:  # such as the 31st of February
+    except UNFIT as error:  # such as the 31st of February
         mark = root.start_mark
         raise yaml.MarkedYAMLError(problem=str(error), problem_mark=mark) from None
 
@@ -144,7 +157,12 @@ def _child(node: yaml.Node, step: Any) -> tuple[yaml.Node | None, yaml.Node] | N
 
 
 def _key(node: yaml.Node) -> Any:
-    return yaml.constructor.SafeConstructor().construct_object(node) if _is_scalar(node) else None
+    if node.tag == "tag:yaml.org,2002:str":  # most are, and a constructor each would be slow
+        return node.value
+    try:
+        return yaml.constructor.SafeConstructor().construct_object(node) if _is_scalar(node) else None
+    except UNFIT as error:
+        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
 
 def _is_scalar(node: yaml.Node) -> bool:
@@ -152,10 +170,16 @@ def _is_scalar(node: yaml.Node) -> bool:
 
 
 def _oddities(
-    node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...]
+    node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...], counted: Iterator[int]
 ) -> Iterator[tuple[Steps, yaml.Mark, str]]:
     """What YAML allows and a configuration does not survive: repeated keys, values that JSON has not."""
     kind = node.tag.rpartition(":")[2]
+    if next(counted) >= MAX_VALUES:
+        problem = f"more than {MAX_VALUES:,} values, each alias counted as what it stands for"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
+        problem = f"a number of {len(node.value):,} characters; put it in quotes if it is text"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
         yield (
             steps,
@@ -167,7 +191,7 @@ def _oddities(
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     if isinstance(node, yaml.SequenceNode):
         for i, child in enumerate(node.value):
-            yield from _oddities(child, (*steps, i), (*above, node))
+            yield from _oddities(child, (*steps, i), (*above, node), counted)
     if isinstance(node, yaml.MappingNode):
         names = set()
         for key, child in node.value:
@@ -187,4 +211,4 @@ def _oddities(
                     f"YAML does not take the key {key.value} for a string; put it in quotes",
                 )
             names.add((key.tag, key.value))
-            yield from _oddities(child, here, (*above, node))
+            yield from _oddities(child, here, (*above, node), counted)

@@ -5,10 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serve.artifact import (
@@ -23,6 +25,7 @@ from serve.artifact import (
 )
 from serve.encoder import Encoder, NumericColumn
 from serve.errors import ArtifactRefused, TabrankError
+from serve.seal import sealed
 
 OLD, NEW = "20260102T030405Z-0a1b", "20260102T030406Z-0000"
 CONTENT = {name: name.encode() for name in FILES}
@@ -42,7 +45,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     artifact = load(write(tmp_path / "made" / "a", **{"encoder.json": encoder.to_json().encode()}))
     assert artifact.version == OLD
     assert artifact.manifest["rows"] == 3
-    assert artifact.manifest["format"] == 1
+    assert artifact.manifest["format"] == 2
     assert artifact.read("model.onnx") == b"model.onnx"
     assert artifact.encoder == encoder
     assert names(tmp_path / "made") == ["a"]
@@ -82,12 +85,53 @@ def broken_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
 
 
+def unsealed(folder: Path) -> dict[str, Any]:
+    """The manifest without its seal."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    return {key: value for key, value in manifest.items() if key != "seal"}
+
+
 def manifest_with(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+        (folder / "manifest.json").write_bytes(sealed({**unsealed(folder), **changes}))
 
     return change
+
+
+def manifest_text(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "manifest.json"
+        assert old in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+    return change
+
+
+def linked_folder(folder: Path) -> None:
+    folder.rename(folder.parent / "elsewhere")
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def folder_in_place(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").mkdir()
+
+
+def pipe_in_place(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+    os.mkfifo(folder / "model.onnx")
+
+
+def too_large(folder: Path) -> None:
+    os.truncate(folder / "model.onnx", 1 << 40)
+
+
+def nested(folder: Path) -> None:
+    (folder / "manifest.json").write_bytes(b'{"a":' + b"[" * 100_000)
+
+
+def unsealed_of_this_format(folder: Path) -> None:
+    (folder / "manifest.json").write_text(json.dumps(unsealed(folder)))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +144,30 @@ def manifest_with(**changes: Any) -> Callable[[Path], None]:
         (linked, r"model\.onnx is not a plain file"),
         (linked_manifest, r"manifest\.json is not a plain file"),
         (no_manifest, r"manifest\.json is missing; is this an artifact"),
-        (broken_manifest, r"manifest\.json is not JSON"),
-        (manifest_with(format=2), "format 2 is unknown, this release reads format 1"),
+        (linked_folder, "is a link; name the folder itself"),
+        (folder_in_place, r"model\.onnx is not a plain file"),
+        (pipe_in_place, r"model\.onnx is not a plain file"),
+        (too_large, r"model\.onnx has 1,099,511,627,776 bytes, more than 268,435,456"),
+        (broken_manifest, r"manifest\.json: not JSON"),
+        (nested, r"manifest\.json: is nested too deeply"),
+        (manifest_text(b'"rows": 3', b'"rows": 1e999'), "1e999 is no number"),
+        (manifest_text(b'"rows": 3', b'"rows": NaN'), "NaN is no number"),
+        (manifest_text(b'"rows": 3', b'"rows": 3, "rows": 3'), "the key 'rows' comes twice"),
+        (manifest_text(b'"rows": 3', b'"rows": 4'), r"manifest\.json: is not the file that was written"),
+        (manifest_text(b"\n", b"\n\n"), r"manifest\.json: is not the file that was written"),
+        (manifest_text(b'"format": 2', b'"format": 1'), r"manifest\.json: is not the file that was written"),
+        (unsealed_of_this_format, r"manifest\.json: is not the file that was written"),
+        (manifest_with(format=3), "format 3 is unknown, this release reads formats 1 and 2"),
+        (manifest_with(format=[]), r"format \[\] is unknown"),
         (manifest_with(version="../../etc"), r"version '\.\./\.\./etc' is not like"),
         (manifest_with(files={"../secret": "0"}), "files must name exactly"),
         (manifest_with(files=[]), "files must name exactly"),
+        (manifest_with(files=dict.fromkeys(FILES)), "is not the file that was written"),
+        (
+            manifest_with(files={**dict.fromkeys(FILES, ""), "weights.pkl": ""}),
+            r"differs in \['weights\.pkl'\]",
+        ),
+        (manifest_with(files={**dict.fromkeys(FILES, ""), "/etc/passwd": ""}), "differs in"),
     ],
 )
 def test_a_damaged_artifact_is_refused_in_one_sentence(
@@ -118,6 +181,38 @@ def test_a_damaged_artifact_is_refused_in_one_sentence(
     with pytest.raises(ArtifactRefused):
         publish(folder, tmp_path / "models")
     assert versions(tmp_path / "models") == []
+
+
+def test_an_artifact_of_the_format_before_is_read_and_published_as_it_is(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    text = json.dumps({**unsealed(folder), "format": 1})
+    (folder / "manifest.json").write_text(text)
+    assert load(folder).read("model.onnx") == b"model.onnx"
+    publish(folder, tmp_path / "models")
+    assert (tmp_path / "models" / OLD / "manifest.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "num_damages", [100, pytest.param(1000, marks=[pytest.mark.integration, pytest.mark.no_ray])]
+)
+def test_a_flipped_bit_or_a_cut_in_any_file_refuses_the_artifact(tmp_path: Path, num_damages: int) -> None:
+    rng = np.random.default_rng(num_damages)
+    folder = write(
+        tmp_path / "a", **{"weights.safetensors": rng.bytes(5_000), "model.onnx": rng.bytes(5_000)}
+    )
+    paths = [path for path in folder.iterdir() if path.stat().st_size]
+    assert len(paths) == len(FILES) + 1
+    for number in range(num_damages):
+        # a third of them in the manifest, which nothing else vouches for
+        path = folder / "manifest.json" if number % 3 == 0 else paths[rng.integers(len(paths))]
+        whole = path.read_bytes()
+        at = int(rng.integers(len(whole)))
+        flipped = bytes([whole[at] ^ 1 << int(rng.integers(8))])
+        path.write_bytes(whole[:at] + (flipped + whole[at + 1 :] if number % 2 else b""))
+        with pytest.raises(ArtifactRefused, match=path.name):
+            load(folder)
+        path.write_bytes(whole)
+    load(folder)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -199,6 +294,20 @@ def test_a_killed_writer_leaves_nothing_after_the_next(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_a_publisher_killed_at_any_point_leaves_the_old_version_or_the_new_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    write(tmp_path / "old", OLD)
+    write(tmp_path / "new", NEW, **{"model.onnx": rng.bytes(1_000_000)})
+    command = [sys.executable, "tests/publish_process.py", str(tmp_path), "200"]
+    says = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert says.returncode == 0, says.stderr
+    found = Counter(says.stdout.splitlines())
+    assert set(found) == {f"{OLD} {OLD}", f"{OLD} {OLD} {NEW}", f"{NEW} {OLD} {NEW}"}, "each was met"
+    assert found.total() == 200
+
+
 def test_publishing_copies_once_and_promotion_points(tmp_path: Path) -> None:
     models = tmp_path / "models"
     assert versions(models) == []
@@ -242,6 +351,26 @@ def test_a_pointer_that_holds_no_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "CURRENT").write_text("../a\n")
     with pytest.raises(ArtifactRefused, match=r"holds '\.\./a', which is no version"):
         current(tmp_path)
+
+
+def test_a_pointer_that_is_a_link_is_refused_until_it_is_promoted_over(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    publish(write(tmp_path / "a"), models)
+    (tmp_path / "elsewhere").write_text(NEW)
+    (models / "CURRENT").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactRefused, match="CURRENT is not a plain file"):
+        current(models)
+    promote(models, OLD)
+    assert current(models) == OLD
+    assert (tmp_path / "elsewhere").read_text() == NEW
+
+
+def test_a_published_version_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / OLD).symlink_to(write(tmp_path / "a"))
+    with pytest.raises(ArtifactRefused, match="is a link"):
+        load(models / OLD)
 
 
 def test_what_is_no_version_is_not_listed(tmp_path: Path) -> None:

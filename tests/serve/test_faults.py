@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import shutil
 import signal
+import subprocess
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 from live import Live, event, features
 
+from serve.errors import TabrankError
 from serve.feature_fetch import TAKE_S
 from serve.live_table import RETRY_S
+from serve.segments import Segments
+from serve.stores.lmdb_environment import environment
 from serve.stores.redis_client import TIMEOUT_S
 
 SLACK_S = 1.0  # for a machine that has other things to do
@@ -215,3 +221,160 @@ def test_exposures_beyond_what_the_outbox_holds_are_dropped_and_counted(tmp_path
     assert [(answer["rung"], answer["degraded"]) for answer in (*answers, after)] == [("full", [])] * 6
     assert (num_dropped, in_the_end) == (2, 2)
     assert logged(service, "exposures", "request_id") == ["after", "r0", "r1", "r2"]
+
+
+def data_of(service):
+    (data,) = (service.folder / "store").glob("*/data.mdb")
+    return data
+
+
+def replaced_by_garbage(data):
+    draft = data.with_name("draft")
+    draft.write_bytes(os.urandom(data.stat().st_size))
+    draft.replace(data)
+
+
+def replaced_by_nothing(data):
+    draft = data.with_name("draft")
+    draft.write_bytes(b"")
+    draft.replace(data)
+
+
+def deleted(data):
+    data.unlink()
+
+
+def overwritten_in_place(data):
+    size = data.stat().st_size
+    with data.open("r+b") as file:
+        file.write(os.urandom(size))
+
+
+def locks_cut_short(data):
+    os.truncate(data.with_name("lock.mdb"), 0)
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+@pytest.mark.parametrize(
+    "fault", [replaced_by_garbage, replaced_by_nothing, deleted, overwritten_in_place, locks_cut_short]
+)
+def test_a_store_file_that_is_gone_or_damaged_fails_no_ranking_and_is_taken_up_again(
+    tmp_path, log_folder, fault
+):
+    service = Live(tmp_path, log_folder, clock="wall")
+
+    async def scenario(service):
+        client, data = Client(service), data_of(service)
+        async with client.at_work():
+            await asyncio.sleep(0.5)
+            kept = await asyncio.to_thread(between_two_commits, data, fault)
+            await asyncio.sleep(1.5)
+            if fault is not locks_cut_short:  # which mends itself
+                kept.replace(data)
+            begun = time.monotonic()
+            await until_well(service)
+            healed_s = time.monotonic() - begun
+        return client, healed_s
+
+    client, healed_s = service.run(scenario)
+    assert client.ranked, "each was answered with 200 in its time"
+    assert client.rungs <= {("full",), ("fallback", "store_unavailable"), ("partial", "stale_features")}
+    assert set(client.refusals) <= {(503, "1")}
+    assert healed_s < 5.0
+    events = logged(service, "events", "id")
+    assert len(set(events)) == len(events)
+    assert set(client.acknowledged) <= set(events)
+    assert set(client.ranked) <= set(logged(service, "exposures", "request_id"))
+
+
+def between_two_commits(data, fault):
+    """Copies the file and has the fault befall it, so that the copy has all that was acknowledged."""
+    used = environment(data.parent.resolve())
+    with used._changed:
+        used._changed.wait_for(lambda: used._num_leases == 0)
+        kept = data.with_name("kept")
+        shutil.copy(data, kept)
+        fault(data)
+    return kept
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 6 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk needs root, and the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_a_disk_that_fills_under_load_costs_no_ranking_and_nothing_acknowledged(
+    small_disk, log_folder, monkeypatch
+):
+    monkeypatch.setattr("serve.outbox.MAX_HELD", 30)
+    service = Live(small_disk, log_folder, clock="wall", stale_after_ms=500)
+
+    async def scenario(service):
+        client = Client(service)
+        async with client.at_work():
+            await asyncio.sleep(0.5)
+            filler = small_disk / "filler"
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            await asyncio.sleep(2.0)
+            refused, num_dropped = len(client.refusals), service.fetcher.outbox.num_dropped
+            await asyncio.to_thread(service.ingester.roll)  # nor can the log be written
+            partial = list(small_disk.rglob("*.partial"))
+            filler.unlink()
+            begun = time.monotonic()
+            await until_well(service)
+            healed_s = time.monotonic() - begun
+        return client, refused, num_dropped, partial, healed_s
+
+    client, num_refused, num_dropped, partial, healed_s = service.run(scenario)
+    assert client.ranked, "each was answered with 200 in its time"
+    assert client.rungs == {("full",), ("partial", "stale_features")}
+    assert num_refused > 0
+    assert set(client.refusals) == {(503, "1")}
+    assert num_dropped > 0, "more rankings than can wait"
+    assert partial == []
+    assert healed_s < 5.0
+    events = logged(service, "events", "id")
+    assert len(set(events)) == len(events)
+    assert set(client.acknowledged) <= set(events)
+    exposures = logged(service, "exposures", "request_id")
+    assert len(set(exposures)) == len(exposures)
+    assert 0 < len(set(client.ranked) - set(exposures)) <= service.fetcher.outbox.num_dropped, (
+        "each is counted"
+    )
+    assert not list(small_disk.rglob("*.partial"))
+
+
+def test_a_damaged_segment_is_named_to_whoever_has_to_mend_it(tmp_path, log_folder):
+    service = Live(tmp_path, log_folder, clock="wall")
+
+    async def one_event(service):
+        return await service.events(event("e1", ts_ms=None))
+
+    async def refused(service):
+        return await service.post("/v1/events", {"records": [event("e2", ts_ms=None)]})
+
+    service.run(one_event)
+    (segment,) = (tmp_path / "served" / "events").glob("[0-9]*.parquet")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[: len(whole) // 2])
+    assert service.run(refused).status_code == 503
+    with pytest.raises(
+        TabrankError, match=rf"{segment.name}: not readable as Parquet.*bring it back from a backup"
+    ):
+        Segments(tmp_path / "served", service.surface).last_seq()
+    segment.write_bytes(whole)
+    assert service.run(one_event)["duplicates"] == 1

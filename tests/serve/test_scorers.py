@@ -120,6 +120,39 @@ def test_a_batch_that_the_passes_do_not_settle_is_rerun_with_a_sort(
 
 @each_backend
 @pytest.mark.parametrize("mask_type", ["sparsemax", "entmax"])
+def test_a_row_that_the_passes_do_not_settle_changes_no_bit_of_the_others(
+    backend: Literal["onnx", "torch"],
+    mask_type: Literal["sparsemax", "entmax"],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.masks.num_passes", lambda mask_type, num_columns: 3)  # too few for some rows
+    rng = np.random.default_rng(11)
+    network = random_network(rng, random_encoder(rng, 8, 1, 1), NetworkConfig(n_steps=1, mask_type=mask_type))
+    artifact = load(write_artifact(tmp_path / "a", network, rng))
+    scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, "cpu")
+    numeric, category = random_rows(rng, network.encoder, 400)
+    alone = np.array([_settles(scorer, numeric[i : i + 1], category[i : i + 1]) for i in range(400)])
+    settled, unsettled = np.flatnonzero(alone)[:50], np.flatnonzero(~alone)[:1]
+    assert len(settled) == 50
+    assert len(unsettled) == 1
+    before, after = np.concatenate([settled, settled[:1]]), np.concatenate([settled, unsettled])
+    clean = scorer.score(numeric[before], category[before])
+    num_reruns = scorer.num_reruns
+    dirty = scorer.score(numeric[after], category[after])
+    assert scorer.num_reruns == num_reruns + 1
+    np.testing.assert_array_equal(dirty[:50], clean[:50])
+    assert dirty[50] == scorer.score_sorting(numeric[after], category[after])[50]
+
+
+def _settles(scorer: OnnxScorer | TorchScorer, numeric: np.ndarray, category: np.ndarray) -> bool:
+    num_reruns = scorer.num_reruns
+    scorer.score(numeric, category)
+    return scorer.num_reruns == num_reruns
+
+
+@each_backend
+@pytest.mark.parametrize("mask_type", ["sparsemax", "entmax"])
 @pytest.mark.parametrize("size", [0.0, 1e4, 1e30, -1e4, -1e30])
 def test_adversarial_logits_score_as_the_trained_network_does(
     backend: Literal["onnx", "torch"], tmp_path: Path, mask_type: Literal["sparsemax", "entmax"], size: float
@@ -198,7 +231,7 @@ def test_golden_scores_that_differ_refuse_the_artifact(
                     "score": np.zeros(0, np.float32),
                 }
             ),
-            "holds no rows",
+            "score is float32 [0]; it must be",
         ),
         (
             save_safetensors(
@@ -229,7 +262,8 @@ def test_the_sorting_graph_is_verified_too(tmp_path: Path, network: Network) -> 
 def test_a_graph_that_is_not_ours_is_refused(
     tmp_path: Path, network: Network, folder: Path, name: str
 ) -> None:
-    assert f"{name} cannot be loaded" in refused(tmp_path / "1", network, {name: b"not a graph"})
+    message = refused(tmp_path / "1", network, {name: b"not a graph"})
+    assert f"{name} is not a graph of ours: it is no ONNX file" in message
     model = onnx.load_from_string((folder / name).read_bytes())
     model.graph.output.pop()
     message = refused(tmp_path / "2", network, {name: model.SerializeToString()})
@@ -240,7 +274,7 @@ def test_a_graph_with_data_outside_of_it_is_refused(tmp_path: Path, network: Net
     model = onnx.load_from_string((folder / "model.onnx").read_bytes())
     convert_model_to_external_data(model, location="weights.safetensors", size_threshold=0)
     message = refused(tmp_path, network, {"model.onnx": model.SerializeToString()})
-    assert "model.onnx refers to data outside of it" in message
+    assert "it has a tensor with a field 13, such as refers to other data or code" in message
 
 
 def test_weights_that_do_not_fit_the_encoder_are_refused(tmp_path: Path, network: Network) -> None:

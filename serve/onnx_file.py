@@ -1,0 +1,153 @@
+"""An ONNX file, walked to the last field before ONNX Runtime sees it: only what our export writes passes.
+
+ONNX Runtime follows a file's wishes: it reads other files, runs loops, calls operators of whoever registered some.
+We write a flat graph of some two dozen operators whose numbers are all inside of it. The walk knows the encoding
+(protocol buffers: fields of a number and a wire type) and, by message, which fields may come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+MAX_NODES = 50_000
+OPERATORS = {
+    "Abs", "Add", "Cast", "Clip", "Concat", "Div", "Flatten", "Gather", "Gemm", "HardSigmoid", "Identity", "IsNaN",
+    "LessOrEqual", "Log", "MatMul", "Mul", "ReduceMax", "Relu", "Reshape", "Shape", "Sigmoid", "Sqrt", "Sub", "TopK",
+    "Transpose", "Where",
+}  # fmt: skip
+ITEM_BYTES = {1: 4, 7: 8}  # of the element types float and int64
+
+VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5  # wire types
+Value = int | memoryview
+
+
+class _Message(NamedTuple):
+    """The fields that a message may have: by number their name, and the message that one is where it is one."""
+
+    name: str
+    fields: Mapping[int, tuple[str, _Message | None]]
+
+
+def _message(kind: str, /, **fields: int | tuple[int, _Message]) -> _Message:
+    numbered = {
+        (field if isinstance(field, int) else field[0]): (key, None if isinstance(field, int) else field[1])
+        for key, field in fields.items()
+    }
+    return _Message(kind, numbered)
+
+
+_TENSOR = _message("tensor", dims=1, data_type=2, name=8, raw_data=9)
+_ATTRIBUTE = _message("attribute", name=1, f=2, i=3, ints=8, type=20)
+_NODE = _message("node", input=1, output=2, name=3, op_type=4, attribute=(5, _ATTRIBUTE))
+_VALUE = _message("value", name=1, type=2)
+_GRAPH = _message(
+    "graph", node=(1, _NODE), name=2, initializer=(5, _TENSOR), input=(11, _VALUE), output=(12, _VALUE)
+)
+_OPSET = _message("opset", domain=1, version=2)
+_MODEL = _message("model", ir_version=1, producer_name=2, graph=(7, _GRAPH), opset_import=(8, _OPSET))
+
+
+def refuse_strange(content: bytes) -> None:
+    """Raise ValueError, which says what is strange, unless this is a model such as our export writes."""
+    num_nodes = 0
+
+    def check(message: _Message, found: Mapping[str, list[Value]]) -> None:
+        nonlocal num_nodes
+        if message is _NODE:
+            num_nodes += 1
+            operators = list(map(_text, found["op_type"]))
+            if len(operators) != 1 or operators[0] not in OPERATORS:
+                raise ValueError(f"has a node of the operator {' '.join(operators)[:60]!r}")
+            if num_nodes > MAX_NODES:
+                raise ValueError(f"has more than {MAX_NODES:,} nodes")
+        elif message is _TENSOR:
+            _check_tensor(found)
+        elif message is _OPSET and any(map(_text, found["domain"])):
+            raise ValueError("imports operators that are not ONNX's own")
+
+    _walk(memoryview(content), _MODEL, check)
+    if not num_nodes:
+        raise ValueError("has no graph")
+
+
+Check = Callable[[_Message, Mapping[str, list[Value]]], None]
+
+
+def _walk(content: memoryview, message: _Message, check: Check) -> None:
+    found: dict[str, list[Value]] = {name: [] for name, _ in message.fields.values()}
+    for number, value in _fields(content):
+        if number not in message.fields:
+            raise ValueError(
+                f"has a {message.name} with a field {number}, such as refers to other data or code"
+            )
+        name, inner = message.fields[number]
+        found[name].append(value)
+        if inner is not None:
+            if isinstance(value, int):
+                raise ValueError(f"has a {name} that is a number")
+            _walk(value, inner, check)
+    check(message, found)
+
+
+def _check_tensor(found: Mapping[str, list[Value]]) -> None:
+    """Its numbers are all there: a few bytes must not ask for gigabytes."""
+    shape: list[int] = []
+    for dim in found["dims"]:
+        shape += [dim] if isinstance(dim, int) else _varints(dim)
+    kinds, data = found["data_type"], found["raw_data"]
+    if len(kinds) != 1 or not isinstance(kinds[0], int) or kinds[0] not in ITEM_BYTES or len(data) > 1:
+        raise ValueError("has a tensor of another type than float and int64")
+    size = sum(0 if isinstance(part, int) else len(part) for part in data)
+    if math.prod(shape) * ITEM_BYTES[kinds[0]] != size:
+        raise ValueError(f"has a tensor of the shape {shape[:8]} in {size} bytes")
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, int):
+        raise ValueError("has a number where text is expected")
+    return bytes(value).decode("utf-8", "replace")
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, Value]]:
+    """A message's fields: the number of each and what it holds."""
+    at, end = 0, len(content)
+    while at < end:
+        tag, at = _varint(content, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            value, at = _varint(content, at)
+            yield number, value
+            continue
+        if wire == BYTES:
+            size, at = _varint(content, at)
+        elif wire in (EIGHT, FOUR):
+            size = 8 if wire == EIGHT else 4
+        else:
+            raise ValueError("is no ONNX file")
+        if size > end - at:
+            raise ValueError("is cut short, or no ONNX file")
+        yield number, content[at : at + size]
+        at += size
+
+
+def _varints(content: memoryview) -> list[int]:
+    values, at = [], 0
+    while at < len(content):
+        value, at = _varint(content, at)
+        values.append(value)
+    return values
+
+
+def _varint(content: memoryview, at: int) -> tuple[int, int]:
+    """A number of up to ten bytes, the last of which has no eighth bit; and where it ends."""
+    value = shift = 0
+    while at < len(content) and shift < 70:
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("is cut short, or no ONNX file")
