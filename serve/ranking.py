@@ -44,8 +44,8 @@ class Query(msgspec.Struct, frozen=True):
     explain: bool
     traffic: str
     keep_matrix: bool  # to explain it, or to log it
-    num_scored: int  # how many candidates the model is to score, at most: under load the best known ones
     explore: bool  # whether the order is drawn from the scores
+    num_scored: int  # how many candidates the model is to score, at most: under load the best known ones
 
 
 class Slate(msgspec.Struct, frozen=True):

@@ -83,7 +83,7 @@ class Service:
         store.commit(1, self.rows["viewer"], self.rows["candidate"])
         self.rows = before
 
-        async def score(version: str, matrix: Matrix) -> Any:
+        async def score(version: str, matrix: Matrix, request_of_row: Any) -> Any:
             return self.scorer.score(matrix.numeric, matrix.category)
 
         ranker = Ranker(self.features, LiveTable(self.schema, lambda: store), score, _fail)
@@ -110,7 +110,7 @@ def query(number: int, stated: dict[int, dict[str, object]] | None = None) -> Qu
     random.Random(number).shuffle(names)
     return Query(
         f"r{number}", f"v{number}", names, 500_000, Arm("model", "current", 1.0), "launch", MODEL,
-        NUM_CANDIDATES, {"hour": 3.0}, (stated or {}) if number == 0 else {}, False, "live", False, False,
+        NUM_CANDIDATES, {"hour": 3.0}, (stated or {}) if number == 0 else {}, False, "live", False, False, NUM_CANDIDATES,
     )  # fmt: skip
 
 
