@@ -28,9 +28,9 @@ HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
 }
-# A request whose replica died is asked of another one; without it the three to five in flight end in a closed connection
-# or a bare 500. It may be done twice, which is safe for all that we take: a ranking is known by its request_id, an event
-# by its id, and what changed of a viewer or candidate comes to the same a second time. HAProxy keeps the request for it,
+# A request whose replica died is asked of another one; else the three to five in flight end in a closed connection or a
+# bare 500. It may be done twice, which is safe for all that we take: a ranking is known by its request_id, an event by
+# its id, and what changed of a viewer or candidate comes to the same a second time. HAProxy keeps the request for it,
 # if it fits 16 KiB (55 candidates: 2); a larger one is up to its client. Side by side at 900 requests/s: 80 µs of
 # HAProxy's CPU a request instead of 72, p50 and p99 alike.
 RETRY_ON = "conn-failure empty-response"
