@@ -28,10 +28,11 @@ HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
 }
-# A request whose replica died is asked of another one; without it the three to five in flight end in a closed
-# connection or a bare 500. It may be done twice, which is safe for all that we take: a ranking is known by its
-# request_id, an event by its id, and what changed of a viewer or candidate comes to the same a second time. HAProxy
-# keeps the request for it, if it fits 16 KiB (55 candidates: 2); a larger one is up to its client.
+# A request whose replica died is asked of another one; else the three to five in flight end in a closed connection or a
+# bare 500. It may be done twice, which is safe for all that we take: a ranking is known by its request_id, an event by
+# its id, and what changed of a viewer or candidate comes to the same a second time. HAProxy keeps the request for it,
+# if it fits 16 KiB (55 candidates: 2); a larger one is up to its client. Side by side at 900 requests/s: 80 µs of
+# HAProxy's CPU a request instead of 72, p50 and p99 alike.
 RETRY_ON = "conn-failure empty-response"
 # What makes it fast, and quick to mend.
 FAST = {
@@ -44,13 +45,13 @@ FAST = {
     # Who sends headers and stops, or reads no answer, holds a connection so long, an idle one likewise; by default an
     # hour. (A body is the edge's: serve/bodies.py. For headers that trickle, HAProxy has no limit that Ray passes on.)
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    # A killed HAProxy is back in 3 s instead of 30.
+    # A killed HAProxy is back in 3.5 s instead of 30. Of these 1.5 are three misses; a check each 0.2 s saved 0.5.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",
     # After a reload the old process keeps its old list of replicas; no request needs it for 120 s.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
-    # A replica that hangs is left alone after 4 s instead of 8; until then one request in twelve, of two replicas'
-    # 300 a second, ran out of time. Three misses: a full machine may hold up one answer.
+    # A replica that hangs is left alone after 4 s instead of 7; until then about one request in twelve, of 300 a second
+    # for two replicas, runs out of time. Three misses: a full machine may hold up one answer.
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "3",
 }
