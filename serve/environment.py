@@ -36,8 +36,8 @@ FAST = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # One thread passes on far more than two cores can rank; the default of 4 takes their time.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    # Who sends headers and stops, or reads no answer, holds a connection so long, an idle one likewise; by default an
-    # hour. (A body is the edge's: serve/bodies.py.)
+    # Who sends headers and stops, or reads no answer, holds a connection so long; by default an hour. (A body is the
+    # edge's: serve/bodies.py.)
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # A killed HAProxy is back in 3 s instead of 30.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
@@ -46,10 +46,9 @@ FAST = {
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
 }
 ONE_MACHINE = {
-    # What follows the first line goes into HAProxy's file as it stands: Ray has no switch for how long all headers may
-    # take, so that a byte a minute would hold a connection for ever. The third line is for idle connections, which the
-    # second would be for otherwise.
-    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    timeout http-request 5s\n    timeout http-keep-alive 60s",
+    # The second line goes into HAProxy's file as it stands: Ray has no switch for how long all headers may take, so that
+    # a byte a minute would hold a connection for ever.
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    timeout http-request 5s",
     # HAProxy beside the replicas hears of a change in 0.1 s: a rollout need not wait 30 s per step.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
