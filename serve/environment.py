@@ -42,8 +42,8 @@ FAST = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # One thread passes on far more than two cores can rank; the default of 4 takes their time.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    # Who sends headers and stops, or reads no answer, holds a connection so long, an idle one likewise; by default an
-    # hour. (A body is the edge's: serve/bodies.py. For headers that trickle, HAProxy has no limit that Ray passes on.)
+    # Who sends headers and stops, or reads no answer, holds a connection so long; by default an hour. (A body is the
+    # edge's: serve/bodies.py.)
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # A killed HAProxy is back in 3.5 s instead of 30. Of these 1.5 are three misses; a check each 0.2 s saved 0.5.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
@@ -56,10 +56,11 @@ FAST = {
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "3",
 }
 ONE_MACHINE = {
-    # The second line, too, goes into HAProxy's file as it stands; Ray's own setting knows whole seconds only. Where one
-    # replica of two dies, HAProxy holds back whoever finds out for so long, and for a second otherwise: beyond any
-    # deadline. A connection within the machine needs no 0.1 ms.
-    "RAY_SERVE_HAPROXY_RETRY_ON": f"{RETRY_ON}\n    timeout connect 50ms",
+    # The further lines go into HAProxy's file as they stand: Ray's own settings know whole seconds only, and none for
+    # how long all headers may take. Where one replica of two dies, HAProxy holds back whoever finds out for `connect`,
+    # and for a second otherwise: beyond any deadline; a connection within the machine needs no 0.1 ms. And a client
+    # that sends a byte of its headers a minute would hold a connection for ever.
+    "RAY_SERVE_HAPROXY_RETRY_ON": f"{RETRY_ON}\n    timeout connect 50ms\n    timeout http-request 5s",
     # HAProxy beside the replicas hears of a change in 0.1 s: a rollout need not wait 30 s per step.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",

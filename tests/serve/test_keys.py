@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from serve.__main__ import app
 from serve.errors import RequestError
 from serve.keys import Keys, mint
-from serve.settings import ApiKey
+from serve.settings import ApiKey, UserConfig
 
 
 def key_of(secret, requests_per_s=10.0):
@@ -82,3 +86,15 @@ def test_a_minted_key_is_admitted_by_its_hash_and_cannot_be_guessed():
     assert len(key) >= 40
     assert Keys().admit((ApiKey("app", sha256, 1.0),), key.encode()).name == "app"
     assert mint() != (key, sha256)
+
+
+def test_the_command_prints_a_key_once_and_the_line_that_the_file_takes():
+    done = CliRunner().invoke(app, ["key", "app", "--rps", "5"])
+    first, *_, line = done.stdout.splitlines()
+    secret = first.removeprefix("X-Api-Key: ")
+    (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(line)}).api_keys
+    assert (known.name, known.requests_per_s, known.may_choose_arm) == ("app", 5.0, False)
+    assert Keys().admit((known,), secret.encode()) is known
+    told = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
+    (known,) = UserConfig.from_mapping({"api_keys": told["api_keys"]}).api_keys
+    assert Keys().admit((known,), told["key"].encode()) is known

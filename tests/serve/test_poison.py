@@ -110,7 +110,8 @@ def query(number: int, stated: dict[int, dict[str, object]] | None = None) -> Qu
     random.Random(number).shuffle(names)
     return Query(
         f"r{number}", f"v{number}", names, 500_000, Arm("model", "current", 1.0), "launch", MODEL,
-        NUM_CANDIDATES, {"hour": 3.0}, (stated or {}) if number == 0 else {}, False, "live", False, False, NUM_CANDIDATES,
+        NUM_CANDIDATES, {"hour": 3.0}, (stated or {}) if number == 0 else {}, False, "live", False, False,
+        NUM_CANDIDATES,
     )  # fmt: skip
 
 
