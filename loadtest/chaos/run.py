@@ -16,7 +16,7 @@ import yaml
 
 from loadtest.bench import Bench, judged_step
 from loadtest.chaos.changes import CHANGES
-from loadtest.chaos.fault import Document, Fault
+from loadtest.chaos.fault import CLIENT_TIMEOUT_S, Document, Fault
 from loadtest.chaos.head import HEAD
 from loadtest.chaos.kills import KILLS, ONLY_SCORER
 from loadtest.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
@@ -46,7 +46,6 @@ FAULTS: tuple[Fault, ...] = (  # those on one service one after the other: a sta
 )
 CANDIDATES = 55
 BEFORE_S = 8.0
-CLIENT_TIMEOUT_S = 0.25  # the shipped client's
 LOOK_S = 0.25
 SETTLE_S = 30.0  # for a service to be whole again, before the next fault
 PAGE_S = 2.5  # the page of metrics is renewed every two seconds
@@ -205,7 +204,7 @@ def _under_load(run: Run, fault: Fault, target: Target, rate_rps: float) -> tupl
         rate_rps,
         [Block(longest_s)],
         retry=True,
-        timeout_s=CLIENT_TIMEOUT_S,
+        timeout_s=fault.timeout_s,
     )
     with offering(load) as offer, _watching(target, fault, offer.begun_s) as (seen, samples):
         fault.aim(target)
