@@ -13,6 +13,7 @@ from loadtest.chaos.target import Target
 
 First = Literal["none", "in flight", "any"]
 Document = dict[str, Any]
+CLIENT_TIMEOUT_S = 0.25  # the shipped client's: a later answer is a failure
 ONE = {"FeatureFetch": 1, "Scorer": 1}
 TWO = {"FeatureFetch": 2, "Scorer": 2}
 
@@ -66,6 +67,7 @@ class Fault(ABC):
     load: float = 0.6
     hold_s: float = 0.0
     watch_s: float = 20.0  # after its end
+    timeout_s: float = CLIENT_TIMEOUT_S
 
     def missing(self) -> str | None:
         """Why it cannot be tried here."""

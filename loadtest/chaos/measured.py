@@ -120,10 +120,10 @@ def _first_kinds(offered: Offered, since_s: float) -> dict[str, int]:
 
 
 def _in_flight(offered: Offered, times: Times) -> int:
-    """Requests that were open while the fault was done."""
+    """Requests that were open when the fault came."""
     requests = offered.requests
     begun = requests.at_s + requests.late_ms / 1000
-    return int(((begun <= times.done_s + EDGE_S) & (requests.ended_s >= times.begun_s)).sum())
+    return int(((begun <= times.begun_s + EDGE_S) & (requests.ended_s >= times.begun_s)).sum())
 
 
 def _gap_s(offered: Offered, times: Times) -> float:

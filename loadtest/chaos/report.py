@@ -47,7 +47,10 @@ def measured(found: Report) -> str:
         ", ".join(f"{number:,} {rung}" for rung, number in found["rungs"].items()),
     ]
     if "exposures_dropped" in found:
-        parts.append(f"{found['exposures_dropped']:,.0f} exposures dropped and counted")
+        parts.append(
+            f"{found['rankings_counted']:,.0f} rankings counted, {found['exposures_logged']:,.0f} exposures logged, "
+            f"{found['exposures_dropped']:,.0f} dropped"
+        )
     if "recovered_s" in found:
         parts.append(
             f"the head back {_seconds(found['recovered_s'])}, {found['replaced']:g} replicas replaced"

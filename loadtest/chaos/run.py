@@ -16,7 +16,7 @@ import yaml
 
 from loadtest.bench import Bench, judged_step
 from loadtest.chaos.changes import CHANGES
-from loadtest.chaos.fault import Document, Fault
+from loadtest.chaos.fault import CLIENT_TIMEOUT_S, Document, Fault
 from loadtest.chaos.head import HEAD
 from loadtest.chaos.kills import KILLS, ONLY_SCORER
 from loadtest.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
@@ -46,7 +46,6 @@ FAULTS: tuple[Fault, ...] = (  # those on one service one after the other: a sta
 )
 CANDIDATES = 55
 BEFORE_S = 8.0
-CLIENT_TIMEOUT_S = 0.25  # the shipped client's
 LOOK_S = 0.25
 SETTLE_S = 30.0  # for a service to be whole again, before the next fault
 PAGE_S = 2.5  # the page of metrics is renewed every two seconds
@@ -128,7 +127,7 @@ class Run:
         return document
 
     def _step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
-        load = Load(url, self.bench.bodies, CANDIDATES, rate_rps, [Block(warmup_s + seconds)])
+        load = Load(url, self.bench.bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
         found = measure(offered(load).requests.counted_from(warmup_s), seconds)
         step = judged_step(found, rate_rps, CANDIDATES, self.bench.slo, phase)
         self.say(step_line(asdict(step)))
@@ -205,7 +204,7 @@ def _under_load(run: Run, fault: Fault, target: Target, rate_rps: float) -> tupl
         rate_rps,
         [Block(longest_s)],
         retry=True,
-        timeout_s=CLIENT_TIMEOUT_S,
+        timeout_s=fault.timeout_s,
     )
     with offering(load) as offer, _watching(target, fault, offer.begun_s) as (seen, samples):
         fault.aim(target)

@@ -66,9 +66,16 @@ class DiskFull(Fault):
         _limit(target, resource.RLIM_INFINITY)
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """Exposures that were dropped, as the service counts them."""
-        name = "ray_tabrank_exposures_dropped_total"
-        return {"exposures_dropped": total(after, name) - total(before, name)}
+        """What became of the rankings' exposures, as the service counts them."""
+
+        def gained(name: str, **labels: str) -> float:
+            return total(after, name, **labels) - total(before, name, **labels)
+
+        return {
+            "rankings_counted": gained("ray_tabrank_rankings_total"),
+            "exposures_logged": gained("ray_tabrank_records_total", kind="exposure"),
+            "exposures_dropped": gained("ray_tabrank_exposures_dropped_total"),
+        }
 
 
 class RedisKilled(Fault):
