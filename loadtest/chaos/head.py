@@ -33,8 +33,9 @@ SHARE_CPU = 0.25  # for placement only, and never 0: that has room on the head t
 class Recovered:
     """What was seen of a head that came back; None: not in time.
 
-    `recovered_s`: from its start until Serve said RUNNING and all proxies were well; `in_place_s` and `scaled_s`: how long a live setting took
-    to reach the ingress, and one more replica to run. `replaced`: replicas that are not those of before.
+    `recovered_s`: from its start until Serve said RUNNING and all proxies were well; `in_place_s` and `scaled_s`: how
+    long a live setting took to reach the ingress, and one more replica to run. `replaced`: replicas that are not those
+    of before.
     """
 
     recovered_s: float | None
