@@ -123,6 +123,10 @@ class Dashboard:
         found: Mapping[str, Any] = self._get(APPLICATIONS)["applications"]
         return found
 
+    def proxies(self) -> list[str]:
+        """How each node's proxy is, in Serve's own word."""
+        return [proxy["status"] for proxy in self._get(APPLICATIONS)["proxies"].values()]
+
     def replicas(self) -> dict[str, int]:
         """Replicas that run, by deployment."""
         return {

@@ -87,9 +87,9 @@ class TwoNodes:
         }
 
     def is_running(self) -> bool:
-        """Whether Serve says so of every application."""
+        """Whether Serve says so of every application, and of the proxy of each node that it is well."""
         statuses = {application["status"] for application in self.cluster.applications().values()}
-        return statuses == {"RUNNING"}
+        return statuses == {"RUNNING"} and self.cluster.proxies() == ["HEALTHY"] * len(NODES)
 
 
 @contextlib.contextmanager

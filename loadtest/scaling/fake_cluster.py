@@ -71,6 +71,13 @@ class FakeCluster:
         except UNTOLD:
             return {}
 
+    def proxies(self) -> list[str]:
+        """How each node's proxy is, in Serve's own word; empty while it cannot be told."""
+        try:
+            return self._rest.proxies()
+        except UNTOLD:
+            return []
+
     def replicas(self) -> dict[str, int]:
         """Running replicas by deployment; empty while it cannot be told."""
         try:
