@@ -72,7 +72,7 @@ def run_soak(
     probe(url, bodies[0])
     service = processes_of(cluster, url)
     say(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are looked at")
-    load = Load(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s + seconds)])
+    load = Load(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
     with offering(load) as offer, _watching(cluster, offer.begun_s + warmup_s, _period_s(seconds)) as seen:
         requests = offer.result().requests.counted_from(warmup_s)
     footprints = [each for each in seen if each.at_s >= 0]

@@ -127,7 +127,7 @@ class Run:
         return document
 
     def _step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
-        load = Load(url, self.bench.bodies, CANDIDATES, rate_rps, [Block(warmup_s + seconds)])
+        load = Load(url, self.bench.bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
         found = measure(offered(load).requests.counted_from(warmup_s), seconds)
         step = judged_step(found, rate_rps, CANDIDATES, self.bench.slo, phase)
         self.say(step_line(asdict(step)))

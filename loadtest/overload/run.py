@@ -53,7 +53,7 @@ class Offering:
 
     def step(self, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
         """One step of the search for the knee."""
-        load = self._load(rate_rps, [Block(warmup_s + seconds)])
+        load = self._load(rate_rps, [Block(warmup_s), Block(seconds)])
         found = measure(offered(load).requests.counted_from(warmup_s), seconds)
         step = judged_step(found, rate_rps, self.bench.candidates, self.bench.slo, phase)
         self.bench.say(step_line(asdict(step)))

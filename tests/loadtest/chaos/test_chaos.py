@@ -47,7 +47,7 @@ def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
     assert json.loads((out / "report.json").read_text()) == report
     assert verdict == report["verdict"]
     assert (report["requests"], report["errors"]) == (120, 0)
-    assert report["samples"] >= 8
+    assert report["samples"] >= 4
     assert report["memory_mib"][0] > 100
     assert report["files"][0] > 100
     assert "<svg" in (out / "report.html").read_text()
