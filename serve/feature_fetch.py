@@ -55,7 +55,6 @@ class Moment(NamedTuple):
     kill_switch: bool
     model: str | None  # the promoted version
     level: float  # of the ladder
-    num_refused: int  # rankings, since the start
     pairs: Mapping[
         tuple[str, str], Sums
     ] = {}  # by new and old version: what was scored by both since the last one
@@ -66,6 +65,9 @@ class Metrics:
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
         """A ranking was made."""
+
+    def refused(self, latency_ms: float) -> None:
+        """A ranking was refused for lack of room."""
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """A batch was ranked."""
@@ -117,7 +119,6 @@ class FeatureFetcher:
         self.outbox = Outbox(ingest)
         self.ladder = Ladder()
         self._turns = Turns()
-        self._num_refused = 0
         # What needs no scorer never waits for one: a batch is answered together.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
@@ -159,9 +160,11 @@ class FeatureFetcher:
 
     def refuses(self) -> bool:
         """Whether the ranking that is asked for now is refused, before any work is done for it."""
-        refused = self.ladder.refuses(self._turns.waited_s(), self.config.deadline_ms / 1e3)
-        self._num_refused += refused
-        return refused
+        return self.ladder.refuses(self._turns.waited_s(), self.config.deadline_ms / 1e3)
+
+    def refused(self, latency_ms: float) -> None:
+        """Count a ranking that was refused for lack of room."""
+        self._metrics.refused(latency_ms)
 
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
@@ -320,7 +323,6 @@ class FeatureFetcher:
             self.config.kill_switch,
             model,
             self.ladder.level,
-            self._num_refused,
             self.rollout.take_sums(),
         )
 

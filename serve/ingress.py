@@ -135,7 +135,7 @@ class _Accounts:
             scope["root_path"] = scope.get("root_path", "") + self._prefix
         try:
             if self._slots.locked():
-                status = await self._edge.busy(send_with_id)
+                status = await self._edge.busy(send_with_id, began)
             else:
                 status = await self._edge(scope, receive_and_begin, send_with_id)
         finally:

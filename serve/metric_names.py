@@ -75,7 +75,11 @@ LEVEL = Metric(
     "How far a replica is down the ladder: up to 1 answers are partial, up to 2 they are fallback.",
 )
 REFUSED = Metric(
-    "tabrank_refused", "counter", (), "Rankings refused with 429 by the ladder, before any work."
+    "tabrank_refused_ms",
+    "histogram",
+    (),
+    "Rankings refused with 429 for lack of room, within `le` ms of being seen.",
+    BOUNDS_MS,
 )
 MODEL = Metric("tabrank_model_info", "gauge", ("model",), "1 for the promoted version that a replica uses.")
 DROPPED = Metric(

@@ -54,7 +54,7 @@ class RankMetrics(Metrics):
         self._freshness = _Gauge(FRESHNESS, application)
         self._kill_switch = _Gauge(KILL_SWITCH, application)
         self._level = _Gauge(LEVEL, application)
-        self._refused = _Counts(REFUSED, application, [()])
+        self._refused = _Histogram(REFUSED, application, [()])
         self._model = _Gauge(MODEL, application)
         self._dropped = _Counts(DROPPED, application, [()])
         self._rankings = _Counts(RANKINGS, application)
@@ -70,7 +70,7 @@ class RankMetrics(Metrics):
         self._num_candidates: Counter[tuple[str, str, str]] = Counter()
         self._num_within: Counter[tuple[str, str, int]] = Counter()  # experiment, arm, bucket
         self._num_queued: Counter[int] = Counter()  # by bucket
-        self._num_dropped = self._num_refused = 0
+        self._num_dropped = 0
         self._oldest_ms = 0.0
         self._version = ""
         self._flushed = time.monotonic()
@@ -86,6 +86,10 @@ class RankMetrics(Metrics):
         self._num_queued[bisect_left(BOUNDS_MS, queue_ms)] += 1
         for reason in slate.degraded:
             self._degraded.add((reason,))
+
+    def refused(self, latency_ms: float) -> None:
+        """Count a refusal."""
+        self._refused.observe((), latency_ms)
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """Count a batch."""
@@ -109,8 +113,6 @@ class RankMetrics(Metrics):
         self._oldest_ms = 0.0
         self._kill_switch.set(float(moment.kill_switch))
         self._level.set(moment.level)
-        self._refused.add((), moment.num_refused - self._num_refused)
-        self._num_refused = moment.num_refused
         if moment.model != self._version and self._version:
             self._model.set(0.0, (self._version,))  # Ray goes on with a gauge's last value
         self._version = moment.model or ""
@@ -135,12 +137,11 @@ class RankMetrics(Metrics):
             self._by_model,
             self._degraded,
             self._dropped,
-            self._refused,
             self._pairs,
         )
         for metric in counts:
             metric.flush()
-        for histogram in (self._latency, self._queue, self._stage, self._batch):
+        for histogram in (self._latency, self._queue, self._stage, self._batch, self._refused):
             histogram.flush()
 
 

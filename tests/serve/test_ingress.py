@@ -22,6 +22,8 @@ class Answering(Edge):
     """An edge that answers with a status when it is let go."""
 
     def __init__(self, status=200):
+        self.refused_ms = []
+        self._fetcher = SimpleNamespace(refused=self.refused_ms.append)
         self.status = status
         self.gate = asyncio.Event()
         self.root_path = None

@@ -44,7 +44,7 @@ def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55):
 
 def moment(**changes):
     healthy = {"freshness_ms": 90.0, "num_dropped": 0, "kill_switch": False, "model": "v1"}
-    return Moment(**healthy | {"level": 0.0, "num_refused": 0} | changes)
+    return Moment(**healthy | {"level": 0.0} | changes)
 
 
 def test_rankings_are_counted_by_arm_rung_and_model(told):
