@@ -46,8 +46,8 @@ FAST = {
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
 }
 ONE_MACHINE = {
-    # The second line goes into HAProxy's file as it stands: Ray has no switch for how long all headers may take, so that
-    # a byte a minute would hold a connection for ever.
+    # The second line goes into HAProxy's file as it stands: Ray has no switch for how long all headers may take, so
+    # that a byte a minute would hold a connection for ever.
     "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    timeout http-request 5s",
     # HAProxy beside the replicas hears of a change in 0.1 s: a rollout need not wait 30 s per step.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
