@@ -31,7 +31,7 @@ from loadtest.profiles import Profile
 from loadtest.service import probe, read_address
 from loadtest.shapes import Block
 
-SETTLE_S = 2.0  # of each window that is not counted: the slow ones come, or go
+SETTLE_S = 5.0  # of each window that is not counted: the slow ones come, or go
 MAX_RATIO = 1.2
 MAX_LATE_MS = 10.0  # in the middle window: beyond, it is this process that was slow
 Report = dict[str, Any]
@@ -44,7 +44,7 @@ class Plan:
     profile: Profile
     num_slow: int = 500
     pairs: int = 5
-    window_s: float = 8.0
+    window_s: float = 12.0
 
 
 def run_slow(plan: Plan, url: str, ids: Ids) -> Report:

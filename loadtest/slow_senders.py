@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ from collections import Counter
 from loadtest.service import PATH, key_header
 
 EACH_S = 1.0  # between two bytes
+COME_S = 4.0  # within which all have come
 AGAIN_S = 0.2  # after one was cut off
 STOPS = {"headers": "X-Slow: ", "body": "Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n["}
 
@@ -34,8 +36,10 @@ class Senders:
     async def run(self, num: int) -> None:
         """Go on until cancelled; who is cut off comes again."""
         async with asyncio.TaskGroup() as group:
-            for i in range(num):  # spread over a second, and so their bytes: together they would be a burst
-                group.create_task(self._forever("headers" if i % 2 else "body", EACH_S * i / num))
+            for i in range(
+                num
+            ):  # spread, and so are their bytes and their ends: together they would be a burst
+                group.create_task(self._forever("headers" if i % 2 else "body", COME_S * i / num))
 
     async def _forever(self, kind: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -77,4 +81,5 @@ async def _main(host: str, port: int, prefix: str, num: int) -> None:
 
 
 if __name__ == "__main__":
+    os.nice(19)  # they stand for other machines, whose CPU is not that of the service
     asyncio.run(_main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))

@@ -21,11 +21,11 @@ IDS = Ids(viewers=["ann"], candidates=["a", "b", "c", "d"])
 @pytest.mark.no_ray
 def test_windows_with_slow_clients_are_held_against_those_without(tmp_path, monkeypatch):
     monkeypatch.setattr(loadtest.slow, "SETTLE_S", 1.0)
-    monkeypatch.setattr("serve.bodies.BODY_S", 1.0)
+    monkeypatch.setattr("serve.bodies.BODY_S", 4.5)
     write_log(tmp_path / "log", tables())
     service = Live(tmp_path, tmp_path / "log", clock="wall")
     with service.listening() as url:
-        plan = Plan(PROFILE, num_slow=20, pairs=1, window_s=4.0)
+        plan = Plan(PROFILE, num_slow=20, pairs=1, window_s=6.5)
         report = run_slow(plan, url, IDS)
     held = "held" if report["ratio"] <= 1.2 else "not held"
     assert report["verdict"] == ("void" if report["generator_late_ms_p99"] > 10 else held)

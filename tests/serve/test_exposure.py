@@ -112,14 +112,17 @@ def test_only_the_token_opens_ray_s_own_ports_and_only_the_service_s_are_open(se
     beyond = [(name, port) for name, address, port in listening if not address.startswith("127.")]
     assert {name.partition(":")[0] for name, _ in beyond} <= {"ray", "haproxy"}  # gRPC with the token; counts
     (gcs,) = [port for name, _, port in listening if name == "gcs_server"]
-    for one in (gcs, *(port for name, port in beyond if name != "haproxy")):
-        assert called(one) == grpc.StatusCode.UNAUTHENTICATED, one
+    replicas = [port for name, port in beyond if name != "haproxy"]
+    assert len(replicas) == 3
+    assert called(gcs, "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo") == grpc.StatusCode.UNAUTHENTICATED
+    for one in replicas:
+        assert called(one, "/ray.serve.ASGIService/HandleRequest") == grpc.StatusCode.UNAUTHENTICATED
 
 
-def called(port):
+def called(port, method):
     """How a port of Ray's answers a call without the token."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
+        call = channel.unary_unary(method)
         with pytest.raises(grpc.RpcError) as refused:
             call(b"", timeout=5)
         return refused.value.code()
