@@ -19,7 +19,7 @@ SCORED = 0.45
 # How long a request may have waited to be seen, and still be scored, which takes four turns of the loop; and still be
 # answered. Until the knee a turn takes up to 10 ms, in an overload 40: nothing tells the two better apart.
 HURRY, TOO_LATE = 0.15, 0.3
-HICCUP = 2.0  # times as long, while the level is 0: one long turn is no overload
+HICCUP = 2.0  # times as long, while there is a rung below that is not tried yet: one long turn is no overload
 # A burst or a hiccup passes by itself, a queue that stands does not: what counts is the least of the last ticks, as in
 # CoDel (Nichols and Jacobson 2012).
 TICK_S, TICKS = 0.05, 3
@@ -45,7 +45,7 @@ class Ladder:
         """Of its candidates, how many the model is to score for a request: 1 all, 0 none."""
         if not self.enabled:
             return 1.0
-        if waited_s > HURRY * self._patience * deadline_s:
+        if waited_s > HURRY * (1.0 if self.level else HICCUP) * deadline_s:
             return 0.0
         if self.level <= PARTIAL:
             return 1.0 - self.level * (1.0 - FEWEST)
@@ -53,11 +53,8 @@ class Ladder:
 
     def refuses(self, waited_s: float, deadline_s: float) -> bool:
         """Whether a request is to come again: its answer would be late, and make others late."""
-        return self.enabled and waited_s > TOO_LATE * self._patience * deadline_s
-
-    @property
-    def _patience(self) -> float:
-        return 1.0 if self.level else HICCUP
+        at_the_end = self.level == FALLBACK
+        return self.enabled and waited_s > TOO_LATE * (1.0 if at_the_end else HICCUP) * deadline_s
 
     def tick(self, since_s: float, longest_turn_s: float, deadline_s: float) -> None:
         """Move the level, `since_s` after the last move; `longest_turn_s`: of the loop, since then."""

@@ -52,6 +52,8 @@ def test_what_waited_too_long_is_not_scored_and_later_still_refused():
     assert 0 < ladder.level < 2
     assert ladder.share(0.010, DEADLINE_S) > 0
     assert ladder.share(0.016, DEADLINE_S) == 0
+    assert not ladder.refuses(0.059, DEADLINE_S), "there is the popular order yet"
+    assert after(1.0, ladder, turn_s=0.04).level == 2
     assert not ladder.refuses(0.029, DEADLINE_S)
     assert ladder.refuses(0.031, DEADLINE_S)
 
