@@ -102,7 +102,7 @@ def run_overload(
             runs, lines = _overload(offering, times, knee_rps, plan, page, say)
             control, moments = _control(offering, knee_rps, plan, file, run, work, say)
     lines |= {"the control": moments} if moments else {}
-    verdict = _verdict(runs, control)
+    verdict = verdict_of(runs, control)
     report = {
         "verdict": verdict,
         "knee_rps": knee_rps,
@@ -175,7 +175,7 @@ def _control(
 ) -> tuple[Found, list[Moment]]:
     """The same with the ladder off: it must not hold, or it is not the ladder that holds."""
     say("the control: the ladder off")
-    _switch_off_the_ladder(file)
+    switch_off_the_ladder(file)
     try:
         run_command("serve", "up", str(file), "--run", str(run), log=work.path / "overload.log")
     except CommandFailed as error:
@@ -190,22 +190,24 @@ def _control(
     return control, moments
 
 
-def _verdict(runs: Sequence[Found], control: Found) -> Verdict:
-    """Void only where each run that did not hold is; the control holds by not holding."""
+def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
+    """Void only where each run that did not hold is; the control holds by not holding, and without it nothing does."""
     failed: list[Any] = [run["verdict"] for run in runs if run["verdict"] != "held"]
-    if control["run"] and control["verdict"] == "held":
+    if not control["run"]:
+        failed.append("void")
+    elif control["verdict"] == "held":
         failed.append("not held")
     if not failed:
         return "held"
     return "void" if set(failed) == {"void"} else "not held"
 
 
-def _switch_off_the_ladder(file: Path) -> None:
+def switch_off_the_ladder(file: Path) -> None:
+    """Write `ladder: false` into a `cluster.yaml`."""
     document = yaml.safe_load(file.read_text())
     for deployment in document["applications"][0].get("deployments", []):
         if deployment.get("name") == "FeatureFetch":
-            knobs = deployment.setdefault("user_config", {})
-            knobs["ladder"] = {**(knobs.get("ladder") or {}), "enabled": False}
+            deployment["user_config"] = {**(deployment.get("user_config") or {}), "ladder": False}
     file.write_text(yaml.safe_dump(document, sort_keys=False))
 
 
