@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from stub import MODEL, publish_stub
@@ -122,7 +124,15 @@ def test_the_history_is_bounded_and_a_line_that_is_spoilt_is_left_out(models, re
         releases.promote(B)
     assert len(history.read(models).entries) == 4
     text = (models / "HISTORY").read_text()
-    (models / "HISTORY").write_text("{spoilt\n" + text + '{"at_ms": "x"}\n')
+    elsewhere = text.splitlines()[-1].replace(B, "../../elsewhere").encode()
+    spoilt = [
+        b"{spoilt",
+        text.encode(),
+        b'{"at_ms": "x"}',
+        text.splitlines()[0][:-3].encode() + b"\xff",
+        elsewhere,
+    ]
+    (models / "HISTORY").write_bytes(b"\n".join(spoilt))
     assert len(history.read(models).entries) == 4
     assert releases.roll_back(None, "slow") == A
 
@@ -137,8 +147,11 @@ def test_what_a_killed_writer_leaves_is_old_or_new(models, releases):
     done = subprocess.run([sys.executable, "-c", code, str(models), B], check=False)
     assert done.returncode == -signal.SIGKILL
     assert releases.current == A
-    assert states(releases)[A] == "current"
+    assert states(releases) == {A: "current", B: "published", C: "published"}
+    with pytest.raises(NothingBefore):
+        releases.roll_back(None, "B was never current")
     releases.promote(B)
+    assert states(releases)[A] == "previous"
     assert releases.roll_back(None, "slow") == A
 
 
@@ -148,6 +161,28 @@ def test_the_history_is_followed_as_it_changes(models, releases):
     releases.promote(A)
     assert [entry.version for entry in followed.read().entries] == [A]
     assert followed.read() is followed.read(), "it is read again only where the file is another"
+
+
+def test_a_history_that_cannot_be_read_is_neither_forgotten_nor_replaced(models, releases, monkeypatch):
+    releases.promote(A)
+    releases.promote(B)
+    releases.roll_back(None, "slow")
+    followed = history.Followed(models)
+    assert list(followed.read().rolled_back) == [B]
+    (models / "HISTORY").rename(models / "kept")
+    (models / "HISTORY").mkdir()  # a read of it fails, and not because there is none
+    assert list(followed.read().rolled_back) == [B]
+    (models / "HISTORY").rmdir()
+    (models / "kept").rename(models / "HISTORY")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _failing)
+        with pytest.raises(TabrankError, match="HISTORY cannot be written"):
+            releases.promote(C)
+    assert [entry.action for entry in history.read(models).entries] == ["promote", "promote", "rollback"]
+
+
+def _failing(path):
+    raise OSError(errno.EIO, "input/output error")
 
 
 def test_a_version_is_on_trial_from_its_promotion_and_not_where_a_rollback_brought_it(models):
