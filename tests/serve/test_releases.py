@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import signal
 import subprocess
@@ -216,6 +217,16 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(models):
     with pytest.raises(TabrankError, match="HISTORY cannot be written"):
         Releases(models).promote(A)
     assert Releases(models).current is None
+
+
+def test_a_writer_that_was_stopped_holds_up_nobody_for_long(models, releases, monkeypatch):
+    monkeypatch.setattr("serve.rollout.releases.LOCK_S", 0.02)
+    with (models / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TabrankError, match="another process has been changing it"):
+            releases.promote(A)
+    releases.promote(A)
+    assert releases.current == A
 
 
 def test_a_pointer_that_holds_no_version_can_be_promoted_over(models, releases):
