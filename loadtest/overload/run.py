@@ -7,27 +7,25 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loadtest.bench import Bench, Report, judged_step
+from loadtest.bench import Bench, Report
 from loadtest.cluster import read_service
 from loadtest.commands import CommandFailed, run_command
 from loadtest.errors import LoadtestError
-from loadtest.knee_report import step_line
-from loadtest.measure import measure
 from loadtest.metrics_page import Page, read_page, total, within
 from loadtest.offer import Load, offered
 from loadtest.overload.found import Found, Plan, describe, judge
 from loadtest.overload.report import run_line, write_overload
 from loadtest.processes import started
 from loadtest.report import refuse_existing
-from loadtest.search import Phase, Step, find_knee
 from loadtest.search import Plan as Search
+from loadtest.search import Step, find_knee
 from loadtest.services import tabrank
-from loadtest.shapes import Block
 from loadtest.timeline import Moment, timeline
 from loadtest.verdict import Verdict
 from loadtest.workspace import Say, Workspace
@@ -51,23 +49,12 @@ class Offering:
     bench: Bench
     deadline_ms: float
 
-    def step(self, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
-        """One step of the search for the knee."""
-        load = self._load(rate_rps, [Block(warmup_s), Block(seconds)])
-        found = measure(offered(load).requests.counted_from(warmup_s), seconds)
-        step = judged_step(found, rate_rps, self.bench.candidates, self.bench.slo, phase)
-        self.bench.say(step_line(asdict(step)))
-        return step
-
     def run(self, times: float, knee_rps: float, plan: Plan) -> tuple[Found, list[Moment]]:
         """So many times the knee; what came of it, and second by second."""
-        load = self._load(knee_rps, plan.blocks(times))
+        load = Load(self.url, self.bench.bodies, self.bench.candidates, knee_rps, plan.blocks(times))
         requests = offered(load).requests
         found = describe(requests, times, knee_rps, self.deadline_ms, plan, self.bench.slo)
         return found, timeline(requests, load.seconds, [])
-
-    def _load(self, rate_rps: float, blocks: Sequence[Block]) -> Load:
-        return Load(self.url, self.bench.bodies, self.bench.candidates, rate_rps, blocks)
 
 
 def run_overload(
@@ -151,7 +138,7 @@ def _overload(
 
 def _knee(offering: Offering, search: Search, say: Say) -> tuple[float, list[Step]]:
     """The knee under this pinning, and the steps to it."""
-    found = find_knee(offering.step, search)
+    found = find_knee(partial(offering.bench.offered_step, offering.url), search)
     if found.confirmed is None:
         raise LoadtestError("no rate held its limits, so that there is no knee to overload")
     say(f"knee under this pinning: {found.confirmed.rate_rps:g} req/s")

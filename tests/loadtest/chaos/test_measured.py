@@ -108,5 +108,6 @@ def test_a_run_is_void_only_where_each_fault_that_did_not_hold_is():
     held, void, not_held = ({"held": h, "void": v} for h, v in ((True, False), (False, True), (False, False)))
     not_run = {"held": None, "void": False}
     assert verdict_of([held, not_run]) == "held"
+    assert verdict_of([not_run]) == "void"
     assert verdict_of([held, void]) == "void"
     assert verdict_of([not_held, void]) == "not held"
