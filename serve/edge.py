@@ -75,8 +75,11 @@ class Edge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
+            seen_s = time.perf_counter()
             if scope["path"].endswith(RANK) and self._fetcher.refuses():
-                return await self.busy(send)
+                status = await self.busy(send)
+                self._fetcher.refused((time.perf_counter() - seen_s) * 1e3)
+                return status
             return await self._http(scope, receive, send)
         return 0
 

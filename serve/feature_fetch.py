@@ -67,6 +67,9 @@ class Metrics:
     def ranked(self, slate: Slate, latency_ms: float) -> None:
         """A ranking was made."""
 
+    def refused(self, took_ms: float) -> None:
+        """A ranking was refused by the ladder."""
+
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """A batch was ranked."""
 
@@ -162,6 +165,10 @@ class FeatureFetcher:
         refused = self.ladder.refuses(self._turns.waited_s(), self.config.deadline_ms / 1e3)
         self._num_refused += refused
         return refused
+
+    def refused(self, took_ms: float) -> None:
+        """A refusal has been answered, so long after its request was seen."""
+        self._metrics.refused(took_ms)
 
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None

@@ -77,6 +77,13 @@ LEVEL = Metric(
 REFUSED = Metric(
     "tabrank_refused", "counter", (), "Rankings refused with 429 by the ladder, before any work."
 )
+REFUSAL = Metric(
+    "tabrank_refusal_ms",
+    "histogram",
+    (),
+    "Such refusals that were answered within `le` ms of when the replica saw the request.",
+    BOUNDS_MS,
+)
 MODEL = Metric("tabrank_model_info", "gauge", ("model",), "1 for the promoted version that a replica uses.")
 DROPPED = Metric(
     "tabrank_exposures_dropped", "counter", (), "Answered rankings that were not logged: too many waited."
@@ -122,6 +129,7 @@ METRICS = (
     KILL_SWITCH,
     LEVEL,
     REFUSED,
+    REFUSAL,
     MODEL,
     DROPPED,
     RECORDS,

@@ -28,6 +28,7 @@ from serve.metric_names import (
     QUEUE,
     RANKINGS,
     RECORDS,
+    REFUSAL,
     REFUSED,
     ROLLBACKS,
     STAGE,
@@ -55,6 +56,7 @@ class RankMetrics(Metrics):
         self._kill_switch = _Gauge(KILL_SWITCH, application)
         self._level = _Gauge(LEVEL, application)
         self._refused = _Counts(REFUSED, application, [()])
+        self._refusal = _Histogram(REFUSAL, application, [()])
         self._model = _Gauge(MODEL, application)
         self._dropped = _Counts(DROPPED, application, [()])
         self._rankings = _Counts(RANKINGS, application)
@@ -86,6 +88,10 @@ class RankMetrics(Metrics):
         self._num_queued[bisect_left(BOUNDS_MS, queue_ms)] += 1
         for reason in slate.degraded:
             self._degraded.add((reason,))
+
+    def refused(self, took_ms: float) -> None:
+        """Count a refusal."""
+        self._refusal.observe((), took_ms)
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """Count a batch."""
@@ -140,7 +146,7 @@ class RankMetrics(Metrics):
         )
         for metric in counts:
             metric.flush()
-        for histogram in (self._latency, self._queue, self._stage, self._batch):
+        for histogram in (self._latency, self._queue, self._stage, self._batch, self._refusal):
             histogram.flush()
 
 

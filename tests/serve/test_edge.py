@@ -424,7 +424,10 @@ def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_fold
 def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
     service.fetcher.ladder.refuses = lambda waited_s, deadline_s: True
+    took_ms = []
+    service.fetcher._metrics.refused = took_ms.append
     refused = service.ask(raw=b"not even JSON")
+    assert len(took_ms) == 1
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["content-type"] == "application/problem+json"
