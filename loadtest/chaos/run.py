@@ -88,7 +88,7 @@ class Run:
         document = self._wanted(fault)
         if self.target and self.document == document and _is_well(self.target, fault):
             return self.target
-        self.up.close()
+        self.leave()
         self.say(f"starting a service with {_counts(fault)}")
         (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         self.up.callback(fault.end)  # after the service: what it stands on outlives it
@@ -101,6 +101,11 @@ class Run:
             self.target = Target(self.service.url, folder, f"{self.work.id}-{self.service.name}")
         self.document = document
         return self.target
+
+    def leave(self) -> None:
+        """End the service that is up."""
+        self.target = self.document = None
+        self.up.close()
 
     def rate_rps(self, fault: Fault, target: Target) -> float:
         """What is offered under a fault."""
@@ -178,7 +183,12 @@ def tried(run: Run, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
     target = run.on(fault)
     rate_rps = run.rate_rps(fault, target)
     run.say(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
-    found, moments = _under_load(run, fault, target, rate_rps)
+    try:
+        found, moments = _under_load(run, fault, target, rate_rps)
+    except LoadtestError as error:  # one fault that cannot be told of takes not the others' report along
+        run.leave()
+        run.say(f"  not held: {error}")
+        return {**head, "held": False, "void": False, "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *fault.reasons()]
     late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
     lines[fault.name] = moments
