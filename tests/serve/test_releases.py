@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,9 +19,14 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.artifact import point, promote
-from serve.errors import TabrankError
+from serve.errors import ArtifactRefused, TabrankError
+from serve.features import Features
+from serve.models import Models
 from serve.rollout import history
 from serve.rollout.releases import NothingBefore, Releases
+from serve.settings import Experiment
+from serve.state import Schema
+from serve.surface import read_surface
 
 A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"
 
@@ -100,6 +107,29 @@ def test_a_version_whose_files_were_deleted_is_not_gone_back_to(models, releases
         releases.promote(version)
     (models / B).rename(models.parent / "gone")
     assert releases.roll_back(None, "slow") == A
+
+
+def test_a_replica_that_starts_with_a_broken_version_ranks_with_the_last_good_one_that_is_there(
+    models, releases
+):
+    for version in (A, B, C):
+        releases.promote(version)
+    (models / B).rename(models.parent / "gone")
+
+    async def load(version):
+        if version == C:
+            raise ArtifactRefused("golden.safetensors: row 3 scores otherwise")
+
+    async def followed():
+        replica = Models(models, Features(Schema(read_surface(TOML))).columns, load)
+        for _ in range(2):
+            with contextlib.suppress(ArtifactRefused):
+                await replica.follow(Experiment("x", "s", ()))
+        return replica
+
+    replica = asyncio.run(followed())
+    assert replica.current.version == A
+    assert "row 3" in replica.broken[C]
 
 
 def test_a_version_that_failed_as_a_canary_is_not_gone_back_to(releases):
