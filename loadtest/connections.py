@@ -80,8 +80,9 @@ class Connections:
             sock.close()
         else:
             self._idle.append(sock)
-        kind, retry_after = (answer.get(name) for name in ("content-type", "retry-after"))
-        return answer.status_code, bytes(answer.body), str(kind or ""), retry_after and str(retry_after)
+        kind, retry_after = answer.get("content-type", ""), answer.get("retry-after")
+        asked = None if retry_after is None else str(retry_after)
+        return answer.status_code, bytes(answer.body), str(kind), asked
 
     def close(self) -> None:
         """Close the idle connections."""

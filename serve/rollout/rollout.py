@@ -266,11 +266,11 @@ class Rollout:
         """The version to which one on trial would give way; None for one that is on none."""
         if not self._limits.enabled:
             return None
-        models, history = self._models, self._models.history
-        promoted_ms = history.promoted_ms(version)
+        models = self._models
+        promoted_ms = models.history.promoted_ms(version)
         if promoted_ms is not None:
             is_new = time.time() * 1e3 - promoted_ms < self._limits.watch_s * 1e3
-            return history.previous(version) if is_new else None
+            return models.before(version) if is_new else None
         current = models.current
         is_canary = models.canary is not None and version == models.canary.version
         return current.version if is_canary and current is not None and current.version != version else None
