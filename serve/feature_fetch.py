@@ -166,10 +166,6 @@ class FeatureFetcher:
         self._num_refused += refused
         return refused
 
-    def refused(self, took_ms: float) -> None:
-        """A refusal has been answered, so long after its request was seen."""
-        self._metrics.refused(took_ms)
-
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
     ) -> RankAnswer:
@@ -247,6 +243,10 @@ class FeatureFetcher:
     def event_clock(self) -> bool:
         """Whether time is what requests and records say it is: in replays and tests."""
         return self.args.clock == "event"
+
+    def refused(self, took_ms: float) -> None:
+        """A refusal has been answered, so long after its request was seen."""
+        self._metrics.refused(took_ms)
 
     def _aged(self, slate: Slate) -> Slate:
         """The slate, saying so where its features are older than is allowed."""
