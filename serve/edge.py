@@ -75,7 +75,7 @@ class Edge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            if scope["path"].endswith(RANK) and self._fetcher.refuses():
+            if scope["path"].endswith(RANK) and self._fetcher.admission.refuses():
                 return await self.busy(send)
             return await self._http(scope, receive, send)
         return 0

@@ -10,12 +10,12 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from serve.admission import Admission
 from serve.answers import answer, exposure, ranking
 from serve.api import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
 from serve.arms import assign
@@ -24,7 +24,6 @@ from serve.batcher import Batcher
 from serve.breaker import Breaker
 from serve.errors import Busy, RequestError, TabrankError
 from serve.features import Features
-from serve.ladder import TICK_S, Ladder
 from serve.live_table import LiveTable
 from serve.logs import of_request
 from serve.models import LoadModel, Models
@@ -36,11 +35,9 @@ from serve.rollout.rollout import RollBack, Rollout, told_nobody
 from serve.settings import CANARY, AppArgs, Arm, UserConfig
 from serve.state import Schema
 from serve.stores.opening import open_store
-from serve.turns import Turns
 
 log = logging.getLogger("tabrank")
 REFRESH_S = 0.2  # how often the live table is pulled where no ranking does it
-LAST_WORD_S = 0.005  # kept of a deadline to answer in
 TAKE_S = 3.0  # how long Ingest may take to have records durable; a rollout's new one opens the store first
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
@@ -115,9 +112,7 @@ class FeatureFetcher:
         self.rollout = Rollout(self.models, call, lambda: self._scored.is_idle, roll_back, self._degraded)
         self.ranker = Ranker(features, self.live, self.rollout.score, self._degraded, self._metrics.batch)
         self.outbox = Outbox(ingest)
-        self.ladder = Ladder()
-        self._turns = Turns()
-        self._num_refused = 0
+        self.admission = Admission()
         # What needs no scorer never waits for one: a batch is answered together.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
@@ -138,7 +133,9 @@ class FeatureFetcher:
         if config.shadow is not None and config.shadow.version != CANARY:
             require(self.base / self.args.models, config.shadow.version, "user_config.shadow.version")
         self.config = config
-        self.ladder.enabled = config.ladder and not self.event_clock
+        self.admission.configure(
+            enabled=config.ladder and not self.event_clock, deadline_ms=config.deadline_ms
+        )
         self.rollout.configure(config)
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = config.batch_candidates
@@ -157,12 +154,6 @@ class FeatureFetcher:
             self._degraded("model_refused", error)
         self.configure(config)
 
-    def refuses(self) -> bool:
-        """Whether the ranking that is asked for now is refused, before any work is done for it."""
-        refused = self.ladder.refuses(self._turns.waited_s(), self.config.deadline_ms / 1e3)
-        self._num_refused += refused
-        return refused
-
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
     ) -> RankAnswer:
@@ -171,10 +162,8 @@ class FeatureFetcher:
         `arm` ranks in place of the one assigned; that counts for no experiment.
         """
         begun = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        waited_s = self._turns.waited_s()
-        within_s = (deadline_ms or self.config.deadline_ms) / 1e3
-        deadline = loop.time() + within_s - waited_s - LAST_WORD_S - self._turns.last_s
+        waited_s = self.admission.waited_s()
+        deadline = self.admission.deadline(waited_s, deadline_ms)
         query = self._admit(request, arm, waited_s)
         if self.event_clock:  # what came before is seen, and what comes at the same time is not
             await self.outbox.flush(before_ms=query.now_ms)
@@ -194,18 +183,16 @@ class FeatureFetcher:
             return self.ranker.popular(query, "kill_switch")
         if not query.num_scored and query.candidates:
             return self.ranker.popular(query, "overload")
-        loop = asyncio.get_running_loop()
-        begun_s = loop.time()
+        begun_s = asyncio.get_running_loop().time()
         batcher = self._scored if query.arm.by_model else self._unscored
         try:
             slate = await batcher.submit(query, query.num_scored, deadline)
             if slate.model is not None:
-                self.ladder.scored(loop.time() - begun_s)
+                self.admission.scored(begun_s)
             return slate
         except TimeoutError:
-            self.ladder.scored(
-                max(deadline - begun_s, 0.0)
-            )  # it may have been told before that it would be late
+            if query.arm.by_model:
+                self.admission.late(begun_s, deadline)
             return self.ranker.popular(query, "deadline")
         except Exception as error:  # a fault of ours, or of a neighbour in the batch
             self._degraded("scorer_unavailable", error, query.request_id)
@@ -256,7 +243,6 @@ class FeatureFetcher:
         else:
             experiment = None
         ids = candidate_ids(request)
-        share = self.ladder.share(waited_s, self.config.deadline_ms / 1e3) if arm.by_model else 1.0
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -272,7 +258,7 @@ class FeatureFetcher:
             traffic=request.traffic,
             keep_matrix=request.explain or random.random() < self.config.log_features,
             explore=arm.explore > 0 and random.random() < arm.explore,
-            num_scored=ceil(share * len(ids)),
+            num_scored=self.admission.num_scored(len(ids), waited_s) if arm.by_model else len(ids),
         )
 
     @property
@@ -282,35 +268,25 @@ class FeatureFetcher:
         return None if age_s is None else round(max(age_s, self.outbox.age_s) * 1e3, 1)
 
     async def refresh_forever(self) -> None:
-        """Keep the live table and the model's version fresh and send exposures on, until cancelled.
+        """Keep the live table and the models fresh, follow the load and send exposures on, until cancelled.
 
-        Each goes on its own: a scorer that is slow to load a version must not stop the pulling of the store.
+        Each goes on its own: a scorer that is slow to load a version must not stop the pulling of the store. A fault of
+        ours in one of them ends all, and is raised: half of them would look like the whole.
         """
-        following = asyncio.create_task(self.follow())
-        sending = asyncio.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
-        balancing = asyncio.create_task(self._balance())
-        comparing = asyncio.create_task(self.rollout.run())
-        try:
+        async with asyncio.TaskGroup() as together:
+            together.create_task(self._follow_forever())
+            together.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
+            together.create_task(self.admission.run())
+            together.create_task(self.rollout.run())
             while True:
                 self.pull()
                 self._metrics.tick(self._moment())
                 await asyncio.sleep(REFRESH_S)
-                if following.done():
-                    following = asyncio.create_task(self.follow())
-        finally:
-            sending.cancel()
-            balancing.cancel()
-            comparing.cancel()
 
-    async def _balance(self) -> None:
-        """Move the ladder's level, until cancelled."""
-        loop = asyncio.get_running_loop()
-        before_s = loop.time()
+    async def _follow_forever(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
-            now_s = loop.time()
-            self.ladder.tick(now_s - before_s, self._turns.take_longest_s(), self.config.deadline_ms / 1e3)
-            before_s = now_s
+            await self.follow()
+            await asyncio.sleep(REFRESH_S)
 
     def _moment(self) -> Moment:
         model = self.model.version if self.model else None
@@ -319,8 +295,8 @@ class FeatureFetcher:
             self.outbox.num_dropped,
             self.config.kill_switch,
             model,
-            self.ladder.level,
-            self._num_refused,
+            self.admission.ladder.level,
+            self.admission.num_refused,
             self.rollout.take_sums(),
         )
 
@@ -342,7 +318,10 @@ class FeatureFetcher:
             await self.models.follow(self.config.experiment, self.rollout.others())
         except Exception as error:
             self._degraded("model_refused", error)
-        await self.rollout.settle()
+        try:
+            await self.rollout.settle()
+        except Exception as error:  # such as a history that cannot be read
+            self._degraded("rollout_unsettled", error)
 
     def _degraded(self, reason: str, error: Exception, request_id: str | None = None) -> None:
         """Log a failure once every ten seconds, with a request that it befell: under load it would be every batch."""

@@ -400,7 +400,7 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
 ):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
     popular = order(service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}, headers={}).json())
-    service.fetcher.ladder.level = 0.5  # of three candidates the model gets two
+    service.fetcher.admission.ladder.level = 0.5  # of three candidates the model gets two
     whole = service.scorer.answer
     sizes = []
     service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
@@ -415,7 +415,7 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
 
 def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.ladder.level = 2.0
+    service.fetcher.admission.ladder.level = 2.0
     answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
     assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["overload"], None)
     assert service.scorer.calls == 0
@@ -423,7 +423,7 @@ def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_fold
 
 def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.ladder.refuses = lambda waited_s, deadline_s: True
+    service.fetcher.admission.ladder.refuses = lambda waited_s, deadline_s: True
     refused = service.ask(raw=b"not even JSON")
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
@@ -438,7 +438,7 @@ def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
         await service.fetcher.refresh()
         async with service.client() as client:
             hurried = [
-                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "20"})).json()
+                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "80"})).json()
                 for _ in range(3)
             ]
             return hurried, (await client.post("/v1/rank", json=body())).json()
@@ -447,6 +447,23 @@ def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
     assert [answer["degraded"] for answer in hurried] == [["deadline"]] * 3
     assert patient["degraded"] == ["scorer_unavailable"]
     assert patient["timing_ms"]["total"] < 500, "its deadline is a second"
+
+
+def test_callers_with_hardly_any_time_cost_the_others_no_score(service):
+    service.scorer.delay_s = 0.03
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            hurried = [
+                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "10"})).json()
+                for _ in range(6)
+            ]
+            return hurried, (await client.post("/v1/rank", json=body())).json()
+
+    hurried, patient = asyncio.run(scenario())
+    assert [answer["degraded"] for answer in hurried] == [["deadline"]] * 6
+    assert (patient["rung"], patient["degraded"]) == ("full", [])
 
 
 def test_a_score_that_is_no_number_sinks_and_is_told(service):
