@@ -17,6 +17,7 @@ import msgspec
 from serve.api import MAX_BODY_BYTES, Problem, RankAnswer, decode_request, quoted
 from serve.arms import chosen
 from serve.bodies import Bodies, Receive
+from serve.description import description, readiness
 from serve.errors import RequestError
 from serve.feature_fetch import FeatureFetcher
 from serve.keys import Keys
@@ -63,9 +64,9 @@ class Edge:
         self._openapi = msgspec.json.encode(document)
         self._docs = docs_page(document).encode()
         self._get: dict[str, Callable[[], tuple[bytes, bytes]]] = {
-            "/v1/model": lambda: (JSON, self._encoder.encode(fetcher.describe())),
+            "/v1/model": lambda: (JSON, self._encoder.encode(description(fetcher))),
             "/livez": lambda: (JSON, b'{"live":true}'),
-            "/readyz": lambda: (JSON, self._encoder.encode(fetcher.status())),
+            "/readyz": lambda: (JSON, self._encoder.encode(readiness(fetcher))),
             "/openapi.json": lambda: (JSON, self._openapi),
             "/docs": lambda: (HTML, self._docs),
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -11,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -329,64 +328,6 @@ class FeatureFetcher:
         if now - self._warned.get(reason, -10.0) >= 10.0:
             self._warned[reason] = now
             log.warning("%s: %s: %s", reason, type(error).__name__, error, extra=of_request(request_id))
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the features are no older than `stale_after_ms`."""
-        freshness_ms = self.freshness_ms
-        return freshness_ms is not None and freshness_ms <= self.config.stale_after_ms
-
-    def status(self) -> dict[str, Any]:
-        """What is ready, for `/readyz`."""
-        return {
-            "surface": self.surface.name,
-            "live_candidates": len(self.live.rows),
-            "store": "fresh" if self.is_fresh else "unavailable",
-            "model": self.model.version if self.model else None,
-            "freshness_ms": self.freshness_ms,
-        }
-
-    def _describe_experiment(self) -> dict[str, Any]:
-        """As it is now; an arm's `model` is null where a heuristic ranks, or no artifact is ready."""
-        experiment = self.config.experiment
-        return {
-            "name": experiment.name,
-            "start_ms": experiment.start_ms,
-            "end_ms": experiment.end_ms,
-            "holdout": experiment.holdout,
-            "arms": [msgspec.to_builtins(a) | {"model": self.models.version_for(a)} for a in experiment.arms],
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """What `/v1/model` answers: the model in use, its files' hashes, the features and the limits."""
-        from serve.api import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
-        from serve.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
-
-        manifest: Mapping[str, Any] = self.model.manifest if self.model else {}
-        columns = self.ranker.features.columns
-        return {
-            "surface": self.surface.name,
-            "surface_fingerprint": self.surface.fingerprint,
-            "state_fingerprint": self.schema.fingerprint,
-            "clock": self.args.clock,
-            "model": self.model.version if self.model else None,
-            "canary": self.models.canary.version if self.models.canary else None,
-            "sha256": dict(manifest.get("files", {})),
-            "metrics": json.loads(json.dumps(manifest.get("metrics", {}))),
-            "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
-            "popular": self.surface.popular,
-            "label": {"event": self.surface.label.event, "within_ms": self.surface.label.within_ms},
-            "kill_switch": self.config.kill_switch,
-            "experiment": self._describe_experiment(),
-            "limits": {
-                "candidates": MAX_CANDIDATES,
-                "id_characters": MAX_ID_CHARACTERS,
-                "body_bytes": MAX_BODY_BYTES,
-                "events_body_bytes": MAX_EVENTS_BODY_BYTES,
-                "records": MAX_RECORDS,
-                "deadline_ms": self.config.deadline_ms,
-            },
-        }
 
 
 def _not_taken(error: Exception) -> RequestError:
