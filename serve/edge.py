@@ -43,7 +43,15 @@ PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")  # what a header's id may be made of
 
-_BUSY = msgspec.json.encode(Problem("busy", 429, "more is asked than can be answered in time; come again"))
+
+def busy() -> RequestError:
+    """The refusal of a replica that has more to do than it can."""
+    return RequestError(
+        429, "busy", "more is asked than can be answered in time; come again", retry_after_s=1
+    )
+
+
+_BUSY = msgspec.json.encode(Problem("busy", 429, busy().detail))
 _BUSY_HEAD = [
     (b"content-type", PROBLEM),
     (b"content-length", str(len(_BUSY)).encode()),
