@@ -413,6 +413,14 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
     assert sorted(order(answer)) == sorted(popular)
 
 
+def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    service.fetcher.admission.ladder.level = 0.5
+    service.scorer.answer = lambda price: np.array([np.nan, 0.5])
+    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    assert (answer["rung"], answer["degraded"]) == ("partial", ["overload", "non_finite_score"])
+
+
 def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
     service.fetcher.admission.ladder.level = 2.0
