@@ -713,6 +713,32 @@ def test_the_live_table_follows_the_store(tmp_path, log_folder, service):
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 3
 
 
+def test_where_one_of_its_loops_fails_all_end_and_it_is_told(service):
+    async def fail():
+        raise RuntimeError("a fault of ours")
+
+    async def scenario():
+        service.fetcher.admission.run = fail
+        async with asyncio.timeout(5):
+            with pytest.raises(ExceptionGroup) as ended:
+                await service.fetcher.refresh_forever()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return ended.value.exceptions
+
+    (error,) = asyncio.run(scenario())
+    assert str(error) == "a fault of ours"
+
+
+def test_a_rollout_that_cannot_be_settled_stops_nothing(service, caplog):
+    async def fail():
+        raise OSError("no history")
+
+    service.fetcher.rollout.settle = fail
+    asyncio.run(service.fetcher.refresh())
+    assert "rollout_unsettled: OSError: no history" in caplog.text
+    assert service.ask(body()).json()["rung"] == "full"
+
+
 def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch):
     monkeypatch.setattr("serve.bodies.BODY_S", 0.05)
     monkeypatch.setattr("serve.bodies.LOOK_S", 0.01)
