@@ -458,7 +458,7 @@ def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
 
 
 def test_callers_with_hardly_any_time_cost_the_others_no_score(service):
-    service.scorer.delay_s = 0.03
+    service.scorer.delay_s = 0.02
 
     async def scenario():
         await service.fetcher.refresh()
