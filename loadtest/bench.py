@@ -15,6 +15,7 @@ from loadtest.processes import started
 from loadtest.profiles import Profile, Slo, load_slo
 from loadtest.search import Phase, Plan, Step, find_knee
 from loadtest.services import Service
+from loadtest.shapes import Block
 from loadtest.verdict import judge
 from loadtest.workspace import Say, Workspace
 
@@ -80,37 +81,43 @@ class Bench:
             "seconds": round(self.elapsed_s, 1),
         }
 
+    def offered_step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
+        """One step of a search, its load offered by a process of its own."""
+        from loadtest.offer import Load, offered
+
+        load = Load(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
+        measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
+        return self._judged(measured, rate_rps, phase)
+
     def _step(self, url: str, rate_rps: float, warmup_s: float, duration_s: float, phase: Phase) -> Step:
         from loadtest.run import run_load
 
         profile = _profile(rate_rps, warmup_s, duration_s, self.candidates)
         measured = measure(run_load(profile, url, self.bodies).requests, duration_s)
-        step = judged_step(measured, rate_rps, self.candidates, self.slo, phase)
+        return self._judged(measured, rate_rps, phase)
+
+    def _judged(self, measured: Measurement, rate_rps: float, phase: Phase) -> Step:
+        verdict, reasons = judge(measured, self.slo)
+        kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
+        in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
+        step = Step(
+            rate_rps=rate_rps,
+            verdict=verdict,
+            reasons=reasons,
+            kept_up=kept_up,
+            doubtful=verdict != "held" and kept_up and in_time,
+            rps=round(measured.rps, 1),
+            candidates_per_s=round(measured.candidates_per_s, 1),
+            full_share=round(measured.full_share, 6),
+            p50_ms=_rounded(measured.p50_ms),
+            p90_ms=_rounded(measured.p90_ms),
+            p99_ms=_rounded(measured.p99_ms),
+            errors=measured.errors,
+            generator_late_ms_p99=round(measured.generator_late_ms_p99, 3),
+            phase=phase,
+        )
         self.say(step_line(asdict(step)))
         return step
-
-
-def judged_step(measured: Measurement, rate_rps: float, candidates: int, slo: Slo, phase: Phase) -> Step:
-    """What was measured at a rate, as the step of a search."""
-    verdict, reasons = judge(measured, slo)
-    kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * candidates
-    in_time = measured.p90_ms is not None and measured.p90_ms <= slo.p90_ms
-    return Step(
-        rate_rps=rate_rps,
-        verdict=verdict,
-        reasons=reasons,
-        kept_up=kept_up,
-        doubtful=verdict != "held" and kept_up and in_time,
-        rps=round(measured.rps, 1),
-        candidates_per_s=round(measured.candidates_per_s, 1),
-        full_share=round(measured.full_share, 6),
-        p50_ms=_rounded(measured.p50_ms),
-        p90_ms=_rounded(measured.p90_ms),
-        p99_ms=_rounded(measured.p99_ms),
-        errors=measured.errors,
-        generator_late_ms_p99=round(measured.generator_late_ms_p99, 3),
-        phase=phase,
-    )
 
 
 def _profile(rate_rps: float, warmup_s: float, duration_s: float, candidates: int) -> Profile:

@@ -59,11 +59,10 @@ class Connections:
             OSError: if it cannot be sent, or is not answered in time (TimeoutError).
             HTTPParseError: if what comes back is not HTTP.
         """
-        status, body, _ = self.answered(request)
-        return status, body
+        return self.answered(request)[:2]
 
-    def answered(self, request: bytes) -> tuple[int, bytes, float | None]:
-        """As `exchange`, with the seconds after which a refusal asks to be tried again."""
+    def answered(self, request: bytes) -> tuple[int, bytes, str, str | None]:
+        """As `exchange`, with the answer's `Content-Type` and `Retry-After`: what a client's retry goes by."""
         sock = self._idle_connection() or self._connect()
         try:
             sock.sendall(request)
@@ -81,7 +80,9 @@ class Connections:
             sock.close()
         else:
             self._idle.append(sock)
-        return answer.status_code, bytes(answer.body), _seconds(answer.get("retry-after"))
+        kind, retry_after = answer.get("content-type", ""), answer.get("retry-after")
+        asked = None if retry_after is None else str(retry_after)
+        return answer.status_code, bytes(answer.body), str(kind), asked
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -128,10 +129,6 @@ def _end(answer: _Answer) -> None:
         answer.feed(b"")
     if not answer.message_complete:
         raise ConnectionResetError("closed before the answer was complete")
-
-
-def _seconds(said: object) -> float | None:
-    return float(said) if isinstance(said, str) and said.isdigit() else None
 
 
 def _is_quiet(sock: Any, timeout_s: float) -> bool:

@@ -134,11 +134,16 @@ def end_marked(marker: str) -> None:
 
 def marked(marker: str) -> list[psutil.Process]:
     """The living processes whose environment has MARKER at this value."""
+    return carrying(MARKER, marker)
+
+
+def carrying(name: str, value: str) -> list[psutil.Process]:
+    """The living processes whose environment has this variable at this value."""
     found = []
     for process in psutil.process_iter():
         # Processes of other users, and those that end meanwhile, cannot be read.
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARKER) == marker and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

@@ -10,6 +10,7 @@ import gevent
 from geventhttpclient.response import HTTPParseError
 
 from loadtest.connections import Connections, error_kind
+from serve.client.reply import Lost, Reply
 from serve.client.retries import Retries
 
 OK = 200
@@ -48,23 +49,26 @@ class Retrying:
         """
         until = perf_counter() + self._timeout_s
         self._policy.sent()
-        try:
-            status, body, retry_after_s = self._connections.answered(request)
-            failure, retried = None, status
-        except (OSError, HTTPParseError) as error:
-            status, body, retry_after_s, failure = 0, b"", None, error
-            retried = None
-        if status == OK:
-            return status, body
+        tried = self._tried(request)
+        if isinstance(tried, Reply) and tried.code == OK:
+            return tried.code, tried.body
         now = perf_counter()
-        self._on_failed(Failure(now, error_kind(failure) if failure else f"HTTP {status}"))
-        delay_s = self._policy.delay_s(retried, until - now, retry_after_s)
+        answered = tried if isinstance(tried, Reply) else Lost(str(tried))
+        kind = f"HTTP {tried.code}" if isinstance(tried, Reply) else error_kind(tried)
+        self._on_failed(Failure(now, kind))
+        delay_s = self._policy.delay_s(answered.status, until - now, answered.retry_after_s)
         if delay_s is not None:
             gevent.sleep(delay_s)
             answer = self._connections.exchange(request)
             if perf_counter() > until:
                 raise TimeoutError
             return answer
-        if failure:
-            raise failure
-        return status, body
+        if not isinstance(tried, Reply):
+            raise tried
+        return tried.code, tried.body
+
+    def _tried(self, request: bytes) -> Reply | OSError | HTTPParseError:
+        try:
+            return Reply(*self._connections.answered(request))
+        except (OSError, HTTPParseError) as error:
+            return error

@@ -21,6 +21,7 @@ from loadtest.ids import read_ids, read_log_ids
 from loadtest.machine import describe_machine
 from loadtest.measure import Requests, measure, rounded
 from loadtest.offer import Load, offering
+from loadtest.processes import carrying
 from loadtest.profiles import Profile, Slo, load_slo
 from loadtest.report import refuse_existing
 from loadtest.service import probe
@@ -143,11 +144,7 @@ def processes_of(run: Path, url: str) -> list[psutil.Process]:
         raise LoadtestError(
             f"--cluster {run}: no service of `serve up` at {url} is told there; name its run folder"
         )
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(CLUSTER) == service["cluster_id"]:
-                found.append(process)
+    found = carrying(CLUSTER, service["cluster_id"])
     if not found:
         raise LoadtestError(f"--cluster {run}: no process of its service lives, or they are another user's")
     return found

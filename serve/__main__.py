@@ -160,7 +160,7 @@ def key(
 
     secret, sha256 = mint()
     entry = {name: {"sha256": sha256, "requests_per_s": rps}}
-    line = f'{name}: {{sha256: "{sha256}", requests_per_s: {rps:g}}}'
+    line = json.dumps(entry)[1:-1]  # YAML too, whatever the name is
     told = f"X-Api-Key: {secret}\nthe file keeps only its hash, under user_config.api_keys of FeatureFetch:\n  {line}"
     _answer({"key": secret, "api_keys": entry}, as_json, told)
 

@@ -300,6 +300,8 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise TabrankError(f"artifact {folder}: exists already; give another name or remove it")
     _sweep(folder.parent)
     partial = folder.parent / f".{folder.name}.{_host()}.{os.getpid()}.partial"
+    # of a killed writer with our number: in a container that was started again the numbers come again
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
     except OSError as error:

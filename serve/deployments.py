@@ -28,6 +28,7 @@ from serve.settings import AppArgs, UserConfig
 
 NICENESS = 10  # of Ingest: where cores are short, what is logged waits for what is asked
 OTHERS_S = 2.0  # that a version waits for the other replicas of Scorer, once one has it ready
+EVERY_ADDRESS = "0.0.0.0"
 LAST_SEND_S = 2.0  # for a replica that stops to hand its last exposures on
 
 
@@ -55,7 +56,7 @@ class Scorer:
         await self._models.prepare(version)
 
 
-@serve.deployment
+@serve.deployment(user_config={})  # without any Ray would not call `reconfigure`, and nothing would begin
 @serve.ingress()
 class FeatureFetch:
     """The HTTP ingress: admits, batches, fetches, computes features, asks `Scorer`, answers, tells `Ingest`."""
@@ -94,7 +95,7 @@ class FeatureFetch:
         self._fetcher = FeatureFetcher(
             args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back
         )
-        self._keys = Keys()
+        self._keys = Keys(host=EVERY_ADDRESS)  # until it is known
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -115,6 +116,10 @@ class FeatureFetch:
             await self._fetcher.reconfigure(UserConfig.from_mapping(user_config))
         except TabrankError as error:
             logging.getLogger("tabrank").error("the settings stay as they were: %s", error)
+
+    async def check_health(self) -> None:
+        """Raise where nothing is kept fresh or sent on any more: Ray then starts another."""
+        _require_running(self._refreshing)
 
     async def __del__(self) -> None:
         """Send on what is held; Ray awaits it when the replica stops."""
@@ -154,15 +159,20 @@ class Ingest:
 
     async def check_health(self) -> None:
         """Raise where nothing commits any more: Ray then starts another."""
-        if self._running is not None and self._running.done():
-            self._running.result()
-            raise RuntimeError("the writer has ended")
+        _require_running(self._running)
 
     async def __del__(self) -> None:
         """Commit and roll what is left; Ray awaits it when the replica stops."""
         if self._running is not None:
             self._ingester.stop()
             await self._running
+
+
+def _require_running(task: asyncio.Task[None] | None) -> None:
+    """Raise what ended a task that was begun and is to run for ever."""
+    if task is not None and task.done():
+        task.result()
+        raise RuntimeError("it has ended")
 
 
 def _application() -> str:
@@ -183,7 +193,7 @@ async def _http_host() -> str:
         return str((await controller.get_http_config.remote()).host)
     except Exception as error:  # of another Ray: closed is safer than open
         logging.getLogger("tabrank").error("where HTTP listens is not known (%s): only keys open it", error)
-        return "0.0.0.0"
+        return EVERY_ADDRESS
 
 
 def _quiet_gc() -> None:

@@ -17,6 +17,7 @@ import msgspec
 from serve.api import MAX_BODY_BYTES, Problem, RankAnswer, decode_request, quoted
 from serve.arms import chosen
 from serve.bodies import Bodies, Receive
+from serve.description import description, readiness
 from serve.errors import RequestError
 from serve.feature_fetch import FeatureFetcher
 from serve.keys import Keys
@@ -42,7 +43,15 @@ PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")  # what a header's id may be made of
 
-_BUSY = msgspec.json.encode(Problem("busy", 429, "more is asked than can be answered in time; come again"))
+
+def busy() -> RequestError:
+    """The refusal of a replica that has more to do than it can."""
+    return RequestError(
+        429, "busy", "more is asked than can be answered in time; come again", retry_after_s=1
+    )
+
+
+_BUSY = msgspec.json.encode(Problem("busy", 429, busy().detail))
 _BUSY_HEAD = [
     (b"content-type", PROBLEM),
     (b"content-length", str(len(_BUSY)).encode()),
@@ -63,9 +72,9 @@ class Edge:
         self._openapi = msgspec.json.encode(document)
         self._docs = docs_page(document).encode()
         self._get: dict[str, Callable[[], tuple[bytes, bytes]]] = {
-            "/v1/model": lambda: (JSON, self._encoder.encode(fetcher.describe())),
+            "/v1/model": lambda: (JSON, self._encoder.encode(description(fetcher))),
             "/livez": lambda: (JSON, b'{"live":true}'),
-            "/readyz": lambda: (JSON, self._encoder.encode(fetcher.status())),
+            "/readyz": lambda: (JSON, self._encoder.encode(readiness(fetcher))),
             "/openapi.json": lambda: (JSON, self._openapi),
             "/docs": lambda: (HTML, self._docs),
         }
@@ -76,7 +85,7 @@ class Edge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            if scope["path"].endswith(RANK) and self._fetcher.refuses():
+            if scope["path"].endswith(RANK) and self._fetcher.admission.refuses():
                 return await self.busy(send, begun)
             return await self._http(scope, receive, send)
         return 0

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
+from serve.admission import Admission
 from serve.answers import answer, exposure, ranking
 from serve.api import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
 from serve.arms import assign
@@ -24,7 +23,6 @@ from serve.batcher import Batcher
 from serve.breaker import Breaker
 from serve.errors import Busy, RequestError, TabrankError
 from serve.features import Features
-from serve.ladder import TICK_S, Ladder
 from serve.live_table import LiveTable
 from serve.logs import of_request
 from serve.models import LoadModel, Models
@@ -36,11 +34,9 @@ from serve.rollout.rollout import RollBack, Rollout, told_nobody
 from serve.settings import CANARY, AppArgs, Arm, UserConfig
 from serve.state import Schema
 from serve.stores.opening import open_store
-from serve.turns import Turns
 
 log = logging.getLogger("tabrank")
 REFRESH_S = 0.2  # how often the live table is pulled where no ranking does it
-LAST_WORD_S = 0.005  # kept of a deadline to answer in
 TAKE_S = 3.0  # how long Ingest may take to have records durable; a rollout's new one opens the store first
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
@@ -117,8 +113,7 @@ class FeatureFetcher:
         self.rollout = Rollout(self.models, call, lambda: self._scored.is_idle, roll_back, self._degraded)
         self.ranker = Ranker(features, self.live, self.rollout.score, self._degraded, self._metrics.batch)
         self.outbox = Outbox(ingest)
-        self.ladder = Ladder()
-        self._turns = Turns()
+        self.admission = Admission()
         # What needs no scorer never waits for one: a batch is answered together.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
@@ -139,7 +134,9 @@ class FeatureFetcher:
         if config.shadow is not None and config.shadow.version != CANARY:
             require(self.base / self.args.models, config.shadow.version, "user_config.shadow.version")
         self.config = config
-        self.ladder.enabled = config.ladder and not self.event_clock
+        self.admission.configure(
+            enabled=config.ladder and not self.event_clock, deadline_ms=config.deadline_ms
+        )
         self.rollout.configure(config)
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = config.batch_candidates
@@ -158,10 +155,6 @@ class FeatureFetcher:
             self._degraded("model_refused", error)
         self.configure(config)
 
-    def refuses(self) -> bool:
-        """Whether the ranking that is asked for now is refused, before any work is done for it."""
-        return self.ladder.refuses(self._turns.waited_s(), self.config.deadline_ms / 1e3)
-
     def refused(self, latency_ms: float) -> None:
         """Count a ranking that was refused for lack of room."""
         self._metrics.refused(latency_ms)
@@ -174,10 +167,8 @@ class FeatureFetcher:
         `arm` ranks in place of the one assigned; that counts for no experiment.
         """
         begun = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        waited_s = self._turns.waited_s()
-        within_s = (deadline_ms or self.config.deadline_ms) / 1e3
-        deadline = loop.time() + within_s - waited_s - LAST_WORD_S - self._turns.last_s
+        waited_s = self.admission.waited_s()
+        deadline = self.admission.deadline(waited_s, deadline_ms)
         query = self._admit(request, arm, waited_s)
         if self.event_clock:  # what came before is seen, and what comes at the same time is not
             await self.outbox.flush(before_ms=query.now_ms)
@@ -197,18 +188,16 @@ class FeatureFetcher:
             return self.ranker.popular(query, "kill_switch")
         if not query.num_scored and query.candidates:
             return self.ranker.popular(query, "overload")
-        loop = asyncio.get_running_loop()
-        begun_s = loop.time()
+        begun_s = asyncio.get_running_loop().time()
         batcher = self._scored if query.arm.by_model else self._unscored
         try:
             slate = await batcher.submit(query, query.num_scored, deadline)
             if slate.model is not None:
-                self.ladder.scored(loop.time() - begun_s)
+                self.admission.scored(begun_s)
             return slate
         except TimeoutError:
-            self.ladder.scored(
-                max(deadline - begun_s, 0.0)
-            )  # it may have been told before that it would be late
+            if query.arm.by_model:
+                self.admission.late(begun_s, deadline)
             return self.ranker.popular(query, "deadline")
         except Exception as error:  # a fault of ours, or of a neighbour in the batch
             self._degraded("scorer_unavailable", error, query.request_id)
@@ -244,6 +233,10 @@ class FeatureFetcher:
         """Whether time is what requests and records say it is: in replays and tests."""
         return self.args.clock == "event"
 
+    def refused(self, took_ms: float) -> None:
+        """A refusal has been answered, so long after its request was seen."""
+        self._metrics.refused(took_ms)
+
     def _aged(self, slate: Slate) -> Slate:
         """The slate, saying so where its features are older than is allowed."""
         freshness_ms = self.freshness_ms
@@ -259,7 +252,6 @@ class FeatureFetcher:
         else:
             experiment = None
         ids = candidate_ids(request)
-        share = self.ladder.share(waited_s, self.config.deadline_ms / 1e3) if arm.by_model else 1.0
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -275,7 +267,7 @@ class FeatureFetcher:
             traffic=request.traffic,
             keep_matrix=request.explain or random.random() < self.config.log_features,
             explore=arm.explore > 0 and random.random() < arm.explore,
-            num_scored=ceil(share * len(ids)),
+            num_scored=self.admission.num_scored(len(ids), waited_s) if arm.by_model else len(ids),
         )
 
     @property
@@ -285,35 +277,25 @@ class FeatureFetcher:
         return None if age_s is None else round(max(age_s, self.outbox.age_s) * 1e3, 1)
 
     async def refresh_forever(self) -> None:
-        """Keep the live table and the model's version fresh and send exposures on, until cancelled.
+        """Keep the live table and the models fresh, follow the load and send exposures on, until cancelled.
 
-        Each goes on its own: a scorer that is slow to load a version must not stop the pulling of the store.
+        Each goes on its own: a scorer that is slow to load a version must not stop the pulling of the store. A fault of
+        ours in one of them ends all, and is raised: half of them would look like the whole.
         """
-        following = asyncio.create_task(self.follow())
-        sending = asyncio.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
-        balancing = asyncio.create_task(self._balance())
-        comparing = asyncio.create_task(self.rollout.run())
-        try:
+        async with asyncio.TaskGroup() as together:
+            together.create_task(self._follow_forever())
+            together.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
+            together.create_task(self.admission.run())
+            together.create_task(self.rollout.run())
             while True:
                 self.pull()
                 self._metrics.tick(self._moment())
                 await asyncio.sleep(REFRESH_S)
-                if following.done():
-                    following = asyncio.create_task(self.follow())
-        finally:
-            sending.cancel()
-            balancing.cancel()
-            comparing.cancel()
 
-    async def _balance(self) -> None:
-        """Move the ladder's level, until cancelled."""
-        loop = asyncio.get_running_loop()
-        before_s = loop.time()
+    async def _follow_forever(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
-            now_s = loop.time()
-            self.ladder.tick(now_s - before_s, self._turns.take_longest_s(), self.config.deadline_ms / 1e3)
-            before_s = now_s
+            await self.follow()
+            await asyncio.sleep(REFRESH_S)
 
     def _moment(self) -> Moment:
         model = self.model.version if self.model else None
@@ -322,7 +304,7 @@ class FeatureFetcher:
             self.outbox.num_dropped,
             self.config.kill_switch,
             model,
-            self.ladder.level,
+            self.admission.ladder.level,
             self.rollout.take_sums(),
         )
 
@@ -344,7 +326,10 @@ class FeatureFetcher:
             await self.models.follow(self.config.experiment, self.rollout.others())
         except Exception as error:
             self._degraded("model_refused", error)
-        await self.rollout.settle()
+        try:
+            await self.rollout.settle()
+        except Exception as error:  # such as a history that cannot be read
+            self._degraded("rollout_unsettled", error)
 
     def _degraded(self, reason: str, error: Exception, request_id: str | None = None) -> None:
         """Log a failure once every ten seconds, with a request that it befell: under load it would be every batch."""
@@ -352,64 +337,6 @@ class FeatureFetcher:
         if now - self._warned.get(reason, -10.0) >= 10.0:
             self._warned[reason] = now
             log.warning("%s: %s: %s", reason, type(error).__name__, error, extra=of_request(request_id))
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the features are no older than `stale_after_ms`."""
-        freshness_ms = self.freshness_ms
-        return freshness_ms is not None and freshness_ms <= self.config.stale_after_ms
-
-    def status(self) -> dict[str, Any]:
-        """What is ready, for `/readyz`."""
-        return {
-            "surface": self.surface.name,
-            "live_candidates": len(self.live.rows),
-            "store": "fresh" if self.is_fresh else "unavailable",
-            "model": self.model.version if self.model else None,
-            "freshness_ms": self.freshness_ms,
-        }
-
-    def _describe_experiment(self) -> dict[str, Any]:
-        """As it is now; an arm's `model` is null where a heuristic ranks, or no artifact is ready."""
-        experiment = self.config.experiment
-        return {
-            "name": experiment.name,
-            "start_ms": experiment.start_ms,
-            "end_ms": experiment.end_ms,
-            "holdout": experiment.holdout,
-            "arms": [msgspec.to_builtins(a) | {"model": self.models.version_for(a)} for a in experiment.arms],
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """What `/v1/model` answers: the model in use, its files' hashes, the features and the limits."""
-        from serve.api import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
-        from serve.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
-
-        manifest: Mapping[str, Any] = self.model.manifest if self.model else {}
-        columns = self.ranker.features.columns
-        return {
-            "surface": self.surface.name,
-            "surface_fingerprint": self.surface.fingerprint,
-            "state_fingerprint": self.schema.fingerprint,
-            "clock": self.args.clock,
-            "model": self.model.version if self.model else None,
-            "canary": self.models.canary.version if self.models.canary else None,
-            "sha256": dict(manifest.get("files", {})),
-            "metrics": json.loads(json.dumps(manifest.get("metrics", {}))),
-            "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
-            "popular": self.surface.popular,
-            "label": {"event": self.surface.label.event, "within_ms": self.surface.label.within_ms},
-            "kill_switch": self.config.kill_switch,
-            "experiment": self._describe_experiment(),
-            "limits": {
-                "candidates": MAX_CANDIDATES,
-                "id_characters": MAX_ID_CHARACTERS,
-                "body_bytes": MAX_BODY_BYTES,
-                "events_body_bytes": MAX_EVENTS_BODY_BYTES,
-                "records": MAX_RECORDS,
-                "deadline_ms": self.config.deadline_ms,
-            },
-        }
 
 
 def _not_taken(error: Exception) -> RequestError:

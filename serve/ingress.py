@@ -23,8 +23,7 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from serve.api import new_request_id
-from serve.edge import EVENTS, RANK, Edge
-from serve.errors import RequestError
+from serve.edge import EVENTS, RANK, Edge, busy
 from serve.listener import accept_more
 from serve.metrics import FLUSH_EVERY_S
 
@@ -124,7 +123,7 @@ class _Accounts:
             message: MutableMapping[str, Any] = await receive()
             if message["type"] == "http.request" and not message.get("more_body", False):
                 if self._slots.locked():
-                    raise _busy()
+                    raise busy()
                 await self._slots.acquire()
                 self._begin(self._request)
                 holds = True
@@ -177,10 +176,6 @@ class _Accounts:
             route=self._route, method="POST", application=self._names.app_name, status_code=str(status)
         )
         return frozenset(tags.items())
-
-
-def _busy() -> RequestError:
-    return RequestError(429, "busy", "more is asked than can be answered; come again", retry_after_s=1)
 
 
 def _request_id(scope: Scope) -> bytes:

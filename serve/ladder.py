@@ -38,8 +38,17 @@ class Ladder:
         self._pressures: deque[float] = deque(maxlen=TICKS)
 
     def scored(self, latency_s: float) -> None:
-        """A ranking was to be scored, and was answered after so long: with its scores, or at its deadline without."""
+        """A ranking was answered with its scores after so long."""
         self._scored_s.append(latency_s)
+
+    def late(self, after_s: float, deadline_s: float) -> None:
+        """A ranking was answered without its scores, for which it had so long.
+
+        That they take longer tells of no load where it had less than they may take: callers that give hardly any time
+        would hide what the others wait.
+        """
+        if after_s >= SCORED * deadline_s:
+            self._scored_s.append(after_s)
 
     def share(self, waited_s: float, deadline_s: float) -> float:
         """Of its candidates, how many the model is to score for a request: 1 all, 0 none."""

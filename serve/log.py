@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from serve.api import MAX_MS
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
 from serve.snapshots import Snapshot, beginnings, copy
@@ -23,7 +24,6 @@ from serve.strict import refuse_file, refuse_unwritable
 from serve.surface import FieldType, Surface
 
 READS = 10  # of a table whose segments are being merged, before it is said to be unreadable
-MAX_MS = 2**53  # as the service takes
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for a damaged file
 MAY_BE_EMPTY = ("viewers", "events")  # where a service has written a log
 TABLES = ("viewers", "candidates", "exposures", "events")

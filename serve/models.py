@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-from serve.artifact import CANARY, CURRENT, Artifact, load, pointed
+from serve.artifact import CANARY, CURRENT, Artifact, load, pointed, versions
 from serve.errors import ArtifactRefused, TabrankError
 from serve.features import Columns
 from serve.rollout.history import Followed, History
@@ -63,6 +63,10 @@ class Models:
             before = self.history.previous(version, self._ready)
             self.current = self._ready[before] if before is not None else self.current
 
+    def before(self, version: str | None) -> str | None:
+        """The good version that was current before this one, of those whose files are still there."""
+        return self.history.previous(version, versions(self._folder))
+
     async def follow(self, experiment: Experiment, others: Iterable[str] = ()) -> None:
         """Have ready what the pointers, the arms and `others` name; the last good one goes on until then.
 
@@ -74,7 +78,7 @@ class Models:
         pointers = [self._pointed(name, failed) for name in (CURRENT, CANARY)]
         self.named = frozenset(filter(None, pointers))
         self._condemned &= self.named
-        promoted = pointers[0] if self._is_good(pointers[0]) else self.history.previous(pointers[0])
+        promoted = pointers[0] if self._is_good(pointers[0]) else self.before(pointers[0])
         canary = pointers[1] if self._is_good(pointers[1]) else None
         for version in self.named & self.history.rolled_back.keys():
             reason = self.history.rolled_back[version].reason
@@ -84,9 +88,8 @@ class Models:
         self.broken = {v: why for v, why in self.broken.items() if v in self.named}
         for version in sorted(wanted - self._ready.keys() - self._refused):
             try:
-                self._ready[version] = await self._verified(
-                    version
-                )  # it stays: what is published never changes
+                # It stays: what is published never changes.
+                self._ready[version] = await self._verified(version)
             except Exception as error:
                 failed.append(error)
                 if isinstance(error, TabrankError):
@@ -111,7 +114,7 @@ class Models:
     def _is_good(self, version: str | None) -> bool:
         """Whether what a pointer names may rank, as far as it is known."""
         bad = (self._condemned, self.broken, self.history.rolled_back)
-        return version is not None and not any(version in versions for versions in bad)
+        return version is not None and not any(version in those for those in bad)
 
     def _pointed(self, pointer: str, failed: list[Exception]) -> str | None:
         try:

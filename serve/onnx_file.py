@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 MAX_NODES = 50_000
+MAX_FIELDS = 1_000_000  # each takes memory a hundred times its two bytes; a node of ours has up to 20
+MAX_DIMS = 8
 OPERATORS = {
     "Abs", "Add", "Cast", "Clip", "Concat", "Div", "Flatten", "Gather", "Gemm", "HardSigmoid", "Identity", "IsNaN",
     "LessOrEqual", "Log", "MatMul", "Mul", "ReduceMax", "Relu", "Reshape", "Shape", "Sigmoid", "Sqrt", "Sub", "TopK",
@@ -67,7 +69,7 @@ def refuse_strange(content: bytes) -> None:
         elif message is _OPSET and any(map(_text, found["domain"])):
             raise ValueError("imports operators that are not ONNX's own")
 
-    _walk(memoryview(content), _MODEL, check)
+    _walk(memoryview(content), _MODEL, check, iter(range(MAX_FIELDS)))
     if not num_nodes:
         raise ValueError("has no graph")
 
@@ -75,9 +77,12 @@ def refuse_strange(content: bytes) -> None:
 Check = Callable[[_Message, Mapping[str, list[Value]]], None]
 
 
-def _walk(content: memoryview, message: _Message, check: Check) -> None:
+def _walk(content: memoryview, message: _Message, check: Check, left: Iterator[int]) -> None:
+    """Check a message and all in it; `left`: the fields that may still come."""
     found: dict[str, list[Value]] = {name: [] for name, _ in message.fields.values()}
     for number, value in _fields(content):
+        if next(left, None) is None:
+            raise ValueError(f"has more than {MAX_FIELDS:,} fields")
         if number not in message.fields:
             raise ValueError(
                 f"has a {message.name} with a field {number}, such as refers to other data or code"
@@ -87,7 +92,7 @@ def _walk(content: memoryview, message: _Message, check: Check) -> None:
         if inner is not None:
             if isinstance(value, int):
                 raise ValueError(f"has a {name} that is a number")
-            _walk(value, inner, check)
+            _walk(value, inner, check, left)
     check(message, found)
 
 
@@ -95,7 +100,9 @@ def _check_tensor(found: Mapping[str, list[Value]]) -> None:
     """Its numbers are all there: a few bytes must not ask for gigabytes."""
     shape: list[int] = []
     for dim in found["dims"]:
-        shape += [dim] if isinstance(dim, int) else _varints(dim)
+        shape += [dim] if isinstance(dim, int) else _varints(dim[: 10 * MAX_DIMS])
+        if len(shape) > MAX_DIMS:
+            raise ValueError(f"has a tensor of more than {MAX_DIMS} dimensions")
     kinds, data = found["data_type"], found["raw_data"]
     if len(kinds) != 1 or not isinstance(kinds[0], int) or kinds[0] not in ITEM_BYTES or len(data) > 1:
         raise ValueError("has a tensor of another type than float and int64")

@@ -237,8 +237,8 @@ def _select(
         degraded: tuple[str, ...] = () if reason is None else (reason,)
         if by_model and query.num_scored < len(query.candidates):
             degraded = ("overload",)
-        elif by_model and not all_finite and not finite[part].all():
-            degraded = ("non_finite_score",)
+        if by_model and not all_finite and np.count_nonzero(finite[part]) < query.num_scored:
+            degraded = (*degraded, "non_finite_score")
         places, propensity = order[part] - part.start, None
         if query.explore and by_model:  # the unscored, which come last, stay there
             drawn, propensity = draw(score[part][places], np.random.default_rng())

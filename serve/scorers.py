@@ -181,6 +181,8 @@ def _check_golden(artifact: Artifact, scorer: OnnxScorer | TorchScorer) -> None:
             f"{where}: score is {want.dtype} {list(want.shape)}; it must be float32 of 1 to {MAX_GOLDEN:,} rows; "
             "fit again"
         )
+    if not numeric.shape[:1] == category.shape[:1] == want.shape:
+        raise ArtifactRefused(f"{where}: not as many rows as scores; fit again")
     for score in (scorer.score, scorer.score_sorting):
         try:
             found = score(numeric, category)

@@ -41,6 +41,7 @@ class ModelHolder:
         async with self._loading:
             if version not in self._held:
                 self._hold(version, await asyncio.to_thread(self._loaded, version))
+            self._held.move_to_end(version)
 
     def load_current(self) -> None:
         """Have the promoted version ready, if there is one, and the canary where it is well."""

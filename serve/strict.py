@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,8 +95,8 @@ def json_value(content: bytes | str, where: str) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     checked = dict(pairs)
     if len(checked) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice[:40]!r} comes twice")
     return checked
 
 

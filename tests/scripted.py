@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socketserver
 import threading
@@ -28,6 +29,10 @@ def problem(status, title="busy", **more):
     return answer(status, body, "application/problem+json", **headers)
 
 
+class Slowly(bytes):
+    """An answer whose body comes byte by byte, each 10 ms after the one before."""
+
+
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
 
@@ -52,7 +57,18 @@ class Handler(socketserver.StreamRequestHandler):
                 self.server.ended.wait(5)
             if not isinstance(step, bytes):
                 return
-            self.wfile.write(step)
+            if isinstance(step, Slowly):
+                self._write_slowly(step)
+            else:
+                self.wfile.write(step)
+
+    def _write_slowly(self, step):
+        head, body = step.split(b"\r\n\r\n", 1)
+        self.wfile.write(head + b"\r\n\r\n")
+        with contextlib.suppress(OSError):  # whoever asked may be gone
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                self.server.ended.wait(0.01)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def fault_line(found: Report) -> str:
 
 def measured(found: Report) -> str:
     """What was measured, in words."""
-    if found["held"] is None:
+    if "requests" not in found:
         return "–"
     parts = [
         f"{found['requests']:,} requests, {found['failed']} failed, {found['failed_first']} without the retry "
@@ -62,7 +62,7 @@ def measured(found: Report) -> str:
 
 def markdown(report: Report) -> str:
     """The table as Markdown, for a document."""
-    rows = [(one["fault"], one["allowed"], measured(one), HELD[one["held"]]) for one in report["faults"]]
+    rows = [(one["fault"], one["allowed"], _told(one), HELD[one["held"]]) for one in report["faults"]]
     lines = ["| fault | allowed | measured | held |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -90,8 +90,12 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     write_folder(folder, {**files, "table.md": markdown(report) + "\n"})
 
 
+def _told(found: Report) -> str:
+    return measured(found) if "requests" in found else "; ".join(found["reasons"])
+
+
 def _row(found: Report) -> str:
-    cells = (found["what"], found["allowed"], measured(found), HELD[found["held"]])
+    cells = (found["what"], found["allowed"], _told(found), HELD[found["held"]])
     return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
 
 

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loadtest.bench import Bench, judged_step
+from loadtest.bench import Bench
 from loadtest.chaos.changes import CHANGES
 from loadtest.chaos.fault import CLIENT_TIMEOUT_S, Document, Fault
 from loadtest.chaos.head import HEAD
@@ -25,13 +26,11 @@ from loadtest.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.chaos.target import Target
 from loadtest.cluster import Sample, read_service
 from loadtest.errors import LoadtestError, unknown_key
-from loadtest.knee_report import step_line
-from loadtest.measure import measure
 from loadtest.metrics_page import read_page
-from loadtest.offer import Load, offered, offering
+from loadtest.offer import Load, offering
 from loadtest.processes import started
 from loadtest.report import refuse_existing
-from loadtest.search import Phase, Plan, Step, find_knee
+from loadtest.search import Plan, find_knee
 from loadtest.services import Service, tabrank
 from loadtest.shapes import Block
 from loadtest.timeline import Moment, timeline
@@ -89,7 +88,7 @@ class Run:
         document = self._wanted(fault)
         if self.target and self.document == document and _is_well(self.target, fault):
             return self.target
-        self.up.close()
+        self.leave()
         self.say(f"starting a service with {_counts(fault)}")
         (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         self.up.callback(fault.end)  # after the service: what it stands on outlives it
@@ -103,11 +102,16 @@ class Run:
         self.document = document
         return self.target
 
+    def leave(self) -> None:
+        """End the service that is up."""
+        self.target = self.document = None
+        self.up.close()
+
     def rate_rps(self, fault: Fault, target: Target) -> float:
         """What is offered under a fault."""
         if self.knee_rps is None:
             self.say("looking for the knee of this service")
-            found = find_knee(lambda *how: self._step(target.url, *how), SEARCH)
+            found = find_knee(partial(self.bench.offered_step, target.url), SEARCH)
             if found.confirmed is None:
                 raise LoadtestError("no rate held its limits; name one with --rate")
             self.knee_rps = found.confirmed.rate_rps
@@ -125,13 +129,6 @@ class Run:
                     deployment["num_replicas"] = number
         fault.prepare(document, self.work.path.resolve())
         return document
-
-    def _step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
-        load = Load(url, self.bench.bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
-        found = measure(offered(load).requests.counted_from(warmup_s), seconds)
-        step = judged_step(found, rate_rps, CANDIDATES, self.bench.slo, phase)
-        self.say(step_line(asdict(step)))
-        return step
 
 
 def run_chaos(
@@ -167,7 +164,9 @@ def chosen(names: Sequence[str]) -> list[Fault]:
 
 
 def verdict_of(found: Sequence[Found]) -> Verdict:
-    """Void only where each fault that did not hold is; what could not be tried does not count."""
+    """Void only where each fault that did not hold is, or none was tried; what could not be tried does not count."""
+    if all(one["held"] is None for one in found):
+        return "void"
     failed = [one for one in found if one["held"] is False]
     if not failed:
         return "held"
@@ -184,7 +183,12 @@ def tried(run: Run, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
     target = run.on(fault)
     rate_rps = run.rate_rps(fault, target)
     run.say(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
-    found, moments = _under_load(run, fault, target, rate_rps)
+    try:
+        found, moments = _under_load(run, fault, target, rate_rps)
+    except LoadtestError as error:  # one fault that cannot be told of takes not the others' report along
+        run.leave()
+        run.say(f"  not held: {error}")
+        return {**head, "held": False, "void": False, "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *fault.reasons()]
     late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
     lines[fault.name] = moments

@@ -94,6 +94,7 @@ class RedisKilled(Fault):
 
     def prepare(self, document: Document, folder: Path) -> None:
         """Start a server, fill it from the workspace's log, and have the service use it."""
+        self.end()  # of an earlier time
         self._port, self._folder = free_port(), folder / "redis"
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()

@@ -7,27 +7,25 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loadtest.bench import Bench, Report, judged_step
+from loadtest.bench import Bench, Report
 from loadtest.cluster import read_service
 from loadtest.commands import CommandFailed, run_command
 from loadtest.errors import LoadtestError
-from loadtest.knee_report import step_line
-from loadtest.measure import measure
 from loadtest.metrics_page import Page, read_page, total, within
 from loadtest.offer import Load, offered
 from loadtest.overload.found import Found, Plan, describe, judge
 from loadtest.overload.report import run_line, write_overload
 from loadtest.processes import started
 from loadtest.report import refuse_existing
-from loadtest.search import Phase, Step, find_knee
 from loadtest.search import Plan as Search
+from loadtest.search import Step, find_knee
 from loadtest.services import tabrank
-from loadtest.shapes import Block
 from loadtest.timeline import Moment, timeline
 from loadtest.verdict import Verdict
 from loadtest.workspace import Say, Workspace
@@ -50,23 +48,12 @@ class Offering:
     bench: Bench
     deadline_ms: float
 
-    def step(self, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
-        """One step of the search for the knee."""
-        load = self._load(rate_rps, [Block(warmup_s), Block(seconds)])
-        found = measure(offered(load).requests.counted_from(warmup_s), seconds)
-        step = judged_step(found, rate_rps, self.bench.candidates, self.bench.slo, phase)
-        self.bench.say(step_line(asdict(step)))
-        return step
-
     def run(self, times: float, knee_rps: float, plan: Plan) -> tuple[Found, list[Moment]]:
         """So many times the knee; what came of it, and second by second."""
-        load = self._load(knee_rps, plan.blocks(times))
+        load = Load(self.url, self.bench.bodies, self.bench.candidates, knee_rps, plan.blocks(times))
         requests = offered(load).requests
         found = describe(requests, times, knee_rps, self.deadline_ms, plan, self.bench.slo)
         return found, timeline(requests, load.seconds, [])
-
-    def _load(self, rate_rps: float, blocks: Sequence[Block]) -> Load:
-        return Load(self.url, self.bench.bodies, self.bench.candidates, rate_rps, blocks)
 
 
 def run_overload(
@@ -101,7 +88,7 @@ def run_overload(
             runs, lines = _overload(offering, times, knee_rps, plan, page, say)
             control, moments = _control(offering, knee_rps, plan, file, run, work, say)
     lines |= {"the control": moments} if moments else {}
-    verdict = _verdict(runs, control)
+    verdict = verdict_of(runs, control)
     report = {
         "verdict": verdict,
         "knee_rps": knee_rps,
@@ -150,7 +137,7 @@ def _overload(
 
 def _knee(offering: Offering, search: Search, say: Say) -> tuple[float, list[Step]]:
     """The knee under this pinning, and the steps to it."""
-    found = find_knee(offering.step, search)
+    found = find_knee(partial(offering.bench.offered_step, offering.url), search)
     if found.confirmed is None:
         raise LoadtestError("no rate held its limits, so that there is no knee to overload")
     say(f"knee under this pinning: {found.confirmed.rate_rps:g} req/s")
@@ -170,7 +157,7 @@ def _control(
 ) -> tuple[Found, list[Moment]]:
     """The same with the ladder off: it must not hold, or it is not the ladder that holds."""
     say("the control: the ladder off")
-    _switch_off_the_ladder(file)
+    switch_off_the_ladder(file)
     try:
         run_command("serve", "up", str(file), "--run", str(run), log=work.path / "overload.log")
     except CommandFailed as error:
@@ -185,22 +172,24 @@ def _control(
     return control, moments
 
 
-def _verdict(runs: Sequence[Found], control: Found) -> Verdict:
-    """Void only where each run that did not hold is; the control holds by not holding."""
+def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
+    """Void only where each run that did not hold is; the control holds by not holding, and without it nothing does."""
     failed: list[Any] = [run["verdict"] for run in runs if run["verdict"] != "held"]
-    if control["run"] and control["verdict"] == "held":
+    if not control["run"]:
+        failed.append("void")
+    elif control["verdict"] == "held":
         failed.append("not held")
     if not failed:
         return "held"
     return "void" if set(failed) == {"void"} else "not held"
 
 
-def _switch_off_the_ladder(file: Path) -> None:
+def switch_off_the_ladder(file: Path) -> None:
+    """Write `ladder: false` into a `cluster.yaml`."""
     document = yaml.safe_load(file.read_text())
     for deployment in document["applications"][0].get("deployments", []):
         if deployment.get("name") == "FeatureFetch":
-            knobs = deployment.setdefault("user_config", {})
-            knobs["ladder"] = False
+            deployment["user_config"] = {**(deployment.get("user_config") or {}), "ladder": False}
     file.write_text(yaml.safe_dump(document, sort_keys=False))
 
 

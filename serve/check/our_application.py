@@ -95,7 +95,7 @@ def check(
 
 
 def _refuse_open(findings: Findings, host: str) -> None:
-    default = "" if "host" in findings.document.value.get("http_options", {}) else ", the default,"
+    default = "" if "host" in (findings.document.value.get("http_options") or {}) else ", the default,"
     findings.refuse(
         ("http_options", "host"),
         f"{host}{default} lets everyone who reaches this machine ask, and nothing authenticates them; name the callers "

@@ -91,12 +91,9 @@ class Client:
 
     def _send(self, step: Send) -> Reply | Lost:
         try:
-            return _reply(
-                self._http.post(
-                    step.path, content=step.body, headers=step.headers, extensions={"timeout": step.left}
-                )
-            )
-        except self._httpx.RequestError as error:
+            with self._http.stream("POST", step.path, **_what(step)) as response:
+                return _reply(response, b"".join(step.left.until_then(response.iter_bytes())))
+        except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
 
 
@@ -156,12 +153,10 @@ class AsyncClient:
 
     async def _send(self, step: Send) -> Reply | Lost:
         try:
-            return _reply(
-                await self._http.post(
-                    step.path, content=step.body, headers=step.headers, extensions={"timeout": step.left}
-                )
-            )
-        except self._httpx.RequestError as error:
+            async with asyncio.timeout(step.left["read"]):
+                response = await self._http.post(step.path, **_what(step))
+            return _reply(response, response.content)
+        except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
 
 
@@ -186,15 +181,17 @@ def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:
     }
 
 
-def _reply(response: Any) -> Reply:
+def _what(step: Send) -> dict[str, Any]:
+    return {"content": step.body, "headers": step.headers, "extensions": {"timeout": step.left}}
+
+
+def _reply(response: Any, body: bytes) -> Reply:
     headers = response.headers
-    return Reply(
-        response.status_code, response.content, headers.get("content-type", ""), headers.get("retry-after")
-    )
+    return Reply(response.status_code, body, headers.get("content-type", ""), headers.get("retry-after"))
 
 
 def _lost(httpx: ModuleType, error: Exception) -> Lost:
-    return Lost(_reason(error), timed_out=isinstance(error, httpx.TimeoutException))
+    return Lost(_reason(error), timed_out=isinstance(error, httpx.TimeoutException | TimeoutError))
 
 
 def _reason(error: BaseException) -> str:

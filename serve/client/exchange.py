@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -31,6 +31,13 @@ class TimeLeft(Mapping[str, float]):
 
     def __getitem__(self, step: str) -> float:
         return max(self.deadline_s - self._clock(), SOON_S)
+
+    def until_then(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        """The parts of an answer as they come; TimeoutError where one comes too late, as each may take its time."""
+        for part in parts:
+            if self._clock() >= self.deadline_s:
+                raise TimeoutError
+            yield part
 
     def __iter__(self) -> Iterator[str]:
         return iter(("connect", "read", "write", "pool"))

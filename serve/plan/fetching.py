@@ -6,8 +6,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from serve.batcher import PATIENCE_S
-from serve.feature_fetch import LAST_WORD_S
+from serve.admission import LAST_WORD_S
+from serve.batcher import LEAST_S, PATIENCE_S
 from serve.plan.agenda import Agenda
 from serve.plan.costs import Costs
 from serve.plan.ledger import FULL, LATE, QUEUED, REFUSED, TAKEN, Ledger
@@ -137,7 +137,8 @@ class FetchReplica:
                 under_way = _Batch([request for _, request in batch], self.agenda.now_s)
                 took_s = self.costs.drawn(self._batch_s, self.rng)
                 self.agenda.at(self._work(took_s), self._score, under_way)
-                self.agenda.at(batch[-1][0] + self._patient_s, self._give_up, under_way)
+                until_s = max(batch[-1][0] + self._patient_s, self.agenda.now_s + LEAST_S)
+                self.agenda.at(until_s, self._give_up, under_way)
 
     def _may_leave(self) -> bool:
         if not self._num_under_way:

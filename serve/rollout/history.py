@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from serve.durable import put
+from serve.settings import VERSION
 
 HISTORY = "HISTORY"
 MAX_ENTRIES = 1_000  # the oldest are forgotten
 
 Action = Literal["promote", "rollback", "canary", "end"]
+Version = Annotated[
+    str, msgspec.Meta(pattern=f"^{VERSION.pattern}$")
+]  # it names a folder, and no other place
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -23,9 +28,9 @@ class Entry(msgspec.Struct, frozen=True):
 
     at_ms: int
     action: Action  # canary begins one, end ends it by hand
-    version: str
-    was: str | None
-    now: str | None
+    version: Version
+    was: Version | None
+    now: Version | None
     by: Literal["command", "service"]
     reason: str = ""
 
@@ -52,13 +57,17 @@ class History:
 
     def previous(self, current: str | None, published: Collection[str] | None = None) -> str | None:
         """The good version that was current before this one, of those that are still published."""
-        line = self._line
-        below = line[:-1] if line and line[-1] == current else line
-        for version in reversed(below):
+        for version in reversed(self._before(current)):
             gone = published is not None and version not in published
             if version != current and version not in self.rolled_back and not gone:
                 return version
         return None
+
+    def _before(self, current: str | None) -> list[str]:
+        """What is on the line before a version; all of it, where the version is not on it."""
+        line = self._line  # beyond `current` is a promotion that was noted and not carried out
+        places = [at for at, version in enumerate(line) if version == current]
+        return line[: places[-1]] if places else line
 
     def promoted_ms(self, current: str | None) -> int | None:
         """When this version was promoted, where it is current by that; not where another one's rollback made it so."""
@@ -74,7 +83,9 @@ class History:
         line: list[str] = []
         for entry in self.entries:
             if entry.action == "promote":
-                line += [v for v in (entry.was, entry.version) if v and v not in line[-1:]]
+                for version in (entry.was, entry.version):
+                    if version and line[-1:] != [version]:
+                        line.append(version)
             elif entry.action == "rollback" and entry.now != entry.was and entry.now:
                 while line and line[-1] != entry.now:
                     line.pop()
@@ -83,23 +94,32 @@ class History:
 
 
 def read(models: Path) -> History:
-    """The history of a folder; empty where there is none. A line that cannot be read is left out."""
+    """The history of a folder; empty where there is none, or it cannot be read."""
+    with contextlib.suppress(OSError):
+        return _read(models)
+    return History()
+
+
+def _read(models: Path) -> History:
+    """As `read`, but for an OSError. A line that cannot be read is left out."""
     try:
         lines = (models / HISTORY).read_bytes().splitlines()
-    except OSError:
+    except FileNotFoundError:
         return History()
     entries = []
     for line in lines:
-        try:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             entries.append(_decoder.decode(line))
-        except msgspec.DecodeError:
-            continue
     return History(tuple(entries))
 
 
 def append(models: Path, entry: Entry) -> None:
-    """Add an entry, on disk when it returns; readers see the file before or after. Raises OSError."""
-    entries = [*read(models).entries, entry][-MAX_ENTRIES:]
+    """Add an entry, on disk when it returns; readers see the file before or after.
+
+    Raises:
+        OSError: it cannot be written, or what is there not be read: it is not to be replaced by one line.
+    """
+    entries = [*_read(models).entries, entry][-MAX_ENTRIES:]
     draft = models / f".{HISTORY}.partial"
     draft.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in entries))
     put(draft, models / HISTORY)
@@ -114,12 +134,17 @@ class Followed:
         self._history = History()
 
     def read(self) -> History:
-        """The history; about 2 µs where nothing changed."""
+        """The history; about 2 µs where nothing changed. Where it cannot be read, what was known goes on."""
+        with contextlib.suppress(OSError):
+            seen = self._stamp()
+            if seen != self._seen:
+                self._history = _read(self._path.parent)
+                self._seen = seen
+        return self._history
+
+    def _stamp(self) -> tuple[int, int] | None:
         try:
             found = self._path.stat()
-            seen = (found.st_ino, found.st_mtime_ns)
-        except OSError:
-            seen = None
-        if seen != self._seen:
-            self._seen, self._history = seen, read(self._path.parent)
-        return self._history
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns

@@ -7,7 +7,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from serve.artifact import CANARY, CURRENT, load, point, pointed, require, unpoint, versions
 from serve.errors import ArtifactRefused, TabrankError
@@ -15,6 +15,7 @@ from serve.rollout.history import Action, Entry, append, read
 from serve.strict import refuse_file
 
 LOCK = ".lock"
+LOCK_S = 2.0  # a change takes milliseconds; a writer that was stopped while it held the lock must not stop Ingest too
 
 
 class NothingBefore(TabrankError):
@@ -166,7 +167,7 @@ class Releases:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time, of all processes on all machines that lock files there."""
+        """One writer at a time, of all processes on all machines that lock files there; TabrankError if one stays."""
         refuse_file(self.models)
         if not self.models.is_dir():
             raise TabrankError(f"models {self.models}: there is no such folder; publish an artifact first")
@@ -175,8 +176,23 @@ class Releases:
         except OSError as error:
             raise TabrankError(f"models {self.models}: cannot be written: {error}") from error
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # given back with the file
+            self._lock(file)  # given back with the file
             yield
+
+    def _lock(self, file: IO[str]) -> None:
+        end = time.monotonic() + LOCK_S
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise TabrankError(
+                        f"models {self.models}: another process has been changing it for {LOCK_S:g} s; try again, or "
+                        f"end whoever holds {LOCK}"
+                    ) from None
+                time.sleep(0.01)
+            except OSError as error:
+                raise TabrankError(f"models {self.models}: cannot be locked: {error}") from error
 
 
 def _made(version: str) -> str:

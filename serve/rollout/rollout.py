@@ -78,7 +78,8 @@ class Rollout:
         self._condemned: dict[str, Verdict] = {}
         self._told_s: dict[str, float] = {}  # when a condemned version was told of last
         self._sample: _Sample | None = None
-        self._sampled_s = 0.0
+        self._is_scoring = False  # the sample a second time
+        self._paired_s = 0.0  # when a trial's sample was offered last
         self._late: asyncio.Future[bytes] | None = None
         self._offered = asyncio.Event()
 
@@ -105,7 +106,7 @@ class Rollout:
         else:
             answer = await self._tried(trial, payload, request_of_row)
         scores, took_ms = untimed(answer, len(matrix.numeric))
-        again = self._again(version, trial) if self._sample is None else None
+        again = self._again(version, trial) if self._has_room(trial) else None
         if again is not None and len(scores) == len(matrix.numeric):
             took_ms = (time.perf_counter() - begun) * 1e3 if took_ms is None else took_ms
             self._offer(_Sample(version, again, payload, scores, took_ms, request_of_row, trial))
@@ -147,14 +148,14 @@ class Rollout:
             return
         scores, took_ms = untimed(call.result(), len(request_of_row))
         took_ms = (time.perf_counter() - begun) * 1e3 if took_ms is None else took_ms
-        if self._sample is None and len(scores) == len(request_of_row):
+        if self._has_room(trial) and len(scores) == len(request_of_row):
             sample = _Sample(trial.version, trial.incumbent, payload, scores, took_ms, request_of_row, trial)
             self._offer(sample)
 
     def _again(self, version: str, trial: Trial | None) -> str | None:
         """The version that is to score this batch too, if any."""
         if trial is not None:
-            return trial.incumbent if time.monotonic() - self._sampled_s >= PAIR_EVERY_S else None
+            return trial.incumbent if time.monotonic() - self._paired_s >= PAIR_EVERY_S else None
         shadow, current = self._shadow, self._models.current
         if shadow is None or current is None or version != current.version or random.random() >= shadow.share:
             return None
@@ -162,31 +163,44 @@ class Rollout:
             return shadow.version if self._models.artifact(shadow.version) else None
         return self._models.canary.version if self._models.canary else None
 
+    def _has_room(self, trial: Trial | None) -> bool:
+        """Whether a batch may be offered: one waits at most, and the shadow's gives way to a trial's."""
+        waiting = self._sample
+        if waiting is None:
+            return True
+        return trial is not None and waiting.trial is None and not self._is_scoring
+
     def _offer(self, sample: _Sample) -> None:
-        self._sample, self._sampled_s = sample, time.monotonic()
+        self._sample = sample
+        if sample.trial is not None:
+            self._paired_s = time.monotonic()
         self._offered.set()
 
     async def run(self) -> None:
         """Score again what is offered, one batch at a time and while nothing waits, until cancelled."""
         while True:
             await self._offered.wait()
+            is_idle = await self._idle_moment()
             sample = self._sample
-            if sample is not None and await self._may_go(sample):
+            if sample is not None and (is_idle or sample.trial is not None):
+                self._is_scoring = True
                 try:
                     await self._score_again(sample)
                 except Exception as error:  # whatever befell it, nobody waits for it
                     self._warn("not_compared", error)
+                finally:
+                    self._is_scoring = False
             self._sample = None
             self._offered.clear()
 
-    async def _may_go(self, sample: _Sample) -> bool:
-        """Wait for a moment in which nothing waits; whether the sample is to be scored again."""
+    async def _idle_moment(self) -> bool:
+        """Wait for a moment in which nothing waits; whether one came."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             await asyncio.sleep(LOOK_EVERY_S)  # the answers go first
             if self._is_idle():
                 return True
-        return sample.trial is not None
+        return False
 
     async def _score_again(self, sample: _Sample) -> None:
         begun = time.perf_counter()
@@ -252,11 +266,11 @@ class Rollout:
         """The version to which one on trial would give way; None for one that is on none."""
         if not self._limits.enabled:
             return None
-        models, history = self._models, self._models.history
-        promoted_ms = history.promoted_ms(version)
+        models = self._models
+        promoted_ms = models.history.promoted_ms(version)
         if promoted_ms is not None:
             is_new = time.time() * 1e3 - promoted_ms < self._limits.watch_s * 1e3
-            return history.previous(version) if is_new else None
+            return models.before(version) if is_new else None
         current = models.current
         is_canary = models.canary is not None and version == models.canary.version
         return current.version if is_canary and current is not None and current.version != version else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from serve.logs import escaped
+
 NOTHING = "–"
 METRICS = ("ndcg@10", "auc", "logloss")  # of those that an artifact has
 
@@ -17,7 +19,7 @@ def versions(found: Sequence[Mapping[str, Any]]) -> str:
             each["state"] + (" (current)" if each["current"] and each["state"] != "current" else ""),
             each["made"],
             "  ".join(f"{name} {value:.4f}" for name, value in _measured(each["metrics"]).items()),
-            each["reason"],
+            escaped(each["reason"]),  # what a file or a library said
         )
         for each in found
     ]

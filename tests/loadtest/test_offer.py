@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from loadtest.bench import Bench
 from loadtest.errors import LoadtestError
 from loadtest.offer import Load, offered, offering
+from loadtest.profiles import load_slo
 from loadtest.shapes import Block
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
@@ -29,6 +31,15 @@ def test_first_tries_that_failed_are_told_beside_what_became_of_the_request(stub
     assert set(found.failed_kinds) == {"HTTP 503"}
     assert len(found.requests.ok) == 100
     assert len(stub.requests) > 100
+
+
+def test_a_step_of_a_search_counts_what_comes_after_its_warm_up(stub):
+    said = []
+    bench = Bench(None, 1, load_slo(), [BODY], said.append, 0.0)
+    step = bench.offered_step(stub.url, 100.0, 0.2, 0.5, "search")
+    assert (step.rate_rps, step.rps, step.errors, step.full_share) == (100.0, 100.0, 0, 1.0)
+    assert step.kept_up
+    assert len(said) == 1
 
 
 def test_a_load_that_is_stopped_tells_what_it_sent(stub):

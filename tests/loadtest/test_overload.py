@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+import yaml
 from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
 from loadtest.overload.found import Plan, describe, judge
-from loadtest.overload.run import read_times
+from loadtest.overload.run import read_times, switch_off_the_ladder, verdict_of
 from loadtest.profiles import load_slo
+from serve.settings import UserConfig
 
 PLAN = Plan(seconds=10.0, before_s=2.0, after_s=8.0)
 SLO = load_slo()
 KNEE_RPS = 100.0
+CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 
 
 def found(offering, times=2.0):
@@ -87,3 +93,24 @@ def test_times_are_numbers_above_one():
     for given in ("", "2,x", "1", "20"):
         with pytest.raises(LoadtestError, match="--times"):
             read_times(given)
+
+
+def test_the_control_is_the_shipped_file_with_its_ladder_off(tmp_path):
+    file = Path(shutil.copy(CLUSTER, tmp_path))
+    switch_off_the_ladder(file)
+    deployments = yaml.safe_load(file.read_text())["applications"][0]["deployments"]
+    knobs = next(one["user_config"] for one in deployments if one["name"] == "FeatureFetch")
+    assert UserConfig.from_mapping(knobs).ladder is False
+
+
+@pytest.mark.parametrize(
+    ("control", "verdict"),
+    [
+        ({"run": True, "verdict": "not held"}, "held"),
+        ({"run": True, "verdict": "held"}, "not held"),
+        ({"run": False}, "void"),
+    ],
+)
+def test_what_holds_is_held_against_a_control_that_must_not(control, verdict):
+    assert verdict_of([{"verdict": "held"}], control) == verdict
+    assert verdict_of([{"verdict": "not held"}], control) == "not held"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from loadtest.retrying import Retrying
+from serve.client.reply import PROBLEM
 from serve.client.retries import Retries
+
+BARE = (500, "text/html")  # HAProxy's own, for a replica that died with the request
 
 
 class Scripted:
@@ -18,7 +21,8 @@ class Scripted:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer, b"", None
+        status, kind = answer if isinstance(answer, tuple) else (answer, PROBLEM)
+        return status, b"", kind, None
 
     def exchange(self, request):
         return self.answered(request)[:2]
@@ -36,7 +40,7 @@ def test_a_good_answer_is_no_failure():
     assert failures == []
 
 
-@pytest.mark.parametrize("first", [503, 429, ConnectionRefusedError()])
+@pytest.mark.parametrize("first", [503, 429, BARE, ConnectionRefusedError()])
 def test_what_may_be_retried_is_tried_once_more_and_told(first):
     exchanges, failures = retrying(first, 200)
     assert exchanges.exchange(b"")[0] == 200

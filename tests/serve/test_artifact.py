@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -291,6 +292,16 @@ def test_a_killed_writer_leaves_nothing_after_the_next(tmp_path: Path) -> None:
     assert partial.startswith(".a.")
     assert partial.endswith(".partial")
     write(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_a_killed_writer_left_is_in_nobody_s_way_where_process_numbers_come_again(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / f".a.{socket.gethostname().replace('.', '-')}.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half")
+    load(write(tmp_path / "a"))
     assert names(tmp_path) == ["a"]
 
 

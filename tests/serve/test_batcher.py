@@ -172,7 +172,9 @@ def test_a_request_that_waits_too_long_is_told_so_and_never_worked_on():
     run(scenario)
 
 
-def test_work_that_outlasts_every_deadline_gives_its_slot_back():
+def test_work_that_outlasts_every_deadline_gives_its_slot_back(monkeypatch):
+    monkeypatch.setattr("serve.batcher.LEAST_S", 0.01)
+
     async def scenario():
         work = Work()
         batcher = Batcher(work, slots=1, cap=1)
@@ -182,6 +184,20 @@ def test_work_that_outlasts_every_deadline_gives_its_slot_back():
         assert work.cancelled == 1
         work.gate.set()
         assert await batcher.submit(2, 1, soon()) == 4
+
+    run(scenario)
+
+
+def test_callers_with_hardly_any_time_get_no_further_slot():
+    async def scenario():
+        work = Work()
+        batcher = Batcher(work, slots=1, cap=1)
+        for item in range(5):
+            with pytest.raises(TimeoutError):
+                await batcher.submit(item, 1, soon(0.001))
+        assert (work.batches, work.cancelled) == ([[0]], 0)
+        work.gate.set()
+        assert await batcher.submit(9, 1, soon()) == 18
 
     run(scenario)
 

@@ -64,6 +64,31 @@ def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batc
     asyncio.run(scenario())
 
 
+def test_one_that_nobody_asks_any_more_is_tried_no_more_until_somebody_does(monkeypatch):
+    monkeypatch.setattr("serve.breaker.FORGOTTEN_S", 0.05)
+
+    async def scenario():
+        scorer = FakeScorer()
+        breaker = Breaker(scorer)
+        scorer.error = FileNotFoundError("the version is gone")
+        for _ in range(FAILURES):
+            with pytest.raises(FileNotFoundError):
+                await breaker("v", b"bad")
+        await asyncio.sleep(0.1)
+        num_calls = len(scorer.calls)
+        assert num_calls > FAILURES
+        await asyncio.sleep(0.05)
+        assert len(scorer.calls) == num_calls
+        with pytest.raises(FileNotFoundError):
+            await breaker("v", b"asked again")
+        with pytest.raises(ScorerUnavailable):
+            await breaker("v", b"refused at once")
+        scorer.error = None
+        assert await until_well(breaker) == b"new"
+
+    asyncio.run(scenario())
+
+
 def test_a_failure_now_and_then_is_none_of_its_business():
     async def scenario():
         scorer = FakeScorer()

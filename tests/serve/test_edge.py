@@ -400,7 +400,7 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
 ):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
     popular = order(service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}, headers={}).json())
-    service.fetcher.ladder.level = 0.5  # of three candidates the model gets two
+    service.fetcher.admission.ladder.level = 0.5  # of three candidates the model gets two
     whole = service.scorer.answer
     sizes = []
     service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
@@ -413,9 +413,17 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
     assert sorted(order(answer)) == sorted(popular)
 
 
+def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    service.fetcher.admission.ladder.level = 0.5
+    service.scorer.answer = lambda price: np.array([np.nan, 0.5])
+    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    assert (answer["rung"], answer["degraded"]) == ("partial", ["overload", "non_finite_score"])
+
+
 def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.ladder.level = 2.0
+    service.fetcher.admission.ladder.level = 2.0
     answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
     assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["overload"], None)
     assert service.scorer.calls == 0
@@ -423,8 +431,11 @@ def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_fold
 
 def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.ladder.refuses = lambda waited_s, deadline_s: True
+    service.fetcher.admission.ladder.refuses = lambda waited_s, deadline_s: True
+    took_ms = []
+    service.fetcher._metrics.refused = took_ms.append
     refused = service.ask(raw=b"not even JSON")
+    assert len(took_ms) == 1
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["content-type"] == "application/problem+json"
@@ -438,7 +449,7 @@ def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
         await service.fetcher.refresh()
         async with service.client() as client:
             hurried = [
-                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "20"})).json()
+                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "80"})).json()
                 for _ in range(3)
             ]
             return hurried, (await client.post("/v1/rank", json=body())).json()
@@ -447,6 +458,23 @@ def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
     assert [answer["degraded"] for answer in hurried] == [["deadline"]] * 3
     assert patient["degraded"] == ["scorer_unavailable"]
     assert patient["timing_ms"]["total"] < 500, "its deadline is a second"
+
+
+def test_callers_with_hardly_any_time_cost_the_others_no_score(service):
+    service.scorer.delay_s = 0.02
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            hurried = [
+                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "10"})).json()
+                for _ in range(6)
+            ]
+            return hurried, (await client.post("/v1/rank", json=body())).json()
+
+    hurried, patient = asyncio.run(scenario())
+    assert [answer["degraded"] for answer in hurried] == [["deadline"]] * 6
+    assert (patient["rung"], patient["degraded"]) == ("full", [])
 
 
 def test_a_score_that_is_no_number_sinks_and_is_told(service):
@@ -686,6 +714,32 @@ def test_the_live_table_follows_the_store(tmp_path, log_folder, service):
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
     load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path, until_ms=15_000)
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 3
+
+
+def test_where_one_of_its_loops_fails_all_end_and_it_is_told(service):
+    async def fail():
+        raise RuntimeError("a fault of ours")
+
+    async def scenario():
+        service.fetcher.admission.run = fail
+        async with asyncio.timeout(5):
+            with pytest.raises(ExceptionGroup) as ended:
+                await service.fetcher.refresh_forever()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return ended.value.exceptions
+
+    (error,) = asyncio.run(scenario())
+    assert str(error) == "a fault of ours"
+
+
+def test_a_rollout_that_cannot_be_settled_stops_nothing(service, caplog):
+    async def fail():
+        raise OSError("no history")
+
+    service.fetcher.rollout.settle = fail
+    asyncio.run(service.fetcher.refresh())
+    assert "rollout_unsettled: OSError: no history" in caplog.text
+    assert service.ask(body()).json()["rung"] == "full"
 
 
 def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch):

@@ -33,6 +33,7 @@ from serve.records import decode_batch
 from serve.replay import Replay
 from serve.scorers import load_scorer
 from serve.state import Schema
+from serve.strict import json_value
 from serve.surface import Surface, read_surface
 from training.network import NetworkConfig
 
@@ -137,6 +138,12 @@ def test_deep_and_long_bodies_are_refused_in_few_words(content: bytes, surface: 
             decode(content, surface, event_clock=False)
         assert refusal.value.status in (400, 422)
         assert len(refusal.value.detail) < 1_000
+
+
+def test_a_key_that_comes_twice_is_found_soon_among_many() -> None:
+    content = "{" + ",".join(f'"k{i}":0' for i in (*range(100_000), 99_999)) + "}"
+    with soon("many keys"), pytest.raises(TabrankError, match="the key 'k99999' comes twice"):
+        json_value(content, "manifest")
 
 
 def toml(value: Any) -> str:

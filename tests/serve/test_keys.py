@@ -95,6 +95,9 @@ def test_the_command_prints_a_key_once_and_the_line_that_the_file_takes():
     (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(line)}).api_keys
     assert (known.name, known.requests_per_s, known.may_choose_arm) == ("app", 5.0, False)
     assert Keys().admit((known,), secret.encode()) is known
+    *_, line = CliRunner().invoke(app, ["key", "on: {", "--rps", "1000000"]).stdout.splitlines()
+    (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(f"{{{line}}}")}).api_keys
+    assert (known.name, known.requests_per_s) == ("on: {", 1e6)
     told = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
     (known,) = UserConfig.from_mapping({"api_keys": told["api_keys"]}).api_keys
     assert Keys().admit((known,), told["key"].encode()) is known

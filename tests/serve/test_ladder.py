@@ -47,6 +47,25 @@ def test_a_queue_that_stands_takes_it_down_to_the_popular_order_and_without_it_a
     assert after(4.0, ladder).level == 0.0
 
 
+def test_what_had_too_little_time_hides_no_load_and_makes_none():
+    def pressed(ladder, latency_s):
+        for _ in range(10):
+            if latency_s:
+                ladder.scored(latency_s)
+            for _ in range(9):
+                ladder.late(0.001, DEADLINE_S)
+            ladder.tick(TICK_S, 0.002, DEADLINE_S)
+        return ladder.level
+
+    assert pressed(Ladder(), 0.08) > 0
+    assert pressed(Ladder(), None) == 0
+    late = Ladder()
+    for _ in range(10):
+        late.late(0.08, DEADLINE_S)
+        late.tick(TICK_S, 0.002, DEADLINE_S)
+    assert late.level > 0
+
+
 def test_what_waited_too_long_is_not_scored_and_later_still_refused():
     ladder = after(0.2, after(1.0), turn_s=0.04)
     assert 0 < ladder.level < 2

@@ -67,11 +67,14 @@ def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(told):
     for latency_ms in (12.0, 50.0, 99.0, 5_000.0):
         tab.ranked(slate(), latency_ms)
     tab.batch(110, {"features": 2.0, "score": 5.0})
+    tab.refused(0.06)
+    tab.refused(3.0)
     tab.tick(moment())
     latency = {
         le: told["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")
     }
     assert latency == {"1": 0, "15": 1, "50": 2, "100": 3, "+Inf": 4}
+    assert (told["tabrank_refused_ms", "1"], told["tabrank_refused_ms", "5"]) == (1, 2)
     assert told["tabrank_queue_ms", "5"] == 1  # 12 ms less the 7 of its batch
     assert (told["tabrank_stage_ms", "score", "2"], told["tabrank_stage_ms", "score", "5"]) == (0, 1)
     assert (told["tabrank_batch_candidates", "60"], told["tabrank_batch_candidates", "120"]) == (0, 1)

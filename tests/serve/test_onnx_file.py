@@ -57,6 +57,10 @@ def tensor_of_a_negative_size(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[0] = -1
 
 
+def tensor_of_many_dimensions(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims.extend([1] * 100_000)
+
+
 def sparse_tensor(model: onnx.ModelProto) -> None:
     values, indices = (numpy_helper.from_array(np.zeros(1, kind), "s") for kind in (np.float32, np.int64))
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [1 << 40]))
@@ -111,6 +115,7 @@ def training_graph(model: onnx.ModelProto) -> None:
         (tensor_of_strings, "tensor with a field 6"),
         (tensor_that_asks_for_a_terabyte, r"tensor of the shape \[1048576, 262144\] in \d+ bytes"),
         (tensor_of_a_negative_size, "tensor of the shape"),
+        (tensor_of_many_dimensions, "tensor of more than 8 dimensions"),
         (sparse_tensor, "graph with a field 15"),
         (loop, "field 6"),
         (branch_under_a_known_name, "attribute with a field 6"),
@@ -129,6 +134,18 @@ def test_what_no_export_of_ours_writes_is_refused(
     model = onnx.load_from_string(MODEL)
     change(model)
     with pytest.raises(ValueError, match=message):
+        refuse_strange(model.SerializeToString())
+
+
+def test_a_file_of_nothing_but_fields_is_refused_before_it_has_taken_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.onnx_file.MAX_FIELDS", 10_000)
+    for content in MODELS.values():
+        refuse_strange(content)
+    node = helper.make_node("Add", [""] * 6_000, [])
+    model = helper.make_model(helper.make_graph([node, node], "g", [], []))
+    with pytest.raises(ValueError, match="has more than 10,000 fields"):
         refuse_strange(model.SerializeToString())
 
 

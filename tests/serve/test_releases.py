@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import fcntl
 import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from stub import MODEL, publish_stub
@@ -14,9 +19,14 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.artifact import point, promote
-from serve.errors import TabrankError
+from serve.errors import ArtifactRefused, TabrankError
+from serve.features import Features
+from serve.models import Models
 from serve.rollout import history
 from serve.rollout.releases import NothingBefore, Releases
+from serve.settings import Experiment
+from serve.state import Schema
+from serve.surface import read_surface
 
 A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"
 
@@ -99,6 +109,29 @@ def test_a_version_whose_files_were_deleted_is_not_gone_back_to(models, releases
     assert releases.roll_back(None, "slow") == A
 
 
+def test_a_replica_that_starts_with_a_broken_version_ranks_with_the_last_good_one_that_is_there(
+    models, releases
+):
+    for version in (A, B, C):
+        releases.promote(version)
+    (models / B).rename(models.parent / "gone")
+
+    async def load(version):
+        if version == C:
+            raise ArtifactRefused("golden.safetensors: row 3 scores otherwise")
+
+    async def followed():
+        replica = Models(models, Features(Schema(read_surface(TOML))).columns, load)
+        for _ in range(2):
+            with contextlib.suppress(ArtifactRefused):
+                await replica.follow(Experiment("x", "s", ()))
+        return replica
+
+    replica = asyncio.run(followed())
+    assert replica.current.version == A
+    assert "row 3" in replica.broken[C]
+
+
 def test_a_version_that_failed_as_a_canary_is_not_gone_back_to(releases):
     for version in (A, B, C):
         releases.promote(version)
@@ -122,7 +155,15 @@ def test_the_history_is_bounded_and_a_line_that_is_spoilt_is_left_out(models, re
         releases.promote(B)
     assert len(history.read(models).entries) == 4
     text = (models / "HISTORY").read_text()
-    (models / "HISTORY").write_text("{spoilt\n" + text + '{"at_ms": "x"}\n')
+    elsewhere = text.splitlines()[-1].replace(B, "../../elsewhere").encode()
+    spoilt = [
+        b"{spoilt",
+        text.encode(),
+        b'{"at_ms": "x"}',
+        text.splitlines()[0][:-3].encode() + b"\xff",
+        elsewhere,
+    ]
+    (models / "HISTORY").write_bytes(b"\n".join(spoilt))
     assert len(history.read(models).entries) == 4
     assert releases.roll_back(None, "slow") == A
 
@@ -137,8 +178,11 @@ def test_what_a_killed_writer_leaves_is_old_or_new(models, releases):
     done = subprocess.run([sys.executable, "-c", code, str(models), B], check=False)
     assert done.returncode == -signal.SIGKILL
     assert releases.current == A
-    assert states(releases)[A] == "current"
+    assert states(releases) == {A: "current", B: "published", C: "published"}
+    with pytest.raises(NothingBefore):
+        releases.roll_back(None, "B was never current")
     releases.promote(B)
+    assert states(releases)[A] == "previous"
     assert releases.roll_back(None, "slow") == A
 
 
@@ -148,6 +192,28 @@ def test_the_history_is_followed_as_it_changes(models, releases):
     releases.promote(A)
     assert [entry.version for entry in followed.read().entries] == [A]
     assert followed.read() is followed.read(), "it is read again only where the file is another"
+
+
+def test_a_history_that_cannot_be_read_is_neither_forgotten_nor_replaced(models, releases, monkeypatch):
+    releases.promote(A)
+    releases.promote(B)
+    releases.roll_back(None, "slow")
+    followed = history.Followed(models)
+    assert list(followed.read().rolled_back) == [B]
+    (models / "HISTORY").rename(models / "kept")
+    (models / "HISTORY").mkdir()  # a read of it fails, and not because there is none
+    assert list(followed.read().rolled_back) == [B]
+    (models / "HISTORY").rmdir()
+    (models / "kept").rename(models / "HISTORY")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _failing)
+        with pytest.raises(TabrankError, match="HISTORY cannot be written"):
+            releases.promote(C)
+    assert [entry.action for entry in history.read(models).entries] == ["promote", "promote", "rollback"]
+
+
+def _failing(path):
+    raise OSError(errno.EIO, "input/output error")
 
 
 def test_a_version_is_on_trial_from_its_promotion_and_not_where_a_rollback_brought_it(models):
@@ -181,6 +247,16 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(models):
     with pytest.raises(TabrankError, match="HISTORY cannot be written"):
         Releases(models).promote(A)
     assert Releases(models).current is None
+
+
+def test_a_writer_that_was_stopped_holds_up_nobody_for_long(models, releases, monkeypatch):
+    monkeypatch.setattr("serve.rollout.releases.LOCK_S", 0.02)
+    with (models / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TabrankError, match="another process has been changing it"):
+            releases.promote(A)
+    releases.promote(A)
+    assert releases.current == A
 
 
 def test_a_pointer_that_holds_no_version_can_be_promoted_over(models, releases):

@@ -243,6 +243,16 @@ def test_golden_scores_that_differ_refuse_the_artifact(
             ),
             "golden.safetensors: cannot be scored",
         ),
+        (
+            save_safetensors(
+                {
+                    "numeric": np.zeros((100_000, 5), np.float32),
+                    "category": np.zeros((100_000, 5), np.uint64),
+                    "score": np.zeros(1, np.float32),
+                }
+            ),
+            "golden.safetensors: not as many rows as scores",
+        ),
     ],
 )
 def test_damaged_golden_rows_refuse_the_artifact(

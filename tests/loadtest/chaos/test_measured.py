@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from offers import CLOSED, FALLBACK, Offering
 
+from loadtest.chaos import run as chaos
 from loadtest.chaos.fault import Allowed
 from loadtest.chaos.measured import Seen, Times, broken, describe
-from loadtest.chaos.run import FAULTS, chosen, verdict_of
+from loadtest.chaos.report import chaos_summary, write_chaos
+from loadtest.chaos.run import FAULTS, chosen, tried, verdict_of
 from loadtest.errors import LoadtestError
 from loadtest.profiles import load_slo
 
@@ -108,5 +112,34 @@ def test_a_run_is_void_only_where_each_fault_that_did_not_hold_is():
     held, void, not_held = ({"held": h, "void": v} for h, v in ((True, False), (False, True), (False, False)))
     not_run = {"held": None, "void": False}
     assert verdict_of([held, not_run]) == "held"
+    assert verdict_of([not_run]) == "void"
     assert verdict_of([held, void]) == "void"
     assert verdict_of([not_held, void]) == "not held"
+
+
+def test_a_fault_that_cannot_be_told_of_does_not_hold_and_takes_no_other_s_report_along(
+    monkeypatch, tmp_path
+):
+    left, said = [], []
+    run = SimpleNamespace(
+        on=lambda fault: None, rate_rps=lambda *_: 10.0, say=said.append, leave=lambda: left.append(True)
+    )
+
+    def gone(*_):
+        raise LoadtestError("process 7 ended before it could be hurt")
+
+    monkeypatch.setattr(chaos, "_under_load", gone)
+    told = tried(run, chosen(["scorer"])[0], {})
+    assert (told["held"], told["void"], left) == (False, False, [True])
+    report = {
+        "verdict": "not held",
+        "knee_rps": None,
+        "client_timeout_s": 0.25,
+        "machine": {},
+        "seconds": 1.0,
+    }
+    report |= {"faults": [told]}
+    assert "process 7 ended" in chaos_summary(report)
+    write_chaos(tmp_path / "out", report, {}, SLO)
+    assert "process 7 ended" in (tmp_path / "out" / "report.html").read_text()
+    assert "process 7 ended" in (tmp_path / "out" / "table.md").read_text()

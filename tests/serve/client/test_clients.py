@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from scripted import DROP, HANG, answer, problem, scripted
+from scripted import DROP, HANG, Slowly, answer, problem, scripted
 
 from serve.api import Candidate
 from serve.client import AsyncClient, Client, ClientError, Refused, TimedOut, Unreachable
@@ -129,6 +129,13 @@ def test_a_service_that_hangs_costs_the_timeout_and_no_more(call):
         call(server.url, lambda client: client.rank("ann", ["a"], request_id="r9"), timeout_s=0.05)
     assert time.monotonic() - begun < 0.5
     assert caught.value.request_id == "r9"
+
+
+def test_an_answer_that_comes_byte_by_byte_costs_the_timeout_and_no_more(call):
+    begun = time.monotonic()
+    with scripted(Slowly(RANKED)) as server, pytest.raises(TimedOut, match=r"did not answer within 0\.05 s"):
+        call(server.url, lambda client: client.rank("ann", ["a"]), timeout_s=0.05)
+    assert time.monotonic() - begun < 0.5  # whole it takes 4 s
 
 
 def test_no_service_is_told_with_its_address(call):
