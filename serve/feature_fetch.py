@@ -155,10 +155,6 @@ class FeatureFetcher:
             self._degraded("model_refused", error)
         self.configure(config)
 
-    def refused(self, latency_ms: float) -> None:
-        """Count a ranking that was refused for lack of room."""
-        self._metrics.refused(latency_ms)
-
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
     ) -> RankAnswer:
