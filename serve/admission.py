@@ -26,7 +26,7 @@ class Admission:
 
     def refuses(self) -> bool:
         """Whether the ranking that is asked for now is refused, before any work is done for it."""
-        return self.ladder.refuses(self._turns.waited_s(), self._deadline_s)
+        return self.ladder.refuses(self._turns.worked_s(), self._deadline_s)
 
     def waited_s(self) -> float:
         """How long the request that runs now has waited at most."""

@@ -2,7 +2,8 @@
 
 One number, the level, moves down and up with the latency. From 0 to 1 answers are `partial`: ever fewer of their
 candidates, those that are best known, go to the model. From 1 to 2 ever more are `fallback`: the popular order at once.
-What waited too long to be seen at all gets the popular order whatever the level, and later still a refusal.
+What waited too long to be seen at all gets the popular order whatever the level. What comes behind more work than can
+be done in time is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ PARTIAL, FALLBACK = 1.0, 2.0  # where each ends
 FEWEST = 0.1  # of its candidates, that a partial answer has scored
 # Of the deadline. What was scored may take so long on average; its p99 is about twice that.
 SCORED = 0.45
-# How long a request may have waited to be seen, and still be scored, which takes four turns of the loop; and still be
-# answered. Until the knee a turn takes up to 10 ms, in an overload 40: nothing tells the two better apart.
-HURRY, TOO_LATE = 0.15, 0.3
+# How long a request may have waited to be seen, and still be scored, which takes four turns of the loop. Until the knee
+# a turn takes up to 12 ms, in an overload 40: nothing tells the two better apart.
+HURRY = 0.15
+# How much work, in CPU time, may go before a request in its turn and the one before, that is still answered. Not how
+# long it waited: where others take the CPU, few wait, and the popular order for them costs little.
+TOO_MUCH = 0.25
 HICCUP = 2.0  # times as long, while there is a rung below that is not tried yet: one long turn is no overload
 # A burst or a hiccup passes by itself, a queue that stands does not: what counts is the least of the last ticks, as in
 # CoDel (Nichols and Jacobson 2012).
@@ -60,10 +64,10 @@ class Ladder:
             return 1.0 - self.level * (1.0 - FEWEST)
         return 0.0 if self._draw() < self.level - PARTIAL else FEWEST
 
-    def refuses(self, waited_s: float, deadline_s: float) -> bool:
-        """Whether a request is to come again: its answer would be late, and make others late."""
+    def refuses(self, worked_s: float, deadline_s: float) -> bool:
+        """Whether a request before which so much work goes is to come again: its answer would make others late."""
         at_the_end = self.level == FALLBACK
-        return self.enabled and waited_s > TOO_LATE * (1.0 if at_the_end else HICCUP) * deadline_s
+        return self.enabled and worked_s > TOO_MUCH * (1.0 if at_the_end else HICCUP) * deadline_s
 
     def tick(self, since_s: float, longest_turn_s: float, deadline_s: float) -> None:
         """Move the level, `since_s` after the last move; `longest_turn_s`: of the loop, since then."""

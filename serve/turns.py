@@ -7,6 +7,7 @@ were read in the turn before, which bounds what it has waited; the kernel tells 
 from __future__ import annotations
 
 import asyncio
+import time
 
 
 class Turns:
@@ -18,15 +19,23 @@ class Turns:
         self._is_followed = False
         self._is_busy = False  # a request was seen in this turn
         self._longest_s = 0.0
+        self._before_cpu_s = 0.0
+        self._began_cpu_s = 0.0
 
     def waited_s(self) -> float:
         """What the request that runs now has waited at most."""
         now_s = asyncio.get_running_loop().time()
         if not self._is_followed:
             self._before_s = self._began_s = now_s
+            self._before_cpu_s = self._began_cpu_s = time.thread_time()
             self._follow()
         self._is_busy = True
         return now_s - self._before_s
+
+    def worked_s(self) -> float:
+        """The CPU time that went into what came before the request that runs now, since it may have come."""
+        self.waited_s()
+        return time.thread_time() - self._before_cpu_s
 
     @property
     def last_s(self) -> float:
@@ -47,6 +56,7 @@ class Turns:
         now_s = asyncio.get_running_loop().time()
         self._longest_s = max(self._longest_s, now_s - self._began_s)
         self._before_s, self._began_s = self._began_s, now_s
+        self._before_cpu_s, self._began_cpu_s = self._began_cpu_s, time.thread_time()
         self._is_followed = False
         if self._is_busy:
             self._follow()

@@ -24,11 +24,12 @@ def test_the_first_after_a_rest_has_not_waited():
 
 def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
     async def scenario():
-        turns, waits = Turns(), []
+        turns, waits, works = Turns(), [], []
 
         async def request():
             waits.append(turns.waited_s())
-            time.sleep(BUSY_S)
+            time.sleep(BUSY_S)  # no work: others have the CPU
+            works.append(turns.worked_s())
 
         loop = asyncio.get_running_loop()
         both = asyncio.gather(request(), request())  # one turn of twice the time
@@ -36,14 +37,32 @@ def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
         loop.call_soon(lambda: waits.append(turns.waited_s()))  # read in the turn after
         await both
         await asyncio.sleep(0)
-        return waits, turns.take_longest_s(), turns.take_longest_s()
+        return waits, works, turns.take_longest_s(), turns.take_longest_s()
 
-    (first, second, third), longest, again = asyncio.run(scenario())
+    (first, second, third), works, longest, again = asyncio.run(scenario())
     assert first == 0.0
     assert BUSY_S <= second < third
     assert third >= 2 * BUSY_S
     assert longest >= 2 * BUSY_S
     assert again < longest
+    assert max(works) < BUSY_S
+
+
+def test_the_work_that_goes_before_is_counted_in_cpu_time():
+    async def scenario():
+        turns, works = Turns(), []
+
+        async def request():
+            works.append(turns.worked_s())
+            end = time.thread_time() + BUSY_S
+            while time.thread_time() < end:
+                pass
+
+        await asyncio.gather(request(), request())
+        return works
+
+    first, second = asyncio.run(scenario())
+    assert first < BUSY_S <= second
 
 
 def test_where_nothing_comes_the_loop_rests():
