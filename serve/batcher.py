@@ -13,6 +13,9 @@ PATIENCE_S = 0.03  # a batch takes less until the knee
 # That a batch has, whatever its callers' deadlines. Given up at theirs, those who give hardly any time would have more
 # batches scored at once than there are slots, and a scorer that is well would look as if it hung.
 LEAST_S = 0.05
+LONGEST_S = (
+    3.0  # a caller with all the time in the world must not hold a slot of the others behind what hangs
+)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -140,7 +143,8 @@ class Batcher(Generic[Item, Answer]):
         begun_s = loop.time()
         try:
             # when nobody waits any more, the work is given up and its slot is free
-            async with asyncio.timeout_at(max(begun_s + LEAST_S, *(waiting.deadline for waiting in batch))):
+            until_s = min(begun_s + LONGEST_S, max(waiting.deadline for waiting in batch))
+            async with asyncio.timeout_at(max(begun_s + LEAST_S, until_s)):
                 answers = await self._work([waiting.item for waiting in batch])
             self._took_s.append(loop.time() - begun_s)
             for waiting, answer in zip(batch, answers, strict=True):

@@ -235,3 +235,18 @@ def test_a_client_that_left_is_not_worked_for():
         assert work.batches == [[1]]
 
     run(scenario)
+
+
+def test_a_patient_item_does_not_hold_its_slot_for_ever(monkeypatch):
+    monkeypatch.setattr("serve.batcher.LONGEST_S", 0.06)
+
+    async def scenario():
+        work = Work()
+        batcher = Batcher(work, slots=1, cap=100)
+        with pytest.raises(TimeoutError):
+            await batcher.submit(1, 10, soon())
+        assert work.cancelled == 1
+        work.gate.set()
+        assert await batcher.submit(2, 10, soon()) == 4
+
+    run(scenario)
