@@ -95,7 +95,8 @@ def check(
 
 
 def _refuse_open(findings: Findings, host: str) -> None:
-    default = "" if "host" in (findings.document.value.get("http_options") or {}) else ", the default,"
+    options = findings.document.value.get("http_options")
+    default = "" if isinstance(options, dict) and "host" in options else ", the default,"
     findings.refuse(
         ("http_options", "host"),
         f"{host}{default} lets everyone who reaches this machine ask, and nothing authenticates them; name the callers "

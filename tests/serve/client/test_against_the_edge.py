@@ -70,4 +70,5 @@ def test_a_scorer_that_hangs_is_met_by_an_answer_within_the_timeout_not_by_an_er
             with suppress(TimedOut):
                 answers.append(client.rank("ann", ["a", "b"]))
     assert answers
-    assert {(answer.rung, *answer.degraded) for answer in answers} == {("fallback", "deadline")}
+    assert {answer.rung for answer in answers} == {"fallback"}
+    assert {*answers[0].degraded} <= {"deadline", "scorer_unavailable"}  # it is left alone after three
