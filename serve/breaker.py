@@ -11,7 +11,7 @@ FAILURES = 3  # in a row: one may befall any batch
 RETRY_S = 0.25
 # A call that its batch no longer waits for goes on for so long: Ray then sees that its replica is busy, and sends the
 # next ones to another. Given up at once, a hung replica would look idle, and get every other batch.
-ABANDONED_S = 30.0  # and longer than Serve takes to replace it: 21 s
+ABANDONED_S = 10.0
 FORGOTTEN_S = 30.0  # that nobody has asked for a version, until it is tried no more: it may be gone for good
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
