@@ -147,6 +147,9 @@ def slow(
     log: Annotated[Path, typer.Option(help="log folder to take viewers and candidates from")] = Path(
         "var/log"
     ),
+    ids: Annotated[
+        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
+    ] = None,
     rps: Annotated[float, typer.Option(min=50, help="normal requests a second")] = 300,
     clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
     pairs: Annotated[int, typer.Option(min=1, max=100, help="windows with them, and as many without")] = 5,
@@ -161,7 +164,8 @@ def slow(
 
     def measured() -> tuple[Report, Path | None, Verdict]:
         profile = load_profile("headline", target_rps=rps)
-        report = run_slow(Plan(profile, clients, pairs), url, read_log_ids(log, profile.candidates))
+        asked = read_ids(ids) if ids else read_log_ids(log, profile.candidates)
+        report = run_slow(Plan(profile, clients, pairs), url, asked)
         return report, None, report["verdict"]
 
     _tell(measured, slow_summary, as_json, lambda reason: {"error": reason}, "interrupted: no verdict")
@@ -335,7 +339,9 @@ def chaos(
 
 @app.command()
 def soak(
-    rate: Annotated[float, typer.Option(min=1, max=10_000, help="requests a second: 70 % of the knee")],
+    rate: Annotated[
+        float, typer.Option(min=1, max=10_000, help="requests a second; 70 % of the knee is fair")
+    ],
     url: Annotated[str, typer.Option(help="the service under load")] = DEFAULT_URL,
     minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured")] = 10,
     cluster: Annotated[

@@ -157,9 +157,11 @@ def key(
 ) -> None:
     """Mint a key for a caller: print it, this once, and its hash as `user_config.api_keys` takes it."""
     from serve.keys import mint
+    from serve.settings import ApiKey
 
     secret, sha256 = mint()
     entry = {name: {"sha256": sha256, "requests_per_s": rps}}
+    ApiKey.from_mapping(name, entry[name], f"api_keys.{name}")  # what `check` would refuse
     line = json.dumps(entry)[1:-1]  # YAML too, whatever the name is
     told = f"X-Api-Key: {secret}\nthe file keeps only its hash, under user_config.api_keys of FeatureFetch:\n  {line}"
     _answer({"key": secret, "api_keys": entry}, as_json, told)

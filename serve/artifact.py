@@ -170,7 +170,8 @@ def require(models: Path, version: str, where: str) -> None:
     published = versions(models)
     if version not in published:
         near = difflib.get_close_matches(version, published, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}?" if near else "publish an artifact first"
+        newest = f"the newest is {published[-1]}" if published else "publish an artifact first"
+        hint = f"did you mean {near[0]}?" if near else newest
         raise TabrankError(f"{where}: version {version!r} is not published in {models}; {hint}")
 
 

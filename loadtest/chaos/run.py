@@ -25,7 +25,7 @@ from loadtest.chaos.report import fault_line, write_chaos
 from loadtest.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.chaos.target import Target
 from loadtest.cluster import Sample, read_service
-from loadtest.errors import LoadtestError, unknown_key
+from loadtest.errors import LoadtestError
 from loadtest.metrics_page import read_page
 from loadtest.offer import Load, offering
 from loadtest.processes import started
@@ -159,7 +159,7 @@ def chosen(names: Sequence[str]) -> list[Fault]:
     known = {fault.name: fault for fault in FAULTS}
     for name in names:
         if name not in known:
-            raise LoadtestError(unknown_key("--fault", name, known))
+            raise LoadtestError(f"--fault {name}: there is none; there are {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names)] if names else list(FAULTS)
 
 

@@ -109,7 +109,7 @@ def _aws_left(order: Order, port: int) -> list[str]:
             if order.allow
             else "nothing else (--allow CIDR opens the service)."
         ),
-        "Left to you: to narrow SSH in that group, and a load balancer with TLS before the head.",
+        "Left to you: to narrow SSH in that group, and a load balancer with TLS before the service.",
     ]
 
 
@@ -153,7 +153,7 @@ def _gcp_left(order: Order, port: int) -> list[str]:
     return [
         "Reachable from outside, by the rules of the network 'default': SSH (22) and ping. Ray makes no rule here.",
         f"Left to you: gcloud compute firewall-rules create {order.name}-service --allow tcp:{port} "
-        f"--target-tags {order.name} --source-ranges {ranges}; a load balancer with TLS before the head. In a "
+        f"--target-tags {order.name} --source-ranges {ranges}; a load balancer with TLS before the service. In a "
         "network of your own: a rule that lets the machines reach each other.",
     ]
 
@@ -180,7 +180,7 @@ def _azure_left(order: Order, port: int) -> list[str]:
         "Reachable from outside, by the security group that Ray makes: SSH (22), from anywhere.",
         f"Left to you: az network nsg rule create --resource-group {group} --nsg-name NAME --name service "
         f"--priority 1100 --destination-port-ranges {port} --source-address-prefixes {ranges}; to narrow SSH in that "
-        "group, and a load balancer with TLS before the head.",
+        "group, and a load balancer with TLS before the service.",
     ]
 
 

@@ -36,9 +36,8 @@ def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) ->
     from serve.rollout.releases import Releases
 
     was = Releases(folder).promote(version)
-    _answer(
-        {"current": version, "was": was}, as_json, f"{version} is current{f'; before: {was}' if was else ''}"
-    )
+    before = "it was already" if was == version else f"before: {was}"
+    _answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
 
 
 @models.command()
@@ -74,7 +73,7 @@ def canary(
     from serve.rollout.releases import Releases
 
     if (version is None) != end:
-        raise TabrankError("models canary: name the version, or end it with --end")
+        raise TabrankError("models canary: name the version, or end it with --end alone")
     releases = Releases(folder)
     if version is not None:
         releases.start_canary(version)

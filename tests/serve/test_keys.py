@@ -101,3 +101,10 @@ def test_the_command_prints_a_key_once_and_the_line_that_the_file_takes():
     told = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
     (known,) = UserConfig.from_mapping({"api_keys": told["api_keys"]}).api_keys
     assert Keys().admit((known,), told["key"].encode()) is known
+
+
+@pytest.mark.parametrize("arguments", [[""], ["app", "--rps", "1e9"]])
+def test_the_command_prints_no_line_that_the_file_would_not_take(arguments):
+    done = CliRunner().invoke(app, ["key", *arguments])
+    assert done.exit_code == 2
+    assert not done.stdout
