@@ -54,9 +54,9 @@ FAST = {
     # all requests then go through Ray's Python proxy, which 1,200 a second break for half a minute. What is taken back
     # within this window never reaches HAProxy.
     "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-    # A Scorer of which nothing was heard for 10 s is asked whether it is free before it gets a batch, which waits for the
-    # answer: by default 0.1 s and then up to a second, beyond every deadline. With one of two stopped for 30 s, 46 of
-    # 45,000 requests fell back with these, and 3,000 without.
+    # A Scorer of which nothing was heard for 10 s is asked whether it is free before it gets a batch, which waits for
+    # the answer: by default 0.1 s and then up to a second, beyond every deadline. With one of two stopped for 30 s, 46
+    # of 45,000 requests fell back with these, and 3,000 without.
     "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "0.05",
     "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "0.05",
     # A replica that hangs is left alone after 4 s instead of 7; until then about one request in twelve, of 300 a second
