@@ -27,6 +27,7 @@ PORTS = range(20_000, 30_000)
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "serve.redeploy:keep_ingress",
 }
 # A request whose replica died is asked of another one; else the three to five in flight end in a closed connection or a
 # bare 500. It may be done twice, which is safe for all that we take: a ranking is known by its request_id, an event by

@@ -21,6 +21,7 @@ RAY_FILES = {
     "serve/metrics.py",
     "serve/supervisor.py",
     "serve/ingress.py",  # stands in Ray's HTTP server
+    "serve/redeploy.py",  # and in its controller
     "serve/check/ray_schema.py",  # asks Ray's own models
     "serve/diff/consequence.py",  # asks Ray's own versions what a change does
     "serve/diff/running.py",  # Ray's client of the dashboard
