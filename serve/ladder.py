@@ -22,7 +22,7 @@ SCORED = 0.45
 HURRY = 0.15
 # How much work, in CPU time, may go before a request in its turn and the one before, that is still answered. Not how
 # long it waited: where others take the CPU, few wait, and the popular order for them costs little.
-TOO_MUCH = 0.25
+TOO_MUCH = 0.15
 HICCUP = 2.0  # times as long, while there is a rung below that is not tried yet: one long turn is no overload
 # A burst or a hiccup passes by itself, a queue that stands does not: what counts is the least of the last ticks, as in
 # CoDel (Nichols and Jacobson 2012).

@@ -71,18 +71,18 @@ def test_what_waited_too_long_is_not_scored_and_what_comes_behind_too_much_work_
     assert 0 < ladder.level < 2
     assert ladder.share(0.010, DEADLINE_S) > 0
     assert ladder.share(0.016, DEADLINE_S) == 0
-    assert not ladder.refuses(0.049, DEADLINE_S), "there is the popular order yet"
+    assert not ladder.refuses(0.029, DEADLINE_S), "there is the popular order yet"
     assert after(1.0, ladder, turn_s=0.04).level == 2
-    assert not ladder.refuses(0.024, DEADLINE_S)
-    assert ladder.refuses(0.026, DEADLINE_S)
+    assert not ladder.refuses(0.014, DEADLINE_S)
+    assert ladder.refuses(0.016, DEADLINE_S)
 
 
 def test_as_long_as_there_is_no_load_a_long_turn_is_forgiven():
     ladder = Ladder()
     assert ladder.share(0.029, DEADLINE_S) == 1
-    assert not ladder.refuses(0.049, DEADLINE_S)
+    assert not ladder.refuses(0.029, DEADLINE_S)
     assert ladder.share(0.031, DEADLINE_S) == 0
-    assert ladder.refuses(0.051, DEADLINE_S)
+    assert ladder.refuses(0.031, DEADLINE_S)
 
 
 def test_near_the_end_a_part_of_the_requests_is_scored_a_little():
