@@ -18,7 +18,8 @@ MAX_BYTES = 64 << 20  # of a merged segment, about
 DONE_BYTES = MAX_BYTES // 2  # one of so much is merged no more: else each hour would write all of it again
 WORTH_SEGMENTS = 60  # of a table: an hour of them
 AT_ONCE_BYTES = 4 << 20  # held in memory, uncompressed; what a row group of a merged segment has
-AT_ONCE_ROWS = 2_048  # read at a time: exposures of 1,000 candidates stay within some ten MB
+# Read so many rows at a time: an exposure of 1,000 ids of 256 characters has up to 1 MiB, so 64 MiB at most.
+AT_ONCE_ROWS = 64
 
 
 def compact(log: Path, cuts: Sequence[int] = (), step: Step = lambda: True) -> None:
@@ -88,12 +89,14 @@ def _merge(paths: Sequence[Path], step: Step) -> None:
 def _tables(paths: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     """Their rows in order, in tables of a row group each."""
     batches: list[pa.RecordBatch] = []
+    num_bytes = 0
     for path in paths:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(AT_ONCE_ROWS):
                 batches.append(batch)
-                if sum(batch.nbytes for batch in batches) >= AT_ONCE_BYTES:
+                num_bytes += batch.nbytes
+                if num_bytes >= AT_ONCE_BYTES:
                     yield pa.Table.from_batches(batches, schema)
-                    batches = []
+                    batches, num_bytes = [], 0
     if batches:
         yield pa.Table.from_batches(batches, schema)

@@ -149,7 +149,7 @@ class Ingest:
         if self._running is None:
             _quiet_gc()
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
-        return await self._ingester.take(unpack(payload))
+        return await self._ingester.take(unpack(payload), len(payload))
 
     async def roll_back(self, version: str, verdict: Verdict) -> None:
         """Take back a version that a replica of FeatureFetch found bad; nothing if it is neither current nor canary."""

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from serve.errors import Busy, LeaseLost, StoreUnavailable
 from serve.journal import entries
 from serve.pace import Pace, Step
 from serve.records import (
+    EVENT_IDS,
+    EXPOSURE_IDS,
     Candidate,
     Ended,
     Entry,
@@ -28,8 +31,8 @@ from serve.records import (
     Exposure,
     Record,
     Taken,
-    key,
     pack_entry,
+    repeat_key,
 )
 from serve.retention import Retention
 from serve.segments import Segments
@@ -45,16 +48,26 @@ log = logging.getLogger("tabrank")
 COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one sync of the disk
 ROLL_EVERY_S = 60.0
 ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
+ROLL_BYTES = 64 << 20  # or as many bytes
 SEGMENT_ENTRIES = 600  # a minute of commits
+SEGMENT_BYTES = 256 << 20  # of these, as they are in the journal
 UPKEEP_SHARE = 0.25  # of a core: what is written to the log in one go took the rankings' for seconds
 RETRY_ROLL_S = 5.0
-MAX_WAITING = 20_000  # records; beyond, they are told to come again
-MAX_LIVE = 1_000_000  # candidates in the live table; beyond, new ones are rejected
+# Refuse records with "busy" beyond so many that wait, or so many packed bytes: unpacked they take five times as much.
+MAX_WAITING = 20_000
+MAX_WAITING_BYTES = 32 << 20
+# Commit so many packed bytes at once, but at least one call; the rows of viewers that they change have their own bound.
+COMMIT_BYTES = 4 << 20
+COMMIT_ROW_BYTES = 64 << 20
+# Reject new candidates where the live table holds so many, or its rows have so many bytes.
+MAX_LIVE = 1_000_000
+MAX_LIVE_BYTES = 1 << 30
 WINDOW = 1_000_000  # ids of events, and as many of exposures, by which a repeated one is known
 ENDED_MS = 3_600_000  # after its end a candidate is kept so long, for what is late
-MAX_UNROLLED = (
-    1_000_000  # records in the journal; beyond, where the log cannot be written, exposures are dropped
-)
+# Where the log cannot be written the journal grows: drop exposures beyond so many records or bytes in it, and refuse
+# everything beyond twice as many bytes.
+MAX_UNROLLED = 1_000_000
+MAX_UNROLLED_BYTES = 1 << 30
 MAX_ENDED = 5_000  # that leave the table in one commit
 
 
@@ -93,8 +106,38 @@ class _Waiting:
     """Records that came together, and what became of them, once those that were taken are durable."""
 
     records: Sequence[Record]
+    num_bytes: int
     done: asyncio.Future[Taken]
     since: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class _Group:
+    """Records of one commit: those admitted so far, the keys of the new ones, and the candidates that are new."""
+
+    records: list[Record] = field(default_factory=list)
+    keys: dict[bytes, None] = field(default_factory=dict)
+    new: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Unrolled:
+    """What the journal holds and the log does not: counted up by the commit's thread, down by the roll's."""
+
+    committed: int = 0
+    committed_bytes: int = 0
+    rolled: int = 0
+    rolled_bytes: int = 0
+
+    @property
+    def records(self) -> int:
+        """Number of records."""
+        return self.committed - self.rolled
+
+    @property
+    def num_bytes(self) -> int:
+        """Their packed bytes."""
+        return self.committed_bytes - self.rolled_bytes
 
 
 class Ingester:
@@ -121,39 +164,48 @@ class Ingester:
         self._segments = segments
         self._retention = retention
         self._event_clock = event_clock
-        self._max_live = max_live
+        self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
+        self._max_records = max(1, COMMIT_ROW_BYTES // schema.viewer.itemsize)
         self._store: Store | None = None
         self._candidates = Rows(schema, "candidate")
         self._seq = 0
         self._latest_ms = 0  # of a record
-        self._ids: dict[str, dict[str, None]] = {"e": {}, "x": {}}  # by the first letter of `records.key`
+        self._keys: dict[bytes, dict[bytes, None]] = {EVENT_IDS: {}, EXPOSURE_IDS: {}}
         self._waiting: list[_Waiting] = []
-        self._num_waiting = 0
+        self._num_waiting = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._rolled = time.monotonic()
-        self._num_committed = 0  # records, or found in the journal; the commit's thread counts
-        self._num_rolled = 0  # of these; the roll's thread counts
+        self._unrolled = _Unrolled()
         self._stopping = False
         self._tell = tell
         self.counts: Counter[str] = Counter()
         self._event_lags_ms: list[float] = []
         self._commits_ms: list[float] = []
 
-    async def take(self, records: Sequence[Record]) -> Taken:
-        """Take records; returns once they are durable. Those that were there before are not taken again, and a
-        candidate that is new is not where the live table is full.
+    async def take(self, records: Sequence[Record], num_bytes: int) -> Taken:
+        """Take records of so many packed bytes; returns once they are durable.
+
+        Those that were there before are not taken again, nor is a new candidate where the live table is full.
 
         Raises:
-            Busy: too much is waiting.
+            Busy: too much is waiting, or the log has not been written for too long.
             StoreUnavailable: the store cannot take them now; none of them is kept.
         """
         if self._stopping:
             raise StoreUnavailable("this writer is stopping; come again")
-        if self._num_waiting + len(records) > MAX_WAITING:
-            raise Busy(f"{self._num_waiting} records are waiting; come again")
+        if (
+            self._num_waiting + len(records) > MAX_WAITING
+            or self._waiting_bytes + num_bytes > MAX_WAITING_BYTES
+        ):
+            raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
+        if self._unrolled.num_bytes > 2 * MAX_UNROLLED_BYTES:
+            raise Busy(
+                "the log cannot be written, and the journal is full; see the log of Ingest for the reason"
+            )
         done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(records, done))
+        self._waiting.append(_Waiting(records, num_bytes, done))
         self._num_waiting += len(records)
+        self._waiting_bytes += num_bytes
         self._arrived.set()
         return await done
 
@@ -171,7 +223,9 @@ class Ingester:
             is_idle = not self._waiting
             await self.flush()
             now = time.monotonic()
-            is_full = self._num_unrolled >= ROLL_RECORDS and now - tried >= RETRY_ROLL_S
+            unrolled = self._unrolled
+            is_full = unrolled.records >= ROLL_RECORDS or unrolled.num_bytes >= ROLL_BYTES
+            is_full = is_full and now - tried >= RETRY_ROLL_S
             is_due = is_full or now - self._rolled >= ROLL_EVERY_S
             if (is_due or (self._event_clock and is_idle)) and rolling.done():
                 self._rolled = tried = now
@@ -182,13 +236,9 @@ class Ingester:
         self._close()
 
     def _tally(self) -> Tally:
-        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, self._num_unrolled)
+        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, self._unrolled.records)
         self.counts, self._event_lags_ms, self._commits_ms = Counter(), [], []
         return tally
-
-    @property
-    def _num_unrolled(self) -> int:
-        return self._num_committed - self._num_rolled
 
     def stop(self) -> None:
         """Have `run` end."""
@@ -196,11 +246,28 @@ class Ingester:
         self._arrived.set()
 
     async def flush(self) -> None:
-        """Commit what has gathered."""
-        group, self._waiting, self._num_waiting = self._waiting, [], 0
+        """Commit what has gathered, in one or more commits."""
+        waiting, self._waiting = self._waiting, []
         self._arrived.clear()
-        if not group:
-            return
+        for group in self._groups(waiting):
+            await self._commit_group(group)
+            self._num_waiting -= sum(len(one.records) for one in group)
+            self._waiting_bytes -= sum(one.num_bytes for one in group)
+
+    def _groups(self, waiting: Iterable[_Waiting]) -> Iterator[list[_Waiting]]:
+        """Yield calls for one commit each: as many as its bounds allow, at least one."""
+        group: list[_Waiting] = []
+        num = num_bytes = 0
+        for one in waiting:
+            num, num_bytes = num + len(one.records), num_bytes + one.num_bytes
+            if group and (num > self._max_records or num_bytes > COMMIT_BYTES):
+                yield group
+                group, num, num_bytes = [], len(one.records), one.num_bytes
+            group.append(one)
+        if group:
+            yield group
+
+    async def _commit_group(self, group: Sequence[_Waiting]) -> None:
         try:
             taken = await asyncio.to_thread(self._commit, group)
         except Exception as error:
@@ -225,10 +292,9 @@ class Ingester:
     def _commit_once(self, group: Sequence[_Waiting]) -> list[Taken]:
         store = self._opened()
         received_ms = int(time.time() * 1e3)
-        ids: dict[str, None] = {}
-        added: set[str] = set()
-        records: list[Record] = []
-        taken = [self._admit(waiting.records, records, ids, added) for waiting in group]
+        admitted = _Group()
+        taken = [self._admit(waiting.records, admitted) for waiting in group]
+        records = admitted.records
         for record in records:
             self._date(record, received_ms)
         last_ms = _last_ms(records)
@@ -244,8 +310,9 @@ class Ingester:
                 self._close()  # the table holds what was not committed: read it again
                 raise
             self._seq = seq
-            self._num_committed += len(records)
-        self._remember(ids)
+            self._unrolled.committed += len(records)
+            self._unrolled.committed_bytes += len(journal)
+        self._remember(admitted.keys)
         self.counts.update(_counted(records))
         now_ms = time.time() * 1e3
         self._event_lags_ms += [now_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
@@ -253,28 +320,35 @@ class Ingester:
         self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
         return taken
 
-    def _admit(
-        self, records: Iterable[Record], admitted: list[Record], ids: dict[str, None], added: set[str]
-    ) -> Taken:
-        """Append to `admitted` those that are new and have room; `ids` and new candidates are this group's so far."""
+    def _admit(self, records: Iterable[Record], group: _Group) -> Taken:
+        """Put into the group the records that are new and have room."""
         taken = Taken()
         for place, record in enumerate(records):
-            name = key(record)
-            if name is not None:
-                if name in self._ids[name[0]] or name in ids:
-                    taken.duplicates += 1
-                    continue
-                ids[name] = None
-            if isinstance(record, Exposure) and self._num_unrolled >= MAX_UNROLLED:
+            name = repeat_key(record)
+            if name is not None and (name in self._keys[name[:1]] or name in group.keys):
+                taken.duplicates += 1
+            elif isinstance(record, Exposure) and self._is_log_behind:
                 self.counts["exposure_dropped"] += 1
-                continue
-            if isinstance(record, Candidate) and record.id not in self._candidates.index:
-                if record.id not in added and len(self._candidates) + len(added) >= self._max_live:
-                    taken.rejected[place] = self._full
-                    continue
-                added.add(record.id)
-            admitted.append(record)
+            elif isinstance(record, Candidate) and not self._has_room(record.id, group):
+                taken.rejected[place] = self._full
+            else:
+                group.records.append(record)
+                if name is not None:
+                    group.keys[name] = None
         return taken
+
+    @property
+    def _is_log_behind(self) -> bool:
+        unrolled = self._unrolled
+        return unrolled.records >= MAX_UNROLLED or unrolled.num_bytes >= MAX_UNROLLED_BYTES
+
+    def _has_room(self, candidate: str, group: _Group) -> bool:
+        """Whether the live table holds a candidate, or can; it is one of the group's new ones then."""
+        if candidate not in self._candidates.index and candidate not in group.new:
+            if len(self._candidates) + len(group.new) >= self._max_live:
+                return False
+            group.new.add(candidate)
+        return True
 
     @property
     def _full(self) -> str:
@@ -283,10 +357,10 @@ class Ingester:
             "each leaves it an hour after its end"
         )
 
-    def _remember(self, ids: Iterable[str]) -> None:
-        for name in ids:
-            self._ids[name[0]][name] = None
-        for known in self._ids.values():
+    def _remember(self, keys: Iterable[bytes]) -> None:
+        for name in keys:
+            self._keys[name[:1]][name] = None
+        for known in self._keys.values():
             for name in list(_first(known, len(known) - WINDOW)):
                 del known[name]
 
@@ -333,10 +407,11 @@ class Ingester:
                 self._seq = max(
                     changes.seq, known
                 )  # the store's is beyond what another writer has logged since
-                self._num_committed = self._num_rolled = 0
+                self._unrolled = _Unrolled()
                 for _, entry in entries(store):
-                    self._remember(filter(None, map(key, entry.records)))
-                    self._num_committed += len(entry.records)
+                    self._remember(filter(None, map(repeat_key, entry.records)))
+                    self._unrolled.committed += len(entry.records)
+                    self._unrolled.committed_bytes += entry.num_bytes
             except BaseException:
                 store.close()
                 raise
@@ -387,11 +462,13 @@ class Ingester:
     def _roll(self, store: Store, step: Step) -> None:
         cuts, end = numbers(self._segments.folder), store.seq()
         waiting = takewhile(lambda entry: entry[0] <= end, entries(store))  # else it runs after what comes in
-        for _, part in groupby(enumerate(waiting), partial(_segment, cuts)):
-            last, num = self._segments.write((entry for _, entry in part), step)
+        # Another writer that comes between has the counts begin anew: these are then of nothing.
+        unrolled = self._unrolled
+        for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
+            last, num, num_bytes = self._segments.write((entry for _, entry in part), step)
             store.trim(last)
-            if store is self._store:  # else another writer was there since, and the counts began anew
-                self._num_rolled += num
+            unrolled.rolled += num
+            unrolled.rolled_bytes += num_bytes
 
     def _tend(self, store: Store, step: Step) -> None:
         self._retention.tend(store, self._now_ms, step)
@@ -401,17 +478,22 @@ class Ingester:
         return self._latest_ms if self._event_clock else int(time.time() * 1e3)
 
 
-def _segment(cuts: Sequence[int], placed: tuple[int, tuple[int, Entry]]) -> tuple[int, int]:
-    """Which segment the entry at a place belongs to; one that lies on one side of a snapshot goes with it."""
-    place, (last, _) = placed
-    return sum(cut < last for cut in cuts), place // SEGMENT_ENTRIES
+def _placed(
+    entries: Iterable[tuple[int, Entry]], cuts: Sequence[int]
+) -> Iterator[tuple[object, tuple[int, Entry]]]:
+    """Yield each entry with what tells its segment; what lies on one side of a snapshot goes together."""
+    num_bytes = 0
+    for place, (last, entry) in enumerate(entries):
+        num_bytes += entry.num_bytes
+        side = sum(cut < last for cut in cuts)
+        yield (side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
 
 
 def _last_ms(records: Sequence[Record]) -> int:
     return max((record.ts_ms or 0 for record in records), default=0)
 
 
-def _first(names: Iterable[str], num: int) -> Iterable[str]:
+def _first(names: Iterable[bytes], num: int) -> Iterable[bytes]:
     return (name for name, _ in zip(names, range(max(num, 0)), strict=False))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from serve.records import Entry, Record, unpack_entry
 from serve.stores.protocol import Store
 
-AT_ONCE = 50  # entries read: some MB
+# Read so many entries at once. An entry has up to 4 MiB (`serve.ingest.COMMIT_BYTES`), so 32 MiB at most.
+AT_ONCE = 8
 
 
 def entries(store: Store, after: int = 0) -> Iterator[tuple[int, Entry]]:

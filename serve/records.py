@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # as in serve.api
     from serve.surface import Surface
 
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
+EVENT_IDS, EXPOSURE_IDS = b"e", b"x"  # the windows of `key`
 MAX_RECORDS = 2_000  # of a batch: the loop that decodes them ranks too
 
 Ms = Annotated[int, Meta(ge=0, le=MAX_MS, description="Milliseconds since 1970.")]
@@ -98,6 +100,7 @@ class Entry(Struct, array_like=True):
 
     received_ms: int
     records: list[Record]
+    num_bytes: int = 0  # packed; known once it was read
 
 
 class Taken(Struct):
@@ -213,21 +216,21 @@ def pack_entry(entry: Entry) -> bytes:
 
 def unpack_entry(payload: bytes) -> Entry:
     """What `pack_entry` packed."""
-    return _entry.decode(payload)
+    entry = _entry.decode(payload)
+    entry.num_bytes = len(payload)
+    return entry
 
 
-def key(record: Record) -> str | None:
-    """By what a repeated record is known; attributes may be sent again."""
+def repeat_key(record: Record) -> bytes | None:
+    """Return the key by which a repeated record is recognised; None for attributes, which may be sent again."""
     if isinstance(record, Event):
-        return event_key(record.id)
-    return exposure_key(record.request_id) if isinstance(record, Exposure) else None
+        return key(EVENT_IDS, record.id)
+    return key(EXPOSURE_IDS, record.request_id) if isinstance(record, Exposure) else None
 
 
-def event_key(id_: str) -> str:
-    """The key of an event, which no exposure has."""
-    return f"e{id_}"
+def key(window: bytes, id_: str) -> bytes:
+    """Return a key of 9 bytes for an id of any length: the window's letter and a 64-bit hash.
 
-
-def exposure_key(request_id: str) -> str:
-    """The key of an exposure, which no event has."""
-    return f"x{request_id}"
+    Among a million ids, a new one meets the hash of another with a probability of 5e-14.
+    """
+    return window + hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -20,14 +20,28 @@ from serve.errors import TabrankError
 from serve.journal import numbered
 from serve.log import ARROW, UNREADABLE
 from serve.pace import Step
-from serve.records import Candidate, Ended, Entry, Event, Exposure, Forget, Viewer, event_key, exposure_key
+from serve.records import (
+    EVENT_IDS,
+    EXPOSURE_IDS,
+    Candidate,
+    Ended,
+    Entry,
+    Event,
+    Exposure,
+    Forget,
+    Viewer,
+    key,
+)
 from serve.strict import refuse_file
 from serve.surface import Surface
 
 Numbered = tuple[int, int, Any]
 """A record's number, when it was received in ms, and the record."""
 DIGITS = 20  # of a segment's name
-AT_ONCE = 1 << 18  # records and the candidates in them, held in memory and written as a row group
+# Write a row group once so many records and candidates in them are held in memory, or so many bytes of the journal:
+# unpacked and as Arrow's columns these take six times as much.
+AT_ONCE = 1 << 18
+AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
 
 
@@ -43,20 +57,21 @@ class Segments:
         self.folder = folder
         self._surface = surface
 
-    def write(self, entries: Iterable[tuple[int, Entry]], step: Step = lambda: True) -> tuple[int, int]:
+    def write(self, entries: Iterable[tuple[int, Entry]], step: Step = lambda: True) -> tuple[int, int, int]:
         """Write journal entries, one or more, as one segment of each table that they have records of.
 
-        They are taken and written by and by, and after each part `step` is called. The number of the last record,
-        and how many there were.
+        They are streamed in row groups, and after each of these `step` is called. Returns the number of the last
+        record, how many records there were, and their bytes in the journal.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; what is there stays as it was.
         """
-        first = last = num = 0
+        first = last = num = num_bytes = 0
         with ExitStack() as drafts:
             segment: dict[str, _Draft] = {}
-            for records in _parts(entries, step):
-                first, last, num = first or records[0][0], records[-1][0], num + len(records)
+            for records, size in _parts(entries, step):
+                first, last = first or records[0][0], records[-1][0]
+                num, num_bytes = num + len(records), num_bytes + size
                 for name, kinds, columns in self._tables():
                     rows = [row for row in records if isinstance(row[2], kinds)]
                     if rows:
@@ -68,7 +83,7 @@ class Segments:
                 step()
             for draft in segment.values():
                 draft.put()
-        return last, num
+        return last, num, num_bytes
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -78,23 +93,24 @@ class Segments:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def recent_keys(self, num: int, after: int = 0) -> list[str]:
-        """By what the newest events and exposures are known, the last ones last.
+    def recent_keys(self, num: int, after: int = 0) -> list[bytes]:
+        """Return the keys by which the newest events and exposures are recognised, the last ones last.
 
         `num` of each, or a few more; of the records beyond the number `after`, and perhaps some before it.
         """
-        keys: list[str] = []
-        for name, column, as_key in (
-            ("events", "id", event_key),
-            ("exposures", "request_id", exposure_key),
+        keys: list[bytes] = []
+        for name, column, window in (
+            ("events", "id", EVENT_IDS),
+            ("exposures", "request_id", EXPOSURE_IDS),
         ):
-            parts: list[list[str]] = []
+            parts: list[list[bytes]] = []
             for path in reversed(segments(self.folder, name)):
                 with _readable(path):
-                    parts.append(pq.read_table(path, columns=[column])[column].to_pylist())
+                    ids = pq.read_table(path, columns=[column])[column]
+                    parts.append([key(window, id_.as_py()) for id_ in ids])
                 if sum(map(len, parts)) >= num or int(path.stem) <= after:
                     break
-            keys += map(as_key, chain.from_iterable(reversed(parts)))
+            keys += chain.from_iterable(reversed(parts))
         return keys
 
     def last_seq(self) -> int:
@@ -239,19 +255,20 @@ def _events(rows: list[Numbered]) -> dict[str, Any]:
     }
 
 
-def _parts(entries: Iterable[tuple[int, Entry]], step: Step) -> Iterator[list[Numbered]]:
-    """Their records in order, in parts of a row group each; `step` is called after each entry."""
+def _parts(entries: Iterable[tuple[int, Entry]], step: Step) -> Iterator[tuple[list[Numbered], int]]:
+    """Yield the records in order, in parts of a row group each, and their bytes; `step` is called after each entry."""
     part: list[Numbered] = []
-    size = 0
+    num = num_bytes = 0
     for last, entry in entries:
         part += ((seq, entry.received_ms, record) for seq, record in numbered(last, entry))
-        size += sum(1 + len(getattr(record, "candidates", ())) for record in entry.records)
+        num += sum(1 + len(getattr(record, "candidates", ())) for record in entry.records)
+        num_bytes += entry.num_bytes
         step()
-        if size >= AT_ONCE:
-            yield part
-            part, size = [], 0
+        if num >= AT_ONCE or num_bytes >= AT_ONCE_BYTES:
+            yield part, num_bytes
+            part, num, num_bytes = [], 0, 0
     if part:
-        yield part
+        yield part, num_bytes
 
 
 def _numbers(rows: list[Numbered]) -> dict[str, Any]:

@@ -30,7 +30,9 @@ WITHOUT = (
     f"copy the log without its folder {FOLDER!r}: features then know only what its remaining records tell"
 )
 SCHEMA = pa.schema([("id", pa.string()), ("row", pa.binary())])
-AT_ONCE = 4_096  # rows held in memory and in a row group: some ten MB
+# Hold so many rows in memory and in a row group, or so many bytes of them: a row has up to some 100 KiB.
+AT_ONCE = 4_096
+AT_ONCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: St
     try:
         for entity, id_, row in rows:
             waiting[entity].append((id_, row))
-            if len(waiting[entity]) == AT_ONCE:
+            if len(waiting[entity]) >= min(AT_ONCE, 1 + AT_ONCE_BYTES // len(row)):
                 if not step():
                     return False
                 writers[entity].write_batch(_batch(waiting[entity]))

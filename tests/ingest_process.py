@@ -26,7 +26,7 @@ async def main(folder: Path, store: str) -> None:
     )
 
     async def answer(payload: bytes) -> None:
-        taken = await ingester.take(unpack(payload))
+        taken = await ingester.take(unpack(payload), len(payload))
         sys.stdout.buffer.write(struct.pack("<I", taken.duplicates))
         sys.stdout.buffer.flush()
 

@@ -113,7 +113,7 @@ class Live:
             thread.join()
 
     async def _take(self, payload):
-        return await self.ingester.take(unpack(payload))
+        return await self.ingester.take(unpack(payload), len(payload))
 
     async def _roll_back(self, version, verdict):
         Releases(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)

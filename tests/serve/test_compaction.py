@@ -59,15 +59,23 @@ def test_many_segments_become_one_with_the_same_records(segments):
 
 def test_a_segment_that_is_written_in_parts_holds_the_same(segments, monkeypatch, tmp_path, surface):
     entries = [(i, Entry(0, [Event(f"s{i}", "ann", "a", "join", 70_000 + i)])) for i in range(1, 21)]
-    assert segments.write(entries) == (20, 20)
+    assert segments.write(entries) == (20, 20, 0)
     monkeypatch.setattr("serve.segments.AT_ONCE", 5)
     steps = []
     parted = Segments(tmp_path / "parted", surface)
-    assert parted.write(entries, lambda: steps.append(1) or True) == (20, 20)
+    assert parted.write(entries, lambda: steps.append(1) or True) == (20, 20, 0)
     (whole,), (path,) = (sorted((log.folder / "events").glob("*")) for log in (segments, parted))
     assert pq.ParquetFile(path).num_row_groups == 4
     assert (path.name, pq.read_table(path)) == (whole.name, pq.read_table(whole))
     assert len(steps) == 24  # after each entry, and after each part
+
+
+def test_a_row_group_holds_a_bounded_number_of_bytes(segments, monkeypatch):
+    monkeypatch.setattr("serve.segments.AT_ONCE_BYTES", 1_000)
+    entries = [(i, Entry(0, [Event(f"s{i}", "ann", "a", "join", 70_000 + i)], 300)) for i in range(1, 13)]
+    assert segments.write(entries) == (12, 12, 3_600)
+    (path,) = (segments.folder / "events").glob("*")
+    assert pq.ParquetFile(path).num_row_groups == 3
 
 
 def test_fewer_stay_as_they_are(segments):

@@ -14,9 +14,11 @@ from live import Live, event
 import serve.compaction
 import serve.ingest
 from serve.errors import StoreUnavailable
-from serve.ingest import MAX_WAITING, Busy, ingester
+from serve.ingest import MAX_WAITING, MAX_WAITING_BYTES, Busy, ingester
+from serve.journal import entries
 from serve.load import load
 from serve.records import Event
+from serve.state import Schema
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_two_writers_take_turns_and_lose_nothing(service):
         running = asyncio.create_task(other.run())
         for i in range(4):
             await service.events(event(f"mine{i}", ts_ms=51_000 + i))
-            await other.take([Event(f"other{i}", "bob", "a", "join", ts_ms=51_000 + i)])
+            await other.take([Event(f"other{i}", "bob", "a", "join", ts_ms=51_000 + i)], 100)
         other.stop()
         await running
         return await service.rank(now_ms=54_000, explain=True)
@@ -114,10 +116,41 @@ def test_a_log_that_cannot_be_written_stays_in_the_journal(service):
 def test_what_is_too_much_is_refused_at_once(service):
     async def scenario(service):
         with pytest.raises(Busy):
-            await service.ingester.take([Event(str(i), "ann", "a", "join") for i in range(MAX_WAITING + 1)])
+            await service.ingester.take(
+                [Event(str(i), "ann", "a", "join") for i in range(MAX_WAITING + 1)], 100
+            )
         return await service.events(event("e9"))
 
     assert service.run(scenario)["accepted"] == 1
+
+
+def test_more_bytes_than_may_wait_are_refused_at_once(service):
+    async def scenario(service):
+        with pytest.raises(Busy):
+            await service.ingester.take([Event("e1", "ann", "a", "join")], MAX_WAITING_BYTES + 1)
+        return await service.events(event("e9"))
+
+    assert service.run(scenario)["accepted"] == 1
+
+
+@pytest.mark.parametrize(("bound", "value"), [("COMMIT_BYTES", 450), ("COMMIT_ROW_BYTES", 3_000)])
+def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monkeypatch, bound, value):
+    monkeypatch.setattr(f"serve.ingest.{bound}", value)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        service.ingester.roll = lambda: None
+        calls = [service.events(event(f"e{i}", ts_ms=None)) for i in range(20)]
+        answers = await asyncio.gather(*calls)
+        commits = [len(entry.records) for _, entry in entries(service.ingester._store)]
+        await service.events(event("e20", ts_ms=None))
+        return answers, commits
+
+    answers, commits = service.run(scenario)
+    assert [answer["accepted"] for answer in answers] == [1] * 20
+    assert sum(commits) == 21, "one candidate of the log had ended"
+    assert len(commits) >= 3
+    assert max(commits) <= 10
 
 
 def test_a_new_candidate_that_a_full_table_has_no_room_for_is_rejected_by_name(tmp_path, log_folder):
@@ -279,7 +312,7 @@ def test_of_two_writers_the_one_that_lost_the_lease_does_not_write_the_log_last(
         await service.events(event("e9"))
         other = ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
-        await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)])
+        await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
         await asyncio.to_thread(other.roll)
         service.ingester.roll()  # it does not know yet that the lease is gone
         other.stop()
@@ -308,8 +341,56 @@ def test_numbers_that_only_json_can_hold_are_logged_or_refused_but_stop_nothing(
     assert served(service, "events")["id"].to_pylist() == ["e9"]
 
 
-def test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings(service, monkeypatch):
-    monkeypatch.setattr("serve.ingest.MAX_UNROLLED", 3)
+def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
+    monkeypatch.setattr("serve.ingest.SEGMENT_BYTES", 200)
+
+    async def scenario(service):
+        roll, service.ingester.roll = service.ingester.roll, lambda: None
+        for i in range(8):
+            await service.events(event(f"e{i}"))
+        await asyncio.to_thread(roll)
+
+    service.args = replace(service.args, clock="wall")
+    service.run(scenario)
+    assert 3 <= len(segments(service)) <= 6
+    assert sorted(served(service, "events")["id"].to_pylist()) == [f"e{i}" for i in range(8)]
+
+
+def test_a_live_table_holds_a_bounded_number_of_bytes(tmp_path, log_folder, monkeypatch):
+    service = Live(tmp_path, log_folder)
+    row_bytes = Schema(service.surface).candidate.itemsize
+    monkeypatch.setattr("serve.ingest.MAX_LIVE_BYTES", 6 * row_bytes)
+
+    async def scenario(service):
+        new = [{"type": "candidate", "id": f"n{i}", "ts_ms": 51_000} for i in range(4)]
+        return await service.events(*new)
+
+    assert service.run(scenario)["accepted"] == 2, "four are there before"
+
+
+def test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_written(service, monkeypatch):
+    (service.folder / "served").mkdir()
+    (service.folder / "served" / "events").write_text("in the way")
+
+    async def scenario(service):
+        await service.events(event("e9"))
+        monkeypatch.setattr("serve.ingest.MAX_UNROLLED_BYTES", 10)
+        refused = await service.post("/v1/events", {"records": [event("e10")]})
+        (service.folder / "served" / "events").unlink()
+        await asyncio.to_thread(service.ingester.roll)
+        return refused, await service.events(event("e10"))
+
+    refused, taken = service.run(scenario)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert taken["accepted"] == 1
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MAX_UNROLLED", 3), ("MAX_UNROLLED_BYTES", 1_200)])
+def test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings(
+    service, monkeypatch, bound, value
+):
+    monkeypatch.setattr(f"serve.ingest.{bound}", value)
 
     async def scenario(service):
         for i in range(6):
