@@ -9,7 +9,7 @@ import numpy as np
 
 from serve.kinds import IMPRESSION
 from serve.records import Candidate, Ended, Event, Exposure, Forget, Record, Viewer
-from serve.state import Rows, Run, State
+from serve.state import NEVER_MS, Rows, Run, State
 
 
 class Changes:
@@ -22,7 +22,7 @@ class Changes:
         self.viewers: dict[str, None] = {}
         self.candidates: dict[str, None] = {}
 
-    def apply(self, record: Record) -> None:
+    def apply(self, record: Record, received_ms: int = NEVER_MS) -> None:
         """Take one record; what it changes is counted among the changed."""
         if isinstance(record, Exposure):
             if self._impressions and record.traffic != "test":
@@ -31,7 +31,7 @@ class Changes:
             self._observed(record.kind, record.viewer, (record.candidate,), record.ts_ms or 0)
         else:
             self.observe()
-            self._change(record)
+            self._change(record, received_ms)
 
     def _observed(self, event: str, viewer: str | None, candidates: Sequence[str], ts_ms: int) -> None:
         row = 0
@@ -40,12 +40,13 @@ class Changes:
             self.viewers[viewer] = None
         self._run.append((event, row, candidates, ts_ms))
 
-    def _change(self, record: Record) -> None:
+    def _change(self, record: Record, received_ms: int) -> None:
+        times = {"ts_ms": record.ts_ms or 0, "received_ms": received_ms}
         if isinstance(record, Viewer):
-            self._state.upsert("viewer", record.id, record.fields)
+            self._state.upsert("viewer", record.id, record.fields, **times)
             self.viewers[record.id] = None
         elif isinstance(record, Candidate):
-            self._state.upsert("candidate", record.id, record.fields, record.ends_ms)
+            self._state.upsert("candidate", record.id, record.fields, record.ends_ms, **times)
             self.candidates[record.id] = None
         elif isinstance(record, Forget):
             self._state.viewers.drop(record.viewer)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +18,15 @@ from typing import NamedTuple
 import numpy as np
 
 from serve.changes import Changes, packed, viewer_of
+from serve.clock import WallClock
 from serve.errors import Busy, LeaseLost, StoreUnavailable
 from serve.journal import entries
 from serve.pace import Pace, Step
 from serve.records import (
+    CANDIDATES,
     EVENT_IDS,
     EXPOSURE_IDS,
+    VIEWERS,
     Candidate,
     Ended,
     Entry,
@@ -31,8 +34,11 @@ from serve.records import (
     Exposure,
     Record,
     Taken,
+    Viewer,
+    key,
+    owner_key,
     pack_entry,
-    repeat_key,
+    remembered_key,
 )
 from serve.retention import Retention
 from serve.segments import Segments
@@ -62,8 +68,13 @@ COMMIT_ROW_BYTES = 64 << 20
 # Reject new candidates where the live table holds so many, or its rows have so many bytes.
 MAX_LIVE = 1_000_000
 MAX_LIVE_BYTES = 1 << 30
-WINDOW = 1_000_000  # ids of events, and as many of exposures, by which a repeated one is known
+# Remember so many ids of events, of exposures, of forgotten viewers and of removed candidates, by which repeated and
+# late records are recognised.
+WINDOW = 1_000_000
 ENDED_MS = 3_600_000  # after its end a candidate is kept so long, for what is late
+# Remember removals of so long ago after a restart.
+REMOVED_MS = UNITS_MS["d"]
+AHEAD_MS = 1_000  # count a time that lies further ahead: somebody's clock is wrong
 # Where the log cannot be written the journal grows: drop exposures beyond so many records or bytes in it, and refuse
 # everything beyond twice as many bytes.
 MAX_UNROLLED = 1_000_000
@@ -84,9 +95,14 @@ Tell = Callable[[Tally], None]
 
 
 def ingester(
-    args: AppArgs, base: Path, tell: Tell = lambda tally: None, *, max_live: int = MAX_LIVE
+    args: AppArgs,
+    base: Path,
+    tell: Tell = lambda tally: None,
+    *,
+    max_live: int = MAX_LIVE,
+    clock: WallClock | None = None,
 ) -> Ingester:
-    """The writer of one application's store and log."""
+    """Return the writer of one application's store and log."""
     surface = args.load_surface(base)
     schema = Schema(surface)
     opened = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
@@ -96,6 +112,7 @@ def ingester(
         Segments(base / args.log, surface),
         Retention(base / args.log, schema.fingerprint, args.keep_log_days * UNITS_MS["d"]),
         tell,
+        clock=clock or WallClock(),
         event_clock=args.clock == "event",
         max_live=max_live,
     )
@@ -113,10 +130,10 @@ class _Waiting:
 
 @dataclass
 class _Group:
-    """Records of one commit: those admitted so far, the keys of the new ones, and the candidates that are new."""
+    """Records of one commit: those admitted so far, their keys as in `Ingester._keys`, and new candidates."""
 
     records: list[Record] = field(default_factory=list)
-    keys: dict[bytes, None] = field(default_factory=dict)
+    keys: dict[bytes, int] = field(default_factory=dict)
     new: set[str] = field(default_factory=set)
 
 
@@ -156,6 +173,7 @@ class Ingester:
         retention: Retention,
         tell: Tell = lambda tally: None,
         *,
+        clock: WallClock,
         event_clock: bool = False,
         max_live: int = MAX_LIVE,
     ) -> None:
@@ -163,6 +181,8 @@ class Ingester:
         self._open_store = open_store
         self._segments = segments
         self._retention = retention
+        self._clock = clock
+        self._num_steps = 0
         self._event_clock = event_clock
         self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
         self._max_records = max(1, COMMIT_ROW_BYTES // schema.viewer.itemsize)
@@ -170,7 +190,11 @@ class Ingester:
         self._candidates = Rows(schema, "candidate")
         self._seq = 0
         self._latest_ms = 0  # of a record
-        self._keys: dict[bytes, dict[bytes, None]] = {EVENT_IDS: {}, EXPOSURE_IDS: {}}
+        # The keys that are remembered, the oldest first; of a removed viewer or candidate with the time in ms before
+        # which records about it come too late.
+        self._keys: dict[bytes, dict[bytes, int]] = {
+            window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
+        }
         self._waiting: list[_Waiting] = []
         self._num_waiting = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
@@ -236,6 +260,9 @@ class Ingester:
         self._close()
 
     def _tally(self) -> Tally:
+        self._clock()  # each second, so that it sees a step of the system's clock soon
+        self.counts["clock_step"] += self._clock.num_steps - self._num_steps
+        self._num_steps = self._clock.num_steps
         tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, self._unrolled.records)
         self.counts, self._event_lags_ms, self._commits_ms = Counter(), [], []
         return tally
@@ -291,19 +318,17 @@ class Ingester:
 
     def _commit_once(self, group: Sequence[_Waiting]) -> list[Taken]:
         store = self._opened()
-        received_ms = int(time.time() * 1e3)
+        received_ms = self._clock()
         admitted = _Group()
-        taken = [self._admit(waiting.records, admitted) for waiting in group]
+        taken = [self._admit(waiting.records, admitted, received_ms) for waiting in group]
         records = admitted.records
-        for record in records:
-            self._date(record, received_ms)
         last_ms = _last_ms(records)
         self._latest_ms = max(self._latest_ms, last_ms)
-        records += self._ended(last_ms if self._event_clock else received_ms)
+        self._end(admitted, last_ms if self._event_clock else received_ms)
         if records:
             seq = self._seq + len(records)
             try:
-                viewers, candidates = self._apply(store, records)
+                viewers, candidates = self._apply(store, records, received_ms)
                 journal = pack_entry(Entry(received_ms, records))
                 store.commit(seq, viewers, candidates, journal=journal)
             except BaseException:
@@ -320,13 +345,19 @@ class Ingester:
         self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
         return taken
 
-    def _admit(self, records: Iterable[Record], group: _Group) -> Taken:
-        """Put into the group the records that are new and have room."""
+    def _admit(self, records: Iterable[Record], group: _Group, received_ms: int) -> Taken:
+        """Date records, and put into the group those that are new, in time and have room."""
         taken = Taken()
         for place, record in enumerate(records):
-            name = repeat_key(record)
-            if name is not None and (name in self._keys[name[:1]] or name in group.keys):
+            ts_ms = self._date(record, received_ms)
+            name, owner = remembered_key(record), owner_key(record)
+            if isinstance(record, Event | Exposure) and self._is_known(name, group):
                 taken.duplicates += 1
+            elif owner is not None and ts_ms < self._removed_ms(owner, group):
+                self.counts["late"] += 1
+                # Attributes give way to later ones, here to none.
+                if not isinstance(record, Viewer | Candidate):
+                    taken.rejected[place] = "its viewer was forgotten after it happened; it is not kept"
             elif isinstance(record, Exposure) and self._is_log_behind:
                 self.counts["exposure_dropped"] += 1
             elif isinstance(record, Candidate) and not self._has_room(record.id, group):
@@ -334,8 +365,16 @@ class Ingester:
             else:
                 group.records.append(record)
                 if name is not None:
-                    group.keys[name] = None
+                    group.keys[name] = ts_ms
         return taken
+
+    def _is_known(self, name: bytes | None, group: _Group) -> bool:
+        return name is not None and (name in self._keys[name[:1]] or name in group.keys)
+
+    def _removed_ms(self, owner: bytes, group: _Group) -> int:
+        """Return the time before which records of a viewer or candidate come too late; 0 where there is none."""
+        removed_ms = group.keys.get(owner) or self._keys[owner[:1]].get(owner, 0)
+        return removed_ms - ENDED_MS if owner[:1] == CANDIDATES else removed_ms
 
     @property
     def _is_log_behind(self) -> bool:
@@ -357,25 +396,38 @@ class Ingester:
             "each leaves it an hour after its end"
         )
 
-    def _remember(self, keys: Iterable[bytes]) -> None:
-        for name in keys:
-            self._keys[name[:1]][name] = None
+    def _remember(self, keys: Mapping[bytes, int]) -> None:
+        for name, ts_ms in keys.items():
+            self._keys[name[:1]][name] = ts_ms
         for known in self._keys.values():
             for name in list(_first(known, len(known) - WINDOW)):
                 del known[name]
 
-    def _date(self, record: Record, received_ms: int) -> None:
-        if self._event_clock:
-            record.ts_ms = received_ms if record.ts_ms is None else record.ts_ms
-        elif not isinstance(record, Exposure):  # whose features were computed at its own time
-            # what lies ahead is taken as now
-            record.ts_ms = received_ms if record.ts_ms is None else min(record.ts_ms, received_ms)
+    def _date(self, record: Record, received_ms: int) -> int:
+        """Return the time of a record, which gets one where it has none or where its own lies ahead."""
+        if record.ts_ms is None:
+            record.ts_ms = received_ms
+        elif record.ts_ms > received_ms and not self._event_clock:
+            if record.ts_ms > received_ms + AHEAD_MS:
+                self.counts["time_ahead"] += 1
+            record.ts_ms = received_ms
+            if isinstance(record, Exposure):
+                # Its features were computed for another time: an audit cannot compare them.
+                record.numeric = record.category = None
+        return record.ts_ms
 
-    def _ended(self, now_ms: int) -> list[Record]:
-        past = np.flatnonzero(self._candidates.table["ends_ms"] < now_ms - ENDED_MS)
-        return [Ended(str(self._candidates.ids[row]), now_ms) for row in past[:MAX_ENDED]]
+    def _end(self, group: _Group, now_ms: int) -> None:
+        """Have the candidates leave that ended long ago, but those that the group changes: one may go on."""
+        past = np.flatnonzero(self._candidates.table["ends_ms"] < now_ms - ENDED_MS)[:MAX_ENDED]
+        changed = {record.id for record in group.records if isinstance(record, Candidate)}
+        for name in [str(self._candidates.ids[row]) for row in past]:
+            if name not in changed:
+                group.records.append(Ended(name, now_ms))
+                group.keys[key(CANDIDATES, name)] = now_ms
 
-    def _apply(self, store: Store, records: Sequence[Record]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    def _apply(
+        self, store: Store, records: Sequence[Record], received_ms: int
+    ) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Apply records in their order; the rows that changed, packed."""
         state = State(self._schema)
         state.candidates = self._candidates
@@ -384,7 +436,7 @@ class Ingester:
         state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
         changes = Changes(state)
         for record in records:
-            changes.apply(record)
+            changes.apply(record, received_ms)
         changes.observe()
         return (
             packed(state.viewers, changes.viewers),
@@ -403,13 +455,15 @@ class Ingester:
                 changes = store.read([], 0)[1]
                 self._candidates = Rows(self._schema, "candidate")
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
-                self._remember(self._segments.recent_keys(WINDOW, self._seq))
+                self._remember(dict.fromkeys(self._segments.recent_keys(WINDOW, self._seq), 0))
+                self._remember(self._segments.removals(self._clock() - REMOVED_MS))
                 self._seq = max(
                     changes.seq, known
                 )  # the store's is beyond what another writer has logged since
                 self._unrolled = _Unrolled()
                 for _, entry in entries(store):
-                    self._remember(filter(None, map(repeat_key, entry.records)))
+                    named = ((remembered_key(record), record.ts_ms or 0) for record in entry.records)
+                    self._remember({name: ts_ms for name, ts_ms in named if name is not None})
                     self._unrolled.committed += len(entry.records)
                     self._unrolled.committed_bytes += entry.num_bytes
             except BaseException:
@@ -475,7 +529,7 @@ class Ingester:
 
     def _now_ms(self) -> int:
         """The service's clock."""
-        return self._latest_ms if self._event_clock else int(time.time() * 1e3)
+        return self._latest_ms if self._event_clock else self._clock()
 
 
 def _placed(

@@ -78,5 +78,5 @@ def _apply_journal(store: Store, state: State, after: int) -> None:
     for last, entry in entries(store, after):
         for seq, record in numbered(last, entry):
             if seq > after:
-                changes.apply(record)
+                changes.apply(record, entry.received_ms)
     changes.observe()

@@ -84,7 +84,7 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
         for name, declared in fields[owner].items():
             reader.required(name, ARROW[declared.type], nullable=True)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
-        reader.optional("removed", pa.bool_())
+        reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
     exposures = _Reader(folder, "exposures").required("request_id", pa.string()).required("ts_ms", pa.int64())
     exposures.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
     context = pa.struct([(name, ARROW[declared.type]) for name, declared in fields["context"].items()])

@@ -17,11 +17,17 @@ if TYPE_CHECKING:  # as in serve.api
     from serve.surface import Surface
 
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
-EVENT_IDS, EXPOSURE_IDS = b"e", b"x"  # the windows of `key`
+EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"  # the windows of `key`
 MAX_RECORDS = 2_000  # of a batch: the loop that decodes them ranks too
 
 Ms = Annotated[int, Meta(ge=0, le=MAX_MS, description="Milliseconds since 1970.")]
-TsMs = Annotated[Ms | None, Meta(description="When it happened; default now. A time ahead is taken as now.")]
+TsMs = Annotated[
+    Ms | None,
+    Meta(
+        description="When it happened; default now. A time ahead is taken as now. Of two statements of an attribute "
+        "the later one holds."
+    ),
+]
 
 
 class Event(Struct, tag_field="type", tag="event", forbid_unknown_fields=True, omit_defaults=True):
@@ -221,11 +227,21 @@ def unpack_entry(payload: bytes) -> Entry:
     return entry
 
 
-def repeat_key(record: Record) -> bytes | None:
-    """Return the key by which a repeated record is recognised; None for attributes, which may be sent again."""
+def remembered_key(record: Record) -> bytes | None:
+    """Return the key by which a repeated event or exposure, or a removal, is remembered; None for attributes."""
     if isinstance(record, Event):
         return key(EVENT_IDS, record.id)
-    return key(EXPOSURE_IDS, record.request_id) if isinstance(record, Exposure) else None
+    if isinstance(record, Exposure):
+        return key(EXPOSURE_IDS, record.request_id)
+    return owner_key(record) if isinstance(record, Forget | Ended) else None
+
+
+def owner_key(record: Record) -> bytes | None:
+    """Return the key of the viewer or candidate whose row a record changes; None where there is none."""
+    if isinstance(record, Candidate | Ended):
+        return key(CANDIDATES, record.id)
+    viewer = record.id if isinstance(record, Viewer) else record.viewer
+    return None if viewer is None else key(VIEWERS, viewer)
 
 
 def key(window: bytes, id_: str) -> bytes:

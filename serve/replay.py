@@ -15,11 +15,10 @@ from serve.errors import TabrankError
 from serve.kinds import IMPRESSION, Entity
 from serve.log import Log
 from serve.snapshots import Snapshot, start
-from serve.state import I64, Record, Run, Schema, State, encode
+from serve.state import EVER_MS, I64, NEVER_MS, Record, Run, Schema, State, encode
 from serve.strict import json_value, typed
 from serve.surface import Field
 
-EVER_MS = np.iinfo(np.int64).min  # the time of a row that has held since ever
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
 ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 
@@ -71,6 +70,7 @@ class _Upsert(NamedTuple):
     """A row of `viewers` or `candidates`; without fields its id was removed."""
 
     ts_ms: int
+    received_ms: int
     entity: Entity
     id: str
     ends_ms: int | None
@@ -155,19 +155,20 @@ class Replay:
         names = self.state.schema.surface.fields[entity]
         columns = {name: table[name].to_pylist() for name in names}
         rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(table))
-        times = [EVER_MS if t is None else t for t in table["ts_ms"].to_pylist()]
+        times = pc.fill_null(table["ts_ms"], EVER_MS).to_pylist()
+        received = pc.fill_null(table["received_ms"], NEVER_MS).to_pylist()
         ends = table["ends_ms"].to_pylist() if entity == "candidate" else [None] * len(table)
         said = zip(table["stated"].to_pylist(), table["removed"].to_pylist(), strict=True)
         upserts = []
-        for t, name, end, row, (stated, removed) in zip(
-            times, table["id"].to_pylist(), ends, rows, said, strict=True
+        for t, received_ms, name, end, row, (stated, removed) in zip(
+            times, received, table["id"].to_pylist(), ends, rows, said, strict=True
         ):
             fields = dict(zip(names, row, strict=True))
             if stated is not None:
                 fields = {
                     field: fields[field] for field in stated if field in fields
                 }  # else the surface lost it
-            upserts.append(_Upsert(t, entity, name, end, None if removed else fields))
+            upserts.append(_Upsert(t, received_ms, entity, name, end, None if removed else fields))
         return upserts
 
     def _order(self, log: Log) -> None:
@@ -256,13 +257,13 @@ class Replay:
         return np.where(self.known["candidate"][candidates], candidates, 0)
 
     def _upsert(self, number: int) -> None:
-        _, entity, name, ends_ms, fields = self._upserts[number]
+        ts_ms, received_ms, entity, name, ends_ms, fields = self._upserts[number]
         rows = self.state.viewers if entity == "viewer" else self.state.candidates
         row = rows.index[name]
         if fields is None:
             rows.table[row] = self.state.schema.blank(entity)[0]
         else:
-            self.state.upsert(entity, name, fields, ends_ms)
+            self.state.upsert(entity, name, fields, ends_ms, ts_ms=ts_ms, received_ms=received_ms)
         self.known[entity][row] = fields is not None
 
     def _observe(self, records: slice) -> None:

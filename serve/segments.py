@@ -21,8 +21,10 @@ from serve.journal import numbered
 from serve.log import ARROW, UNREADABLE
 from serve.pace import Step
 from serve.records import (
+    CANDIDATES,
     EVENT_IDS,
     EXPOSURE_IDS,
+    VIEWERS,
     Candidate,
     Ended,
     Entry,
@@ -112,6 +114,25 @@ class Segments:
                     break
             keys += chain.from_iterable(reversed(parts))
         return keys
+
+    def removals(self, since_ms: int) -> dict[bytes, int]:
+        """Return the keys of removed viewers and candidates with the times in ms, the newest last.
+
+        Of the records received since `since_ms`, and perhaps some before.
+        """
+        removed: dict[bytes, int] = {}
+        for name, window in (("viewers", VIEWERS), ("candidates", CANDIDATES)):
+            parts: list[pa.Table] = []
+            for path in reversed(segments(self.folder, name)):
+                with _readable(path):
+                    table = pq.read_table(path, columns=["id", "ts_ms", "removed", "received_ms"])
+                parts.append(table.filter(table["removed"]))
+                if len(table) and table["received_ms"][0].as_py() < since_ms:
+                    break
+            for part in reversed(parts):
+                keys = (key(window, id_) for id_ in part["id"].to_pylist())
+                removed.update(zip(keys, part["ts_ms"].to_pylist(), strict=True))
+        return removed
 
     def last_seq(self) -> int:
         """The number of the last record in any segment; 0 where there is none."""

@@ -26,6 +26,7 @@ Record = NDArray[np.void]
 WORTH_A_ROUND = 16  # records: fewer are quicker one by one, most being of one viewer
 AT_ONCE = 1 << 14  # candidates, and RECORD for each record: what is built of them stays within some MB
 RECORD = 32
+EVER_MS = np.iinfo(np.int64).min  # the time of an attribute that has held since ever
 NEVER_MS = np.iinfo(np.int64).max  # the end of a candidate whose end is not known
 
 
@@ -49,9 +50,21 @@ class Schema:
         self.effects = {
             entity: [Effect.of(event, sums) for event in self.events] for entity, sums in self.sums.items()
         }
-        self.viewer = np.dtype(self._attributes("viewer") + self._sums("viewer") + self._maps())
+        # Attributes in the order of their times in `stated_ms`; a candidate's end is one of them.
+        self.stated: dict[Entity, tuple[str, ...]] = {
+            "viewer": tuple(surface.fields["viewer"]),
+            "candidate": (*surface.fields["candidate"], "ends_ms"),
+        }
+        self.viewer = np.dtype(
+            [*self._attributes("viewer"), self._stated("viewer"), *self._sums("viewer"), *self._maps()]
+        )
         self.candidate = np.dtype(
-            [*self._attributes("candidate"), ("ends_ms", "<i8"), *self._sums("candidate")]
+            [
+                *self._attributes("candidate"),
+                ("ends_ms", "<i8"),
+                self._stated("candidate"),
+                *self._sums("candidate"),
+            ]
         )
         self.context = np.dtype(self._attributes("context"))
         layout = repr((self.viewer.descr, self.candidate.descr, self.sums, self.maps))
@@ -63,6 +76,9 @@ class Schema:
             (name, "<u8", (f.max,)) if f.type == "set" else (name, code[f.type])
             for name, f in self.surface.fields[owner].items()
         ]
+
+    def _stated(self, entity: Entity) -> Any:
+        return "stated_ms", "<i8", (len(self.stated[entity]),)
 
     def _sums(self, entity: Entity) -> list[Any]:
         n = len(self.sums[entity])
@@ -82,6 +98,7 @@ class Schema:
         for name, declared in self.surface.fields[entity].items():
             if declared.type in ("number", "time"):
                 rows[name] = np.nan
+        rows["stated_ms"] = EVER_MS
         if entity == "candidate":
             rows["ends_ms"] = NEVER_MS
         return rows
@@ -219,15 +236,29 @@ class State:
         self.candidates = Rows(schema, "candidate")
 
     def upsert(
-        self, entity: Entity, name: str, fields: Mapping[str, object], ends_ms: int | None = None
+        self,
+        entity: Entity,
+        name: str,
+        fields: Mapping[str, object],
+        ends_ms: int | None = None,
+        *,
+        ts_ms: int = EVER_MS,
+        received_ms: int = NEVER_MS,
     ) -> None:
-        """Set the named attributes of a viewer or candidate; sums and maps stay."""
+        """Set the named attributes of a viewer or candidate, but those that were stated of a later time.
+
+        A time after `received_ms`, when the record came, does not count as later: the clock was wrong then.
+        Sums and maps stay.
+        """
         rows = self.viewers if entity == "viewer" else self.candidates
         row = rows.add(name)
-        for key, value in fields.items():
-            rows.table[key][row] = encode(self.schema.surface.fields[entity][key], value)
-        if ends_ms is not None:
-            rows.table["ends_ms"][row] = ends_ms
+        declared, stated_ms = self.schema.surface.fields[entity], rows.table["stated_ms"][row]
+        end = {} if ends_ms is None else {"ends_ms": ends_ms}
+        for key, value in {**fields, **end}.items():
+            place = self.schema.stated[entity].index(key)
+            if not ts_ms < stated_ms[place] <= received_ms:
+                rows.table[key][row] = encode(declared[key], value) if key in declared else value
+                stated_ms[place] = ts_ms
 
     def observe(self, run: Run) -> None:
         """Apply records. Any number at once leaves what one by one would, but for the sums' rounding."""

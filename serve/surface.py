@@ -159,7 +159,7 @@ def _fields(declared: object, owner: str, where: str) -> dict[str, Field]:
     fields = {}
     for name, spec in table(declared, where).items():
         at = f"{where}.{name}"
-        if re.fullmatch(r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*", name):
+        if re.fullmatch(r"id|ts_ms|ends_ms|stated_ms|sums|sums_ms|map\d+_.*", name):
             raise TabrankError(f"{at}: the name {name!r} is taken by the log itself; choose another")
         spec = spec if isinstance(spec, dict) else {"type": spec}
         table(spec, at, ("type", "max", "request_time"), required=("type",))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from serve.kinds import IMPRESSION
 from serve.log import Log
-from serve.replay import EVER_MS, Codes, Replay
-from serve.state import I64
+from serve.replay import Codes, Replay
+from serve.state import EVER_MS, I64
 from serve.surface import Surface
 
 FOREVER_MS = int(np.iinfo(np.int64).max)

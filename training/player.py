@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from serve.log import Log
 from serve.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
-from serve.replay import EVENT, EVER_MS, UPSERT, event_times
+from serve.replay import EVENT, UPSERT, event_times
+from serve.state import EVER_MS
 from serve.surface import Surface
 
 MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2  # with room for what lies between the records

@@ -77,13 +77,13 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 "language": column(viewers, 2, text),
                 "follows": column(viewers, 3, STRINGS),
             }
-            | unserved(viewers, stated=STRINGS, removed=pa.bool_())
+            | unserved(viewers, stated=STRINGS, removed=pa.bool_(), received_ms=whole)
         ),
         candidates=pa.table(
             {"id": column(candidates, 0, text), "ts_ms": column(candidates, 1, whole)}
             | {name: column(candidates, 2 + i, kind) for i, (name, kind) in enumerate(fields)}
             | {"price": column(candidates, 7, real), "started_ms": column(candidates, 8, whole)}
-            | unserved(candidates, stated=STRINGS, removed=pa.bool_())
+            | unserved(candidates, stated=STRINGS, removed=pa.bool_(), received_ms=whole)
         ),
         exposures=pa.table(
             {
