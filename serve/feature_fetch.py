@@ -47,7 +47,8 @@ class Moment(NamedTuple):
     """How a replica is now."""
 
     freshness_ms: float | None
-    num_dropped: int  # exposures, since the start
+    num_dropped: int  # exposures, since the start, for lack of room
+    num_too_large: int  # exposures, since the start, for their size
     kill_switch: bool
     model: str | None  # the promoted version
     level: float  # of the ladder
@@ -298,6 +299,7 @@ class FeatureFetcher:
         return Moment(
             self.freshness_ms,
             self.outbox.num_dropped,
+            self.outbox.num_too_large,
             self.config.kill_switch,
             model,
             self.admission.ladder.level,

@@ -85,6 +85,12 @@ MODEL = Metric("tabrank_model_info", "gauge", ("model",), "1 for the promoted ve
 DROPPED = Metric(
     "tabrank_exposures_dropped", "counter", (), "Answered rankings that were not logged: too many waited."
 )
+TOO_LARGE = Metric(
+    "tabrank_exposures_too_large",
+    "counter",
+    (),
+    "Answered rankings that were not logged: one alone was too large for a call.",
+)
 RECORDS = Metric(
     "tabrank_records",
     "counter",
@@ -128,6 +134,7 @@ METRICS = (
     REFUSED,
     MODEL,
     DROPPED,
+    TOO_LARGE,
     RECORDS,
     EVENT_LAG,
     COMMIT,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # as in serve.api
     from serve.kinds import Entity
     from serve.surface import Surface
 
+# Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes of its own.
+MAX_CALL_BYTES = 3 * 1024 * 1024
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
 EVENT_IDS, EXPOSURE_IDS = b"e", b"x"  # the windows of `key`
 MAX_RECORDS = 2_000  # of a batch: the loop that decodes them ranks too
@@ -199,9 +201,14 @@ def _kind(raw: msgspec.Raw) -> str:
     return str(value.get("type", "")) if isinstance(value, dict) else ""
 
 
-def pack(records: Sequence[Record]) -> bytes:
-    """Records on their way to Ingest."""
+def pack(records: Sequence[Record | msgspec.Raw]) -> bytes:
+    """Pack records for Ingest; those of `pack_raw` are copied as they are."""
     return _encoder.encode(records)
+
+
+def pack_raw(record: Record) -> msgspec.Raw:
+    """Pack one record, so that its size is known before `pack` puts it into a call."""
+    return msgspec.Raw(_encoder.encode(record))
 
 
 def unpack(payload: bytes) -> list[Record]:

@@ -43,7 +43,13 @@ def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55):
 
 
 def moment(**changes):
-    healthy = {"freshness_ms": 90.0, "num_dropped": 0, "kill_switch": False, "model": "v1"}
+    healthy = {
+        "freshness_ms": 90.0,
+        "num_dropped": 0,
+        "num_too_large": 0,
+        "kill_switch": False,
+        "model": "v1",
+    }
     return Moment(**healthy | {"level": 0.0} | changes)
 
 
@@ -84,10 +90,11 @@ def test_nothing_is_counted_twice(told):
     tab = RankMetrics("tab")
     tab.ranked(slate(), 12.0)
     for _ in range(3):
-        tab.tick(moment(num_dropped=4))
+        tab.tick(moment(num_dropped=4, num_too_large=2))
     assert told["tabrank_rankings", "launch", "model", "full"] == 1
     assert told["tabrank_latency_ms", "launch", "model", "+Inf"] == 1
     assert told["tabrank_exposures_dropped",] == 4
+    assert told["tabrank_exposures_too_large",] == 2
 
 
 def test_a_version_that_is_replaced_is_in_use_no_more(told):
