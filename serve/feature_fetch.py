@@ -28,7 +28,7 @@ from serve.logs import of_request
 from serve.models import LoadModel, Models
 from serve.outbox import IDLE_S, Outbox
 from serve.ranking import Query, Ranker, Slate
-from serve.records import Event, EventsAnswer, Rejected, Taken, decode_batch, pack
+from serve.records import MAX_CALL_BYTES, Event, EventsAnswer, Rejected, Taken, decode_batch, pack
 from serve.rollout.pairs import Sums
 from serve.rollout.rollout import RollBack, Rollout, told_nobody
 from serve.settings import CANARY, AppArgs, Arm, UserConfig
@@ -110,6 +110,8 @@ class FeatureFetcher:
         )
         self.live = LiveTable(self.schema, open_reader)
         features = Features(self.schema)
+        # Score no more candidates in one call than its bytes allow.
+        self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = Models(base / args.models, features.columns, load_model)
         self.rollout = Rollout(self.models, call, lambda: self._scored.is_idle, roll_back, self._degraded)
         self.ranker = Ranker(features, self.live, self.rollout.score, self._degraded, self._metrics.batch)
@@ -140,7 +142,7 @@ class FeatureFetcher:
         )
         self.rollout.configure(config)
         self._scored.slots = config.slots
-        self._scored.cap = self._unscored.cap = config.batch_candidates
+        self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
 
     async def reconfigure(self, config: UserConfig) -> None:
         """Take new live settings while rankings go on; the arms' artifacts are made ready first.
@@ -249,6 +251,7 @@ class FeatureFetcher:
         else:
             experiment = None
         ids = candidate_ids(request)
+        num_scored = min(self.admission.num_scored(len(ids), waited_s), self._fit_a_call)
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -264,7 +267,7 @@ class FeatureFetcher:
             traffic=request.traffic,
             keep_matrix=request.explain or random.random() < self.config.log_features,
             explore=arm.explore > 0 and random.random() < arm.explore,
-            num_scored=self.admission.num_scored(len(ids), waited_s) if arm.by_model else len(ids),
+            num_scored=num_scored if arm.by_model else len(ids),
         )
 
     @property
