@@ -66,6 +66,9 @@ class Metrics:
     def refused(self, latency_ms: float) -> None:
         """A ranking was refused for lack of room."""
 
+    def rejected(self, num_records: int) -> None:
+        """Count records of a batch that were rejected before Ingest saw them."""
+
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """A batch was ranked."""
 
@@ -209,6 +212,7 @@ class FeatureFetcher:
             RequestError: 400 or 422 for what is no batch; 503 where it may not have been taken.
         """
         good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
+        self._metrics.rejected(len(rejected))
         taken = Taken()
         if self.event_clock:  # at one time attributes come first, then rankings, then events, as in a replay
             has_events = any(isinstance(record, Event) for record in good.values())

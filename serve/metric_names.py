@@ -91,6 +91,9 @@ TOO_LARGE = Metric(
     (),
     "Answered rankings that were not logged: one alone was too large for a call.",
 )
+REJECTED = Metric(
+    "tabrank_records_rejected", "counter", (), "Records of `/v1/events` that were invalid or beyond a limit."
+)
 RECORDS = Metric(
     "tabrank_records",
     "counter",
@@ -135,6 +138,7 @@ METRICS = (
     MODEL,
     DROPPED,
     TOO_LARGE,
+    REJECTED,
     RECORDS,
     EVENT_LAG,
     COMMIT,

@@ -29,6 +29,7 @@ from serve.metric_names import (
     RANKINGS,
     RECORDS,
     REFUSED,
+    REJECTED,
     ROLLBACKS,
     STAGE,
     TOO_LARGE,
@@ -58,6 +59,7 @@ class RankMetrics(Metrics):
         self._refused = _Histogram(REFUSED, application, [()])
         self._model = _Gauge(MODEL, application)
         self._dropped = _Counts(DROPPED, application, [()])
+        self._rejected = _Counts(REJECTED, application, [()])
         self._too_large = _Counts(TOO_LARGE, application, [()])
         self._rankings = _Counts(RANKINGS, application)
         self._candidates = _Counts(CANDIDATES, application)
@@ -92,6 +94,10 @@ class RankMetrics(Metrics):
     def refused(self, latency_ms: float) -> None:
         """Count a refusal."""
         self._refused.observe((), latency_ms)
+
+    def rejected(self, num_records: int) -> None:
+        """Count records of a batch that were rejected before Ingest saw them."""
+        self._rejected.add((), num_records)
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """Count a batch."""
@@ -142,6 +148,7 @@ class RankMetrics(Metrics):
             self._degraded,
             self._dropped,
             self._too_large,
+            self._rejected,
             self._pairs,
         )
         for metric in counts:

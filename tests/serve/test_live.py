@@ -54,7 +54,10 @@ def test_an_event_is_counted_once_however_often_it_is_sent(service):
 
 
 def test_good_records_are_kept_and_the_others_named(service):
+    num_rejected = []
+
     async def scenario(service):
+        service.fetcher._metrics.rejected = num_rejected.append
         return await service.events(
             event("e9"),
             event("e10", kind="jion"),
@@ -69,6 +72,7 @@ def test_good_records_are_kept_and_the_others_named(service):
 
     answer = service.run(scenario)
     assert answer["accepted"] == 1
+    assert num_rejected == [len(answer["rejected"])]
     told = {rejected["pointer"]: rejected["detail"] for rejected in answer["rejected"]}
     assert list(told) == [
         "/records/1/kind", "/records/2", "/records/3/fields/topik", "/records/4/fields/language", "/records/5/type",

@@ -75,11 +75,13 @@ def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(told):
     tab.batch(110, {"features": 2.0, "score": 5.0})
     tab.refused(0.06)
     tab.refused(3.0)
+    tab.rejected(2)
     tab.tick(moment())
     latency = {
         le: told["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")
     }
     assert latency == {"1": 0, "15": 1, "50": 2, "100": 3, "+Inf": 4}
+    assert told["tabrank_records_rejected",] == 2
     assert (told["tabrank_refused_ms", "1"], told["tabrank_refused_ms", "5"]) == (1, 2)
     assert told["tabrank_queue_ms", "5"] == 1  # 12 ms less the 7 of its batch
     assert (told["tabrank_stage_ms", "score", "2"], told["tabrank_stage_ms", "score", "5"]) == (0, 1)
