@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # the client takes its types from here, and needs no numpy
 
 MAX_CANDIDATES = 1_000
 MAX_ID_CHARACTERS = 256
+# Limit a category and each member of a set, and the members of a set in a request. A surface keeps
+# at most 256 members, and no more than the field's `max`.
+MAX_FIELD_CHARACTERS = 256
+MAX_SET_MEMBERS = 256
 MAX_NUMBER = 1e30  # features are float32 in the end
 MAX_MS = 2**53  # what JSON's readers agree on
 MAX_QUOTED = 80  # characters of a client's that an answer or a log line repeats
@@ -144,7 +148,7 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     _check_candidates(request, surface)
     for name, value in request.context.items():
         pointer = below("/context", name)
-        request.context[name] = plain(surface.fields["context"], name, value, pointer)
+        request.context[name] = bounded(surface.fields["context"], name, value, pointer)
     if event_clock and request.now_ms is None:
         raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
     if not event_clock and request.now_ms is not None:
@@ -192,7 +196,7 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
         if type(candidate) is Candidate:
             for name, value in candidate.fields.items():
                 pointer = below(f"/candidates/{i}/fields", name)
-                candidate.fields[name] = plain(stated, name, value, pointer)
+                candidate.fields[name] = bounded(stated, name, value, pointer)
 
 
 def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
@@ -217,6 +221,28 @@ def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) ->
     if is_set or (field.type == "category" and isinstance(value, str)):
         return value
     raise RequestError(422, "invalid request", f"{name!r} must be {_WANTED[field.type]} or null", pointer)
+
+
+def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
+    """Return `plain`'s value of a field that a client sent; a log may hold longer ones.
+
+    Raises:
+        RequestError: the surface has no such field, or the value does not fit it, or is too long.
+    """
+    value = plain(known, name, value, pointer)
+    members = value if isinstance(value, list) else [value]
+    if len(members) > MAX_SET_MEMBERS:
+        detail = f"{name!r} has {len(members)} members; a set may have {MAX_SET_MEMBERS}: send fewer"
+        raise RequestError(422, "invalid request", detail, pointer)
+    for i, member in enumerate(members):
+        if isinstance(member, str) and len(member) > MAX_FIELD_CHARACTERS:
+            at = pointer if members is not value else f"{pointer}/{i}"
+            detail = (
+                f"{name!r} has a string of {len(member)} characters; one may have {MAX_FIELD_CHARACTERS}: "
+                "shorten it"
+            )
+            raise RequestError(422, "invalid request", detail, at)
+    return value
 
 
 def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:

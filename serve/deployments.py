@@ -5,16 +5,18 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Callable
+import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.edge import Edge
-from serve.errors import ArtifactRefused, TabrankError
+from serve.errors import ArtifactRefused, TabrankError, TooLarge
 from serve.feature_fetch import FeatureFetcher
 from serve.ingest import ingester
 from serve.keys import Keys
@@ -69,7 +71,7 @@ class FeatureFetch:
         )
 
         async def call_scorer(version: str, payload: bytes) -> bytes:
-            scores: bytes = await score.remote(version, payload)
+            scores: bytes = await _answer(score.remote(version, payload))
             return scores
 
         async def load_model(version: str) -> None:
@@ -85,7 +87,7 @@ class FeatureFetch:
         )
 
         async def call_ingest(payload: bytes) -> Taken:
-            taken: Taken = await take.remote(payload)
+            taken: Taken = await _answer(take.remote(payload))
             return taken
 
         async def roll_back(version: str, verdict: Verdict) -> None:
@@ -166,6 +168,29 @@ class Ingest:
         if self._running is not None:
             self._ingester.stop()
             await self._running
+
+
+async def _answer(call: Awaitable[Any]) -> Any:
+    """Await another deployment's answer; a failed call leaves nothing of its payload behind.
+
+    The frames of a failure's traceback hold the call, and the call holds the failure. That cycle
+    holds the payload until it is collected, which takes minutes without traffic: with a retry
+    every half second it grew to gigabytes.
+
+    Raises:
+        TooLarge: gRPC refused the call for its size.
+    """
+    try:
+        return await call
+    except BaseException as error:
+        failure: BaseException | None = error
+        while failure is not None:
+            traceback.clear_frames(failure.__traceback__)
+            failure = failure.__context__
+        del call
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise TooLarge(error.details()) from None
+        raise
 
 
 def _require_running(task: asyncio.Task[None] | None) -> None:

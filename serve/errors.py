@@ -39,6 +39,10 @@ class Busy(Exception):
     """More is waiting than can be held; come again."""
 
 
+class TooLarge(Exception):
+    """A call between deployments is larger than gRPC takes; send less at once."""
+
+
 class StoreUnavailable(TabrankError):
     """The store cannot be read now; the ranking goes on without it."""
 

@@ -28,7 +28,7 @@ from serve.logs import of_request
 from serve.models import LoadModel, Models
 from serve.outbox import IDLE_S, Outbox
 from serve.ranking import Query, Ranker, Slate
-from serve.records import Event, EventsAnswer, Rejected, Taken, decode_batch, pack
+from serve.records import MAX_CALL_BYTES, Event, EventsAnswer, Rejected, Taken, decode_batch, pack
 from serve.rollout.pairs import Sums
 from serve.rollout.rollout import RollBack, Rollout, told_nobody
 from serve.settings import CANARY, AppArgs, Arm, UserConfig
@@ -47,7 +47,8 @@ class Moment(NamedTuple):
     """How a replica is now."""
 
     freshness_ms: float | None
-    num_dropped: int  # exposures, since the start
+    num_dropped: int  # exposures, since the start, for lack of room
+    num_too_large: int  # exposures, since the start, for their size
     kill_switch: bool
     model: str | None  # the promoted version
     level: float  # of the ladder
@@ -64,6 +65,9 @@ class Metrics:
 
     def refused(self, latency_ms: float) -> None:
         """A ranking was refused for lack of room."""
+
+    def rejected(self, num_records: int) -> None:
+        """Count records of a batch that were rejected before Ingest saw them."""
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """A batch was ranked."""
@@ -109,6 +113,8 @@ class FeatureFetcher:
         )
         self.live = LiveTable(self.schema, open_reader)
         features = Features(self.schema)
+        # Score no more candidates in one call than its bytes allow.
+        self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = Models(base / args.models, features.columns, load_model)
         self.rollout = Rollout(self.models, call, lambda: self._scored.is_idle, roll_back, self._degraded)
         self.ranker = Ranker(features, self.live, self.rollout.score, self._degraded, self._metrics.batch)
@@ -139,7 +145,7 @@ class FeatureFetcher:
         )
         self.rollout.configure(config)
         self._scored.slots = config.slots
-        self._scored.cap = self._unscored.cap = config.batch_candidates
+        self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
 
     async def reconfigure(self, config: UserConfig) -> None:
         """Take new live settings while rankings go on; the arms' artifacts are made ready first.
@@ -206,6 +212,7 @@ class FeatureFetcher:
             RequestError: 400 or 422 for what is no batch; 503 where it may not have been taken.
         """
         good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
+        self._metrics.rejected(len(rejected))
         taken = Taken()
         if self.event_clock:  # at one time attributes come first, then rankings, then events, as in a replay
             has_events = any(isinstance(record, Event) for record in good.values())
@@ -248,6 +255,7 @@ class FeatureFetcher:
         else:
             experiment = None
         ids = candidate_ids(request)
+        num_scored = min(self.admission.num_scored(len(ids), waited_s), self._fit_a_call)
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -263,7 +271,7 @@ class FeatureFetcher:
             traffic=request.traffic,
             keep_matrix=request.explain or random.random() < self.config.log_features,
             explore=arm.explore > 0 and random.random() < arm.explore,
-            num_scored=self.admission.num_scored(len(ids), waited_s) if arm.by_model else len(ids),
+            num_scored=num_scored if arm.by_model else len(ids),
         )
 
     @property
@@ -298,6 +306,7 @@ class FeatureFetcher:
         return Moment(
             self.freshness_ms,
             self.outbox.num_dropped,
+            self.outbox.num_too_large,
             self.config.kill_switch,
             model,
             self.admission.ladder.level,

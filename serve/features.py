@@ -26,6 +26,11 @@ class Columns:
         """How many category columns there are, each set's width counted."""
         return len(self.single) + sum(width for _, width in self.multi)
 
+    @property
+    def row_bytes(self) -> int:
+        """Return the size of a candidate's row in a call of Scorer."""
+        return 4 * len(self.numeric) + 8 * self.num_category
+
 
 @dataclass(frozen=True)
 class Matrix:

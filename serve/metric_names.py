@@ -85,6 +85,15 @@ MODEL = Metric("tabrank_model_info", "gauge", ("model",), "1 for the promoted ve
 DROPPED = Metric(
     "tabrank_exposures_dropped", "counter", (), "Answered rankings that were not logged: too many waited."
 )
+TOO_LARGE = Metric(
+    "tabrank_exposures_too_large",
+    "counter",
+    (),
+    "Answered rankings that were not logged: one alone was too large for a call.",
+)
+REJECTED = Metric(
+    "tabrank_records_rejected", "counter", (), "Records of `/v1/events` that were invalid or beyond a limit."
+)
 RECORDS = Metric(
     "tabrank_records",
     "counter",
@@ -128,6 +137,8 @@ METRICS = (
     REFUSED,
     MODEL,
     DROPPED,
+    TOO_LARGE,
+    REJECTED,
     RECORDS,
     EVENT_LAG,
     COMMIT,

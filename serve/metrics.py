@@ -29,8 +29,10 @@ from serve.metric_names import (
     RANKINGS,
     RECORDS,
     REFUSED,
+    REJECTED,
     ROLLBACKS,
     STAGE,
+    TOO_LARGE,
     UNROLLED,
     Metric,
 )
@@ -57,6 +59,8 @@ class RankMetrics(Metrics):
         self._refused = _Histogram(REFUSED, application, [()])
         self._model = _Gauge(MODEL, application)
         self._dropped = _Counts(DROPPED, application, [()])
+        self._rejected = _Counts(REJECTED, application, [()])
+        self._too_large = _Counts(TOO_LARGE, application, [()])
         self._rankings = _Counts(RANKINGS, application)
         self._candidates = _Counts(CANDIDATES, application)
         self._by_model = _Counts(MODEL_RANKINGS, application)
@@ -70,7 +74,7 @@ class RankMetrics(Metrics):
         self._num_candidates: Counter[tuple[str, str, str]] = Counter()
         self._num_within: Counter[tuple[str, str, int]] = Counter()  # experiment, arm, bucket
         self._num_queued: Counter[int] = Counter()  # by bucket
-        self._num_dropped = 0
+        self._num_dropped = self._num_too_large = 0
         self._oldest_ms = 0.0
         self._version = ""
         self._flushed = time.monotonic()
@@ -90,6 +94,10 @@ class RankMetrics(Metrics):
     def refused(self, latency_ms: float) -> None:
         """Count a refusal."""
         self._refused.observe((), latency_ms)
+
+    def rejected(self, num_records: int) -> None:
+        """Count records of a batch that were rejected before Ingest saw them."""
+        self._rejected.add((), num_records)
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
         """Count a batch."""
@@ -120,6 +128,8 @@ class RankMetrics(Metrics):
             self._model.set(1.0, (self._version,))
         self._dropped.add((), moment.num_dropped - self._num_dropped)
         self._num_dropped = moment.num_dropped
+        self._too_large.add((), moment.num_too_large - self._num_too_large)
+        self._num_too_large = moment.num_too_large
         for (experiment, arm, rung, model), count in self._num_rankings.items():
             self._rankings.add((experiment, arm, rung), count)
             self._by_model.add((model,), count)
@@ -137,6 +147,8 @@ class RankMetrics(Metrics):
             self._by_model,
             self._degraded,
             self._dropped,
+            self._too_large,
+            self._rejected,
             self._pairs,
         )
         for metric in counts:

@@ -9,7 +9,15 @@ from typing import Any
 
 import msgspec
 
-from serve.api import MAX_MS, MAX_NUMBER, Problem, RankAnswer, RankRequest
+from serve.api import (
+    MAX_FIELD_CHARACTERS,
+    MAX_MS,
+    MAX_NUMBER,
+    MAX_SET_MEMBERS,
+    Problem,
+    RankAnswer,
+    RankRequest,
+)
 from serve.records import EventsAnswer, EventsRequest
 from serve.surface import Surface
 
@@ -37,8 +45,12 @@ REQUEST_ID = {"type": "string", "pattern": "^[!-~]{1,256}$"}
 VALUES: dict[str, dict[str, Any]] = {
     "number": {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
     "time": {"type": ["number", "null"], "minimum": -MAX_MS, "maximum": MAX_MS},
-    "category": {"type": ["string", "null"]},
-    "set": {"type": ["array", "null"], "items": {"type": "string"}},
+    "category": {"type": ["string", "null"], "maxLength": MAX_FIELD_CHARACTERS},
+    "set": {
+        "type": ["array", "null"],
+        "maxItems": MAX_SET_MEMBERS,
+        "items": {"type": "string", "maxLength": MAX_FIELD_CHARACTERS},
+    },
 }
 KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]  # without any key configured none is needed
 

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from serve.api import MAX_MS, Id, below, invalid, malformed, nearest, plain, quoted
+from serve.api import MAX_MS, Id, below, bounded, invalid, malformed, nearest, quoted
 from serve.errors import RequestError
 
 if TYPE_CHECKING:  # as in serve.api
     from serve.kinds import Entity
     from serve.surface import Surface
 
+# Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes of its own.
+MAX_CALL_BYTES = 3 * 1024 * 1024
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
 EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"  # the windows of `key`
+# Limit the JSON of one record; MessagePack takes at most twice as many bytes.
+MAX_RECORD_BYTES = 64 * 1024
 MAX_RECORDS = 2_000  # of a batch: the loop that decodes them ranks too
 
 Ms = Annotated[int, Meta(ge=0, le=MAX_MS, description="Milliseconds since 1970.")]
@@ -176,6 +180,11 @@ def decode_batch(
 
 
 def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
+    if len(raw) > MAX_RECORD_BYTES:
+        detail = (
+            f"the record has {len(raw)} bytes; one may have {MAX_RECORD_BYTES}: send fewer or shorter fields"
+        )
+        raise RequestError(422, "invalid record", detail)
     try:
         record: Sent = _sent.decode(raw)
     except RecursionError as error:
@@ -191,7 +200,7 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
     if isinstance(record, Viewer | Candidate):
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():
-            record.fields[name] = plain(surface.fields[owner], name, value, below("/fields", name))
+            record.fields[name] = bounded(surface.fields[owner], name, value, below("/fields", name))
     if event_clock and record.ts_ms is None:
         raise RequestError(422, "invalid record", "ts_ms is missing; the event clock needs it", "/ts_ms")
     return record
@@ -205,9 +214,14 @@ def _kind(raw: msgspec.Raw) -> str:
     return str(value.get("type", "")) if isinstance(value, dict) else ""
 
 
-def pack(records: Sequence[Record]) -> bytes:
-    """Records on their way to Ingest."""
+def pack(records: Sequence[Record | msgspec.Raw]) -> bytes:
+    """Pack records for Ingest; those of `pack_raw` are copied as they are."""
     return _encoder.encode(records)
+
+
+def pack_raw(record: Record) -> msgspec.Raw:
+    """Pack one record, so that its size is known before `pack` puts it into a call."""
+    return msgspec.Raw(_encoder.encode(record))
 
 
 def unpack(payload: bytes) -> list[Record]:

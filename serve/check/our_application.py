@@ -17,6 +17,7 @@ from serve.check.storage import check_storage
 from serve.errors import TabrankError
 from serve.features import Features
 from serve.keys import is_loopback
+from serve.records import MAX_CALL_BYTES
 from serve.settings import (
     API_KEY_KEYS,
     ARGS,
@@ -39,9 +40,6 @@ SCORER, WRITER = "Scorer", "Ingest"
 DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
 DRAIN_S = 2.0  # that `up` has a replica behind HAProxy wait before it stops; Ray's own default is 30
 DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
-MESSAGE_BYTES = 4 << 20  # Ray's own default for a message from replica to replica
-MESSAGE_ENV = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
-HEADER_BYTES = 4096  # more than what Ray and the matrix put before the rows
 
 
 @dataclass(frozen=True)
@@ -212,9 +210,8 @@ def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models:
 
 def _check_batch(findings: Findings, steps: Steps, knobs: UserConfig, surface: Surface) -> None:
     """A full batch is one message from replica to replica, and gRPC refuses what is too long."""
-    columns = Features(Schema(surface)).columns
-    row_bytes = 4 * len(columns.numeric) + 8 * columns.num_category
-    most = (int(os.environ.get(MESSAGE_ENV, MESSAGE_BYTES)) - HEADER_BYTES) // row_bytes
+    row_bytes = Features(Schema(surface)).columns.row_bytes
+    most = MAX_CALL_BYTES // row_bytes
     if knobs.batch_candidates > most:
         findings.refuse(
             steps,

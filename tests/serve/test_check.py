@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.check.our_application import DRAIN_ENV, DRAIN_S, MESSAGE_ENV
+from serve.check.our_application import DRAIN_ENV, DRAIN_S
 from serve.check.places import Refused
 from serve.config import read
 from serve.environment import environment
@@ -34,8 +34,7 @@ CHOSEN = ("arms", "nodes", "api_keys")  # what stands directly under these is a 
 @pytest.fixture(autouse=True)
 def usual(monkeypatch):
     """No setting of the shell's, and the signal handlers as they were."""
-    for name in (DRAIN_ENV, MESSAGE_ENV):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(DRAIN_ENV, raising=False)
     kept = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, kept)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
+import grpc
 import pytest
+
+from serve.errors import TooLarge
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
 
@@ -39,3 +45,46 @@ def test_a_replica_whose_loop_has_ended_is_unwell():
             await is_well()
 
     asyncio.run(scenario())
+
+
+class FailedCall:
+    """A call as Ray makes it: it keeps its failure, whose traceback leads through frames that hold the call."""
+
+    def __init__(self, error):
+        self.error = error
+        self.payload = bytes(1_000)
+
+    def __await__(self):
+        yield
+        try:
+            raise ConnectionError("beneath")
+        except ConnectionError:
+            raise self.error  # noqa: B904 - as Ray does
+
+
+@pytest.mark.parametrize("error", [OSError, asyncio.CancelledError])
+def test_a_failed_call_leaves_nothing_behind_for_the_garbage_collector(error):
+    from serve.deployments import _answer
+
+    async def scenario():
+        calls = [FailedCall(error())]
+        left = weakref.ref(calls[0])
+        with contextlib.suppress(error):
+            await _answer(calls.pop())
+        return left()
+
+    gc.disable()
+    try:
+        assert asyncio.run(scenario()) is None
+    finally:
+        gc.enable()
+
+
+def test_a_call_that_grpc_refuses_for_its_size_is_too_large():
+    from serve.deployments import _answer
+
+    refusal = grpc.aio.AioRpcError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), "larger than max"
+    )
+    with pytest.raises(TooLarge, match="larger than max"):
+        asyncio.run(_answer(FailedCall(refusal)))

@@ -502,6 +502,32 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(service):
     assert service.scorer.calls < 20
 
 
+def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path, log_folder):
+    row_bytes = service.fetcher.ranker.features.columns.row_bytes
+    monkeypatch.setattr("serve.feature_fetch.MAX_CALL_BYTES", 5 * row_bytes + 7)
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    calls = []
+
+    async def score(version, payload):
+        calls.append(len(Matrix.from_bytes(payload).numeric))
+        return await service.scorer.score(version, payload)
+
+    service.fetcher.rollout._call = score
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            asked = [["a", "b"]] * 10 + [[f"c{i}" for i in range(9)]]
+            posted = [client.post("/v1/rank", json=body(candidates=ids)) for ids in asked]
+            return [answer.json() for answer in await asyncio.gather(*posted)]
+
+    answers = asyncio.run(scenario())
+    assert max(calls) <= 5
+    assert {answer["rung"] for answer in answers[:10]} == {"full"}
+    scored = [ranked for ranked in answers[10]["ranking"] if ranked["score"] is not None]
+    assert (len(scored), answers[10]["rung"]) == (5, "partial")
+
+
 def test_request_ids_come_from_the_body_then_the_header_and_are_minted_otherwise(service):
     assert service.ask(body(request_id="mine"), headers={"x-request-id": "h"}).json()["request_id"] == "mine"
     assert service.ask(body(), headers={"x-request-id": "h"}).json()["request_id"] == "h"

@@ -54,7 +54,10 @@ def test_an_event_is_counted_once_however_often_it_is_sent(service):
 
 
 def test_good_records_are_kept_and_the_others_named(service):
+    num_rejected = []
+
     async def scenario(service):
+        service.fetcher._metrics.rejected = num_rejected.append
         return await service.events(
             event("e9"),
             event("e10", kind="jion"),
@@ -69,6 +72,7 @@ def test_good_records_are_kept_and_the_others_named(service):
 
     answer = service.run(scenario)
     assert answer["accepted"] == 1
+    assert num_rejected == [len(answer["rejected"])]
     told = {rejected["pointer"]: rejected["detail"] for rejected in answer["rejected"]}
     assert list(told) == [
         "/records/1/kind", "/records/2", "/records/3/fields/topik", "/records/4/fields/language", "/records/5/type",
@@ -165,6 +169,36 @@ def test_events_that_cannot_be_taken_are_answered_503_with_a_time_to_come_again(
 
     response = service.run(scenario)
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+def test_events_that_ingest_is_slow_to_take_are_answered_503(service, monkeypatch):
+    monkeypatch.setattr("serve.feature_fetch.TAKE_S", 0.05)
+
+    async def scenario(service):
+        async def hung(payload):
+            await asyncio.Event().wait()
+
+        service.fetcher._ingest = hung
+        return await service.post("/v1/events", {"records": [event("e9")]})
+
+    response = service.run(scenario)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+def test_a_commit_removes_a_bounded_number_of_ended_candidates(service, monkeypatch):
+    monkeypatch.setattr("serve.ingest.MAX_ENDED", 2)
+    ids = [f"n{i}" for i in range(5)]
+
+    async def scenario(service):
+        new = [{"type": "candidate", "id": id_, "ts_ms": 51_000, "ends_ms": 52_000} for id_ in ids]
+        await service.events(*new)
+        left = []
+        for i in range(3):
+            await service.events(event(f"e{i}", candidate="b", ts_ms=4_000_000 + i))
+            left.append(len(service.ingester._candidates))
+        return left
+
+    assert service.run(scenario) == [7, 5, 3], "of nine, six end: one is of the log"
 
 
 def test_a_batch_beyond_a_mebibyte_is_refused_whole(service):

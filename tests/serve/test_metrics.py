@@ -43,7 +43,13 @@ def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55):
 
 
 def moment(**changes):
-    healthy = {"freshness_ms": 90.0, "num_dropped": 0, "kill_switch": False, "model": "v1"}
+    healthy = {
+        "freshness_ms": 90.0,
+        "num_dropped": 0,
+        "num_too_large": 0,
+        "kill_switch": False,
+        "model": "v1",
+    }
     return Moment(**healthy | {"level": 0.0} | changes)
 
 
@@ -69,11 +75,13 @@ def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(told):
     tab.batch(110, {"features": 2.0, "score": 5.0})
     tab.refused(0.06)
     tab.refused(3.0)
+    tab.rejected(2)
     tab.tick(moment())
     latency = {
         le: told["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")
     }
     assert latency == {"1": 0, "15": 1, "50": 2, "100": 3, "+Inf": 4}
+    assert told["tabrank_records_rejected",] == 2
     assert (told["tabrank_refused_ms", "1"], told["tabrank_refused_ms", "5"]) == (1, 2)
     assert told["tabrank_queue_ms", "5"] == 1  # 12 ms less the 7 of its batch
     assert (told["tabrank_stage_ms", "score", "2"], told["tabrank_stage_ms", "score", "5"]) == (0, 1)
@@ -84,10 +92,11 @@ def test_nothing_is_counted_twice(told):
     tab = RankMetrics("tab")
     tab.ranked(slate(), 12.0)
     for _ in range(3):
-        tab.tick(moment(num_dropped=4))
+        tab.tick(moment(num_dropped=4, num_too_large=2))
     assert told["tabrank_rankings", "launch", "model", "full"] == 1
     assert told["tabrank_latency_ms", "launch", "model", "+Inf"] == 1
     assert told["tabrank_exposures_dropped",] == 4
+    assert told["tabrank_exposures_too_large",] == 2
 
 
 def test_a_version_that_is_replaced_is_in_use_no_more(told):

@@ -1,0 +1,233 @@
+"""The table of limits: each row has the value of the code, a test that exists, and a metric that exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve import api, bodies, compaction, edge, environment, feature_fetch, ingest, journal, outbox, records
+from serve import segments as log_segments
+from serve.metric_names import METRICS
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text())["applications"][0]["deployments"][0]
+EDGE, LIVE, INGEST = "serve/test_edge.py", "serve/test_live.py", "serve/test_ingest.py"
+FIELDS, BUFFER = "serve/test_field_limits.py", "serve/test_outbox.py"
+
+
+def mib(num_bytes: int) -> str:
+    units = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+    return next(f"{num_bytes // size} {unit}" for size, unit in units if num_bytes >= size)
+
+
+# By row: what its value says, from the code, and the test that goes beyond it.
+ROWS: dict[str, tuple[tuple[object, ...], str]] = {
+    "time for all headers, `serve up`": (
+        re.findall(r"http-request (\d+)s", environment.ONE_MACHINE["RAY_SERVE_HAPROXY_RETRY_ON"]),
+        "serve/test_exposure.py::test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slots_are_free",
+    ),
+    "silence in the headers, rendered": (
+        (environment.FAST["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"],),
+        "serve/test_environment.py::test_ray_reads_every_setting_of_its_own",
+    ),
+    "an answer that nobody reads": (
+        (environment.FAST["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"],),
+        "serve/test_environment.py::test_ray_reads_every_setting_of_its_own",
+    ),
+    "an idle connection": ((90,), "serve/test_diff.py::test_defaults_that_are_written_out_are_no_change"),
+    "headers": (
+        (edge.MAX_HEADERS, mib(edge.MAX_HEADER_BYTES)),
+        f"{EDGE}::test_what_cannot_be_taken_is_refused_as_a_problem",
+    ),
+    "body of a ranking": (
+        (mib(api.MAX_BODY_BYTES),),
+        f"{EDGE}::test_what_cannot_be_taken_is_refused_as_a_problem",
+    ),
+    "body of events": (
+        (mib(records.MAX_EVENTS_BODY_BYTES),),
+        f"{LIVE}::test_a_batch_beyond_a_mebibyte_is_refused_whole",
+    ),
+    "time for a body": (
+        (bodies.BODY_S,),
+        "serve/test_bodies.py::test_a_slow_body_is_cut_off_and_the_others_go_on",
+    ),
+    "bodies under way in a replica": (
+        (bodies.MAX_WAITING, mib(bodies.MAX_WAITING_BYTES)),
+        "serve/test_bodies.py::test_what_waits_is_bounded_in_bytes",
+    ),
+    "requests under way in a replica": (
+        (SHIPPED["max_ongoing_requests"],),
+        "serve/test_ingress.py::test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted",
+    ),
+    "requests of a key": (
+        (),
+        "serve/test_keys.py::test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once",
+    ),
+    "nesting of JSON": ((), "serve/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),
+    "candidates of a ranking": (
+        (api.MAX_CANDIDATES,),
+        f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer",
+    ),
+    "records of a batch": (
+        (records.MAX_RECORDS,),
+        f"{LIVE}::test_a_batch_of_too_many_records_is_refused_whole",
+    ),
+    "a record's JSON": ((mib(records.MAX_RECORD_BYTES),), f"{FIELDS}::test_a_record_has_a_limit_in_bytes"),
+    "an id": ((api.MAX_ID_CHARACTERS,), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
+    "a string of a field": (
+        (api.MAX_FIELD_CHARACTERS,),
+        f"{FIELDS}::test_a_record_whose_fields_are_too_long_is_rejected_alone",
+    ),
+    "members of a set": (
+        (api.MAX_SET_MEMBERS,),
+        f"{FIELDS}::test_a_ranking_whose_fields_are_too_long_is_refused_with_the_limit",
+    ),
+    "a number": (("1e30",), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
+    "a time": (("2^53",), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
+    "a client's text in a message or log line": (
+        (api.MAX_QUOTED,),
+        f"{EDGE}::test_what_a_client_wrote_comes_back_short_and_without_control_characters",
+    ),
+    "time of a ranking": ((), f"{EDGE}::test_past_its_deadline_a_request_gets_the_popular_order"),
+    "batches under way": (
+        (),
+        "serve/test_batcher.py::test_no_more_batches_are_under_way_than_there_are_slots",
+    ),
+    "rows in a call of Scorer": (
+        (mib(records.MAX_CALL_BYTES),),
+        f"{EDGE}::test_a_call_of_the_scorer_is_capped_in_bytes",
+    ),
+    "a single ranking in a call of Scorer": (
+        (mib(records.MAX_CALL_BYTES),),
+        f"{EDGE}::test_a_call_of_the_scorer_is_capped_in_bytes",
+    ),
+    "exposures in a call of Ingest": (
+        (outbox.MAX_SENT, mib(records.MAX_CALL_BYTES)),
+        f"{BUFFER}::test_a_call_is_capped_in_bytes_and_in_exposures",
+    ),
+    "a call that Ray refuses for its size": (
+        (),
+        f"{BUFFER}::test_what_is_refused_for_its_size_is_halved_and_what_alone_is_too_large_is_dropped_and_counted",
+    ),
+    "one exposure": (
+        (mib(records.MAX_CALL_BYTES),),
+        f"{BUFFER}::test_an_exposure_larger_than_a_call_is_never_sent_and_counted",
+    ),
+    "the exposure buffer of a replica": (
+        (outbox.MAX_HELD, mib(outbox.MAX_HELD_BYTES)),
+        f"{BUFFER}::test_what_is_held_is_bounded_in_bytes_and_there_is_room_again_once_it_is_sent",
+    ),
+    "time of a call with exposures": (
+        (outbox.SEND_TIMEOUT_S,),
+        f"{BUFFER}::test_a_call_that_is_never_answered_is_given_up_and_sent_again",
+    ),
+    "events in a call of Ingest": (
+        (mib(2 * records.MAX_EVENTS_BODY_BYTES),),
+        f"{FIELDS}::test_whatever_fits_a_body_of_records_fits_a_call_of_ingest",
+    ),
+    "time of a call with events": (
+        (feature_fetch.TAKE_S,),
+        f"{LIVE}::test_events_that_ingest_is_slow_to_take_are_answered_503",
+    ),
+    "records waiting for a commit": (
+        (ingest.MAX_WAITING, mib(ingest.MAX_WAITING_BYTES)),
+        f"{INGEST}::test_more_bytes_than_may_wait_are_refused_at_once",
+    ),
+    "one commit": (
+        (mib(ingest.COMMIT_BYTES), mib(ingest.COMMIT_ROW_BYTES)),
+        f"{INGEST}::test_what_has_gathered_is_committed_in_pieces_of_bounded_size",
+    ),
+    "candidates of the live table": (
+        (ingest.MAX_LIVE, mib(ingest.MAX_LIVE_BYTES)),
+        f"{INGEST}::test_a_live_table_holds_a_bounded_number_of_bytes",
+    ),
+    "ended candidates removed in a commit": (
+        (ingest.MAX_ENDED,),
+        f"{LIVE}::test_a_commit_removes_a_bounded_number_of_ended_candidates",
+    ),
+    "ids by which a repeat is known": (
+        (ingest.WINDOW,),
+        f"{INGEST}::test_events_are_known_again_after_a_restart_however_many_rankings_came_since",
+    ),
+    "records in the journal, not in the log": (
+        (ingest.MAX_UNROLLED, mib(ingest.MAX_UNROLLED_BYTES)),
+        f"{INGEST}::test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings",
+    ),
+    "all records in the journal": (
+        (mib(2 * ingest.MAX_UNROLLED_BYTES),),
+        f"{INGEST}::test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_written",
+    ),
+    "a read of the journal": (
+        (journal.AT_ONCE,),
+        "test_limits.py::test_the_journal_is_read_a_few_commits_at_a_time",
+    ),
+    "records before the log is written": (
+        (ingest.ROLL_RECORDS, mib(ingest.ROLL_BYTES), ingest.ROLL_EVERY_S),
+        f"{INGEST}::test_a_full_journal_is_rolled_before_its_minute",
+    ),
+    "a segment": (
+        (ingest.SEGMENT_ENTRIES, mib(ingest.SEGMENT_BYTES)),
+        f"{INGEST}::test_a_segment_holds_a_bounded_number_of_bytes",
+    ),
+    "a row group of a segment": (
+        (log_segments.AT_ONCE, mib(log_segments.AT_ONCE_BYTES)),
+        "serve/test_compaction.py::test_a_row_group_holds_a_bounded_number_of_bytes",
+    ),
+    "a merged segment": (
+        (mib(compaction.MAX_BYTES), mib(compaction.AT_ONCE_BYTES)),
+        "serve/test_compaction.py::test_few_that_fill_a_segment_are_merged",
+    ),
+}
+
+
+def table() -> dict[str, tuple[str, str]]:
+    """The value and the metrics of each row of `docs/limits.md`."""
+    found = {}
+    for line in (ROOT / "docs" / "limits.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| ") and len(cells) == 4 and not cells[0].startswith(("limit", "**")):
+            found[cells[0]] = (cells[1], cells[3])
+    return found
+
+
+@cache
+def functions_of(path: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / "tests" / path).read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
+def test_each_row_of_the_table_has_a_test_here_and_each_test_a_row():
+    assert list(table()) == list(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_has_the_value_of_the_code_and_names_a_test_that_exists(row):
+    values, test = ROWS[row]
+    for value in values:
+        written = f"{value:,.0f}" if isinstance(value, float | int) else str(value)
+        assert re.search(rf"(?<![\d,.]){re.escape(written)}(?!\d|,\d)", table()[row][0]), written
+    path, name = test.split("::")
+    assert name in functions_of(path)
+
+
+def test_every_metric_of_the_table_is_one_of_ours():
+    known = {metric.name for metric in METRICS}
+    assert {name for _, metrics in table().values() for name in re.findall(r"`(\w+)`", metrics)} <= known
+
+
+def test_the_journal_is_read_a_few_commits_at_a_time():
+    commits = [(seq, records.pack_entry(records.Entry(0, []))) for seq in range(1, 30)]
+    asked = []
+
+    class Store:
+        def journal(self, after, num):
+            asked.append(num)
+            return [commit for commit in commits if commit[0] > after][:num]
+
+    assert [seq for seq, _ in journal.entries(Store())] == list(range(1, 30))
+    assert set(asked) == {journal.AT_ONCE}
