@@ -320,6 +320,7 @@ class Ingester:
     def _opened(self) -> Store:
         """The store, with the lease taken and the live table and the ids read; as it is where all is well."""
         if self._store is None:
+            self._segments.damaged.clear()
             known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
             if known:
                 self._refuse_empty_store(known)
@@ -330,6 +331,7 @@ class Ingester:
                 self._candidates = Rows(self._schema, "candidate")
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._remember(self._segments.recent_keys(WINDOW, self._seq))
+                self.counts["segment_damaged"] += len(self._segments.damaged)
                 self._seq = max(
                     changes.seq, known
                 )  # the store's is beyond what another writer has logged since

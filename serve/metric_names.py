@@ -90,7 +90,7 @@ RECORDS = Metric(
     "counter",
     ("kind",),
     "Records that Ingest took: event, exposure, viewer, candidate, forget, ended; and what it did not take: "
-    "duplicate, rejected, exposure_dropped; and roll_failed.",
+    "duplicate, rejected, exposure_dropped; and roll_failed, segment_damaged.",
 )
 EVENT_LAG = Metric(
     "tabrank_event_lag_ms",

@@ -149,7 +149,9 @@ class IngestMetrics:
     """Counts what Ingest took and how long that took."""
 
     def __init__(self, application: str) -> None:
-        self._records = _Counts(RECORDS, application, [("exposure_dropped",), ("roll_failed",)])
+        self._records = _Counts(
+            RECORDS, application, [("exposure_dropped",), ("roll_failed",), ("segment_damaged",)]
+        )
         self._lag = _Histogram(EVENT_LAG, application, [()])
         self._commit = _Histogram(COMMIT, application, [()])
         self._unrolled = _Gauge(UNROLLED, application)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,11 +25,14 @@ from serve.records import Candidate, Ended, Entry, Event, Exposure, Forget, View
 from serve.strict import refuse_file
 from serve.surface import Surface
 
+log = logging.getLogger("tabrank")
 Numbered = tuple[int, int, Any]
 """A record's number, when it was received in ms, and the record."""
 DIGITS = 20  # of a segment's name
 AT_ONCE = 1 << 18  # records and the candidates in them, held in memory and written as a row group
 STRINGS = pa.list_(pa.string())
+# Assume at most this many numbers in a segment that cannot be read: years of records at 10,000 a second.
+MAX_SPAN = 1 << 40
 
 
 class Segments:
@@ -42,6 +46,7 @@ class Segments:
         refuse_file(folder)
         self.folder = folder
         self._surface = surface
+        self.damaged: set[Path] = set()
 
     def write(self, entries: Iterable[tuple[int, Entry]], step: Step = lambda: True) -> tuple[int, int]:
         """Write journal entries, one or more, as one segment of each table that they have records of.
@@ -82,6 +87,7 @@ class Segments:
         """By what the newest events and exposures are known, the last ones last.
 
         `num` of each, or a few more; of the records beyond the number `after`, and perhaps some before it.
+        A damaged segment is skipped and remembered in `damaged`.
         """
         keys: list[str] = []
         for name, column, as_key in (
@@ -90,7 +96,7 @@ class Segments:
         ):
             parts: list[list[str]] = []
             for path in reversed(segments(self.folder, name)):
-                with _readable(path):
+                with self._unless_damaged(path), _readable(path):
                     parts.append(pq.read_table(path, columns=[column])[column].to_pylist())
                 if sum(map(len, parts)) >= num or int(path.stem) <= after:
                     break
@@ -98,12 +104,27 @@ class Segments:
         return keys
 
     def last_seq(self) -> int:
-        """The number of the last record in any segment; 0 where there is none."""
+        """Return the number of the last record in any segment, 0 where there is none.
+
+        A damaged segment is remembered in `damaged`, and the number is then above all that it can hold.
+        """
         last = 0
         for name, _, _ in self._tables():
             for path in segments(self.folder, name)[-1:]:
-                last = max(last, last_seq(path))
+                bound = int(path.stem) + MAX_SPAN
+                with self._unless_damaged(path):
+                    bound = last_seq(path)
+                last = max(last, bound)
         return last
+
+    @contextmanager
+    def _unless_damaged(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except TabrankError as error:
+            if path not in self.damaged:
+                self.damaged.add(path)
+                log.error("%s. Until then an event in it that is sent again counts twice", error)
 
     def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], dict[str, Any]]], ...]:
         return (
