@@ -24,7 +24,7 @@ from starlette.middleware import Middleware
 
 from serve.api import new_request_id
 from serve.edge import EVENTS, RANK, Edge, busy
-from serve.listener import accept_more
+from serve.listener import accept_more, drop_trailers
 from serve.metrics import FLUSH_EVERY_S
 
 log = logging.getLogger("tabrank")
@@ -192,4 +192,5 @@ def _request_id(scope: Scope) -> bytes:
 def middlewares() -> list[Middleware]:
     """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; Ray calls it in each process before it listens."""
     accept_more()
+    drop_trailers()
     return [Middleware(ShortWay)]
