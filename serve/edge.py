@@ -41,7 +41,7 @@ CUT_OFF = (408, 413)  # after these the rest of the body is not waited for
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")  # what a header's id may be made of
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")  # what a header's id may be made of
 
 
 def busy() -> RequestError:
@@ -84,6 +84,8 @@ class Edge:
         begun = time.perf_counter()
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it was accepted: 403
         elif scope["type"] == "http":
             if scope["path"].endswith(RANK) and self._fetcher.admission.refuses():
                 return await self.busy(send, begun)
@@ -138,7 +140,8 @@ class Edge:
             path = path.removeprefix(root)
         key = None
         if path not in OPEN:
-            key = self._keys.admit(self._fetcher.config.api_keys, headers.get(b"x-api-key"))
+            keys, host = self._fetcher.config.api_keys, headers.get(b"host", b"")
+            key = self._keys.admit(keys, headers.get(b"x-api-key"), host)
         if path == RANK:
             _require(method, "POST", path)
             return JSON, await self._rank(headers, key, request_id, receive)
@@ -153,7 +156,7 @@ class Edge:
     async def _rank(
         self, headers: dict[bytes, bytes], key: ApiKey | None, request_id: str | None, receive: Receive
     ) -> bytes:
-        _require_json(headers)
+        _require_no_page(headers)
         fetcher = self._fetcher
         arm = None
         if b"x-arm" in headers:
@@ -183,7 +186,7 @@ class Edge:
                 log.warning("span not exported: %s: %s", type(error).__name__, error, extra=extra)
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        _require_json(headers)
+        _require_no_page(headers)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
         return self._encoder.encode(await self._fetcher.take(body))
 
@@ -210,12 +213,16 @@ def _request_id(headers: dict[bytes, bytes]) -> str | None:
     given = headers.get(b"x-request-id")
     if given is None:
         return None
-    text = given.decode("latin-1")
-    if not REQUEST_ID.fullmatch(text):
+    if not is_request_id(given):
         raise RequestError(
             400, "bad header", "X-Request-Id must be 1 to 256 printable ASCII characters, no space"
         )
-    return text
+    return given.decode()
+
+
+def is_request_id(given: bytes) -> bool:
+    """Whether a header's request id may be repeated."""
+    return REQUEST_ID.fullmatch(given) is not None
 
 
 def _deadline_ms(given: bytes | None) -> int | None:
@@ -226,11 +233,18 @@ def _deadline_ms(given: bytes | None) -> int | None:
     return int(given)
 
 
-def _require_json(headers: dict[bytes, bytes]) -> None:
-    kind = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
+def _require_no_page(headers: dict[bytes, bytes]) -> None:
+    """Refuse what a web page can have a browser send here without being allowed to: HTML forms and foreign origins."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != JSON:
+        instead = f", not {quoted(kind.decode('latin-1'))}" if kind else ""
+        raise RequestError(415, "unsupported media type", f"send Content-Type: {JSON.decode()}{instead}")
+    origin = headers.get(b"origin")
+    if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
         raise RequestError(
-            415, "unsupported media type", f"send {JSON.decode()}, not {quoted(kind.decode('latin-1'))}"
+            403,
+            "forbidden",
+            f"pages of {quoted(origin.decode('latin-1'))} may not post here; have their server ask, without Origin",
         )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from serve.api import new_request_id
-from serve.edge import EVENTS, RANK, Edge, busy
+from serve.edge import EVENTS, RANK, Edge, busy, is_request_id
 from serve.listener import accept_more, drop_trailers
 from serve.metrics import FLUSH_EVERY_S
 
@@ -179,13 +179,16 @@ class _Accounts:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The client's id, or one that is put into its place; as Ray does, but for the cost."""
+    """The id that the answer's header has: the client's last one, as our edge takes it, if valid; else a new one."""
+    given: bytes | None = None
     for name, value in scope["headers"]:
         if name == REQUEST_ID:
-            given: bytes = value
-            return given
+            given = value
+    if given is not None and is_request_id(given):
+        return given
     minted = new_request_id().encode()
-    scope["headers"] = [*scope["headers"], (REQUEST_ID, minted)]
+    if given is None:
+        scope["headers"] = [*scope["headers"], (REQUEST_ID, minted)]
     return minted
 
 
