@@ -100,6 +100,8 @@ class Edge:
             request_id = _request_id(headers)
             kind, body = await self._route(scope, headers, request_id, receive)
         except RequestError as error:
+            if error.status == 413:
+                send = self._lingering(receive, send)
             return await self.refuse(scope, send, error, request_id)
         except Exception:
             parent = parent_of(headers) if TRACEPARENT in headers else None
@@ -115,6 +117,18 @@ class Edge:
         await send({"type": "http.response.body", "body": _BUSY})
         self._fetcher.refused((time.perf_counter() - begun) * 1e3)
         return 429
+
+    def _lingering(self, receive: Receive, send: Send) -> Send:
+        """A `send` that reads what is left of the request's body before it ends the answer."""
+
+        async def send_lingering(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                await self._bodies.discard(receive)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        return send_lingering
 
     async def refuse(self, scope: Scope, send: Send, error: RequestError, request_id: str | None) -> int:
         """Answer with a problem; its status."""

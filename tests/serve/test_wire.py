@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 from urllib.parse import urlsplit
 
@@ -29,3 +30,13 @@ def test_a_websocket_handshake_is_refused(url):
     with connected(url) as connection:
         connection.sendall(HANDSHAKE)
         assert connection.makefile("rb").readline().startswith(b"HTTP/1.1 403")
+
+
+def test_a_client_that_sends_all_before_it_reads_is_told_that_its_body_is_too_large(url):
+    at = urlsplit(url)
+    client = http.client.HTTPConnection(at.hostname, at.port, timeout=20)
+    headers = {"Content-Type": "application/json"}
+    client.request("POST", "/v1/rank", b" " * 10_000_000, headers)
+    answer = client.getresponse()
+    assert answer.status == 413
+    assert b"body too large" in answer.read()
