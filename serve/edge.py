@@ -85,7 +85,8 @@ class Edge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close"})  # before it was accepted: 403
+            # Before a handshake is accepted, this answers 403.
+            await send({"type": "websocket.close"})
         elif scope["type"] == "http":
             if scope["path"].endswith(RANK) and self._fetcher.admission.refuses():
                 return await self.busy(send, begun)
