@@ -27,7 +27,7 @@ class Senders:
 
     def __init__(self, host: str, port: int, prefix: str = "") -> None:
         self._host, self._port = host, port
-        head = f"POST {prefix}{PATH} HTTP/1.1\r\nHost: slow\r\n"
+        head = f"POST {prefix}{PATH} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in key_header().items())
         self._begins = {kind: (head + rest).encode() for kind, rest in STOPS.items()}
         self.num_connected = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from serve.commands import Commands
+from serve.durable import PRIVATE
 from serve.render.commands import render
 from serve.rollout.commands import models
 from serve.strict import milliseconds
@@ -50,6 +52,7 @@ def up(
     """Start the service of a `cluster.yaml`, or deploy its changes, and return when it answers."""
     from serve.cluster import up as start
 
+    os.umask(PRIVATE)
     service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_say)
     for reason in service["degraded"]:
         _say(f"warning: {reason}")
@@ -186,6 +189,7 @@ def load(
     from serve.stores.opening import shown
     from serve.surface import load_surface
 
+    os.umask(PRIVATE)
     until_ms = None if until is None else milliseconds(until, "--until")
     counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms)
     _answer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from serve.errors import RequestError
@@ -19,6 +20,7 @@ BODY_S = 5.0  # within which a body must have come
 LOOK_S = 0.5  # how often the replica looks which ones have not: a timer for each would cost 2 µs a request
 MAX_WAITING = 1024  # bodies
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # that have come of them
+LINGER_BYTES = 32 * 1024 * 1024  # that are read of a body after it was refused as too large
 SLOW = "body"  # what a reading task is cancelled with
 
 
@@ -52,6 +54,23 @@ class Bodies:
             raise RequestError(408, "request timeout", detail) from None
         finally:
             self._forget(task)
+
+    async def discard(self, receive: Receive) -> None:
+        """Read and drop what is still to come of a refused body, within its time and `LINGER_BYTES`.
+
+        Where a connection is closed with unread bytes, it is reset, and its client may never see the answer
+        (RFC 9112, 9.6).
+        """
+        left = LINGER_BYTES
+
+        async def drop() -> MutableMapping[str, Any]:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            return {"type": message["type"], "more_body": message.get("more_body", False) and left > 0}
+
+        with suppress(RequestError):
+            await self.read({}, drop, LINGER_BYTES)
 
     async def _read(self, task: Task, receive: Receive, max_bytes: int) -> bytes:
         parts, size = [], 0

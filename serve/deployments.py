@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve.durable import PRIVATE
 from serve.edge import Edge
 from serve.errors import ArtifactRefused, TabrankError, TooLarge
 from serve.feature_fetch import FeatureFetcher
@@ -141,6 +142,8 @@ class Ingest:
     def __init__(self, args: AppArgs, base: str) -> None:
         join_ray(_application())
         os.nice(NICENESS)
+        # Under `serve up` it is inherited; a rendered cluster's `ray start` does not set it.
+        os.umask(PRIVATE)
         self._metrics = IngestMetrics(_application())
         self._ingester = ingester(args, Path(base), self._metrics.tick)
         self._releases = Releases(Path(base) / args.models, by="service")

@@ -41,7 +41,7 @@ CUT_OFF = (408, 413)  # after these the rest of the body is not waited for
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")  # what a header's id may be made of
+VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")  # of a request, in a header
 
 
 def busy() -> RequestError:
@@ -84,6 +84,9 @@ class Edge:
         begun = time.perf_counter()
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            # Before a handshake is accepted, this answers 403.
+            await send({"type": "websocket.close"})
         elif scope["type"] == "http":
             if scope["path"].endswith(RANK) and self._fetcher.admission.refuses():
                 return await self.busy(send, begun)
@@ -98,6 +101,8 @@ class Edge:
             request_id = _request_id(headers)
             kind, body = await self._route(scope, headers, request_id, receive)
         except RequestError as error:
+            if error.status == 413:
+                send = self._lingering(receive, send)
             return await self.refuse(scope, send, error, request_id)
         except Exception:
             parent = parent_of(headers) if TRACEPARENT in headers else None
@@ -113,6 +118,18 @@ class Edge:
         await send({"type": "http.response.body", "body": _BUSY})
         self._fetcher.refused((time.perf_counter() - begun) * 1e3)
         return 429
+
+    def _lingering(self, receive: Receive, send: Send) -> Send:
+        """A `send` that reads what is left of the request's body before it ends the answer."""
+
+        async def send_lingering(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                await self._bodies.discard(receive)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        return send_lingering
 
     async def refuse(self, scope: Scope, send: Send, error: RequestError, request_id: str | None) -> int:
         """Answer with a problem; its status."""
@@ -138,7 +155,8 @@ class Edge:
             path = path.removeprefix(root)
         key = None
         if path not in OPEN:
-            key = self._keys.admit(self._fetcher.config.api_keys, headers.get(b"x-api-key"))
+            keys, host = self._fetcher.config.api_keys, headers.get(b"host", b"")
+            key = self._keys.admit(keys, headers.get(b"x-api-key"), host)
         if path == RANK:
             _require(method, "POST", path)
             return JSON, await self._rank(headers, key, request_id, receive)
@@ -153,7 +171,7 @@ class Edge:
     async def _rank(
         self, headers: dict[bytes, bytes], key: ApiKey | None, request_id: str | None, receive: Receive
     ) -> bytes:
-        _require_json(headers)
+        _require_no_page(headers)
         fetcher = self._fetcher
         arm = None
         if b"x-arm" in headers:
@@ -183,7 +201,7 @@ class Edge:
                 log.warning("span not exported: %s: %s", type(error).__name__, error, extra=extra)
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        _require_json(headers)
+        _require_no_page(headers)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
         return self._encoder.encode(await self._fetcher.take(body))
 
@@ -210,12 +228,11 @@ def _request_id(headers: dict[bytes, bytes]) -> str | None:
     given = headers.get(b"x-request-id")
     if given is None:
         return None
-    text = given.decode("latin-1")
-    if not REQUEST_ID.fullmatch(text):
+    if not VALID_ID.fullmatch(given):
         raise RequestError(
             400, "bad header", "X-Request-Id must be 1 to 256 printable ASCII characters, no space"
         )
-    return text
+    return given.decode()
 
 
 def _deadline_ms(given: bytes | None) -> int | None:
@@ -226,11 +243,18 @@ def _deadline_ms(given: bytes | None) -> int | None:
     return int(given)
 
 
-def _require_json(headers: dict[bytes, bytes]) -> None:
-    kind = headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
+def _require_no_page(headers: dict[bytes, bytes]) -> None:
+    """Refuse what a web page can have a browser send here without being allowed to: HTML forms and foreign origins."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != JSON:
+        instead = f", not {quoted(kind.decode('latin-1'))}" if kind else ""
+        raise RequestError(415, "unsupported media type", f"send Content-Type: {JSON.decode()}{instead}")
+    origin = headers.get(b"origin")
+    if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
         raise RequestError(
-            415, "unsupported media type", f"send {JSON.decode()}, not {quoted(kind.decode('latin-1'))}"
+            403,
+            "forbidden",
+            f"pages of {quoted(origin.decode('latin-1'))} may not post here; have their server ask, without Origin",
         )
 
 

@@ -446,6 +446,7 @@ class Ingester:
     def _opened(self) -> Store:
         """The store, with the lease taken and the live table and the ids read; as it is where all is well."""
         if self._store is None:
+            self._segments.damaged.clear()
             known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
             if known:
                 self._refuse_empty_store(known)
@@ -457,6 +458,7 @@ class Ingester:
                 self._candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._remember(dict.fromkeys(self._segments.recent_keys(WINDOW, self._seq), 0))
                 self._remember(self._segments.removals(self._clock() - REMOVED_MS))
+                self.counts["segment_damaged"] += len(self._segments.damaged)
                 self._seq = max(
                     changes.seq, known
                 )  # the store's is beyond what another writer has logged since

@@ -23,8 +23,8 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from serve.api import new_request_id
-from serve.edge import EVENTS, RANK, Edge, busy
-from serve.listener import accept_more
+from serve.edge import EVENTS, RANK, VALID_ID, Edge, busy
+from serve.listener import accept_more, drop_trailers
 from serve.metrics import FLUSH_EVERY_S
 
 log = logging.getLogger("tabrank")
@@ -179,17 +179,18 @@ class _Accounts:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The client's id, or one that is put into its place; as Ray does, but for the cost."""
-    for name, value in scope["headers"]:
-        if name == REQUEST_ID:
-            given: bytes = value
-            return given
+    """The id that the answer's header has: the client's last one, as our edge takes it, if valid; else a new one."""
+    given: bytes | None = dict(scope["headers"]).get(REQUEST_ID)
+    if given is not None and VALID_ID.fullmatch(given):
+        return given
     minted = new_request_id().encode()
-    scope["headers"] = [*scope["headers"], (REQUEST_ID, minted)]
+    if given is None:
+        scope["headers"] = [*scope["headers"], (REQUEST_ID, minted)]
     return minted
 
 
 def middlewares() -> list[Middleware]:
     """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; Ray calls it in each process before it listens."""
     accept_more()
+    drop_trailers()
     return [Middleware(ShortWay)]

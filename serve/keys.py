@@ -8,6 +8,8 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from urllib.parse import urlsplit
 
 from serve.errors import RequestError
 from serve.settings import ApiKey
@@ -17,6 +19,11 @@ LOOPBACK = "127.0.0.1"
 NO_KEYS = (
     "this service listens beyond its own machine and knows no key, so that it answers nobody: name its callers under "
     "user_config.api_keys (`python -m serve key` mints a key), or set http_options.host to 127.0.0.1"
+)
+
+FOREIGN_HOST = (
+    "this service knows no key, so that it answers its own machine alone, and Host is another's: send Host: 127.0.0.1, "
+    "or name the callers under user_config.api_keys (`python -m serve key` mints a key)"
 )
 
 
@@ -36,17 +43,25 @@ class Keys:
         self._by_hash: dict[str, ApiKey] = {}
         self._due_s: dict[str, float] = {}  # when each key's next request is due, at its rate
 
-    def admit(self, keys: tuple[ApiKey, ...], given: bytes | None) -> ApiKey | None:
+    def admit(
+        self, keys: tuple[ApiKey, ...], given: bytes | None, asked_host: bytes = LOOPBACK.encode()
+    ) -> ApiKey | None:
         """The key that a request came with; None where none is needed. `keys` are those of now.
 
+        Without keys the request's Host must be this machine's own: a web page whose name was made to lead here (DNS
+        rebinding) sends its own.
+
         Raises:
-            RequestError: 401 without a key, or with one that is none; 429 for one that asks too often.
+            RequestError: 401 without a key, or with one that is none; 429 for one that asks too often; 403 for a
+                foreign `asked_host`.
         """
         if keys is not self._known:
             self._learn(keys)
         if not keys:
             if not is_loopback(self.host):
                 raise RequestError(401, "unauthorized", NO_KEYS)
+            if not _is_own(asked_host):
+                raise RequestError(403, "forbidden", FOREIGN_HOST)
             return None
         digest = hashlib.sha256(given or b"").hexdigest()
         key = self._by_hash.get(digest)
@@ -79,6 +94,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@lru_cache(64)
+def _is_own(host: bytes) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{host.decode('latin-1')}").hostname or "")
+    except ValueError:
+        return False
 
 
 def mint() -> tuple[str, str]:

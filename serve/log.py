@@ -164,10 +164,13 @@ def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Sna
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # of a writer that was killed
             shutil.rmtree(stale, ignore_errors=True)
     draft = out.parent / f".{out.name}.{os.getpid()}.partial"
-    draft.mkdir()
+    # Whatever the umask: it holds what viewers did.
+    draft.mkdir(mode=0o700)
     try:
         for name, table in tables.items():
-            pq.write_table(table, draft / f"{name}.parquet", compression="zstd")
+            path = draft / f"{name}.parquet"
+            path.touch(mode=0o600)
+            pq.write_table(table, path, compression="zstd")
         copy(snapshots, draft)
         draft.rename(out)
     finally:

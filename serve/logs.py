@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 
 OURS = "tabrank"  # every module's logger
 RAYS = "ray.serve"  # writes a replica's file, as text or, with `logging_config: {encoding: JSON}`, as JSON
@@ -41,11 +42,23 @@ def escaped(text: str) -> str:
     return text.translate(CONTROL)
 
 
+def write_traceback(record: logging.LogRecord) -> bool:
+    """Write out the record's traceback, indented, so that no line of it looks like a record of its own.
+
+    `logging` would print it. In a replica Ray 2.60 replaces `print` by one that writes its arguments as a tuple.
+    """
+    if record.exc_info and not record.exc_text:
+        lines = "".join(traceback.format_exception(*record.exc_info)).rstrip().split("\n")
+        record.exc_text = "\n".join(f"    {escaped(line)}" for line in lines)
+    return True
+
+
 def join_ray(application: str) -> None:
     """Have our lines go where Ray Serve's go, with their level, deployment and replica; once a process."""
-    ours = logging.getLogger(OURS)
-    ours.parent = logging.getLogger(RAYS)
+    ours, rays = logging.getLogger(OURS), logging.getLogger(RAYS)
+    ours.parent = rays
+    rays.addFilter(write_traceback)
     ours.setLevel(
         logging.NOTSET
     )  # Ray's `log_level` decides; and what was cached of the old parent is forgotten
-    ours.filters = [OneLine(application)]
+    ours.filters = [OneLine(application), write_traceback]

@@ -99,7 +99,7 @@ RECORDS = Metric(
     "counter",
     ("kind",),
     "Records that Ingest took: event, exposure, viewer, candidate, forget, ended; and what it did not take: "
-    "duplicate, rejected, late, exposure_dropped; and roll_failed, time_ahead, clock_step.",
+    "duplicate, rejected, late, exposure_dropped; and roll_failed, time_ahead, clock_step, segment_damaged.",
 )
 EVENT_LAG = Metric(
     "tabrank_event_lag_ms",

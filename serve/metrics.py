@@ -161,7 +161,7 @@ class IngestMetrics:
     """Counts what Ingest took and how long that took."""
 
     def __init__(self, application: str) -> None:
-        known = ("exposure_dropped", "roll_failed", "late", "time_ahead", "clock_step")
+        known = ("exposure_dropped", "roll_failed", "late", "time_ahead", "clock_step", "segment_damaged")
         self._records = _Counts(RECORDS, application, [(kind,) for kind in known])
         self._lag = _Histogram(EVENT_LAG, application, [()])
         self._commit = _Histogram(COMMIT, application, [()])

@@ -33,13 +33,13 @@ ANY = {
 }
 REFUSED = {
     "401": "No valid key in X-Api-Key, where one is needed.",
+    "403": "X-Arm without a key that may choose the arm; Host or Origin of another service.",
     "408": "The body did not come in time.",
     "413": "The body is too large.",
     "415": "Not application/json.",
     "422": "JSON that means nothing; `pointer` says where.",
     "429": "More is asked than can be answered, or than the key may ask: come again (Retry-After).",
 }
-FORBIDDEN = {"403": "X-Arm without a key that may choose the arm."}
 NOT_TAKEN = {"503": "Perhaps not taken: send them again (Retry-After)."}
 REQUEST_ID = {"type": "string", "pattern": "^[!-~]{1,256}$"}
 VALUES: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
         "security": KEYS,
         "parameters": headers,
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": {"200": _json("The ranking.", answer), **refusals(REFUSED, FORBIDDEN)},
+        "responses": {"200": _json("The ranking.", answer), **refusals(REFUSED)},
     }
     events = {
         "summary": "Take what viewers did, and what changed of viewers and candidates",
@@ -105,7 +105,7 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
         ("/openapi.json", "This document"),
     ):
         refused = refusals(
-            {status: REFUSED[status] for status in ("401", "429")} if path == "/v1/model" else {}
+            {status: REFUSED[status] for status in ("401", "403", "429")} if path == "/v1/model" else {}
         )
         operation = {
             "summary": what,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,6 +38,7 @@ from serve.records import (
 from serve.strict import refuse_file
 from serve.surface import Surface
 
+log = logging.getLogger("tabrank")
 Numbered = tuple[int, int, Any]
 """A record's number, when it was received in ms, and the record."""
 DIGITS = 20  # of a segment's name
@@ -45,6 +47,8 @@ DIGITS = 20  # of a segment's name
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
+# Assume at most this many numbers in a segment that cannot be read: years of records at 10,000 a second.
+MAX_SPAN = 1 << 40
 
 
 class Segments:
@@ -58,6 +62,7 @@ class Segments:
         refuse_file(folder)
         self.folder = folder
         self._surface = surface
+        self.damaged: set[Path] = set()
 
     def write(self, entries: Iterable[tuple[int, Entry]], step: Step = lambda: True) -> tuple[int, int, int]:
         """Write journal entries, one or more, as one segment of each table that they have records of.
@@ -99,6 +104,7 @@ class Segments:
         """Return the keys by which the newest events and exposures are recognised, the last ones last.
 
         `num` of each, or a few more; of the records beyond the number `after`, and perhaps some before it.
+        A damaged segment is skipped and remembered in `damaged`.
         """
         keys: list[bytes] = []
         for name, column, window in (
@@ -107,7 +113,7 @@ class Segments:
         ):
             parts: list[list[bytes]] = []
             for path in reversed(segments(self.folder, name)):
-                with _readable(path):
+                with self._unless_damaged(path), _readable(path):
                     ids = pq.read_table(path, columns=[column])[column]
                     parts.append([key(window, id_.as_py()) for id_ in ids])
                 if sum(map(len, parts)) >= num or int(path.stem) <= after:
@@ -124,23 +130,40 @@ class Segments:
         for name, window in (("viewers", VIEWERS), ("candidates", CANDIDATES)):
             parts: list[pa.Table] = []
             for path in reversed(segments(self.folder, name)):
-                with _readable(path):
+                table = None
+                with self._unless_damaged(path), _readable(path):
                     table = pq.read_table(path, columns=["id", "ts_ms", "removed", "received_ms"])
-                parts.append(table.filter(table["removed"]))
-                if len(table) and table["received_ms"][0].as_py() < since_ms:
-                    break
+                if table is not None:
+                    parts.append(table.filter(table["removed"]))
+                    if table["received_ms"][0].as_py() < since_ms:
+                        break
             for part in reversed(parts):
                 keys = (key(window, id_) for id_ in part["id"].to_pylist())
                 removed.update(zip(keys, part["ts_ms"].to_pylist(), strict=True))
         return removed
 
     def last_seq(self) -> int:
-        """The number of the last record in any segment; 0 where there is none."""
+        """Return the number of the last record in any segment, 0 where there is none.
+
+        A damaged segment is remembered in `damaged`, and the number is then above all that it can hold.
+        """
         last = 0
         for name, _, _ in self._tables():
             for path in segments(self.folder, name)[-1:]:
-                last = max(last, last_seq(path))
+                bound = int(path.stem) + MAX_SPAN
+                with self._unless_damaged(path):
+                    bound = last_seq(path)
+                last = max(last, bound)
         return last
+
+    @contextmanager
+    def _unless_damaged(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except TabrankError as error:
+            if path not in self.damaged:
+                self.damaged.add(path)
+                log.error("%s. Until then an event in it that is sent again counts twice", error)
 
     def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], dict[str, Any]]], ...]:
         return (

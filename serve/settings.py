@@ -189,7 +189,7 @@ class ApiKey:
     @classmethod
     def from_mapping(cls, name: object, values: object, where: str) -> ApiKey:
         """Read strictly."""
-        given = table(values, where, API_KEY_KEYS, API_KEY_KEYS[:2])
+        given = table(_keys_table(values, where), where, API_KEY_KEYS, API_KEY_KEYS[:2])
         return cls(
             _name(name, where),
             _digest(given["sha256"], f"{where}.sha256"),
@@ -198,9 +198,18 @@ class ApiKey:
         )
 
 
+def _keys_table(values: object, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):  # a key itself, perhaps, which no message repeats
+        raise TabrankError(
+            f"{where}: must be a table with the SHA-256 of the key, never the key; "
+            "`python -m serve key` mints one and prints the lines"
+        )
+    return values
+
+
 def _api_keys(values: object, where: str) -> tuple[ApiKey, ...]:
     keys: dict[str, ApiKey] = {}
-    for name, spec in table(values, where).items():
+    for name, spec in _keys_table(values, where).items():
         key = ApiKey.from_mapping(name, spec, f"{where}.{name}")
         if key.sha256 in keys:
             raise TabrankError(

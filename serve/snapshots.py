@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,8 +24,10 @@ from serve.kinds import Entity
 from serve.pace import Step
 from serve.stores.protocol import Store
 
+logger = logging.getLogger("tabrank")
 FORMAT = 1
 FOLDER = "snapshots"
+NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
 BEGIN = "BEGIN"  # beside them: the number up to which records may be gone
 FILES: dict[Entity, str] = {"viewer": "viewers.parquet", "candidate": "candidates.parquet"}
@@ -70,8 +75,17 @@ class Snapshot:
 
 
 def numbers(log: Path) -> list[int]:
-    """The numbers of a log's snapshots, in order."""
-    return sorted(int(path.parent.name) for path in (log / FOLDER).glob(f"[0-9]*/{META}"))
+    """Return the numbers of a log's snapshots in order; a folder of another name is ignored."""
+    found = [path.parent for path in (log / FOLDER).glob(f"[0-9]*/{META}")]
+    for path in found:
+        if not NAME.fullmatch(path.name):
+            _report_stray(path)
+    return sorted(int(path.name) for path in found if NAME.fullmatch(path.name))
+
+
+@cache
+def _report_stray(path: Path) -> None:
+    logger.warning("%s is ignored: its name is not a snapshot's; move it out of the log", path)
 
 
 def snapshots(log: Path) -> list[Snapshot]:

@@ -63,7 +63,7 @@ class Live:
         committing = asyncio.create_task(self.ingester.run())
         refreshing = asyncio.create_task(fetcher.refresh_forever())
         transport = httpx.ASGITransport(Edge(fetcher))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             self.client = client
             try:
                 yield self

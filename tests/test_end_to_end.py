@@ -139,6 +139,19 @@ def test_scores_over_http_are_those_of_the_library(by_the_library, url):
     assert worst <= 1e-5
 
 
+def test_what_the_service_writes_is_its_users_alone(home, url, request):
+    kind = request.node.callspec.params["url"]
+    event = {"type": "event", "id": "mode", "kind": "click", "viewer": "0", "candidate": "1805", "ts_ms": 1}
+    assert httpx.post(f"{url}/v1/events", json={"records": [event]}, timeout=30).json()["accepted"] == 1
+    folders = [home / "var/run", home / "store", home / "before", home / f"log-{kind}"]
+    segments = folders[-1] / "events"
+    while not list(segments.glob("[0-9]*.parquet")):
+        time.sleep(0.1)
+    written = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    assert len(written) > 15
+    assert [(path, oct(path.stat().st_mode)) for path in written if path.stat().st_mode & 0o077] == []
+
+
 def test_rankings_take_the_short_way_behind_haproxy(home, url, request):
     body = {"viewer": "0", "candidates": [], "now_ms": 1_636_994_000_000}
     answer = httpx.post(f"{url}/v1/rank", json=body, timeout=30)

@@ -56,6 +56,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         (bodies.BODY_S,),
         "serve/test_bodies.py::test_a_slow_body_is_cut_off_and_the_others_go_on",
     ),
+    "the rest of a body that is too large": (
+        (mib(bodies.LINGER_BYTES), bodies.BODY_S),
+        "serve/test_bodies.py::test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time",
+    ),
     "bodies under way in a replica": (
         (bodies.MAX_WAITING, mib(bodies.MAX_WAITING_BYTES)),
         "serve/test_bodies.py::test_what_waits_is_bounded_in_bytes",
@@ -153,6 +157,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "ids by which a repeat is known": (
         (ingest.WINDOW,),
         f"{INGEST}::test_events_are_known_again_after_a_restart_however_many_rankings_came_since",
+    ),
+    "removals by which a late record is known": (
+        (ingest.WINDOW,),
+        "serve/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
     ),
     "records in the journal, not in the log": (
         (ingest.MAX_UNROLLED, mib(ingest.MAX_UNROLLED_BYTES)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from serve.commands import Commands
+from serve.durable import PRIVATE
 from serve.strict import milliseconds, num_bytes, one_of
 from serve.surface import load_surface
 from training.bench.commands import bench
@@ -51,6 +53,7 @@ def simulate(
     """Write a log of the simulated world of `spaces`."""
     from training.world.simulate import simulate as run
 
+    os.umask(PRIVATE)
     with Share("simulate") as progress:
         summary = run(
             out,

@@ -58,6 +58,11 @@ def _wrong_redis(address: str) -> str:
         return "the port is no number from 0 to 65535"
     if not host:
         return "there is no host in it"
+    if parts.password or "password=" in parts.query:
+        return (
+            "Ray would write the password in it to its logs; leave it out, as in redis://USER@HOST:PORT/DB, and set "
+            "TABRANK_REDIS_PASSWORD in its environment"
+        )
     number = parts.path.strip("/")
     return "" if number.isdigit() or not number else f"a database has a number (got {number!r})"
 

@@ -211,6 +211,7 @@ def _open(folder: Path, *, writable: bool, create: bool) -> Opened:
             max_spare_txns=1,
             readonly=not writable,
             create=False,
+            mode=0o600,
         )
     except (lmdb.Error, OSError) as error:
         raise _unavailable(folder, error) from error

@@ -41,8 +41,8 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
 
 
 def shown(url: str) -> str:
-    """The address as messages may show it: without user and password."""
-    return url if url.startswith("lmdb:") else re.sub(r":(//)?.*@", r":\1", url)
+    """The address as messages may show it: without user, password and options."""
+    return url if url.startswith("lmdb:") else re.sub(r":(//)?.*@", r":\1", url).partition("?")[0]
 
 
 def _redis(url: str, name: str, writable: bool) -> Store:

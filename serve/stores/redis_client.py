@@ -12,7 +12,7 @@ from redis.retry import Retry
 from serve.errors import TabrankError
 
 TIMEOUT_S = 1.0
-PASSWORD = "TABRANK_REDIS_PASSWORD"  # where the address must not hold it, as in a rendered file
+PASSWORD = "TABRANK_REDIS_PASSWORD"  # `check` refuses one in the address: Ray would write it to its logs
 
 
 def connect(url: str) -> redis.Redis:

@@ -126,3 +126,26 @@ def test_another_cancellation_stays_one(bodies):
         assert bodies._since == {}
 
     asyncio.run(scenario())
+
+
+def test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time(bodies, monkeypatch):
+    monkeypatch.setattr("serve.bodies.BODY_S", 0.1)
+    monkeypatch.setattr("serve.bodies.LINGER_BYTES", 3 * LIMIT)
+    left = [b"x" * LIMIT] * 10
+
+    async def endless():
+        return {"type": "http.request", "body": left.pop(), "more_body": True}
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def scenario():
+        await bodies.discard(at_once(b"x" * LIMIT))
+        await bodies.discard(endless)
+        await bodies.discard(gone)
+        begun = time.monotonic()
+        await bodies.discard(arriving(b"x"))
+        return time.monotonic() - begun
+
+    assert 0.1 <= asyncio.run(scenario()) < 2.0
+    assert len(left) == 7

@@ -73,6 +73,13 @@ def test_a_broken_file_is_refused_at_the_right_place_with_the_right_hint(path):
     assert (code, told["accepted"]) == ((1, False) if found["refused"] else (0, True))
 
 
+def test_no_secret_of_a_broken_file_is_repeated():
+    secret = "hunter2"
+    told = {path.stem: checked(path)[1] for path in BROKEN if secret in path.read_text()}
+    assert len(told) >= 3
+    assert not [name for name, one in told.items() if secret in repr(one)]
+
+
 def test_forty_files_of_the_corpus_and_more_are_refused():
     assert sum("# refused" in path.read_text() for path in BROKEN) >= 40
 

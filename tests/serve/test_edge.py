@@ -87,7 +87,7 @@ class Service:
     @asynccontextmanager
     async def client(self):
         transport = httpx.ASGITransport(Edge(self.fetcher), root_path=self.root_path)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 
@@ -604,6 +604,13 @@ def test_what_is_no_json_is_refused(service, raw):
     ("asked", "status"),
     [
         ({"headers": {"content-type": "text/plain"}}, 415),
+        ({"headers": {"content-type": ""}}, 415),
+        ({"headers": {"origin": "http://evil.example"}}, 403),
+        ({"headers": {"origin": "null"}}, 403),
+        ({"headers": {"host": "evil.example:8000"}}, 403),
+        ({"headers": {"host": "evil.example", "origin": "http://evil.example"}}, 403),
+        ({"headers": {"host": "evil.example"}, "method": "GET", "path": "/v1/model"}, 403),
+        ({"method": "OPTIONS", "headers": {"origin": "http://evil.example"}}, 405),
         ({"headers": {"x-deadline-ms": "soon"}}, 400),
         ({"headers": {"x-deadline-ms": "0"}}, 400),
         ({"headers": {"x-deadline-ms": "0000000019999999"}}, 400),
@@ -620,6 +627,37 @@ def test_what_cannot_be_taken_is_refused_as_a_problem(service, asked, status):
     response = service.ask(**({"body": body()} | asked))
     assert response.status_code == response.json()["status"] == status
     assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_body_without_a_type_is_refused_as_a_page_may_send_one(service):
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            return [await client.post(path, content=b"{}") for path in ("/v1/rank", "/v1/events")]
+
+    for response in asyncio.run(scenario()):
+        assert response.status_code == 415
+        assert response.json()["detail"] == "send Content-Type: application/json"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"},
+        {"host": "LocalHost:8000"},
+        {"host": "[::1]:8000"},
+        {"content-type": "application/json; charset=utf-8"},
+    ],
+)
+def test_a_page_and_a_name_of_its_own_machine_are_let_in(service, headers):
+    assert service.ask(body(), headers=headers).status_code == 200
+
+
+def test_with_a_key_any_host_is_let_in_and_pages_of_others_are_not(service):
+    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("app"),)))
+    headers = {"x-api-key": "of app", "host": "ranking.example"}
+    assert service.ask(body(), headers=headers).status_code == 200
+    assert service.ask(body(), headers=headers | {"origin": "http://evil.example"}).status_code == 403
 
 
 @pytest.mark.parametrize(

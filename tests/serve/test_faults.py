@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from live import Live, event, features
 
-from serve.errors import TabrankError
 from serve.feature_fetch import TAKE_S
 from serve.live_table import RETRY_S
-from serve.segments import Segments
+from serve.load import load
 from serve.stores.lmdb_environment import environment
 from serve.stores.redis_client import TIMEOUT_S
 
@@ -358,23 +357,56 @@ def test_a_disk_that_fills_under_load_costs_no_ranking_and_nothing_acknowledged(
     assert not list(small_disk.rglob("*.partial"))
 
 
-def test_a_damaged_segment_is_named_to_whoever_has_to_mend_it(tmp_path, log_folder):
+def test_a_damaged_newest_segment_is_named_and_writing_goes_on_above_its_numbers(
+    tmp_path, log_folder, caplog
+):
     service = Live(tmp_path, log_folder, clock="wall")
+    tallies = []
 
-    async def one_event(service):
-        return await service.events(event("e1", ts_ms=None))
+    def sent(*ids):
+        async def send(service):
+            return await service.events(*(event(id_, ts_ms=None) for id_ in ids))
 
-    async def refused(service):
-        return await service.post("/v1/events", {"records": [event("e2", ts_ms=None)]})
+        return service.run(send)
 
-    service.run(one_event)
-    (segment,) = (tmp_path / "served" / "events").glob("[0-9]*.parquet")
-    whole = segment.read_bytes()
-    segment.write_bytes(whole[: len(whole) // 2])
-    assert service.run(refused).status_code == 503
-    with pytest.raises(
-        TabrankError, match=rf"{segment.name}: not readable as Parquet.*bring it back from a backup"
-    ):
-        Segments(tmp_path / "served", service.surface).last_seq()
-    segment.write_bytes(whole)
-    assert service.run(one_event)["duplicates"] == 1
+    def numbers():
+        return dict(zip(logged(service, "events", "id"), logged(service, "events", "seq"), strict=True))
+
+    sent("e1", "e2")
+    sent("e3")
+    newest = max((tmp_path / "served" / "events").glob("[0-9]*.parquet"))
+    before, whole = numbers(), newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2])
+    service.tell = tallies.append
+    assert sent("e1", "e4") == {"accepted": 1, "duplicates": 1, "rejected": []}
+    assert sum(tally.counts["segment_damaged"] for tally in tallies) == 1
+    assert f"{newest}: not readable as Parquet" in caplog.text
+    newest.write_bytes(whole)
+    assert numbers() == before | {"e4": numbers()["e4"]}
+    assert numbers()["e4"] > before["e3"]
+    assert sent("e3", "e4")["duplicates"] == 2
+
+
+def test_numbers_go_on_above_damaged_segments_where_the_store_was_loaded_anew(tmp_path, log_folder):
+    service = Live(tmp_path, log_folder, clock="wall")
+    service.run(lambda service: service.events(*(event(f"e{i}", ts_ms=None) for i in range(20))))
+    last = logged(service, "events", "seq")[-1]
+    damaged = set((tmp_path / "served").glob("*/[0-9]*.parquet"))
+    for path in damaged:
+        path.write_bytes(b"PAR1")
+    load(service.surface, log_folder, "lmdb:restored", tmp_path)
+    service.args = replace(service.args, store="lmdb:restored")
+    service.run(lambda service: service.events(event("new", ts_ms=None)))
+    (added,) = set((tmp_path / "served" / "events").glob("[0-9]*.parquet")) - damaged
+    assert pq.read_table(added)["seq"].to_pylist() > [last]
+
+
+def test_a_stray_folder_beside_the_snapshots_is_ignored_and_named_once(tmp_path, log_folder, caplog):
+    stray = tmp_path / "served" / "snapshots" / f"{4:020d}.bak"
+    stray.mkdir(parents=True)
+    (stray / "meta.json").write_text("{}")
+    service = Live(tmp_path, log_folder, clock="wall")
+    for id_ in ("e1", "e2"):
+        service.run(lambda service, id_=id_: service.events(event(id_, ts_ms=None)))
+    assert logged(service, "events", "id") == ["e1", "e2"]
+    assert caplog.text.count(f"{stray} is ignored") == 1

@@ -176,6 +176,22 @@ def test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_co
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("given", "repeated"),
+    [([b"first", b"last"], b"last"), ([b"first", b"\xff" * 3], None), ([b"x" * 257], None), ([], None)],
+)
+def test_the_last_request_id_comes_back_and_only_if_it_is_valid(given, repeated):
+    async def scenario():
+        replica = Replica(Answering(), num_slots=1)
+        replica._user_callable_asgi_app.gate.set()
+        headers = [(b"x-request-id", value) for value in given]
+        start, *_ = await ask(short_way(replica), ranking(headers=headers))
+        (answered,) = (value for name, value in start["headers"] if name == b"x-request-id")
+        assert answered == repeated if repeated else answered not in given
+
+    asyncio.run(scenario())
+
+
 def test_a_body_that_is_on_its_way_holds_no_slot_and_finds_none_where_others_were_faster():
     async def scenario():
         replica = Replica(Answering(), num_slots=1)

@@ -6,8 +6,10 @@ import sys
 
 import pyarrow as pa
 import pytest
-from tiny import tables
+from tiny import TOML, tables
+from typer.testing import CliRunner
 
+from serve.__main__ import app
 from serve.errors import TabrankError
 from serve.log import read_log, write_log
 
@@ -21,6 +23,24 @@ def test_a_log_is_read_and_its_oddities_counted(log_folder, surface):
     assert (len(log.exposures), len(log.events)) == (3, 5)
     assert log.counts["unknown_candidates"] == 1
     assert log.ends_ms == 60_000
+
+
+def test_a_log_and_a_store_filled_from_it_are_their_users_alone(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(TOML)
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o022)
+    try:
+        write_log(tmp_path / "log", tables())
+        arguments = ["load", "--log", "log", "--surface", "tiny.toml", "--store", "lmdb:var/store"]
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    finally:
+        os.umask(before)
+    written = [
+        path for folder in ("log", "var") for path in (tmp_path / folder, *tmp_path.rglob(f"{folder}/**/*"))
+    ]
+    modes = {path: path.stat().st_mode & 0o777 for path in written}
+    assert modes == {path: 0o700 if path.is_dir() else 0o600 for path in written}
+    assert len(written) > 8
 
 
 def test_a_table_may_be_a_folder_of_segments(tmp_path, surface):

@@ -177,7 +177,8 @@ def test_no_secret_is_written_and_each_is_named():
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("redis://store", "redis://:hunter2@store", "applications[0].args.store: holds a user or a password"),
+        ("redis://store", "redis://ann@store", "applications[0].args.store: holds a user or a password"),
+        ("redis://store", "redis://:hunter2@store", "set TABRANK_REDIS_PASSWORD in its environment"),
         ("redis://store.internal:6379/0", "lmdb:/mnt/tabrank/store", "store"),
         ("models: /mnt/tabrank/models", "models: var/models", "models"),
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
