@@ -30,6 +30,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+LOG, WORK, CONFIG = Path("var/log"), Path("var/bench"), Path("cluster.yaml")
+Url = Annotated[str, typer.Option(help="the running service to measure; it keeps what is posted")]
+Log = Annotated[Path, typer.Option(help="log folder to take viewers, candidates and kinds of events from")]
+Ids = Annotated[Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")]
+Work = Annotated[Path, typer.Option(help="folder of the log, model and store to use, made if missing")]
+Config = Annotated[Path, typer.Option(help="the cluster.yaml to measure")]
+Out = Annotated[Path | None, typer.Option(help="folder to write, var/loadtest/NAME-TIME by default")]
+Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
+
 
 @app.callback()
 def commands() -> None:
@@ -41,16 +50,12 @@ def run(
     profile: Annotated[
         str, typer.Option(help="headline, modest, step, spike, diurnal, or a .toml file with the same keys")
     ] = "headline",
-    url: Annotated[str, typer.Option(help="the service under load")] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     slo: Annotated[
         Path | None, typer.Option(help="TOML file with other limits than the shipped ones")
     ] = None,
-    log: Annotated[Path, typer.Option(help="log folder to take viewers and candidates from")] = Path(
-        "var/log"
-    ),
-    ids: Annotated[
-        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
-    ] = None,
+    log: Log = LOG,
+    ids: Ids = None,
     rps: Annotated[float | None, typer.Option(help="requests a second, instead of the profile's")] = None,
     duration: Annotated[float | None, typer.Option(help="seconds measured, instead of the profile's")] = None,
     warmup: Annotated[float | None, typer.Option(help="seconds before, not counted, likewise")] = None,
@@ -61,10 +66,8 @@ def run(
             "var/run by default, if it serves --url"
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/PROFILE-TIME by default")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Load the service at --url in an open loop and hold its answers against an SLO.
 
@@ -78,21 +81,14 @@ def run(
         report, folder = run_profile(profile, url, slo, log, ids, rps, duration, warmup, cluster, out)
         return report, folder, report["verdict"]
 
-    def void(reason: str) -> Report:
-        return {"profile": profile, "url": url, "verdict": "void", "reasons": [reason]}
-
-    _tell(measured, summary, as_json, void, "interrupted: no verdict")
+    _tell(measured, summary, as_json, {"profile": profile, "url": url})
 
 
 @app.command()
 def freshness(
-    url: Annotated[str, typer.Option(help="the service to measure; it keeps what is posted")] = DEFAULT_URL,
-    log: Annotated[
-        Path, typer.Option(help="log folder to take viewers, candidates and kinds of events from")
-    ] = Path("var/log"),
-    ids: Annotated[
-        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
-    ] = None,
+    url: Url = DEFAULT_URL,
+    log: Log = LOG,
+    ids: Ids = None,
     rate: Annotated[float, typer.Option(min=1, max=10_000, help="rankings a second beside it")] = 900,
     events: Annotated[
         float, typer.Option(min=1, max=10_000, help="viewers' events a second beside it")
@@ -105,10 +101,8 @@ def freshness(
     slo: Annotated[
         Path | None, typer.Option(help="TOML file with another generator_late_ms_p99 than the shipped one")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/freshness-TIME by default")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Measure how soon an event shows in a ranking of the service at --url, under load: p99 below 1 s.
 
@@ -121,7 +115,7 @@ def freshness(
     """
     from loadtest.freshness_report import freshness_summary
 
-    folder = out or Path("var/loadtest") / f"freshness-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    folder = _folder("freshness", out)
 
     def measured() -> tuple[Report, Path, Verdict]:
         from loadtest.freshness import Plan, run_freshness
@@ -135,25 +129,18 @@ def freshness(
         write_freshness(folder, report, followed)
         return report, folder, report["verdict"]
 
-    def void(reason: str) -> Report:
-        return {"url": url, "verdict": "void", "reasons": [reason]}
-
-    _tell(measured, freshness_summary, as_json, void, "interrupted: no verdict")
+    _tell(measured, freshness_summary, as_json, {"url": url})
 
 
 @app.command()
 def slow(
-    url: Annotated[str, typer.Option(help="the service to measure")] = DEFAULT_URL,
-    log: Annotated[Path, typer.Option(help="log folder to take viewers and candidates from")] = Path(
-        "var/log"
-    ),
-    ids: Annotated[
-        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
-    ] = None,
+    url: Url = DEFAULT_URL,
+    log: Log = LOG,
+    ids: Ids = None,
     rps: Annotated[float, typer.Option(min=50, help="normal requests a second")] = 300,
     clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
     pairs: Annotated[int, typer.Option(min=1, max=100, help="windows with them, and as many without")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+    as_json: Json = False,
 ) -> None:
     """What slow clients cost the others: half of them send their headers, half their bodies, a byte a second.
 
@@ -168,24 +155,15 @@ def slow(
         report = run_slow(Plan(profile, clients, pairs), url, asked)
         return report, None, report["verdict"]
 
-    _tell(measured, slow_summary, as_json, lambda reason: {"error": reason}, "interrupted: no verdict")
-
-
-WORK = Path("var/bench")
-Work = Annotated[
-    Path, typer.Option(help="folder of the log, model and store to measure with, made if missing")
-]
-Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
+    _tell(measured, slow_summary, as_json)
 
 
 @app.command()
 def knee(
     work: Work = WORK,
-    config: Annotated[Path, typer.Option(help="the cluster.yaml to measure")] = Path("cluster.yaml"),
+    config: Config = CONFIG,
     candidates: Annotated[int, typer.Option(min=1, max=MAX_CANDIDATES, help="to a request")] = 55,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/knee-TIME by default")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Start the service and find the highest rate that holds the shipped SLO, in an open loop. About 4 minutes.
@@ -205,9 +183,7 @@ def knee(
 @app.command()
 def compare(
     work: Work = WORK,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/compare-TIME by default")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Find the knees of tabrank, plain FastAPI and Ray Serve as its guide teaches. Under 10 minutes.
@@ -227,9 +203,7 @@ def compare(
 @app.command()
 def scale(
     work: Work = WORK,
-    config: Annotated[Path, typer.Option(help="the cluster.yaml whose autoscaling is proven")] = Path(
-        "cluster.yaml"
-    ),
+    config: Config = CONFIG,
     part: Annotated[
         list[str] | None, typer.Option(help="replicas, step or nodes; may be repeated; all by default")
     ] = None,
@@ -237,9 +211,7 @@ def scale(
     hold: Annotated[
         float, typer.Option(min=5, max=600, help="seconds for each change of replicas, and the load after it")
     ] = 15,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/scale-TIME by default")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Prove that replicas and nodes come and go under load, with a Scorer that sleeps. About 8 minutes.
@@ -253,21 +225,20 @@ def scale(
     from loadtest.scaling.report import scale_summary
     from loadtest.scaling.scale import PARTS, run_scale
 
-    folder = out or Path("var/loadtest") / f"scale-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    folder = _folder("scale", out)
 
     def measured() -> tuple[Report, Path, Verdict]:
         parts = tuple(dict.fromkeys(part)) if part else PARTS
         report = run_scale(Workspace(work), config, parts, Plan(cycles, hold), folder, _say)
         return report, folder, report["verdict"]
 
-    interrupted = "interrupted: nothing is left running, and no report"
-    _tell(measured, scale_summary, as_json, lambda reason: {"error": reason}, interrupted)
+    _tell(measured, scale_summary, as_json)
 
 
 @app.command()
 def overload(
     work: Work = WORK,
-    config: Annotated[Path, typer.Option(help="the cluster.yaml to overload")] = Path("cluster.yaml"),
+    config: Config = CONFIG,
     times: Annotated[
         str, typer.Option(help="how many times the knee is offered, separated by commas")
     ] = "2,3",
@@ -275,9 +246,7 @@ def overload(
     knee: Annotated[
         float | None, typer.Option(min=1, help="requests a second, if the knee under the pinning is known")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/overload-TIME by default")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Offer the service more than it can do, on a core of its own; then with its ladder off. About 6 minutes.
@@ -292,30 +261,27 @@ def overload(
     from loadtest.overload.report import overload_summary
     from loadtest.overload.run import read_times, run_overload
 
-    folder = out or Path("var/loadtest") / f"overload-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    folder = _folder("overload", out)
 
     def measured() -> tuple[Report, Path, Verdict]:
         factors, plan = read_times(times), Plan(seconds)
         report, verdict = run_overload(Workspace(work), config, factors, plan, folder, _say, knee)
         return report, folder, verdict
 
-    interrupted = "interrupted: nothing is left running, and no report"
-    _tell(measured, overload_summary, as_json, lambda reason: {"error": reason}, interrupted)
+    _tell(measured, overload_summary, as_json)
 
 
 @app.command()
 def chaos(
     work: Work = WORK,
-    config: Annotated[Path, typer.Option(help="the cluster.yaml that is hurt")] = Path("cluster.yaml"),
+    config: Config = CONFIG,
     fault: Annotated[
         list[str] | None, typer.Option(help="the name of one; may be repeated; all by default")
     ] = None,
     rate: Annotated[
         float | None, typer.Option(min=1, help="requests a second, instead of 60 % of the knee")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/chaos-TIME by default")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Start the service, and hurt it under load: kills, hangs, stores gone, changes. Under 15 minutes.
@@ -327,14 +293,13 @@ def chaos(
     from loadtest.chaos.report import chaos_summary
     from loadtest.chaos.run import run_chaos
 
-    folder = out or Path("var/loadtest") / f"chaos-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    folder = _folder("chaos", out)
 
     def measured() -> tuple[Report, Path, Verdict]:
         report, verdict = run_chaos(Workspace(work), config, fault or (), rate, folder, _say)
         return report, folder, verdict
 
-    interrupted = "interrupted: nothing is left running, and no report"
-    _tell(measured, chaos_summary, as_json, lambda reason: {"error": reason}, interrupted)
+    _tell(measured, chaos_summary, as_json)
 
 
 @app.command()
@@ -342,20 +307,14 @@ def soak(
     rate: Annotated[
         float, typer.Option(min=1, max=10_000, help="requests a second; 70 % of the knee is fair")
     ],
-    url: Annotated[str, typer.Option(help="the service under load")] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured")] = 10,
     cluster: Annotated[
         Path, typer.Option(help="run folder of `serve up`, whose processes are looked at")
     ] = Path("var/run"),
-    log: Annotated[Path, typer.Option(help="log folder to take viewers and candidates from")] = Path(
-        "var/log"
-    ),
-    ids: Annotated[
-        Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write, var/loadtest/soak-TIME by default")
-    ] = None,
+    log: Log = LOG,
+    ids: Ids = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Load the service at --url for long: the p99 must not drift, memory and open files must not grow.
@@ -368,16 +327,13 @@ def soak(
     from loadtest.soak import run_soak
     from loadtest.soak_report import soak_summary
 
-    folder = out or Path("var/loadtest") / f"soak-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    folder = _folder("soak", out)
 
     def measured() -> tuple[Report, Path, Verdict]:
         report, verdict = run_soak(url, minutes * 60, rate, cluster, log, ids, folder, _say)
         return report, folder, verdict
 
-    def void(reason: str) -> Report:
-        return {"url": url, "verdict": "void", "reasons": [reason]}
-
-    _tell(measured, soak_summary, as_json, void, "interrupted: no verdict")
+    _tell(measured, soak_summary, as_json, {"url": url})
 
 
 def _bench(
@@ -388,34 +344,34 @@ def _bench(
     summed_up: Callable[[Report], str],
 ) -> None:
     """Run one benchmark, whose services are ended whatever ends it, and exit by what it found."""
-    folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    folder = _folder(name, out)
 
     def judged() -> tuple[Report, Path, Verdict]:
         report, held = measured(folder)
         return report, folder, "held" if held else "not held"
 
-    interrupted = "interrupted: nothing is left running, and no report"
-    _tell(judged, summed_up, as_json, lambda reason: {"error": reason}, interrupted)
+    _tell(judged, summed_up, as_json)
 
 
 def _tell(
     measured: Callable[[], tuple[Report, Path | None, Verdict]],
     summed_up: Callable[[Report], str],
     as_json: bool,
-    void: Callable[[str], Report],
-    interrupted: str,
+    of: Report | None = None,
 ) -> None:
-    """Measure, print what came of it or why nothing did, and exit by the verdict."""
+    """Measure, print the report or why there is none, and exit by the verdict; `of` names what was measured."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: unwinds what was begun
     try:
         report, folder, verdict = measured()
     except LoadtestError as error:
         if as_json:
-            print(json.dumps(void(str(error))))
+            reason = str(error)
+            void = {"verdict": "void", "reasons": [reason]}
+            print(json.dumps(of | void if of else {"error": reason}))
         _say(str(error))
         raise typer.Exit(EXIT_CODES["void"]) from None
     except KeyboardInterrupt:
-        _say(interrupted)
+        _say(f"interrupted: {'no verdict' if of else 'nothing is left running, and no report'}")
         raise typer.Exit(EXIT_CODES["void"]) from None
     except Exception:
         traceback.print_exc()
@@ -424,6 +380,10 @@ def _tell(
     if folder is not None:
         _say(f"written to {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[verdict])
+
+
+def _folder(name: str, out: Path | None) -> Path:
+    return out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 def _say(line: str) -> None:
