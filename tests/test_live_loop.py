@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -224,6 +225,48 @@ def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(
     assert {type(error) for _, error in errors} == {Unreachable}
     assert errors[-1][0] - errors[0][0] < 10, "it takes 3 s; the machine of a test may be busy"
     assert set.union(*(set(thread.rungs) for thread in threads)) == {"full"}
+
+
+def num_logged(home):
+    """How many exposures Ingest has taken, as its metrics say."""
+    page = httpx.get(json.loads((home / "var/run/service.json").read_text())["metrics_url"], timeout=5).text
+    found = re.findall(r'^ray_tabrank_records_total\{.*kind="exposure".*\} (\S+)$', page, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def test_exposures_of_any_size_that_waited_for_ingest_are_logged_and_leave_no_memory_behind(home, url):
+    """Longest ids and many rankings, more than Ray takes in a call; Ingest stands still for 3 s meanwhile."""
+    fronts = replicas(home, "FeatureFetch")
+    addresses = [f"http://127.0.0.1:{port}" for front in fronts for port in ports(front)]
+    (ingest,) = replicas(home, "Ingest")
+    wide = [f"{i:04d}".ljust(256, "\N{ROCKET}") for i in range(1_000)]
+    long = [f"{i:036d}" for i in range(100)]
+    before, sizes = num_logged(home), [front.memory_info().rss for front in fronts]
+    num = 0
+
+    def are_fresh():
+        answers = [httpx.get(f"{address}/readyz", timeout=30).json() for address in addresses]
+        return all(answer["freshness_ms"] < 1_000 for answer in answers)
+
+    with httpx.Client(base_url=url, timeout=30) as client:
+        ingest.suspend()
+        try:
+            end = time.monotonic() + 3.0
+            for ids in [wide] * 16 + [long] * 300:
+                asked = {"viewer": None, "candidates": ids, "limit": len(ids), "traffic": "test"}
+                assert client.post("/v1/rank", json=asked).status_code == 200
+                num += 1
+                if time.monotonic() > end:
+                    break
+        finally:
+            ingest.resume()
+        assert num > 16
+        until(are_fresh, 15)
+        answer = client.post("/v1/rank", json={"viewer": None, "candidates": long[:2], "traffic": "test"})
+    assert (answer.json()["rung"], answer.json()["degraded"]) == ("full", [])
+    until(lambda: num_logged(home) >= before + num, 15)
+    grown = [front.memory_info().rss - size for front, size in zip(fronts, sizes, strict=True)]
+    assert max(grown) < 150e6, "they were some 20 MB; each retry used to leave as many behind"
 
 
 def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home, url):
