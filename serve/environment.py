@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import secrets
 import socket
 import sysconfig
@@ -110,6 +111,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
     env.pop("RAY_ADDRESS", None)  # would lead into another cluster
     stats, haproxy_metrics, fallback, metrics = _free_ports(4)
     if haproxy:
+        _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
         tunable = {**FAST, **ONE_MACHINE}
         sockets = run.temp / "h"  # the node's 56-character id and the file's name are still to come
         forced = {
@@ -170,6 +172,19 @@ def _import_folders(config: Config) -> list[str]:
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     folders = [*([] if source in installed else [source]), str(config.path.parent), *inherited]
     return list(dict.fromkeys(folder for folder in folders if folder))
+
+
+def _refuse_few_files(max_connections: int) -> None:
+    """Raise TabrankError where HAProxy would not start.
+
+    It wants two files for a connection, two for every fourth one's pipe, and some for itself and the replicas' checks.
+    """
+    needed, limit = max_connections * 5 // 2 + 256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= limit < needed:
+        raise TabrankError(
+            f"a process may have {limit} files open, and HAProxy needs {needed}; raise it (`ulimit -n {needed}`), "
+            "or have fewer connections with RAY_SERVE_HAPROXY_MAXCONN"
+        )
 
 
 def _free_ports(num_ports: int) -> list[int]:

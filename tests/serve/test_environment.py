@@ -4,8 +4,11 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from serve.config import Config
 from serve.environment import FAST, HAPROXY, METRICS_PORT, ONE_MACHINE, SEVERAL_MACHINES, environment
+from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
 
 SOURCE = str(Path(inspect.getfile(environment)).resolve().parents[1])
@@ -75,3 +78,10 @@ def test_an_installed_wheel_is_found_without_help(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: SOURCE)
     assert built(tmp_path)["PYTHONPATH"] == str(tmp_path)
+
+
+def test_too_few_open_files_for_haproxy_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_MAXCONN", "2000000000")
+    with pytest.raises(TabrankError, match=r"and HAProxy needs 5000000256; raise it"):
+        built(tmp_path)
+    built(tmp_path, haproxy=False)
