@@ -41,7 +41,7 @@ CUT_OFF = (408, 413)  # after these the rest of the body is not waited for
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
-REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")  # what a header's id may be made of
+VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")  # of a request, in a header
 
 
 def busy() -> RequestError:
@@ -228,16 +228,11 @@ def _request_id(headers: dict[bytes, bytes]) -> str | None:
     given = headers.get(b"x-request-id")
     if given is None:
         return None
-    if not is_request_id(given):
+    if not VALID_ID.fullmatch(given):
         raise RequestError(
             400, "bad header", "X-Request-Id must be 1 to 256 printable ASCII characters, no space"
         )
     return given.decode()
-
-
-def is_request_id(given: bytes) -> bool:
-    """Whether a header's request id may be repeated."""
-    return REQUEST_ID.fullmatch(given) is not None
 
 
 def _deadline_ms(given: bytes | None) -> int | None:

@@ -23,7 +23,7 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from serve.api import new_request_id
-from serve.edge import EVENTS, RANK, Edge, busy, is_request_id
+from serve.edge import EVENTS, RANK, VALID_ID, Edge, busy
 from serve.listener import accept_more, drop_trailers
 from serve.metrics import FLUSH_EVERY_S
 
@@ -180,11 +180,8 @@ class _Accounts:
 
 def _request_id(scope: Scope) -> bytes:
     """The id that the answer's header has: the client's last one, as our edge takes it, if valid; else a new one."""
-    given: bytes | None = None
-    for name, value in scope["headers"]:
-        if name == REQUEST_ID:
-            given = value
-    if given is not None and is_request_id(given):
+    given: bytes | None = dict(scope["headers"]).get(REQUEST_ID)
+    if given is not None and VALID_ID.fullmatch(given):
         return given
     minted = new_request_id().encode()
     if given is None:

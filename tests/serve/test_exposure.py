@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -81,6 +83,35 @@ def test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slot
     assert set(statuses) == {200}
     assert connected > 400
     assert set(ended) == {"headers: 408", "body: 408"}  # HAProxy's answer, and the edge's
+
+
+def status_line(port, *lines):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"\r\n".join(lines))
+        return connection.makefile("rb").readline()
+
+
+def test_a_key_in_a_trailer_opens_nothing(service):
+    key, port = f"X-Api-Key: {OLD[0]}".encode(), service[2]
+    head = b"POST /v1/rank HTTP/1.1", b"Host: a", b"Content-Type: application/json"
+    body = b"Transfer-Encoding: chunked", b"", b"2", b"{}", b"0"
+    assert b" 422 " in status_line(port, *head, key, *body, b"", b"")
+    assert b" 401 " in status_line(port, *head, *body, key, b"", b"")
+
+
+def test_a_websocket_handshake_is_refused(service):
+    upgrade = b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"
+    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    head = b"GET /v1/rank HTTP/1.1", b"Host: a"
+    assert b" 403 " in status_line(service[2], *head, *upgrade, key, b"", b"")
+
+
+def test_behind_haproxy_too_a_client_that_sends_all_before_it_reads_sees_the_413(service):
+    client = http.client.HTTPConnection("127.0.0.1", service[2], timeout=20)
+    headers = {"X-Api-Key": OLD[0], "Content-Type": "application/json"}
+    with closing(client):
+        client.request("POST", "/v1/rank", b" " * 10_000_000, headers)
+        assert client.getresponse().status == 413
 
 
 def test_keys_are_rotated_in_place(service):
