@@ -175,8 +175,11 @@ def _import_folders(config: Config) -> list[str]:
 
 
 def _refuse_few_files(max_connections: int) -> None:
-    """Raise TabrankError where HAProxy would not start: it wants two files for each connection."""
-    needed, limit = 2 * max_connections + 100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    """Raise TabrankError where HAProxy would not start.
+
+    It wants two files for a connection, two for every fourth one's pipe, and some for itself and the replicas' checks.
+    """
+    needed, limit = max_connections * 5 // 2 + 256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if 0 <= limit < needed:
         raise TabrankError(
             f"a process may have {limit} files open, and HAProxy needs {needed}; raise it (`ulimit -n {needed}`), "

@@ -82,6 +82,6 @@ def test_an_installed_wheel_is_found_without_help(tmp_path, monkeypatch):
 
 def test_too_few_open_files_for_haproxy_are_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_MAXCONN", "2000000000")
-    with pytest.raises(TabrankError, match=r"and HAProxy needs 4000000100; raise it"):
+    with pytest.raises(TabrankError, match=r"and HAProxy needs 5000000256; raise it"):
         built(tmp_path)
     built(tmp_path, haproxy=False)

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -108,8 +109,9 @@ def test_a_websocket_handshake_is_refused(service):
 def test_behind_haproxy_too_a_client_that_sends_all_before_it_reads_sees_the_413(service):
     client = http.client.HTTPConnection("127.0.0.1", service[2], timeout=20)
     headers = {"X-Api-Key": OLD[0], "Content-Type": "application/json"}
-    client.request("POST", "/v1/rank", b" " * 10_000_000, headers)
-    assert client.getresponse().status == 413
+    with closing(client):
+        client.request("POST", "/v1/rank", b" " * 10_000_000, headers)
+        assert client.getresponse().status == 413
 
 
 def test_keys_are_rotated_in_place(service):
