@@ -17,7 +17,8 @@ from loadtest.errors import LoadtestError
 from loadtest.ids import read_ids, read_log_ids, read_log_kinds
 from loadtest.profile_run import run_profile
 from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
-from loadtest.report import Report, refuse_existing, summary
+from loadtest.report import Report, refuse_existing
+from loadtest.run_report import summary
 from loadtest.service import DEFAULT_URL
 from loadtest.verdict import EXIT_CODES, Verdict
 from loadtest.workspace import Workspace

@@ -10,7 +10,8 @@ from loadtest.cluster import Watch, find_cluster
 from loadtest.ids import read_ids, read_log_ids
 from loadtest.measure import measure
 from loadtest.profiles import load_profile, load_slo
-from loadtest.report import Report, make_report, refuse_existing, write_report
+from loadtest.report import Report, refuse_existing
+from loadtest.run_report import make_report, write_run
 from loadtest.service import probe
 from loadtest.timeline import timeline
 from loadtest.verdict import judge
@@ -49,5 +50,5 @@ def run_profile(
     moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
     verdict, reasons = judge(measured, slo)
     report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
-    write_report(folder, report, done.requests, profile, slo, done.locust_html, moments)
+    write_run(folder, report, done.requests, profile, slo, done.locust_html, moments)
     return report, folder
