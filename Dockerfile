@@ -1,6 +1,8 @@
 # The service's image, for KubeRay and for `ray up`: docker build --tag REGISTRY/tabrank:0.1 .
 # With a scorer on GPUs: --build-arg EXTRAS=redis,torch. Nothing in it is secret; tokens and passwords come when it runs.
-FROM python:3.11-slim
+# By digest, the base stays the same: --build-arg BASE=python:3.11-slim@sha256:… (docker buildx imagetools inspect names it).
+ARG BASE=python:3.11-slim
+FROM ${BASE}
 
 # `ray up` copies its files into the container with it.
 RUN apt-get update \
@@ -9,12 +11,16 @@ RUN apt-get update \
 
 ARG EXTRAS=redis
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml README.md LICENSE lock.txt constraints.txt ./
 COPY serve serve
 COPY training training
 COPY loadtest loadtest
-# Into the system's own Python: a login shell, which `ray up` uses, forgets any other PATH.
-RUN python -m pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
+# Into the system's own Python: a login shell, which `ray up` uses, forgets any other PATH. Every package must match a
+# hash of the lock, torch and its CUDA libraries apart. The lock's own pip first: older ones check no constraint's hash.
+RUN sed -n '/^pip==/,/[^\\]$/p' lock.txt > pip.txt \
+ && python -m pip install --no-cache-dir --require-hashes --requirement pip.txt \
+ && python -m pip install --no-cache-dir --no-require-hashes --only-binary :all: --constraint constraints.txt \
+    --constraint lock.txt --build-constraint lock.txt ".[${EXTRAS}]" \
  && rm -rf /src
 
 # The number, because Kubernetes can tell only from it that this is not root; 1000 is also who logs in to a cloud's

@@ -1,14 +1,16 @@
 # Every command there is; the README and CI call these and no others.
 SHELL := /bin/bash
 PYTHON ?= python3
+UPGRADE ?= --upgrade
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet
 STAMP := .venv/.installed
 EXPERIMENT := var/experiment
 # Ray turns token authentication on by itself in some settings: the mode is always said.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo experiment up down observe test check audit fmt
+.PHONY: help install demo experiment up down observe test check audit lock fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
@@ -16,11 +18,17 @@ help: ## This list.
 
 install: $(STAMP) ## The pinned environment, in .venv.
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training,loadtest,dev]'
-	touch $@
+$(STAMP): pyproject.toml lock.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'tabrank needs Python 3.11 or newer; name one: make install PYTHON=python3.11' >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
+	  echo '$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@# No source is built: what it would need to be built has no hash here.
+	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement lock.txt
+	$(PIP) --no-require-hashes --constraint constraints.txt --constraint lock.txt torch
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip check
+	@touch $@
 
 demo: install ## From nothing to a verdict: simulate, train, serve, rank, load, report (under 8 minutes).
 	@$(BIN)/python -m loadtest.demo
@@ -82,7 +90,16 @@ test: check ## Everything: what check does, then real Ray, HTTP and Locust.
 audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand and in no other target.
 	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet 'pip-audit>=2.10,<3'; }
 	@# Strict: a package that could not be looked up is no package without weaknesses.
+	@.venv/audit/bin/pip-audit --requirement lock.txt --disable-pip --strict --progress-spinner off
 	@.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+lock: ## Renew lock.txt with the newest versions, or some: UPGRADE='--upgrade-package NAME'; asks the internet.
+	@test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/pip install --quiet 'uv>=0.9,<1'; }
+	@.venv/lock/bin/uv pip compile pyproject.toml --all-extras --universal --generate-hashes $(UPGRADE) \
+	  --constraint constraints.txt --no-emit-package torch --no-annotate --custom-compile-command 'make lock' \
+	  --quiet --output-file lock.txt
+	@# Its CUDA libraries come with the build of torch that needs them.
+	@sed -i -E '/^(cuda-|nvidia-|triton==)/,/[^\\]$$/d' lock.txt
 
 fmt: install ## Format, and mend what can be mended.
 	@$(BIN)/ruff format .

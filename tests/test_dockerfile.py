@@ -15,20 +15,29 @@ def arguments(step):
     return [rest for name, rest in STEPS if name == step]
 
 
+def defaults():
+    return dict(rest.split("=", 1) for rest in arguments("ARG"))
+
+
 def test_what_is_copied_exists_and_is_sent():
     sources = {source for rest in arguments("COPY") for source in rest.split()[:-1]}
-    assert {"serve", "constraints.txt", "pyproject.toml"} <= sources
+    assert {"serve", "lock.txt", "pyproject.toml"} <= sources
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert sources == sent
     assert all((ROOT / source).exists() for source in sources)
 
 
 def test_it_installs_the_pinned_versions_and_extras_that_exist():
-    (extras,) = [rest.removeprefix("EXTRAS=") for rest in arguments("ARG")]
+    extras = defaults()["EXTRAS"]
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras.split(",")) <= set(known)
     (install,) = [rest for rest in arguments("RUN") if "pip install" in rest]
-    assert "--constraint constraints.txt" in install
+    first, second = re.findall(r"-m pip install ([^&]*)", install)
+    assert "--require-hashes --requirement pip.txt" in first
+    for option in ("--constraint constraints.txt", "--constraint lock.txt", "--build-constraint lock.txt"):
+        assert f" {option} " in second
+    # The project itself has no hash; everything else that has one is checked.
+    assert " --no-require-hashes --only-binary :all: " in second
 
 
 def test_it_runs_as_the_pods_do():
@@ -42,4 +51,5 @@ def test_no_secret_is_in_it():
 
 def test_python_is_the_one_that_is_tested():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert arguments("FROM") == [f"python:{wanted.removeprefix('>=')}-slim"]
+    assert arguments("FROM") == ["${BASE}"]
+    assert defaults()["BASE"] == f"python:{wanted.removeprefix('>=')}-slim"

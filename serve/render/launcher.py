@@ -255,11 +255,17 @@ def _installation(config: Config, launch: Launch) -> list[str]:
     if launch.image:
         return []  # the image holds it
     extras = ",".join(["redis", *sorted(backends_of(config) & {"torch"})])
-    pip = "~/tabrank/venv/bin/python -m pip install --quiet --constraint ~/tabrank/source/constraints.txt"
+    pip = "~/tabrank/venv/bin/python -m pip install --quiet"
+    lock = "~/tabrank/source/lock.txt"
+    pinned = f"--constraint ~/tabrank/source/constraints.txt --constraint {lock} --build-constraint {lock}"
     path = 'export PATH="$HOME/tabrank/venv/bin:$PATH"'
     return [
         "python3 -c 'import ensurepip' || (sudo apt-get update -q && sudo apt-get install -y -q python3-venv)",
-        f'test -x ~/tabrank/venv/bin/python || python3 -m venv ~/tabrank/venv; {pip} "$HOME/tabrank/source[{extras}]"',
+        "test -x ~/tabrank/venv/bin/python || python3 -m venv ~/tabrank/venv",
+        # The lock's own pip first: older ones do not check the hashes of constraints.
+        f"sed -n '/^pip==/,/[^\\\\]$/p' {lock} > ~/tabrank/pip.txt",
+        f"{pip} --require-hashes --requirement ~/tabrank/pip.txt",
+        f'{pip} --no-require-hashes --only-binary :all: {pinned} "$HOME/tabrank/source[{extras}]"',
         f"grep -q tabrank/venv ~/.bashrc || echo '{path}' >> ~/.bashrc",
     ]
 

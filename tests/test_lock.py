@@ -1,0 +1,72 @@
+"""The lock that CI, the image and the launched nodes install from."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+HASH = re.compile(r" --hash=sha256:[0-9a-f]{64}(?= |$)")
+
+
+def entries(name):
+    """The requirements of a file of pins, each on one line with what belongs to it."""
+    text = (ROOT / name).read_text().replace("\\\n", "")
+    return [re.sub(r"\s+", " ", line) for line in text.splitlines() if not line.startswith("#")]
+
+
+def pins(name):
+    return [Requirement(HASH.sub("", entry).strip()) for entry in entries(name)]
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared():
+    project = PROJECT["project"]
+    groups = [PROJECT["build-system"]["requires"], project["dependencies"]]
+    return {one for group in (*groups, *project["optional-dependencies"].values()) for one in group}
+
+
+def test_every_package_of_the_lock_has_a_version_and_a_hash():
+    assert len(entries("lock.txt")) > 100
+    for entry, pin in zip(entries("lock.txt"), pins("lock.txt"), strict=True):
+        assert HASH.search(entry), entry
+        assert [spec.operator for spec in pin.specifier] == ["=="], entry
+        # A URL would name one registry, and an option one index, for everybody.
+        assert pin.url is None, entry
+
+
+@pytest.mark.parametrize("requirement", sorted(declared()))
+def test_the_lock_covers_each_requirement_of_the_project(requirement):
+    wanted = Requirement(requirement)
+    found = [
+        pin
+        for file in ("lock.txt", "constraints.txt")
+        for pin in pins(file)
+        if canonical(pin.name) == canonical(wanted.name)
+    ]
+    assert found, "run `make lock UPGRADE=`"
+    for pin in found:
+        assert all(wanted.specifier.contains(spec.version) for spec in pin.specifier), "run `make lock`"
+
+
+def test_only_torch_is_pinned_without_a_hash_and_no_build_of_it_is_chosen():
+    assert entries("constraints.txt") == [str(pin) for pin in pins("constraints.txt")]
+    assert [pin.name for pin in pins("constraints.txt")] == ["torch"]
+    assert "+" not in str(pins("constraints.txt")[0].specifier)
+    names = {pin.name for pin in pins("lock.txt")}
+    assert not {name for name in names if re.match(r"torch$|triton$|cuda-|nvidia-", name)}
+    # What every build of torch needs has its hash.
+    assert {"filelock", "networkx", "sympy"} <= names
+
+
+def test_make_install_takes_nothing_that_the_lock_lacks_and_builds_no_source():
+    recipe = (ROOT / "Makefile").read_text()
+    assert "--require-hashes --no-deps --only-binary :all: --requirement lock.txt" in recipe
+    assert "--no-deps --no-build-isolation --editable ." in recipe
+    assert "pip check" in recipe
