@@ -14,7 +14,7 @@ import psutil
 from loadtest.chaos.fault import Allowed, Fault
 from loadtest.chaos.target import REPLICA, Target
 from loadtest.errors import LoadtestError
-from loadtest.records import candidate, pack
+from loadtest.records import candidate, forget, pack
 from loadtest.service import EVENTS_PATH, PATH, ask
 
 # With four digits, an id or a string of the greatest length. A thousand are just within a ranking's body.
@@ -22,6 +22,8 @@ LONGEST = "\N{ROCKET}" * 252
 NUM_CANDIDATES = 1_000
 # Of so many members each is kept, and so many records are just within a body of events.
 NUM_MEMBERS, NUM_RECORDS = 32, 30
+# With so many small records more, all batches have 100,000: the log is written at once, whatever their bytes.
+NUM_SMALL = 170
 FLOOD_S, GROWTH, MAX_BYTES = 20.0, 1.2, 3 << 30
 
 
@@ -108,7 +110,8 @@ class LongStrings(Flood):
         viewers = [
             {"type": "viewer", "id": f"long-{number}-{i}", "fields": fields} for i in range(NUM_RECORDS)
         ]
-        return pack([*viewers, candidate(f"long-{number}")])
+        small = [forget("long")] * NUM_SMALL
+        return pack([*viewers, *small, candidate(f"long-{number}")])
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """Return how many batches are lost, too."""
