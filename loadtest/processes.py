@@ -109,7 +109,8 @@ def _end(service: Service, marker: str, process: subprocess.Popen[bytes] | None)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
-    if service.stop and marked(marker):
+    # A fault may have started it anew, without our mark.
+    if service.stop and (process or marked(marker)):
         with contextlib.suppress(subprocess.TimeoutExpired):  # then they are ended below
             subprocess.run(
                 service.stop,

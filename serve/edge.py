@@ -85,8 +85,8 @@ class Edge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "websocket":
-            # Before a handshake is accepted, this answers 403.
-            await send({"type": "websocket.close"})
+            # Before a handshake is accepted, this answers 403. Ray's proxy fails without a code.
+            await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
             if scope["path"].endswith(RANK) and self._fetcher.admission.refuses():
                 return await self.busy(send, begun)

@@ -87,6 +87,9 @@ class Fault(ABC):
         """Do it."""
         raise NotImplementedError
 
+    def look(self, target: Target) -> None:  # noqa: B027
+        """Look at the service, several times a second while the load lasts."""
+
     def heal(self, target: Target) -> None:  # noqa: B027 # what was killed comes back by itself
         """Undo it, `hold_s` later."""
 

@@ -47,6 +47,11 @@ def measured(found: Report) -> str:
             f"{found['rankings_counted']:,.0f} rankings counted, {found['exposures_logged']:,.0f} exposures logged, "
             f"{found['exposures_dropped']:,.0f} dropped"
         )
+    if "flood" in found:
+        parts.append(
+            f"{found['flood']} answered in the flood, {found['restarts']} restarts, "
+            f"{found['memory_before_mib']:,} → {found['memory_most_mib']:,} → {found['memory_mib']:,} MiB"
+        )
     if "recovered_s" in found:
         parts.append(
             f"the head back {_seconds(found['recovered_s'])}, {found['replaced']:g} replicas replaced"

@@ -18,11 +18,13 @@ import yaml
 from loadtest.bench import Bench
 from loadtest.chaos.changes import CHANGES
 from loadtest.chaos.fault import CLIENT_TIMEOUT_S, Document, Fault
+from loadtest.chaos.floods import FLOODS
 from loadtest.chaos.head import HEAD
 from loadtest.chaos.kills import KILLS, ONLY_SCORER
 from loadtest.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
 from loadtest.chaos.report import fault_line, write_chaos
 from loadtest.chaos.stores import FILES, DiskFull, RedisKilled
+from loadtest.chaos.supervisor import SUPERVISOR
 from loadtest.chaos.target import Target
 from loadtest.cluster import Sample, read_service
 from loadtest.errors import LoadtestError
@@ -38,8 +40,8 @@ from loadtest.verdict import Verdict
 from loadtest.workspace import Say, Workspace
 
 FAULTS: tuple[Fault, ...] = (  # those on one service one after the other: a start takes 20 s
-    *(*KILLS, *FILES),
-    *(ONLY_SCORER, DiskFull(), *CHANGES),
+    *(*KILLS, *FILES, *SUPERVISOR),
+    *(ONLY_SCORER, DiskFull(), *FLOODS, *CHANGES),
     RedisKilled(),
     *HEAD,
 )
@@ -246,6 +248,7 @@ def _watching(target: Target, fault: Fault, begun_s: float) -> Iterator[tuple[li
     def look() -> None:
         while not over.wait(LOOK_S):
             at_s = time.monotonic() - begun_s
+            fault.look(target)
             there = target.replicas()
             if there:
                 seen.append(Seen(at_s, target.at_full_strength(fault.replicas)))

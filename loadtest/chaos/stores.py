@@ -9,13 +9,14 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from loadtest.chaos.fault import TWO, Allowed, Document, Fault
-from loadtest.chaos.target import Target
+from loadtest.chaos.target import REPLICA, Target
 from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
 from loadtest.metrics_page import total
@@ -25,6 +26,7 @@ GARBAGE_BYTES = 1 << 20
 FULL_BYTES = 8192  # LMDB's two meta pages: what a commit needs beyond them is not there
 HEALED = Allowed(failed_share=0.0, first="none", whole_s=5.0)
 START_S = 20.0
+INGEST = REPLICA + "Ingest"
 
 
 class FileReplaced(Fault):
@@ -59,11 +61,11 @@ class DiskFull(Fault):
 
     def inject(self, target: Target) -> None:
         """Limit the size of its files."""
-        _limit(target, FULL_BYTES)
+        limit_files(target.find(INGEST), FULL_BYTES)
 
     def heal(self, target: Target) -> None:
         """Lift the limit, of whichever Ingest there is."""
-        _limit(target, resource.RLIM_INFINITY)
+        limit_files(target.find(INGEST), resource.RLIM_INFINITY)
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """What became of the rankings' exposures, as the service counts them."""
@@ -153,8 +155,9 @@ def _aside(data: Path) -> Path:
     return data.with_name("aside.mdb")
 
 
-def _limit(target: Target, num_bytes: int) -> None:
-    for process in target.find("ray::ServeReplica:spaces:Ingest"):
+def limit_files(processes: Iterable[psutil.Process], num_bytes: int) -> None:
+    """Let no file of these processes grow beyond so many bytes."""
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
             process.rlimit(psutil.RLIMIT_FSIZE, (num_bytes, hard))

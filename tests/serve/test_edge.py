@@ -629,6 +629,16 @@ def test_what_cannot_be_taken_is_refused_as_a_problem(service, asked, status):
     assert response.headers["content-type"] == "application/problem+json"
 
 
+def test_a_websocket_handshake_is_refused_with_the_code_that_ray_s_proxy_reads(service):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Edge(service.fetcher)({"type": "websocket", "path": "/v1/rank", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
 def test_a_body_without_a_type_is_refused_as_a_page_may_send_one(service):
     async def scenario():
         await service.fetcher.refresh()
