@@ -175,17 +175,6 @@ def require(models: Path, version: str, where: str) -> None:
         raise TabrankError(f"{where}: version {version!r} is not published in {models}; {hint}")
 
 
-def promote(models: Path, version: str) -> None:
-    """Makes a published version the current one: readers of the pointer see the old one or the new one.
-
-    `serve.rollout.releases` does it where what was before is to be remembered.
-
-    Raises:
-        TabrankError: the version is not published; names the nearest.
-    """
-    point(models, CURRENT, version)
-
-
 def point(models: Path, pointer: str, version: str) -> None:
     """Has a pointer, CURRENT or CANARY, name a published version; on disk when it returns.
 
@@ -214,7 +203,7 @@ def unpoint(models: Path, pointer: str) -> None:
 
 
 def current(models: Path) -> str | None:
-    """The version that `promote` made current, None before the first; raises as `pointed` does."""
+    """The version that is current, None before the first; raises as `pointed` does."""
     return pointed(models, CURRENT)
 
 
