@@ -26,7 +26,9 @@ app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 app.add_typer(
     models, name="models", help="The published versions: list, promote, roll back, canary, score shift."
 )
-app.add_typer(render, name="render", help="Write the launcher file or the RayService of a cluster.")
+app.add_typer(
+    render, name="render", help="Write the launcher file or RayService of a cluster, or a systemd unit."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
 AnyRunFolder = Annotated[
@@ -69,6 +71,7 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     stopped = stop(run, progress=_say)
     never = stopped["was"] == NEVER
     line = f"no service was ever started in {run}" if never else f"stopped (it was {stopped['was']})"
+    line += f"; its logs are in {stopped['kept_logs']}" if stopped["kept_logs"] else ""
     _answer(stopped, as_json, line)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,15 +20,25 @@ import psutil
 from serve.config import Config, read
 from serve.diff.consequence import Consequence
 from serve.diff.difference import Difference
-from serve.diff.running import InFolder, Progress, follow, hand_over
+from serve.diff.running import InFolder, Progress, follow, hand_over, up_command
 from serve.environment import environment
 from serve.errors import TabrankError
-from serve.run_folder import SUPERVISE, RunFolder
+from serve.run_folder import GRACE_S, SUPERVISE, RunFolder
 from serve.status.vitals import answers_of, degraded_by
 from serve.supervisor import route, status_code
 
 NEVER = "never started"
-GRACE_S = 15.0  # for running requests and the replicas' own shutdown; then processes are ended by id
+UNWATCHED = "unwatched"
+# A supervisor writes its state once a second; on a full machine a round may take some seconds.
+STALE_S = 6.0
+GONE = (
+    "the supervisor is gone: the service goes on, and replicas that die are replaced; nobody deploys a change, tells"
+    " the state of replicas, or notices that Ray itself has ended; take it over with: {up}"
+)
+STALE = (
+    "the supervisor has not written its state for {age:.0f} s, so the state of replicas is not known: make room where"
+    " {run} lies; if there is some, {log} may have the reason"
+)
 
 
 def up(
@@ -40,9 +52,10 @@ def up(
     """Start the service of `config_path` and return once it answers.
 
     A service that already runs with the same file is left alone; a changed file is deployed in place, without
-    a restart where Serve allows it. What an earlier, killed run of this folder left behind is ended first.
-    Returns the content of `service.json`, with `seconds`, `action` ("started", "deployed" or "none"), `changes` and
-    `degraded`: why it would not rank as the file says, such as that there is no model.
+    a restart where Serve allows it. One whose supervisor is gone gets a new one, without a gap; what another killed run
+    of this folder left behind is ended first.
+    Returns the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken over" or "none"),
+    `changes` and `degraded`: why it would not rank as the file says, such as that there is no model.
     Raises TabrankError with the reason, after everything has been stopped again.
     """
     begin = time.monotonic()
@@ -61,40 +74,74 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
     """Stop the service of this run folder, whatever state it is in; nothing running is no error.
 
     Returns `was` (the state found, NEVER where there is no such folder), `killed` (names of processes that had to be
-    ended by id) and `seconds`.
+    ended by id), `kept_logs` (the folder of this session's logs, None if there are none) and `seconds`.
     """
     begin = time.monotonic()
     run = RunFolder.of(run_dir)
-    if not run.path.exists() and not run.processes():
-        return {"was": NEVER, "killed": [], "seconds": 0.0}
+    if not run.path.exists() and not run.processes() and run.temp is None:
+        return {"was": NEVER, "killed": [], "kept_logs": None, "seconds": 0.0}
     with run.locked(60.0):
         was = status(run_dir)["state"]
-        killed = _clean(run, progress)
-    return {"was": was, "killed": killed, "seconds": round(time.monotonic() - begin, 1)}
+        killed, kept = _clean(run, progress)
+    seconds = round(time.monotonic() - begin, 1)
+    return {"was": was, "killed": killed, "kept_logs": kept and str(kept), "seconds": seconds}
 
 
 def status(run_dir: Path) -> dict[str, Any]:
     """What runs in this run folder: `state`, and, unless it is stopped, `service.json`, the memory used and the logs.
 
-    `state` is "stopped", "starting", "deploying", "ready", "failed" or "dead" (killed; `down` clears it).
+    `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and `unwatched` says
+    what is not watched) or "dead" (killed; `down` clears it).
     """
     run = RunFolder.of(run_dir)
     service, processes = run.service(), run.processes()
+    kept = {"kept_logs": str(run.kept_logs)} if run.kept_logs.exists() else {}
     if not service and not processes:
-        return {"state": "stopped"}
-    state = service.get("state", "starting") if run.supervisors() else "dead"
+        return {"state": "stopped", **kept}
+    unwatched = _unwatched(run, service)
+    state = service.get("state", "starting")
+    if unwatched:
+        state = UNWATCHED if _is_alive(service) else "dead"
+        service["applications"] = _of_unknown_state(service) if state == UNWATCHED else {}
     memory = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
             memory += process.memory_full_info().pss  # shared pages are counted once
-    logs = {"log": str(run.log), "replica_logs": str(run.replica_logs)}
-    return {**service, "state": state, "processes": len(processes), "memory_mib": memory >> 20, **logs}
+    found = {"state": state, "unwatched": unwatched, "processes": len(processes), "memory_mib": memory >> 20}
+    logs = run.replica_logs
+    return {**service, **found, "log": str(run.log), "replica_logs": logs and str(logs), **kept}
+
+
+def _unwatched(run: RunFolder, service: Mapping[str, Any]) -> str:
+    """Return why what `service.json` says of a service is no longer so; empty where it is."""
+    if not run.supervisors():
+        return GONE.format(up=up_command(Path(service.get("config", "cluster.yaml")), run))
+    # A start and a deploy wait for Serve, and write when it has answered.
+    if service.get("state") == "ready" and (age := run.age_s()) > STALE_S:
+        return STALE.format(age=age, run=run.path, log=run.log)
+    return ""
+
+
+def _is_alive(service: Mapping[str, Any]) -> bool:
+    documents = [{**app, "name": name} for name, app in service.get("applications", {}).items()]
+    front = service.get("url", "") + route({"applications": documents})
+    return bool(documents) and status_code(front + "/livez") == 200
+
+
+def _of_unknown_state(service: Mapping[str, Any]) -> dict[str, Any]:
+    """Return its applications without what was true of them when somebody looked last."""
+    unknown: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
+    return {
+        name: {**app, "deployments": {key: {**unknown} for key in app["deployments"]}}
+        for name, app in service["applications"].items()
+    }
 
 
 def _act(
     config: Config, run: RunFolder, haproxy: bool, timeout_s: float, progress: Progress
 ) -> tuple[str, list[Any]]:
     """Bring the service to `config` by the mildest means, nothing, a deploy in place or a start; what changed."""
+    taken_over = _take_over(run, timeout_s, progress)
     difference = _difference(config, run)
     changes = difference.plain()["changes"] if difference else []
     if difference is not None:
@@ -102,7 +149,7 @@ def _act(
         if service["haproxy"] != haproxy:
             progress("restarting: the ingress changes")
         elif not difference.changes and not service["error"] and service["state"] == "ready":
-            return "none", changes
+            return "taken over" if taken_over else "none", changes
         else:
             for line in difference.lines():
                 progress(line)
@@ -115,12 +162,10 @@ def _act(
             _refuse_busy_port(config)  # before what runs well is stopped for it
     _clean(run, progress)
     _refuse_busy_port(config)
+    # HAProxy's admin socket is open to everyone who can reach it.
+    temp = run.make_temp()
     try:
-        run.temp.mkdir(mode=0o700)  # HAProxy's admin socket is open to everyone who can reach it
-    except FileExistsError:
-        raise TabrankError(f"{run.temp}: exists and belongs to somebody else; remove it") from None
-    try:
-        _detach(config, run, haproxy)
+        _detach(config.path, run, haproxy, environment(config, run, temp, haproxy))
         follow(run, timeout_s, progress, lambda now: now["state"] in ("ready", "failed"))
     except BaseException:
         _clean(run, progress)
@@ -138,29 +183,40 @@ def _difference(config: Config, run: RunFolder) -> Difference | None:
     return running.difference(config) if alive else None
 
 
-def _clean(run: RunFolder, progress: Progress) -> list[str]:
-    """Stop what runs, end what is left, and remove the files; returns the names of what had to be killed."""
+def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
+    """Give a service that serves without a supervisor a new one; return whether it was such a one."""
+    service = run.service()
+    is_whole = service.get("state") in ("ready", "deploying") and run.has_deployed()
+    if run.supervisors() or not is_whole or not _is_alive(service) or not (node := run.node()):
+        return False
+    progress("taking over what runs without a supervisor")
+    # Of a node of this cluster: it has the token and the ports of its start.
+    _detach(Path(service["config"]), run, service["haproxy"], node[0].environ())
+    follow(run, timeout_s, progress, lambda now: now["pid"] != service["pid"])
+    return True
+
+
+def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
+    """Stop what runs, end what is left, keep the logs, and remove the files.
+
+    Returns the names of what had to be killed, and where the logs are.
+    """
     supervisors = run.supervisors()
     if supervisors:
         progress("stopping the running service")
         for process in supervisors:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        psutil.wait_procs(supervisors, timeout=GRACE_S)
-        psutil.wait_procs(run.processes(), timeout=2.0)  # Ray's agents notice a second later
-    killed = []
-    deadline = time.monotonic() + GRACE_S
-    while left := run.processes():  # again, because a dying parent may have just started a child
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                killed.append(process.name())
-                process.kill()
-        psutil.wait_procs(left, timeout=2.0)
-        if time.monotonic() > deadline:
-            raise TabrankError(f"process {left[0].pid} cannot be ended; end it, then try again")
-    shutil.rmtree(run.temp, ignore_errors=True)
+        psutil.wait_procs(supervisors, timeout=2 * GRACE_S)
+    killed, kept = run.end(), None
+    try:
+        kept = run.keep_logs()
+    except OSError as error:
+        progress(f"not all logs are kept: {error}")
+    if run.temp is not None:
+        shutil.rmtree(run.temp, ignore_errors=True)
     run.forget()
-    return killed
+    return killed, kept
 
 
 def _refuse_busy_port(config: Config) -> None:
@@ -181,16 +237,18 @@ def _refuse_busy_port(config: Config) -> None:
         raise TabrankError(f"{place} is taken by {holder}; stop that, or give another port") from None
 
 
-def _detach(config: Config, run: RunFolder, haproxy: bool) -> None:
+def _detach(config: Path, run: RunFolder, haproxy: bool, env: Mapping[str, str]) -> None:
     """Start the supervisor in a session of its own; it outlives the command that started it."""
-    command = [sys.executable, "-m", "serve.supervisor", SUPERVISE, str(config.path), str(run.path)]
-    with run.log.open("wb") as log:
+    command = [sys.executable, "-m", "serve.supervisor", SUPERVISE, str(config), str(run.path)]
+    # What an earlier supervisor of what runs wrote stays.
+    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if run.node() else os.O_TRUNC), 0o600)
+    with open(log, "wb") as file:
         subprocess.run(
             [*command, str(int(haproxy))],
-            cwd=config.path.parent,
-            env=environment(config, run, haproxy),
+            cwd=config.parent,
+            env=env,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=file,
+            stderr=file,
             check=True,
         )

@@ -24,13 +24,18 @@ class Commands(TyperGroup):
         """Runs the command that was asked for."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both unwind what was begun
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                # Now, while a reader that is gone, such as `head`, can still be told from a failure.
+                sys.stdout.flush()
         except TabrankError as error:
             print(error, file=sys.stderr)
         except (KeyboardInterrupt, typer.Abort):
             print("interrupted; what was under way is not finished", file=sys.stderr)
         except Exception as error:
-            if hasattr(error, "exit_code"):  # typer's own: wrong usage, --help, an exit that a command chose
+            # typer's own: wrong usage, --help, an exit that a command chose, and a closed pipe, which it keeps quiet
+            if hasattr(error, "exit_code") or isinstance(error, BrokenPipeError):
                 raise
             traceback.print_exc()
         raise typer.Exit(2)

@@ -78,6 +78,15 @@ ONE_MACHINE = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
 }
+OTHERS_MEMORY = {
+    # Above 95 % of the whole machine's memory, whoever uses it, Ray kills its own workers, controller and proxies among
+    # them, four times a second until there is room. A neighbour's hunger ended a service of 1.4 GiB that way, and none
+    # of these kills helps against it. A rendered cluster has machines of its own and keeps Ray's rule.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # By default the kernel takes Ray's workers before every other process, however small they are. With this it
+    # takes the largest process, be it a neighbour or a replica that leaks.
+    "RAY_worker_oom_score_adjustment": "0",
+}
 SEVERAL_MACHINES = {
     "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
     # A machine that is gone answers nothing, and a request may still be asked of another one; by default it waits 5 s.
@@ -107,15 +116,15 @@ EVERYWHERE = {
 }
 
 
-def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]:
-    """The environment of every process of this cluster."""
+def environment(config: Config, run: RunFolder, temp: Path, haproxy: bool) -> dict[str, str]:
+    """The environment of every process of this cluster; `temp` is its temporary folder."""
     env = dict(os.environ)
     env.pop("RAY_ADDRESS", None)  # would lead into another cluster
     stats, haproxy_metrics, fallback, metrics = _free_ports(4)
     if haproxy:
         _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
         tunable = {**FAST, **ONE_MACHINE}
-        sockets = run.temp / "h"  # the node's 56-character id and the file's name are still to come
+        sockets = temp / "h"  # the node's 56-character id and the file's name are still to come
         forced = {
             **HAPROXY,
             # Fixed ports of Ray's: a second cluster on the machine would fail on them.
@@ -133,7 +142,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
         tunable = {}
         # The second forces the ingress of the first, which the plain proxy does without.
         forced = {**LISTENING, "RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    tunable |= EVERYWHERE
+    tunable |= OTHERS_MEMORY | EVERYWHERE
     forced |= {
         MARKER: run.cluster_id,
         # A process that sets its title overwrites its environment, and with it the marker, if not told.
@@ -141,7 +150,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
         "TABRANK_HOME": str(config.path.parent),
         RUN_FOLDER: str(run.path),
         METRICS_PORT: str(metrics),
-        "PYTHONPATH": os.pathsep.join(_import_folders(config)),
+        "PYTHONPATH": os.pathsep.join(import_folders(config)),
         # The name is historical: at 0 Ray binds all its own ports to 127.0.0.1, on Linux too.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Each replica's gRPC port listens on all interfaces and takes pickles: only who has this start's token
@@ -167,8 +176,8 @@ def rendered_environment(home: str) -> dict[str, str]:
     }
 
 
-def _import_folders(config: Config) -> list[str]:
-    """Where replicas import from: the tree that this module lies in, then the file's own folder."""
+def import_folders(config: Config) -> list[str]:
+    """Return where replicas import from: the tree that this module lies in, then the file's own folder."""
     source = str(Path(__file__).resolve().parents[1])
     installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}  # found without our help
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)

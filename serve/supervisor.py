@@ -1,4 +1,7 @@
-"""The process that owns the service's local Ray cluster: starts it, deploys the file, watches, shuts down."""
+"""Supervisor of the service's local Ray cluster: starts it, deploys the file, watches, shuts down.
+
+The cluster is no child of it: it outlives a supervisor that is killed, and the next one attaches to it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from serve.check.our_application import OUR_APPLICATION
 from serve.config import Config, read
 from serve.diff.running import SETTLE_S, application_of, cause, plain_nodes
 from serve.environment import HAPROXY_PORT, METRICS_PORT
 from serve.errors import TabrankError
 from serve.run_folder import POLL_S, RAY, RunFolder
+from serve.status.restarts import Restarts
 
 STATUS_PERIOD_S = 1.0
 REPORT_MS = "RAY_metrics_report_interval_ms"  # Ray's, of how often a process hands its counters on
@@ -34,7 +40,8 @@ class _Superseded(Exception):
 class Supervisor:
     """Serves one `cluster.yaml` until SIGTERM; SIGHUP deploys what the run folder wants, in place.
 
-    All that others may know is in `service.json`; `error` there is the reason why the last deploy failed.
+    All that others may know is in `service.json`; `error` there is the reason why the last deploy failed. It is
+    written once a second, so that its age tells whether it still holds.
     """
 
     def __init__(self, config: Config, run: RunFolder, haproxy: bool) -> None:
@@ -42,7 +49,14 @@ class Supervisor:
         self._config = config
         self._run = run
         self._client: Any = None
+        self._node: list[psutil.Process] = []
+        self._restarts = Restarts()
         self._redeploy = False
+        # What runs, and whether the run folder has yet to be told.
+        self._deployed: dict[str, Any] = {}
+        self._is_new = False
+        # Why the run folder could not be written, empty where it could.
+        self._unwritten = ""
         self._service: dict[str, Any] = {
             "state": "starting",
             "stage": "starting Ray",
@@ -63,40 +77,71 @@ class Supervisor:
             "metrics_every_s": float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
             "applications": {},
             "nodes": [],
+            "restarts": {},
         }
 
-    def main(self) -> None:
-        """Run until SIGTERM or a failed start."""
+    @classmethod
+    def attached(cls, run: RunFolder) -> Supervisor:
+        """Return a supervisor of a service that runs and has none; what fails here leaves the service as it is."""
+        service, document = run.service(), run.deployed()
+        supervisor = cls(
+            _config(service["config"], document, service["config_sha256"]), run, service["haproxy"]
+        )
+        mine = {"pid": os.getpid(), "state": "ready", "stage": "serving", "deploying": None}
+        supervisor._service |= service | mine
+        supervisor._deployed = document
+        supervisor._connect(service["ray_address"])
+        return supervisor
+
+    def main(self) -> bool:
+        """Run until SIGTERM or a failure; return whether it was the former."""
+        error = ""
         try:
             self._note()
-            self._start()
-            self._deploy(self._config)
-            self._note(state="ready", num_deploys=1, nodes=_nodes())
+            with contextlib.suppress(TabrankError):
+                self._run.write_pid()
+            if not self._deployed:
+                self._start()
+                self._deploy(self._config)
+                self._note(state="ready", num_deploys=1, nodes=_nodes())
             self._watch()
-        except Exception as error:
-            traceback.print_exc()
-            self._note(state="failed", error=str(error).strip().splitlines()[-1])
+        except Exception as failure:
+            error = reason(failure)
+            _say(traceback.format_exc())
+            self._note(state="failed", error=error)
         finally:
-            self._shut_down()
+            self._shut_down(error)
+        return not error
 
     def _start(self) -> None:
+        # `ray start` makes a node in the same way, but always opens Ray's client port too. `ray.init()` would have the
+        # kernel end the node with this process.
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
+
+        temp = self._run.temp
+        assert temp is not None, "made before this process is started"
+        params = RayParams(
+            include_dashboard=False,
+            # Nothing travels through it.
+            object_store_memory=128 << 20,
+            temp_dir=str(temp / RAY),
+            # On 127.0.0.1, as all of Ray's own (environment.py).
+            metrics_export_port=int(os.environ[METRICS_PORT]),
+        )
+        node = Node(params, head=True, shutdown_at_exit=False, spawn_reaper=False)
+        self._note(stage="starting Ray Serve", ray_address=node.address)
+        self._connect(node.address)
+
+    def _connect(self, address: str) -> None:
         import ray
         from ray.serve._private.api import serve_start
         from ray.serve.schema import ServeDeploySchema
 
-        ray.init(
-            address="local",  # never a cluster that happens to run here
-            namespace="serve",
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=128 << 20,  # nothing travels through it
-            _temp_dir=str(self._run.temp / RAY),
-            # On 127.0.0.1, as all of Ray's own (environment.py).
-            _metrics_export_port=int(os.environ[METRICS_PORT]),
-        )
+        ray.init(address, namespace="serve", log_to_driver=False)
+        self._node = self._run.node()
         signal.signal(signal.SIGTERM, self._on_terminate)  # ray.init() has put its own
         signal.signal(signal.SIGHUP, self._on_hangup)
-        self._note(stage="starting Ray Serve")
         schema = ServeDeploySchema.model_validate(dict(self._config.serve))
         # As `serve run` does it: no public call takes a file.
         self._client = serve_start(
@@ -132,7 +177,7 @@ class Supervisor:
             if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
                 break
             time.sleep(POLL_S)
-        self._run.keep({**config.serve, "nodes": plain_nodes(config)})
+        self._deployed, self._is_new = {**config.serve, "nodes": plain_nodes(config)}, True
         self._note(config=str(config.path), config_sha256=config.sha256, stage="serving")
 
     def _watch(self) -> None:
@@ -143,9 +188,20 @@ class Supervisor:
             if self._redeploy:
                 self._redeploy = False
                 self._deploy_again()
-            with contextlib.suppress(TabrankError):  # a failed deploy was reported when it was asked for
-                self._applications()
-            self._note_changed(nodes=_nodes())
+            gone, _ = psutil.wait_procs(self._node, timeout=0)
+            if gone:
+                raise TabrankError(
+                    "a process of Ray's node has ended, and with it the service; start it again"
+                )
+            try:
+                with contextlib.suppress(TabrankError):  # a failed deploy was reported when it was asked for
+                    self._applications()
+                self._note(
+                    nodes=_nodes(), restarts=self._restarts.found(_actors(), self._service["applications"])
+                )
+            except Exception as error:
+                # Such as of a controller that starts again: the file grows old meanwhile, and `status` says so.
+                _say(f"not watched: {reason(error)}")
 
     def _give_way(self) -> None:
         if self._redeploy:
@@ -160,11 +216,8 @@ class Supervisor:
         except _Superseded:
             return  # whoever asked for this deploy waits no more: it could not be placed, or takes too long
         except Exception as failure:
-            traceback.print_exc()
-            # Ours are sentences; of another's traceback the last line says what it is.
-            error = (
-                str(failure) if isinstance(failure, TabrankError) else str(failure).strip().splitlines()[-1]
-            )
+            _say(traceback.format_exc())
+            error = reason(failure)
             if status_code(self._service["url"] + route(self._run.deployed()) + "/livez") == 200:
                 error += "; the service goes on with what it had"
         self._note(state="ready", error=error, deploying=None, num_deploys=self._service["num_deploys"] + 1)
@@ -174,33 +227,35 @@ class Supervisor:
         wanted = self._run.wanted()
         if not wanted:
             return read(self._config.path)
-        document = wanted["document"]
-        nodes = document.pop("nodes")
-        return Config(Path(wanted["config"]), document, nodes, wanted["sha256"])
+        return _config(wanted["config"], wanted["document"], wanted["sha256"])
 
     def _applications(self) -> dict[str, Any]:
         """Serve's own state, noted; TabrankError if an application cannot be deployed."""
         details = self._client.get_serve_details()["applications"]
         applications = {name: application_of(app) for name, app in details.items()}
-        is_new = self._note_changed(applications=applications)
+        is_new = applications != self._service["applications"]
+        self._note(applications=applications)
         for name, app in details.items():
             if app["status"] == "DEPLOY_FAILED":
                 messages = [app["message"], *(value["message"] for value in app["deployments"].values())]
                 if is_new:
-                    print("\n".join(messages), flush=True)
+                    _say("\n".join(messages))
                 raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages)}")
         return applications
 
-    def _note_changed(self, **changes: Any) -> bool:
-        """Note what differs from what is noted, and whether anything does: the file is written on a change only."""
-        is_new = any(self._service[key] != value for key, value in changes.items())
-        if is_new:
-            self._note(**changes)
-        return is_new
-
     def _note(self, **changes: Any) -> None:
+        """Write what has changed; where the disk is full, nothing ends for it, and the next round tries again."""
         self._service |= changes
-        self._run.write(self._service)
+        try:
+            self._run.write(self._service)
+            if self._deployed and (self._is_new or not self._run.has_deployed()):
+                self._run.keep(self._deployed)
+                self._is_new = False
+            self._unwritten = ""
+        except TabrankError as error:
+            if str(error) != self._unwritten:
+                _say(str(error))
+            self._unwritten = str(error)
 
     def _on_terminate(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -209,13 +264,15 @@ class Supervisor:
     def _on_hangup(self, number: int, frame: Any) -> None:
         self._redeploy = True
 
-    def _shut_down(self) -> None:
+    def _shut_down(self, error: str) -> None:
         import ray
         from ray import serve
 
-        if ray.is_initialized():
+        # A cluster that has failed gives no answer for a minute.
+        if ray.is_initialized() and not error:
             serve.shutdown()  # lets running requests end, then HAProxy
             ray.shutdown()
+        self._run.end()
 
 
 def settled(applications: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -225,6 +282,26 @@ def settled(applications: Mapping[str, Mapping[str, Any]]) -> bool:
         and not any("STOPPING" in one["replicas"] for one in app["deployments"].values())
         for app in applications.values()
     )
+
+
+def _config(path: str, document: Mapping[str, Any], sha256: str) -> Config:
+    """Return a document of the run folder, pools and all, as if it were read from its file."""
+    serve = {key: value for key, value in document.items() if key != "nodes"}
+    return Config(Path(path), serve, document.get("nodes", {}), sha256)
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong in one line; of a traceback of others the last."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return str(error) if isinstance(error, TabrankError) else lines[-1]
+
+
+def _say(text: str) -> None:
+    """Write to the log; a full disk ends nothing."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def _now() -> str:
@@ -244,6 +321,13 @@ def _nodes() -> list[dict[str, Any]]:
         }
         for node in ray.nodes()
     ]
+
+
+def _actors() -> list[dict[str, Any]]:
+    """Return Ray's table of actors, the dead ones too: the public call for it needs the dashboard."""
+    from ray._private.state import actors
+
+    return list(actors().values())
 
 
 def route(document: Mapping[str, Any]) -> str:
@@ -272,7 +356,10 @@ def supervise(config_path: Path, run: RunFolder, haproxy: bool) -> None:
     if os.fork() > 0:
         os._exit(0)
     os.setsid()
-    Supervisor(read(config_path), run, haproxy).main()
+    supervisor = Supervisor.attached(run) if run.node() else Supervisor(read(config_path), run, haproxy)
+    held = supervisor.main()
+    # Without Ray's exit hooks, which wait for a cluster that is gone.
+    os._exit(0 if held else 1)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,23 @@ def rayservice(
     _write(text_of(read(config), manifest), out, as_json)
 
 
+@render.command()
+def systemd(
+    config: ConfigFile = CONFIG,
+    run: Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")] = Path(
+        "var/run"
+    ),
+    out: Out = None,
+    name: Name = "tabrank",
+    as_json: Json = False,
+) -> None:
+    """Write the systemd unit that runs the service on this machine for good."""
+    from serve.config import read
+    from serve.render.systemd import systemd as text_of
+
+    _write(text_of(read(config), run, refuse_name(name)), out, as_json)
+
+
 def refuse_name(name: str) -> str:
     """The name of a cluster, as every cloud and Kubernetes take it; TabrankError otherwise."""
     from serve.check.pools import NAME

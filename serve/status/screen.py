@@ -54,6 +54,8 @@ def screen(found: Mapping[str, Any]) -> RenderableType:
         parts += [_deployments(found["applications"]), _traffic(found), _nodes(found.get("nodes") or [])]
     if found.get("log"):
         parts.append(Text(f"logs   {found['log']}; of replicas {found['replica_logs']}", style="dim"))
+    if found.get("kept_logs"):
+        parts.append(Text(f"logs of the last sessions   {found['kept_logs']}", style="dim"))
     return Group(*parts)
 
 
@@ -77,9 +79,12 @@ def _deployments(applications: Mapping[str, Any]) -> Table:
     for name, app in applications.items():
         for key, deployment in app["deployments"].items():
             replicas = dict(deployment["replicas"])
+            replicas_known = bool(replicas) or deployment.get("target") is not None
             running, target = replicas.pop("RUNNING", 0), deployment.get("target")
             others = ", ".join(f"{count} {state.lower()}" for state, count in sorted(replicas.items()))
-            count = f"{running}/{NOTHING if target is None else target} running"
+            count = (
+                f"{running}/{NOTHING if target is None else target} running" if replicas_known else NOTHING
+            )
             table.add_row(name, key, deployment["status"].lower(), ", ".join(filter(None, (count, others))))
             name = ""
     return table
@@ -98,6 +103,7 @@ def _traffic(found: Mapping[str, Any]) -> Table:
     for name, answer in surfaces.items():
         table.add_row(f"{name}: model", answer.get("model") or NOTHING)
         table.add_row(f"{name}: arms", _arms(answer.get("experiment"), traffic.get("arms") or {}))
+    table.add_row("restarts", _restarts(found.get("restarts")))
     table.add_row(
         "kill switch", ", ".join(f"on for {name}" for name in found.get("kill_switch") or ()) or "off"
     )
@@ -115,6 +121,17 @@ def _arms(experiment: Mapping[str, Any] | None, seen: Mapping[str, float]) -> st
     ]
     held = [f"held out {experiment['holdout']:.0%}"] if experiment["holdout"] else []
     return ", ".join([*arms, *held])
+
+
+def _restarts(restarts: Mapping[str, Any] | None) -> str:
+    """Each part's count since the start, and why it was started again last; nobody knows where no cluster tells."""
+    if restarts is None:
+        return NOTHING
+    told = [
+        f"{name} {one['count']} ({one['last']}{' at ' + one['at'] if one['at'] else ''})"
+        for name, one in sorted(restarts.items())
+    ]
+    return "\n".join(told) or "none"
 
 
 def _nodes(nodes: Iterable[Mapping[str, Any]]) -> Text:

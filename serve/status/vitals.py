@@ -38,7 +38,8 @@ def look(run: Path | None, address: str | None, looks: scrape.Looks | None = Non
         folder = RunFolder.of(run or RUN)
         service, document = status(run or RUN), folder.deployed()
         waits = waiting(service, folder.wanted().get("document", {}), datetime.now(UTC))
-    answers = answers_of(service) if service["state"] in ("ready", "deploying") else {}
+        waits += filter(None, [service.get("unwatched")])
+    answers = answers_of(service) if service["state"] in ("ready", "deploying", "unwatched") else {}
     return {
         **service,
         "degraded": degraded_by(answers, document),

@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from serve.diff.consequence import Consequence
 from serve.diff.difference import Difference, compare
 from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
+from serve.status.restarts import ENDED
+from serve.status.screen import render
+from serve.status.vitals import look
 from serve.supervisor import route, settled
 
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
@@ -113,6 +118,13 @@ def answer(port: int) -> dict[str, Any]:
         return dict(json.loads(response.read()))
 
 
+def until(holds, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def idle_process(marker: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "input()"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: marker})
@@ -121,8 +133,8 @@ def idle_process(marker: str) -> subprocess.Popen[bytes]:
 def assert_nothing_is_left(folder: Path, port: int) -> None:
     run = RunFolder.of(folder / "run")
     assert run.processes() == []
-    assert not run.temp.exists()
-    assert status(folder / "run") == {"state": "stopped"}
+    assert run.temp is None
+    assert status(folder / "run")["state"] == "stopped"
     socket.create_server(("127.0.0.1", port)).close()
 
 
@@ -135,8 +147,7 @@ def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
         assert status(tmp_path)["state"] == "dead"
         stopped = down(tmp_path)
         assert stopped["was"] == "dead"
-        assert len(stopped["killed"]) == 1
-        assert not psutil.pid_exists(orphan.pid)
+        assert orphan.poll() is not None
         assert stranger.poll() is None
         stranger.kill()
     assert status(tmp_path) == {"state": "stopped"}
@@ -203,6 +214,60 @@ def test_up_twice_starts_once_and_a_changed_knob_reaches_the_running_replica(fol
 
 
 @pytest.mark.integration
+def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_deploys(folder, port):
+    started = service(folder, port, knob=1)
+    first = answer(port)
+    os.kill(started["pid"], signal.SIGKILL)
+    now = look(folder / "run", None)
+    assert now["state"] == "unwatched"
+    assert "python -m serve up" in now["waits"][0]
+    assert "unknown" in render(now)
+    assert "running" not in render(now)
+    for _ in range(50):
+        assert answer(port) == first
+        time.sleep(0.05)
+    taken = service(folder, port, knob=1)
+    assert taken["action"] == "taken over"
+    assert taken["pid"] != started["pid"]
+    assert status(folder / "run")["applications"]["tab"]["deployments"]["Scorer"]["replicas"] == {
+        "RUNNING": 1
+    }
+    assert service(folder, port, knob=1)["action"] == "none"
+    assert service(folder, port, knob=3)["action"] == "deployed"
+    assert answer(port) == {**first, "knob": 3}
+
+
+@pytest.mark.integration
+def test_a_run_folder_that_was_deleted_comes_back_and_the_next_file_is_deployed_in_place(folder, port):
+    service(folder, port, knob=3)
+    first = answer(port)
+    shutil.rmtree(folder / "run")
+    until(lambda: status(folder / "run")["state"] == "ready")
+    assert service(folder, port, knob=4)["action"] == "deployed"
+    assert answer(port) == {**first, "knob": 4}
+
+
+@pytest.mark.integration
+def test_a_supervisor_that_can_write_nothing_goes_on_says_so_and_tells_what_happened_meanwhile(folder, port):
+    started, run = service(folder, port, knob=4), RunFolder.of(folder / "run")
+    supervisor = psutil.Process(started["pid"])
+    # As on a full disk: of its log and its state no byte more is written.
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
+    for title in ("ray::ServeReplica:tab:Scorer", "ray::ServeController"):
+        next(one for one in run.processes() if one.cmdline()[:1] == [title]).kill()
+    until(lambda: status(folder / "run")["state"] == "unwatched")
+    assert "make room" in status(folder / "run")["unwatched"]
+    assert answer(port)["knob"] == 4
+    assert supervisor.is_running()
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    until(lambda: {"tab/Scorer", "controller"} <= set(status(folder / "run").get("restarts", ())))
+    found = status(folder / "run")
+    assert (found["state"], found["pid"]) == ("ready", started["pid"])
+    for name in ("tab/Scorer", "controller"):
+        assert (found["restarts"][name]["count"], found["restarts"][name]["last"]) == (1, ENDED)
+
+
+@pytest.mark.integration
 def test_after_a_kill_of_all_but_haproxy_up_starts_anew_and_down_leaves_nothing(folder, port):
     run = RunFolder.of(folder / "run")
     service(folder, port)
@@ -223,6 +288,10 @@ def test_after_a_kill_of_all_but_haproxy_up_starts_anew_and_down_leaves_nothing(
     assert answer(port)["knob"] == 1
     stopped = down(folder / "run")
     assert (stopped["was"], stopped["killed"]) == ("ready", [])
+    kept = Path(stopped["kept_logs"])
+    assert kept.parent == folder / "run" / "logs"
+    assert any(path.name.startswith("serve_replica_tab_Scorer") for path in kept.iterdir())
+    assert any(path.name.startswith("serve_controller") for path in kept.iterdir())
     assert_nothing_is_left(folder, port)
 
 
@@ -238,7 +307,7 @@ def test_the_plain_proxy_serves_and_down_ends_what_a_killed_supervisor_leaves(fo
     started = service(folder, port, haproxy=False)
     assert answer(port)["knob"] == 1
     os.kill(started["pid"], signal.SIGKILL)
-    assert down(folder / "run")["was"] == "dead"
+    assert down(folder / "run")["was"] == "unwatched"
     assert_nothing_is_left(folder, port)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -27,6 +28,9 @@ def end(how: str, times: int = 1) -> None:
         raise TabrankError("--how mistake: name another way")
     if how == "bug":
         {}["no such key"]
+    if how == "prints":
+        print("much of it")
+        raise typer.Exit(times)
     if how.isdecimal():
         os.kill(os.getpid(), int(how))
 
@@ -88,3 +92,17 @@ def test_an_interruption_is_one_sentence(number):
     assert code == 2
     assert said.startswith("interrupted")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("code", ["0", "1"])
+def test_a_reader_that_is_gone_is_no_failure_worth_a_traceback(code):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, __file__, "end", "prints", "--times", code]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""
+
+
+if __name__ == "__main__":
+    app()

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from serve.config import Config
-from serve.environment import FAST, HAPROXY, METRICS_PORT, ONE_MACHINE, SEVERAL_MACHINES, environment
+from serve.environment import (
+    FAST,
+    HAPROXY,
+    METRICS_PORT,
+    ONE_MACHINE,
+    OTHERS_MEMORY,
+    SEVERAL_MACHINES,
+    environment,
+    rendered_environment,
+)
 from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
 
@@ -15,7 +24,9 @@ SOURCE = str(Path(inspect.getfile(environment)).resolve().parents[1])
 
 
 def built(folder: Path, haproxy: bool = True) -> dict[str, str]:
-    return environment(Config(folder / "cluster.yaml", {}, {}, ""), RunFolder.of(folder), haproxy)
+    return environment(
+        Config(folder / "cluster.yaml", {}, {}, ""), RunFolder.of(folder), folder / "temp", haproxy
+    )
 
 
 def test_every_process_carries_the_marker_and_keeps_it(tmp_path):
@@ -34,6 +45,18 @@ def test_ray_reads_every_setting_of_its_own():
     source = "".join(path.read_text() for path in (ray / "serve/_private").glob("*.py"))
     for name in HAPROXY | FAST | ONE_MACHINE | SEVERAL_MACHINES:
         assert f'"{name}"' in source, name
+    raylet = (ray / "core/src/ray/raylet/raylet").read_bytes()
+    for name in OTHERS_MEMORY:
+        assert name.encode() in raylet, name
+
+
+def test_the_memory_of_neighbours_ends_no_process_of_ours_unless_the_shell_says_so(tmp_path, monkeypatch):
+    env = built(tmp_path)
+    assert env["RAY_memory_monitor_refresh_ms"] == env["RAY_worker_oom_score_adjustment"] == "0"
+    assert not set(OTHERS_MEMORY) & set(rendered_environment("/home"))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "250")
+    assert built(tmp_path)["RAY_memory_monitor_refresh_ms"] == "250"
+    assert built(tmp_path, haproxy=False)["RAY_worker_oom_score_adjustment"] == "0"
 
 
 def test_a_shell_can_tune_but_not_redirect(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
 import os
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -15,8 +17,71 @@ def test_a_folder_has_one_cluster_id_however_it_is_written(tmp_path):
 
 
 def test_the_longest_socket_path_fits_what_a_unix_socket_may_have(tmp_path):
-    node_id = "f" * 56
-    assert len(str(RunFolder.of(tmp_path).temp / "h" / node_id / "admin.sock.4194304.tmp")) <= 107
+    temp = RunFolder.of(tmp_path).make_temp()
+    shutil.rmtree(temp)
+    assert len(str(temp / "h" / ("f" * 56) / "admin.sock.4194304.tmp")) <= 107
+
+
+def test_the_temporary_folder_has_another_name_each_time_and_is_found_without_the_run_folder(tmp_path):
+    run = RunFolder.of(tmp_path / "run")
+    first = run.make_temp()
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert RunFolder.of(tmp_path / "run").temp == first
+    assert RunFolder.of(tmp_path / "other").temp is None
+    shutil.rmtree(first)
+    assert run.temp is None
+    second = run.make_temp()
+    assert second != first
+    shutil.rmtree(second)
+
+
+def test_a_temporary_folder_of_another_user_is_not_taken_for_ours(tmp_path, monkeypatch):
+    run = RunFolder.of(tmp_path)
+    folder = run.make_temp()
+    monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid + 1)
+    assert run.temp is None
+    shutil.rmtree(folder)
+
+
+def session(run, **logs):
+    """A temporary folder with logs, as Ray leaves it."""
+    folder = run.make_temp() / "r" / "session_latest" / "logs" / "serve"
+    folder.mkdir(parents=True)
+    for at, (name, content) in enumerate(logs.items()):
+        (folder / name).write_bytes(content)
+        os.utime(folder / name, (at, at))
+
+
+def test_logs_outlive_their_session_the_newest_where_not_all_fit_and_only_of_the_last_sessions(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("serve.run_folder.KEPT_BYTES", 10)
+    run = RunFolder.of(tmp_path / "run")
+    run.path.mkdir()
+    assert run.keep_logs() is None
+    for number in range(5):
+        (run.kept_logs / f"2026010{number}T000000Z").mkdir(parents=True)
+    session(run, oldest=b"aaaaa", older=b"bbbbbb", newest=b"cccccc")
+    kept = run.keep_logs()
+    shutil.rmtree(run.temp)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+        "serve_older": b"bbbb",
+        "serve_newest": b"cccccc",
+    }
+    assert {path.stat().st_mode & 0o077 for path in (kept, *kept.rglob("*"))} == {0}
+    assert len(list(run.kept_logs.iterdir())) == 3
+
+
+def test_a_folder_without_room_is_named_with_what_to_do(tmp_path):
+    run, before = RunFolder.of(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run.write({"state": "ready"})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(TabrankError, match=r"service\.json\.new: .*; make room"):
+            run.write({"state": "failed"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run.service() == {"state": "ready"}
 
 
 def test_what_is_written_is_read_back_and_rubbish_counts_as_nothing(tmp_path):
@@ -58,4 +123,7 @@ def test_what_may_hold_a_password_is_for_its_owner_alone(tmp_path):
     for _ in range(2):
         run.keep({"applications": []})
         run.want(tmp_path / "cluster.yaml", "", {"applications": []})
-    assert [(tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml")] == [0, 0]
+        run.write({})
+    assert [
+        (tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml", "service.json")
+    ] == [0, 0, 0]

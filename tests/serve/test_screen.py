@@ -32,6 +32,10 @@ FOUND = {
             }
         }
     },
+    "restarts": {
+        "spaces/Scorer": {"count": 2, "last": "its process ended", "at": "2026-01-31T12:00:00+00:00"},
+        "controller": {"count": 1, "last": "its process ended", "at": None},
+    },
     "nodes": [
         {"id": "a", "pool": "head", "alive": True},
         {"id": "b", "pool": "workers", "alive": True},
@@ -64,6 +68,8 @@ def test_one_screen_has_it_all():
         "features, ms old  105",
         "spaces: model     20260131T120000Z-ab12",
         "spaces: arms      model 75% (seen 74%), popular 25%, held out 10%",
+        "restarts          controller 1 (its process ended)",
+        "                  spaces/Scorer 2 (its process ended at 2026-01-31T12:00:00+00:00)",
         "kill switch       off",
         "nodes  1 head, 1 workers",
     ]

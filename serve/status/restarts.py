@@ -1,0 +1,65 @@
+"""Restarts of replicas, controller and proxies since the cluster started, from Ray's own table of actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+MEMORY = "killed by Ray's memory monitor"
+ENDED = "its process ended"
+UNHEALTHY = "did not answer its health checks"
+STOPPED = "stopped by a deploy or a lower count"
+
+
+class Restarts:
+    """Counts what had to be started again, with the last reason."""
+
+    def __init__(self) -> None:
+        self._unhealthy: set[str] = set()
+
+    def found(
+        self, actors: Iterable[Mapping[str, Any]], applications: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Return `count`, `last` (the reason) and `at`, by controller, proxy or APPLICATION/DEPLOYMENT.
+
+        `actors` are rows of Ray's table, `applications` is as in `service.json`.
+        """
+        for app in applications.values():
+            for deployment in app["deployments"].values():
+                # Ray tells of a replica that it was stopped, and not why: Serve says so meanwhile.
+                if deployment["status"] == "UNHEALTHY":
+                    self._unhealthy |= {*deployment["ids"]}
+                elif deployment["status"] == "HEALTHY":
+                    self._unhealthy -= {*deployment["ids"]}
+        found: dict[str, dict[str, Any]] = {}
+        for actor in sorted(actors, key=lambda actor: actor["EndTime"]):
+            dead = actor["State"] == "DEAD"
+            count = actor["NumRestarts"] + dead
+            if count and (name := _name(actor["Name"])):
+                before = found.get(name, {"count": 0})
+                last = self._reason(actor) if dead else ENDED
+                at = datetime.fromtimestamp(actor["EndTime"] / 1e3, UTC).isoformat(timespec="seconds")
+                found[name] = {"count": before["count"] + count, "last": last, "at": at if dead else None}
+        return found
+
+    def _reason(self, actor: Mapping[str, Any]) -> str:
+        cause = actor["DeathCause"]
+        if cause.HasField("oom_context"):
+            return MEMORY
+        context = cause.actor_died_error_context
+        if context.reason != context.RAY_KILL:
+            return ENDED
+        replica = actor["Name"].rpartition("#")[2]
+        is_replica = actor["Name"].startswith(REPLICA)
+        return STOPPED if is_replica and replica not in self._unhealthy else UNHEALTHY
+
+
+REPLICA, CONTROLLER, PROXY = "SERVE_REPLICA::", "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"
+
+
+def _name(actor: str) -> str:
+    """Return what an actor of Serve is called here; empty for others."""
+    if actor.startswith(REPLICA):
+        return "/".join(actor.removeprefix(REPLICA).split("#")[:2])
+    return {CONTROLLER: "controller", PROXY: "proxy"}.get(actor.split("-")[0], "")
