@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from serve.durable import put, sync
 from serve.encoder import Encoder
 from serve.errors import ArtifactRefused, TabrankError
 from serve.seal import SEAL, is_whole, sealed
@@ -185,9 +186,8 @@ def point(models: Path, pointer: str, version: str) -> None:
     _sweep(models)
     temporary = models / f".{pointer}.{_host()}.{os.getpid()}.partial"
     try:
-        _write_file(temporary, f"{version}\n".encode())
-        temporary.replace(models / pointer)
-        _flush_folder(models)
+        temporary.write_text(f"{version}\n")
+        put(temporary, models / pointer)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TabrankError(f"models {models}: {pointer} cannot be written: {error}") from error
@@ -197,7 +197,7 @@ def unpoint(models: Path, pointer: str) -> None:
     """Has a pointer name nothing."""
     try:
         (models / pointer).unlink(missing_ok=True)
-        _flush_folder(models)
+        sync(models)
     except OSError as error:
         raise TabrankError(f"models {models}: {pointer} cannot be removed: {error}") from error
 
@@ -298,10 +298,9 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
     try:
         for name, content in files.items():
-            _write_file(partial / name, content)
-        _flush_folder(partial)
-        partial.rename(folder)
-        _flush_folder(folder.parent)
+            (partial / name).write_bytes(content)
+            sync(partial / name)
+        put(partial, folder)
     except OSError as error:
         raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
     finally:
@@ -320,18 +319,3 @@ def _sweep(parent: Path) -> None:
 
 def _host() -> str:
     return socket.gethostname().replace(".", "-") or "localhost"
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import serve.artifact as subject
+from serve import durable
 
 WRITING = {
-    (subject.__file__, name) for name in ("point", "_write_folder", "_write_file", "_flush_folder", "_sweep")
+    *((subject.__file__, name) for name in ("point", "_write_folder", "_sweep")),
+    *((durable.__file__, name) for name in ("put", "sync")),
 }
 
 

@@ -284,7 +284,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_nothing_after_the_next(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; import serve.artifact as a\n"
-        "a._flush_folder = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "a.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"a.save(Path(sys.argv[1]), {{name: b'' for name in a.FILES}}, {{'version': {OLD!r}}})"
     )
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
