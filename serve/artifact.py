@@ -7,7 +7,6 @@ data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unpickled or
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import os
@@ -27,7 +26,7 @@ import psutil
 
 from serve.durable import put, sync
 from serve.encoder import Encoder
-from serve.errors import ArtifactRefused, TabrankError
+from serve.errors import ArtifactRefused, TabrankError, nearest
 from serve.seal import SEAL, is_whole, sealed
 from serve.strict import json_value
 
@@ -170,9 +169,9 @@ def require(models: Path, version: str, where: str) -> None:
     """Raise TabrankError, which begins with `where` and names the nearest, unless the version is published."""
     published = versions(models)
     if version not in published:
-        near = difflib.get_close_matches(version, published, n=1, cutoff=0.3)
+        near = nearest(version, published, 0.3)
         newest = f"the newest is {published[-1]}" if published else "publish an artifact first"
-        hint = f"did you mean {near[0]}?" if near else newest
+        hint = f"did you mean {near}?" if near else newest
         raise TabrankError(f"{where}: version {version!r} is not published in {models}; {hint}")
 
 
