@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from loadtest.errors import LoadtestError
-from loadtest.ids import read_ids, read_log_ids, read_log_kinds
+from loadtest.ids import find_ids, read_log_kinds
 from loadtest.profile_run import run_profile
 from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
 from loadtest.report import Report, refuse_existing
@@ -123,7 +123,7 @@ def freshness(
         profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
         refuse_existing(folder)
         kinds = None if ids else read_log_kinds(log)
-        who = read_ids(ids) if ids else read_log_ids(log, profile.candidates)
+        who = find_ids(ids, log, profile.candidates)
         report, followed = run_freshness(Plan(profile, events, probes), url, who, kinds, load_slo(slo))
         write_freshness(folder, report, followed)
         return report, report["verdict"]
@@ -150,7 +150,7 @@ def slow(
 
     def measured() -> tuple[Report, Path | None, Verdict]:
         profile = load_profile("headline", target_rps=rps)
-        asked = read_ids(ids) if ids else read_log_ids(log, profile.candidates)
+        asked = find_ids(ids, log, profile.candidates)
         report = run_slow(Plan(profile, clients, pairs), url, asked)
         return report, None, report["verdict"]
 

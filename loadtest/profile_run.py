@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.bodies import make_bodies
 from loadtest.cluster import Watch, find_cluster
-from loadtest.ids import read_ids, read_log_ids
+from loadtest.ids import find_ids
 from loadtest.measure import measure
 from loadtest.profiles import load_profile, load_slo
 from loadtest.report import Report, refuse_existing
@@ -38,7 +38,7 @@ def run_profile(
     slo = load_slo(slo_file)
     folder = out or Path("var/loadtest") / f"{profile.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     refuse_existing(folder)
-    ids = read_ids(ids_file) if ids_file else read_log_ids(log, profile.candidates)
+    ids = find_ids(ids_file, log, profile.candidates)
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
     look = find_cluster(cluster, url)

@@ -9,6 +9,7 @@ from loadtest.measure import milliseconds
 from loadtest.profiles import Slo
 from loadtest.report import Report, bullets, figures, paragraph, table, write_report
 from loadtest.timeline import Moment
+from loadtest.verdict import listed
 
 
 def overload_summary(report: Report) -> str:
@@ -28,7 +29,7 @@ def run_line(run: Report) -> str:
     """One run in a line for a terminal."""
     rungs = ", ".join(f"{rps:.0f} {name}" for name, rps in run["goodput_by_rung_rps"].items()) or "nothing"
     back = "not back" if run["back_s"] is None else f"normal after {run['back_s']} s"
-    failed = ", ".join(f"{number} {kind}" for kind, number in run["failures"].items())
+    failed = listed(run["failures"])
     return (
         f"  {run['times']:g}x: {run['verdict']}; goodput {run['goodput_share']:.1%} of the knee ({rungs} /s), "
         f"p99 {milliseconds(run['p99_ms'])}, {run['refused']:,} refused (p99 {milliseconds(run['refused_p99_ms'])}), "
