@@ -40,20 +40,7 @@ def search(
 
     The winner is OUT/artifact, its report OUT/artifact/report.html.
     """
-    from training.search.progress import SearchProgress
-    from training.search.search import search as run
-
-    found = run(
-        load_surface(surface),
-        log,
-        out,
-        budget_s=duration_ms(budget, "--budget") / 1e3,
-        most_us=max_us,
-        num_teachers=teachers,
-        seed=seed,
-        models=models,
-        progress=SearchProgress(sys.stderr),
-    )
+    found = _search(surface, log, out, budget, max_us, teachers, models, seed=seed)
     _answer_search(found, as_json)
 
 
@@ -74,22 +61,34 @@ def refresh(
 
     It passes if it beats popular by two standard errors and the current model does not beat it so.
     """
+    found = _search(surface, log, out, budget, max_us, teachers, models, days=days, anew=True)
+    _answer_search(found, as_json)
+
+
+def _search(
+    surface: str,
+    log: Path,
+    out: Path,
+    budget: str,
+    max_us: float | None,
+    teachers: int,
+    models: Path | None,
+    **more: Any,
+) -> dict[str, Any]:
     from training.search.progress import SearchProgress
     from training.search.search import search as run
 
-    found = run(
+    return run(
         load_surface(surface),
         log,
         out,
         budget_s=duration_ms(budget, "--budget") / 1e3,
         most_us=max_us,
         num_teachers=teachers,
-        days=days,
         models=models,
-        anew=True,
         progress=SearchProgress(sys.stderr),
+        **more,
     )
-    _answer_search(found, as_json)
 
 
 def _answer_search(found: dict[str, Any], as_json: bool) -> None:

@@ -117,10 +117,26 @@ def topics_by_language(rng: Generator) -> Floats:
 
 
 @dataclass
-class Hosts:
-    """Who opens Spaces; H rows."""
+class Placed:
+    """Those who live at a place, by its index into PLACES."""
 
     place: Ints
+
+    @property
+    def language(self) -> Ints:
+        """Index into LANGUAGES."""
+        return _PLACE_LANGUAGE[self.place]
+
+    @property
+    def utc_offset_h(self) -> Floats:
+        """Hours that their clock is ahead of UTC."""
+        return _PLACE_OFFSET_H[self.place]
+
+
+@dataclass
+class Hosts(Placed):
+    """Who opens Spaces; H rows."""
+
     fame: Floats  # what the followers come by; heavy-tailed, sums to 1
     activity: Floats  # share of all Spaces; sums to 1
     quality: Floats
@@ -138,22 +154,11 @@ class Hosts:
         quality = rng.normal(size=NUM_HOSTS)
         return cls(place, fame / fame.sum(), activity / activity.sum(), quality, topics)
 
-    @property
-    def language(self) -> Ints:
-        """Index into LANGUAGES."""
-        return _PLACE_LANGUAGE[self.place]
-
-    @property
-    def utc_offset_h(self) -> Floats:
-        """Hours that their clock is ahead of UTC."""
-        return _PLACE_OFFSET_H[self.place]
-
 
 @dataclass
-class Viewers:
+class Viewers(Placed):
     """Who looks at the tab; V rows. `tastes` is hidden from the log, and moves with what they join."""
 
-    place: Ints
     device: Ints
     tastes: Floats  # [V, T], about 0 for what leaves them cold and 2 for a favourite
     eagerness: Floats  # how readily they click at all, hidden
@@ -177,16 +182,6 @@ class Viewers:
 
     def __len__(self) -> int:
         return len(self.place)
-
-    @property
-    def language(self) -> Ints:
-        """Index into LANGUAGES."""
-        return _PLACE_LANGUAGE[self.place]
-
-    @property
-    def utc_offset_h(self) -> Floats:
-        """Hours that their clock is ahead of UTC."""
-        return _PLACE_OFFSET_H[self.place]
 
     def visits(self, rng: Generator, num: int, start_ms: int, end_ms: int) -> tuple[Ints, Ints]:
         """`num` visits in the order of time: when, and by whom."""
