@@ -24,10 +24,12 @@ METRICS_PORT = "TABRANK_METRICS_PORT"  # of the page of this node's metrics
 HAPROXY_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"  # of HAProxy's own page
 PORTS = range(20_000, 30_000)
 
+# What each process that listens calls first.
+LISTENING = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares"}
 # What the fast ingress cannot do without.
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares",
+    **LISTENING,
     "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "serve.redeploy:keep_ingress",
 }
 # A request whose replica died is asked of another one; else the three to five in flight end in a closed connection or a
@@ -130,7 +132,7 @@ def environment(config: Config, run: RunFolder, haproxy: bool) -> dict[str, str]
     else:
         tunable = {}
         # The second forces the ingress of the first, which the plain proxy does without.
-        forced = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+        forced = {**LISTENING, "RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
     tunable |= EVERYWHERE
     forced |= {
         MARKER: run.cluster_id,

@@ -54,7 +54,7 @@ class ShortWay:
             await accounts.answer(scope, receive, send)
         else:
             if "headers" in scope:
-                scope["headers"] = [header for header in scope["headers"] if header[0] not in GUARDS]
+                scope["headers"] = [header for header in scope["headers"] if _is_for_ray(*header)]
             await self._rays_way(scope, receive, send)
 
 
@@ -187,6 +187,11 @@ def _request_id(scope: Scope) -> bytes:
     if given is None:
         scope["headers"] = [*scope["headers"], (REQUEST_ID, minted)]
     return minted
+
+
+def _is_for_ray(name: bytes, value: bytes) -> bool:
+    """Neither a switch of a guard, nor a request id that Ray would repeat, or fail on, as it is."""
+    return name not in GUARDS and (name != REQUEST_ID or VALID_ID.fullmatch(value) is not None)
 
 
 def middlewares() -> list[Middleware]:

@@ -60,6 +60,8 @@ def test_the_plain_proxy_is_plain_whatever_the_shell_says(tmp_path, monkeypatch)
     monkeypatch.setenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     env = built(tmp_path, haproxy=False)
     assert (env["RAY_SERVE_ENABLE_HA_PROXY"], env["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("0", "0")
+    callback = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    assert env[callback] == built(tmp_path)[callback], "trailers are no headers there either"
 
 
 def test_two_clusters_share_no_port(tmp_path):

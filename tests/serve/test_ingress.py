@@ -254,6 +254,13 @@ def test_no_client_switches_off_ray_s_guards():
     assert replica.rays_way[0]["headers"] == [(b"a", b"b")]
 
 
+def test_a_request_id_that_is_not_valid_does_not_go_ray_s_way():
+    replica = Replica(Answering())
+    headers = [(b"x-request-id", value) for value in (b"\xff", b"x" * 257, b"mine")]
+    asyncio.run(ask(short_way(replica), ranking(path="/v1/model", headers=headers)))
+    assert replica.rays_way[0]["headers"] == [(b"x-request-id", b"mine")]
+
+
 def test_ray_s_counters_hear_of_every_ranking_and_its_histograms_of_some(monkeypatch):
     monkeypatch.setattr("serve.ingress.FLUSH_EVERY_S", 0.01)
 
