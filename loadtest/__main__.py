@@ -14,10 +14,11 @@ from typing import Annotated
 import typer
 
 from loadtest.errors import LoadtestError
-from loadtest.ids import read_ids, read_log_ids, read_log_kinds
+from loadtest.ids import find_ids, read_log_kinds
 from loadtest.profile_run import run_profile
 from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
-from loadtest.report import Report, refuse_existing, summary
+from loadtest.report import Report, refuse_existing
+from loadtest.run_report import summary
 from loadtest.service import DEFAULT_URL
 from loadtest.verdict import EXIT_CODES, Verdict
 from loadtest.workspace import Workspace
@@ -115,21 +116,19 @@ def freshness(
     """
     from loadtest.freshness_report import freshness_summary
 
-    folder = _folder("freshness", out)
-
-    def measured() -> tuple[Report, Path, Verdict]:
+    def measured(folder: Path) -> tuple[Report, Verdict]:
         from loadtest.freshness import Plan, run_freshness
         from loadtest.freshness_report import write_freshness
 
         profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
         refuse_existing(folder)
         kinds = None if ids else read_log_kinds(log)
-        who = read_ids(ids) if ids else read_log_ids(log, profile.candidates)
+        who = find_ids(ids, log, profile.candidates)
         report, followed = run_freshness(Plan(profile, events, probes), url, who, kinds, load_slo(slo))
         write_freshness(folder, report, followed)
-        return report, folder, report["verdict"]
+        return report, report["verdict"]
 
-    _tell(measured, freshness_summary, as_json, {"url": url})
+    _bench("freshness", out, measured, freshness_summary, as_json, {"url": url})
 
 
 @app.command()
@@ -151,7 +150,7 @@ def slow(
 
     def measured() -> tuple[Report, Path | None, Verdict]:
         profile = load_profile("headline", target_rps=rps)
-        asked = read_ids(ids) if ids else read_log_ids(log, profile.candidates)
+        asked = find_ids(ids, log, profile.candidates)
         report = run_slow(Plan(profile, clients, pairs), url, asked)
         return report, None, report["verdict"]
 
@@ -173,11 +172,11 @@ def knee(
     from loadtest.knee import run_knee
     from loadtest.knee_report import knee_summary
 
-    def measured(folder: Path) -> tuple[Report, bool]:
+    def measured(folder: Path) -> tuple[Report, Verdict]:
         report = run_knee(Workspace(work), config, candidates, folder, _say)
-        return report, report["knee_rps"] is not None
+        return report, "held" if report["knee_rps"] is not None else "not held"
 
-    _bench("knee", out, as_json, measured, knee_summary)
+    _bench("knee", out, measured, knee_summary, as_json)
 
 
 @app.command()
@@ -193,11 +192,11 @@ def compare(
     from loadtest.compare import run_compare
     from loadtest.knee_report import compare_summary
 
-    def measured(folder: Path) -> tuple[Report, bool]:
+    def measured(folder: Path) -> tuple[Report, Verdict]:
         report = run_compare(Workspace(work), folder, _say)
-        return report, None not in report["knee_rps"].values()
+        return report, "held" if None not in report["knee_rps"].values() else "not held"
 
-    _bench("compare", out, as_json, measured, compare_summary)
+    _bench("compare", out, measured, compare_summary, as_json)
 
 
 @app.command()
@@ -225,14 +224,12 @@ def scale(
     from loadtest.scaling.report import scale_summary
     from loadtest.scaling.scale import PARTS, run_scale
 
-    folder = _folder("scale", out)
-
-    def measured() -> tuple[Report, Path, Verdict]:
+    def measured(folder: Path) -> tuple[Report, Verdict]:
         parts = tuple(dict.fromkeys(part)) if part else PARTS
         report = run_scale(Workspace(work), config, parts, Plan(cycles, hold), folder, _say)
-        return report, folder, report["verdict"]
+        return report, report["verdict"]
 
-    _tell(measured, scale_summary, as_json)
+    _bench("scale", out, measured, scale_summary, as_json)
 
 
 @app.command()
@@ -261,14 +258,11 @@ def overload(
     from loadtest.overload.report import overload_summary
     from loadtest.overload.run import read_times, run_overload
 
-    folder = _folder("overload", out)
-
-    def measured() -> tuple[Report, Path, Verdict]:
+    def measured(folder: Path) -> tuple[Report, Verdict]:
         factors, plan = read_times(times), Plan(seconds)
-        report, verdict = run_overload(Workspace(work), config, factors, plan, folder, _say, knee)
-        return report, folder, verdict
+        return run_overload(Workspace(work), config, factors, plan, folder, _say, knee)
 
-    _tell(measured, overload_summary, as_json)
+    _bench("overload", out, measured, overload_summary, as_json)
 
 
 @app.command()
@@ -293,13 +287,10 @@ def chaos(
     from loadtest.chaos.report import chaos_summary
     from loadtest.chaos.run import run_chaos
 
-    folder = _folder("chaos", out)
+    def measured(folder: Path) -> tuple[Report, Verdict]:
+        return run_chaos(Workspace(work), config, fault or (), rate, folder, _say)
 
-    def measured() -> tuple[Report, Path, Verdict]:
-        report, verdict = run_chaos(Workspace(work), config, fault or (), rate, folder, _say)
-        return report, folder, verdict
-
-    _tell(measured, chaos_summary, as_json)
+    _bench("chaos", out, measured, chaos_summary, as_json)
 
 
 @app.command()
@@ -327,30 +318,28 @@ def soak(
     from loadtest.soak import run_soak
     from loadtest.soak_report import soak_summary
 
-    folder = _folder("soak", out)
+    def measured(folder: Path) -> tuple[Report, Verdict]:
+        return run_soak(url, minutes * 60, rate, cluster, log, ids, folder, _say)
 
-    def measured() -> tuple[Report, Path, Verdict]:
-        report, verdict = run_soak(url, minutes * 60, rate, cluster, log, ids, folder, _say)
-        return report, folder, verdict
-
-    _tell(measured, soak_summary, as_json, {"url": url})
+    _bench("soak", out, measured, soak_summary, as_json, {"url": url})
 
 
 def _bench(
     name: str,
     out: Path | None,
-    as_json: bool,
-    measured: Callable[[Path], tuple[Report, bool]],
+    measured: Callable[[Path], tuple[Report, Verdict]],
     summed_up: Callable[[Report], str],
+    as_json: bool,
+    of: Report | None = None,
 ) -> None:
-    """Run one benchmark, whose services are ended whatever ends it, and exit by what it found."""
-    folder = _folder(name, out)
+    """Measure into the folder `out`, var/loadtest/NAME-TIME by default; the rest as `_tell`."""
+    folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
     def judged() -> tuple[Report, Path, Verdict]:
-        report, held = measured(folder)
-        return report, folder, "held" if held else "not held"
+        report, verdict = measured(folder)
+        return report, folder, verdict
 
-    _tell(judged, summed_up, as_json)
+    _tell(judged, summed_up, as_json, of)
 
 
 def _tell(
@@ -380,10 +369,6 @@ def _tell(
     if folder is not None:
         _say(f"written to {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[verdict])
-
-
-def _folder(name: str, out: Path | None) -> Path:
-    return out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 def _say(line: str) -> None:

@@ -10,7 +10,7 @@ from loadtest.bodies import make_bodies
 from loadtest.ids import read_log_ids
 from loadtest.knee_report import step_line
 from loadtest.machine import describe_machine
-from loadtest.measure import Measurement, measure
+from loadtest.measure import Measurement, measure, rounded
 from loadtest.processes import started
 from loadtest.profiles import Profile, Slo, load_slo
 from loadtest.search import Phase, Plan, Step, find_knee
@@ -100,6 +100,7 @@ class Bench:
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
         in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
+        numbers = ("p50_ms", "p90_ms", "p99_ms", "errors", "generator_late_ms_p99")
         step = Step(
             rate_rps=rate_rps,
             verdict=verdict,
@@ -109,12 +110,8 @@ class Bench:
             rps=round(measured.rps, 1),
             candidates_per_s=round(measured.candidates_per_s, 1),
             full_share=round(measured.full_share, 6),
-            p50_ms=_rounded(measured.p50_ms),
-            p90_ms=_rounded(measured.p90_ms),
-            p99_ms=_rounded(measured.p99_ms),
-            errors=measured.errors,
-            generator_late_ms_p99=round(measured.generator_late_ms_p99, 3),
             phase=phase,
+            **{name: rounded(getattr(measured, name)) for name in numbers},
         )
         self.say(step_line(asdict(step)))
         return step
@@ -122,7 +119,3 @@ class Bench:
 
 def _profile(rate_rps: float, warmup_s: float, duration_s: float, candidates: int) -> Profile:
     return Profile("knee", rate_rps, candidates, warmup_s, duration_s, VIEWER_SKEW)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:56em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.3em .8em;text-align:left}"
-    "pre{background:#f4f4f4;padding:1em;overflow:auto}"
-)
+from loadtest.report import BESIDE, Report, figures, report_files, table, write_files
+
+LINKS = {
+    "load-headline/report.html": "The load test at 900 req/s",
+    "model/report.html": "The model's report",
+    "model/MODEL_CARD.md": "The model's card",
+}
 
 
-def write_reports(report: Mapping[str, Any], folder: Path) -> str:
+def write_reports(report: Report, folder: Path) -> str:
     """Write `report.json` and `report.html` into `folder`; answers the table as text."""
-    table = claims(report)
-    page = _page(report, table)
-    for name, text in (("report.json", json.dumps(report, indent=1)), ("report.html", page)):
-        draft = folder / f".{name}"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
-    widths = [max(len(row[i]) for row in table) for i in range(3)]
-    return "\n".join("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in table)
+    head, *rows = claimed = claims(report)
+    links = [f'<li><a href="{target}">{html.escape(what)}</a></li>' for target, what in LINKS.items()]
+    whole = f"<pre>{html.escape(json.dumps(report, indent=1))}</pre>"
+    body = [table(head, rows), f"<ul>{''.join(links)}</ul>", figures({"All of it": whole})]
+    title = "tabrank: what was claimed, and what was found here"
+    write_files(folder, report_files(report, title, body, BESIDE))
+    widths = [max(map(len, column)) for column in zip(*claimed, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in claimed)
 
 
-def claims(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def claims(report: Report) -> list[tuple[str, str, str]]:
     """What was claimed of the original system, and what this run found."""
     load, train, topic = report["load"], report["train"], report["topic"]
     paired = train["paired"]
@@ -66,26 +66,6 @@ def claims(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"{report['machine']['cores']} cores, load generator included",
         ),
     ]
-
-
-def _page(report: Mapping[str, Any], table: list[tuple[str, str, str]]) -> str:
-    head, *rows = table
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    links = "".join(
-        f"<li><a href='{target}'>{html.escape(what)}</a></li>"
-        for target, what in (
-            ("load-headline/report.html", "The load test at 900 req/s"),
-            ("model/report.html", "The model's report"),
-            ("model/MODEL_CARD.md", "The model's card"),
-        )
-    )
-    document = html.escape(json.dumps(report, indent=1))
-    return (
-        f"<!doctype html><meta charset=utf-8><title>tabrank: demo</title><style>{STYLE}</style>"
-        f"<h1>What was claimed, and what was found here</h1><table><tr>{header}</tr>{body}</table>"
-        f"<ul>{links}</ul><h2>All of it</h2><pre>{document}</pre>"
-    )
 
 
 def _after(seconds: float | None) -> str:

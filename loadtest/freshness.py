@@ -16,7 +16,7 @@ from loadtest.answer import decode_acknowledgement, read_acknowledgement
 from loadtest.arrivals import arrivals
 from loadtest.bodies import SEED, make_bodies
 from loadtest.connections import Connections
-from loadtest.dispatcher import Dispatcher, Ended
+from loadtest.dispatcher import Dispatcher
 from loadtest.errors import LoadtestError
 from loadtest.freshness_report import event_numbers, freshness_numbers, percentiles, rank_numbers
 from loadtest.freshness_verdict import judge_freshness
@@ -135,11 +135,7 @@ def _try_events(url: str, names: Names, kinds: Sequence[str]) -> None:
 
 
 def _post_events(url: str, plan: Plan, bodies: Iterator[bytes], posts: Record) -> None:
-    warmup_s = plan.profile.warmup_s
-
-    def keep(ended: Ended) -> None:
-        posts.add(ended.at_s - warmup_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
-
+    keep = partial(posts.keep, zero_s=plan.profile.warmup_s)
     connections = Connections(url, EVENTS_PATH)
     dispatcher = Dispatcher(connections, partial(read_acknowledgement, num_records=plan.batch), keep)
     times_s = arrivals(

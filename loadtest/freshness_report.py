@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +13,16 @@ import numpy as np
 
 from loadtest.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
-from loadtest.report import STYLE, page_parts, write_folder
-
-Report = dict[str, Any]
+from loadtest.report import (
+    BESIDE,
+    Report,
+    bullets,
+    figures,
+    indented,
+    measured_table,
+    paragraph,
+    write_report,
+)
 
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
@@ -78,31 +83,30 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
         "Freshness over time": freshness_over_time(probes, LIMIT_MS),
         "Freshness distribution": freshness_distribution(probes, LIMIT_MS),
     }
-    files = {
-        "report.json": json.dumps(report, indent=2) + "\n",
-        "report.html": _page(report, plots),
-        "probes.csv": _to_csv(probes),
-    }
-    write_folder(folder, files)
+    said = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
+    lead = f"{report['seconds']:g} s at {report['url']}"
+    body = [paragraph(lead), bullets(said), measured_table(_rows(report)), figures(plots)]
+    title = f"Event to visible in a ranking: {report['verdict']}"
+    write_report(folder, report, title, body, FOOTER, {"probes.csv": _to_csv(probes)})
 
 
-def _page(report: Report, plots: Mapping[str, str]) -> str:
+def _rows(report: Report) -> list[tuple[str, str, str]]:
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     at_least = f"at least {MIN_ACHIEVED:.0%}"
-    rows = [
+    return [
         *(
             (f"{name} of all", milliseconds(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
             for name in ("p50", "p90", "p99", "max")
         ),
         ("events that were followed", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
-        *((f"&emsp;{html.escape(what)}", str(number), "") for what, number in fresh["missed_kinds"].items()),
+        *indented(fresh["missed_kinds"]),
         *((f"p99 of a new {kind}", milliseconds(fresh[kind]["p99"]), "") for kind in ("candidate", "viewer")),
         ("p99 of what the answers say", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
         ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} of {rank['target_rps']:g}"),
         ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
         ("full answers from a model", f"{rank['full_share']:.3%}", ""),
         ("rankings that failed", f"{rank['errors']} of {rank['requests']:,}", "none"),
-        *((f"&emsp;{html.escape(what)}", str(number), "") for what, number in rank["error_kinds"].items()),
+        *indented(rank["error_kinds"]),
         (
             "events a second, acknowledged",
             f"{events['acknowledged_per_s']:,.1f}",
@@ -111,17 +115,8 @@ def _page(report: Report, plots: Mapping[str, str]) -> str:
         ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
         ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
         (f"posts of {events['events_a_post']} that failed", f"{events['errors']} of {events['posts']:,}", ""),
-        *((f"&emsp;{html.escape(what)}", str(number), "") for what, number in events["error_kinds"].items()),
+        *indented(events["error_kinds"]),
     ]
-    said = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
-    items = "\n".join(f"<li>{html.escape(one)}</li>" for one in said)
-    return PAGE.format(
-        style=STYLE,
-        verdict=report["verdict"],
-        lead=html.escape(f"{report['seconds']:g} s at {report['url']}"),
-        said=f"<ul>{items}</ul>" if items else "",
-        **page_parts(rows, plots, report),
-    )
 
 
 def _to_csv(probes: Mapping[str, Requests]) -> str:
@@ -159,21 +154,6 @@ def _line(spread: Report) -> str:
     return f"{numbers}, {spread['samples']} samples"
 
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Freshness: {verdict}</title>
-<style>
-{style}</style>
-<h1>Event to visible in a ranking: {verdict}</h1>
-<p>{lead}</p>
-{said}
-<table><tr><th></th><th class=n>measured</th><th>asked</th></tr>
-{table}
-</table>
-{figures}
-<footer>{machine}, the load generator on the same cores. Freshness runs from the sending of an event to the arrival
-of the first ranking that shows it, asked for every 20 ms: it is too long by up to that and one ranking. An event
-that never showed counts as slower than all others. <a href="report.json">report.json</a>,
-<a href="probes.csv">probes.csv</a></footer>
-</html>
-"""
+FOOTER = f"""{BESIDE}Freshness runs from the sending of an event to the arrival of the first ranking that
+shows it, asked for every 20 ms: it is too long by up to that and one ranking. An event that never showed counts as
+slower than all others."""

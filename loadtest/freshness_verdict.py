@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loadtest.verdict import Verdict
+from loadtest.verdict import Verdict, listed, verdict_on
 
 LIMIT_MS = 1000.0  # the p99 stays below it
 MIN_SAMPLES = 100  # of fewer, the p99 is the slowest one
@@ -16,13 +16,7 @@ def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Ve
     """Hold what was measured against the limits; void if the load generator itself was late."""
     broken = list(_broken(report))
     late_ms = max(report[load]["generator_late_ms_p99"] for load in ("rank", "events"))
-    if late_ms > late_limit_ms:
-        late = (
-            f"the load generator itself was late: 1 % of the requests left more than {late_ms:.1f} ms after "
-            f"they were due ({late_limit_ms:g} ms are allowed); ask for lower rates"
-        )
-        return "void", [late, *broken]
-    return ("not held" if broken else "held"), broken
+    return verdict_on(broken, late_ms, late_limit_ms)
 
 
 def _broken(report: Mapping[str, Any]) -> Iterator[str]:
@@ -30,12 +24,12 @@ def _broken(report: Mapping[str, Any]) -> Iterator[str]:
     if fresh["samples"] < MIN_SAMPLES:
         yield f"{fresh['samples']} probes, {MIN_SAMPLES} are needed; run longer, or raise --probes"
     if fresh["samples"] and fresh["p99"] is None:
-        missed = _listed(fresh["missed_kinds"])
+        missed = listed(fresh["missed_kinds"])
         yield f"{fresh['missed']} of {fresh['samples']} events never showed in a ranking ({missed})"
     elif fresh["samples"] and fresh["p99"] >= LIMIT_MS:
         yield f"the p99 of freshness is {fresh['p99']:.0f} ms; it must be below {LIMIT_MS:g} ms"
     if rank["errors"]:
-        kinds = _listed(rank["error_kinds"])
+        kinds = listed(rank["error_kinds"])
         yield f"{rank['errors']} of {rank['requests']} rankings failed ({kinds})"
     if rank["rps"] < MIN_ACHIEVED * rank["target_rps"]:
         yield (
@@ -43,12 +37,8 @@ def _broken(report: Mapping[str, Any]) -> Iterator[str]:
             f"{MIN_ACHIEVED:.0%} are needed"
         )
     if events["acknowledged_per_s"] < MIN_ACHIEVED * events["target_per_s"]:
-        kinds = _listed(events["error_kinds"])
+        kinds = listed(events["error_kinds"])
         yield (
             f"{events['acknowledged_per_s']:.0f} events a second were acknowledged of "
             f"{events['target_per_s']:g}; {MIN_ACHIEVED:.0%} are needed{f' ({kinds})' if kinds else ''}"
         )
-
-
-def _listed(kinds: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())

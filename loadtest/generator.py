@@ -21,7 +21,7 @@ import numpy as np
 from loadtest.answer import read_answer
 from loadtest.arrivals import arrivals
 from loadtest.connections import Connections, Exchanges
-from loadtest.dispatcher import Dispatcher, Ended, allow_open_files
+from loadtest.dispatcher import Dispatcher, allow_open_files
 from loadtest.measure import Record
 from loadtest.retrying import Failure, Retrying
 from loadtest.shapes import Block
@@ -52,10 +52,8 @@ def main(folder: Path) -> None:
     if spec.retry:
         exchanges = Retrying(connections, spec.timeout_s, failures.append)
 
-    def keep(ended: Ended) -> None:
-        record.add(ended.at_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
-
-    dispatcher = Dispatcher(exchanges, partial(read_answer, num_candidates=spec.num_candidates), keep)
+    read = partial(read_answer, num_candidates=spec.num_candidates)
+    dispatcher = Dispatcher(exchanges, read, record.keep)
     requests = cycle([connections.prepare(body) for body in spec.bodies])
     gc.collect()
     gc.freeze()

@@ -27,6 +27,11 @@ class Ids:
     contexts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
+def find_ids(file: Path | None, log: Path, num_candidates: int) -> Ids:
+    """Ids from a file where one is named, else from a log; raises as `read_ids` and `read_log_ids` do."""
+    return read_ids(file) if file else read_log_ids(log, num_candidates)
+
+
 def read_ids(path: Path) -> Ids:
     """Ids from a JSON file, `{"viewers": [...], "candidates": [...]}`.
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from loadtest.profiles import Slo
-from loadtest.report import STYLE, write_folder
+from loadtest.report import BESIDE, Report, figures, paragraph, table, write_report
 
-Report = Mapping[str, Any]
 PHASES = {"warm-up": "warm-up", "look": "a look", "search": "", "again": "again", "confirm": "to confirm"}
 
 
@@ -19,18 +15,18 @@ def write_knee(folder: Path, report: Report) -> None:
     """Write the report of one service."""
     lines = {name: _points(report, f"{name}_ms") for name in ("p50", "p90", "p99")}
     title = f"The knee: {_number(report['knee_rps'])} requests a second of {report['candidates']} candidates"
-    body = [_numbers({"tabrank": report}), _figure(lines, report), "<h2>Steps</h2>", _steps(report)]
-    _write(folder, title, body, report)
+    body = [_numbers({"tabrank": report}), _figure(lines, report), figures({"Steps": _steps(report)})]
+    write_report(folder, report, title, body, FOOTER)
 
 
 def write_compare(folder: Path, report: Report) -> None:
     """Write the report of the three services."""
     services: Mapping[str, Report] = report["services"]
     lines = {f"{name}, p99": _points(found, "p99_ms") for name, found in services.items()}
-    body = [_numbers(services), f"<p>{html.escape(_ratios(report))}.</p>", _figure(lines, report)]
-    for name, found in services.items():
-        body += [f"<h2>Steps of {html.escape(name)}</h2>", _steps(found)]
-    _write(folder, "Three services, one machine, the same model and requests", body, report)
+    body = [_numbers(services), paragraph(f"{_ratios(report)}."), _figure(lines, report)]
+    body += [figures({f"Steps of {name}": _steps(found)}) for name, found in services.items()]
+    title = "Three services, one machine, the same model and requests"
+    write_report(folder, report, title, body, FOOTER)
 
 
 def knee_summary(report: Report) -> str:
@@ -64,12 +60,6 @@ def step_line(step: Report) -> str:
     return f"  {step['rate_rps']:g} req/s{f' ({phase})' if phase else ''}:{verdict} {latencies}{reasons}"
 
 
-def _write(folder: Path, title: str, body: Iterable[str], report: Report) -> None:
-    machine = html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
-    page = PAGE.format(style=STYLE, title=html.escape(title), body="\n".join(body), machine=machine)
-    write_folder(folder, {"report.json": json.dumps(report, indent=2) + "\n", "report.html": page})
-
-
 def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
     """(rate, latency) of every rate, by its last step: the one that decided."""
     return list({step["rate_rps"]: (step["rate_rps"], step[key]) for step in report["steps"]}.values())
@@ -78,7 +68,7 @@ def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
 def _figure(lines: Mapping[str, Sequence[tuple[float, float | None]]], report: Report) -> str:
     from loadtest.plots import latency_against_rate  # matplotlib
 
-    return f"<h2>Latency against rate</h2>\n{latency_against_rate(lines, Slo(**report['slo']))}"
+    return figures({"Latency against rate": latency_against_rate(lines, Slo(**report["slo"]))})
 
 
 def _numbers(services: Mapping[str, Report]) -> str:
@@ -94,7 +84,7 @@ def _numbers(services: Mapping[str, Report]) -> str:
         ("processes", "num_processes", _number),
     )
     rows = [[title, *(show(found[key]) for found in services.values())] for title, key, show in shown]
-    return _table([["", *services], *rows])
+    return table(["", *services], rows)
 
 
 def _steps(report: Report) -> str:
@@ -112,14 +102,7 @@ def _steps(report: Report) -> str:
         )
         for step in report["steps"]
     ]
-    return _table([head, *rows])
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+    return table(head, rows)
 
 
 def _ratios(report: Report) -> str:
@@ -140,16 +123,5 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3%}"
 
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-{style}body {{ max-width: 64rem; }}
-</style>
-<h1>{title}</h1>
-{body}
-<footer>{machine}, the load generator on the same cores. Open loop, Poisson arrivals; latency counts from the
-moment at which a request was due. The knee is the highest rate found that held its limits in a last, longer step.
-<a href="report.json">report.json</a></footer>
-</html>
-"""
+FOOTER = f"""{BESIDE}Open loop, Poisson arrivals; latency counts from the moment at which a request
+was due. The knee is the highest rate found that held its limits in a last, longer step."""

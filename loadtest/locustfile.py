@@ -33,7 +33,7 @@ from loadtest.bodies import SEED, make_bodies
 from loadtest.connections import Connections
 from loadtest.dispatcher import Dispatcher, Ended
 from loadtest.errors import LoadtestError
-from loadtest.ids import read_ids, read_log_ids
+from loadtest.ids import find_ids
 from loadtest.profiles import Profile, load_profile, load_slo
 from loadtest.service import PATH
 from loadtest.shapes import Block, blocks
@@ -153,11 +153,8 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
     options = environment.parsed_options
     try:
         profile = load_profile(options.profile or "headline", target_rps=options.rps)
-        ids = (
-            read_ids(Path(options.ids))
-            if options.ids
-            else read_log_ids(Path(options.log), profile.candidates)
-        )
+        file = Path(options.ids) if options.ids else None
+        ids = find_ids(file, Path(options.log), profile.candidates)
         bodies = make_bodies(ids, profile)
     except LoadtestError as error:
         sys.exit(str(error))

@@ -6,12 +6,15 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.answer import Outcome
+
+if TYPE_CHECKING:
+    from loadtest.dispatcher import Ended
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +43,10 @@ class Record:
         self._latency_ms.append(latency_ms)
         self._outcome.append(self._outcomes.setdefault(outcome, len(self._outcomes)))
         self._scored.append(scored)
+
+    def keep(self, ended: Ended, *, zero_s: float = 0.0) -> None:
+        """Keep a request as a dispatcher reports it, its time counted from `zero_s`."""
+        self.add(ended.at_s - zero_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
 
     def requests(self, first: int = 0) -> Requests:
         """The rows from the `first` on, as columns (a copy)."""
@@ -76,15 +83,8 @@ class Requests:
 
     def where(self, chosen: NDArray[np.bool_]) -> Requests:
         """The chosen rows."""
-        return Requests(
-            at_s=self.at_s[chosen],
-            late_ms=self.late_ms[chosen],
-            latency_ms=self.latency_ms[chosen],
-            ok=self.ok[chosen],
-            scored=self.scored[chosen],
-            outcomes=self.outcomes,
-            codes=self.codes[chosen],
-        )
+        columns = ("at_s", "late_ms", "latency_ms", "ok", "scored", "codes")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def counted_from(self, second: float) -> Requests:
         """All rows, their times counted from another second."""
@@ -94,6 +94,13 @@ class Requests:
         """How many ended in each way, the most frequent first."""
         numbers = np.bincount(self.codes, minlength=len(self.outcomes))
         return Counter({o: int(n) for o, n in zip(self.outcomes, numbers, strict=True) if n})
+
+    def named_counts(self) -> Counter[str]:
+        """How many ended in each way, by its name alone."""
+        named: Counter[str] = Counter()
+        for outcome, number in self.counts().items():
+            named[outcome.name] += number
+        return named
 
 
 def percentile(latency_ms: Floats, ok: NDArray[np.bool_], share: float) -> float | None:
@@ -139,10 +146,7 @@ def measure(requests: Requests, seconds: float) -> Measurement:
     came = requests.where(requests.ok & (requests.ended_s >= 0) & (requests.ended_s < seconds))
     counts = due.counts()
     errors = {o.name: n for o, n in counts.items() if not o.ok}
-    rungs: Counter[str] = Counter()
-    for outcome, number in counts.items():
-        if outcome.ok:
-            rungs[outcome.name] += number
+    rungs = due.where(due.ok).named_counts()
     full = sum(number for outcome, number in counts.items() if outcome.full)
     answered = rungs.total()
     return Measurement(

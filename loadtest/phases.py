@@ -28,21 +28,25 @@ def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
 def describe_steps(requests: Requests, profile: Profile, slo: Slo) -> list[Report]:
     """For each jump to a higher rate the seconds until p99, and full answers, held again; None: not in that phase."""
 
-    def p99_holds(measured: Measurement) -> bool:
-        return measured.p99_ms is not None and measured.p99_ms <= slo.p99_ms
-
-    def full_holds(measured: Measurement) -> bool:
-        full = measured.full_share * (measured.requests - measured.errors)  # a failed request has none
-        return bool(measured.requests) and full >= slo.min_full_share * measured.requests
-
     return [
         {
             **_named(step),
-            "p99_recovered_s": recovered_s(requests, step, p99_holds),
-            "full_recovered_s": recovered_s(requests, step, full_holds),
+            "p99_recovered_s": recovered_s(requests, step, lambda measured: in_time(measured, slo)),
+            "full_recovered_s": recovered_s(requests, step, lambda measured: in_full(measured, slo)),
         }
         for step in steps_up(profile.line)
     ]
+
+
+def in_time(measured: Measurement, slo: Slo) -> bool:
+    """Whether the p99 is within the SLO."""
+    return measured.p99_ms is not None and measured.p99_ms <= slo.p99_ms
+
+
+def in_full(measured: Measurement, slo: Slo) -> bool:
+    """Whether enough requests are answered in full; a failed request is not."""
+    full = measured.full_share * (measured.requests - measured.errors)
+    return bool(measured.requests) and full >= slo.min_full_share * measured.requests
 
 
 def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], bool]) -> int | None:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from loadtest.measure import Requests
+from loadtest.measure import Floats, Requests
 from loadtest.profiles import Profile, Slo
 from loadtest.seconds import Second
 from loadtest.timeline import Moment
@@ -51,17 +51,12 @@ def latency_distribution(requests: Requests, slo: Slo) -> str:
     """The share of the requests that took longer than a latency; what holds passes below the marks."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("ms from the scheduled start", "share of requests not yet answered")
-        latency_ms = np.sort(requests.latency_ms[requests.ok])
         total = len(requests.ok)
-        if len(latency_ms):
-            left = 1 - np.arange(1, len(latency_ms) + 1) / total
-            axes.step(latency_ms, np.maximum(left, 0.5 / total), where="post", color="black", linewidth=1.2)
+        _draw_distribution(axes, requests.latency_ms[requests.ok], total, color="black", linewidth=1.2)
         for share, limit_ms, name in ((0.1, slo.p90_ms, "p90"), (0.01, slo.p99_ms, "p99")):
             axes.plot([limit_ms], [share], marker="v", color="black", markersize=8, linestyle="none")
             text = f"{name} ≤ {limit_ms:g} ms"
             axes.annotate(text, (limit_ms, share), xytext=(0, 7), textcoords="offset points", ha="center")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
         axes.set_ylim(0.5 / max(total, 1), 1.2)
         return _svg(figure)
 
@@ -149,11 +144,7 @@ def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("requests a second offered", "ms from the scheduled start")
-        for i, (name, points) in enumerate(lines.items()):
-            at = sorted(points, key=lambda point: point[0])
-            dash, grey = DASHES[i % len(DASHES)]
-            values = [_or_nan(ms) for _, ms in at]
-            axes.plot([rps for rps, _ in at], values, dash, color=grey, marker=".", label=name)
+        _draw_lines(axes, lines)
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
@@ -197,15 +188,11 @@ def freshness_distribution(probes: Mapping[str, Requests], limit_ms: float) -> s
         every = np.concatenate([shown for shown, _ in lines.values()])
         lines["all"] = (every, sum(total for _, total in lines.values()))
         for (name, (shown_ms, total)), (dash, grey) in zip(lines.items(), DASHES, strict=False):
-            left = 1 - np.arange(1, len(shown_ms) + 1) / max(total, 1)
-            at = np.sort(shown_ms)
-            axes.step(at, np.maximum(left, 0.5 / max(total, 1)), dash, where="post", color=grey, label=name)
+            _draw_distribution(axes, shown_ms, total, linestyle=dash, color=grey, label=name)
         axes.plot([limit_ms], [0.01], marker="v", color="black", markersize=8, linestyle="none")
         axes.annotate(
             f"p99 < {limit_ms:g} ms", (limit_ms, 0.01), (0, 7), textcoords="offset points", ha="right"
         )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
         axes.set_ylim(0.5 / max(lines["all"][1], 1), 1.2)
         axes.legend(loc="lower left", ncols=3)
         return _svg(figure)
@@ -228,10 +215,7 @@ def cost_against(x: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> 
     """One line for each name through its (size, µs a request) points, from 0 up; the sizes on a logarithmic axis."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(x, "µs a request (median)")
-        for i, (name, points) in enumerate(lines.items()):
-            dash, grey = DASHES[i % len(DASHES)]
-            at = sorted(points)
-            axes.plot([n for n, _ in at], [us for _, us in at], dash, color=grey, marker=".", label=name)
+        _draw_lines(axes, lines)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
@@ -245,6 +229,22 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
+
+
+def _draw_distribution(axes: Axes, took_ms: Floats, total: int, **style: Any) -> None:
+    """The share of `total` that took longer than each of the times, on logarithmic axes."""
+    left = 1 - np.arange(1, len(took_ms) + 1) / max(total, 1)
+    axes.step(np.sort(took_ms), np.maximum(left, 0.5 / max(total, 1)), where="post", **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+
+
+def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> None:
+    """One line for each name through its points; None breaks it."""
+    for i, (name, points) in enumerate(lines.items()):
+        dash, grey = DASHES[i % len(DASHES)]
+        at = sorted(points, key=lambda point: point[0])
+        axes.plot([x for x, _ in at], [_or_nan(y) for _, y in at], dash, color=grey, marker=".", label=name)
 
 
 def _limit(axes: Axes, value: float, label: str) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from loadtest.bodies import make_bodies
 from loadtest.cluster import Watch, find_cluster
-from loadtest.ids import read_ids, read_log_ids
+from loadtest.ids import find_ids
 from loadtest.measure import measure
 from loadtest.profiles import load_profile, load_slo
-from loadtest.report import Report, make_report, refuse_existing, write_report
+from loadtest.report import Report, refuse_existing
+from loadtest.run_report import make_report, write_run
 from loadtest.service import probe
 from loadtest.timeline import timeline
 from loadtest.verdict import judge
@@ -37,7 +38,7 @@ def run_profile(
     slo = load_slo(slo_file)
     folder = out or Path("var/loadtest") / f"{profile.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     refuse_existing(folder)
-    ids = read_ids(ids_file) if ids_file else read_log_ids(log, profile.candidates)
+    ids = find_ids(ids_file, log, profile.candidates)
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
     look = find_cluster(cluster, url)
@@ -49,5 +50,5 @@ def run_profile(
     moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
     verdict, reasons = judge(measured, slo)
     report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
-    write_report(folder, report, done.requests, profile, slo, done.locust_html, moments)
+    write_run(folder, report, done.requests, profile, slo, done.locust_html, moments)
     return report, folder

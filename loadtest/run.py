@@ -6,13 +6,14 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import gevent
 import locust.stats
 from locust.env import Environment
 from locust.html import get_html_report
 
-from loadtest.dispatcher import Ended, allow_open_files
+from loadtest.dispatcher import allow_open_files
 from loadtest.locustfile import Load, RankUser
 from loadtest.measure import Record, Requests
 from loadtest.profiles import Profile
@@ -37,13 +38,8 @@ def run_load(
     allow_open_files()
     record = Record()
 
-    def keep(ended: Ended) -> None:
-        record.add(
-            ended.at_s - profile.warmup_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored
-        )
-
     environment = Environment(user_classes=[RankUser], host=url)
-    environment.load = Load(profile, bodies, profile.blocks, keep)
+    environment.load = Load(profile, bodies, profile.blocks, partial(record.keep, zero_s=profile.warmup_s))
     runner = environment.create_local_runner()
     helpers = [
         gevent.spawn(show_progress, record, profile.warmup_s, sys.stderr),

@@ -26,18 +26,10 @@ class Plan:
     step_warmup_s: float = 2.0
     step_s: float = 8.0
     confirm_s: float = 20.0
-    step_down: tuple[float, ...] = (
-        0.95,
-        0.95,
-        0.95,
-        0.95,
-        0.9,
-        0.8,
-        0.6,
-    )  # in turn, where one does not confirm
-    rest_s: float = (
-        3.0  # after a step that did not hold: what an overload left in queues is not the next one's
-    )
+    # In turn, where a rate does not confirm.
+    step_down: tuple[float, ...] = (0.95, 0.95, 0.95, 0.95, 0.9, 0.8, 0.6)
+    # After a step that did not hold: what an overload left in queues is not of the next step.
+    rest_s: float = 3.0
     budget_s: float = 150.0  # no further halving of the gap after this; confirming is still to come
 
 

@@ -22,7 +22,7 @@ from loadtest.arrivals import arrivals
 from loadtest.bodies import SEED, make_bodies
 from loadtest.commands import die_with_parent
 from loadtest.connections import Connections
-from loadtest.dispatcher import Dispatcher, Ended
+from loadtest.dispatcher import Dispatcher
 from loadtest.errors import LoadtestError
 from loadtest.ids import Ids
 from loadtest.machine import describe_machine
@@ -60,14 +60,11 @@ def run_slow(plan: Plan, url: str, ids: Ids) -> Report:
     told: list[dict[str, Any]] = []
     beside = gevent.spawn(_slow_windows, plan, url, told)
 
-    def keep(ended: Ended) -> None:
-        record.add(ended.at_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
-
     seconds = 2 * plan.pairs * plan.window_s
     times = arrivals(lambda: profile.target_rps, [Block(seconds)], np.random.default_rng([SEED, 2]))
     read = partial(read_answer, num_candidates=profile.candidates)
     try:
-        Dispatcher(connections, read, keep).run(times, map(connections.prepare, cycle(bodies)))
+        Dispatcher(connections, read, record.keep).run(times, map(connections.prepare, cycle(bodies)))
         beside.get()
     finally:
         beside.kill()

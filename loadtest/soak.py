@@ -17,18 +17,18 @@ import psutil
 from loadtest.bodies import make_bodies
 from loadtest.cluster import read_service
 from loadtest.errors import LoadtestError
-from loadtest.ids import read_ids, read_log_ids
+from loadtest.ids import find_ids
 from loadtest.machine import describe_machine
 from loadtest.measure import Requests, measure, rounded
 from loadtest.offer import Load, offering
 from loadtest.processes import carrying
 from loadtest.profiles import Profile, Slo, load_slo
-from loadtest.report import refuse_existing
+from loadtest.report import Report, refuse_existing
 from loadtest.service import probe
 from loadtest.shapes import Block
 from loadtest.soak_report import write_soak
 from loadtest.timeline import Moment, timeline
-from loadtest.verdict import Verdict
+from loadtest.verdict import Verdict, listed, verdict_on
 from loadtest.workspace import Say
 
 CLUSTER = "TABRANK_CLUSTER"  # in the environment of each process of a service of `serve up`
@@ -37,7 +37,6 @@ WARMUP_S = 30.0
 WARM_SHARE = 0.2  # of the samples, not looked at: caches and heaps fill
 DRIFT = 0.10
 GROWTH = 0.05
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def run_soak(
     """
     refuse_existing(out)
     profile, slo = Profile("soak", rate_rps, CANDIDATES, warmup_s, seconds, 1.0), load_slo()
-    bodies = make_bodies(read_ids(ids) if ids else read_log_ids(log, CANDIDATES), profile)
+    bodies = make_bodies(find_ids(ids, log, CANDIDATES), profile)
     probe(url, bodies[0])
     service = processes_of(cluster, url)
     say(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are looked at")
@@ -123,14 +122,7 @@ def growth(values: Sequence[float]) -> float | None:
 
 def judge(report: Report, slo: Slo) -> tuple[Verdict, list[str]]:
     """Hold it against the criteria; void if the generator was late."""
-    broken = list(_broken(report))
-    late_ms = report["generator_late_ms_p99"]
-    if late_ms > slo.generator_late_ms_p99:
-        return "void", [
-            f"the load generator itself was late by {late_ms:.1f} ms (p99); ask for less",
-            *broken,
-        ]
-    return ("not held" if broken else "held"), broken
+    return verdict_on(list(_broken(report)), report["generator_late_ms_p99"], slo.generator_late_ms_p99)
 
 
 def processes_of(run: Path, url: str) -> list[psutil.Process]:
@@ -174,7 +166,7 @@ def _broken(report: Report) -> Iterator[str]:
         elif report[key] > GROWTH:
             yield f"{what} grew by {report[key]:+.1%} after the warm-up; {GROWTH:.0%} are allowed"
     if report["errors"]:
-        yield f"{report['errors']} of {report['requests']:,} requests failed: {report['error_kinds']}"
+        yield f"{report['errors']} of {report['requests']:,} requests failed: {listed(report['error_kinds'])}"
 
 
 def _period_s(seconds: float) -> float:

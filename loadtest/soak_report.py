@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loadtest.measure import milliseconds
 from loadtest.profiles import Slo
-from loadtest.report import STYLE, page_parts, write_folder
+from loadtest.report import BESIDE, Report, bullets, figures, measured_table, paragraph, write_report
 from loadtest.timeline import Moment
 
 if TYPE_CHECKING:
     from loadtest.soak import Footprint
-
-Report = Mapping[str, Any]
 
 
 def soak_summary(report: Report) -> str:
@@ -44,19 +41,10 @@ def write_soak(
             at_s, [each.own_mib for each in footprints], [each.files for each in footprints]
         ),
     }
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report["reasons"])
-    page = PAGE.format(
-        style=STYLE,
-        verdict=report["verdict"],
-        lead=html.escape(
-            f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
-        ),
-        reasons=f"<ul>{reasons}</ul>" if reasons else "",
-        **page_parts(_rows(report), plots, report),
-    )
-    footprint = json.dumps([asdict(each) for each in footprints]) + "\n"
-    files = {"report.json": json.dumps(report, indent=2) + "\n", "report.html": page}
-    write_folder(folder, {**files, "footprint.json": footprint})
+    lead = f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
+    body = [paragraph(lead), bullets(report["reasons"]), measured_table(_rows(report)), figures(plots)]
+    files = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
+    write_report(folder, report, f"Soak: {report['verdict']}", body, FOOTER, files)
 
 
 def _rows(report: Report) -> list[tuple[str, str, str]]:
@@ -88,21 +76,6 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1%}"
 
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Soak: {verdict}</title>
-<style>
-{style}</style>
-<h1>Soak: {verdict}</h1>
-<p>{lead}</p>
-{reasons}
-<table><tr><th></th><th class=n>measured</th><th>asked</th></tr>
-{table}
-</table>
-{figures}
-<footer>{machine}, the load generator on the same cores. Growth is that of a straight line through the samples after
-the warm-up, over all processes of the service. Own resident memory is what a process shares with none: neither the
-pages of the store's file, which the kernel takes back, nor those of a library.
-<a href="report.json">report.json</a>, <a href="footprint.json">footprint.json</a></footer>
-</html>
-"""
+FOOTER = f"""{BESIDE}Growth is that of a straight line through the samples after the warm-up, over all processes
+of the service. Own resident memory is what a process shares with none: neither the pages of the store's file, which the
+kernel takes back, nor those of a library."""

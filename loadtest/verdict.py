@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from loadtest.measure import Measurement
 from loadtest.profiles import Slo
 
 Verdict = Literal["held", "not held", "void"]
+REMEDY = "give it a core of its own or ask for a lower rate"
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
 
 
@@ -20,14 +21,25 @@ def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:
     in flight is reached only when answers stay out for longer than a second.
     """
     broken = list(_broken(measured, slo))
-    late_ms, limit_ms = measured.generator_late_ms_p99, slo.generator_late_ms_p99
+    return verdict_on(broken, measured.generator_late_ms_p99, slo.generator_late_ms_p99)
+
+
+def verdict_on(
+    broken: list[str], late_ms: float, limit_ms: float, remedy: str = REMEDY
+) -> tuple[Verdict, list[str]]:
+    """Return the verdict on a run and its reasons, from the limits that it broke and the generator's lateness (p99)."""
     if late_ms > limit_ms:
         late = (
             f"the load generator itself was late: 1 % of the requests left more than {late_ms:.1f} ms after "
-            f"they were due ({limit_ms:g} ms are allowed); give it a core of its own or ask for a lower rate"
+            f"they were due ({limit_ms:g} ms are allowed); {remedy}"
         )
         return "void", [late, *broken]
     return ("not held" if broken else "held"), broken
+
+
+def listed(kinds: Mapping[str, int]) -> str:
+    """Return numbers by kind as text: `3 timeout, 1 HTTP 503`."""
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
 
 def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
@@ -37,13 +49,12 @@ def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
         elif value > limit:
             yield f"p{share} is {value:.3f} ms, above {limit:g} ms"
     if measured.errors / measured.requests > slo.max_error_share:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in measured.error_kinds.items())
         yield (
-            f"{measured.errors} of {measured.requests} requests failed ({kinds}); "
+            f"{measured.errors} of {measured.requests} requests failed ({listed(measured.error_kinds)}); "
             f"the share allowed is {slo.max_error_share:g}"
         )
     if measured.full_share < slo.min_full_share:
-        rungs = ", ".join(f"{number} {rung}" for rung, number in measured.rungs.items()) or "there were none"
+        rungs = listed(measured.rungs) or "there were none"
         heuristic = (
             f"; {measured.heuristic} full ones came from a heuristic: give the model arm 100 % of the viewers"
             if measured.heuristic

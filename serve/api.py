@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from serve.errors import RequestError
+from serve.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:  # the client takes its types from here, and needs no numpy
     from serve.surface import Field, Surface
@@ -280,8 +279,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint at the nearest valid name, or nothing."""
     if len(name) > MAX_QUOTED:  # no slip of a name, and long to compare: a megabyte would take a second
         return ""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, known)
+    return f"; {hint}" if hint else ""
 
 
 def below(pointer: str, name: str) -> str:

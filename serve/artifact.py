@@ -7,7 +7,6 @@ data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unpickled or
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import os
@@ -25,8 +24,9 @@ from typing import Any
 
 import psutil
 
+from serve.durable import put, sync
 from serve.encoder import Encoder
-from serve.errors import ArtifactRefused, TabrankError
+from serve.errors import ArtifactRefused, TabrankError, nearest
 from serve.seal import SEAL, is_whole, sealed
 from serve.strict import json_value
 
@@ -169,21 +169,10 @@ def require(models: Path, version: str, where: str) -> None:
     """Raise TabrankError, which begins with `where` and names the nearest, unless the version is published."""
     published = versions(models)
     if version not in published:
-        near = difflib.get_close_matches(version, published, n=1, cutoff=0.3)
+        near = nearest(version, published, 0.3)
         newest = f"the newest is {published[-1]}" if published else "publish an artifact first"
-        hint = f"did you mean {near[0]}?" if near else newest
+        hint = f"did you mean {near}?" if near else newest
         raise TabrankError(f"{where}: version {version!r} is not published in {models}; {hint}")
-
-
-def promote(models: Path, version: str) -> None:
-    """Makes a published version the current one: readers of the pointer see the old one or the new one.
-
-    `serve.rollout.releases` does it where what was before is to be remembered.
-
-    Raises:
-        TabrankError: the version is not published; names the nearest.
-    """
-    point(models, CURRENT, version)
 
 
 def point(models: Path, pointer: str, version: str) -> None:
@@ -196,9 +185,8 @@ def point(models: Path, pointer: str, version: str) -> None:
     _sweep(models)
     temporary = models / f".{pointer}.{_host()}.{os.getpid()}.partial"
     try:
-        _write_file(temporary, f"{version}\n".encode())
-        temporary.replace(models / pointer)
-        _flush_folder(models)
+        temporary.write_text(f"{version}\n")
+        put(temporary, models / pointer)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TabrankError(f"models {models}: {pointer} cannot be written: {error}") from error
@@ -208,13 +196,13 @@ def unpoint(models: Path, pointer: str) -> None:
     """Has a pointer name nothing."""
     try:
         (models / pointer).unlink(missing_ok=True)
-        _flush_folder(models)
+        sync(models)
     except OSError as error:
         raise TabrankError(f"models {models}: {pointer} cannot be removed: {error}") from error
 
 
 def current(models: Path) -> str | None:
-    """The version that `promote` made current, None before the first; raises as `pointed` does."""
+    """The version that is current, None before the first; raises as `pointed` does."""
     return pointed(models, CURRENT)
 
 
@@ -309,10 +297,9 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
     try:
         for name, content in files.items():
-            _write_file(partial / name, content)
-        _flush_folder(partial)
-        partial.rename(folder)
-        _flush_folder(folder.parent)
+            (partial / name).write_bytes(content)
+            sync(partial / name)
+        put(partial, folder)
     except OSError as error:
         raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
     finally:
@@ -331,18 +318,3 @@ def _sweep(parent: Path) -> None:
 
 def _host() -> str:
     return socket.gethostname().replace(".", "-") or "localhost"
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -66,6 +66,16 @@ class ScoringFailed(TabrankError):
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
     """The sentence that refuses an unknown key and names the nearest valid one."""
     names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(names)}"
+    hint = did_you_mean(key, names) or f"valid keys are {', '.join(names)}"
     return f"{where}: unknown key {key!r}; {hint}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The hint at the name that was meant; empty where none is like it."""
+    near = nearest(name, known)
+    return "" if near is None else f"did you mean {near!r}?"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name most like another; `cutoff` is of difflib's ratio."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)

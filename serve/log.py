@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from serve.api import MAX_MS
+from serve.durable import draft_of
 from serve.errors import TabrankError
 from serve.kinds import IMPRESSION
 from serve.snapshots import Snapshot, beginnings, copy
-from serve.strict import refuse_file, refuse_unwritable
 from serve.surface import FieldType, Surface
 
 READS = 10  # of a table whose segments are being merged, before it is said to be unreadable
@@ -157,32 +154,13 @@ def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Sna
     Raises:
         TabrankError: if `out` is there already.
     """
-    refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.*.partial"):
-        pid = stale.name.split(".")[-2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # of a writer that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-    draft = out.parent / f".{out.name}.{os.getpid()}.partial"
     # Whatever the umask: it holds what viewers did.
-    draft.mkdir(mode=0o700)
-    try:
+    with draft_of(out, mode=0o700) as draft:
         for name, table in tables.items():
             path = draft / f"{name}.parquet"
             path.touch(mode=0o600)
             pq.write_table(table, path, compression="zstd")
         copy(snapshots, draft)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise `TabrankError` if something is at `out`, or a file above it: results are never overwritten."""
-    if out.exists():
-        raise TabrankError(f"{out}: exists already; name another folder or remove it first")
-    refuse_file(out)
-    refuse_unwritable(out)
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.durable import put, sync
+from serve.durable import put, sync, write_whole
 from serve.errors import TabrankError
 from serve.kinds import Entity
 from serve.pace import Step
@@ -107,9 +107,7 @@ def begin(log: Path) -> int:
 
 def set_begin(log: Path, seq: int) -> None:
     """Say, durably, that records up to this number may be gone."""
-    draft = log / FOLDER / f".{BEGIN}.partial"
-    draft.write_text(f"{seq}\n")
-    put(draft, log / FOLDER / BEGIN)
+    write_whole(log / FOLDER / BEGIN, f"{seq}\n".encode())
 
 
 def beginnings(log: Path) -> tuple[Snapshot, ...]:

@@ -133,6 +133,14 @@ def refuse_file(folder: Path) -> None:
             raise TabrankError(f"{folder}: {path} is a file; name another folder")
 
 
+def refuse_existing(out: Path) -> None:
+    """Raise `TabrankError` if something is at `out`, or a file above it: results are never overwritten."""
+    if out.exists():
+        raise TabrankError(f"{out}: exists already; name another folder or remove it first")
+    refuse_file(out)
+    refuse_unwritable(out)
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Raise `TabrankError` if nothing can be made at a path: asked before the work whose result it is to hold."""
     try:

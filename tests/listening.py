@@ -10,7 +10,7 @@ from live import Live
 from networks import artifact_files, random_network
 from typer.testing import CliRunner
 
-from serve.artifact import promote, publish, save
+from serve.artifact import CURRENT, point, publish, save
 from serve.load import load
 from serve.log import read_log
 from serve.scoring import ModelHolder
@@ -43,7 +43,7 @@ class Service(Live):
         shutil.copytree(home / "a", folder / "a")
         self.surface = SURFACE
         load(SURFACE, folder / "a", "lmdb:store", folder)
-        promote(folder / "models", publish(home / "model", folder / "models"))
+        point(folder / "models", CURRENT, publish(home / "model", folder / "models"))
         self.args = AppArgs("spaces", "lmdb:store", "models", "a", clock=clock)
         experiment = Experiment("launch", "s", (Arm("model", "current", 1.0),))
         self.config = UserConfig(**{"experiment": experiment, "log_features": 1.0} | config)

@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import serve.artifact as subject
+from serve import durable
 
 WRITING = {
-    (subject.__file__, name)
-    for name in ("promote", "point", "_write_folder", "_write_file", "_flush_folder", "_sweep")
+    *((subject.__file__, name) for name in ("point", "_write_folder", "_sweep")),
+    *((durable.__file__, name) for name in ("put", "sync")),
 }
 
 
 def publish_and_promote(source: Path, models: Path) -> None:
     """What is killed."""
-    subject.promote(models, subject.publish(source, models))
+    subject.point(models, subject.CURRENT, subject.publish(source, models))
 
 
 def at_each_line(do: Callable[[], None]) -> Any:

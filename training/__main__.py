@@ -93,7 +93,7 @@ def surface(
     as_json: Json = False,
 ) -> None:
     """Draft the surface of a log: its fields, label, features and what popular means, each with its reason."""
-    from serve.log import refuse_existing
+    from serve.strict import refuse_existing
     from training.drafting.draft import draft
 
     if out is not None:

@@ -14,9 +14,8 @@ from typing import Any
 from serve.artifact import new_version
 from serve.artifact import save as save_artifact
 from serve.features import Matrix
-from serve.log import refuse_existing
 from serve.state import Schema
-from serve.strict import refuse_file
+from serve.strict import refuse_existing, refuse_file
 from serve.surface import Surface
 from training.calibrate import fit_platt
 from training.dataset import Dataset

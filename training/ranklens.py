@@ -8,7 +8,8 @@ import pandas as pd
 import pyarrow as pa
 
 from serve.errors import TabrankError
-from serve.log import refuse_existing, write_log
+from serve.log import write_log
+from serve.strict import refuse_existing
 
 SETS = ("genres", "tags", "actors")
 NUMBERS = ("popularity", "vote_avg", "vote_cnt", "budget", "runtime", "release_date")

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from serve.artifact import Artifact
 from serve.artifact import load as load_artifact
 from serve.errors import TabrankError
-from serve.log import Log, read_log, refuse_existing
+from serve.log import Log, read_log
 from serve.state import Schema
+from serve.strict import refuse_existing
 from serve.surface import Surface, load_surface, read_surface
 from training.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.errors import TabrankError
-from serve.log import TABLES, read_table, refuse_existing, write_log
+from serve.log import TABLES, read_table, write_log
 from serve.snapshots import begin, beginnings
+from serve.strict import refuse_existing
 
 
 def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from loadtest.measure import milliseconds
 from loadtest.profiles import Slo
-from loadtest.report import STYLE, write_folder
+from loadtest.report import BESIDE, Report, bullets, figures, table, write_report
 from loadtest.timeline import Moment
 
-Report = Mapping[str, Any]
 HELD = {True: "held", False: "not held", None: "not run"}
 
 
@@ -76,57 +72,27 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     """Write the folder whole or not at all."""
     from loadtest.plots import load_and_cluster  # matplotlib
 
-    plots = "\n".join(
-        f"<h2>{html.escape(found['what'])}</h2>\n{_reasons(found)}\n"
-        f"{load_and_cluster(list(lines[found['fault']]), slo)}"
-        for found in report["faults"]
-        if found["fault"] in lines
+    rows = [(one["what"], one["allowed"], _told(one), HELD[one["held"]]) for one in report["faults"]]
+    body = [table(("fault", "allowed", "measured", "held"), rows)]
+    for found in report["faults"]:
+        if found["fault"] in lines:
+            plot = load_and_cluster(list(lines[found["fault"]]), slo)
+            body.append(figures({found["what"]: f"{bullets(found['reasons'])}\n{plot}"}))
+    footer = FOOTER.format(
+        knee=f"{report['knee_rps'] or 0:,.0f}", timeout=f"{report['client_timeout_s'] * 1000:g}"
     )
-    page = PAGE.format(
-        style=STYLE,
-        verdict=report["verdict"],
-        rows="\n".join(_row(found) for found in report["faults"]),
-        plots=plots,
-        knee=f"{report['knee_rps'] or 0:,.0f}",
-        timeout=f"{report['client_timeout_s'] * 1000:g}",
-        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
-    )
-    files = {"report.json": json.dumps(report, indent=2) + "\n", "report.html": page}
-    write_folder(folder, {**files, "table.md": markdown(report) + "\n"})
+    more = {"table.md": markdown(report) + "\n"}
+    write_report(folder, report, f"Chaos: {report['verdict']}", body, footer, more)
 
 
 def _told(found: Report) -> str:
     return measured(found) if "requests" in found else "; ".join(found["reasons"])
 
 
-def _row(found: Report) -> str:
-    cells = (found["what"], found["allowed"], _told(found), HELD[found["held"]])
-    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
-
-
-def _reasons(found: Report) -> str:
-    items = "".join(f"<li>{html.escape(reason)}</li>" for reason in found["reasons"])
-    return f"<ul>{items}</ul>" if items else ""
-
-
 def _seconds(value: float | None) -> str:
     return "not in time" if value is None else f"after {value:.1f} s"
 
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Chaos: {verdict}</title>
-<style>
-{style}body {{ max-width: 64rem; }}
-td {{ vertical-align: top; }}
-</style>
-<h1>Chaos: {verdict}</h1>
-<table><tr><th>fault</th><th>allowed</th><th>measured</th><th>held</th></tr>
-{rows}
-</table>
-{plots}
-<footer>{machine}, the load generator on the same cores. Open loop, Poisson arrivals, at 60 % of a knee of {knee}
-requests a second (changes: 80 %); the client gives up after {timeout} ms and retries once, within its budget. The
-plots begin 3 s into the load; the fault comes 5 s later. <a href="report.json">report.json</a></footer>
-</html>
-"""
+FOOTER = f"""{BESIDE}Open loop, Poisson arrivals, at 60 % of a knee of {{knee}} requests a second (changes: 80 %); the
+client gives up after {{timeout}} ms and retries once, within its budget. The plots begin 3 s into the load; the fault
+comes 5 s later."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,10 @@ import numpy as np
 
 from loadtest.dispatcher import NOT_SENT
 from loadtest.measure import Measurement, Requests, percentile, rounded
-from loadtest.phases import recovered_s
+from loadtest.phases import in_full, in_time, recovered_s
 from loadtest.profiles import Slo
 from loadtest.shapes import Block, Phase
-from loadtest.verdict import Verdict
+from loadtest.verdict import Verdict, listed, verdict_on
 
 REFUSED = "HTTP 429"
 GOODPUT = ((2.0, 0.9), (float("inf"), 0.7))  # up to so many times the knee, this share of it
@@ -44,7 +43,7 @@ def describe(
     """The numbers of one run; latencies count from when a request was due."""
     begins_s, ends_s = plan.before_s, plan.before_s + plan.seconds
     due = requests.where((requests.at_s >= begins_s) & (requests.at_s < ends_s))
-    ended = Counter({outcome.name: n for outcome, n in due.counts().items()})
+    ended = due.named_counts()
     rungs = _goodput(due, deadline_ms, plan.seconds)
     goodput_rps = sum(rungs.values())
     refused = due.latency_ms[_named(due, REFUSED)]
@@ -74,22 +73,14 @@ def describe(
 
 def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
     """Hold a run against what is allowed; void if the generator was late: it was not the service that was slow."""
-    broken = list(_broken(found, slo))
-    late_ms = found["generator_late_ms_p99"]
-    if late_ms > slo.generator_late_ms_p99:
-        return "void", [
-            f"the load generator itself was late by {late_ms:.1f} ms (p99; {slo.generator_late_ms_p99:g} are allowed): "
-            f"{found['offered_rps']:.0f} requests a second are more than its core can send",
-            *broken,
-        ]
-    return ("not held" if broken else "held"), broken
+    remedy = f"{found['offered_rps']:.0f} requests a second are more than its core can send"
+    late_ms, limit_ms = found["generator_late_ms_p99"], slo.generator_late_ms_p99
+    return verdict_on(list(_broken(found, slo)), late_ms, limit_ms, remedy)
 
 
 def is_normal(measured: Measurement, slo: Slo) -> bool:
     """Whether p99 and full answers are within the SLO, a failed request being none."""
-    full = measured.full_share * (measured.requests - measured.errors)
-    in_time = measured.p99_ms is not None and measured.p99_ms <= slo.p99_ms
-    return in_time and full >= slo.min_full_share * measured.requests
+    return in_time(measured, slo) and in_full(measured, slo)
 
 
 def in_flight_most(requests: Requests) -> int:
@@ -113,8 +104,7 @@ def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
         )
         yield f"{said}; {slo.p99_ms:g} ms are allowed"
     if found["failures"]:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in found["failures"].items())
-        yield f"requests failed that were not refused: {kinds}"
+        yield f"requests failed that were not refused: {listed(found['failures'])}"
     replica_ms = found.get("refused_in_replica_p99_ms")
     if replica_ms is not None and replica_ms > REFUSAL_MS:
         yield f"refusals took up to {replica_ms:g} ms in the replica (p99); {REFUSAL_MS:g} ms are allowed"
@@ -124,10 +114,7 @@ def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
 
 
 def _goodput(due: Requests, deadline_ms: float, seconds: float) -> dict[str, float]:
-    in_time = due.where(due.ok & (due.latency_ms <= deadline_ms))
-    rungs: Counter[str] = Counter()
-    for outcome, number in in_time.counts().items():
-        rungs[outcome.name] += number
+    rungs = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
     return {name: number / seconds for name, number in rungs.items()}
 
 

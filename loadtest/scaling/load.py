@@ -16,6 +16,7 @@ from typing import Any
 from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.profiles import Profile
+from loadtest.verdict import listed
 from loadtest.workspace import Workspace
 
 OVERTIME_S = 60.0  # for a run to write its report, and to get going
@@ -82,6 +83,18 @@ def moments(folder: Path) -> list[Mapping[str, float | None]]:
             {key: float(value) if value else None for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
+
+
+def failures(found: Mapping[str, Any]) -> list[str]:
+    """Return the reason why a run in which requests failed does not hold; nothing where none did."""
+    if not found["errors"]:
+        return []
+    return [f"{found['errors']} of {found['requests']} requests failed: {listed(found['error_kinds'])}"]
+
+
+def after(seconds: float | None) -> str:
+    """Return how long after something else came, as text."""
+    return "never after" if seconds is None else f"{seconds:g} s after"
 
 
 def _toml(profile: Profile) -> str:

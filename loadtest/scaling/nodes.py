@@ -13,7 +13,7 @@ from loadtest.answer import read_answer
 from loadtest.errors import LoadtestError
 from loadtest.profiles import Profile
 from loadtest.scaling.fake_cluster import fake_cluster
-from loadtest.scaling.load import loading, moments
+from loadtest.scaling.load import after, failures, loading, moments
 from loadtest.scaling.service import CANDIDATES, Scaled, capacity_rps
 from loadtest.scaling.step import AUTOSCALING, LOAD, Moments, Plan
 from loadtest.service import PATH, ask
@@ -43,7 +43,7 @@ def prove_nodes(work: Workspace, config: Path, body: bytes, out: Path, say: Say)
         with loading(profile, scaled.service.url, cluster.dashboard, work, out, token=cluster.token) as load:
             report = load.report()
     found = judge_nodes(report, moments(out), PLAN)
-    came, went = (_after(found[key]) for key in ("node_up_s", "node_gone_s"))
+    came, went = (after(found[key]) for key in ("node_up_s", "node_gone_s"))
     say(f"  a node {came} the step, gone {went} its end")
     return found
 
@@ -74,10 +74,7 @@ def _broken(found: Mapping[str, Any]) -> Sequence[str]:
         reasons.append("no node came with the load")
     elif found["node_gone_s"] is None or found["nodes_after"] != found["nodes_before"]:
         reasons.append("the node that came did not go when the load was over")
-    if found["errors"]:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in found["error_kinds"].items())
-        reasons.append(f"{found['errors']} of {found['requests']} requests failed: {kinds}")
-    return reasons
+    return reasons + failures(found)
 
 
 def _place(file: Path) -> None:
@@ -101,7 +98,3 @@ def _await_full_answer(url: str, body: bytes) -> None:
             said = str(error)
         time.sleep(0.2)
     raise LoadtestError(f"the cluster of fake nodes gave no full answer in {ANSWER_S:g} s (it said: {said})")
-
-
-def _after(seconds: float | None) -> str:
-    return "never after" if seconds is None else f"{seconds:g} s after"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.profiles import Profile
-from loadtest.scaling.load import loading
+from loadtest.scaling.load import failures, loading
 from loadtest.scaling.service import CANDIDATES, Scaled, capacity_rps
 from loadtest.workspace import Say, Workspace
 
@@ -55,10 +55,7 @@ def _change(scaled: Scaled, number: int, within_s: float, work: Workspace) -> di
 
 
 def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
-    reasons = []
-    if report["errors"]:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in report["error_kinds"].items())
-        reasons.append(f"{report['errors']} of {report['requests']} requests failed: {kinds}")
+    reasons = failures(report)
     late = sum(change["seconds"] is None for change in changes)
     if late:
         reasons.append(

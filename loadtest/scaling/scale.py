@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from loadtest.ids import read_log_ids
 from loadtest.machine import describe_machine
 from loadtest.processes import started
 from loadtest.profiles import Profile
-from loadtest.report import refuse_existing
+from loadtest.report import draft_of, refuse_existing
 from loadtest.scaling import nodes, replicas, step
 from loadtest.scaling.report import write_scale
 from loadtest.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
@@ -42,7 +39,7 @@ def run_scale(
             raise LoadtestError(f"--part {name}: there is no such part; there are {', '.join(PARTS)}")
     refuse_existing(out)
     begun = time.monotonic()
-    with work.locked(), _draft(out) as folder:
+    with work.locked(), draft_of(out) as folder:
         for name in parts:  # what is wrong with the file is told before a minute of preparing
             Scaled.of(work, config, AUTOSCALING[name])
         work.prepare(say)
@@ -74,19 +71,6 @@ def _prove(name: str, work: Workspace, config: Path, cycles: replicas.Plan, out:
     return _with_service(
         work, scaled, body, lambda: step.prove_step(scaled, work, step.Plan(), out, say), say
     )
-
-
-@contextmanager
-def _draft(out: Path) -> Iterator[Path]:
-    """A folder that gets its name `out` when it is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.parent / f".{out.name}.{os.getpid()}"
-    draft.mkdir()
-    try:
-        yield draft
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _with_service(

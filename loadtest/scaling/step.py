@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.profiles import Profile
-from loadtest.scaling.load import loading, moments
+from loadtest.scaling.load import after, failures, loading, moments
 from loadtest.scaling.service import CANDIDATES, Scaled, capacity_rps
 from loadtest.shapes import Shape
 from loadtest.workspace import Say, Workspace
@@ -58,7 +58,7 @@ def prove_step(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: Say)
     with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
         report = load.report()
     found = judge_step(report, moments(out), plan)
-    say(f"  replicas {_after(found['replicas_up_s'])}, p99 {_after(found['p99_recovered_s'])} the step")
+    say(f"  replicas {after(found['replicas_up_s'])}, p99 {after(found['p99_recovered_s'])} the step")
     return found
 
 
@@ -93,13 +93,7 @@ def _broken(found: Mapping[str, Any], since_up: Sequence[int]) -> list[str]:
         reasons.append(f"replicas came or went before the step: {found['replicas_before']}")
     for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 was back", "p99_recovered_s")):
         if found[key] is None or found[key] > WITHIN_S:
-            reasons.append(f"{name} {_after(found[key])} the step; {WITHIN_S:g} s are allowed")
+            reasons.append(f"{name} {after(found[key])} the step; {WITHIN_S:g} s are allowed")
     if any(later < earlier for earlier, later in pairwise(since_up)):
         reasons.append("a replica was taken away while the load was still doubled")
-    if found["errors"]:
-        reasons.append(f"{found['errors']} of {found['requests']} requests failed: {found['error_kinds']}")
-    return reasons
-
-
-def _after(seconds: float | None) -> str:
-    return "never after" if seconds is None else f"{seconds:g} s after"
+    return reasons + failures(found)

@@ -10,6 +10,7 @@ from typing import Any
 from serve.check.findings import Findings
 from serve.check.places import Steps
 from serve.check.pools import NodePool
+from serve.errors import did_you_mean, nearest
 from serve.settings import API_KEY_KEYS, ARGS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
 
 Level = tuple[str, ...]  # the names on the way to it; "*" for one that the user chooses
@@ -70,28 +71,22 @@ def hint(levels: Levels, level: Level, key: str) -> str:
         if key in levels[other]:
             return f"it belongs {_place(other)}"
     here = sorted(levels[level])
-    ours = _nearest(key, here, CLOSE)
+    ours = nearest(key, here, CLOSE)
     for other in others:
-        theirs = _nearest(key, levels[other], VERY_CLOSE)
+        theirs = nearest(key, levels[other], VERY_CLOSE)
         if theirs and (not ours or _likeness(key, theirs) > _likeness(key, ours) + MARGIN):
             return f"did you mean {theirs!r}, which belongs {_place(other)}?"
-    ours = ours or _nearest(key, here, 0.4)
+    ours = ours or nearest(key, here, 0.4)
     return f"did you mean {ours!r}?" if ours else f"valid keys are {', '.join(here)}"
-
-
-def _nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
-    near = difflib.get_close_matches(name, list(known), 1, cutoff)
-    return near[0] if near else None
 
 
 def _likeness(name: str, other: str) -> float:
     return difflib.SequenceMatcher(None, other, name).ratio()
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def meant(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that refuses a name: which one was meant."""
-    near = _nearest(name, known, 0.5)
-    return f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
+    return did_you_mean(name, known) or f"there are {', '.join(known)}"
 
 
 def _place(level: Level) -> str:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from serve.artifact import require
 from serve.check.findings import Findings
-from serve.check.keys import nearest
+from serve.check.keys import meant
 from serve.check.places import Steps, show
 from serve.check.sizes import Size
 from serve.check.storage import check_storage
@@ -138,7 +138,7 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
     """The surface that the arguments name; None where it is refused."""
     shipped = [path.stem for path in SHIPPED.glob("*.toml")]
     if not args.surface.endswith(".toml") and args.surface not in shipped:
-        hint = nearest(args.surface, shipped)
+        hint = meant(args.surface, shipped)
         findings.refuse(steps, f"there is no surface {args.surface!r}; {hint}, or the path of a .toml file")
         return None
     try:
@@ -151,7 +151,7 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
 def _check_name(findings: Findings, steps: Steps, name: str, deployment: Mapping[str, Any]) -> None:
     """The deployment is one of ours, and knobs are where somebody turns them."""
     if name not in DEPLOYMENTS:
-        hint = nearest(name, DEPLOYMENTS)
+        hint = meant(name, DEPLOYMENTS)
         findings.refuse((*steps, "name"), f"the application has no deployment {name!r}; {hint}")
     elif name != OUR_INGRESS and deployment.get("user_config") is not None:
         findings.refuse(

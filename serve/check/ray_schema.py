@@ -6,7 +6,6 @@ until it deploys. Here its own models are asked beforehand, so that what is refu
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -34,6 +33,7 @@ from serve.check.findings import Findings
 from serve.check.keys import APPLICATION, DEPLOYMENT, Level
 from serve.check.places import Steps
 from serve.check.sizes import Size
+from serve.errors import did_you_mean
 
 NESTED = {
     "autoscaling_config": AutoscalingConfig,
@@ -300,8 +300,8 @@ def _has(value: Any, loc: list[Any]) -> bool:
 
 def _meant(problem: Any) -> str:
     known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
-    near = difflib.get_close_matches(str(problem["input"]), known, 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(problem["input"]), known)
+    return f"; {hint}" if hint else ""
 
 
 def _blame(findings: Findings, steps: Steps, message: str, given: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from serve.check.findings import Findings
-from serve.check.keys import nearest
+from serve.check.keys import meant
 from serve.check.places import Steps
 from serve.settings import AppArgs
 from serve.stores.opening import shown
@@ -24,7 +24,7 @@ def check_storage(findings: Findings, steps: Steps, args: AppArgs, base: Path, n
             (*steps, "store"), f"memory: lives in one process, and the service has several; {STORE_FORMS}"
         )
     elif kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
-        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else nearest(kind, STORES)
+        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else meant(kind, STORES)
         findings.refuse(
             (*steps, "store"), f"{shown(args.store)!r} is no address of a store; {hint}; {STORE_FORMS}"
         )

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from serve.durable import write_whole
 from serve.errors import TabrankError
 from serve.run_folder import RunFolder
 from serve.strict import refuse_file, refuse_unwritable
@@ -106,15 +107,9 @@ def write_targets(run: RunFolder, data: Path) -> None:
         path = _targets(data, job)
         url = service.get(key)
         if url or not path.exists():
-            targets = [{"targets": [urlsplit(url).netloc]}] if url else []
-            _replace(path, json.dumps(targets))
-
-
-def _replace(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
-        fresh = path.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(path)
+            targets = json.dumps([{"targets": [urlsplit(url).netloc]}] if url else [])
+            if not path.exists() or path.read_text() != targets:
+                write_whole(path, targets.encode())
 
 
 def _targets(data: Path, job: str) -> Path:

@@ -10,13 +10,14 @@ from serve.config import read
 from serve.errors import TabrankError
 from serve.plan.comparison import Comparison, check_timeline, compare
 from serve.plan.costs import load_costs
-from serve.plan.folder import refuse_existing, write_plan
+from serve.plan.folder import write_plan
 from serve.plan.outcome import Outcome, unsettled
 from serve.plan.progress import Progress
 from serve.plan.report import Report, make_report
 from serve.plan.service import FETCH, SCORER, read_service
 from serve.plan.simulation import simulate
 from serve.plan.trace import read_trace
+from serve.strict import refuse_existing
 
 NUM_SEEDS = 3  # the first is the plan; the others tell how much of it is chance
 

@@ -6,15 +6,12 @@ import csv
 import html
 import io
 import json
-import os
-import shutil
 from pathlib import Path
 
-from serve.errors import TabrankError
+from serve.durable import draft_of
 from serve.plan.outcome import Outcome
 from serve.plan.report import Report, answers_of, table
 from serve.plan.trace import NODES, RATE, REPLICAS, TIME, shown
-from serve.strict import refuse_unwritable
 
 
 def to_csv(outcome: Outcome) -> str:
@@ -48,29 +45,12 @@ def to_csv(outcome: Outcome) -> str:
     return out.getvalue()
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raise `TabrankError` if something is at `folder`, or it cannot be made: a plan is never overwritten."""
-    if folder.exists():
-        raise TabrankError(f"--out {folder}: exists already; name another folder or remove it first")
-    for path in folder.parents:
-        if path.is_file():
-            raise TabrankError(f"--out {folder}: {path} is a file; name another folder")
-    refuse_unwritable(folder)
-
-
 def write_plan(folder: Path, report: Report, outcome: Outcome, plot: str | None) -> None:
     """Write the folder whole or not at all."""
-    refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.{os.getpid()}"
-    draft.mkdir()
-    try:
+    with draft_of(folder) as draft:
         (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (draft / "plan.csv").write_text(to_csv(outcome), encoding="utf-8")
         (draft / "report.html").write_text(_page(report, plot), encoding="utf-8")
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _page(report: Report, plot: str | None) -> str:

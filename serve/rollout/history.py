@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from serve.durable import put
+from serve.durable import write_whole
 from serve.settings import VERSION
 
 HISTORY = "HISTORY"
@@ -120,9 +120,7 @@ def append(models: Path, entry: Entry) -> None:
         OSError: it cannot be written, or what is there not be read: it is not to be replaced by one line.
     """
     entries = [*_read(models).entries, entry][-MAX_ENTRIES:]
-    draft = models / f".{HISTORY}.partial"
-    draft.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in entries))
-    put(draft, models / HISTORY)
+    write_whole(models / HISTORY, b"".join(msgspec.json.encode(each) + b"\n" for each in entries))
 
 
 class Followed:

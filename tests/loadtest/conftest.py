@@ -201,7 +201,7 @@ def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     import numpy as np
     from networks import artifact_files, random_network
 
-    from serve.artifact import promote, publish, save
+    from serve.artifact import CURRENT, point, publish, save
     from serve.load import load
     from serve.log import read_log
     from serve.state import Schema
@@ -219,6 +219,6 @@ def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     data = build(Schema(surface), table)
     encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, table))
     save(work.data / "model", *artifact_files(random_network(rng, encoder, NetworkConfig()), rng))
-    promote(work.data / "models", publish(work.data / "model", work.data / "models"))
+    point(work.data / "models", CURRENT, publish(work.data / "model", work.data / "models"))
     load(surface, work.log, "lmdb:store", work.data)
     return work

@@ -14,7 +14,8 @@ from loadtest.cluster import Sample
 from loadtest.errors import LoadtestError
 from loadtest.measure import Record, measure
 from loadtest.profiles import load_profile, load_slo
-from loadtest.report import make_report, refuse_existing, summary, write_report
+from loadtest.report import refuse_existing
+from loadtest.run_report import make_report, summary, write_run
 from loadtest.timeline import timeline
 from loadtest.verdict import judge
 
@@ -54,7 +55,7 @@ def test_the_report_has_exactly_its_documented_keys():
 def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     report, requests, moments = made()
     folder = tmp_path / "new" / "run"
-    write_report(folder, report, requests, PROFILE, SLO, "<html>locust</html>", moments)
+    write_run(folder, report, requests, PROFILE, SLO, "<html>locust</html>", moments)
     assert sorted(path.name for path in folder.iterdir()) == [
         "locust.html", "report.html", "report.json", "requests.csv", "timeline.csv"
     ]  # fmt: skip
@@ -73,7 +74,7 @@ def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
     report, requests, moments = made(Outcome("HTTP 503 <b>", False))
     assert report["p50_ms"] is None
     assert "p50 not reached" in summary(report)
-    write_report(tmp_path / "run", report, requests, PROFILE, SLO, "", moments)
+    write_run(tmp_path / "run", report, requests, PROFILE, SLO, "", moments)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not reached" in page
     assert "HTTP 503 &lt;b&gt;" in page
@@ -83,7 +84,7 @@ def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
 def test_a_report_is_never_overwritten(tmp_path):
     report, requests, moments = made()
     with pytest.raises(LoadtestError, match="exists already"):
-        write_report(tmp_path, report, requests, PROFILE, SLO, "", moments)
+        write_run(tmp_path, report, requests, PROFILE, SLO, "", moments)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
@@ -102,7 +103,7 @@ def test_the_summary_says_verdict_rate_and_limits():
 
 def test_what_was_watched_is_drawn_with_its_replicas(tmp_path):
     report, requests, moments = made(samples=[Sample(0.5, {"Scorer": 2}, 1)])
-    write_report(tmp_path / "run", report, requests, PROFILE, SLO, "", moments)
+    write_run(tmp_path / "run", report, requests, PROFILE, SLO, "", moments)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Scorer replicas" in page
     assert "were not watched" not in page

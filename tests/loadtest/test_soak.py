@@ -57,7 +57,7 @@ def test_a_failed_request_and_a_look_too_few_do_not_hold():
     assert [reason.split(";")[0] for reason in judge(numbers, SLO)[1]] == [
         "memory was looked at too seldom",
         "the number of open files was looked at too seldom",
-        "1 of 3,000 requests failed: {'connection closed': 1}",
+        "1 of 3,000 requests failed: 1 connection closed",
     ]
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from serve.artifact import (
+    CURRENT,
     FILES,
     current,
     load,
     new_version,
-    promote,
+    point,
     publish,
     save,
     versions,
@@ -283,7 +284,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_nothing_after_the_next(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; import serve.artifact as a\n"
-        "a._flush_folder = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "a.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"a.save(Path(sys.argv[1]), {{name: b'' for name in a.FILES}}, {{'version': {OLD!r}}})"
     )
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
@@ -327,9 +328,9 @@ def test_publishing_copies_once_and_promotion_points(tmp_path: Path) -> None:
     assert publish(write(tmp_path / "a"), models) == OLD
     assert versions(models) == [OLD, NEW]
     assert current(models) is None
-    promote(models, OLD)
+    point(models, CURRENT, OLD)
     assert current(models) == OLD
-    promote(models, NEW)
+    point(models, CURRENT, NEW)
     assert current(models) == NEW
     assert publish(tmp_path / "a", models) == OLD
     assert load(models / OLD).manifest == load(tmp_path / "a").manifest
@@ -349,12 +350,12 @@ def test_a_published_artifact_is_never_changed(tmp_path: Path) -> None:
 def test_promoting_an_unknown_version_names_the_nearest_and_keeps_the_pointer(tmp_path: Path) -> None:
     models = tmp_path / "models"
     with pytest.raises(TabrankError, match=r"is not published in .*; publish an artifact first"):
-        promote(models, OLD)
+        point(models, CURRENT, OLD)
     publish(write(tmp_path / "a"), models)
-    promote(models, OLD)
+    point(models, CURRENT, OLD)
     for version in (NEW, f"../{models.name}/{OLD}"):
         with pytest.raises(TabrankError, match=f"did you mean {OLD}"):
-            promote(models, version)
+            point(models, CURRENT, version)
     assert current(models) == OLD
 
 
@@ -371,7 +372,7 @@ def test_a_pointer_that_is_a_link_is_refused_until_it_is_promoted_over(tmp_path:
     (models / "CURRENT").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactRefused, match="CURRENT is not a plain file"):
         current(models)
-    promote(models, OLD)
+    point(models, CURRENT, OLD)
     assert current(models) == OLD
     assert (tmp_path / "elsewhere").read_text() == NEW
 

@@ -17,7 +17,7 @@ from tiny import TOML
 
 from serve.api import RankRequest
 from serve.arms import assign
-from serve.artifact import promote
+from serve.artifact import CURRENT, point
 from serve.edge import Edge
 from serve.errors import TabrankError
 from serve.feature_fetch import FeatureFetcher
@@ -347,7 +347,7 @@ def test_the_model_endpoint_tells_the_experiment_and_which_artifact_each_arm_has
 
 
 def test_the_popular_order_is_explained_in_words_too(service, tmp_path):
-    promote(tmp_path / "models", MODEL)
+    point(tmp_path / "models", CURRENT, MODEL)
     service.fetcher.configure(both(MODEL))
     viewer = viewer_of(service.fetcher, "popular")
     assert service.ask(body(viewer=viewer, explain=True)).json()["ranking"][0]["features"]

@@ -18,7 +18,7 @@ from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.artifact import point, promote
+from serve.artifact import CURRENT, point
 from serve.errors import ArtifactRefused, TabrankError
 from serve.features import Features
 from serve.models import Models
@@ -69,7 +69,7 @@ def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releas
 
 
 def test_what_was_promoted_before_there_was_a_history_is_known_to_come_back_to(models, releases):
-    promote(models, A)
+    point(models, CURRENT, A)
     releases.promote(B)
     assert releases.roll_back(B, "slow") == A
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.artifact import FILES, current, promote, save
+from serve.artifact import CURRENT, FILES, current, point, save
 from serve.surface import Surface, read_surface
 from training.loop import FitConfig
 from training.network import NetworkConfig
@@ -29,7 +29,7 @@ def models(tmp_path, surface, monkeypatch) -> Path:
     monkeypatch.setattr("training.publish.load_scorer", lambda folder, backend: None)
     for version in (OLD, CHOSEN):
         artifact(tmp_path / "models" / version, version, surface)
-    promote(tmp_path / "models", OLD)
+    point(tmp_path / "models", CURRENT, OLD)
     return tmp_path / "models"
 
 
@@ -43,7 +43,7 @@ def test_a_winner_takes_the_place_of_what_it_follows(models, tmp_path, surface):
 
 def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, surface):
     winner, said = artifact(tmp_path / "out", NEW, surface), []
-    promote(models, CHOSEN)
+    point(models, CURRENT, CHOSEN)
     assert not take_place(winner, models, OLD, said.append)
     assert current(models) == CHOSEN
     assert (models / NEW).exists()

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from point_in_time import point_in_time
 from tiny import STRINGS, TOML, tables
 
 import training.dataset
@@ -14,7 +15,6 @@ from serve.log import Log, read_log, write_log
 from serve.replay import Replay
 from serve.state import Schema
 from serve.surface import read_surface
-from training.leak import point_in_time
 
 TOLERANCE = 1e-6
 SURFACE = read_surface(TOML)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.artifact import FILES, promote, publish, save
+from serve.artifact import CURRENT, FILES, point, publish, save
 from serve.errors import TabrankError
 from training.publish import check_surface
 
@@ -13,7 +13,7 @@ def test_a_folder_of_models_is_of_one_surface(tmp_path):
     models = tmp_path / "models"
     check_surface(models, "spaces")
     save(tmp_path / "made", dict.fromkeys(FILES, b""), {"version": VERSION, "surface": "spaces"})
-    promote(models, publish(tmp_path / "made", models))
+    point(models, CURRENT, publish(tmp_path / "made", models))
     check_surface(models, "spaces")
     with pytest.raises(
         TabrankError, match=r"models: its current model is of the surface 'spaces', not 'shop'.*own"

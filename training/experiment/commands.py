@@ -35,7 +35,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """The verdict of an experiment from a served log: won, lost, no difference shown or, with exit code 1, invalid."""
-    from serve.log import refuse_existing
+    from serve.strict import refuse_existing
     from training.experiment.declared import Declared, declared
     from training.experiment.page import text
     from training.experiment.report import report as run

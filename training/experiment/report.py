@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serve.durable import draft_of
 from serve.errors import TabrankError
-from serve.log import refuse_existing
 from serve.settings import Experiment
 from training.experiment.comparison import comparisons, days_needed, told
 from training.experiment.declared import Declared
@@ -128,17 +126,10 @@ def write_report(out: Path, result: Mapping[str, Any]) -> None:
     """
     from training.experiment.page import page  # matplotlib
 
-    refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.parent / f".{out.name}.{os.getpid()}.partial"
-    draft.mkdir()
-    try:
+    with draft_of(out) as draft:
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
         (draft / "report.json").write_text(text, encoding="utf-8")
         (draft / "report.html").write_text(page(result), encoding="utf-8")
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _compared(

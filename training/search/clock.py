@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from serve.durable import write_whole
 from serve.errors import TabrankError
 from serve.strict import refuse_file
 
@@ -113,9 +114,8 @@ class Clock:
 
     def save(self, *, over: bool) -> None:
         """Keeps what is spent, so that a killed search goes on with the rest, and whether the search is over."""
-        partial = self.out / f"{FILE}.partial"
-        partial.write_text(json.dumps({**self._state, "spent_s": self.spent(), "over": over}))
-        partial.replace(self.out / FILE)
+        state = {**self._state, "spent_s": self.spent(), "over": over}
+        write_whole(self.out / FILE, json.dumps(state).encode())
 
 
 def _locked(out: Path) -> IO[str]:

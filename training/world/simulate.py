@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from serve.errors import TabrankError
-from serve.log import refuse_existing, write_log
+from serve.log import write_log
+from serve.strict import refuse_existing
 from training.world.origin import Origin
 from training.world.population import DAY_MS
 from training.world.record import KINDS, log_tables

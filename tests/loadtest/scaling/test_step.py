@@ -45,7 +45,7 @@ def test_replicas_and_p99_in_time_hold():
         ([1, 1, *[2] * 9, *[3] * 15], {}, r"replicas came or went before the step: \[1, 2\]"),
         (GOOD[:18] + [1] * 8, {}, "a replica was taken away while the load was still doubled"),
         (GOOD, {"p99_recovered_s": None}, "the p99 was back never after the step"),
-        (GOOD, {"errors": 3, "error_kinds": {"reset": 3}}, "3 of 100 requests failed: {'reset': 3}"),
+        (GOOD, {"errors": 3, "error_kinds": {"reset": 3}}, "3 of 100 requests failed: 3 reset"),
     ],
 )
 def test_what_does_not_hold_is_said(counts, changes, said):

@@ -14,11 +14,12 @@ from typing import Any
 from serve.artifact import Artifact
 from serve.artifact import load as load_artifact
 from serve.errors import TabrankError
-from serve.log import read_log, refuse_existing
+from serve.log import read_log
 from serve.replay import Replay
 from serve.scorers import Scorer, load_scorer
 from serve.settings import CURRENT, POPULAR
 from serve.state import Schema, State
+from serve.strict import refuse_existing
 from serve.surface import Surface, load_surface
 from training.experiment.rerun.drive import Served, drive
 from training.experiment.rerun.scene import LAST_MS, Scene
