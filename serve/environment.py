@@ -28,8 +28,8 @@ PORTS = range(20_000, 30_000)
 LISTENING = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress:middlewares"}
 # What the fast ingress cannot do without.
 HAPROXY = {
-    **LISTENING,
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    **LISTENING,
     "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "serve.redeploy:keep_ingress",
 }
 # A request whose replica died is asked of another one; else the three to five in flight end in a closed connection or a

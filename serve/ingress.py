@@ -52,9 +52,6 @@ class ShortWay:
         accounts = self._accounts
         if accounts is not None and scope.get("method") == "POST" and accounts.know(scope):
             await accounts.answer(scope, receive, send)
-        elif accounts is not None and scope["type"] == "websocket":
-            # On Ray's own way some handshakes would be answered with 500.
-            await accounts.edge(scope, receive, send)
         else:
             if "headers" in scope:
                 scope["headers"] = [header for header in scope["headers"] if _is_for_ray(*header)]
@@ -80,9 +77,9 @@ class _Accounts:
         from ray.serve._private.common import RequestMetadata, RequestProtocol
         from ray.serve._private.request_ingress_metrics import RequestIngressMetrics
 
-        self.edge = replica._user_callable_asgi_app
-        if not isinstance(self.edge, Edge):
-            raise TypeError(f"it serves {type(self.edge).__name__}")
+        self._edge = replica._user_callable_asgi_app
+        if not isinstance(self._edge, Edge):
+            raise TypeError(f"it serves {type(self._edge).__name__}")
         if replica._user_callable_wrapper._run_user_code_in_separate_thread:
             raise TypeError("it runs our code on a thread of its own")
         metrics = self._metrics = replica._metrics_manager
@@ -137,9 +134,9 @@ class _Accounts:
             scope["root_path"] = scope.get("root_path", "") + self._prefix
         try:
             if self._slots.locked():
-                status = await self.edge.busy(send_with_id, began)
+                status = await self._edge.busy(send_with_id, began)
             else:
-                status = await self.edge(scope, receive_and_begin, send_with_id)
+                status = await self._edge(scope, receive_and_begin, send_with_id)
         finally:
             if holds:
                 self._end(self._request)

@@ -24,7 +24,7 @@ NUM_CANDIDATES = 1_000
 NUM_MEMBERS, NUM_RECORDS = 32, 30
 # With so many small records more, all batches have 100,000: the log is written at once, whatever their bytes.
 NUM_SMALL = 170
-FLOOD_S, GROWTH, MAX_BYTES = 20.0, 1.2, 3 << 30
+FLOOD_S, GROWTH, MAX_BYTES = 20.0, 1.2, 2 << 30
 
 
 class Flood(Fault):
@@ -101,7 +101,7 @@ class ExposureFlood(Flood):
 class LongStrings(Flood):
     """The largest records of viewers, in batches that each name a candidate of their own."""
 
-    name, what = "long-strings", "600 MB of the longest records, Ingest ended above 3 GiB"
+    name, what = "long-strings", "600 MB of the longest records, Ingest ended above 2 GiB"
     path, deployment, num = EVENTS_PATH, "Ingest", 600
 
     def body(self, number: int) -> bytes:

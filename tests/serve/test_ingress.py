@@ -247,17 +247,6 @@ def test_everything_else_goes_ray_s_way(scope):
     assert replica.rays_way == [scope]
 
 
-def test_a_websocket_handshake_is_refused_at_the_edge():
-    class Refusing(Edge):
-        def __init__(self):
-            pass
-
-    replica = Replica(Refusing())
-    handshake = {"type": "websocket", "path": "/v1/rank", "headers": []}
-    assert asyncio.run(ask(short_way(replica), handshake)) == [{"type": "websocket.close"}]
-    assert replica.rays_way == []
-
-
 def test_no_client_switches_off_ray_s_guards():
     replica = Replica(Answering())
     headers = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1"), (b"a", b"b")]
