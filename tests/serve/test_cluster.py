@@ -16,6 +16,7 @@ import pytest
 from serve.cluster import NEVER, down, status, up
 from serve.diff.consequence import Consequence
 from serve.diff.difference import Difference, compare
+from serve.diff.running import InFolder
 from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
 from serve.status.restarts import ENDED
@@ -223,6 +224,8 @@ def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_d
     assert "python -m serve up" in now["waits"][0]
     assert "unknown" in render(now)
     assert "running" not in render(now)
+    with pytest.raises(TabrankError, match="have a new one take over"):
+        InFolder(RunFolder.of(folder / "run"))
     for _ in range(50):
         assert answer(port) == first
         time.sleep(0.05)
