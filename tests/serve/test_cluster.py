@@ -22,7 +22,7 @@ from serve.run_folder import MARKER, RunFolder
 from serve.status.restarts import ENDED
 from serve.status.screen import render
 from serve.status.vitals import look
-from serve.supervisor import route, settled
+from serve.supervisor import reason, route, settled
 
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
 APPLICATION = """
@@ -186,6 +186,19 @@ def test_a_deploy_is_done_once_no_replica_of_before_is_left():
     assert not settled(application(RUNNING=2, STOPPING=1))
     assert not settled({"tab": application(RUNNING=1)["tab"] | {"status": "DEPLOYING"}})
     assert not settled({})
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError(), "ValueError"),
+        (ValueError("\n"), "ValueError"),
+        (RuntimeError("Traceback\n  a line\nKeyError: 'x'\n"), "KeyError: 'x'"),
+        (TabrankError("one line\nand another"), "one line\nand another"),
+    ],
+)
+def test_every_failure_has_a_reason_one_without_a_text_too(error, told):
+    assert reason(error) == told
 
 
 def test_a_port_that_somebody_else_holds_is_refused_and_its_holder_named(tmp_path):
