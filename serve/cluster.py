@@ -23,7 +23,7 @@ from serve.diff.difference import Difference
 from serve.diff.running import InFolder, Progress, follow, hand_over, up_command
 from serve.environment import environment
 from serve.errors import TabrankError
-from serve.run_folder import GRACE_S, SUPERVISE, RunFolder
+from serve.run_folder import GRACE_S, NODE, SUPERVISE, RunFolder
 from serve.status.vitals import answers_of, degraded_by
 from serve.supervisor import route, status_code
 
@@ -74,7 +74,7 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
     """Stop the service of this run folder, whatever state it is in; nothing running is no error.
 
     Returns `was` (the state found, NEVER where there is no such folder), `killed` (names of processes that had to be
-    ended by id), `kept_logs` (the folder of this session's logs, None if there are none) and `seconds`.
+    killed), `kept_logs` (the folder of this session's logs, None if there are none) and `seconds`.
     """
     begin = time.monotonic()
     run = RunFolder.of(run_dir)
@@ -101,8 +101,8 @@ def status(run_dir: Path) -> dict[str, Any]:
     unwatched = _unwatched(run, service)
     state = service.get("state", "starting")
     if unwatched:
-        state = UNWATCHED if _is_alive(service) else "dead"
-        service["applications"] = _of_unknown_state(service) if state == UNWATCHED else {}
+        state, unwatched = (UNWATCHED, unwatched) if _is_alive(service) else ("dead", "")
+        service["applications"] = _of_unknown_state(service) if unwatched else {}
     memory = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -186,8 +186,8 @@ def _difference(config: Config, run: RunFolder) -> Difference | None:
 def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
     """Give a service that serves without a supervisor a new one; return whether it was such a one."""
     service = run.service()
-    is_whole = service.get("state") in ("ready", "deploying") and run.has_deployed()
-    if run.supervisors() or not is_whole or not _is_alive(service) or not (node := run.node()):
+    is_known = service.get("state") in ("ready", "deploying") and run.has_deployed()
+    if run.supervisors() or not is_known or len(node := run.node()) < len(NODE):
         return False
     progress("taking over what runs without a supervisor")
     # Of a node of this cluster: it has the token and the ports of its start.

@@ -26,6 +26,7 @@ SETTLE_S = 1.0  # Serve may report the old state for some rounds of its 0.1 s lo
 RUN = Path("var/run")
 # What Serve's details tell of a document, beside its applications.
 TOLD = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+UNWATCHED = "the supervisor is gone; have a new one take over with: python -m serve up"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
 
 
@@ -68,7 +69,7 @@ class InFolder(Running):
     def __init__(self, run: RunFolder) -> None:
         service = run.service()
         if not run.supervisors() or service.get("state") not in ("ready", "deploying"):
-            raise TabrankError(f"{run.path}: {NOTHING_RUNS}")
+            raise TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
         self._run, self._service = run, service
         deployed = run.deployed()
         if not deployed:

@@ -16,12 +16,13 @@ import pytest
 from serve.cluster import NEVER, down, status, up
 from serve.diff.consequence import Consequence
 from serve.diff.difference import Difference, compare
+from serve.diff.running import InFolder
 from serve.errors import TabrankError
 from serve.run_folder import MARKER, RunFolder
 from serve.status.restarts import ENDED
 from serve.status.screen import render
 from serve.status.vitals import look
-from serve.supervisor import route, settled
+from serve.supervisor import reason, route, settled
 
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
 APPLICATION = """
@@ -187,6 +188,19 @@ def test_a_deploy_is_done_once_no_replica_of_before_is_left():
     assert not settled({})
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError(), "ValueError"),
+        (ValueError("\n"), "ValueError"),
+        (RuntimeError("Traceback\n  a line\nKeyError: 'x'\n"), "KeyError: 'x'"),
+        (TabrankError("one line\nand another"), "one line\nand another"),
+    ],
+)
+def test_every_failure_has_a_reason_one_without_a_text_too(error, told):
+    assert reason(error) == told
+
+
 def test_a_port_that_somebody_else_holds_is_refused_and_its_holder_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -223,6 +237,8 @@ def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_d
     assert "python -m serve up" in now["waits"][0]
     assert "unknown" in render(now)
     assert "running" not in render(now)
+    with pytest.raises(TabrankError, match="have a new one take over"):
+        InFolder(RunFolder.of(folder / "run"))
     for _ in range(50):
         assert answer(port) == first
         time.sleep(0.05)
