@@ -37,11 +37,9 @@ def sleeper(folder):
 
 
 def serving(run):
-    """What serves, by process id; idle workers come and go."""
+    """Controller, proxies and replicas, by process id; idle workers come and go, and a reload replaces HAProxy."""
     named = {process.pid: title(process) for process in RunFolder.of(run).processes()}
-    return {
-        pid: name for pid, name in named.items() if name.startswith(("ray::Serve", "ray::HAProxy", "haproxy"))
-    }
+    return {pid: name for pid, name in named.items() if name.startswith(("ray::Serve", "ray::HAProxy"))}
 
 
 @pytest.mark.integration
