@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 
-# Follow the system's clock at once where it moved by so much against the time since boot: what NTP does is slower.
+# Adopt a change of the system's clock at once up to this size: NTP slews by less between two calls.
 TOLERANCE_S = 1.0
-# Follow a larger step once it has lasted so long. Until then time goes on from where it was.
+# Adopt a larger step once the clock has been off for so long. Until then time goes on from where it was.
 SETTLE_S = 60.0
 
 
 def since_boot_s() -> float:
-    """Return the seconds since the machine started, those in which it was suspended included."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    """Return the seconds since the machine started, suspended time included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class WallClock:
@@ -24,9 +24,9 @@ class WallClock:
         self, wall_s: Callable[[], float] = time.time, elapsed_s: Callable[[], float] = since_boot_s
     ) -> None:
         self._wall_s, self._elapsed_s = wall_s, elapsed_s
-        # Wall time minus elapsed time, as it is believed and as it was last seen, and since when.
+        # Wall time minus elapsed time, as adopted and as last seen, and when both last agreed.
         self._offset_s = self._seen_s = wall_s() - elapsed_s()
-        self._since_s = elapsed_s()
+        self._agreed_s = elapsed_s()
         self._lock = threading.Lock()
         self.num_steps = 0
 
@@ -35,10 +35,8 @@ class WallClock:
         with self._lock:
             elapsed_s = self._elapsed_s()
             seen_s = self._wall_s() - elapsed_s
-            if abs(seen_s - self._seen_s) > TOLERANCE_S:
-                self._since_s = elapsed_s
-                self.num_steps += 1
+            self.num_steps += abs(seen_s - self._seen_s) > TOLERANCE_S
             self._seen_s = seen_s
-            if abs(seen_s - self._offset_s) <= TOLERANCE_S or elapsed_s - self._since_s >= SETTLE_S:
-                self._offset_s = seen_s
+            if abs(seen_s - self._offset_s) <= TOLERANCE_S or elapsed_s - self._agreed_s >= SETTLE_S:
+                self._offset_s, self._agreed_s = seen_s, elapsed_s
             return int((elapsed_s + self._offset_s) * 1e3)

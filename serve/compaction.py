@@ -18,8 +18,10 @@ MAX_BYTES = 64 << 20  # of a merged segment, about
 DONE_BYTES = MAX_BYTES // 2  # one of so much is merged no more: else each hour would write all of it again
 WORTH_SEGMENTS = 60  # of a table: an hour of them
 AT_ONCE_BYTES = 4 << 20  # held in memory, uncompressed; what a row group of a merged segment has
-# Read so many rows at a time: an exposure of 1,000 ids of 256 characters has up to 1 MiB, so 64 MiB at most.
-AT_ONCE_ROWS = 64
+# Read so many rows at a time: an exposure of 1,000 ids of 256 characters has up to 1 MiB, so 64 MiB at most. An event
+# has up to 4 KiB, and there are many.
+AT_ONCE_ROWS = {"events": 2_048}
+AT_ONCE_LONG_ROWS = 64
 
 
 def compact(log: Path, cuts: Sequence[int] = (), step: Step = lambda: True) -> None:
@@ -92,7 +94,7 @@ def _tables(paths: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     num_bytes = 0
     for path in paths:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(AT_ONCE_ROWS):
+            for batch in file.iter_batches(AT_ONCE_ROWS.get(path.parent.name, AT_ONCE_LONG_ROWS)):
                 batches.append(batch)
                 num_bytes += batch.nbytes
                 if num_bytes >= AT_ONCE_BYTES:

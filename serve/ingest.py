@@ -34,7 +34,6 @@ from serve.records import (
     Exposure,
     Record,
     Taken,
-    Viewer,
     key,
     owner_key,
     pack_entry,
@@ -44,7 +43,7 @@ from serve.retention import Retention
 from serve.segments import Segments
 from serve.settings import AppArgs
 from serve.snapshots import numbers
-from serve.state import Rows, Schema, State
+from serve.state import I64, Rows, Schema, State
 from serve.stores.opening import open_store
 from serve.stores.protocol import Store
 from serve.strict import UNITS_MS
@@ -137,26 +136,6 @@ class _Group:
     new: set[str] = field(default_factory=set)
 
 
-@dataclass
-class _Unrolled:
-    """What the journal holds and the log does not: counted up by the commit's thread, down by the roll's."""
-
-    committed: int = 0
-    committed_bytes: int = 0
-    rolled: int = 0
-    rolled_bytes: int = 0
-
-    @property
-    def records(self) -> int:
-        """Number of records."""
-        return self.committed - self.rolled
-
-    @property
-    def num_bytes(self) -> int:
-        """Their packed bytes."""
-        return self.committed_bytes - self.rolled_bytes
-
-
 class Ingester:
     """Takes records in, and commits what has gathered every `COMMIT_EVERY_S`: state, number and journal together.
 
@@ -185,7 +164,7 @@ class Ingester:
         self._num_steps = 0
         self._event_clock = event_clock
         self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
-        self._max_records = max(1, COMMIT_ROW_BYTES // schema.viewer.itemsize)
+        self._max_records = max(1, COMMIT_ROW_BYTES // max(1, schema.viewer.itemsize))
         self._store: Store | None = None
         self._candidates = Rows(schema, "candidate")
         self._seq = 0
@@ -199,7 +178,9 @@ class Ingester:
         self._num_waiting = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._rolled = time.monotonic()
-        self._unrolled = _Unrolled()
+        # Records and their packed bytes: those that came into the journal, counted by the commit's thread, and those
+        # that went into the log, by the roll's.
+        self._journaled, self._logged = np.zeros((2, 2), np.int64)
         self._stopping = False
         self._tell = tell
         self.counts: Counter[str] = Counter()
@@ -222,7 +203,7 @@ class Ingester:
             or self._waiting_bytes + num_bytes > MAX_WAITING_BYTES
         ):
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
-        if self._unrolled.num_bytes > 2 * MAX_UNROLLED_BYTES:
+        if self._unrolled[1] > 2 * MAX_UNROLLED_BYTES:
             raise Busy(
                 "the log cannot be written, and the journal is full; see the log of Ingest for the reason"
             )
@@ -247,9 +228,7 @@ class Ingester:
             is_idle = not self._waiting
             await self.flush()
             now = time.monotonic()
-            unrolled = self._unrolled
-            is_full = unrolled.records >= ROLL_RECORDS or unrolled.num_bytes >= ROLL_BYTES
-            is_full = is_full and now - tried >= RETRY_ROLL_S
+            is_full = self._holds(ROLL_RECORDS, ROLL_BYTES) and now - tried >= RETRY_ROLL_S
             is_due = is_full or now - self._rolled >= ROLL_EVERY_S
             if (is_due or (self._event_clock and is_idle)) and rolling.done():
                 self._rolled = tried = now
@@ -263,9 +242,18 @@ class Ingester:
         self._clock()  # each second, so that it sees a step of the system's clock soon
         self.counts["clock_step"] += self._clock.num_steps - self._num_steps
         self._num_steps = self._clock.num_steps
-        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, self._unrolled.records)
+        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, int(self._unrolled[0]))
         self.counts, self._event_lags_ms, self._commits_ms = Counter(), [], []
         return tally
+
+    @property
+    def _unrolled(self) -> I64:
+        """Records, and their bytes, that are in the journal and not in the log."""
+        return self._journaled - self._logged
+
+    def _holds(self, num: int, num_bytes: int) -> bool:
+        """Return whether the journal holds so many records, or bytes, that are not in the log."""
+        return bool((self._unrolled >= (num, num_bytes)).any())
 
     def stop(self) -> None:
         """Have `run` end."""
@@ -335,8 +323,7 @@ class Ingester:
                 self._close()  # the table holds what was not committed: read it again
                 raise
             self._seq = seq
-            self._unrolled.committed += len(records)
-            self._unrolled.committed_bytes += len(journal)
+            self._journaled += (len(records), len(journal))
         self._remember(admitted.keys)
         self.counts.update(_counted(records))
         now_ms = time.time() * 1e3
@@ -351,53 +338,52 @@ class Ingester:
         for place, record in enumerate(records):
             ts_ms = self._date(record, received_ms)
             name, owner = remembered_key(record), owner_key(record)
-            if isinstance(record, Event | Exposure) and self._is_known(name, group):
+            is_repeated = isinstance(record, Event | Exposure) and self._recalled(name, group) is not None
+            if is_repeated:
                 taken.duplicates += 1
-            elif owner is not None and ts_ms < self._removed_ms(owner, group):
+            # A removal of a time to come was dated by a wrong clock: it must not hold off what is true now.
+            elif ts_ms < self._removed_ms(owner, group) <= received_ms:
                 self.counts["late"] += 1
-                # Attributes give way to later ones, here to none.
-                if not isinstance(record, Viewer | Candidate):
-                    taken.rejected[place] = "its viewer was forgotten after it happened; it is not kept"
-            elif isinstance(record, Exposure) and self._is_log_behind:
+                # Attributes give way to later ones, and a removal to a later one.
+                if isinstance(record, Event | Exposure):
+                    taken.rejected[place] = (
+                        "the viewer was forgotten after this record's ts_ms; it is dropped"
+                    )
+            elif isinstance(record, Exposure) and self._holds(MAX_UNROLLED, MAX_UNROLLED_BYTES):
                 self.counts["exposure_dropped"] += 1
             elif isinstance(record, Candidate) and not self._has_room(record.id, group):
-                taken.rejected[place] = self._full
+                taken.rejected[place] = (
+                    f"the live table is full ({self._max_live} candidates); end some first: "
+                    "each leaves it an hour after its end"
+                )
             else:
                 group.records.append(record)
                 if name is not None:
-                    group.keys[name] = ts_ms
+                    group.keys[name] = ts_ms if name == owner else 0
         return taken
 
-    def _is_known(self, name: bytes | None, group: _Group) -> bool:
-        return name is not None and (name in self._keys[name[:1]] or name in group.keys)
+    def _recalled(self, name: bytes | None, group: _Group) -> int | None:
+        """Return what is remembered under a key, None where nothing is."""
+        return None if name is None else group.keys.get(name, self._keys[name[:1]].get(name))
 
-    def _removed_ms(self, owner: bytes, group: _Group) -> int:
+    def _removed_ms(self, owner: bytes | None, group: _Group) -> int:
         """Return the time before which records of a viewer or candidate come too late; 0 where there is none."""
-        removed_ms = group.keys.get(owner) or self._keys[owner[:1]].get(owner, 0)
-        return removed_ms - ENDED_MS if owner[:1] == CANDIDATES else removed_ms
-
-    @property
-    def _is_log_behind(self) -> bool:
-        unrolled = self._unrolled
-        return unrolled.records >= MAX_UNROLLED or unrolled.num_bytes >= MAX_UNROLLED_BYTES
+        removed_ms = self._recalled(owner, group) or 0
+        # A candidate is removed so long after its end: what came between may still prolong it.
+        return removed_ms - ENDED_MS if owner and owner[:1] == CANDIDATES else removed_ms
 
     def _has_room(self, candidate: str, group: _Group) -> bool:
-        """Whether the live table holds a candidate, or can; it is one of the group's new ones then."""
+        """Return whether the live table holds a candidate, or has room for it, which it then takes in this group."""
         if candidate not in self._candidates.index and candidate not in group.new:
             if len(self._candidates) + len(group.new) >= self._max_live:
                 return False
             group.new.add(candidate)
         return True
 
-    @property
-    def _full(self) -> str:
-        return (
-            f"the live table is full ({self._max_live} candidates); end some first: "
-            "each leaves it an hour after its end"
-        )
-
     def _remember(self, keys: Mapping[bytes, int]) -> None:
         for name, ts_ms in keys.items():
+            # Removed again, it is the newest.
+            self._keys[name[:1]].pop(name, None)
             self._keys[name[:1]][name] = ts_ms
         for known in self._keys.values():
             for name in list(_first(known, len(known) - WINDOW)):
@@ -417,7 +403,7 @@ class Ingester:
         return record.ts_ms
 
     def _end(self, group: _Group, now_ms: int) -> None:
-        """Have the candidates leave that ended long ago, but those that the group changes: one may go on."""
+        """Remove candidates that ended long ago, except those that the group changes: it may prolong one."""
         past = np.flatnonzero(self._candidates.table["ends_ms"] < now_ms - ENDED_MS)[:MAX_ENDED]
         changed = {record.id for record in group.records if isinstance(record, Candidate)}
         for name in [str(self._candidates.ids[row]) for row in past]:
@@ -462,12 +448,12 @@ class Ingester:
                 self._seq = max(
                     changes.seq, known
                 )  # the store's is beyond what another writer has logged since
-                self._unrolled = _Unrolled()
+                self._journaled, self._logged = np.zeros((2, 2), np.int64)
                 for _, entry in entries(store):
-                    named = ((remembered_key(record), record.ts_ms or 0) for record in entry.records)
-                    self._remember({name: ts_ms for name, ts_ms in named if name is not None})
-                    self._unrolled.committed += len(entry.records)
-                    self._unrolled.committed_bytes += entry.num_bytes
+                    for record in entry.records:
+                        if (name := remembered_key(record)) is not None:
+                            self._remember({name: (record.ts_ms or 0) if name == owner_key(record) else 0})
+                    self._journaled += (len(entry.records), entry.num_bytes)
             except BaseException:
                 store.close()
                 raise
@@ -518,13 +504,12 @@ class Ingester:
     def _roll(self, store: Store, step: Step) -> None:
         cuts, end = numbers(self._segments.folder), store.seq()
         waiting = takewhile(lambda entry: entry[0] <= end, entries(store))  # else it runs after what comes in
-        # Another writer that comes between has the counts begin anew: these are then of nothing.
-        unrolled = self._unrolled
+        # The counts of this opening of the store: another writer may have it opened anew meanwhile.
+        logged = self._logged
         for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
             last, num, num_bytes = self._segments.write((entry for _, entry in part), step)
             store.trim(last)
-            unrolled.rolled += num
-            unrolled.rolled_bytes += num_bytes
+            logged += (num, num_bytes)
 
     def _tend(self, store: Store, step: Step) -> None:
         self._retention.tend(store, self._now_ms, step)
@@ -537,7 +522,7 @@ class Ingester:
 def _placed(
     entries: Iterable[tuple[int, Entry]], cuts: Sequence[int]
 ) -> Iterator[tuple[object, tuple[int, Entry]]]:
-    """Yield each entry with what tells its segment; what lies on one side of a snapshot goes together."""
+    """Yield each entry with a key of its segment; no segment goes across a snapshot."""
     num_bytes = 0
     for place, (last, entry) in enumerate(entries):
         num_bytes += entry.num_bytes

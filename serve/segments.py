@@ -104,19 +104,13 @@ class Segments:
         """Return the keys by which the newest events and exposures are recognised, the last ones last.
 
         `num` of each, or a few more; of the records beyond the number `after`, and perhaps some before it.
-        A damaged segment is skipped and remembered in `damaged`.
         """
         keys: list[bytes] = []
-        for name, column, window in (
-            ("events", "id", EVENT_IDS),
-            ("exposures", "request_id", EXPOSURE_IDS),
-        ):
+        for name, column, window in (("events", "id", EVENT_IDS), ("exposures", "request_id", EXPOSURE_IDS)):
             parts: list[list[bytes]] = []
-            for path in reversed(segments(self.folder, name)):
-                with self._unless_damaged(path), _readable(path):
-                    ids = pq.read_table(path, columns=[column])[column]
-                    parts.append([key(window, id_.as_py()) for id_ in ids])
-                if sum(map(len, parts)) >= num or int(path.stem) <= after:
+            for first, table in self._newest(name, [column]):
+                parts.append([key(window, id_.as_py()) for id_ in table[column]])
+                if sum(map(len, parts)) >= num or first <= after:
                     break
             keys += chain.from_iterable(reversed(parts))
         return keys
@@ -129,23 +123,31 @@ class Segments:
         removed: dict[bytes, int] = {}
         for name, window in (("viewers", VIEWERS), ("candidates", CANDIDATES)):
             parts: list[pa.Table] = []
-            for path in reversed(segments(self.folder, name)):
-                table = None
-                with self._unless_damaged(path), _readable(path):
-                    table = pq.read_table(path, columns=["id", "ts_ms", "removed", "received_ms"])
-                if table is not None:
-                    parts.append(table.filter(table["removed"]))
-                    if table["received_ms"][0].as_py() < since_ms:
-                        break
+            for _, table in self._newest(name, ["id", "ts_ms", "removed", "received_ms"]):
+                parts.append(table.filter(table["removed"]))
+                if table["received_ms"][0].as_py() < since_ms:
+                    break
             for part in reversed(parts):
                 keys = (key(window, id_) for id_ in part["id"].to_pylist())
                 removed.update(zip(keys, part["ts_ms"].to_pylist(), strict=True))
         return removed
 
+    def _newest(self, name: str, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the first number and columns of a table's segments, the newest first.
+
+        A damaged segment is skipped and remembered in `damaged`.
+        """
+        for path in reversed(segments(self.folder, name)):
+            table = None
+            with self._unless_damaged(path), _readable(path):
+                table = pq.read_table(path, columns=columns)
+            if table is not None:
+                yield int(path.stem), table
+
     def last_seq(self) -> int:
         """Return the number of the last record in any segment, 0 where there is none.
 
-        A damaged segment is remembered in `damaged`, and the number is then above all that it can hold.
+        Of a damaged segment, which is remembered in `damaged`, it is a number that none of its records reaches.
         """
         last = 0
         for name, _, _ in self._tables():
@@ -271,6 +273,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
+        if getattr(error, "errno", None) is not None:
+            # The system's own error says nothing of the file: it was merged meanwhile, or no more may be open.
+            raise
         raise TabrankError(
             f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; bring it back from a backup, or move it "
             "away: the log is then without its records"

@@ -193,7 +193,7 @@ def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: St
     try:
         for entity, id_, row in rows:
             waiting[entity].append((id_, row))
-            if len(waiting[entity]) >= min(AT_ONCE, 1 + AT_ONCE_BYTES // len(row)):
+            if len(waiting[entity]) >= min(AT_ONCE, 1 + AT_ONCE_BYTES // max(1, len(row))):
                 if not step():
                     return False
                 writers[entity].write_batch(_batch(waiting[entity]))

@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve import api, bodies, compaction, edge, environment, feature_fetch, ingest, journal, outbox, records
+from serve import (
+    api,
+    bodies,
+    compaction,
+    edge,
+    environment,
+    feature_fetch,
+    ingest,
+    journal,
+    outbox,
+    records,
+    snapshots,
+)
 from serve import segments as log_segments
 from serve.metric_names import METRICS
 
@@ -189,6 +201,14 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "a merged segment": (
         (mib(compaction.MAX_BYTES), mib(compaction.AT_ONCE_BYTES)),
         "serve/test_compaction.py::test_few_that_fill_a_segment_are_merged",
+    ),
+    "rows read at once to merge segments": (
+        (compaction.AT_ONCE_ROWS["events"], compaction.AT_ONCE_LONG_ROWS),
+        "serve/test_compaction.py::test_many_segments_become_one_with_the_same_records",
+    ),
+    "a row group of a snapshot": (
+        (snapshots.AT_ONCE, mib(snapshots.AT_ONCE_BYTES)),
+        "serve/test_retention.py::test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes",
     ),
 }
 

@@ -52,6 +52,15 @@ def test_a_step_is_followed_once_it_has_lasted_and_is_counted_once(machine, step
     assert (clock(), clock.num_steps) == (machine.wall_s * 1_000, 1)
 
 
+def test_steps_that_follow_each_other_do_not_put_off_the_clock_for_ever(machine):
+    clock = machine.clock()
+    for _ in range(10):
+        machine.wait(SETTLE_S / 2)
+        machine.wall_s += 1.5
+        clock()
+    assert machine.wall_s * 1_000 - clock() <= 3_000
+
+
 def test_a_step_that_is_taken_back_was_none(machine):
     clock = machine.clock()
     machine.wall_s += 6 * HOUR_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ from live import Live, event
 
 import serve.compaction
 import serve.ingest
+import serve.segments
 from serve.errors import StoreUnavailable
 from serve.ingest import MAX_WAITING, MAX_WAITING_BYTES, Busy, ingester
 from serve.journal import entries
@@ -222,8 +224,9 @@ def test_how_old_events_are_and_how_long_a_call_waits_is_counted_until_they_are_
     assert max(tally.num_unrolled for tally in tallies) > 0
 
 
-def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch):
-    monkeypatch.setattr(serve.ingest, "ROLL_RECORDS", 5)
+@pytest.mark.parametrize(("bound", "value"), [("ROLL_RECORDS", 5), ("ROLL_BYTES", 250)])
+def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch, bound, value):
+    monkeypatch.setattr(serve.ingest, bound, value)
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
@@ -354,6 +357,43 @@ def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
     service.run(scenario)
     assert 3 <= len(segments(service)) <= 6
     assert sorted(served(service, "events")["id"].to_pylist()) == [f"e{i}" for i in range(8)]
+
+
+def test_a_surface_of_viewers_without_any_state_takes_events(tmp_path):
+    service = Live(tmp_path)
+    text = (tmp_path / "tiny.toml").read_text()
+    declared, features = text.index("[viewer]"), text.index("[features]")
+    plain = 'topic = { kind = "category", field = "candidate.topic" }\n'
+    plain += 'audience = { kind = "gauge", entity = "candidate", up = "join", down = "leave" }\n'
+    (tmp_path / "tiny.toml").write_text(
+        text[:declared] + text[text.index("[candidate]") : features] + "[features]\n" + plain
+    )
+
+    async def scenario():
+        writer = ingester(service.args, tmp_path)
+        taking = asyncio.ensure_future(writer.take([Event("e1", "ann", "a", "join", ts_ms=1)], 100))
+        await asyncio.sleep(0)
+        await writer.flush()
+        return await taking
+
+    assert asyncio.run(scenario()).rejected == {}
+
+
+def test_a_segment_that_cannot_be_opened_just_now_is_not_damaged(service, monkeypatch):
+    service.run(lambda service: service.events(event("e9")))
+    read = serve.segments.pq.read_table
+
+    def too_many_files(path, **more):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def scenario(service):
+        monkeypatch.setattr("serve.segments.pq.read_table", too_many_files)
+        refused = await service.post("/v1/events", {"records": [event("e9")]})
+        monkeypatch.setattr("serve.segments.pq.read_table", read)
+        return refused, await service.events(event("e9"))
+
+    refused, again = service.run(scenario)
+    assert (refused.status_code, again["duplicates"]) == (503, 1)
 
 
 def test_a_live_table_holds_a_bounded_number_of_bytes(tmp_path, log_folder, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -89,6 +90,8 @@ def test_what_a_forgotten_viewer_did_before_comes_too_late(service, restarted):
 
     async def first(service):
         await service.ingester.take([forget], 100)
+        await asyncio.to_thread(service.ingester.roll)
+        await service.ingester.take([Viewer("bob", {}, ts_ms=53_001)], 100)
         return None if restarted else await service.ingester.take(late, 100)
 
     async def second(service):
@@ -98,6 +101,16 @@ def test_what_a_forgotten_viewer_did_before_comes_too_late(service, restarted):
     taken = service.run(second) if restarted else taken
     assert sorted(taken.rejected) == [0, 1]
     assert language(service) is None
+
+
+def test_an_older_forget_that_comes_late_takes_nothing_away(service):
+    async def scenario(service):
+        await service.events({"type": "forget", "viewer": "ann", "ts_ms": 53_000})
+        await service.events({"type": "viewer", "id": "ann", "ts_ms": 54_000, "fields": {"language": "fr"}})
+        return await service.events({"type": "forget", "viewer": "ann", "ts_ms": 52_000})
+
+    assert service.run(scenario) == {"accepted": 1, "duplicates": 0, "rejected": []}
+    assert language(service) == encode(service.surface.fields["viewer"]["language"], "fr")
 
 
 def test_a_forgotten_viewer_who_comes_again_is_known(service):
@@ -114,7 +127,7 @@ def test_a_removed_candidate_does_not_come_back_with_what_was_said_before(servic
         await service.events(event("e9", ts_ms=30_001 + HOUR_MS))
         await service.events(candidate("c", 29_000, topic="jazz"))
         gone = await service.rank(candidates=["c"], now_ms=30_002 + HOUR_MS)
-        await service.events(candidate("c", 30_002 + HOUR_MS, topic="jazz"))
+        await service.events(candidate("c", 31_000, topic="jazz"))
         return gone, await service.rank(candidates=["c"], now_ms=30_003 + HOUR_MS)
 
     gone, anew = service.run(scenario)
@@ -199,14 +212,63 @@ def test_an_exposure_from_a_clock_ahead_counts_as_now_and_without_its_features(t
     writer = Writer(tmp_path)
     ahead = exposure("r1", ts_ms=writer.machine.now_ms + HOUR_MS)
     ahead.numeric = ahead.category = b"\0" * 8
+    told = []
 
     async def scenario():
         await writer.take(Candidate("a", {}), ahead)
+        told.append(writer.ingester.counts["time_ahead"])
         await writer.stop()
 
     asyncio.run(scenario())
-    (row,) = read_log(tmp_path / "served", writer.live.surface).exposures.to_pylist()
-    assert row["ts_ms"] == writer.machine.now_ms
+    (row,) = pq.read_table(tmp_path / "served" / "exposures").to_pylist()
+    assert (row["ts_ms"], row["numeric"], row["category"], told) == (writer.machine.now_ms, None, None, [1])
+
+
+def test_what_was_removed_by_a_clock_that_was_ahead_can_come_again(tmp_path):
+    writer = Writer(tmp_path)
+    begin_ms = writer.machine.now_ms
+
+    async def step(hours):
+        writer.machine.wall_s += hours * 3_600
+        for _ in range(3):
+            await writer.take(Event(f"e{writer.machine.elapsed_s}", "bob", "b", "join"))
+            writer.machine.wait(60)
+
+    async def scenario():
+        await writer.take(
+            Candidate("a", {}, ends_ms=begin_ms + 2 * HOUR_MS), Viewer("ann", {"language": "en"})
+        )
+        await step(+6)
+        await writer.take(Forget("ann"))
+        await step(-6)
+        taken = await writer.take(
+            Candidate("a", {}, ends_ms=begin_ms + 2 * HOUR_MS),
+            Viewer("ann", {"language": "fr"}),
+            Event("e", "ann", "a", "join"),
+        )
+        await writer.stop()
+        return taken
+
+    assert asyncio.run(scenario()).rejected == {}
+    viewers, candidates = writer.stored()
+    assert ("ann" in viewers.index, "a" in candidates.index) == (True, True)
+
+
+def test_a_step_of_the_clock_is_counted(tmp_path):
+    writer = Writer(tmp_path)
+    tallies = []
+
+    async def scenario():
+        writer.ingester = ingester(writer.args, tmp_path, tallies.append, clock=writer.machine.clock())
+        running = asyncio.ensure_future(writer.ingester.run())
+        writer.machine.wall_s += 3_600
+        await writer.ingester.take([Event("e1", "ann", "a", "join")], 100)
+        await writer.ingester.take([Event("e2", "ann", "a", "join")], 100)
+        writer.ingester.stop()
+        await running
+
+    asyncio.run(scenario())
+    assert sum(tally.counts["clock_step"] for tally in tallies) == 1
 
 
 @pytest.mark.parametrize("step_h", [6, -6])

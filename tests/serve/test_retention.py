@@ -370,3 +370,14 @@ def test_an_audit_holds_and_counts_what_it_cannot_compare(service):
     service.tend((DAYS + 160) * DAY_MS)
     with pytest.raises(TabrankError, match="ranked before the snapshot"):
         audit(log, service.surface)
+
+
+def test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes(log_folder, tmp_path, monkeypatch):
+    service = Kept(tmp_path, log_folder)
+    monkeypatch.setattr(serve.snapshots, "AT_ONCE_BYTES", 2 * Schema(service.surface).candidate.itemsize)
+    store = service.store()
+    serve.snapshots.write(tmp_path / "log", store, "fingerprint", lambda: 0, lambda: True)
+    store.close()
+    (snapshot,) = snapshots(tmp_path / "log")
+    with pq.ParquetFile(snapshot.path / "candidates.parquet") as file:
+        assert (file.metadata.num_rows, file.metadata.num_row_groups) == (4, 2)
