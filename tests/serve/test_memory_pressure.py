@@ -39,7 +39,11 @@ def sleeper(folder):
 def serving(run):
     """Controller, proxies and replicas, by process id; idle workers come and go, and a reload replaces HAProxy."""
     named = {process.pid: title(process) for process in RunFolder.of(run).processes()}
-    return {pid: name for pid, name in named.items() if name.startswith(("ray::Serve", "ray::HAProxy"))}
+    return {
+        pid: name
+        for pid, name in named.items()
+        if name.startswith(("ray::Serve", "ray::HAProxy", "ray::Proxy"))
+    }
 
 
 @pytest.mark.integration
