@@ -244,7 +244,7 @@ def _deadline_ms(given: bytes | None) -> int | None:
 
 
 def _require_no_page(headers: dict[bytes, bytes]) -> None:
-    """Refuse what a web page can have a browser send here without being allowed to: HTML forms and foreign origins."""
+    """Refuse requests that a browser sends for any web page without asking: HTML forms and foreign origins."""
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != JSON:
         instead = f", not {quoted(kind.decode('latin-1'))}" if kind else ""
@@ -254,7 +254,8 @@ def _require_no_page(headers: dict[bytes, bytes]) -> None:
         raise RequestError(
             403,
             "forbidden",
-            f"pages of {quoted(origin.decode('latin-1'))} may not post here; have their server ask, without Origin",
+            f"a page of {quoted(origin.decode('latin-1'))} may not post here: Origin must be this service's own; "
+            "send the request from a server, without Origin",
         )
 
 

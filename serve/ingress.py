@@ -179,7 +179,7 @@ class _Accounts:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The id that the answer's header has: the client's last one, as our edge takes it, if valid; else a new one."""
+    """Return the id for the answer's header: the last `X-Request-Id` if it is valid, as at the edge, else a new one."""
     given: bytes | None = dict(scope["headers"]).get(REQUEST_ID)
     if given is not None and VALID_ID.fullmatch(given):
         return given

@@ -22,7 +22,7 @@ NO_KEYS = (
 )
 
 FOREIGN_HOST = (
-    "this service knows no key, so that it answers its own machine alone, and Host is another's: send Host: 127.0.0.1, "
+    "without API keys only requests from this machine are answered, and Host names another one: send Host: 127.0.0.1, "
     "or name the callers under user_config.api_keys (`python -m serve key` mints a key)"
 )
 
