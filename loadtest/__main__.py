@@ -278,7 +278,7 @@ def chaos(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service, and hurt it under load: kills, hangs, stores gone, changes. Under 15 minutes.
+    """Start the service, and hurt it under load: kills, hangs, stores gone, changes. Under 20 minutes.
 
     Each fault is told with what is allowed and what was measured; docs/chaos.md has the table.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.commands import Commands
+from serve.commands import CONFIG, RUN, Commands, ConfigFile, Json, RunFolder
 from serve.durable import PRIVATE
 from serve.render.commands import render
 from serve.rollout.commands import models
@@ -29,8 +29,6 @@ app.add_typer(
 app.add_typer(
     render, name="render", help="Write the launcher file or RayService of a cluster, or a systemd unit."
 )
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
 AnyRunFolder = Annotated[
     Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
 ]
@@ -38,9 +36,6 @@ Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster's dashboard instead, http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"),
 ]
-ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]
-CONFIG = Path("cluster.yaml")
-RUN = Path("var/run")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import socket
@@ -29,16 +30,19 @@ from serve.supervisor import route, status_code
 
 NEVER = "never started"
 UNWATCHED = "unwatched"
-# A supervisor writes its state once a second; on a full machine a round may take some seconds.
-STALE_S = 6.0
+# A supervisor writes its state once a second, but during a deploy it waits for Serve: 30 s for the proxies alone. On a
+# full machine all takes some seconds more.
+STALE_S = {"ready": 6.0, "deploying": 60.0}
 GONE = (
-    "the supervisor is gone: the service goes on, and replicas that die are replaced; nobody deploys a change, tells"
-    " the state of replicas, or notices that Ray itself has ended; take it over with: {up}"
+    "the supervisor is gone. The service still answers, and replicas that die are replaced, but changes are not"
+    " deployed, the state of replicas is unknown, and a failure of Ray is not reported. Start a new supervisor: {up}"
 )
 STALE = (
-    "the supervisor has not written its state for {age:.0f} s, so the state of replicas is not known: make room where"
-    " {run} lies; if there is some, {log} may have the reason"
+    "the supervisor has not written its state for {age:.0f} s, so the state of replicas is unknown. If the disk of"
+    " {run} is full, make room there; otherwise look for the reason in {log}"
 )
+# A deployment of which only the name is known.
+UNKNOWN: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
 
 
 def up(
@@ -56,7 +60,8 @@ def up(
     of this folder left behind is ended first.
     Returns the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken over" or "none"),
     `changes` and `degraded`: why it would not rank as the file says, such as that there is no model.
-    Raises TabrankError with the reason, after everything has been stopped again.
+    Raises TabrankError with the reason. What a failed start has begun is stopped again; after a failed deploy or
+    takeover the service goes on as it was.
     """
     begin = time.monotonic()
     config = read(config_path)
@@ -102,7 +107,11 @@ def status(run_dir: Path) -> dict[str, Any]:
     state = service.get("state", "starting")
     if unwatched:
         state, unwatched = (UNWATCHED, unwatched) if _is_alive(service) else ("dead", "")
-        service["applications"] = _of_unknown_state(service) if unwatched else {}
+        service["applications"] = {
+            name: {**app, "deployments": dict.fromkeys(app["deployments"], UNKNOWN)}
+            for name, app in service.get("applications", {}).items()
+            if unwatched
+        }
     memory = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -116,8 +125,8 @@ def _unwatched(run: RunFolder, service: Mapping[str, Any]) -> str:
     """Return why what `service.json` says of a service is no longer so; empty where it is."""
     if not run.supervisors():
         return GONE.format(up=up_command(Path(service.get("config", "cluster.yaml")), run))
-    # A start and a deploy wait for Serve, and write when it has answered.
-    if service.get("state") == "ready" and (age := run.age_s()) > STALE_S:
+    # A start has a timeout of its own.
+    if (age := run.age_s()) > STALE_S.get(service.get("state", ""), math.inf):
         return STALE.format(age=age, run=run.path, log=run.log)
     return ""
 
@@ -126,15 +135,6 @@ def _is_alive(service: Mapping[str, Any]) -> bool:
     documents = [{**app, "name": name} for name, app in service.get("applications", {}).items()]
     front = service.get("url", "") + route({"applications": documents})
     return bool(documents) and status_code(front + "/livez") == 200
-
-
-def _of_unknown_state(service: Mapping[str, Any]) -> dict[str, Any]:
-    """Return its applications without what was true of them when somebody looked last."""
-    unknown: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
-    return {
-        name: {**app, "deployments": {key: {**unknown} for key in app["deployments"]}}
-        for name, app in service["applications"].items()
-    }
 
 
 def _act(
@@ -192,7 +192,7 @@ def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
     progress("taking over what runs without a supervisor")
     # Of a node of this cluster: it has the token and the ports of its start.
     _detach(Path(service["config"]), run, service["haproxy"], node[0].environ())
-    follow(run, timeout_s, progress, lambda now: now["pid"] != service["pid"])
+    follow(run, timeout_s, progress, lambda now: now["pid"] != service["pid"], known=service["error"])
     return True
 
 

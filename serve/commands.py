@@ -1,16 +1,23 @@
-"""How a package's commands end: exit code 0 held, 1 did not hold, 2 could not be run."""
+"""The options that several commands have, and how commands end: exit code 0 held, 1 did not hold, 2 did not run."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import traceback
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from serve.errors import TabrankError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
+ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]
+CONFIG = Path("cluster.yaml")
+RUN = Path("var/run")
 
 
 class Commands(TyperGroup):

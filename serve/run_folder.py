@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +76,11 @@ class RunFolder:
         (folder / self.cluster_id).touch()
         return folder
 
+    def hold_temp(self) -> None:
+        """Lock that folder until this process ends: systemd-tmpfiles deletes nothing old in a locked folder."""
+        if self.temp is not None:
+            fcntl.flock(os.open(self.temp, os.O_RDONLY), fcntl.LOCK_SH)
+
     @property
     def log(self) -> Path:
         """What the supervisor writes."""
@@ -93,11 +98,7 @@ class RunFolder:
 
     def service(self) -> dict[str, Any]:
         """The content of `service.json`, empty where there is none."""
-        try:
-            content = json.loads((self.path / "service.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return self._read("service.json", json.loads)
 
     def write(self, service: Mapping[str, Any]) -> None:
         """Replace `service.json` in one step: a reader sees the old or the new content."""
@@ -116,7 +117,7 @@ class RunFolder:
 
     def deployed(self) -> dict[str, Any]:
         """The document that Serve was given last and that runs, with the pools of `nodes:`; empty if none does."""
-        return self._yaml("deployed.yaml")
+        return self._read("deployed.yaml", yaml.safe_load)
 
     def has_deployed(self) -> bool:
         """Return whether the document that runs is noted."""
@@ -132,18 +133,22 @@ class RunFolder:
 
     def wanted(self) -> dict[str, Any]:
         """What `want` left."""
-        return self._yaml("wanted.yaml")
+        return self._read("wanted.yaml", yaml.safe_load)
 
     def forget(self) -> None:
         """Remove what tells of a service that runs no more."""
         for name in ("service.json", "deployed.yaml", "wanted.yaml", "supervisor.pid"):
             (self.path / name).unlink(missing_ok=True)
 
-    def _yaml(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+        """Return a file's mapping, empty where there is none; raise TabrankError where it cannot be read."""
+        path = self.path / name
         try:
-            content = yaml.safe_load((self.path / name).read_text())
+            content = parse(path.read_text())
         except (FileNotFoundError, ValueError, yaml.YAMLError):
             return {}
+        except OSError as error:
+            raise TabrankError(f"{path}: {error.strerror}; make it a file that this user may read") from None
         return content if isinstance(content, dict) else {}
 
     def _write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
@@ -169,8 +174,8 @@ class RunFolder:
             return None
         source = self.replica_logs.parent
         kept = self.kept_logs / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        for oldest in sorted(self.kept_logs.glob("*"))[: 1 - KEPT_SESSIONS]:
-            shutil.rmtree(oldest)
+        for oldest in sorted(self.kept_logs.glob("*/"))[: 1 - KEPT_SESSIONS]:
+            shutil.rmtree(oldest, ignore_errors=True)
         left = KEPT_BYTES
         files = [path for path in [self.log, *source.rglob("*")] if path.is_file() and not path.is_symlink()]
         for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):

@@ -6,6 +6,7 @@ The cluster is no child of it: it outlives a supervisor that is killed, and the 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import sys
@@ -87,8 +88,9 @@ class Supervisor:
         supervisor = cls(
             _config(service["config"], document, service["config_sha256"]), run, service["haproxy"]
         )
-        mine = {"pid": os.getpid(), "state": "ready", "stage": "serving", "deploying": None}
-        supervisor._service |= service | mine
+        # The state stays `deploying` after a deploy that was cut short, and its `error` after one that failed: of
+        # both `up` makes another deploy, because Serve may have the document of that one.
+        supervisor._service |= service | {"pid": os.getpid(), "stage": "serving"}
         supervisor._deployed = document
         supervisor._connect(service["ray_address"])
         return supervisor
@@ -140,6 +142,7 @@ class Supervisor:
 
         ray.init(address, namespace="serve", log_to_driver=False)
         self._node = self._run.node()
+        self._run.hold_temp()
         signal.signal(signal.SIGTERM, self._on_terminate)  # ray.init() has put its own
         signal.signal(signal.SIGHUP, self._on_hangup)
         schema = ServeDeploySchema.model_validate(dict(self._config.serve))
@@ -165,8 +168,7 @@ class Supervisor:
         if self._service["num_deploys"]:
             time.sleep(SETTLE_S)
         while not settled(self._applications()):
-            self._give_way()
-            time.sleep(POLL_S)
+            self._pause()
         self._note(stage="waiting for an answer")
         self._client.wait_for_proxies_serving()
         alive_since = 0.0
@@ -176,7 +178,7 @@ class Supervisor:
                 alive_since = time.monotonic()
             if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
                 break
-            time.sleep(POLL_S)
+            self._pause()
         self._deployed, self._is_new = {**config.serve, "nodes": plain_nodes(config)}, True
         self._note(config=str(config.path), config_sha256=config.sha256, stage="serving")
 
@@ -203,22 +205,25 @@ class Supervisor:
                 # Such as of a controller that starts again: the file grows old meanwhile, and `status` says so.
                 _say(f"not watched: {reason(error)}")
 
-    def _give_way(self) -> None:
+    def _pause(self) -> None:
+        """Wait during a deploy; write the state meanwhile, and raise if another deploy is asked for."""
         if self._redeploy:
             raise _Superseded
+        self._note()
+        time.sleep(POLL_S)
 
     def _deploy_again(self) -> None:
-        under_way = {"config": self._run.wanted().get("config"), "since": _now()}
-        self._note(state="deploying", error="", deploying=under_way)
         error = ""
         try:
+            under_way = {"config": self._run.wanted().get("config"), "since": _now()}
+            self._note(state="deploying", error="", deploying=under_way)
             self._deploy(self._wanted())
         except _Superseded:
             return  # whoever asked for this deploy waits no more: it could not be placed, or takes too long
         except Exception as failure:
             _say(traceback.format_exc())
             error = reason(failure)
-            if status_code(self._service["url"] + route(self._run.deployed()) + "/livez") == 200:
+            if status_code(self._service["url"] + route(self._deployed) + "/livez") == 200:
                 error += "; the service goes on with what it had"
         self._note(state="ready", error=error, deploying=None, num_deploys=self._service["num_deploys"] + 1)
 
@@ -230,11 +235,11 @@ class Supervisor:
         return _config(wanted["config"], wanted["document"], wanted["sha256"])
 
     def _applications(self) -> dict[str, Any]:
-        """Serve's own state, noted; TabrankError if an application cannot be deployed."""
+        """Serve's own state, for the next note; TabrankError if an application cannot be deployed."""
         details = self._client.get_serve_details()["applications"]
         applications = {name: application_of(app) for name, app in details.items()}
         is_new = applications != self._service["applications"]
-        self._note(applications=applications)
+        self._service["applications"] = applications
         for name, app in details.items():
             if app["status"] == "DEPLOY_FAILED":
                 messages = [app["message"], *(value["message"] for value in app["deployments"].values())]
@@ -347,7 +352,7 @@ def status_code(url: str) -> int:
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return 0
 
 

@@ -235,7 +235,7 @@ def num_logged(home):
 
 
 def test_exposures_of_any_size_that_waited_for_ingest_are_logged_and_leave_no_memory_behind(home, url):
-    """Longest ids and many rankings, more than Ray takes in a call; Ingest stands still for 3 s meanwhile."""
+    """Longest ids and many rankings, more than Ray takes in a call; Ingest stands still meanwhile."""
     fronts = replicas(home, "FeatureFetch")
     addresses = [f"http://127.0.0.1:{port}" for front in fronts for port in ports(front)]
     (ingest,) = replicas(home, "Ingest")
@@ -251,16 +251,12 @@ def test_exposures_of_any_size_that_waited_for_ingest_are_logged_and_leave_no_me
     with httpx.Client(base_url=url, timeout=30) as client:
         ingest.suspend()
         try:
-            end = time.monotonic() + 3.0
-            for ids in [wide] * 16 + [long] * 300:
+            for ids in [wide] * 16 + [long] * 100:
                 asked = {"viewer": None, "candidates": ids, "limit": len(ids), "traffic": "test"}
                 assert client.post("/v1/rank", json=asked).status_code == 200
                 num += 1
-                if time.monotonic() > end:
-                    break
         finally:
             ingest.resume()
-        assert num > 16
         until(are_fresh, 15)
         answer = client.post("/v1/rank", json={"viewer": None, "candidates": long[:2], "traffic": "test"})
     assert (answer.json()["rung"], answer.json()["degraded"]) == ("full", [])

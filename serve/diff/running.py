@@ -276,8 +276,10 @@ def hand_over(config: Config, run: RunFolder, timeout_s: float, progress: Progre
     follow(run, timeout_s, progress, lambda now: now["num_deploys"] > service["num_deploys"])
 
 
-def follow(run: RunFolder, timeout_s: float, progress: Progress, done: Callable[[Any], bool]) -> None:
-    """Report the supervisor's stages until `done`; raise TabrankError with what it gives as the reason."""
+def follow(
+    run: RunFolder, timeout_s: float, progress: Progress, done: Callable[[Any], bool], known: str = ""
+) -> None:
+    """Report the supervisor's stages until `done`; raise TabrankError with its `error`, unless that was known."""
     deadline = time.monotonic() + timeout_s
     stage = ""
     while True:
@@ -287,7 +289,7 @@ def follow(run: RunFolder, timeout_s: float, progress: Progress, done: Callable[
             stage = service["stage"]
             progress(stage)
         if service and done(service):
-            if service["error"]:
+            if service["error"] not in ("", known):
                 raise TabrankError(f"{service['error']} (more in {run.log})")
             return
         if not alive:

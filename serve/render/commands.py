@@ -11,14 +11,12 @@ from typing import Annotated
 
 import typer
 
+from serve.commands import CONFIG, RUN, ConfigFile, Json, RunFolder
 from serve.errors import TabrankError
 
 render = typer.Typer(no_args_is_help=True)
-CONFIG = Path("cluster.yaml")
 OBJECT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the name of an object of Kubernetes
-ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]
 Out = Annotated[Path | None, typer.Option(help="Write it there instead of to stdout.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Name = Annotated[str, typer.Option(help="What the cluster is called: lower case, digits and dashes.")]
 
 # Which options only some providers have a use for.
@@ -150,9 +148,7 @@ def rayservice(
 @render.command()
 def systemd(
     config: ConfigFile = CONFIG,
-    run: Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")] = Path(
-        "var/run"
-    ),
+    run: RunFolder = RUN,
     out: Out = None,
     name: Name = "tabrank",
     as_json: Json = False,

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.commands import Json
 from serve.errors import TabrankError
 
 models = typer.Typer(no_args_is_help=True)
 Folder = Annotated[Path, typer.Option("--models", help="The folder of published artifacts.")]
 Version = Annotated[str, typer.Argument(help="A published version; `list` names them.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept beside the version.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 MODELS = Path("var/models")
 BY_HAND = "by hand"
 

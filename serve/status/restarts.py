@@ -9,11 +9,10 @@ from typing import Any
 MEMORY = "killed by Ray's memory monitor"
 ENDED = "its process ended"
 UNHEALTHY = "did not answer its health checks"
-STOPPED = "stopped by a deploy or a lower count"
 
 
 class Restarts:
-    """Counts what had to be started again, with the last reason."""
+    """Count of what had to be started again, with the last reason; a stop by a deploy or a lower count is none."""
 
     def __init__(self) -> None:
         self._unhealthy: set[str] = set()
@@ -35,15 +34,16 @@ class Restarts:
         found: dict[str, dict[str, Any]] = {}
         for actor in sorted(actors, key=lambda actor: actor["EndTime"]):
             dead = actor["State"] == "DEAD"
-            count = actor["NumRestarts"] + dead
+            last = self._reason(actor) if dead else ENDED
+            count = actor["NumRestarts"] + (dead and last != "")
             if count and (name := _name(actor["Name"])):
                 before = found.get(name, {"count": 0})
-                last = self._reason(actor) if dead else ENDED
                 at = datetime.fromtimestamp(actor["EndTime"] / 1e3, UTC).isoformat(timespec="seconds")
                 found[name] = {"count": before["count"] + count, "last": last, "at": at if dead else None}
         return found
 
     def _reason(self, actor: Mapping[str, Any]) -> str:
+        """Return why a dead actor ended, empty where Serve stopped it as planned."""
         cause = actor["DeathCause"]
         if cause.HasField("oom_context"):
             return MEMORY
@@ -52,7 +52,7 @@ class Restarts:
             return ENDED
         replica = actor["Name"].rpartition("#")[2]
         is_replica = actor["Name"].startswith(REPLICA)
-        return STOPPED if is_replica and replica not in self._unhealthy else UNHEALTHY
+        return "" if is_replica and replica not in self._unhealthy else UNHEALTHY
 
 
 REPLICA, CONTROLLER, PROXY = "SERVE_REPLICA::", "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import math
 import time
@@ -52,7 +53,7 @@ def read_pages(urls: Iterable[str]) -> Page:
         try:
             with direct.open(url, timeout=2.0) as response:
                 texts.append(response.read().decode())
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             continue
     return parse("\n".join(texts), time.monotonic())
 

@@ -78,14 +78,11 @@ def _deployments(applications: Mapping[str, Any]) -> Table:
     table = _table("application", "deployment", "status", "replicas")
     for name, app in applications.items():
         for key, deployment in app["deployments"].items():
-            replicas = dict(deployment["replicas"])
-            replicas_known = bool(replicas) or deployment.get("target") is not None
-            running, target = replicas.pop("RUNNING", 0), deployment.get("target")
-            others = ", ".join(f"{count} {state.lower()}" for state, count in sorted(replicas.items()))
-            count = (
-                f"{running}/{NOTHING if target is None else target} running" if replicas_known else NOTHING
-            )
-            table.add_row(name, key, deployment["status"].lower(), ", ".join(filter(None, (count, others))))
+            replicas, target = dict(deployment["replicas"]), deployment.get("target")
+            counts = [f"{replicas.pop('RUNNING', 0)}/{NOTHING if target is None else target} running"]
+            counts += [f"{count} {state.lower()}" for state, count in sorted(replicas.items())]
+            known = deployment["status"] != "UNKNOWN"
+            table.add_row(name, key, deployment["status"].lower(), ", ".join(counts) if known else NOTHING)
             name = ""
     return table
 

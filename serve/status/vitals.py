@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import urllib.request
@@ -170,7 +171,8 @@ def _get(url: str) -> dict[str, Any]:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     key = os.environ.get(API_KEY)
     request = urllib.request.Request(url, headers={"X-Api-Key": key} if key else {})
-    with contextlib.suppress(OSError, ValueError), direct.open(request, timeout=2.0) as response:
+    no_answer = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
+    with no_answer, direct.open(request, timeout=2.0) as response:
         answer = json.loads(response.read())
         return answer if isinstance(answer, dict) else {}
     return {}

@@ -1,3 +1,5 @@
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -5,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -13,16 +16,18 @@ from typing import Any
 import psutil
 import pytest
 
+from serve.check.our_application import OUR_APPLICATION
 from serve.cluster import NEVER, down, status, up
 from serve.diff.consequence import Consequence
 from serve.diff.difference import Difference, compare
 from serve.diff.running import InFolder
 from serve.errors import TabrankError
-from serve.run_folder import MARKER, RunFolder
+from serve.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.status.restarts import ENDED
+from serve.status.scrape import read_pages
 from serve.status.screen import render
-from serve.status.vitals import look
-from serve.supervisor import reason, route, settled
+from serve.status.vitals import answers_of, look
+from serve.supervisor import reason, route, settled, status_code
 
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
 APPLICATION = """
@@ -126,9 +131,24 @@ def until(holds, seconds=20.0):
         time.sleep(0.1)
 
 
-def idle_process(marker: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "input()"]
+def idle_process(marker: str, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "input()", *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: marker})
+
+
+def kill_supervisor(folder: Path) -> int:
+    """Kill it and return its id once it has ended."""
+    (supervisor,) = RunFolder.of(folder / "run").supervisors()
+    supervisor.kill()
+    supervisor.wait(10)
+    return supervisor.pid
+
+
+def unplaceable(document: dict[str, Any]) -> dict[str, Any]:
+    (app,) = document["applications"]
+    front = next(one for one in app["deployments"] if one["name"] == "FeatureFetch")
+    front["ray_actor_options"] = {"num_cpus": 4_000}
+    return document
 
 
 def assert_nothing_is_left(folder: Path, port: int) -> None:
@@ -152,6 +172,44 @@ def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
         assert stranger.poll() is None
         stranger.kill()
     assert status(tmp_path) == {"state": "stopped"}
+
+
+def test_a_service_that_failed_is_dead_and_nothing_says_that_it_goes_on(tmp_path):
+    run = RunFolder.of(tmp_path)
+    run.write({"state": "failed", "url": "http://127.0.0.1:1", "error": "no room", "applications": {}})
+    found = look(tmp_path, None)
+    assert (found["state"], found["unwatched"], found["waits"]) == ("dead", "", [])
+    assert render(found).splitlines()[1:] == ["last error: no room", f"logs   {run.log}; of replicas None"]
+
+
+def test_a_state_that_a_deploy_writes_no_more_holds_for_a_minute(tmp_path):
+    run = RunFolder.of(tmp_path)
+    run.write({"state": "deploying", "deploying": {"config": "a.yaml", "since": "2026-01-31T12:00:00+00:00"}})
+    with idle_process(run.cluster_id, SUPERVISE) as supervisor:
+        for age_s, state in ((30, "deploying"), (90, "dead")):
+            at = time.time() - age_s
+            os.utime(tmp_path / "service.json", (at, at))
+            assert status(tmp_path)["state"] == state
+        supervisor.kill()
+
+
+def test_what_answers_no_http_on_the_port_is_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_rubbish():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"rubbish\r\n\r\n")
+
+        threading.Thread(target=answer_rubbish, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert status_code(url) == 0
+        assert answers_of({"url": url, "applications": {"a": {"import_path": OUR_APPLICATION}}}) == {"a": {}}
+        assert read_pages([url]).values == {}
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_down_where_nothing_runs_is_no_error(tmp_path):
@@ -231,7 +289,7 @@ def test_up_twice_starts_once_and_a_changed_knob_reaches_the_running_replica(fol
 def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_deploys(folder, port):
     started = service(folder, port, knob=1)
     first = answer(port)
-    os.kill(started["pid"], signal.SIGKILL)
+    kill_supervisor(folder)
     now = look(folder / "run", None)
     assert now["state"] == "unwatched"
     assert "python -m serve up" in now["waits"][0]
@@ -245,12 +303,40 @@ def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_d
     taken = service(folder, port, knob=1)
     assert taken["action"] == "taken over"
     assert taken["pid"] != started["pid"]
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(os.open(RunFolder.of(folder / "run").temp, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert status(folder / "run")["applications"]["tab"]["deployments"]["Scorer"]["replicas"] == {
         "RUNNING": 1
     }
     assert service(folder, port, knob=1)["action"] == "none"
     assert service(folder, port, knob=3)["action"] == "deployed"
     assert answer(port) == {**first, "knob": 3}
+
+
+@pytest.mark.integration
+def test_a_supervisor_that_is_killed_after_or_during_a_deploy_that_fails_leaves_up_to_deploy(folder, port):
+    started, run = service(folder, port, knob=3), RunFolder.of(folder / "run")
+    wanted = run.path / "wanted.yaml"
+    wanted.unlink(missing_ok=True)
+    wanted.mkdir()
+    os.kill(started["pid"], signal.SIGHUP)
+    until(lambda: "wanted.yaml: Is a directory" in run.service()["error"])
+    assert "the service goes on with what it had" in run.service()["error"]
+    wanted.rmdir()
+    kill_supervisor(folder)
+    said: list[str] = []
+    taken = service(folder, port, knob=5, said=said)
+    assert (taken["action"], taken["error"], answer(port)["knob"]) == ("deployed", "", 5)
+    assert said[0].startswith("taking over")
+    # What no machine has room for.
+    run.want(folder / "cluster.yaml", "", unplaceable(run.deployed()))
+    os.kill(taken["pid"], signal.SIGHUP)
+    until(lambda: status(folder / "run")["applications"]["tab"]["status"] == "DEPLOYING")
+    kill_supervisor(folder)
+    again = service(folder, port, knob=5)
+    assert (again["action"], again["state"], again["deploying"]) == ("deployed", "ready", None)
+    assert status(folder / "run")["applications"]["tab"]["status"] == "RUNNING"
+    assert answer(port)["knob"] == 5
 
 
 @pytest.mark.integration
@@ -322,7 +408,7 @@ def test_an_application_that_cannot_start_gives_its_reason_and_leaves_nothing(fo
 def test_the_plain_proxy_serves_and_down_ends_what_a_killed_supervisor_leaves(folder, port):
     started = service(folder, port, haproxy=False)
     assert answer(port)["knob"] == 1
-    os.kill(started["pid"], signal.SIGKILL)
+    assert started["pid"] == kill_supervisor(folder)
     assert down(folder / "run")["was"] == "unwatched"
     assert_nothing_is_left(folder, port)
 

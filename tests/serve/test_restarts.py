@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext, OomContext
 
-from serve.status.restarts import ENDED, MEMORY, STOPPED, UNHEALTHY, Restarts
+from serve.status.restarts import ENDED, MEMORY, UNHEALTHY, Restarts
 
 KILLED = ActorDeathCause(
     actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.RAY_KILL)
@@ -55,15 +55,21 @@ def test_each_part_is_counted_with_its_last_reason_and_time():
     }
 
 
-@pytest.mark.parametrize(("status", "reason"), [("UNHEALTHY", UNHEALTHY), ("UPDATING", STOPPED)])
-def test_a_replica_that_serve_stopped_was_unhealthy_if_its_deployment_was(status, reason):
+@pytest.mark.parametrize(("status", "told"), [("UNHEALTHY", [(1, UNHEALTHY)]), ("UPDATING", [])])
+def test_a_replica_that_serve_stopped_counts_only_if_its_deployment_was_unhealthy(status, told):
     restarts = Restarts()
     restarts.found([actor(SCORER + "a")], scorers(status, "a", "b"))
     restarts.found([actor(SCORER + "a", KILLED, 30)], scorers("HEALTHY", "b", "c"))
-    found = restarts.found([actor(SCORER + "a", KILLED, 30)], scorers("HEALTHY", "b", "c"))
-    assert found["spaces/Scorer"]["last"] == reason
-    later = restarts.found([actor(SCORER + "b", KILLED, 90)], scorers("HEALTHY", "c"))
-    assert later["spaces/Scorer"]["last"] == STOPPED
+    for table in ([], [actor(SCORER + "b", KILLED, 90)]):
+        found = restarts.found([actor(SCORER + "a", KILLED, 30), *table], scorers("HEALTHY", "c"))
+        assert [(one["count"], one["last"]) for one in found.values()] == told
+
+
+def test_a_planned_stop_hides_no_crash_before_it():
+    table = [actor(SCORER + "a", DIED, end_s=30), actor(SCORER + "b", KILLED, end_s=60)]
+    assert Restarts().found(table, {}) == {
+        "spaces/Scorer": {"count": 1, "last": ENDED, "at": "1970-01-01T00:00:30+00:00"}
+    }
 
 
 def test_a_proxy_that_serve_stopped_did_not_answer():

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import resource
 import shutil
@@ -35,6 +36,22 @@ def test_the_temporary_folder_has_another_name_each_time_and_is_found_without_th
     shutil.rmtree(second)
 
 
+def test_the_temporary_folder_that_is_held_is_locked_so_that_nobody_cleans_it_up(tmp_path):
+    run = RunFolder.of(tmp_path)
+    run.hold_temp()
+    folder = run.make_temp()
+    cleaner = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(cleaner, fcntl.LOCK_UN)
+        run.hold_temp()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(cleaner)
+        shutil.rmtree(folder)
+
+
 def test_a_temporary_folder_of_another_user_is_not_taken_for_ours(tmp_path, monkeypatch):
     run = RunFolder.of(tmp_path)
     folder = run.make_temp()
@@ -61,6 +78,7 @@ def test_logs_outlive_their_session_the_newest_where_not_all_fit_and_only_of_the
     assert run.keep_logs() is None
     for number in range(5):
         (run.kept_logs / f"2026010{number}T000000Z").mkdir(parents=True)
+    (run.kept_logs / "2025-notes").touch()
     session(run, oldest=b"aaaaa", older=b"bbbbbb", newest=b"cccccc")
     kept = run.keep_logs()
     shutil.rmtree(run.temp)
@@ -69,7 +87,7 @@ def test_logs_outlive_their_session_the_newest_where_not_all_fit_and_only_of_the
         "serve_newest": b"cccccc",
     }
     assert {path.stat().st_mode & 0o077 for path in (kept, *kept.rglob("*"))} == {0}
-    assert len(list(run.kept_logs.iterdir())) == 3
+    assert len(list(run.kept_logs.glob("*/"))) == 3
 
 
 def test_a_folder_without_room_is_named_with_what_to_do(tmp_path):
@@ -94,6 +112,18 @@ def test_what_is_written_is_read_back_and_rubbish_counts_as_nothing(tmp_path):
     (tmp_path / "service.json").write_text('{"state": ')
     (tmp_path / "deployed.yaml").write_text("applications: [")
     assert (run.service(), run.deployed()) == ({}, {})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    run = RunFolder.of(tmp_path)
+    for name, read in (
+        ("service.json", run.service),
+        ("wanted.yaml", run.wanted),
+        ("deployed.yaml", run.deployed),
+    ):
+        (tmp_path / name).mkdir()
+        with pytest.raises(TabrankError, match=rf"{name}: Is a directory; make it a file"):
+            read()
 
 
 def test_processes_are_found_by_the_marker_alone(tmp_path):
