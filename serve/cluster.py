@@ -102,7 +102,10 @@ def status(run_dir: Path) -> dict[str, Any]:
     state = service.get("state", "starting")
     if unwatched:
         state, unwatched = (UNWATCHED, unwatched) if _is_alive(service) else ("dead", "")
-        service["applications"] = _of_unknown_state(service) if unwatched else {}
+    if unwatched:
+        service["applications"] = _of_unknown_state(service)
+    elif state in ("failed", "dead"):
+        service["applications"] = {}
     memory = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):

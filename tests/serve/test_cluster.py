@@ -154,6 +154,14 @@ def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
     assert status(tmp_path) == {"state": "stopped"}
 
 
+def test_of_a_service_that_is_dead_no_replica_is_said_to_run(tmp_path):
+    run = RunFolder.of(tmp_path)
+    applications = {"tab": {"deployments": {"Scorer": {"replicas": {"RUNNING": 1}}}, "import_path": "a:b"}}
+    run.write({"state": "ready", "url": "http://127.0.0.1:1", "applications": applications})
+    found = status(tmp_path)
+    assert (found["state"], found["applications"]) == ("dead", {})
+
+
 def test_down_where_nothing_runs_is_no_error(tmp_path):
     assert down(tmp_path)["was"] == "stopped"
 
