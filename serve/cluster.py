@@ -107,6 +107,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     state = service.get("state", "starting")
     if unwatched:
         state, unwatched = (UNWATCHED, unwatched) if _is_alive(service) else ("dead", "")
+    if unwatched or state in ("failed", "dead"):
         service["applications"] = {
             name: {**app, "deployments": dict.fromkeys(app["deployments"], UNKNOWN)}
             for name, app in service.get("applications", {}).items()

@@ -212,6 +212,14 @@ def test_what_answers_no_http_on_the_port_is_no_answer():
         server.shutdown(socket.SHUT_RDWR)
 
 
+def test_of_a_service_that_is_dead_no_replica_is_said_to_run(tmp_path):
+    run = RunFolder.of(tmp_path)
+    applications = {"tab": {"deployments": {"Scorer": {"replicas": {"RUNNING": 1}}}, "import_path": "a:b"}}
+    run.write({"state": "ready", "url": "http://127.0.0.1:1", "applications": applications})
+    found = status(tmp_path)
+    assert (found["state"], found["applications"]) == ("dead", {})
+
+
 def test_down_where_nothing_runs_is_no_error(tmp_path):
     assert down(tmp_path)["was"] == "stopped"
 
