@@ -180,11 +180,7 @@ def knee(
 
 
 @app.command()
-def compare(
-    work: Work = WORK,
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
+def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
     """Find the knees of tabrank, plain FastAPI and Ray Serve as its guide teaches. Under 10 minutes.
 
     Exit codes: 0 found, 1 not even the lowest rate held for one of them, 2 could not be run.

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+Seconds = Callable[[], float]
 # Adopt a change of the system's clock at once up to this size: NTP slews by less between two calls.
 TOLERANCE_S = 1.0
 # Adopt a larger step once the clock has been off for so long. Until then time goes on from where it was.
@@ -20,9 +21,7 @@ def since_boot_s() -> float:
 class WallClock:
     """Milliseconds since 1970, called once in a while (an hour apart at most). Safe to call from several threads."""
 
-    def __init__(
-        self, wall_s: Callable[[], float] = time.time, elapsed_s: Callable[[], float] = since_boot_s
-    ) -> None:
+    def __init__(self, wall_s: Seconds = time.time, elapsed_s: Seconds = since_boot_s) -> None:
         self._wall_s, self._elapsed_s = wall_s, elapsed_s
         # Wall time minus elapsed time, as adopted and as last seen, and when both last agreed.
         self._offset_s = self._seen_s = wall_s() - elapsed_s()

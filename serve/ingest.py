@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -310,7 +310,7 @@ class Ingester:
         admitted = _Group()
         taken = [self._admit(waiting.records, admitted, received_ms) for waiting in group]
         records = admitted.records
-        last_ms = _last_ms(records)
+        last_ms = max((record.ts_ms or 0 for record in records), default=0)
         self._latest_ms = max(self._latest_ms, last_ms)
         self._end(admitted, last_ms if self._event_clock else received_ms)
         if records:
@@ -325,7 +325,7 @@ class Ingester:
             self._seq = seq
             self._journaled += (len(records), len(journal))
         self._remember(admitted.keys)
-        self.counts.update(_counted(records))
+        self.counts.update(type(record).__name__.lower() for record in records)
         now_ms = time.time() * 1e3
         self._event_lags_ms += [now_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
@@ -338,8 +338,7 @@ class Ingester:
         for place, record in enumerate(records):
             ts_ms = self._date(record, received_ms)
             name, owner = remembered_key(record), owner_key(record)
-            is_repeated = isinstance(record, Event | Exposure) and self._recalled(name, group) is not None
-            if is_repeated:
+            if isinstance(record, Event | Exposure) and self._recalled(name, group) is not None:
                 taken.duplicates += 1
             # A removal of a time to come was dated by a wrong clock: it must not hold off what is true now.
             elif ts_ms < self._removed_ms(owner, group) <= received_ms:
@@ -386,7 +385,7 @@ class Ingester:
             self._keys[name[:1]].pop(name, None)
             self._keys[name[:1]][name] = ts_ms
         for known in self._keys.values():
-            for name in list(_first(known, len(known) - WINDOW)):
+            for name in list(islice(known, max(len(known) - WINDOW, 0))):
                 del known[name]
 
     def _date(self, record: Record, received_ms: int) -> int:
@@ -528,15 +527,3 @@ def _placed(
         num_bytes += entry.num_bytes
         side = sum(cut < last for cut in cuts)
         yield (side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
-
-
-def _last_ms(records: Sequence[Record]) -> int:
-    return max((record.ts_ms or 0 for record in records), default=0)
-
-
-def _first(names: Iterable[bytes], num: int) -> Iterable[bytes]:
-    return (name for name, _ in zip(names, range(max(num, 0)), strict=False))
-
-
-def _counted(records: Iterable[Record]) -> Counter[str]:
-    return Counter(type(record).__name__.lower() for record in records)

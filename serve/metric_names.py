@@ -122,28 +122,5 @@ PAIRS = Metric(
     "`python -m serve models shift` reads them.",
 )
 ROLLBACKS = Metric("tabrank_rollbacks", "counter", ("kind",), "Versions that the service took back, by why.")
-METRICS = (
-    RANKINGS,
-    CANDIDATES,
-    MODEL_RANKINGS,
-    DEGRADED,
-    LATENCY,
-    QUEUE,
-    STAGE,
-    BATCH,
-    FRESHNESS,
-    KILL_SWITCH,
-    LEVEL,
-    REFUSED,
-    MODEL,
-    DROPPED,
-    TOO_LARGE,
-    REJECTED,
-    RECORDS,
-    EVENT_LAG,
-    COMMIT,
-    UNROLLED,
-    PAIRS,
-    ROLLBACKS,
-)
+METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """All there are. Each has the label `application` too."""

@@ -13,7 +13,7 @@ from loadtest.chaos.fault import Allowed
 from loadtest.measure import Measurement, measure, rounded
 from loadtest.offer import Offered
 from loadtest.overload.found import is_normal
-from loadtest.phases import recovered_s
+from loadtest.phases import in_time, recovered_s
 from loadtest.profiles import Slo
 from loadtest.shapes import Phase
 
@@ -63,7 +63,7 @@ def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> 
         "in_flight": _in_flight(offered, times),
         "outage_s": max(gap_s, failing_s),
         "strength_s": _strength_s(seen, times),
-        "p99_back_s": recovered_s(requests, since, lambda measured: _in_time(measured, slo)),
+        "p99_back_s": recovered_s(requests, since, lambda measured: in_time(measured, slo)),
         "whole_s": recovered_s(
             requests, Phase(times.healed_s, times.ends_s, "healed"), lambda measured: is_normal(measured, slo)
         ),
@@ -95,10 +95,6 @@ def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
             yield f"{what} {took}; {limit_s:g} s are allowed"
     if found["orphans"]:
         yield f"processes are left: {', '.join(found['orphans'])}"
-
-
-def _in_time(measured: Measurement, slo: Slo) -> bool:
-    return measured.p99_ms is not None and measured.p99_ms <= slo.p99_ms
 
 
 def _part(offered: Offered, begins_s: float, ends_s: float) -> Measurement:
