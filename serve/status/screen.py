@@ -53,7 +53,8 @@ def screen(found: Mapping[str, Any]) -> RenderableType:
     if found.get("applications"):
         parts += [_deployments(found["applications"]), _traffic(found), _nodes(found.get("nodes") or [])]
     if found.get("log"):
-        parts.append(Text(f"logs   {found['log']}; of replicas {found['replica_logs']}", style="dim"))
+        replicas = f"; of replicas {found['replica_logs']}" if found["replica_logs"] else ""
+        parts.append(Text(f"logs   {found['log']}{replicas}", style="dim"))
     if found.get("kept_logs"):
         parts.append(Text(f"logs of the last sessions   {found['kept_logs']}", style="dim"))
     return Group(*parts)
