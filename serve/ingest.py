@@ -204,9 +204,7 @@ class Ingester:
         ):
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
         if self._unrolled[1] > 2 * MAX_UNROLLED_BYTES:
-            raise Busy(
-                "the log cannot be written, and the journal is full; see the log of Ingest for the reason"
-            )
+            raise Busy("the journal is full, for the log cannot be written: see the replica log of Ingest")
         done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(records, num_bytes, done))
         self._num_waiting += len(records)
