@@ -37,7 +37,9 @@ def test_a_step_of_a_search_counts_what_comes_after_its_warm_up(stub):
     said = []
     bench = Bench(None, 1, load_slo(), [BODY], said.append, 0.0)
     step = bench.offered_step(stub.url, 100.0, 0.2, 0.5, "search")
-    assert (step.rate_rps, step.rps, step.errors, step.full_share) == (100.0, 100.0, 0, 1.0)
+    # Answers count in the half second in which they come: one or two at its ends may come beside it.
+    assert (step.rate_rps, step.rps) == (100.0, pytest.approx(100.0, abs=4.0))
+    assert (step.errors, step.full_share) == (0, 1.0)
     assert step.kept_up
     assert len(said) == 1
 
