@@ -96,7 +96,7 @@ class Requests:
         return Counter({o: int(n) for o, n in zip(self.outcomes, numbers, strict=True) if n})
 
     def named_counts(self) -> Counter[str]:
-        """How many ended in each way, by its name alone."""
+        """Count the requests by the name of how they ended."""
         named: Counter[str] = Counter()
         for outcome, number in self.counts().items():
             named[outcome.name] += number
