@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml lock.txt constraints.txt
 	@touch $@
 
 demo: install ## From nothing to a verdict: simulate, train, serve, rank, load, report (under 8 minutes).
-	@$(BIN)/python -m loadtest.demo
+	@$(BIN)/python -m loadtest.scenarios.demo
 
 experiment: install ## The original experiment, rerun over HTTP, TabNet against popular, and its report (about 12 minutes).
 	@test ! -d $(EXPERIMENT)/run || $(BIN)/python -m serve down --run $(EXPERIMENT)/run

@@ -1,1 +1,1 @@
-"""Load, proven: Locust profiles with an SLO verdict."""
+"""Open-loop load and fault injection. Of `serve` it imports `serve.client`; `targets` imports more."""

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
-import traceback
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loadtest.errors import LoadtestError
-from loadtest.ids import find_ids, read_log_kinds
-from loadtest.profile_run import run_profile
-from loadtest.profiles import MAX_CANDIDATES, load_profile, load_slo
-from loadtest.report import Report, refuse_existing
-from loadtest.run_report import summary
-from loadtest.service import DEFAULT_URL
-from loadtest.verdict import EXIT_CODES, Verdict
-from loadtest.workspace import Workspace
+from loadtest.generator.ids import find_ids, read_log_kinds
+from loadtest.measure.service import DEFAULT_URL
+from loadtest.measure.verdict import Verdict
+from loadtest.report.report import Report, refuse_existing
+from loadtest.report.run import summary
+from loadtest.scenarios.profile_run import run_profile
+from loadtest.targets.workspace import Workspace
+from loadtest.terminal import print_progress, run_benchmark, run_measurement
+from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
 
 app = typer.Typer(
     help=__doc__,
@@ -82,7 +76,7 @@ def run(
         report, folder = run_profile(profile, url, slo, log, ids, rps, duration, warmup, cluster, out)
         return report, folder, report["verdict"]
 
-    _tell(measured, summary, as_json, {"profile": profile, "url": url})
+    run_measurement(measured, summary, as_json, {"profile": profile, "url": url})
 
 
 @app.command()
@@ -114,11 +108,11 @@ def freshness(
     Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no such service) or unusable
     input.
     """
-    from loadtest.freshness_report import freshness_summary
+    from loadtest.report.freshness import freshness_summary
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
-        from loadtest.freshness import Plan, run_freshness
-        from loadtest.freshness_report import write_freshness
+        from loadtest.report.freshness import write_freshness
+        from loadtest.scenarios.freshness import Plan, run_freshness
 
         profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
         refuse_existing(folder)
@@ -128,7 +122,7 @@ def freshness(
         write_freshness(folder, report, followed)
         return report, report["verdict"]
 
-    _bench("freshness", out, measured, freshness_summary, as_json, {"url": url})
+    run_benchmark("freshness", out, measured, freshness_summary, as_json, {"url": url})
 
 
 @app.command()
@@ -146,7 +140,7 @@ def slow(
     Exit codes: 0 held (the p99 of normal traffic is at most 1.2 times as long, and nothing of it fails), 1 not held,
     2 void (the generator was late) or could not be run.
     """
-    from loadtest.slow import Plan, run_slow, slow_summary
+    from loadtest.scenarios.slow import Plan, run_slow, slow_summary
 
     def measured() -> tuple[Report, Path | None, Verdict]:
         profile = load_profile("headline", target_rps=rps)
@@ -154,7 +148,7 @@ def slow(
         report = run_slow(Plan(profile, clients, pairs), url, asked)
         return report, None, report["verdict"]
 
-    _tell(measured, slow_summary, as_json)
+    run_measurement(measured, slow_summary, as_json)
 
 
 @app.command()
@@ -169,14 +163,14 @@ def knee(
 
     Exit codes: 0 found, 1 not even the lowest rate held, 2 could not be run.
     """
-    from loadtest.knee import run_knee
-    from loadtest.knee_report import knee_summary
+    from loadtest.report.knee import knee_summary
+    from loadtest.scenarios.knee import run_knee
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
-        report = run_knee(Workspace(work), config, candidates, folder, _say)
+        report = run_knee(Workspace(work), config, candidates, folder, print_progress)
         return report, "held" if report["knee_rps"] is not None else "not held"
 
-    _bench("knee", out, measured, knee_summary, as_json)
+    run_benchmark("knee", out, measured, knee_summary, as_json)
 
 
 @app.command()
@@ -185,14 +179,14 @@ def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
 
     Exit codes: 0 found, 1 not even the lowest rate held for one of them, 2 could not be run.
     """
-    from loadtest.compare import run_compare
-    from loadtest.knee_report import compare_summary
+    from loadtest.report.knee import compare_summary
+    from loadtest.scenarios.compare import run_compare
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
-        report = run_compare(Workspace(work), folder, _say)
+        report = run_compare(Workspace(work), folder, print_progress)
         return report, "held" if None not in report["knee_rps"].values() else "not held"
 
-    _bench("compare", out, measured, compare_summary, as_json)
+    run_benchmark("compare", out, measured, compare_summary, as_json)
 
 
 @app.command()
@@ -216,16 +210,16 @@ def scale(
 
     Exit codes: 0 held, 1 not held, 2 void (the generator was late) or could not be run.
     """
-    from loadtest.scaling.replicas import Plan
-    from loadtest.scaling.report import scale_summary
-    from loadtest.scaling.scale import PARTS, run_scale
+    from loadtest.report.scaling import scale_summary
+    from loadtest.scenarios.scaling.replicas import Plan
+    from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
         parts = tuple(dict.fromkeys(part)) if part else PARTS
-        report = run_scale(Workspace(work), config, parts, Plan(cycles, hold), folder, _say)
+        report = run_scale(Workspace(work), config, parts, Plan(cycles, hold), folder, print_progress)
         return report, report["verdict"]
 
-    _bench("scale", out, measured, scale_summary, as_json)
+    run_benchmark("scale", out, measured, scale_summary, as_json)
 
 
 @app.command()
@@ -250,15 +244,15 @@ def overload(
 
     Exit codes: 0 held, 1 not held, 2 void (the generator was late) or could not be run.
     """
-    from loadtest.overload.found import Plan
-    from loadtest.overload.report import overload_summary
-    from loadtest.overload.run import read_times, run_overload
+    from loadtest.report.overload import overload_summary
+    from loadtest.scenarios.overload.found import Plan
+    from loadtest.scenarios.overload.run import read_times, run_overload
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
         factors, plan = read_times(times), Plan(seconds)
-        return run_overload(Workspace(work), config, factors, plan, folder, _say, knee)
+        return run_overload(Workspace(work), config, factors, plan, folder, print_progress, knee)
 
-    _bench("overload", out, measured, overload_summary, as_json)
+    run_benchmark("overload", out, measured, overload_summary, as_json)
 
 
 @app.command()
@@ -280,13 +274,13 @@ def chaos(
 
     Exit codes: 0 all held, 1 one did not, 2 void (the generator was late) or could not be run.
     """
-    from loadtest.chaos.report import chaos_summary
-    from loadtest.chaos.run import run_chaos
+    from loadtest.report.chaos import chaos_summary
+    from loadtest.scenarios.chaos.run import run_chaos
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
-        return run_chaos(Workspace(work), config, fault or (), rate, folder, _say)
+        return run_chaos(Workspace(work), config, fault or (), rate, folder, print_progress)
 
-    _bench("chaos", out, measured, chaos_summary, as_json)
+    run_benchmark("chaos", out, measured, chaos_summary, as_json)
 
 
 @app.command()
@@ -311,64 +305,13 @@ def soak(
 
     Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no service) or unusable input.
     """
-    from loadtest.soak import run_soak
-    from loadtest.soak_report import soak_summary
+    from loadtest.report.soak import soak_summary
+    from loadtest.scenarios.soak import run_soak
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
-        return run_soak(url, minutes * 60, rate, cluster, log, ids, folder, _say)
+        return run_soak(url, minutes * 60, rate, cluster, log, ids, folder, print_progress)
 
-    _bench("soak", out, measured, soak_summary, as_json, {"url": url})
-
-
-def _bench(
-    name: str,
-    out: Path | None,
-    measured: Callable[[Path], tuple[Report, Verdict]],
-    summed_up: Callable[[Report], str],
-    as_json: bool,
-    of: Report | None = None,
-) -> None:
-    """Measure into the folder `out`, var/loadtest/NAME-TIME by default; the rest as `_tell`."""
-    folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-
-    def judged() -> tuple[Report, Path, Verdict]:
-        report, verdict = measured(folder)
-        return report, folder, verdict
-
-    _tell(judged, summed_up, as_json, of)
-
-
-def _tell(
-    measured: Callable[[], tuple[Report, Path | None, Verdict]],
-    summed_up: Callable[[Report], str],
-    as_json: bool,
-    of: Report | None = None,
-) -> None:
-    """Measure, print the report or why there is none, and exit by the verdict; `of` names what was measured."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: unwinds what was begun
-    try:
-        report, folder, verdict = measured()
-    except LoadtestError as error:
-        if as_json:
-            reason = str(error)
-            void = {"verdict": "void", "reasons": [reason]}
-            print(json.dumps(of | void if of else {"error": reason}))
-        _say(str(error))
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    except KeyboardInterrupt:
-        _say(f"interrupted: {'no verdict' if of else 'nothing is left running, and no report'}")
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    except Exception:
-        traceback.print_exc()
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    print(json.dumps(report) if as_json else summed_up(report))
-    if folder is not None:
-        _say(f"written to {folder / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[verdict])
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    run_benchmark("soak", out, measured, soak_summary, as_json, {"url": url})
 
 
 if __name__ == "__main__":

@@ -27,16 +27,16 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner
 
-from loadtest.answer import read_answer
-from loadtest.arrivals import arrivals
-from loadtest.bodies import SEED, make_bodies
-from loadtest.connections import Connections
-from loadtest.dispatcher import Dispatcher, Ended
 from loadtest.errors import LoadtestError
-from loadtest.ids import find_ids
-from loadtest.profiles import Profile, load_profile, load_slo
-from loadtest.service import PATH
-from loadtest.shapes import Block, blocks
+from loadtest.generator.arrivals import arrivals
+from loadtest.generator.bodies import SEED, make_bodies
+from loadtest.generator.connections import Connections
+from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.ids import find_ids
+from loadtest.measure.answer import Ended, read_answer
+from loadtest.measure.service import PATH
+from loadtest.workload.profiles import Profile, load_profile, load_slo
+from loadtest.workload.shapes import Block, blocks
 
 BLOCK_S = 10.0
 

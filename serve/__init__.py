@@ -1,1 +1,1 @@
-"""The request path of tabrank, and the contract between training and serving."""
+"""The service: from the wire types at the bottom (`contract`) to the command line at the top."""

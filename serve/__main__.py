@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.commands import CONFIG, RUN, Commands, ConfigFile, Json, RunFolder
-from serve.durable import PRIVATE
-from serve.render.commands import render
-from serve.rollout.commands import models
-from serve.strict import milliseconds
+from serve.contract.commands import CONFIG, RUN, Commands, ConfigFile, Json, RunFolder
+from serve.contract.validation import milliseconds
+from serve.log.atomic_files import PRIVATE
+from serve.operate.render.commands import render
+from serve.operate.rollout.commands import models
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
@@ -47,7 +47,7 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start the service of a `cluster.yaml`, or deploy its changes, and return when it answers."""
-    from serve.cluster import up as start
+    from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
     service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_say)
@@ -60,8 +60,8 @@ def up(
 @app.command()
 def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     """Stop the service and every process of it, whatever state it is in."""
-    from serve.cluster import NEVER
-    from serve.cluster import down as stop
+    from serve.operate.run.local_cluster import NEVER
+    from serve.operate.run.local_cluster import down as stop
 
     stopped = stop(run, progress=_say)
     never = stopped["was"] == NEVER
@@ -79,8 +79,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """What runs and how it ranks, on one screen. Exit code 0 if it is ready and nothing is degraded, else 1."""
-    from serve.status.screen import keep_showing, render
-    from serve.status.vitals import look
+    from serve.operate.status.screen import keep_showing, render
+    from serve.operate.status.vitals import look
 
     if watch:
         found = keep_showing(run, address, every, as_json)
@@ -105,7 +105,7 @@ def diff(
     Exit code 0 if nothing differs or all was applied, 1 if something differs or was refused, 2 if nothing runs here or
     the file cannot be read.
     """
-    from serve.diff.apply import diff as differ
+    from serve.operate.diff.apply import diff as differ
 
     result, lines, held = differ(config, run, address, apply, timeout, _say)
     _answer(result, as_json, "\n".join(lines))
@@ -122,7 +122,7 @@ def popular(
     as_json: Json = False,
 ) -> None:
     """Put every ranking on the popular order, in place; the file stays as it is."""
-    from serve.diff.apply import popular as turn
+    from serve.operate.diff.apply import popular as turn
 
     result, line = turn(run, address, not off, timeout, _say)
     _answer(result, as_json, line)
@@ -131,8 +131,8 @@ def popular(
 @app.command()
 def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
     """Read a `cluster.yaml` strictly, and name all that is wrong with it. Exit code 1 if it is refused."""
-    from serve.check.places import Refused
-    from serve.config import read
+    from serve.config.reader import read
+    from serve.config.yaml_positions import Refused
 
     try:
         warnings, problems = read(config).warnings, []
@@ -157,8 +157,8 @@ def key(
     as_json: Json = False,
 ) -> None:
     """Mint a key for a caller: print it, this once, and its hash as `user_config.api_keys` takes it."""
-    from serve.keys import mint
-    from serve.settings import ApiKey
+    from serve.config.settings import ApiKey
+    from serve.http.auth import mint
 
     secret, sha256 = mint()
     entry = {name: {"sha256": sha256, "requests_per_s": rps}}
@@ -183,9 +183,9 @@ def load(
     as_json: Json = False,
 ) -> None:
     """Fill the store with the state that a log leaves."""
-    from serve.load import load as fill
-    from serve.stores.opening import shown
-    from serve.surface import load_surface
+    from serve.features.surface import load_surface
+    from serve.ingest.backfill import load as fill
+    from serve.stores.factory import shown
 
     os.umask(PRIVATE)
     until_ms = None if until is None else milliseconds(until, "--until")
@@ -204,8 +204,8 @@ def observe(
     ),
 ) -> None:
     """Start a local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C."""
-    from serve.observe.prometheus import observe as watch
-    from serve.run_folder import RunFolder as Folder
+    from serve.operate.host.run_folder import RunFolder as Folder
+    from serve.operate.observe.prometheus import observe as watch
 
     with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
         watch(Folder.of(run), data, port, _say)
@@ -232,9 +232,9 @@ def plan(
 
     With --compare, exit code 1 if a replica count is more than one off, 2 if nothing scales in the file.
     """
-    from serve.plan.command import Request
-    from serve.plan.command import plan as make
-    from serve.plan.report import table
+    from serve.operate.plan.command import Request
+    from serve.operate.plan.command import plan as make
+    from serve.operate.plan.report import table
 
     report = make(Request(config, trace, compare, costs, out, seed), progress=_say)
     _answer(report, as_json, table(report))
@@ -245,7 +245,7 @@ def plan(
 @bench.command()
 def fetch(as_json: Json = False) -> None:
     """Time of a request's fetch and features, by batch, viewers and live candidates; takes 5 GB for a while."""
-    from serve.bench import bench_fetch, table
+    from serve.bench.fetch import bench_fetch, table
 
     result = bench_fetch(progress=_say)
     _answer(result, as_json, table(result))

@@ -5,8 +5,8 @@ from typing import Any
 
 from ray.serve import Application
 
+from serve.config.settings import AppArgs
 from serve.deployments import FeatureFetch, Ingest, Scorer
-from serve.settings import AppArgs
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -15,19 +15,19 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve.durable import PRIVATE
-from serve.edge import Edge
-from serve.errors import ArtifactRefused, TabrankError, TooLarge
-from serve.feature_fetch import FeatureFetcher
-from serve.ingest import ingester
-from serve.keys import Keys
-from serve.logs import join_ray
-from serve.metrics import IngestMetrics, RankMetrics
-from serve.records import Taken, unpack
+from serve.config.settings import AppArgs, UserConfig
+from serve.contract.errors import ArtifactRefused, TabrankError, TooLarge
+from serve.contract.logs import join_ray
+from serve.http.app import Edge
+from serve.http.auth import Keys
+from serve.ingest.writer import ingester
+from serve.log.atomic_files import PRIVATE
+from serve.log.events import Taken, unpack
+from serve.model.scorer_cache import ModelHolder
+from serve.ranking.service import FeatureFetcher
 from serve.rollout.guard import Verdict
-from serve.rollout.releases import Releases
-from serve.scoring import ModelHolder
-from serve.settings import AppArgs, UserConfig
+from serve.rollout.registry import Releases
+from serve.runtime.metrics import IngestMetrics, RankMetrics
 
 NICENESS = 10  # of Ingest: where cores are short, what is logged waits for what is asked
 OTHERS_S = 2.0  # that a version waits for the other replicas of Scorer, once one has it ready
@@ -48,7 +48,7 @@ class Scorer:
             logging.getLogger("tabrank").warning("the promoted model is refused: %s", error)
 
     async def score(self, version: str, payload: bytes) -> bytes:
-        """Float32 probabilities of the matrix in `payload`, and their time (`serve.rollout.timed`).
+        """Float32 probabilities of the matrix in `payload`, and their time (`serve.model.scorer_cache`).
 
         It runs on the loop: one batch at a time a replica.
         """

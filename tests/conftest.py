@@ -12,8 +12,8 @@ import redis
 from redis_server import MISSING, RedisServer, find_server
 from tiny import TOML, tables
 
-from serve.log import write_log
-from serve.surface import Surface, read_surface
+from serve.features.surface import Surface, read_surface
+from serve.log.writer import write_log
 
 # A shell that runs a command in the background has it ignore SIGINT, and its children inherit that; the
 # commands that the tests interrupt must not.

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.errors import TabrankError
-from serve.log import Log
-from serve.state import Schema
-from training.dataset import Dataset, build
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.log.reader import Log
+from training.data.dataset import Dataset, build
 
 
 def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:

@@ -18,29 +18,29 @@ PACKAGES = {"serve": {"serve"}, "training": {"training", "serve"}, "loadtest": {
 RAY_FILES = {
     "serve/deployments.py",
     "serve/app.py",
-    "serve/metrics.py",
-    "serve/supervisor.py",
-    "serve/ingress.py",  # stands in Ray's HTTP server
-    "serve/redeploy.py",  # and in its controller
-    "serve/check/ray_schema.py",  # asks Ray's own models
-    "serve/diff/consequence.py",  # asks Ray's own versions what a change does
-    "serve/diff/running.py",  # Ray's client of the dashboard
-    "serve/render/schema.py",  # has Ray check what it is to launch
-    "serve/plan/policy.py",  # runs Ray's own scaling code
-    "serve/plan/nodes.py",
-    "training/trainer.py",
-    "training/stream.py",  # Ray Data
+    "serve/runtime/metrics.py",
+    "serve/operate/run/supervisor.py",
+    "serve/runtime/fast_path.py",  # stands in Ray's HTTP server
+    "serve/runtime/patches.py",  # and in its controller
+    "serve/config/ray_schema.py",  # asks Ray's own models
+    "serve/operate/diff/consequence.py",  # asks Ray's own versions what a change does
+    "serve/operate/diff/running.py",  # Ray's client of the dashboard
+    "serve/operate/render/schema.py",  # has Ray check what it is to launch
+    "serve/operate/plan/policy.py",  # runs Ray's own scaling code
+    "serve/operate/plan/nodes.py",
+    "training/fit/trainer.py",
+    "training/data/stream.py",  # Ray Data
     "training/search/trials.py",  # Ray Tune
     "training/search/trial.py",
     "training/search/study.py",
     "training/search/distil.py",
-    "loadtest/rivals/idiomatic.py",  # what tabrank is measured against is written in it
-    "loadtest/scaling/throttled.py",  # the service with a slower Scorer
-    "loadtest/chaos/worker_node.py",  # `ray start` puts no second node on 127.0.0.1
+    "loadtest/targets/rivals/idiomatic.py",  # what tabrank is measured against is written in it
+    "loadtest/targets/throttled.py",  # the service with a slower Scorer
+    "loadtest/targets/worker_node.py",  # `ray start` puts no second node on 127.0.0.1
 }
 CLIENT = "serve.client"  # which whoever calls the service may import
-RIVALS = "loadtest/rivals"  # do what tabrank does for a request, with its own code
-THROTTLED = "loadtest/scaling/throttled.py"  # is the service, but for one deployment
+RIVALS = "loadtest/targets/rivals"  # do what tabrank does for a request, with its own code
+THROTTLED = "loadtest/targets/throttled.py"  # is the service, but for one deployment
 
 
 @cache
@@ -75,7 +75,7 @@ def test_ray_lives_in_a_few_files():
 
 def test_the_ranking_imports_neither_ray_nor_torch_nor_pandas():
     code = (
-        "import sys, serve.ranking, serve.features, serve.batcher, serve.edge;"
+        "import sys, serve.ranking.ranker, serve.features.matrix, serve.ranking.batcher, serve.http.app;"
         "print({'ray', 'torch', 'pandas', 'onnxruntime'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -24,7 +24,7 @@ def test_blank_lines_comments_and_docstrings_do_not_count():
 
 
 def test_each_package_is_counted_with_its_folders(tmp_path):
-    for file in ("serve/app.py", "serve/plan/cost.py", "training/fit.py", "tests/test_app.py"):
+    for file in ("serve/app.py", "serve/operate/plan/cost.py", "training/fit/fit.py", "tests/test_app.py"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(SOURCE)
     assert count_packages(tmp_path) == {"serve": 8, "training": 4, "loadtest": 0}

@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from serve.render.pods import HOME, USER
+from serve.operate.render.pods import HOME, USER
 
 ROOT = Path(__file__).parents[1]
 LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()

@@ -21,14 +21,14 @@ import yaml
 from watched import asked as wanted
 from watched import without_series
 
-from serve.features import Features
-from serve.log import read_log
-from serve.observe.prometheus import started
-from serve.replay import Replay
-from serve.run_folder import RunFolder
-from serve.scorers import load_scorer
-from serve.state import Schema
-from serve.surface import load_surface
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.surface import load_surface
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+from serve.model.scorers import load_scorer
+from serve.operate.host.run_folder import RunFolder
+from serve.operate.observe.prometheus import started
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ def config(home, **changes):
     application["deployments"][0]["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
     application["deployments"][0]["graceful_shutdown_timeout_s"] = 15
     document["logging_config"]["encoding"] = "JSON"
-    document["tracing_config"] = {"enabled": True, "exporter_import_path": "serve.tracing:to_file"} | {
+    document["tracing_config"] = {"enabled": True, "exporter_import_path": "serve.http.tracing:to_file"} | {
         "sampling_ratio": 0.0
     }
     (home / "cluster.yaml").write_text(yaml.safe_dump(document))
@@ -321,7 +321,7 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
     where = [sys.executable, "-c", "import serve.app as app; print(app.__file__)"]
     found = subprocess.run(where, cwd=home, env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(wheel))
-    shipped = {path.name for path in (wheel / "serve/observe").iterdir()}
+    shipped = {path.name for path in (wheel / "serve/operate/observe").iterdir()}
     assert shipped >= {"rules.yml", "alerts.yml", "alerts_test.yml", "dashboard.json"}
     command = [str(Path(sys.executable).with_name("serve")), "run", "cluster.yaml"]
     process = subprocess.Popen(

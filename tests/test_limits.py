@@ -10,26 +10,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve import (
-    api,
-    bodies,
-    compaction,
-    edge,
-    environment,
-    feature_fetch,
-    ingest,
-    journal,
-    outbox,
-    records,
-    snapshots,
-)
-from serve import segments as log_segments
-from serve.metric_names import METRICS
+from serve.contract import messages
+from serve.contract import rankings as api
+from serve.contract import records as contract_records
+from serve.contract.metric_catalog import METRICS
+from serve.http import app as edge
+from serve.http import body_reader as bodies
+from serve.ingest import writer as ingest
+from serve.log import compaction, journal, snapshots
+from serve.log import events as records
+from serve.log import segments as log_segments
+from serve.operate.host import environment
+from serve.ranking import exposure_buffer as outbox
+from serve.ranking import service as feature_fetch
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text())["applications"][0]["deployments"][0]
-EDGE, LIVE, INGEST = "serve/test_edge.py", "serve/test_live.py", "serve/test_ingest.py"
-FIELDS, BUFFER = "serve/test_field_limits.py", "serve/test_outbox.py"
+EDGE, LIVE, INGEST = "serve/http/test_app.py", "serve/ingest/test_live.py", "serve/ingest/test_writer.py"
+FIELDS, BUFFER = "serve/features/test_field_limits.py", "serve/ranking/test_exposure_buffer.py"
 
 
 def mib(num_bytes: int) -> str:
@@ -41,17 +39,20 @@ def mib(num_bytes: int) -> str:
 ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "time for all headers, `serve up`": (
         re.findall(r"http-request (\d+)s", environment.ONE_MACHINE["RAY_SERVE_HAPROXY_RETRY_ON"]),
-        "serve/test_exposure.py::test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slots_are_free",
+        "serve/http/test_exposure.py::test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slots_are_free",
     ),
     "silence in the headers, rendered": (
         (environment.FAST["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"],),
-        "serve/test_environment.py::test_ray_reads_every_setting_of_its_own",
+        "serve/operate/host/test_environment.py::test_ray_reads_every_setting_of_its_own",
     ),
     "an answer that nobody reads": (
         (environment.FAST["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"],),
-        "serve/test_environment.py::test_ray_reads_every_setting_of_its_own",
+        "serve/operate/host/test_environment.py::test_ray_reads_every_setting_of_its_own",
     ),
-    "an idle connection": ((90,), "serve/test_diff.py::test_defaults_that_are_written_out_are_no_change"),
+    "an idle connection": (
+        (90,),
+        "serve/operate/diff/test_diff.py::test_defaults_that_are_written_out_are_no_change",
+    ),
     "headers": (
         (edge.MAX_HEADERS, mib(edge.MAX_HEADER_BYTES)),
         f"{EDGE}::test_what_cannot_be_taken_is_refused_as_a_problem",
@@ -61,39 +62,42 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{EDGE}::test_what_cannot_be_taken_is_refused_as_a_problem",
     ),
     "body of events": (
-        (mib(records.MAX_EVENTS_BODY_BYTES),),
+        (mib(contract_records.MAX_EVENTS_BODY_BYTES),),
         f"{LIVE}::test_a_batch_beyond_a_mebibyte_is_refused_whole",
     ),
     "time for a body": (
         (bodies.BODY_S,),
-        "serve/test_bodies.py::test_a_slow_body_is_cut_off_and_the_others_go_on",
+        "serve/http/test_body_reader.py::test_a_slow_body_is_cut_off_and_the_others_go_on",
     ),
     "the rest of a body that is too large": (
         (mib(bodies.LINGER_BYTES), bodies.BODY_S),
-        "serve/test_bodies.py::test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time",
+        "serve/http/test_body_reader.py::test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time",
     ),
     "bodies under way in a replica": (
         (bodies.MAX_WAITING, mib(bodies.MAX_WAITING_BYTES)),
-        "serve/test_bodies.py::test_what_waits_is_bounded_in_bytes",
+        "serve/http/test_body_reader.py::test_what_waits_is_bounded_in_bytes",
     ),
     "requests under way in a replica": (
         (SHIPPED["max_ongoing_requests"],),
-        "serve/test_ingress.py::test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted",
+        "serve/runtime/test_fast_path.py::test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted",
     ),
     "requests of a key": (
         (),
-        "serve/test_keys.py::test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once",
+        "serve/http/test_auth.py::test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once",
     ),
-    "nesting of JSON": ((), "serve/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),
+    "nesting of JSON": ((), "serve/http/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),
     "candidates of a ranking": (
         (api.MAX_CANDIDATES,),
         f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer",
     ),
     "records of a batch": (
-        (records.MAX_RECORDS,),
+        (contract_records.MAX_RECORDS,),
         f"{LIVE}::test_a_batch_of_too_many_records_is_refused_whole",
     ),
-    "a record's JSON": ((mib(records.MAX_RECORD_BYTES),), f"{FIELDS}::test_a_record_has_a_limit_in_bytes"),
+    "a record's JSON": (
+        (mib(contract_records.MAX_RECORD_BYTES),),
+        f"{FIELDS}::test_a_record_has_a_limit_in_bytes",
+    ),
     "an id": ((api.MAX_ID_CHARACTERS,), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
     "a string of a field": (
         (api.MAX_FIELD_CHARACTERS,),
@@ -106,13 +110,13 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "a number": (("1e30",), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
     "a time": (("2^53",), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
     "a client's text in a message or log line": (
-        (api.MAX_QUOTED,),
+        (messages.MAX_QUOTED,),
         f"{EDGE}::test_what_a_client_wrote_comes_back_short_and_without_control_characters",
     ),
     "time of a ranking": ((), f"{EDGE}::test_past_its_deadline_a_request_gets_the_popular_order"),
     "batches under way": (
         (),
-        "serve/test_batcher.py::test_no_more_batches_are_under_way_than_there_are_slots",
+        "serve/ranking/test_batcher.py::test_no_more_batches_are_under_way_than_there_are_slots",
     ),
     "rows in a call of Scorer": (
         (mib(records.MAX_CALL_BYTES),),
@@ -143,7 +147,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{BUFFER}::test_a_call_that_is_never_answered_is_given_up_and_sent_again",
     ),
     "events in a call of Ingest": (
-        (mib(2 * records.MAX_EVENTS_BODY_BYTES),),
+        (mib(2 * contract_records.MAX_EVENTS_BODY_BYTES),),
         f"{FIELDS}::test_whatever_fits_a_body_of_records_fits_a_call_of_ingest",
     ),
     "time of a call with events": (
@@ -172,7 +176,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "removals by which a late record is known": (
         (ingest.WINDOW,),
-        "serve/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
+        "serve/ingest/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
     ),
     "records in the journal, not in the log": (
         (ingest.MAX_UNROLLED, mib(ingest.MAX_UNROLLED_BYTES)),
@@ -196,19 +200,19 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "a row group of a segment": (
         (log_segments.AT_ONCE, mib(log_segments.AT_ONCE_BYTES)),
-        "serve/test_compaction.py::test_a_row_group_holds_a_bounded_number_of_bytes",
+        "serve/log/test_compaction.py::test_a_row_group_holds_a_bounded_number_of_bytes",
     ),
     "a merged segment": (
         (mib(compaction.MAX_BYTES), mib(compaction.AT_ONCE_BYTES)),
-        "serve/test_compaction.py::test_few_that_fill_a_segment_are_merged",
+        "serve/log/test_compaction.py::test_few_that_fill_a_segment_are_merged",
     ),
     "rows read at once to merge segments": (
         (compaction.AT_ONCE_ROWS["events"], compaction.AT_ONCE_LONG_ROWS),
-        "serve/test_compaction.py::test_many_segments_become_one_with_the_same_records",
+        "serve/log/test_compaction.py::test_many_segments_become_one_with_the_same_records",
     ),
     "a row group of a snapshot": (
         (snapshots.AT_ONCE, mib(snapshots.AT_ONCE_BYTES)),
-        "serve/test_retention.py::test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes",
+        "serve/log/test_retention.py::test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes",
     ),
 }
 

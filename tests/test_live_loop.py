@@ -20,12 +20,12 @@ import yaml
 from served import assert_same_state, stored_rows
 
 from serve.client import Client, ClientError, Unreachable
-from serve.environment import ONE_MACHINE
-from serve.log import read_log
-from serve.replay import Replay
-from serve.state import Schema
-from serve.stores.opening import open_store
-from serve.surface import load_surface
+from serve.features.rows import Schema
+from serve.features.surface import load_surface
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+from serve.operate.host.environment import ONE_MACHINE
+from serve.stores.factory import open_store
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]

@@ -130,7 +130,7 @@ def test_your_own_data(tree):
 
 def test_the_demo_tells_its_story_and_its_verdict(tree):
     """Its load lasts five seconds in place of half a minute."""
-    demo = tree / "loadtest/demo.py"
+    demo = tree / "loadtest/scenarios/demo.py"
     assert "\nLOAD_S = 30\n" in demo.read_text()
     demo.write_text(demo.read_text().replace("\nLOAD_S = 30\n", "\nLOAD_S = 5\n"))
     done = shell(DEMO, tree, accept=(0, 1, 2))  # whether this machine holds the rate is not for a test to say

@@ -1,1 +1,1 @@
-"""The offline path of tabrank: from a log to a published artifact."""
+"""From a log to a published artifact. Imports `serve`, never `loadtest`."""

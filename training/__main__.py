@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from serve.commands import Commands
-from serve.durable import PRIVATE
-from serve.strict import milliseconds, num_bytes, one_of
-from serve.surface import load_surface
+from serve.contract.commands import Commands
+from serve.contract.validation import milliseconds, num_bytes, one_of
+from serve.features.surface import load_surface
+from serve.log.atomic_files import PRIVATE
 from training.bench.commands import bench
 from training.experiment.commands import experiment
 from training.search.commands import refresh, search
@@ -76,7 +76,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Turn a public data set into a canonical log."""
-    from training.ranklens import import_ranklens
+    from training.data.ranklens import import_ranklens
 
     one_of(name, ("ranklens",), "import")
     counts = import_ranklens(source, out)
@@ -93,7 +93,7 @@ def surface(
     as_json: Json = False,
 ) -> None:
     """Draft the surface of a log: its fields, label, features and what popular means, each with its reason."""
-    from serve.strict import refuse_existing
+    from serve.contract.validation import refuse_existing
     from training.drafting.draft import draft
 
     if out is not None:
@@ -120,7 +120,7 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Split a log in two by time."""
-    from training.split import split as run
+    from training.data.split import split as run
 
     counts = run(log, at, before, after)
     answer(
@@ -150,9 +150,9 @@ def fit(
     """Train, calibrate and write an artifact; the last tenth of the log by time validates."""
     from dataclasses import replace
 
-    from training.fit import fit as run
-    from training.loop import FitConfig
-    from training.trainer import progress_on
+    from training.fit.fit import fit as run
+    from training.fit.loop import FitConfig
+    from training.fit.progress import progress_on
 
     config = replace(FitConfig(), seed=seed, num_workers=workers)
     if epochs is not None:
@@ -233,7 +233,7 @@ def replay(
     and no other traffic. It falls short where a ranking is not full or, with --model, a score differs by over 1e-5
     from what `evaluate` computes.
     """
-    from training.replay import replay as run
+    from training.audit.http_replay import replay as run
 
     with Share("replay") as progress:
         result = run(
@@ -274,8 +274,8 @@ def audit(
     within 1e-5. Drift is said beside: the population stability index of each feature and of the scores against the
     model's training rows; below 0.1 it is usually read as nothing moved, above 0.25 as another population.
     """
-    from training.audit import audit as run
-    from training.audit import table
+    from training.audit.audit import audit as run
+    from training.audit.audit import table
 
     with Share("audit") as progress:
         result = run(
@@ -307,8 +307,8 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Verify an artifact, copy it to the published ones, and make it current."""
-    from serve.artifact import load
-    from training.publish import publish as run
+    from serve.model.artifact import load
+    from training.fit.publish import publish as run
 
     model = artifact_of(model)
     version = run(model, models, make_current=promote)

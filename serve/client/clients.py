@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, Self, TypeVar, cast
 
-from serve.api import Candidate, RankAnswer
 from serve.client.exchange import Send, Steps, Wait
 from serve.client.reply import Lost, Reply
 from serve.client.service import Service
-from serve.errors import TabrankError
-from serve.records import EventsAnswer, Sent
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import Candidate, RankAnswer
+from serve.contract.records import EventsAnswer, Sent
 
 T = TypeVar("T")
 Rankable = str | Candidate | Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.errors import TabrankError
+from serve.contract.errors import TabrankError
 
 
 class ClientError(TabrankError):

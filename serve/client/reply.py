@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from serve.api import Problem
 from serve.client.errors import ClientError, Refused, TimedOut, Unreachable
+from serve.contract.rankings import Problem
 
 T = TypeVar("T")
 PROBLEM = "application/problem+json"

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from serve.api import Candidate, RankAnswer, new_request_id
 from serve.client.exchange import Exchange, Steps
 from serve.client.reply import read
 from serve.client.retries import Retries
-from serve.errors import TabrankError
-from serve.records import EventsAnswer, Sent
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import Candidate, RankAnswer, new_request_id
+from serve.contract.records import EventsAnswer, Sent
 
 T = TypeVar("T")
 RANK = "/v1/rank"

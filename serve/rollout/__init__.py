@@ -1,1 +1,1 @@
-"""Rollouts: how a model goes out, what is watched while it does, and how it comes back."""
+"""Which version ranks: trials, rollback and their history. Imports `config` and below."""

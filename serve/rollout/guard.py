@@ -9,15 +9,14 @@ one viewer are alike.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from serve.rollout.pairs import F32, I64, NUM_BINS, Pair, histogram, psi
-from serve.strict import number, table, typed
+from serve.config.settings import Limits
+from serve.rollout.score_comparison import F32, I64, NUM_BINS, Pair, histogram, psi
 
 PERIOD_S = 150.0  # what is older than one to two of these is forgotten
 MIN_ROWS = 1_000  # before the distributions are compared: the few requests that fewer are of may be alike
@@ -39,29 +38,6 @@ class Verdict(NamedTuple):
 
     kind: Kind
     reason: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a version on trial may do; `user_config.guard`."""
-
-    enabled: bool = True
-    watch_s: float = 600.0  # a promoted version is on trial for so long; a canary is for as long as it is one
-    max_psi: float = 0.25  # between its scores and those of the version it replaces, beyond the noise
-    max_slowdown: float = 3.0  # times the scoring time of the version it replaces, for the same rows
-    max_failed: float = 0.2  # the share of its calls that raise
-
-    @classmethod
-    def from_mapping(cls, values: object, where: str) -> Limits:
-        """Read strictly."""
-        given: Mapping[str, Any] = table(values, where, [each.name for each in fields(cls)])
-        return cls(
-            typed(given.get("enabled", cls.enabled), bool, f"{where}.enabled"),
-            number(given.get("watch_s", cls.watch_s), f"{where}.watch_s", 0, 86_400),
-            number(given.get("max_psi", cls.max_psi), f"{where}.max_psi", 0.01, 100),
-            number(given.get("max_slowdown", cls.max_slowdown), f"{where}.max_slowdown", 1.1, 1_000),
-            number(given.get("max_failed", cls.max_failed), f"{where}.max_failed", 0.01, 1),
-        )
 
 
 @dataclass

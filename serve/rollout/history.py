@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from serve.durable import write_whole
-from serve.settings import VERSION
+from serve.config.settings import VERSION
+from serve.log.atomic_files import write_whole
 
 HISTORY = "HISTORY"
 MAX_ENTRIES = 1_000  # the oldest are forgotten

@@ -1,1 +1,1 @@
-"""Stores: where the packed rows of viewers and candidates live between a writer and many readers."""
+"""Packed rows between one writer and many readers. Imports `features` and below."""

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from serve.kinds import Entity
-from serve.stores.lease import Lease, check_seq
+from serve.features.slots import Entity
+from serve.stores.fencing import Lease, check_seq
 from serve.stores.lmdb_environment import Opened, environment
 from serve.stores.protocol import MAX_REMOVED, Changes, Dump
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import lmdb
 
-from serve.errors import StoreUnavailable
+from serve.contract.errors import StoreUnavailable
 from serve.stores.protocol import LOAD
 
 MAP_SIZE = 64 << 30

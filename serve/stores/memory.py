@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from serve.errors import StoreUnavailable
-from serve.kinds import Entity
-from serve.stores.lease import Lease, check_seq
+from serve.contract.errors import StoreUnavailable
+from serve.features.slots import Entity
+from serve.stores.fencing import Lease, check_seq
 from serve.stores.protocol import MAX_REMOVED, Changes, Dump
 
 

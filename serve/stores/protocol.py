@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve.kinds import Entity
+from serve.features.slots import Entity
 
 LOAD = "`python -m serve load --log LOG`"
 MAX_REMOVED = 10_000

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import redis
 
-from serve.errors import StoreUnavailable
-from serve.kinds import Entity
-from serve.stores.lease import Lease, check_seq
+from serve.contract.errors import StoreUnavailable
+from serve.features.slots import Entity
+from serve.stores.fencing import Lease, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump
 from serve.stores.redis_client import connect, where
 from serve.stores.redis_dump import RedisDump

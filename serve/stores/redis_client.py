@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from serve.errors import TabrankError
+from serve.contract.errors import TabrankError
 
 TIMEOUT_S = 1.0
 PASSWORD = "TABRANK_REDIS_PASSWORD"  # `check` refuses one in the address: Ray would write it to its logs

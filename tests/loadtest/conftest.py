@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from loadtest.workspace import Workspace
+from loadtest.targets.workspace import Workspace
 
 
 @dataclass
@@ -201,14 +201,14 @@ def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     import numpy as np
     from networks import artifact_files, random_network
 
-    from serve.artifact import CURRENT, point, publish, save
-    from serve.load import load
-    from serve.log import read_log
-    from serve.state import Schema
-    from serve.surface import load_surface
-    from training.dataset import build
-    from training.encoding import category_strings, fit_encoder
-    from training.network import NetworkConfig
+    from serve.features.rows import Schema
+    from serve.features.surface import load_surface
+    from serve.ingest.backfill import load
+    from serve.log.reader import read_log
+    from serve.model.artifact import CURRENT, point, publish, save
+    from training.data.dataset import build
+    from training.data.encoding import category_strings, fit_encoder
+    from training.network.network import NetworkConfig
     from training.world.simulate import simulate
 
     work, rng = Workspace(tmp_path_factory.mktemp("bench")), np.random.default_rng(11)

@@ -1,1 +1,1 @@
-"""Benchmarks of training and of what it makes."""
+"""`training bench`: the cost of scoring and training. Imports `audit` and below."""

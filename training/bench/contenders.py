@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
-from serve.artifact import Artifact, new_version, save
-from serve.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
-from serve.graph import Calibration
-from serve.scorers import load_scorer
-from training.export import OPSET, build, golden
-from training.network import Network, NetworkConfig, shape
+from serve.model.artifact import Artifact, new_version, save
+from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
+from serve.model.graph import Calibration
+from serve.model.scorers import load_scorer
+from training.network.export import OPSET, build, golden
+from training.network.network import Network, NetworkConfig, shape
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

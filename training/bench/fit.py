@@ -16,19 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from serve.encoder import Encoder, NumericColumn, SingleColumn
-from serve.machine import describe_machine
-from training.loop import (
-    EVALUATION_BATCH,
-    INPUT_MOMENTUM,
-    FitConfig,
-    Inputs,
-    Rows,
-    inputs,
-    learning_rate,
-    run,
-)
-from training.network import Network, NetworkConfig, shape
+from serve.model.encoder import Encoder, NumericColumn, SingleColumn
+from serve.operate.host.machine import describe_machine
+from training.fit.loop import INPUT_MOMENTUM, FitConfig, learning_rate, run
+from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.network import Network, NetworkConfig, shape
 
 CONFIG = FitConfig(
     NetworkConfig(width=16, n_steps=3, n_independent=2, n_shared=2, virtual_batch_size=256),

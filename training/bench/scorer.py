@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load as load_safetensors
 
-from serve.artifact import load as load_artifact
-from serve.machine import describe_machine
+from serve.model.artifact import load as load_artifact
+from serve.operate.host.machine import describe_machine
 from training.bench.contenders import Contender, Contenders, references
 
 SIZES = (55, 440, 1760)

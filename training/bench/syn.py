@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve.encoder import Encoder, NumericColumn
-from serve.errors import TabrankError
-from serve.machine import describe_machine
+from serve.contract.errors import TabrankError
+from serve.model.encoder import Encoder, NumericColumn
+from serve.operate.host.machine import describe_machine
 from training.evaluation.slates import auc
-from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, inputs, run
-from training.network import Network, NetworkConfig
+from training.fit.loop import FitConfig, run
+from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.network import Network, NetworkConfig
 
 F64 = NDArray[np.float64]
 

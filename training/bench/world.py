@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from serve.artifact import load as load_artifact
-from serve.errors import TabrankError
-from serve.log import read_log
-from serve.state import Schema
-from serve.surface import read_surface
-from training.dataset import Dataset, Progress, build
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log.reader import read_log
+from serve.model.artifact import load as load_artifact
+from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
+from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import sunk
-from training.rivals import lightgbm
 
 LEAST_CLOSED = 0.8
 """Of the way from popular to the oracle, on the log's labels, what a model should cover."""

@@ -1,1 +1,1 @@
-"""From a log to the draft of its surface."""
+"""A surface drafted from a log. Imports `fit` and below."""

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.kinds import IMPRESSION
-from serve.log import read_log
-from serve.state import Schema
-from serve.surface import OWNERS, read_surface
-from training.dataset import build
+from serve.features.rows import Schema
+from serve.features.slots import IMPRESSION
+from serve.features.surface import OWNERS, read_surface
+from serve.log.reader import read_log
+from training.data.dataset import build
 from training.drafting.funnel import Funnel, funnel, words
-from training.drafting.hindsight import without_hindsight
+from training.drafting.leakage import without_hindsight
 from training.drafting.profile import Column, profile, read_tables
 from training.drafting.suggest import Feature, Toml, suggest
-from training.leak import suspects
+from training.evaluation.leakage import suspects
 
 POPULAR = {"gauge": "how many are there now", "rate": "no pair of events says how many are there now"}
 PROBE_ROWS = 100_000  # on which fields are looked at for the label in disguise

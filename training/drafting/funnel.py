@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from serve.errors import TabrankError
-from serve.kinds import IMPRESSION
-from serve.replay import event_times
+from serve.contract.errors import TabrankError
+from serve.features.slots import IMPRESSION
+from serve.log.replay import event_times
+from training.data.labels import Owners
 from training.drafting.profile import I64, codes_of
-from training.labels import Owners
 
 NICE_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 NICE_MS = (*(1_000 * s for s in NICE_S), *(86_400_000 * d for d in (2, 3, 7, 14, 30, 60, 90, 180, 365)))
@@ -144,7 +144,7 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
 
 def _followed(owners: Owners, kinds: NDArray[np.object_], shown_ms: I64) -> tuple[I64, I64]:
     """`[events]`: the shown row that each event is on, or −1, and how long after it, in ms: after its impression where
-    clients report them, as `training.labels.label` has it."""
+    clients report them, as `training.data.labels.label` has it."""
     row, delay = np.full(len(kinds), -1), np.zeros(len(kinds), np.int64)
     shown, since_ms = np.arange(len(shown_ms)), shown_ms
     is_impression = kinds == IMPRESSION

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from serve.errors import TabrankError
-from serve.log import TABLES, read_table
-from serve.surface import FieldType
+from serve.contract.errors import TabrankError
+from serve.features.surface import FieldType
+from serve.log.reader import TABLES, read_table
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]

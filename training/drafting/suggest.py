@@ -13,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import skew
 
-from serve.kinds import IMPRESSION
+from serve.features.slots import IMPRESSION
 from training.drafting.funnel import Funnel, nice_ms, words
-from training.drafting.hindsight import ages_ms
+from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
 
 F64 = NDArray[np.float64]

@@ -1,1 +1,1 @@
-"""What a model is worth: measures, intervals, slices, importance, and the report of them."""
+"""Measures, intervals, slices, drift and reports. Imports `data` and below."""

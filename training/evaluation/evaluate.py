@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.artifact import load as load_artifact
-from serve.encoder import Encoder
-from serve.errors import TabrankError
-from serve.features import Matrix
-from serve.kinds import KINDS, Rate
-from serve.log import read_log
-from serve.scorers import load_scorer
-from serve.state import Schema
-from serve.surface import Surface, read_surface
-from training.dataset import Dataset, Progress, build
+from serve.contract.errors import TabrankError
+from serve.features.definitions import KINDS, Rate
+from serve.features.matrix import Matrix
+from serve.features.rows import Schema
+from serve.features.surface import Surface, read_surface
+from serve.log.reader import read_log
+from serve.model.artifact import load as load_artifact
+from serve.model.encoder import Encoder
+from serve.model.scorers import load_scorer
+from training.data.dataset import Dataset, Progress, build
 from training.evaluation.bootstrap import Bootstrap
 from training.evaluation.metrics import Contender, Values, calibrated, deciles, mean, reliability
 from training.evaluation.paired import paired
+from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
-from training.rivals import lightgbm
 
 CHUNK = 4_096
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve.encoder import Encoder
-from serve.features import Columns, Matrix
-from training.dataset import Dataset
+from serve.features.matrix import Columns, Matrix
+from serve.model.encoder import Encoder
+from training.data.dataset import Dataset
 from training.evaluation.metrics import mean, probability, row_logloss
 from training.evaluation.slates import auc
-from training.model import Model
+from training.network.model import Model
 
 MOST_ROWS = 20_000
 SEED = 0

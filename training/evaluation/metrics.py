@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import fit_platt
 from training.evaluation.bootstrap import Bootstrap, interval
 from training.evaluation.slates import F64, I64, TIE_SEED, Slates, pairs_won, sunk
+from training.network.calibrate import fit_platt
 
 Values = NDArray[np.floating]
 Labels = NDArray[np.float32]

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.artifact import load
-from serve.errors import TabrankError
+from serve.contract.errors import TabrankError
+from serve.model.artifact import load
 from training.evaluation import charts, verdict
 
 STYLE = (

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.encoder import Encoder, entry_hash, vocabulary_entry
-from serve.kinds import Category
-from serve.surface import Surface
-from training.dataset import Dataset
+from serve.features.definitions import Category
+from serve.features.surface import Surface
+from serve.model.encoder import Encoder, entry_hash, vocabulary_entry
+from training.data.dataset import Dataset
 from training.evaluation.metrics import Contender, ece, mean, row_logloss
 from training.evaluation.paired import mean_and_error
 from training.evaluation.slates import I64, Ranking, auc

@@ -1,1 +1,1 @@
-"""Experiments: what one showed, whether to believe it, and what one would show."""
+"""The effect of an experiment's arms, from the served log. Imports `audit` and below."""

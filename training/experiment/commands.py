@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from serve.commands import Commands
+from serve.contract.commands import Commands
 from training.terminal import Json, LogFolder, Model, Share, answer, artifact_of, say
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
@@ -35,7 +35,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """The verdict of an experiment from a served log: won, lost, no difference shown or, with exit code 1, invalid."""
-    from serve.strict import refuse_existing
+    from serve.contract.validation import refuse_existing
     from training.experiment.declared import Declared, declared
     from training.experiment.page import text
     from training.experiment.report import report as run

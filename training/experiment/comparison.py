@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from tea_tasting.aggr import Aggregates
 
+from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel
-from training.experiment.sequence import DAYS, always_valid, level, needed_at_a_look
+from training.experiment.served_log import F64, Events
 from training.experiment.statistics import (
     Effect,
     Plan,
@@ -24,7 +25,6 @@ from training.experiment.statistics import (
     power,
     viewers_needed,
 )
-from training.experiment.traffic import F64, Events
 
 RECENT_DAYS = 7
 

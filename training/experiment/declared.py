@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.check.our_application import OUR_APPLICATION, OUR_INGRESS
-from serve.config import parse
-from serve.errors import TabrankError
-from serve.settings import POPULAR, Experiment
-from serve.strict import table
+from serve.config.application import OUR_APPLICATION, OUR_INGRESS
+from serve.config.reader import parse
+from serve.config.settings import POPULAR, Experiment
+from serve.contract.errors import TabrankError
+from serve.contract.validation import table
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from training.experiment.traffic import F64, I8, I64, NONE, Events, Exposures
+from training.experiment.served_log import F64, I8, I64, NONE, Events, Exposures
 from training.experiment.window import Window
 
 CLICK, JOIN, LEAVE = "click", "join", "leave"

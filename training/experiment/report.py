@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from serve.durable import draft_of
-from serve.errors import TabrankError
-from serve.settings import Experiment
+from serve.config.settings import Experiment
+from serve.contract.errors import TabrankError
+from serve.log.atomic_files import draft_of
 from training.experiment.comparison import comparisons, days_needed, told
 from training.experiment.declared import Declared
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel, panel
+from training.experiment.served_log import Exposures, read_events, read_exposures
 from training.experiment.statistics import sample_ratio
-from training.experiment.traffic import Exposures, read_events, read_exposures
 from training.experiment.treatments import changes, treatments
 from training.experiment.verdict import claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window

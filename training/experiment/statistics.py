@@ -22,7 +22,7 @@ from tea_tasting.metrics.mean import MeanResult
 
 from training.experiment.metrics import Metric
 from training.experiment.panel import BEFORE
-from training.experiment.traffic import F64
+from training.experiment.served_log import F64
 
 ALPHA = 0.05
 POWER = 0.8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.experiment.traffic import NONE, Exposures
+from training.experiment.served_log import NONE, Exposures
 from training.experiment.window import utc
 
 FALLBACK = "fallback"  # the rung on which no model ranked, in whatever arm

@@ -18,8 +18,8 @@ from tea_tasting.aggr import Aggregates
 from training.experiment.comparison import daily
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import BEFORE, Panel
+from training.experiment.served_log import F64
 from training.experiment.statistics import Effect, aggregates, compare, sample_ratio
-from training.experiment.traffic import F64
 from training.experiment.verdict import SRM_P
 
 VIEWERS = 4_000  # of both arms in a run

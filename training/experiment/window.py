@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import TabrankError
-from training.experiment.before import untouched
+from serve.contract.errors import TabrankError
 from training.experiment.declared import Declared
-from training.experiment.traffic import I64, NONE, Exposures
+from training.experiment.pre_period import untouched
+from training.experiment.served_log import I64, NONE, Exposures
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The search for the best network that serves within its cost."""
+"""Many networks on Ray Tune beside their rivals. Imports `drafting` and below."""

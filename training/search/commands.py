@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.strict import duration_ms
-from serve.surface import load_surface
+from serve.contract.validation import duration_ms
+from serve.features.surface import load_surface
 from training.terminal import PUBLISHED, Json, LogFolder, Models, Seed, SurfaceName, answer, decimal
 
 Budget = Annotated[str, typer.Option(help="How long it may take in all, such as 5m, 30m or 2h.")]

@@ -11,12 +11,12 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from serve.encoder import Encoder
-from serve.features import Matrix
-from serve.graph import Calibration, fold
-from training.export import export
-from training.network import Network, NetworkConfig
-from training.rivals import us_per_candidate as measured
+from serve.features.matrix import Matrix
+from serve.model.encoder import Encoder
+from serve.model.graph import Calibration, fold
+from training.evaluation.rivals import us_per_candidate as measured
+from training.network.export import export
+from training.network.network import Network, NetworkConfig
 from training.search.leaderboard import Entry
 
 SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")

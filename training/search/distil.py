@@ -15,10 +15,11 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from serve.encoder import Encoder
-from training.loop import EVALUATION_BATCH, Diverged, FitConfig, Inputs, run
-from training.network import Network
-from training.position import Bias
+from serve.model.encoder import Encoder
+from training.fit.loop import Diverged, FitConfig, run
+from training.network.inputs import EVALUATION_BATCH, Inputs
+from training.network.network import Network
+from training.network.position_bias import Bias
 from training.search.trial import device, needs
 
 SHARE = 0.7

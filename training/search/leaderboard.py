@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.model.encoder import Encoder
+from training.data.dataset import Dataset
+from training.evaluation.metrics import calibrated, measure
+from training.evaluation.rivals import RIVALS, us_per_candidate
+from training.evaluation.slates import Slates
 
 Kind = Literal["tabnet", "lightgbm", "logistic", "popular"]
 TITLES: dict[Kind, str] = {
@@ -31,7 +41,7 @@ class Entry:
     seconds: float = 0.0
     """Of training."""
     rows: float = 0.0
-    """What was trained in these: rows, as often as each was seen (`training.search.ending.work`)."""
+    """What was trained in these: rows, as often as each was seen (`training.search.budget.work`)."""
     share: float = 1.0
     """How much of its schedule it ran; what was stopped early for its poor start has less than 1."""
     point: dict[str, Any] = field(default_factory=dict)
@@ -133,3 +143,50 @@ def _front(entries: Sequence[Entry]) -> list[Entry]:
         if not front or _logloss(entry) < _logloss(front[-1]):
             front.append(entry)
     return front
+
+
+def compete(
+    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, say: Callable[[str], None]
+) -> None:
+    """Puts what is not a network on the leaderboard, as far as it is not there: `RIVALS`, and popular.
+
+    Popular is calibrated on the validation rows themselves, which favours it.
+    """
+    slates = Slates(valid.label, valid.slate)
+    if board.of("popular") is None:
+        chance = calibrated(valid.label, valid.popular)
+        board.add(_entry("popular", slates, chance, us=0.0, seconds=0.0, rows=0))
+    for name, make in RIVALS.items():
+        kind = cast(Kind, name)
+        if board.of(kind) is None:
+            say(f"training {TITLES[kind]}")
+            begun = time.perf_counter()
+            rival = make(encoder, train)
+            chance = rival(valid.matrix)
+            seconds = time.perf_counter() - begun
+            board.add(
+                _entry(
+                    kind,
+                    slates,
+                    chance,
+                    us=us_per_candidate(rival, valid.matrix),
+                    seconds=seconds,
+                    rows=len(train),
+                )
+            )
+
+
+def _entry(
+    kind: Kind, slates: Slates, chance: NDArray[np.float64], us: float, seconds: float, rows: int
+) -> Entry:
+    measured = measure(slates, chance, is_probability=True)
+    return Entry(
+        TITLES[kind],
+        kind,
+        measured["logloss"],
+        valid_auc=measured["auc"],
+        valid_ndcg=measured["ndcg@10"],
+        us_per_candidate=us,
+        seconds=seconds,
+        rows=rows,
+    )

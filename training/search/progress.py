@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from training.loop import Epoch
+from training.fit.loop import Epoch
 from training.search.leaderboard import Entry
 
 

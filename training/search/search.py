@@ -7,25 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serve.artifact import Artifact, current
-from serve.errors import TabrankError
-from serve.surface import Surface
-from training.leak import suspects
-from training.loop import Diverged, FitConfig
-from training.network import NetworkConfig
-from training.publish import check_surface
-from training.search.clock import Clock
-from training.search.competition import compete
+from serve.contract.errors import TabrankError
+from serve.features.surface import Surface
+from serve.model.artifact import Artifact, current
+from training.evaluation.leakage import suspects
+from training.fit.loop import Diverged, FitConfig
+from training.fit.publish import check_surface
+from training.fit.trainer import ray_session
+from training.network.network import NetworkConfig
+from training.search.budget import Clock, Forecast
 from training.search.cost import Costs, us_per_candidate
-from training.search.ending import Forecast
-from training.search.following import configuration, followed, reasons, take_place
-from training.search.leaderboard import Entry, Leaderboard
+from training.search.incumbent import configuration, followed, reasons, take_place
+from training.search.leaderboard import Entry, Leaderboard, compete
 from training.search.progress import SearchProgress
 from training.search.task import Task
 from training.search.trial import num_at_once
 from training.search.trials import check_cost, run_trials
 from training.search.winner import LOOKS, finish, headline
-from training.trainer import ray_session
 
 
 def search(

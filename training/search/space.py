@@ -8,8 +8,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from training.loop import FitConfig
-from training.network import NetworkConfig
+from training.fit.loop import FitConfig
+from training.network.network import NetworkConfig
 
 WIDTHS = (8, 16, 24, 32, 48, 64)
 BATCHES = (128, 256, 512, 1024, 2048, 4096)

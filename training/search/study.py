@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from ray.tune.search import Searcher
 
-from training.loop import FitConfig
-from training.network import NetworkConfig
+from training.fit.loop import FitConfig
+from training.network.network import NetworkConfig
 from training.search.cost import SHAPE
 from training.search.leaderboard import Entry, Leaderboard
 from training.search.space import SMALLEST, Space

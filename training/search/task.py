@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.encoder import Encoder
-from serve.errors import TabrankError
-from serve.log import read_log
-from serve.state import Schema
-from serve.strict import UNITS_MS
-from serve.surface import Surface
-from training.dataset import Dataset, Plan
-from training.encoding import category_strings, fit_encoder
-from training.loop import FitConfig
-from training.prepare import available_bytes, by_time, row_bytes
+from serve.contract.errors import TabrankError
+from serve.contract.validation import UNITS_MS
+from serve.features.rows import Schema
+from serve.features.surface import Surface
+from serve.log.reader import read_log
+from serve.model.encoder import Encoder
+from training.data.dataset import Dataset, Plan
+from training.data.encoding import category_strings, fit_encoder
+from training.data.prepare import available_bytes, by_time, row_bytes
+from training.fit.loop import FitConfig
 
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
 """Of the rows by time: models are compared on validation rows, the winner alone is measured on test rows."""

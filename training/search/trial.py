@@ -14,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from serve.encoder import Encoder
-from serve.errors import TabrankError
-from serve.graph import Calibration
-from training.calibrate import fit_platt
+from serve.contract.errors import TabrankError
+from serve.model.encoder import Encoder
+from serve.model.graph import Calibration
 from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates, auc
-from training.loop import EVALUATION_BATCH, FitConfig, Inputs, Rows, State, inputs, run
-from training.network import Network
-from training.search.ending import work
+from training.fit.loop import FitConfig, State, run
+from training.network.calibrate import fit_platt
+from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.network import Network
+from training.search.budget import work
 from training.search.space import Space
 
 

@@ -12,13 +12,11 @@ import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from serve.errors import TabrankError
-from training.loop import FitConfig
-from training.prepare import encoded
-from training.search.clock import Clock
+from serve.contract.errors import TabrankError
+from training.data.prepare import encoded
+from training.fit.loop import FitConfig
+from training.search.budget import Clock, Deadline, Forecast
 from training.search.cost import Costs
-from training.search.deadline import Deadline
-from training.search.ending import Forecast
 from training.search.leaderboard import Entry, Leaderboard
 from training.search.progress import SearchProgress
 from training.search.space import SMALLEST, Space

@@ -10,25 +10,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from serve.artifact import Artifact, load
-from serve.encoder import Encoder
-from serve.graph import Calibration
-from training.dataset import Dataset
-from training.drift import evenly
+from serve.model.artifact import Artifact, load
+from serve.model.encoder import Encoder
+from serve.model.graph import Calibration
+from training.data.dataset import Dataset
+from training.data.prepare import encoded, evenly
 from training.evaluation.evaluate import score
-from training.fit import save
-from training.loop import FitConfig, inputs
-from training.model import UNCALIBRATED, Model
-from training.prepare import encoded
-from training.rivals import RIVALS
-from training.search.clock import Clock
+from training.evaluation.rivals import RIVALS
+from training.fit.fit import save
+from training.fit.loop import FitConfig
+from training.fit.trainer import Trained, train
+from training.network.inputs import inputs
+from training.network.model import UNCALIBRATED, Model
+from training.search.budget import WATCHED, Clock, Ending, Forecast
 from training.search.distil import distilled
-from training.search.ending import WATCHED, Ending, Forecast
 from training.search.leaderboard import Entry, Leaderboard
 from training.search.progress import SearchProgress
 from training.search.space import Space
 from training.search.task import Task
-from training.trainer import Trained, train
 
 LOOKS = "test_looks"
 """Under this name the clock counts how often test rows were measured on: each look makes the next worth less."""

@@ -1,1 +1,1 @@
-"""The simulated world of `spaces`: its people, its law, and the log that it leaves."""
+"""The simulated world, with a known data-generating process. Imports `terminal` and `serve`."""

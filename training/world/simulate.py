@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from serve.errors import TabrankError
-from serve.log import write_log
-from serve.strict import refuse_existing
-from training.world.origin import Origin
+from serve.contract.errors import TabrankError
+from serve.contract.validation import refuse_existing
+from serve.log.writer import write_log
 from training.world.population import DAY_MS
+from training.world.provenance import Origin
 from training.world.record import KINDS, log_tables
 from training.world.world import SLATE, World
 

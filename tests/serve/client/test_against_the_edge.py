@@ -11,7 +11,7 @@ import pytest
 from live import Live
 
 from serve.client import Client, Refused, TimedOut
-from serve.records import Candidate, Event, Forget, Viewer
+from serve.contract.records import Candidate, Event, Forget, Viewer
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 DOCUMENT = (Path(__file__).parents[3] / "docs/client.md").read_text()

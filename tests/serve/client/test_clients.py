@@ -10,10 +10,10 @@ import time
 import pytest
 from scripted import DROP, HANG, Slowly, answer, problem, scripted
 
-from serve.api import Candidate
 from serve.client import AsyncClient, Client, ClientError, Refused, TimedOut, Unreachable
-from serve.errors import TabrankError
-from serve.records import Event, Rejected
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import Candidate
+from serve.contract.records import Event, Rejected
 
 RANKING = {
     "request_id": "r1",

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from reading import read_changes, read_viewers
 from redis_server import RedisServer
 
-from serve.errors import LeaseLost, StoreUnavailable, TabrankError
-from serve.stores.opening import open_store
+from serve.contract.errors import LeaseLost, StoreUnavailable, TabrankError
+from serve.stores.factory import open_store
 from serve.stores.protocol import MAX_REMOVED, Changes, Store
 
 

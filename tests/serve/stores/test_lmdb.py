@@ -18,10 +18,10 @@ import lmdb
 import pytest
 from reading import read_changes, read_viewers
 
-from serve.errors import LeaseLost, StoreUnavailable
+from serve.contract.errors import LeaseLost, StoreUnavailable
+from serve.stores.factory import open_store
 from serve.stores.lmdb import LmdbStore
 from serve.stores.lmdb_environment import MAP_SIZE
-from serve.stores.opening import open_store
 from serve.stores.protocol import Changes
 
 IMPORT = (
@@ -51,7 +51,7 @@ FILL_THE_DISK = (
     IMPORT
     + """
 import resource, signal
-from serve.errors import StoreUnavailable
+from serve.contract.errors import StoreUnavailable
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = LmdbStore(F, writable=True)
 store.take_lease()
@@ -459,7 +459,7 @@ def test_a_reader_outlives_what_befalls_its_files_between_two_reads(
 ) -> None:
     read = f"""
 import os, shutil, time
-from serve.errors import StoreUnavailable
+from serve.contract.errors import StoreUnavailable
 store = LmdbStore(F, writable=False)
 store.seq()
 shutil.copy(F / {name!r}, F / "kept")

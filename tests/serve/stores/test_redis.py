@@ -22,14 +22,14 @@ from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.errors import LeaseLost, StoreUnavailable, TabrankError
-from serve.state import Schema
-from serve.stores.opening import open_store
+from serve.contract.errors import LeaseLost, StoreUnavailable, TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import Surface
+from serve.stores.factory import open_store
 from serve.stores.protocol import Changes
 from serve.stores.redis import CHUNK, RedisStore
 from serve.stores.redis_client import PASSWORD, connect
 from serve.stores.redis_scripts import REPLACE
-from serve.surface import Surface
 
 NAME = "spaces-0123456789ab"
 

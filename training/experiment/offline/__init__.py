@@ -1,1 +1,1 @@
-"""What a new artifact would have earned, from exposures whose order was drawn; and whether to believe that."""
+"""The value of an artifact on explored rankings, before any traffic."""

@@ -10,7 +10,7 @@ from sklearn.linear_model import PoissonRegressor
 from sklearn.preprocessing import StandardScaler
 
 from training.experiment.offline.counterfactual import Counterfactual
-from training.experiment.offline.places import F64, I64, Flags
+from training.experiment.offline.placements import F64, I64, Flags
 
 NUM_FOLDS = 2
 TIE_SEED = 0

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from training.dataset import Progress
+from training.data.dataset import Progress
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Estimate
-from training.experiment.offline.law import NUM_CANDIDATES, Sample, sample, true_values
 from training.experiment.offline.open_bandit import open_bandit
 from training.experiment.offline.open_bandit import text as open_bandit_text
-from training.experiment.offline.places import Bins, place_counts
+from training.experiment.offline.placements import Bins, place_counts
+from training.experiment.offline.test_world import NUM_CANDIDATES, Sample, sample, true_values
 
 NUM_VIEWERS = 300
 LEAST_COVERED = 0.92

@@ -25,7 +25,7 @@ import numpy as np
 
 from training.evaluation.paired import mean_and_error
 from training.experiment.offline.examination import Curve, fit_curve
-from training.experiment.offline.places import F64, I64, Bins, Counts, Flags
+from training.experiment.offline.placements import F64, I64, Bins, Counts, Flags
 
 MAX_WEIGHT = 50.0
 """A weight is at most this; what that takes off is said."""

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from serve.artifact import load as load_artifact
-from serve.errors import TabrankError
-from serve.surface import read_surface
-from training.dataset import Progress
+from serve.contract.errors import TabrankError
+from serve.features.surface import read_surface
+from serve.model.artifact import load as load_artifact
+from training.data.dataset import Progress
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
 from training.experiment.offline.explored import explored
-from training.experiment.offline.neighbours import effect_of_above, is_shown
-from training.experiment.offline.places import F64, Bins, place_counts
+from training.experiment.offline.interference import effect_of_above, is_shown
+from training.experiment.offline.placements import F64, Bins, place_counts
 
 VERDICT_BY = "dr"
 MIN_EFFECTIVE = 50.0
@@ -73,7 +73,7 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     * `drawn`: {value, interval}, what the drawn orders did earn.
     * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the model's value less theirs.
     * `examination`: {place: θ}; `above`, whether what stands above a candidate matters, {value, interval, `matters`},
-      as `training.experiment.offline.neighbours` says; null where nothing tells.
+      as `training.experiment.offline.interference` says; null where nothing tells.
     * `verdict`: better, worse, or no difference shown, by the doubly robust difference to `served`.
 
     Raises:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.preprocessing import SplineTransformer
 
-from serve.errors import TabrankError
-from training.experiment.offline.places import F64, I64, Bins, Counts
+from serve.contract.errors import TabrankError
+from training.experiment.offline.placements import F64, I64, Bins, Counts
 
 NUM_KNOTS = 4
 RIDGE = 1e-3

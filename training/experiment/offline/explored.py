@@ -17,21 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from serve.artifact import Artifact
-from serve.errors import TabrankError
-from serve.explore import log_weight, pick_probability
-from serve.features import Features, Matrix
-from serve.log import Log, read_log, read_table
-from serve.replay import Replay
-from serve.scorers import load_scorer
-from serve.state import Schema
-from serve.strict import one_of
-from serve.surface import Surface
-from training.dataset import Progress
+from serve.contract.errors import TabrankError
+from serve.contract.validation import one_of
+from serve.features.matrix import Features, Matrix
+from serve.features.rows import Schema
+from serve.features.surface import Surface
+from serve.log.reader import Log, read_log, read_table
+from serve.log.replay import Replay
+from serve.model.artifact import Artifact
+from serve.model.scorers import load_scorer
+from serve.ranking.exploration import log_weight, pick_probability
+from training.data.dataset import Progress
+from training.data.feature_replay import recomputed
+from training.data.labels import Owners
 from training.experiment.offline.counterfactual import Drawn
-from training.experiment.offline.places import F64
-from training.labels import Owners
-from training.recompute import recomputed
+from training.experiment.offline.placements import F64
 
 TOLERANCE = 1e-3
 """By how much a logged propensity may differ, relatively, from what the logged scores give."""

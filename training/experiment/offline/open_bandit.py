@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from serve.errors import TabrankError
+from serve.contract.errors import TabrankError
 from training.evaluation.paired import mean_and_error
 from training.experiment.offline.counterfactual import ESTIMATORS, MAX_WEIGHT, Z95, Estimate, Sums
-from training.experiment.offline.places import F64, I64
+from training.experiment.offline.placements import F64, I64
 
 CAMPAIGNS = ("all", "men", "women")
 COLUMNS = {"item_id", "position", "click", "propensity_score"}

@@ -1,1 +1,1 @@
-"""The original experiment, rerun: the simulated world's viewers at the running service."""
+"""The simulated world's viewers at a running service."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.random import default_rng
 
-from serve.api import RankRequest
-from serve.records import Event
-from training.experiment.rerun.scene import Scene
+from serve.contract.rankings import RankRequest
+from serve.contract.records import Event
 from training.experiment.rerun.service import Ranks
+from training.experiment.rerun.simulator_state import Scene
 from training.world.population import Ints
 from training.world.record import Record
 from training.world.world import Response

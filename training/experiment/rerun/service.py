@@ -8,14 +8,15 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from serve.api import RankRequest, candidate_ids
-from serve.changes import Changes
-from serve.features import Features
-from serve.records import Exposure, Sent
-from serve.scorers import Scorer
-from serve.state import State
-from training.player import MAX_POST_BYTES, Step
-from training.replay import Service
+from serve.contract.rankings import RankRequest, candidate_ids
+from serve.contract.records import Sent
+from serve.features.matrix import Features
+from serve.features.rows import State
+from serve.ingest.apply import Changes
+from serve.log.events import Exposure
+from serve.model.scorers import Scorer
+from training.audit.http_replay import Service
+from training.audit.player import MAX_POST_BYTES, Step
 
 RECORDS_AT_ONCE = 1_000
 """A record of the simulated world has some 250 bytes, so that a post stays within what a service takes."""
@@ -73,7 +74,7 @@ class Alone:
         self._scorer = scorer
 
     def rank(self, request: RankRequest) -> Answer:
-        """Rank as `serve.ranking` does, and count it as impressions."""
+        """Rank as `serve.ranking.ranker` does, and count it as impressions."""
         self._changes.observe()
         self._changes.viewers.clear()  # which rows to store: there is no store
         self._changes.candidates.clear()

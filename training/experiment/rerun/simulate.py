@@ -11,21 +11,21 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from serve.artifact import Artifact
-from serve.artifact import load as load_artifact
-from serve.errors import TabrankError
-from serve.log import read_log
-from serve.replay import Replay
-from serve.scorers import Scorer, load_scorer
-from serve.settings import CURRENT, POPULAR
-from serve.state import Schema, State
-from serve.strict import refuse_existing
-from serve.surface import Surface, load_surface
+from serve.config.settings import CURRENT, POPULAR
+from serve.contract.errors import TabrankError
+from serve.contract.validation import refuse_existing
+from serve.features.rows import Schema, State
+from serve.features.surface import Surface, load_surface
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+from serve.model.artifact import Artifact
+from serve.model.artifact import load as load_artifact
+from serve.model.scorers import Scorer, load_scorer
+from training.audit.http_replay import Service, check
 from training.experiment.rerun.drive import Served, drive
-from training.experiment.rerun.scene import LAST_MS, Scene
 from training.experiment.rerun.service import Alone, Remote
+from training.experiment.rerun.simulator_state import LAST_MS, Scene
 from training.experiment.rerun.truth import by_arm, control, effects, write_truth
-from training.replay import Service, check
 from training.world.population import DAY_MS, Ints
 
 SURFACE = "spaces"  # of the simulated world

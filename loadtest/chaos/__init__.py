@@ -1,1 +1,0 @@
-"""Faults under load: what the service still answers while one lasts, and how soon it is whole again."""

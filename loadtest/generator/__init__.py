@@ -1,0 +1,1 @@
+"""Open-loop load: bodies, arrivals, connections, dispatch. Imports `measure` and below."""

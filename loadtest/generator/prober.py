@@ -1,0 +1,154 @@
+"""How long an event takes until a ranking shows it: post one, then ask until it does, again and again."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import gevent
+import gevent.pool
+import msgspec
+from geventhttpclient.response import HTTPParseError
+
+from loadtest.generator.connections import Connections, error_kind
+from loadtest.generator.records import candidate, event, pack
+from loadtest.measure.answer import Outcome, read_acknowledgement
+from loadtest.measure.measure import Record, Requests
+from loadtest.measure.service import EVENTS_PATH
+
+CANDIDATE, VIEWER = "candidate", "viewer"
+KINDS = (CANDIDATE, VIEWER)
+POLL_S = 0.02
+SLOW_POLL_S = 0.1  # after a second, so that a service that falls behind is not buried in questions
+SLOW_AFTER_S = 1.0
+WAIT_S = 5.0
+SHOWN = Outcome("shown", ok=True)
+NOT_SHOWN = Outcome(f"not shown within {WAIT_S:g} s", ok=False)
+
+
+class _Answer(msgspec.Struct, gc=False):
+    rung: str
+    unknown_viewer: bool
+    unknown_candidates: list[str]
+    freshness_ms: float | None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+@dataclass(frozen=True)
+class Names:
+    """The ids of one run: nobody else's, on any surface."""
+
+    run: str
+
+    @property
+    def asker(self) -> str:
+        """Who asks for the probes' candidates, and whose own event tries the service before the run."""
+        return f"{self.run}-asker"
+
+    @property
+    def anchor(self) -> str:
+        """The candidate that the probes' viewers do something with."""
+        return f"{self.run}-anchor"
+
+    def probe(self, kind: str, number: int) -> str:
+        """The candidate or viewer that is new with one probe."""
+        return f"{self.run}-{kind[0]}{number}"
+
+
+class Prober:
+    """Starts probes when they are due, whatever became of the others; every second one is a new viewer.
+
+    A *candidate* probe posts a new candidate; it shows when an answer no longer calls it unknown. A *viewer*
+    probe posts a new viewer's first event; it shows when an answer no longer calls the viewer unknown. Neither
+    needs to know a surface's fields. An answer of the rung `fallback` shows nothing: it looks nobody up.
+    Asking starts when the event is acknowledged, so that what shows can only be the event: the rankings
+    asked for are logged after it, as exposures of the same viewer.
+
+    A probe's latency runs from the sending of the event to the arrival of the first answer that shows it, so
+    it is too long by up to POLL_S and one ranking. In `records`, `scored` is the number of rankings asked for.
+    """
+
+    def __init__(self, url: str, names: Names, label_event: str) -> None:
+        self.records = {kind: Record() for kind in KINDS}
+        self.answered_ms = array("d")  # what the answers themselves said of their freshness
+        self.posted: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self._events = Connections(url, EVENTS_PATH)
+        self._ranks = Connections(url)
+        self._names = names
+        self._label_event = label_event
+
+    def run(self, times_s: Iterable[float], counted_from_s: float) -> None:
+        """Start a probe at each of the times (seconds from now, ascending), and wait until all have ended."""
+        begins = perf_counter()
+        probes = gevent.pool.Group()
+        try:
+            for number, at_s in enumerate(times_s):
+                gevent.sleep(max(0.0, begins + at_s - perf_counter()))
+                late_ms = (perf_counter() - begins - at_s) * 1000
+                kind = KINDS[number % len(KINDS)]
+                add = partial(self.records[kind].add, at_s - counted_from_s, late_ms)
+                probes.add(gevent.spawn(self._probe, kind, number, add))
+            probes.join(raise_error=True)
+        finally:
+            probes.kill()
+            self._events.close()
+            self._ranks.close()
+
+    def requests(self, kind: str) -> Requests:
+        """The probes of a kind that have ended."""
+        return self.records[kind].requests()
+
+    def _probe(self, kind: str, number: int, add: partial[None]) -> None:
+        name = self._names.probe(kind, number)
+        if kind == CANDIDATE:
+            record, viewer, shown = candidate(name), self._names.asker, name
+        else:
+            shown = self._names.anchor
+            record, viewer = event(f"{name}-e", name, shown, self._label_event), name
+        self.posted[kind].append(name)
+        sent = perf_counter()
+        refused = self._post(pack([record]))
+        if refused:
+            add((perf_counter() - sent) * 1000, refused, 0)
+            return
+        request = self._ranks.prepare(
+            msgspec.json.encode({"viewer": viewer, "candidates": [shown], "traffic": "test"})
+        )
+        num_asked = 0
+        while True:
+            asked = perf_counter()
+            num_asked += 1
+            is_shown = self._shows(kind, request)
+            waited_s = perf_counter() - sent
+            if is_shown or waited_s > WAIT_S:
+                add(waited_s * 1000, SHOWN if is_shown else NOT_SHOWN, num_asked)
+                return
+            pause_s = POLL_S if waited_s < SLOW_AFTER_S else SLOW_POLL_S
+            gevent.sleep(max(0.0, asked + pause_s - perf_counter()))
+
+    def _post(self, body: bytes) -> Outcome | None:
+        """Post one record; why it was not taken, or None."""
+        try:
+            outcome, _ = read_acknowledgement(*self._events.exchange(self._events.prepare(body)), 1)
+        except (OSError, HTTPParseError) as error:
+            outcome = Outcome(error_kind(error), ok=False)
+        return None if outcome.ok else Outcome(f"event: {outcome.name}", ok=False)
+
+    def _shows(self, kind: str, request: bytes) -> bool:
+        try:
+            status, body = self._ranks.exchange(request)
+            answer = _decode(body) if status == 200 else None
+        except (OSError, HTTPParseError, msgspec.MsgspecError):
+            return False
+        if answer is None:
+            return False
+        if answer.freshness_ms is not None:
+            self.answered_ms.append(answer.freshness_ms)
+        if answer.rung == "fallback":
+            return False
+        return not (answer.unknown_viewer if kind == VIEWER else answer.unknown_candidates)

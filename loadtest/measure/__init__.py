@@ -1,0 +1,1 @@
+"""What came back: outcomes, phases, timelines, verdicts. Imports `workload` and below."""

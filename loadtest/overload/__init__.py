@@ -1,1 +1,0 @@
-"""More than the service can do, offered for a minute: what it still answers, and how."""

@@ -1,0 +1,1 @@
+"""What a scenario leaves behind: report, page and plots. Imports `targets` and below."""

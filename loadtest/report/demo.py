@@ -1,0 +1,76 @@
+"""The demo's report: `report.json`, and a page that opens with what was claimed beside what was found."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+
+from loadtest.report.report import BESIDE, Report, figures, report_files, table, write_files
+
+LINKS = {
+    "load-headline/report.html": "The load test at 900 req/s",
+    "model/report.html": "The model's report",
+    "model/MODEL_CARD.md": "The model's card",
+}
+
+
+def write_reports(report: Report, folder: Path) -> str:
+    """Write `report.json` and `report.html` into `folder`; answers the table as text."""
+    head, *rows = claimed = claims(report)
+    links = [f'<li><a href="{target}">{html.escape(what)}</a></li>' for target, what in LINKS.items()]
+    whole = f"<pre>{html.escape(json.dumps(report, indent=1))}</pre>"
+    body = [table(head, rows), f"<ul>{''.join(links)}</ul>", figures({"All of it": whole})]
+    title = "tabrank: what was claimed, and what was found here"
+    write_files(folder, report_files(report, title, body, BESIDE))
+    widths = [max(map(len, column)) for column in zip(*claimed, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in claimed)
+
+
+def claims(report: Report) -> list[tuple[str, str, str]]:
+    """What was claimed of the original system, and what this run found."""
+    load, train, topic = report["load"], report["train"], report["topic"]
+    paired = train["paired"]
+    gain = "–" if paired["ndcg@10"] is None else f"{paired['ndcg@10']:+.3f} ± {2 * paired['se']:.3f} NDCG@10"
+    return [
+        ("", "what was claimed", "here"),
+        (
+            "queries",
+            "900 /s",
+            f"{_number(load.get('rps'), 0)} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}",
+        ),
+        ("candidates", "50,000 /s", f"{_number(load.get('candidates_per_s'), 0)} /s scored by the model"),
+        ("p90", "< 50 ms", f"{_number(load.get('p90_ms'), 1)} ms"),
+        ("p99", "< 100 ms", f"{_number(load.get('p99_ms'), 1)} ms"),
+        (
+            "errors",
+            "–",
+            f"{load.get('errors')}; {load.get('full_share'):.2%} full answers"
+            if load.get("errors") is not None
+            else "–",
+        ),
+        (
+            "against most popular",
+            "+1.99 % join rate (A/B test)",
+            f"{gain} on a held-out log; its A/B test: make experiment",
+        ),
+        (
+            "follows the viewer",
+            "new Spaces on a topic rise for who engaged with it",
+            f"place {topic['viewer']['before']} → {topic['viewer']['after']}{_after(topic['seconds'])}; "
+            f"for a control viewer {topic['control']['before']} → {topic['control']['after']}",
+        ),
+        (
+            "machine",
+            "a fleet on several clouds",
+            f"{report['machine']['cores']} cores, load generator included",
+        ),
+    ]
+
+
+def _after(seconds: float | None) -> str:
+    return "" if seconds is None else f" within {seconds:.2f} s"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,159 @@
+"""The numbers of a freshness run, and the folder that it leaves: report.json, report.html, probes.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtest.measure.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
+from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
+from loadtest.report.report import (
+    BESIDE,
+    Report,
+    bullets,
+    figures,
+    indented,
+    measured_table,
+    paragraph,
+    write_report,
+)
+
+
+def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
+    """The percentiles of all probes and of each kind. Null: not reached, too many events never showed."""
+    return _spread(list(probes.values())) | {kind: _spread([part]) for kind, part in probes.items()}
+
+
+def rank_numbers(target_rps: float, measured: Measurement) -> Report:
+    """The rankings that were asked for beside the probes."""
+    more = ("requests", "rps", "candidates_per_s", "full_share", "rungs")
+    return {"target_rps": target_rps, **_numbers(measured, *more)}
+
+
+def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Report:
+    """The viewers' events that were posted; latencies are those of their acknowledgement."""
+    return {
+        "target_per_s": target_per_s,
+        "acknowledged_per_s": round(measured.candidates_per_s, 3),
+        "events_a_post": batch,
+        "posts": measured.requests,
+        **_numbers(measured),
+    }
+
+
+def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
+    """Of the latencies, those that are not `ok` behind all others."""
+    ok = np.ones(len(latency_ms), dtype=bool) if ok is None else ok
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {name: rounded(percentile(latency_ms, ok, share)) for name, share in shares.items()}
+
+
+def freshness_summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
+    lines = [
+        f"{report['verdict']}: event to visible in a ranking, {report['url']}, {report['seconds']:g} s",
+        f"  all        {_line(fresh)} (limit of p99: below {LIMIT_MS:g})",
+        *(f"  {kind:10} {_line(fresh[kind])}" for kind in ("candidate", "viewer")),
+        f"  {rank['rps']:,.0f} rankings/s of {rank['target_rps']:g}, p99 {milliseconds(rank['p99_ms'])}, "
+        f"{rank['full_share']:.2%} full, {rank['errors']} errors",
+        f"  {events['acknowledged_per_s']:,.0f} events/s acknowledged of {events['target_per_s']:g}, "
+        f"p50 {milliseconds(events['p50_ms'])}  p99 {milliseconds(events['p99_ms'])}, {events['errors']} posts failed",
+        *(f"  - {reason}" for reason in report["reasons"]),
+        *(f"  left behind: {what}" for what in report["left_behind"]),
+    ]
+    return "\n".join(lines)
+
+
+def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]) -> None:
+    """Write the folder whole or not at all.
+
+    Raises:
+        LoadtestError: if there is something at `folder`.
+    """
+    from loadtest.report.plots import freshness_distribution, freshness_over_time  # matplotlib
+
+    plots = {
+        "Freshness over time": freshness_over_time(probes, LIMIT_MS),
+        "Freshness distribution": freshness_distribution(probes, LIMIT_MS),
+    }
+    said = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
+    lead = f"{report['seconds']:g} s at {report['url']}"
+    body = [paragraph(lead), bullets(said), measured_table(_rows(report)), figures(plots)]
+    title = f"Event to visible in a ranking: {report['verdict']}"
+    write_report(folder, report, title, body, FOOTER, {"probes.csv": _to_csv(probes)})
+
+
+def _rows(report: Report) -> list[tuple[str, str, str]]:
+    fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
+    at_least = f"at least {MIN_ACHIEVED:.0%}"
+    return [
+        *(
+            (f"{name} of all", milliseconds(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
+            for name in ("p50", "p90", "p99", "max")
+        ),
+        ("events that were followed", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
+        *indented(fresh["missed_kinds"]),
+        *((f"p99 of a new {kind}", milliseconds(fresh[kind]["p99"]), "") for kind in ("candidate", "viewer")),
+        ("p99 of what the answers say", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
+        ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} of {rank['target_rps']:g}"),
+        ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
+        ("full answers from a model", f"{rank['full_share']:.3%}", ""),
+        ("rankings that failed", f"{rank['errors']} of {rank['requests']:,}", "none"),
+        *indented(rank["error_kinds"]),
+        (
+            "events a second, acknowledged",
+            f"{events['acknowledged_per_s']:,.1f}",
+            f"{at_least} of {events['target_per_s']:g}",
+        ),
+        ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
+        ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
+        (f"posts of {events['events_a_post']} that failed", f"{events['errors']} of {events['posts']:,}", ""),
+        *indented(events["error_kinds"]),
+    ]
+
+
+def _to_csv(probes: Mapping[str, Requests]) -> str:
+    """Every probe: when it was due, how long its event took to show (empty: it did not), and what was asked."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"))
+    for kind, part in probes.items():
+        for i in np.argsort(part.at_s).tolist():
+            shown = f"{part.latency_ms[i]:.3f}" if part.ok[i] else ""
+            outcome = part.outcomes[part.codes[i]].name
+            writer.writerow((kind, f"{part.at_s[i]:.3f}", shown, outcome, int(part.scored[i])))
+    return out.getvalue()
+
+
+def _numbers(measured: Measurement, *more: str) -> Report:
+    names = ("p50_ms", "p90_ms", "p99_ms", "max_ms", "errors", "error_kinds", "generator_late_ms_p99")
+    return {name: rounded(value) for name, value in asdict(measured).items() if name in (*more, *names)}
+
+
+def _spread(parts: Sequence[Requests]) -> Report:
+    latency_ms = np.concatenate([part.latency_ms for part in parts])
+    ok = np.concatenate([part.ok for part in parts])
+    missed: dict[str, int] = {}
+    for part in parts:
+        for outcome, number in part.counts().items():
+            if not outcome.ok:
+                missed[outcome.name] = missed.get(outcome.name, 0) + number
+    counts = {"samples": len(ok), "missed": sum(missed.values()), "missed_kinds": missed}
+    return percentiles(latency_ms, ok) | counts
+
+
+def _line(spread: Report) -> str:
+    numbers = "  ".join(f"{name} {milliseconds(spread[name])}" for name in ("p50", "p90", "p99", "max"))
+    return f"{numbers}, {spread['samples']} samples"
+
+
+FOOTER = f"""{BESIDE}Freshness runs from the sending of an event to the arrival of the first ranking that
+shows it, asked for every 20 ms: it is too long by up to that and one ranking. An event that never showed counts as
+slower than all others."""

@@ -1,0 +1,127 @@
+"""The folders that `knee` and `compare` leave: report.json and a page with the plot of latency against rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadtest.report.report import BESIDE, Report, figures, paragraph, table, write_report
+from loadtest.workload.profiles import Slo
+
+PHASES = {"warm-up": "warm-up", "look": "a look", "search": "", "again": "again", "confirm": "to confirm"}
+
+
+def write_knee(folder: Path, report: Report) -> None:
+    """Write the report of one service."""
+    lines = {name: _points(report, f"{name}_ms") for name in ("p50", "p90", "p99")}
+    title = f"The knee: {_number(report['knee_rps'])} requests a second of {report['candidates']} candidates"
+    body = [_numbers({"tabrank": report}), _figure(lines, report), figures({"Steps": _steps(report)})]
+    write_report(folder, report, title, body, FOOTER)
+
+
+def write_compare(folder: Path, report: Report) -> None:
+    """Write the report of the three services."""
+    services: Mapping[str, Report] = report["services"]
+    lines = {f"{name}, p99": _points(found, "p99_ms") for name, found in services.items()}
+    body = [_numbers(services), paragraph(f"{_ratios(report)}."), _figure(lines, report)]
+    body += [figures({f"Steps of {name}": _steps(found)}) for name, found in services.items()]
+    title = "Three services, one machine, the same model and requests"
+    write_report(folder, report, title, body, FOOTER)
+
+
+def knee_summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    if report["knee_rps"] is None:
+        return f"no rate held; the lowest tried was {min(s['rate_rps'] for s in report['steps']):g} req/s"
+    return (
+        f"knee: {_number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
+        f"{_number(report['candidates_per_s'])} candidates/s scored by the model\n"
+        f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])}  p99 {_ms(report['p99_ms'])}, "
+        f"{_share(report['full_share'])} full"
+    )
+
+
+def compare_summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    lines = [
+        f"{name:10}  knee {_number(found['knee_rps']):>7} req/s  p99 {_ms(found['p99_ms']):>9}  "
+        f"{found['memory_mib']:>5} MiB  {found['num_processes']:>3} processes  start {found['start_s']:g} s"
+        for name, found in report["services"].items()
+    ]
+    return "\n".join([*lines, _ratios(report)])
+
+
+def step_line(step: Report) -> str:
+    """One step in a line for a terminal."""
+    phase = PHASES[step["phase"]]
+    verdict = "" if step["phase"] == "warm-up" else f" {step['verdict']},"
+    latencies = ", ".join(f"{name} {_ms(step[f'{name}_ms'])}" for name in ("p50", "p90", "p99"))
+    reasons = f" ({'; '.join(step['reasons'])})" if step["reasons"] and verdict else ""
+    return f"  {step['rate_rps']:g} req/s{f' ({phase})' if phase else ''}:{verdict} {latencies}{reasons}"
+
+
+def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
+    """(rate, latency) of every rate, by its last step: the one that decided."""
+    return list({step["rate_rps"]: (step["rate_rps"], step[key]) for step in report["steps"]}.values())
+
+
+def _figure(lines: Mapping[str, Sequence[tuple[float, float | None]]], report: Report) -> str:
+    from loadtest.report.plots import latency_against_rate  # matplotlib
+
+    return figures({"Latency against rate": latency_against_rate(lines, Slo(**report["slo"]))})
+
+
+def _numbers(services: Mapping[str, Report]) -> str:
+    shown = (
+        ("knee, requests a second", "knee_rps", _number),
+        ("candidates a second, scored by the model", "candidates_per_s", _number),
+        ("p50 at the knee", "p50_ms", _ms),
+        ("p90 at the knee", "p90_ms", _ms),
+        ("p99 at the knee", "p99_ms", _ms),
+        ("full answers from a model", "full_share", _share),
+        ("seconds to the first full answer", "start_s", _number),
+        ("memory when idle, MiB", "memory_mib", _number),
+        ("processes", "num_processes", _number),
+    )
+    rows = [[title, *(show(found[key]) for found in services.values())] for title, key, show in shown]
+    return table(["", *services], rows)
+
+
+def _steps(report: Report) -> str:
+    head = ("offered", "", "verdict", "p50", "p90", "p99", "full", "errors", "generator late", "reasons")
+    rows = [
+        (
+            f"{step['rate_rps']:g}",
+            PHASES[step["phase"]],
+            step["verdict"],
+            *(_ms(step[f"{name}_ms"]) for name in ("p50", "p90", "p99")),
+            _share(step["full_share"]),
+            str(step["errors"]),
+            _ms(step["generator_late_ms_p99"]),
+            "; ".join(step["reasons"]),
+        )
+        for step in report["steps"]
+    ]
+    return table(head, rows)
+
+
+def _ratios(report: Report) -> str:
+    rivals = [name.removeprefix("ratio_") for name in report if name.startswith("ratio_")]
+    ratios = (f"{_number(report[f'ratio_{name}'], 2)} times {name}" for name in rivals)
+    return f"tabrank's knee is {' and '.join(ratios)}"
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} ms"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3%}"
+
+
+FOOTER = f"""{BESIDE}Open loop, Poisson arrivals; latency counts from the moment at which a request
+was due. The knee is the highest rate found that held its limits in a last, longer step."""

@@ -1,0 +1,92 @@
+"""The folder that `loadtest overload` leaves: report.json, and a page with a table and each run's plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadtest.measure.measure import milliseconds
+from loadtest.measure.timeline import Moment
+from loadtest.measure.verdict import listed
+from loadtest.report.report import Report, bullets, figures, paragraph, table, write_report
+from loadtest.workload.profiles import Slo
+
+
+def overload_summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    head = f"{report['verdict']}: knee {report['knee_rps']:,.0f} req/s, the service and the generator on a core each"
+    lines = [head, *(_told(run) for run in report["runs"])]
+    control = report["control"]
+    if not control["run"]:
+        return "\n".join([*lines, f"  the control was not run: {control['reason']}"])
+    said = (
+        "holds too, so that it is not the ladder that holds" if control["verdict"] == "held" else "collapses"
+    )
+    return "\n".join([*lines, f"  with the ladder off it {said}:", _told(control)])
+
+
+def run_line(run: Report) -> str:
+    """One run in a line for a terminal."""
+    rungs = ", ".join(f"{rps:.0f} {name}" for name, rps in run["goodput_by_rung_rps"].items()) or "nothing"
+    back = "not back" if run["back_s"] is None else f"normal after {run['back_s']} s"
+    failed = listed(run["failures"])
+    return (
+        f"  {run['times']:g}x: {run['verdict']}; goodput {run['goodput_share']:.1%} of the knee ({rungs} /s), "
+        f"p99 {milliseconds(run['p99_ms'])}, {run['refused']:,} refused (p99 {milliseconds(run['refused_p99_ms'])}), "
+        f"{failed or 'none failed'}; {back}; generator late {run['generator_late_ms_p99']:.1f} ms"
+    )
+
+
+def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
+    """Write the folder whole or not at all."""
+    from loadtest.report.plots import load_and_cluster  # matplotlib
+
+    plots = {title: load_and_cluster(list(moments), slo) for title, moments in lines.items()}
+    runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
+    lead = (
+        f"The knee is {report['knee_rps']:,.0f} requests a second, measured under the same pinning: the service on one "
+        "core, the load generator on another. Goodput is the answers of any rung within "
+        f"{report['deadline_ms']:g} ms of when they were due."
+    )
+    reasons = [reason for run in report["runs"] for reason in run["reasons"]]
+    rows = [_row(run, run is report["control"]) for run in runs]
+    body = [paragraph(lead), bullets(reasons), table(HEAD, rows), figures(plots)]
+    write_report(folder, report, f"Overload: {report['verdict']}", body, FOOTER)
+
+
+def _told(run: Report) -> str:
+    return "\n".join([run_line(run), *(f"    - {reason}" for reason in run["reasons"])])
+
+
+def _row(run: Report, control: bool) -> tuple[str, ...]:
+    rungs = ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items())
+    return (
+        f"{run['times']:g}×" + (", ladder off" if control else ""),
+        f"{run['offered_rps']:,.0f}",
+        f"{run['goodput_share']:.1%}",
+        rungs,
+        milliseconds(run["p99_ms"]),
+        f"{run['refused']:,}",
+        milliseconds(run["refused_p99_ms"]),
+        str(run["http_5xx"]),
+        f"{run['not_sent']:,}",
+        "–" if run["back_s"] is None else f"{run['back_s']} s",
+        milliseconds(run["generator_late_ms_p99"]),
+        run["verdict"],
+    )
+
+
+HEAD = (
+    *(
+        "offered",
+        "requests/s",
+        "goodput of the knee",
+        "by rung, /s",
+        "p99 of answers",
+        "refused",
+        "p99 of refusals",
+    ),
+    *("5xx", "not sent", "normal after", "generator late, p99", "verdict"),
+)
+FOOTER = """. Open loop, Poisson arrivals; latency counts from when a request was due. Not sent: 1,000 requests were
+unanswered at that moment, and the generator opens no more."""

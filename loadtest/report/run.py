@@ -1,0 +1,147 @@
+"""The folder that `loadtest run` leaves: report.json, report.html, requests.csv and Locust's own page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from loadtest.measure.measure import Measurement, Requests, milliseconds, rounded
+from loadtest.measure.phases import describe_phases, describe_steps, parts, recovery, span, told
+from loadtest.measure.seconds import by_second, to_csv
+from loadtest.measure.timeline import Moment, timeline_csv
+from loadtest.measure.verdict import Verdict
+from loadtest.report.machine import describe_machine
+from loadtest.report.report import Report, bullets, figures, indented, measured_table, paragraph, write_report
+from loadtest.workload.profiles import Profile, Slo
+
+
+def make_report(
+    profile: Profile,
+    url: str,
+    slo: Slo,
+    measured: Measurement,
+    verdict: Verdict,
+    reasons: list[str],
+    requests: Requests,
+    moments: list[Moment],
+) -> dict[str, Any]:
+    """What report.json holds and `--json` prints. Latencies in ms; null: not reached, too many failed."""
+    numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
+    return {
+        "profile": profile.name,
+        "url": url,
+        "target_rps": profile.target_rps,
+        "offered_rps": rounded(profile.offered_rps),
+        **numbers,
+        "verdict": verdict,
+        "reasons": reasons,
+        "phases": describe_phases(requests, profile),
+        "steps": describe_steps(requests, profile, slo),
+        "watched": bool(moments and moments[0].replicas),
+        "slo": asdict(slo),
+        "machine": describe_machine(),
+    }
+
+
+def summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    slo = report["slo"]
+    lines = [
+        f"{report['verdict']}: profile {report['profile']} at {report['url']}, {report['seconds']:g} s",
+        f"  {report['rps']:,.0f} req/s of {report['offered_rps']:,.0f} offered, "
+        f"{report['candidates_per_s']:,.0f} candidates/s scored by the model, "
+        f"{report['full_share']:.2%} full",
+        f"  p50 {milliseconds(report['p50_ms'])}  p90 {milliseconds(report['p90_ms'])} (limit {slo['p90_ms']:g})  "
+        f"p99 {milliseconds(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {milliseconds(report['max_ms'])}",
+        f"  {report['errors']} errors in {report['requests']:,} requests; "
+        f"the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99)",
+        *told(report),
+        *(f"  - {reason}" for reason in report["reasons"]),
+    ]
+    return "\n".join(lines)
+
+
+def write_run(
+    folder: Path,
+    report: Report,
+    requests: Requests,
+    profile: Profile,
+    slo: Slo,
+    locust_html: str,
+    moments: list[Moment],
+) -> None:
+    """Write the folder whole or not at all.
+
+    Raises:
+        LoadtestError: if there is something at `folder`.
+    """
+    from loadtest.report.plots import (  # matplotlib
+        latency_distribution,
+        latency_over_time,
+        load_and_cluster,
+        throughput_over_time,
+    )
+
+    seconds = by_second(requests)
+    due = requests.where((requests.at_s >= 0) & (requests.at_s < report["seconds"]))
+    plots = {
+        "Latency over time": latency_over_time(seconds, slo),
+        "Latency distribution": latency_distribution(due, slo),
+        "Throughput over time": throughput_over_time(seconds, profile),
+        _timeline_title(report): load_and_cluster(moments, slo),
+    }
+    lead = f"{report['seconds']:g} s at {report['url']}"
+    body = [paragraph(lead), bullets(report["reasons"]), measured_table(_rows(report)), figures(plots)]
+    files = {
+        "requests.csv": to_csv(seconds),
+        "timeline.csv": timeline_csv(moments),
+        "locust.html": locust_html,
+    }
+    title = f"Load test {report['profile']}: {report['verdict']}"
+    write_report(folder, report, title, body, FOOTER, files)
+
+
+def _timeline_title(report: Report) -> str:
+    if report["watched"]:
+        return "Load, replicas, nodes and latency over time"
+    return "Load and latency over time (replicas and nodes were not watched: name them with --cluster)"
+
+
+def _rows(report: Report) -> list[tuple[str, str, str]]:
+    slo = report["slo"]
+    return [
+        ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
+        ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
+        ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
+        ("p50", milliseconds(report["p50_ms"]), ""),
+        ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
+        ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
+        ("slowest", milliseconds(report["max_ms"]), ""),
+        (
+            "errors",
+            f"{report['errors']} of {report['requests']:,}",
+            f"at most {slo['max_error_share']:g} of the requests",
+        ),
+        *indented(report["error_kinds"]),
+        *(
+            (
+                f"\u2003{phase['name']}, {span(phase)}",
+                f"{phase['requests']:,} requests",
+                ", ".join(parts(phase)),
+            )
+            for phase in report["phases"]
+            if len(report["phases"]) > 1
+        ),
+        *((f"\u2003step {step['name']}", "", recovery(step)) for step in report["steps"]),
+        *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
+        (
+            "generator late, p99",
+            milliseconds(report["generator_late_ms_p99"]),
+            f"at most {slo['generator_late_ms_p99']:g} ms",
+        ),
+    ]
+
+
+FOOTER = """. Latency counts from the moment at which a request was due (an open loop: Poisson arrivals);
+a failed request counts as never answered. Locust's own page, locust.html, includes the warm-up."""

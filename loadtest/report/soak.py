@@ -1,0 +1,96 @@
+"""The folder that `loadtest soak` leaves: report.json, and a page with the plots of latency, memory and open files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loadtest.measure.measure import milliseconds
+from loadtest.measure.timeline import Moment
+from loadtest.report.report import (
+    BESIDE,
+    Report,
+    bullets,
+    figures,
+    measured_table,
+    paragraph,
+    write_report,
+)
+from loadtest.workload.profiles import Slo
+
+
+def soak_summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    lines = [
+        f"{report['verdict']}: {report['seconds']:g} s at {report['rate_rps']:g} req/s, {report['errors']} of "
+        f"{report['requests']:,} failed",
+        *(f"  {what}: {told}, {allowed}" for what, told, allowed in _rows(report)),
+        *(f"  - {reason}" for reason in report["reasons"]),
+    ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the service's processes took at a moment; `own`: resident memory that none shares, no mapped file."""
+
+    at_s: float
+    own_mib: float
+    resident_mib: float
+    files: int
+    processes: int
+
+
+def write_soak(
+    folder: Path, report: Report, moments: Sequence[Moment], footprints: Sequence[Footprint], slo: Slo
+) -> None:
+    """Write the folder whole or not at all."""
+    from loadtest.report.plots import load_and_cluster, memory_and_files  # matplotlib
+
+    at_s = [each.at_s for each in footprints]
+    plots = {
+        "Load and latency": load_and_cluster(list(moments), slo),
+        "Memory and open files of the service": memory_and_files(
+            at_s, [each.own_mib for each in footprints], [each.files for each in footprints]
+        ),
+    }
+    lead = f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
+    body = [paragraph(lead), bullets(report["reasons"]), measured_table(_rows(report)), figures(plots)]
+    files = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
+    write_report(folder, report, f"Soak: {report['verdict']}", body, FOOTER, files)
+
+
+def _rows(report: Report) -> list[tuple[str, str, str]]:
+    thirds = " → ".join(milliseconds(value) for value in report["p99_ms"])
+    allowed = report["criteria"]
+    return [
+        (
+            "p99 of each third",
+            f"{thirds} ({_share(report['p99_drift'])})",
+            f"at most {allowed['p99_drift']:+.0%}",
+        ),
+        ("own resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
+        ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
+        ("requests that failed", f"{report['errors']} of {report['requests']:,}", "none"),
+    ]
+
+
+def _at_most(report: Report) -> str:
+    allowed = report["criteria"]
+    return f"at most {allowed['growth']:+.0%} after the first {allowed['warm_up_share']:.0%}"
+
+
+def _grown(report: Report, values: str, share: str, unit: str) -> str:
+    shown = " → ".join(f"{value:,.0f}" for value in report[values])
+    return f"{shown}{unit} ({_share(report[share])})"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.1%}"
+
+
+FOOTER = f"""{BESIDE}Growth is that of a straight line through the samples after the warm-up, over all processes
+of the service. Own resident memory is what a process shares with none: neither the pages of the store's file, which the
+kernel takes back, nor those of a library."""

@@ -1,0 +1,1 @@
+"""One module or folder a command. Imports `report` and below."""

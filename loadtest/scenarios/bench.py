@@ -1,0 +1,121 @@
+"""One benchmark: every service of it gets the same requests, the same limits and the same search."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import read_log_ids
+from loadtest.measure.measure import Measurement, measure, rounded
+from loadtest.measure.verdict import judge
+from loadtest.report.knee import step_line
+from loadtest.report.machine import describe_machine
+from loadtest.scenarios.search import Phase, Plan, Step, find_knee
+from loadtest.targets.processes import started
+from loadtest.targets.services import Service
+from loadtest.targets.workspace import Say, Workspace
+from loadtest.workload.profiles import Profile, Slo, load_slo
+from loadtest.workload.shapes import Block
+
+KEPT_UP = 0.9  # of the offered requests, answered in full within the measured seconds
+VIEWER_SKEW = 1.0
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the services of one benchmark have in common. `begun`: its `time.monotonic()`."""
+
+    work: Workspace
+    candidates: int
+    slo: Slo
+    bodies: list[bytes]
+    say: Say
+    begun: float
+
+    @classmethod
+    def prepared(cls, work: Workspace, candidates: int, say: Say) -> Bench:
+        """With a workspace made where it is missing; it must be held."""
+        begun = time.monotonic()
+        work.prepare(say)
+        bodies = make_bodies(read_log_ids(work.log, candidates), _profile(1.0, 0.0, 1.0, candidates))
+        return cls(work, candidates, load_slo(), bodies, say, begun)
+
+    def knee_of(self, service: Service, plan: Plan) -> Report:
+        """One service from its start to its end: its knee, the steps to it, and what it takes of the machine.
+
+        Raises:
+            LoadtestError: if it does not start, or gives no full answer.
+        """
+        import loadtest.scenarios.run  # noqa: F401 # patches the standard library for gevent: before a process is started
+
+        self.say(f"{service.name}: starting")
+        with started(service, self.work, self.bodies[0], self.candidates) as footprint:
+            self.say(
+                f"{service.name}: {service.url} answers after {footprint.start_s} s, "
+                f"{footprint.num_processes} processes, {footprint.memory_mib} MiB"
+            )
+            knee = find_knee(lambda *how: self._step(service.url, *how), plan)
+        numbers = ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
+        at = knee.confirmed
+        return {
+            "knee_rps": at.rate_rps if at else None,
+            **{name: getattr(at, name) if at else None for name in numbers},
+            **asdict(footprint),
+            "steps": [asdict(step) for step in knee.steps],
+        }
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.begun
+
+    def circumstances(self) -> Report:
+        """What a report says of how its numbers came about."""
+        return {
+            "candidates": self.candidates,
+            "slo": asdict(self.slo),
+            "machine": describe_machine(),
+            "seconds": round(self.elapsed_s, 1),
+        }
+
+    def offered_step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
+        """One step of a search, its load offered by a process of its own."""
+        from loadtest.generator.offer import Load, offered
+
+        load = Load(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
+        measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
+        return self._judged(measured, rate_rps, phase)
+
+    def _step(self, url: str, rate_rps: float, warmup_s: float, duration_s: float, phase: Phase) -> Step:
+        from loadtest.scenarios.run import run_load
+
+        profile = _profile(rate_rps, warmup_s, duration_s, self.candidates)
+        measured = measure(run_load(profile, url, self.bodies).requests, duration_s)
+        return self._judged(measured, rate_rps, phase)
+
+    def _judged(self, measured: Measurement, rate_rps: float, phase: Phase) -> Step:
+        verdict, reasons = judge(measured, self.slo)
+        kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
+        in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
+        numbers = ("p50_ms", "p90_ms", "p99_ms", "errors", "generator_late_ms_p99")
+        step = Step(
+            rate_rps=rate_rps,
+            verdict=verdict,
+            reasons=reasons,
+            kept_up=kept_up,
+            doubtful=verdict != "held" and kept_up and in_time,
+            rps=round(measured.rps, 1),
+            candidates_per_s=round(measured.candidates_per_s, 1),
+            full_share=round(measured.full_share, 6),
+            phase=phase,
+            **{name: rounded(getattr(measured, name)) for name in numbers},
+        )
+        self.say(step_line(asdict(step)))
+        return step
+
+
+def _profile(rate_rps: float, warmup_s: float, duration_s: float, candidates: int) -> Profile:
+    return Profile("knee", rate_rps, candidates, warmup_s, duration_s, VIEWER_SKEW)

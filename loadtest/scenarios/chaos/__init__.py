@@ -1,0 +1,1 @@
+"""`loadtest chaos`: one class a fault."""

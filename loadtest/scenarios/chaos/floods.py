@@ -1,0 +1,132 @@
+"""Floods of what is just accepted, several requests at once beside the load."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+
+from loadtest.errors import LoadtestError
+from loadtest.generator.records import candidate, forget, pack
+from loadtest.measure.service import EVENTS_PATH, PATH, ask
+from loadtest.scenarios.chaos.fault import Allowed, Fault
+from loadtest.scenarios.chaos.target import REPLICA, Target
+
+# With four digits, an id or a string of the greatest length. A thousand are just within a ranking's body.
+LONGEST = "\N{ROCKET}" * 252
+NUM_CANDIDATES = 1_000
+# Of so many members each is kept, and so many records are just within a body of events.
+NUM_MEMBERS, NUM_RECORDS = 32, 30
+# With so many small records more, all batches have 100,000: the log is written at once, whatever their bytes.
+NUM_SMALL = 170
+FLOOD_S, GROWTH, MAX_BYTES = 20.0, 1.2, 2 << 30
+
+
+class Flood(Fault):
+    """`num` requests, eight at once, for at most 20 s, while the memory of a deployment is watched."""
+
+    path: str
+    deployment: str
+    num: int
+    rest_s = 0.0
+    allowed = Allowed(failed_share=0.0, whole_s=5.0)
+    # Not 0: whole again counts from the end of the flood.
+    hold_s, watch_s = 0.1, 20.0
+
+    def __init__(self) -> None:
+        # The first is that of before.
+        self._sizes: list[int] = []
+        self._pids: set[int] = set()
+        self._done: list[int] = []
+
+    def look(self, target: Target) -> None:
+        """Note the memory, and end what takes too much, as a machine would."""
+        for process in target.find(REPLICA + self.deployment):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._sizes.append(process.memory_info().rss)
+                self._pids.add(process.pid)
+                if self._sizes[-1] > MAX_BYTES:
+                    process.kill()
+
+    def inject(self, target: Target) -> None:
+        """Send them; what was refused is not sent again."""
+        self._url, until = target.url, time.monotonic() + FLOOD_S
+        self._sizes = [target.replica(self.deployment).memory_info().rss]
+
+        def send(number: int) -> None:
+            if time.monotonic() > until:
+                return
+            with contextlib.suppress(LoadtestError):
+                if ask(target.url, self.path, self.body(number))[0] == http.client.OK:
+                    self._done.append(number)
+            time.sleep(self.rest_s)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(send, range(self.num)))
+
+    def body(self, number: int) -> bytes:
+        """Return the body of a request."""
+        raise NotImplementedError
+
+    def counted(self, before: Any, after: Any) -> dict[str, float]:
+        """Return how many requests were answered, and what became of the memory."""
+        first, most, last = (size >> 20 for size in (self._sizes[0], max(self._sizes), self._sizes[-1]))
+        memory = {"memory_before_mib": first, "memory_most_mib": most, "memory_mib": last}
+        return {"flood": len(self._done), "restarts": len(self._pids) - 1, **memory}
+
+
+class ExposureFlood(Flood):
+    """Rankings whose exposures are far more than a call from replica to replica may hold."""
+
+    name, what = "exposure-flood", "24 rankings of 1,000 ids of 256 characters in 3 s"
+    path, deployment, num, rest_s = PATH, "FeatureFetch", 24, 1.0
+
+    def body(self, number: int) -> bytes:
+        """Return a ranking of ids that nobody knows."""
+        ids = [f"{i:04d}{LONGEST}" for i in range(NUM_CANDIDATES)]
+        return json.dumps({"viewer": None, "candidates": ids, "traffic": "test"}, ensure_ascii=False).encode()
+
+    def reasons(self) -> list[str]:
+        """Return what did not go back."""
+        before, after = self._sizes[0] >> 20, self._sizes[-1] >> 20
+        grown = f"{self.deployment} went from {before:,} to {after:,} MiB; {GROWTH:g} x are allowed"
+        return [grown] if after > GROWTH * before else []
+
+
+class LongStrings(Flood):
+    """The largest records of viewers, in batches that each name a candidate of their own."""
+
+    name, what = "long-strings", "600 MB of the longest records, Ingest ended above 2 GiB"
+    path, deployment, num = EVENTS_PATH, "Ingest", 600
+
+    def body(self, number: int) -> bytes:
+        """Return a batch of records."""
+        fields = {"follows": [f"{i:04d}{LONGEST}" for i in range(NUM_MEMBERS)]}
+        viewers = [
+            {"type": "viewer", "id": f"long-{number}-{i}", "fields": fields} for i in range(NUM_RECORDS)
+        ]
+        small = [forget("long")] * NUM_SMALL
+        return pack([*viewers, *small, candidate(f"long-{number}")])
+
+    def counted(self, before: Any, after: Any) -> dict[str, float]:
+        """Return how many batches are lost, too."""
+        ids = [f"long-{number}" for number in self._done]
+        asked = json.dumps({"viewer": None, "candidates": ids, "traffic": "test"}).encode()
+        self._lost = len(json.loads(ask(self._url, PATH, asked)[1])["unknown_candidates"])
+        return {**super().counted(before, after), "lost": self._lost}
+
+    def reasons(self) -> list[str]:
+        """Return what was lost."""
+        restarts = len(self._pids) - 1
+        return [
+            *([f"{self.deployment} restarted {restarts} times; once is allowed"] if restarts > 1 else []),
+            *([f"{self._lost} of {len(self._done)} acknowledged batches are lost"] if self._lost else []),
+        ]
+
+
+FLOODS: tuple[Fault, ...] = (ExposureFlood(), LongStrings())

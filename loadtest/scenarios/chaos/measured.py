@@ -1,0 +1,139 @@
+"""What a fault came to, from each request of the load and what was seen of the replicas, against what is allowed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loadtest.generator.offer import Offered
+from loadtest.measure.measure import Measurement, measure, rounded
+from loadtest.measure.phases import in_time, recovered_s
+from loadtest.scenarios.chaos.fault import Allowed
+from loadtest.scenarios.overload.found import is_normal
+from loadtest.workload.profiles import Slo
+from loadtest.workload.shapes import Phase
+
+WARM_S = 3.0  # of the load, before anything counts
+EDGE_S = 0.02  # a request that was sent so soon after the fault may have met it
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the load: the fault began and was done, it ended, and the load ended."""
+
+    begun_s: float
+    done_s: float
+    healed_s: float
+    ends_s: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A look at the replicas: whether all that should run do."""
+
+    at_s: float
+    whole: bool
+
+
+def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> Found:
+    """The numbers of one fault. `failed` is after the client's one retry, `failed_first` without it."""
+    requests = offered.requests
+    after = requests.where(requests.at_s >= times.begun_s)
+    bad = after.at_s[~after.ok] + after.latency_ms[~after.ok] / 1000
+    since = Phase(times.begun_s, times.ends_s, "since")
+    parts = {
+        "before": (WARM_S, times.begun_s),
+        "during": (times.begun_s, max(times.healed_s, times.done_s, times.begun_s + 5.0)),
+        "after": (times.ends_s - 5.0, times.ends_s),
+    }
+    failing_s = float(bad.max() - bad.min()) if len(bad) else 0.0
+    gap_s = _gap_s(offered, times)
+    found = {
+        "requests": len(requests.ok),
+        "failed": int((~after.ok).sum()),
+        "failed_kinds": {o.name: n for o, n in after.counts().items() if not o.ok},
+        "failed_first": int((offered.failed_at_s >= times.begun_s).sum()),
+        "failed_first_kinds": _first_kinds(offered, times.begun_s),
+        "failed_before": int((offered.failed_at_s < times.begun_s).sum()),
+        "in_flight": _in_flight(offered, times),
+        "outage_s": max(gap_s, failing_s),
+        "strength_s": _strength_s(seen, times),
+        "p99_back_s": recovered_s(requests, since, lambda measured: in_time(measured, slo)),
+        "whole_s": recovered_s(
+            requests, Phase(times.healed_s, times.ends_s, "healed"), lambda measured: is_normal(measured, slo)
+        ),
+        "rungs": _rungs(offered, times),
+        **{f"p99_{name}_ms": _part(offered, *span).p99_ms for name, span in parts.items()},
+        "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,
+        "seconds": times.ends_s,
+    }
+    return {name: rounded(value) for name, value in found.items()}
+
+
+def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
+    """What was not allowed, each in a sentence."""
+    if allowed.failed_share is not None and found["failed"] > allowed.failed_share * found["requests"]:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in found["failed_kinds"].items())
+        yield f"{found['failed']} of {found['requests']:,} requests failed with the client's one retry ({kinds})"
+    first = {"none": 0, "in flight": found["in_flight"], "any": found["requests"]}[allowed.first]
+    if found["failed_first"] > first:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in found["failed_first_kinds"].items())
+        yield f"{found['failed_first']} first tries failed ({kinds}); {first} may"
+    for name, limit_s, what in (
+        ("outage_s", allowed.outage_s, "the outage took"),
+        ("strength_s", allowed.strength_s, "all replicas ran again after"),
+        ("p99_back_s", allowed.p99_back_s, "the p99 was back after"),
+        ("whole_s", allowed.whole_s, "all was whole again after"),
+    ):
+        if limit_s is not None and (found[name] is None or found[name] > limit_s):
+            took = "longer than was looked" if found[name] is None else f"{found[name]:g} s"
+            yield f"{what} {took}; {limit_s:g} s are allowed"
+    if found["orphans"]:
+        yield f"processes are left: {', '.join(found['orphans'])}"
+
+
+def _part(offered: Offered, begins_s: float, ends_s: float) -> Measurement:
+    return measure(offered.requests.counted_from(begins_s), max(ends_s - begins_s, 1e-9))
+
+
+def _rungs(offered: Offered, times: Times) -> dict[str, int]:
+    """By rung, of the answers since the fault."""
+    rungs: Counter[str] = Counter()
+    for outcome, number in offered.requests.where(offered.requests.at_s >= times.begun_s).counts().items():
+        if outcome.ok:
+            rungs[outcome.name] += number
+    return dict(rungs)
+
+
+def _first_kinds(offered: Offered, since_s: float) -> dict[str, int]:
+    pairs = zip(offered.failed_at_s.tolist(), offered.failed_kinds, strict=True)
+    return dict(Counter(kind for at_s, kind in pairs if at_s >= since_s))
+
+
+def _in_flight(offered: Offered, times: Times) -> int:
+    """Requests that were open when the fault came."""
+    requests = offered.requests
+    begun = requests.at_s + requests.late_ms / 1000
+    return int(((begun <= times.begun_s + EDGE_S) & (requests.ended_s >= times.begun_s)).sum())
+
+
+def _gap_s(offered: Offered, times: Times) -> float:
+    """The longest time without a good answer, from just before the fault on."""
+    ended = np.sort(offered.requests.ended_s[offered.requests.ok])
+    ended = ended[(ended >= times.begun_s - 1.0) & (ended <= times.ends_s)]
+    edges = np.concatenate([[times.begun_s - 1.0], ended, [times.ends_s]]) if not len(ended) else ended
+    return float(np.diff(edges).max(initial=0.0))
+
+
+def _strength_s(seen: Sequence[Seen], times: Times) -> float | None:
+    """From the fault until all replicas ran, for good; 0 if none was ever seen missing, None if one is to the end."""
+    short = [look.at_s for look in seen if look.at_s >= times.begun_s and not look.whole]
+    if not short:
+        return 0.0
+    later = [look.at_s for look in seen if look.at_s > short[-1]]
+    return later[0] - times.begun_s if later else None

@@ -1,0 +1,175 @@
+"""How soon an event shows in a ranking, while rankings and other events keep the service busy."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from loadtest.errors import LoadtestError
+from loadtest.generator.arrivals import arrivals
+from loadtest.generator.bodies import SEED, make_bodies
+from loadtest.generator.connections import Connections
+from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.ids import Ids
+from loadtest.generator.prober import CANDIDATE, KINDS, VIEWER, Names, Prober
+from loadtest.generator.records import BATCH, candidate, event, forget, pack, viewer_events
+from loadtest.measure.answer import decode_acknowledgement, read_acknowledgement
+from loadtest.measure.freshness_verdict import judge_freshness
+from loadtest.measure.measure import Record, Requests, measure
+from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
+from loadtest.report.freshness import event_numbers, freshness_numbers, percentiles, rank_numbers
+from loadtest.report.machine import describe_machine
+from loadtest.workload.profiles import Profile, Slo
+from loadtest.workload.shapes import Block
+
+CLEAN_UP_BATCH = 500
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The load, and how often a probe is started in it; rates in 1/s, in `profile` that of the rankings."""
+
+    profile: Profile
+    events_per_s: float
+    probes_per_s: float
+
+    @property
+    def batch(self) -> int:
+        """How many events a post holds; a low rate comes in small ones."""
+        return max(1, min(BATCH, int(self.events_per_s // BATCH)))
+
+
+def run_freshness(
+    plan: Plan, url: str, ids: Ids, kinds: Mapping[str, int] | None, slo: Slo
+) -> tuple[Report, Mapping[str, Requests]]:
+    """Load the service, probe it, and clean up after the probes; the report, and the probes by their kind.
+
+    `kinds` counts what the viewers' events are; without, they are all of the kind that the service predicts.
+
+    Raises:
+        LoadtestError: if nothing answers at `url`, or what does takes no events.
+    """
+    bodies = make_bodies(ids, plan.profile)
+    probe(url, bodies[0])
+    names = Names(f"freshness-{secrets.token_hex(6)}")
+    label_event = _label_event(url)
+    kinds = kinds or {label_event: 1}
+    prober = Prober(url, names, label_event)
+    posts = Record()
+    left_behind: list[str] = []
+    try:
+        _try_events(url, names, sorted({*kinds, label_event}))
+        from loadtest.scenarios.run import (
+            run_load,  # patches the standard library for gevent: not before it is needed
+        )
+
+        rng = np.random.default_rng([SEED, 1])
+        stream = viewer_events(ids, kinds, plan.profile.viewer_skew, names.run, plan.batch)
+        beside = [
+            lambda: _post_events(url, plan, stream, posts),
+            lambda: prober.run(_probe_times(plan, rng), plan.profile.warmup_s),
+        ]
+        loaded = run_load(plan.profile, url, bodies, beside)
+    finally:
+        left_behind += _clean_up(url, names, prober)
+    probes = {kind: prober.requests(kind) for kind in KINDS}
+    measured = {
+        "url": url,
+        "seconds": plan.profile.duration_s,
+        "freshness_ms": freshness_numbers(probes),
+        "answered_freshness_ms": percentiles(np.array(prober.answered_ms)),
+        "rank": rank_numbers(plan.profile.target_rps, measure(loaded.requests, plan.profile.duration_s)),
+        "events": event_numbers(
+            plan.events_per_s, plan.batch, measure(posts.requests(), plan.profile.duration_s)
+        ),
+        "left_behind": left_behind,
+        "machine": describe_machine(),
+    }
+    verdict, reasons = judge_freshness(measured, slo.generator_late_ms_p99)
+    return {"verdict": verdict, "reasons": reasons, **measured}, probes
+
+
+def _label_event(url: str) -> str:
+    status, said = ask(url, MODEL_PATH)
+    try:
+        event_kind = msgspec.json.decode(said)["label"]["event"] if status == 200 else None
+    except (msgspec.DecodeError, KeyError, TypeError):
+        event_kind = None
+    if not isinstance(event_kind, str):
+        raise LoadtestError(
+            f"--url {url}: GET {MODEL_PATH} does not say which event is predicted (status {status}); "
+            "freshness is measured of a service of tabrank"
+        )
+    return event_kind
+
+
+def _try_events(url: str, names: Names, kinds: Sequence[str]) -> None:
+    """Post the candidate that the probes' viewers go to, and one event of each kind that will be posted."""
+    tried = [event(f"{names.run}-t{i}", names.asker, names.anchor, kind) for i, kind in enumerate(kinds)]
+    status, said = ask(url, EVENTS_PATH, pack([candidate(names.anchor), *tried]))
+    if status in (404, 405):
+        raise LoadtestError(
+            f"--url {url}: there is no POST {EVENTS_PATH} there (status {status}); "
+            "freshness is measured of a service that takes events"
+        )
+    if status != 200:
+        raise LoadtestError(f"--url {url}: the service takes no events: {status} {detail_of(said)}")
+    try:
+        rejected = decode_acknowledgement(said).rejected
+    except msgspec.MsgspecError as error:
+        raise LoadtestError(
+            f"--url {url}: POST {EVENTS_PATH} answers otherwise than expected: {error}"
+        ) from None
+    if rejected:
+        refused = rejected[0]
+        raise LoadtestError(
+            f"--url {url}: the service refuses events of this run: {refused.pointer}: {refused.detail}; "
+            "name the log of the surface that it serves"
+        )
+
+
+def _post_events(url: str, plan: Plan, bodies: Iterator[bytes], posts: Record) -> None:
+    keep = partial(posts.keep, zero_s=plan.profile.warmup_s)
+    connections = Connections(url, EVENTS_PATH)
+    dispatcher = Dispatcher(connections, partial(read_acknowledgement, num_records=plan.batch), keep)
+    times_s = arrivals(
+        lambda: plan.events_per_s / plan.batch, plan.profile.blocks, np.random.default_rng(SEED)
+    )
+    try:
+        dispatcher.run(times_s, map(connections.prepare, bodies))
+    finally:
+        connections.close()
+
+
+def _probe_times(plan: Plan, rng: np.random.Generator) -> Iterator[float]:
+    """Times at random: at equal distances they might always meet the service in the same part of its cycle."""
+    for at_s in arrivals(lambda: plan.probes_per_s, [Block(plan.profile.duration_s)], rng):
+        yield plan.profile.warmup_s + at_s
+
+
+def _clean_up(url: str, names: Names, prober: Prober) -> list[str]:
+    """End the probes' candidates and forget their viewers; what could not be, in sentences."""
+    now_ms = int(time.time() * 1000)
+    ends = [candidate(name, now_ms) for name in (names.anchor, *prober.posted[CANDIDATE])]
+    viewers = [forget(name) for name in (names.asker, *prober.posted[VIEWER])]
+    left = []
+    for what, records in (("candidates were not ended", ends), ("viewers were not forgotten", viewers)):
+        for first in range(0, len(records), CLEAN_UP_BATCH):
+            part = records[first : first + CLEAN_UP_BATCH]
+            try:
+                status, said = ask(url, EVENTS_PATH, pack(part))
+            except LoadtestError as error:
+                left.append(f"{len(part)} of the probes' {what}: {error}")
+                continue
+            outcome, num_done = read_acknowledgement(status, said, len(part))
+            if not outcome.ok:
+                left.append(f"{len(part) - num_done} of the probes' {what}: {outcome.name}")
+    return left

@@ -1,0 +1,1 @@
+"""`loadtest overload`: two and three times the knee."""

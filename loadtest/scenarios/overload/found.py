@@ -1,0 +1,132 @@
+"""What an overload came to: goodput by rung, refusals, failures, and how soon all was normal again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loadtest.generator.dispatcher import NOT_SENT
+from loadtest.measure.measure import Measurement, Requests, percentile, rounded
+from loadtest.measure.phases import in_full, in_time, recovered_s
+from loadtest.measure.verdict import Verdict, listed, verdict_on
+from loadtest.workload.profiles import Slo
+from loadtest.workload.shapes import Block, Phase
+
+REFUSED = "HTTP 429"
+GOODPUT = ((2.0, 0.9), (float("inf"), 0.7))  # up to so many times the knee, this share of it
+REFUSAL_MS = 10.0  # in the replica
+BACK_S = 5.0
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seconds at 60 % of the knee, at so many times it, and at 60 % again, without a pause between them."""
+
+    seconds: float = 60.0
+    before_s: float = 5.0
+    after_s: float = 15.0
+    normal: float = 0.6
+
+    def blocks(self, times: float) -> list[Block]:
+        """As pieces of the load, whose rate is the knee."""
+        level = ((self.before_s, self.normal), (self.seconds, times), (self.after_s, self.normal))
+        return [Block(seconds, factor, factor) for seconds, factor in level]
+
+
+def describe(
+    requests: Requests, times: float, knee_rps: float, deadline_ms: float, plan: Plan, slo: Slo
+) -> Found:
+    """The numbers of one run; latencies count from when a request was due."""
+    begins_s, ends_s = plan.before_s, plan.before_s + plan.seconds
+    due = requests.where((requests.at_s >= begins_s) & (requests.at_s < ends_s))
+    ended = due.named_counts()
+    rungs = _goodput(due, deadline_ms, plan.seconds)
+    goodput_rps = sum(rungs.values())
+    refused = due.latency_ms[_named(due, REFUSED)]
+    found = {
+        "times": times,
+        "offered_rps": len(due.ok) / plan.seconds,
+        "goodput_rps": goodput_rps,
+        "goodput_share": goodput_rps / knee_rps,
+        "goodput_by_rung_rps": rungs,
+        "answers": int(due.ok.sum()),
+        "answers_late": int((due.latency_ms[due.ok] > deadline_ms).sum()),
+        **{f"p{share * 100:g}_ms": _of(due.latency_ms[due.ok], share) for share in (0.5, 0.9, 0.99)},
+        "refused": len(refused),
+        "refused_p50_ms": _of(refused, 0.5),
+        "refused_p99_ms": _of(refused, 0.99),
+        "http_5xx": sum(n for name, n in ended.items() if name.startswith("HTTP 5")),
+        "not_sent": ended[NOT_SENT.name],
+        "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
+        "in_flight_most": in_flight_most(due),
+        "generator_late_ms_p99": _of(due.late_ms, 0.99) or 0.0,
+        "back_s": recovered_s(
+            requests, Phase(ends_s, ends_s + plan.after_s, "after"), lambda m: is_normal(m, slo)
+        ),
+    }
+    return {name: _rounded(value) for name, value in found.items()}
+
+
+def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
+    """Hold a run against what is allowed; void if the generator was late: it was not the service that was slow."""
+    remedy = f"{found['offered_rps']:.0f} requests a second are more than its core can send"
+    late_ms, limit_ms = found["generator_late_ms_p99"], slo.generator_late_ms_p99
+    return verdict_on(list(_broken(found, slo)), late_ms, limit_ms, remedy)
+
+
+def is_normal(measured: Measurement, slo: Slo) -> bool:
+    """Whether p99 and full answers are within the SLO, a failed request being none."""
+    return in_time(measured, slo) and in_full(measured, slo)
+
+
+def in_flight_most(requests: Requests) -> int:
+    """The most requests that were open at one time."""
+    sent = ~_named(requests, NOT_SENT.name)
+    begun = requests.at_s[sent] + requests.late_ms[sent] / 1000
+    at = np.concatenate([begun, requests.ended_s[sent]])
+    change = np.concatenate([np.ones(len(begun)), -np.ones(len(begun))])
+    return int(np.cumsum(change[np.argsort(at, kind="stable")]).max(initial=0))
+
+
+def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
+    wanted = next(share for times, share in GOODPUT if found["times"] <= times)
+    if found["goodput_share"] < wanted:
+        yield f"goodput is {found['goodput_share']:.1%} of the knee; {wanted:.0%} are needed"
+    if found["p99_ms"] is None or found["p99_ms"] > slo.p99_ms:
+        said = (
+            "nothing was answered"
+            if found["p99_ms"] is None
+            else f"the p99 of answers is {found['p99_ms']:.1f} ms"
+        )
+        yield f"{said}; {slo.p99_ms:g} ms are allowed"
+    if found["failures"]:
+        yield f"requests failed that were not refused: {listed(found['failures'])}"
+    replica_ms = found.get("refused_in_replica_p99_ms")
+    if replica_ms is not None and replica_ms > REFUSAL_MS:
+        yield f"refusals took up to {replica_ms:g} ms in the replica (p99); {REFUSAL_MS:g} ms are allowed"
+    if found["back_s"] is None or found["back_s"] > BACK_S:
+        after = "in no time that was looked at" if found["back_s"] is None else f"after {found['back_s']} s"
+        yield f"all was normal again {after}; {BACK_S:g} s are allowed"
+
+
+def _goodput(due: Requests, deadline_ms: float, seconds: float) -> dict[str, float]:
+    rungs = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
+    return {name: number / seconds for name, number in rungs.items()}
+
+
+def _named(requests: Requests, name: str) -> Any:
+    return np.array([outcome.name == name for outcome in requests.outcomes], dtype=bool)[requests.codes]
+
+
+def _of(latency_ms: Any, share: float) -> float | None:
+    return percentile(latency_ms, np.ones(len(latency_ms), dtype=bool), share)
+
+
+def _rounded(value: Any) -> Any:
+    return (
+        {name: rounded(each) for name, each in value.items()} if isinstance(value, dict) else rounded(value)
+    )

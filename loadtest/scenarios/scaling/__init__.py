@@ -1,0 +1,1 @@
+"""`loadtest scale`: replicas and nodes that follow the load."""

@@ -1,0 +1,90 @@
+"""`loadtest scale`: the proofs of scaling, one after the other, each with a service of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.errors import LoadtestError
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import read_log_ids
+from loadtest.measure.verdict import Verdict
+from loadtest.report.machine import describe_machine
+from loadtest.report.report import draft_of, refuse_existing
+from loadtest.report.scaling import write_scale
+from loadtest.scenarios.scaling import nodes, replicas, step
+from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
+from loadtest.targets.processes import started
+from loadtest.targets.workspace import Say, Workspace
+from loadtest.workload.profiles import Profile
+
+AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
+PARTS = tuple(AUTOSCALING)
+PROBE = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
+Found = dict[str, Any]
+
+
+def run_scale(
+    work: Workspace, config: Path, parts: Sequence[str], cycles: replicas.Plan, out: Path, say: Say
+) -> Found:
+    """Run the parts that are named, and write their report, with each part's own, to the new folder `out`.
+
+    Raises:
+        LoadtestError: if one cannot be run: the input, the workspace or the service is at fault.
+    """
+    for name in parts:
+        if name not in PARTS:
+            raise LoadtestError(f"--part {name}: there is no such part; there are {', '.join(PARTS)}")
+    refuse_existing(out)
+    begun = time.monotonic()
+    with work.locked(), draft_of(out) as folder:
+        for name in parts:  # what is wrong with the file is told before a minute of preparing
+            Scaled.of(work, config, AUTOSCALING[name])
+        work.prepare(say)
+        found = {name: _prove(name, work, config, cycles, folder / name, say) for name in parts}
+        report = {
+            "verdict": verdict_of(found),
+            "parts": found,
+            "config": str(config),
+            "capacity_rps": round(capacity_rps(), 1),
+            "pace": PACE,
+            "candidates": CANDIDATES,
+            "machine": describe_machine(),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+        write_scale(folder, report)
+    return report
+
+
+def _prove(name: str, work: Workspace, config: Path, cycles: replicas.Plan, out: Path, say: Say) -> Found:
+    body = make_bodies(read_log_ids(work.log, CANDIDATES), PROBE, count=1)[0]
+    if name == "nodes":
+        return nodes.prove_nodes(work, config, body, out, say)
+    if name == "replicas":
+        scaled = Scaled.of(work, config, AUTOSCALING[name])
+        return _with_service(
+            work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, say), say
+        )
+    scaled = Scaled.of(work, config, AUTOSCALING[name])
+    return _with_service(
+        work, scaled, body, lambda: step.prove_step(scaled, work, step.Plan(), out, say), say
+    )
+
+
+def _with_service(
+    work: Workspace, scaled: Scaled, body: bytes, prove: Callable[[], Found], say: Say
+) -> Found:
+    say("starting the service with the throttled Scorer")
+    with started(scaled.service, work, body, CANDIDATES) as footprint:
+        say(f"{scaled.service.url} answers after {footprint.start_s} s")
+        return prove()
+
+
+def verdict_of(found: Mapping[str, Found]) -> Verdict:
+    """Void only where each part that did not hold is."""
+    if all(part["held"] for part in found.values()):
+        return "held"
+    failed = [part for part in found.values() if not part["held"]]
+    return "void" if all(part.get("void") for part in failed) else "not held"

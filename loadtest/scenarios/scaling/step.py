@@ -1,0 +1,99 @@
+"""A doubled load: more replicas, and the p99 back, within ten seconds; and none that comes or goes for no reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from loadtest.scenarios.scaling.load import after, failures, loading, moments
+from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
+from loadtest.targets.workspace import Say, Workspace
+from loadtest.workload.profiles import Profile
+from loadtest.workload.shapes import Shape
+
+LOAD = 0.6  # of what one Scorer replica can do; twice that is more than one can
+WITHIN_S = 10.0
+MAX_REPLICAS = 4
+SCORER = "Scorer_replicas"
+# Down soon, so that a doubled load is held for longer than that: a policy that would take the replica away again is
+# found out.
+AUTOSCALING = {
+    "FeatureFetch": {"min_replicas": 1, "max_replicas": 1},
+    "Scorer": {"min_replicas": 1, "max_replicas": MAX_REPLICAS, "downscale_delay_s": 15},
+}
+Moments = Sequence[Mapping[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seconds at the rate before, at twice that, and at half of it."""
+
+    before_s: float = 20.0
+    held_s: float = 50.0
+    after_s: float = 30.0
+
+    @property
+    def shape(self) -> Shape:
+        """As factors of the rate."""
+        up_s, down_s = self.before_s, self.before_s + self.held_s
+        return (
+            (0.0, 1.0),
+            (up_s, 1.0),
+            (up_s, 2.0),
+            (down_s, 2.0),
+            (down_s, 0.5),
+            (down_s + self.after_s, 0.5),
+        )
+
+
+def prove_step(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: Say) -> dict[str, Any]:
+    """Double the load of the running service and lower it again; when the replicas were there, and the p99."""
+    rate_rps = round(LOAD * capacity_rps())
+    seconds = plan.shape[-1][0]
+    profile = Profile("step", rate_rps, CANDIDATES, 10.0, seconds, 1.0, plan.shape)
+    say(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
+    with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
+        report = load.report()
+    found = judge_step(report, moments(out), plan)
+    say(f"  replicas {after(found['replicas_up_s'])}, p99 {after(found['p99_recovered_s'])} the step")
+    return found
+
+
+def judge_step(report: Mapping[str, Any], seen: Moments, plan: Plan) -> dict[str, Any]:
+    """What the run's report and its timeline say of the step."""
+    up_s, down_s = plan.before_s, plan.before_s + plan.held_s
+    counts = [(row["t_s"] or 0.0, int(row.get(SCORER) or 0)) for row in seen]
+    before = {number for at_s, number in counts if at_s < up_s}
+    held = [(at_s, number) for at_s, number in counts if up_s <= at_s < down_s]
+    more = [at_s for at_s, number in held if number > max(before, default=1)]
+    after = [number for at_s, number in counts if at_s >= down_s]
+    most = max((number for _, number in held), default=0)
+    step = report["steps"][0]
+    found = {
+        "replicas_up_s": more[0] - up_s if more else None,
+        "p99_recovered_s": step["p99_recovered_s"],
+        "full_recovered_s": step["full_recovered_s"],
+        "replicas_before": sorted(before),
+        "replicas_held": most,
+        "replicas_after": after[-1] if after else None,
+        "phases": report["phases"],
+        **{name: report[name] for name in ("requests", "errors", "error_kinds", "generator_late_ms_p99")},
+    }
+    reasons = list(_broken(found, [number for at_s, number in held if more and at_s >= more[0]]))
+    late = report["generator_late_ms_p99"] > report["slo"]["generator_late_ms_p99"]
+    return {"held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}
+
+
+def _broken(found: Mapping[str, Any], since_up: Sequence[int]) -> list[str]:
+    reasons = []
+    if len(found["replicas_before"]) != 1:
+        reasons.append(f"replicas came or went before the step: {found['replicas_before']}")
+    for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 was back", "p99_recovered_s")):
+        if found[key] is None or found[key] > WITHIN_S:
+            reasons.append(f"{name} {after(found[key])} the step; {WITHIN_S:g} s are allowed")
+    if any(later < earlier for earlier, later in pairwise(since_up)):
+        reasons.append("a replica was taken away while the load was still doubled")
+    return reasons + failures(found)

@@ -1,0 +1,138 @@
+"""What slow clients cost the others: the p99 of normal traffic beside them, against that without them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+import numpy as np
+
+from loadtest.commands import die_with_parent
+from loadtest.errors import LoadtestError
+from loadtest.generator.arrivals import arrivals
+from loadtest.generator.bodies import SEED, make_bodies
+from loadtest.generator.connections import Connections
+from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.ids import Ids
+from loadtest.measure.answer import read_answer
+from loadtest.measure.measure import Record, measure, rounded
+from loadtest.measure.service import probe, read_address
+from loadtest.report.machine import describe_machine
+from loadtest.workload.profiles import Profile
+from loadtest.workload.shapes import Block
+
+SETTLE_S = 5.0  # of each window that is not counted: the slow ones come, or go
+MAX_RATIO = 1.2
+MAX_LATE_MS = 10.0  # in the middle window: beyond, it is this process that was slow
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`pairs` times a window without the slow ones and one with them, beside normal traffic at the profile's rate."""
+
+    profile: Profile
+    num_slow: int = 500
+    pairs: int = 5
+    window_s: float = 12.0
+
+
+def run_slow(plan: Plan, url: str, ids: Ids) -> Report:
+    """Load the service, with and without slow clients in turn; what came of it.
+
+    Raises:
+        LoadtestError: if nothing answers at `url`, or the slow clients cannot connect.
+    """
+    profile = plan.profile
+    bodies = make_bodies(ids, profile)
+    probe(url, bodies[0])
+    record, connections = Record(), Connections(url)
+    told: list[dict[str, Any]] = []
+    beside = gevent.spawn(_slow_windows, plan, url, told)
+
+    seconds = 2 * plan.pairs * plan.window_s
+    times = arrivals(lambda: profile.target_rps, [Block(seconds)], np.random.default_rng([SEED, 2]))
+    read = partial(read_answer, num_candidates=profile.candidates)
+    try:
+        Dispatcher(connections, read, record.keep).run(times, map(connections.prepare, cycle(bodies)))
+        beside.get()
+    finally:
+        beside.kill()
+        connections.close()
+    return _report(plan, url, record, told)
+
+
+def _slow_windows(plan: Plan, url: str, told: list[dict[str, Any]]) -> None:
+    for _ in range(plan.pairs):
+        gevent.sleep(plan.window_s)
+        with _senders(url, plan.num_slow) as senders:
+            gevent.sleep(plan.window_s - 0.5)  # they go before the next window begins
+        told.append(_told(senders))
+
+
+@contextlib.contextmanager
+def _senders(url: str, num: int) -> Iterator[subprocess.Popen[str]]:
+    host, port = read_address(url)
+    prefix = urlsplit(url).path.rstrip("/")
+    command = [sys.executable, "-m", "loadtest.generator.slow_senders", host, str(port), prefix, str(num)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+    try:
+        yield process
+    finally:
+        process.terminate()
+
+
+def _told(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = process.communicate(timeout=10)
+    lines = [json.loads(line) for line in out.splitlines()]
+    ended: dict[str, int] = next((line["ended"] for line in lines if "ended" in line), {})
+    return {"connected": max((line.get("connected", 0) for line in lines), default=0), "ended": ended}
+
+
+def _report(plan: Plan, url: str, record: Record, told: list[dict[str, Any]]) -> Report:
+    connected = min(one["connected"] for one in told)
+    if connected < 0.9 * plan.num_slow:
+        raise LoadtestError(f"--url {url}: of {plan.num_slow} slow clients only {connected} could connect")
+    requests, counted_s = record.requests(), plan.window_s - SETTLE_S
+    windows = [
+        measure(requests.counted_from(i * plan.window_s + SETTLE_S), counted_s) for i in range(2 * plan.pairs)
+    ]
+    quiet, beside = ([one.p99_ms or float("inf") for one in windows[begin::2]] for begin in (0, 1))
+    ratio = median(beside) / median(quiet)
+    failed = sum(one.errors for one in windows)
+    late_ms = median(one.generator_late_ms_p99 for one in windows)
+    verdict = "held" if ratio <= MAX_RATIO and not failed else "not held"
+    return {
+        "verdict": "void" if late_ms > MAX_LATE_MS else verdict,
+        "url": url,
+        "target_rps": plan.profile.target_rps,
+        "slow_clients": plan.num_slow,
+        "p99_ms": {"without": [*map(rounded, quiet)], "beside": [*map(rounded, beside)]},
+        "ratio": rounded(ratio),
+        "max_ratio": MAX_RATIO,
+        "errors": failed,
+        "slow_ended": [one["ended"] for one in told],
+        "generator_late_ms_p99": rounded(late_ms),
+        "machine": describe_machine(),
+    }
+
+
+def slow_summary(report: Report) -> str:
+    """The report in a few lines for a terminal."""
+    shown = {key: ", ".join(f"{ms:.1f}" for ms in values) for key, values in report["p99_ms"].items()}
+    return (
+        f"{report['verdict']}: {report['slow_clients']} slow clients make the p99 of {report['target_rps']:g} req/s "
+        f"{report['ratio']:.2f} times as long (limit {MAX_RATIO:g}), with {report['errors']} errors\n"
+        f"  p99 without them, by window: {shown['without']} ms\n  beside them: {shown['beside']} ms\n"
+        f"  the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99; void above {MAX_LATE_MS:g})"
+    )

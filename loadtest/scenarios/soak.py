@@ -1,0 +1,186 @@
+"""`loadtest soak`: a level load for long; whether the p99 drifts, and memory and open files grow."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from loadtest.errors import LoadtestError
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import find_ids
+from loadtest.generator.offer import Load, offering
+from loadtest.measure.cluster import read_service
+from loadtest.measure.measure import Requests, measure, rounded
+from loadtest.measure.service import probe
+from loadtest.measure.timeline import Moment, timeline
+from loadtest.measure.verdict import Verdict, listed, verdict_on
+from loadtest.report.machine import describe_machine
+from loadtest.report.report import Report, refuse_existing
+from loadtest.report.soak import Footprint, write_soak
+from loadtest.targets.processes import carrying
+from loadtest.targets.workspace import Say
+from loadtest.workload.profiles import Profile, Slo, load_slo
+from loadtest.workload.shapes import Block
+
+CLUSTER = "TABRANK_CLUSTER"  # in the environment of each process of a service of `serve up`
+CANDIDATES = 55
+WARMUP_S = 30.0
+WARM_SHARE = 0.2  # of the samples, not looked at: caches and heaps fill
+DRIFT = 0.10
+GROWTH = 0.05
+
+
+def run_soak(
+    url: str,
+    seconds: float,
+    rate_rps: float,
+    cluster: Path,
+    log: Path,
+    ids: Path | None,
+    out: Path,
+    say: Say,
+    warmup_s: float = WARMUP_S,
+) -> tuple[Report, Verdict]:
+    """Load the service at `url`, look at the processes of its run folder, and write the report to `out`.
+
+    Raises:
+        LoadtestError: if there is no such service, or the input is at fault.
+    """
+    refuse_existing(out)
+    profile, slo = Profile("soak", rate_rps, CANDIDATES, warmup_s, seconds, 1.0), load_slo()
+    bodies = make_bodies(find_ids(ids, log, CANDIDATES), profile)
+    probe(url, bodies[0])
+    service = processes_of(cluster, url)
+    say(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are looked at")
+    load = Load(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
+    with offering(load) as offer, _watching(cluster, offer.begun_s + warmup_s, _period_s(seconds)) as seen:
+        requests = offer.result().requests.counted_from(warmup_s)
+    footprints = [each for each in seen if each.at_s >= 0]
+    report = describe(requests, footprints, seconds, slo)
+    verdict, reasons = judge(report, slo)
+    report = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps, **report}
+    report |= {"machine": describe_machine()}
+    moments: list[Moment] = timeline(requests, seconds, [])
+    write_soak(out, report, moments, footprints, slo)
+    return report, verdict
+
+
+def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float, slo: Slo) -> Report:
+    """The numbers of a soak: each third of the load, and how memory and files grew after the first fifth."""
+    thirds = [measure(requests.counted_from(i * seconds / 3), seconds / 3) for i in range(3)]
+    whole = measure(requests, seconds)
+    warm = footprints[int(len(footprints) * WARM_SHARE) :]
+    first, last = thirds[0].p99_ms, thirds[-1].p99_ms
+    found: Report = {
+        "seconds": seconds,
+        "requests": whole.requests,
+        "errors": whole.errors,
+        "error_kinds": whole.error_kinds,
+        "full_share": whole.full_share,
+        "p99_ms": [third.p99_ms for third in thirds],
+        "p99_drift": None if first is None or last is None else last / first - 1,
+        "memory_growth": growth([each.own_mib for each in warm]),
+        "resident_growth": growth([each.resident_mib for each in warm]),
+        "files_growth": growth([each.files for each in warm]),
+        "memory_mib": [warm[0].own_mib, warm[-1].own_mib] if warm else [],
+        "files": [warm[0].files, warm[-1].files] if warm else [],
+        "processes": sorted({each.processes for each in footprints}),
+        "samples": len(footprints),
+        "generator_late_ms_p99": whole.generator_late_ms_p99,
+        "criteria": {"p99_drift": DRIFT, "growth": GROWTH, "warm_up_share": WARM_SHARE},
+    }
+    return {name: _rounded(value) for name, value in found.items()}
+
+
+def growth(values: Sequence[float]) -> float | None:
+    """Of a straight line through the values (least squares), from its first to its last: the share it gained."""
+    if len(values) < 3:
+        return None
+    slope, start = np.polyfit(np.arange(len(values)), np.array(values, dtype=float), 1)
+    return float(slope * (len(values) - 1) / start)
+
+
+def judge(report: Report, slo: Slo) -> tuple[Verdict, list[str]]:
+    """Hold it against the criteria; void if the generator was late."""
+    return verdict_on(list(_broken(report)), report["generator_late_ms_p99"], slo.generator_late_ms_p99)
+
+
+def processes_of(run: Path, url: str) -> list[psutil.Process]:
+    """The processes of the service of a run folder.
+
+    Raises:
+        LoadtestError: if there is none, or it is another's than that of the URL.
+    """
+    service = read_service(run)
+    if service.get("url", "").rstrip("/") != url.rstrip("/"):
+        raise LoadtestError(
+            f"--cluster {run}: no service of `serve up` at {url} is told there; name its run folder"
+        )
+    found = carrying(CLUSTER, service["cluster_id"])
+    if not found:
+        raise LoadtestError(f"--cluster {run}: no process of its service lives, or they are another user's")
+    return found
+
+
+def footprint(processes: Sequence[psutil.Process], at_s: float) -> Footprint:
+    """What they take now, all together; those that ended meanwhile take nothing."""
+    own = resident = files = number = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            memory = process.memory_info()
+            resident += memory.rss
+            own += memory.rss - getattr(memory, "shared", 0)
+            files += process.num_fds()
+            number += 1
+    return Footprint(at_s, own / 2**20, resident / 2**20, files, number)
+
+
+def _broken(report: Report) -> Iterator[str]:
+    drift = report["p99_drift"]
+    if drift is None or drift > DRIFT:
+        said = "was not reached" if drift is None else f"drifted by {drift:+.1%}"
+        yield f"the p99 {said} from the first third to the last; {DRIFT:.0%} are allowed"
+    for what, key in (("memory", "memory_growth"), ("the number of open files", "files_growth")):
+        if report[key] is None:
+            yield f"{what} was looked at too seldom; soak for longer"
+        elif report[key] > GROWTH:
+            yield f"{what} grew by {report[key]:+.1%} after the warm-up; {GROWTH:.0%} are allowed"
+    if report["errors"]:
+        yield f"{report['errors']} of {report['requests']:,} requests failed: {listed(report['error_kinds'])}"
+
+
+def _period_s(seconds: float) -> float:
+    return min(5.0, seconds / 12)
+
+
+@contextmanager
+def _watching(cluster: Path, zero_s: float, period_s: float) -> Iterator[list[Footprint]]:
+    """Look at the processes again and again while the block runs; times count from `zero_s`."""
+    seen: list[Footprint] = []
+    over = threading.Event()
+    url = read_service(cluster)["url"]
+
+    def look() -> None:
+        while not over.wait(period_s):
+            with contextlib.suppress(LoadtestError):  # a service that is being replaced
+                seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def _rounded(value: Any) -> Any:
+    return [rounded(each) for each in value] if isinstance(value, list) else rounded(value)

@@ -1,0 +1,1 @@
+"""What is put under load: our service, the rivals, the workspace. Imports `generator` and below, and `serve`."""

@@ -1,0 +1,1 @@
+"""Two rivals with the same reads and features. Imports `serve`."""

@@ -1,0 +1,69 @@
+"""Run one command of `loadtest`: measure, print the report, exit by the verdict."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+
+from loadtest.errors import LoadtestError
+from loadtest.measure.verdict import EXIT_CODES, Verdict
+from loadtest.report.report import Report
+
+
+def run_benchmark(
+    name: str,
+    out: Path | None,
+    measured: Callable[[Path], tuple[Report, Verdict]],
+    summed_up: Callable[[Report], str],
+    as_json: bool,
+    of: Report | None = None,
+) -> None:
+    """Measure into the folder `out`, var/loadtest/NAME-TIME by default; the rest as `run_measurement`."""
+    folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def judged() -> tuple[Report, Path, Verdict]:
+        report, verdict = measured(folder)
+        return report, folder, verdict
+
+    run_measurement(judged, summed_up, as_json, of)
+
+
+def run_measurement(
+    measured: Callable[[], tuple[Report, Path | None, Verdict]],
+    summed_up: Callable[[Report], str],
+    as_json: bool,
+    of: Report | None = None,
+) -> None:
+    """Measure, print the report or why there is none, and exit by the verdict; `of` names what was measured."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: unwinds what was begun
+    try:
+        report, folder, verdict = measured()
+    except LoadtestError as error:
+        if as_json:
+            reason = str(error)
+            void = {"verdict": "void", "reasons": [reason]}
+            print(json.dumps(of | void if of else {"error": reason}))
+        print_progress(str(error))
+        raise typer.Exit(EXIT_CODES["void"]) from None
+    except KeyboardInterrupt:
+        print_progress(f"interrupted: {'no verdict' if of else 'nothing is left running, and no report'}")
+        raise typer.Exit(EXIT_CODES["void"]) from None
+    except Exception:
+        traceback.print_exc()
+        raise typer.Exit(EXIT_CODES["void"]) from None
+    print(json.dumps(report) if as_json else summed_up(report))
+    if folder is not None:
+        print_progress(f"written to {folder / 'report.html'}")
+    raise typer.Exit(EXIT_CODES[verdict])
+
+
+def print_progress(line: str) -> None:
+    """Print a line on stderr."""
+    print(line, file=sys.stderr)

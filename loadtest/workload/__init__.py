@@ -1,0 +1,1 @@
+"""Declared load: profiles, shapes and the SLO. Imports `commands` and `errors`."""

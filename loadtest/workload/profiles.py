@@ -1,0 +1,160 @@
+"""What a run sends and what it must hold: a load profile and an SLO, both read strictly from TOML."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from loadtest.errors import LoadtestError, unknown_key
+from loadtest.workload.shapes import Block, Shape, blocks, check_shape, read_shape, stretched
+
+PROFILES = Path(__file__).parents[1] / "profiles.toml"
+SLO = Path(__file__).parents[1] / "slo.toml"
+_Config = TypeVar("_Config", "Profile", "Slo")
+MAX_CANDIDATES = 1000  # what POST /v1/rank takes
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A load: `target_rps` requests a second, Poisson, each with `candidates` candidates.
+
+    With a `shape` that many times its factor at each moment; without one the rate stands.
+    """
+
+    name: str
+    target_rps: float
+    candidates: int
+    warmup_s: float
+    duration_s: float
+    viewer_skew: float
+    shape: Shape = ()
+
+    def __post_init__(self) -> None:
+        _check("target_rps", self.target_rps, self.target_rps > 0, "it must be above 0")
+        whole = isinstance(self.candidates, int) and 1 <= self.candidates <= MAX_CANDIDATES
+        _check("candidates", self.candidates, whole, f"it must be a whole number from 1 to {MAX_CANDIDATES}")
+        _check("warmup_s", self.warmup_s, self.warmup_s >= 0, "it must be 0 or more")
+        _check("duration_s", self.duration_s, self.duration_s > 0, "it must be above 0")
+        _check("viewer_skew", self.viewer_skew, self.viewer_skew >= 0, "it must be 0 or more")
+        if self.shape:
+            check_shape(self.shape, self.duration_s)
+        _check(
+            "duration_s",
+            self.duration_s,
+            any(block.num_requests(self.target_rps) for block in blocks(self.line)),
+            f"at {self.target_rps:g} req/s not one request is sent in it",
+        )
+
+    @property
+    def line(self) -> Shape:
+        """Its shape, which may be a level line."""
+        return self.shape or ((0.0, 1.0), (self.duration_s, 1.0))
+
+    @property
+    def offered_rps(self) -> float:
+        """The mean rate of the measurement."""
+        sent = sum(block.factor * block.seconds for block in blocks(self.line))
+        return self.target_rps * sent / self.duration_s
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The pieces of the run, the warm-up at the rate with which the measurement begins."""
+        first = self.line[0][1]
+        return [Block(self.warmup_s, first, first), *blocks(self.line)]
+
+
+@dataclass(frozen=True)
+class Slo:
+    """What must hold, and the lateness of the generator above which nothing can be said."""
+
+    p90_ms: float
+    p99_ms: float
+    max_error_share: float
+    min_full_share: float
+    generator_late_ms_p99: float
+
+    def __post_init__(self) -> None:
+        for name in ("p90_ms", "p99_ms", "generator_late_ms_p99"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "it must be 0 or more milliseconds")
+        for name in ("max_error_share", "min_full_share"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "it must be a share from 0 to 1")
+
+
+def load_profile(name: str, **changes: float | None) -> Profile:
+    """A shipped profile by its name, or one from a TOML file by its path (`*.toml`), with `changes` made.
+
+    A changed `duration_s` stretches the shape.
+
+    Raises:
+        LoadtestError: for an unknown name, an unreadable file, an unknown or missing key, or a bad value.
+    """
+    made = {key: value for key, value in changes.items() if value is not None}
+    if name.endswith(".toml"):
+        return _profile(name, _read(Path(name)), made, Path(name).stem)
+    shipped = _read(PROFILES)
+    if name not in shipped:
+        raise LoadtestError(f"no profile {name!r}; there are {', '.join(shipped)}, or name a .toml file")
+    return _profile(f"profile {name}", shipped[name], made, name)
+
+
+def _profile(where: str, values: Mapping[str, Any], changes: Mapping[str, float], name: str) -> Profile:
+    given = dict(values)
+    try:
+        shape = read_shape(given.pop("shape", ()))
+    except ValueError as error:
+        raise LoadtestError(f"{where}: {error}") from None
+    profile = _build(Profile, where, given, name=name, shape=shape)
+    if shape and "duration_s" in changes:
+        shape = stretched(shape, _positive(where, changes["duration_s"]))
+    return _build(Profile, where, {**given, **changes}, name=name, shape=shape) if changes else profile
+
+
+def _positive(where: str, duration_s: float) -> float:
+    if not (math.isfinite(duration_s) and duration_s > 0):
+        raise LoadtestError(f"{where}: duration_s is {duration_s!r}; it must be above 0")
+    return duration_s
+
+
+def load_slo(path: Path | None = None) -> Slo:
+    """The shipped SLO, with what the file at `path` says in its place.
+
+    Raises:
+        LoadtestError: for an unreadable file, an unknown key or a bad value.
+    """
+    changed = _read(path) if path else {}
+    return _build(Slo, str(path or SLO.name), {**_read(SLO), **changed})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadtestError(f"{path}: cannot be read ({error.strerror}); name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LoadtestError(f"{path}: not TOML: {error}") from None
+
+
+def _build(kind: type[_Config], where: str, values: Mapping[str, Any], **given: Any) -> _Config:
+    known: list[str] = [field.name for field in fields(kind) if field.name not in given]
+    named: list[str] = known + [name for name in given if name != "name"]
+    for key, value in values.items():
+        if key not in known:
+            raise LoadtestError(unknown_key(where, key, named))
+        if not (type(value) in (int, float) and math.isfinite(value)):
+            raise LoadtestError(f"{where}: {key} is {value!r}; it must be a number")
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise LoadtestError(f"{where}: {missing[0]} is missing; the keys are {', '.join(known)}")
+    try:
+        return kind(**given, **values)
+    except ValueError as error:
+        raise LoadtestError(f"{where}: {error}") from None
+
+
+def _check(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; {rule}")

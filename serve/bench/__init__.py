@@ -1,0 +1,1 @@
+"""`serve bench`: the cost of fetch and features. Imports `operate` and below."""

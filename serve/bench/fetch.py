@@ -1,0 +1,247 @@
+"""Benchmark of a request's way to the matrix: candidates' rows, viewers' read and every feature of `spaces`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from serve.bench.synthetic import NOW_MS, RowMaker, candidate_id, viewer_id
+from serve.config.settings import CURRENT, Arm
+from serve.contract.errors import TabrankError
+from serve.features.matrix import Features, Matrix
+from serve.features.rows import Rows, Schema
+from serve.features.slots import I64
+from serve.features.surface import load_surface
+from serve.operate.host.machine import describe_machine
+from serve.ranking.candidate_table import LiveTable
+from serve.ranking.ranker import Query, Ranker
+from serve.stores.factory import open_store
+from serve.stores.protocol import Store
+
+ROUNDS = 15
+_REQUESTS_A_ROUND = 150  # of a cell, but no fewer than 8 batches
+_PAGE_BYTES = 4096
+_MOST_FLAT = 1.5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: each of `viewers` × `candidates` × `batches`, and `slates` alone."""
+
+    viewers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    candidates: tuple[int, ...] = (1_000, 10_000, 100_000)
+    batches: tuple[int, ...] = (1, 4, 16, 64)
+    slate: int = 55
+    slates: tuple[int, ...] = (55, 110, 220, 440, 1_000)
+
+
+@dataclass
+class _Cell:
+    """One point of the measurement; `batch_us` holds the time of each batch, whole."""
+
+    store: str
+    viewers: int
+    candidates: int
+    batch: int
+    slate: int
+    batch_us: list[float] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        p50, p99 = (float(np.percentile(self.batch_us, q)) for q in (50, 99))
+        return {
+            "store": self.store,
+            "viewers": self.viewers,
+            "candidates": self.candidates,
+            "batch": self.batch,
+            "slate": self.slate,
+            "p50_us": round(p50 / self.batch, 1),
+            "p99_us": round(p99 / self.batch, 1),
+            "us_per_candidate": round(p50 / self.batch / self.slate, 3),
+            "batches": len(self.batch_us),
+        }
+
+
+def bench_fetch(
+    sizes: Sizes = Sizes(),
+    *,
+    rounds: int = ROUNDS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Time from admitted requests to the matrix of their rows, on LMDB and in memory.
+
+    Each request has its own viewer and slate, drawn from all. The cells of a store take turns, round by
+    round, so that the machine's moods fall on all of them.
+
+    Returns:
+        `machine`, `seconds`, `features` (how many), `cells` and `sweep` (slates of other lengths, alone; lists
+        of `store`, `viewers`, `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a request,
+        `us_per_candidate`, `batches` timed), and `ratios`: for each store and batch, how much the p50 of the
+        most viewers is over that of the fewest (`viewers`) and likewise for live candidates (`candidates`), the
+        other one at its middle; `flat` says whether both stay within 1.5.
+
+    Raises:
+        TabrankError: there is no room for the viewers on the disk or in memory.
+    """
+    begun = time.perf_counter()
+    surface = load_surface("spaces")
+    schema = Schema(surface)
+    _require_room(sizes, schema)
+    progress("making the live tables")
+    tables = {n: RowMaker(schema, seed=n).live_table(n) for n in sizes.candidates}
+    cells: list[_Cell] = []
+    sweep: list[_Cell] = []
+    for kind in ("lmdb", "memory"):
+        matrix = [
+            _Cell(kind, v, c, b, sizes.slate)
+            for v in sizes.viewers
+            for c in sizes.candidates
+            for b in sizes.batches
+        ]
+        middle = _middle(sizes.viewers), _middle(sizes.candidates)
+        slates = [_Cell(kind, *middle, 1, n) for n in sizes.slates if kind == "lmdb"]
+        with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
+            stores = {}
+            for n in sizes.viewers:
+                progress(f"{kind}: making {n} viewers")
+                stores[n] = _filled(kind, Path(temporary) / str(n), schema, n)
+            progress(f"{kind}: measuring")
+            asyncio.run(_measure(matrix + slates, schema, stores, tables, rounds))
+            for store in stores.values():
+                store.close()
+        cells, sweep = cells + matrix, sweep + slates
+    return {
+        "machine": describe_machine(),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "features": len(surface.features),
+        "cells": [cell.report() for cell in cells],
+        "sweep": [cell.report() for cell in sweep],
+        "ratios": _ratios(cells, sizes),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as text: a line per store, viewers and candidates, p50 and p99 by batch; then the sweep."""
+    cells = result["cells"]
+    batches = sorted({cell["batch"] for cell in cells})
+    lines = ["us a request, p50 / p99, in batches of " + ", ".join(map(str, batches))]
+    for cell in cells:
+        if cell["batch"] == batches[0]:
+            lines.append(f"{cell['store']:<7}{cell['viewers']:>9} viewers {cell['candidates']:>7} live")
+        lines[-1] += f"{cell['p50_us']:>9.0f} /{cell['p99_us']:>5.0f}"
+    for cell in result["sweep"]:
+        lines.append(
+            f"{cell['slate']:>5} candidates a request: {cell['p50_us']:.0f} us, {cell['us_per_candidate']:.2f} each"
+        )
+    for ratio in result["ratios"]:
+        lines.append(
+            f"{ratio['store']:<7}batches of {ratio['batch']:<3} most over fewest: viewers {ratio['viewers']:.2f}, "
+            f"candidates {ratio['candidates']:.2f}{'' if ratio['flat'] else ': not flat'}"
+        )
+    return "\n".join(lines)
+
+
+def _require_room(sizes: Sizes, schema: Schema) -> None:
+    num_rows, row_bytes = sum(sizes.viewers), schema.viewer.itemsize
+    # LMDB keeps a row of this size on pages of its own; in memory it costs its id and a dict's entry too.
+    on_disk = num_rows * (_PAGE_BYTES * -(-row_bytes // _PAGE_BYTES) + 100)
+    in_memory = num_rows * (row_bytes + 300)
+    folder = tempfile.gettempdir()
+    for where, have, need, remedy in (
+        (folder, shutil.disk_usage(folder).free, on_disk, "set TMPDIR to a folder with more"),
+        ("memory", psutil.virtual_memory().available, in_memory, "run it on a machine with more"),
+    ):
+        if have < need:
+            raise TabrankError(
+                f"bench fetch: {num_rows} viewers need {need / 1e9:.1f} GB in {where}, which has "
+                f"{have / 1e9:.1f} GB free; {remedy}"
+            )
+
+
+def _filled(kind: str, folder: Path, schema: Schema, num_viewers: int) -> Store:
+    url = f"lmdb:{folder}" if kind == "lmdb" else "memory:"
+    store = open_store(url, "spaces", schema.fingerprint, base=folder, writable=True)
+    RowMaker(schema, seed=num_viewers).fill_store(store, num_viewers)
+    return store
+
+
+async def _measure(
+    cells: Sequence[_Cell],
+    schema: Schema,
+    stores: Mapping[int, Store],
+    tables: Mapping[int, Rows],
+    rounds: int,
+) -> None:
+    draw = random.Random(0)
+    features = Features(schema)
+    for _ in range(rounds):
+        for cell in cells:
+            ranker = Ranker(features, _live(schema, tables[cell.candidates], stores[cell.viewers]), _zeros)
+            for _ in range(max(8, _REQUESTS_A_ROUND // cell.batch)):
+                slates = await ranker.rank([_query(cell, draw) for _ in range(cell.batch)])
+                cell.batch_us.append(slates[0].stage_ms["features"] * 1e3)
+
+
+def _live(schema: Schema, candidates: Rows, store: Store) -> LiveTable:
+    """The store's viewers beside candidates that it does not hold."""
+    live = LiveTable(schema, lambda: store)
+    live.rows, live.seq = candidates, store.seq()
+    return live
+
+
+async def _zeros(model: str, matrix: Matrix, request_of_row: I64) -> NDArray[np.float32]:
+    return np.zeros(len(matrix.numeric), np.float32)
+
+
+def _query(cell: _Cell, draw: random.Random) -> Query:
+    return Query(
+        request_id="bench",
+        viewer=viewer_id(draw.randrange(cell.viewers)),
+        candidates=[candidate_id(i) for i in draw.sample(range(cell.candidates), cell.slate)],
+        now_ms=NOW_MS,
+        arm=Arm("bench", CURRENT, 1.0),
+        experiment=None,
+        model="zeros",
+        limit=cell.slate,
+        context={"hour": 20.0},
+        stated={},
+        explain=False,
+        traffic="test",
+        keep_matrix=False,
+        explore=False,
+        num_scored=cell.slate,
+    )
+
+
+def _ratios(cells: Sequence[_Cell], sizes: Sizes) -> list[dict[str, Any]]:
+    p50 = {(c.store, c.viewers, c.candidates, c.batch): float(np.median(c.batch_us)) for c in cells}
+    v, c = _middle(sizes.viewers), _middle(sizes.candidates)
+    ratios = []
+    for store in dict.fromkeys(cell.store for cell in cells):
+        for b in sizes.batches:
+            viewers = p50[store, sizes.viewers[-1], c, b] / p50[store, sizes.viewers[0], c, b]
+            candidates = p50[store, v, sizes.candidates[-1], b] / p50[store, v, sizes.candidates[0], b]
+            ratios.append(
+                {
+                    "store": store,
+                    "batch": b,
+                    "viewers": round(viewers, 3),
+                    "candidates": round(candidates, 3),
+                    "flat": max(viewers, candidates) <= _MOST_FLAT,
+                }
+            )
+    return ratios
+
+
+def _middle(values: Sequence[int]) -> int:
+    return values[len(values) // 2]

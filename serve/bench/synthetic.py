@@ -1,0 +1,90 @@
+"""Made-up rows of `spaces` for benchmarks, as a busy service holds them: every map and set full."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.rows import Rows, Schema
+from serve.features.slots import I64, Record
+from serve.stores.protocol import Store
+
+NOW_MS = 1_800_000_000_000
+_DAY_MS = 86_400_000
+_ROWS_A_COMMIT = 20_000
+# Categories by field; primes, so that any stride walks through all of a pool before it meets a value again.
+_POOLS = {"host": 5003, "topic": 61, "language": 31, "country": 97, "device": 5}
+_POOL_OF = {"follows": "host"}
+
+
+class RowMaker:
+    """Draws distinct rows of a schema whose categories are those of `spaces`."""
+
+    def __init__(self, schema: Schema, seed: int) -> None:
+        self._schema = schema
+        self._rng = np.random.default_rng(seed)
+        shared = np.random.default_rng(0)  # the same values for viewers and candidates: some of them match
+        self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
+
+    def fill_store(self, store: Store, num_viewers: int) -> None:
+        """Commit viewers `viewer0` to `viewer<n - 1>`."""
+        store.take_lease()
+        for first in range(0, num_viewers, _ROWS_A_COMMIT):
+            num_rows = min(_ROWS_A_COMMIT, num_viewers - first)
+            packed, size = self._viewers(num_rows).tobytes(), self._schema.viewer.itemsize
+            rows = {viewer_id(first + i): packed[i * size : (i + 1) * size] for i in range(num_rows)}
+            store.commit(first + num_rows, rows, {})
+
+    def live_table(self, num_candidates: int) -> Rows:
+        """Candidates `space0` to `space<n - 1>`; none ends."""
+        rows = Rows(self._schema, "candidate")
+        at = np.array([rows.add(candidate_id(i)) for i in range(num_candidates)])
+        made = self._schema.blank("candidate", num_candidates)
+        self._fill(made, "candidate")
+        made["ends_ms"] = NOW_MS + _DAY_MS
+        rows.table[at] = made
+        return rows
+
+    def _viewers(self, num_rows: int) -> Record:
+        rows = self._schema.blank("viewer", num_rows)
+        self._fill(rows, "viewer")
+        for i, m in enumerate(self._schema.maps):
+            rows[f"map{i}_keys"] = self._distinct(m.field.name, num_rows, m.keep)
+            rows[f"map{i}_over"] = self._rng.random((num_rows, m.keep)) * 20.0
+            rows[f"map{i}_event"] = rows[f"map{i}_over"] * self._rng.random((num_rows, m.keep))
+            rows[f"map{i}_ms"] = self._past_ms((num_rows, m.keep), 7 * _DAY_MS)
+        return rows
+
+    def _fill(self, rows: Record, entity: str) -> None:
+        for name, declared in self._schema.surface.fields[entity].items():
+            if declared.type == "set":
+                rows[name] = self._distinct(name, len(rows), declared.max)
+            elif declared.type == "category":
+                rows[name] = self._distinct(name, len(rows), 1)[:, 0]
+            elif declared.type == "number":
+                rows[name] = self._rng.integers(1, 12, len(rows))
+            else:
+                rows[name] = self._past_ms((len(rows),), _DAY_MS // 4)
+        rows["sums"] = self._rng.random(rows["sums"].shape) * 100.0
+        rows["sums_ms"] = self._past_ms(rows["sums_ms"].shape, _DAY_MS // 8)
+
+    def _past_ms(self, shape: tuple[int, ...], most_ms: int) -> I64:
+        return NOW_MS - self._rng.integers(0, most_ms, shape)
+
+    def _distinct(self, name: str, num_rows: int, num_values: int) -> NDArray[np.uint64]:
+        """`[num_rows, num_values]`, no value twice in a row."""
+        pool = self._pools[_POOL_OF.get(name, name)]
+        start = self._rng.integers(0, len(pool), (num_rows, 1))
+        stride = self._rng.integers(1, len(pool), (num_rows, 1))
+        values: NDArray[np.uint64] = pool[(start + stride * np.arange(num_values)) % len(pool)]
+        return values
+
+
+def viewer_id(number: int) -> str:
+    """A new string each time, as ids that come with a request are: its hash is not yet known."""
+    return f"viewer{number}"
+
+
+def candidate_id(number: int) -> str:
+    """See `viewer_id`."""
+    return f"space{number}"

@@ -1,0 +1,1 @@
+"""`cluster.yaml`: read, validated, explained. Imports `model` and below."""

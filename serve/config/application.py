@@ -1,0 +1,296 @@
+"""What `cluster.yaml` says of our own application: its `args`, its deployments, and its live knobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from serve.config.diagnostics import Findings
+from serve.config.known_keys import meant
+from serve.config.settings import (
+    API_KEY_KEYS,
+    ARGS,
+    ARM_KEYS,
+    CANARY,
+    CURRENT,
+    EXPERIMENT_KEYS,
+    ApiKey,
+    AppArgs,
+    Arm,
+    Experiment,
+    UserConfig,
+    is_loopback,
+)
+from serve.config.sizes import Size
+from serve.config.storage import check_storage
+from serve.config.yaml_positions import Steps, show
+from serve.contract.errors import TabrankError
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.surface import SHIPPED, Surface
+from serve.log.events import MAX_CALL_BYTES
+from serve.model.artifact import require
+
+OUR_APPLICATION = "serve.app:build"
+OUR_INGRESS = "FeatureFetch"
+SCORER, WRITER = "Scorer", "Ingest"
+DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
+DRAIN_S = 2.0  # that `up` has a replica behind HAProxy wait before it stops; Ray's own default is 30
+DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+
+
+@dataclass(frozen=True)
+class Around:
+    """What of the rest of the file an application of ours depends on."""
+
+    num_nodes: int  # at most; 0 where the file does not say
+    timeout_s: float | None  # the longest that a request may take
+    host: str  # where the service listens
+    owners: dict[str, str] = field(default_factory=dict)  # the application of each surface so far
+    logs: dict[Path, str] = field(default_factory=dict)  # the application of each log so far
+
+
+def check(
+    findings: Findings, steps: Steps, application: Mapping[str, Any], sizes: Sequence[Size], around: Around
+) -> None:
+    """Everything of an application of ours that Ray passes on unread, and the rules between its parts.
+
+    `sizes` are those of its deployments that were sound.
+    """
+    base = findings.document.path.resolve().parent
+    deployments = application.get("deployments")
+    knobs, knobs_at = cast(UserConfig | None, UserConfig()), steps
+    for i, deployment in enumerate(deployments if isinstance(deployments, list) else []):
+        here = (*steps, "deployments", i)
+        if not isinstance(deployment, dict) or not isinstance(name := deployment.get("name"), str):
+            continue
+        _check_name(findings, here, name, deployment)
+        if name == OUR_INGRESS:
+            knobs_at = (*here, "user_config")
+            knobs = _read_knobs(findings, knobs_at, deployment.get("user_config"))
+    if knobs is not None and not knobs.api_keys and not is_loopback(around.host):
+        _refuse_open(findings, around.host)
+    args = _read_args(findings, steps, application)
+    if args is None:
+        return
+    check_storage(findings, (*steps, "args"), args, base, around.num_nodes)
+    _check_log(findings, steps, base / args.log, around.logs)
+    surface = _read_surface(findings, (*steps, "args", "surface"), args, base)
+    if surface is not None:
+        _check_owner(findings, steps, surface.name, around.owners)
+    if knobs is None:
+        return
+    if surface is not None:
+        _check_batch(findings, (*knobs_at, "batch_candidates"), knobs, surface)
+    if knobs.experiment.versions:
+        _check_versions(findings, knobs_at, knobs, base / args.models)
+    named = {size.name: size for size in sizes}
+    if set(DEPLOYMENTS) <= set(named):
+        _check_sizes(findings, named, args, knobs, around.timeout_s)
+
+
+def _refuse_open(findings: Findings, host: str) -> None:
+    options = findings.document.value.get("http_options")
+    default = "" if isinstance(options, dict) and "host" in options else ", the default,"
+    findings.refuse(
+        ("http_options", "host"),
+        f"{host}{default} lets everyone who reaches this machine ask, and nothing authenticates them; name the callers "
+        f"under user_config.api_keys of {OUR_INGRESS} (`python -m serve key` mints a key), or give 127.0.0.1",
+    )
+
+
+def _check_owner(findings: Findings, steps: Steps, surface: str, owners: dict[str, str]) -> None:
+    here = show(steps)
+    if surface in owners:  # its viewers would be in two experiments, its store have two writers
+        findings.refuse(
+            (*steps, "args", "surface"),
+            f"the surface {surface!r} has an application already, {owners[surface]}; a surface has one, with one "
+            "experiment",
+        )
+    owners.setdefault(surface, here)
+
+
+def _check_log(findings: Findings, steps: Steps, log: Path, owners: dict[Path, str]) -> None:
+    log = Path(os.path.normpath(log))
+    if log in owners:  # each numbers its records from 1, and the files go by the number
+        findings.refuse(
+            (*steps, "args", "log"),
+            f"the log {str(log)!r} is that of {owners[log]} already, and one would overwrite the other's files; "
+            "give each application a folder of its own",
+        )
+    owners.setdefault(log, show(steps))
+
+
+def _read_args(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> AppArgs | None:
+    """The arguments of our builder; None where they are refused."""
+    given, steps = application.get("args", {}), (*steps, "args")
+    if not isinstance(given, dict):
+        return None
+    if "surface" not in given:
+        findings.miss(steps, "surface", "name a shipped one, such as spaces")
+    return findings.reading(AppArgs.from_mapping, steps, given, ARGS, {"surface": "spaces"})
+
+
+def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -> Surface | None:
+    """The surface that the arguments name; None where it is refused."""
+    shipped = [path.stem for path in SHIPPED.glob("*.toml")]
+    if not args.surface.endswith(".toml") and args.surface not in shipped:
+        hint = meant(args.surface, shipped)
+        findings.refuse(steps, f"there is no surface {args.surface!r}; {hint}, or the path of a .toml file")
+        return None
+    try:
+        return args.load_surface(base)
+    except TabrankError as error:
+        findings.refuse(steps, str(error))
+        return None
+
+
+def _check_name(findings: Findings, steps: Steps, name: str, deployment: Mapping[str, Any]) -> None:
+    """The deployment is one of ours, and knobs are where somebody turns them."""
+    if name not in DEPLOYMENTS:
+        hint = meant(name, DEPLOYMENTS)
+        findings.refuse((*steps, "name"), f"the application has no deployment {name!r}; {hint}")
+    elif name != OUR_INGRESS and deployment.get("user_config") is not None:
+        findings.refuse(
+            (*steps, "user_config"), f"{name} has no live knobs; they are those of {OUR_INGRESS}", key=True
+        )
+
+
+def _read_knobs(findings: Findings, steps: Steps, given: Any) -> UserConfig | None:
+    """The live knobs; None where they are refused. `steps` lead to `user_config`."""
+    if not isinstance(given, dict):
+        return None if given else UserConfig()
+    experiment = (*steps, "experiment")
+    if isinstance(declared := given.get("experiment"), dict):
+        arms = declared.get("arms")
+        for name, arm in arms.items() if isinstance(arms, dict) else ():
+            here = (*experiment, "arms", name)
+            if isinstance(arm, dict):
+                _read_arm(findings, here, name, arm)
+        filling = {"name": "x", "salt": "x", "arms": {"popular": {"scorer": "popular", "share": 1.0}}}
+        findings.reading(Experiment.from_mapping, experiment, declared, EXPERIMENT_KEYS, filling)
+    keys = given.get("api_keys")
+    for name, key in keys.items() if isinstance(keys, dict) else ():
+        if isinstance(key, dict):
+            _read_key(findings, (*steps, "api_keys", name), name, key)
+    return findings.reading(UserConfig.from_mapping, steps, given, UserConfig.__dataclass_fields__, {})
+
+
+def _read_arm(findings: Findings, steps: Steps, name: object, arm: Mapping[str, Any]) -> None:
+    filling = {"scorer": CURRENT, "share": 1.0}
+    findings.reading(
+        lambda values, where: Arm.from_mapping(name, values, where), steps, arm, ARM_KEYS, filling
+    )
+
+
+def _read_key(findings: Findings, steps: Steps, name: object, key: Mapping[str, Any]) -> None:
+    filling = {"sha256": "0" * 64, "requests_per_s": 1.0}
+    findings.reading(
+        lambda values, where: ApiKey.from_mapping(name, values, where), steps, key, API_KEY_KEYS, filling
+    )
+
+
+def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models: Path) -> None:
+    """The artifacts that arms and the shadow name are published. `steps` lead to `user_config`."""
+    if knobs.shadow is not None and knobs.shadow.version != CANARY:
+        try:
+            require(models, knobs.shadow.version, "")
+        except TabrankError as error:
+            findings.refuse((*steps, "shadow", "version"), str(error).removeprefix(": "))
+    for arm, version in knobs.experiment.versions.items():
+        here = (*steps, "experiment", "arms", arm, "scorer")
+        try:
+            require(models, version, "")
+        except TabrankError as error:
+            findings.refuse(here, str(error).removeprefix(": "))
+
+
+def _check_batch(findings: Findings, steps: Steps, knobs: UserConfig, surface: Surface) -> None:
+    """A full batch is one message from replica to replica, and gRPC refuses what is too long."""
+    row_bytes = Features(Schema(surface)).columns.row_bytes
+    most = MAX_CALL_BYTES // row_bytes
+    if knobs.batch_candidates > most:
+        findings.refuse(
+            steps,
+            f"a full batch (got {knobs.batch_candidates} candidates of {row_bytes} bytes) is longer than a message "
+            f"between replicas may be; give at most {most}",
+        )
+
+
+def _check_sizes(
+    findings: Findings, sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, timeout_s: float | None
+) -> None:
+    """The rules between our three deployments, the knobs and the longest that HTTP waits."""
+    front, scorer, writer = (sizes[name] for name in DEPLOYMENTS)
+    fewest, most = writer.min_replicas, writer.max_replicas
+    if (fewest, most) != (1, 1):
+        findings.refuse(
+            (
+                *writer.steps,
+                "num_replicas" if writer.target_ongoing_requests is None else "autoscaling_config",
+            ),
+            f"{WRITER} must have one replica (got {most if fewest == most else f'{fewest} to {most}'}): "
+            "a second would only take the lease from the first",
+        )
+    _check_slots(findings, front, scorer, knobs)
+    _check_deadline(findings, front, knobs.deadline_ms / 1_000, timeout_s)
+    if args.backend == "torch" and not scorer.num_gpus:
+        findings.warn(
+            (*scorer.steps, "ray_actor_options"), "backend torch without num_gpus is slower than onnx"
+        )
+    if args.backend == "onnx" and scorer.num_gpus:
+        findings.warn(
+            (*scorer.steps, "ray_actor_options", "num_gpus"), "backend onnx uses no GPU; take torch"
+        )
+
+
+def _check_slots(findings: Findings, front: Size, scorer: Size, knobs: UserConfig) -> None:
+    slots = knobs.slots
+    where = (*scorer.steps, "max_ongoing_requests")
+    batches = slots * front.max_replicas
+    most, fewest = (scorer.max_ongoing_requests * n for n in (scorer.max_replicas, scorer.min_replicas))
+    said = (
+        f"{front.max_replicas} replicas of {OUR_INGRESS} with {slots} slots send {batches} batches at once, "
+        f"and {SCORER} takes"
+    )
+    if batches > most:
+        findings.refuse(
+            where, f"{said} {most}: slots wait on each other; raise max_ongoing_requests to {batches}"
+        )
+    elif batches > fewest:
+        findings.warn(
+            where, f"{said} {fewest} at its fewest replicas: slots wait on each other until it has more"
+        )
+    if front.max_ongoing_requests < slots:
+        findings.refuse(
+            (*front.steps, "max_ongoing_requests"),
+            f"{slots} slots cannot fill with {front.max_ongoing_requests} requests; raise it, or lower slots",
+        )
+
+
+def _check_deadline(findings: Findings, front: Size, deadline_s: float, timeout_s: float | None) -> None:
+    where = (*front.steps, "user_config", "deadline_ms")
+    timeout_s = None if timeout_s is None else float(timeout_s)  # Ray takes "9" for a number
+    if timeout_s is not None and deadline_s >= timeout_s:
+        findings.refuse(
+            where,
+            f"a deadline of {deadline_s * 1_000:g} ms is not below http_options.request_timeout_s ({timeout_s:g}), "
+            "which ends the request before; raise that, or lower this",
+        )
+    drain_s = float(os.environ.get(DRAIN_ENV, DRAIN_S))
+    where = (*front.steps, "graceful_shutdown_timeout_s")
+    if front.shutdown_timeout_s < deadline_s:
+        findings.refuse(
+            where,
+            f"a rollout ends requests after {front.shutdown_timeout_s:g} s, and they may take {deadline_s:g} s "
+            "(deadline_ms); raise it",
+        )
+    elif front.shutdown_timeout_s < drain_s + deadline_s:
+        findings.warn(
+            where,
+            f"behind HAProxy a replica first waits {drain_s:g} s, then for its requests' deadline of {deadline_s:g} s: "
+            f"{front.shutdown_timeout_s:g} s do not hold both; raise it",
+        )

@@ -1,0 +1,93 @@
+"""The keys that each level of a `cluster.yaml` may have, and the nearest one to a key that it may not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from serve.config.diagnostics import Findings
+from serve.config.pools import NodePool
+from serve.config.settings import API_KEY_KEYS, ARGS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
+from serve.config.yaml_positions import Steps
+from serve.contract.errors import did_you_mean, nearest
+
+Level = tuple[str, ...]  # the names on the way to it; "*" for one that the user chooses
+Levels = Mapping[Level, Iterable[str]]
+CHOSEN = ("nodes", "arms", "api_keys")  # what lies directly under these has a name of the user's
+APPLICATION: Level = ("applications",)
+DEPLOYMENT: Level = ("applications", "deployments")
+LIVE: Level = (*DEPLOYMENT, "user_config")
+OURS: Levels = {
+    (*APPLICATION, "args"): ARGS,
+    LIVE: [field.name for field in fields(UserConfig)],
+    (*LIVE, "experiment"): EXPERIMENT_KEYS,
+    (*LIVE, "experiment", "arms", "*"): ARM_KEYS,
+    (*LIVE, "api_keys", "*"): API_KEY_KEYS,
+}
+POOLS: Levels = {("nodes", "*"): [field.name for field in fields(NodePool)]}
+PLACES = {
+    (): "at the top of the file",
+    APPLICATION: "in the application",
+    DEPLOYMENT: "in the deployment",
+    ("nodes", "*"): "in a pool of nodes",
+    (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
+    (*LIVE, "api_keys", "*"): "in a caller's key",
+}
+MAX_HINTS = 100  # problems of a file after which no nearest key is looked for: each takes a millisecond
+# Of difflib's ratio. Below the first a name is no slip of another; above the second it is that of a key elsewhere in
+# the file, where it is likelier by the third than any key of its own level.
+CLOSE, VERY_CLOSE, MARGIN = 0.6, 0.8, 0.1
+
+
+def check_keys(
+    findings: Findings, value: Any, levels: Levels, everywhere: Levels, steps: Steps = (), level: Level = ()
+) -> None:
+    """Refuse each key, at any depth, that its level in `levels` has not; hints come from `everywhere`."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            check_keys(findings, item, levels, everywhere, (*steps, i), level)
+    if not isinstance(value, dict):
+        return  # a value of the wrong type is for whoever reads it to refuse
+    for key, child in value.items():
+        if level in levels and key not in levels[level]:
+            more = f"; {hint(everywhere, level, str(key))}" if findings.num_refused < MAX_HINTS else ""
+            findings.refuse((*steps, key), f"unknown key {str(key)!r}{more}", key=True)
+        elif isinstance(key, str):
+            below = (*level, "*" if level and level[-1] in CHOSEN else key)
+            check_keys(findings, child, levels, everywhere, (*steps, key), below)
+
+
+def hint(levels: Levels, level: Level, key: str) -> str:
+    """Where a key belongs, or which one was meant."""
+
+    def distance(other: Level) -> int:
+        shared = sum(ours == theirs for ours, theirs in zip(level, other, strict=False))
+        return len(level) + len(other) - 2 * shared
+
+    others = sorted((other for other in levels if other != level), key=distance)
+    for other in others:
+        if key in levels[other]:
+            return f"it belongs {_place(other)}"
+    here = sorted(levels[level])
+    ours = nearest(key, here, CLOSE)
+    for other in others:
+        theirs = nearest(key, levels[other], VERY_CLOSE)
+        if theirs and (not ours or _likeness(key, theirs) > _likeness(key, ours) + MARGIN):
+            return f"did you mean {theirs!r}, which belongs {_place(other)}?"
+    ours = ours or nearest(key, here, 0.4)
+    return f"did you mean {ours!r}?" if ours else f"valid keys are {', '.join(here)}"
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other, name).ratio()
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: which one was meant."""
+    return did_you_mean(name, known) or f"there are {', '.join(known)}"
+
+
+def _place(level: Level) -> str:
+    return PLACES.get(level, f"under {level[-1] if level else ''}")

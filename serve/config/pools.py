@@ -1,0 +1,72 @@
+"""The pools of machines that `nodes:` declares, and what fits on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from serve.config.diagnostics import Findings
+from serve.config.yaml_positions import Steps, show
+from serve.contract.validation import whole
+
+HEAD = "head"  # the pool of the machine with Ray's controller
+MOST = 100_000  # of anything that a pool counts
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # of a pool or a cluster, as every place takes it
+
+
+@dataclass(frozen=True)
+class NodePool:
+    """Machines of one kind: what each offers, and how many there may be."""
+
+    num_cpus: int
+    min_nodes: int
+    max_nodes: int
+    num_gpus: int = 0
+
+
+def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:
+    """The pools of the block `nodes`; what is wrong with one is noted, and it is left out."""
+    pools: dict[str, NodePool] = {}
+    given = document.get("nodes", {})
+    if not isinstance(given, dict):
+        findings.refuse(("nodes",), f"pools of machines, by name, were expected (got {given!r})")
+        return pools
+    for name, sizes in given.items():
+        pool = _read_pool(findings, ("nodes", name), sizes)
+        if pool is not None:
+            pools[str(name)] = pool
+        if not NAME.fullmatch(str(name)):
+            findings.refuse(
+                ("nodes", name),
+                f"a pool has up to 40 lower-case letters, digits and dashes, beginning with a letter (got {name!r})",
+                key=True,
+            )
+    if given and HEAD not in given:
+        findings.refuse(("nodes",), f"there is no pool {HEAD!r}; name the machine of Ray's controller so")
+    head = pools.get(HEAD)
+    if head and findings.are_none(("nodes", HEAD)) and (head.min_nodes, head.max_nodes) != (1, 1):
+        findings.refuse(("nodes", HEAD), "a cluster has one head; set min_nodes and max_nodes to 1")
+    return pools
+
+
+def _read_pool(findings: Findings, steps: Steps, sizes: Any) -> NodePool | None:
+    known = [field.name for field in fields(NodePool)]
+    if not isinstance(sizes, dict):
+        findings.refuse(steps, f"a pool of machines was expected, with {', '.join(known)} (got {sizes!r})")
+        return None
+    for key in known[:3]:
+        if key not in sizes:
+            findings.miss(steps, key, "say how many")
+    for key, value in sizes.items():
+        with findings.noting((*steps, key)):
+            whole(value, show((*steps, key)), 0, MOST)
+    if not findings.are_none(steps):
+        return None
+    pool = NodePool(**sizes)
+    if pool.min_nodes > pool.max_nodes:
+        findings.refuse(
+            (*steps, "min_nodes"), f"min_nodes ({pool.min_nodes}) is above max_nodes ({pool.max_nodes})"
+        )
+    return pool

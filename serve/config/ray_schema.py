@@ -1,0 +1,310 @@
+"""What the installed Ray takes in a Serve config: its keys, its values, and the sizes that result.
+
+Serve drops an unknown key without a word, at almost every level, and takes any mapping for `autoscaling_config`
+until it deploys. Here its own models are asked beforehand, so that what is refused ages with Ray.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
+from ray.serve._private.config import DeploymentConfig, ReplicaConfig
+from ray.serve._private.utils import validate_route_prefix
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    DeploymentActorConfig,
+    GangSchedulingConfig,
+    RequestRouterConfig,
+)
+from ray.serve.schema import (
+    DeploymentSchema,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
+
+from serve.config.diagnostics import Findings
+from serve.config.known_keys import APPLICATION, DEPLOYMENT, Level
+from serve.config.sizes import Size
+from serve.config.yaml_positions import Steps
+from serve.contract.errors import did_you_mean
+
+NESTED = {
+    "autoscaling_config": AutoscalingConfig,
+    "request_router_config": RequestRouterConfig,
+    "gang_scheduling_config": GangSchedulingConfig,
+}
+"""Of a deployment: Serve's schema takes any mapping for these, and looks into it when it deploys."""
+OUTLINE = ("name", "route_prefix", "import_path", "num_replicas")
+IMPORTED = ("policy_function", "request_router_class")  # code that Ray's models would run to look at it
+
+
+def ray_levels() -> dict[Level, list[str]]:
+    """The keys of each level of a Serve config."""
+    levels = dict(_levels(ServeDeploySchema, ()))
+    # Ray declares these two, and refuses them where they are not at the top.
+    levels[APPLICATION] = [name for name in levels[APPLICATION] if name not in ("host", "port")]
+    levels |= dict(_levels(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy")))
+    actor = (*DEPLOYMENT, "deployment_actors", "actor_options")
+    levels |= dict(_levels(RayActorOptionsSchema, actor))
+    levels[(*DEPLOYMENT, "ray_actor_options", "fallback_strategy")] = ["label_selector"]
+    known = [name for name in RuntimeEnv.known_fields if not name.startswith("_")]
+    for owner in (APPLICATION, (*DEPLOYMENT, "ray_actor_options"), actor):
+        levels[(*owner, "runtime_env")] = known
+        levels[(*owner, "runtime_env", "config")] = list(RuntimeEnvConfig.known_fields)
+    return levels
+
+
+def check_values(findings: Findings, document: dict[str, Any]) -> None:
+    """Refuse what one of Ray's models refuses, now or when it deploys."""
+    applications = document.get("applications")
+    if isinstance(applications, list):
+        given = enumerate(applications)
+        applications = [item for i, item in given if _application(findings, ("applications", i), item)]
+        document = {**document, "applications": [_outline(item) for item in applications]}
+    _validate(findings, (), ServeDeploySchema, document)
+
+
+def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
+    """How large a deployment is, Ray's defaults filled in; its values have passed the check."""
+    options = deployment.get("ray_actor_options", {})
+    num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # Serve's own default
+    alone = [{"CPU": num_cpus, "GPU": options.get("num_gpus") or 0}]
+    bundles = deployment.get("placement_group_bundles") or alone
+    defaults = {name: field.default for name, field in DeploymentConfig.model_fields.items()}
+    own = {**defaults, **deployment}
+    fixed = own["num_replicas"] or defaults["num_replicas"]
+    scaling = _scaling(deployment)
+    if scaling is not None:
+        scaling = {name: field.default for name, field in AutoscalingConfig.model_fields.items()} | scaling
+    return Size(
+        steps=steps,
+        name=str(own["name"]),
+        min_replicas=int(scaling["min_replicas"] if scaling else fixed),
+        max_replicas=int(scaling["max_replicas"] if scaling else fixed),
+        target_ongoing_requests=float(scaling["target_ongoing_requests"]) if scaling else None,
+        metrics_interval_s=float(scaling["metrics_interval_s"]) if scaling else None,
+        look_back_period_s=float(scaling["look_back_period_s"]) if scaling else None,
+        max_ongoing_requests=int(own["max_ongoing_requests"]),
+        num_cpus=sum(float(bundle.get("CPU", 0)) for bundle in bundles),
+        num_gpus=sum(float(bundle.get("GPU", 0)) for bundle in bundles),
+        num_bundles=len(bundles),
+        shutdown_timeout_s=float(own["graceful_shutdown_timeout_s"]),
+        shutdown_wait_loop_s=float(own["graceful_shutdown_wait_loop_s"]),
+        health_check_timeout_s=float(own["health_check_timeout_s"]),
+    )
+
+
+def _levels(model: type[BaseModel], level: Level) -> Iterator[tuple[Level, list[str]]]:
+    yield level, list(model.model_fields)
+    for name, field in model.model_fields.items():
+        for part in _parts(field.annotation):
+            if _is_model(part):
+                yield from _levels(part, (*level, name))
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]`."""
+    yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _parts(argument)
+
+
+def _outline(item: Mapping[str, Any]) -> dict[str, Any]:
+    """What the models around it compare of an application or a deployment that is sound itself."""
+    outline = {key: value for key, value in item.items() if key in OUTLINE}
+    if item.get("autoscaling_config") is not None:
+        outline["autoscaling_config"] = {}
+    return outline
+
+
+def _application(findings: Findings, steps: Steps, application: Any) -> bool:
+    if not isinstance(application, dict):
+        got = f"(got {application!r})"
+        findings.refuse(steps, f"an application was expected, a mapping with the key 'import_path' {got}")
+        return False
+    deployments = application.get("deployments")
+    if isinstance(deployments, list):
+        given = enumerate(deployments)
+        sound = [item for i, item in given if _deployment(findings, (*steps, "deployments", i), item)]
+        application = {**application, "deployments": [_outline(item) for item in sound]}
+    if isinstance(policy := application.get("autoscaling_policy"), dict):
+        _validate(findings, (*steps, "autoscaling_policy"), AutoscalingPolicy, policy)
+    if not _validate(findings, steps, ServeApplicationSchema, application):
+        return False
+    _check_env(findings, (*steps, "runtime_env"), application.get("runtime_env", {}))
+    try:
+        validate_route_prefix(application.get("route_prefix"))
+    except ValueError as error:
+        findings.refuse((*steps, "route_prefix"), str(error))
+    return findings.are_none(steps)
+
+
+def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
+    if not isinstance(deployment, dict):
+        got = f"(got {deployment!r})"
+        findings.refuse(steps, f"a deployment was expected, a mapping with the key 'name' {got}")
+        return False
+    _check_nested(findings, steps, deployment)
+    # A model that Ray makes while it checks another may fail in ways that are no ValidationError.
+    safe = {key: value for key, value in deployment.items() if findings.are_none((*steps, key))}
+    outline = {key: value for key, value in _outline(deployment).items() if key != "num_replicas"}
+    if _validate(findings, steps, DeploymentSchema, safe | outline) and findings.are_none(steps):
+        _when_deployed(findings, steps, safe)
+    return findings.are_none(steps)
+
+
+def _check_nested(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
+    """The mappings into which Serve's schema does not look."""
+    for key, model in NESTED.items():
+        if deployment.get(key) is not None:
+            given = _scaling(deployment) if model is AutoscalingConfig else deployment[key]
+            _validate(findings, (*steps, key), model, given)
+    scaling = deployment.get("autoscaling_config")
+    if isinstance(scaling, dict) and scaling.get("target_ongoing_requests", 0) is None:
+        where = (*steps, "autoscaling_config", "target_ongoing_requests")
+        findings.refuse(where, "Ray compares it with max_ongoing_requests; give a number (got None)")
+    actors = deployment.get("deployment_actors")
+    for i, actor in enumerate(actors if isinstance(actors, list) else []):
+        here = (*steps, "deployment_actors", i)
+        if _validate(findings, here, DeploymentActorConfig, actor) and "actor_options" in actor:
+            _validate(findings, (*here, "actor_options"), RayActorOptionsSchema, actor["actor_options"])
+
+
+def _scaling(deployment: Mapping[str, Any]) -> Any:
+    """The autoscaling that Ray makes of a deployment: `num_replicas: auto` brings bounds of its own."""
+    given = deployment.get("autoscaling_config")
+    if deployment.get("num_replicas") == "auto" and (given is None or isinstance(given, dict)):
+        return {**AutoscalingConfig.default().model_dump(exclude_unset=True), **(given or {})}
+    return given
+
+
+def _when_deployed(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
+    """What Ray refuses only when it deploys: options of actors, bundles that do not hold them."""
+    placed = ("placement_group_bundles", "placement_group_strategy", "placement_group_bundle_label_selector")
+    options = {key: deployment[key] for key in (*placed, "max_replicas_per_node") if key in deployment}
+    actor = deployment.get("ray_actor_options", {})
+    where = (*steps, "ray_actor_options")
+    try:
+        ReplicaConfig.create("deployment", ray_actor_options=dict(actor))
+    except (ValueError, TypeError) as error:
+        _blame(findings, where, str(error), actor)
+        return
+    try:
+        ReplicaConfig.create("deployment", ray_actor_options=dict(actor), **options)
+    except (ValueError, TypeError) as error:
+        _blame(findings, steps, str(error), deployment)
+    env = actor.get("runtime_env") or {}
+    _check_env(findings, (*where, "runtime_env"), env)
+    if isinstance(actors := deployment.get("deployment_actors"), list):
+        _validate(findings, steps, DeploymentConfig, {"deployment_actors": actors})
+
+
+def _check_env(findings: Findings, steps: Steps, env: Mapping[str, Any]) -> None:
+    """The parts of a runtime environment that are values: the rest names files and packages of other machines."""
+    for key in ("env_vars", "config"):
+        if key in env and findings.are_none((*steps, key)):
+            try:
+                RuntimeEnv(**{key: env[key]})
+            except (ValueError, TypeError, AttributeError) as error:
+                findings.refuse((*steps, key), " ".join(str(error).split()))
+
+
+def _without_imports(value: Any) -> Any:
+    """A copy without what Ray's models would import, and so run."""
+    if isinstance(value, dict):
+        return {key: _without_imports(child) for key, child in value.items() if key not in IMPORTED}
+    return [_without_imports(child) for child in value] if isinstance(value, list) else value
+
+
+def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
+    try:
+        _check_plain(findings, steps, model, value)
+        model.model_validate(_without_imports(value))
+    except ValidationError as error:
+        for problem in error.errors():
+            _note(findings, steps, value, problem)
+        return False
+    except Exception as error:  # Ray's validators assume types; whatever they raise, the value is no good
+        if findings.are_none(steps):
+            findings.refuse(steps, f"Ray refuses this: {' '.join(str(error).split())}")
+        return False
+    return True
+
+
+def _check_plain(findings: Findings, steps: Steps, model: Any, value: Any) -> None:
+    """What pydantic would let pass, or run: yes for 1, and the import path of code."""
+    for key, child in value.items() if isinstance(value, dict) else ():
+        field = model.model_fields.get(key)
+        if field is None:
+            continue
+        here, parts = (*steps, key), list(_parts(field.annotation))
+        if key in IMPORTED and not (isinstance(child, str) and re.fullmatch(r"\w+([.:]\w+)+", child)):
+            findings.refuse(here, f"an import path was expected, such as package.module:name (got {child!r})")
+        if isinstance(child, bool) and {int, float} & {*filter(_is_type, parts)} and bool not in parts:
+            findings.refuse(here, f"a number was expected (got {child}, which YAML makes of yes and no)")
+        for nested in filter(_is_model, parts):
+            _check_plain(findings, here, nested, child)
+
+
+def _is_type(part: Any) -> bool:
+    return isinstance(part, type)
+
+
+def _is_model(part: Any) -> bool:
+    return isinstance(part, type) and issubclass(part, BaseModel)
+
+
+def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
+    # In a union pydantic also names the branch that it tried, such as dict[any,any].
+    loc = [step for step in problem["loc"] if isinstance(step, int) or step.isidentifier()]
+    while loc and problem["type"] != "missing" and not _has(value, loc):
+        loc.pop()
+    at = (*steps, *loc)
+    if problem["type"] == "extra_forbidden":
+        return  # the check of keys says it better
+    if problem["type"] == "missing":
+        findings.miss(at[:-1], str(loc[-1]), "Ray requires it")
+        return
+    given = problem["input"]
+    message = re.sub(r"\{(<\w+\.\w+: '\w+'>(, )?)+\}", _members, problem["msg"].removeprefix("Value error, "))
+    if isinstance(given, dict | list):
+        inner = value
+        for step in loc:
+            inner = inner[step]
+        _blame(findings, at, message, inner)
+        return
+    quotes = problem["type"] == "string_type" and isinstance(given, bool | int | float)
+    findings.refuse(at, f"{message} (got {given!r}){'; put it in quotes' if quotes else _meant(problem)}")
+
+
+def _members(shown: re.Match[str]) -> str:
+    """The values of an enumeration that Ray shows as Python does."""
+    return " or ".join(sorted(re.findall(r"'(\w+)'", shown[0]), reverse=True))
+
+
+def _has(value: Any, loc: list[Any]) -> bool:
+    for step in loc:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _meant(problem: Any) -> str:
+    known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
+    hint = did_you_mean(str(problem["input"]), known)
+    return f"; {hint}" if hint else ""
+
+
+def _blame(findings: Findings, steps: Steps, message: str, given: Any) -> None:
+    """Refuse a combination, at the first of the keys of which the message speaks."""
+    named = [word for word in re.findall(r"\w+", message) if isinstance(given, dict) and word in given]
+    findings.refuse((*steps, *named[:1]), message.rstrip(".!"))

@@ -1,0 +1,1 @@
+"""Wire types and what every layer needs: errors, messages, names. Imports nothing above it."""

@@ -1,0 +1,1 @@
+"""The contract with training: surface, feature kinds and state. Imports `contract`."""

@@ -1,0 +1,179 @@
+"""The viewers' maps, changed by many records at once by the rule of `kinds.Map`.
+
+A viewer's records go one after the other, so they go in rounds: the first of each viewer, then the second.
+Shapes: N records, Q pairs of a record and a key that it touches, V records of a round (as many viewers),
+K entries of a map, W entries before some are evicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.slots import F64, U64, Map
+
+I64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+TOUCHED, UNTOUCHED, EMPTY = 0, 1, 2  # in the order in which they stay
+
+
+class Parts(NamedTuple):
+    """The parts of a map, a row a viewer: key 0 is an empty place, and those come last."""
+
+    keys: U64
+    event: F64
+    over: F64
+    ms: I64
+
+    def each(self, made: Callable[[NDArray[Any]], NDArray[Any]]) -> Parts:
+        """With something made of every part."""
+        return Parts(*map(made, self))
+
+    @classmethod
+    def of(cls, table: NDArray[np.void], i: int) -> Parts:
+        """Those of the `i`-th map of packed viewers; views."""
+        return cls(*(table[f"map{i}_{part}"] for part in cls._fields))
+
+
+class Pairs(NamedTuple):
+    """What records touch, `[Q]`: each key once a record, by record and key."""
+
+    record: I64
+    keys: U64
+    counts: F64  # how many of the record's candidates have it
+
+    @classmethod
+    def of(cls, values: U64, lengths: I64) -> Pairs:
+        """Of the values `[P]` or `[P, M]` of the candidates, of which each record has `lengths`, `[N]`."""
+        if len(values) == 1 == values.size:  # most records hold one, for which all that follows is dear
+            held = values.ravel()[: int(values.any())]
+            return cls(lengths.nonzero()[0][: len(held)], held, np.ones(len(held)))
+        if len(values) == 0:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0))
+        if values.ndim == 2:
+            lengths = lengths * values.shape[1]
+        width = int(lengths.max())
+        rows = np.zeros((len(lengths), width), np.uint64)  # padded: to sort each is quicker than to sort all
+        rows[np.arange(width) < lengths[:, None]] = values.ravel()
+        rows.sort(axis=1)
+        starts = np.ones(rows.shape, bool)
+        np.not_equal(rows[:, 1:], rows[:, :-1], out=starts[:, 1:])
+        at = starts.ravel().nonzero()[0]
+        keys = rows.ravel()[at]
+        counts = np.empty(len(at))
+        counts[:-1] = at[1:] - at[:-1]
+        counts[-1] = rows.size - at[-1]
+        held = keys != 0
+        return cls(at[held] // width, keys[held], counts[held])
+
+
+class Round(NamedTuple):
+    """Records of different viewers, `[V]`, and what they touch, `[Q]`."""
+
+    viewers: I64
+    ts_ms: I64
+    hit: Bools  # whether it is the map's own event, not the one that it is counted over
+    owner: I64  # [Q], which of the records
+    keys: U64
+    counts: F64
+
+    def each(self, values: NDArray[Any]) -> NDArray[Any]:
+        """`[Q]` of `[V]`; one value stays one, since it broadcasts."""
+        return values if len(values) == 1 else values[self.owner]
+
+
+def apply_to_map(
+    m: Map, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
+) -> None:
+    """Apply records `[N]` to a map; those neither `hit` nor `over`, and those of viewer 0, change nothing."""
+    if len(viewers) == 1:  # the commonest call in training
+        if viewers[0] and (hit[0] or over[0]) and len(pairs.keys):
+            _apply(m, parts, Round(viewers, ts_ms, hit, *pairs))
+        return
+    turn = _turns(np.where(hit | over, viewers, 0))
+    turn_of_pair = turn[pairs.record]
+    for number in range(int(turn_of_pair.max(initial=-1)) + 1):
+        mine = (turn_of_pair == number).nonzero()[0]
+        if len(mine):
+            records = (turn == number).nonzero()[0]
+            owner = np.searchsorted(records, pairs.record[mine])
+            of_record = viewers[records], ts_ms[records], hit[records]
+            _apply(m, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
+
+
+def _turns(viewers: I64) -> I64:
+    """`[N]`: how many records of its viewer come before each; -1 for those of viewer 0."""
+    order = np.argsort(viewers, kind="stable")
+    places = np.arange(len(viewers))
+    starts = np.where(np.diff(viewers[order], prepend=-1) != 0, places, 0)
+    turns = np.empty(len(viewers), np.int64)
+    turns[order] = places - np.maximum.accumulate(starts)
+    turns[viewers == 0] = -1
+    return turns
+
+
+def _apply(m: Map, parts: Parts, now: Round) -> None:
+    one = len(now.viewers) == 1  # whose row is changed in place, which halves the time of a record alone
+    rows = slice(int(now.viewers[0]), int(now.viewers[0]) + 1) if one else now.viewers
+    held = parts.each(lambda part: part[rows])
+    hits = (now.each(held.keys) == now.keys[:, None]).ravel().nonzero()[0]
+    if len(hits) == len(now.keys):
+        _add(m, held, hits % m.keep + now.owner * m.keep, now)
+    else:
+        held, one = _with_new(m, held, hits, now), False
+    if not one:
+        for part, values in zip(parts, held, strict=True):
+            part[rows] = values
+
+
+def _with_new(m: Map, held: Parts, hits: I64, now: Round) -> Parts:
+    """`[V, K]`: the entries after the round, of which some came and some went."""
+    pairs, found = np.divmod(hits, m.keep)
+    is_new = np.ones(len(now.keys), bool)
+    is_new[pairs] = False
+    owner = now.owner[is_new]
+    used, num_new = np.count_nonzero(held.keys, axis=1), np.bincount(owner, minlength=len(now.viewers))
+    width = max(m.keep, int((used + num_new).max()))
+    at = np.empty(len(now.keys), np.int64)  # [Q], places in the wide map, whose rows lie end to end
+    at[pairs] = found + now.owner[pairs] * width
+    at[is_new] = (used - np.cumsum(num_new) + num_new)[owner] + np.arange(len(owner)) + owner * width
+    wide = held.each(lambda part: np.zeros((len(used), width), part.dtype))
+    for values, part in zip(wide, held, strict=True):
+        values[:, : m.keep] = part
+    wide.keys.ravel()[at[is_new]] = now.keys[is_new]
+    wide.ms.ravel()[at[is_new]] = now.ts_ms[owner]
+    stay = _staying(m, wide, at, is_new, now) if width > m.keep else None
+    _add(m, wide, at, now)
+    return wide if stay is None else wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
+
+
+def _staying(m: Map, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
+    """`[V, K]`: which of `[V, W]` entries stay, in their order."""
+    hit = now.hit[now.owner]
+    rank = np.where(wide.keys == 0, EMPTY, UNTOUCHED)
+    rank.ravel()[at[hit]] = TOUCHED
+    over = wide.over.copy()  # of a new entry what comes with it; of an old one what was there
+    arrived = is_new & ~hit
+    over.ravel()[at[arrived]] = now.counts[arrived]
+    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / m.half_life_ms)
+    best = np.lexsort((wide.keys, -over * decay, -wide.event * decay, rank))
+    return np.sort(best[:, : m.keep], axis=1)
+
+
+def _add(m: Map, parts: Parts, at: I64, now: Round) -> None:
+    """Count what is touched at its places; what is late comes in decayed."""
+    _, event, over, ms = (part.ravel() for part in parts)  # views
+    ts_ms, hit, arrived = now.each(now.ts_ms), now.each(now.hit), now.counts
+    old_ms = ms[at]
+    new_ms = np.maximum(old_ms, ts_ms)
+    late_ms = new_ms - ts_ms
+    if late_ms.any():
+        arrived = arrived * np.exp2(-late_ms / m.half_life_ms)
+    decay = np.exp2((old_ms - new_ms) / m.half_life_ms)
+    hits = arrived * hit
+    event[at] = event[at] * decay + hits
+    over[at] = over[at] * decay + (arrived - hits)
+    ms[at] = new_ms

@@ -1,0 +1,282 @@
+"""The feature kinds, each defined once: the state it keeps, how events change it, and its value.
+
+Training and serving compute features with this code and no other. Shapes: B requests, R rows (one per
+request and candidate), K entries of an affinity map, M values of a multi-valued field, S sums of an entity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import field as declare
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.slots import F64, U64, Entity, FieldRef, Map, Slot, Sum
+
+if TYPE_CHECKING:
+    from serve.features.batch import Batch
+
+Transform = Literal["none", "log1p"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed before any event: `rate`, worth `weight` observations."""
+
+    rate: float
+    weight: float
+
+
+class Kind(Protocol):
+    """What every feature kind is: numeric `[R]`, or category hashes `[R]` or `[R, M]`."""
+
+    categorical: ClassVar[bool]
+
+    def slots(self) -> tuple[Slot, ...]:
+        """The state that it keeps."""
+        ...
+
+    def value(self, batch: Batch) -> NDArray[np.generic]:
+        """Its value for each row, from the state as it was before `now`; NaN or 0 where missing."""
+        ...
+
+
+class Stateless:
+    """A kind that keeps no state."""
+
+    categorical: ClassVar[bool] = False
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Nothing is kept."""
+        return ()
+
+
+def types(*names: str) -> dict[str, tuple[str, ...]]:
+    """Metadata of a `FieldRef`: the field types that the kind accepts."""
+    return {"types": names}
+
+
+@dataclass(frozen=True)
+class Number(Stateless):
+    """A numeric attribute as it is."""
+
+    field: FieldRef = declare(metadata=types("number", "time"))
+    transform: Transform = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`, NaN where missing."""
+        return batch.numbers(self.field)
+
+
+@dataclass(frozen=True)
+class Category(Stateless):
+    """A category as its stable hash."""
+
+    categorical = True
+    field: FieldRef = declare(metadata=types("category"))
+
+    def value(self, batch: Batch) -> U64:
+        """`[R]`, 0 where missing."""
+        return batch.hashes(self.field)
+
+
+@dataclass(frozen=True)
+class MultiCategory(Stateless):
+    """A set of categories as stable hashes, padded with 0."""
+
+    categorical = True
+    field: FieldRef = declare(metadata=types("set"))
+
+    def value(self, batch: Batch) -> U64:
+        """`[R, M]`."""
+        return batch.hashes(self.field)
+
+
+@dataclass(frozen=True)
+class Context(Stateless):
+    """A number that comes with the request."""
+
+    field: FieldRef = declare(metadata=types("number"))
+    transform: Transform = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`, NaN where the request does not say."""
+        return batch.numbers(self.field)
+
+
+@dataclass(frozen=True)
+class Age(Stateless):
+    """Seconds since a candidate's start; 0 where the start lies ahead."""
+
+    field: FieldRef = declare(metadata=types("time"))
+    transform: Transform = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`, NaN where the start is missing."""
+        return np.maximum(batch.now_ms - batch.numbers(self.field), 0.0) / 1000.0
+
+
+@dataclass(frozen=True)
+class Match(Stateless):
+    """1 where the viewer's category is the candidate's, else 0."""
+
+    viewer: FieldRef = declare(metadata=types("category"))
+    candidate: FieldRef = declare(metadata=types("category"))
+    transform: ClassVar[Transform] = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`, NaN where either is missing."""
+        ours, theirs = batch.hashes(self.viewer), batch.hashes(self.candidate)
+        return np.where((ours == 0) | (theirs == 0), np.nan, (ours == theirs).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Member(Stateless):
+    """1 where the candidate's category is in the viewer's set, else 0."""
+
+    viewer: FieldRef = declare(metadata=types("set"))
+    candidate: FieldRef = declare(metadata=types("category"))
+    transform: ClassVar[Transform] = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`, NaN where the candidate's category is missing; an empty set holds nothing."""
+        theirs = batch.hashes(self.candidate)
+        ours = batch.viewer_set(self.viewer)
+        return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))
+
+
+@dataclass(frozen=True)
+class Count:
+    """How often the event happened to the viewer or candidate, halved every `half_life`."""
+
+    categorical: ClassVar[bool] = False
+    entity: Entity
+    event: str
+    half_life_ms: float = np.inf
+    transform: Transform = "none"
+
+    @cached_property
+    def _sum(self) -> Sum:
+        return Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """One decayed sum."""
+        return (self._sum,)
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`, ≥ 0."""
+        return batch.sums(self._sum)
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """What is there now: `up` events minus `down` events, never below 0 (joins − leaves: the audience)."""
+
+    categorical: ClassVar[bool] = False
+    entity: Entity
+    up: str
+    down: str
+    transform: Transform = "none"
+
+    @cached_property
+    def _sum(self) -> Sum:
+        return Sum(self.entity, ((self.up, 1.0), (self.down, -1.0)))
+
+    def slots(self) -> tuple[Slot, ...]:
+        """One sum that does not decay."""
+        return (self._sum,)
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`, ≥ 0."""
+        return np.maximum(batch.sums(self._sum), 0.0)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Smoothed engagement rate: (events + rate · weight) / (over + weight), both decayed.
+
+    The posterior mean of a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
+    """
+
+    categorical: ClassVar[bool] = False
+    entity: Entity
+    event: str
+    over: str
+    prior: Prior
+    half_life_ms: float = np.inf
+    transform: Transform = "none"
+
+    @cached_property
+    def _sums(self) -> tuple[Sum, Sum]:
+        event, over = (
+            Sum(self.entity, ((name, 1.0),), self.half_life_ms) for name in (self.event, self.over)
+        )
+        return event, over
+
+    def slots(self) -> tuple[Slot, ...]:
+        """A decayed sum of the event and one of what it is counted over."""
+        return self._sums
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`; the prior's rate where nothing was seen."""
+        p = self.prior
+        event, over = (batch.sums(slot) for slot in self._sums)
+        return (event + p.rate * p.weight) / (over + p.weight)
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """How this viewer takes to this topic, host, genre, tag: the rate of `Rate`, by a candidate's field.
+
+    For a multi-valued field it is the mean over the candidate's values.
+    """
+
+    categorical: ClassVar[bool] = False
+    event: str
+    over: str
+    field: FieldRef = declare(metadata=types("category", "set"))
+    prior: Prior
+    keep: int
+    half_life_ms: float = np.inf
+    transform: Transform = "none"
+
+    @cached_property
+    def _map(self) -> Map:
+        return Map(self.event, self.over, self.field, self.half_life_ms, self.keep)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """One map a viewer."""
+        return (self._map,)
+
+    def value(self, batch: Batch) -> F64:
+        """`[R]`; the prior's rate where the map has no entry, NaN where the candidate has no value."""
+        p = self.prior
+        entries = batch.map(self._map)
+        # [B, K]: what an entry's rate adds to the prior's; exactly 0 at an empty place
+        gain = (entries.event - p.rate * entries.over) / (entries.over + p.weight)
+        values = batch.hashes(self.field)
+        if values.ndim == 1:
+            return np.where(values == 0, np.nan, p.rate + batch.found(entries.keys, gain, values))
+        num_values = (values != 0).sum(axis=1)
+        total = np.zeros(len(values))
+        for m in range(values.shape[1]):
+            total += batch.found(entries.keys, gain, values[:, m])
+        return np.where(num_values == 0, np.nan, p.rate + total / np.maximum(num_values, 1))
+
+
+KINDS: dict[str, type] = {
+    "number": Number,
+    "category": Category,
+    "multi_category": MultiCategory,
+    "context": Context,
+    "age": Age,
+    "match": Match,
+    "member": Member,
+    "count": Count,
+    "gauge": Gauge,
+    "rate": Rate,
+    "affinity": Affinity,
+}

@@ -1,0 +1,66 @@
+"""Check the values of a surface's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from serve.contract.errors import RequestError
+from serve.contract.messages import nearest, quoted
+from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MAX_SET_MEMBERS
+
+if TYPE_CHECKING:  # the client takes its types from here, and needs no numpy
+    from serve.features.surface import Field
+
+_WANTED = {
+    "number": f"a number up to {MAX_NUMBER:g}",
+    "time": "a number of milliseconds",
+    "category": "a string",
+    "set": "strings",
+}
+
+
+def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
+    """A field's value in its one type: a float, a whole number of ms, a string or strings; null stays null.
+
+    Raises:
+        RequestError: the surface has no such field, or the value does not fit it.
+    """
+    field = known.get(name)
+    if field is None:
+        names = ", ".join(known) or "none"
+        detail = f"unknown field {quoted(name)}{nearest(name, known)}; the surface takes {names} here"
+        raise RequestError(422, "invalid request", detail, pointer)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if field.type == "number" and abs(value) <= MAX_NUMBER:
+            return float(value)
+        if field.type == "time" and abs(value) <= MAX_MS:
+            return int(value)
+    is_set = field.type == "set" and isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if is_set or (field.type == "category" and isinstance(value, str)):
+        return value
+    raise RequestError(422, "invalid request", f"{name!r} must be {_WANTED[field.type]} or null", pointer)
+
+
+def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
+    """Return `plain`'s value of a field that a client sent; a log may hold longer ones.
+
+    Raises:
+        RequestError: the surface has no such field, or the value does not fit it, or is too long.
+    """
+    value = plain(known, name, value, pointer)
+    members = value if isinstance(value, list) else [value]
+    if len(members) > MAX_SET_MEMBERS:
+        detail = f"{name!r} has {len(members)} members; a set may have {MAX_SET_MEMBERS}: send fewer"
+        raise RequestError(422, "invalid request", detail, pointer)
+    for i, member in enumerate(members):
+        if isinstance(member, str) and len(member) > MAX_FIELD_CHARACTERS:
+            at = pointer if members is not value else f"{pointer}/{i}"
+            detail = (
+                f"{name!r} has a string of {len(member)} characters; one may have {MAX_FIELD_CHARACTERS}: "
+                "shorten it"
+            )
+            raise RequestError(422, "invalid request", detail, at)
+    return value

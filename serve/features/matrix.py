@@ -1,0 +1,111 @@
+"""Features: from rows of state to the matrix that is scored. The same code in training and serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.batch import Batch
+from serve.features.definitions import MultiCategory
+from serve.features.rows import Schema
+from serve.features.slots import I64, U64, Record
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the matrix's columns: numeric, single categories, then (name, width) of the sets."""
+
+    numeric: tuple[str, ...]
+    single: tuple[str, ...]
+    multi: tuple[tuple[str, int], ...]
+
+    @property
+    def num_category(self) -> int:
+        """How many category columns there are, each set's width counted."""
+        return len(self.single) + sum(width for _, width in self.multi)
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the size of a candidate's row in a call of Scorer."""
+        return 4 * len(self.numeric) + 8 * self.num_category
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """`numeric`: float32 `[R, F]`, NaN missing. `category`: uint64 `[R, K]` hashes, 0 missing."""
+
+    numeric: NDArray[np.float32]
+    category: U64
+
+    def rows(self, part: slice) -> Matrix:
+        """The matrix of some of its rows; views."""
+        return Matrix(self.numeric[part], self.category[part])
+
+    def to_bytes(self) -> bytes:
+        """What goes from `FeatureFetch` to `Scorer`: three sizes, then the two arrays."""
+        sizes = np.array([len(self.numeric), self.numeric.shape[1], self.category.shape[1]], np.int64)
+        return b"".join((sizes.tobytes(), self.category.tobytes(), self.numeric.tobytes()))
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Matrix:
+        """The matrix that `to_bytes` wrote; read-only views, no copy."""
+        num_rows, num_numeric, num_category = (int(n) for n in np.frombuffer(payload, np.int64, 3))
+        category = np.frombuffer(payload, np.uint64, num_rows * num_category, 24)
+        numeric = np.frombuffer(payload, np.float32, num_rows * num_numeric, 24 + category.nbytes)
+        return cls(numeric.reshape(num_rows, num_numeric), category.reshape(num_rows, num_category))
+
+
+class Features:
+    """The features of a surface, in the order in which it declares them."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        kinds = schema.surface.features
+        self._numeric = {name: kind for name, kind in kinds.items() if not kind.categorical}
+        self._single = {n: k for n, k in kinds.items() if k.categorical and not isinstance(k, MultiCategory)}
+        self._multi = {name: kind for name, kind in kinds.items() if isinstance(kind, MultiCategory)}
+        widths = ((n, schema.surface.fields[k.field.owner][k.field.name].max) for n, k in self._multi.items())
+        self.columns = Columns(tuple(self._numeric), tuple(self._single), tuple(widths))
+        self.popular = self.columns.numeric.index(schema.surface.popular)
+
+    def compute(
+        self, viewers: Record, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+    ) -> Matrix:
+        """The matrix of a batch of requests.
+
+        Args:
+            viewers: `[B]` rows, one a request.
+            candidates: `[R]` rows.
+            context: `[B]` rows.
+            request_of_row: `[R]`, which request each row belongs to.
+            now_ms: `[B]`, each request's time.
+        """
+        batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
+        return self._matrix(batch, request_of_row)
+
+    def popularity(
+        self, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+    ) -> NDArray[np.float32]:
+        """`[R]`: what the heuristic sorts by, as `compute` has it, without viewers; one feature's work."""
+        viewers = self.schema.blank("viewer", len(now_ms))
+        batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
+        name = self.schema.surface.popular
+        return np.asarray(self._numeric[name].value(batch), np.float32)
+
+    def _matrix(self, batch: Batch, request_of_row: I64) -> Matrix:
+        num_rows = len(request_of_row)
+        numeric = np.empty((num_rows, len(self._numeric)), np.float32)
+        for j, kind in enumerate(self._numeric.values()):
+            numeric[:, j] = kind.value(batch)
+        category = np.empty((num_rows, self.columns.num_category), np.uint64)
+        at = 0
+        for kind in self._single.values():
+            category[:, at] = kind.value(batch)
+            at += 1
+        for kind in self._multi.values():
+            values = kind.value(batch)
+            category[:, at : at + values.shape[1]] = values
+            at += values.shape[1]
+        return Matrix(numeric, category)

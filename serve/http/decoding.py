@@ -1,0 +1,66 @@
+"""Decode the body of a ranking request strictly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from serve.contract.errors import RequestError
+from serve.contract.messages import below, invalid, malformed, quoted
+from serve.contract.rankings import Candidate, RankRequest, candidate_ids
+from serve.features.field_values import bounded
+
+if TYPE_CHECKING:  # the client takes its types from here, and needs no numpy
+    from serve.features.surface import Surface
+
+_decoder = msgspec.json.Decoder(RankRequest)
+_FIELDS = {"": RankRequest.__struct_fields__, "/candidates": Candidate.__struct_fields__}
+
+
+def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankRequest:
+    """The request in `body`.
+
+    Raises:
+        RequestError: 400 where it is no JSON, 422 with a JSON Pointer where it means nothing.
+    """
+    try:
+        request = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error), _FIELDS) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(error) from None
+    _check_candidates(request, surface)
+    for name, value in request.context.items():
+        pointer = below("/context", name)
+        request.context[name] = bounded(surface.fields["context"], name, value, pointer)
+    if event_clock and request.now_ms is None:
+        raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
+    if not event_clock and request.now_ms is not None:
+        raise RequestError(
+            422, "invalid request", "now_ms is taken with the event clock only; leave it out", "/now_ms"
+        )
+    return request
+
+
+def _check_candidates(request: RankRequest, surface: Surface) -> None:
+    ids = candidate_ids(request)
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        for i, name in enumerate(ids):
+            if name in seen:
+                raise RequestError(
+                    422,
+                    "invalid request",
+                    f"the candidate {quoted(name)} is there twice; list each once",
+                    f"/candidates/{i}",
+                )
+            seen.add(name)
+    if ids is request.candidates:
+        return
+    stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
+    for i, candidate in enumerate(request.candidates):
+        if type(candidate) is Candidate:
+            for name, value in candidate.fields.items():
+                pointer = below(f"/candidates/{i}/fields", name)
+                candidate.fields[name] = bounded(stated, name, value, pointer)

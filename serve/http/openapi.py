@@ -1,0 +1,184 @@
+"""The OpenAPI document, from the same types that decode and encode the bodies, and a page that shows it."""
+
+from __future__ import annotations
+
+import html
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+
+from serve.contract.rankings import (
+    MAX_FIELD_CHARACTERS,
+    MAX_MS,
+    MAX_NUMBER,
+    MAX_SET_MEMBERS,
+    Problem,
+    RankAnswer,
+    RankRequest,
+)
+from serve.contract.records import EventsAnswer, EventsRequest
+from serve.features.surface import Surface
+
+STYLE = (
+    "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"
+    "pre{background:#f4f4f4;padding:1em;overflow:auto}"
+)
+ANY = {
+    "400": "Not JSON, or a header that cannot be read.",
+    "405": "Another method; Allow names the right one.",
+    "431": "Too many headers, or too long.",
+    "500": "A fault of ours.",
+}
+REFUSED = {
+    "401": "No valid key in X-Api-Key, where one is needed.",
+    "403": "X-Arm without a key that may choose the arm; Host or Origin of another service.",
+    "408": "The body did not come in time.",
+    "413": "The body is too large.",
+    "415": "Not application/json.",
+    "422": "JSON that means nothing; `pointer` says where.",
+    "429": "More is asked than can be answered, or than the key may ask: come again (Retry-After).",
+}
+NOT_TAKEN = {"503": "Perhaps not taken: send them again (Retry-After)."}
+REQUEST_ID = {"type": "string", "pattern": "^[!-~]{1,256}$"}
+VALUES: dict[str, dict[str, Any]] = {
+    "number": {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
+    "time": {"type": ["number", "null"], "minimum": -MAX_MS, "maximum": MAX_MS},
+    "category": {"type": ["string", "null"], "maxLength": MAX_FIELD_CHARACTERS},
+    "set": {
+        "type": ["array", "null"],
+        "maxItems": MAX_SET_MEMBERS,
+        "items": {"type": "string", "maxLength": MAX_FIELD_CHARACTERS},
+    },
+}
+KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]  # without any key configured none is needed
+
+
+def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
+    """OpenAPI 3.1 for one surface."""
+    (request, answer, events_request, events_answer, problem), components = msgspec.json.schema_components(
+        [RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem],
+        ref_template="#/components/schemas/{name}",
+    )
+    _sharpen(components, surface, event_clock)
+
+    def refusals(*of: dict[str, str]) -> dict[str, Any]:
+        why = {status: said for refused in (ANY, *of) for status, said in refused.items()}
+        content = {"application/problem+json": {"schema": problem}}
+        return {status: {"description": why[status], "content": content} for status in sorted(why)}
+
+    given = _header("X-Request-Id", REQUEST_ID, "Comes back in the answer.")
+    headers = [
+        _header(
+            "X-Deadline-Ms",
+            {"type": "integer", "minimum": 1, "maximum": 60000},
+            "After it, the popular order.",
+        ),
+        given,
+        _header("X-Arm", {"type": "string"}, "For testers: this arm ranks, and it counts for no experiment."),
+    ]
+    rank = {
+        "summary": "Rank live candidates for a viewer",
+        "operationId": "rank",
+        "security": KEYS,
+        "parameters": headers,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
+        "responses": {"200": _json("The ranking.", answer), **refusals(REFUSED)},
+    }
+    events = {
+        "summary": "Take what viewers did, and what changed of viewers and candidates",
+        "operationId": "events",
+        "security": KEYS,
+        "parameters": [given],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": events_request}}},
+        "responses": {
+            "200": _json("What became of the records; those accepted are durable.", events_answer),
+            **refusals(REFUSED, NOT_TAKEN),
+        },
+    }
+    paths: dict[str, Any] = {"/v1/rank": {"post": rank}, "/v1/events": {"post": events}}
+    for path, what in (
+        ("/v1/model", "The model in use, its features and the limits"),
+        ("/livez", "Whether the process answers"),
+        ("/readyz", "What it would answer from"),
+        ("/openapi.json", "This document"),
+    ):
+        refused = refusals(
+            {status: REFUSED[status] for status in ("401", "403", "429")} if path == "/v1/model" else {}
+        )
+        operation = {
+            "summary": what,
+            "parameters": [given],
+            "responses": {"200": _json(what, {"type": "object"}), **refused},
+        }
+        paths[path] = {"get": operation | ({"security": KEYS} if path == "/v1/model" else {})}
+    page = {"description": "A page for people", "content": {"text/html": {}}}
+    shown = {"200": page, **refusals()}
+    paths["/docs"] = {"get": {"summary": "This document, to read", "parameters": [given], "responses": shown}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"tabrank: {surface.name}", "version": _version()},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key"}},
+        },
+    }
+
+
+def docs_page(document: dict[str, Any]) -> str:
+    """A self-contained page: no script, nothing fetched from elsewhere."""
+    parts = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            answers = "".join(
+                f"<li><b>{status}</b> {html.escape(response['description'])}</li>"
+                for status, response in operation["responses"].items()
+            )
+            parts.append(
+                f"<h2>{method.upper()} {path}</h2><p>{html.escape(operation['summary'])}</p><ul>{answers}</ul>"
+            )
+    for name, schema in document["components"]["schemas"].items():
+        parts.append(f"<h3>{name}</h3><pre>{html.escape(json.dumps(schema, indent=2))}</pre>")
+    title = html.escape(document["info"]["title"])
+    head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    return f"{head}<h1>{title}</h1>{''.join(parts)}"
+
+
+def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) -> None:
+    """What the types cannot say: the surface's fields, and whether a time is told."""
+    stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
+    for schema, key, fields in (
+        ("RankRequest", "context", surface.fields["context"]),
+        ("serve.contract.rankings.Candidate", "fields", stated),
+        ("Viewer", "fields", surface.fields["viewer"]),
+        ("serve.contract.records.Candidate", "fields", surface.fields["candidate"]),
+    ):
+        components[schema]["properties"][key] |= {
+            "properties": {name: VALUES[field.type] for name, field in fields.items()},
+            "additionalProperties": False,
+        }
+    request = components["RankRequest"]
+    request["properties"]["candidates"]["uniqueItems"] = True
+    components["Event"]["properties"]["kind"]["enum"] = list(surface.events)
+    if not event_clock:
+        del request["properties"]["now_ms"]
+        return
+    request["required"].append("now_ms")
+    request["properties"]["now_ms"] = request["properties"]["now_ms"]["anyOf"][0]
+
+
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
+
+
+def _version() -> str:
+    try:
+        return version("tabrank")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,82 @@
+"""Fill a store from a log: the state as the service would have had it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serve.contract.errors import LeaseLost, TabrankError
+from serve.features.rows import Schema, State
+from serve.features.surface import Surface
+from serve.ingest.apply import Changes, packed
+from serve.log.journal import entries, numbered
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+from serve.log.snapshots import numbers
+from serve.stores.factory import open_store, shown
+from serve.stores.protocol import Store
+
+
+def load(
+    surface: Surface, log: Path, store_url: str, base: Path, until_ms: int | None = None
+) -> dict[str, int]:
+    """Replay `log` (all, or what lies before `until_ms`) and put its state into the store, whole or not at all.
+
+    Whatever rows the store held are replaced; what its journal holds beyond the log is applied too, and stays there
+    until the service has it in the log. Answers how many viewers and candidates there are.
+    """
+    if store_url.startswith("memory:"):
+        raise TabrankError(
+            f"--store: {store_url!r} would end with this command; name lmdb:PATH or redis://HOST:PORT/DB"
+        )
+    schema = Schema(surface)
+    records = read_log(log, surface)
+    replay = Replay(schema, records)
+    if until_ms is None:
+        replay.finish()
+    else:
+        if until_ms <= min(int(replay.exposure_ms.min()), int(replay.event_ms.min())):
+            raise TabrankError(
+                f"--until: nothing of the log lies before {until_ms} ms; the store is left as it is"
+            )
+        if any(until_ms <= snapshot.ts_ms for snapshot in records.snapshots[:1]):
+            raise TabrankError(
+                f"--until: the log begins with a snapshot of {records.snapshots[0].ts_ms} ms, since older records were "
+                "deleted; name a time after it"
+            )
+        replay.advance(until_ms)
+    state = _as_served(replay)
+    store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
+    try:
+        store.take_lease()  # a service that writes to this store is told so at its next commit
+        if until_ms is None:
+            _apply_journal(store, state, records.last_seq)
+        viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
+        # above every number in the log: rankings made from here on have seen all of it
+        store.commit(max(store.seq(), records.last_seq, *numbers(log)) + 1, viewers, candidates, replace=True)
+    except LeaseLost:
+        raise TabrankError(
+            f"--store {shown(store_url)}: a running service writes to it; stop it first "
+            "(`python -m serve down`), then load"
+        ) from None
+    finally:
+        store.close()
+    return {"viewers": len(viewers), "candidates": len(candidates)}
+
+
+def _as_served(replay: Replay) -> State:
+    """The replayed state as a service holds it: without the ids of which the log knows no row."""
+    state = replay.state
+    for rows in (state.viewers, state.candidates):
+        for name in [name for name, row in rows.index.items() if not replay.known[rows.entity][row]]:
+            rows.drop(name)
+    return state
+
+
+def _apply_journal(store: Store, state: State, after: int) -> None:
+    """Apply what a service has acknowledged and not yet written to the log."""
+    changes = Changes(state)
+    for last, entry in entries(store, after):
+        for seq, record in numbered(last, entry):
+            if seq > after:
+                changes.apply(record, entry.received_ms)
+    changes.observe()

@@ -1,0 +1,206 @@
+"""The records of the live loop: what clients send, what rankings leave, and how the journal keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from serve.contract.errors import RequestError
+from serve.contract.messages import below, invalid, malformed, nearest, quoted
+from serve.contract.records import (
+    MAX_RECORD_BYTES,
+    MAX_RECORDS,
+    Candidate,
+    Event,
+    Forget,
+    Rejected,
+    Sent,
+    Viewer,
+)
+from serve.features.field_values import bounded
+
+if TYPE_CHECKING:  # as in serve.contract.rankings
+    from serve.features.slots import Entity
+    from serve.features.surface import Surface
+
+# Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes of its own.
+MAX_CALL_BYTES = 3 * 1024 * 1024
+EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"  # the windows of `key`
+
+
+class Ended(Struct, tag_field="type", tag="ended", forbid_unknown_fields=True, omit_defaults=True):
+    """A candidate that ended long ago left the live table; written by Ingest alone."""
+
+    id: str
+    ts_ms: int | None = None
+
+
+class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=True, omit_defaults=True):
+    """One answered ranking: `candidates` in the order shown, up to the limit; `scores` NaN where unscored."""
+
+    request_id: str
+    ts_ms: int
+    viewer: str | None
+    candidates: list[str]
+    scores: bytes  # float32, one a candidate
+    experiment: str | None  # None where the viewer takes part in none
+    arm: str
+    rung: str
+    seen_seq: int  # the number of the last record that its features contain
+    model: str | None = None
+    context: dict[str, Any] = {}
+    stated: dict[str, dict[str, Any]] = {}  # the fields that the request stated, by candidate
+    traffic: str = "live"
+    share: float | None = None  # that the arm had in the experiment
+    latency_ms: float | None = None  # in the replica, from its arrival to its answer
+    degraded: list[str] = []  # why it is not what the arm was to give
+    propensity: list[float] | None = None  # of each pick given those before it, where the order was drawn
+    numeric: bytes | None = None  # the feature matrix of a sampled share: float32 and uint64, rows as shown
+    category: bytes | None = None
+
+
+Record = Sent | Ended | Exposure
+
+
+class Entry(Struct, array_like=True):
+    """One commit in the journal: its records have the numbers up to the entry's own."""
+
+    received_ms: int
+    records: list[Record]
+    num_bytes: int = 0  # packed; known once it was read
+
+
+class Taken(Struct):
+    """What became of the records that Ingest was given, once they are durable."""
+
+    duplicates: int = 0  # there before
+    rejected: dict[int, str] = {}  # why a record was not taken, by its place
+
+
+class _Raw(Struct, forbid_unknown_fields=True):
+    records: Annotated[list[msgspec.Raw], Meta(max_length=MAX_RECORDS)]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_batch = msgspec.json.Decoder(_Raw)
+_sent = msgspec.json.Decoder(Sent)
+_records = msgspec.msgpack.Decoder(list[Record])
+_entry = msgspec.msgpack.Decoder(Entry)
+KINDS: dict[str, type[Struct]] = {
+    "event": Event, "viewer": Viewer, "candidate": Candidate, "forget": Forget,
+}  # fmt: skip
+
+
+def decode_batch(
+    body: bytes, surface: Surface, *, event_clock: bool
+) -> tuple[dict[int, Sent], list[Rejected]]:
+    """The good records of a request's body by their place, and the others by JSON Pointer.
+
+    Raises:
+        RequestError: 400 where it is no JSON, 422 where it is no batch.
+    """
+    try:
+        raws = _batch.decode(body).records
+    except msgspec.ValidationError as error:
+        raise invalid(str(error), {"": ("records",)}) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(error) from None
+    good: dict[int, Sent] = {}
+    rejected: list[Rejected] = []
+    for i, raw in enumerate(raws):
+        try:
+            good[i] = _decode(raw, surface, event_clock=event_clock)
+        except RequestError as error:
+            rejected.append(Rejected(f"/records/{i}{error.pointer or ''}", str(error)))
+    return good, rejected
+
+
+def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
+    if len(raw) > MAX_RECORD_BYTES:
+        detail = (
+            f"the record has {len(raw)} bytes; one may have {MAX_RECORD_BYTES}: send fewer or shorter fields"
+        )
+        raise RequestError(422, "invalid record", detail)
+    try:
+        record: Sent = _sent.decode(raw)
+    except RecursionError as error:
+        raise malformed(error) from None
+    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+        kind = KINDS.get(_kind(raw), Event)
+        raise invalid(str(error), {"": kind.__struct_fields__}) from None
+    if isinstance(record, Event) and record.kind not in surface.events:
+        names = ", ".join(surface.events)
+        hint = nearest(record.kind, surface.events)
+        detail = f"{quoted(record.kind)} is not an event of the surface{hint}; its events are {names}"
+        raise RequestError(422, "invalid record", detail, "/kind")
+    if isinstance(record, Viewer | Candidate):
+        owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
+        for name, value in record.fields.items():
+            record.fields[name] = bounded(surface.fields[owner], name, value, below("/fields", name))
+    if event_clock and record.ts_ms is None:
+        raise RequestError(422, "invalid record", "ts_ms is missing; the event clock needs it", "/ts_ms")
+    return record
+
+
+def _kind(raw: msgspec.Raw) -> str:
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return str(value.get("type", "")) if isinstance(value, dict) else ""
+
+
+def pack(records: Sequence[Record | msgspec.Raw]) -> bytes:
+    """Pack records for Ingest; those of `pack_raw` are copied as they are."""
+    return _encoder.encode(records)
+
+
+def pack_raw(record: Record) -> msgspec.Raw:
+    """Pack one record, so that its size is known before `pack` puts it into a call."""
+    return msgspec.Raw(_encoder.encode(record))
+
+
+def unpack(payload: bytes) -> list[Record]:
+    """What `pack` packed."""
+    return _records.decode(payload)
+
+
+def pack_entry(entry: Entry) -> bytes:
+    """A commit as the journal keeps it."""
+    return _encoder.encode(entry)
+
+
+def unpack_entry(payload: bytes) -> Entry:
+    """What `pack_entry` packed."""
+    entry = _entry.decode(payload)
+    entry.num_bytes = len(payload)
+    return entry
+
+
+def remembered_key(record: Record) -> bytes | None:
+    """Return the key by which a repeated event or exposure, or a removal, is remembered; None for attributes."""
+    if isinstance(record, Event):
+        return key(EVENT_IDS, record.id)
+    if isinstance(record, Exposure):
+        return key(EXPOSURE_IDS, record.request_id)
+    return owner_key(record) if isinstance(record, Forget | Ended) else None
+
+
+def owner_key(record: Record) -> bytes | None:
+    """Return the key of the viewer or candidate whose row a record changes; None where there is none."""
+    if isinstance(record, Candidate | Ended):
+        return key(CANDIDATES, record.id)
+    viewer = record.id if isinstance(record, Viewer) else record.viewer
+    return None if viewer is None else key(VIEWERS, viewer)
+
+
+def key(window: bytes, id_: str) -> bytes:
+    """Return a key of 9 bytes for an id of any length: the window's letter and a 64-bit hash.
+
+    Among a million ids, a new one meets the hash of another with a probability of 5e-14.
+    """
+    return window + hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest()

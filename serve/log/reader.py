@@ -1,0 +1,337 @@
+"""The canonical log: a folder of Parquet with viewers, candidates, exposures and events, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import MAX_MS
+from serve.features.slots import IMPRESSION
+from serve.features.surface import FieldType, Surface
+from serve.log.snapshots import Snapshot, beginnings
+
+READS = 10  # of a table whose segments are being merged, before it is said to be unreadable
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for a damaged file
+MAY_BE_EMPTY = ("viewers", "events")  # where a service has written a log
+TABLES = ("viewers", "candidates", "exposures", "events")
+ARROW: Mapping[FieldType, pa.DataType] = {
+    "number": pa.float64(),
+    "category": pa.string(),
+    "set": pa.list_(pa.string()),
+    "time": pa.int64(),
+}
+WANTED = {
+    pa.string(): "strings",
+    pa.int64(): "whole numbers (milliseconds since 1970)",
+    pa.float64(): "numbers",
+    pa.list_(pa.string()): "lists of strings",
+    pa.bool_(): "true or false",
+}
+
+
+@dataclass(frozen=True)
+class Log:
+    """The four tables in their canonical types, and what the reader met: `counts`.
+
+    `exposures.context` and the fields of viewers and candidates are those that the surface declares. What a service
+    has written has its numbers too: `seq` of each record, `seen_seq` of the last one that a ranking had seen; a
+    row of `viewers` or `candidates` then sets the fields that it has `stated`, or says that its id was `removed`.
+    Where its first records were deleted, `snapshots` are what it can be replayed from, by state, the oldest first.
+    """
+
+    viewers: pa.Table
+    candidates: pa.Table
+    exposures: pa.Table
+    events: pa.Table
+    counts: dict[str, int] = field(default_factory=dict)
+    snapshots: tuple[Snapshot, ...] = ()
+
+    @property
+    def ends_ms(self) -> int:
+        """The time of the last exposure or event."""
+        return max(pc.max(table["ts_ms"]).as_py() or 0 for table in (self.exposures, self.events))
+
+    @property
+    def last_seq(self) -> int:
+        """The last number that a service has given; 0 in a log of none."""
+        return max(pc.max(getattr(self, name)["seq"]).as_py() or 0 for name in TABLES)
+
+
+def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> Log:
+    """Read and check a log; exposures with `traffic = "test"` are left out unless asked for.
+
+    Raises:
+        TabrankError: naming file, column, row (from 0) and remedy.
+    """
+    fields = surface.fields
+    viewers = _Reader(folder, "viewers").required("id", pa.string()).optional("ts_ms", pa.int64())
+    candidates = _Reader(folder, "candidates").required("id", pa.string()).optional("ts_ms", pa.int64())
+    candidates.optional("ends_ms", pa.int64())
+    for reader, owner in ((viewers, "viewer"), (candidates, "candidate")):
+        for name, declared in fields[owner].items():
+            reader.required(name, ARROW[declared.type], nullable=True)
+        reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
+        reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
+    exposures = _Reader(folder, "exposures").required("request_id", pa.string()).required("ts_ms", pa.int64())
+    exposures.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
+    context = pa.struct([(name, ARROW[declared.type]) for name, declared in fields["context"].items()])
+    exposures.optional("context", context).optional("traffic", pa.string()).optional("stated", pa.string())
+    exposures.optional("seq", pa.int64()).optional("seen_seq", pa.int64())
+    events = _Reader(folder, "events").required("id", pa.string()).required("ts_ms", pa.int64())
+    events.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
+    events.required("kind", pa.string()).optional("request_id", pa.string()).optional("seq", pa.int64())
+    exposures.no_repeats("candidates")
+    events.one_of("kind", (*surface.events, IMPRESSION))
+    log = Log(viewers.table, candidates.table, exposures.table, events.table)
+    # after the tables: what was deleted while they were read, a snapshot stands for
+    return _clean(replace(log, snapshots=beginnings(folder)), test_traffic)
+
+
+def _clean(log: Log, test_traffic: bool) -> Log:
+    counts = {}
+    exposures = log.exposures
+    if not test_traffic:
+        live = pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True)
+        exposures = exposures.filter(live)
+        if not len(exposures):
+            raise TabrankError(
+                'every exposure of the log is test traffic (traffic = "test"); it holds nothing live'
+            )
+    counts["test_exposures"] = len(log.exposures) - len(exposures)
+    unique = _first(exposures["request_id"])
+    counts["repeated_exposures"] = len(exposures) - len(unique)
+    exposures = exposures.take(unique) if counts["repeated_exposures"] else exposures
+    unique = _first(log.events["id"])
+    counts["repeated_events"] = len(log.events) - len(unique)
+    viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
+    counts["repeated_rows"] = len(log.viewers) + len(log.candidates) - len(viewers) - len(candidates)
+    events = log.events.take(unique) if counts["repeated_events"] else log.events
+    shown = pc.list_flatten(exposures["candidates"])
+    counts["unknown_candidates"] = int(pc.sum(pc.invert(pc.is_in(shown, log.candidates["id"]))).as_py() or 0)
+    unknown = pc.invert(pc.is_in(exposures["viewer"], log.viewers["id"]))
+    counts["unknown_viewers"] = int(pc.sum(unknown).as_py() or 0)
+    return replace(
+        log, viewers=viewers, candidates=candidates, exposures=exposures, events=events, counts=counts
+    )
+
+
+def _unrepeated(table: pa.Table) -> pa.Table:
+    """Without the rows whose number came before: segments being merged hold some records twice."""
+    numbers = pc.fill_null(table["seq"], 0).to_numpy()
+    given = np.flatnonzero(numbers)
+    rows = np.ones(len(table), bool)
+    rows[given] = False
+    rows[given[np.unique(numbers[given], return_index=True)[1]]] = True
+    return table if rows.all() else table.filter(pa.array(rows))
+
+
+def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The row numbers at which each value comes first, in order."""
+    codes = column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return np.sort(np.unique(codes, return_index=True)[1])
+
+
+def concat_logs(logs: Iterable[Log]) -> Log:
+    """One log of several: their tables one after the other, and the snapshots of the first that has any."""
+    logs = list(logs)
+    merged = {name: pa.concat_tables([getattr(log, name) for log in logs]) for name in TABLES}
+    return Log(**merged, snapshots=next((log.snapshots for log in logs if log.snapshots), ()))
+
+
+def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:
+    """A table of a log as it is, and where it is: a file, a folder of segments, or both, one after the other.
+
+    With `columns` those of them that there are.
+
+    Raises:
+        TabrankError: it is missing, not readable, or has no rows.
+    """
+    if not folder.is_dir():
+        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
+    paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
+    if not paths:
+        if name in MAY_BE_EMPTY and (folder / "exposures").is_dir():
+            return folder / name, pa.table({})  # a service has written it, and nothing of this kind came
+        raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+    parts = []
+    for path in paths:
+        try:
+            parts.append(_read(path, columns))
+        except UNREADABLE as error:
+            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise TabrankError(f"{folder}: {paths[0].name} and {name} do not fit together: {error}") from None
+    if not len(table):
+        raise TabrankError(f"{paths[0]}: has no rows; a log needs at least one row in each table")
+    return paths[0], table
+
+
+def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    """A file, or the segments in a folder; those may be merged or deleted while they are read, so again then."""
+    for _ in range(READS - 1):
+        try:
+            return _read_once(path, columns)
+        except UNREADABLE:
+            continue
+    return _read_once(path, columns)
+
+
+def _read_once(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    tables = []
+    for name in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
+        # one by one: a surface may have gained a field since the first segment, whose columns a dataset takes for all
+        with pq.ParquetFile(name) as file:
+            schema = file.schema_arrow
+            if columns is not None:
+                schema = pa.schema([schema.field(column) for column in columns if column in schema.names])
+            # by batches: read whole, lists of more than 2 GiB of strings are refused
+            tables.append(pa.Table.from_batches(file.iter_batches(columns=schema.names), schema))
+            tables[-1].validate(full=True)  # a damaged file's strings may be no UTF-8
+    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+class _Reader:
+    """One table of a log, its columns checked and cast one by one."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path, self.raw = read_table(folder, name)
+        self.columns: dict[str, pa.ChunkedArray] = {}
+
+    @property
+    def table(self) -> pa.Table:
+        """The columns taken so far."""
+        return pa.table(self.columns)
+
+    def required(self, column: str, wanted: pa.DataType, *, nullable: bool = False) -> _Reader:
+        """Take a column that must be there, without nulls unless `nullable`."""
+        if not self.raw.num_columns:
+            self.columns[column] = pa.chunked_array([], wanted)
+            return self
+        if column not in self.raw.column_names:
+            raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
+        values = self._cast(column, wanted)
+        if not nullable:
+            self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
+        if wanted == pa.string():
+            self._refuse(column, pc.equal(values, ""), "is an empty string; use null where there is none")
+        if wanted == pa.list_(pa.string()):
+            self._refuse_in_lists(column, values, nullable)
+        if wanted == pa.float64():
+            self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
+        if column == "ts_ms":
+            bad = pc.or_(pc.less(values, 0), pc.greater(values, MAX_MS))
+            self._refuse(column, bad, f"is not from 0 to {MAX_MS}, milliseconds since 1970")
+        self.columns[column] = values
+        return self
+
+    def optional(self, column: str, wanted: pa.DataType) -> _Reader:
+        """Take a column if it is there; all null otherwise."""
+        if column in self.raw.column_names or not self.raw.num_columns:
+            return self.required(column, wanted, nullable=True)
+        self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
+        return self
+
+    def one_of(self, column: str, known: Iterable[str]) -> None:
+        """Refuse a row whose value is not among the known ones."""
+        names = sorted(set(known))
+        bad = pc.invert(pc.is_in(self.columns[column], pa.array(names)))
+        self._refuse(column, bad, f"is not an event of the surface; its events are {', '.join(names)}")
+
+    def no_repeats(self, column: str) -> None:
+        """Refuse a list that holds a value twice."""
+        lists = self.columns[column].combine_chunks()
+        codes = (
+            pc.list_flatten(lists).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        )
+        rows = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+        pairs = rows * (codes.max(initial=0) + 1) + codes
+        order = np.argsort(pairs, kind="stable")
+        twice = order[1:][pairs[order][1:] == pairs[order][:-1]]
+        if len(twice):
+            raise TabrankError(
+                f"{self.path}: column {column!r}, row {rows[twice].min()}: "
+                "holds a candidate twice; each may be shown once in a ranking"
+            )
+
+    def _cast(self, column: str, wanted: pa.DataType) -> pa.ChunkedArray:
+        values = self.raw[column]
+        if pa.types.is_struct(wanted):
+            return self._context(column, wanted)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if not _fits(values.type, wanted):
+            raise TabrankError(
+                f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
+            )
+        return self._as(column, values, wanted)
+
+    def _as(self, column: str, values: Any, wanted: pa.DataType) -> Any:
+        try:
+            return values.cast(wanted)
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise TabrankError(
+                f"{self.path}: column {column!r} cannot be taken as {_words(wanted)}: {reason}"
+            ) from None
+
+    def _context(self, column: str, wanted: pa.StructType) -> pa.ChunkedArray:
+        values = self.raw[column].combine_chunks()
+        if not (pa.types.is_struct(values.type) or pa.types.is_null(values.type)):
+            raise TabrankError(f"{self.path}: column {column!r} holds {values.type}; it must hold a struct")
+        children = []
+        for part in wanted:
+            index = -1 if pa.types.is_null(values.type) else values.type.get_field_index(part.name)
+            child = pa.nulls(len(values), part.type) if index < 0 else pc.struct_field(values, index)
+            if not (pa.types.is_null(child.type) or _fits(child.type, part.type)):
+                raise TabrankError(
+                    f"{self.path}: column '{column}.{part.name}' holds {child.type}; it must hold {_words(part.type)}"
+                )
+            children.append(self._as(f"{column}.{part.name}", child, part.type))
+        if not children:
+            return pa.chunked_array([pa.nulls(len(values), wanted)])
+        return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
+
+    def _refuse(self, column: str, bad: pa.ChunkedArray, why: str) -> None:
+        row = pc.index(pc.fill_null(bad, False), True).as_py()
+        if row >= 0:
+            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
+
+    def _refuse_in_lists(self, column: str, lists: pa.ChunkedArray, nullable: bool) -> None:
+        lists = lists.combine_chunks()
+        bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
+        at = pc.index(bad, True).as_py()
+        if at >= 0:
+            row = pc.list_parent_indices(lists)[at].as_py()
+            raise TabrankError(
+                f"{self.path}: column {column!r}, row {row}: a list holds null or an empty string"
+            )
+
+
+def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    if wanted == pa.string():
+        return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_null(given))
+    if wanted == pa.int64():
+        return bool(pa.types.is_integer(given) or pa.types.is_null(given))
+    if wanted == pa.float64():
+        return bool(pa.types.is_floating(given) or pa.types.is_integer(given) or pa.types.is_null(given))
+    if wanted == pa.bool_():
+        return bool(pa.types.is_boolean(given) or pa.types.is_null(given))
+    if pa.types.is_null(given):
+        return True
+    is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
+    return is_list and _fits(given.value_type, pa.string())
+
+
+def _words(wanted: pa.DataType) -> str:
+    return WANTED.get(wanted, str(wanted))

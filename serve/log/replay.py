@@ -1,0 +1,276 @@
+"""Replay: a log's records applied to the state in their order, as the service would have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from serve.contract.errors import TabrankError
+from serve.contract.validation import json_value, typed
+from serve.features.field_values import plain
+from serve.features.rows import EVER_MS, NEVER_MS, Run, Schema, State, encode
+from serve.features.slots import I64, IMPRESSION, Entity, Record
+from serve.features.surface import Field
+from serve.log.reader import Log
+from serve.log.snapshots import Snapshot, start
+
+UPSERT, EXPOSURE, EVENT = 0, 1, 2
+ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
+
+
+class Codes:
+    """Ids as numbers from 1, in order of first appearance; 0 is null."""
+
+    def __init__(self, *columns: pa.ChunkedArray) -> None:
+        arrays = [_flat(column) for column in columns]
+        encoded = (
+            pa.chunked_array([a for a in arrays if len(a)], pa.string()).combine_chunks().dictionary_encode()
+        )
+        self.ids: list[str] = encoded.dictionary.to_pylist()
+        codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+        self.columns: list[I64] = np.split(codes, np.cumsum([len(a) for a in arrays])[:-1])
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+
+
+def event_times(exposures: pa.Table, events: pa.Table) -> I64:
+    """When each event happened `[E]`: one that names its exposure did not come before it, whatever the client's
+    clock said."""
+    number = pc.index_in(
+        events["request_id"].cast(pa.string()), _flat(exposures["request_id"].cast(pa.string()))
+    )
+    exposure = pc.fill_null(number, -1).to_numpy().astype(np.int64)
+    exposure_ms = exposures["ts_ms"].to_numpy().astype(np.int64)
+    event_ms: I64 = events["ts_ms"].to_numpy().astype(np.int64)
+    return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
+
+
+def _stated(text: str, declared: Mapping[str, Field], row: int) -> dict[str, dict[str, object]]:
+    """The fields that an exposure's request stated, by candidate; those that the surface has lost are left out."""
+    where = f"exposures: column 'stated', row {row}"
+    stated: dict[str, dict[str, object]] = {}
+    for candidate, fields in typed(json_value(text, where), dict, where).items():
+        known = {name: value for name, value in typed(fields, dict, where).items() if name in declared}
+        try:
+            stated[candidate] = {name: plain(declared, name, value, "") for name, value in known.items()}
+        except TabrankError as error:
+            raise TabrankError(f"{where}: {error}") from None
+    return stated
+
+
+class _Upsert(NamedTuple):
+    """A row of `viewers` or `candidates`; without fields its id was removed."""
+
+    ts_ms: int
+    received_ms: int
+    entity: Entity
+    id: str
+    ends_ms: int | None
+    fields: Mapping[str, Any] | None
+
+
+def _numbers(table: pa.Table, column: str = "seq") -> I64:
+    """A column of numbers that a service has given, 0 where it has not."""
+    numbers: I64 = pc.fill_null(table[column], 0).to_numpy()
+    return numbers
+
+
+class Replay:
+    """A state, and a cursor in the log's records: `advance(t)` applies every one from before `t`.
+
+    The records that a service has numbered come in the order of their numbers, after all others; those come in the
+    order of their times. `sees` `[exposures]` says how many of them each exposure was ranked on: those up to the
+    number that the service has logged, or those from strictly before it.
+
+    Where the first records were deleted, the state begins with a snapshot, and of the records only those are applied
+    that came after it. Exposures that were ranked on less, `before_snapshot` `[exposures]`, cannot be computed again.
+
+    Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`), but an id is
+    known only once its first record was applied: until then its row is 0, nobody.
+    `event_ms` are the events' times as `event_times` says.
+    """
+
+    def __init__(self, schema: Schema, log: Log) -> None:
+        self.state = State(schema)
+        self._log = log
+        self._snapshot = start(log.snapshots, schema.fingerprint)
+        held = [[self._snapshot.ids(entity)] if self._snapshot else [] for entity in ENTITIES]
+        viewers = Codes(log.viewers["id"], log.exposures["viewer"], log.events["viewer"], *held[0])
+        candidates = Codes(
+            log.candidates["id"],
+            pc.list_flatten(log.exposures["candidates"]),
+            log.events["candidate"],
+            *held[1],
+        )
+        for name in viewers.ids:
+            self.state.viewers.add(name)
+        for name in candidates.ids:
+            self.state.candidates.add(name)
+        _, self.exposure_viewer, self.event_viewer, *_ = viewers.columns
+        _, shown, event_candidate, *_ = candidates.columns
+        self._candidates = np.concatenate([shown, event_candidate])
+        self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])  # views
+        self.known: dict[Entity, NDArray[np.bool_]] = {
+            "viewer": np.zeros(len(viewers.ids) + 1, bool),
+            "candidate": np.zeros(len(candidates.ids) + 1, bool),
+        }
+        if self._snapshot:
+            self._restore(self._snapshot)
+        lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
+        self.first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # of exposure i in `shown`
+        self.exposure_ms = log.exposures["ts_ms"].to_numpy()
+        self.event_ms = event_times(log.exposures, log.events)
+        kinds = _flat(log.events["kind"]).dictionary_encode()
+        names = np.array(kinds.dictionary.to_pylist(), dtype=object)  # one string a kind, not one an event
+        self.event_kind = names[kinds.indices.to_numpy()]
+        numbers = np.array([schema.number[name] for name in names], np.int64)
+        self._event_number = numbers[kinds.indices.to_numpy()]
+        self._upserts = self._read_upserts("viewer", log.viewers) + self._read_upserts(
+            "candidate", log.candidates
+        )
+        self._stated = {
+            i: _stated(text, schema.surface.fields["candidate"], i)
+            for i, text in enumerate(log.exposures["stated"].to_pylist())
+            if text
+        }
+        self._order(log)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Begin with its rows, a few at a time: packed, they are as large as the state."""
+        for entity, rows in zip(ENTITIES, (self.state.viewers, self.state.candidates), strict=True):
+            for ids, packed in snapshot.rows(entity):
+                at = rows.find(ids)
+                rows.table[at] = np.frombuffer(packed, rows.table.dtype)
+                self.known[entity][at] = True
+
+    def _read_upserts(self, entity: Entity, table: pa.Table) -> list[_Upsert]:
+        names = self.state.schema.surface.fields[entity]
+        columns = {name: table[name].to_pylist() for name in names}
+        rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(table))
+        times = pc.fill_null(table["ts_ms"], EVER_MS).to_pylist()
+        received = pc.fill_null(table["received_ms"], NEVER_MS).to_pylist()
+        ends = table["ends_ms"].to_pylist() if entity == "candidate" else [None] * len(table)
+        said = zip(table["stated"].to_pylist(), table["removed"].to_pylist(), strict=True)
+        upserts = []
+        for t, received_ms, name, end, row, (stated, removed) in zip(
+            times, received, table["id"].to_pylist(), ends, rows, said, strict=True
+        ):
+            fields = dict(zip(names, row, strict=True))
+            if stated is not None:
+                fields = {
+                    field: fields[field] for field in stated if field in fields
+                }  # else the surface lost it
+            upserts.append(_Upsert(t, received_ms, entity, name, end, None if removed else fields))
+        return upserts
+
+    def _order(self, log: Log) -> None:
+        kinds = self.state.schema.number
+        nothing = np.zeros(len(self._upserts), np.int64)
+        begins = np.arange(len(self.shown), len(self._candidates))
+        seq = [_numbers(table) for table in (log.viewers, log.candidates, log.exposures, log.events)]
+        # what a service has dated itself, it has applied at that very time
+        event_ms = np.where(seq[3] > 0, log.events["ts_ms"].to_numpy(), self.event_ms)
+        columns = (  # of upserts, exposures and events
+            (np.array([upsert.ts_ms for upsert in self._upserts], np.int64), self.exposure_ms, event_ms),
+            (np.concatenate(seq[:2]), *seq[2:]),
+            (nothing, np.full(len(self.exposure_ms), kinds[IMPRESSION]), self._event_number),
+            (nothing, self.exposure_viewer, self.event_viewer),
+            (nothing, self.first[:-1], begins),
+            (nothing, self.first[1:], begins + 1),
+        )
+        which = np.repeat([UPSERT, EXPOSURE, EVENT], [len(part) for part in columns[0]])
+        index = np.concatenate([np.arange(len(part)) for part in columns[0]])
+        ts, seq_of, event, viewer, begin, end = (np.concatenate(parts) for parts in columns)
+        order = np.lexsort((index, which, np.where(seq_of > 0, 0, ts), seq_of))
+        if self.state.schema.surface.impression_events:
+            order = order[which[order] != EXPOSURE]  # what was answered need not have been seen
+        else:  # a service's test traffic changed nothing
+            is_test = pc.fill_null(pc.equal(log.exposures["traffic"], "test"), False).to_numpy()
+            idle = np.flatnonzero(is_test & (seq[2] > 0)) + len(self._upserts)
+            order = order[~np.isin(order, idle)]
+        first = self._snapshot.seq if self._snapshot else 0
+        if first:  # the rest is in the snapshot
+            order = order[seq_of[order] > first]
+        self._which, self._index = which[order], index[order]
+        self._ts = ts[order]
+        self._seen_ms = np.maximum.accumulate(self._ts)  # one that came late was not seen before it came
+        self._event, self._viewer = event[order], viewer[order]
+        self._begin, self._end = begin[order], end[order]  # in `_candidates`
+        self._at = 0
+        seen_seq = _numbers(log.exposures, "seen_seq")
+        by_number = np.searchsorted(seq_of[order], seen_seq, "right")
+        is_logged = pc.is_valid(log.exposures["seen_seq"]).to_numpy()
+        self.sees: I64 = np.where(is_logged, by_number, self.position(self.exposure_ms))
+        self.before_snapshot: NDArray[np.bool_] = seen_seq < first
+        self.sees[self.before_snapshot] = 0
+
+    def position(self, before_ms: I64) -> I64:
+        """How many records lie strictly before each time; ties stay unseen."""
+        return np.searchsorted(self._seen_ms, before_ms, "left")
+
+    def advance(self, before_ms: int) -> None:
+        """Apply the records of times strictly before `before_ms`."""
+        self.advance_to(int(self.position(np.array(before_ms))))
+
+    def advance_to(self, end: int) -> None:
+        """Apply records up to so many in all."""
+        while self._at < end:
+            which = self._which[self._at : end]
+            upserts = np.flatnonzero(which == UPSERT)
+            num = int(upserts[0]) if len(upserts) else len(which)
+            if num == 0:
+                self._upsert(int(self._index[self._at]))
+                self._at += 1
+            else:
+                self._observe(slice(self._at, self._at + num))
+                self._at += num
+
+    def finish(self) -> None:
+        """Apply all that is left."""
+        self.advance_to(len(self._ts))
+
+    def candidate_rows(self, shown: I64) -> I64:
+        """The row numbers, as known now, of positions in `shown`."""
+        return self._known_rows(self.shown[shown])
+
+    def candidates(self, shown: I64) -> Record:
+        """The rows, as known now, of positions in `shown`, with the fields that their requests stated."""
+        rows = self.state.candidates.table[self.candidate_rows(shown)]
+        if self._stated:
+            declared = self.state.schema.surface.fields["candidate"]
+            exposures = np.searchsorted(self.first, shown, "right") - 1
+            for place, exposure in enumerate(exposures.tolist()):
+                name = self.state.candidates.ids[self.shown[shown[place]]]
+                for field, value in self._stated.get(exposure, {}).get(name, {}).items():
+                    rows[field][place] = encode(declared[field], value)
+        return rows
+
+    def _known_rows(self, candidates: I64) -> I64:
+        return np.where(self.known["candidate"][candidates], candidates, 0)
+
+    def _upsert(self, number: int) -> None:
+        ts_ms, received_ms, entity, name, ends_ms, fields = self._upserts[number]
+        rows = self.state.viewers if entity == "viewer" else self.state.candidates
+        row = rows.index[name]
+        if fields is None:
+            rows.table[row] = self.state.schema.blank(entity)[0]
+        else:
+            self.state.upsert(entity, name, fields, ends_ms, ts_ms=ts_ms, received_ms=received_ms)
+        self.known[entity][row] = fields is not None
+
+    def _observe(self, records: slice) -> None:
+        """Apply exposures and events that have no upsert between them."""
+        begin, viewer = self._begin[records], self._viewer[records]
+        lengths = self._end[records] - begin
+        at = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        candidates = self._known_rows(self._candidates[at])
+        self.state.observe(Run(self._event[records], viewer, self._ts[records], lengths, candidates))
+        self.known["viewer"][viewer] = True

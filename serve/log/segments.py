@@ -1,0 +1,329 @@
+"""The served log: the journal's records as Parquet segments in the canonical form, one folder a table."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.contract.errors import TabrankError
+from serve.contract.records import Candidate, Event, Forget, Viewer
+from serve.contract.validation import refuse_file
+from serve.features.surface import Surface
+from serve.log.atomic_files import put
+from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Entry, Exposure, key
+from serve.log.journal import numbered
+from serve.log.reader import ARROW, UNREADABLE
+from serve.log.throttle import Step
+
+log = logging.getLogger("tabrank")
+Numbered = tuple[int, int, Any]
+"""A record's number, when it was received in ms, and the record."""
+DIGITS = 20  # of a segment's name
+# Write a row group once so many records and candidates in them are held in memory, or so many bytes of the journal:
+# unpacked and as Arrow's columns these take six times as much.
+AT_ONCE = 1 << 18
+AT_ONCE_BYTES = 16 << 20
+STRINGS = pa.list_(pa.string())
+# Assume at most this many numbers in a segment that cannot be read: years of records at 10,000 a second.
+MAX_SPAN = 1 << 40
+
+
+class Segments:
+    """The folder of one served log.
+
+    A segment is named by the number of its first record and written whole or not at all. Where a process died
+    between writing a segment and trimming the journal, the next one writes the segment again, longer.
+    """
+
+    def __init__(self, folder: Path, surface: Surface) -> None:
+        refuse_file(folder)
+        self.folder = folder
+        self._surface = surface
+        self.damaged: set[Path] = set()
+
+    def write(self, entries: Iterable[tuple[int, Entry]], step: Step = lambda: True) -> tuple[int, int, int]:
+        """Write journal entries, one or more, as one segment of each table that they have records of.
+
+        They are streamed in row groups, and after each of these `step` is called. Returns the number of the last
+        record, how many records there were, and their bytes in the journal.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; what is there stays as it was.
+        """
+        first = last = num = num_bytes = 0
+        with ExitStack() as drafts:
+            segment: dict[str, _Draft] = {}
+            for records, size in _parts(entries, step):
+                first, last = first or records[0][0], records[-1][0]
+                num, num_bytes = num + len(records), num_bytes + size
+                for name, kinds, columns in self._tables():
+                    rows = [row for row in records if isinstance(row[2], kinds)]
+                    if rows:
+                        table = pa.table(columns(rows))
+                        if name not in segment:
+                            path = self.folder / name / f"{first:0{DIGITS}d}.parquet"
+                            segment[name] = drafts.enter_context(_Draft(path, table.schema))
+                        segment[name].write(table)
+                step()
+            for draft in segment.values():
+                draft.put()
+        return last, num, num_bytes
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Alone with the files: of a rollout's two writers the one that lost the lease must not write last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def recent_keys(self, num: int, after: int = 0) -> list[bytes]:
+        """Return the keys by which the newest events and exposures are recognised, the last ones last.
+
+        `num` of each, or a few more; of the records beyond the number `after`, and perhaps some before it.
+        """
+        keys: list[bytes] = []
+        for name, column, window in (("events", "id", EVENT_IDS), ("exposures", "request_id", EXPOSURE_IDS)):
+            parts: list[list[bytes]] = []
+            for first, table in self._newest(name, [column]):
+                parts.append([key(window, id_.as_py()) for id_ in table[column]])
+                if sum(map(len, parts)) >= num or first <= after:
+                    break
+            keys += chain.from_iterable(reversed(parts))
+        return keys
+
+    def removals(self, since_ms: int) -> dict[bytes, int]:
+        """Return the keys of removed viewers and candidates with the times in ms, the newest last.
+
+        Of the records received since `since_ms`, and perhaps some before.
+        """
+        removed: dict[bytes, int] = {}
+        for name, window in (("viewers", VIEWERS), ("candidates", CANDIDATES)):
+            parts: list[pa.Table] = []
+            for _, table in self._newest(name, ["id", "ts_ms", "removed", "received_ms"]):
+                parts.append(table.filter(table["removed"]))
+                if table["received_ms"][0].as_py() < since_ms:
+                    break
+            for part in reversed(parts):
+                keys = (key(window, id_) for id_ in part["id"].to_pylist())
+                removed.update(zip(keys, part["ts_ms"].to_pylist(), strict=True))
+        return removed
+
+    def _newest(self, name: str, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the first number and columns of a table's segments, the newest first.
+
+        A damaged segment is skipped and remembered in `damaged`.
+        """
+        for path in reversed(segments(self.folder, name)):
+            table = None
+            with self._unless_damaged(path), _readable(path):
+                table = pq.read_table(path, columns=columns)
+            if table is not None:
+                yield int(path.stem), table
+
+    def last_seq(self) -> int:
+        """Return the number of the last record in any segment, 0 where there is none.
+
+        Of a damaged segment, which is remembered in `damaged`, it is a number that none of its records reaches.
+        """
+        last = 0
+        for name, _, _ in self._tables():
+            for path in segments(self.folder, name)[-1:]:
+                bound = int(path.stem) + MAX_SPAN
+                with self._unless_damaged(path):
+                    bound = last_seq(path)
+                last = max(last, bound)
+        return last
+
+    @contextmanager
+    def _unless_damaged(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except TabrankError as error:
+            if path not in self.damaged:
+                self.damaged.add(path)
+                log.error("%s. Until then an event in it that is sent again counts twice", error)
+
+    def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], dict[str, Any]]], ...]:
+        return (
+            ("viewers", (Viewer, Forget), self._viewers),
+            ("candidates", (Candidate, Ended), self._candidates),
+            ("exposures", (Exposure,), self._exposures),
+            ("events", (Event,), _events),
+        )
+
+    def _viewers(self, rows: list[Numbered]) -> dict[str, Any]:
+        ids = [record.viewer if isinstance(record, Forget) else record.id for _, _, record in rows]
+        return {"id": pa.array(ids, pa.string())} | self._upserts("viewer", rows)
+
+    def _candidates(self, rows: list[Numbered]) -> dict[str, Any]:
+        ends = [getattr(record, "ends_ms", None) for _, _, record in rows]
+        return (
+            {"id": pa.array([record.id for _, _, record in rows], pa.string())}
+            | self._upserts("candidate", rows)
+            | {"ends_ms": pa.array(ends, pa.int64())}
+        )
+
+    def _upserts(self, owner: str, rows: list[Numbered]) -> dict[str, Any]:
+        """`stated` names the fields that a row sets, `removed` says that its id was dropped."""
+        fields = [getattr(record, "fields", {}) for _, _, record in rows]
+        declared = self._surface.fields[owner].items()
+        columns = {
+            name: pa.array([_plain(values.get(name), field.type) for values in fields], ARROW[field.type])
+            for name, field in declared
+        }
+        removed = [isinstance(record, Forget | Ended) for _, _, record in rows]
+        return columns | {
+            "ts_ms": pa.array([record.ts_ms for _, _, record in rows], pa.int64()),
+            "stated": pa.array([list(values) for values in fields], STRINGS),
+            "removed": pa.array(removed, pa.bool_()),
+            **_numbers(rows),
+        }
+
+    def _exposures(self, rows: list[Numbered]) -> dict[str, Any]:
+        records: list[Exposure] = [record for _, _, record in rows]
+        context = self._surface.fields["context"].items()
+        fields = [(name, ARROW[field.type]) for name, field in context]
+        lengths = [len(record.candidates) for record in records]
+        shown = pa.array(list(chain.from_iterable(record.candidates for record in records)), pa.string())
+        columns = {
+            name: pa.array([getattr(record, name) for record in records], pa.string())
+            for name in ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic")
+        }
+        if fields:
+            columns["context"] = pa.array([record.context for record in records], pa.struct(fields))
+        stated = [json.dumps(record.stated) if record.stated else None for record in records]
+        scores = np.frombuffer(b"".join(record.scores for record in records), np.float32)
+        return columns | {
+            "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
+            "candidates": _lists(lengths, shown),
+            "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
+            "share": pa.array([record.share for record in records], pa.float64()),
+            "latency_ms": pa.array([record.latency_ms for record in records], pa.float32()),
+            "degraded": pa.array([record.degraded for record in records], STRINGS),
+            "propensity": pa.array([record.propensity for record in records], pa.list_(pa.float64())),
+            "stated": pa.array(stated, pa.string()),
+            "seen_seq": pa.array([record.seen_seq for record in records], pa.int64()),
+            "numeric": _matrices([record.numeric for record in records], np.float32),
+            "category": _matrices([record.category for record in records], np.uint64),
+            **_numbers(rows),
+        }
+
+
+class _Draft:
+    """A segment that has no name yet; left without one, nothing is left of it."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            self._writer = pq.ParquetWriter(self._draft, schema, compression="zstd")
+        except BaseException:  # a full disk has room for a name
+            self._draft.unlink(missing_ok=True)
+            raise
+        self.write = self._writer.write_table
+
+    def __enter__(self) -> _Draft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._writer.close()
+        finally:
+            self._draft.unlink(missing_ok=True)
+
+    def put(self) -> None:
+        """Give it its name."""
+        self._writer.close()
+        put(self._draft, self._path)
+
+
+def segments(log: Path, table: str) -> list[Path]:
+    """A table's segments in order; what has another name in its folder is not the service's."""
+    return sorted((log / table).glob(f"{'[0-9]' * DIGITS}.parquet"))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises TabrankError, which names the file, for one that is damaged."""
+    try:
+        yield
+    except UNREADABLE as error:
+        if getattr(error, "errno", None) is not None:
+            # The system's own error says nothing of the file: it was merged meanwhile, or no more may be open.
+            raise
+        raise TabrankError(
+            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; bring it back from a backup, or move it "
+            "away: the log is then without its records"
+        ) from error
+
+
+def last_seq(path: Path) -> int:
+    """The greatest number in a segment, as its footer says."""
+    with _readable(path):
+        metadata = pq.read_metadata(path)
+    column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "seq")
+    groups = (metadata.row_group(i).column(column) for i in range(metadata.num_row_groups))
+    return max(int(group.statistics.max) for group in groups)
+
+
+def _events(rows: list[Numbered]) -> dict[str, Any]:
+    records: list[Event] = [record for _, _, record in rows]
+    columns = {
+        name: pa.array([getattr(record, name) for record in records], pa.string())
+        for name in ("id", "viewer", "candidate", "kind", "request_id")
+    }
+    return columns | {
+        "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
+        "value": pa.array([record.value for record in records], pa.float64()),
+        **_numbers(rows),
+    }
+
+
+def _parts(entries: Iterable[tuple[int, Entry]], step: Step) -> Iterator[tuple[list[Numbered], int]]:
+    """Yield the records in order, in parts of a row group each, and their bytes; `step` is called after each entry."""
+    part: list[Numbered] = []
+    num = num_bytes = 0
+    for last, entry in entries:
+        part += ((seq, entry.received_ms, record) for seq, record in numbered(last, entry))
+        num += sum(1 + len(getattr(record, "candidates", ())) for record in entry.records)
+        num_bytes += entry.num_bytes
+        step()
+        if num >= AT_ONCE or num_bytes >= AT_ONCE_BYTES:
+            yield part, num_bytes
+            part, num, num_bytes = [], 0, 0
+    if part:
+        yield part, num_bytes
+
+
+def _numbers(rows: list[Numbered]) -> dict[str, Any]:
+    return {
+        "seq": pa.array([seq for seq, _, _ in rows], pa.int64()),
+        "received_ms": pa.array([received_ms for _, received_ms, _ in rows], pa.int64()),
+    }
+
+
+def _lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _matrices(parts: Sequence[bytes | None], dtype: Any) -> pa.Array:
+    arrays = [None if part is None else np.frombuffer(part, dtype) for part in parts]
+    return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)))
+
+
+def _plain(value: Any, kind: str) -> Any:
+    return int(value) if kind == "time" and value is not None else value

@@ -1,0 +1,226 @@
+"""Snapshots: all rows of a state at a number, from which a log whose beginning was deleted is replayed.
+
+In `<log>/snapshots/<number, 20 digits>/`: the rows as the store keeps them, and `meta.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.contract.errors import TabrankError
+from serve.features.slots import Entity
+from serve.log.atomic_files import put, sync, write_whole
+from serve.log.throttle import Step
+from serve.stores.protocol import Store
+
+logger = logging.getLogger("tabrank")
+FORMAT = 1
+FOLDER = "snapshots"
+NAME = re.compile(r"[0-9]{20}")
+META = "meta.json"
+BEGIN = "BEGIN"  # beside them: the number up to which records may be gone
+FILES: dict[Entity, str] = {"viewer": "viewers.parquet", "candidate": "candidates.parquet"}
+WITHOUT = (
+    f"copy the log without its folder {FOLDER!r}: features then know only what its remaining records tell"
+)
+SCHEMA = pa.schema([("id", pa.string()), ("row", pa.binary())])
+# Hold so many rows in memory and in a row group, or so many bytes of them: a row has up to some 100 KiB.
+AT_ONCE = 4_096
+AT_ONCE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One snapshot, complete on disk; `ts_ms` is a time that no record in it is later than."""
+
+    path: Path
+    seq: int
+    ts_ms: int
+    fingerprint: str  # of the state's schema
+    sha256: dict[str, str]
+
+    def verify(self) -> None:
+        """Raise TabrankError unless its files are those that were written."""
+        for name in FILES.values():
+            try:
+                digest = _sha256(self.path / name)
+            except OSError as error:
+                raise TabrankError(f"{self.path / name}: cannot be read: {error.strerror}") from None
+            if digest != self.sha256.get(name):
+                raise TabrankError(
+                    f"{self.path / name}: damaged (its sha256 is not that in {META}); bring it back from a backup, or "
+                    f"delete {self.path}: a later one is used then"
+                )
+
+    def ids(self, entity: Entity) -> pa.ChunkedArray:
+        """Of all its rows."""
+        return pq.read_table(self.path / FILES[entity], columns=["id"])["id"]
+
+    def rows(self, entity: Entity) -> Iterator[tuple[list[str], bytes]]:
+        """Ids and their packed rows end to end, some thousands at a time."""
+        with pq.ParquetFile(self.path / FILES[entity]) as file:
+            for batch in file.iter_batches(AT_ONCE):
+                yield batch["id"].to_pylist(), b"".join(batch["row"].to_pylist())
+
+
+def numbers(log: Path) -> list[int]:
+    """Return the numbers of a log's snapshots in order; a folder of another name is ignored."""
+    found = [path.parent for path in (log / FOLDER).glob(f"[0-9]*/{META}")]
+    for path in found:
+        if not NAME.fullmatch(path.name):
+            _report_stray(path)
+    return sorted(int(path.name) for path in found if NAME.fullmatch(path.name))
+
+
+@cache
+def _report_stray(path: Path) -> None:
+    logger.warning("%s is ignored: its name is not a snapshot's; move it out of the log", path)
+
+
+def snapshots(log: Path) -> list[Snapshot]:
+    """A log's snapshots, the oldest first.
+
+    Raises:
+        TabrankError: one of them says of itself what cannot be read.
+    """
+    return [_read(log / FOLDER / f"{number:020d}") for number in numbers(log)]
+
+
+def begin(log: Path) -> int:
+    """The number up to which records may be gone; 0 where none is."""
+    try:
+        return int((log / FOLDER / BEGIN).read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def set_begin(log: Path, seq: int) -> None:
+    """Say, durably, that records up to this number may be gone."""
+    write_whole(log / FOLDER / BEGIN, f"{seq}\n".encode())
+
+
+def beginnings(log: Path) -> tuple[Snapshot, ...]:
+    """What a log can be replayed from where its beginning was deleted, the oldest first; empty where it was not.
+
+    Raises:
+        TabrankError: there is nothing left to replay it from.
+    """
+    first = begin(log)
+    if not first:
+        return ()
+    found = tuple(snapshot for snapshot in snapshots(log) if snapshot.seq >= first)
+    if not found:
+        raise TabrankError(
+            f"{log / FOLDER}: records up to number {first} were deleted, and the snapshot that stood for them is "
+            f"missing; bring it back from a backup, or {WITHOUT}"
+        )
+    return found
+
+
+def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
+    """The first of a log's beginnings that is of this state, its files verified; None where it has none.
+
+    Raises:
+        TabrankError: it has some, and all are of other states; or it is damaged.
+    """
+    fitting = next((snapshot for snapshot in found if snapshot.fingerprint == fingerprint), None)
+    if fitting is not None:
+        fitting.verify()
+    elif found:
+        raise TabrankError(
+            f"{found[0].path}: this log begins with a snapshot of another state (schema "
+            f"{found[0].fingerprint[:12]}, the surface's is {fingerprint[:12]}), since older records were deleted. Use "
+            f"the surface that it was written with; or {WITHOUT}"
+        )
+    return fitting
+
+
+def copy(found: Sequence[Snapshot], log: Path) -> None:
+    """Have another log begin with the same."""
+    for snapshot in found:
+        shutil.copytree(snapshot.path, log / FOLDER / snapshot.path.name)
+    if found:
+        set_begin(log, found[0].seq)
+
+
+def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], step: Step) -> None:
+    """Write what the store holds now, whole or not at all; nothing where it was written, or `step` says no.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+        StoreUnavailable: the store cannot be read, or was replaced meanwhile.
+    """
+    folder = log / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".[0-9]*.partial"):
+        shutil.rmtree(stale)
+    with store.dump() as dump:
+        path = folder / f"{dump.seq:020d}"
+        if path.exists():
+            return
+        ts_ms = clock()
+        draft = folder / f".{path.name}.partial"
+        draft.mkdir()
+        try:
+            if _write_rows(draft, dump.rows, step):
+                meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": ts_ms, "state_fingerprint": fingerprint}
+                meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
+                (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
+                for name in (*FILES.values(), META):
+                    sync(draft / name)
+                put(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: Step) -> bool:
+    """Whether all were written."""
+    writers = {
+        entity: pq.ParquetWriter(draft / name, SCHEMA, compression="zstd") for entity, name in FILES.items()
+    }
+    waiting: dict[Entity, list[tuple[str, bytes]]] = {entity: [] for entity in FILES}
+    try:
+        for entity, id_, row in rows:
+            waiting[entity].append((id_, row))
+            if len(waiting[entity]) >= min(AT_ONCE, 1 + AT_ONCE_BYTES // max(1, len(row))):
+                if not step():
+                    return False
+                writers[entity].write_batch(_batch(waiting[entity]))
+                waiting[entity] = []
+        for entity, left in waiting.items():
+            writers[entity].write_batch(_batch(left))
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return True
+
+
+def _batch(rows: Sequence[tuple[str, bytes]]) -> pa.RecordBatch:
+    ids, packed = zip(*rows, strict=True) if rows else ((), ())
+    return pa.record_batch([pa.array(ids, pa.string()), pa.array(packed, pa.binary())], schema=SCHEMA)
+
+
+def _read(path: Path) -> Snapshot:
+    try:
+        meta = json.loads((path / META).read_text())
+        if meta["format"] == FORMAT:
+            return Snapshot(path, meta["seq"], meta["ts_ms"], meta["state_fingerprint"], meta["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TabrankError(f"{path / META}: not readable: {error}") from None
+    raise TabrankError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; use a newer tabrank")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""An artifact and how it scores. Imports `log` and below."""

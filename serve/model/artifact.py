@@ -1,0 +1,320 @@
+"""The artifact: a published model folder. Written at once or not at all, verified before it is used.
+
+`manifest.json` names every other file with its sha256, and ends with that of itself. An artifact is plain
+data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serve.contract.errors import ArtifactRefused, TabrankError, nearest
+from serve.contract.validation import json_value
+from serve.log.atomic_files import put, sync
+from serve.model.checksums import SEAL, is_whole, sealed
+from serve.model.encoder import Encoder
+
+FORMAT = 2
+UNSEALED = 1  # the format before; its manifests vouch for every file but themselves
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+CANARY = "CANARY"
+FILES = (
+    "weights.safetensors",
+    "encoder.json",
+    "model.onnx",
+    "model_sorting.onnx",
+    "surface.toml",
+    "golden.safetensors",
+    "evaluation.json",
+    "report.html",
+    "MODEL_CARD.md",
+)
+"""What an artifact holds beside its manifest."""
+MAX_FILE_BYTES = 256 << 20  # a network of 60 million weights; what is larger is not read
+MAX_POINTER_BYTES = 256
+MAX_JSON_BYTES = 32 << 20  # in memory some thirty times as large
+
+_VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
+_PARTIAL = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact; `read` verifies again what it reads, so a file cannot change in between."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def version(self) -> str:
+        """Its name, sortable by the time it was made."""
+        return str(self.manifest["version"])
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What it knows of each column; raises ArtifactRefused where that cannot be read."""
+        try:
+            return Encoder.from_json(self.read("encoder.json"))
+        except ArtifactRefused:
+            raise
+        except TabrankError as error:
+            raise ArtifactRefused(f"artifact {self.path}: encoder.json: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        """The content of one file; raises ArtifactRefused unless it is what the manifest says."""
+        content = _read(self.path, name)
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"].get(name):
+            raise ArtifactRefused(
+                f"artifact {self.path}: {name} is not the file that was written (its sha256 differs from the "
+                "manifest's); copy the artifact again, or publish another"
+            )
+        return content
+
+
+def new_version(now_s: float) -> str:
+    """A version made at `now_s` (seconds since 1970), as 20261124T145959Z-ab12: sorts by time."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now_s))}-{secrets.token_hex(2)}"
+
+
+def save(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    """Writes an artifact: a folder under a temporary name, flushed to disk, then renamed to `folder`.
+
+    The format and the files' hashes are added to the manifest. Where writing fails nothing is left behind.
+
+    Raises:
+        TabrankError: `folder` exists, a file is missing or unknown, the version is not one of `new_version`,
+            or the disk refuses.
+    """
+    for name in sorted(set(FILES) ^ set(files)):
+        raise TabrankError(
+            f"artifact {folder}: {name} is {'missing' if name in FILES else 'not a known file'}"
+        )
+    if not _VERSION.fullmatch(str(manifest.get("version"))):
+        raise TabrankError(
+            f"artifact {folder}: version {manifest.get('version')!r} is not like {new_version(0)}"
+        )
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    text = sealed({**manifest, "format": FORMAT, "files": hashes})
+    _write_folder(folder, {**files, MANIFEST: text})
+
+
+def load(folder: Path) -> Artifact:
+    """The artifact in `folder`.
+
+    Raises:
+        ArtifactRefused: naming what is wrong: a link, no manifest, an altered one, another format, a file that is
+            missing, altered, too large, not named by the manifest or not a plain file.
+    """
+    if folder.is_symlink():
+        raise ArtifactRefused(f"artifact {folder}: is a link; name the folder itself")
+    artifact = Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
+    known = {MANIFEST, *artifact.manifest["files"]}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name not in known:
+            raise ArtifactRefused(f"artifact {folder}: {entry.name} is not named by the manifest; remove it")
+    for name in artifact.manifest["files"]:
+        artifact.read(name)
+    return artifact
+
+
+def publish(folder: Path, models: Path) -> str:
+    """Verifies the artifact in `folder` and copies it to `models`/<version>; answers the version.
+
+    Publishing what is published already does nothing; published artifacts are never changed.
+
+    Raises:
+        ArtifactRefused: the artifact is not whole, or another one is published under its version.
+    """
+    artifact = load(folder)
+    target = models / artifact.version
+    if target.exists():
+        if load(target).manifest != artifact.manifest:
+            raise ArtifactRefused(
+                f"artifact {folder}: another artifact is published as {target}; fit again for a new version"
+            )
+        return artifact.version
+    files = {name: artifact.read(name) for name in artifact.manifest["files"]}
+    models.mkdir(parents=True, exist_ok=True)
+    _write_folder(target, {**files, MANIFEST: _read(folder, MANIFEST)})
+    return artifact.version
+
+
+def versions(models: Path) -> list[str]:
+    """The published versions, the oldest first."""
+    if not models.is_dir():
+        return []
+    return sorted(
+        entry.name for entry in models.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()
+    )
+
+
+def require(models: Path, version: str, where: str) -> None:
+    """Raise TabrankError, which begins with `where` and names the nearest, unless the version is published."""
+    published = versions(models)
+    if version not in published:
+        near = nearest(version, published, 0.3)
+        newest = f"the newest is {published[-1]}" if published else "publish an artifact first"
+        hint = f"did you mean {near}?" if near else newest
+        raise TabrankError(f"{where}: version {version!r} is not published in {models}; {hint}")
+
+
+def point(models: Path, pointer: str, version: str) -> None:
+    """Has a pointer, CURRENT or CANARY, name a published version; on disk when it returns.
+
+    Raises:
+        TabrankError: the version is not published; names the nearest.
+    """
+    require(models, version, f"models {models}")
+    _sweep(models)
+    temporary = models / f".{pointer}.{_host()}.{os.getpid()}.partial"
+    try:
+        temporary.write_text(f"{version}\n")
+        put(temporary, models / pointer)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TabrankError(f"models {models}: {pointer} cannot be written: {error}") from error
+
+
+def unpoint(models: Path, pointer: str) -> None:
+    """Has a pointer name nothing."""
+    try:
+        (models / pointer).unlink(missing_ok=True)
+        sync(models)
+    except OSError as error:
+        raise TabrankError(f"models {models}: {pointer} cannot be removed: {error}") from error
+
+
+def current(models: Path) -> str | None:
+    """The version that is current, None before the first; raises as `pointed` does."""
+    return pointed(models, CURRENT)
+
+
+def pointed(models: Path, pointer: str) -> str | None:
+    """The version that a pointer names, None where there is none.
+
+    Raises:
+        ArtifactRefused: the pointer holds something else than a version.
+    """
+    try:
+        content = _read_plain(models / pointer, MAX_POINTER_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ArtifactRefused(f"models {models}: {pointer} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ArtifactRefused(f"models {models}: {pointer} {error}; promote a version again") from None
+    text = content.decode("utf-8", "replace").strip()
+    if not _VERSION.fullmatch(text):
+        raise ArtifactRefused(f"models {models}: {pointer} holds {text!r}, which is no version; promote one")
+    return text
+
+
+def _checked(folder: Path, content: bytes) -> dict[str, Any]:
+    where = f"artifact {folder}: {MANIFEST}"
+    try:
+        manifest: dict[str, Any] = json_value(content, where)
+    except TabrankError as error:
+        raise ArtifactRefused(f"{error}; copy the artifact again, or publish another") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found not in (UNSEALED, FORMAT):
+        raise ArtifactRefused(
+            f"{where}: format {found!r} is unknown, this release reads formats {UNSEALED} and {FORMAT}; fit again"
+        )
+    if not (is_whole(content) if found == FORMAT else SEAL not in manifest):
+        raise ArtifactRefused(
+            f"{where}: is not the file that was written (its sha256 differs from its {SEAL}); copy the artifact "
+            "again, or publish another"
+        )
+    if not _VERSION.fullmatch(str(manifest.get("version"))):
+        raise ArtifactRefused(f"{where}: version {manifest.get('version')!r} is not like {new_version(0)}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or set(files) != set(FILES):
+        named = sorted(set(FILES) ^ set(files)) if isinstance(files, dict) else list(FILES)
+        raise ArtifactRefused(f"{where}: files must name exactly {', '.join(FILES)}; it differs in {named}")
+    return manifest
+
+
+def _read(folder: Path, name: str) -> bytes:
+    max_bytes = MAX_JSON_BYTES if name.endswith(".json") else MAX_FILE_BYTES
+    try:
+        return _read_plain(folder / name, max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactRefused(f"artifact {folder}: {name} is missing; is this an artifact?") from error
+    except OSError as error:
+        raise ArtifactRefused(f"artifact {folder}: {name} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ArtifactRefused(f"artifact {folder}: {name} {error}") from None
+
+
+def _read_plain(path: Path, max_bytes: int) -> bytes:
+    """What a file holds; ValueError where it is a link, a folder or a pipe, or larger."""
+    not_plain = ValueError("is not a plain file; copy it without links")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise (
+            not_plain if error.errno in (errno.ELOOP, errno.ENXIO) else error
+        ) from None  # a link, a socket
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise not_plain
+        if status.st_size > max_bytes:
+            raise ValueError(f"has {status.st_size:,} bytes, more than {max_bytes:,}; is it a model's?")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    if folder.exists() or folder.is_symlink():
+        raise TabrankError(f"artifact {folder}: exists already; give another name or remove it")
+    _sweep(folder.parent)
+    partial = folder.parent / f".{folder.name}.{_host()}.{os.getpid()}.partial"
+    # of a killed writer with our number: in a container that was started again the numbers come again
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
+    try:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+            sync(partial / name)
+        put(partial, folder)
+    except OSError as error:
+        raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what killed writers of this machine left half-written."""
+    for entry in parent.glob(".*.partial"):
+        match = _PARTIAL.fullmatch(entry.name)
+        if match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):
+            shutil.rmtree(entry, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                entry.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-") or "localhost"

@@ -1,0 +1,290 @@
+"""What an artifact knows of each column: the lookup from raw values and hashes to the network's inputs.
+
+Letters: R rows, F numeric columns, K category columns (single ones first, then the slots of the
+multi-valued features), K1 single category columns, V multi-hot columns, I missing indicators.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.hashing import hash64
+from serve.contract.validation import json_value
+
+if TYPE_CHECKING:
+    from serve.features.matrix import Columns
+
+CLIP = 8.0
+"""Standardised numbers are clipped to ±CLIP, so that one absurd value cannot own the network."""
+
+MISSING, UNSEEN, FIRST_SEEN = 0, 1, 2
+"""Indices of a single category column; vocabulary entry i has index FIRST_SEEN + i."""
+
+MAX_WIDTH = 256
+"""Of a multi-valued column, as a surface's sets have."""
+MAX_STEPS = 64
+"""From a hash's place in the table to its key: seldom five, and thousands where hashes were made to collide."""
+
+_SPARE_BITS = 4
+"""Places in a table of hashes for each key: 2 to this power, or more."""
+_LAST = 2**64 - 1
+
+_RAW_HASH = re.compile(r"#[0-9a-f]{16}")
+
+
+def vocabulary_entry(hashed: int, value: str | None = None) -> str:
+    """How a vocabulary spells a category: its string, or `#<16 hex>` where the string is not known.
+
+    A string that itself looks like a raw hash is spelt by its hash, so that reading back is unambiguous.
+    """
+    if value is None or _RAW_HASH.fullmatch(value):
+        return f"#{hashed:016x}"
+    return value
+
+
+def entry_hash(entry: str) -> int:
+    """The 64-bit hash that a vocabulary entry stands for."""
+    return int(entry[1:], 16) if _RAW_HASH.fullmatch(entry) else hash64(entry)
+
+
+@dataclass(frozen=True)
+class NumericColumn:
+    """One number: transformed, standardised by `mean` and `std` (of the transformed values), clipped.
+
+    `log1p` keeps the sign: sign(x)·log(1 + |x|). With `indicator`, a 0/1 column says that it was missing.
+    """
+
+    name: str
+    transform: Literal["none", "log1p"] = "none"
+    mean: float = 0.0
+    std: float = 1.0
+    indicator: bool = False
+
+    def __post_init__(self) -> None:
+        if self.transform not in ("none", "log1p"):
+            raise TabrankError(
+                f"encoder: column {self.name!r}: transform {self.transform!r} is neither none nor log1p"
+            )
+        if not (abs(self.mean) < 1e30 and 1e-30 < self.std < 1e30):
+            raise TabrankError(
+                f"encoder: column {self.name!r}: mean {self.mean} must be finite, std {self.std} finite and "
+                "above 0 (a constant column has std 1)"
+            )
+
+
+@dataclass(frozen=True)
+class SingleColumn:
+    """One category per row, looked up in `vocabulary` (most frequent first), embedded in `embedding` dims."""
+
+    name: str
+    vocabulary: tuple[str, ...]
+    embedding: int = 1
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.name, self.vocabulary)
+        if self.embedding < 1:
+            raise TabrankError(f"encoder: column {self.name!r}: embedding {self.embedding} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class MultiColumn:
+    """Up to `width` categories per row, in `width` slots, as one 0/1 column per vocabulary entry."""
+
+    name: str
+    width: int
+    vocabulary: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.name, self.vocabulary)
+        if not 1 <= self.width <= MAX_WIDTH:
+            raise TabrankError(
+                f"encoder: column {self.name!r}: width {self.width} must be from 1 to {MAX_WIDTH}"
+            )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The columns of one artifact, in the order in which the features emit them."""
+
+    numeric: tuple[NumericColumn, ...]
+    single: tuple[SingleColumn, ...] = ()
+    multi: tuple[MultiColumn, ...] = ()
+
+    @cached_property
+    def indicators(self) -> tuple[int, ...]:
+        """Positions of the numeric columns that have a missing indicator, [I]."""
+        return tuple(i for i, column in enumerate(self.numeric) if column.indicator)
+
+    @cached_property
+    def num_category(self) -> int:
+        """K: category columns that come in, single ones and slots."""
+        return len(self.single) + sum(column.width for column in self.multi)
+
+    @cached_property
+    def num_hot(self) -> int:
+        """V: multi-hot columns that come out."""
+        return sum(len(column.vocabulary) for column in self.multi)
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """The network's inputs in order: numbers, indicators, multi-hot columns, single categories."""
+        return (
+            *(column.name for column in self.numeric),
+            *(f"{self.numeric[i].name}?" for i in self.indicators),
+            *(f"{column.name}={value}" for column in self.multi for value in column.vocabulary),
+            *(column.name for column in self.single),
+        )
+
+    @cached_property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Rows of each single column's embedding table, missing and unseen included, [K1]."""
+        return tuple(FIRST_SEEN + len(column.vocabulary) for column in self.single)
+
+    @cached_property
+    def _lookup(self) -> _Lookup:
+        slots = [(column.vocabulary, 1) for column in self.single]
+        return _Lookup(slots + [(column.vocabulary, column.width) for column in self.multi])
+
+    def encode(
+        self, numeric: NDArray[np.float32], category: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Looks up the categories: ([R, F], [R, K]) → (numeric as it is, hot [R, V], index [R, K1]).
+
+        Raises TabrankError where the matrices do not have this encoder's columns.
+        """
+        num_rows, num_single = len(category), len(self.single)
+        if numeric.shape != (num_rows, len(self.numeric)) or category.shape != (num_rows, self.num_category):
+            raise TabrankError(
+                f"encoder: got numeric {numeric.shape} and category {category.shape}, expected "
+                f"(rows, {len(self.numeric)}) and (rows, {self.num_category}); is the model of this surface?"
+            )
+        found = self._lookup.find(category)
+        hot = np.zeros((num_rows, self.num_hot), np.float32)
+        slot, first = num_single, 0
+        for column in self.multi:
+            value = found[:, slot : slot + column.width] - FIRST_SEEN
+            rows, slots = np.nonzero(value >= 0)
+            hot[rows, first + value[rows, slots]] = 1.0
+            slot, first = slot + column.width, first + len(column.vocabulary)
+        return np.asarray(numeric, np.float32), hot, np.ascontiguousarray(found[:, :num_single])
+
+    def check(self, columns: Columns) -> None:
+        """Raises TabrankError unless `columns` are this encoder's, by name and in order."""
+        mine = (
+            tuple(column.name for column in self.numeric),
+            tuple(column.name for column in self.single),
+            tuple((column.name, column.width) for column in self.multi),
+        )
+        for kind, have, want in zip(
+            ("numeric", "single", "multi"),
+            (columns.numeric, columns.single, columns.multi),
+            mine,
+            strict=True,
+        ):
+            if tuple(have) != want:
+                raise TabrankError(
+                    f"the surface emits the {kind} columns {list(have)}, the model was trained on "
+                    f"{list(want)}; fit a model for this surface, or serve the surface of the model"
+                )
+
+    def to_json(self) -> str:
+        """The encoder as JSON, stable for equal encoders."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Encoder:
+        """The encoder that `to_json` wrote; raises TabrankError for anything else."""
+        raw = json_value(text, "encoder")
+        known = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(key), list) for key in known):
+            raise TabrankError(f"encoder: must be an object with the lists {', '.join(known)}")
+        for key in raw.keys() - known.keys():
+            raise TabrankError(unknown_key("encoder", key, known))
+        return cls(
+            numeric=tuple(_column(NumericColumn, item) for item in raw["numeric"]),
+            single=tuple(_column(SingleColumn, item) for item in raw["single"]),
+            multi=tuple(_column(MultiColumn, item) for item in raw["multi"]),
+        )
+
+
+class _Lookup:
+    """Hash → index for all columns at once: MISSING, UNSEEN, or FIRST_SEEN + the position in the vocabulary.
+
+    The keys of a vocabulary are sorted, and a table over the leading bits of a hash says where among them to
+    look. Hashes are uniform and the table has many more places than there are keys, so that a key is there or
+    a step or two further: a few passes over the rows, where a binary search mispredicts most of its branches.
+    """
+
+    def __init__(self, slots: Iterable[tuple[Sequence[str], int]]) -> None:
+        """Of vocabularies, and how many columns in a row each is for."""
+        keys, index, first = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        shifts: list[int] = []
+        tables: list[int] = []
+        num_keys = table = self._steps = 0
+        for vocabulary, width in slots:
+            own = np.array([0, *map(entry_hash, vocabulary)], np.uint64)  # missing is a key like any other
+            order = np.argsort(own)
+            own = own[order]
+            bits = len(own).bit_length() + _SPARE_BITS
+            places = own >> np.uint64(64 - bits)
+            self._steps = max(self._steps, int(np.bincount(places.astype(np.int64)).max()) - 1)
+            if self._steps > MAX_STEPS:
+                raise TabrankError("encoder: the hashes of a vocabulary all begin alike; fit again")
+            first.append(num_keys + np.searchsorted(places, np.arange(1 << bits, dtype=np.uint64)))
+            keys += [own, np.array([_LAST], np.uint64)]  # no step leads beyond the last hash there can be
+            index += [np.where(order == 0, MISSING, order - 1 + FIRST_SEEN), np.array([UNSEEN])]
+            shifts += [64 - bits] * width
+            tables += [table] * width
+            table += 1 << bits
+            num_keys += len(own) + 1
+        self._keys = np.concatenate(keys)
+        self._index = np.concatenate(index)
+        self._first = np.concatenate(first)
+        self._shifts, self._tables = np.array(shifts, np.uint64), np.array(tables, np.int64)
+
+    def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Indices [R, K] of hashes [R, K]."""
+        at = self._first.take((hashes >> self._shifts).astype(np.int64) + self._tables)
+        for _ in range(self._steps):
+            at += self._keys.take(at) < hashes
+        found: NDArray[np.int64] = np.where(self._keys.take(at) == hashes, self._index.take(at), UNSEEN)
+        return found
+
+
+def _check_vocabulary(name: str, vocabulary: Iterable[str]) -> None:
+    seen: dict[int, str] = {}
+    for entry in vocabulary:
+        if not isinstance(entry, str):
+            raise TabrankError(f"encoder: column {name!r}: vocabulary entry {entry!r} is not a string")
+        hashed = entry_hash(entry)
+        if hashed == 0 or hashed in seen:
+            clash = f"hashes like {seen[hashed]!r}" if hashed else "hashes to 0, which means missing"
+            raise TabrankError(f"encoder: column {name!r}: vocabulary entry {entry!r} {clash}")
+        seen[hashed] = entry
+
+
+_Column = TypeVar("_Column", NumericColumn, SingleColumn, MultiColumn)
+
+
+def _column(kind: type[_Column], item: Any) -> _Column:
+    make: Callable[..., _Column] = kind
+    names = [field.name for field in fields(kind)]
+    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        raise TabrankError(f"encoder: a {kind.__name__} must be an object with a name, got {item!r}")
+    where = f"encoder: column {item['name']!r}"
+    for key in item.keys() - set(names):
+        raise TabrankError(unknown_key(where, key, names))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
+    try:
+        return make(**values)
+    except TypeError as error:
+        raise TabrankError(f"{where}: {error}") from error

@@ -1,0 +1,200 @@
+"""The scorers: from the matrix to probabilities with one artifact, on ONNX Runtime or on torch. No Ray here.
+
+Letters: R rows, F numeric columns, K category columns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+
+from serve.contract.errors import ArtifactRefused
+from serve.model.artifact import Artifact
+from serve.model.artifact import load as load_artifact
+from serve.model.graph import Calibration, fold, forward
+from serve.model.onnx_validator import refuse_strange
+
+Backend = Literal["onnx", "torch"]
+F32 = NDArray[np.float32]
+U64 = NDArray[np.uint64]
+Encoded = tuple[F32, F32, NDArray[np.int64]]
+
+TOLERANCE = 1e-5
+"""By how much a golden score may differ from the trained network's."""
+
+MAX_RESIDUAL = 1e-6
+"""By how much a row's masks may fail to sum to 1 before it is scored with a sort."""
+
+MAX_GOLDEN = 10_000
+"""Golden rows; an artifact has 64."""
+
+
+class Scorer(Protocol):
+    """Scores rows; what is in a row changes no bit of another row's score."""
+
+    def score(self, numeric: F32, category: U64) -> F32:
+        """(numeric f32 [R, F], NaN missing; category u64 [R, K], 0 missing) → P(label) f32 [R]."""
+        ...
+
+
+class OnnxScorer:
+    """ONNX Runtime on one thread of a CPU: replicas are how it is scaled."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._encoder = artifact.encoder
+        self._passes = _session(artifact, "model.onnx")
+        self._sorting = _session(artifact, "model_sorting.onnx")
+        self.num_reruns = 0
+
+    def score(self, numeric: F32, category: U64) -> F32:
+        """Probabilities [R]; the rows that the fixed passes do not settle have theirs from a run with a sort."""
+        parts = self._encoder.encode(numeric, category)
+        probability, residual = _run(self._passes, parts)
+        settled = residual <= MAX_RESIDUAL
+        if not settled.all():
+            self.num_reruns += 1
+            probability = np.where(settled, probability, _run(self._sorting, parts)[0])
+        return probability
+
+    def score_sorting(self, numeric: F32, category: U64) -> F32:
+        """Probabilities [R] from the sorting graph alone."""
+        return _run(self._sorting, self._encoder.encode(numeric, category))[0]
+
+
+class TorchScorer:
+    """Torch on a GPU, or on the CPU where there is none."""
+
+    def __init__(self, artifact: Artifact, device: str | None = None) -> None:
+        import torch
+
+        from serve.model.torch_ops import TorchOps
+
+        self._torch = torch
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._ops = TorchOps(self._device)
+        self._encoder = artifact.encoder
+        self._folded = fold(
+            load_safetensors(artifact.read("weights.safetensors")),
+            artifact.encoder,
+            artifact.manifest["network"],
+            Calibration(**artifact.manifest["calibration"]),
+        )
+        self.num_reruns = 0
+
+    def score(self, numeric: F32, category: U64) -> F32:
+        """Probabilities [R]; on a GPU always with a sort: one launch, where each pass is several."""
+        parts = self._encoder.encode(numeric, category)
+        probability, residual = self._run(parts, exact=self._device.type != "cpu")
+        settled = residual <= MAX_RESIDUAL
+        if not settled.all():
+            self.num_reruns += 1
+            probability = np.where(settled, probability, self._run(parts, exact=True)[0])
+        return probability
+
+    def score_sorting(self, numeric: F32, category: U64) -> F32:
+        """Probabilities [R], with a sort."""
+        return self._run(self._encoder.encode(numeric, category), exact=True)[0]
+
+    def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
+        if not len(parts[0]):
+            return np.empty(0, np.float32), np.empty(0, np.float32)
+        with self._torch.inference_mode():
+            # A copy: torch warns of arrays that it may not write to, such as those that came over a wire.
+            inputs = [self._torch.tensor(part, device=self._device) for part in parts]
+            probability, residual = forward(self._ops, self._folded, *inputs, exact=exact)
+            scores: F32 = probability.cpu().numpy()
+            return scores, np.zeros_like(scores) if exact else residual.cpu().numpy()
+
+
+def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | None = None) -> Scorer:
+    """A scorer of the artifact in `folder`, after its files and its golden scores have been verified.
+
+    Raises:
+        ArtifactRefused: the artifact is not whole, or does not score its golden rows as when it was made.
+    """
+    artifact = load_artifact(folder)
+    try:
+        scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, device)
+    except ArtifactRefused:
+        raise
+    except Exception as error:  # of reading weights, or of memory for what they ask for: it must not serve
+        raise ArtifactRefused(f"artifact {folder}: cannot be scored with: {error}; fit again") from error
+    _check_golden(artifact, scorer)
+    return scorer
+
+
+_INPUTS = ("numeric", "hot", "index")
+
+
+def _session(artifact: Artifact, name: str) -> Any:
+    import onnxruntime
+
+    model = artifact.read(name)
+    try:
+        refuse_strange(model)
+    except ValueError as error:
+        raise ArtifactRefused(
+            f"artifact {artifact.path}: {name} is not a graph of ours: it {error}; export it again"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            model,
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # which prints
+        )
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        raise ArtifactRefused(f"artifact {artifact.path}: {name} cannot be loaded: {error}") from error
+    unknown = {value.name for value in session.get_inputs()} - set(_INPUTS)
+    if unknown or [value.name for value in session.get_outputs()] != ["probability", "residual"]:
+        raise ArtifactRefused(f"artifact {artifact.path}: {name} is not a graph of ours; export it again")
+    return session
+
+
+def _run(session: Any, parts: Encoded) -> tuple[F32, F32]:
+    """Probabilities [R] and residuals [R]; of an artifact of format 1 one residual, the largest, for all rows."""
+    if not len(parts[0]):
+        return np.empty(0, np.float32), np.empty(0, np.float32)
+    arrays: tuple[NDArray[Any], ...] = parts
+    feeds = {name: array for name, array in zip(_INPUTS, arrays, strict=True) if array.shape[1]}
+    probability, residual = session.run(("probability", "residual"), feeds)
+    return probability, residual
+
+
+def _check_golden(artifact: Artifact, scorer: OnnxScorer | TorchScorer) -> None:
+    where = f"artifact {artifact.path}: golden.safetensors"
+    try:
+        golden = load_safetensors(artifact.read("golden.safetensors"))
+        numeric, category, want = golden["numeric"], golden["category"], golden["score"]
+    except (SafetensorError, KeyError) as error:
+        raise ArtifactRefused(f"{where}: cannot be read: {error}") from error
+    if want.dtype != np.float32 or want.ndim != 1 or not 0 < len(want) <= MAX_GOLDEN:
+        raise ArtifactRefused(
+            f"{where}: score is {want.dtype} {list(want.shape)}; it must be float32 of 1 to {MAX_GOLDEN:,} rows; "
+            "fit again"
+        )
+    if not numeric.shape[:1] == category.shape[:1] == want.shape:
+        raise ArtifactRefused(f"{where}: not as many rows as scores; fit again")
+    for score in (scorer.score, scorer.score_sorting):
+        try:
+            found = score(numeric, category)
+            if found.shape != want.shape:
+                raise ValueError(f"{list(found.shape)} scores for {len(want)} rows")
+        except Exception as error:  # ONNX Runtime's, torch's or ours: whatever it is, it must not serve
+            raise ArtifactRefused(f"{where}: cannot be scored: {type(error).__name__}: {error}") from error
+        off = np.flatnonzero(~(np.abs(found - want) <= TOLERANCE))
+        if len(off):
+            row = off[0]
+            raise ArtifactRefused(
+                f"{where}: row {row} scores {found[row]:.7f} here and scored {want[row]:.7f} when the "
+                f"artifact was made ({len(off)} of {len(want)} rows differ by over {TOLERANCE}); fit again"
+            )

@@ -1,0 +1,1 @@
+"""The operator's tools, a sub-package each. Imports `runtime` and below."""

@@ -1,0 +1,109 @@
+"""State of the service of a run folder: whether it runs, is watched and answers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import math
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serve.config.application import OUR_APPLICATION
+from serve.operate.host.run_folder import RunFolder
+from serve.operate.run.local_cluster import UNKNOWN
+
+RUN = Path("var/run")
+
+
+def up_command(config: Path, run: RunFolder) -> str:
+    """The command that starts, or restarts, the service of a run folder with a file."""
+    given = "" if run == RunFolder.of(RUN) else f" --run {shlex.quote(str(run.path))}"
+    return f"python -m serve up {shlex.quote(str(config))}{given}"
+
+
+def route(document: Mapping[str, Any]) -> str:
+    """Where the application is that tells whether the service is there: the first of ours, else the first."""
+    applications = document.get("applications", ())
+    ours = [app for app in applications if app["import_path"] == OUR_APPLICATION]
+    first: Mapping[str, Any] = next(iter([*ours, *applications]), {})
+    return str(first.get("route_prefix") or "/").rstrip("/")
+
+
+def status_code(url: str) -> int:
+    """The HTTP status that `url` answers with; 0 without an answer."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a local address needs no proxy
+    try:
+        with direct.open(url, timeout=2.0) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return 0
+
+
+UNWATCHED = "unwatched"
+# A supervisor writes its state once a second, but during a deploy it waits for Serve: 30 s for the proxies alone. On a
+# full machine all takes some seconds more.
+STALE_S = {"ready": 6.0, "deploying": 60.0}
+GONE = (
+    "the supervisor is gone. The service still answers, and replicas that die are replaced, but changes are not"
+    " deployed, the state of replicas is unknown, and a failure of Ray is not reported. Start a new supervisor: {up}"
+)
+STALE = (
+    "the supervisor has not written its state for {age:.0f} s, so the state of replicas is unknown. If the disk of"
+    " {run} is full, make room there; otherwise look for the reason in {log}"
+)
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    """What runs in this run folder: `state`, and, unless it is stopped, `service.json`, the memory used and the logs.
+
+    `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and `unwatched` says
+    what is not watched) or "dead" (killed; `down` clears it).
+    """
+    run = RunFolder.of(run_dir)
+    service, processes = run.service(), run.processes()
+    kept = {"kept_logs": str(run.kept_logs)} if run.kept_logs.exists() else {}
+    if not service and not processes:
+        return {"state": "stopped", **kept}
+    unwatched = _unwatched(run, service)
+    state = service.get("state", "starting")
+    if unwatched:
+        state, unwatched = (UNWATCHED, unwatched) if is_alive(service) else ("dead", "")
+    if unwatched or state in ("failed", "dead"):
+        service["applications"] = {
+            name: {**app, "deployments": dict.fromkeys(app["deployments"], UNKNOWN)}
+            for name, app in service.get("applications", {}).items()
+            if unwatched
+        }
+    memory = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            memory += process.memory_full_info().pss  # shared pages are counted once
+    found = {"state": state, "unwatched": unwatched, "processes": len(processes), "memory_mib": memory >> 20}
+    logs = run.replica_logs
+    return {**service, **found, "log": str(run.log), "replica_logs": logs and str(logs), **kept}
+
+
+def _unwatched(run: RunFolder, service: Mapping[str, Any]) -> str:
+    """Return why what `service.json` says of a service is no longer so; empty where it is."""
+    if not run.supervisors():
+        return GONE.format(up=up_command(Path(service.get("config", "cluster.yaml")), run))
+    # A start has a timeout of its own.
+    if (age := run.age_s()) > STALE_S.get(service.get("state", ""), math.inf):
+        return STALE.format(age=age, run=run.path, log=run.log)
+    return ""
+
+
+def is_alive(service: Mapping[str, Any]) -> bool:
+    """Return whether the service answers."""
+    documents = [{**app, "name": name} for name, app in service.get("applications", {}).items()]
+    front = service.get("url", "") + route({"applications": documents})
+    return bool(documents) and status_code(front + "/livez") == 200

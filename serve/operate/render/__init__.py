@@ -1,0 +1,1 @@
+"""`serve render`: the launcher file and the RayService. Imports `operate.host`."""

@@ -1,0 +1,55 @@
+"""The Serve part of `cluster.yaml` as its author wrote it, comments and all, but for what a place demands otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import yaml
+
+from serve.contract.errors import TabrankError
+
+Path = tuple[str, ...]
+COMMENT = re.compile(r"""[^#'"\n]*?([ \t]+#[^\n]*)""")  # after a value, to the end of its line
+
+
+def serve_text(text: str, changes: Mapping[Path, str]) -> str:
+    """The file's text without the block `nodes:`, with other values for the keys of `changes` that it sets.
+
+    A comment beside a value that is changed spoke of the old one, and goes.
+    """
+    top = yaml.compose(text, yaml.SafeLoader)
+    assert isinstance(top, yaml.MappingNode)  # the strict reader has seen it
+    edits = [*_without_nodes(top, len(text)), *_changed(top, text, changes)]
+    for begin, end, new in sorted(edits, reverse=True):
+        text = text[:begin] + new + text[end:]
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    text = "\n".join(lines) + "\n"
+    try:
+        yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise TabrankError(
+            "nodes: cannot be cut out of the file; write every top-level key on a line of its own, and in `nodes` no "
+            "anchor that other keys use"
+        ) from None
+    return text
+
+
+def _without_nodes(top: yaml.MappingNode, length: int) -> list[tuple[int, int, str]]:
+    begins = [key.start_mark.index for key, _ in top.value] + [length]
+    return [(begins[i], begins[i + 1], "") for i, (key, _) in enumerate(top.value) if key.value == "nodes"]
+
+
+def _changed(top: yaml.MappingNode, text: str, changes: Mapping[Path, str]) -> list[tuple[int, int, str]]:
+    edits = []
+    for path, new in changes.items():
+        node: yaml.Node | None = top
+        for name in path:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            node = next((value for key, value in pairs if key.value == name), None)
+        if isinstance(node, yaml.ScalarNode) and node.value != new:
+            end = node.end_mark.index
+            edits.append((node.start_mark.index, end, new))
+            if comment := COMMENT.match(text, end):
+                edits.append((*comment.span(1), ""))
+    return edits

@@ -1,0 +1,40 @@
+"""The systemd unit of one machine's service."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+from string import Template
+
+from serve.config.reader import Config
+from serve.operate.host.environment import import_folders
+
+UNIT = Path(__file__).with_name("unit.service")
+
+
+def systemd(config: Config, run: Path, name: str) -> str:
+    """Return the unit that starts, reloads and stops the service of `config` as the user who asks for it."""
+    serve = [sys.executable, "-m", "serve"]
+    return Template(UNIT.read_text()).substitute(
+        name=name,
+        config=_escaped(config.path),
+        user=getpass.getuser(),
+        home=_escaped(config.path.parent),
+        imports=_escaped(os.pathsep.join(import_folders(config))),
+        run=_escaped(run.resolve()),
+        up=_command([*serve, "up", config.path, "--run", run.resolve()]),
+        down=_command([*serve, "down", "--run", run.resolve()]),
+    )
+
+
+def _escaped(path: str | Path) -> str:
+    """Return a path in which systemd finds no specifier of its own."""
+    return str(path).replace("%", "%%")
+
+
+def _command(words: list[str | Path]) -> str:
+    """Return a command line in which systemd finds no word's end, escape, variable or specifier but ours."""
+    quoted = (_escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$") for word in words)
+    return " ".join(f'"{word}"' for word in quoted)

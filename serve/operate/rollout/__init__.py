@@ -1,0 +1,1 @@
+"""`serve models`: its commands and tables. Imports `operate.status`."""

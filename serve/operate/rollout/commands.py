@@ -1,0 +1,117 @@
+"""`python -m serve models`: the published versions, which of them ranks, and how that changes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve.contract.commands import Json
+from serve.contract.errors import TabrankError
+
+models = typer.Typer(no_args_is_help=True)
+Folder = Annotated[Path, typer.Option("--models", help="The folder of published artifacts.")]
+Version = Annotated[str, typer.Argument(help="A published version; `list` names them.")]
+Reason = Annotated[str, typer.Option(help="Why; it is kept beside the version.")]
+MODELS = Path("var/models")
+BY_HAND = "by hand"
+
+
+@models.command("list")
+def show(folder: Folder = MODELS, as_json: Json = False) -> None:
+    """Every published version: its state, when it was made, its metrics."""
+    from serve.operate.rollout.tables import versions
+    from serve.rollout.registry import Releases
+
+    found = Releases(folder).table()
+    _answer({"versions": found}, as_json, versions(found) or f"{folder}: nothing is published")
+
+
+@models.command()
+def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) -> None:
+    """Have a version rank for the arms whose scorer is `current`; the service takes it up within a second."""
+    from serve.rollout.registry import Releases
+
+    was = Releases(folder).promote(version)
+    before = "it was already" if was == version else f"before: {was}"
+    _answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
+
+
+@models.command()
+def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = False) -> None:
+    """Come back from the current version to the good one before it. Exit code 1 where there is none."""
+    from serve.rollout.registry import NothingBefore, Releases
+
+    releases = Releases(folder)
+    was = releases.current
+    try:
+        now = releases.roll_back(None, reason)
+    except NothingBefore as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    if now is None:
+        raise TabrankError(f"models {folder}: no version is current; promote one")
+    _answer(
+        {"current": now, "rolled_back": was, "reason": reason},
+        as_json,
+        f"{now} is current again; {was}: {reason}",
+    )
+
+
+@models.command()
+def canary(
+    version: Annotated[str | None, typer.Argument(help="The candidate; `list` names the published.")] = None,
+    end: Annotated[bool, typer.Option("--end", help="Have no canary any more.")] = False,
+    reason: Reason = BY_HAND,
+    folder: Folder = MODELS,
+    as_json: Json = False,
+) -> None:
+    """Have a version rank for the arms whose scorer is `canary`; these rank with the current one once it ends."""
+    from serve.rollout.registry import Releases
+
+    if (version is None) != end:
+        raise TabrankError("models canary: name the version, or end it with --end alone")
+    releases = Releases(folder)
+    if version is not None:
+        releases.start_canary(version)
+        line = f"{version} is the canary: it ranks for the arms whose scorer is canary (their share: cluster.yaml)"
+        _answer({"canary": version}, as_json, line)
+        return
+    ended = releases.end_canary(reason)
+    _answer({"canary": None, "ended": ended}, as_json, f"{ended} is a canary no more")
+
+
+@models.command()
+def shift(
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray cluster's dashboard instead, http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How far the scores of two versions are apart, of rows that the running service scored with both.
+
+    These are the shadow's (`user_config.shadow`), the canary's and a freshly promoted one's, since each replica began.
+    """
+    from serve.operate.rollout.shift import found_in
+    from serve.operate.rollout.tables import shifts
+    from serve.operate.status.scrape import read_pages
+    from serve.operate.status.vitals import metrics_pages
+
+    found = found_in(read_pages(metrics_pages(run, address)))
+    nothing = (
+        "nothing was scored by two versions yet: there is no canary, no shadow and no version just promoted"
+    )
+    _answer({"shifts": found}, as_json, shifts(found) or nothing)
+
+
+def _answer(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result) if as_json else text)

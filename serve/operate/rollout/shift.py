@@ -1,0 +1,23 @@
+"""The score-shift report: what the metrics pages say of rows that two versions scored."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from serve.contract.metric_catalog import PAIRS
+from serve.operate.status.scrape import Page
+from serve.rollout.score_comparison import Sums
+
+
+def found_in(page: Page) -> list[dict[str, Any]]:
+    """One report for each pair of versions, over all replicas."""
+    pairs: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for (name, labels), value in page.values.items():
+        if name == PAIRS.exported:
+            label = dict(labels)
+            pairs[label["new"], label["old"]][label["measure"]] += value
+    return [
+        {"new": new, "old": old, **Sums.of(measures).report()}
+        for (new, old), measures in sorted(pairs.items(), reverse=True)
+    ]

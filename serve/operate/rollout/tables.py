@@ -1,0 +1,55 @@
+"""What `python -m serve models` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from serve.contract.logs import escaped
+
+NOTHING = "–"
+METRICS = ("ndcg@10", "auc", "logloss")  # of those that an artifact has
+
+
+def versions(found: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each version."""
+    rows = [
+        (
+            each["version"],
+            each["state"] + (" (current)" if each["current"] and each["state"] != "current" else ""),
+            each["made"],
+            "  ".join(f"{name} {value:.4f}" for name, value in _measured(each["metrics"]).items()),
+            escaped(each["reason"]),  # what a file or a library said
+        )
+        for each in found
+    ]
+    return _aligned(("version", "state", "made", "metrics", "reason"), rows) if rows else ""
+
+
+def shifts(found: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each pair of versions."""
+    columns = ("rows", "mean_score", "mean_shift", "psi", "top10_kept", "latency_ratio")
+    rows = [(each["new"], each["old"], *(_told(each[name]) for name in columns)) for each in found]
+    heads = ("new", "old", "rows", "mean score", "mean shift", "PSI", "top 10 kept", "time, new/old")
+    return _aligned(heads, rows) if rows else ""
+
+
+def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The few that fit a line, of those that were measured on the test rows, else on the validation's."""
+    found = metrics.get("test") or metrics.get("validation") or {}
+    return {name: found[name] for name in METRICS if isinstance(found.get(name), int | float)}
+
+
+def _told(value: float | int | None) -> str:
+    if value is None:
+        return NOTHING
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def _aligned(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

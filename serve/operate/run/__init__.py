@@ -1,0 +1,1 @@
+"""`serve up` and `serve down`: one supervised local cluster. Imports `operate.status` and below."""

@@ -1,0 +1,196 @@
+"""Start, watch and stop the service on this machine: a detached supervisor with its own Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from serve.config.reader import Config, read
+from serve.contract.errors import TabrankError
+from serve.operate.diff.consequence import Consequence
+from serve.operate.diff.difference import Difference
+from serve.operate.diff.running import InFolder, Progress, follow, hand_over
+from serve.operate.host.environment import environment
+from serve.operate.host.run_folder import GRACE_S, NODE, SUPERVISE, RunFolder
+from serve.operate.host.state import route, status, status_code
+from serve.operate.status.vitals import answers_of, degraded_by
+
+NEVER = "never started"
+# A deployment of which only the name is known.
+UNKNOWN: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
+
+
+def up(
+    config_path: Path,
+    *,
+    run_dir: Path | None = None,
+    haproxy: bool = True,
+    timeout_s: float = 120.0,
+    progress: Progress = lambda message: None,
+) -> dict[str, Any]:
+    """Start the service of `config_path` and return once it answers.
+
+    A service that already runs with the same file is left alone; a changed file is deployed in place, without
+    a restart where Serve allows it. One whose supervisor is gone gets a new one, without a gap; what another killed run
+    of this folder left behind is ended first.
+    Returns the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken over" or "none"),
+    `changes` and `degraded`: why it would not rank as the file says, such as that there is no model.
+    Raises TabrankError with the reason. What a failed start has begun is stopped again; after a failed deploy or
+    takeover the service goes on as it was.
+    """
+    begin = time.monotonic()
+    config = read(config_path)
+    for warning in config.warnings:
+        progress(f"warning: {warning}")
+    run = RunFolder.of(run_dir or config.path.parent / "var" / "run")
+    with run.locked(timeout_s):
+        action, changes = _act(config, run, haproxy, timeout_s, progress)
+        service = {**run.service(), "action": action, "changes": changes}
+        degraded = degraded_by(answers_of(service), run.deployed())
+    return {**service, "degraded": degraded, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[str, Any]:
+    """Stop the service of this run folder, whatever state it is in; nothing running is no error.
+
+    Returns `was` (the state found, NEVER where there is no such folder), `killed` (names of processes that had to be
+    killed), `kept_logs` (the folder of this session's logs, None if there are none) and `seconds`.
+    """
+    begin = time.monotonic()
+    run = RunFolder.of(run_dir)
+    if not run.path.exists() and not run.processes() and run.temp is None:
+        return {"was": NEVER, "killed": [], "kept_logs": None, "seconds": 0.0}
+    with run.locked(60.0):
+        was = status(run_dir)["state"]
+        killed, kept = _clean(run, progress)
+    seconds = round(time.monotonic() - begin, 1)
+    return {"was": was, "killed": killed, "kept_logs": kept and str(kept), "seconds": seconds}
+
+
+def _act(
+    config: Config, run: RunFolder, haproxy: bool, timeout_s: float, progress: Progress
+) -> tuple[str, list[Any]]:
+    """Bring the service to `config` by the mildest means, nothing, a deploy in place or a start; what changed."""
+    taken_over = _take_over(run, timeout_s, progress)
+    difference = _difference(config, run)
+    changes = difference.plain()["changes"] if difference else []
+    if difference is not None:
+        service = run.service()
+        if service["haproxy"] != haproxy:
+            progress("restarting: the ingress changes")
+        elif not difference.changes and not service["error"] and service["state"] == "ready":
+            return "taken over" if taken_over else "none", changes
+        else:
+            for line in difference.lines():
+                progress(line)
+            if difference.worst < Consequence.RESTART:
+                progress("deploying the changed file in place")
+                hand_over(config, run, timeout_s, progress)
+                return "deployed", changes
+            progress("restarting: the file changes what Serve reads only when it starts")
+        if config.port != urlsplit(service["url"]).port:
+            _refuse_busy_port(config)  # before what runs well is stopped for it
+    _clean(run, progress)
+    _refuse_busy_port(config)
+    # HAProxy's admin socket is open to everyone who can reach it.
+    temp = run.make_temp()
+    try:
+        _detach(config.path, run, haproxy, environment(config, run, temp, haproxy))
+        follow(run, timeout_s, progress, lambda now: now["state"] in ("ready", "failed"))
+    except BaseException:
+        _clean(run, progress)
+        raise
+    return "started", changes
+
+
+def _difference(config: Config, run: RunFolder) -> Difference | None:
+    """How the file differs from what runs and answers here; None if nothing does."""
+    try:
+        running = InFolder(run)
+    except TabrankError:
+        return None
+    alive = status_code(running.url + route(running.document) + "/livez") == 200
+    return running.difference(config) if alive else None
+
+
+def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
+    """Give a service that serves without a supervisor a new one; return whether it was such a one."""
+    service = run.service()
+    is_known = service.get("state") in ("ready", "deploying") and run.has_deployed()
+    if run.supervisors() or not is_known or len(node := run.node()) < len(NODE):
+        return False
+    progress("taking over what runs without a supervisor")
+    # Of a node of this cluster: it has the token and the ports of its start.
+    _detach(Path(service["config"]), run, service["haproxy"], node[0].environ())
+    follow(run, timeout_s, progress, lambda now: now["pid"] != service["pid"], known=service["error"])
+    return True
+
+
+def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
+    """Stop what runs, end what is left, keep the logs, and remove the files.
+
+    Returns the names of what had to be killed, and where the logs are.
+    """
+    supervisors = run.supervisors()
+    if supervisors:
+        progress("stopping the running service")
+        for process in supervisors:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        psutil.wait_procs(supervisors, timeout=2 * GRACE_S)
+    killed, kept = run.end(), None
+    try:
+        kept = run.keep_logs()
+    except OSError as error:
+        progress(f"not all logs are kept: {error}")
+    if run.temp is not None:
+        shutil.rmtree(run.temp, ignore_errors=True)
+    run.forget()
+    return killed, kept
+
+
+def _refuse_busy_port(config: Config) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        socket.create_server((config.host, config.port), family=family).close()
+    except OSError as error:
+        place = f"{config.path}: http_options: {config.host}:{config.port}"
+        if error.errno != errno.EADDRINUSE:
+            raise TabrankError(f"{place}: {error.strerror}; give an address of this machine") from None
+        holder = "another process"
+        with contextlib.suppress(psutil.Error):
+            for connection in psutil.net_connections("tcp"):
+                if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                    continue
+                if connection.laddr.port == config.port:
+                    holder = f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+        raise TabrankError(f"{place} is taken by {holder}; stop that, or give another port") from None
+
+
+def _detach(config: Path, run: RunFolder, haproxy: bool, env: Mapping[str, str]) -> None:
+    """Start the supervisor in a session of its own; it outlives the command that started it."""
+    command = [sys.executable, "-m", "serve.operate.run.supervisor", SUPERVISE, str(config), str(run.path)]
+    # What an earlier supervisor of what runs wrote stays.
+    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if run.node() else os.O_TRUNC), 0o600)
+    with open(log, "wb") as file:
+        subprocess.run(
+            [*command, str(int(haproxy))],
+            cwd=config.parent,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            check=True,
+        )

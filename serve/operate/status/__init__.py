@@ -1,0 +1,1 @@
+"""What runs, its vital signs, on one screen. Imports `operate.diff` and `operate.host`."""

@@ -1,0 +1,178 @@
+"""How the service is: what its supervisor or its cluster tells, its applications' own answers, its counters."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import urllib.request
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from serve.config.application import OUR_APPLICATION, OUR_INGRESS
+from serve.config.settings import HEURISTICS
+from serve.contract.errors import TabrankError
+from serve.operate.diff.running import cause
+from serve.operate.status import scrape
+
+API_KEY = "TABRANK_API_KEY"  # without it, of a service with keys, what /v1/model tells is not known
+STARTS_WITHIN = timedelta(seconds=10)  # a replica that finds its room
+
+
+def look(run: Path | None, address: str | None, looks: scrape.Looks | None = None) -> dict[str, Any]:
+    """All that is told of what runs; what nobody tells is None.
+
+    It takes some seconds to know the rates, but with the `looks` of earlier ones, to which it adds its own.
+    """
+    from serve.operate.diff.running import AtAddress
+    from serve.operate.host.run_folder import RunFolder
+    from serve.operate.host.state import RUN, status
+
+    waits: list[str] = []
+    if address and run is None:
+        running = AtAddress(address)
+        service, document = running.service(), running.document
+    else:
+        folder = RunFolder.of(run or RUN)
+        service, document = status(run or RUN), folder.deployed()
+        waits = waiting(service, folder.wanted().get("document", {}), datetime.now(UTC))
+        waits += filter(None, [service.get("unwatched")])
+    answers = answers_of(service) if service["state"] in ("ready", "deploying", "unwatched") else {}
+    return {
+        **service,
+        "degraded": degraded_by(answers, document),
+        "waits": waits,
+        "kill_switch": killed_in(document),
+        "surfaces": answers,
+        "traffic": _traffic(service, looks),
+    }
+
+
+def _traffic(service: Mapping[str, Any], looks: scrape.Looks | None) -> dict[str, Any] | None:
+    pages = _pages(service)
+    if not pages:
+        return None
+    if looks is None:
+        looks = scrape.Looks(service.get("metrics_every_s", 10.0))
+        looks.until_known(pages)
+    else:
+        looks.add(scrape.read_pages(pages))
+    found = looks.traffic()
+    return scrape.plain(found) if found else None
+
+
+def metrics_pages(run: Path | None, address: str | None) -> list[str]:
+    """Where the nodes of what runs have their pages of metrics. Raises TabrankError where nothing runs."""
+    from serve.operate.diff.running import AtAddress
+    from serve.operate.host.state import RUN, status
+
+    service = AtAddress(address).service() if address and run is None else status(run or RUN)
+    pages = _pages(service)
+    if not pages:
+        raise TabrankError(
+            f"no page of metrics is known of {address or run or RUN}; start the service: python -m serve up"
+        )
+    return pages
+
+
+def _pages(service: Mapping[str, Any]) -> list[str]:
+    nodes = service.get("nodes", ())
+    return [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
+
+
+def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each application of ours says of itself, by its name: /readyz, with what /v1/model adds; empty if nothing.
+
+    `service` is as `service.json`.
+    """
+    found = {}
+    for name, app in service.get("applications", {}).items():
+        if app.get("import_path") == OUR_APPLICATION:
+            base = service["url"] + (app.get("route_prefix") or "/").rstrip("/")
+            ready, model = _get(base + "/readyz"), _get(base + "/v1/model")
+            found[name] = {**ready, "experiment": model.get("experiment")} if ready else {}
+    return found
+
+
+def degraded_by(answers: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any]) -> list[str]:
+    """Why rankings are not what the file promises, a sentence each; `document` is what Serve was given."""
+    reasons = []
+    for name, answer in answers.items():
+        if not answer:
+            reasons.append(f"{name}: no answer to /readyz")
+            continue
+        if answer.get("store") != "fresh":
+            reasons.append(f"{name}: no fresh features: the store is {answer.get('store')}")
+        arms = (answer.get("experiment") or {}).get("arms") or []
+        without = [a["name"] for a in arms if a["scorer"] not in HEURISTICS and a["share"] and not a["model"]]
+        if without:
+            reasons.append(f"{name}: no model for {', '.join(without)}: these get the popular order")
+        given = _knobs(document, name).get("experiment", {}).get("arms")
+        if given and arms and _dealt(given) != _dealt({arm["name"]: arm for arm in arms}):
+            # Such as an artifact that fails its golden rows: the file is right, and the replica stays as it was.
+            reasons.append(f"{name}: a replica refused the arms of the file; its log has the reason")
+    return reasons + [f"{name}: the kill switch is on" for name in killed_in(document)]
+
+
+def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) -> list[str]:
+    """A deploy under way, and after a while why its replicas do not start, as far as anything tells; else empty.
+
+    `service` is as `service.json`, `wanted` the document that is deployed.
+    """
+    under_way = service.get("deploying")
+    if service["state"] != "deploying" or not under_way:
+        return []
+    told = [f"a deploy of {under_way['config']} is under way since {under_way['since']}"]
+    if now - datetime.fromisoformat(under_way["since"]) < STARTS_WITHIN:
+        return told
+    for app, details in service["applications"].items():
+        for name, deployment in details["deployments"].items():
+            starting = deployment["replicas"].get("STARTING", 0)
+            if starting:
+                options = _deployment(wanted, app, name).get("ray_actor_options") or {}
+                num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # Serve's default
+                room = f"no room? {starting} of its replicas wait for {num_cpus:g} CPUs each"
+                reason = cause([deployment["message"]]) if deployment["message"] else room
+                told.append(f"{app}/{name}: {reason}")
+    return told
+
+
+def killed_in(document: Mapping[str, Any]) -> list[str]:
+    """The applications of ours whose kill switch is on in a document."""
+    names = [app["name"] for app in document.get("applications", ())]
+    return [name for name in names if _knobs(document, name).get("kill_switch")]
+
+
+def _knobs(document: Mapping[str, Any], application: str) -> dict[str, Any]:
+    """The live knobs of an application of ours."""
+    return _deployment(document, application, OUR_INGRESS, OUR_APPLICATION).get("user_config") or {}
+
+
+def _deployment(
+    document: Mapping[str, Any], application: str, name: str, import_path: str | None = None
+) -> dict[str, Any]:
+    """What a document says of a deployment, of the application with that import path if one is given."""
+    for app in document.get("applications", ()):
+        if app["name"] == application and import_path in (None, app.get("import_path")):
+            for deployment in app.get("deployments") or ():
+                if deployment["name"] == name:
+                    return dict(deployment)
+    return {}
+
+
+def _dealt(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    return {name: (arm["scorer"], float(arm["share"])) for name, arm in arms.items()}
+
+
+def _get(url: str) -> dict[str, Any]:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    key = os.environ.get(API_KEY)
+    request = urllib.request.Request(url, headers={"X-Api-Key": key} if key else {})
+    no_answer = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
+    with no_answer, direct.open(request, timeout=2.0) as response:
+        answer = json.loads(response.read())
+        return answer if isinstance(answer, dict) else {}
+    return {}

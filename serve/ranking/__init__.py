@@ -1,0 +1,1 @@
+"""One ranking, from admission to answer; no Ray. Imports `ingest` and below."""

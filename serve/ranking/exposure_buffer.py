@@ -1,0 +1,127 @@
+"""The exposure buffer: answered rankings on their way to Ingest, sent beside the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import msgspec
+
+from serve.contract.errors import TooLarge
+from serve.log.events import MAX_CALL_BYTES, Exposure, pack, pack_raw
+
+log = logging.getLogger("tabrank")
+
+SEND_EVERY_S = 0.05
+# With the event clock, which sends before a ranking what its time lies after, the last go so late:
+IDLE_S = 2.0
+RETRY_S = 0.5
+# Give a call up after 30 s: Ray does not always notice that Ingest's machine is gone.
+SEND_TIMEOUT_S = 30.0
+# Limit one call by its exposures, too: one commit takes them all.
+MAX_SENT = 1_000
+# Limit what is held; beyond either, the newest exposures are dropped and counted. Ingest takes
+# 32 MiB in a few seconds, so features are not stale for long once it is back.
+MAX_HELD = 5_000
+MAX_HELD_BYTES = 32 * 1024 * 1024
+
+Send = Callable[[bytes], Awaitable[object]]
+
+
+class _Held(NamedTuple):
+    """One packed exposure; `since` is on the monotonic clock."""
+
+    since: float
+    ts_ms: int
+    packed: msgspec.Raw
+
+
+class Outbox:
+    """Holds packed exposures until Ingest has made them durable: at-least-once delivery.
+
+    `send` raises TooLarge for a call that is refused for its size.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: list[_Held] = []  # oldest first
+        self._num_bytes = 0
+        self._sending = asyncio.Lock()
+        self.num_dropped = 0
+        self.num_too_large = 0
+        self._warned = 0.0
+
+    def put(self, exposure: Exposure) -> None:
+        """Hold one exposure; never waits."""
+        if len(self._held) >= MAX_HELD or self._num_bytes >= MAX_HELD_BYTES:
+            self.num_dropped += 1
+            return
+        try:
+            packed = pack_raw(exposure)
+        except Exception:
+            log.exception("an exposure cannot be packed; it is dropped")
+            self.num_dropped += 1
+            return
+        if len(packed) > MAX_CALL_BYTES:
+            self.num_too_large += 1
+            return
+        self._held.append(_Held(time.monotonic(), exposure.ts_ms, packed))
+        self._num_bytes += len(packed)
+
+    async def run(self, idle_s: float = 0.0) -> None:
+        """Send what gathers, until cancelled; with `idle_s` once nothing has come for so long."""
+        while True:
+            is_idle = bool(self._held) and time.monotonic() - self._held[-1].since >= idle_s
+            await asyncio.sleep(SEND_EVERY_S if not is_idle or await self.flush() else RETRY_S)
+
+    async def flush(self, before_ms: int | None = None) -> bool:
+        """Send what is held (from before `before_ms`) and wait until it is durable; False where a call failed."""
+        async with self._sending:
+            num = MAX_SENT
+            while part := self._next(before_ms, num):
+                try:
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await self._send(pack([held.packed for held in part]))
+                except TooLarge as error:
+                    self._warn(error)
+                    if len(part) > 1:
+                        num = len(part) // 2
+                        continue
+                    self.num_too_large += 1
+                except Exception as error:
+                    self._warn(error)
+                    return False
+                self._drop(part)
+                num = min(2 * num, MAX_SENT)
+            return True
+
+    def _drop(self, part: list[_Held]) -> None:
+        gone = set(map(id, part))
+        self._held = [held for held in self._held if id(held) not in gone]
+        self._num_bytes -= sum(len(held.packed) for held in part)
+
+    def _next(self, before_ms: int | None, num: int) -> list[_Held]:
+        """The oldest exposures that fit one call."""
+        part: list[_Held] = []
+        num_bytes = 0
+        for held in self._held:
+            if before_ms is not None and held.ts_ms >= before_ms:
+                continue
+            num_bytes += len(held.packed)
+            if len(part) == num or (part and num_bytes > MAX_CALL_BYTES):
+                break
+            part.append(held)
+        return part
+
+    def _warn(self, error: Exception) -> None:
+        if time.monotonic() - self._warned >= 10.0:
+            self._warned = time.monotonic()
+            log.warning("exposures wait: %s: %s", type(error).__name__, error)
+
+    @property
+    def age_s(self) -> float:
+        """How long the oldest exposure has been waiting to be durable: features are at least so old."""
+        return time.monotonic() - self._held[0].since if self._held else 0.0

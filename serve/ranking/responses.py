@@ -1,0 +1,106 @@
+"""What a ranking leaves: the answer for its client, and the exposure for the log. `shown`: ids in the order shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from serve.contract.rankings import RankAnswer, Ranked, Timing
+from serve.features.matrix import Columns, Matrix
+from serve.log.events import Exposure
+from serve.model.encoder import Encoder, entry_hash
+from serve.ranking.ranker import Slate
+
+
+def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None) -> dict[str, Any]:
+    """Each feature's raw value: a number, a string (or list of strings), null where missing.
+
+    Categories are hashes in the service; the model's vocabularies name those that it knows, the others are
+    written `#<hash>`.
+    """
+    known: dict[str, dict[int, str]] = {}
+    if encoder:
+        vocabularies = {column.name: column.vocabulary for column in encoder.single}
+        vocabularies |= {column.name: column.vocabulary for column in encoder.multi}
+        known = {
+            name: {entry_hash(entry): entry for entry in entries} for name, entries in vocabularies.items()
+        }
+
+    def word(name: str, hashed: int) -> str | None:
+        return None if hashed == 0 else known.get(name, {}).get(hashed, f"#{hashed:016x}")
+
+    numbers = (float(value) for value in matrix.numeric[row])
+    values: dict[str, Any] = {
+        name: value if value == value else None for name, value in zip(columns.numeric, numbers, strict=True)
+    }
+    hashes = [int(value) for value in matrix.category[row]]
+    for k, name in enumerate(columns.single):
+        values[name] = word(name, hashes[k])
+    at = len(columns.single)
+    for name, width in columns.multi:
+        values[name] = [word(name, hashed) for hashed in hashes[at : at + width] if hashed]
+        at += width
+    return values
+
+
+def ranking(slate: Slate, shown: Sequence[str], columns: Columns, encoder: Encoder | None) -> list[Ranked]:
+    """Each candidate in its place, with its features if the query asks for them; `encoder` names their categories."""
+    order = slate.order[: len(shown)].tolist()
+    scores = [None if score != score else score for score in slate.score[order].tolist()]
+    ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
+    if slate.query.explain and slate.matrix is not None:
+        for each, i in zip(ranked, order, strict=True):
+            each.features = explain(columns, slate.matrix, i, encoder)
+    return ranked
+
+
+def answer(
+    slate: Slate, ranked: list[Ranked], *, surface: str, total_ms: float, freshness_ms: float | None
+) -> RankAnswer:
+    """A ranking, and how it came about."""
+    query, stage = slate.query, slate.stage_ms
+    queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
+    timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
+    return RankAnswer(
+        request_id=query.request_id,
+        surface=surface,
+        experiment=query.experiment,
+        arm=query.arm.name,
+        model=slate.model,
+        rung=slate.rung,  # type: ignore[arg-type]
+        degraded=list(slate.degraded),  # type: ignore[arg-type]
+        unknown_viewer=slate.unknown_viewer,
+        unknown_candidates=slate.unknown_candidates,
+        freshness_ms=freshness_ms,
+        timing_ms=Timing(*timing),
+        ranking=ranked,
+    )
+
+
+def exposure(slate: Slate, shown: list[str], total_ms: float) -> Exposure:
+    """What was shown to whom, why in this order, and after how long."""
+    query, order = slate.query, slate.order[: len(shown)]
+    # without the store it is of blank viewers, which the log would not give again
+    matrix = None if "store_unavailable" in slate.degraded else slate.matrix
+    propensity = None if slate.propensity is None else slate.propensity[: len(shown)].tolist()
+    return Exposure(
+        request_id=query.request_id,
+        ts_ms=query.now_ms,
+        viewer=query.viewer,
+        candidates=shown,
+        scores=slate.score[order].tobytes(),
+        experiment=query.experiment,
+        arm=query.arm.name,
+        share=None if query.experiment is None else query.arm.share,
+        rung=slate.rung,
+        seen_seq=slate.seen_seq,
+        model=slate.model,
+        context=dict(query.context),
+        stated={query.candidates[i]: dict(fields) for i, fields in query.stated.items()},
+        traffic=query.traffic,
+        latency_ms=round(total_ms, 3),
+        degraded=list(slate.degraded),
+        propensity=propensity,
+        numeric=None if matrix is None else matrix.numeric[order].tobytes(),
+        category=None if matrix is None else matrix.category[order].tobytes(),
+    )

@@ -1,0 +1,201 @@
+"""Releases: which published version is current and which is a canary, and who changes that. One writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from serve.contract.errors import ArtifactRefused, TabrankError
+from serve.contract.validation import refuse_file
+from serve.model.artifact import CANARY, CURRENT, load, point, pointed, require, unpoint, versions
+from serve.rollout.history import Action, Entry, append, read
+
+LOCK = ".lock"
+LOCK_S = 2.0  # a change takes milliseconds; a writer that was stopped while it held the lock must not stop Ingest too
+
+
+class NothingBefore(TabrankError):
+    """There is no good version to come back to."""
+
+
+class Releases:
+    """The pointers of a models folder. Each change is in the history before a pointer moves."""
+
+    def __init__(
+        self,
+        models: Path,
+        by: Literal["command", "service"] = "command",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.models = models
+        self._by = by
+        self._clock = clock
+
+    @property
+    def current(self) -> str | None:
+        """The promoted version; None where there is none, or what the pointer holds is no version."""
+        return self._pointed(CURRENT)
+
+    @property
+    def canary(self) -> str | None:
+        """The version that ranks for arms whose scorer is `canary`."""
+        return self._pointed(CANARY)
+
+    def promote(self, version: str) -> str | None:
+        """Make a published version the current one; a canary of it has ended then. What was current before.
+
+        Raises:
+            TabrankError: it is not published, or the folder cannot be written.
+        """
+        with self._locked():
+            require(self.models, version, f"models {self.models}")
+            was = self.current
+            if was != version or version in read(self.models).rolled_back:
+                self._record("promote", version, was, version)
+                point(self.models, CURRENT, version)
+            if self.canary == version:
+                unpoint(self.models, CANARY)
+            return was
+
+    def start_canary(self, version: str) -> None:
+        """Have the arms whose scorer is `canary` rank with a published version.
+
+        Raises:
+            TabrankError: it is not published, it is the current one, or there is nothing to come back to.
+        """
+        with self._locked():
+            require(self.models, version, f"models {self.models}")
+            was = self.current
+            if was is None:
+                raise TabrankError(
+                    f"models {self.models}: no version is current, so a canary has none to come back to; promote one"
+                )
+            if was == version:
+                raise TabrankError(
+                    f"models {self.models}: {version} is the current version; name another as canary"
+                )
+            self._record("canary", version, was, was)
+            point(self.models, CANARY, version)
+
+    def end_canary(self, reason: str) -> str:
+        """Have no canary; the version. Raises TabrankError where there is none."""
+        with self._locked():
+            version = self.canary
+            if version is None:
+                raise TabrankError(f"models {self.models}: there is no canary to end")
+            self._record("end", version, self.current, self.current, reason)
+            unpoint(self.models, CANARY)
+            return version
+
+    def roll_back(self, version: str | None, reason: str) -> str | None:
+        """Come back from the current version (None names it) to the good one before it, or from a canary.
+
+        What is current then; None where the version is neither any more, and nothing was done.
+
+        Raises:
+            NothingBefore: there is no good version before it.
+            TabrankError: the folder cannot be written.
+        """
+        with self._locked():
+            was = self.current
+            version = version or was
+            if version is not None and version == self.canary:
+                self._record("rollback", version, was, was, reason)
+                unpoint(self.models, CANARY)
+                return was
+            if version is None or version != was:
+                return None
+            before = read(self.models).previous(was, versions(self.models))
+            if before is None:
+                raise NothingBefore(
+                    f"models {self.models}: no good version was current before {was}; promote another"
+                )
+            self._record("rollback", version, was, before, reason)
+            point(self.models, CURRENT, before)
+            return before
+
+    def table(self) -> list[dict[str, Any]]:
+        """Every published version, the newest first: its state, the reason of it, its metrics and when it was made."""
+        history, published = read(self.models), versions(self.models)
+        current, canary = self.current, self.canary
+        previous = history.previous(current, published)
+        found = []
+        for version in reversed(published):
+            metrics, refused = self._verified(version)
+            state, reason = "published", ""
+            if refused is not None:
+                state, reason = "refused", refused
+            elif version in history.rolled_back:
+                state, reason = "rolled back", history.rolled_back[version].reason
+            elif version in (current, canary, previous):
+                state = {current: "current", canary: "canary"}.get(version, "previous")
+            found.append(
+                {
+                    "version": version,
+                    "state": state,
+                    "reason": reason,
+                    "made": _made(version),
+                    "current": version == current,
+                    "metrics": metrics,
+                }
+            )
+        return found
+
+    def _verified(self, version: str) -> tuple[dict[str, Any], str | None]:
+        try:
+            return dict(load(self.models / version).manifest.get("metrics") or {}), None
+        except ArtifactRefused as error:
+            return {}, str(error)
+
+    def _pointed(self, pointer: str) -> str | None:
+        with contextlib.suppress(ArtifactRefused):
+            return pointed(self.models, pointer)
+        return None
+
+    def _record(
+        self, action: Action, version: str, was: str | None, now: str | None, reason: str = ""
+    ) -> None:
+        entry = Entry(int(self._clock() * 1e3), action, version, was, now, self._by, reason[:500])
+        try:
+            append(self.models, entry)
+        except OSError as error:
+            raise TabrankError(f"models {self.models}: HISTORY cannot be written: {error}") from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time, of all processes on all machines that lock files there; TabrankError if one stays."""
+        refuse_file(self.models)
+        if not self.models.is_dir():
+            raise TabrankError(f"models {self.models}: there is no such folder; publish an artifact first")
+        try:
+            file = (self.models / LOCK).open("w")
+        except OSError as error:
+            raise TabrankError(f"models {self.models}: cannot be written: {error}") from error
+        with file:
+            self._lock(file)  # given back with the file
+            yield
+
+    def _lock(self, file: IO[str]) -> None:
+        end = time.monotonic() + LOCK_S
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise TabrankError(
+                        f"models {self.models}: another process has been changing it for {LOCK_S:g} s; try again, or "
+                        f"end whoever holds {LOCK}"
+                    ) from None
+                time.sleep(0.01)
+            except OSError as error:
+                raise TabrankError(f"models {self.models}: cannot be locked: {error}") from error
+
+
+def _made(version: str) -> str:
+    """When a version was made, as ISO 8601: its name says it."""
+    t = version.partition("-")[0]
+    return f"{t[:4]}-{t[4:6]}-{t[6:8]}T{t[9:11]}:{t[11:13]}:{t[13:15]}Z"

@@ -1,0 +1,1 @@
+"""What leans on Ray Serve and its private parts. Imports `http` and below."""

@@ -1,0 +1,56 @@
+"""From the store's address in the settings to a store."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from serve.contract.errors import StoreUnavailable, TabrankError
+from serve.contract.validation import refuse_file
+from serve.stores.lmdb import LmdbStore
+from serve.stores.memory import MemoryStore, Rows
+from serve.stores.protocol import LOAD, Store
+
+_named: dict[tuple[str, str, str], Rows] = {}
+
+
+def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable: bool) -> Store:
+    """The store of one surface and state fingerprint; a writer makes it where it is missing.
+
+    `url` is `lmdb:PATH` (relative to `base`; one folder per surface and fingerprint in it),
+    `redis://USER:PASSWORD@HOST:PORT/DB` (`rediss:` for TLS), `memory:` (a new store each time) or `memory:NAME`
+    (shared within this process). Raises `StoreUnavailable` to a reader
+    where there is no store, and `TabrankError` for any other address.
+    """
+    kind, _, where = url.partition(":")
+    if kind == "lmdb" and where:
+        refuse_file(base / where)
+        return LmdbStore(base / where / f"{surface}-{fingerprint[:12]}", writable=writable)
+    if kind in ("redis", "rediss") and where.startswith("//"):
+        return _redis(url, f"{surface}-{fingerprint[:12]}", writable)
+    if kind == "memory" and not where:
+        return MemoryStore(writable=writable)
+    if kind == "memory":
+        key = (where, surface, fingerprint)
+        if not writable and key not in _named:
+            raise StoreUnavailable(f"there is no store at {url} in this process; fill it with {LOAD}")
+        return MemoryStore(_named.setdefault(key, Rows()), writable=writable)
+    raise TabrankError(
+        f"store: {shown(url)!r} is not an address; use lmdb:PATH, redis://HOST:PORT/DB or memory:"
+    )
+
+
+def shown(url: str) -> str:
+    """The address as messages may show it: without user, password and options."""
+    return url if url.startswith("lmdb:") else re.sub(r":(//)?.*@", r":\1", url).partition("?")[0]
+
+
+def _redis(url: str, name: str, writable: bool) -> Store:
+    try:
+        from serve.stores.redis import RedisStore
+    except ModuleNotFoundError as error:
+        raise TabrankError(
+            f"store: {shown(url)!r} needs the package {error.name}; "
+            "run `python -m pip install 'tabrank[redis]'`"
+        ) from None
+    return RedisStore(url, name, writable=writable)

@@ -1,0 +1,64 @@
+"""The Poisson schedule."""
+
+from __future__ import annotations
+
+from itertools import islice, repeat
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.generator.arrivals import arrivals
+from loadtest.workload.shapes import Block
+
+
+def schedule(rate, blocks, seed=1):
+    pieces = [block if isinstance(block, Block) else Block(block) for block in blocks]
+    return np.array(list(arrivals(lambda: rate, pieces, np.random.default_rng(seed))))
+
+
+@given(st.floats(0.5, 300), st.lists(st.floats(0.1, 5), min_size=1, max_size=4), st.integers(0, 2**31))
+def test_each_block_gets_its_expected_number_in_ascending_order(rate, blocks, seed):
+    times = schedule(rate, blocks, seed)
+    assert np.all(np.diff(times) >= 0)
+    edges = np.concatenate([[0.0], np.cumsum(blocks)])
+    assert len(times) == sum(round(rate * block) for block in blocks)
+    assert np.all((times >= 0) & (times <= edges[-1]))
+
+
+def test_the_warm_up_is_followed_by_exactly_the_target_rate():
+    times = schedule(900, (10.0, 60.0))
+    assert np.sum(times >= 10) == 54_000
+
+
+def test_gaps_are_exponential_not_even():
+    gaps = np.diff(schedule(1000, (60.0,)))
+    assert abs(gaps.std() / gaps.mean() - 1) < 0.05
+    assert abs(np.quantile(gaps, 0.5) / gaps.mean() - np.log(2)) < 0.02
+
+
+def test_the_same_seed_gives_the_same_times_and_another_seed_others():
+    assert np.array_equal(schedule(50, (5.0,), 7), schedule(50, (5.0,), 7))
+    assert not np.array_equal(schedule(50, (5.0,), 7), schedule(50, (5.0,), 8))
+
+
+def test_an_endless_schedule_asks_for_its_rate_at_each_block():
+    rates = iter([10, 20, 20])
+    times = list(islice(arrivals(lambda: next(rates), repeat(Block(1.0)), np.random.default_rng(0)), 30))
+    assert sum(time < 1 for time in times) == 10
+    assert sum(1 <= time < 2 for time in times) == 20
+
+
+def test_a_rising_block_sends_what_its_line_integrates_to():
+    times = schedule(1000, (Block(10.0, 0.5, 1.5),))
+    assert len(times) == 10_000
+    for begins, ends in ((0, 2), (4, 6), (8, 10)):
+        expected = 1000 * (ends - begins) * (0.5 + (begins + ends) / 20)
+        assert abs(np.sum((times >= begins) & (times < ends)) / expected - 1) < 0.05
+
+
+def test_a_falling_block_to_nothing_thins_out():
+    times = schedule(100, (Block(10.0, 2.0, 0.0),))
+    assert np.all(np.diff(times) >= 0)
+    assert times[-1] <= 10
+    assert abs(np.sum(times < 5) - 750) < 80  # three quarters of the triangle lie in its first half

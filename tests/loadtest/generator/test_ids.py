@@ -1,0 +1,150 @@
+"""Ids from a file and from a log."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loadtest.errors import LoadtestError
+from loadtest.generator.ids import read_ids, read_log_ids, read_log_kinds
+
+
+def file_of(tmp_path, content):
+    path = tmp_path / "ids.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_ids_are_read_from_a_file_each_once(tmp_path):
+    ids = read_ids(file_of(tmp_path, {"viewers": ["v1"], "candidates": ["c1", "c2", "c1"]}))
+    assert (ids.viewers, ids.candidates) == (["v1"], ["c1", "c2"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not JSON"),
+        ([], "must hold an object"),
+        ({"viewer": ["v"], "candidates": ["c"]}, "unknown key 'viewer'; did you mean 'viewers'?"),
+        ({"candidates": ["c"]}, "'viewers' must be a list of at least one id"),
+        ({"viewers": [], "candidates": ["c"]}, "'viewers' must be a list of at least one id"),
+        ({"viewers": ["v"], "candidates": ["c", 7]}, "candidates[1] is 7"),
+        ({"viewers": ["v"], "candidates": ["c" * 257]}, "an id is a string of 1 to 256"),
+        ({"viewers": [""], "candidates": ["c"]}, "viewers[0] is ''"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, content, said):
+    with pytest.raises(LoadtestError) as refused:
+        read_ids(file_of(tmp_path, content))
+    assert said in str(refused.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(LoadtestError, match="cannot be read"):
+        read_ids(tmp_path / "none.json")
+
+
+EXPOSURES = {
+    "request_id": ["r1", "r2", "r3", "r4", "r5"],
+    "ts_ms": pa.array([1000, 2000, 3000, 4000, 5000], pa.int64()),
+    "viewer": ["v1", "v2", "v2", None, "robot"],
+    "candidates": [["a", "b"]] * 5,
+    "context": [{"hour": 1.0}, {"hour": 2.0}, {"hour": 3.0}, {"hour": 4.0}, {"hour": 5.0}],
+    "traffic": [None, "live", "live", "live", "test"],
+}
+CANDIDATES = {
+    "id": ["old", "older", "a", "b", "b", "later"],
+    "ends_ms": pa.array([3000, 2000, None, None, None, 9000], pa.int64()),
+}
+
+
+def log_of(tmp_path, exposures=EXPOSURES, candidates=CANDIDATES):
+    log = tmp_path / "log"
+    log.mkdir()
+    pq.write_table(pa.table(exposures), log / "exposures.parquet")
+    pq.write_table(pa.table(candidates), log / "candidates.parquet")
+    return log
+
+
+def test_viewers_come_busiest_first_without_anonymous_and_test_ones(tmp_path):
+    assert read_log_ids(log_of(tmp_path), 1).viewers == ["v2", "v1"]
+
+
+def test_candidates_are_those_that_live_at_the_end(tmp_path):
+    assert sorted(read_log_ids(log_of(tmp_path), 2).candidates) == ["a", "b", "later"]
+
+
+def test_the_last_ended_fill_up_where_too_few_live(tmp_path):
+    candidates = read_log_ids(log_of(tmp_path), 4).candidates
+    assert sorted(candidates) == ["a", "b", "later", "old"]
+
+
+def test_an_end_on_a_later_row_of_a_candidate_counts(tmp_path):
+    candidates = {"id": ["a", "b", "a"], "ends_ms": pa.array([None, None, 2500], pa.int64())}
+    assert read_log_ids(log_of(tmp_path, candidates=candidates), 1).candidates == ["b"]
+
+
+def test_an_end_after_the_last_exposure_counts(tmp_path):
+    times = {"ts_ms": pa.array([1, 6000], pa.int64()), "ends_ms": pa.array([None, 6000], pa.int64())}
+    assert read_log_ids(log_of(tmp_path, candidates={"id": ["a", "b"], **times}), 1).candidates == ["a"]
+
+
+def test_a_viewers_context_is_that_of_the_last_exposure(tmp_path):
+    assert read_log_ids(log_of(tmp_path), 1).contexts == {"v1": {"hour": 1.0}, "v2": {"hour": 3.0}}
+
+
+def test_a_log_without_context_traffic_and_ends_is_enough(tmp_path):
+    exposures = {name: EXPOSURES[name] for name in ("request_id", "ts_ms", "viewer", "candidates")}
+    ids = read_log_ids(log_of(tmp_path, exposures, {"id": ["a", "b"]}), 2)
+    assert (ids.candidates, ids.contexts) == (["a", "b"], {})
+
+
+def test_tables_may_be_folders_of_segments_and_dictionaries(tmp_path):
+    log = tmp_path / "log"
+    (log / "exposures").mkdir(parents=True)
+    (log / "candidates").mkdir()
+    rows = pa.table({"ts_ms": pa.array([1], pa.int64()), "viewer": pa.array(["v1"]).dictionary_encode()})
+    pq.write_table(rows, log / "exposures" / "0.parquet")
+    pq.write_table(rows, log / "exposures" / "1.parquet")
+    pq.write_table(pa.table({"id": ["a"]}), log / "candidates" / "0.parquet")
+    ids = read_log_ids(log, 1)
+    assert (ids.viewers, ids.candidates) == (["v1"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"exposures": {"ts_ms": pa.array([1], pa.int64())}}, "the column 'viewer' is missing"),
+        ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "its exposures name no viewer"),
+        ({"candidates": {"id": ["a"]}}, "holds 1 candidates and a request needs 5"),
+    ],
+)
+def test_a_log_that_cannot_be_used_is_refused(tmp_path, change, said):
+    with pytest.raises(LoadtestError) as refused:
+        read_log_ids(log_of(tmp_path, **change), 5)
+    assert said in str(refused.value)
+
+
+def test_no_log_and_no_parquet_are_refused(tmp_path):
+    with pytest.raises(LoadtestError, match="no such folder"):
+        read_log_ids(tmp_path / "none", 1)
+    with pytest.raises(LoadtestError, match=r"exposures\.parquet is missing"):
+        read_log_ids(tmp_path, 1)
+    (tmp_path / "exposures.parquet").write_text("not parquet")
+    with pytest.raises(LoadtestError, match="not readable as Parquet"):
+        read_log_ids(tmp_path, 1)
+
+
+def test_kinds_of_events_are_counted_without_impressions(tmp_path):
+    table = pa.table({"kind": ["join", "click", "click", "impression"]})
+    pq.write_table(table, tmp_path / "events.parquet")
+    assert read_log_kinds(tmp_path) == {"click": 2, "join": 1}
+
+
+def test_a_log_of_impressions_alone_has_no_kinds(tmp_path):
+    pq.write_table(pa.table({"kind": ["impression"]}), tmp_path / "events.parquet")
+    with pytest.raises(LoadtestError, match="its events are none of a viewer's"):
+        read_log_kinds(tmp_path)

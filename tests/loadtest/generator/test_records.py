@@ -1,0 +1,58 @@
+"""The records that are posted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from loadtest.generator.ids import Ids
+from loadtest.generator.records import candidate, event, forget, pack, viewer_events
+
+IDS = Ids([f"v{i}" for i in range(50)], [f"c{i}" for i in range(9)])
+
+
+def drawn(run="r", num=300, **changes):
+    options = {"kinds": {"click": 3, "join": 1}, "viewer_skew": 1.0, "batch": 10, **changes}
+    bodies = list(islice(viewer_events(IDS, run=run, **options), num))
+    return [json.loads(body)["records"] for body in bodies]
+
+
+def test_events_come_in_batches_of_documented_records():
+    batches = drawn()
+    assert {len(batch) for batch in batches} == {10}
+    for record in (record for batch in batches for record in batch):
+        assert set(record) == {"type", "id", "viewer", "candidate", "kind"}
+        assert record["type"] == "event"
+        assert record["viewer"] in IDS.viewers
+        assert record["candidate"] in IDS.candidates
+
+
+def test_no_two_events_have_the_same_id_within_a_run_or_between_runs():
+    names = [record["id"] for run in ("r", "s") for batch in drawn(run) for record in batch]
+    assert len(set(names)) == len(names) == 6000
+
+
+def test_kinds_viewers_and_candidates_are_drawn_as_they_are_in_a_log():
+    records = [record for batch in drawn() for record in batch]
+    kinds = Counter(record["kind"] for record in records)
+    assert kinds["click"] / kinds["join"] == pytest.approx(3, rel=0.15)
+    viewers = Counter(record["viewer"] for record in records)
+    assert viewers["v0"] / viewers["v1"] == pytest.approx(2, rel=0.3)
+    candidates = Counter(record["candidate"] for record in records)
+    assert set(candidates) == set(IDS.candidates)
+    assert max(candidates.values()) < 2 * min(candidates.values())
+
+
+def test_the_other_records_say_what_the_api_takes():
+    sent = [event("e", "v", "c", "join"), candidate("c"), candidate("c", 7), forget("v")]
+    assert json.loads(pack(sent)) == {
+        "records": [
+            {"type": "event", "id": "e", "viewer": "v", "candidate": "c", "kind": "join"},
+            {"type": "candidate", "id": "c", "fields": {}},
+            {"type": "candidate", "id": "c", "fields": {}, "ends_ms": 7},
+            {"type": "forget", "viewer": "v"},
+        ]
+    }

@@ -1,0 +1,168 @@
+"""A run second by second beside what ran, its phases, and how soon after a step all was well again."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.measure.answer import Outcome
+from loadtest.measure.cluster import Sample
+from loadtest.measure.measure import Record
+from loadtest.measure.phases import describe_phases, describe_steps, recovery, told
+from loadtest.measure.timeline import timeline, timeline_csv
+from loadtest.workload.profiles import Profile, load_slo
+from loadtest.workload.shapes import blocks, phases, steps_up
+
+FULL, POPULAR, DOWN = Outcome("full", True, True), Outcome("fallback", True), Outcome("HTTP 503", False)
+STEP = Profile("step", 10, 5, 0, 12, 0, ((0, 1), (4, 1), (4, 2), (10, 2), (10, 1), (12, 1)))
+
+
+def run(slow_until=0, outcome=FULL):
+    """Ten requests a second, from the step on twice as many; those before `slow_until` come late."""
+    record = Record()
+    for second in range(12):
+        num = 20 if 4 <= second < 10 else 10
+        for i in range(num):
+            slow = 4 <= second < slow_until
+            at_s = second + (i + 0.5) / num
+            record.add(at_s, 0.1, 150.0 if slow else 8.0, outcome if slow else FULL, 5)
+    return record.requests()
+
+
+def test_a_second_tells_what_was_offered_answered_and_there():
+    samples = [Sample(at_s, {"Scorer": 1}, 1) for at_s in (-0.2, 3.9)]
+    samples += [Sample(at_s, {"Scorer": 2}, 2) for at_s in (5.1, 8.0)]
+    moments = timeline(run(slow_until=6, outcome=POPULAR), 12, samples)
+    assert [moment.offered_rps for moment in moments] == [10] * 4 + [20] * 6 + [10] * 2
+    assert [moment.replicas["Scorer"] for moment in moments] == [1] * 5 + [2] * 7
+    assert [moment.nodes for moment in moments] == [1] * 5 + [2] * 7
+    assert [moment.full_share for moment in moments] == [1.0] * 4 + [0.0] * 2 + [1.0] * 6
+    assert (moments[4].p99_ms, moments[6].p99_ms) == (150.0, 8.0)
+
+
+def test_what_was_seen_long_ago_is_not_taken_for_what_is_there():
+    moments = timeline(run(), 12, [Sample(1.2, {"Scorer": 3}, 2)])
+    assert [moment.nodes for moment in moments] == [None] + [2] * 5 + [None] * 6
+    assert [moment.replicas["Scorer"] for moment in moments] == [None] + [3] * 5 + [None] * 6
+
+
+def test_a_request_that_failed_is_not_among_those_answered_in_full():
+    moments = timeline(run(slow_until=6, outcome=DOWN), 12, [])
+    assert [moment.full_rps for moment in moments] == [10] * 4 + [0] * 2 + [20] * 4 + [10] * 2
+
+
+def test_a_second_in_which_nothing_was_asked_is_there_too():
+    record = Record()
+    record.add(0.5, 0.0, 5.0, FULL, 5)
+    record.add(2.5, 0.0, 5.0, DOWN, 0)
+    moments = timeline(record.requests(), 3, [])
+    assert [(m.offered_rps, m.failed, m.full_share) for m in moments] == [
+        (1, 0, 1.0),
+        (0, 0, None),
+        (1, 1, None),
+    ]
+
+
+def test_the_csv_is_a_trace_with_a_column_for_each_deployment():
+    lines = timeline_csv(
+        timeline(run(), 12, [Sample(2.0, {"FeatureFetch": 1, "Scorer": 3}, None)])
+    ).splitlines()
+    assert lines[0] == (
+        "t_s,offered_rps,answered_rps,p50_ms,p99_ms,full_share,failed,"
+        "FeatureFetch_replicas,Scorer_replicas,nodes"
+    )
+    assert lines[1] == "0,10,10,8.000,8.000,1.000,0,,,"
+    assert lines[6] == "5,20,20,8.000,8.000,1.000,0,1,3,"
+    assert timeline_csv(timeline(run(), 12, [])).splitlines()[0].endswith("failed,nodes")
+
+
+def test_a_shape_is_told_by_its_phases():
+    found = describe_phases(run(slow_until=6, outcome=POPULAR), STEP)
+    assert [(phase["name"], phase["requests"]) for phase in found] == [("×1", 40), ("×2", 120), ("×1", 20)]
+    assert [phase["full_share"] for phase in found] == [1.0, 0.667, 1.0]
+    assert [phase["p99_ms"] for phase in found] == [8.0, 150.0, 8.0]
+
+
+def test_a_day_rises_and_falls():
+    day = ((0.0, 0.2), (2.0, 0.8), (4.0, 1.0), (6.0, 0.8), (8.0, 0.2))
+    assert [(phase.name, phase.begins_s, phase.ends_s) for phase in phases(day)] == [
+        ("rises", 0, 4),
+        ("falls", 4, 8),
+    ]
+    assert steps_up(day) == []
+    assert sum(block.seconds for block in blocks(day)) == 8
+
+
+@pytest.mark.parametrize(
+    ("slow_until", "after_s", "said"),
+    [
+        (0, 0, "p99 held at once"),
+        (7, 3, "p99 held again after 3 s"),
+        (12, None, "p99 did not come back in that phase"),
+    ],
+)
+def test_the_recovery_counts_from_the_step(slow_until, after_s, said):
+    (step,) = describe_steps(run(slow_until), STEP, load_slo())
+    assert (step["begins_s"], step["ends_s"], step["name"]) == (4, 10, "×1 to ×2")
+    assert step["p99_recovered_s"] == after_s
+    assert recovery(step).startswith(said)
+    assert "full answers held at once" in recovery(step)
+
+
+def test_one_good_second_is_no_recovery():
+    record = Record()
+    for second in range(12):
+        slow = 4 <= second < 8 and second != 5
+        record.add(second + 0.5, 0.0, 150.0 if slow else 5.0, FULL, 5)
+    (step,) = describe_steps(record.requests(), STEP, load_slo())
+    assert step["p99_recovered_s"] is None  # two good seconds are left of the phase
+
+
+@pytest.mark.parametrize("outcome", [POPULAR, DOWN])
+def test_what_holds_at_first_and_not_to_the_end_of_the_phase_has_not_come_back(outcome):
+    record = Record()
+    for second in range(12):
+        bad = 7 <= second < 10
+        record.add(second + 0.5, 0.0, 150.0 if bad else 5.0, outcome if bad else FULL, 5)
+    (step,) = describe_steps(record.requests(), STEP, load_slo())
+    assert (step["p99_recovered_s"], step["full_recovered_s"]) == (None, None)
+    assert recovery(step) == (
+        "p99 did not come back in that phase, full answers did not come back in that phase"
+    )
+
+
+def test_a_few_slow_requests_later_on_take_no_recovery_back():
+    record = Record()
+    for i in range(1_200):
+        at_s = (i + 0.5) / 100
+        record.add(at_s, 0.0, 150.0 if 4 <= at_s < 6 or 9 <= at_s < 9.03 else 5.0, FULL, 5)
+    (step,) = describe_steps(record.requests(), STEP, load_slo())
+    assert step["p99_recovered_s"] == 2
+
+
+def test_thirds_of_a_second_are_told_to_a_tenth():
+    profile = Profile("spike", 10, 5, 0, 10, 0, ((0, 1), (10 / 3, 1), (10 / 3, 3), (10, 3)))
+    report = {"phases": describe_phases(run(), profile), "steps": describe_steps(run(), profile, load_slo())}
+    assert [line.split(" (")[0] for line in told(report)] == ["  0–3.3 s", "  3.3–10 s", "  at 3.3 s"]
+
+
+def test_a_phase_in_which_nothing_was_asked_has_no_share_of_anything():
+    pause = Profile("pause", 10, 5, 0, 12, 0, ((0, 0), (4, 0), (4, 2), (10, 2), (10, 1), (12, 1)))
+    requests = run()
+    requests = requests.where(requests.at_s >= 4)
+    report = {"phases": describe_phases(requests, pause), "steps": []}
+    assert told(report)[:2] == [
+        "  0–4 s (×0): no requests",
+        "  4–10 s (×2): p99 8.0 ms, 100.00% full, 0 errors",
+    ]
+
+
+def test_a_shaped_report_is_told_in_lines():
+    requests = run(slow_until=6, outcome=POPULAR)
+    report = {
+        "phases": describe_phases(requests, STEP),
+        "steps": describe_steps(requests, STEP, load_slo()),
+    }
+    assert told(report)[1] == "  4–10 s (×2): p99 150.0 ms, 66.70% full, 0 errors"
+    assert told(report)[3] == (
+        "  at 4 s (×1 to ×2): p99 held again after 2 s, full answers held again after 2 s"
+    )

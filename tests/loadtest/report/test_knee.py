@@ -1,0 +1,101 @@
+"""The reports of `knee` and `compare`: their keys, their page, their summary."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+
+from loadtest.errors import LoadtestError
+from loadtest.report.knee import compare_summary, knee_summary, step_line, write_compare, write_knee
+from loadtest.report.machine import describe_machine
+from loadtest.scenarios.knee import run_knee
+from loadtest.scenarios.search import Step
+from loadtest.targets.workspace import Workspace
+from loadtest.workload.profiles import load_slo
+
+AROUND = {"candidates": 55, "slo": asdict(load_slo()), "machine": describe_machine(), "seconds": 200.0}
+
+
+def step(rate_rps, p99_ms, verdict="held", **changes):
+    made = Step(rate_rps, verdict, [], True, False, rate_rps, 55 * rate_rps, 1.0, 5.0, 9.0, p99_ms, 0, 1.0)
+    return {**asdict(made), **changes}
+
+
+def found(knee_rps):
+    steps = [step(300, 12.0), step(600, None, "not held", reasons=["p99 <b>"]), step(knee_rps or 10, 30.0)]
+    confirmed = (
+        {"candidates_per_s": 55.0 * knee_rps, "full_share": 1.0, "p50_ms": 5.0, "p90_ms": 9.0, "p99_ms": 30.0}
+        if knee_rps
+        else dict.fromkeys(("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms"))
+    )
+    footprint = {"start_s": 9.1, "memory_mib": 900, "num_processes": 12, "processes": ["raylet"]}
+    return {"knee_rps": knee_rps, **confirmed, **footprint, "steps": steps}
+
+
+def comparison():
+    services = {"idiomatic": found(50.0), "fastapi": found(1000.0), "tabrank": found(1500.0)}
+    return {
+        "knee_rps": {name: one["knee_rps"] for name, one in services.items()},
+        "ratio_idiomatic": 30.0,
+        "ratio_fastapi": 1.5,
+        "services": services,
+        **AROUND,
+    }
+
+
+def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
+    report = {**found(450.0), "config": "cluster.yaml", **AROUND}
+    write_knee(tmp_path / "out", report)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The knee: 450 requests a second" in page
+    assert page.count("<svg") == 1
+    assert all(f">{name}<" in page for name in ("p50", "p90", "p99"))
+    assert "p99 &lt;b&gt;" in page
+    links = set(re.findall(r'(?:src|href)="([^"#]+)"', page))
+    assert {link for link in links if "w3.org" not in link} == {"report.json"}
+
+
+def test_the_folder_of_a_comparison_holds_every_service_and_the_ratios(tmp_path):
+    write_compare(tmp_path / "out", comparison())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f"Steps of {name}" in page for name in ("idiomatic", "fastapi", "tabrank"))
+    assert all(f"{name}, p99" in page for name in ("idiomatic", "fastapi", "tabrank"))
+    assert "30.00 times idiomatic and 1.50 times fastapi" in page
+
+
+def test_a_report_is_never_overwritten(tmp_path):
+    with pytest.raises(LoadtestError, match="exists already"):
+        write_knee(tmp_path, {**found(450.0), **AROUND})
+
+
+def test_a_service_without_a_knee_is_reported_too(tmp_path):
+    report = {**found(None), "config": "cluster.yaml", **AROUND}
+    write_knee(tmp_path / "out", report)
+    assert "the lowest tried was 10 req/s" in knee_summary(report)
+    services = comparison() | {"ratio_idiomatic": None}
+    services["services"]["idiomatic"] = found(None)
+    write_compare(tmp_path / "both", services)
+    assert "– times idiomatic" in compare_summary(services)
+
+
+def test_the_summaries_name_what_was_found():
+    assert "knee: 450 req/s of 55 candidates" in knee_summary({**found(450.0), **AROUND})
+    assert "tabrank     knee   1,500 req/s" in compare_summary(comparison())
+
+
+def test_a_step_is_one_line():
+    assert step_line(step(300.0, 12.0)) == "  300 req/s: held, p50 5.0 ms, p90 9.0 ms, p99 12.0 ms"
+    late = step(300.0, None, "void", reasons=["the generator was late"], phase="again")
+    assert step_line(late).endswith("(again): void, p50 5.0 ms, p90 9.0 ms, p99 – (the generator was late)")
+    assert step_line(step(50.0, 9.9, phase="warm-up")).startswith("  50 req/s (warm-up): p50")
+
+
+def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path):
+    said = []
+    with pytest.raises(LoadtestError, match=r"none\.yaml: cannot be read"):
+        run_knee(Workspace(tmp_path / "work"), tmp_path / "none.yaml", 55, tmp_path / "out", said.append)
+    assert said == []

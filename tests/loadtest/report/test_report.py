@@ -1,0 +1,115 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.errors import LoadtestError
+from loadtest.measure.answer import Outcome
+from loadtest.measure.cluster import Sample
+from loadtest.measure.measure import Record, measure
+from loadtest.measure.timeline import timeline
+from loadtest.measure.verdict import judge
+from loadtest.report.report import refuse_existing
+from loadtest.report.run import make_report, summary, write_run
+from loadtest.workload.profiles import load_profile, load_slo
+
+PROFILE = load_profile("headline", target_rps=100, warmup_s=1, duration_s=3)
+SLO = load_slo()
+KEYS = {
+    "profile", "url", "target_rps", "offered_rps", "rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms",
+    "p99_ms", "max_ms", "errors", "error_kinds", "rungs", "requests", "generator_late_ms_p99", "verdict", "reasons",
+    "seconds", "slo", "machine", "phases", "steps", "watched",
+}  # fmt: skip
+
+
+FULL = Outcome("full", True, True)
+
+
+def made(outcome=FULL, samples=()):
+    record = Record()
+    for at_s in np.linspace(-1, 2.99, 400):
+        record.add(float(at_s), 0.5, 10.0 + 5 * float(at_s), outcome, 55)
+    requests = record.requests()
+    measured = measure(requests, PROFILE.duration_s)
+    moments = timeline(requests, PROFILE.duration_s, samples)
+    verdict = judge(measured, SLO)
+    report = make_report(PROFILE, "http://127.0.0.1:8000", SLO, measured, *verdict, requests, moments)
+    return report, requests, moments
+
+
+def test_the_report_has_exactly_its_documented_keys():
+    report, _, _ = made()
+    assert set(report) == KEYS
+    assert set(report["machine"]) == {"cpu", "cores", "memory_gib", "python", "platform"}
+    assert set(report["slo"]) == {
+        "p90_ms", "p99_ms", "max_error_share", "min_full_share", "generator_late_ms_p99"
+    }  # fmt: skip
+
+
+def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
+    report, requests, moments = made()
+    folder = tmp_path / "new" / "run"
+    write_run(folder, report, requests, PROFILE, SLO, "<html>locust</html>", moments)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "locust.html", "report.html", "report.json", "requests.csv", "timeline.csv"
+    ]  # fmt: skip
+    assert list(folder.parent.iterdir()) == [folder]
+    assert json.loads((folder / "report.json").read_text()) == report
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "headline: held" in page
+    assert "were not watched" in page
+    assert set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', page)) == {
+        "report.json", "requests.csv", "timeline.csv", "locust.html"
+    }  # fmt: skip
+
+
+def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
+    report, requests, moments = made(Outcome("HTTP 503 <b>", False))
+    assert report["p50_ms"] is None
+    assert "p50 not reached" in summary(report)
+    write_run(tmp_path / "run", report, requests, PROFILE, SLO, "", moments)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not reached" in page
+    assert "HTTP 503 &lt;b&gt;" in page
+    assert "<b>" not in page
+
+
+def test_a_report_is_never_overwritten(tmp_path):
+    report, requests, moments = made()
+    with pytest.raises(LoadtestError, match="exists already"):
+        write_run(tmp_path, report, requests, PROFILE, SLO, "", moments)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
+    with pytest.raises(LoadtestError, match="--out /proc/out: cannot be written"):
+        refuse_existing(Path("/proc/out"))
+    refuse_existing(tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_says_verdict_rate_and_limits():
+    report, _, _ = made()
+    assert summary(report).splitlines()[0] == "held: profile headline at http://127.0.0.1:8000, 3 s"
+    assert "99 req/s of 100 offered, 5,463 candidates/s" in summary(report)
+    assert "p99 24.8 ms (limit 100)" in summary(report)
+
+
+def test_what_was_watched_is_drawn_with_its_replicas(tmp_path):
+    report, requests, moments = made(samples=[Sample(0.5, {"Scorer": 2}, 1)])
+    write_run(tmp_path / "run", report, requests, PROFILE, SLO, "", moments)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Scorer replicas" in page
+    assert "were not watched" not in page
+
+
+def test_a_level_run_is_told_without_phases():
+    report, _, _ = made()
+    assert (len(report["phases"]), report["steps"]) == (1, [])
+    assert "×1" not in summary(report)

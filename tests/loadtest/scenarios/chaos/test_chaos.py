@@ -1,0 +1,66 @@
+"""One fault, and a short soak, on the real service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from loadtest.scenarios.chaos import run as chaos
+from loadtest.scenarios.chaos.fault import ONE
+from loadtest.scenarios.chaos.kills import NOTHING, Kill
+from loadtest.scenarios.chaos.target import CONTROLLER
+from loadtest.scenarios.soak import run_soak
+from loadtest.targets import processes
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[4]
+RATE_RPS = 40.0
+
+
+class Controller(Kill):
+    """The Serve controller killed, and looked at for a moment only."""
+
+    def __init__(self):
+        super().__init__("controller", "kill -9 the Serve controller", CONTROLLER, NOTHING, ONE)
+        self.watch_s = 4.0
+
+
+@pytest.fixture(scope="module")
+def run(bench_work):
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as up:
+        patch.setattr(processes, "SETTLE_S", 0.0)
+        patch.setattr(chaos, "BEFORE_S", 4.0)
+        with bench_work.locked():
+            yield chaos.Run.of(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
+
+
+def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
+    target = run.on(Controller())
+    out = tmp_path / "out"
+    report, verdict = run_soak(
+        target.url, 3.0, RATE_RPS, target.run, run.work.log, None, out, lambda line: None, warmup_s=1.0
+    )
+    assert json.loads((out / "report.json").read_text()) == report
+    assert verdict == report["verdict"]
+    assert (report["requests"], report["errors"]) == (120, 0)
+    assert report["samples"] >= 4
+    assert report["memory_mib"][0] > 100
+    assert report["files"][0] > 100
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_a_killed_controller_is_replaced_and_no_request_fails(run):
+    fault, lines = Controller(), {}
+    target = run.on(fault)
+    before = target.one(CONTROLLER)
+    found = chaos.tried(run, fault, lines)
+    assert target.one(CONTROLLER).pid != before.pid
+    assert (found["rate_rps"], found["failed"], found["failed_first"]) == (RATE_RPS, 0, 0)
+    assert found["orphans"] == []
+    assert found["held"]
+    assert found["requests"] == pytest.approx(8 * RATE_RPS, rel=0.2)
+    assert sum(moment.offered_rps for moment in lines["controller"]) > 0

@@ -1,0 +1,65 @@
+"""The supervisor that is killed, or whose files cannot grow, of a service that is only a folder and two processes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import psutil
+import pytest
+
+from loadtest.errors import LoadtestError
+from loadtest.scenarios.chaos.supervisor import RunDiskFull, SupervisorKilled
+from loadtest.scenarios.chaos.target import Target
+
+
+class Folder(Target):
+    """A run folder without a service; its Scorer is the process whose id is in `scorer`."""
+
+    def replica(self, deployment):
+        return psutil.Process(int((self.folder / "scorer").read_text()))
+
+
+@pytest.fixture
+def processes():
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+            for _ in range(2)
+        ]
+
+
+@pytest.fixture
+def target(tmp_path, processes):
+    supervisor, scorer = processes
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "service.json").write_text(json.dumps({"pid": supervisor.pid}))
+    (tmp_path / "scorer").write_text(str(scorer.pid))
+    return Folder("", tmp_path, "none")
+
+
+def test_the_supervisor_is_found_and_killed(target, processes):
+    fault = SupervisorKilled()
+    fault.aim(target)
+    fault.inject(target)
+    assert processes[0].wait(10) == -9
+    with pytest.raises(LoadtestError, match="has no supervisor"):
+        fault.aim(target)
+
+
+def test_no_file_of_the_supervisor_can_grow_until_the_fault_ends(target, processes):
+    supervisor, scorer = processes
+    fault = RunDiskFull()
+    fault.aim(target)
+    fault.inject(target)
+    assert scorer.wait(10) == -9
+    assert psutil.Process(supervisor.pid).rlimit(resource.RLIMIT_FSIZE)[0] == 0
+    fault.heal(target)
+    assert psutil.Process(supervisor.pid).rlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_a_service_of_which_nobody_said_that_it_is_unwatched_does_not_hold():
+    assert "not what is no longer watched" in RunDiskFull().reasons()[0]

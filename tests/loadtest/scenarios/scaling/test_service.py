@@ -1,0 +1,61 @@
+"""What a `cluster.yaml` must have for its scaling to be proven, and what the parts' verdicts come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from loadtest.errors import LoadtestError
+from loadtest.scenarios.scaling import replicas
+from loadtest.scenarios.scaling.replicas import FIXED
+from loadtest.scenarios.scaling.scale import PARTS, run_scale, verdict_of
+from loadtest.scenarios.scaling.service import APPLICATION, Scaled
+from loadtest.targets.workspace import Workspace
+
+SHIPPED = Path(__file__).parents[4] / "cluster.yaml"
+
+
+def test_the_measured_file_is_the_given_one_with_the_throttled_scorer(tmp_path):
+    scaled = Scaled.of(Workspace(tmp_path), SHIPPED, FIXED)
+    (application,) = yaml.safe_load(scaled.file.read_text())["applications"]
+    shipped = yaml.safe_load(SHIPPED.read_text())["applications"][0]["deployments"][1]["autoscaling_config"]
+    assert application["import_path"] == APPLICATION
+    assert application["deployments"][1]["autoscaling_config"] == shipped | FIXED["Scorer"]
+
+
+def test_a_deployment_that_does_not_scale_is_refused(tmp_path):
+    document = yaml.safe_load(SHIPPED.read_text())
+    del document["applications"][0]["deployments"][1]["autoscaling_config"]
+    config = tmp_path / "fixed.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with pytest.raises(LoadtestError, match=r"fixed\.yaml: Scorer has no autoscaling_config"):
+        Scaled.of(Workspace(tmp_path), config, FIXED)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path, part):
+    said = []
+    with pytest.raises(LoadtestError, match=r"none\.yaml: cannot be read"):
+        run_scale(
+            Workspace(tmp_path / "work"),
+            tmp_path / "none.yaml",
+            [part],
+            replicas.Plan(),
+            tmp_path / "out",
+            said.append,
+        )
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ([{"held": True}, {"held": True, "void": False}], "held"),
+        ([{"held": True}, {"held": False, "void": True}], "void"),
+        ([{"held": False}, {"held": False, "void": True}], "not held"),  # nobody else's fault takes that back
+    ],
+)
+def test_a_late_generator_voids_only_its_own_part(parts, verdict):
+    assert verdict_of(dict(enumerate(parts))) == verdict

@@ -1,0 +1,145 @@
+"""`knee` and `compare` with real services and short steps; and the commands where they cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loadtest.targets.processes import MARKER
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[3]
+NUMBERS = {"knee_rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms"}
+# In a process of its own, because a load patches the standard library. Whether a machine holds the shipped limits
+# is not for a test to say: these are held by any.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from loadtest import bench, processes
+from loadtest.scenarios.compare import run_compare
+from loadtest.scenarios.knee import run_knee
+from loadtest.workload.profiles import Slo
+from loadtest.scenarios.search import Plan
+from loadtest.targets.workspace import Workspace
+
+processes.SETTLE_S = 0.5
+bench.load_slo = lambda: Slo(8000, 9000, 1.0, 0.0, 9000)
+plan = Plan(start_rps=20, highest_rps=20, warm_up_rps=10, warm_up_s=1, step_warmup_s=0.5, step_s=1, confirm_s=2)
+say = lambda line: print(line, file=sys.stderr)
+command, work, out = sys.argv[1], Workspace(Path(sys.argv[2])), Path(sys.argv[3])
+if command == "knee":
+    report = run_knee(work, Path("cluster.yaml"), 55, out, say, plan)
+else:
+    report = run_compare(work, out, say, plan)
+print(json.dumps(report))
+"""
+
+
+@pytest.fixture
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.fixture
+def bench(bench_work, tmp_path, environment):
+    """Run a benchmark over the small workspace; its report."""
+
+    def run(command):
+        out = tmp_path / "out"
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, command, str(bench_work.path), str(out)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2_000:]
+        report = json.loads(done.stdout)
+        assert json.loads((out / "report.json").read_text()) == report
+        assert "<svg" in (out / "report.html").read_text()
+        return report
+
+    return run
+
+
+def left(work_id):
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER, "").startswith(work_id):
+                found.append(process.name())
+        except (psutil.Error, OSError):
+            pass
+    return found
+
+
+def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, bench_work):
+    report = bench("knee")
+    assert set(report) >= NUMBERS | {"steps", "machine", "seconds", "slo", "candidates"}
+    assert report["knee_rps"] == 20
+    assert report["candidates_per_s"] == pytest.approx(20 * 55, rel=0.3)
+    assert [step["phase"] for step in report["steps"]] == ["look", "look", "search", "confirm"]
+    assert "raylet" in report["processes"]
+    assert left(bench_work.id) == []
+
+
+def test_compare_measures_three_services_and_leaves_nothing_running(bench, bench_work):
+    report = bench("compare")
+    assert report["knee_rps"] == {"idiomatic": 20, "fastapi": 20, "tabrank": 20}
+    assert (report["ratio_idiomatic"], report["ratio_fastapi"]) == (1.0, 1.0)
+    assert list(report["services"]) == ["idiomatic", "fastapi", "tabrank"]
+    for name, found in report["services"].items():
+        assert set(found) >= NUMBERS | {"steps", "start_s", "memory_mib", "num_processes"}
+        assert found["memory_mib"] > 50, name
+        assert found["full_share"] > 0, name
+    assert left(bench_work.id) == []
+    assert not Path(f"/tmp/rival-{bench_work.id}").exists()
+
+
+def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path, environment):
+    command = [sys.executable, "-m", "loadtest", "knee", "--work", str(bench_work.path), "--json"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not left(bench_work.id) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert printed == ""
+    assert left(bench_work.id) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("knee", "--config", "none.yaml"), "none.yaml: cannot be read"),
+        (("knee", "--out", "."), "exists already"),
+        (("compare", "--out", "."), "exists already"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence(bench_work, environment, tmp_path, arguments, said):
+    command = [sys.executable, "-m", "loadtest", *arguments, "--work", str(bench_work.path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2
+    assert said in json.loads(done.stdout)["error"]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,116 @@
+"""What an overload came to, on loads as they might have gone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from offers import BROKEN, FALLBACK, REFUSED, Offering
+
+from loadtest.errors import LoadtestError
+from loadtest.scenarios.overload.found import Plan, describe, judge
+from loadtest.scenarios.overload.run import read_times, switch_off_the_ladder, verdict_of
+from loadtest.workload.profiles import load_slo
+from serve.config.settings import UserConfig
+
+PLAN = Plan(seconds=10.0, before_s=2.0, after_s=8.0)
+SLO = load_slo()
+KNEE_RPS = 100.0
+CLUSTER = Path(__file__).parents[3] / "cluster.yaml"
+
+
+def found(offering, times=2.0):
+    return describe(offering.requests, times, KNEE_RPS, 100.0, PLAN, SLO)
+
+
+def overloaded():
+    """Twice the knee of 100: half of it answered, three quarters of that in full; the rest refused at once."""
+    offering = Offering(20, rate_rps=200).between(2, 12, REFUSED, latency_ms=2.0, every=2)
+    return offering.between(4, 9, FALLBACK, every=2)
+
+
+def test_goodput_is_told_by_rung_and_as_a_share_of_the_knee():
+    offering = Offering(20, rate_rps=200).between(2, 12, REFUSED, latency_ms=2.0, every=2)
+    offering.between(2, 12, FALLBACK, every=4)
+    numbers = found(offering)
+    assert numbers["goodput_by_rung_rps"] == {"full": 100.0, "fallback": 50.0}
+    assert numbers["goodput_share"] == 1.5
+    assert (numbers["refused"], numbers["refused_p99_ms"]) == (500, 2.0)
+    assert judge(numbers, SLO) == ("held", [])
+
+
+def test_an_answer_after_its_deadline_is_no_goodput():
+    numbers = found(Offering(20, rate_rps=200).between(2, 12, latency_ms=100.5))
+    assert numbers["goodput_rps"] == 0
+    assert numbers["answers_late"] == numbers["answers"] == 2000
+    verdict, reasons = judge(numbers, SLO)
+    assert verdict == "not held"
+    assert reasons[0] == "goodput is 0.0% of the knee; 90% are needed"
+    assert "p99 of answers is 100.5 ms" in reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("times", "every", "verdict"), [(2.0, 5, "not held"), (3.0, 5, "held"), (3.0, 4, "not held")]
+)
+def test_less_is_needed_the_more_is_offered(times, every, verdict):
+    offering = Offering(20, rate_rps=100).between(2, 12, REFUSED, every=every)
+    if every == 4:
+        offering.between(2, 4, REFUSED)
+    assert judge(found(offering, times), SLO)[0] == verdict
+
+
+def test_a_request_that_fails_without_being_refused_is_not_allowed():
+    numbers = found(overloaded().between(5, 5.01, BROKEN))
+    assert numbers["http_5xx"] == 2
+    assert judge(numbers, SLO) == ("not held", ["requests failed that were not refused: 2 HTTP 500"])
+
+
+def test_a_late_generator_says_nothing_of_the_service():
+    numbers = found(overloaded().between(2, 12, late_ms=30.0))
+    verdict, reasons = judge(numbers, SLO)
+    assert verdict == "void"
+    assert "more than 30.0 ms after" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("until_s", "back_s", "verdict"), [(12, 0, "held"), (15, 3, "held"), (18, None, "not held")]
+)
+def test_it_must_be_normal_again_soon(until_s, back_s, verdict):
+    numbers = found(overloaded().between(12, until_s, FALLBACK))
+    assert numbers["back_s"] == back_s
+    assert judge(numbers, SLO)[0] == verdict
+
+
+def test_refusals_that_take_long_in_the_replica_are_not_allowed():
+    numbers = found(overloaded()) | {"refused_in_replica_p99_ms": 15.0}
+    assert judge(numbers, SLO)[1] == ["refusals took up to 15 ms in the replica (p99); 10 ms are allowed"]
+
+
+def test_times_are_numbers_above_one():
+    assert read_times("2,3.5") == [2.0, 3.5]
+    for given in ("", "2,x", "1", "20"):
+        with pytest.raises(LoadtestError, match="--times"):
+            read_times(given)
+
+
+def test_the_control_is_the_shipped_file_with_its_ladder_off(tmp_path):
+    file = Path(shutil.copy(CLUSTER, tmp_path))
+    switch_off_the_ladder(file)
+    deployments = yaml.safe_load(file.read_text())["applications"][0]["deployments"]
+    knobs = next(one["user_config"] for one in deployments if one["name"] == "FeatureFetch")
+    assert UserConfig.from_mapping(knobs).ladder is False
+
+
+@pytest.mark.parametrize(
+    ("control", "verdict"),
+    [
+        ({"run": True, "verdict": "not held"}, "held"),
+        ({"run": True, "verdict": "held"}, "not held"),
+        ({"run": False}, "void"),
+    ],
+)
+def test_what_holds_is_held_against_a_control_that_must_not(control, verdict):
+    assert verdict_of([{"verdict": "held"}], control) == verdict
+    assert verdict_of([{"verdict": "not held"}], control) == "not held"

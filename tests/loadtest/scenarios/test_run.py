@@ -1,0 +1,227 @@
+"""`python -m loadtest run` and the locustfile against a service that answers as told, over real HTTP."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def load(stub, tmp_path):
+    return loaded(stub, tmp_path)
+
+
+def loaded(stub, folder):
+    """Runs the command with --json; its exit code, the object that it printed and what it said."""
+    (folder / "ids.json").write_text(json.dumps(IDS))
+
+    def run(*more, url=None, rps=100, duration=1):
+        command = [sys.executable, "-m", "loadtest", "run", "--json", "--url", url or stub.url]
+        command += ["--ids", "ids.json", "--rps", str(rps), "--duration", str(duration), "--warmup", "0.5"]
+        command += ["--out", "out", *more]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env=environment, timeout=90
+        )
+        return done.returncode, json.loads(done.stdout), done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def good(shared_stub, tmp_path_factory):
+    """A good service under load: the stub, the folder of the run, and what the command answered."""
+    folder = tmp_path_factory.mktemp("good")
+    return shared_stub, folder, loaded(shared_stub, folder)(*slo(folder))
+
+
+def slo(tmp_path, **limits):
+    # A busy machine makes the generator late; only the tests of that ask for 10 ms.
+    limits = {"generator_late_ms_p99": 1000, "p90_ms": 2000, "p99_ms": 3000, **limits}
+    (tmp_path / "slo.toml").write_text("".join(f"{key} = {value}\n" for key, value in limits.items()))
+    return "--slo", "slo.toml"
+
+
+def test_a_good_service_holds(good):
+    _, tmp_path, (code, report, said) = good
+    assert (code, report["verdict"], report["reasons"]) == (0, "held", [])
+    assert (report["requests"], report["errors"], report["rungs"]) == (100, 0, {"full": 100})
+    assert report["rps"] == pytest.approx(100, rel=0.1)
+    assert report["candidates_per_s"] == pytest.approx(5500, rel=0.1)
+    assert "out/report.html" in said
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    rows = list(csv.DictReader((tmp_path / "out" / "requests.csv").read_text().splitlines()))
+    assert sum(int(row["requests"]) for row in rows) == 150
+    assert "locust" in (tmp_path / "out" / "locust.html").read_text().lower()
+
+
+def test_a_shaped_load_is_told_by_phase_beside_the_replicas_that_ran(stub, load, tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        "target_rps = 1\ncandidates = 55\nwarmup_s = 1\nduration_s = 4\nviewer_skew = 1\n"
+        "shape = [[0, 1], [2, 1], [2, 3], [4, 3]]\n"
+    )
+    (tmp_path / "run").mkdir()
+    deployments = {"Scorer": {"replicas": {"RUNNING": 2}}}
+    service = {"applications": {"spaces": {"deployments": deployments}}, "nodes": [{"alive": True}]}
+    (tmp_path / "run" / "service.json").write_text(json.dumps(service))
+    mine = ("--profile", "mine.toml", "--cluster", "run")
+    code, report, _ = load(*slo(tmp_path), *mine, rps=50, duration=4)
+    assert (code, report["verdict"], report["requests"]) == (0, "held", 400)
+    assert [(phase["name"], phase["requests"]) for phase in report["phases"]] == [("×1", 100), ("×3", 300)]
+    assert [step["p99_recovered_s"] for step in report["steps"]] == [0]
+    rows = list(csv.DictReader((tmp_path / "out" / "timeline.csv").read_text().splitlines()))
+    assert [row["Scorer_replicas"] for row in rows] == ["2"] * 4
+    assert [row["nodes"] for row in rows] == ["1"] * 4
+    assert sum(int(row["offered_rps"]) for row in rows[2:]) == 300
+
+
+def test_a_cluster_that_is_not_there_is_refused_before_the_load(stub, load, tmp_path):
+    code, report, said = load("--cluster", "nowhere")
+    assert (code, report["verdict"]) == (2, "void")
+    assert said.startswith("--cluster nowhere: no deployment is known there")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_sent_is_what_the_profile_says(good):
+    stub, *_ = good
+    assert len(stub.requests) == 1 + 150  # the probe, the warm-up and the measured ones
+    for request in stub.requests:
+        assert len(set(request["candidates"])) == 55
+        assert request["viewer"] in IDS["viewers"]
+        assert request["traffic"] == "test"
+        assert set(request) == {"viewer", "candidates", "traffic"}
+
+
+def test_connections_are_kept(good):
+    stub, *_ = good
+    assert stub.num_connections < 60
+
+
+def test_a_service_that_closes_each_connection_is_served_too(stub, load, tmp_path):
+    stub.close = True
+    code, report, _ = load(*slo(tmp_path))
+    assert (code, report["errors"]) == (0, 0)
+    assert stub.num_connections == 151
+
+
+def test_a_slow_service_does_not_hold_and_slows_no_other_request(stub, load, tmp_path):
+    stub.wait_s = 0.3
+    code, report, _ = load(*slo(tmp_path, p90_ms=50, p99_ms=100))
+    assert (code, report["verdict"]) == (1, "not held")
+    assert report["requests"] == 100
+    # A closed loop of fewer than thirty users would have waited and sent fewer.
+    assert 300 <= report["p50_ms"] < 600
+    assert [reason.split()[0] for reason in report["reasons"]] == ["p90", "p99"]
+
+
+def test_fallback_answers_do_not_hold(stub, load, tmp_path):
+    stub.rung = "fallback"
+    stub.share_bad = 0.05
+    code, report, _ = load(*slo(tmp_path))
+    assert (code, report["verdict"]) == (1, "not held")
+    assert report["rungs"]["fallback"] > 0
+    assert report["full_share"] < 0.999
+    assert report["candidates_per_s"] == pytest.approx(55 * report["rps"] * report["full_share"], rel=0.1)
+
+
+def test_full_answers_of_a_heuristic_do_not_hold(stub, load, tmp_path):
+    stub.model = None
+    code, report, _ = load(*slo(tmp_path))
+    assert (code, report["full_share"], report["candidates_per_s"]) == (1, 0.0, 0.0)
+    assert "from a heuristic" in report["reasons"][0]
+
+
+def test_failing_answers_are_named_and_do_not_hold(stub, load, tmp_path):
+    stub.status = 503
+    code, report, _ = load(*slo(tmp_path))
+    assert (code, report["error_kinds"], report["p50_ms"]) == (1, {"HTTP 503": 100}, None)
+
+
+def test_answers_that_lack_a_candidate_do_not_hold(stub, load, tmp_path):
+    stub.drop_last = True
+    code, report, _ = load(*slo(tmp_path))
+    assert (code, report["error_kinds"]) == (1, {"wrong number of candidates": 100})
+
+
+def test_what_the_bound_on_open_requests_keeps_back_is_counted(stub, load, tmp_path):
+    stub.wait_s = 4.0
+    code, report, _ = load(*slo(tmp_path), rps=800, duration=2)
+    assert code == 1
+    assert report["requests"] == 1600
+    assert report["error_kinds"] == {"not sent": 1600 + 400 - 1000}
+
+
+def test_a_late_generator_voids_the_run(stub, load, tmp_path):
+    code, report, _ = load(*slo(tmp_path, generator_late_ms_p99=0))
+    assert (code, report["verdict"]) == (2, "void")
+    assert "the load generator itself was late" in report["reasons"][0]
+
+
+def test_without_a_service_nothing_is_written(load, tmp_path):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        code, report, said = load(url=f"http://127.0.0.1:{sock.getsockname()[1]}")
+    assert (code, report["verdict"]) == (2, "void")
+    assert report["reasons"] == [said.strip()]
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_that_is_not_there_is_one_sentence(load):
+    code, report, said = load("--profile", "headlin")
+    assert (code, report["verdict"]) == (2, "void")
+    assert said.startswith("no profile 'headlin'")
+
+
+def test_an_interrupted_run_has_no_verdict_and_leaves_nothing(stub, tmp_path):
+    (tmp_path / "ids.json").write_text(json.dumps(IDS))
+    command = [sys.executable, "-m", "loadtest", "run", "--url", stub.url, "--ids", "ids.json", "--rps", "50"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while len(stub.requests) < 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert said.strip().splitlines()[-1] == "interrupted: no verdict"
+    assert not (tmp_path / "var").exists()
+
+
+def test_the_locustfile_divides_the_rate_among_workers(stub, tmp_path):
+    (tmp_path / "ids.json").write_text(json.dumps(IDS))
+    stub.wait_s = 0.105
+    command = [str(Path(sys.executable).with_name("locust")), "-f", str(ROOT / "loadtest" / "locustfile.py")]
+    command += ["--host", stub.url, "--headless", "--processes", "2", "-t", "4s", "--profile", "modest"]
+    command += ["--ids", "ids.json", "--rps", "100", "--json", "--only-summary", "--loglevel", "ERROR"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    [entry] = json.loads(done.stdout[done.stdout.index("[\n") :])  # the workers print an empty list each
+    assert entry["name"] == "/v1/rank full"
+    assert 200 < entry["num_requests"] < 450
+    # Locust's own histogram would say 100 or 110.
+    assert any(100 < float(ms) < 110 for ms in entry["response_times"])
+
+
+def test_the_locustfile_refuses_ids_that_it_cannot_use(stub, tmp_path):
+    command = [str(Path(sys.executable).with_name("locust")), "-f", str(ROOT / "loadtest" / "locustfile.py")]
+    command += ["--host", stub.url, "--headless", "--ids", "none.json", "-t", "2s"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode != 0
+    assert "none.json: cannot be read" in done.stderr

@@ -1,0 +1,201 @@
+"""The rivals rank as tabrank does: the same scores for the same requests, in this process, without servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import warnings
+
+import httpx
+import numpy as np
+import pytest
+from reading import read_changes
+
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import read_log_ids
+from loadtest.measure.answer import read_answer
+from loadtest.targets.rivals import plain
+from loadtest.targets.rivals.bodies import RankAnswer, RankRequest
+from loadtest.targets.rivals.reader import WORK, Reader
+from loadtest.workload.profiles import load_profile
+from serve.config.settings import AppArgs
+from serve.features.rows import Schema
+from serve.features.surface import load_surface
+from serve.http.decoding import decode_request
+from serve.model.scorer_cache import ModelHolder
+from serve.ranking.service import FeatureFetcher
+from serve.stores.factory import open_store
+
+NOW_S = 1_767_571_200.0 + 5_000
+NUM_REQUESTS = 20
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(autouse=True)
+def _same_moment(bench_work, monkeypatch):
+    """One clock for all, for features depend on it, and the environment that starts a rival."""
+    monkeypatch.setattr(time, "time", lambda: NOW_S)
+    monkeypatch.setenv(WORK, str(bench_work.data))
+
+
+@pytest.fixture(scope="module")
+def bodies(bench_work):
+    made = make_bodies(read_log_ids(bench_work.log, 55), load_profile("headline"), count=NUM_REQUESTS)
+    stranger = json.loads(made[0]) | {"viewer": "nobody"}
+    stranger["candidates"][7] = "unheard of"
+    return [*made, json.dumps(stranger).encode(), json.dumps(stranger | {"viewer": None}).encode()]
+
+
+@pytest.fixture(scope="module")
+def ours(bench_work, bodies):
+    """tabrank's answers, from the same store and models."""
+
+    async def answers():
+        models = ModelHolder(bench_work.data / "models", "onnx")
+
+        async def score(version, payload):
+            return models.score(version, payload)
+
+        async def load(version):
+            models.load(version)
+
+        async def ingest(payload):
+            raise AssertionError("nothing is sent on here")
+
+        args = AppArgs("spaces", "lmdb:store", "models")
+        fetcher = FeatureFetcher(args, bench_work.data, score, load, ingest)
+        await fetcher.refresh()
+        requests = [decode_request(body, fetcher.surface, event_clock=False) for body in bodies]
+        return [await fetcher.rank(request, 60_000) for request in requests]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: NOW_S)
+        return asyncio.run(answers())
+
+
+@pytest.fixture(scope="module")
+def idiomatic():
+    """The module, whose import of Ray warns of Ray's own field declarations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from loadtest.targets.rivals import idiomatic
+    return idiomatic
+
+
+def in_plain(scenario):
+    async def run():
+        async with plain.lifespan(plain.app):
+            transport = httpx.ASGITransport(plain.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await scenario(client)
+
+    return asyncio.run(run())
+
+
+def same(ours, theirs):
+    """That both rank the same candidates with the same scores, best first; which has ended has none in both."""
+    assert ours.rung == theirs["rung"] == "full"
+    assert ours.model == theirs["model"]
+    scores = {ranked["candidate"]: ranked["score"] for ranked in theirs["ranking"]}
+    assert len(scores) == len(ours.ranking)
+    for ranked in ours.ranking:
+        assert (scores[ranked.candidate] is None) == (ranked.score is None)
+        assert ranked.score is None or abs(scores[ranked.candidate] - ranked.score) <= 1e-5
+    in_order = [ranked["score"] for ranked in theirs["ranking"] if ranked["score"] is not None]
+    assert in_order == sorted(in_order, reverse=True)
+    assert [ranked["position"] for ranked in theirs["ranking"]] == list(range(1, len(scores) + 1))
+
+
+def test_plain_fastapi_scores_as_tabrank(bodies, ours):
+    async def scenario(client):
+        return [await client.post("/v1/rank", content=body, headers=JSON) for body in bodies]
+
+    spread = set()
+    for mine, theirs in zip(ours, in_plain(scenario), strict=True):
+        same(mine, theirs.json())
+        assert read_answer(theirs.status_code, theirs.content, 55)[0].full
+        spread |= {ranked.score for ranked in mine.ranking}
+    assert len(spread) > NUM_REQUESTS  # else equal scores would say nothing
+
+
+def test_the_idiomatic_composition_scores_as_tabrank(idiomatic, bodies, ours):
+    def plain_class(deployment):
+        """The class as it is written, without what Ray Serve puts around it."""
+        made = deployment.func_or_class
+        return next(c for c in made.__mro__ if "rank" in vars(c) or "score" in vars(c))
+
+    class Handle:
+        """Calls the scorer with batches of whatever came in the meantime, as `@serve.batch` would."""
+
+        def __init__(self):
+            kind = plain_class(idiomatic.Scorer)
+            self.scorer, self.call, self.waiting = kind(), vars(kind)["score"].__wrapped__, []
+            self.score = self
+
+        async def remote(self, matrix):
+            answer = asyncio.get_running_loop().create_future()
+            self.waiting.append((matrix, answer))
+            await asyncio.sleep(0)
+            batch, self.waiting = self.waiting, []
+            if batch:
+                scores = await self.call(self.scorer, [matrix for matrix, _ in batch])
+                for (_, future), score in zip(batch, scores, strict=True):
+                    future.set_result(score)
+            return await answer
+
+    async def scenario():
+        ranking = plain_class(idiomatic.Ranking)(Handle())
+        asked = [RankRequest.model_validate_json(body) for body in bodies]
+        return await asyncio.gather(*(ranking.rank(request) for request in asked))
+
+    for mine, theirs in zip(ours, asyncio.run(scenario()), strict=True):
+        same(mine, RankAnswer.model_validate(theirs).model_dump())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"candidates": ["a", "a"]},
+        {"candidates": [""]},
+        {"candidates": ["x" * 257]},
+        {"candidates": [str(i) for i in range(1_001)]},
+        {"viewer": 7},
+        {"limit": 0},
+        {"traffic": "other"},
+        {"surprise": 1},
+    ],
+)
+def test_a_rival_refuses_what_tabrank_refuses(bodies, change):
+    async def scenario(client):
+        return await client.post("/v1/rank", json=json.loads(bodies[0]) | change)
+
+    assert in_plain(scenario).status_code == 422
+
+
+def test_the_limit_cuts_the_ranking(bodies):
+    async def scenario(client):
+        return await client.post("/v1/rank", json=json.loads(bodies[0]) | {"limit": 3})
+
+    assert [ranked["position"] for ranked in in_plain(scenario).json()["ranking"]] == [1, 2, 3]
+
+
+def test_what_changes_in_the_store_is_seen_at_the_next_read(bench_work):
+    reader, schema = Reader(bench_work.data), Schema(load_surface("spaces"))
+    [name, *_] = read_log_ids(bench_work.log, 55).candidates
+
+    def has_ended():
+        return reader.read(None, [name], {}, int(NOW_S * 1e3))[1].tolist()
+
+    store = open_store("lmdb:store", "spaces", schema.fingerprint, base=bench_work.data, writable=True)
+    store.take_lease()
+    try:
+        live = read_changes(store, 0).rows[name]
+        ended = np.frombuffer(live, schema.candidate).copy()
+        ended["ends_ms"] = 1
+        assert has_ended() == [False]
+        store.commit(store.seq() + 1, {}, {name: ended.tobytes()})
+        assert has_ended() == [True]
+        store.commit(store.seq() + 1, {}, {name: live})
+    finally:
+        store.close()

@@ -1,0 +1,90 @@
+"""The services as commands, and what becomes of a `cluster.yaml` that is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from loadtest.errors import LoadtestError
+from loadtest.targets.services import fastapi, idiomatic, tabrank
+from loadtest.targets.workspace import Workspace
+
+SHIPPED = Path(__file__).parents[3] / "cluster.yaml"
+
+
+@pytest.fixture
+def work(tmp_path):
+    return Workspace(tmp_path)
+
+
+def changed(tmp_path, change):
+    document = yaml.safe_load(SHIPPED.read_text())
+    change(document["applications"][0])
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    return tmp_path / "mine.yaml"
+
+
+def arms(application):
+    return application["deployments"][0]["user_config"]["experiment"]["arms"]
+
+
+def test_only_addresses_and_shares_of_the_file_are_changed(work):
+    service = tabrank(work, SHIPPED)
+    shipped, used = (yaml.safe_load(path.read_text()) for path in (SHIPPED, work.path / "cluster.yaml"))
+    application = used["applications"][0]
+    assert application["args"].pop("store") == f"lmdb:{work.data.name}/store"
+    assert application["args"].pop("models") == f"{work.data.name}/models"
+    assert application["args"].pop("log") == "served"
+    assert used["http_options"].pop("port") == service.port
+    for key in ("store", "models", "log"):
+        del shipped["applications"][0]["args"][key]
+    del shipped["http_options"]["port"]
+    assert used == shipped
+    assert str(work.path / "cluster.yaml") in service.start
+
+
+def test_the_model_arm_gets_all_viewers(work, tmp_path):
+    def share(application):
+        arms(application)["model"]["share"], arms(application)["popular"]["share"] = 0.1, 0.9
+
+    tabrank(work, changed(tmp_path, share))
+    used = yaml.safe_load((work.path / "cluster.yaml").read_text())["applications"][0]
+    assert {name: arm["share"] for name, arm in arms(used).items()} == {"model": 1.0, "popular": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: a["args"].update(surface="ranklens"), "its surface is 'ranklens'"),
+        (lambda a: a.update(import_path="other:app"), "exactly one application"),
+        (lambda a: arms(a)["model"].update(scorer="noop"), "the scorer 'current'"),
+    ],
+)
+def test_a_file_that_cannot_be_measured_is_refused(work, tmp_path, change, said):
+    with pytest.raises(LoadtestError, match=said):
+        tabrank(work, changed(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "cannot be read"), ("a: [", "not YAML"), ("- a", "no mapping")]
+)
+def test_what_is_no_such_file_is_one_sentence(work, tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(LoadtestError, match=said):
+        tabrank(work, tmp_path / "mine.yaml")
+
+
+def test_the_idiomatic_service_inherits_no_setting_of_ray(work, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    environment = idiomatic(work).environment
+    assert "RAY_SERVE_ENABLE_HA_PROXY" not in environment
+    assert environment["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_each_service_has_a_port_of_its_own_on_this_machine(work):
+    services = [tabrank(work, SHIPPED), fastapi(work), idiomatic(work)]
+    assert len({service.port for service in services}) == 3
+    assert all(service.url.startswith("http://127.0.0.1:") for service in services)

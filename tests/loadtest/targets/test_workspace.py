@@ -1,0 +1,91 @@
+"""The workspace: made once and whole, by commands that are faked here."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from loadtest.commands import CommandFailed
+from loadtest.errors import LoadtestError
+from loadtest.targets.workspace import ROWS, STORE_FORMAT, VIEWERS, Workspace
+from serve.stores.lmdb_environment import FORMAT
+
+
+class Commands:
+    """Makes a folder for every --out, --models and --store that it is given."""
+
+    def __init__(self, fail=None):
+        self.fail = fail
+        self.names = []
+
+    def __call__(self, package, *arguments, log):
+        self.names.append(f"{package} {arguments[0]}")
+        if arguments[0] == self.fail:
+            raise CommandFailed(f"python -m {package} {arguments[0]} failed")
+        for option, value in pairwise(arguments):
+            if option in ("--out", "--models", "--store"):
+                Path(value.removeprefix("lmdb:")).mkdir()
+
+
+@pytest.fixture
+def work(tmp_path):
+    workspace = Workspace(tmp_path / "bench")
+    with workspace.locked():
+        yield workspace
+
+
+def test_what_is_missing_is_made_and_said(work):
+    commands, said = Commands(), []
+    work.prepare(said.append, commands)
+    assert commands.names == ["training simulate", "training fit", "training publish", "serve load"]
+    assert sorted(path.name for path in work.data.iterdir()) == ["log", "model", "models", "store"]
+    assert f"{VIEWERS:,} viewers" in said[0]
+    assert str(ROWS) in work.data.name
+
+
+def test_what_is_there_is_used_again(work):
+    work.prepare(lambda line: None, Commands())
+    commands, said = Commands(), []
+    work.prepare(said.append, commands)
+    assert commands.names == []
+    assert str(work.data) in said[0]
+
+
+def test_a_store_of_a_format_before_is_made_anew(work, monkeypatch):
+    monkeypatch.setattr("loadtest.targets.workspace.STORE_FORMAT", "1")
+    work.prepare(lambda line: None, Commands())
+    monkeypatch.undo()
+    commands = Commands()
+    work.prepare(lambda line: None, commands)
+    assert "serve load" in commands.names
+    assert STORE_FORMAT.encode() == FORMAT
+
+
+@pytest.mark.parametrize("command", ["simulate", "fit", "publish", "load"])
+def test_what_is_half_made_is_made_anew(work, command):
+    with pytest.raises(CommandFailed):
+        work.prepare(lambda line: None, Commands(fail=command))
+    assert not work.data.exists()
+    commands = Commands()
+    work.prepare(lambda line: None, commands)
+    assert len(commands.names) == 4
+    assert [path.name for path in work.path.iterdir() if path.is_dir()] == [work.data.name]
+
+
+def test_what_else_lies_in_the_folder_stays(work):
+    (work.path / "log").mkdir()
+    work.prepare(lambda line: None, Commands())
+    assert (work.path / "log").is_dir()
+
+
+def test_two_benchmarks_do_not_share_a_folder(work):
+    with pytest.raises(LoadtestError, match="another benchmark is at work there"), work.locked():
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoadtestError, match="cannot be written to"), Workspace(tmp_path / "file").locked():
+        pass

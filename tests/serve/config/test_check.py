@@ -1,0 +1,257 @@
+"""`python -m serve check`: a corpus of broken files, and every key of the shipped file misspelt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.config.application import DRAIN_ENV, DRAIN_S
+from serve.config.reader import read
+from serve.config.yaml_positions import Refused
+from serve.contract.errors import TabrankError
+from serve.operate.host.environment import environment
+from serve.operate.host.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[3]
+SHIPPED = ROOT / "cluster.yaml"
+TEXT = SHIPPED.read_text()
+BROKEN = sorted((Path(__file__).parent / "broken").glob("*.yaml"))
+EXPECTED = re.compile(r"# (refused|warned) at (\d+):(\d+): (.+)")  # the first lines of a broken file
+INTENDED = ("there is no folder", "must be a folder that every node mounts")  # whatever else the file says
+CHOSEN = ("arms", "nodes", "api_keys")  # what stands directly under these is a name of the user's, and no key
+
+
+@pytest.fixture(autouse=True)
+def usual(monkeypatch):
+    """No setting of the shell's, and the signal handlers as they were."""
+    monkeypatch.delenv(DRAIN_ENV, raising=False)
+    kept = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, kept)
+
+
+def checked(path: Path) -> tuple[int, dict]:
+    done = CliRunner().invoke(app, ["check", str(path), "--json"])
+    assert done.exit_code in (0, 1), done.output
+    return done.exit_code, json.loads(done.stdout)
+
+
+def place(problem: dict) -> tuple[int, int]:
+    return problem["line"], problem["column"]
+
+
+def text(problem: dict) -> str:
+    return f"{problem['path']}: {problem['detail']}"
+
+
+@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
+def test_a_broken_file_is_refused_at_the_right_place_with_the_right_hint(path):
+    lines = path.read_text().splitlines()
+    expected = [match.groups() for line in lines if (match := EXPECTED.fullmatch(line))]
+    code, told = checked(path)
+    found = {
+        "refused": told["problems"],
+        "warned": [one for one in told["warnings"] if not any(note in one["detail"] for note in INTENDED)],
+    }
+    for kind, line, column, hint in expected:
+        at = [one for one in told["problems"] + told["warnings"] if place(one) == (int(line), int(column))]
+        assert any(hint in text(one) for one in at), (kind, line, column, hint, told)
+    assert len(found["refused"]) == sum(kind == "refused" for kind, *_ in expected), told["problems"]
+    assert {place(one) for one in found["warned"]} <= {
+        (int(line), int(column)) for _, line, column, _ in expected
+    }
+    assert (code, told["accepted"]) == ((1, False) if found["refused"] else (0, True))
+
+
+def test_no_secret_of_a_broken_file_is_repeated():
+    secret = "hunter2"
+    told = {path.stem: checked(path)[1] for path in BROKEN if secret in path.read_text()}
+    assert len(told) >= 3
+    assert not [name for name, one in told.items() if secret in repr(one)]
+
+
+def test_forty_files_of_the_corpus_and_more_are_refused():
+    assert sum("# refused" in path.read_text() for path in BROKEN) >= 40
+
+
+def keys(node: yaml.Node, above: str = "") -> list[yaml.ScalarNode]:
+    """Every key of a document that is not a name of the user's."""
+    if isinstance(node, yaml.SequenceNode):
+        return [found for child in node.value for found in keys(child, above)]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    own = [] if above in CHOSEN else [key for key, _ in node.value]
+    return own + [found for key, child in node.value for found in keys(child, key.value)]
+
+
+KEYS = keys(yaml.compose(TEXT))
+SLIPS = {
+    "dropped": lambda name, i: name[:i] + name[i + 1 :],
+    "doubled": lambda name, i: name[: i + 1] + name[i:],
+    "swapped": lambda name, i: name[:i] + name[i : i + 2][::-1] + name[i + 2 :],
+    "suffixed": lambda name, i: name + "_s",
+    "capitalised": lambda name, i: name[:i] + name[i].upper() + name[i + 1 :],
+}
+
+
+def renamed(key: yaml.ScalarNode, name: str) -> str:
+    return TEXT[: key.start_mark.index] + (name or "''") + TEXT[key.end_mark.index :]
+
+
+def refused_at(key: yaml.ScalarNode, name: str, folder: Path) -> bool:
+    """Whether the shipped file with one key renamed is refused, at that key."""
+    path = folder / "cluster.yaml"
+    path.write_text(renamed(key, name))
+    with pytest.raises(Refused) as caught:
+        read(path)
+    where = (key.start_mark.line + 1, key.start_mark.column + 1)
+    return where in {(one.line, one.column) for one in caught.value.problems}
+
+
+def test_no_key_of_the_shipped_file_is_accepted_under_another_name(tmp_path):
+    slips = list(SLIPS.values())
+    assert len(KEYS) > 80
+    for i, key in enumerate(KEYS):
+        name = slips[i % len(slips)](key.value, len(key.value) // 2)
+        assert name == key.value or refused_at(key, name, tmp_path), (key.value, name, key.start_mark)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(key=st.sampled_from(KEYS), slip=st.sampled_from(sorted(SLIPS)), at=st.integers(0, 40))
+def test_renaming_any_key_of_the_shipped_file_is_never_accepted(tmp_path_factory, key, slip, at):
+    name = SLIPS[slip](key.value, at % len(key.value))
+    assert name == key.value or refused_at(key, name, tmp_path_factory.getbasetemp())
+
+
+def test_the_shipped_file_is_accepted_without_a_warning_but_for_models_that_are_still_to_come():
+    code, told = checked(SHIPPED)
+    assert (code, told["accepted"], told["problems"]) == (0, True, [])
+    assert all(INTENDED[0] in warning["detail"] for warning in told["warnings"])
+
+
+def test_the_members_of_an_enumeration_are_shown_by_their_values(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(TEXT.replace("logging_config:\n", "logging_config:\n  encoding: XML\n"))
+    with pytest.raises(Refused, match=r"Encoding must be one of TEXT or JSON\."):
+        read(path)
+
+
+def test_the_file_of_the_rerun_experiment_is_accepted():
+    assert checked(ROOT / "training/experiment/rerun/cluster.yaml")[0] == 0
+
+
+def test_the_shipped_file_becomes_a_cluster_by_the_changes_that_its_last_comment_names(tmp_path):
+    changes = re.findall(r"#   (nodes|args):\s+(.+?)\s+#", TEXT[TEXT.index("\nnodes:") :])
+    document = yaml.safe_load(TEXT)
+    arguments = document["applications"][0]["args"]
+    for block, change in changes:
+        (document["nodes"] if block == "nodes" else arguments).update(yaml.safe_load(f"{{{change}}}"))
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(Refused, match=r"args\.log: 'var/log' is local to each machine") as caught:
+        read(path)
+    assert len(caught.value.problems) == 1
+    arguments["log"] = "/mnt/tabrank/log"
+    path.write_text(yaml.safe_dump(document))
+    assert sum(pool.max_nodes for pool in read(path).nodes.values()) == 5
+    assert any("no replica ever needs a node of this pool" in one.detail for one in read(path).warnings)
+    for deployment in document["applications"][0]["deployments"][:2]:
+        deployment["autoscaling_config"]["max_replicas"] = 2
+        deployment["ray_actor_options"]["num_cpus"] = 1
+    path.write_text(yaml.safe_dump(document))
+    assert not any("ever needs" in one.detail for one in read(path).warnings)
+
+
+def test_without_json_each_problem_is_a_line_with_its_place(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(TEXT.replace("min_replicas", "min_replica").replace("host: 127.0.0.1", "host: 0.0.0.0"))
+    done = CliRunner().invoke(app, ["check", str(path)])
+    lines = done.stdout.splitlines()
+    assert (done.exit_code, len(lines)) == (1, TEXT.count("min_replicas") + 1)
+    assert re.fullmatch(rf"{path}:\d+:\d+: http_options\.host: 0\.0\.0\.0 lets everyone.*", lines[0])
+    assert all(
+        re.fullmatch(rf"{path}:\d+:\d+: applications\[0\]\.deployments\S+: unknown key.*", line)
+        for line in lines[1:]
+    )
+
+
+def test_a_file_that_cannot_be_read_is_no_refusal():
+    done = CliRunner().invoke(app, ["check", "nowhere.yaml", "--json"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "nowhere.yaml: No such file or directory; name a Ray Serve config" in done.stderr
+
+
+def test_the_drain_that_is_checked_is_the_one_that_up_sets(tmp_path):
+    assert (
+        float(environment(read(SHIPPED), RunFolder.of(tmp_path), tmp_path, haproxy=True)[DRAIN_ENV])
+        == DRAIN_S
+    )
+
+
+def test_the_code_that_a_file_names_is_not_run(tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit('it was run')")
+    path = tmp_path / "cluster.yaml"
+    policy = "policy: {policy_function: 'mine:policy'}"
+    path.write_text(
+        "http_options: {host: 127.0.0.1}\napplications:\n- {name: a, import_path: 'mine:build', deployments: "
+        f"[{{name: A, autoscaling_config: {{{policy}}}, request_router_config: {{request_router_class: mine.R}}}}]}}\n"
+    )
+    assert read(path).warnings == ()
+
+
+def test_a_password_in_the_store_is_not_shown(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(TEXT.replace("lmdb:var/store", "redsi://ann:secret@host/0"))
+    with pytest.raises(TabrankError, match="did you mean 'redis'") as caught:
+        read(path)
+    assert "secret" not in str(caught.value)
+
+
+def test_whatever_a_value_is_it_ends_in_a_sentence_or_is_accepted(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    for odd in (None, [], {}, True, [["x"]]):
+        for key in (
+            "applications",
+            "deployments",
+            "name",
+            "autoscaling_config",
+            "args",
+            "experiment",
+            "arms",
+            "head",
+        ):
+            path.write_text(json.dumps(replaced(yaml.safe_load(TEXT), key, odd)))
+            with contextlib.suppress(TabrankError):
+                read(path)
+
+
+def replaced(value, key, new):
+    """A copy in which each value of that key is another."""
+    if isinstance(value, list):
+        return [replaced(child, key, new) for child in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: new if name == key else replaced(child, key, new) for name, child in value.items()}
+
+
+def test_a_file_that_ray_could_not_open_is_refused(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_bytes(TEXT.encode("utf-16"))
+    with pytest.raises(Refused, match="it is UTF-16; save it as UTF-8 text"):
+        read(path)
+
+
+def test_code_of_others_whose_name_is_like_ours_is_theirs(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(TEXT.replace("serve.config.scaling:Steady", "shop.scaling:Steady"))
+    assert read(path).nodes

@@ -1,0 +1,150 @@
+"""Many records at once change the maps and sums as the rule says that one after the other would."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TOML, run_of
+
+from serve.features.affinity_maps import Parts
+from serve.features.rows import AT_ONCE, RECORD, WORTH_A_ROUND, Schema, State
+from serve.features.surface import read_surface
+
+CLICKS = (
+    'click_affinity = { kind = "affinity", event = "click", over = "join", field = "candidate.tags", '
+    'half_life = "1m", prior = { rate = 0.1, weight = 10 }, keep = 2 }'
+)
+SCHEMA = Schema(read_surface(TOML.replace("keep = 4", "keep = 3") + CLICKS))
+VIEWERS, CANDIDATES = 3, 9
+HOUR_MS = 3_600_000
+TIMES = st.integers(0, 8).map(lambda n: n * HOUR_MS // 2) | st.integers(0, 4 * HOUR_MS)  # ties, and late ones
+ROWS = st.integers(0, CANDIDATES)
+RECORDS = st.lists(
+    st.tuples(st.just("impression"), st.integers(0, VIEWERS), st.lists(ROWS, min_size=0, max_size=7), TIMES)
+    | st.tuples(
+        st.sampled_from(["click", "join", "leave"]),
+        st.integers(0, VIEWERS),
+        st.lists(ROWS, min_size=1, max_size=1),
+        TIMES,
+    ),
+    max_size=4 * WORTH_A_ROUND,
+)
+KEYS = st.integers(0, 7)  # 0 is none
+WORLDS = st.lists(st.tuples(KEYS, st.lists(KEYS, min_size=3, max_size=3)), min_size=9, max_size=9)
+
+
+def world(values) -> State:
+    """Viewers and candidates; `values`: each candidate's topic and tags."""
+    state = State(SCHEMA)
+    for i in range(VIEWERS):
+        state.upsert("viewer", f"v{i}", {})
+    for i, (topic, tags) in enumerate(values):
+        state.upsert("candidate", f"c{i}", {})
+        state.candidates.table["topic"][i + 1] = topic
+        distinct = sorted({tag for tag in tags if tag})
+        state.candidates.table["tags"][i + 1] = distinct + [0] * (3 - len(distinct))
+    return state
+
+
+class Plain:
+    """The rule of `kinds.Map` in plain words: one record after the other, one entry after the other."""
+
+    def __init__(self, candidates):
+        self.candidates = candidates
+        self.held = defaultdict(dict)  # by map and viewer: event, over and ms by key, the oldest key first
+
+    def observe(self, event, viewer, candidates, ts_ms):
+        for i, m in enumerate(SCHEMA.maps):
+            if viewer and event in (m.event, m.over):
+                values = self.candidates[m.field.name][list(candidates)].ravel().tolist()
+                touched = Counter(sorted(value for value in values if value))
+                self.held[i, viewer] = self.after(m, self.held[i, viewer], touched, ts_ms, event == m.event)
+
+    def after(self, m, entries, touched, ts_ms, hit):
+        new = {key: (0.0, 0.0, ts_ms) for key in touched if key not in entries}
+        entries = entries | new
+        latest_ms = max((ms for *_, ms in entries.values()), default=0)
+
+        def worth(key):
+            event, over, ms = entries[key]
+            decay = np.exp2((ms - latest_ms) / m.half_life_ms)
+            arrived = touched[key] if key in new and not hit else 0
+            return hit and key in touched, event * decay, (over + arrived) * decay, -key
+
+        for key in sorted(entries, key=worth)[: max(0, len(entries) - m.keep)]:
+            del entries[key]
+        for key in touched.keys() & entries.keys():
+            event, over, ms = entries[key]
+            now_ms = max(ms, ts_ms)
+            decay = np.exp2((ms - now_ms) / m.half_life_ms)
+            arrived = touched[key] * np.exp2((ts_ms - now_ms) / m.half_life_ms)
+            entries[key] = (event * decay + arrived * hit, over * decay + arrived * (not hit), now_ms)
+        return entries
+
+
+def held(state):
+    """What `Plain` holds, read from packed rows."""
+    found = {}
+    for i, _ in enumerate(SCHEMA.maps):
+        parts = Parts.of(state.viewers.table, i)
+        for viewer in range(1, VIEWERS + 1):
+            rows = zip(*(part[viewer].tolist() for part in parts), strict=True)
+            found[i, viewer] = [row for row in rows if row[0]]
+    return found
+
+
+@given(WORLDS, RECORDS, st.integers(1, 4 * WORTH_A_ROUND))
+@settings(deadline=None, max_examples=150)
+def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, records, length):
+    state = world(values)
+    plain = Plain(state.candidates.table)
+    for begin in range(0, len(records), length):
+        state.observe(run_of(SCHEMA, records[begin : begin + length]))
+    for record in records:
+        plain.observe(*record)
+    for place, entries in held(state).items():
+        ours = plain.held[place]
+        assert [key for key, *_ in entries] == list(ours)  # the same went, and the others kept their order
+        np.testing.assert_allclose([entry[1:] for entry in entries], list(ours.values()), rtol=1e-12)
+    assert state.viewers.table[0].tobytes() == SCHEMA.blank("viewer")[0].tobytes()
+
+
+@given(RECORDS, st.integers(1, 4 * WORTH_A_ROUND))
+@settings(deadline=None, max_examples=100)
+def test_runs_leave_the_sums_of_their_records(records, length):
+    state, now_ms = world([(0, [])] * CANDIDATES), 5 * HOUR_MS
+    for begin in range(0, len(records), length):
+        state.observe(run_of(SCHEMA, records[begin : begin + length]))
+    for rows, size in ((state.viewers, VIEWERS), (state.candidates, CANDIDATES)):
+        for j, slot in enumerate(SCHEMA.sums[rows.entity]):
+            wanted, weights = np.zeros(size + 1), dict(slot.weights)
+            for event, viewer, candidates, ts_ms in records:
+                for row in candidates if rows is state.candidates else [viewer] * len(candidates):
+                    wanted[row] += weights.get(event, 0.0) * 2.0 ** ((ts_ms - now_ms) / slot.half_life_ms)
+            wanted[0] = 0.0
+            age_ms = now_ms - rows.table["sums_ms"][: size + 1, j]
+            found = rows.table["sums"][: size + 1, j] * 2.0 ** (-age_ms / slot.half_life_ms)
+            np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num", [1, WORTH_A_ROUND, AT_ONCE // RECORD, 2 * AT_ONCE // RECORD + 88])
+def test_a_long_run_leaves_the_maps_of_its_records_to_the_last_bit(num):
+    random = np.random.default_rng(0)
+    topics, tags = random.integers(0, 8, CANDIDATES), random.integers(0, 8, (CANDIDATES, 3))
+    values = list(zip(topics.tolist(), tags.tolist(), strict=True))
+    at_once, stepped = world(values), world(values)
+    records = []
+    for event in random.choice(["impression", "join", "click"], num).tolist():
+        size = int(random.integers(1, 8)) if event == "impression" else 1
+        shown = random.integers(0, CANDIDATES + 1, size).tolist()
+        records.append((event, int(random.integers(0, VIEWERS + 1)), shown, int(random.integers(0, HOUR_MS))))
+    run = run_of(SCHEMA, records)
+    assert sum(len(part.event) for part in run.parts()) == num
+    at_once.observe(run)
+    for record in records:
+        stepped.observe(run_of(SCHEMA, [record]))
+    assert held(at_once) == held(stepped)

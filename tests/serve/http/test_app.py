@@ -1,0 +1,834 @@
+"""The request path over ASGI: real stores, table, features and batcher; the scorer is a small fake."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+from openapi_spec_validator import validate
+from stub import MODEL, publish_stub
+from tiny import TOML
+
+from serve.config.settings import POPULAR, ApiKey, AppArgs, Arm, Experiment, UserConfig
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import RankRequest
+from serve.features.matrix import Matrix
+from serve.features.surface import load_surface
+from serve.http.app import Edge
+from serve.http.tracing import trace_id_of
+from serve.ingest.backfill import load
+from serve.log.events import Taken, unpack
+from serve.model.artifact import CURRENT, point
+from serve.ranking.assignment import assign
+from serve.ranking.service import FeatureFetcher
+
+NOW_MS = 50_000
+
+
+class FakeScorer:
+    """Scores a candidate by its price, 0.5 where it has none."""
+
+    def __init__(self):
+        self.calls = 0
+        self.delay_s = 0.0
+        self.error = None
+        self.answer = lambda price: np.where(np.isnan(price), 0.5, price / 10)
+
+    async def score(self, version, payload):
+        self.calls += 1
+        await asyncio.sleep(self.delay_s)
+        if self.error:
+            raise self.error
+        matrix = Matrix.from_bytes(payload)
+        return self.answer(np.expm1(np.log1p(matrix.numeric[:, 0]))).astype(np.float32).tobytes()
+
+    async def load(self, version):
+        pass
+
+
+class Service:
+    """A service of the small surface, after `refresh`."""
+
+    root_path = ""
+
+    def __init__(self, tmp_path, log_folder, arm="current", clock="event", **arm_options):
+        (tmp_path / "tiny.toml").write_text(TOML)
+        publish_stub(tmp_path / "models", TOML)
+        if log_folder:
+            load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path)
+        self.scorer = FakeScorer()
+        args = AppArgs("tiny.toml", "lmdb:store", "models", clock=clock)
+        self.taken = []
+        self.fetcher = FeatureFetcher(args, tmp_path, self.scorer.score, self.scorer.load, self.ingest)
+        self.fetcher.configure(
+            UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0, **arm_options),)), deadline_ms=1_000)
+        )
+
+    async def ingest(self, payload):
+        self.taken += unpack(payload)
+        return Taken()
+
+    def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
+        async def scenario():
+            await self.fetcher.refresh()
+            async with self.client() as client:
+                content = raw if raw is not None else json.dumps(body)
+                headers_ = {"content-type": "application/json"} | (headers or {})
+                return await client.request(method, path, content=content, headers=headers_)
+
+        return asyncio.run(scenario())
+
+    @asynccontextmanager
+    async def client(self):
+        transport = httpx.ASGITransport(Edge(self.fetcher), root_path=self.root_path)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            yield client
+
+
+@pytest.fixture
+def service(tmp_path, log_folder):
+    return Service(tmp_path, log_folder, arm=MODEL)
+
+
+def body(**changes):
+    return {"viewer": "ann", "candidates": ["a", "b", "d"], "now_ms": NOW_MS} | changes
+
+
+def order(answer):
+    return [ranked["candidate"] for ranked in answer["ranking"]]
+
+
+def test_a_ranking_is_in_the_order_of_its_scores(service):
+    answer = service.ask(body()).json()
+    assert order(answer) == ["b", "d", "a"]
+    assert [r["position"] for r in answer["ranking"]] == [1, 2, 3]
+    assert [r["score"] for r in answer["ranking"]] == pytest.approx([0.5, 0.4, 0.1])
+    assert (answer["rung"], answer["degraded"], answer["arm"]) == ("full", [], "model")
+    assert answer["model"] == MODEL
+    assert answer["unknown_viewer"] is False
+    assert answer["freshness_ms"] < 5_000
+    assert set(answer["timing_ms"]) == {"queue", "features", "score", "total"}
+
+
+def test_it_answers_below_the_route_prefix_of_its_application(service):
+    service.root_path = "/spaces"
+    assert service.ask(body(), path="/spaces/v1/rank").status_code == 200
+    assert service.ask(path="/spaces/livez", method="GET").status_code == 200
+    assert service.ask(body(), path="/spaces").status_code == 404
+
+
+def test_the_limit_cuts_the_ranking(service):
+    assert order(service.ask(body(limit=2)).json()) == ["b", "d"]
+
+
+def test_no_candidates_give_an_empty_ranking(service):
+    response = service.ask(body(candidates=[]))
+    assert (response.status_code, response.json()["ranking"]) == (200, [])
+
+
+def test_an_ended_candidate_goes_last_without_a_score(service):
+    answer = service.ask(body(candidates=["c", "a"])).json()
+    assert order(answer) == ["a", "c"]
+    assert answer["ranking"][1]["score"] is None
+    assert answer["rung"] == "full"
+    assert order(service.ask(body(candidates=["c", "a"], now_ms=29_000)).json()) == ["c", "a"]
+
+
+def test_unknown_ids_are_scored_and_named(service):
+    answer = service.ask(body(viewer="nobody", candidates=["a", "what"])).json()
+    assert answer["unknown_viewer"] is True
+    assert answer["unknown_candidates"] == ["what"]
+    assert order(answer) == ["what", "a"]
+    assert answer["rung"] == "full"
+
+
+def test_an_anonymous_viewer_is_not_unknown(service):
+    answer = service.ask(body(viewer=None)).json()
+    assert (answer["unknown_viewer"], answer["rung"]) == (False, "full")
+
+
+def test_a_request_may_state_the_fields_that_the_surface_allows(service):
+    stated = [{"candidate": "a", "fields": {"price": 9.0}}, "b"]
+    assert service.ask(body(candidates=stated)).json()["ranking"][0]["score"] == pytest.approx(0.9)
+
+
+def test_explain_answers_the_feature_values(service):
+    features = service.ask(body(explain=True)).json()["ranking"][2]["features"]
+    assert features["price"] == 1.0
+    assert features["same_language"] == 1.0
+    assert features["audience"] == 0.0
+    assert len(features["tags"]) == 2
+    assert "features" not in service.ask(body()).json()["ranking"][0]
+
+
+def test_the_popular_arm_never_calls_the_scorer(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm="popular")
+    answer = service.ask(body()).json()
+    assert order(answer) == ["b", "d", "a"]  # audiences 1, 1, 0: ties as given
+    assert (answer["rung"], answer["model"], answer["degraded"]) == ("full", None, [])
+    assert {r["score"] for r in answer["ranking"]} == {None}
+    assert service.scorer.calls == 0
+
+
+def test_an_explored_order_is_drawn_from_the_scores_and_its_propensity_logged(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, explore=1.0)
+    service.scorer.answer = lambda price: np.full(len(price), 0.5)  # so that any order is as probable
+    answers = [service.ask(body(candidates=["a", "b", "c", "d"])).json() for _ in range(20)]
+    assert len({tuple(order(answer)[:3]) for answer in answers}) > 1
+    assert {order(answer)[3] for answer in answers} == {"c"}  # it has ended, and stays last
+    asyncio.run(service.fetcher.outbox.flush())
+    for exposure, answer in zip(service.taken, answers, strict=True):
+        assert exposure.candidates == order(answer)
+        assert exposure.propensity == pytest.approx([1 / 3, 1 / 2, 1, 1])
+
+
+def test_what_is_not_explored_has_no_propensity(service):
+    service.ask(body())
+    asyncio.run(service.fetcher.outbox.flush())
+    (exposure,) = service.taken
+    assert (exposure.propensity, exposure.experiment, exposure.share) == (None, "launch", 1.0)
+    assert 0 < exposure.latency_ms < 1_000
+    assert exposure.degraded == []
+
+
+def test_an_anonymous_ranking_counts_for_no_experiment(service):
+    answer = service.ask(body(viewer=None)).json()
+    assert (answer["experiment"], answer["arm"], answer["rung"]) == (None, "model", "full")
+    asyncio.run(service.fetcher.outbox.flush())
+    assert (service.taken[0].experiment, service.taken[0].share) == (None, None)
+
+
+def test_a_tester_with_the_key_gets_the_arm_that_is_asked_for(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder)
+    arms = (Arm("model", MODEL, 1.0), Arm("popular", "popular", 0.0))
+    keys = (api_key("tester", may_choose_arm=True), api_key("app"))
+    service.fetcher.configure(UserConfig(Experiment("launch", "s", arms), api_keys=keys))
+    headers = {"x-arm": "popular", "x-api-key": "of tester"}
+    answer = service.ask(body(), headers=headers).json()
+    assert (answer["arm"], answer["experiment"], answer["model"]) == ("popular", None, None)
+    assert service.ask(body(), headers=headers | {"x-api-key": "of app"}).status_code == 403
+    assert service.ask(body(), headers=headers | {"x-api-key": "guess"}).status_code == 401
+    assert service.ask(body(), headers={"x-api-key": "of app"}).json()["arm"] == "model"
+
+
+def api_key(name, requests_per_s=1_000.0, **may):
+    return ApiKey(name, hashlib.sha256(f"of {name}".encode()).hexdigest(), requests_per_s, **may)
+
+
+def test_with_keys_everything_but_the_probes_and_documents_needs_one_and_they_change_in_place(service):
+    got = ["/v1/model", "/v1/nothing", "/livez", "/readyz", "/openapi.json", "/docs"]
+
+    async def scenario(key):
+        headers = {"x-api-key": key} if key else {}
+        async with service.client() as client:
+            asked = [(await client.get(path, headers=headers)).status_code for path in got]
+            posted = [client.post(path, json=body(), headers=headers) for path in ("/v1/rank", "/v1/events")]
+            return asked, [answer.status_code for answer in await asyncio.gather(*posted)]
+
+    def statuses(key):
+        return asyncio.run(scenario(key))
+
+    with_keys = replace(service.fetcher.config, api_keys=(api_key("old"),))
+    service.fetcher.configure(with_keys)
+    assert statuses("of old") == ([200, 404, 200, 200, 200, 200], [200, 422])
+    for key in (None, "of new"):
+        assert statuses(key) == ([401, 401, 200, 200, 200, 200], [401, 401])
+    response = service.ask(body())
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "www-authenticate" in response.headers
+    assert "X-Api-Key" in response.json()["detail"]
+
+    service.fetcher.configure(replace(with_keys, api_keys=(api_key("old"), api_key("new"))))
+    assert (statuses("of old")[1], statuses("of new")[1]) == ([200, 422], [200, 422])
+    service.fetcher.configure(replace(with_keys, api_keys=(api_key("new"),)))
+    assert (statuses("of old")[1], statuses("of new")[1]) == ([401, 401], [200, 422])
+
+
+def test_who_asks_too_often_is_told_when_to_come_again(service):
+    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("app", 0.5), api_key("b"))))
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            return [
+                await client.post(
+                    "/v1/rank", json=body(), headers={"x-api-key": f"of {name}", "x-request-id": "r"}
+                )
+                for name in ("app", "app", "b")
+            ]
+
+    first, second, other = asyncio.run(scenario())
+    assert (first.status_code, second.status_code, other.status_code) == (200, 429, 200)
+    assert 1 <= int(second.headers["retry-after"]) <= 2
+    assert (second.json()["request_id"], second.json()["title"]) == ("r", "too many requests")
+
+
+def test_an_arm_of_an_artifact_that_is_not_published_is_refused(tmp_path, log_folder):
+    with pytest.raises(TabrankError, match=r"arms\.model\.scorer: version .* is not published"):
+        Service(tmp_path, log_folder, arm="20260101T000000Z-ffff")
+
+
+def test_an_arm_whose_artifact_is_damaged_gets_the_popular_order(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    (tmp_path / "models" / MODEL / "report.html").write_text("altered")
+    answer = service.ask(body()).json()
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["no_model"], None)
+
+
+OTHER = "20260202T000000Z-abcd"
+
+
+def both(model, popular=POPULAR, **more):
+    arms = (Arm("model", model, 0.5), Arm("popular", popular, 0.5))
+    return UserConfig(Experiment("launch", "s", arms), deadline_ms=300, **more)
+
+
+def viewer_of(fetcher, arm):
+    return next(f"v{i}" for i in range(99) if assign(fetcher.config.experiment, f"v{i}", 0).arm.name == arm)
+
+
+def test_an_arm_that_changes_its_artifact_never_falls_back(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    publish_stub(tmp_path / "models", TOML, OTHER)
+
+    async def scenario():
+        await service.fetcher.refresh()
+        await service.fetcher.reconfigure(both(OTHER))
+        return await service.fetcher.rank(
+            RankRequest(viewer_of(service.fetcher, "model"), ["a"], now_ms=NOW_MS)
+        )
+
+    answer = asyncio.run(scenario())
+    assert (answer.rung, answer.model) == ("full", OTHER)
+
+
+def test_a_change_to_a_damaged_artifact_leaves_the_settings_as_they_were(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    publish_stub(tmp_path / "models", TOML, OTHER)
+    (tmp_path / "models" / OTHER / "report.html").write_text("altered")
+
+    async def scenario():
+        await service.fetcher.refresh()
+        with pytest.raises(TabrankError, match=r"report\.html is not the file that was written"):
+            await service.fetcher.reconfigure(both(OTHER))
+
+    asyncio.run(scenario())
+    assert service.ask(body()).json()["model"] == MODEL
+
+
+def test_the_popular_arm_does_not_wait_for_a_scorer_that_hangs(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    service.fetcher.configure(both(MODEL))
+    service.scorer.delay_s = 5.0
+
+    async def scenario():
+        await service.fetcher.refresh()
+        asked = [
+            RankRequest(viewer_of(service.fetcher, arm), ["a", "b"], now_ms=NOW_MS)
+            for arm in ("model", "popular") * 5
+        ]
+        return await asyncio.gather(*(service.fetcher.rank(request) for request in asked))
+
+    answers = asyncio.run(scenario())
+    assert {(a.arm, a.rung) for a in answers} == {("model", "fallback"), ("popular", "full")}
+
+
+def test_the_model_endpoint_tells_the_experiment_and_which_artifact_each_arm_has(service):
+    service.fetcher.configure(both(MODEL))
+    told = service.ask(path="/v1/model", method="GET").json()["experiment"]
+    assert (told["name"], told["holdout"], told["end_ms"]) == ("launch", 0.0, None)
+    assert [(arm["name"], arm["model"]) for arm in told["arms"]] == [("model", MODEL), ("popular", None)]
+
+
+def test_the_popular_order_is_explained_in_words_too(service, tmp_path):
+    point(tmp_path / "models", CURRENT, MODEL)
+    service.fetcher.configure(both(MODEL))
+    viewer = viewer_of(service.fetcher, "popular")
+    assert service.ask(body(viewer=viewer, explain=True)).json()["ranking"][0]["features"]
+
+
+def test_noop_keeps_the_order_given(tmp_path, log_folder):
+    assert order(Service(tmp_path, log_folder, arm="noop").ask(body()).json()) == ["a", "b", "d"]
+
+
+def test_without_a_model_the_order_is_the_popular_one(tmp_path, log_folder):
+    answer = Service(tmp_path, log_folder).ask(body()).json()
+    assert order(answer) == ["b", "d", "a"]
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["no_model"], None)
+
+
+def test_when_the_scorer_fails_the_order_is_the_popular_one(service):
+    service.scorer.error = RuntimeError("gone")
+    response = service.ask(body())
+    assert response.status_code == 200
+    assert order(response.json()) == ["b", "d", "a"]
+    assert (response.json()["rung"], response.json()["degraded"]) == ("fallback", ["scorer_unavailable"])
+
+
+def test_when_the_store_is_not_there_the_answer_says_so(tmp_path):
+    answer = Service(tmp_path, None, arm=MODEL).ask(body()).json()
+    assert order(answer) == ["a", "b", "d"]
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_the_popular_arm_does_not_claim_to_be_full_without_a_store(tmp_path):
+    answer = Service(tmp_path, None, arm="popular").ask(body()).json()
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+    assert answer["unknown_viewer"] is False
+
+
+def test_a_scorer_that_answers_too_few_scores_is_not_believed(service):
+    service.scorer.answer = lambda price: np.array([0.5])
+    assert service.ask(body()).json()["degraded"] == ["scorer_unavailable"]
+
+
+def test_past_its_deadline_a_request_gets_the_popular_order(service):
+    service.scorer.delay_s = 0.5
+    response = service.ask(body(), headers={"x-deadline-ms": "30"})
+    assert order(response.json()) == ["b", "d", "a"]
+    assert (response.json()["rung"], response.json()["degraded"]) == ("fallback", ["deadline"])
+
+
+def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_popularity(
+    tmp_path, log_folder
+):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    popular = order(service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}, headers={}).json())
+    service.fetcher.admission.ladder.level = 0.5  # of three candidates the model gets two
+    whole = service.scorer.answer
+    sizes = []
+    service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
+    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("partial", ["overload"], MODEL)
+    assert sizes == [2]
+    scores = [ranked["score"] for ranked in answer["ranking"]]
+    assert scores[:2] == sorted(scores[:2], reverse=True)
+    assert scores[2] is None
+    assert sorted(order(answer)) == sorted(popular)
+
+
+def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    service.fetcher.admission.ladder.level = 0.5
+    service.scorer.answer = lambda price: np.array([np.nan, 0.5])
+    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    assert (answer["rung"], answer["degraded"]) == ("partial", ["overload", "non_finite_score"])
+
+
+def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    service.fetcher.admission.ladder.level = 2.0
+    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["overload"], None)
+    assert service.scorer.calls == 0
+
+
+def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
+    service.fetcher.admission.ladder.refuses = lambda waited_s, deadline_s: True
+    took_ms = []
+    service.fetcher._metrics.refused = took_ms.append
+    refused = service.ask(raw=b"not even JSON")
+    assert len(took_ms) == 1
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["title"] == "busy"
+
+
+def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
+    service.scorer.delay_s = 5.0
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            hurried = [
+                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "80"})).json()
+                for _ in range(3)
+            ]
+            return hurried, (await client.post("/v1/rank", json=body())).json()
+
+    hurried, patient = asyncio.run(scenario())
+    assert [answer["degraded"] for answer in hurried] == [["deadline"]] * 3
+    assert patient["degraded"] == ["scorer_unavailable"]
+    assert patient["timing_ms"]["total"] < 500, "its deadline is a second"
+
+
+def test_callers_with_hardly_any_time_cost_the_others_no_score(service):
+    service.scorer.delay_s = 0.02
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            hurried = [
+                (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "10"})).json()
+                for _ in range(6)
+            ]
+            return hurried, (await client.post("/v1/rank", json=body())).json()
+
+    hurried, patient = asyncio.run(scenario())
+    assert [answer["degraded"] for answer in hurried] == [["deadline"]] * 6
+    assert (patient["rung"], patient["degraded"]) == ("full", [])
+
+
+def test_a_score_that_is_no_number_sinks_and_is_told(service):
+    service.scorer.answer = lambda price: np.where(np.isnan(price), np.nan, price / 10)
+    answer = service.ask(body()).json()
+    assert order(answer) == ["d", "a", "b"]
+    assert (answer["rung"], answer["degraded"]) == ("partial", ["non_finite_score"])
+    assert answer["ranking"][2]["score"] is None
+
+
+def test_concurrent_requests_share_batches_and_keep_their_answers(service):
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            slates = [["a", "b"], ["d"], ["b", "a", "d"], []] * 10
+            asked = [client.post("/v1/rank", json=body(candidates=slate)) for slate in slates]
+            return slates, [r.json() for r in await asyncio.gather(*asked)]
+
+    slates, answers = asyncio.run(scenario())
+    for slate, answer in zip(slates, answers, strict=True):
+        assert sorted(order(answer)) == sorted(slate)
+        assert [r["score"] for r in answer["ranking"]] == sorted(
+            (r["score"] for r in answer["ranking"]), reverse=True
+        )
+    assert service.scorer.calls < 20
+
+
+def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path, log_folder):
+    row_bytes = service.fetcher.ranker.features.columns.row_bytes
+    monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 5 * row_bytes + 7)
+    service = Service(tmp_path, log_folder, arm=MODEL)
+    calls = []
+
+    async def score(version, payload):
+        calls.append(len(Matrix.from_bytes(payload).numeric))
+        return await service.scorer.score(version, payload)
+
+    service.fetcher.rollout._call = score
+
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            asked = [["a", "b"]] * 10 + [[f"c{i}" for i in range(9)]]
+            posted = [client.post("/v1/rank", json=body(candidates=ids)) for ids in asked]
+            return [answer.json() for answer in await asyncio.gather(*posted)]
+
+    answers = asyncio.run(scenario())
+    assert max(calls) <= 5
+    assert {answer["rung"] for answer in answers[:10]} == {"full"}
+    scored = [ranked for ranked in answers[10]["ranking"] if ranked["score"] is not None]
+    assert (len(scored), answers[10]["rung"]) == (5, "partial")
+
+
+def test_request_ids_come_from_the_body_then_the_header_and_are_minted_otherwise(service):
+    assert service.ask(body(request_id="mine"), headers={"x-request-id": "h"}).json()["request_id"] == "mine"
+    assert service.ask(body(), headers={"x-request-id": "h"}).json()["request_id"] == "h"
+    assert service.ask(body()).json()["request_id"] != service.ask(body()).json()["request_id"]
+
+
+REFUSED = [
+    (body(candidates=["a", "b", "a"]), 422, "/candidates/2", "twice"),
+    (body(candidates=["a"] * 1_001), 422, "/candidates", "1000"),
+    (body(candidates=["a", 3]), 422, "/candidates/1", "str"),
+    (body(candidates=["a", ""]), 422, "/candidates/1", "length >= 1"),
+    (body(candidates=["x" * 257]), 422, "/candidates/0", "length <= 256"),
+    (body(candidates="a"), 422, "/candidates", "array"),
+    (body(viewer=7), 422, "/viewer", "str"),
+    (body(limit=0), 422, "/limit", ">= 1"),
+    (body(vewer="x"), 422, "/vewer", "did you mean 'viewer'?"),
+    (body(traffic="real"), 422, "/traffic", "real"),
+    (body(context={"hoor": 3}), 422, "/context/hoor", "did you mean 'hour'?"),
+    (body(context={"hour": 10**400}), 422, "/context/hour", "must be a number"),
+    (body(context={"hour": 1e308}), 422, "/context/hour", "must be a number"),
+    (body(now_ms=2**63), 422, "/now_ms", "<="),
+    (body(context={"hour": "noon"}), 422, "/context/hour", "must be a number"),
+    (
+        body(candidates=[{"candidate": "a", "fields": {"topic": "x"}}]),
+        422,
+        "/candidates/0/fields/topic",
+        "price",
+    ),
+    (
+        body(candidates=[{"candidate": "a", "filds": {}}]),
+        422,
+        "/candidates/0/filds",
+        "did you mean 'fields'?",
+    ),
+    ({"viewer": "ann", "candidates": [], "now_ms": None}, 422, "/now_ms", "event clock"),
+    ({"candidates": []}, 422, "", "viewer"),
+    ([], 422, "", "object"),
+]
+
+
+@pytest.mark.parametrize(("asked", "status", "pointer", "said"), REFUSED)
+def test_what_means_nothing_is_refused_with_a_pointer(service, asked, status, pointer, said):
+    response = service.ask(asked)
+    problem = response.json()
+    assert response.status_code == problem["status"] == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem.get("pointer") == pointer
+    assert said in problem["detail"]
+
+
+DEEP = '{"viewer": "ann", "candidates": [], "now_ms": 1, "context": {"hour": %s}}'
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        DEEP % ("[" * 9_000 + "]" * 9_000),
+        DEEP % ('{"a":' * 9_000 + "1" + "}" * 9_000),
+        "{",
+        "",
+        '{"viewer": NaN, "candidates": []}',
+        b"\xff",
+        '{"viewer": 1e999}',
+        "[" * 5_000,
+    ],
+)
+def test_what_is_no_json_is_refused(service, raw):
+    response = service.ask(raw=raw)
+    assert response.status_code in (400, 422)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"headers": {"content-type": "text/plain"}}, 415),
+        ({"headers": {"content-type": ""}}, 415),
+        ({"headers": {"origin": "http://evil.example"}}, 403),
+        ({"headers": {"origin": "null"}}, 403),
+        ({"headers": {"host": "evil.example:8000"}}, 403),
+        ({"headers": {"host": "evil.example", "origin": "http://evil.example"}}, 403),
+        ({"headers": {"host": "evil.example"}, "method": "GET", "path": "/v1/model"}, 403),
+        ({"method": "OPTIONS", "headers": {"origin": "http://evil.example"}}, 405),
+        ({"headers": {"x-deadline-ms": "soon"}}, 400),
+        ({"headers": {"x-deadline-ms": "0"}}, 400),
+        ({"headers": {"x-deadline-ms": "0000000019999999"}}, 400),
+        ({"headers": {"x-request-id": "two words"}}, 400),
+        ({"headers": {"x-arm": "popular"}}, 403),
+        ({"headers": {f"x-{i}": "" for i in range(101)}}, 431),
+        ({"headers": {"x-long": "x" * 16_384}}, 431),
+        ({"raw": b" " * (2 * 1024 * 1024 + 1)}, 413),
+        ({"method": "GET"}, 405),
+        ({"path": "/v1/rnk"}, 404),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_as_a_problem(service, asked, status):
+    response = service.ask(**({"body": body()} | asked))
+    assert response.status_code == response.json()["status"] == status
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_websocket_handshake_is_refused_with_the_code_that_ray_s_proxy_reads(service):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Edge(service.fetcher)({"type": "websocket", "path": "/v1/rank", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_a_body_without_a_type_is_refused_as_a_page_may_send_one(service):
+    async def scenario():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            return [await client.post(path, content=b"{}") for path in ("/v1/rank", "/v1/events")]
+
+    for response in asyncio.run(scenario()):
+        assert response.status_code == 415
+        assert response.json()["detail"] == "send Content-Type: application/json"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"},
+        {"host": "LocalHost:8000"},
+        {"host": "[::1]:8000"},
+        {"content-type": "application/json; charset=utf-8"},
+    ],
+)
+def test_a_page_and_a_name_of_its_own_machine_are_let_in(service, headers):
+    assert service.ask(body(), headers=headers).status_code == 200
+
+
+def test_with_a_key_any_host_is_let_in_and_pages_of_others_are_not(service):
+    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("app"),)))
+    headers = {"x-api-key": "of app", "host": "ranking.example"}
+    assert service.ask(body(), headers=headers).status_code == 200
+    assert service.ask(body(), headers=headers | {"origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context": {"x\n" * 500_000: 1}},
+        {"x\n" * 500_000: 1},
+        {"traffic": "x" * 1_000_000},
+        {"candidates": ["a", {"candidate": "b", "fields": {"y" * 1_000_000: 1}}]},
+        {"candidates": ["x" * 200 + "\n", "x" * 200 + "\n"]},
+    ],
+)
+def test_what_a_client_wrote_comes_back_short_and_without_control_characters(service, changes):
+    response = service.ask(body(**changes))
+    assert response.status_code == 422
+    assert len(response.content) < 1_000
+    assert not any(ord(character) < 32 for character in response.json()["detail"])
+
+
+def test_now_is_the_services_own_with_the_wall_clock(tmp_path, log_folder):
+    service = Service(tmp_path, log_folder, arm="popular", clock="wall")
+    assert service.ask({"viewer": "ann", "candidates": ["a"]}).status_code == 200
+    assert service.ask(body()).json()["pointer"] == "/now_ms"
+
+
+def test_a_fault_in_the_batch_still_ends_in_the_popular_order(service):
+    async def broken(queries):
+        raise OverflowError("of a neighbour")
+
+    service.fetcher._scored._work = broken
+    response = service.ask(body())
+    assert (response.status_code, order(response.json())) == (200, ["b", "d", "a"])
+    assert response.json()["rung"] == "fallback"
+
+
+@pytest.mark.parametrize("arm", ["model", "popular"])
+def test_with_the_kill_switch_on_all_get_the_popular_order_in_their_own_arm(service, arm):
+    service.fetcher.configure(replace(both(MODEL), kill_switch=True))
+    viewer = viewer_of(service.fetcher, arm)
+    answer = service.ask(body(viewer=viewer, candidates=["a", "b", "zz"])).json()
+    assert order(answer) == ["b", "a", "zz"]
+    assert [r["score"] for r in answer["ranking"]] == [None] * 3
+    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["kill_switch"], None)
+    assert (answer["experiment"], answer["arm"], answer["unknown_candidates"]) == ("launch", arm, ["zz"])
+    assert service.scorer.calls == 0
+    assert service.ask(path="/v1/model", method="GET").json()["kill_switch"] is True
+
+
+def test_the_kill_switch_is_turned_back_in_place(service):
+    service.fetcher.configure(replace(both(MODEL), kill_switch=True))
+    service.fetcher.configure(both(MODEL))
+    viewer = viewer_of(service.fetcher, "model")
+    assert service.ask(body(viewer=viewer)).json()["rung"] == "full"
+    assert service.ask(path="/v1/model", method="GET").json()["kill_switch"] is False
+
+
+def test_a_trace_that_the_caller_samples_hears_of_its_ranking(service, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        "serve.http.app.record", lambda parent, answer: heard.append((trace_id_of(parent), answer))
+    )
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    for flags in ("01", "00"):
+        header = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-{flags}"}
+        assert service.ask(body(request_id=flags), headers=header).status_code == 200
+    ((heard_id, answer),) = heard
+    assert (heard_id, answer.request_id) == (trace_id, "01")
+
+
+def test_an_exporter_that_raises_costs_no_ranking_and_is_told_once(service, monkeypatch, caplog):
+    def broken(parent, answer):
+        raise RuntimeError("the collector is gone")
+
+    monkeypatch.setattr("serve.http.app.record", broken)
+    header = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+
+    async def twice():
+        await service.fetcher.refresh()
+        async with service.client() as client:
+            return [await client.post("/v1/rank", json=body(), headers=header) for _ in range(2)]
+
+    assert [response.status_code for response in asyncio.run(twice())] == [200, 200]
+    assert caplog.text.count("span not exported: RuntimeError: the collector is gone") == 1
+
+
+def test_a_fault_of_ours_is_told_without_details(service, caplog):
+    service.fetcher.ranker.features = None
+    response = service.ask(body(), headers={"x-request-id": "find-me"})
+    assert response.status_code == 500
+    assert response.json()["request_id"] == "find-me"
+    assert "NoneType" not in response.text
+    assert "find-me" in caplog.text
+    assert caplog.records[-1].request_id == "find-me"
+
+
+def test_the_documents_and_probes_answer(service):
+    document = service.ask(path="/openapi.json", method="GET").json()
+    validate(document)
+    assert set(document["paths"]) == {
+        "/v1/rank",
+        "/v1/events",
+        "/v1/model",
+        "/livez",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+    }
+    assert "RankRequest" in service.ask(path="/docs", method="GET").text
+    assert service.ask(path="/livez", method="GET").json() == {"live": True}
+    assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
+    described = service.ask(path="/v1/model", method="GET").json()
+    assert described["limits"]["candidates"] == 1_000
+    assert described["clock"] == "event"
+    assert "topic_affinity" in described["features"]
+
+
+def test_the_live_table_follows_the_store(tmp_path, log_folder, service):
+    assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
+    load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path, until_ms=15_000)
+    assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 3
+
+
+def test_where_one_of_its_loops_fails_all_end_and_it_is_told(service):
+    async def fail():
+        raise RuntimeError("a fault of ours")
+
+    async def scenario():
+        service.fetcher.admission.run = fail
+        async with asyncio.timeout(5):
+            with pytest.raises(ExceptionGroup) as ended:
+                await service.fetcher.refresh_forever()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return ended.value.exceptions
+
+    (error,) = asyncio.run(scenario())
+    assert str(error) == "a fault of ours"
+
+
+def test_a_rollout_that_cannot_be_settled_stops_nothing(service, caplog):
+    async def fail():
+        raise OSError("no history")
+
+    service.fetcher.rollout.settle = fail
+    asyncio.run(service.fetcher.refresh())
+    assert "rollout_unsettled: OSError: no history" in caplog.text
+    assert service.ask(body()).json()["rung"] == "full"
+
+
+def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch):
+    monkeypatch.setattr("serve.http.body_reader.BODY_S", 0.05)
+    monkeypatch.setattr("serve.http.body_reader.LOOK_S", 0.01)
+
+    async def body_that_stops():
+        yield b'{"viewer":'
+        await asyncio.sleep(1.0)
+
+    async def scenario():
+        async with service.client() as client:
+            headers = {"content-type": "application/json"}
+            return await client.post("/v1/rank", content=body_that_stops(), headers=headers)
+
+    response = asyncio.run(scenario())
+    assert (response.status_code, response.headers["connection"]) == (408, "close")
+    assert "had not come within 0.05 s" in response.json()["detail"]

@@ -1,0 +1,110 @@
+"""The callers' keys: their rates, on a clock of the test's, and where none is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.config.settings import ApiKey, UserConfig
+from serve.contract.errors import RequestError
+from serve.http.auth import Keys, mint
+
+
+def key_of(secret, requests_per_s=10.0):
+    return ApiKey("app", hashlib.sha256(secret).hexdigest(), requests_per_s)
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def admitted(keys, known, seconds, each_s, clock):
+    """How many requests, sent every `each_s`, are let in."""
+    count = 0
+    for _ in range(round(seconds / each_s)):
+        with contextlib.suppress(RequestError):
+            keys.admit(known, b"secret")
+            count += 1
+        clock.now_s += each_s
+    return count
+
+
+@pytest.mark.parametrize(("num_replicas", "expected"), [(1, 100), (4, 25)])
+def test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once(num_replicas, expected):
+    clock = Clock()
+    keys, known = Keys(num_replicas=num_replicas, clock=clock), (key_of(b"secret"),)
+    burst = admitted(keys, known, 1e-3, 1e-5, clock)
+    assert burst == pytest.approx(10 / num_replicas, abs=1)
+    clock.now_s += 1.0
+    assert admitted(keys, known, 10.0, 0.01, clock) == pytest.approx(expected + 10 / num_replicas, abs=2)
+
+
+def test_a_change_of_keys_forgives_no_debt():
+    clock = Clock()
+    keys = Keys(clock=clock)
+    known = (key_of(b"secret", 0.1),)
+    keys.admit(known, b"secret")
+    for known_now in (known, (*known, key_of(b"other"))):
+        with pytest.raises(RequestError, match=r"may ask 0\.1 times a second") as error:
+            keys.admit(known_now, b"secret")
+        assert (error.value.status, error.value.retry_after_s) == (429, 9)
+    assert keys.admit(known_now, b"other").sha256 == known_now[1].sha256
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_without_keys_whoever_is_on_the_machine_may_ask(host):
+    assert Keys(host=host).admit((), None) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "ranker.example", ""])
+def test_without_keys_nobody_beyond_it_may_and_the_remedy_is_told(host):
+    with pytest.raises(RequestError, match=r"user_config\.api_keys .*http_options\.host") as error:
+        Keys(host=host).admit((), b"anything")
+    assert error.value.status == 401
+    assert host == "" or host not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [None, b"", b"secret ", b"\xff" * 9_000])
+def test_what_is_no_key_is_refused(given):
+    with pytest.raises(RequestError, match="a valid key is needed in X-Api-Key") as error:
+        Keys().admit((key_of(b"secret"),), given)
+    assert error.value.status == 401
+
+
+def test_a_minted_key_is_admitted_by_its_hash_and_cannot_be_guessed():
+    key, sha256 = mint()
+    assert len(key) >= 40
+    assert Keys().admit((ApiKey("app", sha256, 1.0),), key.encode()).name == "app"
+    assert mint() != (key, sha256)
+
+
+def test_the_command_prints_a_key_once_and_the_line_that_the_file_takes():
+    done = CliRunner().invoke(app, ["key", "app", "--rps", "5"])
+    first, *_, line = done.stdout.splitlines()
+    secret = first.removeprefix("X-Api-Key: ")
+    (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(line)}).api_keys
+    assert (known.name, known.requests_per_s, known.may_choose_arm) == ("app", 5.0, False)
+    assert Keys().admit((known,), secret.encode()) is known
+    *_, line = CliRunner().invoke(app, ["key", "on: {", "--rps", "1000000"]).stdout.splitlines()
+    (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(f"{{{line}}}")}).api_keys
+    assert (known.name, known.requests_per_s) == ("on: {", 1e6)
+    told = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
+    (known,) = UserConfig.from_mapping({"api_keys": told["api_keys"]}).api_keys
+    assert Keys().admit((known,), told["key"].encode()) is known
+
+
+@pytest.mark.parametrize("arguments", [[""], ["app", "--rps", "1e9"]])
+def test_the_command_prints_no_line_that_the_file_would_not_take(arguments):
+    done = CliRunner().invoke(app, ["key", *arguments])
+    assert done.exit_code == 2
+    assert not done.stdout

@@ -1,0 +1,151 @@
+"""Bodies on their way: cut off by time, by their number and by their size."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from serve.contract.errors import RequestError
+from serve.http.body_reader import Bodies
+
+LIMIT = 1_000
+
+
+def arriving(*parts, then=None):
+    """What receives the parts, and then waits for the event `then`, or for ever."""
+    waiting = list(parts)
+
+    async def receive():
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(0), "more_body": True}
+        await (then or asyncio.Event()).wait()
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    return receive
+
+
+async def status_of(reading):
+    try:
+        return await reading
+    except RequestError as error:
+        return error.status
+
+
+def at_once(body):
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+@pytest.fixture
+def bodies(monkeypatch):
+    monkeypatch.setattr("serve.http.body_reader.LOOK_S", 0.01)
+    return Bodies()
+
+
+def test_a_slow_body_is_cut_off_and_the_others_go_on(bodies, monkeypatch):
+    monkeypatch.setattr("serve.http.body_reader.BODY_S", 0.1)
+
+    async def scenario():
+        begun = time.monotonic()
+        slow = asyncio.create_task(status_of(bodies.read({}, arriving(b"{"), LIMIT)))
+        await asyncio.sleep(0.05)
+        assert await bodies.read({}, at_once(b"{}"), LIMIT) == b"{}"
+        then = asyncio.Event()
+        later = asyncio.create_task(status_of(bodies.read({}, arriving(b"[", b"]", then=then), LIMIT)))
+        assert await slow == 408
+        assert 0.1 <= time.monotonic() - begun < 1.0
+        then.set()
+        assert await later == b"[]"
+        await asyncio.sleep(0.03)
+        assert (bodies._since, bodies._num_bytes, bodies._total_bytes, bodies._looks) == ({}, {}, 0, False)
+
+    asyncio.run(scenario())
+
+
+def test_where_too_many_wait_the_longest_is_cut_off_and_never_one_that_is_whole(bodies, monkeypatch):
+    monkeypatch.setattr("serve.http.body_reader.MAX_WAITING", 2)
+
+    async def scenario():
+        then = asyncio.Event()
+        slow = []
+        for _ in range(4):
+            slow.append(asyncio.create_task(status_of(bodies.read({}, arriving(b"x", then=then), LIMIT))))
+            await asyncio.sleep(0)
+        assert await bodies.read({}, at_once(b"{}"), LIMIT) == b"{}"
+        await asyncio.sleep(0)
+        then.set()
+        return await asyncio.gather(*slow)
+
+    assert asyncio.run(scenario()) == [408, 408, 408, b"x"]
+
+
+def test_what_waits_is_bounded_in_bytes(bodies, monkeypatch):
+    monkeypatch.setattr("serve.http.body_reader.MAX_WAITING_BYTES", 1_500)
+
+    async def scenario():
+        then = asyncio.Event()
+        slow = [
+            asyncio.create_task(
+                status_of(bodies.read({}, arriving(b"x" * 400, b"x" * 400, then=then), LIMIT))
+            )
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0.01)
+        assert bodies._total_bytes <= 1_500
+        then.set()
+        answers = await asyncio.gather(*slow)
+        assert bodies._total_bytes == 0
+        return [answer if answer == 408 else len(answer) for answer in answers]
+
+    assert asyncio.run(scenario()) == [408, 408, 800]
+
+
+@pytest.mark.parametrize("declared", [b"1001", b"9" * 5_000])
+def test_a_body_that_says_it_is_too_large_is_not_read(bodies, declared):
+    headers = {b"content-length": declared}
+    assert asyncio.run(status_of(bodies.read(headers, arriving(), LIMIT))) == 413
+
+
+@pytest.mark.parametrize("declared", [b"2", b"-1", b"\xb2"])
+def test_one_that_says_less_than_it_is_is_cut_off_where_it_is_too_large(bodies, declared):
+    headers = {b"content-length": declared}
+    assert asyncio.run(status_of(bodies.read(headers, arriving(b"x" * 600, b"x" * 600), LIMIT))) == 413
+
+
+def test_another_cancellation_stays_one(bodies):
+    async def scenario():
+        task = asyncio.create_task(bodies.read({}, arriving(b"{"), LIMIT))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert bodies._since == {}
+
+    asyncio.run(scenario())
+
+
+def test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time(bodies, monkeypatch):
+    monkeypatch.setattr("serve.http.body_reader.BODY_S", 0.1)
+    monkeypatch.setattr("serve.http.body_reader.LINGER_BYTES", 3 * LIMIT)
+    left = [b"x" * LIMIT] * 10
+
+    async def endless():
+        return {"type": "http.request", "body": left.pop(), "more_body": True}
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def scenario():
+        await bodies.discard(at_once(b"x" * LIMIT))
+        await bodies.discard(endless)
+        await bodies.discard(gone)
+        begun = time.monotonic()
+        await bodies.discard(arriving(b"x"))
+        return time.monotonic() - begun
+
+    assert 0.1 <= asyncio.run(scenario()) < 2.0
+    assert len(left) == 7

@@ -1,0 +1,446 @@
+"""The one writer when things go wrong: another writer, a store that fails, a log that cannot be written."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import time
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+from live import Live, event
+
+import serve.ingest.writer
+import serve.log.compaction
+import serve.log.segments
+from serve.contract.errors import StoreUnavailable
+from serve.contract.records import Event
+from serve.features.rows import Schema
+from serve.ingest.backfill import load
+from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, ingester
+from serve.log.journal import entries
+
+
+@pytest.fixture
+def service(tmp_path, log_folder):
+    return Live(tmp_path, log_folder)
+
+
+def served(service, table):
+    return pq.read_table(service.folder / "served" / table)
+
+
+def segments(service):
+    return sorted((service.folder / "served" / "events").glob("*.parquet"))
+
+
+def audience(answer):
+    return next(r["features"]["audience"] for r in answer["ranking"] if r["candidate"] == "a")
+
+
+def test_a_store_that_is_loaded_under_a_running_service_is_written_on(service, log_folder):
+    async def scenario(service):
+        await service.events(event("e9"))
+        load(service.surface, log_folder, "lmdb:store", service.folder)
+        loaded = await service.rank(now_ms=52_000, explain=True)
+        answer = await service.events(event("e10", ts_ms=53_000))
+        return loaded, answer, await service.rank(now_ms=54_000, explain=True)
+
+    loaded, answer, after = service.run(scenario)
+    assert answer["accepted"] == 1
+    assert audience(after) == audience(loaded) + 1
+
+
+def test_what_waits_in_the_journal_while_the_store_is_loaded_gets_into_the_log(service, log_folder):
+    async def scenario(service):
+        service.ingester.roll = lambda: None
+        await service.events(event("e9"))
+        load(service.surface, log_folder, "lmdb:store", service.folder)
+        return (await service.events(event("e9")))["duplicates"]
+
+    assert service.run(scenario) == 1
+    service.run(lambda service: service.events(event("e10")))
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_two_writers_take_turns_and_lose_nothing(service):
+    async def scenario(service):
+        other = ingester(service.args, service.folder)
+        running = asyncio.create_task(other.run())
+        for i in range(4):
+            await service.events(event(f"mine{i}", ts_ms=51_000 + i))
+            await other.take([Event(f"other{i}", "bob", "a", "join", ts_ms=51_000 + i)], 100)
+        other.stop()
+        await running
+        return await service.rank(now_ms=54_000, explain=True)
+
+    after = service.run(scenario)
+    assert audience(after) == 8 + 1 - 1  # beside the log's own join and leave
+    ids = served(service, "events")["id"].to_pylist()
+    assert sorted(ids) == sorted([f"mine{i}" for i in range(4)] + [f"other{i}" for i in range(4)])
+    seqs = served(service, "events")["seq"].to_pylist() + served(service, "exposures")["seq"].to_pylist()
+    assert len(set(seqs)) == len(seqs)
+
+
+def test_a_commit_that_fails_leaves_nothing_behind(service):
+    async def scenario(service):
+        await service.events(event("e9"))
+        store = service.ingester._store
+        commit = store.commit
+
+        def broken(*args, **kwargs):
+            raise StoreUnavailable("no space left on device")
+
+        store.commit = broken
+        refused = await service.post("/v1/events", {"records": [event("e10", ts_ms=51_500)]})
+        store.commit = commit
+        again = await service.events(event("e10", ts_ms=51_500))
+        return refused, again, await service.rank(now_ms=54_000, explain=True)
+
+    refused, again, after = service.run(scenario)
+    assert refused.status_code == 503
+    assert again["accepted"] == 1
+    assert audience(after) == 2
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_a_log_that_cannot_be_written_stays_in_the_journal(service):
+    (service.folder / "served").mkdir()
+    (service.folder / "served" / "events").write_text("in the way")
+    service.run(lambda service: service.events(event("e9")))
+    (service.folder / "served" / "events").unlink()
+    service.run(lambda service: service.events(event("e10")))
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_what_is_too_much_is_refused_at_once(service):
+    async def scenario(service):
+        with pytest.raises(Busy):
+            await service.ingester.take(
+                [Event(str(i), "ann", "a", "join") for i in range(MAX_WAITING + 1)], 100
+            )
+        return await service.events(event("e9"))
+
+    assert service.run(scenario)["accepted"] == 1
+
+
+def test_more_bytes_than_may_wait_are_refused_at_once(service):
+    async def scenario(service):
+        with pytest.raises(Busy):
+            await service.ingester.take([Event("e1", "ann", "a", "join")], MAX_WAITING_BYTES + 1)
+        return await service.events(event("e9"))
+
+    assert service.run(scenario)["accepted"] == 1
+
+
+@pytest.mark.parametrize(("bound", "value"), [("COMMIT_BYTES", 450), ("COMMIT_ROW_BYTES", 3_000)])
+def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monkeypatch, bound, value):
+    monkeypatch.setattr(f"serve.ingest.writer.{bound}", value)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        service.ingester.roll = lambda: None
+        calls = [service.events(event(f"e{i}", ts_ms=None)) for i in range(20)]
+        answers = await asyncio.gather(*calls)
+        commits = [len(entry.records) for _, entry in entries(service.ingester._store)]
+        await service.events(event("e20", ts_ms=None))
+        return answers, commits
+
+    answers, commits = service.run(scenario)
+    assert [answer["accepted"] for answer in answers] == [1] * 20
+    assert sum(commits) == 21, "one candidate of the log had ended"
+    assert len(commits) >= 3
+    assert max(commits) <= 10
+
+
+def test_a_new_candidate_that_a_full_table_has_no_room_for_is_rejected_by_name(tmp_path, log_folder):
+    service = Live(tmp_path, log_folder)
+    service.run(lambda service: service.rank())
+    num_live = len(service.fetcher.live.rows)
+
+    def candidate(id_, ts_ms=51_000, **more):
+        return {"type": "candidate", "id": id_, "ts_ms": ts_ms} | more
+
+    async def scenario(service):
+        sent = [event("e9", kind="jion"), candidate("n"), candidate("m"), candidate("n"), candidate("a")]
+        full = await service.events(*sent, event("e10", ts_ms=51_001))
+        both = await service.events(candidate("m"), candidate("n", fields={"price": 2.0}))
+        unknown = (await service.rank(candidates=["n", "m"], now_ms=52_000))["unknown_candidates"]
+        await service.events(candidate("n", ends_ms=51_000))
+        await service.events(event("e11", ts_ms=51_001 + 3_600_000))
+        return full, both, unknown, await service.events(candidate("m", 4_000_000))
+
+    service.max_live = num_live + 1
+    full, both, unknown, room = service.run(scenario)
+    detail = f"the live table is full ({num_live + 1} candidates); end some first"
+    assert full["accepted"] == 4
+    assert [rejected["pointer"] for rejected in full["rejected"]] == ["/records/0/kind", "/records/2"]
+    assert full["rejected"][1]["detail"].startswith(detail)
+    assert (both["accepted"], [rejected["pointer"] for rejected in both["rejected"]]) == (1, ["/records/0"])
+    assert unknown == ["m"]
+    assert (room["accepted"], room["rejected"]) == (1, [])
+    assert served(service, "candidates")["id"].to_pylist().count("m") == 1, "what was rejected is not logged"
+
+
+def test_numbers_go_on_after_a_restart(service):
+    service.run(lambda service: service.events(event("e9")))
+    service.run(lambda service: service.events(event("e10")))
+    first, second = served(service, "events")["seq"].to_pylist()
+    assert second > first
+
+
+def test_a_store_that_is_gone_is_not_made_anew(service):
+    async def scenario(service):
+        await service.events(event("e9"))
+        shutil.rmtree(service.folder / "store")
+        refused = await service.post("/v1/events", {"records": [event("e10")]})
+        return refused, await service.rank(now_ms=54_000)
+
+    refused, answer = service.run(scenario)
+    assert refused.status_code == 503
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_how_old_events_are_and_how_long_a_call_waits_is_counted_until_they_are_durable(service):
+    tallies = []
+    service.tell = tallies.append
+
+    async def scenario(service):
+        await service.events(event("e9"), event("e10", "click"))
+        await service.rank(now_ms=54_000)
+        await service.fetcher.outbox.flush()
+        await service.events({"type": "forget", "viewer": "bob"})  # which has told what came before
+
+    service.run(scenario)
+    lags_ms = [lag_ms for tally in tallies for lag_ms in tally.event_lags_ms]
+    now_ms = time.time() * 1e3
+    assert [now_ms - lag_ms for lag_ms in lags_ms] == pytest.approx([51_000] * 2, abs=60_000)  # no exposure
+    commits_ms = [took_ms for tally in tallies for took_ms in tally.commits_ms]
+    assert sum(tally.counts["exposure"] for tally in tallies) == 1
+    assert len(commits_ms) == 2
+    assert all(0 < took_ms < 5_000 for took_ms in commits_ms)
+    assert max(tally.num_unrolled for tally in tallies) > 0
+
+
+@pytest.mark.parametrize(("bound", "value"), [("ROLL_RECORDS", 5), ("ROLL_BYTES", 250)])
+def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch, bound, value):
+    monkeypatch.setattr(serve.ingest.writer, bound, value)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        await service.events(*(event(f"e{i}", ts_ms=None) for i in range(5)))
+        for _ in range(300):
+            if segments(service):
+                break
+            await asyncio.sleep(0.01)
+        return served(service, "events")["id"].to_pylist()
+
+    assert service.run(scenario) == [f"e{i}" for i in range(5)]
+
+
+def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monkeypatch):
+    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 3)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        for i in range(4):
+            await service.events(event(f"e{i}", ts_ms=51_000 + i))
+            await asyncio.to_thread(service.ingester.upkeep)
+        return len(segments(service))
+
+    assert service.run(scenario) == 2
+    assert served(service, "events")["id"].to_pylist() == [f"e{i}" for i in range(4)]
+
+
+def test_a_compaction_that_fails_is_counted_and_the_log_goes_on(service, monkeypatch):
+    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 1)
+    service.args = replace(service.args, clock="wall")
+
+    async def scenario(service):
+        await service.events(event("e1", ts_ms=None))
+        await asyncio.to_thread(service.ingester.upkeep)
+        (path,) = segments(service)
+        kept = path.read_bytes()
+        path.write_bytes(b"no parquet")
+        await service.events(event("e2", ts_ms=None))
+        await asyncio.to_thread(service.ingester.upkeep)
+        path.write_bytes(kept)
+        return service.ingester.counts["roll_failed"]
+
+    assert service.run(scenario) == 1
+    assert served(service, "events")["id"].to_pylist() == ["e1", "e2"]
+
+
+def test_a_load_keeps_what_waits_in_the_journal_in_the_state(service, log_folder):
+    async def scenario(service):
+        before = await service.rank(now_ms=52_000, explain=True)
+        await service.events(event("e9", ts_ms=53_000))
+        load(service.surface, log_folder, "lmdb:store", service.folder)
+        return before, await service.rank(now_ms=54_000, explain=True)
+
+    before, loaded = service.run(scenario)
+    assert audience(loaded) == audience(before) + 1
+
+
+def test_a_restarted_writer_does_not_make_a_lost_store_anew(service):
+    service.run(lambda service: service.events(event("e9")))
+    shutil.rmtree(service.folder / "store")
+
+    async def scenario(service):
+        refused = await service.post("/v1/events", {"records": [event("e10")]})
+        return refused, await service.rank(now_ms=54_000)
+
+    refused, answer = service.run(scenario)
+    assert refused.status_code == 503
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_events_are_known_again_after_a_restart_however_many_rankings_came_since(service, monkeypatch):
+    monkeypatch.setattr("serve.ingest.writer.WINDOW", 5)
+
+    async def scenario(service):
+        await service.events(event("e9"))
+        for i in range(12):
+            await service.rank(now_ms=60_000 + i)
+
+    service.run(scenario)
+    again = service.run(lambda service: service.events(event("e9", ts_ms=70_000)))
+    assert (again["accepted"], again["duplicates"]) == (0, 1)
+
+
+def test_of_two_writers_the_one_that_lost_the_lease_does_not_write_the_log_last(service):
+    async def scenario(service):
+        await service.events(event("e9"))
+        other = ingester(service.args, service.folder)
+        running = asyncio.create_task(other.run())
+        await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
+        await asyncio.to_thread(other.roll)
+        service.ingester.roll()  # it does not know yet that the lease is gone
+        other.stop()
+        await running
+
+    service.run(scenario)
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_numbers_that_only_json_can_hold_are_logged_or_refused_but_stop_nothing(service):
+    async def scenario(service):
+        answers = []
+        for i, hour in enumerate((2**53 + 1, 10**20, 10**40)):
+            body = {"viewer": "ann", "candidates": ["a"], "context": {"hour": hour}, "now_ms": 52_000 + i}
+            answers.append((await service.post("/v1/rank", body)).status_code)
+        fields = {"price": 2**60, "started_ms": 1.0}
+        new = {"type": "candidate", "id": "n", "ts_ms": 53_000, "fields": fields}
+        late = {"type": "candidate", "id": "m", "ts_ms": 53_000, "fields": {"started_ms": 10**17}}
+        return answers, await service.events(new, late, event("e9", ts_ms=53_000))
+
+    answers, told = service.run(scenario)
+    assert answers == [200, 200, 422]
+    assert told["accepted"] == 2
+    assert [rejected["pointer"] for rejected in told["rejected"]] == ["/records/1/fields/started_ms"]
+    assert len(served(service, "exposures")) == 2
+    assert served(service, "events")["id"].to_pylist() == ["e9"]
+
+
+def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
+    monkeypatch.setattr("serve.ingest.writer.SEGMENT_BYTES", 200)
+
+    async def scenario(service):
+        roll, service.ingester.roll = service.ingester.roll, lambda: None
+        for i in range(8):
+            await service.events(event(f"e{i}"))
+        await asyncio.to_thread(roll)
+
+    service.args = replace(service.args, clock="wall")
+    service.run(scenario)
+    assert 3 <= len(segments(service)) <= 6
+    assert sorted(served(service, "events")["id"].to_pylist()) == [f"e{i}" for i in range(8)]
+
+
+def test_a_surface_of_viewers_without_any_state_takes_events(tmp_path):
+    service = Live(tmp_path)
+    text = (tmp_path / "tiny.toml").read_text()
+    declared, features = text.index("[viewer]"), text.index("[features]")
+    plain = 'topic = { kind = "category", field = "candidate.topic" }\n'
+    plain += 'audience = { kind = "gauge", entity = "candidate", up = "join", down = "leave" }\n'
+    (tmp_path / "tiny.toml").write_text(
+        text[:declared] + text[text.index("[candidate]") : features] + "[features]\n" + plain
+    )
+
+    async def scenario():
+        writer = ingester(service.args, tmp_path)
+        taking = asyncio.ensure_future(writer.take([Event("e1", "ann", "a", "join", ts_ms=1)], 100))
+        await asyncio.sleep(0)
+        await writer.flush()
+        return await taking
+
+    assert asyncio.run(scenario()).rejected == {}
+
+
+def test_a_segment_that_cannot_be_opened_just_now_is_not_damaged(service, monkeypatch):
+    service.run(lambda service: service.events(event("e9")))
+    read = serve.log.segments.pq.read_table
+
+    def too_many_files(path, **more):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def scenario(service):
+        monkeypatch.setattr("serve.log.segments.pq.read_table", too_many_files)
+        refused = await service.post("/v1/events", {"records": [event("e9")]})
+        monkeypatch.setattr("serve.log.segments.pq.read_table", read)
+        return refused, await service.events(event("e9"))
+
+    refused, again = service.run(scenario)
+    assert (refused.status_code, again["duplicates"]) == (503, 1)
+
+
+def test_a_live_table_holds_a_bounded_number_of_bytes(tmp_path, log_folder, monkeypatch):
+    service = Live(tmp_path, log_folder)
+    row_bytes = Schema(service.surface).candidate.itemsize
+    monkeypatch.setattr("serve.ingest.writer.MAX_LIVE_BYTES", 6 * row_bytes)
+
+    async def scenario(service):
+        new = [{"type": "candidate", "id": f"n{i}", "ts_ms": 51_000} for i in range(4)]
+        return await service.events(*new)
+
+    assert service.run(scenario)["accepted"] == 2, "four are there before"
+
+
+def test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_written(service, monkeypatch):
+    (service.folder / "served").mkdir()
+    (service.folder / "served" / "events").write_text("in the way")
+
+    async def scenario(service):
+        await service.events(event("e9"))
+        monkeypatch.setattr("serve.ingest.writer.MAX_UNROLLED_BYTES", 10)
+        refused = await service.post("/v1/events", {"records": [event("e10")]})
+        (service.folder / "served" / "events").unlink()
+        await asyncio.to_thread(service.ingester.roll)
+        return refused, await service.events(event("e10"))
+
+    refused, taken = service.run(scenario)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert taken["accepted"] == 1
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MAX_UNROLLED", 3), ("MAX_UNROLLED_BYTES", 1_200)])
+def test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings(
+    service, monkeypatch, bound, value
+):
+    monkeypatch.setattr(f"serve.ingest.writer.{bound}", value)
+
+    async def scenario(service):
+        for i in range(6):
+            await service.rank(now_ms=60_000 + i)
+        return await service.events(event("e9", ts_ms=70_000))
+
+    (service.folder / "served").mkdir()
+    (service.folder / "served" / "exposures").write_text("in the way")
+    assert service.run(scenario)["accepted"] == 1
+    (service.folder / "served" / "exposures").unlink()
+    service.run(lambda service: service.events(event("e10", ts_ms=80_000)))
+    assert len(served(service, "exposures")) == 3
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]

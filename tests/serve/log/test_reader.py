@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from tiny import TOML, tables
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.contract.errors import TabrankError
+from serve.log.reader import read_log
+from serve.log.writer import write_log
+
+
+def with_column(table, name, values):
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def test_a_log_is_read_and_its_oddities_counted(log_folder, surface):
+    log = read_log(log_folder, surface)
+    assert (len(log.exposures), len(log.events)) == (3, 5)
+    assert log.counts["unknown_candidates"] == 1
+    assert log.ends_ms == 60_000
+
+
+def test_a_log_and_a_store_filled_from_it_are_their_users_alone(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(TOML)
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o022)
+    try:
+        write_log(tmp_path / "log", tables())
+        arguments = ["load", "--log", "log", "--surface", "tiny.toml", "--store", "lmdb:var/store"]
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    finally:
+        os.umask(before)
+    written = [
+        path for folder in ("log", "var") for path in (tmp_path / folder, *tmp_path.rglob(f"{folder}/**/*"))
+    ]
+    modes = {path: path.stat().st_mode & 0o777 for path in written}
+    assert modes == {path: 0o700 if path.is_dir() else 0o600 for path in written}
+    assert len(written) > 8
+
+
+def test_a_table_may_be_a_folder_of_segments(tmp_path, surface):
+    parts = tables()
+    write_log(tmp_path / "log", parts)
+    events = tmp_path / "log" / "events"
+    events.mkdir()
+    (tmp_path / "log" / "events.parquet").rename(events / "0.parquet")
+    assert len(read_log(tmp_path / "log", surface).events) == 5
+
+
+def test_test_traffic_and_repeats_are_left_out_and_counted(tmp_path, surface):
+    parts = tables()
+    traffic = pa.array(["live", "test", None])
+    parts["exposures"] = parts["exposures"].append_column("traffic", traffic)
+    parts["events"] = pa.concat_tables([parts["events"], parts["events"].slice(0, 1)])
+    write_log(tmp_path / "log", parts)
+    log = read_log(tmp_path / "log", surface)
+    assert log.exposures["request_id"].to_pylist() == ["r1", "r3"]
+    assert log.counts["test_exposures"] == 1
+    assert log.counts["repeated_events"] == 1
+    assert len(read_log(tmp_path / "log", surface, test_traffic=True).exposures) == 3
+
+
+BROKEN = [
+    (
+        "events",
+        lambda t: t.drop_columns("kind"),
+        "events.parquet: the column 'kind' is missing; it holds strings",
+    ),
+    ("candidates", lambda t: t.drop_columns("topic"), "candidates.parquet: the column 'topic' is missing"),
+    (
+        "events",
+        lambda t: with_column(t, "ts_ms", pa.array(["x"] * 5)),
+        "column 'ts_ms' holds string; it must hold whole",
+    ),
+    (
+        "exposures",
+        lambda t: with_column(t, "candidates", pa.array(["a"] * 3)),
+        "it must hold lists of strings",
+    ),
+    ("viewers", lambda t: t.slice(0, 0), "viewers.parquet: has no rows"),
+    (
+        "events",
+        lambda t: with_column(t, "kind", pa.array(["click"] * 4 + ["clik"])),
+        "column 'kind', row 4: is not an event",
+    ),
+    (
+        "events",
+        lambda t: with_column(t, "id", pa.array(["e"] * 2 + [None] * 3)),
+        "column 'id', row 2: is empty",
+    ),
+    (
+        "candidates",
+        lambda t: with_column(t, "price", pa.array([1, 2, float("inf"), 4])),
+        "column 'price', row 2: is infinite",
+    ),
+    (
+        "exposures",
+        lambda t: with_column(t, "candidates", pa.array([["a"], ["b", "a", "b"], ["c"]])),
+        "column 'candidates', row 1: holds a candidate twice",
+    ),
+    (
+        "exposures",
+        lambda t: with_column(t, "candidates", pa.array([["a"], ["b", None], ["c"]])),
+        "column 'candidates', row 1: a list holds null",
+    ),
+    (
+        "exposures",
+        lambda t: with_column(t, "context", pa.array([{"hour": "x"}] * 3)),
+        "column 'context.hour' holds string; it must hold numbers",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "said"), BROKEN)
+def test_a_bad_log_is_refused_with_file_column_row_and_remedy(tmp_path, surface, name, spoil, said):
+    parts = tables()
+    parts[name] = spoil(parts[name])
+    write_log(tmp_path / "log", parts)
+    with pytest.raises(TabrankError) as error:
+        read_log(tmp_path / "log", surface)
+    assert said in str(error.value)
+    assert str(tmp_path / "log" / name) in str(error.value)
+
+
+def test_what_is_no_parquet_and_what_is_not_there_are_refused(tmp_path, surface):
+    write_log(tmp_path / "log", tables())
+    (tmp_path / "log" / "events.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(TabrankError, match=r"events\.parquet: not readable as Parquet"):
+        read_log(tmp_path / "log", surface)
+    (tmp_path / "log" / "events.parquet").unlink()
+    with pytest.raises(TabrankError, match=r"events\.parquet is missing"):
+        read_log(tmp_path / "log", surface)
+    with pytest.raises(TabrankError, match="no such log"):
+        read_log(tmp_path / "nowhere", surface)
+
+
+def test_a_log_is_never_overwritten_and_a_failed_write_leaves_nothing(tmp_path):
+    write_log(tmp_path / "log", tables())
+    with pytest.raises(TabrankError, match="exists already"):
+        write_log(tmp_path / "log", tables())
+    with pytest.raises(AttributeError):
+        write_log(tmp_path / "other", {**tables(), "events": "not a table"})
+    assert [p.name for p in tmp_path.iterdir()] == ["log"]
+
+
+def test_the_draft_of_a_killed_writer_is_swept_and_that_of_a_living_one_is_not(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    dead, living = (tmp_path / f".log.{pid}.partial" for pid in (done.stdout.strip(), os.getppid()))
+    dead.mkdir()
+    living.mkdir()
+    write_log(tmp_path / "log", tables())
+    assert not dead.exists()
+    assert living.exists()

@@ -1,0 +1,384 @@
+"""A log that is kept for some days: what was deleted, a snapshot stands for."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import shutil
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from live import event
+from served import Logging, assert_same_state, assert_same_sums, assert_served_features
+from tiny import TOML, tables
+
+import serve.log.compaction
+import serve.log.retention
+import serve.log.snapshots
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.ingest.backfill import load
+from serve.log.reader import TABLES, read_log
+from serve.log.replay import Replay
+from serve.log.retention import Retention
+from serve.log.snapshots import begin, snapshots
+from serve.log.writer import write_log
+from training.audit.audit import audit
+from training.data.dataset import build
+from training.data.split import split
+
+DAY_MS = 86_400_000
+DAYS = 16
+KEEP_DAYS = 8
+
+
+class Kept(Logging):
+    """A service whose own retention does nothing; `tend` does it, at the time that it is told."""
+
+    def __init__(self, folder, log_folder):
+        super().__init__(folder, log_folder)
+        self.args = dataclasses.replace(self.args, keep_log_days=0)
+
+    def tend(self, now_ms, keep_days=KEEP_DAYS, wanted=lambda: True):
+        retention = Retention(self.folder / "log", Schema(self.surface).fingerprint, int(keep_days * DAY_MS))
+        store = self.store()
+        try:
+            retention.tend(store, lambda: now_ms, wanted)
+        finally:
+            store.close()
+
+    def files(self):
+        return sorted(
+            str(p.relative_to(self.folder / "log")) for p in (self.folder / "log").rglob("*") if p.is_file()
+        )
+
+    def segments(self, name="events"):
+        return sorted(int(path.stem) for path in (self.folder / "log" / name).glob("*.parquet"))
+
+
+async def a_day(service, day):
+    """Rankings and events of a day, with a new candidate and a viewer who is forgotten now and then."""
+    rng = np.random.default_rng(day)
+    ids = ["a", "b", "d", "zz", f"new{day - 1}", f"new{day}"]
+    now_ms = 50_000 + day * DAY_MS
+    fields = {"topic": "jazz", "tags": ["x", "y"], "started_ms": now_ms}
+    await service.events({"type": "candidate", "id": f"new{day}", "ts_ms": now_ms, "fields": fields})
+    for i in range(6):
+        now_ms += int(rng.integers(1, 1000))
+        viewer = [None, "ann", "bob", "cyd"][rng.integers(4)]
+        shown = rng.permutation(ids)[: rng.integers(1, 6)].tolist()
+        body = {"request_id": f"r{day}-{i}x", "context": {"hour": float(i)}}
+        await service.rank(viewer, shown, now_ms, **body)
+        kinds = rng.choice(["click", "join", "leave"], 2).tolist()
+        records = [event(f"e{day}-{i}-{k}", k, str(rng.choice(ids)), viewer, now_ms + 1) for k in set(kinds)]
+        await service.events(*records)
+    if day % 5 == 3:
+        await service.events({"type": "forget", "viewer": "cyd", "ts_ms": now_ms})
+    return now_ms
+
+
+async def weeks(service):
+    """Each day the log is rolled and tended, but records go on between the two, and after."""
+    for day in range(1, DAYS + 1):
+        now_ms = await a_day(service, day)
+        await asyncio.to_thread(service.ingester.roll)
+        await service.events(event(f"late{day}", "click", "a", "ann", now_ms))
+        await asyncio.to_thread(service.tend, now_ms)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    write_log(folder / "log", tables())
+    Kept(folder, folder / "log").run(weeks)
+    return folder
+
+
+@pytest.fixture
+def service(tmp_path, made):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return Kept(tmp_path, None)
+
+
+def horizon(service):
+    return begin(service.folder / "log")
+
+
+def test_a_replay_of_what_is_left_ends_in_the_state_of_the_store(service):
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+def test_every_ranking_that_is_left_saw_the_features_that_the_log_gives(service):
+    replay = service.replay()
+    compared = assert_served_features(service, replay)
+    expected = {f"r{day}-{i}x" for day in range(DAYS - KEEP_DAYS + 2, DAYS + 1) for i in range(6)}
+    assert set(compared) >= expected
+    assert replay.before_snapshot.sum() == len(service.log().exposures) - len(compared) >= 3
+
+
+def test_a_store_that_is_filled_from_what_is_left_is_the_one_that_was_served_from(service):
+    before = service.stored()
+    load(service.surface, service.folder / "log", "lmdb:store", service.folder)
+    assert_same_sums(before, service.stored())
+
+
+def test_what_lies_before_the_horizon_is_deleted_and_nothing_else(service):
+    seq = horizon(service)
+    first, *_ = taken = snapshots(service.folder / "log")
+    assert first.seq == seq
+    ages = [DAYS - snapshot.ts_ms / DAY_MS for snapshot in taken]
+    assert KEEP_DAYS - 0.1 < ages[0] < KEEP_DAYS * 1.25 + 1.1
+    assert all(1.9 < older - newer < 3.1 for older, newer in pairwise(ages))
+    for name in ("candidates", "exposures", "events"):
+        served = pq.read_table(service.folder / "log" / name)["seq"].to_numpy()
+        assert served.min() > seq
+    last = max(pq.read_table(service.folder / "log" / name)["seq"].to_numpy().max() for name in TABLES)
+    numbers = np.concatenate(
+        [pq.read_table(service.folder / "log" / name)["seq"].to_numpy() for name in TABLES]
+    )
+    assert set(range(seq + 1, last + 1)) <= set(numbers.tolist())
+    assert (service.folder / "log" / "viewers.parquet").exists(), "base tables are the user's"
+
+
+def test_the_last_segment_of_a_table_stays(service):
+    assert len(service.segments("viewers")) >= 1
+    service.tend((DAYS + 40) * DAY_MS)
+    service.tend((DAYS + 80) * DAY_MS)
+    assert [len(service.segments(name)) for name in TABLES] == [1] * 4
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+def test_what_is_kept_for_ever_has_no_snapshot(service, tmp_path):
+    before = service.files()
+    service.tend((DAYS + 40) * DAY_MS, keep_days=0)
+    assert service.files() == before
+
+
+def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
+    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 2)
+    serve.log.compaction.compact(service.folder / "log")  # as if there were no snapshots
+    assert len(service.segments("exposures")) == 1
+    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 100)
+    service.run(lambda service: a_day(service, DAYS + 1))
+    service.tend((DAYS + 3) * DAY_MS)
+    assert horizon(service) > min(service.segments("exposures"))
+    assert len(service.segments("exposures")) == 2
+    replay = service.replay()
+    assert len(assert_served_features(service, replay)) > 6
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+@pytest.mark.parametrize("step", ["rows", "put", "set_begin", "unlink", "rmtree"])
+def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
+    exposures = set(service.log().exposures["request_id"].to_pylist())
+    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)  # one is due
+    now_ms = (DAYS + 3) * DAY_MS
+
+    def end(*args):
+        raise OSError("the end")
+
+    def set_begin(log, seq):
+        serve.log.snapshots.set_begin(log, seq)
+        end()
+
+    if step == "rows":
+        monkeypatch.setattr(serve.log.snapshots, "_write_rows", end)
+    elif step == "put":
+        monkeypatch.setattr(serve.log.snapshots, "put", end)
+    elif step == "set_begin":
+        monkeypatch.setattr(serve.log.retention, "set_begin", end)
+    elif step == "unlink":
+        monkeypatch.setattr(serve.log.retention, "set_begin", set_begin)
+    else:
+        monkeypatch.setattr(serve.log.retention, "shutil", SimpleNamespace(rmtree=end))
+    with pytest.raises(OSError, match="the end"):
+        service.tend(now_ms)
+    monkeypatch.undo()
+    replay = service.replay()
+    compared = assert_served_features(service, replay)
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+    assert {f"r{day}-{i}x" for day in range(DAYS - 3, DAYS + 1) for i in range(6)} <= set(compared)
+    if step in ("rows", "put", "set_begin"):
+        assert exposures == set(service.log().exposures["request_id"].to_pylist())
+    service.tend(now_ms)
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+def test_a_service_that_stops_leaves_no_half_a_snapshot(service, monkeypatch):
+    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
+    monkeypatch.setattr(serve.log.snapshots, "AT_ONCE", 2)
+    before = service.files()
+    service.tend(DAYS * DAY_MS + 500_000, wanted=lambda: False)
+    assert service.files() == before
+    service.tend(DAYS * DAY_MS + 500_000)
+    assert len(service.files()) == len(before) + 3
+
+
+def test_a_state_of_another_schema_is_refused_with_the_way_out(service):
+    other = read_surface(TOML.replace('half_life = "1h"', 'half_life = "2h"'), "tiny.toml")
+    log = read_log(service.folder / "log", other)
+    with pytest.raises(TabrankError, match=r"snapshot of another state .* without its folder 'snapshots'"):
+        build(Schema(other), log)
+    with pytest.raises(TabrankError, match="another state"):
+        load(other, service.folder / "log", "lmdb:store", service.folder)
+    shutil.copytree(service.folder / "log", service.folder / "copy", ignore=lambda *_: ["snapshots"])
+    assert len(build(Schema(other), read_log(service.folder / "copy", other)))
+
+
+def test_a_log_goes_on_from_the_first_snapshot_of_a_state_that_changed(service):
+    other = read_surface(TOML.replace('half_life = "1h"', 'half_life = "2h"'), "tiny.toml")
+    taken = snapshots(service.folder / "log")
+    for snapshot in taken[2:]:
+        meta = json.loads((snapshot.path / "meta.json").read_text())
+        meta["state_fingerprint"] = Schema(other).fingerprint
+        (snapshot.path / "meta.json").write_text(json.dumps(meta))
+    replay = Replay(Schema(other), read_log(service.folder / "log", other))
+    seen = read_log(service.folder / "log", other).exposures["seen_seq"].fill_null(-1).to_numpy()
+    assert (replay.before_snapshot == (seen < taken[2].seq)).all()
+    assert taken[2].seq > horizon(service)
+
+
+def test_a_damaged_snapshot_is_refused_and_nothing_deleted_for_it(service):
+    log = service.folder / "log"
+    first, second, *_ = snapshots(log)
+    (second.path / "viewers.parquet").write_bytes(b"what was left of it")
+    before = service.segments()
+    with pytest.raises(TabrankError, match=r"viewers.parquet: damaged"):
+        service.tend(second.ts_ms + KEEP_DAYS * DAY_MS)
+    assert service.segments() == before
+    service.replay()
+    (first.path / "candidates.parquet").unlink()
+    with pytest.raises(TabrankError, match=r"candidates.parquet: cannot be read"):
+        service.replay()
+    for snapshot in snapshots(log):
+        shutil.rmtree(snapshot.path)
+    with pytest.raises(TabrankError, match="the snapshot that stood for them is missing"):
+        service.log()
+
+
+def test_rows_are_of_the_rankings_that_can_be_computed(service):
+    log = read_log(service.folder / "log", service.surface)
+    data = build(Schema(service.surface), log)
+    replay = service.replay()
+    names = np.array(log.exposures["request_id"].to_pylist())
+    assert data.counts["before_snapshot"] == replay.before_snapshot.sum() > 0
+    named = {data.request_ids[i] for i in set(data.slate.tolist())}
+    assert named
+    assert not named & set(names[replay.before_snapshot])
+
+
+def test_before_takes_the_snapshot_along_and_after_goes_on_from_it(service):
+    schema = Schema(service.surface)
+    log = service.folder / "log"
+    whole = build(schema, read_log(log, service.surface))
+    before, after = service.folder / "before", service.folder / "after"
+    split(log, 0.6, before, after)
+    assert not (after / "snapshots").exists()
+    assert begin(before) == horizon(service)
+    past, rest = (read_log(folder, service.surface) for folder in (before, after))
+    assert len(build(schema, past))
+    data = build(schema, rest, history=past)
+    assert data.counts["before_snapshot"] == 0
+    np.testing.assert_allclose(data.matrix.numeric, whole.matrix.numeric[-len(data) :], rtol=1e-6, atol=1e-6)
+    cut_ms = int(rest.exposures["ts_ms"].to_numpy().min())
+    assert all(snapshot.ts_ms < cut_ms for snapshot in snapshots(before))
+
+
+def test_a_cut_before_the_snapshot_is_refused(service):
+    with pytest.raises(TabrankError, match="before the snapshot that the log begins with"):
+        split(service.folder / "log", 0.04, service.folder / "before", service.folder / "after")
+    first_ms = snapshots(service.folder / "log")[0].ts_ms
+    with pytest.raises(TabrankError, match="--until: the log begins with a snapshot"):
+        load(service.surface, service.folder / "log", "lmdb:store", service.folder, first_ms)
+    load(service.surface, service.folder / "log", "lmdb:store", service.folder, first_ms + 1)
+
+
+def test_numbers_go_on_above_a_snapshots_where_the_store_was_lost(service, monkeypatch):
+    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
+
+    async def more(service):
+        await a_day(service, DAYS + 1)
+        await asyncio.to_thread(service.tend, (DAYS + 2) * DAY_MS)
+        store, service.ingester._store = service.ingester._store, None  # ends before it has rolled
+        store.close()
+
+    service.run(more)
+    last = snapshots(service.folder / "log")[-1].seq
+    assert last > max(service.segments("events"))
+    shutil.rmtree(service.folder / "store")
+    load(service.surface, service.folder / "log", "lmdb:store", service.folder)
+    store = service.store()
+    assert store.seq() > last
+    store.close()
+
+
+def test_a_running_service_writes_snapshots_and_deletes_what_is_too_old(tmp_path, log_folder):
+    service = Logging(tmp_path, log_folder)
+    service.args = dataclasses.replace(service.args, keep_log_days=8)
+
+    async def scenario(service):
+        for day in (1, 4, 7, 13, 16):
+            await a_day(service, day)
+            for _ in range(200):
+                if not service.ingester._waiting and service.store().journal(0, 1) == []:
+                    break
+                if day < 16:  # the last day's end comes by itself, a second after its last record
+                    service.ingester._arrived.set()
+                await asyncio.sleep(0.05)
+        for _ in range(200):
+            if begin(tmp_path / "log"):
+                break
+            await asyncio.sleep(0.05)
+
+    service.run(scenario)
+    assert begin(tmp_path / "log") > 0
+    replay = service.replay()
+    assert replay.before_snapshot.any()
+    assert_served_features(service, replay)
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+def test_files_of_other_names_are_left_alone(service):
+    (service.folder / "log" / "events.parquet").rename(service.folder / "log" / "events" / "part-0.parquet")
+    service.tend((DAYS + 80) * DAY_MS)
+    assert (service.folder / "log" / "events" / "part-0.parquet").exists()
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+def test_an_audit_holds_and_counts_what_it_cannot_compare(service):
+    log, replay = service.folder / "log", service.replay()
+    found = audit(log, service.surface)
+    assert found["held"]
+    num_before = found["before_snapshot"]
+    assert num_before == replay.before_snapshot.sum() - len(tables()["exposures"])
+    service.tend((DAYS + 80) * DAY_MS)  # all is too old; one is written
+    service.tend((DAYS + 160) * DAY_MS)
+    with pytest.raises(TabrankError, match="ranked before the snapshot"):
+        audit(log, service.surface)
+
+
+def test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes(log_folder, tmp_path, monkeypatch):
+    service = Kept(tmp_path, log_folder)
+    monkeypatch.setattr(serve.log.snapshots, "AT_ONCE_BYTES", 2 * Schema(service.surface).candidate.itemsize)
+    store = service.store()
+    serve.log.snapshots.write(tmp_path / "log", store, "fingerprint", lambda: 0, lambda: True)
+    store.close()
+    (snapshot,) = snapshots(tmp_path / "log")
+    with pq.ParquetFile(snapshot.path / "candidates.parquet") as file:
+        assert (file.metadata.num_rows, file.metadata.num_row_groups) == (4, 2)

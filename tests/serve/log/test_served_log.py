@@ -1,0 +1,79 @@
+"""What a service logs, replayed: the state that it left, and the very features that it ranked with."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from live import Live
+from served import Logging, assert_same_state, assert_same_sums, assert_served_features, busy_hour
+
+from serve.contract.errors import StoreUnavailable
+from serve.features.rows import Schema
+from serve.ingest.backfill import load
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+
+
+@pytest.fixture
+def service(tmp_path, log_folder):
+    service = Logging(tmp_path, log_folder)
+    service.run(busy_hour)
+    return service
+
+
+def test_a_replay_of_the_log_ends_in_the_state_of_the_store(service):
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+def test_every_ranking_saw_the_features_that_the_log_gives(service):
+    assert len(assert_served_features(service, service.replay())) == 60
+
+
+def test_a_store_that_is_filled_from_the_log_is_the_one_that_was_served_from(service):
+    before = service.stored()
+    load(service.surface, service.folder / "log", "lmdb:store", service.folder)
+    assert_same_sums(before, service.stored())
+
+
+def test_a_log_that_a_service_began_needs_no_viewers_and_no_events(tmp_path):
+    service = Live(tmp_path)
+
+    async def scenario(service):
+        await service.events({"type": "candidate", "id": "a", "ts_ms": 1_000, "fields": {"topic": "jazz"}})
+        await service.rank("ann", ["a"], now_ms=2_000)
+
+    service.run(scenario)
+    log = read_log(tmp_path / "served", service.surface)
+    assert (len(log.viewers), len(log.events), len(log.exposures)) == (0, 0, 1)
+    replay = Replay(Schema(service.surface), log)
+    replay.finish()
+    assert replay.known["viewer"][replay.state.viewers.index["ann"]]
+
+
+def test_a_field_that_a_surface_gained_is_in_its_later_segments(service):
+    folder = service.folder / "log" / "candidates"
+    (first,) = folder.glob("*.parquet")
+    pq.write_table(pq.read_table(first).drop_columns(["topic"]), first)
+    later = {"id": ["late"], "topic": ["jazz"], "seq": [10_000], "stated": [["topic"]], "removed": [False]}
+    pq.write_table(pa.table(later), folder / f"{10_000:020d}.parquet")
+    topics = read_log(service.folder / "log", service.surface).candidates
+    assert dict(zip(topics["id"].to_pylist(), topics["topic"].to_pylist(), strict=True))["late"] == "jazz"
+
+
+def test_a_ranking_without_the_store_is_logged_without_features(service):
+    async def scenario(service):
+        service.fetcher.live.read = unavailable
+        await service.rank(request_id="down", now_ms=99_000_000)
+        service.fetcher.live.read = type(service.fetcher.live).read.__get__(service.fetcher.live)
+        await service.rank(request_id="up", now_ms=99_000_001)
+
+    def unavailable(viewers):
+        raise StoreUnavailable("gone")
+
+    service.run(scenario)
+    rows = pq.read_table(service.folder / "log" / "exposures").to_pylist()
+    has_features = {row["request_id"]: row["numeric"] is not None for row in rows}
+    assert (has_features["down"], has_features["up"]) == (False, True)

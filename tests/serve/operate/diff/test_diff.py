@@ -1,0 +1,261 @@
+"""What a change does, by small documents: the table of docs/operations.md, and how the list says it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from serve.contract.errors import TabrankError
+from serve.operate.diff.apply import switched
+from serve.operate.diff.consequence import Consequence, Shape
+from serve.operate.diff.difference import compare
+from serve.operate.diff.field import replaced, text
+
+DOCUMENT = {
+    "http_options": {"host": "127.0.0.1", "port": 8000},
+    "applications": [
+        {
+            "name": "shop",
+            "route_prefix": "/",
+            "import_path": "shop:build",
+            "args": {"days": 1},
+            "deployments": [
+                {
+                    "name": "Front",
+                    "max_ongoing_requests": 100,
+                    "max_surge_percent": 100,
+                    "autoscaling_config": {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 3},
+                    "ray_actor_options": {"num_cpus": 0.5},
+                    "user_config": {"knob": 1},
+                    "max_replicas_per_node": 4,
+                },
+                {"name": "Back", "num_replicas": 2, "health_check_period_s": 5},
+            ],
+        }
+    ],
+}
+OURS = {"applications": [{"name": "spaces", "import_path": "serve.app:build", "args": {"surface": "spaces"}}]}
+
+
+def changed(path, value, document=DOCUMENT):
+    return replaced(document, tuple(path.split("/")), value)
+
+
+def compared(path, value):
+    return compare(DOCUMENT, changed(path, value))
+
+
+SHOP = "applications/shop"
+FRONT, BACK = f"{SHOP}/deployments/Front", f"{SHOP}/deployments/Back"
+
+
+# What is changed, to what, what that does, and to which deployments.
+TABLE = [
+    (f"{FRONT}/autoscaling_config/max_replicas", 9, "nothing", ""),
+    (f"{FRONT}/autoscaling_config/upscale_delay_s", 9, "nothing", ""),
+    (f"{FRONT}/autoscaling_config/look_back_period_s", 9, "in_place", "Front"),
+    (f"{BACK}/num_replicas", 3, "nothing", ""),
+    (f"{BACK}/max_queued_requests", 9, "nothing", ""),
+    (f"{BACK}/max_surge_percent", 100, "nothing", ""),
+    (f"{FRONT}/user_config/knob", 2, "in_place", "Front"),
+    (f"{FRONT}/max_ongoing_requests", 99, "in_place", "Front"),
+    (f"{BACK}/health_check_period_s", 9, "in_place", "Back"),
+    (f"{BACK}/graceful_shutdown_timeout_s", 9, "in_place", "Back"),
+    (f"{BACK}/backpressure_config/status_code", 429, "in_place", "Back"),
+    (f"{BACK}/logging_config/log_level", "DEBUG", "in_place", "Back"),
+    (f"{SHOP}/route_prefix", "/shop", "in_place", "Front"),
+    (f"{FRONT}/ray_actor_options/num_cpus", 0.25, "rolling", "Front"),
+    (f"{BACK}/max_replicas_per_node", 2, "rolling", "Back"),
+    (f"{SHOP}/args/days", 2, "rebuilt", "Front Back"),
+    (f"{SHOP}/import_path", "shop:other", "rebuilt", "Front Back"),
+    (f"{SHOP}/runtime_env/env_vars", {"A": "b"}, "rebuilt", "Front Back"),
+    (f"{FRONT}/autoscaling_config/policy", {"policy_function": "no_such:policy"}, "rebuilt", "Front Back"),
+    (f"{BACK}/request_router_config", {"initial_backoff_s": 0.1}, "rebuilt", "Front Back"),
+    ("target_capacity", 50, "nothing", ""),
+    ("http_options/port", 8001, "restart", ""),
+    ("proxy_location", "HeadOnly", "restart", ""),
+    ("grpc_options/port", 9001, "restart", ""),
+    ("tracing_config/enabled", True, "restart", ""),
+    ("controller_options/runtime_env", {"env_vars": {"A": "b"}}, "restart", ""),
+]
+
+
+def test_each_change_does_what_the_table_says_whatever_else_changes():
+    document = DOCUMENT
+    for path, value, *_ in TABLE:
+        document = changed(path, value, document)
+    found = {change.path: change for change in compare(DOCUMENT, document).changes}
+    assert len(found) == len(TABLE)
+    for path, _, does, touched in TABLE:
+        where = text(tuple(path.split("/")))
+        change = next(c for name, c in found.items() if where.startswith(name))
+        told = (change.consequence.name.lower(), set(change.touched))
+        assert told == (does, {f"shop/{name}" for name in touched.split()}), path
+
+
+def test_a_logging_config_reaches_every_deployment_that_has_none():
+    (change,) = compared("logging_config/log_level", "DEBUG").changes
+    assert (change.consequence, change.touched) == (Consequence.IN_PLACE, ("shop/Front", "shop/Back"))
+
+
+def test_placement_groups_are_rolled_out():
+    assert compared(f"{BACK}/placement_group_bundles", [{"CPU": 1}]).worst == Consequence.ROLLING
+
+
+def test_a_change_of_what_two_deployments_share_by_a_yaml_alias_is_of_both():
+    options = {"num_cpus": 0.5}
+    both = [{"name": name, "ray_actor_options": options} for name in ("Front", "Back")]
+    old = {"applications": [{"name": "shop", "import_path": "shop:build", "deployments": both}]}
+    (change,) = compare(old, changed(f"{BACK}/ray_actor_options/num_cpus", 1, old)).changes
+    assert change.touched == ("shop/Back",)
+
+
+def test_from_a_number_of_replicas_to_autoscaling_rebuilds_the_application():
+    document = changed(f"{BACK}/autoscaling_config", {"min_replicas": 2, "max_replicas": 2})
+    document["applications"][0]["deployments"][1].pop("num_replicas")
+    assert compare(DOCUMENT, document).worst == Consequence.REBUILT
+
+
+def test_defaults_that_are_written_out_are_no_change():
+    document = DOCUMENT
+    for path, value in (
+        ("http_options/keep_alive_timeout_s", 90),
+        (f"{BACK}/max_queued_requests", -1),
+        (f"{BACK}/max_ongoing_requests", 5),
+        (f"{FRONT}/autoscaling_config/downscale_delay_s", 600),
+        (f"{FRONT}/ray_actor_options/num_cpus", 0.50),
+    ):
+        document = changed(path, value, document)
+    found = compare(DOCUMENT, document)
+    assert (found.changes, found.lines()) == ((), ["no differences"])
+
+
+def test_applications_come_and_go():
+    new = copy.deepcopy(DOCUMENT)
+    new["applications"].append({"name": "other", "import_path": "a:b", "route_prefix": "/other"})
+    added, deleted = compare(DOCUMENT, new), compare(new, DOCUMENT)
+    assert (added.worst, deleted.worst) == (Consequence.ADDED, Consequence.DELETED)
+    assert added.lines()[:2] == [
+        'applications[other]: (not set) → {"name": "other", "import_path": "a:b", "route_prefix": "/o…',
+        "    application added",
+    ]
+    new["applications"][0]["name"] = "renamed"
+    both = compare(DOCUMENT, new)
+    assert sorted(change.consequence.name for change in both.changes) == ["ADDED", "ADDED", "DELETED"]
+
+
+def test_each_field_is_told_with_what_it_does_alone_and_the_worst_comes_last():
+    new = changed(f"{FRONT}/user_config/knob", 2, changed(f"{FRONT}/ray_actor_options/num_cpus", 1))
+    new["applications"][0]["deployments"][0].pop("max_ongoing_requests")
+    assert compare(DOCUMENT, new).lines() == [
+        "applications[shop].deployments[Front].max_ongoing_requests: 100 → (default 5)",
+        "    reconfigured in place",
+        "applications[shop].deployments[Front].ray_actor_options.num_cpus: 0.5 → 1",
+        "    rolling restart",
+        "applications[shop].deployments[Front].user_config.knob: 1 → 2",
+        "    reconfigured in place",
+        "shop/Front: rolling restart",
+        "3 changes; at worst: rolling restart",
+    ]
+
+
+def test_other_bounds_say_which_replicas_start_or_stop():
+    wider = compare(DOCUMENT, changed(f"{FRONT}/autoscaling_config/max_replicas", 4))
+    assert wider.changes[0].note == "replicas 1 to 2 → 1 to 4: may start replicas"
+    assert compared(f"{BACK}/num_replicas", 1).changes[0].note == "replicas 2 → 1: stops what is above"
+
+
+def test_a_min_above_the_old_max_is_judged_after_the_max():
+    new = changed(f"{FRONT}/autoscaling_config/max_replicas", 5)
+    new = changed(f"{FRONT}/autoscaling_config/min_replicas", 3, new)
+    new = changed(f"{FRONT}/autoscaling_config/look_back_period_s", 7, new)
+    found = {
+        change.path.rpartition(".")[2]: change.consequence.name for change in compare(DOCUMENT, new).changes
+    }
+    assert found == {"min_replicas": "NOTHING", "max_replicas": "NOTHING", "look_back_period_s": "IN_PLACE"}
+
+
+def test_what_ray_passes_over_says_so_and_comes_into_force_with_the_next_change():
+    alone = compared(f"{FRONT}/max_replicas_per_node", 3)
+    assert alone.worst == Consequence.NOTHING
+    assert alone.changes[0].note.startswith("Ray passes over it")
+    both = compare(
+        DOCUMENT, changed(f"{FRONT}/user_config/knob", 2, changed(f"{FRONT}/max_replicas_per_node", 3))
+    )
+    assert both.worst == Consequence.ROLLING
+    assert both.lines()[-4:-2] == [
+        'the document: "as it runs" → "as written"',
+        "    rolling restart (all of it together)",
+    ]
+
+
+def test_a_restart_of_the_only_replica_without_surge_is_called_a_gap():
+    new = changed(f"{BACK}/num_replicas", 1)
+    assert compare(new, changed(f"{BACK}/ray_actor_options/num_cpus", 0, new)).lines()[-2] == (
+        "shop/Back: rolling restart; "
+        "a gap where one replica runs: it stops before the next one starts (max_surge_percent: 0)"
+    )
+
+
+def test_the_order_of_deployments_counts_only_where_their_policies_differ():
+    assert compare(DOCUMENT, {**DOCUMENT, "applications": [_reversed(DOCUMENT)]}).changes == ()
+    policy = {"policy_function": "no_such:policy"}
+    both = changed(f"{BACK}/autoscaling_config", {"policy": policy, "max_replicas": 2})
+    both["applications"][0]["deployments"][1].pop("num_replicas")
+    assert compare(both, {**both, "applications": [_reversed(both)]}).worst == Consequence.REBUILT
+
+
+def _reversed(document):
+    app = document["applications"][0]
+    return {**app, "deployments": app["deployments"][::-1]}
+
+
+def test_a_deployment_that_the_file_does_not_name_is_rebuilt_with_its_application():
+    found = compare(
+        DOCUMENT, changed(f"{SHOP}/args/days", 2), {"shop": Shape(("Front", "Back", "Third"), "Front")}
+    )
+    assert found.deployments["shop"]["Third"][0] == Consequence.REBUILT
+
+
+def test_pools_of_nodes_touch_nothing():
+    old, new = ({"workers": {"num_cpus": 8, "min_nodes": 0, "max_nodes": most}} for most in (1, 4))
+    (change,) = compare(DOCUMENT, DOCUMENT, nodes=(old, new)).changes
+    assert (change.path, change.old, change.new) == ("nodes.workers.max_nodes", 1, 4)
+    assert change.consequence == Consequence.NOTHING
+
+
+def test_a_live_knob_of_ours_that_is_written_out_as_its_default_is_no_change_but_an_argument_is():
+    knobs = "applications/spaces/deployments/FeatureFetch/user_config"
+    assert compare(OURS, changed(f"{knobs}/slots", 2, OURS)).changes == ()
+    assert compare(OURS, changed(f"{knobs}/slots", 3, OURS)).worst == Consequence.IN_PLACE
+    found = compare(OURS, changed("applications/spaces/args/keep_log_days", 30, OURS))
+    assert found.worst == Consequence.REBUILT  # Ray's code version is of the words
+    assert set(found.deployments["spaces"]) == {"FeatureFetch", "Scorer", "Ingest"}
+    assert found.plain()["changes"][0]["old_default"] == 30
+
+
+def test_the_kill_switch_is_turned_in_every_application_of_ours_and_back():
+    both = {
+        "applications": [OURS["applications"][0] | {"route_prefix": "/spaces"}, *DOCUMENT["applications"]]
+    }
+    on = switched(both, True)
+    assert on["applications"][0]["deployments"] == [
+        {"name": "FeatureFetch", "user_config": {"kill_switch": True}}
+    ]
+    assert on["applications"][1] == DOCUMENT["applications"][0]
+    assert compare(both, on).worst == Consequence.IN_PLACE
+    assert compare(both, switched(on, False)).changes == ()
+    with pytest.raises(TabrankError, match=r"no application of serve\.app:build runs here"):
+        switched(DOCUMENT, True)
+
+
+def test_a_password_in_the_store_is_not_shown():
+    old, other = (
+        changed("applications/spaces/args/store", f"redis://ann:hunter{i}@store:6379/0", OURS) for i in (2, 3)
+    )
+    for new in (OURS, other, {"applications": []}):
+        for before, after in ((old, new), (new, old)):
+            found = compare(before, after)
+            assert found.changes
+            assert "hunter" not in repr(found.plain()) + "".join(found.lines())

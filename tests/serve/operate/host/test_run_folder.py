@@ -1,0 +1,159 @@
+import fcntl
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from serve.contract.errors import TabrankError
+from serve.operate.host.run_folder import MARKER, RunFolder
+
+
+def test_a_folder_has_one_cluster_id_however_it_is_written(tmp_path):
+    (tmp_path / "sub").mkdir()
+    assert RunFolder.of(tmp_path) == RunFolder.of(tmp_path / "sub" / "..")
+    assert RunFolder.of(tmp_path).cluster_id != RunFolder.of(tmp_path / "sub").cluster_id
+
+
+def test_the_longest_socket_path_fits_what_a_unix_socket_may_have(tmp_path):
+    temp = RunFolder.of(tmp_path).make_temp()
+    shutil.rmtree(temp)
+    assert len(str(temp / "h" / ("f" * 56) / "admin.sock.4194304.tmp")) <= 107
+
+
+def test_the_temporary_folder_has_another_name_each_time_and_is_found_without_the_run_folder(tmp_path):
+    run = RunFolder.of(tmp_path / "run")
+    first = run.make_temp()
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert RunFolder.of(tmp_path / "run").temp == first
+    assert RunFolder.of(tmp_path / "other").temp is None
+    shutil.rmtree(first)
+    assert run.temp is None
+    second = run.make_temp()
+    assert second != first
+    shutil.rmtree(second)
+
+
+def test_the_temporary_folder_that_is_held_is_locked_so_that_nobody_cleans_it_up(tmp_path):
+    run = RunFolder.of(tmp_path)
+    run.hold_temp()
+    folder = run.make_temp()
+    cleaner = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(cleaner, fcntl.LOCK_UN)
+        run.hold_temp()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(cleaner)
+        shutil.rmtree(folder)
+
+
+def test_a_temporary_folder_of_another_user_is_not_taken_for_ours(tmp_path, monkeypatch):
+    run = RunFolder.of(tmp_path)
+    folder = run.make_temp()
+    monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid + 1)
+    assert run.temp is None
+    shutil.rmtree(folder)
+
+
+def session(run, **logs):
+    """A temporary folder with logs, as Ray leaves it."""
+    folder = run.make_temp() / "r" / "session_latest" / "logs" / "serve"
+    folder.mkdir(parents=True)
+    for at, (name, content) in enumerate(logs.items()):
+        (folder / name).write_bytes(content)
+        os.utime(folder / name, (at, at))
+
+
+def test_logs_outlive_their_session_the_newest_where_not_all_fit_and_only_of_the_last_sessions(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("serve.operate.host.run_folder.KEPT_BYTES", 10)
+    run = RunFolder.of(tmp_path / "run")
+    run.path.mkdir()
+    assert run.keep_logs() is None
+    for number in range(5):
+        (run.kept_logs / f"2026010{number}T000000Z").mkdir(parents=True)
+    (run.kept_logs / "2025-notes").touch()
+    session(run, oldest=b"aaaaa", older=b"bbbbbb", newest=b"cccccc")
+    kept = run.keep_logs()
+    shutil.rmtree(run.temp)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+        "serve_older": b"bbbb",
+        "serve_newest": b"cccccc",
+    }
+    assert {path.stat().st_mode & 0o077 for path in (kept, *kept.rglob("*"))} == {0}
+    assert len(list(run.kept_logs.glob("*/"))) == 3
+
+
+def test_a_folder_without_room_is_named_with_what_to_do(tmp_path):
+    run, before = RunFolder.of(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run.write({"state": "ready"})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(TabrankError, match=r"service\.json\.new: .*; make room"):
+            run.write({"state": "failed"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run.service() == {"state": "ready"}
+
+
+def test_what_is_written_is_read_back_and_rubbish_counts_as_nothing(tmp_path):
+    run = RunFolder.of(tmp_path)
+    assert run.service() == {}
+    run.write({"state": "ready"})
+    assert run.service() == {"state": "ready"}
+    run.keep({"applications": []})
+    assert run.deployed() == {"applications": []}
+    (tmp_path / "service.json").write_text('{"state": ')
+    (tmp_path / "deployed.yaml").write_text("applications: [")
+    assert (run.service(), run.deployed()) == ({}, {})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    run = RunFolder.of(tmp_path)
+    for name, read in (
+        ("service.json", run.service),
+        ("wanted.yaml", run.wanted),
+        ("deployed.yaml", run.deployed),
+    ):
+        (tmp_path / name).mkdir()
+        with pytest.raises(TabrankError, match=rf"{name}: Is a directory; make it a file"):
+            read()
+
+
+def test_processes_are_found_by_the_marker_alone(tmp_path):
+    run = RunFolder.of(tmp_path)
+    command = [sys.executable, "-c", "input()"]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: run.cluster_id}) as ours,
+        subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: "another"}) as other,
+    ):
+        assert [process.pid for process in run.processes()] == [ours.pid]
+        assert run.supervisors() == []
+        ours.kill()
+        other.kill()
+    assert run.processes() == []
+
+
+def test_two_commands_cannot_hold_one_folder(tmp_path):
+    run = RunFolder.of(tmp_path)
+    with run.locked(1.0), pytest.raises(TabrankError, match="another up or down is at work"), run.locked(0.0):
+        pass
+    with run.locked(0.0):
+        pass
+
+
+def test_what_may_hold_a_password_is_for_its_owner_alone(tmp_path):
+    run = RunFolder.of(tmp_path)
+    for _ in range(2):
+        run.keep({"applications": []})
+        run.want(tmp_path / "cluster.yaml", "", {"applications": []})
+        run.write({})
+    assert [
+        (tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml", "service.json")
+    ] == [0, 0, 0]

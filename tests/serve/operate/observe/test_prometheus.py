@@ -1,0 +1,188 @@
+"""What is shipped to watch the service: it agrees with itself, with the metrics, the runbook and the SLO."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from watched import alerts, expressions, panels, records, rules
+
+from loadtest.workload.profiles import load_slo
+from serve.config.settings import UserConfig
+from serve.contract.errors import TabrankError
+from serve.contract.metric_catalog import METRICS
+from serve.operate.host.run_folder import RunFolder
+from serve.operate.observe import prometheus
+from serve.operate.observe.prometheus import DASHBOARD, RULES, configuration, observe, started, write_targets
+
+ROOT = Path(__file__).parents[4]
+RUNBOOK = ROOT / "docs" / "runbook.md"
+
+
+def anchors(text):
+    return {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+
+
+def test_each_alert_has_its_section_in_the_runbook_and_each_such_section_its_alert():
+    text = RUNBOOK.read_text()
+    named = {alert["alert"] for alert in alerts()}
+    assert named == set(re.findall(r"^### (.*)$", text, re.M))
+    for alert in alerts():
+        document, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert (ROOT / document) == RUNBOOK
+        assert anchor in anchors(text), alert["alert"]
+
+
+def test_every_link_of_the_two_documents_leads_somewhere():
+    for document in (RUNBOOK, ROOT / "docs" / "metrics.md"):
+        for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_metric_of_ours_that_is_asked_for_exists_and_each_is_shown():
+    exported = {metric.exported for metric in METRICS}
+    asked = {name for text in expressions() for name in re.findall(r"\bray_tabrank_\w+", text)}
+    assert asked == exported
+
+
+def test_every_record_that_is_asked_for_exists_and_each_is_of_use():
+    named = {rule["record"] for rule in records()}
+    asked = {name for text in expressions() for name in re.findall(r"\btabrank:[\w:]+", text)}
+    assert asked == named
+
+
+def test_the_numbers_are_those_of_the_slo():
+    slo, text = load_slo(), RULES[1].read_text() + DASHBOARD.read_text()
+    by_name = {rule["record"]: rule["expr"] for rule in records()}
+    assert f'le="{slo.p99_ms:g}"' in by_name[f"tabrank:slow_{slo.p99_ms:g}ms:ratio_rate1h"]
+    assert f'le="{slo.p90_ms:g}"' in by_name[f"tabrank:slow_{slo.p90_ms:g}ms:ratio_rate1h"]
+    not_full = 1 - slo.min_full_share
+    budgets = {"TabrankLatencyP99": 0.01, "TabrankLatencyP90": 0.1}
+    budgets |= {"TabrankNotFull": not_full, "TabrankFailing": not_full}
+    for alert in alerts():
+        factors = re.findall(r"> ([\d.]+) \* ([\d.]+)", alert["expr"])
+        assert len(factors) == (2 if alert["alert"] in budgets else 0), "a short and a long window each"
+        for factor, budget in factors:
+            assert float(budget) == pytest.approx(budgets[alert["alert"]])
+            assert float(factor) * float(budget) < 0.9, "a burn rate that cannot be reached never fires"
+    assert set(re.findall(r"tabrank:slow_(\d+)ms", text)) == {f"{slo.p90_ms:g}", f"{slo.p99_ms:g}"}
+    assert f"tabrank:freshness_ms:max > {UserConfig().stale_after_ms}" in text
+
+
+def test_an_alert_stands_on_records_alone_which_always_have_a_series():
+    words = {"and", "or", "unless", "on", "application", "max_over_time", "m"}
+    for alert in alerts():
+        names = set(re.findall(r"[A-Za-z_][\w:]*", alert["expr"])) - words
+        assert names <= {rule["record"] for rule in records()}, alert["alert"]
+
+
+@pytest.mark.integration
+def test_each_alert_fires_on_what_it_is_for_and_is_silent_beside_it():
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is missing: apt-get install prometheus")
+    cases = RULES[0].with_name("alerts_test.yml")
+    done = subprocess.run(["promtool", "test", "rules", cases], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = {
+        case["alertname"]
+        for test in yaml.safe_load(cases.read_text())["tests"]
+        for case in test["alert_rule_test"]
+        if case["exp_alerts"]
+    }
+    assert tested == {alert["alert"] for alert in alerts()}
+
+
+def test_each_alert_says_how_bad_it_is_and_what_it_means():
+    for alert in alerts():
+        assert alert["labels"]["severity"] in ("page", "ticket")
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+
+
+def test_panels_have_titles_of_their_own_and_lie_beside_each_other():
+    shown = json.loads(DASHBOARD.read_text())["panels"]
+    titles = [panel["title"] for panel in shown]
+    assert len(set(titles)) == len(titles)
+    assert len({panel["id"] for panel in shown}) == len(shown)
+    taken = set()
+    for panel in shown:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert {expression for panel in panels() for expression in panel} <= set(expressions())
+
+
+@pytest.mark.parametrize("data", ["/proc/data", "file"])
+def test_where_nothing_can_be_kept_prometheus_is_not_started(run, tmp_path, monkeypatch, data):
+    monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
+    (tmp_path / "file").touch()
+    with pytest.raises(TabrankError, match="name another folder"), started(run, tmp_path / data, 1):
+        pass
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run").mkdir()
+    folder = RunFolder.of(tmp_path / "run")
+    folder.write({"metrics_url": "http://127.0.0.1:1234/metrics", "haproxy_metrics_url": None})
+    return folder
+
+
+def test_prometheus_is_told_of_our_rules_and_where_the_service_is(run, tmp_path):
+    write_targets(run, tmp_path)
+    told = configuration(tmp_path, 5.0)
+    assert [Path(path).name for path in told["rule_files"]] == ["rules.yml", "alerts.yml"]
+    files = {job["job_name"]: job["file_sd_configs"][0]["files"][0] for job in told["scrape_configs"]}
+    assert json.loads(Path(files["tabrank"]).read_text()) == [{"targets": ["127.0.0.1:1234"]}]
+    assert json.loads(Path(files["haproxy"]).read_text()) == []
+    yaml.safe_dump(told)
+
+
+def test_a_service_that_starts_again_elsewhere_is_followed_and_one_that_is_gone_is_missed(run, tmp_path):
+    write_targets(run, tmp_path)
+    run.write({"metrics_url": "http://127.0.0.1:99/metrics"})
+    write_targets(run, tmp_path)
+    (run.path / "service.json").unlink()
+    write_targets(run, tmp_path)
+    assert json.loads((tmp_path / "tabrank.json").read_text()) == [{"targets": ["127.0.0.1:99"]}]
+
+
+def test_without_a_service_or_prometheus_the_command_says_what_to_do(run, tmp_path, monkeypatch):
+    with pytest.raises(TabrankError, match="python -m serve up"):
+        observe(RunFolder.of(tmp_path / "none"), tmp_path, 9090, print)
+    monkeypatch.setattr(prometheus.shutil, "which", lambda name: None)
+    with pytest.raises(TabrankError, match="apt-get install prometheus"):
+        observe(run, tmp_path, 9090, print)
+
+
+def test_a_port_that_is_taken_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(TabrankError, match=f"--port: {port} is taken"), started(run, tmp_path, port):
+            pass
+
+
+def test_what_prometheus_ends_by_itself_is_no_success(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
+    monkeypatch.setattr(prometheus, "LOOK_EVERY_S", 0.05)
+    with pytest.raises(TabrankError, match="ended by itself with code 1"):
+        observe(run, tmp_path / "data", 1, print)
+
+
+def test_the_rules_are_grouped_by_what_they_are():
+    assert {bool(rule.get("alert")) for rule in rules(RULES[0])} == {False}
+    assert {bool(rule.get("alert")) for rule in rules(RULES[1])} == {True}

@@ -1,0 +1,424 @@
+"""A plan: what Ray's own code makes of a simulated load, and how it is held against a real run."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from page import Page
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.config.pools import NodePool
+from serve.config.reader import read
+from serve.contract.errors import TabrankError
+from serve.operate.plan.costs import SHIPPED, load_costs
+from serve.operate.plan.progress import Progress
+from serve.operate.plan.service import Deployment, Service, read_service
+from serve.operate.plan.trace import Trace, read_trace
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
+SHIPPED_CLUSTER = Path(__file__).parents[4] / "cluster.yaml"
+SCALING = {
+    "min_replicas": 1,
+    "max_replicas": 4,
+    "target_ongoing_requests": 1.5,
+    "metrics_interval_s": 1,
+    "look_back_period_s": 4,
+    "upscale_delay_s": 3,
+    "downscale_delay_s": 12,
+}
+# a slow Scorer, so that few requests are much: 120 req/s keep one busy, ten of them to a batch
+COSTS = load_costs()
+COSTS = replace(
+    COSTS,
+    candidates=50,
+    spread=0.0,
+    scorer=replace(COSTS.scorer, ms_per_batch=2.0, us_per_candidate=160.0, start_s=3.0),
+    nodes=replace(COSTS.nodes, start_s=20.0, idle_timeout_s=30.0),
+)
+
+
+def service(scorer=SCALING, pools=None, num_cpus=0.5, **changes):
+    needs = {"CPU": num_cpus}
+    return Service(
+        "spaces",
+        Deployment("FeatureFetch", None, 1, 256, 256, needs, 1.5),
+        Deployment("Scorer", scorer, 1, 16, -1, needs, 1.5),
+        (),
+        pools or {},
+        **{"deadline_s": 0.4, "slots": 8, "batch_candidates": 500, "model_share": 1.0, "policy": None}
+        | changes,
+    )
+
+
+def simulate(*arguments):
+    from serve.operate.plan.simulation import simulate
+
+    return simulate(*arguments)
+
+
+def wanted(outcome, name="Scorer"):
+    return [sample.wanted[name] for sample in outcome.samples]
+
+
+def changes(counts):
+    """(second, count) at the beginning and wherever it changes."""
+    return [(i, count) for i, count in enumerate(counts) if i == 0 or counts[i - 1] != count]
+
+
+def test_a_constant_load_below_the_target_never_scales():
+    outcome = simulate(service(), COSTS, Trace((0, 15), (25, 25)))
+    assert set(wanted(outcome)) == {1}
+    ongoing = [sample.ongoing["Scorer"] for sample in outcome.samples]
+    assert 0 < max(ongoing) < SCALING["target_ongoing_requests"]
+
+
+def test_a_doubled_load_scales_up_and_down_after_its_delays():
+    (_, first), (up_s, most), (back_s, last) = changes(
+        wanted(simulate(service(), COSTS, Trace((0, 8, 28), (60, 600, 10))))
+    )
+    # the mean over the look back must first pass the target, and then stay there for the delay
+    assert up_s - 8 - SCALING["upscale_delay_s"] in range(5)
+    assert back_s - 28 - SCALING["downscale_delay_s"] in range(6)
+    assert (first, most, last) == (1, 4, 1)
+
+
+def test_a_replica_takes_requests_when_it_has_started():
+    outcome = simulate(service(), COSTS, Trace((0, 5, 25), (50, 150, 150)))
+    asked = next(i for i, count in enumerate(wanted(outcome)) if count > 1)
+    runs = next(i for i, sample in enumerate(outcome.samples) if sample.running["Scorer"] > 1)
+    assert runs - asked in (3, 4)
+    before, after = outcome.answers(runs - 2, runs), outcome.answers(runs + 2, runs + 10)
+    assert before.late_share > 0.2
+    assert after.late_share < 0.01
+
+
+def test_bounds_are_kept_and_reaching_the_upper_one_is_said():
+    scaling = SCALING | {"min_replicas": 2, "max_replicas": 3}
+    outcome = simulate(service(scaling), COSTS, Trace((0, 5, 15), (10, 400, 10)))
+    assert {min(wanted(outcome)), max(wanted(outcome))} == {2, 3}
+    assert any("Scorer: max_replicas (3) is reached" in text for text in outcome.warnings())
+
+
+def test_the_same_seed_gives_the_same_plan():
+    trace = Trace((0, 5), (80, 120))
+    first, again, other = (simulate(service(), COSTS, trace, seed) for seed in (1, 1, 2))
+    assert first.samples == again.samples
+    assert first.ledger.answered_s == again.ledger.answered_s
+    assert first.ledger.answered_s != other.ledger.answered_s
+
+
+def test_a_policy_of_ones_own_decides_in_place_of_rays():
+    scaling = SCALING | {"policy": {"policy_function": "plan_policies:three"}}
+    assert changes(wanted(simulate(service(scaling), COSTS, Trace((0, 10), (10, 10))))) == [(0, 1), (3, 3)]
+
+
+def test_a_policys_clock_is_that_of_the_trace():
+    scaling = SCALING | {"upscale_delay_s": 0, "policy": {"policy_function": "plan_policies:late_two"}}
+    from ray.serve import autoscaling_policy
+    from ray.serve._private import autoscaling_state
+
+    begun = time.monotonic()
+    assert changes(wanted(simulate(service(scaling), COSTS, Trace((0, 10), (10, 10)))))[1][0] in (9, 10)
+    assert time.monotonic() - begun < 9
+    assert autoscaling_state.time is time
+    assert autoscaling_policy.time is time
+
+
+def test_a_policy_that_is_not_there_is_refused():
+    scaling = SCALING | {"policy": {"policy_function": "plan_policies:four"}}
+    with pytest.raises(TabrankError, match="four"):
+        simulate(service(scaling), COSTS, Trace((0, 10), (10, 10)))
+
+
+def test_slots_that_hide_the_load_are_said():
+    hidden = simulate(service(slots=1), COSTS, Trace((0, 5), (150, 150)))
+    assert set(wanted(hidden)) == {1}
+    assert "the Scorer can never scale" in hidden.warnings()[0]
+    assert not any("never" in text for text in simulate(service(), COSTS, hidden.trace).warnings())
+
+
+def test_replicas_that_flap_are_said():
+    # what Ray counts falls when the queue is gone, so that its own rule takes away what helped
+    scaling = SCALING | {"downscale_delay_s": 6}
+    outcome = simulate(service(scaling), COSTS, Trace((0, 3, 33), (50, 150, 150)))
+    assert any("Scorer: flaps" in text for text in outcome.warnings())
+
+
+@pytest.mark.parametrize(
+    ("rates", "turns"), [((5, 5), 0), ((5, 9, 5), 1), ((5, 9, 8.5, 9, 2, 9), 2), ((9, 1, 9, 1), 2)]
+)
+def test_noise_of_a_load_is_no_turn(rates, turns):
+    assert Trace(tuple(range(len(rates))), rates).num_turns == turns
+
+
+def test_nodes_follow_replicas_by_bin_packing():
+    pools = {"head": NodePool(2, 1, 1), "workers": NodePool(2, 0, 3)}
+    scaling = SCALING | {"max_replicas": 6, "downscale_delay_s": 4}
+    trace = Trace((0, 5, 50), (10, 320, 10))
+    outcome = simulate(service(scaling, pools, num_cpus=1.0), COSTS, trace)
+    asked = max(wanted(outcome))
+    nodes = [sample.nodes for sample in outcome.samples]
+    assert max(nodes) == 1 + -(-(asked + 1 - 2) // 2)  # all but the two on the head, by twos
+    came = next(i for i, count in enumerate(nodes) if count > 1)
+    assert came - next(i for i, sample in enumerate(outcome.samples) if sample.unplaced) in range(20, 28)
+    assert nodes[-1] == 1
+    assert any("waits for a node" in text for text in outcome.warnings())
+
+
+def test_nodes_that_are_too_few_are_said():
+    pools = {"head": NodePool(1, 1, 1)}
+    outcome = simulate(service(SCALING, pools), COSTS, Trace((0, 5, 15), (10, 400, 400)))
+    assert max(sample.running["Scorer"] for sample in outcome.samples) == 1
+    assert any("wait for room to the end; max_nodes: head 1" in text for text in outcome.warnings())
+
+
+@settings(max_examples=3, deadline=None, database=None)
+@given(low=st.integers(5, 100), more=st.integers(25, 100))
+def test_more_load_never_needs_fewer_replicas(low, more):
+    most = [
+        max(wanted(simulate(service(), COSTS, Trace((0, 8), (rate, rate))))) for rate in (low, low + more)
+    ]
+    assert most[0] <= most[1]
+
+
+def test_what_the_model_does_not_rank_asks_no_scorer():
+    outcome = simulate(service(model_share=0.0), COSTS, Trace((0, 5), (150, 150)))
+    assert outcome.samples[-1].ongoing["Scorer"] == 0
+    assert outcome.answers(0, 10).late_share == 0
+
+
+def test_a_full_service_refuses_what_it_cannot_queue():
+    narrow = service()
+    narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8, max_queued=8), slots=1)
+    outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
+    answers = outcome.answers(0, 4)
+    assert answers.refused_share > 0.5
+    assert answers.late_share == 0  # a deadline runs from where a request is let in
+    (said,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
+    assert "of a phase are refused (max_queued_requests)" in said
+
+
+def test_a_wait_before_the_deadline_begins_is_said():
+    narrow = service(deadline_s=0.1)
+    narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8), slots=1)
+    outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
+    (said,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
+    assert "above deadline_ms (100), which begins only where a replica takes a request in" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ":1: empty"),
+        ("t_s,rate\n0,1\n", ":1: the column offered_rps is missing; there are t_s, rate"),
+        ("t_s,ofered_rps\n0,1\n", ":1: unknown key 'ofered_rps'; did you mean 'offered_rps'?"),
+        ("t_s,offered_rps\n0,900\n", "1 rows; there must be two or more"),
+        ("t_s,offered_rps\n0,900\n1,many\n", ":3: column offered_rps: 'many' is no number"),
+        ("t_s,offered_rps\n0,900\n1\n", ":3: column offered_rps is missing"),
+        ("t_s,offered_rps\n0,900\n1,\n", ":3: column offered_rps is missing"),
+        ("t_s,offered_rps\n0,900\n1,nan\n", ":3: column offered_rps: 'nan' is no number"),
+        ("t_s,offered_rps\n0,900\n1,-1\n", ":3: column offered_rps: -1 must be 0 or more"),
+        ("t_s,offered_rps\n0,1,000\n1,1,000\n", ":2: more fields than columns; write a thousand as 1000"),
+        ("t_s,offered_rps,offered_rps\n0,1,2\n1,1,2\n", ":1: the column 'offered_rps' is there twice"),
+        ("t_s,offered_rps\n5,900\n5,1\n", ":3: column t_s: 5 must be above 5"),
+        ("t_s,offered_rps\n0,1e6\n60,1e6\n", "offers 120,000,000 requests; at most 5,000,000"),
+        ("t_s,offered_rps\n0,0\n1e6,0\n", "lasts 2,000,000 s; at most 86,400 are simulated"),
+        ("t_s,offered_rps\n1790000001,1\n1790000000,1\n", "1790000000 must be above 1790000001, the row"),
+        ("t_s,offered_rps,nodes\n0,1,1\n1,1,x\n", ":3: column nodes: 'x' is no number"),
+    ],
+)
+def test_a_trace_is_read_strictly(tmp_path, text, said):
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    with pytest.raises(TabrankError) as refused:
+        read_trace(path)
+    assert str(refused.value).startswith(str(path))
+    assert said in str(refused.value)
+
+
+def test_a_trace_shorter_than_a_second_is_one_second():
+    for end_s, seconds in ((0.4, 1), (1.4, 2)):
+        outcome = simulate(service(), COSTS, Trace((0, end_s / 2), (25, 25)))
+        assert wanted(outcome) == [1] * seconds
+
+
+def test_unix_times_and_the_mark_that_a_spreadsheet_puts_first_are_read_and_written(tmp_path):
+    from serve.operate.plan.folder import to_csv
+
+    path = tmp_path / "trace.csv"
+    path.write_bytes(b"\xef\xbb\xbft_s,offered_rps\n1790000000,1\n1790000001.5,1\n")
+    trace = read_trace(path)
+    assert [phase.name for phase in trace.phases()] == [
+        "1790000000–1790000001.5 s",
+        "1790000001.5–1790000003 s",
+    ]
+    path.write_text(to_csv(simulate(service(), COSTS, trace)))
+    assert read_trace(path).t_s == (1790000000, 1790000001, 1790000002)
+
+
+def test_a_phase_is_named_to_a_tenth_of_a_second():
+    names = [phase.name for phase in Trace(tuple(range(40)), (1,) * 40).phases()]
+    assert names[:2] == ["0–3.3 s", "3.3–6.7 s"]
+    assert Trace((0, 0.04), (1, 1)).phases()[1].name == "0.04–0.08 s"
+
+
+def test_a_trace_offers_what_it_says():
+    import numpy as np
+
+    trace = Trace((0, 10, 20), (0.3, 100, 0))
+    arrived = trace.arrivals(np.random.default_rng(0))
+    assert (sum(at < 10 for at in arrived), len(arrived), trace.end_s) == (3, 1003, 30)
+    assert arrived == sorted(arrived)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("ms_per_batch = 1.8", "ms_per_batch = -1"), "FeatureFetch.ms_per_batch: -1 must be from 0"),
+        (("us_per_candidate", "us_per_candidat"), "unknown key 'us_per_candidat'; did you mean"),
+        (("candidates = 55", "candidates = 0"), "candidates: 0 must be from 1 to 1000"),
+        (("machine = ", "# "), "the key 'machine' is missing"),
+        (("[nodes]", "[nodes"), "not TOML"),
+    ],
+)
+def test_costs_are_read_strictly(tmp_path, change, said):
+    path = tmp_path / "costs.toml"
+    path.write_text(SHIPPED.read_text().replace(*change, 1))
+    with pytest.raises(TabrankError, match=r"costs\.toml") as refused:
+        load_costs(path)
+    assert said in str(refused.value)
+
+
+def test_the_shipped_file_can_be_planned():
+    shipped = read_service(read(SHIPPED_CLUSTER))
+    assert shipped.fetch.needs == {"CPU": 0.5}
+    assert [other.name for other in shipped.others] == ["Ingest"]
+    assert shipped.model_share == 1.0
+    outcome = simulate(shipped, load_costs(), Trace((0, 2), (900, 900)))
+    assert outcome.answers(0, 4).late_share == 0
+    assert not outcome.warnings()
+
+
+def cluster(folder, **scorer):
+    document = yaml.safe_load(SHIPPED_CLUSTER.read_text())
+    fetch, score, _ = document["applications"][0]["deployments"]
+    fetch["user_config"] |= {"slots": 8, "batch_candidates": 500}
+    del fetch["autoscaling_config"]
+    score |= {"max_ongoing_requests": 16, "autoscaling_config": SCALING | scorer}
+    path = folder / "cluster.yaml"
+    path.write_text(yaml.safe_dump(document))
+    costs = folder / "costs.toml"
+    costs.write_text(SHIPPED.read_text().replace("us_per_candidate = 2.0", "us_per_candidate = 160"))
+    return [str(path), "--costs", str(costs)]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)])
+
+
+def test_a_plan_leaves_a_report_and_holds_against_itself(tmp_path):
+    trace, out, again = tmp_path / "trace.csv", tmp_path / "out", tmp_path / "again"
+    rows = [f"{at},{25 if at < 5 else 150}\n" for at in range(25)]
+    trace.write_text("t_s,offered_rps\n" + "".join(rows))
+    command = cluster(tmp_path)
+    done = call(*command, "--trace", trace, "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report == json.loads((out / "plan.json").read_text())
+    assert report["deployments"]["Scorer"]["max"] > 1
+    assert len(report["phases"]) == 12
+    page = Page((out / "report.html").read_text())
+    assert "svg" in page.tags
+    assert set(page.links) == {"plan.json", "plan.csv"}
+
+    # what was planned is a timeline too, and the plan of its load is the same
+    held = call(*command, "--compare", out / "plan.csv", "--out", again)
+    assert held.exit_code == 0, held.output
+    assert "HOLDS" in held.stdout
+    assert "Scorer: most 0 off, 0 as they lie" in held.stdout
+
+    refused = call(*command, "--trace", trace, "--out", out)
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
+
+
+def test_a_plan_that_is_two_replicas_off_does_not_hold(tmp_path):
+    rows = [f"{at},150,1,{1 if at < 10 else 4},1" for at in range(30)]
+    timeline = tmp_path / "timeline.csv"
+    header = "t_s,offered_rps,FeatureFetch_replicas,Scorer_replicas,nodes\n"
+    timeline.write_text(header + "\n".join(rows) + "\n")
+    done = call(*cluster(tmp_path, max_replicas=2), "--compare", timeline)
+    assert done.exit_code == 1
+    assert "DOES NOT HOLD" in done.stdout
+    assert "Scorer: most 2 off" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give --trace a CSV"),
+        (["--trace", "trace.csv", "--compare", "trace.csv"], "not both"),
+        (["--trace", "none.csv"], "none.csv: No such file"),
+        (["--compare", "trace.csv"], "the column Scorer_replicas is missing or empty"),
+        (["--trace", "trace.csv", "--costs", "none.toml"], "none.toml: No such file"),
+        (["--trace", "trace.csv", "--out", "/proc/plan"], "/proc/plan: cannot be written"),
+    ],
+)
+def test_what_cannot_be_planned_exits_with_2(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    Path("trace.csv").write_text("t_s,offered_rps\n0,1\n1,1\n")
+    done = call(*cluster(tmp_path)[:1], *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_where_nothing_scales_nothing_is_compared(tmp_path):
+    timeline = tmp_path / "timeline.csv"
+    timeline.write_text("t_s,offered_rps,Scorer_replicas\n0,1,1\n1,1,1\n")
+    done = call(*cluster(tmp_path, max_replicas=1), "--compare", timeline)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "nothing scales in this file: nothing was compared" in done.stderr
+
+
+def test_a_long_plan_says_every_few_seconds_how_far_it_is():
+    now_s, said = iter((0, 1, 3, 5, 6)), []
+    progress = Progress(said.append, 2, lambda: next(now_s))
+    for i, share in ((0, 0.1), (0, 0.5), (1, 0.0), (1, 0.25)):
+        progress.of(i)(share)
+    assert said == ["25% simulated", "62% simulated"]
+
+
+def test_a_simulation_tells_the_share_that_is_done():
+    told = []
+    simulate(service(), COSTS, Trace((0, 2), (25, 25)), 0, told.append)
+    assert told[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert max(told) == 1.0
+
+
+def test_a_file_without_the_request_path_cannot_be_planned(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("applications: [{name: other, import_path: 'other:app'}]\n")
+    with pytest.raises(TabrankError, match="no application lists the deployments FeatureFetch and Scorer"):
+        read_service(read(path))
+
+
+@pytest.mark.parametrize("run", ["step", "spike", "diurnal"])
+def test_a_plan_meets_the_real_runs_it_was_not_fitted_to(run):
+    """Recorded with `loadtest run --cluster`; to step alone the costs were fitted, and to its latency only."""
+    from serve.operate.plan.comparison import compare
+
+    folder = Path(__file__).with_name("plan_runs")
+    recorded = read_service(read(folder / "cluster.yaml"))
+    outcome = simulate(recorded, load_costs(folder / "costs.toml"), read_trace(folder / f"{run}.csv"))
+    (fit,) = compare(outcome).fits  # one FeatureFetch, and nodes were not counted
+    assert fit.holds
+    assert fit.within_one_share > 0.95
+    assert fit.mean_off < fit.mean_off_unplanned / 2

@@ -1,0 +1,61 @@
+"""The systemd unit: it is one to systemd, and a supervisor that dies takes nothing with it."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve.config.reader import read
+from serve.operate.render.systemd import systemd
+
+CONFIG = Path(__file__).parents[4] / "cluster.yaml"
+
+
+def unit(config=CONFIG, run=Path("/srv/tabrank/run")):
+    text = systemd(read(config), run, "tabrank")
+    parser = configparser.RawConfigParser(strict=True)
+    parser.optionxform = str
+    parser.read_string(text)
+    return text, parser["Service"]
+
+
+def test_a_dead_supervisor_is_started_again_and_takes_no_process_with_it():
+    _, service = unit()
+    assert (service["Restart"], service["KillMode"], service["OOMPolicy"]) == (
+        "on-failure",
+        "process",
+        "continue",
+    )
+    assert service["Type"] == "forking"
+    assert service["PIDFile"] == "/srv/tabrank/run/supervisor.pid"
+
+
+def test_starting_reloading_and_stopping_are_our_own_commands():
+    _, service = unit()
+    serve = f'"{sys.executable}" "-m" "serve"'
+    assert service["ExecStart"] == service["ExecReload"]
+    assert service["ExecStart"] == f'{serve} "up" "{CONFIG.resolve()}" "--run" "/srv/tabrank/run"'
+    assert service["ExecStop"] == f'{serve} "down" "--run" "/srv/tabrank/run"'
+
+
+@pytest.mark.parametrize("folder", ["plain", "a b", "50%", "$HOME"])
+def test_systemd_takes_the_unit_whatever_the_paths_are(tmp_path, folder):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is missing: apt-get install systemd")
+    home = tmp_path / folder
+    home.mkdir()
+    shutil.copy(CONFIG, home)
+    text, _ = unit(home / "cluster.yaml", home / "run")
+    (tmp_path / "tabrank.service").write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "tabrank.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

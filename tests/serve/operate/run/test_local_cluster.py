@@ -1,0 +1,436 @@
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from serve.config.application import OUR_APPLICATION
+from serve.contract.errors import TabrankError
+from serve.operate.diff.consequence import Consequence
+from serve.operate.diff.difference import Difference, compare
+from serve.operate.diff.running import InFolder
+from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
+from serve.operate.host.state import route, status, status_code
+from serve.operate.run.local_cluster import NEVER, down, up
+from serve.operate.run.supervisor import reason, settled
+from serve.operate.status.restarts import ENDED
+from serve.operate.status.scrape import read_pages
+from serve.operate.status.screen import render
+from serve.operate.status.vitals import answers_of, look
+
+# An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
+APPLICATION = """
+import json, os
+from ray import serve
+
+@serve.deployment
+class Scorer:
+    def score(self, payload):
+        return payload
+
+@serve.deployment
+@serve.ingress()
+class FeatureFetch:
+    def __init__(self, fail, scorer):
+        if fail:
+            raise RuntimeError("the store cannot be opened")
+        self.scorer, self.knobs = scorer, {}
+
+    def reconfigure(self, user_config):
+        self.knobs = user_config
+
+    def __serve_build_asgi_app__(self):
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                while True:
+                    kind = (await receive())["type"]
+                    await send({"type": kind + ".complete"})
+                    if kind.endswith("shutdown"):
+                        return
+            answer = {"pid": os.getpid(), "home": os.environ.get("TABRANK_HOME"), **self.knobs}
+            body = await self.scorer.score.remote(json.dumps(answer).encode())
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+        return app
+
+def build(args):
+    return FeatureFetch.bind(args["fail"], Scorer.bind())
+"""
+
+CONFIG = """\
+proxy_location: HeadOnly
+http_options: {{host: 127.0.0.1, port: {port}}}
+logging_config: {{enable_access_log: false}}
+applications:
+- name: tab
+  route_prefix: /
+  import_path: front:build
+  args: {{fail: {fail}}}
+  deployments:
+  - name: FeatureFetch
+    max_ongoing_requests: 100
+    max_surge_percent: 100
+    graceful_shutdown_wait_loop_s: 0.1
+    ray_actor_options: {{num_cpus: 0.5}}
+    user_config: {{knob: {knob}}}
+  - name: Scorer
+    graceful_shutdown_wait_loop_s: 0.1
+    ray_actor_options: {{num_cpus: 0.5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, port):
+    """A folder with an application, whose service is stopped at the end whatever happens."""
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "front.py").write_text(APPLICATION)
+    yield folder
+    down(folder / "run")
+
+
+def service(
+    folder: Path,
+    port: int,
+    *,
+    knob: int = 1,
+    fail: bool = False,
+    haproxy: bool = True,
+    said: list[str] | None = None,
+) -> dict[str, Any]:
+    (folder / "cluster.yaml").write_text(CONFIG.format(port=port, knob=knob, fail=str(fail).lower()))
+    told = [] if said is None else said
+    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy, progress=told.append)
+
+
+def answer(port: int) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/rank", timeout=5) as response:
+        return dict(json.loads(response.read()))
+
+
+def until(holds, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def idle_process(marker: str, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "input()", *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: marker})
+
+
+def kill_supervisor(folder: Path) -> int:
+    """Kill it and return its id once it has ended."""
+    (supervisor,) = RunFolder.of(folder / "run").supervisors()
+    supervisor.kill()
+    supervisor.wait(10)
+    return supervisor.pid
+
+
+def unplaceable(document: dict[str, Any]) -> dict[str, Any]:
+    (app,) = document["applications"]
+    front = next(one for one in app["deployments"] if one["name"] == "FeatureFetch")
+    front["ray_actor_options"] = {"num_cpus": 4_000}
+    return document
+
+
+def assert_nothing_is_left(folder: Path, port: int) -> None:
+    run = RunFolder.of(folder / "run")
+    assert run.processes() == []
+    assert run.temp is None
+    assert status(folder / "run")["state"] == "stopped"
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
+    run = RunFolder.of(tmp_path)
+    with (
+        idle_process(marker=run.cluster_id) as orphan,
+        idle_process(marker="another") as stranger,
+    ):
+        assert status(tmp_path)["state"] == "dead"
+        stopped = down(tmp_path)
+        assert stopped["was"] == "dead"
+        assert orphan.poll() is not None
+        assert stranger.poll() is None
+        stranger.kill()
+    assert status(tmp_path) == {"state": "stopped"}
+
+
+def test_a_service_that_failed_is_dead_and_nothing_says_that_it_goes_on(tmp_path):
+    run = RunFolder.of(tmp_path)
+    run.write({"state": "failed", "url": "http://127.0.0.1:1", "error": "no room", "applications": {}})
+    found = look(tmp_path, None)
+    assert (found["state"], found["unwatched"], found["waits"]) == ("dead", "", [])
+    told = "".join(render(found).splitlines()[1:])
+    assert told.replace(" ", "") == f"last error: no roomlogs   {run.log}".replace(" ", "")
+
+
+def test_a_state_that_a_deploy_writes_no_more_holds_for_a_minute(tmp_path):
+    run = RunFolder.of(tmp_path)
+    run.write({"state": "deploying", "deploying": {"config": "a.yaml", "since": "2026-01-31T12:00:00+00:00"}})
+    with idle_process(run.cluster_id, SUPERVISE) as supervisor:
+        for age_s, state in ((30, "deploying"), (90, "dead")):
+            at = time.time() - age_s
+            os.utime(tmp_path / "service.json", (at, at))
+            assert status(tmp_path)["state"] == state
+        supervisor.kill()
+
+
+def test_what_answers_no_http_on_the_port_is_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_rubbish():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"rubbish\r\n\r\n")
+
+        threading.Thread(target=answer_rubbish, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert status_code(url) == 0
+        assert answers_of({"url": url, "applications": {"a": {"import_path": OUR_APPLICATION}}}) == {"a": {}}
+        assert read_pages([url]).values == {}
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_of_a_service_that_is_dead_no_replica_is_said_to_run(tmp_path):
+    run = RunFolder.of(tmp_path)
+    applications = {"tab": {"deployments": {"Scorer": {"replicas": {"RUNNING": 1}}}, "import_path": "a:b"}}
+    run.write({"state": "ready", "url": "http://127.0.0.1:1", "applications": applications})
+    found = status(tmp_path)
+    assert (found["state"], found["applications"]) == ("dead", {})
+
+
+def test_down_where_nothing_runs_is_no_error(tmp_path):
+    assert down(tmp_path)["was"] == "stopped"
+
+
+def test_down_of_a_folder_that_is_not_there_says_so_and_makes_none(tmp_path):
+    assert down(tmp_path / "run")["was"] == NEVER
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_runs_is_not_stopped_for_a_port_that_is_taken(tmp_path, monkeypatch):
+    nothing = compare({"applications": []}, {"applications": []})
+    restart = Difference(nothing.changes, nothing.deployments, Consequence.RESTART)
+    monkeypatch.setattr("serve.operate.run.local_cluster._difference", lambda config, run: restart)
+    RunFolder.of(tmp_path / "run").path.mkdir()
+    RunFolder.of(tmp_path / "run").write(
+        {"url": "http://127.0.0.1:1", "haproxy": True, "state": "deploying", "error": ""}
+    )
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(TabrankError, match="is taken by"):
+        service(tmp_path, holder.getsockname()[1], said=said)
+    assert said[-1].startswith("restarting")
+    assert RunFolder.of(tmp_path / "run").service()
+
+
+def test_a_deploy_is_done_once_no_replica_of_before_is_left():
+    def application(**replicas):
+        return {"tab": {"status": "RUNNING", "deployments": {"Front": {"replicas": replicas}}}}
+
+    assert settled(application(RUNNING=2))
+    assert not settled(application(RUNNING=2, STOPPING=1))
+    assert not settled({"tab": application(RUNNING=1)["tab"] | {"status": "DEPLOYING"}})
+    assert not settled({})
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError(), "ValueError"),
+        (ValueError("\n"), "ValueError"),
+        (RuntimeError("Traceback\n  a line\nKeyError: 'x'\n"), "KeyError: 'x'"),
+        (TabrankError("one line\nand another"), "one line\nand another"),
+    ],
+)
+def test_every_failure_has_a_reason_one_without_a_text_too(error, told):
+    assert reason(error) == told
+
+
+def test_a_port_that_somebody_else_holds_is_refused_and_its_holder_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(TabrankError, match=rf"127\.0\.0\.1:{port} is taken by .*{os.getpid()}"):
+            service(tmp_path, port)
+    assert status(tmp_path / "run") == {"state": "stopped"}
+
+
+@pytest.mark.integration
+def test_up_twice_starts_once_and_a_changed_knob_reaches_the_running_replica(folder, port):
+    assert service(folder, port, knob=1)["action"] == "started"
+    first = answer(port)
+    assert (first["knob"], first["home"]) == (1, str(folder))
+    assert service(folder, port, knob=1)["action"] == "none"
+    said: list[str] = []
+    deployed = service(folder, port, knob=2, said=said)
+    assert (deployed["action"], deployed["degraded"]) == ("deployed", [])
+    knob = "applications[tab].deployments[FeatureFetch].user_config.knob"
+    assert said[:2] == [f"{knob}: 1 → 2", "    reconfigured in place"]
+    assert [change["path"] for change in deployed["changes"]] == [knob]
+    assert answer(port) == {**first, "knob": 2}
+    now = status(folder / "run")
+    assert now["state"] == "ready"
+    assert now["applications"]["tab"]["deployments"]["Scorer"]["replicas"] == {"RUNNING": 1}
+
+
+@pytest.mark.integration
+def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_deploys(folder, port):
+    started = service(folder, port, knob=1)
+    first = answer(port)
+    kill_supervisor(folder)
+    now = look(folder / "run", None)
+    assert now["state"] == "unwatched"
+    assert "python -m serve up" in now["waits"][0]
+    assert "unknown" in render(now)
+    assert "running" not in render(now)
+    with pytest.raises(TabrankError, match="have a new one take over"):
+        InFolder(RunFolder.of(folder / "run"))
+    for _ in range(50):
+        assert answer(port) == first
+        time.sleep(0.05)
+    taken = service(folder, port, knob=1)
+    assert taken["action"] == "taken over"
+    assert taken["pid"] != started["pid"]
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(os.open(RunFolder.of(folder / "run").temp, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert status(folder / "run")["applications"]["tab"]["deployments"]["Scorer"]["replicas"] == {
+        "RUNNING": 1
+    }
+    assert service(folder, port, knob=1)["action"] == "none"
+    assert service(folder, port, knob=3)["action"] == "deployed"
+    assert answer(port) == {**first, "knob": 3}
+
+
+@pytest.mark.integration
+def test_a_supervisor_that_is_killed_after_or_during_a_deploy_that_fails_leaves_up_to_deploy(folder, port):
+    started, run = service(folder, port, knob=3), RunFolder.of(folder / "run")
+    wanted = run.path / "wanted.yaml"
+    wanted.unlink(missing_ok=True)
+    wanted.mkdir()
+    os.kill(started["pid"], signal.SIGHUP)
+    until(lambda: "wanted.yaml: Is a directory" in run.service()["error"])
+    assert "the service goes on with what it had" in run.service()["error"]
+    wanted.rmdir()
+    kill_supervisor(folder)
+    said: list[str] = []
+    taken = service(folder, port, knob=5, said=said)
+    assert (taken["action"], taken["error"], answer(port)["knob"]) == ("deployed", "", 5)
+    assert said[0].startswith("taking over")
+    # What no machine has room for.
+    run.want(folder / "cluster.yaml", "", unplaceable(run.deployed()))
+    os.kill(taken["pid"], signal.SIGHUP)
+    until(lambda: status(folder / "run")["applications"]["tab"]["status"] == "DEPLOYING")
+    kill_supervisor(folder)
+    again = service(folder, port, knob=5)
+    assert (again["action"], again["state"], again["deploying"]) == ("deployed", "ready", None)
+    assert status(folder / "run")["applications"]["tab"]["status"] == "RUNNING"
+    assert answer(port)["knob"] == 5
+
+
+@pytest.mark.integration
+def test_a_run_folder_that_was_deleted_comes_back_and_the_next_file_is_deployed_in_place(folder, port):
+    service(folder, port, knob=3)
+    first = answer(port)
+    shutil.rmtree(folder / "run")
+    until(lambda: status(folder / "run")["state"] == "ready")
+    assert service(folder, port, knob=4)["action"] == "deployed"
+    assert answer(port) == {**first, "knob": 4}
+
+
+@pytest.mark.integration
+def test_a_supervisor_that_can_write_nothing_goes_on_says_so_and_tells_what_happened_meanwhile(folder, port):
+    started, run = service(folder, port, knob=4), RunFolder.of(folder / "run")
+    supervisor = psutil.Process(started["pid"])
+    # As on a full disk: of its log and its state no byte more is written.
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
+    for title in ("ray::ServeReplica:tab:Scorer", "ray::ServeController"):
+        next(one for one in run.processes() if one.cmdline()[:1] == [title]).kill()
+    until(lambda: status(folder / "run")["state"] == "unwatched")
+    assert "make room" in status(folder / "run")["unwatched"]
+    assert answer(port)["knob"] == 4
+    assert supervisor.is_running()
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    until(lambda: {"tab/Scorer", "controller"} <= set(status(folder / "run").get("restarts", ())))
+    found = status(folder / "run")
+    assert (found["state"], found["pid"]) == ("ready", started["pid"])
+    for name in ("tab/Scorer", "controller"):
+        assert (found["restarts"][name]["count"], found["restarts"][name]["last"]) == (1, ENDED)
+
+
+@pytest.mark.integration
+def test_after_a_kill_of_all_but_haproxy_up_starts_anew_and_down_leaves_nothing(folder, port):
+    run = RunFolder.of(folder / "run")
+    service(folder, port)
+    old = run.processes()
+    names = {process.pid: process.name() for process in old}
+    # Among them those that set their own title, and with it would have lost the marker.
+    assert {"haproxy", "raylet", "gcs_server", "ray::DashboardAgent"} <= set(names.values())
+    assert (
+        run.temp.stat().st_mode & 0o777 == 0o700
+    )  # HAProxy's admin socket and Ray's, open to all, lie in it
+    for process in old:
+        if names[process.pid] != "haproxy":
+            process.kill()
+    psutil.wait_procs(old, timeout=1)
+    assert status(folder / "run")["state"] == "dead"
+    assert service(folder, port)["action"] == "started"
+    assert not set(names) & {process.pid for process in run.processes()}
+    assert answer(port)["knob"] == 1
+    stopped = down(folder / "run")
+    assert (stopped["was"], stopped["killed"]) == ("ready", [])
+    kept = Path(stopped["kept_logs"])
+    assert kept.parent == folder / "run" / "logs"
+    assert any(path.name.startswith("serve_replica_tab_Scorer") for path in kept.iterdir())
+    assert any(path.name.startswith("serve_controller") for path in kept.iterdir())
+    assert_nothing_is_left(folder, port)
+
+
+@pytest.mark.integration
+def test_an_application_that_cannot_start_gives_its_reason_and_leaves_nothing(folder, port):
+    with pytest.raises(TabrankError, match="'tab' cannot be deployed: RuntimeError: the store cannot be"):
+        service(folder, port, fail=True, haproxy=False)
+    assert_nothing_is_left(folder, port)
+
+
+@pytest.mark.integration
+def test_the_plain_proxy_serves_and_down_ends_what_a_killed_supervisor_leaves(folder, port):
+    started = service(folder, port, haproxy=False)
+    assert answer(port)["knob"] == 1
+    assert started["pid"] == kill_supervisor(folder)
+    assert down(folder / "run")["was"] == "unwatched"
+    assert_nothing_is_left(folder, port)
+
+
+@pytest.mark.parametrize(
+    ("applications", "where"),
+    [
+        ([], ""),
+        ([{"import_path": "a:b", "route_prefix": "/a"}], "/a"),
+        ([{"import_path": "a:b", "route_prefix": "/a"}, {"import_path": "serve.app:build"}], ""),
+        ([{"import_path": "serve.app:build", "route_prefix": "/spaces"}], "/spaces"),
+    ],
+)
+def test_the_service_is_asked_where_its_first_application_is(applications, where):
+    assert route({"applications": applications}) == where

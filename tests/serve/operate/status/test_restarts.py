@@ -1,0 +1,76 @@
+"""How often what runs was started again, and why, from rows of Ray's table of actors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext, OomContext
+
+from serve.operate.status.restarts import ENDED, MEMORY, UNHEALTHY, Restarts
+
+KILLED = ActorDeathCause(
+    actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.RAY_KILL)
+)
+DIED = ActorDeathCause(
+    actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.WORKER_DIED)
+)
+OUT_OF_MEMORY = ActorDeathCause(oom_context=OomContext(error_message="low on memory"))
+SCORER = "SERVE_REPLICA::spaces#Scorer#"
+PROXY = "SERVE_PROXY_ACTOR-2d20"
+
+
+def actor(
+    name: str, cause: ActorDeathCause | None = None, end_s: int = 0, restarts: int = 0
+) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "State": "DEAD" if cause else "ALIVE",
+        "NumRestarts": restarts,
+        "EndTime": end_s * 1000,
+        "DeathCause": cause or ActorDeathCause(),
+    }
+
+
+def scorers(status: str, *ids: str) -> dict[str, Any]:
+    return {"spaces": {"deployments": {"Scorer": {"status": status, "ids": list(ids)}}}}
+
+
+def test_what_never_ended_is_not_told():
+    found = Restarts().found([actor("SERVE_CONTROLLER_ACTOR"), actor(SCORER + "a"), actor("mine", DIED)], {})
+    assert found == {}
+
+
+def test_each_part_is_counted_with_its_last_reason_and_time():
+    table = [
+        actor(SCORER + "b", OUT_OF_MEMORY, end_s=60),
+        actor(SCORER + "a", DIED, end_s=30),
+        actor(PROXY, DIED, end_s=30),
+        actor("SERVE_CONTROLLER_ACTOR", restarts=21),
+    ]
+    assert Restarts().found(table, {}) == {
+        "spaces/Scorer": {"count": 2, "last": MEMORY, "at": "1970-01-01T00:01:00+00:00"},
+        "proxy": {"count": 1, "last": ENDED, "at": "1970-01-01T00:00:30+00:00"},
+        "controller": {"count": 21, "last": ENDED, "at": None},
+    }
+
+
+@pytest.mark.parametrize(("status", "told"), [("UNHEALTHY", [(1, UNHEALTHY)]), ("UPDATING", [])])
+def test_a_replica_that_serve_stopped_counts_only_if_its_deployment_was_unhealthy(status, told):
+    restarts = Restarts()
+    restarts.found([actor(SCORER + "a")], scorers(status, "a", "b"))
+    restarts.found([actor(SCORER + "a", KILLED, 30)], scorers("HEALTHY", "b", "c"))
+    for table in ([], [actor(SCORER + "b", KILLED, 90)]):
+        found = restarts.found([actor(SCORER + "a", KILLED, 30), *table], scorers("HEALTHY", "c"))
+        assert [(one["count"], one["last"]) for one in found.values()] == told
+
+
+def test_a_planned_stop_hides_no_crash_before_it():
+    table = [actor(SCORER + "a", DIED, end_s=30), actor(SCORER + "b", KILLED, end_s=60)]
+    assert Restarts().found(table, {}) == {
+        "spaces/Scorer": {"count": 1, "last": ENDED, "at": "1970-01-01T00:00:30+00:00"}
+    }
+
+
+def test_a_proxy_that_serve_stopped_did_not_answer():
+    assert Restarts().found([actor(PROXY, KILLED, 30)], {})["proxy"]["last"] == UNHEALTHY

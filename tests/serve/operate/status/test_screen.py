@@ -1,0 +1,167 @@
+from datetime import UTC, datetime
+
+from serve.operate.status.screen import keep_showing, render
+from serve.operate.status.vitals import degraded_by, killed_in, waiting
+
+READY = {
+    "store": "fresh",
+    "model": "20260131T120000Z-ab12",
+    "experiment": {
+        "holdout": 0.1,
+        "arms": [
+            {"name": "model", "scorer": "current", "share": 0.75, "model": "20260131T120000Z-ab12"},
+            {"name": "popular", "scorer": "popular", "share": 0.25, "model": None},
+        ],
+    },
+}
+FOUND = {
+    "state": "ready",
+    "url": "http://127.0.0.1:8000",
+    "error": "",
+    "degraded": [],
+    "kill_switch": [],
+    "applications": {
+        "spaces": {
+            "deployments": {
+                "FeatureFetch": {
+                    "status": "UPSCALING",
+                    "target": 3,
+                    "replicas": {"RUNNING": 2, "STARTING": 1},
+                },
+                "Scorer": {"status": "HEALTHY", "replicas": {"RUNNING": 1}},
+            }
+        }
+    },
+    "restarts": {
+        "spaces/Scorer": {"count": 2, "last": "its process ended", "at": "2026-01-31T12:00:00+00:00"},
+        "controller": {"count": 1, "last": "its process ended", "at": None},
+    },
+    "nodes": [
+        {"id": "a", "pool": "head", "alive": True},
+        {"id": "b", "pool": "workers", "alive": True},
+        {"id": "c", "pool": "workers", "alive": False},
+    ],
+    "surfaces": {"spaces": READY},
+    "traffic": {
+        "rate_rps": 412.4,
+        "p50_ms": 3.21,
+        "p90_ms": 12.0,
+        "p99_ms": None,
+        "rungs": {"full": 0.98, "fallback": 0.02},
+        "reasons": {"deadline": 0.02},
+        "arms": {"model": 0.74},
+        "freshness_ms": 105.0,
+    },
+}
+
+
+def test_one_screen_has_it_all():
+    assert render(FOUND).splitlines() == [
+        "ready  http://127.0.0.1:8000",
+        "application  deployment    status     replicas",
+        "spaces       FeatureFetch  upscaling  2/3 running, 1 starting",
+        "             Scorer        healthy    1/– running",
+        "rankings/s        412",
+        "latency ms        p50 3.2  p90 12.0  p99 –",
+        "rungs             full 98.0%, fallback 2.0%",
+        "degraded by       deadline 2.0%",
+        "features, ms old  105",
+        "spaces: model     20260131T120000Z-ab12",
+        "spaces: arms      model 75% (seen 74%), popular 25%, held out 10%",
+        "restarts          controller 1 (its process ended)",
+        "                  spaces/Scorer 2 (its process ended at 2026-01-31T12:00:00+00:00)",
+        "kill switch       off",
+        "nodes  1 head, 1 workers",
+    ]
+
+
+def test_what_nobody_tells_is_a_dash_and_what_is_wrong_comes_first():
+    found = FOUND | {"traffic": None, "surfaces": {"spaces": {}}, "nodes": [], "error": "no such model"}
+    found |= {"degraded": ["spaces: no answer to /readyz"], "kill_switch": ["spaces"]}
+    lines = render(found).splitlines()
+    assert lines[1:3] == ["degraded: spaces: no answer to /readyz", "last error: no such model"]
+    told = [" ".join(line.split()) for line in lines]
+    assert {"rankings/s –", "rungs –", "nodes –", "kill switch on for spaces"} <= set(told)
+    assert render({"state": "stopped", "degraded": [], "kill_switch": []}) == "stopped"
+
+
+def test_a_deploy_that_waits_names_its_file_and_why_and_the_screen_ends_with_the_logs():
+    service = {
+        "state": "deploying",
+        "deploying": {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
+        "applications": {
+            "spaces": {
+                "deployments": {
+                    "FeatureFetch": {"replicas": {"RUNNING": 1, "STARTING": 1}, "message": ""},
+                    "Scorer": {"replicas": {"STARTING": 2}, "message": "A replica failed.\nOSError: disk"},
+                    "Ingest": {"replicas": {"RUNNING": 1}, "message": ""},
+                }
+            }
+        },
+    }
+    wanted = deployed()
+    wanted["applications"][0]["deployments"][0]["ray_actor_options"] = {"num_cpus": 64}
+    head = "a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00"
+    assert waiting(service, wanted, datetime(2026, 1, 31, 12, 0, 5, tzinfo=UTC)) == [head]
+    waits = waiting(service, wanted, datetime(2026, 1, 31, 12, 1, tzinfo=UTC))
+    assert waits == [
+        head,
+        "spaces/FeatureFetch: no room? 1 of its replicas wait for 64 CPUs each",
+        "spaces/Scorer: OSError: disk",
+    ]
+    assert waiting(service | {"state": "ready"}, wanted, datetime.now(UTC)) == []
+    found = FOUND | {"waits": waits, "log": "/run/supervisor.log", "replica_logs": "/tmp/serve"}
+    lines = render(found).splitlines()
+    assert lines[1:4] == waits
+    assert lines[-1] == "logs   /run/supervisor.log; of replicas /tmp/serve"
+
+
+def test_ctrl_c_before_the_first_screen_ends_as_later(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve.operate.status.vitals.look", interrupted)
+    assert keep_showing(None, None, 2.0, False)["state"] == "unknown"
+
+
+def test_a_service_that_ranks_by_the_fallback_alone_is_degraded():
+    without = {
+        **READY,
+        "experiment": {"arms": [{"name": "model", "scorer": "current", "share": 1, "model": None}]},
+    }
+    assert degraded_by({"spaces": READY}, {}) == []
+    assert degraded_by({"spaces": without}, {}) == ["spaces: no model for model: these get the popular order"]
+    assert degraded_by({"spaces": {**READY, "store": "unavailable"}}, {}) == [
+        "spaces: no fresh features: the store is unavailable"
+    ]
+    assert degraded_by({"spaces": {}}, deployed(kill_switch=True)) == [
+        "spaces: no answer to /readyz",
+        "spaces: the kill switch is on",
+    ]
+
+
+def test_an_arm_that_gets_nobody_needs_no_model():
+    arms = [{"name": "new", "scorer": "current", "share": 0.0, "model": None}, READY["experiment"]["arms"][1]]
+    assert degraded_by({"spaces": {**READY, "experiment": {"arms": arms}}}, {}) == []
+
+
+def deployed(**knobs):
+    ingress = {"name": "FeatureFetch", "user_config": knobs}
+    app = {"name": "spaces", "import_path": "serve.app:build", "deployments": [ingress]}
+    return {"applications": [app]}
+
+
+def test_arms_that_a_replica_refused_are_told():
+    arms = {"model": {"scorer": "current", "share": 0.75}, "popular": {"scorer": "popular", "share": 0.25}}
+    assert degraded_by({"spaces": READY}, deployed(experiment={"arms": arms})) == []
+    arms["model"]["scorer"] = "20260201T120000Z-ab12"
+    assert degraded_by({"spaces": READY}, deployed(experiment={"arms": arms})) == [
+        "spaces: a replica refused the arms of the file; its log has the reason"
+    ]
+
+
+def test_the_kill_switch_is_read_from_what_was_deployed():
+    document = deployed(kill_switch=True)
+    assert killed_in(document) == ["spaces"]
+    document["applications"][0]["import_path"] = "other:app"
+    assert killed_in(document) == killed_in(deployed(kill_switch=False)) == killed_in({}) == []

@@ -1,0 +1,120 @@
+"""The circuit breaker before a scorer that fails, hangs, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serve.contract.errors import ScorerUnavailable
+from serve.ranking.circuit_breaker import FAILURES, Breaker
+
+
+class FakeScorer:
+    """Answers what it is sent; raises or hangs as told."""
+
+    def __init__(self):
+        self.error, self.hangs = None, False
+        self.calls = []
+
+    async def __call__(self, version, payload):
+        self.calls.append(payload)
+        if self.hangs:
+            await asyncio.sleep(60)
+        if self.error:
+            raise self.error
+        return payload
+
+
+async def fail(breaker, times=FAILURES):
+    for _ in range(times):
+        with pytest.raises(ConnectionError):
+            await breaker("v", b"bad")
+
+
+async def until_well(breaker):
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return await breaker("v", b"new")
+            except ScorerUnavailable:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr("serve.ranking.circuit_breaker.RETRY_S", 0.01)
+
+
+def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batch_that_it_knows():
+    async def scenario():
+        scorer = FakeScorer()
+        breaker = Breaker(scorer)
+        assert await breaker("v", b"good") == b"good"
+        scorer.error = ConnectionError("gone")
+        await fail(breaker)
+        num_calls = len(scorer.calls)
+        with pytest.raises(ScorerUnavailable):
+            await breaker("v", b"refused at once")
+        assert len(scorer.calls) == num_calls
+        scorer.error = None
+        assert await until_well(breaker) == b"new"
+        assert scorer.calls[num_calls:] == [b"good", b"new"]
+
+    asyncio.run(scenario())
+
+
+def test_one_that_nobody_asks_any_more_is_tried_no_more_until_somebody_does(monkeypatch):
+    monkeypatch.setattr("serve.ranking.circuit_breaker.FORGOTTEN_S", 0.05)
+
+    async def scenario():
+        scorer = FakeScorer()
+        breaker = Breaker(scorer)
+        scorer.error = FileNotFoundError("the version is gone")
+        for _ in range(FAILURES):
+            with pytest.raises(FileNotFoundError):
+                await breaker("v", b"bad")
+        await asyncio.sleep(0.1)
+        num_calls = len(scorer.calls)
+        assert num_calls > FAILURES
+        await asyncio.sleep(0.05)
+        assert len(scorer.calls) == num_calls
+        with pytest.raises(FileNotFoundError):
+            await breaker("v", b"asked again")
+        with pytest.raises(ScorerUnavailable):
+            await breaker("v", b"refused at once")
+        scorer.error = None
+        assert await until_well(breaker) == b"new"
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_now_and_then_is_none_of_its_business():
+    async def scenario():
+        scorer = FakeScorer()
+        breaker = Breaker(scorer)
+        for _ in range(3):
+            scorer.error = ConnectionError("gone")
+            await fail(breaker, FAILURES - 1)
+            scorer.error = None
+            assert await breaker("v", b"good") == b"good"
+
+    asyncio.run(scenario())
+
+
+def test_one_that_hangs_is_left_alone_after_its_callers_have_given_up_and_the_calls_go_on():
+    async def scenario():
+        scorer = FakeScorer()
+        breaker = Breaker(scorer)
+        scorer.hangs = True
+        for _ in range(FAILURES):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(breaker("v", b"hung"), 0.01)
+        with pytest.raises(ScorerUnavailable):
+            await breaker("v", b"refused at once")
+        hung = [task for task in asyncio.all_tasks() if not task.done()]
+        assert len(hung) >= FAILURES + 1, "Ray counts them, and sends what comes to another replica"
+        scorer.hangs = False
+        assert await until_well(breaker) == b"new"
+
+    asyncio.run(scenario())

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.ranking.exploration import NEAREST, TEMPERATURE, draw, log_weight, pick_probability
+
+SCORES = st.lists(st.one_of(st.floats(0.0, 1.0, width=32), st.just(float("nan"))), max_size=40)
+
+
+def drawn(scores, seed=0):
+    score = np.array(scores, np.float32)
+    return score, *draw(score, np.random.default_rng(seed))
+
+
+@given(SCORES, st.integers(0, 2**32))
+def test_every_candidate_has_one_place_and_the_unscored_follow_in_their_order(scores, seed):
+    score, order, propensity = drawn(scores, seed)
+    assert sorted(order.tolist()) == list(range(len(score)))
+    num_scored = int((~np.isnan(score)).sum())
+    assert not np.isnan(score[order[:num_scored]]).any()
+    assert order[num_scored:].tolist() == np.flatnonzero(np.isnan(score)).tolist()
+    assert (propensity[num_scored:] == 1.0).all()
+
+
+@given(SCORES, st.integers(0, 2**32))
+def test_a_pick_is_as_probable_as_its_odds_among_those_that_are_left(scores, seed):
+    score, order, propensity = drawn(scores, seed)
+    p = np.clip(score[order].astype(np.float64), NEAREST, 1 - NEAREST)
+    odds = (p / (1 - p)) ** (1 / TEMPERATURE)
+    for k in np.flatnonzero(~np.isnan(odds)):
+        assert propensity[k] == pytest.approx(odds[k] / np.nansum(odds[k:]), rel=1e-6)
+        assert 0.0 < propensity[k] <= 1.0
+
+
+def test_orders_are_drawn_as_often_as_their_propensity_says():
+    score = np.array([0.6, 0.3, 0.05, 0.5], np.float32)
+    probability = {
+        order: pick_probability(log_weight(score[list(order)])).prod() for order in permutations(range(4))
+    }
+    assert sum(probability.values()) == pytest.approx(1.0)
+    rng, num = np.random.default_rng(1), 10_000
+    counts = dict.fromkeys(probability, 0)
+    for _ in range(num):
+        counts[tuple(draw(score, rng)[0].tolist())] += 1
+    expected = np.array([probability[order] * num for order in counts])
+    chi2 = ((np.array(list(counts.values())) - expected) ** 2 / expected).sum()
+    assert chi2 < 49.7  # the 99.9 % point of χ² with 23 degrees of freedom
+
+
+def test_the_same_seed_draws_the_same_order():
+    assert drawn([0.1, 0.2, 0.3] * 9, 7)[1].tolist() == drawn([0.1, 0.2, 0.3] * 9, 7)[1].tolist()
+
+
+def test_certain_scores_leave_something_to_chance():
+    _, order, propensity = drawn([0.0, 1.0, 1.0])
+    assert set(order[:2].tolist()) == {1, 2}
+    assert np.isfinite(propensity).all()
+    assert (propensity > 0).all()

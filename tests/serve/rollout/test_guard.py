@@ -1,0 +1,155 @@
+"""When a version on trial is to come back, by a clock that the test turns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serve.config.settings import Limits
+from serve.rollout.guard import MIN_PAIRS, MIN_ROWS, PERIOD_S, Trial
+from serve.rollout.score_comparison import EDGES, Pair, Sums, histogram, psi, top_kept
+
+RNG = np.random.default_rng(0)
+
+
+def trial(**limits):
+    return Trial("new", "old", Limits(**limits), 0.0)
+
+
+def probability(log_odds):
+    return (1 / (1 + np.exp(-np.asarray(log_odds)))).astype(np.float32)
+
+
+def pair(rng, shift=0.0, noise=0.0, slower=1.0, requests=2, length=55):
+    """A batch whose new scores are the old ones, moved; 5 ms in the old version."""
+    odds = rng.normal(-3.0, 0.8, requests * length)
+    new = odds + shift + noise * rng.standard_normal(len(odds))
+    old_ms = 5.0 * rng.uniform(0.8, 1.6)
+    new_ms = old_ms * slower * rng.uniform(0.7, 1.4)
+    return Pair(probability(new), probability(odds), new_ms, old_ms, np.repeat(np.arange(requests), length))
+
+
+def verdict_of(held, *, num=40, **moved):
+    rng = np.random.default_rng(1)
+    for i in range(num):
+        held.compared(pair(rng, **moved), 0.2 * i)
+    return held.verdict
+
+
+def test_equal_versions_and_a_healthy_refresh_stay():
+    assert verdict_of(trial()) is None
+    assert verdict_of(trial(), shift=0.1, noise=0.3, slower=1.5, num=300) is None
+
+
+def test_shifted_scores_come_back_in_either_direction():
+    for shift in (1.0, -1.0):
+        verdict = verdict_of(trial(), shift=shift)
+        assert verdict.kind == "shifted"
+        assert "PSI" in verdict.reason
+        assert "old" in verdict.reason
+    assert verdict_of(trial(max_psi=50.0), shift=1.0) is None
+
+
+def test_one_score_for_all_is_a_shift():
+    held, rng = trial(), np.random.default_rng(2)
+    for i in range(12):
+        same = pair(rng)
+        held.compared(same._replace(new=np.full_like(same.old, np.median(same.old))), float(i))
+    assert held.verdict.kind == "shifted"
+
+
+def test_few_rows_tell_no_shift():
+    few = MIN_ROWS // 55
+    assert verdict_of(trial(), shift=3.0, num=few, requests=1) is None
+    assert verdict_of(trial(), shift=3.0, num=few + 1, requests=1).kind == "shifted"
+
+
+def test_five_times_as_slow_comes_back_once_twenty_pairs_say_so():
+    assert verdict_of(trial(), slower=5.0, num=MIN_PAIRS - 1) is None
+    assert verdict_of(trial(), slower=5.0, num=MIN_PAIRS).kind == "slow"
+    assert verdict_of(trial(max_slowdown=8.0), slower=5.0, num=60) is None
+
+
+def test_a_few_stalls_are_not_slowness_and_neither_is_what_nobody_feels():
+    held, rng = trial(), np.random.default_rng(3)
+    for i in range(60):
+        stalled = 400.0 if i % 4 == 0 else 5.0
+        held.compared(pair(rng)._replace(new_ms=stalled, old_ms=5.0), float(i))
+    assert held.verdict is None
+    held = trial()
+    for i in range(60):
+        held.compared(pair(rng)._replace(new_ms=0.5, old_ms=0.05), float(i))
+    assert held.verdict is None
+
+
+def test_scores_that_are_not_finite_come_back_at_the_first_batch():
+    held = trial()
+    held.scored(np.full(55, np.nan, np.float32), 0.0)
+    assert held.verdict.kind == "non_finite"
+
+
+def test_a_stray_score_that_is_not_finite_is_none():
+    held = trial()
+    for i in range(100):
+        scores = np.full(1_760, 0.5, np.float32)
+        scores[0] = np.inf
+        held.scored(scores, 0.1 * i)
+    assert held.verdict is None
+
+
+def test_failures_count_against_the_calls_of_the_last_minutes():
+    held = trial()
+    for i in range(1_000):
+        held.scored(np.full(5, 0.5, np.float32), 0.01 * i)
+    for _ in range(50):
+        held.failed(ValueError("no kernel"), 11.0)
+    assert held.verdict is None, "50 of 1,050"
+    for i in range(3):  # the thousand are forgotten after two periods
+        held.failed(ValueError("no kernel"), 2 * PERIOD_S + i)
+    assert held.verdict.kind == "failed"
+    assert "no kernel" in held.verdict.reason
+
+
+def test_the_first_reason_stays():
+    held = trial()
+    held.scored(np.full(55, np.nan, np.float32), 0.0)
+    for _ in range(5):
+        held.failed(ValueError("gone"), 1.0)
+    assert held.verdict.kind == "non_finite"
+
+
+def test_every_score_has_its_bin_and_ends_count_too():
+    scores = np.array([0.0, 1.0, 0.5, np.nan, np.inf, 1e-9], np.float32)
+    counts = histogram(scores)
+    assert counts.sum() == 4
+    assert (counts[0], counts[-1]) == (2, 1)
+    assert (np.diff(EDGES) > 0).all(), "no two edges are one in float32"
+
+
+def test_the_noise_of_the_psi_is_what_the_guard_allows_for():
+    n, over = 500, 0
+    seen = []
+    for _ in range(200):
+        a, b = (probability(RNG.normal(-3.0, 1.0, n)) for _ in range(2))
+        seen.append(psi(histogram(a), histogram(b)))
+        over += seen[-1] > 56 / n
+    assert np.mean(seen) == pytest.approx(18 / n, rel=0.3)
+    assert over <= 2
+
+
+def test_the_top_ten_is_compared_within_each_request():
+    old = np.linspace(1.0, 0.0, 40, dtype=np.float32)
+    request = np.repeat([7, 3, 5], [20, 12, 8])
+    new = old.copy()
+    new[:20] = old[:20][::-1]  # of 20 turned round none of the first ten stays
+    assert top_kept(Pair(new, old, 1.0, 1.0, request)) == (1.0, 2)
+
+
+def test_sums_go_through_a_page_of_metrics_and_back():
+    sums = Sums()
+    for _ in range(3):
+        sums.add(pair(np.random.default_rng(4), shift=0.5))
+    back = Sums.of({name: float(str(value)) for name, value in sums.measures().items()} | {"other": 1.0})
+    assert back.report() == sums.report()
+    assert back.report()["mean_shift"] > 0.01
+    assert Sums().report() == dict.fromkeys(sums.report()) | {"rows": 0}

@@ -1,0 +1,285 @@
+"""Versions that go out and come back while rankings are asked for: the edge, the store and Ingest are the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from live import Live
+from networks import artifact_files, random_network
+from stub import MODEL, publish_stub
+from tiny import TOML
+
+from serve.config.settings import Arm, Experiment, Limits, Shadow
+from serve.contract.errors import ArtifactRefused, ScoringFailed
+from serve.features.matrix import Matrix
+from serve.features.rows import Schema
+from serve.log.reader import read_log
+from serve.model.artifact import save
+from serve.model.scorer_cache import ModelHolder, timed
+from serve.rollout.registry import Releases
+from serve.rollout.score_comparison import Sums
+from training.data.dataset import build
+from training.data.encoding import category_strings, fit_encoder
+from training.network.network import NetworkConfig
+
+NEW, NEWER = "20260102T000000Z-0001", "20260103T000000Z-0002"
+SHARE = 0.2
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    """Pairs come four times as often as they do, so that twenty are there within a second or two."""
+    for name in ("PAIR_EVERY_S", "PATIENCE_S"):
+        monkeypatch.setattr(f"serve.rollout.monitor.{name}", 0.05)
+
+
+class Out(Live):
+    """A service whose scorer takes a millisecond, and whose version NEW has a fault."""
+
+    def __init__(self, folder, log_folder, fault=None, **config):
+        super().__init__(folder, log_folder, clock="wall", **config)
+        for version in (NEW, NEWER):
+            publish_stub(folder / "models", TOML, version)
+        self.releases = Releases(folder / "models")
+        self.releases.promote(MODEL)
+        arms = (Arm("model", "current", 1 - SHARE), Arm("canary", "canary", SHARE))
+        self.config = replace(self.config, experiment=Experiment("launch", "s", arms))
+        self.fault = fault
+        self.answers, self.failed = [], []
+
+    async def load(self, version):
+        if version == NEW and self.fault == "refused":
+            raise ArtifactRefused("golden.safetensors: row 3 scores otherwise")
+
+    async def score(self, version, payload):
+        fault = self.fault if version == NEW else None
+        took_s = 0.01 if fault == "slow" else 0.002
+        await asyncio.sleep(took_s)
+        if fault == "failed":
+            raise ScoringFailed(f"version {version}: no kernel")
+        price = Matrix.from_bytes(payload).numeric[:, 0].astype(np.float64)
+        if fault == "shifted":
+            price = price + 2.0
+        if fault == "non_finite":
+            price[:] = np.nan
+        return timed((1 / (1 + np.exp(-price))).astype(np.float32).tobytes(), took_s * 1e3)
+
+    async def ask_forever(self, rng):
+        while True:
+            prices = rng.normal(-2.0, 1.0, 50).tolist()
+            candidates = [
+                {"candidate": f"c{i}", "fields": {"price": price}} for i, price in enumerate(prices)
+            ]
+            body = {"viewer": f"v{rng.integers(500)}", "candidates": candidates}
+            response = await self.post("/v1/rank", body)
+            if response.status_code != 200:
+                self.failed.append(response.text)
+            else:
+                answer = response.json()
+                self.answers.append((time.monotonic(), answer["arm"], answer["model"], answer["rung"]))
+                by_score = [ranked["score"] for ranked in answer["ranking"] if ranked["score"] is not None]
+                assert by_score == sorted(by_score, reverse=True)
+            await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def asked(self):
+        """Four clients, until the block ends."""
+        clients = [asyncio.create_task(self.ask_forever(np.random.default_rng(i))) for i in range(4)]
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.cancel()
+            ended = await asyncio.gather(*clients, return_exceptions=True)
+        assert {type(end) for end in ended} == {asyncio.CancelledError}, ended
+
+    def state(self, version):
+        return next(each for each in self.releases.table() if each["version"] == version)
+
+    async def until(self, condition, seconds):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it did not come about in time"
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("fault", ["refused", "failed", "non_finite", "slow", "shifted"])
+@pytest.mark.parametrize("way", ["canary", "promote"])
+def test_a_broken_version_comes_back_by_itself_and_no_request_fails(tmp_path, log_folder, way, fault):
+    async def scenario(service):
+        async with service.asked():
+            await asyncio.sleep(0.5)
+            (service.releases.start_canary if way == "canary" else service.releases.promote)(NEW)
+            await service.until(lambda: service.state(NEW)["state"] == "rolled back", 20)
+            back_s = time.monotonic()
+            await asyncio.sleep(0.7)
+        return back_s
+
+    service = Out(tmp_path, log_folder, fault)
+    back_s = service.run(scenario)
+    assert not service.failed
+    assert (service.releases.current, service.releases.canary) == (MODEL, None)
+    by_new = [answer for answer in service.answers if answer[2] == NEW]
+    assert bool(by_new) == (fault in ("non_finite", "slow", "shifted"))
+    if way == "canary":
+        assert {arm for _, arm, *_ in by_new} <= {"canary"}
+        assert len(by_new) < 2 * SHARE * len(service.answers)
+    after = [answer for answer in service.answers if answer[0] > back_s + 0.3]
+    assert {(model, rung) for *_, model, rung in after} == {(MODEL, "full")}
+    assert {arm for _, arm, *_ in after} == {"model", "canary"}
+    words = {
+        "refused": "row 3",
+        "failed": "no kernel",
+        "non_finite": "not finite",
+        "slow": "times",
+        "shifted": "PSI",
+    }
+    assert words[fault] in service.state(NEW)["reason"]
+
+
+class Real(Out):
+    """As Out, with networks and the real scorers: NEW's is far larger than the others'."""
+
+    def __init__(self, folder, log_folder, **config):
+        super().__init__(folder, log_folder, **config)
+        log, rng = read_log(log_folder, self.surface), np.random.default_rng(0)
+        data = build(Schema(self.surface), log)
+        encoder = fit_encoder(self.surface, data.columns, data.matrix, category_strings(self.surface, log))
+        for version, shape in {MODEL: {"width": 4, "n_steps": 1}, NEW: {"width": 64, "n_steps": 10}}.items():
+            files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(**shape)), rng)
+            shutil.rmtree(folder / "models" / version)
+            save(folder / "models" / version, files, manifest | {"version": version})
+        self.holder = ModelHolder(folder / "models", "onnx")
+
+    async def load(self, version):
+        await self.holder.prepare(version)
+
+    async def score(self, version, payload):
+        return self.holder.score_timed(version, payload)
+
+
+def test_a_network_that_is_too_large_is_slow_by_the_scorer_s_own_clock(tmp_path, log_folder):
+    async def scenario(service):
+        async with service.asked():
+            service.releases.promote(NEW)
+            await service.until(lambda: service.state(NEW)["state"] == "rolled back", 30)
+
+    service = Real(tmp_path, log_folder, guard=Limits(max_psi=100.0))
+    service.run(scenario)
+    assert not service.failed
+    assert f"of which {MODEL} takes" in service.state(NEW)["reason"]
+
+
+@pytest.mark.parametrize("way", ["canary", "promote"])
+def test_a_version_that_is_well_stays(tmp_path, log_folder, way):
+    async def scenario(service):
+        async with service.asked():
+            (service.releases.start_canary if way == "canary" else service.releases.promote)(NEW)
+            await asyncio.sleep(3.0)
+        return service.fetcher.rollout._trials[NEW]
+
+    service = Out(tmp_path, log_folder)
+    trial = service.run(scenario)
+    assert len(trial._times) > 20, "it was compared"
+    assert trial.verdict is None
+    assert not service.failed
+    assert service.state(NEW)["state"] == ("canary" if way == "canary" else "current")
+
+
+def test_a_rolled_back_version_stays_away_over_a_restart_and_comes_again_when_it_is_named(
+    tmp_path, log_folder
+):
+    service = Out(tmp_path, log_folder)
+    service.releases.promote(NEW)
+    service.releases.roll_back(None, "wrong topic")
+    (tmp_path / "models" / "CURRENT").write_text(NEW)  # as if the pointer had not moved
+
+    async def asked(service):
+        return (await service.rank())["model"]
+
+    assert [service.run(asked) for _ in range(2)] == [MODEL, MODEL]  # each run is a new replica
+    service.releases.promote(NEW)
+    assert service.run(asked) == NEW
+
+
+def test_while_the_writer_is_away_a_bad_version_is_not_used_and_it_is_told_again(
+    tmp_path, log_folder, monkeypatch
+):
+    monkeypatch.setattr("serve.rollout.monitor.TELL_EVERY_S", 0.2)
+    told = []
+
+    async def scenario(service):
+        async with service.asked():
+            service.releases.promote(NEW)
+            await service.until(lambda: len(told) == 2, 20)
+            gone = len(service.answers)
+            await service.until(lambda: service.state(NEW)["state"] == "rolled back", 20)
+        return gone
+
+    class Away(Out):
+        async def _roll_back(self, version, verdict):
+            told.append(verdict.kind)
+            if len(told) < 4:
+                raise OSError("gone")
+            await super()._roll_back(version, verdict)
+
+    service = Away(tmp_path, log_folder, "non_finite")
+    gone = service.run(scenario)
+    assert set(told) == {"non_finite"}
+    assert {model for _, _, model, _ in service.answers[gone:]} == {MODEL}
+
+
+def test_swaps_and_rollbacks_under_load_fail_no_request_and_mix_no_versions(tmp_path, log_folder):
+    async def scenario(service):
+        async with service.asked():
+            for i in range(5):
+                service.releases.promote((NEW, NEWER)[i % 2])
+                await asyncio.sleep(0.4)
+                service.releases.roll_back(None, "a drill")
+                await asyncio.sleep(0.4)
+
+    service = Out(tmp_path, log_folder)
+    service.run(scenario)
+    assert not service.failed
+    assert {rung for *_, rung in service.answers} == {"full"}
+    assert {model for _, _, model, _ in service.answers} == {MODEL, NEW, NEWER}
+    assert service.releases.current == MODEL
+
+
+def test_a_shadow_ranks_nothing_and_tells_how_far_it_is(tmp_path, log_folder):
+    told = []
+    service = Out(tmp_path, log_folder, "shifted", guard=Limits(), shadow=Shadow(NEW, 1.0))
+
+    async def scenario(service):
+        service.fetcher._metrics.tick = lambda moment: told.append(moment.pairs)
+        async with service.asked():
+            await asyncio.sleep(2.0)
+
+    service.run(scenario)
+    assert {model for _, _, model, _ in service.answers} == {MODEL}
+    ((versions, sums),) = _added(told).items()
+    assert versions == (NEW, MODEL)
+    report = sums.report()
+    assert report["rows"] > 100
+    assert report["mean_shift"] > 0.1
+    assert report["psi"] > 1.0
+    assert report["top10_kept"] == 1.0, "a shift keeps the order"
+    assert service.state(NEW)["state"] == "published"
+
+
+def _added(told):
+    added = {}
+    for pairs in told:
+        for versions, sums in pairs.items():
+            measures = added.setdefault(versions, {})
+            for name, value in sums.measures().items():
+                measures[name] = measures.get(name, 0.0) + value
+    return {versions: Sums.of(json.loads(json.dumps(measures))) for versions, measures in added.items()}

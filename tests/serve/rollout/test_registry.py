@@ -1,0 +1,268 @@
+"""What becomes of the pointers and the history of a models folder, by the commands and by the service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stub import MODEL, publish_stub
+from tiny import TOML
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.config.settings import Experiment
+from serve.contract.errors import ArtifactRefused, TabrankError
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.model.artifact import CURRENT, point
+from serve.rollout import history
+from serve.rollout.active_models import Models
+from serve.rollout.registry import NothingBefore, Releases
+
+A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"
+
+
+@pytest.fixture
+def models(tmp_path):
+    for version in (A, B, C):
+        publish_stub(tmp_path / "models", TOML, version)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def releases(models):
+    return Releases(models)
+
+
+def states(releases):
+    return {each["version"]: each["state"] for each in releases.table()}
+
+
+def command(models, *words, code=0):
+    done = CliRunner().invoke(app, ["models", *words, "--models", str(models), "--json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releases):
+    for version in (A, B, C):
+        releases.promote(version)
+    assert states(releases) == {A: "published", B: "previous", C: "current"}
+    assert releases.roll_back(None, "wrong topic") == B
+    assert states(Releases(models)) == {A: "previous", B: "current", C: "rolled back"}
+    assert releases.table()[0]["reason"] == "wrong topic"
+    assert releases.roll_back(None, "that one too") == A
+    with pytest.raises(NothingBefore, match="no good version was current before"):
+        releases.roll_back(None, "and that")
+    assert releases.current == A
+    releases.promote(C)  # by name it may come again
+    assert states(releases) == {A: "previous", B: "rolled back", C: "current"}
+
+
+def test_what_was_promoted_before_there_was_a_history_is_known_to_come_back_to(models, releases):
+    point(models, CURRENT, A)
+    releases.promote(B)
+    assert releases.roll_back(B, "slow") == A
+
+
+def test_the_service_takes_back_only_what_is_still_in_use(releases):
+    releases.promote(A)
+    releases.promote(B)
+    assert releases.roll_back(C, "late word") is None
+    assert releases.roll_back(B, "shifted") == A
+    assert releases.roll_back(B, "so says another replica") is None
+    assert releases.table()[1]["reason"] == "shifted"
+
+
+def test_a_canary_comes_and_goes_beside_the_current_version(releases):
+    with pytest.raises(TabrankError, match="none to come back to; promote one"):
+        releases.start_canary(B)
+    releases.promote(A)
+    with pytest.raises(TabrankError, match="is the current version; name another"):
+        releases.start_canary(A)
+    releases.start_canary(B)
+    assert states(releases) == {A: "current", B: "canary", C: "published"}
+    assert releases.end_canary("seen enough") == B
+    with pytest.raises(TabrankError, match="no canary to end"):
+        releases.end_canary("again")
+    releases.start_canary(C)
+    assert releases.roll_back(C, "not finite") == A
+    assert states(releases) == {A: "current", B: "published", C: "rolled back"}
+    releases.start_canary(B)
+    releases.promote(B)
+    assert (releases.canary, releases.current) == (None, B)
+
+
+def test_a_version_whose_files_were_deleted_is_not_gone_back_to(models, releases):
+    for version in (A, B, C):
+        releases.promote(version)
+    (models / B).rename(models.parent / "gone")
+    assert releases.roll_back(None, "slow") == A
+
+
+def test_a_replica_that_starts_with_a_broken_version_ranks_with_the_last_good_one_that_is_there(
+    models, releases
+):
+    for version in (A, B, C):
+        releases.promote(version)
+    (models / B).rename(models.parent / "gone")
+
+    async def load(version):
+        if version == C:
+            raise ArtifactRefused("golden.safetensors: row 3 scores otherwise")
+
+    async def followed():
+        replica = Models(models, Features(Schema(read_surface(TOML))).columns, load)
+        for _ in range(2):
+            with contextlib.suppress(ArtifactRefused):
+                await replica.follow(Experiment("x", "s", ()))
+        return replica
+
+    replica = asyncio.run(followed())
+    assert replica.current.version == A
+    assert "row 3" in replica.broken[C]
+
+
+def test_a_version_that_failed_as_a_canary_is_not_gone_back_to(releases):
+    for version in (A, B, C):
+        releases.promote(version)
+    releases.start_canary(B)
+    releases.roll_back(B, "not finite")
+    assert releases.roll_back(None, "slow") == A
+
+
+def test_an_altered_artifact_is_listed_as_refused(models, releases):
+    releases.promote(A)
+    (models / B / "model.onnx").write_bytes(b"other")
+    found = {each["version"]: each for each in releases.table()}[B]
+    assert found["state"] == "refused"
+    assert "model.onnx" in found["reason"]
+
+
+def test_the_history_is_bounded_and_a_line_that_is_spoilt_is_left_out(models, releases, monkeypatch):
+    monkeypatch.setattr(history, "MAX_ENTRIES", 4)
+    for _ in range(5):
+        releases.promote(A)
+        releases.promote(B)
+    assert len(history.read(models).entries) == 4
+    text = (models / "HISTORY").read_text()
+    elsewhere = text.splitlines()[-1].replace(B, "../../elsewhere").encode()
+    spoilt = [
+        b"{spoilt",
+        text.encode(),
+        b'{"at_ms": "x"}',
+        text.splitlines()[0][:-3].encode() + b"\xff",
+        elsewhere,
+    ]
+    (models / "HISTORY").write_bytes(b"\n".join(spoilt))
+    assert len(history.read(models).entries) == 4
+    assert releases.roll_back(None, "slow") == A
+
+
+def test_what_a_killed_writer_leaves_is_old_or_new(models, releases):
+    releases.promote(A)
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nimport serve.rollout.registry as r\n"
+        "r.point = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "r.Releases(Path(sys.argv[1])).promote(sys.argv[2])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(models), B], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert releases.current == A
+    assert states(releases) == {A: "current", B: "published", C: "published"}
+    with pytest.raises(NothingBefore):
+        releases.roll_back(None, "B was never current")
+    releases.promote(B)
+    assert states(releases)[A] == "previous"
+    assert releases.roll_back(None, "slow") == A
+
+
+def test_the_history_is_followed_as_it_changes(models, releases):
+    followed = history.Followed(models)
+    assert followed.read().entries == ()
+    releases.promote(A)
+    assert [entry.version for entry in followed.read().entries] == [A]
+    assert followed.read() is followed.read(), "it is read again only where the file is another"
+
+
+def test_a_history_that_cannot_be_read_is_neither_forgotten_nor_replaced(models, releases, monkeypatch):
+    releases.promote(A)
+    releases.promote(B)
+    releases.roll_back(None, "slow")
+    followed = history.Followed(models)
+    assert list(followed.read().rolled_back) == [B]
+    (models / "HISTORY").rename(models / "kept")
+    (models / "HISTORY").mkdir()  # a read of it fails, and not because there is none
+    assert list(followed.read().rolled_back) == [B]
+    (models / "HISTORY").rmdir()
+    (models / "kept").rename(models / "HISTORY")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _failing)
+        with pytest.raises(TabrankError, match="HISTORY cannot be written"):
+            releases.promote(C)
+    assert [entry.action for entry in history.read(models).entries] == ["promote", "promote", "rollback"]
+
+
+def _failing(path):
+    raise OSError(errno.EIO, "input/output error")
+
+
+def test_a_version_is_on_trial_from_its_promotion_and_not_where_a_rollback_brought_it(models):
+    releases = Releases(models, clock=lambda: 7.0)
+    releases.promote(A)
+    releases.promote(B)
+    assert history.read(models).promoted_ms(B) == 7_000
+    releases.roll_back(None, "slow")
+    assert history.read(models).promoted_ms(A) is None
+
+
+def test_the_commands_promote_list_and_roll_back(models):
+    assert command(models, "promote", A) == {"current": A, "was": None}
+    assert command(models, "promote", B) == {"current": B, "was": A}
+    assert command(models, "canary", C) == {"canary": C}
+    listed = command(models, "list")["versions"]
+    assert [(each["version"], each["state"]) for each in listed] == [
+        (C, "canary"), (B, "current"), (A, "previous")
+    ]  # fmt: skip
+    assert listed[0]["made"] == "2026-01-03T00:00:00Z"
+    assert command(models, "canary", "--end", "--reason", "done") == {"canary": None, "ended": C}
+    assert command(models, "rollback", "--reason", "clicks fell")["current"] == A
+    assert "no good version" in command(models, "rollback", code=1)
+    assert "did you mean" in command(models, "promote", B[:-1] + "c", code=2)
+    assert "name the version, or end it" in command(models, "canary", code=2)
+    assert "there is no such folder" in command(models.parent / "none", "rollback", code=2)
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(models):
+    (models / "HISTORY").mkdir()
+    with pytest.raises(TabrankError, match="HISTORY cannot be written"):
+        Releases(models).promote(A)
+    assert Releases(models).current is None
+
+
+def test_a_writer_that_was_stopped_holds_up_nobody_for_long(models, releases, monkeypatch):
+    monkeypatch.setattr("serve.rollout.registry.LOCK_S", 0.02)
+    with (models / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TabrankError, match="another process has been changing it"):
+            releases.promote(A)
+    releases.promote(A)
+    assert releases.current == A
+
+
+def test_a_pointer_that_holds_no_version_can_be_promoted_over(models, releases):
+    (models / "CURRENT").write_text("what")
+    releases.promote(A)
+    assert releases.current == A
+    point(models, "CANARY", B)
+    (models / "CANARY").write_text("what")
+    assert releases.canary is None

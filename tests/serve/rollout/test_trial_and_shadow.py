@@ -1,0 +1,49 @@
+"""Who gets the one place in which a batch waits to be scored a second time."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+
+from serve.config.settings import Shadow, UserConfig
+from serve.features.matrix import Matrix
+from serve.model.scorer_cache import timed
+from serve.rollout.history import History
+from serve.rollout.monitor import Rollout, told_nobody
+
+OLD, NEW, OTHER = (f"2026010{day}T000000Z-0000" for day in (1, 2, 3))
+MATRIX = Matrix(np.zeros((5, 1), np.float32), np.zeros((5, 0), np.uint64))
+REQUEST = np.zeros(5, np.int64)
+
+
+def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons():
+    models = SimpleNamespace(
+        current=SimpleNamespace(version=OLD),
+        canary=SimpleNamespace(version=NEW),
+        named=frozenset((OLD, NEW)),
+        history=History(),
+        broken={},
+        artifact=lambda version: version,
+    )
+    warned = []
+
+    async def call(version, payload):
+        return timed(np.full(5, 0.5, np.float32).tobytes(), 1.0)
+
+    async def scenario():
+        rollout = Rollout(models, call, lambda: True, told_nobody, lambda *what: warned.append(what))
+        rollout.configure(UserConfig(shadow=Shadow(OTHER, 1.0)))
+        await rollout.settle()
+        running = asyncio.create_task(rollout.run())
+        while (NEW, OLD) not in rollout.sums or (OTHER, OLD) not in rollout.sums:
+            for version in (OLD, OLD, OLD, NEW):  # a canary of a quarter
+                await rollout.score(version, MATRIX, REQUEST)
+            await asyncio.sleep(0.001)
+        running.cancel()
+        return rollout.take_sums()
+
+    sums = asyncio.run(asyncio.wait_for(scenario(), 5.0))
+    assert {pair: each.rows % 5 for pair, each in sums.items()} == {(NEW, OLD): 0, (OTHER, OLD): 0}
+    assert warned == []

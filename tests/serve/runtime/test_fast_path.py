@@ -1,0 +1,305 @@
+"""The short way of a ranking, on a replica that has what Ray 2.60's has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from serve.contract.errors import RequestError
+from serve.http.app import Edge
+from serve.runtime.fast_path import ShortWay
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
+
+
+class Answering(Edge):
+    """An edge that answers with a status when it is let go."""
+
+    def __init__(self, status=200):
+        self.refused_ms = []
+        self._fetcher = SimpleNamespace(refused=self.refused_ms.append)
+        self.status = status
+        self.gate = asyncio.Event()
+        self.root_path = None
+        self._encoder = msgspec.json.Encoder()
+
+    async def __call__(self, scope, receive, send):
+        self.root_path = scope.get("root_path")
+        try:
+            while (await receive()).get("more_body"):
+                pass
+        except RequestError as error:
+            return await self.refuse(scope, send, error, "r")
+        await self.gate.wait()
+        if self.status is None:
+            raise RuntimeError("the edge failed")
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        return self.status
+
+
+class Slots:
+    def __init__(self, number):
+        self.free = number
+
+    def locked(self):
+        return self.free == 0
+
+    async def acquire(self):
+        self.free -= 1
+
+    def release(self):
+        self.free += 1
+
+
+class Metrics:
+    def __init__(self):
+        self.ongoing = 0
+        self._cached_request_counter = Counter()
+        self._cached_ingress_request_counter = defaultdict(Counter)
+        self._user_code_time_accumulator = SimpleNamespace(add=lambda ms: None)
+        self._max_processing_latency_trackers = defaultdict(lambda: SimpleNamespace(add=lambda ms: None))
+        self.observed = defaultdict(list)
+
+    def inc_num_ongoing_requests(self, request):
+        assert request.is_direct_ingress
+        self.ongoing += 1
+
+    def dec_num_ongoing_requests(self, request):
+        self.ongoing -= 1
+
+    def record_request_metrics(self, *, route, latency_ms, is_error):
+        self._cached_request_counter[route] += 1
+        self.observed["deployment"].append(latency_ms)
+
+    def record_ingress_request_metrics(self, *, protocol, method, route, app_name, deployment_name, latency_ms,
+                                       is_error, status_code):  # fmt: skip
+        tags = {"route": route, "method": method, "application": app_name, "status_code": status_code}
+        self._cached_ingress_request_counter[protocol][frozenset(tags.items())] += 1
+        self.observed["http"].append(latency_ms)
+
+
+class Replica:
+    def __init__(self, edge, num_slots=2):
+        self._user_callable_asgi_app = edge
+        self._semaphore = Slots(num_slots)
+        self._metrics_manager = Metrics()
+        self._route_prefix = "/"
+        self._user_callable_wrapper = SimpleNamespace(_run_user_code_in_separate_thread=False)
+        self._deployment_id = SimpleNamespace(app_name="spaces", name="FeatureFetch")
+        self.rays_way = []
+
+    async def _direct_ingress_asgi(self, scope, receive, send):
+        self.rays_way.append(scope)
+
+
+class Wrapped:
+    """What stands between us and the replica in Ray: its own middleware."""
+
+    def __init__(self, app):
+        self._app = app
+
+    async def __call__(self, scope, receive, send):
+        await self._app(scope, receive, send)
+
+
+def short_way(replica):
+    return ShortWay(Wrapped(replica._direct_ingress_asgi))
+
+
+def ranking(**changes):
+    return {"type": "http", "method": "POST", "path": "/v1/rank", "headers": [], **changes}
+
+
+async def whole_body():
+    return {"type": "http.request", "body": b"{}", "more_body": False}
+
+
+async def ask(way, scope, receive=whole_body):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await way(scope, receive, send)
+    return sent
+
+
+def test_a_ranking_goes_straight_to_the_edge_and_holds_a_slot_while_it_runs():
+    async def scenario():
+        replica = Replica(Answering())
+        task = asyncio.create_task(ask(short_way(replica), ranking()))
+        await asyncio.sleep(0.005)
+        assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (1, 1)
+        replica._user_callable_asgi_app.gate.set()
+        assert [message["status"] for message in await task] == [200]
+        assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (2, 0)
+        assert replica.rays_way == []
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_gives_its_slot_back():
+    async def scenario():
+        replica = Replica(Answering(status=None))
+        replica._user_callable_asgi_app.gate.set()
+        with pytest.raises(RuntimeError, match="the edge failed"):
+            await ask(short_way(replica), ranking())
+        assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (2, 0)
+
+    asyncio.run(scenario())
+
+
+def test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted():
+    async def scenario():
+        replica = Replica(Answering(), num_slots=1)
+        way = short_way(replica)
+        first = asyncio.create_task(ask(way, ranking()))
+        await asyncio.sleep(0.005)
+        start, body = await ask(way, ranking(headers=[(b"x-request-id", b"mine")]), receive=None)
+        headers = dict(start["headers"])
+        assert (start["status"], headers[b"retry-after"], headers[b"x-request-id"]) == (429, b"1", b"mine")
+        assert headers[b"content-type"] == b"application/problem+json"
+        assert json.loads(body["body"])["title"] == "busy"
+        assert (replica.rays_way, replica._metrics_manager.ongoing, replica._semaphore.free) == ([], 1, 0)
+        replica._user_callable_asgi_app.gate.set()
+        await first
+        way._accounts._flush()
+        (http,) = replica._metrics_manager._cached_ingress_request_counter.values()
+        assert {dict(tags)["status_code"]: count for tags, count in http.items()} == {"200": 1, "429": 1}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("given", "repeated"),
+    [([b"first", b"last"], b"last"), ([b"first", b"\xff" * 3], None), ([b"x" * 257], None), ([], None)],
+)
+def test_the_last_request_id_comes_back_and_only_if_it_is_valid(given, repeated):
+    async def scenario():
+        replica = Replica(Answering(), num_slots=1)
+        replica._user_callable_asgi_app.gate.set()
+        headers = [(b"x-request-id", value) for value in given]
+        start, *_ = await ask(short_way(replica), ranking(headers=headers))
+        (answered,) = (value for name, value in start["headers"] if name == b"x-request-id")
+        assert answered == repeated if repeated else answered not in given
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_is_on_its_way_holds_no_slot_and_finds_none_where_others_were_faster():
+    async def scenario():
+        replica = Replica(Answering(), num_slots=1)
+        way, rest = short_way(replica), asyncio.Event()
+        parts = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive():
+            if parts:
+                return parts.pop()
+            await rest.wait()
+            return {"type": "http.request", "body": b"}", "more_body": False}
+
+        slow = asyncio.create_task(ask(way, ranking(), receive))
+        await asyncio.sleep(0.005)
+        assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (1, 0)
+        fast = asyncio.create_task(ask(way, ranking()))
+        await asyncio.sleep(0.005)
+        assert replica._semaphore.free == 0
+        rest.set()
+        await asyncio.sleep(0.005)
+        replica._user_callable_asgi_app.gate.set()
+        assert (await slow)[0]["status"] == 429
+        assert (await fast)[0]["status"] == 200
+        assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (1, 0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("root", ["", "/front"])
+def test_events_and_what_is_below_a_route_prefix_go_straight_to_the_edge_too(root):
+    replica = Replica(Answering())
+    replica._route_prefix = "/spaces"
+    edge = replica._user_callable_asgi_app
+    edge.gate.set()
+    scope = ranking(path=f"{root}/spaces/v1/events", root_path=root)
+    assert asyncio.run(ask(short_way(replica), scope))[0]["status"] == 200
+    assert (edge.root_path, replica.rays_way) == (f"{root}/spaces", [])
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        ranking(path="/v1/model", method="GET"),
+        ranking(method="GET"),
+        ranking(path="/spaces/v1/rank"),
+        {"type": "lifespan"},
+    ],
+    ids=["another path", "another method", "another application's path", "no request"],
+)
+def test_everything_else_goes_ray_s_way(scope):
+    replica = Replica(Answering())
+    asyncio.run(ask(short_way(replica), scope))
+    assert replica.rays_way == [scope]
+
+
+def test_no_client_switches_off_ray_s_guards():
+    replica = Replica(Answering())
+    headers = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1"), (b"a", b"b")]
+    asyncio.run(ask(short_way(replica), ranking(path="/v1/model", headers=headers)))
+    assert replica.rays_way[0]["headers"] == [(b"a", b"b")]
+
+
+def test_a_request_id_that_is_not_valid_does_not_go_ray_s_way():
+    replica = Replica(Answering())
+    headers = [(b"x-request-id", value) for value in (b"\xff", b"x" * 257, b"mine")]
+    asyncio.run(ask(short_way(replica), ranking(path="/v1/model", headers=headers)))
+    assert replica.rays_way[0]["headers"] == [(b"x-request-id", b"mine")]
+
+
+def test_ray_s_counters_hear_of_every_ranking_and_its_histograms_of_some(monkeypatch):
+    monkeypatch.setattr("serve.runtime.fast_path.FLUSH_EVERY_S", 0.01)
+
+    async def scenario():
+        replica = Replica(Answering())
+        replica._user_callable_asgi_app.gate.set()
+        way = short_way(replica)
+        replica._metrics_manager._cached_ingress_request_counter.clear()  # as Ray does at each of its reports
+        for _ in range(40):
+            await ask(way, ranking())
+        replica._user_callable_asgi_app.status = 422
+        for _ in range(3):
+            await ask(way, ranking())
+        await asyncio.sleep(0.05)
+        metrics = replica._metrics_manager
+        assert metrics._cached_request_counter == {"/": 43}
+        (http,) = metrics._cached_ingress_request_counter.values()
+        by_status = {dict(tags)["status_code"]: count for tags, count in http.items()}
+        assert by_status == {"200": 40, "422": 3}
+        assert len(metrics.observed["http"]) == len(metrics.observed["deployment"]) == 40 // 16 + 1 + 1
+
+    asyncio.run(scenario())
+
+
+def test_with_an_unknown_ray_every_request_takes_its_way(caplog):
+    replica = Replica(Answering())
+    del replica._semaphore
+    with caplog.at_level(logging.WARNING, logger="tabrank"):
+        way = short_way(replica)
+    asyncio.run(ask(way, ranking()))
+    assert len(replica.rays_way) == 1
+    assert "take Ray's own way" in caplog.text
+
+
+def test_in_ray_s_own_proxy_nothing_is_short():
+    seen = []
+
+    async def proxy(scope, receive, send):
+        seen.append(scope)
+
+    asyncio.run(ask(ShortWay(Wrapped(proxy)), ranking()))
+    assert len(seen) == 1

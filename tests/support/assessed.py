@@ -1,0 +1,94 @@
+"""Rows of the small surface that need no log, and an evaluation of them as an artifact stores it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from serve.contract.hashing import hash64
+from serve.features.matrix import Columns, Features, Matrix
+from serve.features.rows import Schema
+from serve.features.surface import Surface
+from training.data.dataset import Dataset
+from training.evaluation.evaluate import assess
+
+LANGUAGES = ("en", "fr", "de")
+
+
+def dataset(surface: Surface, num_slates: int = 400, per: int = 6, seed: int = 0) -> Dataset:
+    """Rows whose label follows `topic_affinity` and, less, `audience`; nothing else says anything."""
+    rng = np.random.default_rng(seed)
+    columns: Columns = Features(Schema(surface)).columns
+    num_rows = num_slates * per
+    numeric = rng.normal(size=(num_rows, len(columns.numeric))).astype(np.float32)
+    category = np.zeros((num_rows, columns.num_category), np.uint64)
+    language = np.repeat(rng.integers(0, len(LANGUAGES), num_slates), per)
+    hashes = np.array([hash64(name) for name in LANGUAGES], np.uint64)
+    category[:, columns.single.index("viewer_language")] = hashes[language]
+    logit = 1.5 * numeric[:, columns.numeric.index("topic_affinity")] - 1
+    logit = logit + 0.7 * numeric[:, columns.numeric.index("audience")]
+    slate = np.repeat(np.arange(num_slates), per)
+    return Dataset(
+        columns=columns,
+        matrix=Matrix(numeric, category),
+        label=(rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32),
+        slate=slate,
+        viewer=np.repeat(np.arange(num_slates) // 2, per),
+        shown=np.zeros(num_rows, np.int64),
+        ts_ms=slate * (24 * 3_600_000 // num_slates),
+        popular=numeric[:, columns.numeric.index("audience")],
+        position=np.tile(np.arange(per), num_slates),
+        viewer_seen=np.repeat(rng.integers(0, 3, num_slates), per),
+        candidate_seen=rng.integers(0, 400, num_rows),
+        request_ids=[str(i) for i in range(num_slates)],
+        candidate_ids=["c"],
+        counts={},
+    )
+
+
+def truth(data: Dataset, matrix: Matrix | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The probabilities that the labels were drawn from."""
+    numeric, names = (matrix or data.matrix).numeric.astype(np.float64), data.columns.numeric
+    logit = 1.5 * numeric[:, names.index("topic_affinity")] + 0.7 * numeric[:, names.index("audience")] - 1
+    return 1 / (1 + np.exp(-logit))
+
+
+def evaluation(surface: Surface) -> dict[str, Any]:
+    """What an artifact stores, a search included."""
+    data = dataset(surface)
+    model = 0.8 * truth(data) + 0.05
+    history = [
+        {"epoch": i, "train_logloss": 0.5 / i, "valid_logloss": 0.5 / i + 0.01, "valid_auc": 0.7}
+        for i in (1, 2, 3)
+    ]
+    names = [*data.columns.numeric, *data.columns.single]
+    board = [
+        {
+            "name": f"trial {i}",
+            "kind": "tabnet",
+            "valid_logloss": 0.5 - 0.01 * i,
+            "valid_auc": 0.7,
+            "valid_ndcg": None,
+            "us_per_candidate": 1.0 + i,
+            "fits": i < 4,
+            "front": i != 2,
+            "epochs": 3,
+            "config": {"width": 8 * i, "learning_rate": 0.0123456},
+        }
+        for i in range(1, 6)
+    ]
+    rival = {"name": "LightGBM", "kind": "lightgbm", "us_per_candidate": None, "fits": False, "front": False}
+    board.append({**board[0], **rival, "epochs": None, "config": {}})
+    return {
+        **assess(data, {"model": model, "lightgbm": truth(data)}, surface),
+        "history": history,
+        "best_epoch": 3,
+        "importance": [{"feature": n, "masks": 1 / len(names), "auc": 0.01, "logloss": 0.02} for n in names],
+        "search": {
+            "headline": "LightGBM leads <the leaderboard>.",
+            "budget_s": 900.0,
+            "max_us_per_candidate": 4.5,
+            "leaderboard": board,
+        },
+    }

@@ -1,0 +1,117 @@
+"""Logs whose orders were drawn, as a service that explores leaves them, and artifacts without training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from networks import artifact_files, random_network
+from tiny import tables
+
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log.reader import read_log
+from serve.log.writer import write_log
+from serve.model.artifact import save
+from serve.ranking.exploration import draw
+from training.data.dataset import build
+from training.data.encoding import category_strings, fit_encoder
+from training.network.network import NetworkConfig
+from training.world.audience import Audience
+from training.world.record import Record, log_tables
+from training.world.simulate import START_MS
+from training.world.world import World
+
+SHOWN = ("a", "b", "c", "d", "e", "f")
+
+
+def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
+    """A log of the small surface: viewers who join what scores high, and look less the further down it stands."""
+    rng = np.random.default_rng(seed)
+    made = tables()
+    scores = rng.uniform(0.05, 0.8, (num, len(SHOWN))).astype(np.float32)
+    drawn = [draw(row, rng) for row in scores]
+    exposures = {
+        "request_id": [f"r{i}" for i in range(num)],
+        "ts_ms": [100_000 + 20_000 * i for i in range(num)],
+        "viewer": [f"v{i % 50}" for i in range(num)],
+        "candidates": [[SHOWN[j] for j in order] for order, _ in drawn],
+        "scores": [scores[i][order].tolist() for i, (order, _) in enumerate(drawn)],
+        "propensity": [propensity.tolist() for _, propensity in drawn],
+        "model": ["one"] * num,
+        "traffic": ["live"] * num,
+    }
+    events = [
+        (i, exposures["candidates"][i][k])
+        for i in range(num)
+        for k in range(len(SHOWN))
+        if rng.random() < exposures["scores"][i][k] / (1 + k / 2)
+    ]
+    # a last one, so that the windows of the others are closed
+    for name, value in {"request_id": "last", "ts_ms": 100_000 + 20_000 * (num + 5), "viewer": "v0"}.items():
+        exposures[name].append(value)
+    for name in ("candidates", "scores", "propensity", "model", "traffic"):
+        exposures[name].append(exposures[name][0])
+    made["exposures"] = pa.table(changed(exposures), _types(exposures))
+    made["events"] = pa.table(
+        {
+            "id": [f"e{n}" for n in range(len(events))],
+            "ts_ms": [exposures["ts_ms"][i] + 1_000 for i, _ in events],
+            "viewer": [exposures["viewer"][i] for i, _ in events],
+            "candidate": [name for _, name in events],
+            "kind": ["join"] * len(events),
+            "request_id": [f"r{i}" for i, _ in events],
+        }
+    )
+    write_log(folder, made)
+    return folder
+
+
+def _types(exposures):
+    types = {
+        "ts_ms": pa.int64(),
+        "candidates": pa.list_(pa.string()),
+        "scores": pa.list_(pa.float32()),
+        "propensity": pa.list_(pa.float64()),
+    }
+    return pa.schema([(name, types.get(name, pa.string())) for name in exposures])
+
+
+def write_random_model(folder, log_folder, toml, seed=0):
+    """An artifact that has learned nothing: a network of random weights."""
+    surface = read_surface(toml)
+    log = read_log(log_folder, surface)
+    data = build(Schema(surface), log)
+    rng = np.random.default_rng(seed)
+    encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, log))
+    files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(width=4, n_steps=1)), rng)
+    save(folder, files | {"surface.toml": toml.encode()}, manifest)
+    return folder
+
+
+def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
+    """A log of the simulated world whose orders were drawn from a fair model's scores, and its `truth`."""
+    end_ms = START_MS + int(days * 86_400_000)
+    world = World(seed=seed, viewers=num // 5, start_ms=START_MS, end_ms=end_ms)
+    visiting, responding = (np.random.default_rng([seed, i]) for i in (1, 2))
+    ts_ms, viewer = world.viewers.visits(visiting, num, START_MS, end_ms)
+    audience, record = Audience(len(world.spaces)), Record()
+    logged = {"scores": [], "propensity": []}
+    for now_ms, who in zip(ts_ms.tolist(), viewer.tolist(), strict=True):
+        audience.advance(now_ms)
+        found = world.retrieve(responding, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
+        _, p_join = world.probabilities(who, found, now_ms, audience.listeners[found])
+        odds = np.log(p_join / (1 - p_join)) + responding.normal(0.0, noise, len(found))
+        score = (1 / (1 + np.exp(-odds))).astype(np.float32)
+        order, propensity = draw(score, responding)
+        shown = found[order]
+        response = world.respond(responding, who, shown, now_ms, audience.listeners[shown])
+        record.add(shown, response)
+        for row in np.flatnonzero(response.joined).tolist():
+            audience.enter(who, int(shown[row]), int(response.join_ms[row]), int(response.leave_ms[row]))
+        logged["scores"].append(score[order])
+        logged["propensity"].append(propensity)
+    made = log_tables(world, ts_ms, viewer, record)
+    for name, item in (("scores", pa.float32()), ("propensity", pa.float64())):
+        made["exposures"] = made["exposures"].append_column(name, pa.array(logged[name], pa.list_(item)))
+    write_log(folder, made)
+    return folder

@@ -1,0 +1,59 @@
+"""A service of the simulated world on a port of its own, without Ray, and a model for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+from live import Live
+from networks import artifact_files, random_network
+from typer.testing import CliRunner
+
+from serve.config.settings import AppArgs, Arm, Experiment, UserConfig
+from serve.features.rows import Schema
+from serve.features.surface import load_surface
+from serve.ingest.backfill import load
+from serve.log.reader import read_log
+from serve.model.artifact import CURRENT, point, publish, save
+from serve.model.scorer_cache import ModelHolder
+from training.__main__ import app
+from training.data.dataset import build
+from training.data.encoding import category_strings, fit_encoder
+from training.network.network import NetworkConfig
+
+SURFACE = load_surface("spaces")
+
+
+def write_model(folder, log_folder, **about):
+    log = read_log(log_folder, SURFACE)
+    data = build(Schema(SURFACE), log)
+    rng = np.random.default_rng(0)
+    encoder = fit_encoder(SURFACE, data.columns, data.matrix, category_strings(SURFACE, log))
+    files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(width=4, n_steps=1)), rng)
+    about = {"surface": SURFACE.name, "surface_fingerprint": SURFACE.fingerprint} | about
+    save(folder, files | {"surface.toml": SURFACE.text.encode()}, manifest | about)
+
+
+class Service(Live):
+    """A service of the simulated world on a port of its own, filled from the log `a`, which it goes on with."""
+
+    def __init__(self, home, folder, *, clock="event", **config):
+        super().__init__(folder)
+        shutil.copytree(home / "a", folder / "a")
+        self.surface = SURFACE
+        load(SURFACE, folder / "a", "lmdb:store", folder)
+        point(folder / "models", CURRENT, publish(home / "model", folder / "models"))
+        self.args = AppArgs("spaces", "lmdb:store", "models", "a", clock=clock)
+        experiment = Experiment("launch", "s", (Arm("model", "current", 1.0),))
+        self.config = UserConfig(**{"experiment": experiment, "log_features": 1.0} | config)
+        self.models = ModelHolder(folder / "models", "onnx")
+
+    async def score(self, version, payload):
+        return self.models.score(version, payload)
+
+
+def command(*arguments, code=0):
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    return json.loads(done.stdout) if code < 2 else done.stderr.splitlines()[-1]

@@ -1,0 +1,178 @@
+"""Random encoders, networks as training leaves them, rows for them, and small artifacts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve.model.artifact import save
+from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, entry_hash
+from serve.model.graph import Calibration
+from training.network.export import build, golden
+from training.network.network import Network, NetworkConfig
+
+torch.set_num_threads(1)  # small networks: a second thread only waits, the longer the busier the machine is
+
+CALIBRATION = Calibration(0.7, -0.3)
+VERSION = "20260102T030405Z-0a1b"
+
+
+def random_encoder(rng: np.random.Generator, num_numeric: int, num_single: int, num_multi: int) -> Encoder:
+    """Columns with mixed transforms, indicators, vocabularies and embedding sizes."""
+    return Encoder(
+        tuple(
+            NumericColumn(
+                f"n{i}",
+                "log1p" if rng.random() < 0.5 else "none",
+                float(rng.normal()),
+                float(rng.uniform(0.3, 3.0)),
+                bool(rng.random() < 0.5),
+            )
+            for i in range(num_numeric)
+        ),
+        tuple(
+            SingleColumn(f"s{i}", tuple(f"v{j}" for j in range(rng.integers(1, 9))), int(rng.integers(1, 5)))
+            for i in range(num_single)
+        ),
+        tuple(
+            MultiColumn(f"m{i}", 3, tuple(f"w{j}" for j in range(rng.integers(1, 5))))
+            for i in range(num_multi)
+        ),
+    )
+
+
+def random_config(rng: np.random.Generator, mask_type: Any) -> NetworkConfig:
+    """One of the shapes that a search may try."""
+    num_layers = [(a, b) for a in range(4) for b in range(4) if a + b]
+    n_shared, n_independent = num_layers[rng.integers(len(num_layers))]
+    return NetworkConfig(
+        width=int(rng.integers(1, 17)),
+        n_steps=int(rng.integers(1, 6)),
+        gamma=float(rng.uniform(1.0, 2.0)),
+        mask_type=mask_type,
+        n_shared=n_shared,
+        n_independent=n_independent,
+    )
+
+
+def random_rows(
+    rng: np.random.Generator, encoder: Encoder, num_rows: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
+    """The matrix of rows with missing numbers and with missing, unseen and known categories."""
+    numeric = (rng.standard_normal((num_rows, len(encoder.numeric))) * 3).astype(np.float32)
+    numeric[rng.random(numeric.shape) < 0.2] = np.nan
+    vocabularies = [column.vocabulary for column in encoder.single]
+    vocabularies += [column.vocabulary for column in encoder.multi for _ in range(column.width)]
+    category = np.zeros((num_rows, encoder.num_category), np.uint64)
+    for k, vocabulary in enumerate(vocabularies):
+        known = np.array([0, 123_456_789, *map(entry_hash, vocabulary)], np.uint64)
+        category[:, k] = rng.choice(known, num_rows)
+    return numeric, category
+
+
+def random_network(rng: np.random.Generator, encoder: Encoder, config: NetworkConfig) -> Network:
+    """A network in eval mode with batch norms that have seen rows, and logits that spread by about 1."""
+    torch.manual_seed(int(rng.integers(1 << 31)))
+    network = Network(encoder, config)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    for norm in norms:
+        norm.momentum = 0.5
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.normal_(norm.bias, std=0.3)
+    with torch.no_grad():
+        for _ in range(4):
+            x = inputs(network, *random_rows(rng, encoder, 128))
+            logit, _ = network(x)
+        network.tabnet.tabnet.final_mapping.weight /= max(float(logit.std()), 0.1)
+        for norm in norms:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean += 0.1 * torch.randn_like(norm.running_mean)
+            norm.running_var *= 0.7 + 0.6 * torch.rand_like(norm.running_var)
+    return network.eval()
+
+
+def inputs(network: Network, numeric: NDArray[np.float32], category: NDArray[np.uint64]) -> torch.Tensor:
+    """What the network is trained on, for a matrix of rows."""
+    parts = network.encoder.encode(numeric, category)
+    return network.inputs(*(torch.from_numpy(part) for part in parts))
+
+
+@torch.no_grad()
+def trained_scores(
+    network: Network,
+    numeric: NDArray[np.float32],
+    category: NDArray[np.uint64],
+    calibration: Calibration = CALIBRATION,
+) -> NDArray[np.float32]:
+    """Calibrated probabilities by pytorch_tabnet itself, its own embedder included."""
+    logit = network.tabnet(inputs(network, numeric, category))[0][:, 0]
+    return torch.sigmoid(calibration.a * logit + calibration.b).numpy()
+
+
+@torch.no_grad()
+def tolerance(network: Network, numeric: NDArray[np.float32], category: NDArray[np.uint64]) -> float:
+    """1e-5, and three times the most by which pytorch_tabnet's own scores of these rows move from float32 to
+    float64: deep networks enlarge rounding, and after five steps some rows move by more than 1e-5.
+    """
+    double = copy.deepcopy(network).double()
+    x = inputs(network, numeric, category).double()
+    parts = [x[:, : network.num_dense]]
+    for k, table in enumerate(getattr(double.tabnet.embedder, "embeddings", ())):
+        parts.append(table(x[:, network.num_dense + k].long()))
+    logit = double.tabnet.tabnet(torch.cat(parts, dim=1))[0][:, 0]
+    score = torch.sigmoid(CALIBRATION.a * logit + CALIBRATION.b).numpy()
+    return 1e-5 + 3 * float(np.abs(score - trained_scores(network, numeric, category)).max())
+
+
+def weights(network: Network) -> dict[str, NDArray[Any]]:
+    """The state dict as an artifact carries it."""
+    return {name: value.detach().numpy() for name, value in network.tabnet.state_dict().items()}
+
+
+def artifact_files(
+    network: Network, rng: np.random.Generator, num_golden: int = 16
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Files and manifest of an artifact of this network, for `serve.model.artifact.save`."""
+    numeric, category = random_rows(rng, network.encoder, 2 * num_golden)
+    files = {
+        **build(network, network.encoder, CALIBRATION),
+        "golden.safetensors": golden(network, CALIBRATION, numeric, category, num_golden),
+        "surface.toml": b"",
+        "evaluation.json": b"{}",
+        "report.html": b"",
+        "MODEL_CARD.md": b"",
+    }
+    manifest = {
+        "version": VERSION,
+        "network": dataclasses.asdict(network.config),
+        "calibration": dataclasses.asdict(CALIBRATION),
+    }
+    return files, manifest
+
+
+def write_artifact(
+    folder: Path, network: Network, rng: np.random.Generator, changed: Mapping[str, bytes] | None = None
+) -> Path:
+    """An artifact in `folder`, with some files put in place of its own; hashes are of what is written."""
+    files, manifest = artifact_files(network, rng)
+    save(folder, {**files, **(changed or {})}, manifest)
+    return folder
+
+
+def geometric_logits(num_columns: int) -> NDArray[np.float32]:
+    """Logits [1, G] on which sparsemax needs many passes: each is below the threshold of
+    those before it, by more than the one before it was: Michelot's step leaves out one at a time.
+    """
+    logits, gap = [0.0, -0.5], 5.6e-7
+    while len(logits) < num_columns:
+        logits.append((sum(logits) - 1.0) / len(logits) - gap)
+        gap *= 0.9 * (len(logits) + 1)
+    return np.float32([logits])

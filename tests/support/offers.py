@@ -1,0 +1,50 @@
+"""Loads as they might have gone, written down request by request."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loadtest.generator.offer import Offered
+from loadtest.measure.answer import Outcome
+from loadtest.measure.measure import Record
+
+FULL = Outcome("full", True, True)
+FALLBACK = Outcome("fallback", True, False)
+REFUSED = Outcome("HTTP 429", False)
+BROKEN = Outcome("HTTP 500", False)
+CLOSED = Outcome("connection closed", False)
+
+
+class Offering:
+    """Requests at an even rate; what was written last for a second counts."""
+
+    def __init__(self, seconds, rate_rps=100, outcome=FULL, latency_ms=10.0):
+        self.rate_rps = rate_rps
+        self.rows = dict.fromkeys(
+            np.arange(0, seconds, 1 / rate_rps).round(4).tolist(), (outcome, latency_ms, 0.5)
+        )
+        self.failed = []
+
+    def between(self, begins_s, ends_s, outcome=FULL, latency_ms=10.0, late_ms=0.5, every=1):
+        """Every so many requests of a span ended so."""
+        chosen = [at for at in self.rows if begins_s <= at < ends_s][::every]
+        self.rows |= dict.fromkeys(chosen, (outcome, latency_ms, late_ms))
+        return self
+
+    def failed_first(self, *at_s, kind="connection closed"):
+        """First tries failed at these times, and their second ones did not."""
+        self.failed += [(at, kind) for at in at_s]
+        return self
+
+    @property
+    def requests(self):
+        record = Record()
+        for at, (outcome, latency_ms, late_ms) in self.rows.items():
+            record.add(at, late_ms, latency_ms, outcome, 55 if outcome.full else 0)
+        return record.requests()
+
+    @property
+    def offered(self):
+        return Offered(
+            self.requests, np.array([at for at, _ in self.failed]), [kind for _, kind in self.failed]
+        )

@@ -1,0 +1,128 @@
+"""A service whose log is complete, an hour in its life, and what a replay of it must come to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+from live import Live, event
+
+from serve.features.matrix import Features
+from serve.features.rows import Rows, Schema
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+from serve.stores.factory import open_store
+
+
+class Logging(Live):
+    """A service of the small surface; `log` is both what it was filled from and what it writes."""
+
+    def __init__(self, folder, log_folder, **more):
+        super().__init__(folder, log_folder, **more)
+        self.args = self.args.__class__(**(vars(self.args) | {"log": "log"}))
+
+    def log(self):
+        return read_log(self.folder / "log", self.surface, test_traffic=True)
+
+    def replay(self):
+        return Replay(Schema(self.surface), self.log())
+
+    def store(self):
+        schema = Schema(self.surface)
+        return open_store(self.args.store, "tiny", schema.fingerprint, base=self.folder, writable=False)
+
+    def stored(self):
+        """The rows of viewers and candidates in the store."""
+        return stored_rows(Schema(self.surface), self.store())
+
+
+def stored_rows(schema, store):
+    """The rows of viewers and candidates in a store, which is closed then."""
+    rows = {"viewer": Rows(schema, "viewer"), "candidate": Rows(schema, "candidate")}
+    with store.dump() as dump:
+        for entity, name, row in dump.rows:
+            rows[entity].put(name, row)
+    store.close()
+    return rows["viewer"], rows["candidate"]
+
+
+async def busy_hour(service):
+    """Rankings and events of all sorts, some of them late, of nobody, of unknown ids; one viewer is forgotten."""
+    rng = np.random.default_rng(0)
+    ids = ["a", "b", "c", "d", "zz", "new", "newer"]
+    now_ms = 50_000
+    for i in range(60):
+        now_ms += int(rng.integers(0, 200_000))
+        viewer = [None, "ann", "bob", "cyd"][rng.integers(4)]
+        shown = rng.permutation(ids)[: rng.integers(1, 7)].tolist()
+        price = [{"candidate": shown[0], "fields": {"price": float(i)}}, *shown[1:]]
+        traffic = "test" if i % 10 == 9 else "live"
+        body = {"limit": int(rng.integers(1, 7)), "traffic": traffic, "context": {"hour": float(i % 24)}}
+        await service.rank(viewer, price if i % 5 == 0 else shown, now_ms, request_id=f"r{i}x", **body)
+        records = []
+        for j in range(rng.integers(0, 4)):
+            kind = ["click", "join", "leave"][rng.integers(3)]
+            back_ms = int(rng.integers(0, 100_000)) * (j == 2)
+            records.append(event(f"e{i}-{j}", kind, str(rng.choice(ids)), viewer, now_ms - back_ms))
+        if i == 20:
+            fields = {"topic": "jazz", "tags": ["x", "y"], "started_ms": now_ms}
+            records.append({"type": "candidate", "id": "new", "ts_ms": now_ms, "fields": fields})
+        if i == 25:
+            fields = {"topic": "news"}
+            records.append({"type": "candidate", "id": "new", "ts_ms": now_ms, "fields": fields})
+        if i == 30:
+            records.append({"type": "forget", "viewer": "ann", "ts_ms": now_ms})
+        if i == 35:
+            records.append({"type": "viewer", "id": "ann", "ts_ms": now_ms, "fields": {"language": "fr"}})
+        await service.events(*records)
+
+
+def assert_same_sums(before, after):
+    """Two stores' rows are of the same ids, with the same sums."""
+    for ours, theirs in zip(before, after, strict=True):
+        assert set(ours.index) == set(theirs.index)
+        for name, row in ours.index.items():
+            sums = theirs.table["sums"][theirs.index[name]]
+            np.testing.assert_allclose(ours.table["sums"][row], sums, rtol=1e-9, atol=1e-9)
+
+
+def assert_same_state(stored, replay, tolerance=1e-9):
+    """The replay's state is that of the stored rows, but for the rounding of sums."""
+    for ours, theirs in zip(stored, (replay.state.viewers, replay.state.candidates), strict=True):
+        known = replay.known[ours.entity]
+        assert set(ours.index) == {name for name, row in theirs.index.items() if known[row]}
+        for name, row in ours.index.items():
+            for field in ours.table.dtype.names:
+                replayed = theirs.table[field][theirs.index[name]]
+                np.testing.assert_allclose(
+                    ours.table[field][row].astype(float),
+                    replayed.astype(float),
+                    rtol=tolerance,
+                    atol=tolerance,
+                )
+
+
+def assert_served_features(service, replay):
+    """The features of every exposure that can be computed are those that were logged; the requests compared."""
+    schema = replay.state.schema
+    columns = ["request_id", "numeric", "category"]
+    served = pq.read_table(service.folder / "log" / "exposures", columns=columns).to_pylist()
+    matrices = {row["request_id"]: row for row in served}
+    log, compared = service.log(), []
+    names = log.exposures["request_id"].to_pylist()
+    for i in np.argsort(replay.sees, kind="stable").tolist():
+        if names[i] not in matrices or replay.before_snapshot[i]:
+            continue  # of the log that the store was filled from, or of what was deleted
+        replay.advance_to(int(replay.sees[i]))
+        shown = np.arange(replay.first[i], replay.first[i + 1])
+        matrix = Features(schema).compute(
+            replay.state.viewers.table[replay.exposure_viewer[i : i + 1]],
+            replay.candidates(shown),
+            schema.context_rows([log.exposures["context"][i].as_py() or {}]),
+            np.zeros(len(shown), np.int64),
+            replay.exposure_ms[i : i + 1],
+        )
+        theirs = np.array(matrices[names[i]]["numeric"], np.float32).reshape(len(shown), -1)
+        np.testing.assert_allclose(matrix.numeric, theirs, rtol=1e-6, atol=1e-6)
+        assert matrix.category.ravel().tolist() == matrices[names[i]]["category"]
+        compared.append(names[i])
+    return compared

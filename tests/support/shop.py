@@ -1,0 +1,63 @@
+"""A log of another world: a shop whose items are all categories, and most of what is shown is liked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from serve.log.writer import write_log
+
+TRAITS = {"colour": 6, "cut": 5, "fabric": 8, "season": 4, "fit": 3}
+REGIONS = ("north", "south", "east", "west")
+
+
+def write_shop(folder: Path, *, slates: int = 4_000, seed: int = 0) -> None:
+    """Slates of up to eight items; six of ten are kept, by colour and fabric and by what the region wears."""
+    rng = np.random.default_rng(seed)
+    num_items, num_people = 400, 900
+    items = {name: rng.integers(0, n, num_items) for name, n in TRAITS.items()}
+    region = rng.integers(0, len(REGIONS), num_people)
+    liking = rng.normal(0, 1.0, (len(REGIONS), TRAITS["season"]))
+    colour, fabric = rng.normal(0, 0.8, TRAITS["colour"]), rng.normal(0, 0.8, TRAITS["fabric"])
+    times = np.sort(rng.integers(0, 5 * 86_400_000, slates)) + 1_760_000_000_000
+    people = rng.integers(0, num_people, slates)
+    shown = [rng.choice(num_items, rng.integers(1, 9), replace=False) for _ in range(slates)]
+    kept = []
+    for t, person, slate in zip(times.tolist(), people.tolist(), shown, strict=True):
+        logit = 0.6 + colour[items["colour"][slate]] + fabric[items["fabric"][slate]]
+        logit += liking[region[person], items["season"][slate]]
+        chosen = slate[rng.random(len(slate)) < 1 / (1 + np.exp(-logit))]
+        kept += [(t + int(rng.integers(1_000, 60_000)), f"p{person}", f"i{i}") for i in chosen]
+    write_log(
+        folder,
+        {
+            "viewers": pa.table(
+                {"id": [f"p{i}" for i in range(num_people)], "region": [REGIONS[r] for r in region]}
+            ),
+            "candidates": pa.table(
+                {"id": [f"i{i}" for i in range(num_items)]}
+                | {name: [f"{name} {value}" for value in values] for name, values in items.items()}
+            ),
+            "exposures": pa.table(
+                {
+                    "request_id": [f"r{i}" for i in range(slates)],
+                    "ts_ms": pa.array(times, pa.int64()),
+                    "viewer": [f"p{person}" for person in people],
+                    "candidates": pa.array(
+                        [[f"i{i}" for i in slate] for slate in shown], pa.list_(pa.string())
+                    ),
+                }
+            ),
+            "events": pa.table(
+                {
+                    "id": [f"e{i}" for i in range(len(kept))],
+                    "ts_ms": pa.array([t for t, _, _ in kept], pa.int64()),
+                    "viewer": [person for _, person, _ in kept],
+                    "candidate": [item for _, _, item in kept],
+                    "kind": ["keep"] * len(kept),
+                }
+            ),
+        },
+    )

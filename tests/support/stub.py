@@ -1,0 +1,37 @@
+"""A published artifact without a network, for services whose scorer is a fake."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.model.artifact import FILES, save
+from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn
+
+MODEL = "20260101T000000Z-abcd"
+
+
+def publish_stub(models: Path, toml: str, version: str = MODEL) -> str:
+    """Publish one whose columns are those of the surface in `toml`; its version."""
+    shutil.copytree(_made(toml, version), models / version, dirs_exist_ok=True)
+    return version
+
+
+@cache
+def _made(toml: str, version: str) -> Path:
+    columns = Features(Schema(read_surface(toml))).columns
+    encoder = Encoder(
+        tuple(NumericColumn(name) for name in columns.numeric),
+        tuple(SingleColumn(name, ()) for name in columns.single),
+        tuple(MultiColumn(name, width, ()) for name, width in columns.multi),
+    )
+    folder = Path(tempfile.mkdtemp()) / version  # flushed to disk once a test run
+    save(
+        folder, dict.fromkeys(FILES, b"") | {"encoder.json": encoder.to_json().encode()}, {"version": version}
+    )
+    return folder

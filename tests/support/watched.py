@@ -1,0 +1,79 @@
+"""The rules and the dashboard as Prometheus is asked for them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import httpx
+import yaml
+
+from serve.operate.observe.prometheus import DASHBOARD, RULES
+
+
+def rules(path):
+    """All rules of a file."""
+    return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+
+
+def records():
+    """The recording rules."""
+    return rules(RULES[0])
+
+
+def alerts():
+    """The alerts; what has two severities is there twice."""
+    return rules(RULES[1])
+
+
+def panels():
+    """Each panel's expressions, its variables filled in."""
+    return [
+        [filled(target["expr"]) for target in panel["targets"]]
+        for panel in json.loads(DASHBOARD.read_text())["panels"]
+        if panel["type"] != "row"
+    ]
+
+
+def filled(expression):
+    """The expression as Grafana asks it, for all applications."""
+    return expression.replace("$__rate_interval", "1m").replace("$application", ".*")
+
+
+def expressions():
+    """Every expression that is shipped."""
+    return [expression for panel in panels() for expression in panel] + [
+        rule["expr"] for rule in (*records(), *alerts())
+    ]
+
+
+def asked():
+    """What must have a series on a service that was scraped: all but the alerts, which stand on records alone."""
+    rules = [text for rule in records() for text in (rule["record"], rule["expr"])]
+    return [expression for panel in panels() for expression in panel] + rules
+
+
+def without_series(port, wanted, seconds):
+    """Which of the expressions a Prometheus has no series for, after so long at most."""
+    end = time.monotonic() + seconds
+    left = list(dict.fromkeys(wanted))
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:
+        while left and time.monotonic() < end:
+            time.sleep(1.0)
+            try:
+                left = [text for text in left if not _result(client, text)]
+            except httpx.TransportError:  # it is only starting
+                continue
+        failed = [rule["name"] for rule in _rules(client) if rule["health"] != "ok"]
+    return left + failed
+
+
+def _result(client, expression):
+    answer = client.get("/query", params={"query": expression}).json()
+    assert answer["status"] == "success", (expression, answer)
+    return answer["data"]["result"]
+
+
+def _rules(client):
+    groups = client.get("/rules").json()["data"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]

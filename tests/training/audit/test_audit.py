@@ -1,0 +1,224 @@
+"""The audit of a served log, through its command: what was served, what was altered, what cannot be said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from networks import (
+    VERSION,
+    artifact_files,
+    random_config,
+    random_encoder,
+    random_network,
+    write_artifact,
+)
+from served import Logging, busy_hour
+from tiny import TOML, tables
+from typer.testing import CliRunner
+
+from serve.contract.hashing import hash64
+from serve.features.matrix import Features, Matrix
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log.reader import read_log
+from serve.log.writer import write_log
+from serve.model.artifact import save
+from training.__main__ import app
+from training.audit.audit import difference
+from training.data.dataset import build
+from training.data.encoding import category_strings, fit_encoder
+from training.evaluation.drift import STATISTICS, statistics
+from training.evaluation.evaluate import score
+from training.network.network import NetworkConfig
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the log of a served hour in which some of the rankings were tests."""
+    home = tmp_path_factory.mktemp("audit")
+    write_log(home / "log", tables())
+    Logging(home, home / "log").run(busy_hour)
+    return home
+
+
+@pytest.fixture
+def log(home, tmp_path):
+    """A copy of that log, to be altered."""
+    shutil.copytree(home / "log", tmp_path / "log")
+    return tmp_path / "log"
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    """An artifact of the small surface that keeps the distributions of the log's rows."""
+    return write_model(home / "model", home / "log")
+
+
+def write_model(folder, log_folder, *, keeps=True):
+    surface = read_surface(TOML)
+    log = read_log(log_folder, surface)
+    data = build(Schema(surface), log)
+    rng = np.random.default_rng(0)
+    encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, log))
+    network = random_network(rng, encoder, NetworkConfig(width=4, n_steps=1))
+    files, manifest = artifact_files(network, rng)
+    kept = {}
+    if keeps:
+        save(folder.parent / f"{folder.name}-draft", files | {"surface.toml": TOML.encode()}, manifest)
+        scores = score(folder.parent / f"{folder.name}-draft", data.matrix)
+        kept = {STATISTICS: statistics(data.columns, data.matrix, scores)}
+    files |= {"surface.toml": TOML.encode(), "evaluation.json": json.dumps(kept).encode()}
+    save(folder, files, manifest)
+    return folder
+
+
+def audit(home, log, *more, code=0):
+    arguments = ["audit", "--surface", str(home / "tiny.toml"), "--log", str(log), "--json", *more]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    return json.loads(done.stdout) if code < 2 else done.stderr.splitlines()[-1]
+
+
+def altered(log, request_id, column, alter):
+    """Alter a value of one exposure in the segments."""
+    for path in (log / "exposures").glob("*.parquet"):
+        table = pq.read_table(path)
+        values = table[column].to_pylist()
+        names = table["request_id"].to_pylist()
+        if request_id in names:
+            place = names.index(request_id)
+            values[place] = alter(values[place])
+            at = table.column_names.index(column)
+            pq.write_table(
+                table.set_column(at, column, pa.array(values, table.schema.field(column).type)), path
+            )
+
+
+def test_what_was_served_is_what_the_log_gives(home, log):
+    found = audit(home, log)
+    assert found["held"] is True
+    assert (found["exposures"], found["test_exposures"]) == (60, 6)
+    assert found["rows"] == sum(
+        len(shown) for shown in pq.read_table(log / "exposures")["candidates"].to_pylist()
+    )
+    columns = Features(Schema(read_surface(TOML))).columns
+    assert list(found["features"]) == [*columns.numeric, *columns.single, "tags"]
+    assert found["max"] == max(found["features"].values()) <= 1e-6
+
+
+def test_a_feature_that_differs_is_named_with_its_ranking(home, log):
+    columns = Features(Schema(read_surface(TOML))).columns
+    at = columns.numeric.index("seen")
+
+    def more(values):
+        values[at] = values[at] + 0.5 * max(1.0, values[at])
+        return values
+
+    altered(log, "r30x", "numeric", more)
+    found = audit(home, log, code=1)
+    assert found["held"] is False
+    assert found["max"] == found["features"]["seen"] == pytest.approx(0.5)
+    first = pq.read_table(log / "exposures").filter(pa.compute.field("request_id") == "r30x")["candidates"][0]
+    assert found["worst"] == {"feature": "seen", "request_id": "r30x", "candidate": first[0].as_py()}
+    assert max(most for name, most in found["features"].items() if name != "seen") <= 1e-6
+
+
+def test_what_is_missing_on_one_side_or_of_another_category_is_infinitely_far(home, log):
+    altered(log, "r7x", "category", lambda values: [hash64("another"), *values[1:]])
+    found = audit(home, log, code=1)
+    assert found["max"] is found["features"]["viewer_language"] is None
+    assert found["worst"]["feature"] == "viewer_language"
+    assert difference(np.array([np.nan, 1.0, np.nan, 2.1]), np.array([np.nan, np.nan, 1.0, 2.0])).tolist() == [
+        0.0, np.inf, np.inf, pytest.approx(0.05)
+    ]  # fmt: skip
+
+
+def test_a_log_that_lacks_events_does_not_give_what_was_served(home, log):
+    path = sorted((log / "events").glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pa.compute.field("kind") != "join"), path)
+    assert audit(home, log, code=1)["worst"] is not None
+
+
+def test_a_ranking_is_held_against_what_it_had_seen_and_not_against_its_time(home, log):
+    altered(log, "r30x", "seen_seq", lambda seq: seq - 40)
+    assert audit(home, log, code=1)["worst"]["request_id"] == "r30x"
+
+
+def test_without_features_it_says_how_to_have_them_logged(home, tmp_path):
+    write_log(tmp_path / "plain", tables())
+    assert "set log_features" in audit(home, tmp_path / "plain", code=2)
+
+
+def test_features_of_another_surface_are_refused(home, log):
+    altered(log, "r7x", "numeric", lambda values: values[1:])
+    said = audit(home, log, code=2)
+    assert "'r7x'" in said
+    assert "name the surface that was served" in said
+
+
+def test_people_get_a_table_with_the_worst_feature_first(home, log):
+    altered(log, "r7x", "category", lambda values: [hash64("another"), *values[1:]])
+    arguments = ["audit", "--surface", str(home / "tiny.toml"), "--log", str(log)]
+    lines = CliRunner().invoke(app, arguments).stdout.splitlines()
+    assert lines[2].split() == ["viewer_language", "inf"]
+    assert lines[-1].startswith("NOT held")
+
+
+def scored_by(log, model):
+    """Put into the log that the model scored it."""
+    for path in (log / "exposures").glob("*.parquet"):
+        table = pq.read_table(path)
+        rows, scores = [len(shown) for shown in table["candidates"].to_pylist()], []
+        for i, num_rows in enumerate(rows):
+            numeric = np.array(table["numeric"][i].as_py(), np.float32).reshape(num_rows, -1)
+            category = np.array(table["category"][i].as_py(), np.uint64).reshape(num_rows, -1)
+            scores.append(score(model, Matrix(numeric, category)))
+        for name, values in (
+            ("scores", pa.array(scores, pa.list_(pa.float32()))),
+            ("model", pa.array([VERSION] * len(rows), pa.string())),
+        ):
+            table = table.set_column(table.column_names.index(name), name, values)
+        pq.write_table(table, path)
+
+
+def test_scores_are_compared_where_the_model_gave_them(home, log, model):
+    found = audit(home, log, "--model", model)
+    assert found["model"] == {"version": VERSION, "rows": 0, "max_difference": None}
+    scored_by(log, model)
+    found = audit(home, log, "--model", model)
+    assert found["model"]["rows"] == found["rows"]
+    assert found["model"]["max_difference"] <= 1e-6
+    altered(log, "r7x", "scores", lambda scores: [scores[0] + 0.01, *scores[1:]])
+    found = audit(home, log, "--model", model, code=1)
+    assert found["max"] <= 1e-6  # it is the scores that do not hold
+    assert found["model"]["max_difference"] == pytest.approx(0.01, abs=1e-4)
+
+
+def test_drift_is_said_of_live_rankings_and_fails_nothing(home, log, model):
+    found = audit(home, log, "--model", model)["drift"]
+    live = pq.read_table(log / "exposures").filter(pa.compute.field("traffic") == "live")
+    assert found["rows"] == sum(map(len, live["candidates"].to_pylist()))
+    assert set(found["features"]) == set(audit(home, log)["features"])
+    assert found["score"] >= 0.0
+
+
+def test_an_artifact_without_distributions_says_so(home, log, tmp_path):
+    old = write_model(tmp_path / "old", log, keeps=False)
+    found = audit(home, log, "--model", old)
+    assert found["drift"] is None
+    assert "newer artifact" in found["no_drift"]
+
+
+def test_the_scores_of_a_model_of_other_columns_are_not_asked(home, log, tmp_path):
+    rng = np.random.default_rng(0)
+    encoder = random_encoder(rng, 2, 1, 0)
+    other = write_artifact(
+        tmp_path / "other", random_network(rng, encoder, random_config(rng, "entmax")), rng
+    )
+    assert "fit a model for this surface" in audit(home, log, "--model", other, code=2)

@@ -1,0 +1,118 @@
+"""The order and the bodies of the requests that play a log."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+from tiny import tables
+
+from serve.log.reader import read_log
+from serve.log.writer import write_log
+from training.audit.player import steps
+
+
+def played(folder, surface, **changed):
+    """What is sent for the small log with some of its tables changed: rankings by id, records in their posts."""
+    write_log(folder / "played", tables() | changed)
+    sent = []
+    for step in steps(read_log(folder / "played", surface), surface):
+        body = json.loads(step.body)
+        sent.append(body if step.kind == "rank" else body["records"])
+    return sent
+
+
+def names(sent):
+    """Rankings by their id, posts by the ids of what is in them."""
+    return [
+        step["request_id"] if isinstance(step, dict) else [record.get("id") for record in step]
+        for step in sent
+    ]
+
+
+def test_what_came_before_a_ranking_is_sent_before_it(tmp_path, surface):
+    assert names(played(tmp_path, surface)) == [
+        ["ann", "bob", "a", "b", "c"], "r1", ["e1", "e2", "d"], "r2", ["e3"], "r3", ["e4", "e5"],
+    ]  # fmt: skip
+
+
+def test_at_one_time_rankings_come_first_then_attributes_alone_then_events(tmp_path, surface):
+    given = tables()
+    candidates = given["candidates"].set_column(
+        1, "ts_ms", pa.array([None, None, 20_000, 20_000], pa.int64())
+    )
+    times = pa.array([10_000, 20_000, 20_000], pa.int64())
+    exposures = given["exposures"].set_column(1, "ts_ms", times)
+    events = given["events"].set_column(
+        1, "ts_ms", pa.array([11_000, 12_000, 20_000, 45_000, 60_000], pa.int64())
+    )
+    assert names(played(tmp_path, surface, candidates=candidates, exposures=exposures, events=events)) == [
+        ["ann", "bob", "a", "b"], "r1", ["e1", "e2"], "r2", "r3", ["c", "d"], ["e3", "e4", "e5"],
+    ]  # fmt: skip
+
+
+def test_a_ranking_says_what_its_exposure_says(tmp_path, surface):
+    stated = pa.array([json.dumps({"b": {"price": 2.0}}), None, None], pa.string())
+    sent = played(tmp_path, surface, exposures=tables()["exposures"].append_column("stated", stated))
+    rankings = [step for step in sent if isinstance(step, dict)]
+    assert rankings[0] == {
+        "request_id": "r1",
+        "now_ms": 10_000,
+        "viewer": "ann",
+        "candidates": ["a", {"candidate": "b", "fields": {"price": 2.0}}, "c"],
+        "context": {"hour": 3.0},
+    }
+    assert [ranking["context"] for ranking in rankings[1:]] == [{}, {}]
+
+
+def test_records_carry_all_their_fields(tmp_path, surface):
+    first, *_, last = played(tmp_path, surface)
+    fields = {"language": "en", "follows": ["hal"]}
+    assert first[0] == {"type": "viewer", "id": "ann", "fields": fields, "ts_ms": 0}
+    assert first[4]["ends_ms"] == 30_000
+    assert first[4]["fields"] == {
+        "host": "jon", "topic": "jazz", "language": None, "tags": None, "price": 3.0, "started_ms": None
+    }  # fmt: skip
+    assert last[-1] == {
+        "type": "event", "id": "e5", "viewer": "bob", "candidate": "a", "kind": "leave", "ts_ms": 60_000
+    }  # fmt: skip
+
+
+def test_an_event_is_sent_as_of_its_ranking_where_a_clock_ran_behind(tmp_path, surface):
+    late = pa.array([9_000, 12_000, 21_000, 45_000, 60_000], pa.int64())
+    sent = played(tmp_path, surface, events=tables()["events"].set_column(1, "ts_ms", late))
+    (e1,) = (r for step in sent if isinstance(step, list) for r in step if r.get("id") == "e1")
+    assert (e1["ts_ms"], e1["request_id"]) == (10_000, "r1")
+    assert names(sent)[1:3] == ["r1", ["e1", "e2", "d"]]
+
+
+def test_of_a_served_log_only_what_was_stated_is_sent_and_who_was_forgotten_is_forgotten(tmp_path, surface):
+    viewers = pa.table(
+        {
+            "id": ["ann", "bob", "cyd", "cyd"],
+            "ts_ms": pa.array([None, 15_000, 5_000, 15_000], pa.int64()),
+            "language": ["en", "fr", None, None],
+            "follows": pa.array([["hal"], None, None, None], pa.list_(pa.string())),
+            "stated": pa.array([None, ["language"], None, None], pa.list_(pa.string())),
+            "removed": [False, False, True, True],
+        }
+    )
+    sent = played(tmp_path, surface, viewers=viewers)
+    records = [record for step in sent if isinstance(step, list) for record in step]
+    (bob,) = (record for record in records if record.get("id") == "bob")
+    assert bob["fields"] == {"language": "fr"}
+    assert [r["ts_ms"] for r in records if r["type"] == "forget"] == [
+        15_000
+    ]  # the earlier one is in the store
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_RECORDS", 2), ("MAX_POST_BYTES", 300)])
+def test_records_go_in_posts_that_a_service_takes(tmp_path, surface, monkeypatch, limit, most):
+    whole = [
+        record for step in played(tmp_path / "whole", surface) if isinstance(step, list) for record in step
+    ]
+    monkeypatch.setattr(f"training.audit.player.{limit}", most)
+    posts = [step for step in played(tmp_path / "parts", surface) if isinstance(step, list)]
+    assert [record for post in posts for record in post] == whole
+    assert 1 < max(map(len, posts)) < 5

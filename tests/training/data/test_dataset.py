@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny import tables
+
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log.reader import read_log
+from serve.log.writer import write_log
+from training.data.dataset import Plan, build, concat
+from training.data.split import split
+
+
+def rows(data):
+    return {
+        (data.request_ids[s], c): y for s, c, y in zip(data.slate, data.candidate, data.label, strict=True)
+    }
+
+
+def test_a_row_is_positive_if_its_label_event_follows_in_the_window(log_folder, surface):
+    data = build(Schema(surface), read_log(log_folder, surface))
+    assert rows(data) == {
+        ("r1", "a"): 1.0,  # joined, named by request
+        ("r1", "b"): 0.0,
+        ("r1", "c"): 0.0,
+        ("r2", "a"): 0.0,
+        ("r2", "d"): 1.0,  # joined without a request id: the viewer's latest exposure
+        ("r2", "zz"): 0.0,
+        ("r3", "b"): 1.0,
+        ("r3", "a"): 0.0,
+    }
+
+
+def test_rows_whose_window_is_open_are_left_out(tmp_path, surface):
+    parts = tables()
+    parts["events"] = parts["events"].slice(0, 4)  # the log now ends at 45 s, r3's window at 50 s
+    write_log(tmp_path / "log", parts)
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    assert {request for request, _ in rows(data)} == {"r1", "r2"}
+    assert data.counts["open_rows"] == 2
+
+
+def test_an_event_outside_of_its_window_makes_no_positive(tmp_path, surface):
+    parts = tables()
+    late = pa.array([11_000, 20_001, 21_000, 45_000, 60_000], pa.int64())  # r1 is of 10 s, the window is 10 s
+    parts["events"] = parts["events"].set_column(1, "ts_ms", late)
+    write_log(tmp_path / "log", parts)
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    assert rows(data)["r1", "a"] == 0.0
+    assert data.counts["unmatched_label_events"] == 1
+
+
+def test_a_slates_own_events_never_reach_its_features(log_folder, surface):
+    data = build(Schema(surface), read_log(log_folder, surface))
+    numeric = dict(zip(data.columns.numeric, data.matrix.numeric.T, strict=True))
+    first = data.slate == 0
+    assert numeric["audience"][first].tolist() == [0, 0, 0]
+    assert numeric["seen"][first].tolist() == [0, 0, 0]
+    assert numeric["seen"][data.slate == 2].tolist() == [3, 3]
+
+
+def test_a_planted_future_does_not_change_the_past(tmp_path, log_folder, surface):
+    """Whatever is appended after a time, the rows from before it keep their bits."""
+    before = build(Schema(surface), read_log(log_folder, surface))
+    parts = tables()
+    leak = {
+        "id": ["x"],
+        "ts_ms": [40_000],
+        "viewer": ["ann"],
+        "candidate": ["a"],
+        "kind": ["join"],
+        "request_id": [None],
+    }
+    parts["events"] = pa.concat_tables([parts["events"], pa.table(leak, parts["events"].schema)])
+    write_log(tmp_path / "leaky", parts)
+    after = build(Schema(surface), read_log(tmp_path / "leaky", surface))
+    np.testing.assert_array_equal(after.matrix.numeric, before.matrix.numeric)
+
+
+def test_history_moves_the_state_and_gives_no_rows(tmp_path, log_folder, surface):
+    split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
+    past, rest = (read_log(tmp_path / name, surface) for name in ("a", "b"))
+    whole = build(Schema(surface), read_log(log_folder, surface))
+    late = build(Schema(surface), rest, history=past)
+    keep = [i for i, s in enumerate(whole.slate) if whole.request_ids[s] in late.request_ids]
+    np.testing.assert_array_equal(late.matrix.numeric, whole.matrix.numeric[keep])
+    assert late.label.tolist() == whole.label[keep].tolist()
+    assert {late.request_ids[s] for s in late.slate} == {"r2", "r3"}
+
+
+def with_impressions(folder, *seen, within="10s"):
+    """The log with client impressions of (viewer's request, candidate, time), and its surface."""
+    from tiny import TOML
+
+    parts = tables()
+    request, candidate, ts_ms = zip(*seen, strict=True)
+    events = {
+        "id": [f"i{number}" for number in range(len(seen))],
+        "ts_ms": ts_ms,
+        "viewer": ["ann"] * len(seen),
+        "candidate": candidate,
+        "kind": ["impression"] * len(seen),
+        "request_id": request,
+    }
+    parts["events"] = pa.concat_tables([parts["events"], pa.table(events, parts["events"].schema)])
+    write_log(folder, parts)
+    surface = read_surface(
+        TOML.replace('["click"', '["impression", "click"').replace('"10s" }', f'"{within}" }}')
+    )
+    return Schema(surface), read_log(folder, surface)
+
+
+def test_client_impressions_decide_what_was_seen(tmp_path):
+    data = build(*with_impressions(tmp_path / "log", ("r1", "b", 10_500)))
+    assert rows(data) == {("r1", "b"): 0.0}
+
+
+def test_the_window_begins_with_the_impression_where_there_is_one(tmp_path):
+    """r3 is of 40 s and its b was joined at 45 s; r1 is of 10 s and its a was joined at 12 s."""
+    seen = ("r1", "a", 13_000), ("r1", "b", 11_000), ("r3", "b", 44_000)
+    schema, log = with_impressions(tmp_path / "log", *seen)
+    data = build(schema, log)
+    assert rows(data) == {("r1", "a"): 0.0, ("r1", "b"): 0.0, ("r3", "b"): 1.0}
+    assert data.counts["unmatched_label_events"] == 2  # before a was seen, and bob's, who saw nothing
+    late = tables()["events"].set_column(
+        1, "ts_ms", pa.array([11_000, 12_000, 21_000, 53_500, 60_000], pa.int64())
+    )
+    parts = {"viewers": log.viewers, "candidates": log.candidates, "exposures": log.exposures}
+    parts["events"] = pa.concat_tables([late, log.events.slice(5)], promote_options="default")
+    write_log(tmp_path / "late", parts)
+    assert rows(build(schema, read_log(tmp_path / "late", schema.surface)))["r3", "b"] == 1.0
+
+
+def test_a_row_whose_impression_is_too_late_for_the_logs_end_is_left_out(tmp_path):
+    """The log ends at 60 s: the window of r3, which is of 40 s, is closed, but not that of its impression."""
+    seen = ("r1", "b", 11_000), ("r3", "a", 46_000)
+    data = build(*with_impressions(tmp_path / "log", *seen, within="15s"))
+    assert rows(data) == {("r1", "b"): 0.0}
+    assert data.counts["open_rows"] == 1
+
+
+def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
+    log = read_log(log_folder, surface)
+    whole = build(Schema(surface), log)
+    plan = Plan(Schema(surface), log)
+    assert plan.ts_ms.tolist() == whole.ts_ms.tolist()
+    parts = list(plan.parts(2))
+    assert [len(part) for part in parts] == [3, 3, 2]
+    joined = concat(parts)
+    assert rows(joined) == rows(whole)
+    np.testing.assert_array_equal(joined.matrix.numeric, whole.matrix.numeric)
+    np.testing.assert_array_equal(joined.matrix.category, whole.matrix.category)
+    assert [len(part) for part in Plan(Schema(surface), log).parts(4)] == [6, 2]
+
+
+def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_path, surface):
+    parts = tables()
+    behind = pa.array([11_000, 9_000, 21_000, 45_000, 60_000], pa.int64())  # r1 is of 10 s
+    parts["events"] = parts["events"].set_column(1, "ts_ms", behind)
+    write_log(tmp_path / "log", parts)
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    assert rows(data)["r1", "a"] == 1.0
+    numeric = dict(zip(data.columns.numeric, data.matrix.numeric.T, strict=True))
+    assert numeric["audience"][data.slate == 0].tolist() == [0, 0, 0]
+
+
+def test_a_log_without_a_closed_window_is_refused(tmp_path):
+    from tiny import TOML
+
+    surface = read_surface(TOML.replace('"10s" }', '"1d" }'))
+    write_log(tmp_path / "log", tables())
+    with pytest.raises(TabrankError, match="no row of the log has a closed label window"):
+        build(Schema(surface), read_log(tmp_path / "log", surface))
+
+
+def test_a_split_keeps_what_is_of_one_time_together_and_refuses_an_empty_side(tmp_path, log_folder):
+    counts = split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
+    assert (counts["before_exposures"], counts["after_exposures"]) == (1, 2)
+    assert counts["before_events"] == 2
+    assert counts["before_candidates"] == 4
+    with pytest.raises(TabrankError, match="exists already"):
+        split(log_folder, 0.5, tmp_path / "a", tmp_path / "c")
+    with pytest.raises(TabrankError, match="no exposure before"):
+        split(log_folder, 0.1, tmp_path / "d", tmp_path / "e")
+    with pytest.raises(TabrankError, match="between 0 and 1"):
+        split(log_folder, 1.5, tmp_path / "d", tmp_path / "e")
+
+
+def test_a_viewers_slates_have_one_number_and_nobodys_slates_each_their_own(log_folder, surface):
+    log = read_log(log_folder, surface)
+    viewers = log.exposures["viewer"].to_pylist()
+    assert len(set(viewers)) < len(viewers)
+    named = build(Schema(surface), log)
+    of_slate = dict(zip(named.slate.tolist(), named.viewer.tolist(), strict=True))
+    same = {(viewers[s], v) for s, v in of_slate.items()}
+    assert len(same) == len({viewers[s] for s in of_slate}) == len(set(of_slate.values()))
+    column = log.exposures.column_names.index("viewer")
+    nobody = log.exposures.set_column(column, "viewer", pa.nulls(len(viewers), pa.string()))
+    alone = build(Schema(surface), dataclasses.replace(log, exposures=nobody))
+    pairs = set(zip(alone.slate.tolist(), alone.viewer.tolist(), strict=True))
+    assert len(pairs) == len(set(alone.slate.tolist())) == len(set(alone.viewer.tolist())) > 1
+
+
+def test_a_row_knows_its_position_and_what_was_shown_before_it(log_folder, surface):
+    data = build(Schema(surface), read_log(log_folder, surface))
+    seen = {
+        (data.request_ids[s], c): (int(p), int(v), int(n))
+        for s, c, p, v, n in zip(
+            data.slate, data.candidate, data.position, data.viewer_seen, data.candidate_seen, strict=True
+        )
+    }
+    assert seen["r1", "c"] == (2, 0, 0)
+    assert seen["r2", "a"] == (0, 0, 1)
+    assert seen["r3", "b"] == (0, 1, 1)
+    assert seen["r3", "a"] == (1, 1, 2)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tiny import tables
+
+from serve.contract.errors import TabrankError
+from serve.features.matrix import Columns, Matrix
+from serve.log.writer import write_log
+from training.data import disk_rows as spilling
+from training.data import prepare as preparing
+from training.data.dataset import Dataset
+from training.data.disk_rows import Spill, read
+from training.data.prepare import by_time, prepare
+from training.data.stream import Streamed
+from training.network.inputs import Inputs, inputs
+from training.network.network import NetworkConfig
+
+REPEATS = 40
+
+
+@pytest.fixture
+def long_log(tmp_path):
+    """The small log, again and again: 320 rows."""
+    parts = tables()
+    for name in ("exposures", "events"):
+        again = []
+        for number in range(REPEATS):
+            table = parts[name]
+            later = pa.array(table["ts_ms"].to_numpy() + number * 100_000)
+            table = table.set_column(table.column_names.index("ts_ms"), "ts_ms", later)
+            for column in {"id", "request_id"} & set(table.column_names):
+                names = [None if n is None else f"{n}-{number}" for n in table[column].to_pylist()]
+                table = table.set_column(
+                    table.column_names.index(column), column, pa.array(names, pa.string())
+                )
+            again.append(table)
+        parts[name] = pa.concat_tables(again)
+    write_log(tmp_path / "long", parts)
+    return tmp_path / "long"
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(preparing, "ROWS_PER_PART", 50)
+    monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
+
+
+def sorted_rows(x, label, position):
+    rows = np.column_stack([x, label, position])
+    return rows[np.lexsort(rows.T)]
+
+
+def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
+    """What `Streamed.batches` gives, end to end, without Ray."""
+    rows = np.concatenate([read(job) for job in train._jobs(size, slice(begin, end), seed)])
+    return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "position")))
+
+
+def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_path, small_parts):
+    with prepare(surface, long_log, tmp_path, memory_bytes=1 << 30) as memory:
+        assert not memory.streamed
+    with prepare(surface, long_log, tmp_path, memory_bytes=1) as disk:
+        assert disk.streamed
+        assert len(disk.train.sizes) > 3
+        assert disk.num_train == len(disk.train) == memory.num_train
+        assert disk.encoder == memory.encoder
+        assert disk.counts == memory.counts
+        ready = inputs(memory.train, memory.encoder, NetworkConfig())
+        given = batches(disk.train, 1, 0, 1, seed=5)
+        np.testing.assert_array_equal(
+            sorted_rows(given.x, given.label, given.position),
+            sorted_rows(ready.x, ready.label, ready.position),
+        )
+        assert disk.valid.candidate == memory.valid.candidate
+        assert disk.valid.ts_ms.tolist() == memory.valid.ts_ms.tolist()
+        np.testing.assert_array_equal(disk.valid.matrix.numeric, memory.valid.matrix.numeric)
+        folder = disk.train.folder
+    assert not folder.exists()
+
+
+def test_validation_rows_beyond_the_bound_are_thinned_out_by_whole_slates(
+    long_log, surface, tmp_path, small_parts, monkeypatch
+):
+    with prepare(surface, long_log, tmp_path, memory_bytes=1) as all_of_them:
+        slates = dict(zip(*np.unique(all_of_them.valid.slate, return_counts=True), strict=True))
+        num_rows = len(all_of_them.valid)
+    monkeypatch.setattr(preparing, "MAX_VALIDATION", num_rows // 2)
+    with prepare(surface, long_log, tmp_path, memory_bytes=1) as thinned:
+        kept = dict(zip(*np.unique(thinned.valid.slate, return_counts=True), strict=True))
+    assert 0 < len(kept) <= (len(slates) + 1) // 2
+    assert all(slates[slate] == count for slate, count in kept.items())
+    assert min(kept) == min(slates)
+    assert max(kept) > max(slates) - 3
+
+
+def test_the_encoder_of_a_spilled_log_comes_from_a_sample_of_its_training_rows(
+    long_log, surface, tmp_path, small_parts, monkeypatch
+):
+    with prepare(surface, long_log, tmp_path, memory_bytes=1) as whole:
+        pass
+    monkeypatch.setattr(preparing, "MAX_SAMPLE", whole.num_train // 2)
+    with prepare(surface, long_log, tmp_path, memory_bytes=1) as sampled:
+        mean = {column.name: column.mean for column in sampled.encoder.numeric}
+    assert sampled.encoder != whole.encoder
+    for column in whole.encoder.numeric:
+        assert mean[column.name] == pytest.approx(column.mean, abs=0.25 * column.std)
+
+
+def test_what_a_killed_fit_left_is_removed(long_log, surface, tmp_path, small_parts):
+    (tmp_path / "rows" / "inputs").mkdir(parents=True)
+    with prepare(surface, long_log, tmp_path, memory_bytes=1) as prepared:
+        first = prepared.train.digest
+    with prepare(surface, long_log, tmp_path, memory_bytes=1) as prepared:
+        assert prepared.train.digest == first
+
+
+def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
+    parts = tables()
+    kinds = pa.array(["click", "click", "click", "click", "leave"])
+    parts["events"] = parts["events"].set_column(4, "kind", kinds)
+    write_log(tmp_path / "log", parts)
+    for memory_bytes in (1, 1 << 30):
+        with (
+            pytest.raises(TabrankError, match="hold 0 positives"),
+            prepare(surface, tmp_path / "log", tmp_path, memory_bytes=memory_bytes),
+        ):
+            pass
+
+
+@pytest.fixture
+def streamed(tmp_path, monkeypatch) -> Streamed:
+    """1,000 rows in 16 files, the number of each in its one input and its position."""
+    monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
+    spill = Spill(tmp_path / "spill", 1_000, 1)
+    for part in np.split(np.arange(1_000), [300, 301, 900]):
+        spill.add(part[:, None].astype(np.float32), (part % 2).astype(np.float32), part)
+    return Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
+
+
+def test_files_hold_a_random_share_of_all_rows(streamed):
+    assert streamed.sizes == (63,) * 8 + (62,) * 8
+    for job in streamed._jobs(1, slice(0, 1), 0):
+        rows = read(job)
+        assert 350 < rows["position"].mean() < 650
+        assert (rows["x"][:, 0] == rows["position"]).all()
+        assert (rows["label"] == rows["position"] % 2).all()
+
+
+def test_a_pass_gives_whole_batches_in_an_order_of_its_own(streamed):
+    first, again, other = (batches(streamed, 96, 0, 96, seed) for seed in (1, 1, 2))
+    assert len(first) == len(other) == 960
+    assert first.position.tolist() == again.position.tolist() != other.position.tolist()
+    assert len(set(first.position.tolist())) == 960
+    assert set(first.position.tolist()) != set(other.position.tolist())
+
+
+def test_ranks_share_the_batches_that_one_process_would_have(streamed):
+    alone = batches(streamed, 96, 0, 96, seed=3).position.reshape(10, 96)
+    ranks = [batches(streamed, 96, 32 * r, 32 * (r + 1), seed=3).position.reshape(10, 32) for r in range(3)]
+    assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
+
+
+def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_path):
+    ts_ms = np.arange(100) * 1_000
+    zeros = np.zeros(100, np.int64)
+    data = Dataset(
+        columns=Columns(("a",), (), ()),
+        matrix=Matrix(np.zeros((100, 1), np.float32), np.zeros((100, 0), np.uint64)),
+        label=(np.arange(100) % 2).astype(np.float32),
+        slate=np.arange(100),
+        viewer=zeros,
+        shown=zeros,
+        ts_ms=ts_ms,
+        popular=np.zeros(100, np.float32),
+        position=zeros,
+        viewer_seen=zeros,
+        candidate_seen=zeros,
+        request_ids=[],
+        candidate_ids=[],
+        counts={},
+    )
+    early, late = by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=5_000)
+    assert late.ts_ms[0] - early.ts_ms[-1] > 5_000
+    assert late.ts_ms[0] - early.ts_ms[-1] <= 6_000
+    assert len(late) == len(by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=0)[1])

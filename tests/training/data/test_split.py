@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny import tables
+
+from serve.contract.errors import TabrankError
+from serve.log.reader import TABLES
+from serve.log.writer import write_log
+from training.data.split import split
+
+
+def halves(tmp_path, log_folder, at=0.5):
+    counts = split(log_folder, at, tmp_path / "a", tmp_path / "b")
+    read = {side: {t: pq.read_table(tmp_path / side / f"{t}.parquet") for t in TABLES} for side in ("a", "b")}
+    return counts, read["a"], read["b"]
+
+
+def test_every_exposure_and_event_lies_on_one_side_of_the_cut(tmp_path, log_folder):
+    _, before, after = halves(tmp_path, log_folder)
+    assert before["exposures"]["request_id"].to_pylist() == ["r1"]
+    assert after["exposures"]["request_id"].to_pylist() == ["r2", "r3"]
+    assert before["events"]["id"].to_pylist() == ["e1", "e2"]
+    assert after["events"]["id"].to_pylist() == ["e3", "e4", "e5"]
+
+
+def test_before_knows_nothing_of_later_and_after_keeps_every_candidate(tmp_path):
+    parts = tables()
+    late = parts["candidates"].column_names.index("ts_ms")
+    parts["candidates"] = parts["candidates"].set_column(
+        late, "ts_ms", pa.array([None, None, None, 25_000], pa.int64())
+    )
+    write_log(tmp_path / "log", parts)
+    counts, before, after = halves(tmp_path, tmp_path / "log")
+    assert before["candidates"]["id"].to_pylist() == ["a", "b", "c"]
+    assert after["candidates"]["id"].to_pylist() == ["a", "b", "c", "d"]
+    assert (counts["before_candidates"], counts["after_candidates"]) == (3, 4)
+
+
+def test_exposures_of_one_time_stay_together(tmp_path):
+    parts = tables()
+    at = parts["exposures"].column_names.index("ts_ms")
+    parts["exposures"] = parts["exposures"].set_column(
+        at, "ts_ms", pa.array([10_000, 20_000, 20_000], pa.int64())
+    )
+    write_log(tmp_path / "log", parts)
+    counts, _, after = halves(tmp_path, tmp_path / "log", at=0.9)
+    assert after["exposures"]["request_id"].to_pylist() == ["r2", "r3"]
+    assert counts["before_exposures"] == 1
+
+
+def test_columns_that_no_surface_declares_go_along(tmp_path):
+    parts = tables()
+    parts["events"] = parts["events"].append_column("note", pa.array(list("vwxyz")))
+    write_log(tmp_path / "log", parts)
+    _, before, after = halves(tmp_path, tmp_path / "log")
+    assert before["events"]["note"].to_pylist() + after["events"]["note"].to_pylist() == list("vwxyz")
+
+
+def test_nothing_is_left_behind_where_the_second_side_cannot_be_written(tmp_path, log_folder, monkeypatch):
+    import training.data.split
+
+    def full(out, *parts):
+        if out.name == "b":
+            raise OSError("no space left on device")
+        write_log(out, *parts)
+
+    monkeypatch.setattr(training.data.split, "write_log", full)
+    with pytest.raises(OSError, match="no space"):
+        split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("events", lambda t: t.drop_columns("ts_ms"), "events.parquet: the column 'ts_ms' must be there"),
+        ("exposures", lambda t: t.slice(0, 0), "exposures.parquet: has no rows"),
+        (
+            "events",
+            lambda t: t.set_column(1, "ts_ms", pa.array([1, 2, 3, 4, None], pa.int64())),
+            "events.parquet: the column 'ts_ms' has empty rows",
+        ),
+    ],
+)
+def test_a_table_that_cannot_be_split_is_named(tmp_path, table, change, message):
+    parts = tables()
+    parts[table] = change(parts[table])
+    write_log(tmp_path / "log", parts)
+    with pytest.raises(TabrankError, match=message):
+        split(tmp_path / "log", 0.5, tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_and_an_unreadable_table_are_named(tmp_path, log_folder):
+    (log_folder / "viewers.parquet").write_bytes(b"no parquet")
+    with pytest.raises(TabrankError, match=r"viewers.parquet: not readable as Parquet"):
+        split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
+    (log_folder / "viewers.parquet").unlink()
+    with pytest.raises(TabrankError, match=r"viewers.parquet is missing"):
+        split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")

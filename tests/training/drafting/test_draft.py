@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny import STRINGS, tables
+
+from serve.contract.errors import TabrankError
+from serve.features.definitions import Affinity, Age, Gauge, Match, Member, Rate
+from serve.features.rows import Schema
+from serve.features.surface import Surface, read_surface
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+from serve.log.writer import write_log
+from training.data.dataset import Dataset, build
+from training.data.labels import label
+from training.drafting.draft import draft
+from training.drafting.funnel import funnel
+from training.drafting.profile import read_tables
+from training.world.simulate import simulate
+
+NUM = 1_200
+START_MS = 1_700_000_000_000
+
+
+def read(folder) -> tuple[Surface, Dataset, str]:
+    """The drafted surface of a log, the data set that it gives at once, and the text."""
+    text = draft(folder).text
+    surface = read_surface(text)
+    return surface, build(Schema(surface), read_log(folder, surface)), text
+
+
+def market(**candidate) -> dict[str, pa.Table]:
+    """A log of one offer an exposure, nobody and nothing twice, of which 60 % are bought, each after a view."""
+    rng = np.random.default_rng(0)
+    bought, viewed = np.arange(NUM) % 5 < 3, np.arange(NUM) % 10 < 9
+    ids = [f"o{i}" for i in range(NUM)]
+    ts_ms = START_MS + 60_000 * np.arange(NUM)
+    columns = {
+        "id": ids,
+        "color": rng.choice(["red", "green", "blue"], NUM).tolist(),
+        "size": rng.choice(["s", "m", "l"], NUM).tolist(),
+        "title": [f"offer number {i}" for i in range(NUM)],
+        "price": np.exp(rng.normal(3, 2, NUM)),
+        "stars": pa.array(rng.integers(1, 6, NUM)),
+        "listed": pa.array(ts_ms - rng.integers(10**6, 10**8, NUM)),
+        "is_new": pa.array([True, False] * (NUM // 2)),
+    }
+    kinds = [("view", viewed, 1_000), ("buy", bought & viewed, 40_000)]
+    events = [(k, i, int(ts_ms[i]) + d) for k, on, d in kinds for i in np.flatnonzero(on)]
+    return {
+        "viewers": pa.table(
+            {"id": [f"u{i}" for i in range(NUM)], "shade": rng.choice(["red", "blue"], NUM).tolist()}
+        ),
+        "candidates": pa.table(columns | candidate),
+        "exposures": pa.table(
+            {
+                "request_id": [f"r{i}" for i in range(NUM)],
+                "ts_ms": ts_ms,
+                "viewer": [f"u{i}" for i in range(NUM)],
+                "candidates": pa.array([[c] for c in ids], STRINGS),
+            }
+        ),
+        "events": pa.table(
+            {
+                "id": [f"e{i}" for i in range(len(events))],
+                "ts_ms": [t for _, _, t in events],
+                "viewer": [f"u{i}" for _, i, _ in events],
+                "candidate": [ids[i] for _, i, _ in events],
+                "kind": [k for k, _, _ in events],
+            }
+        ),
+    }
+
+
+@pytest.fixture
+def market_log(tmp_path):
+    write_log(tmp_path / "Market 7", market())
+    return tmp_path / "Market 7"
+
+
+@pytest.fixture(scope="module")
+def spaces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("draft") / "spaces"
+    simulate(folder, rows=33_000, days=0.2)
+    return read(folder)
+
+
+def test_the_tiny_log_gives_a_surface_that_builds(log_folder):
+    surface, data, _ = read(log_folder)
+    assert surface.label.event == "join"
+    assert isinstance(surface.features[surface.popular], Gauge)
+    assert data.counts["positive"] >= 2
+    types = {name: declared.type for name, declared in surface.fields["candidate"].items()}
+    assert {name: types[name] for name in ("topic", "language", "tags", "price")} == {
+        "topic": "category",
+        "language": "category",
+        "tags": "set",
+        "price": "number",
+    }
+
+
+def test_the_simulated_tab_gets_the_label_and_the_kinds_that_its_own_surface_has(spaces):
+    surface, data, text = spaces
+    assert surface.label.event == "join"
+    assert 60_000 <= surface.label.within_ms <= 1_800_000
+    popular = surface.features[surface.popular]
+    assert isinstance(popular, Gauge)
+    assert (popular.up, popular.down) == ("join", "leave")
+    kinds = surface.features.values()
+    assert {type(kind).__name__ for kind in kinds} >= {"Number", "Category", "Context", "Count", "Rate"}
+    assert any(isinstance(k, Match) and str(k.viewer) == "viewer.language" for k in kinds)
+    assert any(isinstance(k, Member) and str(k.candidate) == "candidate.host" for k in kinds)
+    assert any(isinstance(k, Affinity) and str(k.field) == "candidate.host" for k in kinds)
+    assert any(isinstance(k, Age) and str(k.field) == "candidate.started_ms" for k in kinds)
+    base = data.label.mean()
+    rates = [k for k in kinds if isinstance(k, Rate) and k.event == "join"]
+    assert all(abs(k.prior.rate - base) < 0.2 * base for k in rates)
+    assert "no label: takes back a join" in text
+
+
+def test_a_log_of_categories_without_ids_that_repeat_and_a_base_rate_above_one_half(market_log):
+    surface, data, text = read(market_log)
+    assert surface.name == "market-7"
+    assert (surface.label.event, surface.label.within_ms) == ("buy", 60_000)
+    assert data.label.mean() == pytest.approx(0.6, abs=0.01)
+    assert {"color", "size", "viewer_shade"} <= set(data.columns.single)
+    assert not any(
+        isinstance(k, Affinity) or getattr(k, "entity", "") == "viewer" for k in surface.features.values()
+    )
+    assert "buy" in surface.events
+    assert "after view" in text
+
+
+def test_types_follow_the_columns_and_every_column_left_out_says_why(market_log):
+    result = draft(market_log)
+    fields = read_surface(result.text).fields["candidate"]
+    assert {n: f.type for n, f in fields.items()} == {
+        "color": "category",
+        "size": "category",
+        "price": "number",
+        "stars": "number",
+        "listed": "time",
+    }
+    assert 'price = { kind = "number", field = "candidate.price", transform = "log1p" }' in result.text
+    assert "if these are codes, write them as strings" in result.text
+    notes = " ".join(result.notes)
+    assert "candidate.is_new is left out: holds bool" in notes
+    assert "candidate.title is left out: nearly every row has its own" in notes
+
+
+def test_fields_that_know_the_future_are_left_out_with_the_reason(tmp_path):
+    bought = np.arange(NUM) % 5 < 3
+    ends = START_MS + 60_000 * np.arange(NUM) + 10**7
+    write_log(
+        tmp_path / "log",
+        market(
+            outcome=np.where(bought, "sold", "kept").tolist(),
+            closed=pa.array(ends),
+            rank=np.where(bought, 1.0, 2.0),
+        ),
+    )
+    surface, _, text = read(tmp_path / "log")
+    assert not {"outcome", "closed", "rank"} & set(surface.fields["candidate"])
+    assert "# outcome is left out: looks like the label" in text
+    assert "# rank is left out: " in text
+    assert "# closed is left out: lies after 100% of the rankings" in text
+
+
+def test_a_total_of_the_whole_log_is_left_out_unless_its_rows_are_dated(tmp_path):
+    """Each offer is shown in five exposures; how often it was viewed in all of them is not known in the first."""
+    rng = np.random.default_rng(1)
+    parts = market()
+    num = NUM // 5
+    shown = np.arange(NUM) % num
+    parts["exposures"] = parts["exposures"].set_column(
+        3, "candidates", pa.array([[f"o{i}"] for i in shown], STRINGS)
+    )
+    viewed = np.flatnonzero(rng.random(NUM) < rng.random(num)[shown])
+    events = parts["exposures"].take(viewed)
+    parts["events"] = pa.table(
+        {
+            "id": [f"e{i}" for i in viewed],
+            "ts_ms": [t.as_py() + 1_000 for t in events["ts_ms"]],
+            "viewer": events["viewer"],
+            "candidate": [f"o{shown[i]}" for i in viewed],
+            "kind": ["view"] * len(viewed),
+        }
+    )
+    views = np.bincount(shown[viewed], minlength=NUM).astype(float)
+    parts["candidates"] = parts["candidates"].append_column("views", pa.array(views))
+    write_log(tmp_path / "plain", parts)
+    assert "# views is left out: grows with the number of view events" in draft(tmp_path / "plain").text
+    dated = pa.array([START_MS] * NUM, pa.int64())
+    parts["candidates"] = parts["candidates"].append_column("ts_ms", dated)
+    write_log(tmp_path / "dated", parts)
+    assert "views" in read_surface(draft(tmp_path / "dated").text).fields["candidate"]
+
+
+def test_odd_names_are_quoted(tmp_path):
+    parts = market()
+    parts["candidates"] = parts["candidates"].rename_columns(
+        ["id", 'co "l" or', *parts["candidates"].column_names[2:]]
+    )
+    parts["events"] = parts["events"].set_column(
+        4, "kind", pa.array([k if k == "buy" else "vu à #1" for k in parts["events"]["kind"].to_pylist()])
+    )
+    write_log(tmp_path / "log", parts)
+    surface, data, _ = read(tmp_path / "log")
+    assert "vu à #1" in surface.events
+    assert 'co "l" or' in data.columns.single
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("events", lambda t: t.drop_columns("kind"), r"events.parquet: the column 'kind' is missing"),
+        (
+            "exposures",
+            lambda t: t.set_column(3, "candidates", pa.array(["a"] * len(t))),
+            r"exposures.parquet: column 'candidates' holds string; it must hold lists of strings",
+        ),
+        (
+            "events",
+            lambda t: t.set_column(3, "candidate", pa.array(["nothing"] * len(t))),
+            r"events: column 'kind': no kind of event follows an exposure",
+        ),
+        ("viewers", lambda t: t.slice(0, 0), r"viewers.parquet: has no rows"),
+    ],
+)
+def test_a_log_that_is_none_is_refused_with_table_and_column(tmp_path, table, change, message):
+    parts = tables() | market()
+    parts[table] = change(parts[table])
+    write_log(tmp_path / "log", parts)
+    with pytest.raises(TabrankError, match=message):
+        draft(tmp_path / "log")
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("impressions", [True, False])
+def test_the_draft_counts_the_positives_that_the_labels_will_have(tmp_path, named, impressions):
+    """Clients' clocks are two seconds behind, and what is on screen is there five seconds after the answer."""
+    parts = market()
+    events = parts["events"].to_pylist()
+    if impressions:
+        events += [
+            {"id": f"i{i}", "ts_ms": START_MS + 60_000 * i + 5_000, "viewer": f"u{i}", "candidate": f"o{i}"}
+            | {"kind": "impression"}
+            for i in range(0, NUM, 2)
+        ]
+    for event in events:
+        event["ts_ms"] -= 2_000
+        event["request_id"] = f"r{event['candidate'][1:]}" if named else None
+    schema = parts["events"].schema.append(pa.field("request_id", pa.string()))
+    write_log(tmp_path / "log", parts | {"events": pa.Table.from_pylist(events, schema=schema)})
+    one = funnel(read_tables(tmp_path / "log"))
+    surface = read_surface(draft(tmp_path / "log").text)
+    log = read_log(tmp_path / "log", surface)
+    for kind in ("buy", "view"):
+        happening = one.happenings[kind]
+        asked = dataclasses.replace(
+            surface, label=dataclasses.replace(surface.label, event=kind, within_ms=happening.within_ms)
+        )
+        labels = label(Replay(Schema(asked), log), log, asked)
+        assert happening.positives == labels.positive.sum()
+    # a view a second after the answer, on a clock that is two behind, is one only where it names the answer
+    assert one.happenings["view"].positives == (NUM * 9 // 10 if named and not impressions else 0)
+    assert one.happenings["buy"].positives > 0

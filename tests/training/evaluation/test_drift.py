@@ -1,0 +1,138 @@
+"""What an artifact keeps of its training rows, and the index by which later rows are told from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from assessed import dataset, truth
+
+from serve.contract.hashing import hash64
+from training.data.prepare import evenly
+from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, statistics
+
+
+@pytest.fixture(scope="module")
+def data(surface):
+    return dataset(surface)
+
+
+def kept(data, score=None):
+    """The statistics as they come back from an artifact."""
+    found = statistics(data.columns, data.matrix, truth(data) if score is None else score)
+    return json.loads(json.dumps(found, allow_nan=False))
+
+
+def against(made_from, data, **changed):
+    matrix = replace(data.matrix, **changed)
+    return drift(made_from, data.columns, matrix, truth(data, matrix))
+
+
+def test_the_rows_that_it_was_made_from_have_not_moved(data):
+    found = drift(kept(data), data.columns, data.matrix, truth(data))
+    assert set(found["features"]) == {
+        *data.columns.numeric, *data.columns.single, *(name for name, _ in data.columns.multi)
+    }  # fmt: skip
+    assert max(found["features"].values()) == found["score"] == 0.0
+    assert found["rows"] == found["training_rows"] == len(data)
+
+
+def test_rows_of_the_same_law_have_moved_by_chance_alone(data, surface):
+    other = dataset(surface, seed=1)
+    found = drift(kept(data), data.columns, other.matrix, truth(other))
+    assert 0.0 < max(found["features"].values()) < MOVED
+    assert 0.0 < found["score"] < MOVED
+
+
+def test_the_feature_that_moved_is_told_and_so_are_the_scores_that_follow_it(data):
+    numeric = data.matrix.numeric.copy()
+    numeric[:, data.columns.numeric.index("topic_affinity")] += 1.0
+    found = against(kept(data), data, numeric=numeric)
+    moved = {name for name, index in found["features"].items() if index > CHANGED}
+    assert moved == {"topic_affinity"}
+    assert found["score"] > CHANGED
+
+
+def test_a_number_that_goes_missing_has_moved(data):
+    numeric = data.matrix.numeric.copy()
+    numeric[:600, 0] = np.nan  # a quarter
+    name = data.columns.numeric[0]
+    assert against(kept(data), data, numeric=numeric)["features"][name] > CHANGED
+    cells = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))["numeric"][name]
+    assert cells["shares"][0] == pytest.approx(0.25)
+    assert cells["shares"][2:] == pytest.approx([0.075] * 10, abs=0.001)
+
+
+def test_a_cell_ends_with_the_value_that_is_its_decile(data):
+    numeric = data.matrix.numeric.copy()
+    numeric[:, 0] = np.arange(len(data)) % 20
+    cells = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))["numeric"][
+        data.columns.numeric[0]
+    ]
+    assert cells == {
+        "common": None, "deciles": list(range(1, 19, 2)), "shares": [0.0, 0.0, *[pytest.approx(0.1)] * 10]
+    }  # fmt: skip
+
+
+def test_a_value_that_most_rows_have_is_a_cell_of_its_own(data):
+    numeric = data.matrix.numeric.copy()
+    numeric[:, 0] = np.where(np.arange(len(data)) % 4 == 0, numeric[:, 0], 0.0)
+    made_from = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))
+    name = data.columns.numeric[0]
+    cells = made_from["numeric"][name]
+    assert cells["common"] == 0.0
+    assert cells["shares"][1] == pytest.approx(0.75)
+    assert cells["shares"][2:] == pytest.approx([0.025] * 10, abs=0.001)
+    moved = numeric.copy()
+    moved[numeric[:, 0] == 0.0, 0] = 1e-6
+    assert against(made_from, data, numeric=numeric)["features"][name] == 0.0
+    assert against(made_from, data, numeric=moved)["features"][name] > CHANGED
+
+
+def test_a_constant_has_a_cell_and_no_deciles(data):
+    numeric = data.matrix.numeric.copy()
+    numeric[:, 0] = 7.0
+    cells = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))["numeric"][
+        data.columns.numeric[0]
+    ]
+    assert cells == {"common": 7.0, "deciles": [], "shares": [0.0, 1.0, 0.0]}
+
+
+def test_categories_beyond_the_most_common_are_the_rest(data):
+    k = data.columns.single.index("topic")
+    category = data.matrix.category.copy()
+    names = np.array([hash64(f"topic {i}") for i in range(30)], np.uint64)
+    category[:, k] = names[np.minimum(np.arange(len(data)) % 60, 29)]
+    made_from = kept(replace(data, matrix=replace(data.matrix, category=category)))
+    cells = made_from["category"]["topic"]
+    assert cells["values"][0] == f"#{names[29]:016x}"
+    assert len(cells["values"]) == 20
+    assert cells["shares"][:2] == [0.0, pytest.approx(31 / 60)]
+    assert cells["shares"][-1] == pytest.approx(10 / 60)
+    new = np.where(category == names[29], np.uint64(hash64("new")), category)
+    assert against(made_from, data, category=new)["features"]["topic"] > CHANGED
+
+
+def test_a_set_counts_each_of_its_values_and_the_rows_without_one(data):
+    at = len(data.columns.single)
+    category = data.matrix.category.copy()
+    category[: len(data) // 2, at : at + 2] = [hash64("x"), hash64("y")]
+    cells = kept(replace(data, matrix=replace(data.matrix, category=category)))["category"]["tags"]
+    assert cells["shares"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.0])
+
+
+def test_the_index_is_the_formulas():
+    expected, found = np.array([0.5, 0.5]), np.array([0.25, 0.75])
+    by_hand = (0.25 - 0.5) * np.log(0.25 / 0.5) + (0.75 - 0.5) * np.log(0.75 / 0.5)
+    assert psi(expected, found) == pytest.approx(by_hand)
+    assert np.isfinite(psi(np.array([0.0, 1.0]), np.array([1.0, 0.0])))
+    assert [reading(x) for x in (0.05, 0.2, 0.3)] == ["as in training", "has moved", "has changed"]
+
+
+def test_few_of_many_rows_are_kept_from_the_first_to_the_last(data):
+    few = evenly(data.matrix, 10)
+    assert len(few.numeric) == len(few.category) == 10
+    assert few.numeric[-1].tolist() == data.matrix.numeric[-1].tolist()
+    assert len(evenly(data.matrix, 10**6).numeric) == len(data)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from assessed import LANGUAGES, dataset, truth
+
+from serve.contract.hashing import hash64
+from serve.model.encoder import Encoder, SingleColumn
+from training.evaluation.evaluate import assess
+from training.evaluation.metrics import measure
+from training.evaluation.slates import Slates
+from training.evaluation.slices import MIN_OF_EACH_LABEL, MIN_ROWS
+
+
+@pytest.fixture(scope="module")
+def data(surface):
+    return dataset(surface)
+
+
+def part_of(found, by, value):
+    return next(part for part in found["slices"] if part["by"] == by and part["value"].startswith(value))
+
+
+def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, surface):
+    found = assess(data, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
+    assert found["contenders"] == ["model", "popular", "lightgbm"]
+    assert found["rows"] == len(data)
+    assert found["model"] == measure(Slates(data.label, data.slate), truth(data), is_probability=True)
+    assert found["popular"]["logloss"] is None  # an audience is no probability
+    assert found["popular"]["calibrated_logloss"] > found["model"]["logloss"]
+    assert set(found["paired"]) == {"model-popular", "model-lightgbm"}
+    pair = found["paired"]["model-popular"]
+    assert pair["gate"] == {"by": "ndcg@10", "beats": True}
+    assert pair["logloss"] == pytest.approx(
+        found["model"]["logloss"] - found["popular"]["calibrated_logloss"]
+    )
+    assert len(found["curves"]["reliability"]) == 15
+    assert found["curves"]["gain"]["model"][3] > found["curves"]["gain"]["popular"][3]
+
+
+def test_the_answer_is_plain_data_whatever_is_not_defined(data, surface):
+    rows = np.flatnonzero(data.position == 0)  # slates of one candidate
+    alone = data.take(rows)
+    found = json.loads(json.dumps(assess(alone, {"model": truth(alone)}, surface), allow_nan=False))
+    assert found["model"]["ndcg@10"] is found["intervals"]["model"]["ndcg@10"] is None
+    assert found["slates"] == 0
+    assert found["paired"]["model-popular"]["gate"]["by"] == "logloss"
+    json.dumps(assess(data.take(np.arange(3)), {"model": truth(data)[:3]}, surface), allow_nan=False)
+    negative = data.take(np.flatnonzero(data.label == 0))
+    json.dumps(assess(negative, {"model": truth(negative)}, surface), allow_nan=False)
+
+
+def test_a_popular_that_is_missing_for_some_sinks(data, surface):
+    import dataclasses
+
+    missing = dataclasses.replace(data, popular=np.where(data.popular < 0, np.nan, data.popular))
+    least = dataclasses.replace(data, popular=np.where(data.popular < 0, -1, data.popular))
+    found = [assess(d, {"model": truth(d)}, surface)["popular"] for d in (missing, least)]
+    assert found[0]["ndcg@10"] == found[1]["ndcg@10"]
+
+
+def test_the_parts_of_a_slice_are_measured_among_themselves(data, surface):
+    found = assess(data, {"model": truth(data)}, surface)
+    cold, others = part_of(found, "viewer", "cold"), part_of(found, "viewer", "seen")
+    assert cold["rows"] + others["rows"] == len(data)
+    part = data.viewer_seen == 0
+    alone = measure(Slates(data.label[part], data.slate[part]), truth(data)[part], is_probability=True)
+    for key in ("auc", "logloss", "ece", "ndcg@10"):
+        assert cold["model"][key] == pytest.approx(alone[key])
+    difference = cold["model"]["ndcg@10"] - cold["popular"]["ndcg@10"]
+    assert cold["paired"]["ndcg@10"] == pytest.approx(difference)
+    assert cold["paired"]["se"] > 0
+
+
+def test_a_slice_of_few_rows_has_its_counts_and_no_figures(data, surface):
+    new = part_of(assess(data, {"model": truth(data)}, surface), "candidate", "new")
+    assert 0 < new["rows"] < MIN_ROWS
+    assert new["positives"] < MIN_OF_EACH_LABEL
+    assert new["model"] is new["popular"] is new["paired"] is None
+
+
+def test_viewers_are_sliced_by_their_categories_under_the_names_that_the_encoder_knows(data, surface):
+    encoder = Encoder((), (SingleColumn("viewer_language", LANGUAGES[:2]),))
+    found = assess(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
+    names = {part["value"] for part in found if part["by"] == "viewer_language"}
+    assert names == {"en", "fr", f"#{hash64('de'):016x}"}
+    assert not any(part["by"] == "topic" for part in found)  # a candidate's
+    hours = [part for part in found if part["by"] == "hour (UTC)"]
+    assert [part["value"] for part in hours][:2] == ["00–03", "03–06"]
+    assert sum(part["rows"] for part in hours) == len(data)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from assessed import dataset, truth
+from networks import random_encoder, random_network, random_rows
+
+from serve.features.matrix import Columns, Matrix
+from training.evaluation.importance import by_masks, by_permutation, importance
+from training.network.model import UNCALIBRATED, Model
+from training.network.network import NetworkConfig
+
+
+def model_of(rng, num_numeric=3, num_single=2, num_multi=1):
+    encoder = random_encoder(rng, num_numeric, num_single, num_multi)
+    return Model(encoder, random_network(rng, encoder, NetworkConfig(width=4)), UNCALIBRATED)
+
+
+def test_what_the_score_does_not_use_is_not_missed(surface):
+    data = dataset(surface)
+    lost = by_permutation(lambda matrix: truth(data, matrix), data.columns, data.matrix, data.label)
+    assert set(lost) == set(surface.features)
+    assert lost["topic_affinity"]["auc"] > lost["audience"]["auc"] > 0.02
+    assert lost["topic_affinity"]["logloss"] > lost["audience"]["logloss"] > 0.02
+    rest = [lost[name] for name in lost if name not in ("topic_affinity", "audience")]
+    assert all(line == {"auc": 0, "logloss": 0} for line in rest)
+
+
+def test_the_columns_of_a_set_are_dealt_out_together():
+    category = np.arange(1, 601, dtype=np.uint64).reshape(200, 3)
+    columns = Columns((), ("a",), (("b", 2),))
+    label = (np.arange(200) % 2).astype(np.float32)
+    seen = []
+    by_permutation(
+        lambda matrix: (seen.append(matrix.category), np.full(200, 0.5))[1],
+        columns, Matrix(np.zeros((200, 0), np.float32), category), label,
+    )  # fmt: skip
+    whole, without_a, without_b = seen
+    np.testing.assert_array_equal(whole, category)
+    assert (without_a[:, 0] != category[:, 0]).any()
+    np.testing.assert_array_equal(without_a[:, 1:], category[:, 1:])
+    assert (without_b[:, 1] != category[:, 1]).any()
+    np.testing.assert_array_equal(without_b[:, 2] - without_b[:, 1], np.ones(200))  # rows stay whole
+    np.testing.assert_array_equal(without_b[:, 0], category[:, 0])
+
+
+def test_attention_is_that_of_pytorch_tabnet_summed_by_feature():
+    rng = np.random.default_rng(0)
+    model = model_of(rng)
+    numeric, category = random_rows(rng, model.encoder, 300)
+    shares = by_masks(model, Matrix(numeric, category))
+    assert sum(shares.values()) == pytest.approx(1)
+    import torch
+
+    inputs = model.network.inputs(*map(torch.from_numpy, model.encoder.encode(numeric, category)))
+    explained = model.network.tabnet.forward_masks(inputs)[0].detach().double().sum(0).numpy()
+    names = [c.name for c in model.encoder.numeric] + [
+        model.encoder.numeric[i].name for i in model.encoder.indicators
+    ]
+    at = [i for i, name in enumerate(names) if name == "n0"]
+    assert shares["n0"] == pytest.approx(explained[at].sum() / explained.sum())
+    width = model.encoder.single[-1].embedding
+    assert shares["s1"] == pytest.approx(explained[-width:].sum() / explained.sum())
+
+
+def test_every_feature_has_both_the_most_missed_first(surface):
+    data = dataset(surface, num_slates=60)
+    rng = np.random.default_rng(1)
+    from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn
+
+    encoder = Encoder(
+        tuple(NumericColumn(name) for name in data.columns.numeric),
+        tuple(SingleColumn(name, ("en", "fr"), 2) for name in data.columns.single),
+        tuple(MultiColumn(name, width, ("x",)) for name, width in data.columns.multi),
+    )
+    model = Model(encoder, random_network(rng, encoder, NetworkConfig(width=4)), UNCALIBRATED)
+    lines = importance(model, data)
+    assert {line["feature"] for line in lines} == set(surface.features)
+    assert [line["logloss"] for line in lines] == sorted((line["logloss"] for line in lines), reverse=True)
+    assert lines == importance(model, data)

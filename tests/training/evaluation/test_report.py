@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from assessed import evaluation as make_evaluation
+from networks import artifact_files, random_encoder, random_network
+from page import Page
+
+from serve.contract.errors import TabrankError
+from serve.model.artifact import save
+from training.evaluation.report import model_card, regenerate, report_page
+from training.evaluation.verdict import verdict
+from training.network.network import NetworkConfig
+
+MANIFEST = {
+    "version": "20260102T030405Z-0a1b",
+    "created": "2026-01-02T03:04:05Z",
+    "surface": "tiny",
+    "measured_on": "test",
+    "rows": 12_345,
+    "network": dataclasses.asdict(NetworkConfig()),
+    "calibration": {"a": 1.0, "b": 0.0},
+    "git": None,
+    "seconds": 1.5,
+}
+
+
+@pytest.fixture(scope="module")
+def evaluation(surface):
+    return json.loads(json.dumps(make_evaluation(surface)))
+
+
+@pytest.fixture(scope="module")
+def page(evaluation):
+    return report_page(MANIFEST, evaluation)
+
+
+def test_the_page_is_whole_in_itself_and_fits_a_phone(page):
+    read = Page(page)
+    assert not read.links
+    assert "script" not in read.tags
+    assert read.tags.count("svg") == read.tags.count("figcaption") == 7
+    assert 'name="viewport"' in page
+
+
+def test_the_searchs_headline_comes_first_escaped_then_the_verdict(page, evaluation):
+    headline = page.index("LightGBM leads &lt;the leaderboard&gt;.")
+    assert headline < page.index("The model beats popular") < page.index("<h2>")
+    without = {
+        key: value for key, value in evaluation.items() if key not in ("search", "history", "importance")
+    }
+    assert Page(report_page(MANIFEST, without)).tags.count("svg") == 4
+
+
+def test_the_verdict_says_whether_popular_is_beaten_and_by_what_the_model_is(evaluation):
+    changed = copy.deepcopy(evaluation)
+    pair, rival = changed["paired"]["model-popular"], changed["paired"]["model-lightgbm"]
+    rival.update({"ndcg@10": -0.05, "se": 0.01})
+    pair["gate"] = {"by": "ndcg@10", "beats": False}
+    assert verdict(changed).startswith("The model does not beat popular: NDCG@10 +0.")
+    assert "LightGBM beats the model: NDCG@10 -0.0500, standard error 0.0100" in verdict(changed)
+    rival["ndcg@10"] = -0.015
+    assert "LightGBM" not in verdict(changed)
+    pair.update({"logloss": None, "gate": {"by": "logloss", "beats": None}})
+    assert verdict(changed).startswith("Whether the model beats popular cannot be said")
+
+
+def test_the_card_says_what_the_model_is_and_where_it_is_worst(evaluation):
+    card = model_card(MANIFEST, evaluation)
+    assert "12,345 rows" in card
+    assert "`join` within 10 s" in card
+    assert "topic_affinity (affinity)" in card
+    assert "| NDCG@10 | 0." in card
+    worst = min(
+        (part for part in evaluation["slices"] if part["paired"]), key=lambda part: part["paired"]["ndcg@10"]
+    )
+    listed = card[card.index("## Where it gains least") :]
+    assert listed.index(worst["value"]) < 600
+    assert "looks slightly better" not in card  # it was measured on test rows
+    assert "looks slightly better" in model_card({**MANIFEST, "measured_on": "validation"}, evaluation)
+
+
+def test_both_can_be_made_again_from_the_artifact_byte_for_byte(tmp_path, evaluation):
+    rng = np.random.default_rng(0)
+    network = random_network(rng, random_encoder(rng, 2, 1, 0), NetworkConfig(width=4))
+    files, manifest = artifact_files(network, rng)
+    manifest = {**MANIFEST, **manifest}
+    files["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
+    files["report.html"] = report_page(manifest, evaluation).encode()
+    files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
+    save(tmp_path / "a", files, manifest)
+    regenerate(tmp_path / "a", tmp_path / "out" / "again")
+    for name in ("report.html", "MODEL_CARD.md"):
+        assert (tmp_path / "out" / "again" / name).read_bytes() == files[name]
+    files["evaluation.json"] = b"{}"
+    save(tmp_path / "b", files, manifest)
+    with pytest.raises(TabrankError, match="fit again"):
+        regenerate(tmp_path / "b", tmp_path / "out")

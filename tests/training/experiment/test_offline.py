@@ -1,0 +1,304 @@
+"""What a new artifact would have earned: the estimates on worlds whose truth is known, and the command on logs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from drawn import SHOWN, write_drawn, write_random_model, write_world
+from tiny import TOML
+from typer.testing import CliRunner
+
+import serve
+from serve.contract.errors import TabrankError
+from serve.features.surface import read_surface
+from serve.model.artifact import load
+from serve.ranking.exploration import pick_probability
+from training.__main__ import app
+from training.experiment.offline.attraction import ranked
+from training.experiment.offline.check import check
+from training.experiment.offline.counterfactual import Counterfactual, Drawn
+from training.experiment.offline.estimate import compare, text
+from training.experiment.offline.explored import explored
+from training.experiment.offline.interference import effect_of_above, is_shown
+from training.experiment.offline.open_bandit import open_bandit
+from training.experiment.offline.placements import Bins, place_counts
+from training.experiment.offline.test_world import NUM_CANDIDATES, examination, sample
+
+
+def scores(odds):
+    return 1 / (1 + np.exp(-odds))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return sample(np.random.default_rng(3), 250)
+
+
+def test_places_are_counted_as_the_draw_gives_them():
+    weight = np.array([[0.5, -1.0, 1.5, -np.inf]])
+    want = np.zeros((3, 3))
+    for order in permutations(range(3)):
+        want[list(order), range(3)] += pick_probability(weight[0, list(order)]).prod()
+    found = sum(
+        place_counts(weight, Bins(4), np.random.default_rng(seed)).astype(float) for seed in range(100)
+    )
+    assert found[0, 3].sum() == 0
+    assert found[0, :3, :3] / 20_000 == pytest.approx(want, abs=0.015)
+
+
+def test_bins_hold_every_place_once_and_single_ones_first():
+    bins = Bins(1_000)
+    assert bins.of[:24].tolist() == list(range(24))
+    assert np.diff(bins.of).min() >= 0
+    assert bins.of[-1] == len(bins) - 1 < 80
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_what_is_looked_at_comes_out_whatever_the_candidates_are_worth():
+    many = sample(np.random.default_rng(0), 4_000)
+    bins = Bins(NUM_CANDIDATES)
+    known = Counterfactual(
+        many.drawn, bins, place_counts(many.drawn.weight, bins, np.random.default_rng(1), 100)
+    )
+    assert known.looked == pytest.approx(examination(), abs=0.04)
+
+
+def test_rankings_go_by_score_and_leave_what_was_not_drawn_in_its_place():
+    is_drawn = np.array([[True, True, True, False], [True, True, False, False]])
+    place = ranked(np.array([[0.2, np.nan, 0.7, 0.9], [0.1, 0.3, np.nan, np.nan]]), is_drawn)
+    assert place.tolist() == [[1, 2, 0, 3], [1, 0, 2, 3]]
+
+
+def test_ties_do_not_favour_what_was_drawn_first():
+    place = ranked(np.zeros((2_000, 4)), np.ones((2_000, 4), bool))
+    assert place.mean(axis=0) == pytest.approx(np.full(4, 1.5), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "verdict"), [("better", "better"), ("worse", "worse"), ("reversed", "worse")]
+)
+def test_a_ranking_is_called_what_it_is(world, scorer, verdict):
+    found = compare(world.drawn, scores(world.odds[scorer]))
+    assert found["verdict"] == verdict
+    order = np.argsort(-world.odds[scorer], axis=1)
+    truth = (np.take_along_axis(world.worth, order, 1) @ examination()).mean()
+    for how in ("snips", "dr"):
+        low, high = found["model"][how]["interval"]
+        assert low < truth < high
+    assert not found["above"]["matters"]
+    assert found["model"]["clipped"] == 0.0
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_viewers_who_leave_once_they_have_found_something_are_noticed():
+    many, bins = sample(np.random.default_rng(3), 2_500).drawn, Bins(NUM_CANDIDATES)
+    leaving = replace(many, reward=many.reward * (np.cumsum(many.reward, axis=1) - many.reward == 0))
+    for drawn, matters in ((many, False), (leaving, True)):
+        effect = effect_of_above(drawn, bins, np.random.default_rng(0))
+        assert is_shown(effect, drawn, 3.0) is matters
+    assert effect.interval(leaving.cluster)[1] < 0
+
+
+def test_people_read_the_verdict_first_and_what_makes_it_doubtful(world):
+    found = compare(world.drawn, scores(world.odds["better"]))
+    assert text(found).startswith("better: +0.")
+    assert "doubtful" not in text(found)
+    found["above"] |= {"value": -0.4, "matters": True}
+    assert "changes the chance of one by -33%" in text(found)
+
+
+def test_the_served_ranking_itself_shows_no_difference(world):
+    found = compare(world.drawn, scores(world.drawn.weight))
+    assert found["verdict"] == "no difference shown"
+    assert found["difference"]["served"]["dr"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert found["difference"]["drawn"]["dr"]["value"] > 0  # to explore costs
+
+
+def test_what_is_never_drawn_earns_the_same_in_every_ranking(world):
+    drawn, odds = world.drawn, world.odds["better"]
+    beside = Drawn(
+        *(np.pad(x, ((0, 0), (0, 1)), constant_values=fill) for x, fill in (
+            (drawn.weight, -np.inf), (drawn.is_shown, True), (drawn.reward, 1.0)
+        )),
+        drawn.cluster,
+    )  # fmt: skip
+    alone = compare(drawn, scores(odds))
+    found = compare(beside, np.pad(scores(odds), ((0, 0), (0, 1)), constant_values=np.nan))
+    for name in ("model", "served"):
+        assert found[name]["dr"]["value"] == pytest.approx(alone[name]["dr"]["value"] + 1.0, abs=0.02)
+    assert found["drawn"]["value"] == pytest.approx(alone["drawn"]["value"] + 1.0)
+
+
+def test_the_first_places_earn_less_than_all(world):
+    one, all_of_them = (compare(world.drawn, scores(world.odds["better"]), k) for k in (3, None))
+    assert 0 < one["model"]["dr"]["value"] < all_of_them["model"]["dr"]["value"]
+    assert one["events"] < all_of_them["events"]
+    with pytest.raises(TabrankError, match="--positions: 0 must be at least 1"):
+        compare(world.drawn, scores(world.odds["better"]), 0)
+
+
+def test_too_few_events_are_refused():
+    few = sample(np.random.default_rng(0), 10)
+    with pytest.raises(TabrankError, match=r"raise the arm's .explore."):
+        compare(few.drawn, scores(few.odds["better"]))
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_the_check_reports_what_it_measured():
+    found = check(3)
+    assert {name: one["called"] for name, one in found["dr"].items() if name != "logging"} == {
+        "better": {"better": 1.0},
+        "worse": {"worse": 1.0},
+        "reversed": {"worse": 1.0},
+    }
+    assert found["dr"]["logging"]["covered_difference"] is None
+    assert found["open_bandit"] is None
+
+
+def write_bandit(folder, *, shift=0.0):
+    """Two policies on ten items in the data set's form; `shift`: by how much more the second's users click."""
+    rng = np.random.default_rng(0)
+    rates = np.linspace(0.02, 0.2, 10)
+    for campaign in ("all", "men", "women"):
+        for policy, law in (("random", np.full(10, 0.1)), ("bts", np.arange(1, 11) / 55)):
+            item = rng.choice(10, 4_000, p=law)
+            click = rng.random(4_000) < rates[item] + shift * (policy == "bts")
+            rows = zip(item, rng.integers(1, 4, 4_000), click.astype(int), law[item], strict=True)
+            path = folder / policy / campaign / f"{campaign}.csv"
+            path.parent.mkdir(parents=True)
+            lines = ["item_id,position,click,propensity_score", *(",".join(map(str, row)) for row in rows)]
+            path.write_text("\n".join(lines))
+    return folder
+
+
+def test_bandit_logs_agree_where_the_users_are_the_same_and_not_where_they_differ(tmp_path):
+    assert open_bandit(write_bandit(tmp_path / "same"))["agree"] == 6
+    assert not open_bandit(write_bandit(tmp_path / "other", shift=0.05))["held"]
+
+
+def test_what_holds_no_bandit_logs_is_refused_with_the_way_to_get_them(tmp_path):
+    (tmp_path / "file").write_text("no wheel")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "missing"):
+        with pytest.raises(TabrankError, match=r"pip download obp==0\.4\.1 --no-deps"):
+            open_bandit(path)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A log with drawn orders and an artifact that has learned nothing."""
+    home = tmp_path_factory.mktemp("offline")
+    write_drawn(home / "log")
+    write_random_model(home / "model", home / "log", TOML)
+    return home
+
+
+def offline(home, log, *more, code=0):
+    arguments = ["experiment", "offline", "--log", log, "--model", home / "model", "--json", *more]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    return json.loads(done.stdout) if code == 0 else done.stderr.splitlines()[-1]
+
+
+def test_an_artifact_that_knows_nothing_is_called_worse(home):
+    found = offline(home, home / "log")
+    assert found["verdict"] == "worse"
+    assert (found["exposures"], found["viewers"]) == (400, 50)
+    assert found["left_out"] == {"cut": 0, "open": 1, "before_snapshot": 0, "outside": 0}
+    assert found["served_versions"] == {"one": 400}
+    assert found["event"] == "join"
+    drawn = pq.read_table(home / "log" / "events.parquet")
+    assert found["drawn"]["value"] == pytest.approx(len(drawn) / 400)
+
+
+def test_a_log_without_propensities_is_refused(home, log_folder):
+    assert "no exposure has propensities" in offline(home, log_folder, code=2)
+
+
+def test_an_unknown_event_is_refused_with_the_nearest(home):
+    assert "did you mean 'join'" in offline(home, home / "log", "--event", "joined", code=2)
+
+
+def test_propensities_that_the_scores_do_not_give_are_refused(home, tmp_path):
+    def warmer(exposures):
+        exposures["propensity"][7] = [1 / (len(SHOWN) - k) for k in range(len(SHOWN))]
+        return exposures
+
+    said = offline(home, write_drawn(tmp_path / "log", warmer), code=2)
+    assert "'r7' are not those of its scores" in said
+
+
+def test_exposures_cut_to_a_limit_are_left_out_and_counted(home, tmp_path):
+    def cut(exposures):
+        for name in ("candidates", "scores", "propensity"):
+            exposures[name][:30] = [values[:3] for values in exposures[name][:30]]
+        return exposures
+
+    found = offline(home, write_drawn(tmp_path / "log", cut))
+    assert found["left_out"]["cut"] == 30
+    assert found["exposures"] == 370
+
+
+def test_test_traffic_is_no_evidence(home, tmp_path):
+    def tests(exposures):
+        exposures["traffic"][10:110] = ["test"] * 100
+        return exposures
+
+    assert offline(home, write_drawn(tmp_path / "log", tests))["exposures"] == 300
+
+
+def test_known_viewers_in_no_experiment_are_left_out_and_anonymous_ones_stay(home, tmp_path):
+    def some_outside(exposures):
+        exposures["experiment"] = [None] * 60 + ["launch"] * (len(exposures["viewer"]) - 60)
+        exposures["viewer"][:20] = [None] * 20
+        return exposures
+
+    folder = write_drawn(tmp_path / "log", some_outside)
+    found = explored(folder, load(home / "model"), read_surface(TOML), "join")
+    assert found.left_out["outside"] == 40
+    assert len(found.drawn) == 360
+
+
+def test_a_weight_that_is_cut_does_not_move_with_what_is_looked_at(world, monkeypatch):
+    monkeypatch.setattr("training.experiment.offline.counterfactual.MAX_WEIGHT", 1e-6)
+    bins = Bins(NUM_CANDIDATES)
+    counts = place_counts(world.drawn.weight, bins, np.random.default_rng(1))
+    known = Counterfactual(world.drawn, bins, counts)
+    place = ranked(world.odds["better"], known.is_drawn)
+    sums = known.value(place, np.zeros(place.shape), NUM_CANDIDATES)
+    assert sums.clipped > 0.99
+    assert not sums.moved[0].any()  # Σ w·reward, of which every w is the bound
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_in_the_simulated_world_a_worse_artifact_is_called_worse_and_the_truth_is_covered(tmp_path):
+    toml = (Path(serve.__file__).parent / "surfaces" / "spaces.toml").read_text()
+    log = write_world(tmp_path / "log")
+    write_random_model(tmp_path / "model", log, toml)
+    found = offline(tmp_path, log, "--event", "click")
+    assert found["verdict"] == "worse"
+    truth, value = true_value(log, tmp_path / "model", toml), found["model"]["dr"]
+    assert value["interval"][0] < truth < value["interval"][1]
+
+
+def true_value(log, model, toml):
+    """What the law says of the artifact's ranking of the exposures that the estimate is of."""
+    surface = read_surface(toml)
+    found = explored(log, load(model), surface, "click")
+    known = pq.read_table(log / "truth.parquet")
+    num = len(found.drawn)  # the open ones are the last
+    worth, looked = (
+        np.array([row + [0.0] * (found.score.shape[1] - len(row)) for row in known[name].to_pylist()[:num]])
+        for name in ("p_click", "examination")
+    )
+    place = ranked(found.score, found.drawn.is_shown)
+    return float((np.take_along_axis(looked, place, 1) * worth).sum(axis=1).mean())

@@ -1,0 +1,453 @@
+"""From a served log to a verdict."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from experiments import DAY_MS, START_MS, write_experiment, write_rows
+from page import Page
+from scipy.stats import norm
+from served import Logging, busy_hour
+from typer.testing import CliRunner
+
+from serve.contract.errors import TabrankError
+from training.__main__ import app
+from training.experiment.confidence_sequence import factor
+from training.experiment.declared import Declared, declared
+from training.experiment.page import text
+from training.experiment.panel import panel
+from training.experiment.report import report
+from training.experiment.served_log import hashed, read_events, read_exposures
+from training.experiment.window import partial_days, utc, window
+
+LAUNCH = Declared("launch")
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    kept = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, kept)
+
+
+@pytest.fixture(scope="module")
+def won(tmp_path_factory):
+    """A log in which the model adds a third to clicks and joins."""
+    folder = tmp_path_factory.mktemp("won")
+    return write_experiment(folder / "log", uplift=0.4, before_days=4, num_viewers=1_500)
+
+
+def shown(viewer, hours, arm="model", **more):
+    return {"viewer": viewer, "ts_ms": START_MS + int(hours * HOUR_MS), "arm": arm} | more
+
+
+def did(viewer, kind, hours, **more):
+    return {"viewer": viewer, "kind": kind, "ts_ms": START_MS + int(hours * HOUR_MS)} | more
+
+
+def panel_of(log, declaration=LAUNCH, timezone="UTC"):
+    exposures = read_exposures(log, "launch")
+    return panel(exposures, read_events(log), window(exposures, declaration, timezone))
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["experiment", *map(str, arguments)])
+
+
+def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
+    log = write_rows(
+        tmp_path / "log",
+        [shown("ann", 1), shown("bob", 2, "popular"), shown("ann", 23), shown("ann", 25), shown("cyd", 30)],
+        [
+            did("ann", "click", 1.1, request_id="r0"),
+            did("ann", "join", 24.5, request_id="r2"),  # the next day, of the ranking of the day before
+            did("ann", "leave", 24.75),
+            did("bob", "click", 3),  # names no ranking: of the viewer and the day
+            did("bob", "click", 1),  # before the viewer came
+            did("bob", "click", 26),  # no exposure on that day
+            did("cyd", "click", 31, request_id="unheard of"),
+            did("cyd", "join", 31),  # nobody knows for how long
+        ],
+    )
+    people = panel_of(log)
+    cells = {
+        (int(viewer), int(day)): tuple(float(people.sums[name][i]) for name in people.sums)
+        for i, (viewer, day) in enumerate(zip(people.viewer, people.day, strict=True))
+    }
+    # exposures, active days, clicks, joins, minutes
+    assert cells == {
+        (0, 0): (2, 1, 1, 1, 15),
+        (0, 1): (1, 1, 0, 0, 0),
+        (1, 0): (1, 1, 1, 0, 0),
+        (2, 1): (1, 1, 0, 1, 0),
+    }
+    assert people.num_unattributed == 3
+    assert people.totals()["exposures"].tolist() == [3, 1, 1]
+    assert people.came.tolist() == [0, 0, 1]
+
+
+def test_the_interval_of_any_look_goes_by_the_first_24_hours_whatever_the_midnights(tmp_path):
+    rng = np.random.default_rng(0)
+    exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(60)]
+    events = [did(f"v{i}", "click", 23 + i, request_id=f"r{i}") for i in range(60) if rng.random() < 0.5]
+    clicks = clicks_of(report(write_rows(tmp_path / "log", exposures, events), LAUNCH))
+    effect, always = clicks["effect"], clicks["always_valid"]
+    wide = (always["high"] - always["low"]) / (effect["high"] - effect["low"])
+    assert wide == pytest.approx(factor(60, 7 * 24) / norm.isf(0.025))
+
+
+def test_days_are_those_of_the_time_zone(tmp_path):
+    log = write_rows(tmp_path / "log", [shown("ann", 22.5), shown("ann", 23.5), shown("bob", 1, "popular")])
+    assert panel_of(log).totals()["active_days"].tolist() == [1, 1]
+    people = panel_of(log, timezone="Europe/Berlin")
+    assert people.totals()["active_days"][people.arm == 0].tolist() == [1]
+    later = write_rows(
+        tmp_path / "later", [shown("ann", 22.5), shown("ann", 23.5), shown("bob", 23, "popular")]
+    )
+    assert panel_of(later, timezone="Asia/Tokyo").totals()["active_days"].tolist() == [1, 1]
+    with pytest.raises(TabrankError, match="--timezone Mars: unknown"):
+        panel_of(log, timezone="Mars")
+
+
+def test_an_exposure_that_the_log_holds_twice_counts_once(tmp_path):
+    twice = shown("ann", 1, seq=1, request_id="r0")
+    log = write_rows(tmp_path / "log", [twice, twice, shown("bob", 2, "popular")])
+    assert panel_of(log).totals()["exposures"].tolist() == [1, 1]
+    assert read_exposures(log, "launch").num_repeated == 1
+
+
+def test_who_is_anonymous_or_a_test_is_left_out_and_counted(tmp_path):
+    log = write_rows(
+        tmp_path / "log",
+        [shown("ann", 1), shown("bob", 1, "popular"), shown(None, 2), shown("cyd", 2, traffic="test")],
+    )
+    exposures = read_exposures(log, "launch")
+    assert set(exposures.viewer.tolist()) == set(hashed(["ann", "bob"]).tolist())
+    assert (exposures.num_anonymous, exposures.num_test) == (1, 1)
+
+
+def test_the_window_begins_when_the_shares_last_changed(tmp_path):
+    early = [shown(f"v{i}", i / 10, "model", share=0.1) for i in range(5)]
+    early += [shown(f"v{i}", i / 10, "popular", share=0.9) for i in range(5, 10)]
+    late = [shown(f"v{i}", 30 + i, ("model", "popular")[i % 2]) for i in range(10)]
+    log = write_rows(tmp_path / "log", early + late)
+    result = report(log, LAUNCH)
+    assert result["window"]["shares_changed"]
+    assert result["window"]["exposures_left_out"] == 10
+    assert result["sample_ratio"]["viewers"] == {"popular": 5, "model": 5}
+    assert result["sample_ratio"]["crossing_viewers"] == 0
+    assert result["viewers_seen_before"] == 0  # two arms were shown then: what was done may be of either
+
+
+def test_the_time_of_one_arm_alone_is_before_the_experiment(tmp_path):
+    early = [shown(f"v{i}", i / 10, "model", share=1.0) for i in range(10)]
+    late = [shown(f"v{i}", 30 + i, ("model", "popular")[i % 2]) for i in range(10)]
+    assert report(write_rows(tmp_path / "log", early + late), LAUNCH)["viewers_seen_before"] == 10
+
+
+def test_a_model_that_is_better_has_won(won):
+    result = report(won, LAUNCH)
+    assert (result["verdict"], result["days_needed"]) == ("won", 0)
+    told = {metric["name"]: metric for metric in result["metrics"]}
+    assert list(told) == ["active_days", "join_rate", "clicks", "joins", "minutes"]
+    for name in ("join_rate", "clicks", "joins"):
+        effect, always = told[name]["effect"], told[name]["always_valid"]
+        assert 0 < effect["relative_low"] < 0.4 < effect["relative_high"]
+        assert always["low"] < effect["low"] < effect["high"] < always["high"]
+        assert effect["p"] <= effect["p_holm"] <= 5 * effect["p"]
+        assert 0.02 < told[name]["variance_removed"] < 0.9
+        assert told[name]["effect"]["difference"] == pytest.approx(told[name]["days"][-1]["difference"])
+    assert told["minutes"]["control"] == pytest.approx(told["joins"]["control"], rel=0.05)  # one minute each
+    assert result["claims"][0][1] == "claimed of the original"
+    assert [row[1] for row in result["claims"][1:]] == ["+1.96%", "+1.99%", "+8.42%"]
+    assert "ray_tabrank_latency_ms_total" in result["not_in_the_log"]  # as Ray exports it
+    told = result["guardrails"]["model"]
+    assert told["degraded_share"] == pytest.approx(0.02, abs=0.01)
+    assert told["reasons"] == {"deadline": pytest.approx(told["degraded_share"])}
+    assert (result["guardrails"]["popular"]["p99_ms"], told["p99_ms"]) == (5.0, 10.0)
+
+
+def clicks_of(result):
+    return next(metric for metric in result["metrics"] if metric["name"] == "clicks")
+
+
+def test_what_the_arms_did_before_a_late_start_is_not_adjusted_by(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, days=8)
+    result = report(log, Declared("launch", start_ms=START_MS + 4 * DAY_MS))
+    assert result["viewers_seen_before"] == 0
+    effect = clicks_of(result)["effect"]
+    assert 0.25 < effect["relative_low"] < 0.4 < effect["relative_high"]
+
+
+def test_an_earlier_experiment_that_dealt_alike_is_not_adjusted_by(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="alike")
+    result = report(log, LAUNCH)
+    assert (result["window"]["dealt_alike"], result["viewers_seen_before"]) == (["rehearsal"], 0)
+    assert 0.25 < clicks_of(result)["effect"]["relative_low"] < 0.4
+    assert "rehearsal dealt viewers as this experiment does (the same salt)" in text(result)
+
+
+def test_an_earlier_experiment_that_dealt_anew_explains(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="anew")
+    result = report(log, LAUNCH)
+    assert (result["window"]["dealt_alike"], result["viewers_seen_before"] > 1_000) == ([], True)
+    clicks = clicks_of(result)
+    assert clicks["variance_removed"] > 0.1
+    assert clicks["effect"]["relative_low"] < 0.4 < clicks["effect"]["relative_high"]
+
+
+def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
+    rng = np.random.default_rng(0)
+    exposures = [shown(f"v{i}", i / 10, ("popular", "model")[i % 2]) for i in range(600)]
+    events = [
+        did(f"v{i}", "join", i / 10 + 0.01, request_id=f"r{i}")
+        for i in range(0, 600, 2)
+        if rng.random() < 0.3
+    ]
+    result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
+    assert result["verdict"] == "lost"
+    assert result["reason"].startswith("Join rate per exposure -0.")
+    assert "lost" in text(result)
+
+
+def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
+    exposures = [
+        shown(f"v{i}", i, ("popular", "model")[i % 2], model=("new" if i > 40 else "old") if i % 2 else None)
+        for i in range(60)
+    ]
+    exposures.append(shown("v1", 59.5, rung="fallback", model=None))  # of no model, in whatever arm
+    log = write_rows(tmp_path / "log", exposures, [did("v1", "join", 1.1), did("v3", "join", 3.1)])
+    done = run("report", "--log", log, "--experiment", "launch", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [one["model"] for one in result["ranked_by"]["model"]] == ["old", "new"]
+    assert [one["model"] for one in result["ranked_by"]["popular"]] == ["no model"]
+    (warning,) = result["warnings"]
+    assert warning.startswith("the treatment changed: arm 'model' ranked by old (20 exposures")
+    assert done.stdout.splitlines()[1] == f"warning: {warning}"
+    assert "<b>Warning</b>: the treatment changed" in (tmp_path / "out" / "report.html").read_text()
+    since = START_MS + 39 * HOUR_MS + 1_000
+    assert f'`start: "{utc(since)}"`' in warning
+    assert report(log, Declared("launch", start_ms=since))["warnings"] == []
+
+
+def test_a_primary_metric_that_nobody_declared_is_said(won):
+    assert "primary metric, join_rate, was taken by default" in text(report(won, LAUNCH))
+    assert "by default" not in text(report(won, Declared("launch", primary="clicks", source="cluster.yaml")))
+
+
+def test_an_arm_that_comes_again_in_another_file_is_no_new_one(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, f"arm{i}") for i in range(60)])
+    again = pq.read_table(next((log / "exposures").iterdir()))
+    for column in ("request_id", "seq"):
+        at = again.schema.get_field_index(column)
+        values = pa.array([f"s{i}" if column == "request_id" else 100 + i for i in range(60)])
+        again = again.set_column(at, column, values)
+    pq.write_table(again, log / "exposures" / f"{100:020d}.parquet")
+    assert len(read_exposures(log, "launch").arms) == 60
+
+
+def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
+    early = [shown(f"v{i}", i / 9, "model", experiment=f"e{i}", model=f"m{i}") for i in range(300)]
+    late = [shown(f"v{i}", 40, ("popular", "model")[i % 2], model=f"m{i}") for i in range(300)]
+    exposures = read_exposures(write_rows(tmp_path / "log", early + late), "launch")
+    assert (len(exposures.others), len(exposures.models)) == (300, 300)
+
+
+def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
+    with pytest.raises(TabrankError, match="--control: name the arm to compare with"):
+        report(log, LAUNCH)
+    assert report(log, LAUNCH, control="old")["treatment"] == "new"
+
+
+def test_a_day_of_23_hours_is_whole_after_23_hours(tmp_path):
+    spring = int(np.datetime64("2025-03-29T23:00", "ms").astype(int)) - START_MS  # midnight in Berlin
+    hours = spring / HOUR_MS + np.arange(0, 23, 0.5)
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", at) for i, at in enumerate(hours)])
+    span = window(read_exposures(log, "launch"), LAUNCH, "Europe/Berlin")
+    assert (span.days, partial_days(span)) == (["2025-03-30"], [])
+
+
+def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):
+    arms = ("popular", "model", "shuffle")
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i / 10, arms[i % 3], share=1 / 3) for i in range(60)])
+    with pytest.raises(TabrankError, match="--treatment: name the arm to compare with popular"):
+        report(log, LAUNCH)
+    result = report(log, LAUNCH, treatment="shuffle")
+    assert result["sample_ratio"]["viewers"] == {"popular": 20, "shuffle": 20}
+    assert result["left_out"]["viewers_of_other_arms"] == 20
+
+
+def test_what_a_service_has_written_is_read(tmp_path, log_folder):
+    service = Logging(tmp_path, log_folder)
+    service.run(busy_hour)
+    exposures, events = read_exposures(service.folder / "log", "launch"), read_events(service.folder / "log")
+    written = service.log()
+    ours = [row for row in written.exposures.to_pylist() if row["traffic"] != "test" and row["viewer"]]
+    assert len(exposures) == len(ours)
+    assert exposures.num_test == sum(row["traffic"] == "test" for row in written.exposures.to_pylist()) > 0
+    assert exposures.arms == ("model",)
+    assert "full" in exposures.rungs
+    assert len(events) == sum(row["viewer"] is not None for row in written.events.to_pylist())
+
+
+def test_where_nothing_differs_the_days_still_needed_are_said(tmp_path):
+    result = report(write_experiment(tmp_path / "log"), LAUNCH)
+    assert result["verdict"] == "no difference shown"
+    assert result["days_needed"] > 10
+    assert f"in {result['days_needed']} more days, at a look then" in result["outlook"]
+    join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_rate")
+    assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
+
+
+def test_at_the_declared_end_the_fixed_horizon_counts(tmp_path):
+    log = write_experiment(tmp_path / "log", uplift=-0.15, num_viewers=1_000)
+    known = {"start_ms": START_MS, "primary": "clicks"}
+    early = report(log, Declared("launch", **known))
+    ended = report(log, Declared("launch", end_ms=START_MS + 4 * DAY_MS - 10 * HOUR_MS, **known))
+    assert (early["verdict"], ended["verdict"]) == ("no difference shown", "lost")
+    assert ended["window"]["ended"]
+    assert "at the declared end" in ended["reason"]
+
+
+def test_a_sample_ratio_mismatch_blocks_the_report(tmp_path):
+    log = write_experiment(tmp_path / "log", split=0.6, uplift=0.4)
+    done = run("report", "--log", log, "--experiment", "launch", "--json")
+    assert done.exit_code == 1
+    result = json.loads(done.stdout)
+    assert (result["verdict"], result["blocked"], result["metrics"], result["claims"]) == (
+        "invalid",
+        True,
+        [],
+        [],
+    )
+    assert "sample ratio mismatch" in result["reason"]
+    assert "The report is blocked: no effects are shown" in text(result)
+
+
+def test_a_split_that_was_meant_so_is_none(tmp_path):
+    assert report(write_experiment(tmp_path / "log", split=0.8, share=0.8), LAUNCH)["verdict"] != "invalid"
+
+
+def test_viewers_who_saw_two_arms_make_it_invalid(tmp_path):
+    result = report(write_experiment(tmp_path / "log", crossing=3), LAUNCH)
+    assert result["verdict"] == "invalid"
+    assert result["sample_ratio"]["crossing_viewers"] == 3
+    assert "two arms" in result["reason"]
+
+
+def test_an_arm_without_viewers_makes_it_invalid(tmp_path):
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", i, "model") for i in range(5)])
+    declaration = Declared(
+        "launch", {"model": 0.5, "popular": 0.5}, {"popular": "popular"}, source="cluster.yaml"
+    )
+    result = report(log, declaration)
+    assert (result["verdict"], result["metrics"]) == ("invalid", [])
+    assert "arm 'popular' has 0 viewers" in result["reason"]
+
+
+def test_the_verdict_comes_first(won, tmp_path):
+    done = run("report", "--log", won, "--experiment", "launch", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("won: Join rate per exposure +")
+    assert done.stdout.index("claimed of the original") < done.stdout.index("p (Holm)")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("<b>won</b>") < page.index("claimed of the original") < page.index("Sample ratio")
+    read = Page(page)
+    assert not read.links
+    assert "script" not in read.tags
+    assert read.tags.count("svg") == 6
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "won"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--experiment", "lunch"), "it holds launch"),
+        (("--experiment", "launch", "--control", "best"), "its arms are model, popular"),
+        (("--experiment", "launch", "--treatment", "popular"), "name the arm to compare with popular"),
+        (("--experiment", "launch", "--timezone", "Mars"), "--timezone Mars: unknown"),
+    ],
+)
+def test_what_cannot_be_reported_is_said_in_a_sentence(won, arguments, said):
+    done = run("report", "--log", won, *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_log_is_refused(tmp_path):
+    done = run("report", "--log", tmp_path / "missing", "--experiment", "launch")
+    assert done.exit_code == 2
+    assert "missing" in done.stderr
+
+
+def test_the_declaration_is_read_from_the_cluster_file(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        """
+applications:
+- import_path: serve.app:build
+  deployments:
+  - name: FeatureFetch
+    user_config:
+      experiment:
+        name: launch
+        salt: s
+        start: "2026-01-02T00:00:00Z"
+        primary: clicks
+        smallest_effect: 0.05
+        arms:
+          heuristic: {scorer: popular, share: 0.4}
+          model: {scorer: current, share: 0.6}
+"""
+    )
+    read = declared(path, "launch")
+    assert (read.popular, read.primary, read.smallest_effect) == ("heuristic", "clicks", 0.05)
+    assert read.shares == {"heuristic": 0.4, "model": 0.6}
+    assert read.start_ms == np.datetime64("2026-01-02", "ms").astype(int)
+    assert declared(path, "other") == Declared("other")
+
+
+INGRESS = (
+    "applications: [{import_path: 'serve.app:build', deployments: [{name: FeatureFetch, user_config: %s}]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("applications: {spaces: 1}", "applications: {'spaces': 1} must be a list"),
+        ("applications: [spaces]", "applications[0]"),
+        ("applications: [{import_path: 'serve.app:build', deployments: 3}]", "deployments: 3 must be a list"),
+        (INGRESS % "7", "user_config"),
+        (INGRESS % "{experiment: launch}", "user_config.experiment"),
+        (INGRESS % "{experiment: {name: launch, salt: s, arms: 3}}", "experiment.arms"),
+        ("applications: []\napplications: []", "comes twice"),
+        ("applications: [", "not valid YAML"),
+        ("- applications", "a mapping"),
+        (None, "name the cluster.yaml that declares launch"),
+    ],
+)
+def test_a_cluster_file_that_cannot_be_read_is_refused_in_a_sentence(won, tmp_path, written, said):
+    path = tmp_path / "mine.yaml"
+    if written is not None:
+        path.write_text(written)
+    done = run("report", "--log", won, "--experiment", "launch", "--config", path)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_cluster_file_the_log_alone_is_taken_and_that_is_said(won, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("report", "--log", won, "--experiment", "launch")
+    assert done.exit_code == 0
+    assert "there is no cluster.yaml here: taken from the log alone" in done.stderr

@@ -1,0 +1,189 @@
+"""A simulated world that goes on at a service over real HTTP, in both arms: its log and the law agree."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import closing
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from listening import SURFACE, Service, command, write_model
+
+from serve.config.settings import Arm, Experiment
+from serve.features.rows import Schema
+from serve.log.reader import read_log
+from serve.log.replay import Replay
+from serve.model.scorers import load_scorer
+from training.audit.http_replay import Service as Client
+from training.experiment.rerun.drive import drive
+from training.experiment.rerun.service import Alone, Remote
+from training.experiment.rerun.simulator_state import Scene
+from training.experiment.rerun.truth import effects
+from training.world.simulate import simulate
+
+DAYS, RANKINGS = 0.1, 60
+TABNET, POPULAR = Arm("tabnet", "current", 0.5), Arm("popular", "popular", 0.5)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A simulated log, and an artifact for it."""
+    home = tmp_path_factory.mktemp("experiment")
+    simulate(home / "a", rows=3_300, viewers=40, days=0.1)
+    write_model(home / "model", home / "a")
+    return home
+
+
+def served_by(home, folder, *arms):
+    return Service(home, folder, experiment=Experiment("original", "s", arms))
+
+
+def experiment(url, *more, log, code=0):
+    days = ("--days", DAYS, "--rankings", RANKINGS, "--seed", 3)
+    return command("experiment", "simulate", "--log", log, "--url", url, *days, *more, code=code)
+
+
+@pytest.fixture(scope="module")
+def done(home, tmp_path_factory):
+    """An experiment of both arms, with its summary, its folder and the log that the service wrote."""
+    folder = tmp_path_factory.mktemp("service")
+    service = served_by(home, folder, TABNET, POPULAR)
+    with service.listening() as url:
+        more = ("--model", home / "model", "--out", folder / "out")
+        found = experiment(url, *more, log=home / "a")
+    return found, folder / "out", read_log(folder / "a", SURFACE)
+
+
+def test_the_services_log_holds_what_its_viewers_were_shown_and_did_by_the_arms_that_it_dealt(home, done):
+    found, out, log = done
+    past = read_log(home / "a", SURFACE)
+    truth = pq.read_table(out / "truth.parquet").to_pylist()
+    rows = log.exposures.to_pylist()[len(past.exposures) :]
+    assert found["held"] is True
+    assert [row["request_id"] for row in rows] == [row["request_id"] for row in truth]
+    assert [len(row["candidates"]) for row in rows] == [len(row["p_click"]) for row in truth]
+    served = pq.read_table(out.parent / "a" / "exposures", columns=["request_id", "arm"]).to_pylist()
+    assert {row["request_id"]: row["arm"] for row in served} == {
+        row["request_id"]: row["arm"] for row in truth
+    }
+    assert Counter(row["arm"] for row in truth) == found["exposures"]
+    assert min(found["exposures"].values()) > 10
+    assert len(log.events) == len(past.events) + found["events"]
+    assert set(log.events["candidate"].to_pylist()) <= set(log.candidates["id"].to_pylist())
+
+
+def test_the_popular_arm_shows_the_largest_audience_first_as_the_world_counts_it(done):
+    _, out, log = done
+    arms = {row["request_id"]: row["arm"] for row in pq.read_table(out / "truth.parquet").to_pylist()}
+    events = sorted((e for e in log.events.to_pylist() if e["kind"] != "click"), key=lambda e: e["ts_ms"])
+    audience, at, compared = Counter(), 0, 0
+    for row in log.exposures.to_pylist():
+        while at < len(events) and events[at]["ts_ms"] < row["ts_ms"]:
+            audience[events[at]["candidate"]] += 1 if events[at]["kind"] == "join" else -1
+            at += 1
+        if arms.get(row["request_id"]) == "popular":
+            keys = [(-audience[name], -int(name[1:])) for name in row["candidates"]]
+            assert keys == sorted(keys)
+            compared += max(audience[name] for name in row["candidates"]) > 0
+    assert compared > 10
+
+
+def test_the_truth_is_the_laws_expectation_of_what_was_shown(done):
+    found, out, _ = done
+    truth = pq.read_table(out / "truth.parquet").to_pylist()
+    assert json.loads((out / "truth.json").read_text()) == found
+    for arm, told in found["shown"]["arms"].items():
+        mine = [row for row in truth if row["arm"] == arm]
+        for name, chance in (("clicks", "p_click"), ("joins", "p_join")):
+            total = sum(np.dot(row["examination"], row[chance]) for row in mine)
+            assert told["expected"][f"{name}_per_exposure"] == pytest.approx(total / len(mine))
+            assert told["expected"][f"{name}_per_viewer"] == pytest.approx(total / told["viewers"])
+    both = [arm["expected"]["clicks_per_exposure"] for arm in found["shown"]["arms"].values()]
+    effect = found["shown"]["effect"]["tabnet"]
+    assert abs(effect["clicks_per_exposure"]["absolute"]) == pytest.approx(abs(both[0] - both[1]))
+    assert effect["daily_active_viewers"] == {"absolute": 0.0, "relative": 0.0}
+
+
+def test_alone_each_arm_ranks_for_every_visit(done):
+    alone = done[0]["alone"]
+    assert {arm: told["exposures"] for arm, told in alone["arms"].items()} == {
+        "tabnet": RANKINGS,
+        "popular": RANKINGS,
+    }
+    assert set(alone["effect"]) == {"tabnet"}
+
+
+@pytest.mark.no_ray
+@pytest.mark.integration  # two services
+@pytest.mark.parametrize("arm", [TABNET, POPULAR])
+def test_an_arm_alone_in_this_process_shows_what_a_service_of_that_arm_shows(home, tmp_path, arm):
+    scenes = [Scene.after(home / "a", DAYS, 0) for _ in range(2)]
+    visits = scenes[0].visits(RANKINGS, 0)
+    service = served_by(home, tmp_path, Arm(arm.name, arm.scorer, 1.0))
+    with service.listening() as url, closing(Client(url)) as client:
+        theirs = drive(scenes[0], visits, Remote(client), 0)
+    replay = Replay(Schema(SURFACE), read_log(home / "a", SURFACE))
+    replay.finish()
+    scorer = load_scorer(home / "model", "onnx") if arm is TABNET else None
+    ours = drive(scenes[1], visits, Alone(arm.name, replay.state, scorer), 0)
+    assert ours.record.flat("joined").sum() > 5
+    for mine, yours in zip(ours.record.shown, theirs.record.shown, strict=True):
+        assert mine.tolist() == yours.tolist()
+
+
+def test_an_effect_is_against_the_control_and_has_no_relative_size_where_that_is_nothing():
+    arms = {
+        "old": {"expected": {"joins": 0.0, "clicks": 2.0}},
+        "new": {"expected": {"joins": 1.0, "clicks": 3.0}},
+    }
+    effect = effects(arms, "old")["new"]
+    assert effect["clicks"] == {"absolute": 1.0, "relative": 0.5}
+    assert effect["joins"] == {"absolute": 1.0, "relative": None}
+
+
+def test_what_cannot_be_an_experiment_is_refused_with_the_remedy(done, home, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    served = done[1].parent / "a"
+    with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
+        assert "a service has written to it since" in experiment(url, log=served, code=2)
+        assert "world.json" in experiment(url, log=tmp_path / "nothing", code=2)
+        assert "--days" in experiment(url, "--days", 0, log=home / "a", code=2)
+        assert "--rankings" in experiment(url, "--rankings", 0, log=home / "a", code=2)
+    assert "start the service" in experiment("http://127.0.0.1:9", log=home / "a", code=2)
+
+
+@pytest.mark.no_ray
+@pytest.mark.integration  # a service more
+def test_a_service_of_one_arm_is_refused(home, tmp_path):
+    with served_by(home, tmp_path, Arm("tabnet", "current", 1.0)).listening() as url:
+        assert "give two of them shares" in experiment(url, log=home / "a", code=2)
+
+
+def test_a_world_that_goes_on_keeps_its_spaces_and_lives_its_past_again(home):
+    scene = Scene.after(home / "a", DAYS, 0)
+    spaces, before = scene.world.spaces, scene.origin.world().spaces
+    assert (spaces.started_ms[: len(before)] == before.started_ms).all()
+    assert (spaces.started_ms[len(before) :] >= scene.origin.end_ms).all()
+    assert len(spaces) > len(before)
+    for host in np.unique(spaces.host):
+        mine = np.flatnonzero(spaces.host == host)
+        assert (spaces.started_ms[mine][1:] > spaces.ends_ms[mine][:-1]).all()
+    told = scene.agenda.before(scene.world.end_ms)
+    assert min(record.ts_ms for record in told) >= scene.origin.end_ms
+    assert [record.ts_ms for record in told] == sorted(record.ts_ms for record in told)
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_orders_that_the_service_drew_tell_what_the_served_artifact_earns(home, tmp_path):
+    drawing = Arm("tabnet", "current", 0.5, explore=1.0)
+    with served_by(home, tmp_path, drawing, POPULAR).listening() as url:
+        days = ("--days", 0.5, "--rankings", 1_500, "--seed", 4)
+        command("experiment", "simulate", "--log", home / "a", "--url", url, *days)
+    found = command(
+        "experiment", "offline", "--log", tmp_path / "a", "--model", home / "model", "--event", "click"
+    )
+    assert found["exposures"] > 300
+    assert found["verdict"] == "no difference shown"  # the artifact is the one that was served

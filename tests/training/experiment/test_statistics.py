@@ -1,0 +1,118 @@
+"""What the statistics promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm, ttest_ind
+
+from serve.config import settings
+from serve.config.settings import Experiment
+from training.experiment import validation
+from training.experiment.comparison import comparisons
+from training.experiment.confidence_sequence import always_valid, factor
+from training.experiment.metrics import METRICS
+from training.experiment.statistics import Plan, aggregates, compare, viewers_needed
+
+CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
+
+
+def test_the_interval_of_any_look_is_narrowest_where_it_was_meant_to_be():
+    wide = [factor(num, 7_000) for num in (100, 1_000, 7_000, 50_000, 1_000_000)]
+    assert min(wide) == wide[2] == pytest.approx(3.035, abs=0.001)
+    assert 20 * 2 * norm.sf(wide[2]) < 0.05  # Bonferroni over twenty looks
+    assert wide[2] < factor(21_000, 7_000) < 1.04 * wide[2]
+
+
+def test_a_sample_grows_by_its_parts():
+    rng = np.random.default_rng(0)
+    parts = [{"clicks": rng.poisson(2.0, 50) * 1.0, "joins": rng.poisson(1.0, 50) * 1.0} for _ in range(2)]
+    whole = aggregates({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    summed = aggregates(parts[0]) + aggregates(parts[1])
+    assert summed.mean("clicks") == pytest.approx(whole.mean("clicks"))
+    assert summed.cov("clicks", "joins") == pytest.approx(whole.cov("clicks", "joins"))
+
+
+def test_a_difference_of_means_is_welchs():
+    rng = np.random.default_rng(2)
+    control, treatment = rng.gamma(2.0, 1.0, 300), rng.gamma(3.0, 1.0, 100)
+    effect = compare(CLICKS, *(aggregates({"clicks": arm}) for arm in (control, treatment)), adjusted=False)
+    welch = ttest_ind(treatment, control, equal_var=False)
+    assert effect.p == pytest.approx(welch.pvalue)
+    assert (effect.low, effect.high) == pytest.approx(tuple(welch.confidence_interval()))
+
+
+def test_viewers_needed_are_those_of_the_textbook():
+    rng = np.random.default_rng(0)
+    both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
+    needed = viewers_needed(CLICKS, both, 0.02, Plan(ratio=1.0, adjusted=False))
+    per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
+    assert needed == pytest.approx(2 * per_arm, rel=0.02)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("smallest", [0.02, 0.5])
+def test_power_is_that_of_the_interval_that_decides(ended, smallest):
+    people = validation.dealt(np.random.default_rng(0), 0.0)
+    (clicks,) = comparisons(people, (0, 1), [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
+    best_at = 7 * int((people.came == 0).sum())
+    asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
+    values = people.totals()["clicks"]
+    error = 2 * values.std() / values.mean() / np.sqrt(len(values))  # of the relative effect
+    assert clicks["detectable"] == pytest.approx((asked + norm.isf(0.2)) * error, rel=0.01)
+    assert clicks["power"] == pytest.approx(
+        norm.sf(asked - smallest / error) + norm.sf(asked + smallest / error), abs=0.01
+    )
+    needed = clicks["viewers_needed"]
+    asked = norm.isf(0.025) if ended else factor(needed, best_at)
+    per_arm = 2 * ((asked + norm.isf(0.2)) * values.std() / values.mean() / smallest) ** 2
+    assert needed == pytest.approx(2 * per_arm, rel=0.03)
+
+
+def test_what_does_not_vary_has_no_effect():
+    same = aggregates({"clicks": np.ones(10)})
+    assert compare(CLICKS, same, same, adjusted=False) is None
+
+
+def test_an_arm_that_has_nothing_at_all_has_an_effect():
+    rng = np.random.default_rng(0)
+    before = rng.poisson(0.2, (2, 500)) * 1.0
+    some, none = rng.poisson(0.1, 500) * 1.0, np.zeros(500)
+    for adjusted in (False, True):
+        control, treatment = (
+            aggregates({"clicks": now, "clicks_before": then})
+            for now, then in zip((some, none), before, strict=True)
+        )
+        effect = compare(CLICKS, control, treatment, adjusted=adjusted)
+        assert effect.high < 0
+        assert effect.relative is None
+    reverse = compare(CLICKS, treatment, control, adjusted=False)
+    assert (reverse.low > 0, reverse.relative) == (True, None)
+
+
+def test_both_scales_of_an_interval_exclude_zero_alike():
+    rng = np.random.default_rng(1)
+    control, treatment = (aggregates({"clicks": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))
+    effect = compare(CLICKS, control, treatment, adjusted=False)
+    valid = always_valid(effect, 8_000, 8_000)
+    assert (valid.low > 0) == (valid.relative_low > 0)
+    assert valid.high - valid.low == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
+
+
+def test_a_few_runs_of_the_validation_hold():
+    rng = np.random.default_rng(0)
+    lines = [*validation.adjustment(rng, 50), *validation.mismatch(rng, 200), *validation.same_arms(rng, 50)]
+    assert all(line["held"] for line in lines), lines
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_the_validation_holds():
+    result = validation.validate(300, seed=1)
+    assert result["held"], validation.table(result)
+    assert len(result["checks"]) == 14
+
+
+def test_the_metrics_that_an_experiment_may_declare_are_those_of_the_report():
+    assert tuple(metric.name for metric in METRICS) == settings.METRICS
+    assert Experiment.primary in settings.METRICS

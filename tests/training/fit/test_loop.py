@@ -1,0 +1,448 @@
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from serve.contract.errors import TabrankError
+from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
+from training.evaluation.slates import auc
+from training.fit.loop import Diverged, FitConfig, State, learning_rate, run
+from training.network.inputs import Inputs, Rows, inputs
+from training.network.network import Network, NetworkConfig
+from training.network.position_bias import START, Bias
+
+ENCODER = Encoder(
+    numeric=(NumericColumn("a", indicator=True), NumericColumn("b"), NumericColumn("c", transform="log1p")),
+    single=(SingleColumn("topic", ("music", "news", "sport"), embedding=2),),
+    multi=(MultiColumn("tags", 2, ("x", "y")),),
+)
+CONFIG = FitConfig(
+    network=NetworkConfig(width=8, n_steps=2, n_independent=2, n_shared=2, virtual_batch_size=64),
+    epochs=6,
+    batch_size=256,
+    category_dropout=0.05,
+)
+
+
+PATIENT = replace(CONFIG, epochs=20, patience=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small batches gain nothing from more, and threads wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+def made(num_rows: int, seed: int) -> Inputs:
+    """Rows whose label hangs on the product of two numbers and on the topic, so that no line fits it."""
+    rng = np.random.default_rng(seed)
+    numeric = rng.normal(size=(num_rows, 3)).astype(np.float32)
+    index = rng.integers(2, 5, size=(num_rows, 1))
+    logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) + (index[:, 0] == 3) - 1
+    label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    numeric[rng.random(num_rows) < 0.1, 0] = np.nan
+    hot = rng.integers(0, 2, size=(num_rows, 2)).astype(np.float32)
+    return inputs(Rows(numeric, hot, index, label, np.zeros(num_rows, np.int64)), ENCODER, CONFIG.network)
+
+
+def first(rows: Inputs, num_rows: int) -> Inputs:
+    return Inputs(rows.x[:num_rows], rows.label[:num_rows], rows.position[:num_rows])
+
+
+@pytest.fixture(scope="module")
+def train() -> Inputs:
+    return made(3_000, seed=1)
+
+
+@pytest.fixture(scope="module")
+def valid() -> Inputs:
+    return made(1_000, seed=2)
+
+
+@pytest.fixture(scope="module")
+def trained(train, valid) -> State:
+    return run(train, valid, ENCODER, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def upside_down() -> Inputs:
+    rows = made(500, seed=3)
+    return replace(rows, label=1 - rows.label)
+
+
+@pytest.fixture(scope="module")
+def stopped(train, upside_down) -> State:
+    """A run that gets worse as it learns."""
+    return run(train, upside_down, ENCODER, PATIENT)
+
+
+def is_same(left: State, right: State) -> bool:
+    parts = [(getattr(left, part), getattr(right, part)) for part in ("last", "best", "optimiser", "bias")]
+    histories = [[line | {"seconds": 0} for line in state.history] for state in (left, right)]
+    return (
+        histories[0] == histories[1]
+        and (left.best_epoch, left.stopped) == (right.best_epoch, right.stopped)
+        and all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in parts)
+    )
+
+
+def test_a_law_that_no_line_fits_is_learned(trained, valid):
+    share = valid.label.mean().item()
+    base = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    assert trained.history[-1]["valid_logloss"] < 0.75 * base
+    assert trained.history[-1]["valid_auc"] > 0.85
+    assert trained.history[-1]["learning_rate"] == pytest.approx(CONFIG.learning_rate * CONFIG.final_rate)
+
+
+def test_the_same_seed_gives_the_same_run(train, valid):
+    short = replace(CONFIG, epochs=2)
+    first = run(train, valid, ENCODER, short)
+    assert is_same(first, run(train, valid, ENCODER, short))
+    assert not is_same(first, run(train, valid, ENCODER, replace(short, seed=1)))
+
+
+@pytest.mark.parametrize(("rows", "whole", "cut"), [("valid", "trained", 3), ("upside_down", "stopped", 2)])
+def test_a_run_that_goes_on_from_a_file_ends_as_one_that_was_never_cut(
+    train, rows, whole, cut, tmp_path, request
+):
+    held, uncut = request.getfixturevalue(rows), request.getfixturevalue(whole)
+    config = CONFIG if whole == "trained" else PATIENT
+
+    def save_and_cut(state: State) -> None:
+        if len(state.history) == cut:
+            state.save(tmp_path / "state.safetensors")
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(train, held, ENCODER, config, after_epoch=save_and_cut)
+    state = State.load(tmp_path / "state.safetensors")
+    assert len(state.history) == cut
+    assert not state.stopped
+    assert is_same(run(train, held, ENCODER, config, state=state), uncut)
+
+
+def test_the_moments_of_all_weights_are_one_tensor(trained):
+    network = Network(ENCODER, CONFIG.network)
+    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert {name: t.numel() for name, t in trained.optimiser.items()} == {
+        "0.step": 1,
+        "0.exp_avg": learned,
+        "0.exp_avg_sq": learned,
+    }
+
+
+def test_a_state_reads_back_from_its_file_as_it_was(trained, tmp_path):
+    trained.save(tmp_path / "state.safetensors")
+    assert is_same(State.load(tmp_path / "state.safetensors"), trained)
+
+
+def test_a_run_that_stopped_is_not_trained_again(trained, train, valid):
+    assert trained.stopped
+    assert run(train, valid, ENCODER, CONFIG, state=trained) is trained
+    assert len(trained.history) == CONFIG.epochs
+
+
+def test_training_stops_once_the_validation_logloss_no_longer_falls(stopped):
+    assert stopped.best_epoch + 2 == len(stopped.history) < 20
+    assert stopped.best_epoch == 1 + int(np.argmin([line["valid_logloss"] for line in stopped.history]))
+
+
+def test_each_set_of_weights_is_that_of_its_epoch(stopped, upside_down, trained, valid):
+    for state, rows in ((stopped, upside_down), (trained, valid)):
+        for weights, epoch in ((state.best, state.best_epoch), (state.last, len(state.history))):
+            network = Network(ENCODER, CONFIG.network).eval()
+            network.tabnet.load_state_dict(weights)
+            with torch.no_grad():
+                logit = network(rows.x)[0]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, rows.label).item()
+            assert loss == pytest.approx(state.history[epoch - 1]["valid_logloss"], abs=1e-5)
+
+
+def test_every_epoch_draws_its_rows_anew(valid):
+    config = replace(CONFIG, batch_size=64, epochs=12)
+    label = valid.label[:127]  # one batch: 63 rows wait for another epoch
+
+    def spoilt(row: int) -> Inputs:
+        return replace(first(valid, 127), label=torch.where(torch.arange(127) == row, math.nan, label))
+
+    def is_clean(row: int, epochs: int) -> bool:
+        try:
+            return bool(run(spoilt(row), valid, ENCODER, replace(config, epochs=epochs)).history)
+        except TabrankError:
+            return False
+
+    left_out = next(row for row in range(127) if is_clean(row, epochs=1))
+    assert not is_clean(left_out, epochs=12)
+
+
+@pytest.mark.parametrize(("dropout", "learned"), [(0.0, False), (0.2, True)])
+def test_the_unseen_embedding_is_trained_by_category_dropout(train, valid, dropout, learned):
+    config = replace(CONFIG, epochs=1, category_dropout=dropout, weight_decay=0.0)
+    torch.manual_seed(config.seed)
+    before = Network(ENCODER, config.network).tabnet.embedder.embeddings[0].weight[UNSEEN].detach()
+    state = run(train, valid, ENCODER, config)
+    after = state.last["embedder.embeddings.0.weight"][UNSEEN]
+    assert torch.equal(before, after) is not learned
+
+
+def test_dropping_categories_leaves_the_rows_as_they_were(valid):
+    train = made(500, seed=4)
+    before = train.x.clone()
+    run(train, valid, ENCODER, replace(CONFIG, epochs=1, category_dropout=0.9))
+    assert torch.equal(train.x, before)
+
+
+def test_rows_without_categories_are_trained(train, valid):
+    numbers = Encoder(numeric=(NumericColumn("b"), NumericColumn("c")))
+    first_two = [replace(part, x=part.x[:, 1:3].contiguous()) for part in (train, valid)]
+    assert len(run(*first_two, numbers, replace(CONFIG, epochs=1)).history) == 1
+
+
+def test_a_gradient_that_is_no_number_ends_the_run(train, valid):
+    broken = replace(train, label=torch.full_like(train.label, math.nan))
+    with pytest.raises(Diverged, match="gradient became nan; lower learning_rate"):
+        run(broken, valid, ENCODER, CONFIG)
+
+
+def test_too_few_rows_are_refused(train, valid):
+    one, none = first(train, 1), first(train, 0)
+    with pytest.raises(TabrankError, match="1 training rows"):
+        run(one, valid, ENCODER, CONFIG)
+    with pytest.raises(TabrankError, match="no validation rows"):
+        run(train, none, ENCODER, CONFIG)
+
+
+def test_a_handful_of_rows_is_enough_to_run(train, valid):
+    five = first(train, 5)  # 2 + 2 + 1: the one left over cannot be normalised alone
+    config = replace(CONFIG, network=replace(CONFIG.network, virtual_batch_size=2), epochs=2)
+    assert len(run(five, first(valid, 50), ENCODER, config).history) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("learning_rate", 0.0),
+        ("category_dropout", 1.0),
+        ("num_workers", -1),
+        ("position_bias", "shown"),
+    ],
+)
+def test_a_senseless_setting_is_refused_by_name_and_value(name, value):
+    with pytest.raises(TabrankError, match=f"{name} {value!r}"):
+        FitConfig(**{name: value})
+
+
+def test_the_learning_rate_rises_and_then_falls_to_its_last_share():
+    config = FitConfig(learning_rate=0.1, warmup=0.2, final_rate=0.05)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] < 0.01
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert max(rates) == rates[20] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.005)
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    assert learning_rate(0, 1, FitConfig()) > 0
+
+
+def test_validation_rows_of_one_label_have_a_logloss_but_no_auc(train, valid):
+    clicked = replace(valid, label=torch.ones_like(valid.label))
+    line = run(train, clicked, ENCODER, replace(CONFIG, epochs=1)).history[0]
+    assert line["valid_auc"] is None
+    assert line["valid_logloss"] > 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=30))
+def test_auc_is_the_share_of_pairs_in_order_with_ties_half(rows):
+    positive, negative = ([score for score, label in rows if label is side] for side in (True, False))
+    value = auc(np.float32([label for _, label in rows]), np.float64([s for s, _ in rows]))
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert value == (pytest.approx(np.mean(pairs)) if pairs else None)
+
+
+TAU = 1.5
+
+
+def shown(num_rows: int, seed: int) -> Inputs:
+    """Rows at positions 0 to 3, which are looked at in the less cases the later they come."""
+    rows = made(num_rows, seed)
+    rng = np.random.default_rng(seed)
+    position = rng.integers(0, 4, num_rows)
+    looked = rng.random(num_rows) < 1 / (1 + position / TAU)
+    label = rows.label * torch.from_numpy(looked.astype(np.float32))
+    return Inputs(rows.x, label, torch.from_numpy(position))
+
+
+def test_a_bias_by_position_is_learned_beside_the_network():
+    train, valid = shown(6_000, seed=5), shown(2_000, seed=6)
+    config = replace(CONFIG, network=replace(CONFIG.network, n_independent=1, n_shared=1))
+    plain = run(train, valid, ENCODER, config)
+    state = run(train, valid, ENCODER, replace(config, position_bias="examined"))
+    assert state.history[-1]["valid_logloss"] < plain.history[-1]["valid_logloss"] - 0.01
+    assert state.last.keys() == plain.last.keys()
+    bias = Bias("examined")
+    bias.load_state_dict(state.bias)
+    assert TAU / 1.5 < bias.tau < TAU * 1.5
+
+
+def test_rows_that_are_all_first_are_trained_as_if_position_were_ignored(valid):
+    train, short = made(1_000, seed=7), replace(CONFIG, epochs=2)
+    plain, biased = (
+        run(train, valid, ENCODER, replace(short, position_bias=kind)) for kind in ("ignored", "examined")
+    )
+    assert plain.bias == {}
+    assert all(torch.equal(plain.last[name], biased.last[name]) for name in plain.last)
+    histories = [[line | {"seconds": 0} for line in state.history] for state in (plain, biased)]
+    assert histories[0] == histories[1]
+
+
+def test_clipping_bounds_the_first_step_of_all_weights_together(train, valid):
+    def moments(clip_norm: float) -> torch.Tensor:
+        config = replace(CONFIG, epochs=1, batch_size=3_000, clip_norm=clip_norm)
+        return run(train, valid, ENCODER, config).optimiser["0.exp_avg"]
+
+    whole, clipped = moments(1e6), moments(1e-3)  # of one step: a tenth of its gradient
+    assert whole.norm() > 1e-3
+    assert 10 * clipped.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm(), rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_does_not_move_the_position_bias(valid):
+    train = made(1_000, seed=7)  # all first: nothing else moves it either
+    config = replace(CONFIG, epochs=2, weight_decay=0.5, position_bias="examined")
+    bias = Bias("examined")
+    bias.load_state_dict(run(train, valid, ENCODER, config).bias)
+    assert bias.tau == pytest.approx(START)
+
+
+def test_a_run_with_a_position_bias_goes_on_from_a_file_as_if_never_cut(tmp_path):
+    train, valid = shown(1_000, seed=5), shown(500, seed=6)
+    config = replace(CONFIG, epochs=2, position_bias="examined")
+
+    def save_and_cut(state: State) -> None:
+        state.save(tmp_path / "state.safetensors")
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(train, valid, ENCODER, config, after_epoch=save_and_cut)
+    state = State.load(tmp_path / "state.safetensors")
+    assert is_same(run(train, valid, ENCODER, config, state=state), run(train, valid, ENCODER, config))
+
+
+@pytest.mark.parametrize("value", [-20.0, 0.0, 0.5, 20.0])
+def test_examination_is_a_product_of_chances_and_stays_finite(value):
+    bias = Bias("examined").double()
+    with torch.no_grad():
+        bias.value.fill_(value)
+    logit = torch.tensor([-500.0, -3.0, 0.0, 3.0, 500.0], dtype=torch.float64).repeat(80, 1)
+    logit.requires_grad_()
+    position = torch.arange(80)[:, None].expand(80, 5)
+    found = bias(logit, position)
+    found.sum().backward()
+    for tensor in (found, logit.grad, bias.value.grad):
+        assert torch.isfinite(tensor).all()
+    chance = torch.sigmoid(found) / torch.sigmoid(logit)  # θ
+    expected = 1 / (1 + torch.arange(80, dtype=torch.float64) / bias.tau)
+    torch.testing.assert_close(chance[:, 1:4], expected[:, None].expand(80, 3), rtol=1e-5, atol=1e-12)
+    assert torch.equal(found[0], logit[0])
+
+
+def test_ranks_share_the_batches_of_one_process_and_together_meet_each_row_once():
+    number = torch.arange(1_000)
+    rows = Inputs(number[:, None].float(), torch.zeros(1_000), number)
+    alone, *ranks = (
+        torch.stack([batch.position for batch in rows.batches(100, mine, seed=7)])
+        for mine in (slice(0, 100), slice(0, 50), slice(50, 100))
+    )
+    assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
+    assert sorted(alone.flatten().tolist()) == number.tolist()
+    assert alone.flatten().tolist() != number.tolist()
+
+
+class FixedInputNorm(Network):
+    """The norm over all rows of a batch is the one thing that sees how a batch is shared among ranks.
+
+    In float64: in float32 training magnifies the rounding of another order of sums, on some processors past the bounds.
+    """
+
+    def __init__(self, encoder: Encoder, config: NetworkConfig) -> None:
+        super().__init__(encoder, config)
+        self.double()
+
+    def train(self, mode: bool = True) -> "FixedInputNorm":
+        super().train(mode)
+        self.tabnet.tabnet.encoder.initial_bn.eval()
+        return self
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from safetensors.torch import load_file
+import training.fit.loop
+from serve.model.encoder import Encoder
+from training.fit.loop import FitConfig, Inputs, run
+from training.network.network import Network, NetworkConfig
+
+class FixedInputNorm(Network):
+    def __init__(self, encoder, config):
+        super().__init__(encoder, config)
+        self.double()
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.tabnet.tabnet.encoder.initial_bn.eval()
+        return self
+
+training.fit.loop.Network = FixedInputNorm
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+rows = load_file(folder / "rows")
+network = NetworkConfig(width=8, n_steps=2, n_independent=2, n_shared=2, virtual_batch_size=64)
+config = FitConfig(network, epochs=3, batch_size=256, category_dropout=0.05)
+encoder = Encoder.from_json((folder / "encoder").read_text())
+parts = ("x", "label", "position")
+train, valid = (Inputs(*(rows[f"{part} {what}"] for what in parts)) for part in ("train", "valid"))
+state = run(train, valid, encoder, config)
+state.save(folder / str(rank))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_two_ranks_make_the_steps_of_one_process(train, valid, tmp_path, monkeypatch):
+    (tmp_path / "encoder").write_text(ENCODER.to_json())
+    train, valid = (replace(rows, x=rows.x.double(), label=rows.label.double()) for rows in (train, valid))
+    sets = {"train": train, "valid": valid}
+    save_file(
+        {f"{name} {what}": t for name, rows in sets.items() for what, t in vars(rows).items()},
+        tmp_path / "rows",
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-W", "error", "-c", RANK]
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    first, second = (State.load(tmp_path / str(rank)) for rank in (0, 1))
+    assert all(torch.equal(first.last[name], second.last[name]) for name in first.last)
+    monkeypatch.setattr("training.fit.loop.Network", FixedInputNorm)
+    alone = run(train, valid, ENCODER, replace(CONFIG, epochs=3))
+    for shared, single in zip(first.history, alone.history, strict=True):
+        assert shared["train_logloss"] == pytest.approx(single["train_logloss"], abs=1e-4)
+        assert shared["valid_logloss"] == pytest.approx(single["valid_logloss"], abs=1e-2)

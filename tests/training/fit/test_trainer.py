@@ -1,0 +1,382 @@
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from serve.model.encoder import Encoder, NumericColumn, SingleColumn
+from training.data import disk_rows as spill
+from training.data.stream import Streamed
+from training.fit.loop import FitConfig, State, run
+from training.network.inputs import Inputs, Rows, inputs
+from training.network.model import one_thread
+from training.network.network import NetworkConfig
+
+pytestmark = pytest.mark.integration
+
+DRIVER = """
+import dataclasses, json, shutil, sys
+from pathlib import Path
+from safetensors.numpy import load_file
+from serve.model.encoder import Encoder
+from serve.contract.errors import TabrankError
+from training import spill
+from training.fit.loop import FitConfig, Rows, inputs
+from training.network.network import NetworkConfig
+from training.data.stream import Streamed
+from training.fit.trainer import Lines, ray_session, train
+
+spill.ROWS_PER_FILE = 2_000
+
+def spilled(rows, folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    ready = inputs(rows, encoder, whole.network)
+    out = spill.Spill(folder, len(ready), ready.x.shape[1])
+    out.add(ready.x.numpy(), rows.label, rows.position)
+    return Streamed(out.folder, out.sizes, out.width, out.digest)
+
+folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
+encoder = Encoder.from_json((folder / "encoder").read_text())
+rows, more = (Rows(**load_file(folder / name)) for name in ("train", "valid"))
+about = json.loads((folder / "config").read_text())
+whole = FitConfig(NetworkConfig(**about.pop("network")), **about)
+short = dataclasses.replace(whole, epochs=2)
+runs = {
+    "whole": whole,
+    "whole again": whole,
+    "two workers": dataclasses.replace(short, num_workers=2),
+    "in this process": dataclasses.replace(short, num_workers=0),
+    "too many workers": dataclasses.replace(short, num_workers=99),
+    "streamed": dataclasses.replace(whole, epochs=4, num_workers=2),  # they hold both CPUs of a small machine
+    "streamed alone": dataclasses.replace(short, num_workers=0),
+}
+with ray_session():
+    for name in names:
+        print(name, file=sys.stderr)
+        try:
+            storage = folder / name.removesuffix(" again")
+            given = spilled(rows, storage / "rows") if name.startswith("streamed") else rows
+            answer = train(given, more, encoder, runs[name], storage=storage, progress=Lines(sys.stderr))
+        except TabrankError as error:
+            print(json.dumps({"name": name, "error": str(error)}))
+            continue
+        weights = {name: float(array.sum()) for name, array in answer.weights.items()}
+        told = {"history": answer.history, "best_epoch": answer.best_epoch, "weights": weights}
+        print(json.dumps({"name": name, **told}), flush=True)
+"""
+
+ENCODER = Encoder((NumericColumn("a"), NumericColumn("b")), (SingleColumn("topic", ("x", "y", "z")),))
+CONFIG = FitConfig(
+    NetworkConfig(width=8, n_steps=2, virtual_batch_size=64), epochs=40, patience=40, batch_size=512
+)
+
+
+def made(num_rows: int, seed: int) -> Rows:
+    rng = np.random.default_rng(seed)
+    numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
+    logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
+    label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    hot, index = np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1))
+    return Rows(numeric, hot, index, label, np.zeros(num_rows, np.int64))
+
+
+TRAIN, VALID = made(16_000, 1), made(1_000, 2)
+
+
+def write_case(folder: Path) -> None:
+    """What a `Driver` reads."""
+    for name, rows in (("train", TRAIN), ("valid", VALID)):
+        save_file(vars(rows), folder / name)
+    (folder / "encoder").write_text(ENCODER.to_json())
+    config = vars(CONFIG) | {"network": vars(CONFIG.network)}
+    (folder / "config").write_text(json.dumps(config))
+
+
+class Driver:
+    """A process that trains, as `python -m training fit` would."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+        command = [sys.executable, "-c", DRIVER, str(folder), ",".join(names)]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+        self.lines: list[str] = []
+
+    def wait_for(self, start: str) -> None:
+        """Reads what the driver says, up to a line with this start."""
+        for line in self.process.stderr:
+            self.lines.append(line.strip())
+            if line.startswith(start):
+                return
+        raise AssertionError(f"no line {start!r} in {self.lines}")
+
+    def answers(self) -> dict[str, Any]:
+        out, err = self.process.communicate(timeout=300)
+        self.lines += err.splitlines()
+        assert self.process.returncode == 0, self.lines
+        return {answer["name"]: answer for answer in map(json.loads, out.splitlines())}
+
+
+class Story:
+    """Runs that are killed, then called again in one process, with others.
+
+    Of one, on rows in memory, the worker is killed, then the driver; of one on streamed rows the driver.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        write_case(folder)
+        self.folder = folder
+        self._kill_whole(folder)
+        streamed = Driver(folder, "streamed")
+        streamed.wait_for("epoch 2/")
+        streamed.process.kill()
+        streamed.process.communicate()
+        self.second = Driver(
+            folder,
+            *("whole", "whole again", "two workers", "in this process", "too many workers"),
+            *("streamed", "streamed alone"),
+        )
+        self.answers = self.second.answers()
+
+    def _kill_whole(self, folder: Path) -> None:
+        self.first = Driver(folder, "whole")
+        self.first.wait_for("epoch 2/")
+        family = psutil.Process(self.first.process.pid).children(recursive=True)
+        (worker,) = (child for child in family if child.name().startswith("ray::RayTrainWorker"))
+        worker.kill()
+        self.first.wait_for("epoch 5/")
+        self.family = psutil.Process(self.first.process.pid).children(recursive=True)
+        self.first.wait_for("epoch 6/")  # long before the last, however late this process learns of it
+        self.first.process.send_signal(signal.SIGKILL)
+        self.first.process.communicate()
+        _, self.orphans = psutil.wait_procs(self.family, timeout=20)
+
+    def told(self, name: str) -> list[str]:
+        """What the second driver said of one of its runs."""
+        lines = self.second.lines[self.second.lines.index(name) + 1 :]
+        names = {*self.answers} - {name}
+        return lines[: next((i for i, line in enumerate(lines) if line in names), None)]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> Story:
+    return Story(tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture(scope="module")
+def nearly(tmp_path_factory) -> Path:
+    """Where `uninterrupted` leaves its state two epochs before its end."""
+    return tmp_path_factory.mktemp("nearly") / "state.safetensors"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(nearly) -> State:
+    def keep(state: State) -> None:
+        if len(state.history) == CONFIG.epochs - 2:
+            state.save(nearly)
+
+    train, valid = (inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID))
+    with one_thread():
+        return run(train, valid, ENCODER, CONFIG, after_epoch=keep)
+
+
+def epochs_of(lines: list[str]) -> list[int]:
+    return [int(line.split("/")[0].removeprefix("epoch ")) for line in lines if line.startswith("epoch ")]
+
+
+def test_a_killed_worker_is_replaced_and_goes_on_from_its_last_epoch(story):
+    epochs = epochs_of(story.first.lines)
+    assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
+    assert epochs.count(1) == 1
+
+
+def test_nothing_runs_on_when_the_driver_is_killed(story):
+    assert len(story.family) > 3
+    assert story.orphans == []
+
+
+def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story, uninterrupted):
+    assert epochs_of(story.told("whole"))[0] >= 6
+    answer = story.answers["whole"]
+    assert [line["epoch"] for line in answer["history"]] == list(range(1, CONFIG.epochs + 1))
+    for name in ("train_logloss", "valid_logloss", "valid_auc"):
+        expected = [line[name] for line in uninterrupted.history]
+        assert [line[name] for line in answer["history"]] == pytest.approx(expected, abs=1e-5)
+    sums = {name: tensor.sum().item() for name, tensor in uninterrupted.best.items()}
+    assert answer["weights"] == pytest.approx(sums, rel=1e-3, abs=1e-3)
+
+
+def test_a_finished_run_is_answered_without_training(story):
+    assert epochs_of(story.told("whole again")) == []
+    assert story.answers["whole again"]["history"] == story.answers["whole"]["history"]
+
+
+def test_two_workers_come_to_the_end_of_the_same_run(story):
+    """That two ranks share each batch of one process, and make its steps, is in test_loop."""
+    both, alone = (story.answers[name]["history"] for name in ("two workers", "in this process"))
+    assert [line["epoch"] for line in both] == [line["epoch"] for line in alone] == [1, 2]
+    assert [line["learning_rate"] for line in both] == [line["learning_rate"] for line in alone]
+
+
+class Pass:
+    """Rows in memory, in the order of a pass over the same rows on disk."""
+
+    def __init__(self, rows: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(spill, "ROWS_PER_FILE", 2_000)
+        out = spill.Spill(folder, len(rows), rows.x.shape[1])
+        out.add(rows.x.numpy(), rows.label.numpy(), np.arange(len(rows)))
+        self.rows, self.streamed = rows, Streamed(out.folder, out.sizes, out.width, out.digest)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
+        jobs = self.streamed._jobs(size, slice(0, size), seed)
+        order = torch.from_numpy(np.concatenate([spill.read(job)["position"] for job in jobs]))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size][mine]
+            yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.position[rows])
+
+
+def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(story, tmp_path, monkeypatch):
+    train, valid = (inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID))
+    with one_thread():
+        memory = run(
+            Pass(train, tmp_path / "rows", monkeypatch), valid, ENCODER, replace(CONFIG, epochs=2)
+        ).history
+    history = story.answers["streamed alone"]["history"]
+    for name in ("train_logloss", "valid_logloss"):
+        assert [line[name] for line in history] == pytest.approx([line[name] for line in memory], abs=1e-5)
+
+
+def test_a_killed_streamed_run_goes_on_from_its_last_epoch(story):
+    assert epochs_of(story.told("streamed"))[0] >= 2
+    assert [line["epoch"] for line in story.answers["streamed"]["history"]] == list(range(1, 5))
+
+
+def test_more_workers_than_cpus_are_refused(story):
+    assert "num_workers 99" in story.answers["too many workers"]["error"]
+
+
+def test_only_checkpoints_are_left_of_a_run(story):
+    left = [path for path in (story.folder / "whole").rglob("*") if path.is_file()]
+    assert not [path for path in left if path.suffix in (".npy", ".pkl", ".pickle")]
+    assert len([path for path in left if path.name == "state.safetensors"]) <= 2
+
+
+def test_progress_off_a_terminal_is_one_line_per_epoch():
+    from training.fit.progress import progress_on
+
+    stream = io.StringIO()
+    progress = progress_on(stream)
+    progress.start(3)
+    line = {"epoch": 1, "train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
+    progress.epoch(line | {"seconds": 2.0})
+    progress.epoch(line | {"epoch": 2, "valid_auc": 0.75, "seconds": 2.0})
+    progress.finish(2)
+    assert stream.getvalue().splitlines() == [
+        "epoch 1/3  train logloss 0.5000  valid logloss 0.2500  2.0 s",
+        "epoch 2/3  train logloss 0.5000  valid logloss 0.2500  valid auc 0.7500  2.0 s",
+        "best epoch 2",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar_with_the_logloss():
+    from training.fit.progress import progress_on
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = progress_on(stream)
+    progress.start(3)
+    line = {"train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
+    progress.epoch(line | {"epoch": 1, "seconds": 2.0})
+    progress.finish(1)
+    assert "1/3" in stream.getvalue()
+    assert "best epoch 1" in stream.getvalue()
+
+
+def test_a_run_folder_that_was_cut_in_a_write_is_started_anew(tmp_path):
+    from training.fit.trainer import _finished
+
+    (tmp_path / "fit-0").mkdir()
+    (tmp_path / "fit-0" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
+    assert _finished(tmp_path / "fit-0") is None
+    assert not (tmp_path / "fit-0").exists()
+
+
+def test_a_state_outlives_books_that_were_cut_in_a_write(tmp_path):
+    from training.fit.trainer import _finished
+
+    for epochs in (1, 2):
+        kept = tmp_path / "fit-0" / f"checkpoint_{epochs}" / "state.safetensors"
+        kept.parent.mkdir(parents=True)
+        State(history=[{"epoch": epoch + 1} for epoch in range(epochs)]).save(kept)
+    (tmp_path / "fit-0" / "checkpoint_3").mkdir()
+    (tmp_path / "fit-0" / "checkpoint_3" / "state.safetensors").write_bytes(kept.read_bytes()[:20])
+    (tmp_path / "fit-0" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
+    for _ in range(2):  # and again, if it is killed before its next checkpoint
+        assert _finished(tmp_path / "fit-0") is None
+        (left,) = (tmp_path / "fit-0").iterdir()
+        assert len(State.load(left).history) == 2
+
+
+def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
+    from training.fit.progress import Lines
+    from training.fit.trainer import _fingerprint, train
+
+    config = replace(CONFIG, num_workers=0)
+    sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
+    kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "checkpoint_1" / "state.safetensors"
+    kept.parent.mkdir(parents=True)
+    shutil.copy2(nearly, kept)
+    stream = io.StringIO()
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    assert epochs_of(stream.getvalue().splitlines()) == [CONFIG.epochs - 1, CONFIG.epochs]
+    ours, theirs = (
+        [line["valid_logloss"] for line in history] for history in (answer.history, uninterrupted.history)
+    )
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_runs_are_told_apart_by_what_their_result_hangs_on():
+    from training.fit.trainer import _fingerprint
+
+    sets = {"train": inputs(VALID, ENCODER, CONFIG.network)}
+    other = {"train": inputs(made(1_000, 3), ENCODER, CONFIG.network)}
+    same = _fingerprint(sets, ENCODER, CONFIG)
+    assert _fingerprint(sets, ENCODER, replace(CONFIG, num_workers=2)) == same
+    assert _fingerprint(sets, ENCODER, replace(CONFIG, seed=1)) != same
+    assert _fingerprint(other, ENCODER, CONFIG) != same
+
+
+def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted):
+    from training.fit.progress import Lines
+    from training.fit.trainer import _fingerprint, train
+
+    config = replace(CONFIG, num_workers=0)
+    sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
+    folder = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}"
+    (folder / "checkpoint_1").mkdir(parents=True)
+    uninterrupted.save(folder / "checkpoint_1" / "state.safetensors")
+    for name, part in sets.items():
+        part.save(folder / "inputs", name)
+    stream = io.StringIO()
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    assert epochs_of(stream.getvalue().splitlines()) == []
+    assert answer.history == uninterrupted.history
+    assert not (folder / "inputs").exists()

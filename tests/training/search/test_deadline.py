@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from training.fit.loop import FitConfig
+from training.search.budget import FAILURES, Deadline, Forecast
+from training.search.leaderboard import Entry, Leaderboard
+from training.search.progress import SearchProgress
+
+# 100,000 rows seen in 10 s; the winner learns from 200,000
+TRIAL = Entry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, seconds=10.0, rows=1e5, point={"epochs": 6})
+RIVAL = Entry("LightGBM", "lightgbm", 0.41, us_per_candidate=5.0, seconds=6.0, rows=1e5)
+
+
+class Clock:
+    """A budget of 300 s of which the test says what is spent; reading took 20 s."""
+
+    budget_s = 300.0
+    spent_s = 20.0
+
+    def spent(self) -> float:
+        return self.spent_s
+
+    def running(self) -> float:
+        return self.spent_s
+
+    def left(self) -> float:
+        return self.budget_s - self.spent_s
+
+
+@pytest.fixture
+def search(tmp_path) -> SimpleNamespace:
+    """A clock, a board and what makes forecasts and deadlines of them."""
+    clock, board = Clock(), Leaderboard(tmp_path / "leaderboard.jsonl")
+
+    def forecast(num_rows=200_000, num_teachers=4) -> Forecast:
+        return Forecast(board, num_rows, num_test=20_000, num_teachers=num_teachers, num_at_once=2)
+
+    def deadline(made=None, **options) -> Deadline:
+        rows = {"num_train": 20_000, "num_valid": 0, "most_us": None}
+        progress = SearchProgress(io.StringIO())
+        return Deadline(clock, board, made or forecast(), **(rows | options), progress=progress)
+
+    return SimpleNamespace(clock=clock, board=board, forecast=forecast, deadline=deadline)
+
+
+def test_the_end_takes_its_rounds_of_teachers_the_winner_and_the_rivals_again(search):
+    search.board.add(RIVAL)
+    forecast = search.forecast()
+    whole = forecast.whole(TRIAL)
+    alone = replace(whole, num_teachers=0)
+    took = [forecast.seconds(TRIAL, replace(whole, num_teachers=num)) for num in range(5)]
+    assert took[0] < took[1] == took[2] < took[3] == took[4]  # two at once
+    half = forecast.seconds(TRIAL, replace(alone, epochs=whole.epochs // 2))
+    assert half < took[0] < 2 * half
+    without = replace(forecast, board=Leaderboard(search.board.path.with_name("empty")))
+    assert took[0] - without.seconds(TRIAL, alone) == pytest.approx(1.1 * 12.0)  # 6 s for half as many rows
+
+
+def test_the_teachers_are_as_many_as_the_time_allows(search):
+    forecast = search.forecast()
+    whole = forecast.whole(TRIAL)
+    for num_teachers in (4, 2, 0):
+        needed = forecast.seconds(TRIAL, replace(whole, num_teachers=num_teachers))
+        assert forecast.within(TRIAL, needed) == replace(whole, num_teachers=num_teachers)
+        assert forecast.seconds(TRIAL, forecast.within(TRIAL, needed - 1)) <= needed - 1
+
+
+def test_on_a_machine_where_the_first_worker_started_slowly_more_is_kept_for_the_others(search):
+    forecast = search.forecast()
+    whole = forecast.whole(TRIAL)
+    idle = forecast.seconds(TRIAL, whole)
+    forecast.started(1.0)
+    assert forecast.seconds(TRIAL, whole) == idle
+    forecast.started(27.0)
+    assert forecast.seconds(TRIAL, whole) == pytest.approx(idle + 1.1 * 3 * 20.0)
+
+
+def test_without_time_for_the_winner_it_has_fewer_epochs_then_fewer_rows_but_no_less_than_its_trial(search):
+    forecast = search.forecast(num_teachers=0)
+    whole = forecast.whole(TRIAL)
+    alone = forecast.seconds(TRIAL, whole)
+    fewer = forecast.within(TRIAL, 0.7 * alone)
+    assert fewer.num_rows == whole.num_rows
+    assert 1 <= fewer.epochs < whole.epochs
+    least = forecast.within(TRIAL, 0.0)
+    assert (least.epochs, least.num_rows) == (1, 100_000)
+    assert "1 of 6 epochs on 100,000 of 200,000 rows" in least.falls_short_of(whole)
+
+
+def test_trials_go_on_until_what_is_left_is_needed_for_the_end(search):
+    search.board.add(TRIAL)
+    forecast = search.forecast(num_rows=30_000, num_teachers=2)
+    needed = forecast.seconds(TRIAL, forecast.whole(TRIAL))
+    assert needed < 140  # of which half of 280 would be enough
+    deadline = search.deadline(forecast)
+    search.clock.spent_s = 300 - needed - 0.1
+    assert not deadline.is_over()
+    search.clock.spent_s = 300 - needed + 0.1
+    assert deadline.is_over()
+
+
+def test_an_end_that_takes_more_than_half_of_the_time_is_cut_to_it_and_the_rest_is_for_trials(search):
+    search.board.add(TRIAL)
+    forecast = search.forecast()
+    assert forecast.seconds(TRIAL, forecast.whole(TRIAL)) > 140
+    deadline = search.deadline(forecast)
+    reserved = search.clock.left() - deadline.left_s()
+    assert reserved == forecast.seconds(TRIAL, forecast.within(TRIAL, 140.0))
+    assert 100 < reserved <= 140
+
+
+def test_a_trial_that_would_not_end_in_time_is_not_begun(search):
+    deadline = search.deadline(search.forecast(num_rows=30_000, num_teachers=0))
+    assert deadline.in_time(FitConfig(epochs=1000))  # nobody knows yet how fast it is
+    search.board.add(TRIAL)
+    search.clock.spent_s += deadline.left_s() - 11.0
+    assert deadline.in_time(FitConfig(epochs=5))  # of 20,000 rows: 10 s
+    assert not deadline.in_time(FitConfig(epochs=6))
+
+
+def test_a_search_without_a_finished_trial_goes_on_until_it_has_one_or_enough_have_failed(search):
+    deadline = search.deadline()
+    search.clock.spent_s = 1000.0
+    assert not deadline.is_over()
+    search.board.add(replace(TRIAL, share=0.5))
+    for _ in range(FAILURES):
+        assert not deadline.is_over()
+        search.board.add(replace(TRIAL, valid_logloss=None, failed="it diverged"))
+    assert deadline.is_over()
+
+
+def test_a_search_of_which_nothing_fits_the_cost_ends_with_its_budget(search):
+    search.board.add(TRIAL)
+    deadline = search.deadline(most_us=1.0)
+    assert not deadline.is_over()
+    search.clock.spent_s = 301.0
+    assert deadline.is_over()
+
+
+def test_so_many_trials_end_a_search_before_its_time(search):
+    deadline = search.deadline(most_trials=1)
+    assert not deadline.is_over()
+    search.board.add(TRIAL)
+    assert deadline.is_over()

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from serve.contract.errors import TabrankError
+from serve.features.surface import load_surface
+from serve.log.reader import read_log
+from training.world.record import SCHEMAS
+from training.world.simulate import simulate
+from training.world.world import World
+
+ROWS, DAYS = 33_000, 0.2
+WINDOW_MS = 30 * 60_000
+FAR_MS = 1 << 62
+
+
+class Simulated:
+    """A log read back as plain Python, the way a reader without the simulator sees it."""
+
+    def __init__(self, folder: Path, summary: dict) -> None:
+        self.folder, self.summary = folder, summary
+        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
+        self.schemas = {name: table.schema for name, table in tables.items()}
+        self.viewers = tables["viewers"].to_pylist()
+        self.candidates = tables["candidates"].to_pylist()
+        self.exposures = tables["exposures"].to_pylist()
+        self.events = tables["events"].to_pylist()
+        self.truth = tables["truth"].to_pylist()
+        self.by_request = {exposure["request_id"]: exposure for exposure in self.exposures}
+        self.started_ms: dict[str, int] = {}
+        self.ends_ms: defaultdict[str, int] = defaultdict(lambda: FAR_MS)
+        for row in self.candidates:
+            self.started_ms[row["id"]] = row["started_ms"]
+            if row["ends_ms"] is not None:
+                self.ends_ms[row["id"]] = row["ends_ms"]
+
+    def audiences(self) -> Iterator[tuple[dict, list[int]]]:
+        """Each exposure, and the audience of its candidates from the events strictly before it."""
+        audience: Counter[str] = Counter()
+        ahead = iter([*(e for e in self.events if e["kind"] != "click"), None])
+        event = next(ahead)
+        for exposure in self.exposures:
+            while event and event["ts_ms"] < exposure["ts_ms"]:
+                audience[event["candidate"]] += 1 if event["kind"] == "join" else -1
+                event = next(ahead)
+            yield exposure, [audience[candidate] for candidate in exposure["candidates"]]
+
+    def times(self, kind: str) -> dict[tuple[str, str], int]:
+        return {(e["request_id"], e["candidate"]): e["ts_ms"] for e in self.events if e["kind"] == kind}
+
+
+def run(out: Path, *, rows=ROWS, viewers=None, days=DAYS, seed=0, progress=lambda share: None) -> Simulated:
+    return Simulated(out, simulate(out, rows=rows, viewers=viewers, days=days, seed=seed, progress=progress))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Simulated:
+    return run(tmp_path_factory.mktemp("simulated") / "log")
+
+
+def test_the_same_arguments_give_the_same_bytes(tmp_path):
+    first, second = (run(tmp_path / name, rows=3_000) for name in ("first", "second"))
+    for name in SCHEMAS:
+        file = f"{name}.parquet"
+        assert (first.folder / file).read_bytes() == (second.folder / file).read_bytes()
+
+
+def test_another_seed_gives_another_world(tmp_path):
+    first, second = (run(tmp_path / f"seed{seed}", rows=3_000, seed=seed) for seed in (0, 1))
+    assert first.viewers != second.viewers
+    assert first.candidates != second.candidates
+    assert first.events != second.events
+
+
+def test_the_tables_have_the_types_of_the_canonical_log(log):
+    assert log.schemas == SCHEMAS
+    assert all(viewer["ts_ms"] is None and len(viewer["follows"]) <= 32 for viewer in log.viewers)
+    for rows, key in ((log.viewers, "id"), (log.exposures, "request_id"), (log.events, "id")):
+        assert len({row[key] for row in rows}) == len(rows)
+    for rows in (log.candidates, log.exposures, log.events):
+        assert all(a["ts_ms"] <= b["ts_ms"] for a, b in itertools.pairwise(rows))
+
+
+def test_the_log_reader_accepts_it_and_finds_nobody_unknown(log):
+    assert set(read_log(log.folder, load_surface("spaces")).counts.values()) == {0}
+
+
+def test_the_summary_counts_what_was_written(log):
+    summary = log.summary
+    assert summary["rows"] == sum(len(e["candidates"]) for e in log.exposures) == ROWS
+    assert summary["exposures"] == len(log.exposures)
+    assert summary["viewers"] == len(log.viewers)
+    assert summary["candidates"] == len(log.started_ms)
+    assert summary["events"] == Counter(e["kind"] for e in log.events)
+    assert summary["seconds"] > 0
+
+
+def test_rows_come_in_slates_of_distinct_candidates(log):
+    assert {len(e["candidates"]) for e in log.exposures} == {55}
+    assert all(len(set(e["candidates"])) == 55 for e in log.exposures)
+
+
+def test_every_shown_candidate_is_live(log):
+    for exposure in log.exposures:
+        for candidate in exposure["candidates"]:
+            assert log.started_ms[candidate] < exposure["ts_ms"] < log.ends_ms[candidate]
+
+
+def test_exposures_are_sorted_by_the_audience_from_events_strictly_before(log):
+    biggest = 0
+    for _, shown in log.audiences():
+        assert shown == sorted(shown, reverse=True)
+        biggest = max(biggest, shown[0])
+    assert biggest >= 5, "an order of zeros proves nothing"
+
+
+def test_a_viewer_is_not_shown_a_space_that_they_are_in(log):
+    joins, leaves = log.times("join"), log.times("leave")
+    stays = defaultdict(list)
+    for (request_id, candidate), join_ms in joins.items():
+        viewer = log.by_request[request_id]["viewer"]
+        stays[viewer, candidate].append((join_ms, leaves.get((request_id, candidate), FAR_MS)))
+    for exposure in log.exposures:
+        for candidate in exposure["candidates"]:
+            for join_ms, leave_ms in stays[exposure["viewer"], candidate]:
+                assert not join_ms <= exposure["ts_ms"] <= leave_ms
+
+
+def test_events_name_the_viewer_and_a_candidate_of_their_exposure(log):
+    for event in log.events:
+        exposure = log.by_request[event["request_id"]]
+        assert event["viewer"] == exposure["viewer"]
+        assert event["candidate"] in exposure["candidates"]
+
+
+def test_clicks_follow_exposures_within_a_minute_and_joins_follow_clicks_within_the_window(log):
+    clicks, joins = log.times("click"), log.times("join")
+    for (request_id, _), click_ms in clicks.items():
+        assert 1_000 <= click_ms - log.by_request[request_id]["ts_ms"] <= 60_000
+    for key, join_ms in joins.items():
+        assert clicks[key] < join_ms <= log.by_request[key[0]]["ts_ms"] + WINDOW_MS
+
+
+def test_leaves_follow_joins_and_nothing_follows_the_end_of_a_space(log):
+    joins, leaves = log.times("join"), log.times("leave")
+    assert all(joins[key] < leave_ms for key, leave_ms in leaves.items())
+    assert all(event["ts_ms"] <= log.ends_ms[event["candidate"]] for event in log.events)
+    stayed = joins.keys() - leaves.keys()
+    assert all(log.ends_ms[candidate] == FAR_MS for _, candidate in stayed), "all leave at the end"
+
+
+def test_a_space_does_not_tell_its_end_before_it_ends(log):
+    rows = defaultdict(list)
+    for row in log.candidates:
+        rows[row["id"]].append(row)
+    changed = 0
+    for told in rows.values():
+        first, last = told[0], told[-1]
+        assert first["ts_ms"] == first["started_ms"]
+        assert first["ends_ms"] is None
+        assert all(row["ends_ms"] is None for row in told[:-1])
+        assert last["ends_ms"] in (None, last["ts_ms"])
+        for name in ("host", "topic", "language", "started_ms"):
+            assert len({row[name] for row in told}) == 1
+        changed += len({row["speakers"] for row in told}) > 1
+    assert changed > 0, "speakers come up on stage"
+
+
+def test_a_host_has_one_space_at_a_time(log):
+    spaces = defaultdict(set)
+    for row in log.candidates:
+        spaces[row["host"]].add((row["started_ms"], log.ends_ms[row["id"]]))
+    for times in map(sorted, spaces.values()):
+        assert all(end < start for (_, end), (start, _) in itertools.pairwise(times))
+
+
+def test_at_least_200_spaces_are_still_live_at_the_end(log):
+    assert sum(log.ends_ms[space] == FAR_MS for space in log.started_ms) >= log.summary["live_at_end"] >= 200
+
+
+def test_the_truth_is_aligned_and_the_joins_agree_with_it(log):
+    joins, clicks = log.times("join"), log.times("click")
+    closed_ms = log.summary["end_ms"] - WINDOW_MS
+    rows = []
+    for exposure, truth in zip(log.exposures, log.truth, strict=True):
+        assert truth["request_id"] == exposure["request_id"]
+        columns = (exposure["candidates"], truth["p_click"], truth["p_join"], truth["examination"])
+        if exposure["ts_ms"] < closed_ms:
+            for candidate, p_click, p_join, examination in zip(*columns, strict=True):
+                key = (exposure["request_id"], candidate)
+                rows.append((p_click, p_join, examination, key in clicks, key in joins))
+    p_click, p_join, examination, clicked, joined = np.array(rows, dtype=float).T
+    assert (p_join > 0).all()
+    assert (p_join < p_click).all()
+    assert (p_click < 1).all()
+    assert (examination > 0).all()
+    assert (examination <= 1).all()
+    for p, happened in ((p_click * examination, clicked), (p_join * examination, joined)):
+        # Overall, and apart for likely and unlikely rows, for high and low positions.
+        for part in (p >= 0, p > np.median(p), p <= np.median(p), examination > 0.5, examination <= 0.5):
+            noise = np.sqrt((p * (1 - p))[part].sum())
+            assert abs(happened[part].sum() - p[part].sum()) < 4 * noise
+
+
+def test_the_truth_is_the_law_of_the_world_with_tastes_that_follow_what_was_joined(log):
+    summary = log.summary
+    world = World(seed=0, viewers=summary["viewers"], start_ms=summary["start_ms"], end_ms=summary["end_ms"])
+    has_joined: set[str] = set()
+    joined = {request_id for request_id, _ in log.times("join")}
+    risen = []
+    for (exposure, audience), truth in zip(log.audiences(), log.truth, strict=True):
+        space = np.array([int(candidate[1:]) for candidate in exposure["candidates"]])
+        viewer = int(exposure["viewer"][1:])
+        p_click, _ = world.probabilities(viewer, space, exposure["ts_ms"], np.array(audience))
+        if exposure["viewer"] in has_joined:
+            risen.append(np.array(truth["p_click"]) - p_click)
+        else:
+            np.testing.assert_allclose(truth["p_click"], p_click, rtol=1e-12)
+        if exposure["request_id"] in joined:
+            has_joined.add(exposure["viewer"])
+    assert np.min(risen) > -1e-12
+    assert np.max(risen) > 0.01
+
+
+def test_the_law_gives_pairs_what_it_gives_one_viewer():
+    start_ms = 1_767_571_200_000
+    world = World(seed=3, viewers=20, start_ms=start_ms, end_ms=start_ms + 3_600_000)
+    now_ms = start_ms + 1_800_000
+    live = world.spaces.live(now_ms)
+    audience = np.arange(len(live))
+    one = world.probabilities(7, live, now_ms, audience)
+    pairs = world.probabilities(np.full(len(live), 7), live, np.full(len(live), now_ms), audience)
+    np.testing.assert_array_equal(one, pairs)
+
+
+def test_viewers_take_to_their_language_their_topics_and_whom_they_follow():
+    start_ms = 1_767_571_200_000
+    world = World(seed=3, viewers=400, start_ms=start_ms, end_ms=start_ms + 3_600_000)
+    now_ms = start_ms + 1_800_000
+    live = world.spaces.live(now_ms)
+    viewer, space = (grid.ravel() for grid in np.meshgrid(np.arange(400), live))
+    p_click, p_join = world.probabilities(viewer, space, now_ms, np.zeros(len(space), np.int64))
+    mine = world.spaces.language[space] == world.viewers.language[viewer]
+    liked = world.viewers.tastes[viewer, world.spaces.topic[space]] > 1
+    followed = world.follows(viewer, space)
+    # Each alone: who follows a host also tends to share its language and topics.
+    for flag, rest in ((mine, ~liked & ~followed), (liked, mine & ~followed), (followed, mine & ~liked)):
+        for p in (p_click, p_join):
+            assert p[flag & rest].mean() > 2 * p[~flag & rest].mean()
+
+
+def test_a_join_moves_the_taste_for_its_topic_and_no_other():
+    start_ms = 1_767_571_200_000
+    world = World(seed=3, viewers=2, start_ms=start_ms, end_ms=start_ms + 3_600_000)
+    before = world.viewers.tastes.copy()
+    world.enjoy(1, np.array([5]))
+    moved = np.argwhere(world.viewers.tastes != before)
+    np.testing.assert_array_equal(moved, [[1, world.spaces.topic[5]]])
+    assert world.viewers.tastes.sum() > before.sum()
+
+
+def test_the_number_of_viewers_can_be_given(tmp_path):
+    assert len(run(tmp_path / "log", rows=3_000, viewers=7).viewers) == 7
+
+
+def test_progress_rises_to_one(tmp_path):
+    told: list[float] = []
+    run(tmp_path / "log", rows=60_000, days=0.05, progress=told.append)
+    assert told == sorted(told)
+    assert told[0] == 0.0
+    assert told[-1] == 1.0
+    assert len(told) > 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("rows", 0),
+        ("viewers", 0),
+        ("days", 0.0),
+        ("days", float("nan")),
+        ("days", float("inf")),
+        ("seed", -1),
+    ],
+)
+def test_an_impossible_argument_is_refused_by_name(tmp_path, argument, value):
+    with pytest.raises(TabrankError, match=rf"--{argument} {value}: .+;? "):
+        run(tmp_path / "log", **{argument: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_world_in_which_nothing_happens_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(TabrankError, match="ask for more rows or days"):
+        run(tmp_path / "log", rows=1, days=0.00002)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
+    out = tmp_path / "log"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(TabrankError, match="exists already"):
+        run(out, rows=1_000)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_request_beside_the_log_names_what_is_live_at_its_end(log):
+    request = json.loads((log.folder / "request.json").read_text())
+    ids = pq.read_table(log.folder / "candidates.parquet")["id"].to_pylist()
+    assert len(request["candidates"]) == 5
+    assert set(request["candidates"]) <= set(ids)
+    (event,) = json.loads((log.folder / "event.json").read_text())["records"]
+    assert (event["viewer"], event["candidate"]) == (request["viewer"], request["candidates"][-1])
+    assert request["viewer"] in pq.read_table(log.folder / "viewers.parquet")["id"].to_pylist()

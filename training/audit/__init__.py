@@ -1,0 +1,1 @@
+"""Is what was served what was trained: audit and replay over HTTP. Imports `search` and below."""

@@ -1,0 +1,1 @@
+"""A log becomes rows with features and labels. Imports `network` and below."""

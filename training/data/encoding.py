@@ -1,0 +1,70 @@
+"""Fit the encoder: vocabularies and numeric transforms, from training rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from serve.contract.hashing import hash64
+from serve.features.matrix import Columns, Matrix
+from serve.features.surface import Surface
+from serve.log.reader import Log
+from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, vocabulary_entry
+
+MIN_ROWS = 20  # a rarer category is unseen: its embedding would be noise
+MAX_VOCABULARY = 1_000
+MAX_HOT = 32
+MAX_EMBEDDING = 8
+
+
+def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Mapping[int, str]) -> Encoder:
+    """The encoder of these rows; `strings` names hashes (see `category_strings`)."""
+    kinds: Mapping[str, Any] = surface.features
+    numeric = [
+        _numeric(name, kinds[name].transform, matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)
+    ]
+    single = []
+    for k, name in enumerate(columns.single):
+        vocabulary = _vocabulary(matrix.category[:, k], strings, MAX_VOCABULARY)
+        size = min(MAX_EMBEDDING, 1 + int(np.sqrt(len(vocabulary))))
+        single.append(SingleColumn(name, vocabulary, size))
+    multi, at = [], len(columns.single)
+    for name, width in columns.multi:
+        vocabulary = _vocabulary(matrix.category[:, at : at + width], strings, MAX_HOT)
+        multi.append(MultiColumn(name, width, vocabulary))
+        at += width
+    return Encoder(tuple(numeric), tuple(single), tuple(multi))
+
+
+def category_strings(surface: Surface, log: Log) -> dict[int, str]:
+    """What each category hash of the log stands for."""
+    strings: set[str] = set()
+    for table, owner in ((log.viewers, "viewer"), (log.candidates, "candidate")):
+        for name, declared in surface.fields[owner].items():
+            if declared.type in ("category", "set"):
+                values = pc.list_flatten(table[name]) if declared.type == "set" else table[name]
+                strings.update(pc.unique(values).to_pylist())
+    for i, declared in enumerate(surface.fields["context"].values()):
+        if declared.type == "category":
+            strings.update(pc.unique(pc.struct_field(log.exposures["context"], i)).to_pylist())
+    return {hash64(value): value for value in strings if value is not None}
+
+
+def _numeric(name: str, transform: Any, values: NDArray[np.float32]) -> NumericColumn:
+    present = values[np.isfinite(values)].astype(np.float64)
+    if transform == "log1p":
+        present = np.sign(present) * np.log1p(np.abs(present))
+    mean, std = (float(present.mean()), float(present.std())) if len(present) else (0.0, 1.0)
+    return NumericColumn(name, transform, mean, std if std > 1e-9 else 1.0, bool(len(present) < len(values)))
+
+
+def _vocabulary(hashes: NDArray[np.uint64], strings: Mapping[int, str], most: int) -> tuple[str, ...]:
+    """Most frequent first, ties by hash, so that equal data gives an equal encoder."""
+    values, counts = np.unique(hashes[hashes != 0], return_counts=True)
+    order = np.lexsort((values, -counts))
+    kept = [int(values[i]) for i in order if counts[i] >= min(MIN_ROWS, counts.max())][:most]
+    return tuple(vocabulary_entry(value, strings.get(value)) for value in kept)

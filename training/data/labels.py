@@ -1,0 +1,130 @@
+"""Labels: which shown candidates are rows, and which of those are positive.
+
+P shown candidates, of all exposures end to end, as in `Replay.shown`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.rows import EVER_MS
+from serve.features.slots import I64, IMPRESSION
+from serve.features.surface import Surface
+from serve.log.reader import Log
+from serve.log.replay import Codes, Replay
+
+FOREVER_MS = int(np.iinfo(np.int64).max)
+"""A window that never closes."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`positive` and `is_row`, bool [P], and what was met on the way: `counts`."""
+
+    positive: NDArray[np.bool_]
+    is_row: NDArray[np.bool_]
+    counts: dict[str, int]
+
+
+def label(replay: Replay, log: Log, surface: Surface) -> Labels:
+    """A row is positive if the label event follows within the window.
+
+    The window begins with the exposure or, where the surface has client impressions, with an impression;
+    what was not on screen is no row then. Rows with a window that is still open at the log's end are left out.
+    """
+    owners = Owners.in_replay(replay, log)
+    within_ms = surface.label.within_ms
+    shown = np.arange(len(replay.shown))
+    since_ms = last_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
+    if surface.impression_events:
+        events = np.flatnonzero(replay.event_kind == IMPRESSION)
+        at = owners.of(events, shown, since_ms, within_ms)
+        shown, since_ms = at[at >= 0], replay.event_ms[events[at >= 0]]
+        last_ms = np.full(len(replay.shown), EVER_MS)
+        np.maximum.at(last_ms, shown, since_ms)
+    seen = last_ms > EVER_MS
+    is_open = seen & (last_ms > log.ends_ms - within_ms)
+    at = owners.of(np.flatnonzero(replay.event_kind == surface.label.event), shown, since_ms, within_ms)
+    positive = np.zeros(len(replay.shown), bool)
+    positive[shown[at[at >= 0]]] = True
+    counts = {"open_rows": int(is_open.sum()), "unmatched_label_events": int((at < 0).sum())}
+    return Labels(positive, seen & ~is_open, counts)
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Which shown candidate an event belongs to.
+
+    An event with a `request_id` belongs to that exposure; one without belongs to the viewer's latest
+    exposure of that candidate. Candidates, requests and viewers are numbers that mean the same on both sides; of
+    requests and viewers 0 is none.
+    """
+
+    shown: I64  # [P], candidates
+    shown_request: I64  # [P]
+    shown_viewer: I64  # [P]
+    event_candidate: I64  # [E]
+    event_request: I64  # [E]
+    event_viewer: I64  # [E]
+    event_ms: I64  # [E], as `serve.log.replay.event_times` says
+
+    @classmethod
+    def in_replay(cls, replay: Replay, log: Log) -> Owners:
+        """Of the exposures and events of a replayed log."""
+        lengths = np.diff(replay.first)
+        request, event_request = Codes(log.exposures["request_id"], log.events["request_id"]).columns
+        return cls(
+            replay.shown,
+            np.repeat(request, lengths),
+            np.repeat(replay.exposure_viewer, lengths),
+            replay.event_candidate,
+            event_request,
+            replay.event_viewer,
+            replay.event_ms,
+        )
+
+    def of(self, events: I64, shown: I64, since_ms: I64, within_ms: int = FOREVER_MS) -> I64:
+        """For each of the `events`, the last place in (`shown`, `since_ms`) that it follows, within the window.
+
+        −1 where there is none, or where its time is more than the window before.
+        """
+        named = self.event_request[events] > 0
+        at = np.full(len(events), -1)
+        for chosen, owner, event_owner in (
+            (named, self.shown_request, self.event_request),
+            (~named, self.shown_viewer, self.event_viewer),
+        ):
+            mine = events[chosen]
+            known = owner[shown] > 0  # nobody's exposures are found by request alone
+            keys = np.where(known, self._key(owner[shown], self.shown[shown]), -1)
+            wanted = self._key(event_owner[mine], self.event_candidate[mine])
+            at[chosen] = _last(keys, since_ms, wanted, self.event_ms[mine], within_ms)
+        return at
+
+    def _key(self, owner: I64, candidate: I64) -> I64:
+        return owner * self._num_candidates + candidate
+
+    @cached_property
+    def _num_candidates(self) -> int:
+        return 1 + int(max(self.shown.max(initial=0), self.event_candidate.max(initial=0)))
+
+
+def _last(keys: I64, times: I64, key: I64, time: I64, within: int) -> I64:
+    """For each (key, time): which of (keys, times) has that key and the last time at or before, or −1."""
+    order = np.lexsort((times, keys))
+    everything = np.concatenate([keys[order], key])
+    stamps = np.concatenate([times[order], time])
+    is_query = np.repeat([False, True], [len(keys), len(key)])  # at equal times the exposure comes first
+    merged = np.lexsort((is_query, stamps, everything))
+    before = np.cumsum(~is_query[merged]) - 1
+    at = np.empty(len(key), np.int64)
+    queries = is_query[merged]
+    at[merged[queries] - len(keys)] = before[queries]
+    found = order[at] if len(order) else at  # −1 takes the last; its key tells
+    fits = at >= 0
+    fits[fits] &= (keys[found[fits]] == key[fits]) & (time[fits] - times[found[fits]] <= within)
+    return np.where(fits, found, -1)

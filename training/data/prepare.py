@@ -1,0 +1,226 @@
+"""What a fit trains on, from a log: rows in memory where they fit, else spilled to disk part by part."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from numpy.random import default_rng
+
+from serve.contract.errors import TabrankError
+from serve.features.matrix import Matrix
+from serve.features.rows import Schema
+from serve.features.slots import I64
+from serve.features.surface import Surface
+from serve.log.reader import Log, read_log
+from serve.model.encoder import Encoder
+from training.data.dataset import Dataset, Plan, Progress, concat
+from training.data.disk_rows import Spill
+from training.data.encoding import category_strings, fit_encoder
+from training.data.stream import Streamed
+from training.network.inputs import Rows, inputs
+from training.network.network import NetworkConfig
+
+VALIDATION_SHARE = 0.1  # the last tenth, by time
+SHARES = {"training": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}
+MAX_VALIDATION = 500_000
+MAX_SAMPLE = 500_000  # rows from which the encoder of a spilled log is fitted
+ROWS_PER_PART = 131_072
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Training rows ready for `training.fit.trainer.train`, and validation rows in memory."""
+
+    train: Rows | Streamed
+    valid: Dataset
+    sample: Matrix  # of the training rows, from the first to the last
+    encoder: Encoder
+    num_train: int
+    span_ms: tuple[int, int]  # the times of the first and the last training row
+    counts: dict[str, int]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the training rows are on disk."""
+        return isinstance(self.train, Streamed)
+
+
+@contextlib.contextmanager
+def prepare(
+    surface: Surface,
+    log: Path,
+    storage: Path,
+    *,
+    memory_bytes: int | None = None,
+    progress: Progress = lambda share: None,
+) -> Iterator[Prepared]:
+    """The rows of a log, the last tenth by time to validate; spilled rows are there as long as the block runs.
+
+    They are spilled, to a folder in `storage`, where in memory they would take more than `memory_bytes`, by
+    default half of what is free. The encoder comes from the training rows: from all, or where they are
+    spilled from a random sample; of validation rows then no more than MAX_VALIDATION are kept, whole slates.
+
+    Raises:
+        TabrankError: for a bad log, or one with too little in it.
+    """
+    folder = storage.resolve() / "fit-rows"
+    shutil.rmtree(folder, ignore_errors=True)  # of a fit that was killed
+    try:
+        yield _prepare(surface, log, folder, memory_bytes or available_bytes() // 2, progress)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, progress: Progress) -> Prepared:
+    log = read_log(path, surface)
+    plan = Plan(Schema(surface), log)
+    if len(plan) * row_bytes(plan) <= memory_bytes:
+        prepared = _in_memory(surface, log, plan, progress)
+    else:
+        prepared = _spilled(surface, log, plan, folder, progress)
+    del log, plan
+    pa.default_memory_pool().release_unused()
+    return prepared
+
+
+MAX_ROWS = 50_000  # by which training rows are described: shares to 0.002
+
+
+def evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
+    """At most so many of the rows, from the first to the last."""
+    at = np.linspace(0, len(matrix.numeric) - 1, min(most, len(matrix.numeric))).astype(np.int64)
+    return Matrix(matrix.numeric[at], matrix.category[at])
+
+
+def _in_memory(surface: Surface, log: Log, plan: Plan, progress: Progress) -> Prepared:
+    (data,) = plan.parts(len(plan), progress)
+    train, valid = by_time(data, SHARES, surface.label.within_ms)
+    encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
+    span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
+    held = valid.take(np.arange(len(valid)))  # a copy, which does not hold the training rows' features too
+    return Prepared(
+        encoded(encoder, train), held, evenly(train.matrix), encoder, len(train), span_ms, train.counts
+    )
+
+
+def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Progress) -> Prepared:
+    """Two passes: the features of each part to disk, then, with the encoder of a sample, the network inputs."""
+    cut = int(_cuts(plan.ts_ms, SHARES)[0])
+    cut_ms = plan.ts_ms[cut]
+    num_train = int(np.searchsorted(plan.ts_ms, cut_ms - surface.label.within_ms))
+    every = -(-(len(plan) - cut) // MAX_VALIDATION)
+    num_sample = min(MAX_SAMPLE, num_train)
+    wanted = np.sort(default_rng(0).permutation(num_train)[:num_sample])
+    sample, valid, raw = [], [], []
+    at = num_slates = num_positive = 0
+    (folder / "raw").mkdir(parents=True)
+    for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
+        early = np.flatnonzero(part.ts_ms < cut_ms - surface.label.within_ms)
+        late = np.flatnonzero(part.ts_ms >= cut_ms)
+        if len(late):
+            kept = part.take(late)
+            slates = num_slates + np.cumsum(np.diff(kept.slate, prepend=-1) != 0) - 1
+            valid.append(kept.take(np.flatnonzero(slates % every == 0)))
+            num_slates = int(slates[-1]) + 1
+        if len(early):
+            kept = part.take(early)
+            low, high = np.searchsorted(wanted, (at, at + len(kept)))
+            sample.append(_rows(kept.matrix, wanted[low:high] - at))
+            raw.append(folder / "raw" / f"{number}.npz")
+            np.savez(
+                raw[-1],
+                numeric=kept.matrix.numeric,
+                category=kept.matrix.category,
+                label=kept.label,
+                position=kept.position,
+            )
+            at += len(kept)
+            num_positive += int(kept.label.sum())
+    held = concat(valid)
+    _check_labels("training", num_train, num_positive)
+    _check_labels("validation", len(held), int(held.label.sum()))
+    matrix = Matrix(
+        *(np.concatenate(p) for p in zip(*((m.numeric, m.category) for m in sample), strict=True))
+    )
+    encoder = fit_encoder(surface, plan.columns, matrix, category_strings(surface, log))
+    spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
+    for number, path in enumerate(raw):
+        with np.load(path) as part:
+            rows = Rows(*encoder.encode(part["numeric"], part["category"]), part["label"], part["position"])
+        path.unlink()
+        ready = inputs(rows, encoder, NetworkConfig())
+        spill.add(ready.x.numpy(), rows.label, rows.position)
+        progress(0.9 + 0.1 * (number + 1) / len(raw))
+    train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
+    span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
+    return Prepared(train, held, evenly(matrix), encoder, num_train, span_ms, plan.counts)
+
+
+def _rows(matrix: Matrix, rows: I64) -> Matrix:
+    return Matrix(matrix.numeric[rows], matrix.category[rows])
+
+
+def encoded(encoder: Encoder, data: Dataset) -> Rows:
+    """The rows of a dataset as the training loop takes them."""
+    return Rows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
+
+
+def by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
+    """The rows in parts of these shares, views one after the other in time; rows of one time stay together.
+
+    Rows whose label window of `within_ms` reaches into the next part are left out: their labels are of its time.
+
+    Raises:
+        TabrankError: naming the part that does not hold both labels.
+    """
+    cuts = _cuts(data.ts_ms, shares).tolist()
+    parts = []
+    for name, begin, end in zip(shares, [0, *cuts], [*cuts, len(data)], strict=True):
+        if end < len(data):
+            end = max(begin, int(np.searchsorted(data.ts_ms, data.ts_ms[end] - within_ms)))
+        part = data.take(slice(begin, end))
+        _check_labels(name, len(part), int(part.label.sum()))
+        parts.append(part)
+    return parts
+
+
+def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
+    """The first row of each part but the first."""
+    ends = np.cumsum(list(shares.values()))[:-1]
+    return np.asarray(np.searchsorted(ts_ms, np.quantile(ts_ms, ends, method="lower")), np.int64)
+
+
+def _check_labels(name: str, num_rows: int, num_positive: int) -> None:
+    if not 0 < num_positive < num_rows:
+        raise TabrankError(
+            f"the {name} rows ({num_rows}) hold {num_positive} positives; "
+            "both labels are needed: give a longer log"
+        )
+
+
+def row_bytes(plan: Plan) -> int:
+    """About what a row takes in memory at the most: features twice, as built and as split, then encoded."""
+    columns = plan.columns
+    numeric, category, single = len(columns.numeric), columns.num_category, len(columns.single)
+    about = 8 * 8  # label, slate, viewer, candidate, time, position and two counts
+    hot = 32 * len(columns.multi)
+    return 2 * (4 * numeric + 8 * category + about) + 8 * single + 4 * hot + 4 * (2 * numeric + hot + single)
+
+
+def available_bytes() -> int:
+    """The memory that is free for this process: the machine's, or its control group's (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, int(most) - int(used) + int(stat["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
+        return free

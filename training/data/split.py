@@ -1,0 +1,68 @@
+"""Split a log in two by time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve.contract.errors import TabrankError
+from serve.contract.validation import refuse_existing
+from serve.log.reader import TABLES, read_table
+from serve.log.snapshots import begin, beginnings
+from serve.log.writer import write_log
+
+
+def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
+    """Write what lies before the share `at` of exposures, by time, to `before`, and the rest to `after`.
+
+    Exposures of one time stay together. `before` knows nothing of later; `after` keeps every row of viewers and
+    candidates, so that each side is a log of its own. The snapshots that the log begins with go with `before`.
+
+    Raises:
+        TabrankError: if `at` leaves a side without exposures, or an output is there already.
+    """
+    if not 0 < at < 1:
+        raise TabrankError(f"--at: {at:g} must lie between 0 and 1")
+    for out in (before, after):
+        refuse_existing(out)
+    tables = {}
+    for name in TABLES:
+        path, tables[name] = read_table(log, name)
+        column = tables[name]["ts_ms"] if "ts_ms" in tables[name].column_names else None
+        if name in ("exposures", "events") and (column is None or not pa.types.is_integer(column.type)):
+            raise TabrankError(
+                f"{path}: the column 'ts_ms' must be there and hold whole numbers (ms since 1970)"
+            )
+        if name in ("exposures", "events") and column is not None and column.null_count:
+            raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; every row needs a time")
+    times = np.sort(tables["exposures"]["ts_ms"].to_numpy())
+    cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
+    if cut_ms == times[0]:
+        raise TabrankError(
+            f"--at: {at:g} leaves no exposure before; all up to there are of one time, {cut_ms} ms"
+        )
+    snapshots = [snapshot for snapshot in beginnings(log) if snapshot.ts_ms < cut_ms]
+    if begin(log) and not snapshots:
+        raise TabrankError(
+            f"--at: {at:g} cuts at {cut_ms} ms, before the snapshot that the log begins with, since older records were "
+            "deleted; name a greater share"
+        )
+    sides: dict[str, dict[str, pa.Table]] = {"before": {}, "after": {}}
+    for name, table in tables.items():
+        sides["before"][name] = sides["after"][name] = table
+        if "ts_ms" in table.column_names:
+            is_before = pc.fill_null(pc.less(table["ts_ms"], cut_ms), True)
+            sides["before"][name] = table.filter(is_before)
+            if name in ("exposures", "events"):
+                sides["after"][name] = table.filter(pc.invert(is_before))
+    write_log(before, sides["before"], snapshots)
+    try:
+        write_log(after, sides["after"])
+    except BaseException:
+        shutil.rmtree(before)
+        raise
+    return {f"{side}_{name}": len(table) for side, parts in sides.items() for name, table in parts.items()}

@@ -1,0 +1,88 @@
+"""Columns that were written after the rankings: times that lie ahead, and totals of the whole log."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from serve.features.slots import IMPRESSION
+from training.drafting.funnel import Funnel
+from training.drafting.profile import Column, codes_of
+
+F64 = NDArray[np.float64]
+PAST_SHARE = 0.95  # of a time's rows lie before the ranking; clocks differ
+TOTAL_CORRELATION = 0.95  # of ranks, with a total of the log's events: what is known before has less
+ENOUGH_IDS = 30
+
+
+def without_hindsight(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Column]:
+    """The columns; those that know what comes later have lost their type, and `why` says so."""
+    totals = {owner: _totals(tables, owner) for owner in ("viewer", "candidate")}
+    judged = []
+    for c in columns:
+        why = _ahead(ages_ms(c, tables, events)) if c.type == "time" else ""
+        if c.type == "number" and c.owner in totals:
+            why = _is_total(c, tables[f"{c.owner}s"], totals[c.owner])
+        judged.append(dataclasses.replace(c, type=None, why=why) if why else c)
+    return judged
+
+
+def ages_ms(c: Column, tables: dict[str, pa.Table], events: Funnel) -> F64:
+    """`[N]`: how long before each row's exposure a column's time lies; NaN where it is missing."""
+    if c.owner == "context":
+        return np.asarray(events.shown_ms - _numbers(c)[events.exposure], np.float64)
+    table = tables[f"{c.owner}s"]
+    shown = pc.list_flatten(tables["exposures"]["candidates"]) if c.owner == "candidate" else None
+    asked = tables["exposures"]["viewer"] if shown is None else shown
+    own, code = codes_of(table["id"], asked)
+    values = np.full(max(own.max(), code.max()) + 2, np.nan)  # the last place is for nobody, −1
+    values[own] = _numbers(c)  # of an id's rows the last counts
+    of_row = values[code] if shown is not None else values[code][events.exposure]
+    return np.asarray(events.shown_ms - of_row, np.float64)
+
+
+def _numbers(c: Column) -> F64:
+    assert c.numbers is not None
+    return c.numbers
+
+
+def _ahead(age_ms: F64) -> str:
+    given = age_ms[~np.isnan(age_ms)]
+    ahead = float(np.mean(given < 0)) if len(given) else 0.0
+    if ahead <= 1 - PAST_SHARE:
+        return ""
+    return f"lies after {ahead:.0%} of the rankings; what is written later needs a row with a ts_ms"
+
+
+def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, Counter[str]]:
+    """By kind of event: how many each id has in the whole log."""
+    events, exposures = tables["events"], tables["exposures"]
+    totals = {}
+    for kind in pc.unique(events["kind"]).to_pylist():
+        totals[kind] = Counter(events.filter(pc.equal(events["kind"], kind))[owner].to_pylist())
+    shown = exposures["viewer"] if owner == "viewer" else pc.list_flatten(exposures["candidates"])
+    return totals | {IMPRESSION: Counter(shown.to_pylist())}
+
+
+def _is_total(c: Column, table: pa.Table, totals: dict[str, Counter[str]]) -> str:
+    if "ts_ms" in table.column_names and table["ts_ms"].null_count < len(table):
+        return ""  # dated rows: the replay takes each at its time
+    given = [
+        (name, value)
+        for name, value in zip(table["id"].to_pylist(), _numbers(c).tolist(), strict=True)
+        if name in totals[IMPRESSION] and value == value
+    ]
+    if len(given) < ENOUGH_IDS:
+        return ""
+    values = rankdata([value for _, value in given])
+    for kind, total in totals.items():
+        counts = rankdata([total[name] for name, _ in given])
+        if min(np.ptp(values), np.ptp(counts)) > 0 and np.corrcoef(values, counts)[0, 1] >= TOTAL_CORRELATION:
+            return f"grows with the number of {kind} events in the whole log; give its rows a ts_ms"
+    return ""

@@ -1,0 +1,128 @@
+"""Drift: how far what is served has moved from what a model was trained on, by the population stability index.
+
+An artifact keeps the distribution of each feature over its training rows in cells, and that of its scores; the rows
+of a log fall into the same cells. Letters: N rows, F numeric and K category columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.matrix import Columns, Matrix
+from serve.model.encoder import entry_hash, vocabulary_entry
+
+NUM_CELLS = 10  # of equal count
+MOST_COMMON = 20  # categories with a cell of their own
+LEAST = 1e-4
+"""An empty cell is taken as so full: its logarithm would be infinite."""
+MOVED, CHANGED = 0.1, 0.25
+"""The usual reading: below the first nothing moved, above the second it is another population (Siddiqi 2006,
+"Credit Risk Scorecards", chapter 9)."""
+STATISTICS = "statistics"
+"""Under this name `evaluation.json` keeps them."""
+
+Shares = NDArray[np.float64]
+
+
+def statistics(columns: Columns, matrix: Matrix, score: NDArray[np.floating]) -> dict[str, Any]:
+    """The distributions of training rows and of their scores `[N]`; plain data for JSON."""
+    return {
+        "rows": len(score),
+        "numeric": {name: _numbers(matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)},
+        "category": {name: _categories(matrix.category[:, part]) for name, part in _parts(columns)},
+        "score": _numbers(np.asarray(score, np.float32)),
+    }
+
+
+def drift(
+    made_from: Mapping[str, Any], columns: Columns, matrix: Matrix, score: NDArray[np.floating]
+) -> dict[str, Any]:
+    """The index of each feature and of the scores `[N]` of these rows, against `statistics` of the training rows."""
+    features = {
+        name: _index(made_from["numeric"][name], matrix.numeric[:, j])
+        for j, name in enumerate(columns.numeric)
+    }
+    for name, part in _parts(columns):
+        cells = made_from["category"][name]
+        features[name] = psi(np.array(cells["shares"]), _category_shares(cells, matrix.category[:, part]))
+    return {
+        "rows": len(score),
+        "training_rows": made_from["rows"],
+        "features": features,
+        "score": _index(made_from["score"], np.asarray(score, np.float32)),
+    }
+
+
+def psi(expected: Shares, found: Shares) -> float:
+    """The population stability index of shares by cell: Σ (found − expected) · ln(found / expected).
+
+    The symmetric divergence of Jeffreys (1946) under the name that credit scoring gave it (Siddiqi 2006, chapter 9).
+    """
+    expected, found = np.maximum(expected, LEAST), np.maximum(found, LEAST)
+    return float(np.sum((found - expected) * np.log(found / expected)))
+
+
+def reading(index: float) -> str:
+    """What an index is usually taken to say."""
+    return "as in training" if index < MOVED else "has moved" if index < CHANGED else "has changed"
+
+
+def _parts(columns: Columns) -> Iterator[tuple[str, slice]]:
+    """Where in the category columns each categorical feature is."""
+    widths = [*((name, 1) for name in columns.single), *columns.multi]
+    at = 0
+    for name, width in widths:
+        yield name, slice(at, at + width)
+        at += width
+
+
+def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
+    """Cells of a number `[N]`: missing; the most common value, where it alone would fill one; between deciles."""
+    present = values[np.isfinite(values)]  # what is infinite falls into the outermost cells
+    distinct, counts = np.unique(present, return_counts=True)
+    most = int(counts.argmax()) if len(counts) else 0
+    is_common = bool(len(counts)) and counts[most] * NUM_CELLS >= len(values)
+    common = float(distinct[most]) if is_common else None
+    rest = present if common is None else present[present != np.float32(common)]
+    edges: Sequence[float] = []
+    if len(rest):
+        inner = np.arange(1, NUM_CELLS) / NUM_CELLS
+        deciles = np.unique(np.quantile(rest, inner, method="lower"))
+        edges = deciles[deciles < rest.max()].tolist()
+    cells: dict[str, Any] = {"common": common, "deciles": edges}
+    return cells | {"shares": _number_shares(cells, values).tolist()}
+
+
+def _number_shares(cells: Mapping[str, Any], values: NDArray[np.float32]) -> Shares:
+    """The shares of missing, of the common value, and of each cell between deciles, upper end included."""
+    edges = np.array(cells["deciles"], np.float32)
+    cell = np.searchsorted(edges, values, "left") + 2
+    if cells["common"] is not None:
+        cell[values == np.float32(cells["common"])] = 1
+    cell[np.isnan(values)] = 0
+    return np.bincount(cell, minlength=len(edges) + 3) / max(len(values), 1)
+
+
+def _index(cells: Mapping[str, Any], values: NDArray[np.float32]) -> float:
+    return psi(np.array(cells["shares"]), _number_shares(cells, values))
+
+
+def _categories(hashes: NDArray[np.uint64]) -> dict[str, Any]:
+    """Cells of the categories `[N, width]`: none in a row, the most common ones, all others."""
+    values, counts = np.unique(hashes[hashes != 0], return_counts=True)
+    order = np.lexsort((values, -counts))[:MOST_COMMON]
+    cells: dict[str, Any] = {"values": [vocabulary_entry(int(values[i])) for i in order]}
+    return cells | {"shares": _category_shares(cells, hashes).tolist()}
+
+
+def _category_shares(cells: Mapping[str, Any], hashes: NDArray[np.uint64]) -> Shares:
+    """The shares of rows without one, of each named category, and of the rest, among all categories and such rows."""
+    known = np.array([entry_hash(entry) for entry in cells["values"]], np.uint64)
+    present = hashes[hashes != 0]
+    named = [int((present == value).sum()) for value in known]
+    counts = np.array([int((hashes == 0).all(axis=1).sum()), *named, len(present) - sum(named)], np.float64)
+    return np.asarray(counts / max(float(counts.sum()), 1.0), np.float64)

@@ -1,0 +1,98 @@
+"""Guard against features that know the future: columns that alone give the label away.
+
+Letters: N rows, F numeric and K category columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.dataset import Dataset
+from training.evaluation.slates import auc
+
+F64 = NDArray[np.float64]
+Sign = Literal["value", "missing"]
+SUSPECT_AUC = 0.95  # one honest column alone does not rank this well
+MIN_EACH = 20  # rows of either label, below which an AUC says little
+MOST_ROWS = 200_000  # the standard error of an AUC is far below 0.01 then
+FOLDS = 5
+PRIOR_ROWS = 1.0  # what the base rate weighs in a category's rate
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A feature that alone all but tells the label, by its value or by being missing."""
+
+    feature: str
+    sign: Sign
+    auc: float
+    rows: int
+
+    def __str__(self) -> str:
+        how = "alone ranks" if self.sign == "value" else "by being missing or not alone ranks"
+        return (
+            f"feature {self.feature!r} {how} {self.rows} rows with AUC {self.auc:.3f}: is it known when the ranking "
+            "is made? If it is written later, give its rows a ts_ms, or leave the feature out"
+        )
+
+
+def suspects(data: Dataset) -> list[Suspect]:
+    """The features that alone separate the label: AUC ≥ SUSPECT_AUC, or ≤ 1 − SUSPECT_AUC, worst first.
+
+    A number is ranked as it is; a category by the label's rate at its value in the other folds of slates, so
+    that a value seen once tells nothing; a set by the mean of its values' rates. One finding a feature.
+    """
+    rows = np.arange(0, len(data), -(-len(data) // MOST_ROWS) or 1)
+    label = data.label[rows] > 0
+    slates, slate = np.unique(data.slate[rows], return_inverse=True)
+    fold = np.random.default_rng(0).integers(FOLDS, size=len(slates))[slate]  # by chance: logs have rhythms
+    found = []
+    for j, name in enumerate(data.columns.numeric):
+        values = data.matrix.numeric[rows, j].astype(np.float64)
+        found += _judge(name, values, np.isfinite(values), label)
+    widths = [(name, 1) for name in data.columns.single] + list(data.columns.multi)
+    at = 0
+    for name, width in widths:
+        hashes = data.matrix.category[rows, at : at + width]
+        found += _judge(name, _rates(hashes, label, fold), (hashes != 0).any(axis=1), label)
+        at += width
+    return sorted(found, key=lambda suspect: -abs(suspect.auc - 0.5))
+
+
+def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.bool_]) -> list[Suspect]:
+    """The stronger of the two signs, if it is one."""
+    signs: tuple[tuple[Sign, F64, NDArray[np.bool_]], ...] = (
+        ("value", score[present], label[present]),
+        ("missing", present.astype(np.float64), label),
+    )
+    found = [Suspect(name, sign, _auc(values, which), len(which)) for sign, values, which in signs]
+    worst = max(found, key=lambda suspect: abs(suspect.auc - 0.5))
+    return [worst] if abs(worst.auc - 0.5) >= SUSPECT_AUC - 0.5 else []
+
+
+def _auc(score: F64, label: NDArray[np.bool_]) -> float:
+    """½ for few rows."""
+    if min(label.sum(), (~label).sum()) < MIN_EACH:
+        return 0.5
+    return auc(label, score) or 0.0
+
+
+def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[np.int64]) -> F64:
+    """`[N]`: the mean over a row's values `[N, M]` of the label's rate at the value in the other folds."""
+    values, code = np.unique(hashes, return_inverse=True)
+    code = code.reshape(hashes.shape)
+    is_value = hashes != 0
+    num, hits = np.zeros((FOLDS, len(values))), np.zeros((FOLDS, len(values)))
+    np.add.at(num, (np.broadcast_to(fold[:, None], code.shape)[is_value], code[is_value]), 1.0)
+    positive = is_value & label[:, None]
+    np.add.at(hits, (np.broadcast_to(fold[:, None], code.shape)[positive], code[positive]), 1.0)
+    base = np.bincount(fold, label, FOLDS), np.bincount(fold, minlength=FOLDS)
+    rest = (label.sum() - base[0]) / np.maximum(len(label) - base[1], 1)  # [FOLDS], of the other folds too
+    num, hits = num.sum(axis=0) - num, hits.sum(axis=0) - hits
+    rate = (hits + PRIOR_ROWS * rest[:, None]) / (num + PRIOR_ROWS) - rest[:, None]  # [FOLDS, values]
+    of_row = np.where(is_value, rate[fold[:, None], code], 0.0)
+    return np.asarray(of_row.sum(axis=1) / np.maximum(is_value.sum(axis=1), 1), np.float64)

@@ -1,0 +1,57 @@
+"""Whether what stands above a candidate matters to what it earns: under examination × attraction it does not.
+
+Given a slate and a candidate's place, the draw says at random who stands above. With z the sum of their logged scores
+and z̄ its mean over draws that put the candidate there too, Σ y·(z − z̄) has mean 0 if nothing but place and candidate
+matter: it is the score of γ = 0 in a chance of θ(k)·a·exp(γ(z − z̄)), and over its information one step to γ (Rao 1948,
+"Large sample tests of statistical hypotheses concerning several parameters"). Viewers who leave once they have found
+something give a γ below 0. It takes thousands of events to tell. Letters: N exposures, C candidates, D draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.random import Generator
+
+from training.evaluation.paired import mean_and_error
+from training.experiment.offline.counterfactual import Drawn, Estimate
+from training.experiment.offline.placements import F64, KEYS_AT_ONCE, NUM_DRAWS, Bins, drawn_orders
+
+
+def effect_of_above(drawn: Drawn, bins: Bins, rng: Generator) -> Estimate | None:
+    """γ: by what an expected event above multiplies the chance of one, as a logarithm; None where nothing tells."""
+    worth = np.where(np.isfinite(drawn.weight), 1.0 / (1.0 + np.exp(-drawn.weight)), 0.0)
+    apart = np.cumsum(worth, axis=1) - worth - _expected(drawn.weight, worth, bins, rng)
+    earned = drawn.reward * np.where(np.isfinite(drawn.weight), apart, np.nan)
+    tells = np.isfinite(earned)
+    score = np.where(tells, earned, 0.0).sum(axis=1)
+    information = np.where(tells, drawn.reward * apart**2, 0.0).sum(axis=1)
+    if not information.any():
+        return None
+    gamma = float(score.sum() / information.sum())
+    return Estimate(gamma, (score - gamma * information) / information.mean())
+
+
+def is_shown(effect: Estimate, drawn: Drawn, num_errors: float) -> bool:
+    """Whether γ is so many standard errors from 0."""
+    _, error = mean_and_error(effect.influence, drawn.cluster)
+    return error is not None and abs(effect.value) > num_errors * error
+
+
+def _expected(weight: F64, worth: F64, bins: Bins, rng: Generator) -> F64:
+    """`[N, C]`: the mean sum of `worth` above each candidate where it stands, NaN where no draw put it there."""
+    num, width = weight.shape
+    total, times = np.zeros(num * width), np.zeros(num * width)
+    here = bins.of[:width]
+    at_once = max(1, KEYS_AT_ONCE // (NUM_DRAWS * width))
+    for begin in range(0, num, at_once):
+        part = slice(begin, begin + at_once)
+        order = drawn_orders(weight[part], rng, NUM_DRAWS)
+        stands = here[order] == here  # whether the candidate's own place is like the drawn one
+        drawn = np.take_along_axis(np.broadcast_to(worth[part], order.shape), order, 2)
+        above = np.cumsum(drawn, axis=2) - drawn
+        cell = (np.arange(len(order[0]))[:, None] * width + order)[stands]
+        cells = slice(begin * width, begin * width + order[0].size)
+        total[cells] = np.bincount(cell, above[stands], order[0].size)
+        times[cells] = np.bincount(cell, minlength=order[0].size)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((total / times).reshape(num, width), np.float64)

@@ -1,0 +1,318 @@
+"""What a served log holds, as arrays: the exposures of known viewers, and what viewers did.
+
+Read batch by batch; ids become 64-bit hashes on the way, so that an exposure takes some 40 bytes whatever its ids.
+Among ten million ids two share a hash with a probability of 3e-6. Letters: N exposures, E events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from serve.contract.errors import TabrankError
+from serve.log.reader import MAY_BE_EMPTY, READS
+
+I8 = NDArray[np.int8]
+I16 = NDArray[np.int16]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+NONE = -1  # the code of what is null
+_BETWEEN = "\0"
+WANTED = {
+    "exposures": {"request_id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string()},
+    "events": {"id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string(), "candidate": pa.string()},
+}
+OPTIONAL = {
+    "exposures": {
+        **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic"), pa.string()),
+        "share": pa.float64(),
+        "latency_ms": pa.float32(),
+        "degraded": pa.list_(pa.string()),
+        "seq": pa.int64(),
+    },
+    "events": {"kind": pa.string(), "request_id": pa.string(), "seq": pa.int64()},
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Exposures:
+    """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment, `other`
+    within it and outside of all.
+
+    `share` is the share that the arm had then, `latency_ms` what the answer took, NaN where the log does not say.
+    `num_test` and `num_anonymous` exposures of the log were left out.
+    """
+
+    viewer: U64  # [N]
+    ts_ms: I64  # [N]
+    request: U64  # [N]
+    arm: I8  # [N], into arms
+    share: F64  # [N]
+    latency_ms: F32  # [N]
+    rung: I8  # [N], into rungs
+    degraded: I16  # [N], into reasons; NONE where there is none
+    other: I16  # [N], into others
+    model: I16  # [N], into models; NONE where no model ranked
+    arms: tuple[str, ...]
+    rungs: tuple[str, ...]
+    reasons: tuple[str, ...]  # of a degraded answer, joined where there were several
+    others: tuple[tuple[str, str], ...]  # another experiment, and an arm of it
+    models: tuple[str, ...]
+    num_test: int = 0
+    num_anonymous: int = 0
+    num_repeated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ts_ms)
+
+    def rows(self, rows: NDArray[Any]) -> Exposures:
+        """Some of them: `rows` are numbers, or flags `[N]`."""
+        names = (
+            "viewer",
+            "ts_ms",
+            "request",
+            "arm",
+            "share",
+            "latency_ms",
+            "rung",
+            "degraded",
+            "other",
+            "model",
+        )
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events of known viewers in order of time, each once; `request` is 0 where they name none."""
+
+    viewer: U64  # [E]
+    ts_ms: I64  # [E]
+    candidate: U64  # [E]
+    request: U64  # [E]
+    kind: I8  # [E], into kinds
+    kinds: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ts_ms)
+
+    def of(self, kind: str) -> NDArray[np.bool_]:
+        """[E]: which are of this kind."""
+        return np.asarray(self.kind == (self.kinds.index(kind) if kind in self.kinds else len(self.kinds)))
+
+
+def read_exposures(log: Path, experiment: str) -> Exposures:
+    """The live exposures of a log, of this experiment and of before it.
+
+    Raises:
+        TabrankError: there is no such log, or it holds nothing of the experiment.
+    """
+    return _again(lambda: _exposures(log, experiment))
+
+
+def read_events(log: Path) -> Events:
+    """The events of a log.
+
+    Raises:
+        TabrankError: there is no such log.
+    """
+    return _again(lambda: _events(log))
+
+
+def hashed(ids: Sequence[str | None]) -> U64:
+    """[N]: a hash of each id; 0 of none."""
+    return _hashes(pa.array(ids, pa.string()))
+
+
+def _exposures(log: Path, experiment: str) -> Exposures:
+    arms, rungs, reasons, others, models = _Codes(), _Codes(), *(_Codes(np.int16) for _ in range(3))
+    names: set[str | None] = set()
+    parts: list[tuple[NDArray[Any], ...]] = []
+    num_test = num_anonymous = 0
+    for batch in _batches(log, "exposures"):
+        live = pc.fill_null(pc.not_equal(batch["traffic"], "test"), True)
+        known = pc.and_(live, pc.is_valid(batch["viewer"]))
+        num_live = pc.sum(live).as_py() or 0
+        num_test += len(batch) - num_live
+        num_anonymous += num_live - (pc.sum(known).as_py() or 0)
+        batch = batch.filter(known)
+        names.update(pc.unique(batch["experiment"]).to_pylist())
+        ours = pc.fill_null(pc.equal(batch["experiment"], experiment), False)
+        parts.append(
+            (
+                _hashes(batch["viewer"]),
+                _whole(batch["ts_ms"]),
+                _hashes(batch["request_id"]),
+                arms(pc.if_else(ours, batch["arm"], None)),
+                batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
+                batch["latency_ms"].to_numpy(zero_copy_only=False).astype(np.float32),
+                rungs(batch["rung"]),
+                reasons(_joined(batch["degraded"])),
+                others(pc.if_else(ours, None, _with_arm(batch))),
+                models(batch["model"]),
+                _whole(batch["seq"]),
+            )
+        )
+    if experiment not in names:
+        known_names = ", ".join(sorted(filter(None, names))) or "none"
+        raise TabrankError(
+            f"--experiment {experiment}: {log} holds no exposure of it; it holds {known_names}"
+        )
+    viewer, ts_ms, request, arm, share, latency_ms, rung, degraded, other, model, seq = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
+    keep = _first(seq, request, ts_ms)
+    exposures = Exposures(
+        viewer,
+        ts_ms,
+        request,
+        arm,
+        share,
+        latency_ms,
+        rung,
+        degraded,
+        other,
+        model,
+        tuple(arms.known),
+        tuple(rungs.known),
+        tuple(reasons.known),
+        tuple(_apart(name) for name in others.known),
+        tuple(models.known),
+        num_test,
+        num_anonymous,
+    )
+    return replace(exposures.rows(keep), num_repeated=len(viewer) - len(keep))
+
+
+def _with_arm(batch: pa.RecordBatch) -> pa.Array:
+    """Each exposure's experiment and arm in one; null where there is no experiment."""
+    return pc.binary_join_element_wise(batch["experiment"], pc.fill_null(batch["arm"], ""), _BETWEEN)
+
+
+def _joined(lists: pa.Array) -> pa.Array:
+    """Each list in one string; null where it is empty."""
+    joined = pc.binary_join(lists, " and ")
+    return pc.if_else(pc.fill_null(pc.equal(joined, ""), True), None, joined)
+
+
+def _apart(name: str) -> tuple[str, str]:
+    experiment, _, arm = name.partition(_BETWEEN)
+    return experiment, arm
+
+
+def _events(log: Path) -> Events:
+    kinds = _Codes()
+    parts: list[tuple[NDArray[Any], ...]] = []
+    for batch in _batches(log, "events"):
+        batch = batch.filter(pc.is_valid(batch["viewer"]))
+        parts.append(
+            (
+                _hashes(batch["viewer"]),
+                _whole(batch["ts_ms"]),
+                _hashes(batch["candidate"]),
+                _hashes(batch["request_id"]),
+                kinds(batch["kind"]),
+                _hashes(batch["id"]),
+            )
+        )
+    if not parts:
+        none = np.zeros(0, np.uint64)
+        return Events(none, none.astype(np.int64), none, none, none.astype(np.int8), ())
+    viewer, ts_ms, candidate, request, kind, id_ = (np.concatenate(part) for part in zip(*parts, strict=True))
+    keep = _first(np.zeros(len(id_), np.int64), id_, ts_ms)
+    return Events(viewer[keep], ts_ms[keep], candidate[keep], request[keep], kind[keep], tuple(kinds.known))
+
+
+def _first(seq: I64, id_: U64, ts_ms: I64) -> I64:
+    """The rows to keep, in order of time: each number once (segments being merged hold some twice), then each id."""
+    if (seq > 0).all() and (seq[1:] > seq[:-1]).all():
+        rows = np.arange(len(seq))  # the service's own numbers, none twice: it takes an id once
+    else:
+        rows = np.flatnonzero(~pd.Series(id_).duplicated().to_numpy())
+    return np.asarray(rows[np.argsort(ts_ms[rows], kind="stable")], np.int64)
+
+
+class _Codes:
+    """Numbers names in the order in which they come."""
+
+    def __init__(self, kind: type[np.signedinteger[Any]] = np.int8) -> None:
+        self.known: dict[str, int] = {}
+        self._kind = kind
+
+    def __call__(self, column: pa.Array) -> NDArray[Any]:
+        encoded = column.dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        codes = np.array([self.known.setdefault(name, len(self.known)) for name in names] or [NONE])
+        most = np.iinfo(self._kind).max
+        if len(self.known) > most:
+            raise TabrankError(
+                f"the log names over {most:,} arms, rungs, kinds of event or models, such as {names[-1]!r}"
+            )
+        at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(self._kind)
+
+
+def _hashes(column: pa.Array) -> U64:
+    encoded = column.dictionary_encode()  # a viewer comes many times in a batch
+    if not len(encoded.dictionary):
+        return np.zeros(len(column), np.uint64)
+    values = np.array(encoded.dictionary.to_pylist(), object)
+    hashes = pd.util.hash_array(values, categorize=False)
+    at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(encoded.is_null().to_numpy(zero_copy_only=False), 0, hashes[at]).astype(np.uint64)
+
+
+def _whole(column: pa.Array) -> I64:
+    return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _batches(log: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """A table of a log by batches, with the columns of it that are read; those that may be missing are null then."""
+    paths = [path for path in (log / f"{name}.parquet", log / name) if path.exists()]
+    if not paths and not (name in MAY_BE_EMPTY and (log / "exposures").is_dir()):
+        raise TabrankError(
+            f"--log {log}: holds no table {name}; name the folder that `log` of cluster.yaml names"
+        )
+    columns = WANTED[name] | OPTIONAL[name]
+    for path in paths:
+        for file in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
+            with pq.ParquetFile(file) as opened:
+                there = [column for column in columns if column in opened.schema_arrow.names]
+                for column in WANTED[name]:
+                    if column not in there:
+                        raise TabrankError(f"{file}: the column {column!r} is missing")
+                for batch in opened.iter_batches(columns=there):
+                    yield pa.record_batch(
+                        {
+                            column: batch[column].cast(wanted)
+                            if column in there
+                            else pa.nulls(len(batch), wanted)
+                            for column, wanted in columns.items()
+                        }
+                    )
+
+
+def _again(read: Callable[[], T]) -> T:
+    """What it reads; again where a segment was merged or deleted meanwhile."""
+    for _ in range(READS - 1):
+        try:
+            return read()
+        except (pa.ArrowInvalid, OSError):
+            continue
+    try:
+        return read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TabrankError(f"the log is not readable as Parquet: {str(error).splitlines()[0]}") from None

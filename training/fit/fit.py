@@ -1,0 +1,156 @@
+"""Fit: from a surface and a log to an artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from serve.contract.validation import refuse_existing, refuse_file
+from serve.features.matrix import Matrix
+from serve.features.rows import Schema
+from serve.features.surface import Surface
+from serve.model.artifact import new_version
+from serve.model.artifact import save as save_artifact
+from training.data.dataset import Dataset
+from training.data.prepare import encoded, prepare
+from training.evaluation.drift import STATISTICS, statistics
+from training.evaluation.evaluate import assess
+from training.evaluation.importance import importance
+from training.evaluation.leakage import suspects
+from training.evaluation.report import model_card, report_page
+from training.fit.loop import FitConfig
+from training.fit.progress import Progress
+from training.fit.trainer import train
+from training.network.calibrate import fit_platt
+from training.network.export import build as build_files
+from training.network.export import golden
+from training.network.model import Model
+
+
+def fit(
+    surface: Surface,
+    log: Path,
+    out: Path,
+    config: FitConfig,
+    *,
+    storage: Path | None = None,
+    memory_bytes: int | None = None,
+    prepared_share: Callable[[float], None] = lambda share: None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train on `log`, calibrate and measure on its last tenth by time, and write the artifact to `out`.
+
+    Answers the manifest. `storage` keeps checkpoints, from which a killed fit goes on; a temporary folder if
+    None. Rows that would take more than `memory_bytes` (half of what is free if None) are streamed from there.
+    `prepared_share` is told how much of the features is computed, `progress` of the training.
+
+    Raises:
+        TabrankError: for a bad log, too little data, or an `out` that is there already.
+    """
+    refuse_existing(out)
+    if storage is not None:
+        refuse_file(storage)
+    begun = time.perf_counter()
+    config = dataclasses.replace(config, position_bias=surface.position_bias)
+    with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
+        storage = storage or Path(temporary)
+        with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
+            encoder, held = prepared.encoder, prepared.valid
+            valid = encoded(encoder, held)
+            trained = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
+    model = Model.of(encoder, config.network, trained.weights)
+    model = dataclasses.replace(model, calibration=fit_platt(model.logits(held.matrix), held.label))
+    return save(
+        out,
+        Schema(surface),
+        model,
+        config,
+        held,
+        "validation",
+        seen=prepared.sample,
+        rivals={},
+        about={"history": trained.history, "best_epoch": trained.best_epoch},
+        manifest={
+            "rows": prepared.num_train,
+            "counts": prepared.counts,
+            "span_ms": prepared.span_ms,
+            # its validation rows chose the epoch and the calibration
+            "seen_until_ms": int(held.ts_ms[-1]),
+            "position_tau": trained.position_tau,
+        },
+        begun=begun,
+    )
+
+
+def save(
+    out: Path,
+    schema: Schema,
+    model: Model,
+    config: FitConfig,
+    held: Dataset,
+    part: str,
+    *,
+    seen: Matrix,
+    rivals: Mapping[str, Any],
+    about: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    begun: float,
+) -> dict[str, Any]:
+    """Measure a model on the rows of `held` (which are the `part` of the log) and write it as an artifact.
+
+    Answers the manifest. `seen` are training rows, whose distributions the artifact keeps for later comparison
+    (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name; `about` goes into `evaluation.json` and
+    `manifest` into the manifest as they are.
+    """
+    surface = schema.surface
+    scores = {"model": model.probability(held.matrix), **rivals}
+    evaluation = {
+        **assess(held, scores, surface, encoder=model.encoder),
+        "importance": importance(model, held),
+        STATISTICS: statistics(held.columns, seen, model.probability(seen)),
+        **about,
+    }
+    whole: dict[str, Any] = {
+        "version": new_version(time.time()),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "surface": surface.name,
+        "surface_fingerprint": surface.fingerprint,
+        "state_fingerprint": schema.fingerprint,
+        "metrics": {part: evaluation["model"], "popular": evaluation["popular"]},
+        "measured_on": part,
+        "paired": evaluation["paired"],
+        "gate": evaluation["paired"]["model-popular"]["gate"],
+        f"{part}_rows": len(held),
+        "network": dataclasses.asdict(config.network),
+        "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
+        "calibration": dataclasses.asdict(model.calibration),
+        "suspects": [str(suspect) for suspect in suspects(held)],
+        "git": git_revision(),
+        **manifest,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+    files = build_files(model.network, model.encoder, model.calibration)
+    files["surface.toml"] = surface.text.encode()
+    files["evaluation.json"] = json.dumps(evaluation, indent=1, allow_nan=False).encode()
+    files["golden.safetensors"] = golden(
+        model.network, model.calibration, held.matrix.numeric, held.matrix.category
+    )
+    files["MODEL_CARD.md"] = model_card(whole, evaluation).encode()
+    files["report.html"] = report_page(whole, evaluation).encode()
+    save_artifact(out, files, whole)
+    return whole
+
+
+def git_revision() -> str | None:
+    """The source tree's revision, `-dirty` where it has changes; None outside of one."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

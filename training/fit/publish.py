@@ -1,0 +1,41 @@
+"""Publish: an artifact verified, copied to the published ones, and made current."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serve.contract.errors import TabrankError
+from serve.contract.validation import refuse_file
+from serve.model.artifact import current, load
+from serve.model.artifact import publish as copy
+from serve.model.scorers import load_scorer
+from serve.rollout.registry import Releases
+
+
+def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
+    """Publish an artifact to the folder `models`; the version.
+
+    Raises:
+        ArtifactRefused: it is not whole, or does not score as it did when it was made.
+        TabrankError: `models` is no folder, or the current model there is of another surface.
+    """
+    load_scorer(model, "onnx")
+    check_surface(models, str(load(model).manifest["surface"]))
+    version = copy(model, models)
+    if make_current:
+        Releases(models).promote(version)
+    return version
+
+
+def check_surface(models: Path, surface: str) -> None:
+    """Raises TabrankError where `models` is a file, or its current model is of another surface than this one."""
+    refuse_file(models)
+    version = current(models)
+    if version is None:
+        return
+    other = load(models / version).manifest.get("surface")
+    if other != surface:
+        raise TabrankError(
+            f"{models}: its current model is of the surface {other!r}, not {surface!r}; "
+            "give each surface a folder of its own"
+        )

@@ -1,0 +1,1 @@
+"""TabNet, its inputs, calibration and export. Imports `world` and below."""

@@ -1,0 +1,226 @@
+"""The inference graph as ONNX, and the files that make a trained network an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save as save_safetensors
+
+from serve.contract.errors import TabrankError
+from serve.model.encoder import Encoder
+from serve.model.graph import Calibration, Folded, fold, forward
+from serve.model.ops import LARGE
+from serve.model.torch_ops import TorchOps
+from training.network.network import Network
+
+OPSET = 18
+IR_VERSION = 9
+"""Old enough for each ONNX Runtime that the serving install allows."""
+
+_NUM_TRIED = 1024
+_STEADY = 2e-6
+"""Golden rows differ by this at most between the trained network and its graph, a fifth of the tolerance."""
+
+
+def build(network: Network, encoder: Encoder, calibration: Calibration) -> dict[str, bytes]:
+    """The files of an artifact that the network itself makes, by name, for `serve.model.artifact.save`."""
+    weights = _weights(network)
+    folded = fold(weights, encoder, asdict(network.config), calibration)
+    return {
+        "weights.safetensors": save_safetensors(weights),
+        "encoder.json": encoder.to_json().encode(),
+        "model.onnx": export(folded, exact=False),
+        "model_sorting.onnx": export(folded, exact=True),
+    }
+
+
+@torch.no_grad()
+def golden(
+    network: Network,
+    calibration: Calibration,
+    numeric: NDArray[np.float32],
+    category: NDArray[np.uint64],
+    num_rows: int = 64,
+) -> bytes:
+    """`golden.safetensors`: rows of the matrix, evenly taken, with the trained network's own scores.
+
+    The first is all missing. Deep networks enlarge rounding, by more than a loader tolerates on single rows:
+    such rows say nothing about the loader and are passed over.
+
+    Raises:
+        TabrankError: on most rows the inference graph does not score as the trained network does.
+    """
+    numeric, category = _evenly(numeric, _NUM_TRIED), _evenly(category, _NUM_TRIED)
+    numeric[:1], category[:1] = np.nan, 0
+    parts = [torch.from_numpy(part) for part in network.encoder.encode(numeric, category)]
+    logit, _ = network(network.inputs(*parts))
+    score = torch.sigmoid(calibration.a * logit + calibration.b).numpy()
+    folded = fold(_weights(network), network.encoder, asdict(network.config), calibration)
+    served, _ = forward(TorchOps(), folded, *parts, exact=True)
+    off = np.abs(served.numpy() - score)
+    if not np.median(off) <= _STEADY:
+        raise TabrankError(
+            f"export: the inference graph scores {np.median(off):.1e} (median) off the trained network, more "
+            f"than {_STEADY}; this is a defect of the export, the model cannot be served"
+        )
+    steady = np.flatnonzero(off <= _STEADY)
+    rows: dict[str, NDArray[Any]] = {"numeric": numeric, "category": category, "score": score}
+    return save_safetensors({name: _evenly(array[steady], num_rows) for name, array in rows.items()})
+
+
+def export(folded: Folded, exact: bool) -> bytes:
+    """The graph as a serialised ONNX model over any number of rows.
+
+    Inputs are numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1], without those that have no columns;
+    outputs are probability f32 [R] and residual f32 [R].
+    """
+    ops = _OnnxOps()
+    num_single = sum(len(group.columns) for group in folded.embedded)
+    inputs = [
+        helper.make_tensor_value_info(name, dtype, ["rows", num_columns])
+        for name, dtype, num_columns in (
+            ("numeric", TensorProto.FLOAT, len(folded.mean)),
+            ("hot", TensorProto.FLOAT, folded.num_hot),
+            ("index", TensorProto.INT64, num_single),
+        )
+        if num_columns
+    ]
+    probability, residual = forward(ops, folded, "numeric", "hot", "index", exact=exact)
+    ops.name(probability, "probability")
+    ops.name(residual, "residual")
+    outputs = [
+        helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows"]),
+        helper.make_tensor_value_info("residual", TensorProto.FLOAT, ["rows"]),
+    ]
+    graph = helper.make_graph(ops.nodes, "tabnet", inputs, outputs, ops.initializers)
+    model = helper.make_model(
+        graph, producer_name="tabrank", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    onnx.checker.check_model(model, full_check=True)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
+def _weights(network: Network) -> dict[str, NDArray[Any]]:
+    state = network.tabnet.state_dict()
+    return {name: np.ascontiguousarray(value.detach().cpu().numpy()) for name, value in state.items()}
+
+
+def _evenly(array: NDArray[Any], num_rows: int) -> NDArray[Any]:
+    """At most `num_rows` rows, from the first to the last, as an array of their own."""
+    at = np.linspace(0, len(array) - 1, min(num_rows, len(array))).astype(np.int64)
+    return np.ascontiguousarray(array[at])
+
+
+class _OnnxOps:
+    """Builds a node for each operation; a value is its name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def name(self, value: str, name: str) -> None:
+        """Gives a value the name of an output of the graph."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+
+    def constant(self, array: NDArray[Any]) -> str:
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = f"c{len(self._constants)}"
+            self.initializers.append(numpy_helper.from_array(array, self._constants[key]))
+        return self._constants[key]
+
+    def scalar(self, value: float) -> str:
+        return self.constant(np.array(value, np.float32))
+
+    def add(self, a: str, b: str) -> str:
+        return self._node("Add", a, b)
+
+    def sub(self, a: str, b: str) -> str:
+        return self._node("Sub", a, b)
+
+    def mul(self, a: str, b: str) -> str:
+        return self._node("Mul", a, b)
+
+    def div(self, a: str, b: str) -> str:
+        return self._node("Div", a, b)
+
+    def matmul(self, a: str, b: str) -> str:
+        return self._node("MatMul", a, b)
+
+    def linear(self, weight: str, x: str, bias: str) -> str:
+        return self._node("Gemm", weight, x, bias)
+
+    def relu(self, a: str) -> str:
+        return self._node("Relu", a)
+
+    def positive(self, a: str) -> str:
+        return self._node("HardSigmoid", a, alpha=LARGE, beta=0.0)
+
+    def sigmoid(self, a: str) -> str:
+        return self._node("Sigmoid", a)
+
+    def sqrt(self, a: str) -> str:
+        return self._node("Sqrt", a)
+
+    def abs(self, a: str) -> str:
+        return self._node("Abs", a)
+
+    def log(self, a: str) -> str:
+        return self._node("Log", a)
+
+    def clip(self, a: str, low: float, high: float) -> str:
+        return self._node("Clip", a, self.scalar(low), self.scalar(high))
+
+    def max(self, a: str) -> str:
+        return self._node("ReduceMax", a, self._integers([0]), keepdims=1)
+
+    def sort(self, a: str) -> str:
+        self._node("Shape", a, start=0, end=1)
+        return self._node("TopK", a, f"n{len(self.nodes) - 1}", axis=0, largest=1, sorted=1)
+
+    def is_nan(self, a: str) -> str:
+        return self._node("IsNaN", a)
+
+    def less_equal(self, a: str, b: str) -> str:
+        return self._node("LessOrEqual", a, b)
+
+    def where(self, condition: str, a: str, b: str) -> str:
+        return self._node("Where", condition, a, b)
+
+    def to_float(self, condition: str) -> str:
+        return self._node("Cast", condition, to=TensorProto.FLOAT)
+
+    def transpose(self, a: str) -> str:
+        return self._node("Transpose", a, perm=[1, 0])
+
+    def concat(self, parts: Sequence[str]) -> str:
+        return parts[0] if len(parts) == 1 else self._node("Concat", *parts, axis=0)
+
+    def take(self, a: str, columns: NDArray[Any]) -> str:
+        return self._node("Gather", a, self.constant(columns), axis=0)
+
+    def embed(self, table: str, index: str) -> str:
+        rows = self._node("Gather", table, index, axis=0)  # [K, R, e]
+        columns = self._node("Transpose", rows, perm=[0, 2, 1])
+        return self._node("Flatten", columns, axis=2)
+
+    def flatten(self, a: str) -> str:
+        return self._node("Reshape", a, self._integers([-1]))
+
+    def _integers(self, values: Sequence[int]) -> str:
+        return self.constant(np.array(values, np.int64))
+
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"n{len(self.nodes)}"
+        outputs = [output, f"{output}_at"] if operator == "TopK" else [output]
+        self.nodes.append(helper.make_node(operator, list(inputs), outputs, **attributes))
+        return output

@@ -1,0 +1,69 @@
+"""A trained model in memory: network, encoder and calibration together, from the matrix to P(label)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serve.features.matrix import Matrix
+from serve.model.encoder import Encoder
+from serve.model.graph import Calibration
+from training.network.inputs import EVALUATION_BATCH
+from training.network.network import Network, NetworkConfig
+
+UNCALIBRATED = Calibration(1.0, 0.0)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: networks this small gain nothing from a second, and on busy cores they wait for each
+    other (a network of width 64 was eight times slower on two)."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is exported; `weights` are the TabNet's state dict."""
+
+    encoder: Encoder
+    network: Network
+    calibration: Calibration
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        config: NetworkConfig,
+        weights: Mapping[str, NDArray[np.generic]],
+        calibration: Calibration = UNCALIBRATED,
+    ) -> Model:
+        """The model of these weights, a state dict of the TabNet."""
+        network = Network(encoder, config)
+        network.tabnet.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
+        return cls(encoder, network.eval(), calibration)
+
+    @torch.no_grad()
+    def logits(self, matrix: Matrix) -> NDArray[np.float64]:
+        """The network's logits [R], before calibration."""
+        chunks = []
+        with one_thread():
+            for start in range(0, len(matrix.numeric), EVALUATION_BATCH):
+                part = matrix.rows(slice(start, start + EVALUATION_BATCH))
+                parts = self.encoder.encode(part.numeric, part.category)
+                chunks.append(self.network(self.network.inputs(*(torch.from_numpy(p) for p in parts)))[0])
+        return torch.cat(chunks).numpy().astype(np.float64)
+
+    def probability(self, matrix: Matrix) -> NDArray[np.float64]:
+        """P(label) [R]."""
+        logit = self.calibration.a * self.logits(matrix) + self.calibration.b
+        return np.asarray(1.0 / (1.0 + np.exp(-logit)), np.float64)

@@ -1,0 +1,78 @@
+"""What a search follows: the model that was current when it began, and whether its winner takes that one's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from serve.contract.errors import TabrankError
+from serve.features.surface import Surface, read_surface
+from serve.model.artifact import Artifact, current, load
+from training.evaluation.paired import is_behind
+from training.evaluation.verdict import difference
+from training.fit.loop import FitConfig
+from training.fit.publish import publish
+from training.network.network import NetworkConfig
+
+Say = Callable[[str], None]
+
+
+def followed(models: Path, version: str, surface: Surface, say: Say) -> Artifact | None:
+    """The model of a version, where it is of this surface as it is now."""
+    artifact = load(models / version)
+    if artifact.manifest.get("surface_fingerprint") == surface.fingerprint:
+        return artifact
+    theirs = read_surface(artifact.read("surface.toml").decode(), f"{models / version}/surface.toml")
+    parts = ("events", "label", "popular", "fields", "features", "position_bias")
+    differs = [part for part in parts if getattr(surface, part) != getattr(theirs, part)]
+    say(
+        f"the current model {version} was made for another form of the surface, which differs in "
+        f"{', '.join(differs) or 'how it is written down'}: it is not compared"
+    )
+    return None
+
+
+def configuration(manifest: Mapping[str, Any], base: FitConfig, say: Say) -> list[FitConfig]:
+    """The configuration that a model was trained with, its seed and workers aside; of another release's what this
+    one knows, or none."""
+    own = {name: getattr(base, name) for name in ("seed", "num_workers", "position_bias")}
+    try:
+        network = NetworkConfig(**_known(NetworkConfig, manifest["network"]))
+        return [FitConfig(**{**_known(FitConfig, manifest["fit"]), **own, "network": network})]
+    except (TabrankError, TypeError, ValueError) as error:
+        say(f"the search does not start from {manifest['version']}, trained by another release: {error}")
+        return []
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def reasons(manifest: Mapping[str, Any]) -> list[str]:
+    """Why a winner does not pass, as far as its measures say; none where it does."""
+    found = []
+    pair, beats = manifest["paired"]["model-popular"], manifest["gate"]["beats"]
+    if not beats:
+        said = "it does not beat popular by two standard errors"
+        said = said if beats is False else "the test rows cannot say whether it beats popular"
+        found.append(f"{said}: {difference(pair, pair['gate']['by'])}")
+    pair = manifest["paired"].get("model-current")
+    if pair and is_behind(pair):
+        found.append(f"the current model beats it: {difference(pair, pair['gate']['by'])}")
+    return found
+
+
+def take_place(artifact: Path, models: Path, follows: str | None, say: Say) -> bool:
+    """Publishes a winner, and makes it current where what it `follows` still is; whether it is current then.
+
+    What a person made current while the search ran stays so.
+    """
+    now = current(models)
+    takes = now in (follows, load(artifact).version)
+    version = publish(artifact, models, make_current=takes)
+    if not takes:
+        say(f"{models}: {now} was made current meanwhile, and stays so; {version} is published beside it")
+    return takes
