@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.rows import Schema
-from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, Record, Sum
+from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, Record, Slot, Sum
+
+
+class Layout(Protocol):
+    """Places of sums and maps in the packed rows; `serve.features.rows.Schema` is one."""
+
+    @property
+    def place(self) -> Mapping[Slot, int]:
+        """The place of each slot among the sums of its entity, or among the maps."""
+
+    @property
+    def rates(self) -> Mapping[Entity, F64]:
+        """Halvings a millisecond of each sum, `[S]`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Batch:
 
     def __init__(
         self,
-        schema: Schema,
+        schema: Layout,
         viewers: Record,
         candidates: Record,
         context: Record,

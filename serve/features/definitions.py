@@ -9,15 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from dataclasses import field as declare
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.features.batch import Batch
 from serve.features.slots import F64, U64, Entity, FieldRef, Map, Slot, Sum
-
-if TYPE_CHECKING:
-    from serve.features.batch import Batch
 
 Transform = Literal["none", "log1p"]
 
