@@ -1,4 +1,6 @@
-"""The open loop as a process of its own: `python -m loadtest.generator.process FOLDER`, which `loadtest.generator.offer` starts.
+"""The open loop as a process of its own, which `loadtest.generator.offer` starts.
+
+Run it as `python -m loadtest.generator.process FOLDER`.
 
 It shares no interpreter with whoever looks on, so that what is done beside the load makes no request late, and
 what it measures can be pinned to a core.

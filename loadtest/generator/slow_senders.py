@@ -1,7 +1,8 @@
 """Clients that are slow to send: half of them their headers, half their bodies, a byte a second each.
 
-A process of its own, so that a load generator's own times stay its own: `python -m loadtest.generator.slow_senders HOST PORT
-PREFIX NUM`. It tells on stdout how many of them are connected, and on SIGTERM how they ended.
+A process of its own, so that a load generator's own times stay its own:
+`python -m loadtest.generator.slow_senders HOST PORT PREFIX NUM`. It tells on stdout how many of them are connected,
+and on SIGTERM how they ended.
 """
 
 from __future__ import annotations

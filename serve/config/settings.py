@@ -275,7 +275,7 @@ class UserConfig:
     ladder: bool = True  # under load less is scored, and in the end less is answered, so that the p99 holds
     api_keys: tuple[ApiKey, ...] = ()  # of the callers; with none, whoever is on this machine may ask
     shadow: Shadow | None = None
-    guard: Limits = Limits()  # noqa: RUF009 - immutable; when a canary, or a version promoted a while ago, is rolled back by itself
+    guard: Limits = Limits()  # when a canary, or a version promoted a while ago, is rolled back by itself
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:

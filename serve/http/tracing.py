@@ -1,8 +1,8 @@
 """Spans of rankings, where a client asks for them by a W3C `traceparent` that is sampled.
 
-Rankings take a short way past Ray's tracing (`serve.runtime.fast_path`), so their spans are made here, after the answer and from
-its own timing: a request without the header pays one look into a dictionary. They go where Ray's `tracing_config`
-sends Ray's, by any exporter that it names; two are here.
+Rankings take a short way past Ray's tracing (`serve.runtime.fast_path`), so their spans are made here, after the
+answer and from its own timing: a request without the header pays one look into a dictionary. They go where Ray's
+`tracing_config` sends Ray's, by any exporter that it names; two are here.
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact:
     """(numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1]) → (probability [R], residual [R]).
 
     The residual is the most by which any mask of the row fails to sum to 1 (NaN counts as 1): above 1e-6
-    the passes of `serve.model.masks` did not suffice and the row is to be scored with `exact`, which sorts. It is a row's
-    own, so that no row decides how another one is scored.
+    the passes of `serve.model.masks` did not suffice and the row is to be scored with `exact`, which sorts. It is a
+    row's own, so that no row decides how another one is scored.
     Inputs of no columns are not touched.
     """
     x = _inputs(ops, folded, numeric, hot, index)

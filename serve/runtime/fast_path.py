@@ -2,8 +2,8 @@
 
 Ray's ingress costs more CPU a request than the ranking itself: two request ids, a task each for the call, the timeout
 and the disconnect watch, contexts for tracing, multiplexing and sessions, a log record that is thrown away. Nothing of
-that is used here: a ranking has its own id, deadline and spans (`serve.http.tracing`), and one that its client has given up
-is part of a batch that others wait for. What the cluster lives on is kept, on Ray's own counters: the slot of
+that is used here: a ranking has its own id, deadline and spans (`serve.http.tracing`), and one that its client has
+given up is part of a batch that others wait for. What the cluster lives on is kept, on Ray's own counters: the slot of
 `max_ongoing_requests`, the ongoing requests (autoscaling and graceful stops read them) and the request metrics.
 
 A request takes its slot once its body is there: who is slow to send holds none. Where none is free it is refused, as a

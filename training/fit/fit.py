@@ -105,8 +105,8 @@ def save(
     """Measure a model on the rows of `held` (which are the `part` of the log) and write it as an artifact.
 
     Answers the manifest. `seen` are training rows, whose distributions the artifact keeps for later comparison
-    (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name; `about` goes into `evaluation.json` and
-    `manifest` into the manifest as they are.
+    (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name; `about` goes into
+    `evaluation.json` and `manifest` into the manifest as they are.
     """
     surface = schema.surface
     scores = {"model": model.probability(held.matrix), **rivals}

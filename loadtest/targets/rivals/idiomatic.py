@@ -1,9 +1,9 @@
 """Ray Serve as its own guide composes a model service: a FastAPI ingress, and a scorer behind `@serve.batch`.
 
-Run as `python -m loadtest.targets.rivals.idiomatic PORT FOLDER` it starts a Ray cluster of its own, serves until SIGTERM and
-ends it again. Everything is Serve's default (proxy, one replica each, access log) but for two things that the
-guide itself tells to change, named below, and one that a shared machine asks for: Ray runs its workers at nice
-15, behind the load generator on the same cores; the environment that starts this file sets 0, as tabrank has it.
+Run as `python -m loadtest.targets.rivals.idiomatic PORT FOLDER` it starts a Ray cluster of its own, serves until
+SIGTERM and ends it again. Everything is Serve's default (proxy, one replica each, access log) but for two things
+that the guide itself tells to change, named below, and one that a shared machine asks for: Ray runs its workers at
+nice 15, behind the load generator on the same cores; the environment that starts this file sets 0, as tabrank has it.
 """
 
 # No `from __future__ import annotations`: FastAPI reads the annotations of a class that Ray has pickled.

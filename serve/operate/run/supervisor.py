@@ -344,5 +344,5 @@ def supervise(config_path: Path, run: RunFolder, haproxy: bool) -> None:
 
 
 if __name__ == "__main__":
-    # python -m serve.operate.run.supervisor --supervise CONFIG RUN_FOLDER 0|1, started by serve.operate.run.local_cluster alone
+    # python -m serve.operate.run.supervisor --supervise CONFIG RUN_FOLDER 0|1, started by `local_cluster` alone
     supervise(Path(sys.argv[2]), RunFolder.of(Path(sys.argv[3])), sys.argv[4] == "1")
