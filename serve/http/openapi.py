@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from serve.contract import rankings, records
 from serve.contract.rankings import (
     MAX_FIELD_CHARACTERS,
     MAX_MS,
@@ -52,15 +53,23 @@ VALUES: dict[str, dict[str, Any]] = {
         "items": {"type": "string", "maxLength": MAX_FIELD_CHARACTERS},
     },
 }
+# Two types are called Candidate, so msgspec names their schemas by module. Generated clients know these names.
+PUBLISHED = {
+    f"{rankings.Candidate.__module__}.Candidate": "serve.api.Candidate",
+    f"{records.Candidate.__module__}.Candidate": "serve.records.Candidate",
+}
 KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]  # without any key configured none is needed
 
 
 def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     """OpenAPI 3.1 for one surface."""
-    (request, answer, events_request, events_answer, problem), components = msgspec.json.schema_components(
-        [RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem],
-        ref_template="#/components/schemas/{name}",
+    schemas, components = _published(
+        msgspec.json.schema_components(
+            [RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem],
+            ref_template="#/components/schemas/{name}",
+        )
     )
+    request, answer, events_request, events_answer, problem = schemas
     _sharpen(components, surface, event_clock)
 
     def refusals(*of: dict[str, str]) -> dict[str, Any]:
@@ -146,14 +155,22 @@ def docs_page(document: dict[str, Any]) -> str:
     return f"{head}<h1>{title}</h1>{''.join(parts)}"
 
 
+def _published(schemas: Any) -> Any:
+    """Return msgspec's schemas under the names of `PUBLISHED`."""
+    text = json.dumps(schemas)
+    for name, published in PUBLISHED.items():
+        text = text.replace(name, published)
+    return json.loads(text)
+
+
 def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) -> None:
     """What the types cannot say: the surface's fields, and whether a time is told."""
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
     for schema, key, fields in (
         ("RankRequest", "context", surface.fields["context"]),
-        ("serve.contract.rankings.Candidate", "fields", stated),
+        ("serve.api.Candidate", "fields", stated),
         ("Viewer", "fields", surface.fields["viewer"]),
-        ("serve.contract.records.Candidate", "fields", surface.fields["candidate"]),
+        ("serve.records.Candidate", "fields", surface.fields["candidate"]),
     ):
         components[schema]["properties"][key] |= {
             "properties": {name: VALUES[field.type] for name, field in fields.items()},
