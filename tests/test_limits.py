@@ -16,6 +16,7 @@ from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
 from serve.http import app as edge
 from serve.http import body_reader as bodies
+from serve.ingest import intake, rolling, waiting
 from serve.ingest import writer as ingest
 from serve.log import compaction, journal, snapshots
 from serve.log import events as records
@@ -159,31 +160,31 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{INGEST}::test_more_bytes_than_may_wait_are_refused_at_once",
     ),
     "one commit": (
-        (mib(ingest.COMMIT_BYTES), mib(ingest.COMMIT_ROW_BYTES)),
+        (mib(waiting.COMMIT_BYTES), mib(waiting.COMMIT_ROW_BYTES)),
         f"{INGEST}::test_what_has_gathered_is_committed_in_pieces_of_bounded_size",
     ),
     "candidates of the live table": (
-        (ingest.MAX_LIVE, mib(ingest.MAX_LIVE_BYTES)),
+        (intake.MAX_LIVE, mib(intake.MAX_LIVE_BYTES)),
         f"{INGEST}::test_a_live_table_holds_a_bounded_number_of_bytes",
     ),
     "ended candidates removed in a commit": (
-        (ingest.MAX_ENDED,),
+        (intake.MAX_ENDED,),
         f"{LIVE}::test_a_commit_removes_a_bounded_number_of_ended_candidates",
     ),
     "ids by which a repeat is known": (
-        (ingest.WINDOW,),
+        (intake.WINDOW,),
         f"{INGEST}::test_events_are_known_again_after_a_restart_however_many_rankings_came_since",
     ),
     "removals by which a late record is known": (
-        (ingest.WINDOW,),
+        (intake.WINDOW,),
         "serve/ingest/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
     ),
     "records in the journal, not in the log": (
-        (ingest.MAX_UNROLLED, mib(ingest.MAX_UNROLLED_BYTES)),
+        (rolling.MAX_UNROLLED, mib(rolling.MAX_UNROLLED_BYTES)),
         f"{INGEST}::test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings",
     ),
     "all records in the journal": (
-        (mib(2 * ingest.MAX_UNROLLED_BYTES),),
+        (mib(2 * rolling.MAX_UNROLLED_BYTES),),
         f"{INGEST}::test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_written",
     ),
     "a read of the journal": (
@@ -195,7 +196,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{INGEST}::test_a_full_journal_is_rolled_before_its_minute",
     ),
     "a segment": (
-        (ingest.SEGMENT_ENTRIES, mib(ingest.SEGMENT_BYTES)),
+        (rolling.SEGMENT_ENTRIES, mib(rolling.SEGMENT_BYTES)),
         f"{INGEST}::test_a_segment_holds_a_bounded_number_of_bytes",
     ),
     "a row group of a segment": (

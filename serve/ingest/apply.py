@@ -11,6 +11,7 @@ from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.rows import NEVER_MS, Rows, Run, State
 from serve.features.slots import IMPRESSION
 from serve.log.events import Ended, Exposure, Record
+from serve.stores.protocol import Store
 
 
 class Changes:
@@ -88,3 +89,25 @@ def viewer_of(record: Record) -> str | None:
     if isinstance(record, Viewer):
         return record.id
     return None if isinstance(record, Candidate | Ended) else record.viewer
+
+
+def apply_records(
+    candidates: Rows, store: Store, seq: int, records: Sequence[Record], received_ms: int
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Apply records in their order to the live table, and to their viewers' rows in the store as of `seq`.
+
+    Returns the rows that changed, packed: those of viewers and those of candidates.
+    """
+    state = State(candidates.schema)
+    state.candidates = candidates
+    names = list(dict.fromkeys(name for name in map(viewer_of, records) if name is not None))
+    rows = store.read(names, seq)[0]
+    state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
+    changes = Changes(state)
+    for record in records:
+        changes.apply(record, received_ms)
+    changes.observe()
+    return (
+        packed(state.viewers, changes.viewers),
+        packed(state.candidates, changes.candidates),
+    )

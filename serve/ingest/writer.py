@@ -6,12 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby, islice, takewhile
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,27 +16,16 @@ import numpy as np
 
 from serve.config.settings import AppArgs
 from serve.contract.errors import Busy, LeaseLost, StoreUnavailable
-from serve.contract.records import Candidate, Event
+from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
-from serve.features.rows import Rows, Schema, State
+from serve.features.rows import Rows, Schema
 from serve.features.slots import I64
-from serve.ingest.apply import Changes, packed, viewer_of
+from serve.ingest import intake, rolling
+from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
-from serve.log.events import (
-    CANDIDATES,
-    EVENT_IDS,
-    EXPOSURE_IDS,
-    VIEWERS,
-    Ended,
-    Entry,
-    Exposure,
-    Record,
-    Taken,
-    key,
-    owner_key,
-    pack_entry,
-    remembered_key,
-)
+from serve.ingest.intake import MAX_LIVE, Group, Intake
+from serve.ingest.waiting import COMMIT_ROW_BYTES, Waiting, groups
+from serve.log.events import Entry, Record, Taken, owner_key, pack_entry, remembered_key
 from serve.log.journal import entries
 from serve.log.retention import Retention
 from serve.log.segments import Segments
@@ -54,31 +40,13 @@ COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one s
 ROLL_EVERY_S = 60.0
 ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
 ROLL_BYTES = 64 << 20  # or as many bytes
-SEGMENT_ENTRIES = 600  # a minute of commits
-SEGMENT_BYTES = 256 << 20  # of these, as they are in the journal
 UPKEEP_SHARE = 0.25  # of a core: what is written to the log in one go took the rankings' for seconds
 RETRY_ROLL_S = 5.0
 # Refuse records with "busy" beyond so many that wait, or so many packed bytes: unpacked they take five times as much.
 MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 << 20
-# Commit so many packed bytes at once, but at least one call; the rows of viewers that they change have their own bound.
-COMMIT_BYTES = 4 << 20
-COMMIT_ROW_BYTES = 64 << 20
-# Reject new candidates where the live table holds so many, or its rows have so many bytes.
-MAX_LIVE = 1_000_000
-MAX_LIVE_BYTES = 1 << 30
-# Remember so many ids of events, of exposures, of forgotten viewers and of removed candidates, by which repeated and
-# late records are recognised.
-WINDOW = 1_000_000
-ENDED_MS = 3_600_000  # after its end a candidate is kept so long, for what is late
 # Remember removals of so long ago after a restart.
 REMOVED_MS = UNITS_MS["d"]
-AHEAD_MS = 1_000  # count a time that lies further ahead: somebody's clock is wrong
-# Where the log cannot be written the journal grows: drop exposures beyond so many records or bytes in it, and refuse
-# everything beyond twice as many bytes.
-MAX_UNROLLED = 1_000_000
-MAX_UNROLLED_BYTES = 1 << 30
-MAX_ENDED = 5_000  # that leave the table in one commit
 
 
 class Tally(NamedTuple):
@@ -117,25 +85,6 @@ def ingester(
     )
 
 
-@dataclass
-class _Waiting:
-    """Records that came together, and what became of them, once those that were taken are durable."""
-
-    records: Sequence[Record]
-    num_bytes: int
-    done: asyncio.Future[Taken]
-    since: float = field(default_factory=time.monotonic)
-
-
-@dataclass
-class _Group:
-    """Records of one commit: those admitted so far, their keys as in `Ingester._keys`, and new candidates."""
-
-    records: list[Record] = field(default_factory=list)
-    keys: dict[bytes, int] = field(default_factory=dict)
-    new: set[str] = field(default_factory=set)
-
-
 class Ingester:
     """Takes records in, and commits what has gathered every `COMMIT_EVERY_S`: state, number and journal together.
 
@@ -163,18 +112,12 @@ class Ingester:
         self._clock = clock
         self._num_steps = 0
         self._event_clock = event_clock
-        self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
         self._max_records = max(1, COMMIT_ROW_BYTES // max(1, schema.viewer.itemsize))
         self._store: Store | None = None
-        self._candidates = Rows(schema, "candidate")
+        self._intake = Intake(schema, event_clock=event_clock, max_live=max_live)
         self._seq = 0
         self._latest_ms = 0  # of a record
-        # The keys that are remembered, the oldest first; of a removed viewer or candidate with the time in ms before
-        # which records about it come too late.
-        self._keys: dict[bytes, dict[bytes, int]] = {
-            window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
-        }
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._num_waiting = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._rolled = time.monotonic()
@@ -203,10 +146,10 @@ class Ingester:
             or self._waiting_bytes + num_bytes > MAX_WAITING_BYTES
         ):
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
-        if self._unrolled[1] > 2 * MAX_UNROLLED_BYTES:
+        if self._unrolled[1] > 2 * rolling.MAX_UNROLLED_BYTES:
             raise Busy("the journal is full, for the log cannot be written: see the replica log of Ingest")
         done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(records, num_bytes, done))
+        self._waiting.append(Waiting(records, num_bytes, done))
         self._num_waiting += len(records)
         self._waiting_bytes += num_bytes
         self._arrived.set()
@@ -262,25 +205,12 @@ class Ingester:
         """Commit what has gathered, in one or more commits."""
         waiting, self._waiting = self._waiting, []
         self._arrived.clear()
-        for group in self._groups(waiting):
+        for group in groups(waiting, self._max_records):
             await self._commit_group(group)
             self._num_waiting -= sum(len(one.records) for one in group)
             self._waiting_bytes -= sum(one.num_bytes for one in group)
 
-    def _groups(self, waiting: Iterable[_Waiting]) -> Iterator[list[_Waiting]]:
-        """Yield calls for one commit each: as many as its bounds allow, at least one."""
-        group: list[_Waiting] = []
-        num = num_bytes = 0
-        for one in waiting:
-            num, num_bytes = num + len(one.records), num_bytes + one.num_bytes
-            if group and (num > self._max_records or num_bytes > COMMIT_BYTES):
-                yield group
-                group, num, num_bytes = [], len(one.records), one.num_bytes
-            group.append(one)
-        if group:
-            yield group
-
-    async def _commit_group(self, group: Sequence[_Waiting]) -> None:
+    async def _commit_group(self, group: Sequence[Waiting]) -> None:
         try:
             taken = await asyncio.to_thread(self._commit, group)
         except Exception as error:
@@ -295,26 +225,29 @@ class Ingester:
             if not waiting.done.done():  # whoever waited may have gone
                 waiting.done.set_result(answer)
 
-    def _commit(self, group: Sequence[_Waiting]) -> list[Taken]:
+    def _commit(self, group: Sequence[Waiting]) -> list[Taken]:
         try:
             return self._commit_once(group)
         except LeaseLost:  # another writer was there since: read what it left, and write after it
             self._close()
             return self._commit_once(group)
 
-    def _commit_once(self, group: Sequence[_Waiting]) -> list[Taken]:
+    def _commit_once(self, group: Sequence[Waiting]) -> list[Taken]:
         store = self._opened()
         received_ms = self._clock()
-        admitted = _Group()
-        taken = [self._admit(waiting.records, admitted, received_ms) for waiting in group]
+        admitted = Group(self._holds(rolling.MAX_UNROLLED, rolling.MAX_UNROLLED_BYTES))
+        taken = [self._intake.admit(waiting.records, admitted, received_ms) for waiting in group]
+        self.counts.update(admitted.counts)
         records = admitted.records
         last_ms = max((record.ts_ms or 0 for record in records), default=0)
         self._latest_ms = max(self._latest_ms, last_ms)
-        self._end(admitted, last_ms if self._event_clock else received_ms)
+        self._intake.end(admitted, last_ms if self._event_clock else received_ms)
         if records:
             seq = self._seq + len(records)
             try:
-                viewers, candidates = self._apply(store, records, received_ms)
+                viewers, candidates = apply_records(
+                    self._intake.candidates, store, self._seq, records, received_ms
+                )
                 journal = pack_entry(Entry(received_ms, records))
                 store.commit(seq, viewers, candidates, journal=journal)
             except BaseException:
@@ -322,109 +255,13 @@ class Ingester:
                 raise
             self._seq = seq
             self._journaled += (len(records), len(journal))
-        self._remember(admitted.keys)
+        self._intake.remember(admitted.keys)
         self.counts.update(type(record).__name__.lower() for record in records)
         now_ms = time.time() * 1e3
         self._event_lags_ms += [now_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
         self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
         return taken
-
-    def _admit(self, records: Iterable[Record], group: _Group, received_ms: int) -> Taken:
-        """Date records, and put into the group those that are new, in time and have room."""
-        taken = Taken()
-        for place, record in enumerate(records):
-            ts_ms = self._date(record, received_ms)
-            name, owner = remembered_key(record), owner_key(record)
-            if isinstance(record, Event | Exposure) and self._recalled(name, group) is not None:
-                taken.duplicates += 1
-            # A removal of a time to come was dated by a wrong clock: it must not hold off what is true now.
-            elif ts_ms < self._removed_ms(owner, group) <= received_ms:
-                self.counts["late"] += 1
-                # Attributes give way to later ones, and a removal to a later one.
-                if isinstance(record, Event | Exposure):
-                    taken.rejected[place] = (
-                        "the viewer was forgotten after this record's ts_ms; it is dropped"
-                    )
-            elif isinstance(record, Exposure) and self._holds(MAX_UNROLLED, MAX_UNROLLED_BYTES):
-                self.counts["exposure_dropped"] += 1
-            elif isinstance(record, Candidate) and not self._has_room(record.id, group):
-                taken.rejected[place] = (
-                    f"the live table is full ({self._max_live} candidates); end some first: "
-                    "each leaves it an hour after its end"
-                )
-            else:
-                group.records.append(record)
-                if name is not None:
-                    group.keys[name] = ts_ms if name == owner else 0
-        return taken
-
-    def _recalled(self, name: bytes | None, group: _Group) -> int | None:
-        """Return what is remembered under a key, None where nothing is."""
-        return None if name is None else group.keys.get(name, self._keys[name[:1]].get(name))
-
-    def _removed_ms(self, owner: bytes | None, group: _Group) -> int:
-        """Return the time before which records of a viewer or candidate come too late; 0 where there is none."""
-        removed_ms = self._recalled(owner, group) or 0
-        # A candidate is removed so long after its end: what came between may still prolong it.
-        return removed_ms - ENDED_MS if owner and owner[:1] == CANDIDATES else removed_ms
-
-    def _has_room(self, candidate: str, group: _Group) -> bool:
-        """Return whether the live table holds a candidate, or has room for it, which it then takes in this group."""
-        if candidate not in self._candidates.index and candidate not in group.new:
-            if len(self._candidates) + len(group.new) >= self._max_live:
-                return False
-            group.new.add(candidate)
-        return True
-
-    def _remember(self, keys: Mapping[bytes, int]) -> None:
-        for name, ts_ms in keys.items():
-            # Removed again, it is the newest.
-            self._keys[name[:1]].pop(name, None)
-            self._keys[name[:1]][name] = ts_ms
-        for known in self._keys.values():
-            for name in list(islice(known, max(len(known) - WINDOW, 0))):
-                del known[name]
-
-    def _date(self, record: Record, received_ms: int) -> int:
-        """Return the time of a record, which gets one where it has none or where its own lies ahead."""
-        if record.ts_ms is None:
-            record.ts_ms = received_ms
-        elif record.ts_ms > received_ms and not self._event_clock:
-            if record.ts_ms > received_ms + AHEAD_MS:
-                self.counts["time_ahead"] += 1
-            record.ts_ms = received_ms
-            if isinstance(record, Exposure):
-                # Its features were computed for another time: an audit cannot compare them.
-                record.numeric = record.category = None
-        return record.ts_ms
-
-    def _end(self, group: _Group, now_ms: int) -> None:
-        """Remove candidates that ended long ago, except those that the group changes: it may prolong one."""
-        past = np.flatnonzero(self._candidates.table["ends_ms"] < now_ms - ENDED_MS)[:MAX_ENDED]
-        changed = {record.id for record in group.records if isinstance(record, Candidate)}
-        for name in [str(self._candidates.ids[row]) for row in past]:
-            if name not in changed:
-                group.records.append(Ended(name, now_ms))
-                group.keys[key(CANDIDATES, name)] = now_ms
-
-    def _apply(
-        self, store: Store, records: Sequence[Record], received_ms: int
-    ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """Apply records in their order; the rows that changed, packed."""
-        state = State(self._schema)
-        state.candidates = self._candidates
-        names = list(dict.fromkeys(name for name in map(viewer_of, records) if name is not None))
-        rows = store.read(names, self._seq)[0]
-        state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
-        changes = Changes(state)
-        for record in records:
-            changes.apply(record, received_ms)
-        changes.observe()
-        return (
-            packed(state.viewers, changes.viewers),
-            packed(state.candidates, changes.candidates),
-        )
 
     def _opened(self) -> Store:
         """The store, with the lease taken and the live table and the ids read; as it is where all is well."""
@@ -437,10 +274,10 @@ class Ingester:
             try:
                 store.take_lease()
                 changes = store.read([], 0)[1]
-                self._candidates = Rows(self._schema, "candidate")
-                self._candidates.apply({name: row for name, row in changes.rows.items() if row})
-                self._remember(dict.fromkeys(self._segments.recent_keys(WINDOW, self._seq), 0))
-                self._remember(self._segments.removals(self._clock() - REMOVED_MS))
+                self._intake.candidates = Rows(self._schema, "candidate")
+                self._intake.candidates.apply({name: row for name, row in changes.rows.items() if row})
+                self._intake.remember(dict.fromkeys(self._segments.recent_keys(intake.WINDOW, self._seq), 0))
+                self._intake.remember(self._segments.removals(self._clock() - REMOVED_MS))
                 self.counts["segment_damaged"] += len(self._segments.damaged)
                 self._seq = max(
                     changes.seq, known
@@ -449,7 +286,9 @@ class Ingester:
                 for _, entry in entries(store):
                     for record in entry.records:
                         if (name := remembered_key(record)) is not None:
-                            self._remember({name: (record.ts_ms or 0) if name == owner_key(record) else 0})
+                            self._intake.remember(
+                                {name: (record.ts_ms or 0) if name == owner_key(record) else 0}
+                            )
                     self._journaled += (len(entry.records), entry.num_bytes)
             except BaseException:
                 store.close()
@@ -499,14 +338,8 @@ class Ingester:
             log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
 
     def _roll(self, store: Store, step: Step) -> None:
-        cuts, end = numbers(self._segments.folder), store.seq()
-        waiting = takewhile(lambda entry: entry[0] <= end, entries(store))  # else it runs after what comes in
         # The counts of this opening of the store: another writer may have it opened anew meanwhile.
-        logged = self._logged
-        for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
-            last, num, num_bytes = self._segments.write((entry for _, entry in part), step)
-            store.trim(last)
-            logged += (num, num_bytes)
+        rolling.roll(store, self._segments, self._logged, step)
 
     def _tend(self, store: Store, step: Step) -> None:
         self._retention.tend(store, self._now_ms, step)
@@ -514,14 +347,3 @@ class Ingester:
     def _now_ms(self) -> int:
         """The service's clock."""
         return self._latest_ms if self._event_clock else self._clock()
-
-
-def _placed(
-    entries: Iterable[tuple[int, Entry]], cuts: Sequence[int]
-) -> Iterator[tuple[object, tuple[int, Entry]]]:
-    """Yield each entry with a key of its segment; no segment goes across a snapshot."""
-    num_bytes = 0
-    for place, (last, entry) in enumerate(entries):
-        num_bytes += entry.num_bytes
-        side = sum(cut < last for cut in cuts)
-        yield (side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)

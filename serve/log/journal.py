@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from serve.log.events import Entry, Record, unpack_entry
 from serve.stores.protocol import Store
 
-# Read so many entries at once. An entry has up to 4 MiB (`serve.ingest.writer.COMMIT_BYTES`), so 32 MiB at most.
+# Read so many entries at once. An entry has up to 4 MiB (`serve.ingest.waiting.COMMIT_BYTES`), so 32 MiB at most.
 AT_ONCE = 8
 
 

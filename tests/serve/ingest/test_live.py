@@ -186,7 +186,7 @@ def test_events_that_ingest_is_slow_to_take_are_answered_503(service, monkeypatc
 
 
 def test_a_commit_removes_a_bounded_number_of_ended_candidates(service, monkeypatch):
-    monkeypatch.setattr("serve.ingest.writer.MAX_ENDED", 2)
+    monkeypatch.setattr("serve.ingest.intake.MAX_ENDED", 2)
     ids = [f"n{i}" for i in range(5)]
 
     async def scenario(service):
@@ -195,7 +195,7 @@ def test_a_commit_removes_a_bounded_number_of_ended_candidates(service, monkeypa
         left = []
         for i in range(3):
             await service.events(event(f"e{i}", candidate="b", ts_ms=4_000_000 + i))
-            left.append(len(service.ingester._candidates))
+            left.append(len(service.ingester._intake.candidates))
         return left
 
     assert service.run(scenario) == [7, 5, 3], "of nine, six end: one is of the log"

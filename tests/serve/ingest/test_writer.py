@@ -135,9 +135,11 @@ def test_more_bytes_than_may_wait_are_refused_at_once(service):
     assert service.run(scenario)["accepted"] == 1
 
 
-@pytest.mark.parametrize(("bound", "value"), [("COMMIT_BYTES", 450), ("COMMIT_ROW_BYTES", 3_000)])
+@pytest.mark.parametrize(
+    ("bound", "value"), [("waiting.COMMIT_BYTES", 450), ("writer.COMMIT_ROW_BYTES", 3_000)]
+)
 def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monkeypatch, bound, value):
-    monkeypatch.setattr(f"serve.ingest.writer.{bound}", value)
+    monkeypatch.setattr(f"serve.ingest.{bound}", value)
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
@@ -298,7 +300,7 @@ def test_a_restarted_writer_does_not_make_a_lost_store_anew(service):
 
 
 def test_events_are_known_again_after_a_restart_however_many_rankings_came_since(service, monkeypatch):
-    monkeypatch.setattr("serve.ingest.writer.WINDOW", 5)
+    monkeypatch.setattr("serve.ingest.intake.WINDOW", 5)
 
     async def scenario(service):
         await service.events(event("e9"))
@@ -345,7 +347,7 @@ def test_numbers_that_only_json_can_hold_are_logged_or_refused_but_stop_nothing(
 
 
 def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
-    monkeypatch.setattr("serve.ingest.writer.SEGMENT_BYTES", 200)
+    monkeypatch.setattr("serve.ingest.rolling.SEGMENT_BYTES", 200)
 
     async def scenario(service):
         roll, service.ingester.roll = service.ingester.roll, lambda: None
@@ -399,7 +401,7 @@ def test_a_segment_that_cannot_be_opened_just_now_is_not_damaged(service, monkey
 def test_a_live_table_holds_a_bounded_number_of_bytes(tmp_path, log_folder, monkeypatch):
     service = Live(tmp_path, log_folder)
     row_bytes = Schema(service.surface).candidate.itemsize
-    monkeypatch.setattr("serve.ingest.writer.MAX_LIVE_BYTES", 6 * row_bytes)
+    monkeypatch.setattr("serve.ingest.intake.MAX_LIVE_BYTES", 6 * row_bytes)
 
     async def scenario(service):
         new = [{"type": "candidate", "id": f"n{i}", "ts_ms": 51_000} for i in range(4)]
@@ -414,7 +416,7 @@ def test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_writ
 
     async def scenario(service):
         await service.events(event("e9"))
-        monkeypatch.setattr("serve.ingest.writer.MAX_UNROLLED_BYTES", 10)
+        monkeypatch.setattr("serve.ingest.rolling.MAX_UNROLLED_BYTES", 10)
         refused = await service.post("/v1/events", {"records": [event("e10")]})
         (service.folder / "served" / "events").unlink()
         await asyncio.to_thread(service.ingester.roll)
@@ -426,11 +428,13 @@ def test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_writ
     assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
 
 
-@pytest.mark.parametrize(("bound", "value"), [("MAX_UNROLLED", 3), ("MAX_UNROLLED_BYTES", 1_200)])
+@pytest.mark.parametrize(
+    ("bound", "value"), [("rolling.MAX_UNROLLED", 3), ("rolling.MAX_UNROLLED_BYTES", 1_200)]
+)
 def test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings(
     service, monkeypatch, bound, value
 ):
-    monkeypatch.setattr(f"serve.ingest.writer.{bound}", value)
+    monkeypatch.setattr(f"serve.ingest.{bound}", value)
 
     async def scenario(service):
         for i in range(6):
