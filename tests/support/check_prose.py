@@ -1,0 +1,205 @@
+"""Check the prose of the project: docstrings, comments, messages, names and documents.
+
+`python tests/support/check_prose.py [PATH ...]` prints one line a finding and exits with 1 if there is any.
+Names that a user relies on are exempt: JSON keys, metric names, commands, `cluster.yaml` keys and headers.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+MAX_LINE = 100
+CODE = ("serve", "training", "loadtest", "tests")
+DOCUMENTS = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster.yaml", "docs/*.md")
+
+# A docstring opens with a verb in the imperative or with the standard noun.
+OPENINGS = ("What", "Whether", "How", "Who", "Which")
+
+# Wordings of our own, each with the field's word or with what to do about it.
+WORDINGS = {
+    r"\bthe short way\b": "fast path",
+    r"\bturns? of the (event )?loop\b": "event-loop iteration, or loop lag",
+    r"\bladder\b": "load shedding; `ladder` in backticks is the key",
+    r"\boutbox\b": "exposure buffer",
+    r"\bleases?\b": "fencing epoch",
+    r"\b(seal|seals|sealed)\b": "manifest checksum",
+    r"\b(to roll|rolls|rolled|rolling) (it|them|the journal|a segment|segments|the rest)\b": "flush, or write out",
+    r"\bdealt\b": "assigned",
+    r"\bcondemned\b": "quarantined",
+    r"\blaws?\b": "data-generating process",
+    r"\bhindsight\b": "target leakage",
+    r"\btwins?\b": "duplicates",
+    r"\bslips?\b": "typo",
+    r"\bby and by\b": "incrementally",
+    r"\basked of\b": "read from, or requested of with a subject",
+    r"(?<!there )\b(is|are|was|were) no [a-z]": "say what it is not: 'is not a', or what to do",
+    r"\bof which nothing\b": "name the noun",
+    r"\bwhat it is asked\b": "name the noun",
+    r"\bcome again\b": "retry",
+    r"\bit is the \w+'s, of\b": "subject, verb, object",
+    r"\bthat they take longer tells\b": "subject, verb, object",
+}
+
+# Parts of identifiers that the table of words replaces.
+NAMES = {
+    "turn": "iteration, lag",
+    "turns": "loop lag",
+    "outbox": "exposure buffer",
+    "lease": "fencing epoch",
+    "seal": "checksum",
+    "sealed": "checksum",
+    "dealt": "assigned",
+    "condemned": "quarantined",
+    "law": "data-generating process",
+    "laws": "data-generating processes",
+    "scene": "simulator state",
+    "hindsight": "leakage",
+    "twin": "duplicate",
+    "twins": "duplicates",
+    "slip": "typo",
+    "steady": "hysteresis",
+    "tell": "report, log, return",
+    "tells": "reports",
+    "told": "reported, logged",
+    "said": "printed, reported",
+    "says": "message",
+    "knows": "holds",
+}
+
+
+class Finding(NamedTuple):
+    """One place where the prose breaks a rule."""
+
+    path: Path
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        """Return the finding as editors read it."""
+        return f"{self.path}:{self.line}: {self.text}"
+
+
+def check_wordings(prose: str) -> Iterator[str]:
+    """Yield each wording of our own in a text; code in backticks is exempt."""
+    plain = re.sub(r"``[^`]*``|`[^`]*`", "`code`", prose)
+    for pattern, instead in WORDINGS.items():
+        for found in re.finditer(pattern, plain, re.IGNORECASE):
+            yield f"{found[0]!r}: write {instead}"
+
+
+def check_names(code: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and text of each class, function, argument or variable with a word of our own in its name."""
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                pass
+            case (
+                ast.arg(arg=name)
+                | ast.Name(id=name, ctx=ast.Store())
+                | ast.Attribute(attr=name, ctx=ast.Store())
+            ):
+                pass
+            case _:
+                continue
+        if name.startswith("test_"):
+            continue
+        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+        for word in words:
+            if word.lower() in NAMES:
+                yield node.lineno, f"name {name!r}: write {NAMES[word.lower()]}"
+
+
+def check_docstrings(code: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and text of each docstring that opens with a relative clause."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring and docstring.split(maxsplit=1)[0].rstrip(",:") in OPENINGS:
+                line = node.body[0].lineno
+                yield (
+                    line,
+                    f"docstring opens with {docstring.split(maxsplit=1)[0]!r}: open with a verb or noun",
+                )
+
+
+def check_tokens(code: str) -> Iterator[tuple[int, str]]:
+    """Yield findings in comments and texts, and trailing comments that break a statement over lines."""
+    lines = code.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        line = token.start[0]
+        is_prose = token.type == tokenize.COMMENT or (token.type == tokenize.STRING and " " in token.string)
+        if is_prose and not re.match(r"# (noqa|type|ruff|fmt|mypy)\b", token.string):
+            for text in check_wordings(token.string):
+                yield line, text
+            for offset, part in enumerate(token.string.splitlines()):
+                whole = lines[line - 1 + offset]
+                is_line_of_prose = token.type == tokenize.COMMENT or token.string.lstrip("rb").startswith(
+                    '"""'
+                )
+                if is_line_of_prose and len(whole) > MAX_LINE and " " in part:
+                    yield line + offset, f"prose line of {len(whole)} characters: at most {MAX_LINE}"
+        if token.type == tokenize.COMMENT and re.match(
+            r"\s*[)\]}]+,?:?\s*$", lines[line - 1][: token.start[1]]
+        ):
+            yield line, "a trailing comment breaks the statement over lines: put it above"
+
+
+def check_code(path: Path) -> Iterator[Finding]:
+    """Yield what is to be mended in one module."""
+    code = path.read_text()
+    found = list(check_tokens(code))
+    if "tests" not in path.relative_to(ROOT).parts:
+        found += [*check_names(code), *check_docstrings(code)]
+    for line, text in sorted(set(found)):
+        yield Finding(path.relative_to(ROOT), line, text)
+
+
+def check_document(path: Path) -> Iterator[Finding]:
+    """Yield what is to be mended in a document; code blocks are exempt, and long lines of tables."""
+    in_code = False
+    for line, text in enumerate(path.read_text().splitlines(), 1):
+        if text.lstrip().startswith("```"):
+            in_code = not in_code
+            continue
+        if in_code or (path.suffix == ".yaml" and "#" not in text):
+            continue
+        prose = text[text.index("#") :] if path.suffix == ".yaml" else text
+        for said in check_wordings(re.sub(r"\]\([^)]*\)", "]", prose)):
+            yield Finding(path.relative_to(ROOT), line, said)
+        if len(text) > MAX_LINE and not text.startswith("|") and "](http" not in text:
+            yield Finding(path.relative_to(ROOT), line, f"line of {len(text)} characters: at most {MAX_LINE}")
+
+
+def check(paths: list[Path]) -> list[Finding]:
+    """Return the findings of files and folders."""
+    found: list[Finding] = []
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found += check_code(file) if file.suffix == ".py" else check_document(file)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Check the paths named, or the whole project."""
+    paths = [Path(argument).resolve() for argument in arguments]
+    if not paths:
+        paths = [ROOT / folder for folder in CODE]
+        paths += [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
+    found = check(paths)
+    for finding in found:
+        print(finding)
+    if found:
+        print(f"{len(found)} findings", file=sys.stderr)
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
