@@ -10,7 +10,7 @@ EXPERIMENT := var/experiment
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo experiment up down observe test check audit lock fmt
+.PHONY: help install demo experiment up down observe test check dist audit lock fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
@@ -87,6 +87,11 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 test: check ## Everything: what check does, then real Ray, HTTP and Locust.
 	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray'
 	@$(BIN)/pytest -q -m 'integration and not no_ray'
+
+dist: install ## The wheel and the sdist, in dist/: contents checked, commands tried in a new environment.
+	@rm -rf dist
+	@$(BIN)/python -m hatchling build >/dev/null
+	@$(BIN)/python tests/support/check_dist.py dist
 
 audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand and in no other target.
 	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet 'pip-audit>=2.10,<3'; }

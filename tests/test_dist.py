@@ -1,0 +1,54 @@
+"""The distributions hold what git tracks, and the wheel runs without the tree."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from check_dist import check_contents, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def archives(folder, files):
+    """Write a wheel and an sdist of these files."""
+    wheel, sdist = folder / "x.whl", folder / "x.tar.gz"
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in ["x.dist-info/METADATA", *(name for name in files if name.startswith("serve/"))]:
+            file.writestr(name, "")
+    with tarfile.open(sdist, "w:gz") as file:
+        for name in ["PKG-INFO", *files]:
+            file.addfile(tarfile.TarInfo(f"x-0.1/{name}"), io.BytesIO())
+    return wheel, sdist
+
+
+def test_archives_of_the_tracked_files_are_accepted(tmp_path):
+    files = ["README.md", "serve/app.py"]
+    check_contents(*archives(tmp_path, files), set(files))
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (["README.md", "serve/app.py", "var/log/x"], r"x.tar.gz should not hold var/log/x \(1 files\)"),
+        (["README.md", "serve/app.py", "serve/leftover"], "x.whl should not hold serve/leftover"),
+        (["README.md"], "x.whl lacks serve/app.py"),
+    ],
+)
+def test_other_contents_are_refused_by_name(files, problem, tmp_path):
+    with pytest.raises(SystemExit, match=problem):
+        check_contents(*archives(tmp_path, files), {"README.md", "serve/app.py"})
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_the_wheel_of_this_tree_runs_in_an_environment_of_its_own(tmp_path, capsys):
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    main(tmp_path)
+    assert "the commands of the wheel run" in capsys.readouterr().out
