@@ -10,7 +10,7 @@ EXPERIMENT := var/experiment
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo experiment up down observe test check dist audit lock fmt
+.PHONY: help install demo experiment up down observe test check ranklens dist audit lock fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
@@ -87,6 +87,9 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 test: check ## Everything: what check does, then real Ray, HTTP and Locust.
 	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray'
 	@$(BIN)/pytest -q -m 'integration and not no_ray'
+
+ranklens: install ## Fetch RankLens (github.com/metarank/ranklens, CC BY-SA 4.0) for its tests; the SHA-256 is verified.
+	@$(BIN)/python tests/support/fetch_ranklens.py var/ranklens
 
 dist: install ## The wheel and the sdist, in dist/: contents checked, commands tried in a new environment.
 	@rm -rf dist

@@ -36,12 +36,11 @@ def log_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def ranklens() -> Path:
     """The RankLens data, which is no part of the project."""
-    for candidate in (os.environ.get("TABRANK_RANKLENS"), Path(__file__).parents[2] / "shared" / "ranklens"):
-        if candidate and (Path(candidate) / "impressions.csv.gz").is_file():
-            return Path(candidate)
-    pytest.skip(
-        "RankLens is missing: set TABRANK_RANKLENS to the folder with impressions.csv.gz and items.csv.gz"
-    )
+    root = Path(__file__).parents[1]
+    for folder in (os.environ.get("TABRANK_RANKLENS"), root.parent / "shared/ranklens", root / "var/ranklens"):
+        if folder and (Path(folder) / "impressions.csv.gz").is_file():
+            return Path(folder)
+    pytest.skip("RankLens is missing: run `make ranklens`, or set TABRANK_RANKLENS to its folder")
 
 
 @pytest.fixture(scope="session")
