@@ -37,7 +37,11 @@ def log_folder(tmp_path: Path) -> Path:
 def ranklens() -> Path:
     """The RankLens data, which is no part of the project."""
     root = Path(__file__).parents[1]
-    for folder in (os.environ.get("TABRANK_RANKLENS"), root.parent / "shared/ranklens", root / "var/ranklens"):
+    for folder in (
+        os.environ.get("TABRANK_RANKLENS"),
+        root.parent / "shared/ranklens",
+        root / "var/ranklens",
+    ):
         if folder and (Path(folder) / "impressions.csv.gz").is_file():
             return Path(folder)
     pytest.skip("RankLens is missing: run `make ranklens`, or set TABRANK_RANKLENS to its folder")

@@ -80,8 +80,24 @@ def operate(tree):
     shell(f"{popular} --off && python -m serve diff", tree)
 
 
+def run_examples(tree):
+    """Run the examples of rankings on the running service."""
+    added, ranked, joined = map(json.loads, shell("examples/rank.sh", tree).stdout.splitlines())
+    assert (added["accepted"], joined["accepted"]) == (2, 1)
+    assert (ranked["rung"], ranked["unknown_candidates"]) == ("full", [])
+    lines = shell("python examples/rank.py", tree).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["1", "2"]
+    assert lines[3] == "EventsAnswer(accepted=1, duplicates=0, rejected=[])"
+
+
+def test_the_example_of_an_own_surface_goes_from_csv_to_a_ranking(tree):
+    answer = json.loads(shell("examples/own_surface/run.sh", tree).stdout.splitlines()[-2])
+    assert (answer["surface"], answer["rung"], len(answer["ranking"])) == ("bakery", "full", 5)
+
+
 def test_up_rank_and_down(tree):
     told = shell(UP.replace("make down\n", ""), tree).stdout
+    run_examples(tree)
     operate(tree)
     shell("make down", tree)
     text = told[told.index("{") :]
@@ -89,7 +105,7 @@ def test_up_rank_and_down(tree):
     taken, _ = json.JSONDecoder().raw_decode(text[end:].lstrip())
     assert taken == {"accepted": 1, "duplicates": 0, "rejected": []}
     served = pq.read_table(tree / "var/log/events")  # written when the service was stopped
-    assert served["id"].to_pylist() == ["e1"]
+    assert [name.split("-")[0] for name in served["id"].to_pylist()] == ["e1", "example", "example"]
     assert answer["rung"] == "full"
     assert answer["model"]
     assert len(answer["ranking"]) == 5

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 MAX_LINE = 100
-CODE = ("serve", "training", "loadtest", "tests")
+CODE = ("serve", "training", "loadtest", "tests", "examples")
 DOCUMENTS = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster.yaml", "docs/*.md")
 
 # A docstring opens with a verb in the imperative or with the standard noun.
