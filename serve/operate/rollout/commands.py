@@ -1,4 +1,4 @@
-"""`python -m serve models`: the published versions, which of them ranks, and how that changes."""
+"""`python -m serve models`: list the published versions, and change which of them ranks."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from serve.contract.errors import TabrankError
 models = typer.Typer(no_args_is_help=True)
 Folder = Annotated[Path, typer.Option("--models", help="The folder of published artifacts.")]
 Version = Annotated[str, typer.Argument(help="A published version; `list` names them.")]
-Reason = Annotated[str, typer.Option(help="Why; it is kept beside the version.")]
+Reason = Annotated[str, typer.Option(help="The reason, stored with the version.")]
 MODELS = Path("var/models")
 BY_HAND = "by hand"
 
 
 @models.command("list")
 def show(folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Every published version: its state, when it was made, its metrics."""
+    """List each published version with its state, date and metrics."""
     from serve.operate.rollout.tables import versions
     from serve.rollout.registry import Releases
 
     found = Releases(folder).table()
-    _answer({"versions": found}, as_json, versions(found) or f"{folder}: nothing is published")
+    _answer({"versions": found}, as_json, versions(found) or f"{folder}: no version is published")
 
 
 @models.command()
 def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Have a version rank for the arms whose scorer is `current`; the service takes it up within a second."""
+    """Make a version rank for arms with the scorer `current`; the service loads it within 1 s."""
     from serve.rollout.registry import Releases
 
     was = Releases(folder).promote(version)
@@ -42,7 +42,7 @@ def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) ->
 
 @models.command()
 def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Come back from the current version to the good one before it. Exit code 1 where there is none."""
+    """Go back from the current version to the good one before it. Exit code 1 if there is none."""
     from serve.rollout.registry import NothingBefore, Releases
 
     releases = Releases(folder)
@@ -63,13 +63,13 @@ def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = 
 
 @models.command()
 def canary(
-    version: Annotated[str | None, typer.Argument(help="The candidate; `list` names the published.")] = None,
-    end: Annotated[bool, typer.Option("--end", help="Have no canary any more.")] = False,
+    version: Annotated[str | None, typer.Argument(help="A published version; `list` names them.")] = None,
+    end: Annotated[bool, typer.Option("--end", help="End the canary.")] = False,
     reason: Reason = BY_HAND,
     folder: Folder = MODELS,
     as_json: Json = False,
 ) -> None:
-    """Have a version rank for the arms whose scorer is `canary`; these rank with the current one once it ends."""
+    """Make a version rank for arms with the scorer `canary`; after --end, `current` ranks there."""
     from serve.rollout.registry import Releases
 
     if (version is None) != end:
@@ -81,7 +81,7 @@ def canary(
         _answer({"canary": version}, as_json, line)
         return
     ended = releases.end_canary(reason)
-    _answer({"canary": None, "ended": ended}, as_json, f"{ended} is a canary no more")
+    _answer({"canary": None, "ended": ended}, as_json, f"{ended} has ended as the canary")
 
 
 @models.command()
@@ -97,9 +97,10 @@ def shift(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """How far the scores of two versions are apart, of rows that the running service scored with both.
+    """Compare the scores of two versions on rows that the running service scored with both.
 
-    These are the shadow's (`user_config.shadow`), the canary's and a freshly promoted one's, since each replica began.
+    The pairs come from the shadow (`user_config.shadow`), the canary and a newly promoted version,
+    since the start of each replica.
     """
     from serve.operate.rollout.shift import found_in
     from serve.operate.rollout.tables import shifts
@@ -108,7 +109,7 @@ def shift(
 
     found = found_in(read_pages(metrics_pages(run, address)))
     nothing = (
-        "nothing was scored by two versions yet: there is no canary, no shadow and no version just promoted"
+        "no rows were scored by two versions yet: there is no canary, no shadow and no newly promoted version"
     )
     _answer({"shifts": found}, as_json, shifts(found) or nothing)
 

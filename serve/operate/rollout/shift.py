@@ -1,4 +1,4 @@
-"""The score-shift report: what the metrics pages say of rows that two versions scored."""
+"""Read the score-shift report from the metrics pages: rows that two versions scored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.rollout.score_comparison import Sums
 
 
 def found_in(page: Page) -> list[dict[str, Any]]:
-    """One report for each pair of versions, over all replicas."""
+    """Return one report for each pair of versions, over all replicas."""
     pairs: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (name, labels), value in page.values.items():
         if name == PAIRS.exported:
