@@ -51,12 +51,12 @@ class Change:
                 sides[side] = value
             elif value.default is not ...:
                 sides[f"{side}_default"] = value.default
-        what = {
+        effect = {
             "consequence": self.consequence.name.lower(),
             "touched": list(self.touched),
             "note": self.note,
         }
-        return sides | what
+        return sides | effect
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Difference:
             "consequence": self.worst.name.lower() if self.changes else "none",
             "changes": [change.plain() for change in self.changes],
             "deployments": {
-                app: {name: what.name.lower() for name, (what, _) in by_name.items()}
+                app: {name: effect.name.lower() for name, (effect, _) in by_name.items()}
                 for app, by_name in self.deployments.items()
             },
         }
@@ -87,10 +87,10 @@ class Difference:
             listed.append(f"{change.path}: {shown(change.old)} → {shown(change.new)}")
             listed.append(f"    {change.consequence.sentence}{f' ({change.note})' if change.note else ''}")
         touched = [
-            f"{app}/{name}: {what.sentence}{f'; {note}' if note else ''}"
+            f"{app}/{name}: {effect.sentence}{f'; {note}' if note else ''}"
             for app, by_name in self.deployments.items()
-            for name, (what, note) in by_name.items()
-            if what != Consequence.NOTHING
+            for name, (effect, note) in by_name.items()
+            if effect != Consequence.NOTHING
         ]
         count = f"{len(self.changes)} change{'s' if len(self.changes) > 1 else ''}"
         return [*listed, *touched, f"{count}; at worst: {self.worst.sentence}{AT_WORST.get(self.worst, '')}"]
@@ -155,8 +155,8 @@ def _change(
     touched = [
         f"{app}/{name}"
         for app, by_name in _touched(before, after).items()
-        for name, (what, _) in by_name.items()
-        if what != Consequence.NOTHING
+        for name, (effect, _) in by_name.items()
+        if effect != Consequence.NOTHING
     ]
     note = _note(path, (before, after), ends)
     return Change(text(path), was, now, before.worst(after), note, tuple(touched))
@@ -229,12 +229,12 @@ def _touched(before: Targets, after: Targets) -> dict[str, dict[str, tuple[Conse
     for app in before.applications:
         if app in after.applications:
             found = before.consequences(after, app)
-            touched[app] = {name: (what, _gap(what, after, app, name)) for name, what in found.items()}
+            touched[app] = {name: (effect, _gap(effect, after, app, name)) for name, effect in found.items()}
     return touched
 
 
-def _gap(what: Consequence, after: Targets, app: str, name: str) -> str:
-    if what not in (Consequence.ROLLING, Consequence.REBUILT):
+def _gap(effect: Consequence, after: Targets, app: str, name: str) -> str:
+    if effect not in (Consequence.ROLLING, Consequence.REBUILT):
         return ""
     surge = after.applications[app].infos[name].deployment_config.max_surge_percent
     return GAP if surge == 0 and _bounds(after, app, name)[0] == 1 else ""

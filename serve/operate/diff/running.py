@@ -271,7 +271,7 @@ def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: P
     supervisors, service = run.supervisors(), run.service()
     if not supervisors:
         raise TabrankError(f"{run.path}: {NOTHING_RUNS}")
-    run.want(config.path, config.sha256, {**config.serve, "nodes": plain_nodes(config)})
+    run.save_wanted(config.path, config.sha256, {**config.serve, "nodes": plain_nodes(config)})
     supervisors[0].send_signal(signal.SIGHUP)
     follow(run, timeout_s, progress, lambda now: now["num_deploys"] > service["num_deploys"])
 

@@ -125,19 +125,19 @@ class RunFolder:
         """Return whether the running document is stored."""
         return (self.path / "deployed.yaml").exists()
 
-    def keep(self, document: Mapping[str, Any]) -> None:
+    def save_deployed(self, document: Mapping[str, Any]) -> None:
         """Store the running document."""
         self._write_yaml("deployed.yaml", document)
 
-    def want(self, config: Path, sha256: str, document: Mapping[str, Any]) -> None:
+    def save_wanted(self, config: Path, sha256: str, document: Mapping[str, Any]) -> None:
         """Store the document to deploy at the supervisor's next SIGHUP, and its file's path."""
         self._write_yaml("wanted.yaml", {"config": str(config), "sha256": sha256, "document": dict(document)})
 
     def wanted(self) -> dict[str, Any]:
-        """Return the content that `want` stored."""
+        """Return the content of `save_wanted`."""
         return self._read("wanted.yaml", yaml.safe_load)
 
-    def forget(self) -> None:
+    def remove_state(self) -> None:
         """Remove the files that describe a running service."""
         for name in ("service.json", "deployed.yaml", "wanted.yaml", "supervisor.pid"):
             (self.path / name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from serve.contract.validation import refuse_existing
 from serve.operate.plan.comparison import Comparison, check_timeline, compare
 from serve.operate.plan.costs import load_costs
 from serve.operate.plan.folder import write_plan
-from serve.operate.plan.outcome import Outcome, unsettled
+from serve.operate.plan.outcome import Outcome, chance_warnings
 from serve.operate.plan.progress import ProgressReporter
 from serve.operate.plan.report import Report, make_report
 from serve.operate.plan.service import FETCH, SCORER, read_service
@@ -63,7 +63,7 @@ def plan(request: Request, progress: Callable[[str], None] = lambda message: Non
     )
     comparison = compare(outcome) if request.timeline else None
     report = make_report(config, path, costs, request.seed, outcome, comparison)
-    report["warnings"] += unsettled([outcome, *others])
+    report["warnings"] += chance_warnings([outcome, *others])
     if request.out is not None:
         write_plan(request.out, report, outcome, _plot(outcome, comparison, progress))
         progress(f"{request.out}/report.html, plan.json, plan.csv")

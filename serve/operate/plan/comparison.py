@@ -14,7 +14,7 @@ from serve.operate.plan.trace import NODES, REPLICAS, Phase, Trace
 
 # A start's duration depends on the machine, so counts may come this much earlier or later.
 SHIFT_S = 5.0
-MOST_OFF = 1.0
+MAX_OFF = 1.0
 F64 = NDArray[np.float64]
 
 
@@ -112,9 +112,9 @@ class _Deviation:
             self.name,
             self.real,
             self.planned,
-            most <= MOST_OFF,
+            most <= MAX_OFF,
             float((off == 0).mean()),
-            float((off <= MOST_OFF).mean()),
+            float((off <= MAX_OFF).mean()),
             float(off.mean()),
             float(off.max()),
             most,

@@ -96,4 +96,4 @@ class Fleet:
         self.members.remove(member)
         self.on_end(member.name)
         if member.node is not None:
-            self.cluster.give_back(member.node, self.deployment.needs, self.events.now_s)
+            self.cluster.release(member.node, self.deployment.needs, self.events.now_s)

@@ -100,7 +100,7 @@ class Cluster:
         node.num_replicas += 1
         return node
 
-    def give_back(self, node: Node, needs: Needs, now_s: float) -> None:
+    def release(self, node: Node, needs: Needs, now_s: float) -> None:
         """Free the room of a replica that has stopped."""
         for name, amount in needs.items():
             node.free[name] += amount
@@ -109,7 +109,7 @@ class Cluster:
 
     def update(self, now_s: float, unplaced: Sequence[Needs], at_once: bool = False) -> None:
         """Run one autoscaler iteration: add nodes for unplaced replicas, remove idle ones."""
-        self._take_idle_away(now_s)
+        self._remove_idle(now_s)
         wanted = self._wanted([dict(needs) for needs in unplaced if needs], now_s)
         for pool, count in wanted.items():
             for _ in range(count):
@@ -136,7 +136,7 @@ class Cluster:
             logger.setLevel(level)
         return {str(name): int(count) for name, count in wanted.items()}
 
-    def _take_idle_away(self, now_s: float) -> None:
+    def _remove_idle(self, now_s: float) -> None:
         for node in reversed(self.joined(now_s)):
             of_pool = sum(each.pool == node.pool for each in self.nodes)
             may_go = not self.is_head(node) and of_pool > self._pools[node.pool].min_nodes

@@ -195,7 +195,7 @@ class Outcome:
         ]
 
 
-def unsettled(outcomes: Sequence[Outcome]) -> list[str]:
+def chance_warnings(outcomes: Sequence[Outcome]) -> list[str]:
     """Return where plans of one load, with different arrivals, differ by more than a replica."""
     first, found = outcomes[0], []
     for deployment in first.service.deployments[:2]:

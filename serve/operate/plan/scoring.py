@@ -101,11 +101,11 @@ class Router:
             self._waiting.popleft()
 
     def _dispatch(self, call: Call) -> bool:
-        drawn = self.running if len(self.running) <= 2 else self.rng.sample(self.running, 2)
-        if not drawn:
+        choices = self.running if len(self.running) <= 2 else self.rng.sample(self.running, 2)
+        if not choices:
             return False
         # Ties are broken at random. Otherwise the first replica would get all calls at low load.
-        replica = min(drawn, key=lambda each: (each.num_ongoing, self.rng.random()))
+        replica = min(choices, key=lambda each: (each.num_ongoing, self.rng.random()))
         if replica.num_ongoing >= self.max_ongoing:
             return False
         call.replica = replica

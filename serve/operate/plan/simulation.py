@@ -30,7 +30,7 @@ from serve.operate.plan.trace import REPLICAS, Trace
 
 SAMPLE_S = 1.0
 # Room for everything, where the file has no `nodes`.
-ENOUGH = {HEAD: NodePool(1_000_000, 1, 1, 1_000)}
+UNLIMITED = {HEAD: NodePool(1_000_000, 1, 1, 1_000)}
 RUNNING, WAITING = "running", "waiting"
 _Count = Callable[[], Mapping[str, float]]
 _Send = Callable[[Series, float], None]
@@ -72,7 +72,7 @@ class _Simulation:
         self.service, self.costs, self.trace, self.ledger = service, costs, trace, ledger
         self.events, self.rng, self.progress = events, rng, progress
         self.policy = Policy(service)
-        self.cluster = Cluster(service.pools or ENOUGH, costs.nodes, events.now_s)
+        self.cluster = Cluster(service.pools or UNLIMITED, costs.nodes, events.now_s)
         self.router = Router(events, costs, service.scorer.max_ongoing, rng)
         # Every replica until it has ended.
         self.fetchers: dict[str, FetchReplica] = {}
@@ -113,7 +113,7 @@ class _Simulation:
 
     def _begin(self) -> None:
         for fleet in self.fleets.values():
-            fleet.scale(self._at_first(fleet.deployment), at_once=True)
+            fleet.scale(self._initial_replicas(fleet.deployment), at_once=True)
         while waiting := self._unplaced():
             before = len(self.cluster.nodes)
             self.cluster.update(self.events.now_s, waiting, at_once=True)
@@ -126,7 +126,7 @@ class _Simulation:
         self.events.at(begin_s + UPDATE_S, self._update_nodes)
         self.events.at(begin_s + SAMPLE_S, self._sample)
 
-    def _at_first(self, deployment: Deployment) -> int:
+    def _initial_replicas(self, deployment: Deployment) -> int:
         counted = self.trace.counted.get(f"{deployment.name}{REPLICAS}", ())
         first = next((count for count in counted if count >= 1), None)
         if first is not None:

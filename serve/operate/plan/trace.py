@@ -165,8 +165,8 @@ def _check_row(rows: dict[str, list[float]], where: str) -> None:
         raise TabrankError(f"{where}: column {RATE}: {rows[RATE][-1]:g} must be 0 or more")
 
 
-def _number(text: str | None, where: str, may_lack: bool) -> float:
-    if may_lack and not (text or "").strip():
+def _number(text: str | None, where: str, is_optional: bool) -> float:
+    if is_optional and not (text or "").strip():
         return math.nan
     if not (text or "").strip():
         raise TabrankError(f"{where} is missing")

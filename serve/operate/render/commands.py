@@ -71,7 +71,7 @@ def launcher(
     given = {
         "image": image, "region": region, "project": project, "instance": instance, "allow": allow,
         "machine-image": machine_image, "head-ip": head_ip, "worker-ip": worker_ip, "gcs-port": gcs_port}  # fmt: skip
-    _refuse_others(provider, [key for key, value in given.items() if value])
+    _refuse_foreign_options(provider, [key for key, value in given.items() if value])
     options = ProviderOptions(
         refuse_name(name),
         region,
@@ -129,7 +129,7 @@ def rayservice(
              ("--redis-secret", [redis_secret]), ("--allow", allow or []), ("--monitoring", [monitoring]),
              ("--operator", [operator]))  # fmt: skip
     for option, values in named:
-        _refuse_no_object(option, filter(None, values))
+        _refuse_object_names(option, filter(None, values))
     manifest = Manifest(
         name=refuse_name(name),
         namespace=namespace,
@@ -171,7 +171,7 @@ def refuse_name(name: str) -> str:
     return name
 
 
-def _refuse_no_object(option: str, names: Iterable[str]) -> None:
+def _refuse_object_names(option: str, names: Iterable[str]) -> None:
     for name in names:
         if not OBJECT.fullmatch(name):
             raise TabrankError(
@@ -188,7 +188,7 @@ def _server(address: str) -> str:
     return address
 
 
-def _refuse_others(provider: str, given: Iterable[str]) -> None:
+def _refuse_foreign_options(provider: str, given: Iterable[str]) -> None:
     for key in given:
         if provider not in OWN[key]:
             raise TabrankError(

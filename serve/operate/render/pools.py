@@ -38,7 +38,7 @@ def pools_of(config: Config) -> Pools:
         raise TabrankError(f"{config.path}: nodes: no pool {HEAD!r}; name the pool of Ray's controller so")
     pools = Pools(head, workers)
     if pools.max_workers:
-        _refuse_what_one_machine_holds(config)
+        _refuse_single_machine_settings(config)
     return pools
 
 
@@ -71,7 +71,7 @@ def paths_of(args: AppArgs) -> dict[str, str]:
     return {**paths, "surface": args.surface} if args.surface.endswith(".toml") else paths
 
 
-def _refuse_what_one_machine_holds(config: Config) -> None:
+def _refuse_single_machine_settings(config: Config) -> None:
     for where, args in our_arguments(config):
         if not args.store.startswith(("redis:", "rediss:")):
             kind = args.store.partition(":")[0]

@@ -58,11 +58,11 @@ class Manifest:
 def rayservice(config: Config, manifest: Manifest) -> str:
     """Return the text of both objects; raise TabrankError where pods cannot serve the file."""
     pools = pools_of(config)
-    _refuse_what_no_volume_holds(config, manifest)
+    _refuse_unmounted_paths(config, manifest)
     _refuse_secrets(config)
     refuse_without_keys(config)
     if pools.max_workers:
-        _refuse_what_fits_no_worker(config, pools)
+        _refuse_excess_replicas(config, pools)
     objects = [
         _service(config, pools, manifest),
         network_policy(manifest.name, manifest.namespace, config.port, manifest.allowed),
@@ -176,7 +176,7 @@ def _refuse_secrets(config: Config) -> None:
             )
 
 
-def _refuse_what_no_volume_holds(config: Config, manifest: Manifest) -> None:
+def _refuse_unmounted_paths(config: Config, manifest: Manifest) -> None:
     folders = [PurePosixPath(path) for path in manifest.volumes.values()]
     for where, args in our_arguments(config):
         paths = paths_of(args)
@@ -191,7 +191,7 @@ def _refuse_what_no_volume_holds(config: Config, manifest: Manifest) -> None:
                 )
 
 
-def _refuse_what_fits_no_worker(config: Config, pools: Pools) -> None:
+def _refuse_excess_replicas(config: Config, pools: Pools) -> None:
     for unit in ("num_cpus", "num_gpus"):
         room = sum(getattr(pool, unit) * pool.max_nodes for pool in pools.workers.values())
         needed = sum(getattr(size, unit) * size.max_replicas for size in config.sizes)

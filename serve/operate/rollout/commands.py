@@ -102,12 +102,12 @@ def shift(
     The pairs come from the shadow (`user_config.shadow`), the canary and a newly promoted version,
     since the start of each replica.
     """
-    from serve.operate.rollout.shift import found_in
+    from serve.operate.rollout.shift import read_shifts
     from serve.operate.rollout.tables import shifts
     from serve.operate.status.scrape import read_pages
     from serve.operate.status.vitals import metrics_pages
 
-    found = found_in(read_pages(metrics_pages(run, address)))
+    found = read_shifts(read_pages(metrics_pages(run, address)))
     nothing = (
         "no rows were scored by two versions yet: there is no canary, no shadow and no newly promoted version"
     )

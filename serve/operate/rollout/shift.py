@@ -10,7 +10,7 @@ from serve.operate.status.scrape import Page
 from serve.rollout.score_comparison import Sums
 
 
-def found_in(page: Page) -> list[dict[str, Any]]:
+def read_shifts(page: Page) -> list[dict[str, Any]]:
     """Return one report for each pair of versions, over all replicas."""
     pairs: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (name, labels), value in page.values.items():

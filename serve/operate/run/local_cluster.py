@@ -159,7 +159,7 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
         progress(f"some logs could not be kept: {error}")
     if run.temp is not None:
         shutil.rmtree(run.temp, ignore_errors=True)
-    run.forget()
+    run.remove_state()
     return killed, kept
 
 

@@ -252,7 +252,7 @@ class Supervisor:
         try:
             self._run.write(self._service)
             if self._deployed and (self._is_unsaved or not self._run.has_deployed()):
-                self._run.keep(self._deployed)
+                self._run.save_deployed(self._deployed)
                 self._is_unsaved = False
             self._write_error = ""
         except TabrankError as error:

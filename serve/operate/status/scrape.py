@@ -18,7 +18,7 @@ FRESHNESS, REASONS = "ray_tabrank_freshness_ms", "ray_tabrank_degraded_total"
 # Ray's label of the process.
 REPLICA = "WorkerId"
 # Limits how long `status` waits for rates, so that the command stays interactive.
-MOST_S = 6.0
+MAX_READ_S = 6.0
 QUANTILES = (0.5, 0.9, 0.99)
 
 # A metric's name and its labels.
@@ -93,8 +93,8 @@ class PageHistory:
         self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
 
     def fill(self, urls: list[str], *, read: Callable[[Iterable[str]], Page] = read_pages) -> None:
-        """Read pages until each replica has reported twice, for at most `MOST_S`."""
-        wait_s = min(2.5 * self.every_s, MOST_S)
+        """Read pages until each replica has reported twice, for at most `MAX_READ_S`."""
+        wait_s = min(2.5 * self.every_s, MAX_READ_S)
         deadline = time.monotonic() + wait_s
         self.add(read(urls))
         while time.monotonic() < deadline:

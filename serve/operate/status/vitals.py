@@ -18,7 +18,7 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff.running import cause
 from serve.operate.status import scrape
 
-# The environment variable with the key for /v1/model, for a service that has keys.
+# The variable with a key. Without it, the /v1/model of a service with keys is unknown.
 API_KEY = "TABRANK_API_KEY"
 # A replica that finds room on a node starts within this time.
 STARTS_WITHIN = timedelta(seconds=10)

@@ -105,7 +105,7 @@ def test_written_state_is_read_back_and_invalid_content_counts_as_none(tmp_path)
     assert run.service() == {}
     run.write({"state": "ready"})
     assert run.service() == {"state": "ready"}
-    run.keep({"applications": []})
+    run.save_deployed({"applications": []})
     assert run.deployed() == {"applications": []}
     (tmp_path / "service.json").write_text('{"state": ')
     (tmp_path / "deployed.yaml").write_text("applications: [")
@@ -149,8 +149,8 @@ def test_two_commands_cannot_hold_one_folder(tmp_path):
 def test_files_that_may_hold_a_password_are_private(tmp_path):
     run = RunFolder.of(tmp_path)
     for _ in range(2):
-        run.keep({"applications": []})
-        run.want(tmp_path / "cluster.yaml", "", {"applications": []})
+        run.save_deployed({"applications": []})
+        run.save_wanted(tmp_path / "cluster.yaml", "", {"applications": []})
         run.write({})
     assert [
         (tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml", "service.json")

@@ -339,7 +339,7 @@ def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, 
     assert (taken["action"], taken["error"], answer(port)["knob"]) == ("deployed", "", 5)
     assert messages[0].startswith("taking over")
     # No machine has room for this deployment.
-    run.want(folder / "cluster.yaml", "", unplaceable(run.deployed()))
+    run.save_wanted(folder / "cluster.yaml", "", unplaceable(run.deployed()))
     os.kill(taken["pid"], signal.SIGHUP)
     until(lambda: status(folder / "run")["applications"]["tab"]["status"] == "DEPLOYING")
     kill_supervisor(folder)
