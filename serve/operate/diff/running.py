@@ -279,7 +279,7 @@ def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: P
 def follow(
     run: RunFolder, timeout_s: float, progress: Progress, done: Callable[[Any], bool], known: str = ""
 ) -> None:
-    """Report the supervisor's stages until `done`; raise TabrankError unless it is `known`."""
+    """Report the supervisor's stages until `done`; raise TabrankError on an error but `known`."""
     deadline = time.monotonic() + timeout_s
     stage = ""
     while True:
