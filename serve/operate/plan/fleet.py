@@ -74,7 +74,7 @@ class Fleet:
                     self.events.at(self.events.now_s + self.start_s, self._start, member)
 
     def _last_to_stop(self, member: Member) -> tuple[bool, bool, int]:
-        """Return Ray's order of stopping: not running first, off the head, with few neighbours."""
+        """Return the sort key of Ray's stop order: not running, off the head, few neighbours."""
         on_head = member.node is not None and self.cluster.is_head(member.node)
         return member.is_running, on_head, member.node.num_replicas if member.node else 0
 

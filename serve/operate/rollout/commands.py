@@ -32,7 +32,7 @@ def show(folder: Folder = MODELS, as_json: Json = False) -> None:
 
 @models.command()
 def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Make a version rank for arms with the scorer `current`; the service loads it within 1 s."""
+    """Let a version rank for arms with the scorer `current`; the service loads it within 1 s."""
     from serve.rollout.registry import Releases
 
     was = Releases(folder).promote(version)
@@ -69,7 +69,7 @@ def canary(
     folder: Folder = MODELS,
     as_json: Json = False,
 ) -> None:
-    """Make a version rank for arms with the scorer `canary`; after --end, `current` ranks there."""
+    """Let a version rank for arms with the scorer `canary`; --end returns the arms to `current`."""
     from serve.rollout.registry import Releases
 
     if (version is None) != end:

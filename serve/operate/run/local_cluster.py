@@ -128,7 +128,7 @@ def _difference(config: Config, run: RunFolder) -> Difference | None:
 
 
 def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
-    """Supervise a running service that has no supervisor; return whether there was one."""
+    """Supervise a running service that has no supervisor; return whether that was needed."""
     service = run.service()
     is_known = service.get("state") in ("ready", "deploying") and run.has_deployed()
     if run.supervisors() or not is_known or len(node := run.node()) < len(NODE):

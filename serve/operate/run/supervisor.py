@@ -296,7 +296,7 @@ def _config(path: str, document: Mapping[str, Any], sha256: str) -> Config:
 
 
 def reason(error: Exception) -> str:
-    """Return an error in one line: ours whole, of any other the last line."""
+    """Return our own error as it is, and the last line of any other error."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
