@@ -25,7 +25,7 @@ def test_every_exposure_and_event_lies_on_one_side_of_the_cut(tmp_path, log_fold
     assert after["events"]["id"].to_pylist() == ["e3", "e4", "e5"]
 
 
-def test_before_knows_nothing_of_later_and_after_keeps_every_candidate(tmp_path):
+def test_before_holds_nothing_later_and_after_keeps_every_candidate(tmp_path):
     parts = tables()
     late = parts["candidates"].column_names.index("ts_ms")
     parts["candidates"] = parts["candidates"].set_column(
