@@ -92,14 +92,14 @@ def test_where_a_file_is_no_folder_is_written(folder, out):
 @pytest.mark.parametrize("surface", ["bad.toml", "missing.toml", "empty"])
 def test_what_is_no_surface_is_refused_by_name(folder, surface):
     for command in ("fit", "search"):
-        error = refused(command, "--surface", folder / surface, "--log", folder / "log", "--out", folder / "m")
-        assert surface in error
+        text = refused(command, "--surface", folder / surface, "--log", folder / "log", "--out", folder / "m")
+        assert surface in text
 
 
 def test_a_search_with_a_torn_record_is_refused_with_the_remedy(folder):
-    error = refused("search", "--surface", "spaces", "--log", folder / "log", "--out", folder / "unfinished")
-    assert "search.json: cannot be read" in error
-    assert f"remove {folder / 'unfinished'}" in error
+    text = refused("search", "--surface", "spaces", "--log", folder / "log", "--out", folder / "unfinished")
+    assert "search.json: cannot be read" in text
+    assert f"remove {folder / 'unfinished'}" in text
 
 
 def test_a_number_of_seeds_that_is_none_is_refused():
