@@ -1,8 +1,7 @@
 """Training loop in plain torch: minibatches, early stopping, and a state to resume from.
 
 Runs in one process, or as every rank of a torch.distributed group that the caller has opened.
-Letters: N rows, F numeric columns, V multi-hot columns, K single category columns, D network
-inputs.
+Letters: N rows, b rows of a rank's batch, K single category columns.
 """
 
 from __future__ import annotations
@@ -102,8 +101,7 @@ class FitConfig:
 class Epoch(TypedDict):
     """One line of a run's history."""
 
-    # Number of the epoch, from 1.
-    epoch: int
+    epoch: int  # from 1
     train_logloss: float
     valid_logloss: float
     # None where the validation rows have one label only.
@@ -121,12 +119,10 @@ class State:
     best_epoch: int = 0
     # No epoch is left to train.
     stopped: bool = False
-    # The TabNet's state dict after the last epoch.
+    # The TabNet's state dicts after the last and after the best epoch.
     last: dict[str, Tensor] = field(default_factory=dict)
-    # The TabNet's state dict after the best epoch.
     best: dict[str, Tensor] = field(default_factory=dict)
-    # AdamW's moments by "<number>.<name>": number 0 is the network's parameters in one tensor, 1
-    # the position bias's.
+    # AdamW's moments by "<number>.<name>": 0 is the network's flat tensor, 1 the position bias's.
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     # The position bias's state dict after the last epoch.
     bias: dict[str, Tensor] = field(default_factory=dict)
@@ -163,8 +159,7 @@ def run(
 
     Each rank of an open torch.distributed group calls it with the same arguments and takes its part
     of every batch, so that the ranks together take the steps of one process. Every rank calls
-    `after_epoch` with the current state; the callback must save or use it before it returns,
-    because the next epoch changes it.
+    `after_epoch`, which must save or use the state before it returns: the next epoch changes it.
     """
     state = state or State()
     if not state.stopped:
@@ -206,9 +201,8 @@ class _Fit:
         self.bias = Bias(config.position_bias).to(device)
         self.bias.load_state_dict(state.bias or self.bias.state_dict())
         if self.world > 1:
-            # Average the batch norms' statistics once an epoch instead of at each step. A ghost
-            # batch norm updates its own once for each virtual batch: here a rank's update stands
-            # for those of all ranks.
+            # Statistics of batch norms are averaged once an epoch, not at each step. A ghost batch
+            # norm updates its own once a virtual batch: a rank's update stands for all ranks'.
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GBN)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
         groups: list[dict[str, Any]] = [
@@ -284,10 +278,7 @@ class _Fit:
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:
-        """Return (logloss, AUC) of the validation rows, the same on every rank.
-
-        Each rank scores its part.
-        """
+        """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores its part."""
         self.network.eval()
         num_rows = len(self.valid)
         logit = torch.zeros(num_rows, device=self.valid.x.device)
