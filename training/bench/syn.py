@@ -1,9 +1,9 @@
 """Train on the TabNet paper's synthetic sets and compare the AUC with the paper's.
 
-Six sets of 11 standard normal columns, X1 to X11, and a label with P(Y = 1 | X) = 1 / (1 +
-exp(z(X))). The exponents z are those of Chen et al. 2018 ("Learning to Explain") as changed by Yoon
-et al. 2019 (INVASE), whose code, not text, gives Syn3 (see `exponent`). The AUCs are those of Arik
-& Pfister 2021 (TabNet), table 1.
+Six sets of 11 standard normal columns, X1 to X11, and a label with
+P(Y = 1 | X) = 1 / (1 + exp(z(X))). The exponents z are those of Chen et al. 2018 ("Learning to
+Explain") as changed by Yoon et al. 2019 (INVASE), whose code, not text, gives Syn3 (see
+`exponent`). The AUCs are those of Arik & Pfister 2021 (TabNet), table 1.
 """
 
 from __future__ import annotations

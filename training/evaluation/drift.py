@@ -63,10 +63,8 @@ def drift(
 def psi(expected: Shares, found: Shares) -> float:
     """Return the population stability index: Σ (found − expected) · ln(found / expected).
 
-    The sum is over cells.
-
-    The symmetric divergence of Jeffreys (1946), as credit scoring names it (Siddiqi 2006, chapter
-    9).
+    The sum is over cells. Credit scoring gave this name to the symmetric divergence of Jeffreys
+    (1946); see Siddiqi 2006, chapter 9.
     """
     expected, found = np.maximum(expected, LEAST), np.maximum(found, LEAST)
     return float(np.sum((found - expected) * np.log(found / expected)))

@@ -278,7 +278,7 @@ class _Fit:
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:
-        """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores its part."""
+        """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores a part."""
         self.network.eval()
         num_rows = len(self.valid)
         logit = torch.zeros(num_rows, device=self.valid.x.device)

@@ -1,4 +1,4 @@
-"""Audience of each Space: the only state by which today's rankings affect tomorrow's."""
+"""Audience of each Space, through which earlier rankings affect later ones."""
 
 from __future__ import annotations
 
