@@ -124,7 +124,7 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
     write_log(tmp_path / "log", parts)
     for memory_bytes in (1, 1 << 30):
         with (
-            pytest.raises(TabrankError, match="hold 0 positives"),
+            pytest.raises(TabrankError, match="have 0 positives"),
             prepare(surface, tmp_path / "log", tmp_path, memory_bytes=memory_bytes),
         ):
             pass

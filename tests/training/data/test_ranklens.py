@@ -90,7 +90,7 @@ def test_a_missing_file_and_a_missing_column_are_named(tmp_path, source):
     ):
         import_ranklens(source, tmp_path / "log")
     (source / "impressions.csv.gz").unlink()
-    with pytest.raises(TabrankError, match=r"impressions.csv.gz: is missing; --source names the folder"):
+    with pytest.raises(TabrankError, match=r"impressions.csv.gz: missing; --source names the folder"):
         import_ranklens(source, tmp_path / "log")
     assert not (tmp_path / "log").exists()
 

@@ -76,7 +76,7 @@ def test_nothing_is_left_behind_where_the_second_side_cannot_be_written(tmp_path
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
-        ("events", lambda t: t.drop_columns("ts_ms"), "events.parquet: the column 'ts_ms' must be there"),
+        ("events", lambda t: t.drop_columns("ts_ms"), "events.parquet: the column 'ts_ms' must exist"),
         ("exposures", lambda t: t.slice(0, 0), "exposures.parquet: has no rows"),
         (
             "events",
