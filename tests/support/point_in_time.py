@@ -19,10 +19,10 @@ def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
 
     The time of the share `at` of exposures cuts the log. The rows of all exposures up to that time
     are computed twice: from the whole log, and from a log without any record at or after it, except
-    the exposures of that instant. A difference is |x − y| / max(1, |x|), and infinite where a category
-    differs or one value is missing. Correct features stay ≤ 1e-6, because sums may be added in another
-    order. In the whole log each exposure of the instant has a duplicate, which reveals a slate that
-    sees itself.
+    the exposures of that instant. A difference is |x − y| / max(1, |x|), and infinite where a
+    category differs or one value is missing. Correct features stay ≤ 1e-6, because sums may be
+    added in another order. In the whole log each exposure of the instant has a duplicate, which
+    reveals a slate that sees itself.
 
     Raises:
         TabrankError: if `at` is not a share, or no row can be compared.
