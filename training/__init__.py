@@ -1,1 +1,4 @@
-"""From a log to a published artifact. Imports `serve`, never `loadtest`."""
+"""Train ranking models from a log and publish them as artifacts.
+
+Imports `serve`, never `loadtest`.
+"""

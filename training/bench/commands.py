@@ -1,4 +1,4 @@
-"""`python -m training bench`: what training and scoring cost on this machine."""
+"""Commands of `python -m training bench`: speed here, and quality against known truths."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ bench = typer.Typer(no_args_is_help=True)
 @bench.command("scorer")
 def scorer(
     model: Annotated[
-        Path | None, typer.Option(help="An artifact; default two networks of 40 features, random weights.")
+        Path | None, typer.Option(help="An artifact. Default: two networks of 40 features, random weights.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Candidates a second on one core: pytorch_tabnet, the network in eager mode and exported, and ours."""
+    """Measure candidates/s on one core: pytorch_tabnet, eager and exported network, and ours."""
     from training.bench.scorer import bench_scorer, table
 
     result = bench_scorer(model, progress=say)
@@ -29,7 +29,7 @@ def scorer(
 
 @bench.command("fit")
 def fit(as_json: Json = False) -> None:
-    """Rows a second in training: pytorch_tabnet's classifier, a plain loop around its network, and ours."""
+    """Measure training rows/s: pytorch_tabnet's classifier, a plain loop, and ours."""
     from training.bench.fit import bench_fit, table
 
     result = bench_fit(progress=say)
@@ -39,11 +39,14 @@ def fit(as_json: Json = False) -> None:
 @bench.command("syn")
 def syn(
     seeds: Annotated[
-        int, typer.Option(min=1, help="Sets of rows and weights, over which the AUC is a mean.")
+        int, typer.Option(min=1, help="Number of row sets and weights over which the AUC is averaged.")
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """The TabNet paper's synthetic sets: exit code 1 where an AUC is more than 0.01 below the paper's."""
+    """Train on the TabNet paper's synthetic sets.
+
+    Exit code 1 if an AUC is more than 0.01 below the paper's.
+    """
     from training.bench.syn import bench_syn, table
 
     result = bench_syn(seeds=range(seeds), progress=say)
@@ -55,12 +58,15 @@ def syn(
 @bench.command("world")
 def world(
     model: Annotated[Path, typer.Option(help="An artifact of `spaces`, or the folder of a search.")],
-    world: Annotated[Path, typer.Option(help="The simulated log, whole, with its truth.parquet.")],
-    history: Annotated[Path, typer.Option(help="Its part that the model was trained on, as split wrote it.")],
-    log: Annotated[Path, typer.Option(help="Its other part, to measure on.")],
+    world: Annotated[Path, typer.Option(help="The whole simulated log, with its truth.parquet.")],
+    history: Annotated[Path, typer.Option(help="The part that the model was trained on, as split wrote it.")],
+    log: Annotated[Path, typer.Option(help="The other part, to measure on.")],
     as_json: Json = False,
 ) -> None:
-    """How far a model comes from popular to the simulated world's own law: exit code 1 below 80 % of the way."""
+    """Measure the share of the gap between popular and the oracle that a model closes.
+
+    Exit code 1 below 80 %. The oracle scores with the true probabilities of the simulated world.
+    """
     from training.bench.world import bench_world, table
 
     with Share("bench world") as progress:

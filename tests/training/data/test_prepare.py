@@ -23,7 +23,7 @@ REPEATS = 40
 
 @pytest.fixture
 def long_log(tmp_path):
-    """The small log, again and again: 320 rows."""
+    """Repeat the small log to 320 rows."""
     parts = tables()
     for name in ("exposures", "events"):
         again = []
@@ -54,7 +54,7 @@ def sorted_rows(x, label, position):
 
 
 def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
-    """What `Streamed.batches` gives, end to end, without Ray."""
+    """Return the batches of `Streamed.batches`, end to end, without Ray."""
     rows = np.concatenate([read(job) for job in train._jobs(size, slice(begin, end), seed)])
     return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "position")))
 
@@ -96,7 +96,7 @@ def test_validation_rows_beyond_the_bound_are_thinned_out_by_whole_slates(
     assert max(kept) > max(slates) - 3
 
 
-def test_the_encoder_of_a_spilled_log_comes_from_a_sample_of_its_training_rows(
+def test_the_encoder_of_a_spilled_log_is_fitted_to_a_sample(
     long_log, surface, tmp_path, small_parts, monkeypatch
 ):
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as whole:
@@ -124,7 +124,7 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
     write_log(tmp_path / "log", parts)
     for memory_bytes in (1, 1 << 30):
         with (
-            pytest.raises(TabrankError, match="hold 0 positives"),
+            pytest.raises(TabrankError, match="have 0 positives"),
             prepare(surface, tmp_path / "log", tmp_path, memory_bytes=memory_bytes),
         ):
             pass
@@ -132,7 +132,7 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
 
 @pytest.fixture
 def streamed(tmp_path, monkeypatch) -> Streamed:
-    """1,000 rows in 16 files, the number of each in its one input and its position."""
+    """Write 1,000 rows to 16 files, each row's number in its one input and its position."""
     monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
     spill = Spill(tmp_path / "spill", 1_000, 1)
     for part in np.split(np.arange(1_000), [300, 301, 900]):
