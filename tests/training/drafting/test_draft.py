@@ -102,7 +102,7 @@ def test_the_tiny_log_gives_a_surface_that_builds(log_folder):
     }
 
 
-def test_the_simulated_tab_gets_the_label_and_the_kinds_that_its_own_surface_has(spaces):
+def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
     surface, data, text = spaces
     assert surface.label.event == "join"
     assert 60_000 <= surface.label.within_ms <= 1_800_000
@@ -121,7 +121,7 @@ def test_the_simulated_tab_gets_the_label_and_the_kinds_that_its_own_surface_has
     assert "no label: takes back a join" in text
 
 
-def test_a_log_of_categories_without_ids_that_repeat_and_a_base_rate_above_one_half(market_log):
+def test_a_log_without_repeated_ids_and_a_base_rate_above_one_half(market_log):
     surface, data, text = read(market_log)
     assert surface.name == "market-7"
     assert (surface.label.event, surface.label.within_ms) == ("buy", 60_000)

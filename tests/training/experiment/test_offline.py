@@ -180,7 +180,7 @@ def write_bandit(folder, *, shift=0.0):
     return folder
 
 
-def test_bandit_logs_agree_where_the_users_are_the_same_and_not_where_they_differ(tmp_path):
+def test_bandit_logs_agree_only_if_their_users_are_the_same(tmp_path):
     assert open_bandit(write_bandit(tmp_path / "same"))["agree"] == 6
     assert not open_bandit(write_bandit(tmp_path / "other", shift=0.05))["held"]
 
@@ -255,7 +255,7 @@ def test_test_traffic_is_no_evidence(home, tmp_path):
     assert offline(home, write_drawn(tmp_path / "log", tests))["exposures"] == 300
 
 
-def test_known_viewers_in_no_experiment_are_left_out_and_anonymous_ones_stay(home, tmp_path):
+def test_known_viewers_outside_experiments_are_dropped_anonymous_stay(home, tmp_path):
     def some_outside(exposures):
         exposures["experiment"] = [None] * 60 + ["launch"] * (len(exposures["viewer"]) - 60)
         exposures["viewer"][:20] = [None] * 20
@@ -280,7 +280,7 @@ def test_a_weight_that_is_cut_does_not_move_with_what_is_looked_at(world, monkey
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_in_the_simulated_world_a_worse_artifact_is_called_worse_and_the_truth_is_covered(tmp_path):
+def test_a_worse_artifact_of_a_simulated_world_is_called_worse(tmp_path):
     toml = (Path(serve.__file__).parent / "surfaces" / "spaces.toml").read_text()
     log = write_world(tmp_path / "log")
     write_random_model(tmp_path / "model", log, toml)

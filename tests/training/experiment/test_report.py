@@ -92,7 +92,7 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
     assert people.came.tolist() == [0, 0, 1]
 
 
-def test_the_interval_of_any_look_goes_by_the_first_24_hours_whatever_the_midnights(tmp_path):
+def test_the_interval_of_any_look_uses_the_first_24_hours(tmp_path):
     rng = np.random.default_rng(0)
     exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(60)]
     events = [did(f"v{i}", "click", 23 + i, request_id=f"r{i}") for i in range(60) if rng.random() < 0.5]

@@ -56,7 +56,7 @@ def done(home, tmp_path_factory):
     return found, folder / "out", read_log(folder / "a", SURFACE)
 
 
-def test_the_services_log_holds_what_its_viewers_were_shown_and_did_by_the_arms_that_it_dealt(home, done):
+def test_the_log_of_the_service_holds_the_exposures_of_both_arms(home, done):
     found, out, log = done
     past = read_log(home / "a", SURFACE)
     truth = pq.read_table(out / "truth.parquet").to_pylist()
@@ -74,7 +74,7 @@ def test_the_services_log_holds_what_its_viewers_were_shown_and_did_by_the_arms_
     assert set(log.events["candidate"].to_pylist()) <= set(log.candidates["id"].to_pylist())
 
 
-def test_the_popular_arm_shows_the_largest_audience_first_as_the_world_counts_it(done):
+def test_the_popular_arm_shows_the_largest_audience_first(done):
     _, out, log = done
     arms = {row["request_id"]: row["arm"] for row in pq.read_table(out / "truth.parquet").to_pylist()}
     events = sorted((e for e in log.events.to_pylist() if e["kind"] != "click"), key=lambda e: e["ts_ms"])
@@ -90,7 +90,7 @@ def test_the_popular_arm_shows_the_largest_audience_first_as_the_world_counts_it
     assert compared > 10
 
 
-def test_the_truth_is_the_laws_expectation_of_what_was_shown(done):
+def test_the_truth_is_the_expectation_of_the_data_generating_process(done):
     found, out, _ = done
     truth = pq.read_table(out / "truth.parquet").to_pylist()
     assert json.loads((out / "truth.json").read_text()) == found
@@ -118,7 +118,7 @@ def test_alone_each_arm_ranks_for_every_visit(done):
 @pytest.mark.no_ray
 @pytest.mark.integration  # two services
 @pytest.mark.parametrize("arm", [TABNET, POPULAR])
-def test_an_arm_alone_in_this_process_shows_what_a_service_of_that_arm_shows(home, tmp_path, arm):
+def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, arm):
     scenes = [Scene.after(home / "a", DAYS, 0) for _ in range(2)]
     visits = scenes[0].visits(RANKINGS, 0)
     service = served_by(home, tmp_path, Arm(arm.name, arm.scorer, 1.0))
@@ -133,7 +133,7 @@ def test_an_arm_alone_in_this_process_shows_what_a_service_of_that_arm_shows(hom
         assert mine.tolist() == yours.tolist()
 
 
-def test_an_effect_is_against_the_control_and_has_no_relative_size_where_that_is_nothing():
+def test_an_effect_on_a_control_of_zero_has_no_relative_size():
     arms = {
         "old": {"expected": {"joins": 0.0, "clicks": 2.0}},
         "new": {"expected": {"joins": 1.0, "clicks": 3.0}},

@@ -113,6 +113,6 @@ def test_the_validation_holds():
     assert len(result["checks"]) == 14
 
 
-def test_the_metrics_that_an_experiment_may_declare_are_those_of_the_report():
+def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():
     assert tuple(metric.name for metric in METRICS) == settings.METRICS
     assert Experiment.primary in settings.METRICS
