@@ -12,7 +12,7 @@ from training.experiment import validation
 from training.experiment.comparison import comparisons
 from training.experiment.confidence_sequence import always_valid, factor
 from training.experiment.metrics import METRICS
-from training.experiment.statistics import Plan, aggregates, compare, viewers_needed
+from training.experiment.statistics import PowerDesign, aggregates, compare, viewers_needed
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
 
@@ -45,7 +45,7 @@ def test_a_difference_of_means_is_welchs():
 def test_viewers_needed_are_those_of_the_textbook():
     rng = np.random.default_rng(0)
     both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
-    needed = viewers_needed(CLICKS, both, 0.02, Plan(ratio=1.0, adjusted=False))
+    needed = viewers_needed(CLICKS, both, 0.02, PowerDesign(ratio=1.0, adjusted=False))
     per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
     assert needed == pytest.approx(2 * per_arm, rel=0.02)
 
@@ -53,9 +53,9 @@ def test_viewers_needed_are_those_of_the_textbook():
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("smallest", [0.02, 0.5])
 def test_power_is_that_of_the_interval_that_decides(ended, smallest):
-    people = validation.dealt(np.random.default_rng(0), 0.0)
+    people = validation.simulated_panel(np.random.default_rng(0), 0.0)
     (clicks,) = comparisons(people, (0, 1), [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
-    best_at = 7 * int((people.came == 0).sum())
+    best_at = 7 * int((people.first_day == 0).sum())
     asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
     values = people.totals()["clicks"]
     error = 2 * values.std() / values.mean() / np.sqrt(len(values))  # of the relative effect
