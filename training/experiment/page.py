@@ -77,7 +77,7 @@ def sample_ratio(result: Report) -> list[str]:
     lines = [f"{split}; p = {p}, shares from {ratio['shares_from']}"]
     if ratio["crossing_viewers"]:
         lines.append(
-            f"{ratio['crossing_viewers']:,} viewers were shown both arms ({ratio['crossing_share']:.3%})"
+            f"{ratio['crossing_viewers']:,} viewers were shown two arms ({ratio['crossing_share']:.3%})"
         )
     if result["blocked"]:
         lines.append("The report is blocked: no effects are shown, because the arms are not comparable")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 Verdict = Literal["won", "lost", "no difference shown", "invalid"]
 # Below this p-value of the sample ratio test, an experiment is invalid.
 SRM_P = 0.001
-# Above this share of viewers with exposures in both arms, an experiment is invalid.
+# Above this share of viewers with exposures in two arms, an experiment is invalid.
 MAX_CROSSING = 0.001
 
 
@@ -30,7 +30,7 @@ def faults(
         found.append(f"sample ratio mismatch, p = {srm_p:.1e} (below {SRM_P:g}): {split}; no effect is shown")
     if crossing_share > MAX_CROSSING:
         found.append(
-            f"{crossing_share:.2%} of the viewers were shown both arms (more than {MAX_CROSSING:.1%}): "
+            f"{crossing_share:.2%} of the viewers were shown two arms (more than {MAX_CROSSING:.1%}): "
             "the assignment was not stable; no effect is shown"
         )
     return found

@@ -352,7 +352,7 @@ def test_viewers_who_saw_two_arms_make_it_invalid(tmp_path):
     result = report(write_experiment(tmp_path / "log", crossing=3), LAUNCH)
     assert result["verdict"] == "invalid"
     assert result["sample_ratio"]["crossing_viewers"] == 3
-    assert "both arms" in result["reason"]
+    assert "two arms" in result["reason"]
 
 
 def test_an_arm_without_viewers_makes_it_invalid(tmp_path):
