@@ -17,7 +17,7 @@ from serve.features.slots import IMPRESSION
 from serve.features.surface import OWNERS, read_surface
 from serve.log.reader import read_log
 from training.data.dataset import build
-from training.drafting.funnel import Funnel, format_duration, funnel
+from training.drafting.funnel import Funnel, duration, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, profile, read_tables
 from training.drafting.suggest import Feature, Toml, suggest
@@ -117,14 +117,11 @@ def _text(
     for kind in declared:
         h = events.event_stats[kind]
         after = f", after {' and '.join(h.after)}" if h.after else ""
-        verdict = (
-            "not the label: " + h.why_not
-            if h.why_not
-            else f"{h.rate:.2%} within {format_duration(h.within_ms)}{after}"
-        )
+        within = f"{h.rate:.2%} within {duration(h.within_ms)}{after}"
+        verdict = f"not the label: {h.why_not}" if h.why_not else within
         chosen = "  <- chosen: the rarest later step with enough positives" if kind == label.kind else ""
         lines.append(f"#   {_plain(kind):<{width}}  {h.num:>9,} events, {verdict}{chosen}")
-    spec = {"event": label.kind, "within": format_duration(label.within_ms)}
+    spec = {"event": label.kind, "within": duration(label.within_ms)}
     popular = next(f for f in features if f.popular)
     lines += [
         f"label = {Toml.of(spec)}  # {events.window_reason}",

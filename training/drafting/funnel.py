@@ -99,7 +99,7 @@ def round_up_ms(duration_ms: float) -> int:
     return next((n for n in ROUND_MS if n >= duration_ms), ROUND_MS[-1])
 
 
-def format_duration(duration_ms: int) -> str:
+def duration(duration_ms: int) -> str:
     """Format a duration as a surface writes it."""
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
         if duration_ms % size == 0:

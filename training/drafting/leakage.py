@@ -25,7 +25,7 @@ ENOUGH_IDS = 30
 
 
 def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Column]:
-    """Return the columns; remove the type of those that leak the future, with the reason in `why`."""
+    """Return the columns; those that leak the future lose their type and get a reason in `why`."""
     totals = {owner: _totals(tables, owner) for owner in ("viewer", "candidate")}
     judged = []
     for c in columns:

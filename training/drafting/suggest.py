@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import skew
 
 from serve.features.slots import IMPRESSION
-from training.drafting.funnel import Funnel, format_duration, round_up_ms
+from training.drafting.funnel import Funnel, duration, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
 
@@ -215,8 +215,8 @@ def _candidate(out: _Suggestions, events: Funnel) -> None:
     lives_ms = (last - first)[num_shown > 1]
     life_ms = float(np.median(lives_ms)) if len(lives_ms) else 0.0
     is_short = 0 < life_ms < SHORT_LIVED * events.span_ms
-    slow: Spec = {"half_life": format_duration(round_up_ms(life_ms))} if is_short else {}
-    fast: Spec = {"half_life": format_duration(round_up_ms(life_ms / 5))} if is_short else {}
+    slow: Spec = {"half_life": duration(round_up_ms(life_ms))} if is_short else {}
+    fast: Spec = {"half_life": duration(round_up_ms(life_ms / 5))} if is_short else {}
     why = "about the time that a candidate is shown" if is_short else "candidates stay, so nothing decays"
     why = why if come_back else "few candidates are shown twice, so this carries little information"
     if events.gauge:
@@ -241,7 +241,7 @@ def _viewer(out: _Suggestions, columns: list[Column], events: Funnel) -> None:
     if len(known) < COME_BACK * max(len(np.unique(known)), 1):
         return
     half_ms = int(np.clip(round_up_ms(events.span_ms), 7 * DAY_MS, 90 * DAY_MS))
-    half: Spec = {"half_life": format_duration(half_ms)}
+    half: Spec = {"half_life": duration(half_ms)}
     label, before = events.label, _counted(events)[1:2]
     why = "the span of the log, but 7 to 90 days"
     out.add(VIEWER, f"viewer_{label}_rate", _rate("viewer", events, label, half), why)

@@ -197,7 +197,7 @@ def _definitions(result: Report) -> list[list[str]]:
 
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
-    rungs = sorted({rung for guardrails in arms.values() for rung in guardrails["rungs"]})
+    rungs = sorted({rung for line in arms.values() for rung in line["rungs"]})
     rows = [
         [
             "arm",
@@ -209,14 +209,12 @@ def _guardrails(result: Report) -> list[list[str]]:
             "degraded by",
         ]
     ]
-    for arm, guardrails in arms.items():
-        took = [
-            NOTHING if guardrails[key] is None else f"{guardrails[key]:.1f}" for key in ("p50_ms", "p99_ms")
-        ]
-        shares = [f"{guardrails['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
-        why = ", ".join(f"{reason} {share:.3%}" for reason, share in guardrails["reasons"].items()) or NOTHING
+    for arm, line in arms.items():
+        took = [NOTHING if line[key] is None else f"{line[key]:.1f}" for key in ("p50_ms", "p99_ms")]
+        shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
+        why = ", ".join(f"{reason} {share:.3%}" for reason, share in line["reasons"].items()) or NOTHING
         by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
-        rows.append([arm, by, f"{guardrails['exposures']:,}", *took, *shares, why])
+        rows.append([arm, by, f"{line['exposures']:,}", *took, *shares, why])
     return rows
 
 

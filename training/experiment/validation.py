@@ -121,10 +121,8 @@ def adjustment(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
                 effect = compared(DIFFERENCE, *arms, adjusted=is_adjusted)
                 to[:, i] = effect.se, effect.difference
         expected = correlation**2
-        removed = 1 - float(np.mean((adjusted[0] / plain[0]) ** 2))
-        yield _line(
-            f"CUPED at ρ² = {expected:.2f}: variance removed", removed, 0.95 * expected, 1.05 * expected
-        )
+        cut = 1 - float(np.mean((adjusted[0] / plain[0]) ** 2))
+        yield _line(f"CUPED at ρ² = {expected:.2f}: variance removed", cut, 0.95 * expected, 1.05 * expected)
         # At a lower correlation the scatter over 1,000 runs exceeds the band.
         if expected > 0.5:
             scatter = 1 - float(adjusted[1].var() / plain[1].var())
@@ -179,12 +177,10 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
 
     Each viewer returns on each later day with probability `back`.
     """
-    first_day = np.sort(rng.integers(0, LOOKS, VIEWERS))
+    first = np.sort(rng.integers(0, LOOKS, VIEWERS))
     eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, VIEWERS)
     days = np.arange(LOOKS)
-    here = (days == first_day[:, None]) | (
-        (days > first_day[:, None]) & (rng.random((VIEWERS, LOOKS)) < back)
-    )
+    here = (days == first[:, None]) | ((days > first[:, None]) & (rng.random((VIEWERS, LOOKS)) < back))
     viewer, day = np.nonzero(here)
     num = len(viewer)
     exposures = 1.0 + rng.poisson(eager[viewer]).astype(np.float64)
@@ -192,8 +188,8 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
     nothing = np.zeros(num)
     return Panel(
         rng.integers(0, 2, VIEWERS).astype(np.int8),
-        first_day.astype(np.int16),
-        first_day == 0,
+        first.astype(np.int16),
+        first == 0,
         viewer,
         day.astype(np.int16),
         {

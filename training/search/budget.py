@@ -158,9 +158,7 @@ def _locked(out: Path) -> IO[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise TabrankError(
-                f"{out}: a search is running there; wait for it or name another folder"
-            ) from None
+            raise TabrankError(f"{out}: a search runs there already; wait or name another folder") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock

@@ -70,47 +70,47 @@ class Study(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the next point to train, or `FINISHED` if none fits cost and time."""
         for _ in range(MAX_SUGGESTIONS):
-            suggested = self._study.ask(self._space.distributions)
-            if self._fits(suggested) and self._starts(trial_id, suggested):
-                return dict(suggested.params)
+            trial = self._study.ask(self._space.distributions)
+            if self._fits(trial) and self._starts(trial_id, trial):
+                return dict(trial.params)
         # Little of the space is affordable: take the cheapest network with new optimiser settings.
         self._study.enqueue_trial({n: v for n, v in self._space.point(self._cheapest).items() if n in SHAPE})
-        suggested = self._study.ask(self._space.distributions)
-        if self._fits(suggested) and self._starts(trial_id, suggested):
-            return dict(suggested.params)
+        trial = self._study.ask(self._space.distributions)
+        if self._fits(trial) and self._starts(trial_id, trial):
+            return dict(trial.params)
         return str(Searcher.FINISHED)
 
-    def _fits(self, suggested: optuna.trial.Trial) -> bool:
-        us = self._cost(self._space.config(suggested.params, self._base).network)
+    def _fits(self, trial: optuna.trial.Trial) -> bool:
+        us = self._cost(self._space.config(trial.params, self._base).network)
         if self._max_us is None or us <= self._max_us:
             return True
-        self._study.tell(suggested, (self._worst, us))
+        self._study.tell(trial, (self._worst, us))
         return False
 
-    def _starts(self, trial_id: str, suggested: optuna.trial.Trial) -> bool:
-        config = self._space.config(suggested.params, self._base)
+    def _starts(self, trial_id: str, trial: optuna.trial.Trial) -> bool:
+        config = self._space.config(trial.params, self._base)
         if self._in_time(config):
-            self._running[trial_id] = (suggested, self._cost(config.network))
+            self._running[trial_id] = (trial, self._cost(config.network))
             return True
         # Lack of time says nothing about the quality of the point.
-        self._study.tell(suggested, state=optuna.trial.TrialState.FAIL)
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return False
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Add a trial to the leaderboard, whether it finished, was stopped early or failed."""
-        suggested, us = self._running.pop(trial_id)
+        trial, us = self._running.pop(trial_id)
         result = result or {}
         logloss = result.get("valid_logloss")
         if error or logloss is None or not math.isfinite(logloss):
-            entry = self._entry(suggested, us, None, failed=result.get("failed", "its process died"))
-            self._study.tell(suggested, state=optuna.trial.TrialState.FAIL)
+            entry = self._entry(trial, us, None, failed=result.get("failed", "its process died"))
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             known = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration")
             rest = {name: result[name] for name in known if name in result}
-            entry = self._entry(suggested, us, float(logloss), **rest)
-            self._study.tell(suggested, (float(logloss), us))
+            entry = self._entry(trial, us, float(logloss), **rest)
+            self._study.tell(trial, (float(logloss), us))
         self._leaderboard.add(entry)
         self._on_entry(entry)
 
@@ -127,11 +127,9 @@ class Study(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing, see `get_state`."""
 
-    def _entry(
-        self, suggested: optuna.trial.Trial, us: float, logloss: float | None, **rest: Any
-    ) -> BoardEntry:
+    def _entry(self, trial: optuna.trial.Trial, us: float, logloss: float | None, **rest: Any) -> BoardEntry:
         name = f"TabNet {len(self._leaderboard.tried()) + 1}"
-        return BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(suggested.params), **rest)
+        return BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(trial.params), **rest)
 
     def _remember(self, entry: BoardEntry) -> None:
         """Report a trial of an earlier call to Optuna."""

@@ -63,7 +63,7 @@ def finish(
         # Further trials that changed nothing do not justify another evaluation on the test rows.
         if all(found.get(name) == value for name, value in stands_for.items()):
             return made.manifest
-    training = _final_training(winner, clock, forecast, progress)
+    training = _training(winner, clock, forecast, progress)
     rows = task.before.take(slice(len(task.before) - training.num_rows, None))
     encoder, test = task.encoder_of(rows), task.parts["test"]
     point = winner.point | {"epochs": training.epochs}
@@ -117,15 +117,14 @@ def finish(
     return manifest
 
 
-def _final_training(
+def _training(
     winner: BoardEntry, clock: Clock, forecast: Forecast, progress: SearchProgress
 ) -> FinalTraining:
     """Return the final training that the time allows; a killed one resumes with the same size."""
     whole = forecast.whole(winner)
     allowed = forecast.within(winner, clock.left())
-    training = FinalTraining(
-        **clock.setdefault(f"end of {winner.name}, {whole.num_teachers} asked", asdict(allowed))
-    )
+    key = f"end of {winner.name}, {whole.num_teachers} asked"
+    training = FinalTraining(**clock.setdefault(key, asdict(allowed)))
     if training != whole:
         progress.say(training.describe_shortfall(whole))
     over_s = forecast.seconds(winner, training) - clock.left()

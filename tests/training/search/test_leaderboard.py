@@ -15,11 +15,8 @@ def board(tmp_path) -> Leaderboard:
 
 
 def test_a_leaderboard_read_again_holds_what_was_added(board):
-    entries = [
-        ONE,
-        BoardEntry("popular", "popular", 0.5),
-        replace(ONE, valid_logloss=None, failed="it diverged"),
-    ]
+    failed = replace(ONE, valid_logloss=None, failed="it diverged")
+    entries = [ONE, BoardEntry("popular", "popular", 0.5), failed]
     for entry in entries:
         board.add(entry)
     assert Leaderboard(board.path).entries == entries

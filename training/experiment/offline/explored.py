@@ -43,7 +43,7 @@ COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer"
 F32 = NDArray[np.float32]
 
 
-class _LoggedDraw(NamedTuple):
+class _Draw(NamedTuple):
     """Log entry of a drawn exposure, in the order shown; `score` is NaN for unscored candidates."""
 
     score: F32
@@ -83,7 +83,7 @@ def explored(
     features = Features(Schema(surface))
     artifact.encoder.check(features.columns)
     log = read_log(folder, surface)
-    draws = _logged_draws(folder, log)
+    draws = _draws(folder, log)
     replay = Replay(features.schema, log)
     open_ms = log.ends_ms - surface.label.within_ms
     why: dict[int, str] = {}
@@ -133,7 +133,7 @@ def explored(
     )
 
 
-def _logged_draws(folder: Path, log: Log) -> dict[int, _LoggedDraw]:
+def _draws(folder: Path, log: Log) -> dict[int, _Draw]:
     """Return the log entries of drawn exposures by their row in the log."""
     _, table = read_table(folder, "exposures", COLUMNS)
     if not {"scores", "propensity"} <= set(table.column_names) or not len(
@@ -146,14 +146,12 @@ def _logged_draws(folder: Path, log: Log) -> dict[int, _LoggedDraw]:
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
     models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
     outside = _outside(table)
-    found: dict[int, _LoggedDraw] = {}
+    found: dict[int, _Draw] = {}
     for row, place in enumerate(at.to_pylist()):
         # Test traffic has no place, and repeated requests have one already.
         if place is not None and place not in found:
             score, propensity = (_numbers(table[name][row]) for name in ("scores", "propensity"))
-            found[place] = _LoggedDraw(
-                score.astype(np.float32), propensity, models[row] or "unknown", outside[row]
-            )
+            found[place] = _Draw(score.astype(np.float32), propensity, models[row] or "unknown", outside[row])
     if not found:
         raise TabrankError(
             f'{folder}: every exposure with propensities is test traffic (traffic = "test"); serve live traffic'
@@ -178,7 +176,7 @@ def _numbers(value: pa.ListScalar) -> F64:
     return np.asarray(value.values.to_numpy(zero_copy_only=False), np.float64)
 
 
-def _is_cut(draw: _LoggedDraw, request_id: str, folder: Path) -> bool:
+def _is_cut(draw: _Draw, request_id: str, folder: Path) -> bool:
     """Return whether the draw included candidates that were not logged."""
     score, propensity = draw.score, draw.propensity
     is_drawn = ~np.isnan(score)

@@ -149,9 +149,7 @@ def _rates(log: BanditLog, chosen: Any, num_items: int) -> F64:
 
 def _read(path: Path, policy: str, campaign: str) -> BanditLog:
     name = f"{policy}/{campaign}/{campaign}.csv"
-    remedy = (
-        "get it with `pip download obp==0.4.1 --no-deps`, and give the wheel or the folder with its content"
-    )
+    remedy = "get it with `pip download obp==0.4.1 --no-deps`, and give the wheel or its unpacked folder"
     if path.is_dir():
         found = sorted(path.rglob(name))
         if not found:

@@ -44,7 +44,7 @@ def by_arm(served: Served) -> dict[str, dict[str, Any]]:
         name: _sums(served.record.flat(flag).astype(np.float64), first)
         for name, flag in (("clicks", "clicked"), ("joins", "joined"))
     }
-    expectations = expected(served)
+    means = expected(served)
     found = {}
     for arm in dict.fromkeys(served.arm):
         mine = arms == arm
@@ -52,7 +52,7 @@ def by_arm(served: Served) -> dict[str, dict[str, Any]]:
         found[arm] = {
             "exposures": int(mine.sum()),
             "viewers": num_viewers,
-            "expected": _measures({name: sums[mine] for name, sums in expectations.items()}, num_viewers),
+            "expected": _measures({name: sums[mine] for name, sums in means.items()}, num_viewers),
             "observed": _measures({name: sums[mine] for name, sums in seen.items()}, num_viewers),
         }
     return found
@@ -76,7 +76,7 @@ def effects(arms: Mapping[str, Mapping[str, Any]], control: str, kind: str = "ex
 
 def write_truth(path: Path, served: Served) -> None:
     """Write a row for each exposure, with lists aligned with the logged order of candidates."""
-    record, expectations = served.record, expected(served)
+    record, means = served.record, expected(served)
     lists = {
         name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
         for name in ("p_click", "p_join", "examination")
@@ -87,8 +87,8 @@ def write_truth(path: Path, served: Served) -> None:
         "viewer": [f"v{who:07d}" for who in served.viewer.tolist()],
         "arm": served.arm,
         "rung": served.rung,
-        "expected_clicks": expectations["clicks"],
-        "expected_joins": expectations["joins"],
+        "expected_clicks": means["clicks"],
+        "expected_joins": means["joins"],
     }
     pq.write_table(pa.table(columns | lists), path, compression="zstd")
 
