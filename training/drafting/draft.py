@@ -119,7 +119,7 @@ def _text(
         after = f", after {' and '.join(h.after)}" if h.after else ""
         within = f"{h.rate:.2%} within {duration(h.within_ms)}{after}"
         verdict = f"not the label: {h.why_not}" if h.why_not else within
-        chosen = "  <- chosen: the rarest later step with enough positives" if kind == label.kind else ""
+        chosen = "  <- chosen: the deepest step that is frequent enough" if kind == label.kind else ""
         lines.append(f"#   {_plain(kind):<{width}}  {h.num:>9,} events, {verdict}{chosen}")
     spec = {"event": label.kind, "within": duration(label.within_ms)}
     popular = next(f for f in features if f.popular)

@@ -56,7 +56,7 @@ class Exposures:
     All arrays are [N]; codes refer to the tuple of the plural name. `arm` is NONE outside the
     experiment; `other` is NONE within it and outside all experiments. `share` is the arm's share
     at that time and `latency_ms` the duration of the answer, NaN if the log lacks them.
-    `degraded` are codes of `reasons`, NONE for full answers; several reasons are joined. `model`
+    `degraded` are codes of `reasons`, NONE without one; several reasons are joined. `model`
     is NONE if no model ranked. `others` are (experiment, arm). `num_test`, `num_anonymous` and
     `num_repeated` count the exposures left out.
     """

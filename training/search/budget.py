@@ -44,7 +44,7 @@ Plain = TypeVar("Plain", bound=int | str | dict[str, int] | None)
 class Clock:
     """Time that all calls of one search have spent, kept in the search's folder with its settings.
 
-    The `with` block holds an exclusive lock on the folder.
+    The context manager holds an exclusive lock on the folder.
     """
 
     def __init__(self, out: Path, budget_s: float) -> None:

@@ -52,7 +52,7 @@ def refresh(
     max_us: MostUs = None,
     teachers: Teachers = 4,
     models: Models = PUBLISHED,
-    out: Annotated[Path, typer.Option(help="Folder of the search, cleared at the start.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the search; replaces a finished one.")] = Path(
         "var/refresh"
     ),
     as_json: Json = False,

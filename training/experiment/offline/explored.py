@@ -76,8 +76,9 @@ def explored(
     """Read a served log and score its explored exposures.
 
     Raises:
-        TabrankError: the log is invalid, the surface has no such event or other features, the log
-            has no propensities or some that do not match its scores, or no exposure can be used.
+        TabrankError: the log is invalid, the surface does not have the event or the artifact's
+            features, the log has no propensities or some that do not match its scores, or no
+            exposure can be used.
     """
     one_of(event, surface.events, "--event")
     features = Features(Schema(surface))
