@@ -76,7 +76,7 @@ class Clock:
                 self._state = json.loads((self.out / FILE).read_text())
             except (OSError, ValueError) as error:
                 raise TabrankError(
-                    f"{self.out / FILE}: cannot be read: {error}; remove the folder {self.out}"
+                    f"{self.out / FILE}: cannot be read: {error}; remove {self.out}"
                 ) from error
         elif self.out.exists() and any(self.out.iterdir()):
             raise TabrankError(
