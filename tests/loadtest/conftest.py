@@ -18,9 +18,7 @@ from loadtest.targets.workspace import Workspace
 
 @dataclass
 class Stub:
-    """HTTP stub of the service: its next answers, and the requests that it received. Times in
-    seconds.
-    """
+    """HTTP stub of the service: its next answers, and its received requests. Times in seconds."""
 
     rung: str = "full"
     model: str | None = "20261124T145959Z-ab12"

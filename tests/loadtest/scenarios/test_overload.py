@@ -26,9 +26,7 @@ def found(offering, times=2.0):
 
 
 def overloaded():
-    """Twice the knee of 100: half is answered, of it three quarters in full; the rest
-    is refused.
-    """
+    """Twice the knee: half is answered, three quarters of that in full, the rest is refused."""
     offering = Offering(20, rate_rps=200).between(2, 12, REFUSED, latency_ms=2.0, every=2)
     return offering.between(4, 9, FALLBACK, every=2)
 

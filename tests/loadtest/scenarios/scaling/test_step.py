@@ -34,10 +34,8 @@ def test_replicas_and_p99_in_time_hold():
     found = judged(GOOD)
     assert (found["held"], found["reasons"], found["void"]) == (True, [], False)
     assert (found["replicas_up_s"], found["replicas_held"], found["replicas_after"]) == (8, 2, 2)
-    assert (
-        "more replicas 8 s after the step, p99 within its limit 6 s after it; [1] → 2 → 2 Scorers"
-        in describe_part("step", found)
-    )
+    measured = "more replicas 8 s after the step, p99 within its limit 6 s after it; [1] → 2 → 2 Scorers"
+    assert measured in describe_part("step", found)
 
 
 @pytest.mark.parametrize(
