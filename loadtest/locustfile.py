@@ -108,7 +108,10 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
 
 
 class LatenessWatch:
-    """Log a warning when the dispatcher is late and its response times are therefore wrong."""
+    """Monitor that logs a warning when the dispatcher is late.
+
+    The response times are then not those of the service.
+    """
 
     def __init__(self, limit_ms: float, num_requests: int) -> None:
         self._limit_ms = limit_ms

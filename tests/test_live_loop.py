@@ -241,8 +241,8 @@ def num_logged(home):
 
 
 def test_exposures_that_waited_for_ingest_are_logged_and_leave_no_memory(home, url):
-    """Send longest ids and many rankings, more than one Ray call may hold, while Ingest is
-    suspended.
+    """Send longest ids and many rankings, more than a Ray call may hold, while Ingest
+    is suspended.
     """
     fronts = replicas(home, "FeatureFetch")
     addresses = [f"http://127.0.0.1:{port}" for front in fronts for port in ports(front)]

@@ -25,7 +25,7 @@ class Transport(Protocol):
 
 
 class Connections:
-    """Connection pool that POSTs prepared requests to one URL, most recently used first.
+    """Keep-alive connections to one URL, used again in last-in, first-out order.
 
     A request is a byte string built once. FastHttpUser's own parser reads the answer. CPU per
     request, measured with 55 candidates: 27 µs; with `FastHttpUser.client.post` 130 to 170 µs. At

@@ -24,7 +24,7 @@ TIMEOUT = Outcome("timeout", ok=False)
 
 
 class Dispatcher:
-    """Send prepared requests over open connections and pass each end to `on_end`, in order.
+    """Open-loop dispatcher; it passes the end of each request to `on_end`, in order.
 
     `read` returns the outcome of an answer's status and body, and its number of scored rows. At
     most MAX_IN_FLIGHT requests are open at a time. So a service that hangs does not get too many

@@ -62,14 +62,14 @@ class Names:
 
 
 class Prober:
-    """Start probes when they are due, independent of the others; every second one adds a viewer.
+    """Freshness prober: its probes start when they are due, independent of the others.
 
-    A *candidate* probe posts a new candidate; it is visible when an answer no longer lists it as
-    unknown. A *viewer* probe posts a new viewer's first event; it is visible when an answer no
-    longer reports the viewer as unknown. Neither depends on the fields of a surface. An answer of
-    the rung `fallback` does not count, as it reads no viewer. Polling starts after the
-    acknowledgement of the event, so that only the event can cause visibility: the log holds the
-    polled rankings after it, as exposures of the same viewer.
+    Every second probe adds a viewer. A *candidate* probe posts a new candidate; it is visible when
+    an answer no longer lists it as unknown. A *viewer* probe posts a new viewer's first event; it
+    is visible when an answer no longer reports the viewer as unknown. Neither depends on the fields
+    of a surface. An answer of the rung `fallback` does not count, as it reads no viewer. Polling
+    starts after the acknowledgement of the event. So only the event can make a probe visible: the
+    polled rankings themselves are logged after it, as exposures of the same viewer.
 
     A probe's latency runs from sending the event to the first answer that shows it. It is therefore
     too long by up to POLL_S and one ranking. In `records`, `scored` is the number of polled

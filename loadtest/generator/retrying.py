@@ -24,7 +24,7 @@ class Failure(NamedTuple):
 
 
 class Retrying:
-    """Pass each failed first try to `on_failed`, and retry it if the policy allows.
+    """Transport with the client's one retry; it passes each failed first try to `on_failed`.
 
     `timeout_s` covers both tries together, as in the client.
     """

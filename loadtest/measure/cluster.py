@@ -20,7 +20,7 @@ APPLICATIONS = "/api/serve/applications/"
 NODES = "/api/v0/nodes?detail=true&limit=10000"
 PERIOD_S = 1.0
 UNREADABLE_ERRORS = (LoadtestError, OSError, ValueError, KeyError, TypeError, AttributeError)
-"""Errors of a look at a cluster without Serve, or whose Serve is starting or stopping."""
+"""Errors of reading a cluster without Serve, or while Serve starts or stops."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ Look = Callable[[], tuple[Mapping[str, int], int | None]]
 
 @dataclass
 class Watch:
-    """Sample a cluster once a second during a run: its warm-up, then `seconds`."""
+    """Sampler of a cluster: once a second during the warm-up of a run and its `seconds`."""
 
     look: Look
     warmup_s: float

@@ -36,8 +36,9 @@ def write_model(folder, log_folder, **about):
 
 
 class Service(Live):
-    """Service of the simulated world on its own port; it is filled from the log `a` and continues
-    it.
+    """Service of the simulated world on its own port; it fills its store from log `a`.
+
+    It appends its own records to that log.
     """
 
     def __init__(self, home, folder, *, clock="event", **config):

@@ -15,7 +15,7 @@ PAUSE_S = 2.0
 
 
 class Change(Fault):
-    """Five changes, one after the other, at 80 % of the knee.
+    """Fault of five changes, one after the other, at 80 % of the knee.
 
     Only missing answers and answers other than 200 count as failures. On a small machine the start
     of new replicas delays requests, which the p99 shows.
@@ -36,7 +36,7 @@ class Change(Fault):
 
 
 class Redeploy(Change):
-    """Redeploy of the application, through a setting in `args`."""
+    """Fault that redeploys the application, through a setting in `args`."""
 
     name, what = "redeploy", f"{TIMES} redeploys"
 
@@ -49,7 +49,7 @@ class Redeploy(Change):
 
 
 class InPlace(Change):
-    """Change of a live setting in `user_config`."""
+    """Fault that changes a live setting in `user_config`."""
 
     name, what = "in-place", f"{TIMES} changes of a live setting"
 
@@ -63,7 +63,7 @@ class InPlace(Change):
 
 
 class ModelSwap(Change):
-    """Promotion of another version: the same kind of model, published twice."""
+    """Fault that promotes another version: the same kind of model, published twice."""
 
     name, what = "model-swap", f"{TIMES} models promoted"
 

@@ -58,7 +58,7 @@ class Allowed:
 class Fault(ABC):
     """Fault to inject. `load` is a share of the knee; `hold_s` is the duration of the fault.
 
-    A fault that needs another kind of cluster overrides `place`; its numbers must be the same.
+    A fault that needs another kind of cluster overrides `place`; its report has the same numbers.
     """
 
     name: str

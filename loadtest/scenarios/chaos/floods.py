@@ -30,7 +30,7 @@ FLOOD_S, GROWTH, MAX_BYTES = 20.0, 1.2, 2 << 30
 
 
 class Flood(Fault):
-    """Send `num` requests, eight at once, for at most 20 s, and watch a deployment's memory."""
+    """Flood of `num` requests, eight at once, for at most 20 s, with a watch on memory."""
 
     path: str
     deployment: str
@@ -83,7 +83,7 @@ class Flood(Fault):
 
 
 class ExposureFlood(Flood):
-    """Rankings whose exposures far exceed the limit of a call between replicas."""
+    """Flood of rankings whose exposures far exceed the limit of a call between replicas."""
 
     name, what = "exposure-flood", "24 rankings of 1,000 ids of 256 characters in 3 s"
     path, deployment, num, rest_s = PATH, "FeatureFetch", 24, 1.0
@@ -101,7 +101,7 @@ class ExposureFlood(Flood):
 
 
 class LongStrings(Flood):
-    """The largest viewer records, in batches that each contain a separate candidate."""
+    """Flood of the largest viewer records; each batch contains a separate candidate."""
 
     name, what = "long-strings", "600 MB of the longest records, Ingest killed above 2 GiB"
     path, deployment, num = EVENTS_PATH, "Ingest", 600

@@ -89,7 +89,7 @@ class OnTwoNodes(Target):
 
 
 class HeadGone(Fault):
-    """Kill the whole head with `kill -9`; `heal` restarts it and checks that it is in control."""
+    """Fault that kills the whole head; `heal` restarts it and checks that it is in control."""
 
     name, what = "head", f"kill -9 the whole head for {DEAD_S:g} s: two nodes, ingress on the worker"
     allowed = Allowed(failed_share=0.0, first="none")

@@ -17,7 +17,7 @@ INGRESS = Allowed(failed_share=None, outage_s=5.0, whole_s=15.0)
 
 
 class Kill(Fault):
-    """Kill one process with `kill -9`."""
+    """Fault that kills one process with `kill -9`."""
 
     def __init__(
         self, name: str, what: str, role: str, allowed: Allowed, replicas: Mapping[str, int] = TWO
@@ -37,7 +37,7 @@ class Kill(Fault):
 
 
 class Stop(Fault):
-    """Hanging Scorer: SIGSTOP, and SIGCONT after half a minute if it still exists."""
+    """Fault that hangs a Scorer: SIGSTOP, and SIGCONT after half a minute if it still exists."""
 
     name, what, replicas = "scorer-stopped", "SIGSTOP one of two Scorers for 30 s", TWO
     allowed = Allowed(failed_share=0.01, p99_back_s=5.0, whole_s=15.0)

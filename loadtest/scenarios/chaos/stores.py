@@ -31,7 +31,7 @@ INGEST = REPLICA + "Ingest"
 
 
 class FileReplaced(Fault):
-    """Replace the store's file by another one, and restore it."""
+    """Fault that replaces the store's file by another one, and restores it."""
 
     replicas, allowed, hold_s, watch_s = TWO, HEALED, 6.0, 12.0
 
@@ -51,7 +51,7 @@ class FileReplaced(Fault):
 
 
 class DiskFull(Fault):
-    """No file of Ingest can grow, as on a full disk, by a limit of its process (RLIMIT_FSIZE).
+    """Fault like a full disk for Ingest, by a limit on the size of its files (RLIMIT_FSIZE).
 
     Unlike a full file system, the limit affects nothing else on the machine.
     """
@@ -82,7 +82,7 @@ class DiskFull(Fault):
 
 
 class RedisKilled(Fault):
-    """Kill a separate Redis server, and start it again."""
+    """Fault that kills a separate Redis server, and starts it again."""
 
     name, what = "redis", "kill -9 redis, back after 6 s"
     replicas, allowed, hold_s, watch_s = TWO, HEALED, 6.0, 12.0

@@ -19,7 +19,7 @@ from loadtest.scenarios.chaos.target import Target, send_signal
 
 
 class Unwatched(Fault):
-    """Disable the supervisor for a while: the service continues, and `serve status` reports it."""
+    """Fault that disables the supervisor: the service continues, and `serve status` reports it."""
 
     replicas: Mapping[str, int] = TWO
     # `status` must report it after 10 s. Starting the command takes some of these seconds.
@@ -49,7 +49,7 @@ class Unwatched(Fault):
 
 
 class SupervisorKilled(Unwatched):
-    """Kill the supervisor with `kill -9`; the next `up` replaces it."""
+    """Fault that kills the supervisor with `kill -9`; the next `up` replaces it."""
 
     name, what, allowed = "supervisor", "kill -9 the supervisor; `up` again", NOTHING
 
@@ -64,7 +64,7 @@ class SupervisorKilled(Unwatched):
 
 
 class RunDiskFull(Unwatched):
-    """Kill a Scorer while no file of the supervisor can grow, as on a full disk."""
+    """Fault like a full disk for the supervisor's files, while a Scorer is killed."""
 
     name, what = "run-disk-full", "disk full for the run folder, and kill -9 one of two Scorers"
     # The state written after the fault shows that all replicas are back.

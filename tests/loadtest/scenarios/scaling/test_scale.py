@@ -1,6 +1,4 @@
-"""Tests of `python -m loadtest scale` with the real service, in one short cycle, and with bad
-input.
-"""
+"""Tests of `python -m loadtest scale` with the real service, briefly, and with bad input."""
 
 from __future__ import annotations
 
