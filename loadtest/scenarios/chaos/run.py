@@ -194,7 +194,7 @@ def verdict_of(found: Sequence[Found]) -> Verdict:
 
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
     """Inject one fault; return its numbers and verdict, and add its timeline to `lines`."""
-    head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.report()}
+    head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
     why = fault.missing()
     if why:
         run.emit(f"{fault.name}: not run: {why}")
