@@ -131,7 +131,9 @@ def slow(
     ids: Ids = None,
     rps: Annotated[float, typer.Option(min=50, help="normal requests per second")] = 300,
     clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
-    pairs: Annotated[int, typer.Option(min=1, max=100, help="pairs of windows with and without them")] = 5,
+    pairs: Annotated[
+        int, typer.Option(min=1, max=100, help="pairs of windows with and without slow clients")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure how slow clients affect other requests: they send one byte per second.

@@ -15,7 +15,7 @@ from loadtest.errors import LoadtestError
 
 # A model's speed does not depend on the number of epochs.
 ROWS, EPOCHS = 300_000, 2
-# Many more viewers than rows, so that reads of the store are not cached.
+# Many more viewers than the rows need, so that reading one is a read and not a cache hit.
 VIEWERS = 20_000
 # The embedded store rejects other formats; a test compares this number with the store's own.
 STORE_FORMAT = "3"

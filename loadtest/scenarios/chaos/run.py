@@ -58,7 +58,7 @@ SHARE_CPU = 0.25
 SEARCH = KneePlan(
     start_rps=300.0, resolution=1.1, warm_up_s=6.0, step_s=5.0, confirm_s=10.0, budget_s=30.0, rest_s=2.0
 )
-# The share of the knee at which `--rate` sets the rate.
+# Share of the knee that most faults use; `--rate` sets the rate at this share.
 KNEE_LOAD = 0.6
 Report = dict[str, Any]
 
@@ -98,12 +98,12 @@ class ChaosRun:
             shutil.copytree(work.data / name, folder / name)
         return cls(work, bench, emit, service, base, rate_rps / KNEE_LOAD if rate_rps else None, up)
 
-    def on(self, fault: Fault) -> Target:
+    def provide_service(self, fault: Fault) -> Target:
         """Return the current service if it suits the fault and is healthy, or a new one."""
-        document = self._wanted(fault)
-        if self.target and self.document == document and _is_well(self.target, fault):
+        document = self._required_document(fault)
+        if self.target and self.document == document and _is_healthy(self.target, fault):
             return self.target
-        self.leave()
+        self.end_service()
         self.emit(f"starting a service with {_counts(fault)}")
         (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         # The callback runs after the end of the service, which depends on what `prepare` started.
@@ -118,7 +118,7 @@ class ChaosRun:
         self.document = document
         return self.target
 
-    def leave(self) -> None:
+    def end_service(self) -> None:
         """End the current service."""
         self.target = self.document = None
         self.up.close()
@@ -133,7 +133,7 @@ class ChaosRun:
             self.knee_rps = found.confirmed.rate_rps
         return round(fault.load * self.knee_rps, 1)
 
-    def _wanted(self, fault: Fault) -> Document:
+    def _required_document(self, fault: Fault) -> Document:
         document = deepcopy(self.base)
         for deployment in document["applications"][0]["deployments"]:
             number = fault.replicas.get(deployment["name"])
@@ -199,14 +199,14 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Fo
     if why:
         run.emit(f"{fault.name}: not run: {why}")
         return {**head, "held": None, "void": False, "reasons": [f"not run: {why}"]}
-    target = run.on(fault)
+    target = run.provide_service(fault)
     rate_rps = run.rate_rps(fault, target)
     run.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
     try:
         found, moments = _under_load(run, fault, target, rate_rps)
     # A fault without a measurement must not stop the report on the others.
     except LoadtestError as error:
-        run.leave()
+        run.end_service()
         run.emit(f"  not held: {error}")
         return {**head, "held": False, "void": False, "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *fault.reasons()]
@@ -285,7 +285,7 @@ def _watching(
         thread.join()
 
 
-def _is_well(target: Target, fault: Fault) -> bool:
+def _is_healthy(target: Target, fault: Fault) -> bool:
     """Wait until all required replicas run beside exactly one HAProxy; return False on timeout."""
     until = time.monotonic() + SETTLE_S
     while time.monotonic() < until:

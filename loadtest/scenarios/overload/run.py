@@ -34,7 +34,7 @@ SEARCH = KneePlan(
     start_rps=300.0, resolution=1.06, warm_up_s=8.0, step_s=6.0, confirm_s=15.0, budget_s=75.0, rest_s=2.0
 )
 CONTROL_TIMES = 2.0
-# Long enough to see the collapse without load shedding; a service with queues collapses sooner.
+# Long enough for the collapse without load shedding: the system's own queues fill sooner.
 CONTROL_S = 20.0
 # Histogram of the duration of refusals.
 REFUSED_MS = "ray_tabrank_refused_ms_total"
@@ -68,12 +68,8 @@ def run_overload(
     known_rps: float | None = None,
     search: KneePlan = SEARCH,
 ) -> tuple[Report, Verdict]:
-    """Start the service on its core, find its knee, overload it, then without load shedding.
-
-    `known_rps`: the knee, if it was measured before.
-
-    Raises:
-        LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
+    """Start the service on its core, find its knee, and overload it with and without
+    load shedding.
     """
     refuse_existing(out)
     cores = _two_cores()

@@ -44,8 +44,8 @@ def prove_nodes(work: Workspace, config: Path, body: bytes, out: Path, emit: Pro
         with loading(profile, scaled.service.url, cluster.dashboard, work, out, token=cluster.token) as load:
             report = load.report()
     found = judge_nodes(report, moments(out), PLAN)
-    came, went = (after(found[key]) for key in ("node_up_s", "node_gone_s"))
-    emit(f"  node added {came} the step, removed {went} its end")
+    added, removed = (after(found[key]) for key in ("node_up_s", "node_gone_s"))
+    emit(f"  node added {added} the step, removed {removed} its end")
     return found
 
 

@@ -41,7 +41,9 @@ class Scaled:
 
     @classmethod
     def of(cls, work: Workspace, config: Path, autoscaling: Mapping[str, Mapping[str, Any]]) -> Scaled:
-        """Create it from a `cluster.yaml`; override keys of each deployment's `autoscaling_config`.
+        """Create a throttled service from a `cluster.yaml`, with overrides of `autoscaling_config`.
+
+        `autoscaling` holds the overrides by deployment.
 
         Raises:
             LoadtestError: if the file is not a usable `cluster.yaml`.

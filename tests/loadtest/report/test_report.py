@@ -21,11 +21,13 @@ from loadtest.workload.profiles import load_profile, load_slo
 
 PROFILE = load_profile("headline", target_rps=100, warmup_s=1, duration_s=3)
 SLO = load_slo()
+# fmt: off
 KEYS = {
     "profile", "url", "target_rps", "offered_rps", "rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms",
     "p99_ms", "max_ms", "errors", "error_kinds", "rungs", "requests", "generator_late_ms_p99", "verdict", "reasons",
     "seconds", "slo", "machine", "phases", "steps", "watched",
-}  # fmt: skip
+}
+# fmt: on
 
 
 FULL = Outcome("full", True, True)
@@ -47,27 +49,33 @@ def test_the_report_has_exactly_its_documented_keys():
     report, _, _ = made()
     assert set(report) == KEYS
     assert set(report["machine"]) == {"cpu", "cores", "memory_gib", "python", "platform"}
+    # fmt: off
     assert set(report["slo"]) == {
         "p90_ms", "p99_ms", "max_error_share", "min_full_share", "generator_late_ms_p99"
-    }  # fmt: skip
+    }
+    # fmt: on
 
 
 def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     report, requests, moments = made()
     folder = tmp_path / "new" / "run"
     write_run(folder, report, requests, PROFILE, SLO, "<html>locust</html>", moments)
+    # fmt: off
     assert sorted(path.name for path in folder.iterdir()) == [
         "locust.html", "report.html", "report.json", "requests.csv", "timeline.csv"
-    ]  # fmt: skip
+    ]
+    # fmt: on
     assert list(folder.parent.iterdir()) == [folder]
     assert json.loads((folder / "report.json").read_text()) == report
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 4
     assert "headline: held" in page
     assert "without replicas and nodes" in page
+    # fmt: off
     assert set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', page)) == {
         "report.json", "requests.csv", "timeline.csv", "locust.html"
-    }  # fmt: skip
+    }
+    # fmt: on
 
 
 def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):

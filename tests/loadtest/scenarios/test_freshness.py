@@ -19,10 +19,12 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
+# fmt: off
 KEYS = {
     "verdict", "reasons", "url", "seconds", "freshness_ms", "answered_freshness_ms", "rank", "events", "left_behind",
     "machine",
-}  # fmt: skip
+}
+# fmt: on
 SPREAD = {"p50", "p90", "p99", "max", "samples", "missed", "missed_kinds"}
 
 pytestmark = pytest.mark.integration
@@ -220,9 +222,11 @@ def test_an_interrupted_run_ends_its_probes_too(live_stub, tmp_path):
 def test_the_page_has_its_plots_and_the_numbers_beside_it(live_stub, fresh, tmp_path):
     live_stub.share_bad = 1.0
     fresh("--duration", "1")
+    # fmt: off
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "probes.csv", "report.html", "report.json"
-    ]  # fmt: skip
+    ]
+    # fmt: on
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") == 2
     assert "60 probes, but at least 100 are needed" in page

@@ -39,7 +39,7 @@ def run(bench_work):
 
 
 def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
-    target = run.on(Controller())
+    target = run.provide_service(Controller())
     out = tmp_path / "out"
     report, verdict = run_soak(
         target.url, 3.0, RATE_RPS, target.run, run.work.log, None, out, lambda line: None, warmup_s=1.0
@@ -55,7 +55,7 @@ def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
 
 def test_a_killed_controller_is_replaced_and_no_request_fails(run):
     fault, lines = Controller(), {}
-    target = run.on(fault)
+    target = run.provide_service(fault)
     before = target.one(CONTROLLER)
     found = chaos.run_fault(run, fault, lines)
     assert target.one(CONTROLLER).pid != before.pid

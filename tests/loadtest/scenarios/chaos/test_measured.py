@@ -121,7 +121,10 @@ def test_a_run_is_void_only_where_each_fault_that_did_not_hold_is():
 def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp_path):
     left, lines = [], []
     run = SimpleNamespace(
-        on=lambda fault: None, rate_rps=lambda *_: 10.0, emit=lines.append, leave=lambda: left.append(True)
+        provide_service=lambda fault: None,
+        rate_rps=lambda *_: 10.0,
+        emit=lines.append,
+        end_service=lambda: left.append(True),
     )
 
     def gone(*_):
