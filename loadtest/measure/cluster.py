@@ -33,7 +33,7 @@ class ClusterSample:
 
 
 Look = Callable[[], tuple[Mapping[str, int], int | None]]
-"""Return the running replicas by deployment, and the number of nodes."""
+"""Reader of a cluster that returns running replicas by deployment, and the number of nodes."""
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Seen:
-    """Look at the replicas: `whole` if all required replicas run."""
+    """Observation of the replicas: `whole` if all required replicas run."""
 
     at_s: float
     whole: bool

@@ -68,8 +68,12 @@ def run_overload(
     known_rps: float | None = None,
     search: KneePlan = SEARCH,
 ) -> tuple[Report, Verdict]:
-    """Start the service on its core, find its knee, and overload it with and without
-    load shedding.
+    """Start the service on its core, find its knee, overload it; repeat without load shedding.
+
+    `known_rps`: the knee, if it was measured before.
+
+    Raises:
+        LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
     """
     refuse_existing(out)
     cores = _two_cores()
