@@ -1,1 +1,4 @@
-"""Open-loop load and fault injection. Of `serve` it imports `serve.client`; `targets` imports more."""
+"""Load tests: open-loop load generation and fault injection against a running service.
+
+Only `loadtest.targets` imports `serve`. All other modules may import `serve.client` alone.
+"""

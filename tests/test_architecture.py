@@ -1,4 +1,4 @@
-"""What the folder list promises: arrows of import, links of the documents, frozen surfaces."""
+"""Tests of the architecture: Ray imports, module sizes, links of documents, commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be known of the image without building it."""
+"""Tests of the image's Dockerfile, without a build."""
 
 import re
 import tomllib
@@ -36,7 +36,7 @@ def test_it_installs_the_pinned_versions_and_extras_that_exist():
     assert "--require-hashes --requirement pip.txt" in first
     for option in ("--constraint constraints.txt", "--constraint lock.txt", "--build-constraint lock.txt"):
         assert f" {option} " in second
-    # The project itself has no hash; everything else that has one is checked.
+    # The project itself has no hash; everything else with a hash is checked.
     assert " --no-require-hashes --only-binary :all: " in second
 
 

@@ -1,4 +1,4 @@
-"""The table of limits: each row has the value of the code, a test that exists, and a metric that exists."""
+"""Tests of the table of limits: each row has the code's value, an existing test and a metric."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serve.log import compaction, journal, snapshots
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
-from serve.ranking import exposure_buffer as outbox
+from serve.ranking import exposure_buffer
 from serve.ranking import service as feature_fetch
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def mib(num_bytes: int) -> str:
     return next(f"{num_bytes // size} {unit}" for size, unit in units if num_bytes >= size)
 
 
-# By row: what its value says, from the code, and the test that goes beyond it.
+# For each row: the values in the code that the row contains, and the test that exceeds the limit.
 ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "time for all headers, `serve up`": (
         re.findall(r"http-request (\d+)s", environment.ONE_MACHINE["RAY_SERVE_HAPROXY_RETRY_ON"]),
@@ -128,7 +128,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{EDGE}::test_a_call_of_the_scorer_is_capped_in_bytes",
     ),
     "exposures in a call of Ingest": (
-        (outbox.MAX_SENT, mib(records.MAX_CALL_BYTES)),
+        (exposure_buffer.MAX_SENT, mib(records.MAX_CALL_BYTES)),
         f"{BUFFER}::test_a_call_is_capped_in_bytes_and_in_exposures",
     ),
     "a call that Ray refuses for its size": (
@@ -140,11 +140,11 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{BUFFER}::test_an_exposure_larger_than_a_call_is_never_sent_and_counted",
     ),
     "the exposure buffer of a replica": (
-        (outbox.MAX_HELD, mib(outbox.MAX_HELD_BYTES)),
+        (exposure_buffer.MAX_HELD, mib(exposure_buffer.MAX_HELD_BYTES)),
         f"{BUFFER}::test_what_is_held_is_bounded_in_bytes_and_there_is_room_again_once_it_is_sent",
     ),
     "time of a call with exposures": (
-        (outbox.SEND_TIMEOUT_S,),
+        (exposure_buffer.SEND_TIMEOUT_S,),
         f"{BUFFER}::test_a_call_that_is_never_answered_is_given_up_and_sent_again",
     ),
     "events in a call of Ingest": (
@@ -219,7 +219,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 def table() -> dict[str, tuple[str, str]]:
-    """The value and the metrics of each row of `docs/limits.md`."""
+    """Return the value and the metrics of each row of `docs/limits.md`."""
     found = {}
     for line in (ROOT / "docs" / "limits.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -255,12 +255,12 @@ def test_every_metric_of_the_table_is_one_of_ours():
 
 def test_the_journal_is_read_a_few_commits_at_a_time():
     commits = [(seq, records.pack_entry(records.Entry(0, []))) for seq in range(1, 30)]
-    asked = []
+    reads = []
 
     class Store:
         def journal(self, after, num):
-            asked.append(num)
+            reads.append(num)
             return [commit for commit in commits if commit[0] > after][:num]
 
     assert [seq for seq, _ in journal.entries(Store())] == list(range(1, 30))
-    assert set(asked) == {journal.AT_ONCE}
+    assert set(reads) == {journal.AT_ONCE}

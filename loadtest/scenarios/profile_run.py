@@ -1,4 +1,4 @@
-"""`loadtest run`: the load of a profile on a service that runs, measured, judged and reported."""
+"""`loadtest run`: load a running service with a profile, judge the measurement and report it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def run_profile(
     cluster: str | None,
     out: Path | None,
 ) -> tuple[Report, Path]:
-    """Run it, and write its report: what the report holds, and the new folder. Input is checked before the load.
+    """Run the load; return the report and its new folder. Input is checked before the load.
 
     Raises:
-        LoadtestError: if there is no such service, or the input is at fault.
+        LoadtestError: if there is no such service, or the input is unusable.
     """
     profile = load_profile(profile_name, target_rps=rps, duration_s=duration_s, warmup_s=warmup_s)
     slo = load_slo(slo_file)
@@ -43,9 +43,8 @@ def run_profile(
     probe(url, bodies[0])
     look = find_cluster(cluster, url)
     watch = Watch(look, profile.warmup_s, profile.duration_s) if look else None
-    from loadtest.scenarios.run import (
-        run_load,  # patches the standard library for gevent: not before it is needed
-    )
+    # Import late: the module patches the standard library for gevent.
+    from loadtest.scenarios.run import run_load
 
     done = run_load(profile, url, bodies, [watch] if watch else [])
     measured = measure(done.requests, profile.duration_s)

@@ -1,4 +1,7 @@
-"""One run: Locust in this process, from a profile to what it measured."""
+"""Run a profile's load with Locust in this process.
+
+Importing the module patches the standard library for gevent.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +17,44 @@ from locust.env import Environment
 from locust.html import get_html_report
 
 from loadtest.generator.dispatcher import allow_open_files
-from loadtest.locustfile import Load, RankUser
-from loadtest.measure.measure import Record, Requests
+from loadtest.locustfile import LocustLoad, RankUser
+from loadtest.measure.measure import RequestLog, Requests
 from loadtest.measure.progress import show_progress
 from loadtest.workload.profiles import Profile
 
 
 @dataclass(frozen=True)
-class Run:
-    """All requests of a run, the measured window from 0 on, and Locust's own report page."""
+class LoadRun:
+    """Requests of a run, with the measured window from 0 on, and Locust's own report page."""
 
     requests: Requests
     locust_html: str
 
 
 def run_load(
-    profile: Profile, url: str, bodies: list[bytes], beside: Sequence[Callable[[], None]] = ()
-) -> Run:
-    """Send a profile's load to the service at `url`, and wait for its last answer.
+    profile: Profile, url: str, bodies: list[bytes], background: Sequence[Callable[[], None]] = ()
+) -> LoadRun:
+    """Send a profile's load to the service at `url`, and wait for the last answer.
 
-    What is to go on `beside` it begins with it, each in a greenlet of its own, and is waited for too.
+    Each function in `background` starts together with the load, in its own greenlet. The run waits
+    for the end of all.
     """
     allow_open_files()
-    record = Record()
+    log = RequestLog()
 
     environment = Environment(user_classes=[RankUser], host=url)
-    environment.load = Load(profile, bodies, profile.blocks, partial(record.keep, zero_s=profile.warmup_s))
+    environment.load = LocustLoad(profile, bodies, profile.blocks, partial(log.keep, zero_s=profile.warmup_s))
     runner = environment.create_local_runner()
     helpers = [
-        gevent.spawn(show_progress, record, profile.warmup_s, sys.stderr),
+        gevent.spawn(show_progress, log, profile.warmup_s, sys.stderr),
         gevent.spawn(locust.stats.stats_history, runner),
     ]
-    # What was made for the run stays until its end; without it, a collection takes microseconds.
+    # Freeze the objects made for the run: garbage collections then take microseconds.
     gc.collect()
     gc.freeze()
     try:
         runner.start(1, spawn_rate=1, wait=True)
-        others = [gevent.spawn(other) for other in beside]
+        others = [gevent.spawn(other) for other in background]
         helpers += others
         runner.spawning_greenlet.join()
         gevent.joinall(others, raise_error=True)
@@ -60,4 +64,4 @@ def run_load(
         gc.unfreeze()
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return Run(record.requests(), get_html_report(environment, show_download_link=False))
+    return LoadRun(log.requests(), get_html_report(environment, show_download_link=False))
