@@ -1,4 +1,4 @@
-"""`python -m serve`: start, fill and look at the ranking service."""
+"""Start, fill and inspect the ranking service: `python -m serve COMMAND`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 app.add_typer(
-    models, name="models", help="The published versions: list, promote, roll back, canary, score shift."
+    models, name="models", help="List, promote and roll back versions, start a canary, compare scores."
 )
-app.add_typer(
-    render, name="render", help="Write the launcher file or RayService of a cluster, or a systemd unit."
-)
+app.add_typer(render, name="render", help="Write a cluster's launcher file or RayService, or a systemd unit.")
 AnyRunFolder = Annotated[
     Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="A Ray cluster's dashboard instead, http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"),
+    typer.Option(
+        help="Use this Ray cluster's dashboard instead: http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"
+    ),
 ]
 
 
@@ -42,11 +42,11 @@ Address = Annotated[
 def up(
     config: ConfigFile = CONFIG,
     run: RunFolder = RUN,
-    haproxy: Annotated[bool, typer.Option(help="The fast ingress, or Ray's plain proxy.")] = True,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to answer.")] = 120.0,
+    haproxy: Annotated[bool, typer.Option(help="Use the fast ingress, or Ray's plain proxy.")] = True,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until the service answers.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Start the service of a `cluster.yaml`, or deploy its changes, and return when it answers."""
+    """Start the service of a `cluster.yaml`, or deploy its changes; return once it answers."""
     from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
@@ -59,7 +59,7 @@ def up(
 
 @app.command()
 def down(run: RunFolder = RUN, as_json: Json = False) -> None:
-    """Stop the service and every process of it, whatever state it is in."""
+    """Stop the service and all its processes, whatever their state."""
     from serve.operate.run.local_cluster import NEVER
     from serve.operate.run.local_cluster import down as stop
 
@@ -74,11 +74,14 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
 def status(
     run: AnyRunFolder = None,
     address: Address = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5)] = 2.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.5)] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """What runs and how it ranks, on one screen. Exit code 0 if it is ready and nothing is degraded, else 1."""
+    """Show the running service and how it ranks, on one screen.
+
+    Exit code 0 if it is ready and nothing is degraded, else 1.
+    """
     from serve.operate.status.screen import keep_showing, render
     from serve.operate.status.vitals import look
 
@@ -97,13 +100,13 @@ def diff(
     run: AnyRunFolder = None,
     address: Address = None,
     apply: Annotated[bool, typer.Option("--apply", help="Deploy the file in place.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to run.")] = 120.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """How a `cluster.yaml` differs from what runs, and what each change does.
+    """Compare a `cluster.yaml` with the running service, and show the effect of each change.
 
-    Exit code 0 if nothing differs or all was applied, 1 if something differs or was refused, 2 if nothing runs here or
-    the file cannot be read.
+    Exit code 0 if nothing differs or all changes were applied, 1 if there are differences or a
+    change was refused, 2 if no service runs here or the file cannot be read.
     """
     from serve.operate.diff.apply import diff as differ
 
@@ -115,13 +118,13 @@ def diff(
 
 @app.command()
 def popular(
-    off: Annotated[bool, typer.Option("--off", help="Back to the rankings of the arms.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Return to the rankings of the arms.")] = False,
     run: AnyRunFolder = None,
     address: Address = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to run.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Put every ranking on the popular order, in place; the file stays as it is."""
+    """Switch every ranking to the popular order, in place; the file does not change."""
     from serve.operate.diff.apply import popular as turn
 
     result, line = turn(run, address, not off, timeout, _say)
@@ -130,59 +133,59 @@ def popular(
 
 @app.command()
 def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
-    """Read a `cluster.yaml` strictly, and name all that is wrong with it. Exit code 1 if it is refused."""
+    """Validate a `cluster.yaml` strictly and list all problems. Exit code 1 if it is refused."""
     from serve.config.reader import read
-    from serve.config.yaml_positions import Refused
+    from serve.config.yaml_positions import ConfigRefused
 
     try:
         warnings, problems = read(config).warnings, []
-    except Refused as refused:
+    except ConfigRefused as refused:
         warnings, problems = tuple(refused.warnings), refused.problems
     for warning in warnings:
         _say(f"warning: {warning}")
-    told = {
+    result = {
         "accepted": not problems,
         "problems": [asdict(problem) for problem in problems],
         "warnings": [asdict(warning) for warning in warnings],
     }
-    _answer(told, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
+    _answer(result, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
     if problems:
         raise typer.Exit(1)
 
 
 @app.command()
 def key(
-    name: Annotated[str, typer.Argument(help="Of the caller, as it is to stand in the file.")] = "caller",
-    rps: Annotated[float, typer.Option(help="Requests a second that it may ask.", min=0.01)] = 1_000.0,
+    name: Annotated[str, typer.Argument(help="Name of the caller in the file.")] = "caller",
+    rps: Annotated[float, typer.Option(help="Allowed requests per second.", min=0.01)] = 1_000.0,
     as_json: Json = False,
 ) -> None:
-    """Mint a key for a caller: print it, this once, and its hash as `user_config.api_keys` takes it."""
+    """Create a caller's API key; print it once, with its hash for `user_config.api_keys`."""
     from serve.config.settings import ApiKey
     from serve.http.auth import mint
 
     secret, sha256 = mint()
     entry = {name: {"sha256": sha256, "requests_per_s": rps}}
-    ApiKey.from_mapping(name, entry[name], f"api_keys.{name}")  # what `check` would refuse
-    line = json.dumps(entry)[1:-1]  # YAML too, whatever the name is
-    told = f"X-Api-Key: {secret}\nthe file keeps only its hash, under user_config.api_keys of FeatureFetch:\n  {line}"
-    _answer({"key": secret, "api_keys": entry}, as_json, told)
+    # Refuse the values that `check` would refuse.
+    ApiKey.from_mapping(name, entry[name], f"api_keys.{name}")
+    # JSON is valid YAML, whatever the name is.
+    line = json.dumps(entry)[1:-1]
+    text = f"X-Api-Key: {secret}\nput only its hash in the file, in user_config.api_keys of FeatureFetch:\n  {line}"
+    _answer({"key": secret, "api_keys": entry}, as_json, text)
 
 
 @app.command()
 def load(
-    log: Annotated[Path, typer.Option(help="The log to replay: a folder of Parquet.")],
+    log: Annotated[Path, typer.Option(help="Folder of Parquet files: the log to replay.")],
     surface: Annotated[
-        str, typer.Option(help="A shipped surface's name, or the path of a TOML file.")
+        str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")
     ] = "spaces",
-    store: Annotated[
-        str, typer.Option(help="The store to fill; what it held is replaced.")
-    ] = "lmdb:var/store",
+    store: Annotated[str, typer.Option(help="Store to fill; its content is replaced.")] = "lmdb:var/store",
     until: Annotated[
-        str | None, typer.Option(help="Replay what lies before: ISO time or milliseconds.")
+        str | None, typer.Option(help="Replay only records before this ISO time or milliseconds.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fill the store with the state that a log leaves."""
+    """Fill the store by replaying a log."""
     from serve.features.surface import load_surface
     from serve.ingest.backfill import load as fill
     from serve.stores.factory import shown
@@ -198,16 +201,15 @@ def load(
 @app.command()
 def observe(
     run: RunFolder = RUN,
-    port: Annotated[int, typer.Option(help="Of Prometheus, on 127.0.0.1.", min=1, max=65535)] = 9090,
-    data: Annotated[Path, typer.Option(help="Where Prometheus keeps what it has seen.")] = Path(
-        "var/observe"
-    ),
+    port: Annotated[int, typer.Option(help="Prometheus port on 127.0.0.1.", min=1, max=65535)] = 9090,
+    data: Annotated[Path, typer.Option(help="Folder for Prometheus data.")] = Path("var/observe"),
 ) -> None:
-    """Start a local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C."""
+    """Run a local Prometheus for the service, with alerts and a dashboard, until Ctrl-C."""
     from serve.operate.host.run_folder import RunFolder as Folder
     from serve.operate.observe.prometheus import observe as watch
 
-    with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
+    # Ctrl-C is the normal way to stop it.
+    with contextlib.suppress(KeyboardInterrupt):
         watch(Folder.of(run), data, port, _say)
 
 
@@ -215,22 +217,21 @@ def observe(
 def plan(
     config: ConfigFile = CONFIG,
     trace: Annotated[
-        Path | None, typer.Option(help="A CSV with t_s and offered_rps: what is offered, from when on.")
+        Path | None, typer.Option(help="CSV of the offered load: t_s (start) and offered_rps.")
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(help="A real run's timeline.csv: plan its load, hold it against its counts."),
+        typer.Option(help="timeline.csv of a real run: plan its load and compare the replica counts."),
     ] = None,
     costs: Annotated[Path | None, typer.Option(help="Measured costs; the shipped ones if not given.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A new folder for plan.json, plan.csv, report.html.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the arrivals.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="New folder for plan.json, plan.csv, report.html.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """The replicas and nodes that a `cluster.yaml` would give over a load trace, by Ray's own code.
+    """Plan the replicas and nodes of a `cluster.yaml` over a load trace, with Ray's own code.
 
-    With --compare, exit code 1 if a replica count is more than one off, 2 if nothing scales in the file.
+    With --compare, exit code 1 if a replica count is off by more than one, 2 if nothing in the file
+    scales.
     """
     from serve.operate.plan.command import Request
     from serve.operate.plan.command import plan as make
@@ -244,7 +245,7 @@ def plan(
 
 @bench.command()
 def fetch(as_json: Json = False) -> None:
-    """Time of a request's fetch and features, by batch, viewers and live candidates; takes 5 GB for a while."""
+    """Measure fetch and features per request, by batch, viewers and candidates; needs 5 GB."""
     from serve.bench.fetch import bench_fetch, table
 
     result = bench_fetch(progress=_say)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.application import DRAIN_ENV, DRAIN_S
 from serve.config.reader import read
-from serve.config.yaml_positions import Refused
+from serve.config.yaml_positions import ConfigRefused
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import environment
 from serve.operate.host.run_folder import RunFolder
@@ -112,7 +112,7 @@ def refused_at(key: yaml.ScalarNode, name: str, folder: Path) -> bool:
     """Whether the shipped file with one key renamed is refused, at that key."""
     path = folder / "cluster.yaml"
     path.write_text(renamed(key, name))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ConfigRefused) as caught:
         read(path)
     where = (key.start_mark.line + 1, key.start_mark.column + 1)
     return where in {(one.line, one.column) for one in caught.value.problems}
@@ -142,7 +142,7 @@ def test_the_shipped_file_is_accepted_without_a_warning_but_for_models_that_are_
 def test_the_members_of_an_enumeration_are_shown_by_their_values(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(TEXT.replace("logging_config:\n", "logging_config:\n  encoding: XML\n"))
-    with pytest.raises(Refused, match=r"Encoding must be one of TEXT or JSON\."):
+    with pytest.raises(ConfigRefused, match=r"Encoding must be one of TEXT or JSON\."):
         read(path)
 
 
@@ -158,7 +158,7 @@ def test_the_shipped_file_becomes_a_cluster_by_the_changes_that_its_last_comment
         (document["nodes"] if block == "nodes" else arguments).update(yaml.safe_load(f"{{{change}}}"))
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(Refused, match=r"args\.log: 'var/log' is local to each machine") as caught:
+    with pytest.raises(ConfigRefused, match=r"args\.log: 'var/log' is local to each machine") as caught:
         read(path)
     assert len(caught.value.problems) == 1
     arguments["log"] = "/mnt/tabrank/log"
@@ -247,7 +247,7 @@ def replaced(value, key, new):
 def test_a_file_that_ray_could_not_open_is_refused(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_bytes(TEXT.encode("utf-16"))
-    with pytest.raises(Refused, match="it is UTF-16; save it as UTF-8 text"):
+    with pytest.raises(ConfigRefused, match="it is UTF-16; save it as UTF-8 text"):
         read(path)
 
 

@@ -400,7 +400,7 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
 ):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
     popular = order(service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}, headers={}).json())
-    service.fetcher.admission.ladder.level = 0.5  # of three candidates the model gets two
+    service.fetcher.admission.load_shedder.level = 0.5  # of three candidates the model gets two
     whole = service.scorer.answer
     sizes = []
     service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
@@ -415,7 +415,7 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
 
 def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.ladder.level = 0.5
+    service.fetcher.admission.load_shedder.level = 0.5
     service.scorer.answer = lambda price: np.array([np.nan, 0.5])
     answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
     assert (answer["rung"], answer["degraded"]) == ("partial", ["overload", "non_finite_score"])
@@ -423,7 +423,7 @@ def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
 
 def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.ladder.level = 2.0
+    service.fetcher.admission.load_shedder.level = 2.0
     answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
     assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["overload"], None)
     assert service.scorer.calls == 0
@@ -431,7 +431,7 @@ def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_fold
 
 def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.ladder.refuses = lambda waited_s, deadline_s: True
+    service.fetcher.admission.load_shedder.refuses = lambda waited_s, deadline_s: True
     took_ms = []
     service.fetcher._metrics.refused = took_ms.append
     refused = service.ask(raw=b"not even JSON")

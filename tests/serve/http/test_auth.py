@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.settings import ApiKey, UserConfig
 from serve.contract.errors import RequestError
-from serve.http.auth import Keys, mint
+from serve.http.auth import Authenticator, mint
 
 
 def key_of(secret, requests_per_s=10.0):
@@ -42,7 +42,7 @@ def admitted(keys, known, seconds, each_s, clock):
 @pytest.mark.parametrize(("num_replicas", "expected"), [(1, 100), (4, 25)])
 def test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once(num_replicas, expected):
     clock = Clock()
-    keys, known = Keys(num_replicas=num_replicas, clock=clock), (key_of(b"secret"),)
+    keys, known = Authenticator(num_replicas=num_replicas, clock=clock), (key_of(b"secret"),)
     burst = admitted(keys, known, 1e-3, 1e-5, clock)
     assert burst == pytest.approx(10 / num_replicas, abs=1)
     clock.now_s += 1.0
@@ -51,7 +51,7 @@ def test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_onc
 
 def test_a_change_of_keys_forgives_no_debt():
     clock = Clock()
-    keys = Keys(clock=clock)
+    keys = Authenticator(clock=clock)
     known = (key_of(b"secret", 0.1),)
     keys.admit(known, b"secret")
     for known_now in (known, (*known, key_of(b"other"))):
@@ -63,13 +63,13 @@ def test_a_change_of_keys_forgives_no_debt():
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_without_keys_whoever_is_on_the_machine_may_ask(host):
-    assert Keys(host=host).admit((), None) is None
+    assert Authenticator(host=host).admit((), None) is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "ranker.example", ""])
 def test_without_keys_nobody_beyond_it_may_and_the_remedy_is_told(host):
     with pytest.raises(RequestError, match=r"user_config\.api_keys .*http_options\.host") as error:
-        Keys(host=host).admit((), b"anything")
+        Authenticator(host=host).admit((), b"anything")
     assert error.value.status == 401
     assert host == "" or host not in str(error.value)
 
@@ -77,14 +77,14 @@ def test_without_keys_nobody_beyond_it_may_and_the_remedy_is_told(host):
 @pytest.mark.parametrize("given", [None, b"", b"secret ", b"\xff" * 9_000])
 def test_what_is_no_key_is_refused(given):
     with pytest.raises(RequestError, match="a valid key is needed in X-Api-Key") as error:
-        Keys().admit((key_of(b"secret"),), given)
+        Authenticator().admit((key_of(b"secret"),), given)
     assert error.value.status == 401
 
 
 def test_a_minted_key_is_admitted_by_its_hash_and_cannot_be_guessed():
     key, sha256 = mint()
     assert len(key) >= 40
-    assert Keys().admit((ApiKey("app", sha256, 1.0),), key.encode()).name == "app"
+    assert Authenticator().admit((ApiKey("app", sha256, 1.0),), key.encode()).name == "app"
     assert mint() != (key, sha256)
 
 
@@ -94,13 +94,13 @@ def test_the_command_prints_a_key_once_and_the_line_that_the_file_takes():
     secret = first.removeprefix("X-Api-Key: ")
     (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(line)}).api_keys
     assert (known.name, known.requests_per_s, known.may_choose_arm) == ("app", 5.0, False)
-    assert Keys().admit((known,), secret.encode()) is known
+    assert Authenticator().admit((known,), secret.encode()) is known
     *_, line = CliRunner().invoke(app, ["key", "on: {", "--rps", "1000000"]).stdout.splitlines()
     (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(f"{{{line}}}")}).api_keys
     assert (known.name, known.requests_per_s) == ("on: {", 1e6)
     told = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
     (known,) = UserConfig.from_mapping({"api_keys": told["api_keys"]}).api_keys
-    assert Keys().admit((known,), told["key"].encode()) is known
+    assert Authenticator().admit((known,), told["key"].encode()) is known
 
 
 @pytest.mark.parametrize("arguments", [[""], ["app", "--rps", "1e9"]])

@@ -1,4 +1,4 @@
-"""Bodies on their way: cut off by time, by their number and by their size."""
+"""Reading of request bodies: limits on time, number and size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import pytest
 
 from serve.contract.errors import RequestError
-from serve.http.body_reader import Bodies
+from serve.http.body_reader import BodyReader
 
 LIMIT = 1_000
 
@@ -43,7 +43,7 @@ def at_once(body):
 @pytest.fixture
 def bodies(monkeypatch):
     monkeypatch.setattr("serve.http.body_reader.LOOK_S", 0.01)
-    return Bodies()
+    return BodyReader()
 
 
 def test_a_slow_body_is_cut_off_and_the_others_go_on(bodies, monkeypatch):

@@ -275,11 +275,11 @@ def test_a_graph_that_is_not_ours_is_refused(
     tmp_path: Path, network: Network, folder: Path, name: str
 ) -> None:
     message = refused(tmp_path / "1", network, {name: b"not a graph"})
-    assert f"{name} is not a graph of ours: it is no ONNX file" in message
+    assert f"{name} is not a supported graph: it is not an ONNX file" in message
     model = onnx.load_from_string((folder / name).read_bytes())
     model.graph.output.pop()
     message = refused(tmp_path / "2", network, {name: model.SerializeToString()})
-    assert f"{name} is not a graph of ours" in message
+    assert f"{name} is not a supported graph" in message
 
 
 def test_a_graph_with_data_outside_of_it_is_refused(tmp_path: Path, network: Network, folder: Path) -> None:

@@ -8,7 +8,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from serve.config.settings import ApiKey, AppArgs, Arm, Experiment, UserConfig
 from serve.contract.errors import RequestError, TabrankError
-from serve.ranking.assignment import HOLDOUT, assign, chosen
+from serve.ranking.assignment import HOLDOUT, assign, requested_arm
 
 NOW_MS = 1_000
 
@@ -115,7 +115,7 @@ APP = ApiKey("app", "1" * 64, 1.0)
 
 
 def test_a_tester_with_the_key_chooses_the_arm():
-    assert chosen(experiment(0.5), "popular", TESTER).name == "popular"
+    assert requested_arm(experiment(0.5), "popular", TESTER).name == "popular"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_tester_with_the_key_chooses_the_arm():
 )
 def test_an_arm_is_chosen_by_nobody_else(name, key, status, said):
     with pytest.raises(RequestError) as error:
-        chosen(experiment(0.5), name, key)
+        requested_arm(experiment(0.5), name, key)
     assert error.value.status == status
     assert said in error.value.detail
     assert len(error.value.detail) < 300

@@ -238,7 +238,7 @@ def test_a_client_that_left_is_not_worked_for():
 
 
 def test_a_patient_item_does_not_hold_its_slot_for_ever(monkeypatch):
-    monkeypatch.setattr("serve.ranking.batcher.LONGEST_S", 0.06)
+    monkeypatch.setattr("serve.ranking.batcher.MAX_WORK_S", 0.06)
 
     async def scenario():
         work = Work()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serve.contract.errors import ScorerUnavailable
-from serve.ranking.circuit_breaker import FAILURES, Breaker
+from serve.ranking.circuit_breaker import FAILURES, CircuitBreaker
 
 
 class FakeScorer:
@@ -49,7 +49,7 @@ def quickly(monkeypatch):
 def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batch_that_it_knows():
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         assert await breaker("v", b"good") == b"good"
         scorer.error = ConnectionError("gone")
         await fail(breaker)
@@ -65,11 +65,11 @@ def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batc
 
 
 def test_one_that_nobody_asks_any_more_is_tried_no_more_until_somebody_does(monkeypatch):
-    monkeypatch.setattr("serve.ranking.circuit_breaker.FORGOTTEN_S", 0.05)
+    monkeypatch.setattr("serve.ranking.circuit_breaker.MAX_UNUSED_S", 0.05)
 
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         scorer.error = FileNotFoundError("the version is gone")
         for _ in range(FAILURES):
             with pytest.raises(FileNotFoundError):
@@ -92,7 +92,7 @@ def test_one_that_nobody_asks_any_more_is_tried_no_more_until_somebody_does(monk
 def test_a_failure_now_and_then_is_none_of_its_business():
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         for _ in range(3):
             scorer.error = ConnectionError("gone")
             await fail(breaker, FAILURES - 1)
@@ -105,7 +105,7 @@ def test_a_failure_now_and_then_is_none_of_its_business():
 def test_one_that_hangs_is_left_alone_after_its_callers_have_given_up_and_the_calls_go_on():
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         scorer.hangs = True
         for _ in range(FAILURES):
             with pytest.raises(TimeoutError):

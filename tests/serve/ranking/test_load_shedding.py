@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from serve.ranking.load_shedding import FEWEST, TICK_S, Ladder
+from serve.ranking.load_shedding import MIN_SHARE, TICK_S, LoadShedder
 
 DEADLINE_S = 0.1
 
 
 def after(seconds, ladder=None, scored_s=0.005, turn_s=0.002):
     """A ladder that has seen these latencies and turns for so long."""
-    ladder = ladder or Ladder(lambda: 0.5)
+    ladder = ladder or LoadShedder(lambda: 0.5)
     for _ in range(round(seconds / TICK_S)):
         if scored_s:
             ladder.scored(scored_s)
@@ -42,7 +42,7 @@ def test_a_queue_that_stands_takes_it_down_to_the_popular_order_and_without_it_a
         shares.append(ladder.share(0.0, DEADLINE_S))
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0
-    assert any(FEWEST < share < 1.0 for share in shares)
+    assert any(MIN_SHARE < share < 1.0 for share in shares)
     assert shares[-1] == 0.0
     assert after(4.0, ladder).level == 0.0
 
@@ -57,9 +57,9 @@ def test_what_had_too_little_time_hides_no_load_and_makes_none():
             ladder.tick(TICK_S, 0.002, DEADLINE_S)
         return ladder.level
 
-    assert pressed(Ladder(), 0.08) > 0
-    assert pressed(Ladder(), None) == 0
-    late = Ladder()
+    assert pressed(LoadShedder(), 0.08) > 0
+    assert pressed(LoadShedder(), None) == 0
+    late = LoadShedder()
     for _ in range(10):
         late.late(0.08, DEADLINE_S)
         late.tick(TICK_S, 0.002, DEADLINE_S)
@@ -78,7 +78,7 @@ def test_what_waited_too_long_is_not_scored_and_what_comes_behind_too_much_work_
 
 
 def test_as_long_as_there_is_no_load_a_long_turn_is_forgiven():
-    ladder = Ladder()
+    ladder = LoadShedder()
     assert ladder.share(0.029, DEADLINE_S) == 1
     assert not ladder.refuses(0.029, DEADLINE_S)
     assert ladder.share(0.031, DEADLINE_S) == 0
@@ -87,13 +87,13 @@ def test_as_long_as_there_is_no_load_a_long_turn_is_forgiven():
 
 def test_near_the_end_a_part_of_the_requests_is_scored_a_little():
     draws = iter([0.49, 0.51])
-    ladder = Ladder(lambda: next(draws))
+    ladder = LoadShedder(lambda: next(draws))
     ladder.level = 1.5
-    assert [ladder.share(0.0, DEADLINE_S) for _ in range(2)] == [0.0, FEWEST]
+    assert [ladder.share(0.0, DEADLINE_S) for _ in range(2)] == [0.0, MIN_SHARE]
 
 
 def test_switched_off_it_does_nothing():
-    ladder = Ladder()
+    ladder = LoadShedder()
     ladder.enabled = False
     after(5.0, ladder, scored_s=0.2, turn_s=0.2)
     assert ladder.share(9.0, DEADLINE_S) == 1.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-from serve.ranking.loop_lag import Turns
+from serve.ranking.loop_lag import LoopLag
 
 BUSY_S = 0.02
 
 
 def test_the_first_after_a_rest_has_not_waited():
     async def scenario():
-        turns = Turns()
+        turns = LoopLag()
         first = turns.waited_s()
         await asyncio.sleep(2 * BUSY_S)
         return first, turns.waited_s()
@@ -24,7 +24,7 @@ def test_the_first_after_a_rest_has_not_waited():
 
 def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
     async def scenario():
-        turns, waits, works = Turns(), [], []
+        turns, waits, works = LoopLag(), [], []
 
         async def request():
             waits.append(turns.waited_s())
@@ -50,7 +50,7 @@ def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
 
 def test_the_work_that_goes_before_is_counted_in_cpu_time():
     async def scenario():
-        turns, works = Turns(), []
+        turns, works = LoopLag(), []
 
         async def request():
             works.append(turns.worked_s())
@@ -67,7 +67,7 @@ def test_the_work_that_goes_before_is_counted_in_cpu_time():
 
 def test_where_nothing_comes_the_loop_rests():
     async def scenario():
-        turns, loop = Turns(), asyncio.get_running_loop()
+        turns, loop = LoopLag(), asyncio.get_running_loop()
         turns.waited_s()
         began, cpu_s = loop.time(), time.process_time()
         await asyncio.sleep(0.1)

@@ -7,7 +7,7 @@ import pytest
 
 from serve.config.settings import Limits
 from serve.rollout.guard import MIN_PAIRS, MIN_ROWS, PERIOD_S, Trial
-from serve.rollout.score_comparison import EDGES, Pair, Sums, histogram, psi, top_kept
+from serve.rollout.score_comparison import EDGES, ScorePair, Sums, histogram, psi, top_kept
 
 RNG = np.random.default_rng(0)
 
@@ -26,7 +26,7 @@ def pair(rng, shift=0.0, noise=0.0, slower=1.0, requests=2, length=55):
     new = odds + shift + noise * rng.standard_normal(len(odds))
     old_ms = 5.0 * rng.uniform(0.8, 1.6)
     new_ms = old_ms * slower * rng.uniform(0.7, 1.4)
-    return Pair(probability(new), probability(odds), new_ms, old_ms, np.repeat(np.arange(requests), length))
+    return ScorePair(probability(new), probability(odds), new_ms, old_ms, np.repeat(np.arange(requests), length))
 
 
 def verdict_of(held, *, num=40, **moved):
@@ -142,7 +142,7 @@ def test_the_top_ten_is_compared_within_each_request():
     request = np.repeat([7, 3, 5], [20, 12, 8])
     new = old.copy()
     new[:20] = old[:20][::-1]  # of 20 turned round none of the first ten stays
-    assert top_kept(Pair(new, old, 1.0, 1.0, request)) == (1.0, 2)
+    assert top_kept(ScorePair(new, old, 1.0, 1.0, request)) == (1.0, 2)
 
 
 def test_sums_go_through_a_page_of_metrics_and_back():

@@ -213,7 +213,7 @@ def test_a_rolled_back_version_stays_away_over_a_restart_and_comes_again_when_it
 def test_while_the_writer_is_away_a_bad_version_is_not_used_and_it_is_told_again(
     tmp_path, log_folder, monkeypatch
 ):
-    monkeypatch.setattr("serve.rollout.monitor.TELL_EVERY_S", 0.2)
+    monkeypatch.setattr("serve.rollout.monitor.REPORT_EVERY_S", 0.2)
     told = []
 
     async def scenario(service):

@@ -25,7 +25,7 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.model.artifact import CURRENT, point
 from serve.rollout import history
-from serve.rollout.active_models import Models
+from serve.rollout.active_models import ActiveModels
 from serve.rollout.registry import NothingBefore, Releases
 
 A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"
@@ -121,7 +121,7 @@ def test_a_replica_that_starts_with_a_broken_version_ranks_with_the_last_good_on
             raise ArtifactRefused("golden.safetensors: row 3 scores otherwise")
 
     async def followed():
-        replica = Models(models, Features(Schema(read_surface(TOML))).columns, load)
+        replica = ActiveModels(models, Features(Schema(read_surface(TOML))).columns, load)
         for _ in range(2):
             with contextlib.suppress(ArtifactRefused):
                 await replica.follow(Experiment("x", "s", ()))
@@ -187,7 +187,7 @@ def test_what_a_killed_writer_leaves_is_old_or_new(models, releases):
 
 
 def test_the_history_is_followed_as_it_changes(models, releases):
-    followed = history.Followed(models)
+    followed = history.CachedHistory(models)
     assert followed.read().entries == ()
     releases.promote(A)
     assert [entry.version for entry in followed.read().entries] == [A]
@@ -198,7 +198,7 @@ def test_a_history_that_cannot_be_read_is_neither_forgotten_nor_replaced(models,
     releases.promote(A)
     releases.promote(B)
     releases.roll_back(None, "slow")
-    followed = history.Followed(models)
+    followed = history.CachedHistory(models)
     assert list(followed.read().rolled_back) == [B]
     (models / "HISTORY").rename(models / "kept")
     (models / "HISTORY").mkdir()  # a read of it fails, and not because there is none

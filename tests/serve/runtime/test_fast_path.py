@@ -13,7 +13,7 @@ import pytest
 
 from serve.contract.errors import RequestError
 from serve.http.app import Edge
-from serve.runtime.fast_path import ShortWay
+from serve.runtime.fast_path import FastPath
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
 
@@ -109,7 +109,7 @@ class Wrapped:
 
 
 def short_way(replica):
-    return ShortWay(Wrapped(replica._direct_ingress_asgi))
+    return FastPath(Wrapped(replica._direct_ingress_asgi))
 
 
 def ranking(**changes):
@@ -301,5 +301,5 @@ def test_in_ray_s_own_proxy_nothing_is_short():
     async def proxy(scope, receive, send):
         seen.append(scope)
 
-    asyncio.run(ask(ShortWay(Wrapped(proxy)), ranking()))
+    asyncio.run(ask(FastPath(Wrapped(proxy)), ranking()))
     assert len(seen) == 1
