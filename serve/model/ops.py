@@ -14,7 +14,7 @@ LARGE = 1e30
 
 
 class Ops(Protocol[T]):
-    """Operations on 2-D arrays with NumPy's broadcasting; the first axis is columns, the second rows.
+    """Operations on 2-D arrays [columns, rows] with NumPy's broadcasting.
 
     Reductions keep their axis. Comparisons return booleans, for `where` and `to_float`.
     """

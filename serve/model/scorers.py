@@ -38,7 +38,7 @@ class Scorer(Protocol):
     """Scores rows; the content of a row never changes a bit of another row's score."""
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing) → P(label) f32 [R]."""
+        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing): P(label) [R]."""
         ...
 
 
@@ -52,7 +52,7 @@ class OnnxScorer:
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Return probabilities [R]; rows that the fixed passes leave unsettled are scored with a sort."""
+        """Return probabilities [R]; rows that the fixed passes do not settle are sorted."""
         parts = self._encoder.encode(numeric, category)
         probability, residual = _run(self._passes, parts)
         settled = residual <= MAX_RESIDUAL

@@ -1,4 +1,4 @@
-"""The callers' keys: their rates, on a clock of the test's, and where none is needed."""
+"""API keys: their rates, on an injected clock, and requests without keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
 
 
 def admitted(keys, known, seconds, each_s, clock):
-    """How many requests, sent every `each_s`, are let in."""
+    """Return how many requests, one every `each_s`, are admitted."""
     count = 0
     for _ in range(round(seconds / each_s)):
         with contextlib.suppress(RequestError):
@@ -40,7 +40,7 @@ def admitted(keys, known, seconds, each_s, clock):
 
 
 @pytest.mark.parametrize(("num_replicas", "expected"), [(1, 100), (4, 25)])
-def test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once(num_replicas, expected):
+def test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s(num_replicas, expected):
     clock = Clock()
     keys, known = Authenticator(num_replicas=num_replicas, clock=clock), (key_of(b"secret"),)
     burst = admitted(keys, known, 1e-3, 1e-5, clock)
@@ -67,7 +67,7 @@ def test_without_keys_whoever_is_on_the_machine_may_ask(host):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "ranker.example", ""])
-def test_without_keys_nobody_beyond_it_may_and_the_remedy_is_told(host):
+def test_without_keys_other_machines_are_refused_with_the_remedy(host):
     with pytest.raises(RequestError, match=r"user_config\.api_keys .*http_options\.host") as error:
         Authenticator(host=host).admit((), b"anything")
     assert error.value.status == 401
@@ -98,9 +98,9 @@ def test_the_command_prints_a_key_once_and_the_line_that_the_file_takes():
     *_, line = CliRunner().invoke(app, ["key", "on: {", "--rps", "1000000"]).stdout.splitlines()
     (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(f"{{{line}}}")}).api_keys
     assert (known.name, known.requests_per_s) == ("on: {", 1e6)
-    told = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
-    (known,) = UserConfig.from_mapping({"api_keys": told["api_keys"]}).api_keys
-    assert Authenticator().admit((known,), told["key"].encode()) is known
+    result = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
+    (known,) = UserConfig.from_mapping({"api_keys": result["api_keys"]}).api_keys
+    assert Authenticator().admit((known,), result["key"].encode()) is known
 
 
 @pytest.mark.parametrize("arguments", [[""], ["app", "--rps", "1e9"]])

@@ -205,7 +205,7 @@ def test_a_flipped_bit_or_a_cut_in_any_file_refuses_the_artifact(tmp_path: Path,
     paths = [path for path in folder.iterdir() if path.stat().st_size]
     assert len(paths) == len(FILES) + 1
     for number in range(num_damages):
-        # a third of them in the manifest, which nothing else vouches for
+        # A third of them are in the manifest, which has only its own checksum.
         path = folder / "manifest.json" if number % 3 == 0 else paths[rng.integers(len(paths))]
         whole = path.read_bytes()
         at = int(rng.integers(len(whole)))
@@ -296,7 +296,7 @@ def test_a_killed_writer_leaves_nothing_after_the_next(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def test_what_a_killed_writer_left_is_in_nobody_s_way_where_process_numbers_come_again(
+def test_leftovers_of_a_killed_writer_with_the_same_pid_are_removed(
     tmp_path: Path,
 ) -> None:
     left = tmp_path / f".a.{socket.gethostname().replace('.', '-')}.{os.getpid()}.partial"
@@ -308,7 +308,7 @@ def test_what_a_killed_writer_left_is_in_nobody_s_way_where_process_numbers_come
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_a_publisher_killed_at_any_point_leaves_the_old_version_or_the_new_one(tmp_path: Path) -> None:
+def test_a_killed_publisher_leaves_the_old_version_or_the_new_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     write(tmp_path / "old", OLD)
     write(tmp_path / "new", NEW, **{"model.onnx": rng.bytes(1_000_000)})
@@ -347,7 +347,7 @@ def test_a_published_artifact_is_never_changed(tmp_path: Path) -> None:
     assert load(models / OLD).read("report.html") == b"report.html"
 
 
-def test_promoting_an_unknown_version_names_the_nearest_and_keeps_the_pointer(tmp_path: Path) -> None:
+def test_promoting_an_unknown_version_names_the_nearest_one(tmp_path: Path) -> None:
     models = tmp_path / "models"
     with pytest.raises(TabrankError, match=r"is not published in .*; publish an artifact first"):
         point(models, CURRENT, OLD)

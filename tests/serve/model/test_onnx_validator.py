@@ -137,7 +137,7 @@ def test_what_no_export_of_ours_writes_is_refused(
         validate(model.SerializeToString())
 
 
-def test_a_file_of_nothing_but_fields_is_refused_before_it_has_taken_the_memory(
+def test_a_file_of_nothing_but_fields_is_refused_before_it_fills_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serve.model.onnx_validator.MAX_FIELDS", 10_000)
@@ -150,7 +150,8 @@ def test_a_file_of_nothing_but_fields_is_refused_before_it_has_taken_the_memory(
 
 
 def test_an_operator_that_is_said_twice_is_refused() -> None:
-    node = helper.make_node("Add", ["a"], ["b"]).SerializeToString() + b"\x22\x04Loop"  # the last one counts
+    # The last field of a kind counts.
+    node = helper.make_node("Add", ["a"], ["b"]).SerializeToString() + b"\x22\x04Loop"
     graph = b"\x0a" + bytes([len(node)]) + node
     with pytest.raises(ValueError, match="node of the operator 'Add Loop'"):
         validate(b"\x3a" + bytes([len(graph)]) + graph)
@@ -161,7 +162,8 @@ def test_an_operator_that_is_said_twice_is_refused() -> None:
     [
         b"",
         b"\x08\x09",
-        b"\x28\0\0\0ORTM" + bytes(100),  # ONNX Runtime's own format, which it loads as well
+        # ONNX Runtime's own format, which it loads too.
+        b"\x28\0\0\0ORTM" + bytes(100),
         pickle.dumps({"model": 1}),
         b"\xff" * 20,
         b"PK\x03\x04" + bytes(30),

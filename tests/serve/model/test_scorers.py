@@ -48,7 +48,7 @@ def rows(network: Network, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_attending(folder: Path, logits: np.ndarray, config: NetworkConfig) -> tuple[Path, Network]:
-    """An artifact whose masks have these logits [G], whatever the row."""
+    """An artifact whose masks have these logits [G] for every row."""
     rng = np.random.default_rng(8)
     encoder = Encoder(tuple(NumericColumn(f"n{i}") for i in range(len(logits))))
     network = random_network(rng, encoder, config)
@@ -126,9 +126,8 @@ def test_a_row_that_the_passes_do_not_settle_changes_no_bit_of_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "serve.model.masks.num_passes", lambda mask_type, num_columns: 3
-    )  # too few for some rows
+    # Three passes are too few for some rows.
+    monkeypatch.setattr("serve.model.masks.num_passes", lambda mask_type, num_columns: 3)
     rng = np.random.default_rng(11)
     network = random_network(rng, random_encoder(rng, 8, 1, 1), NetworkConfig(n_steps=1, mask_type=mask_type))
     artifact = load(write_artifact(tmp_path / "a", network, rng))

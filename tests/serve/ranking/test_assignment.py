@@ -49,8 +49,8 @@ def test_an_arm_without_a_share_gets_nobody():
 def test_a_million_viewers_are_dealt_evenly_and_two_salts_apart():
     arms = tuple(Arm(name, "popular", share) for name, share in (("a", 0.5), ("b", 0.3), ("c", 0.2)))
     first, second = (arms_of(Experiment("e", salt, arms), MANY) for salt in ("s", "t"))
-    for dealt in (first, second):
-        counts = Counter(dealt)
+    for assigned in (first, second):
+        counts = Counter(assigned)
         assert chisquare([counts[a.name] for a in arms], [a.share * len(MANY) for a in arms]).pvalue > 0.001
     both = Counter(zip(first, second, strict=True))
     table = [[both[a.name, b.name] for b in arms] for a in arms]
@@ -95,7 +95,7 @@ def test_nobody_takes_part_before_the_start_and_from_the_end_on():
     assert {assign(timed, viewer, 999).arm.name for viewer in VIEWERS} == {"model"}
 
 
-def test_the_held_out_get_the_popular_order_and_are_the_same_in_every_experiment():
+def test_the_holdout_gets_the_popular_order_in_every_experiment():
     held = [
         {viewer for viewer in VIEWERS if assign(one, viewer, NOW_MS).arm.name == HOLDOUT}
         for one in (
@@ -190,7 +190,7 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
             },
             "they name 4 artifacts by version; a scorer holds 3 beside the promoted one",
         ),
-        ({"experiment": GOOD | {"start": "now"}}, "each replica and each report has another now"),
+        ({"experiment": GOOD | {"start": "now"}}, "each replica and report would have another now"),
         ({"experiment": GOOD | {"start": "tomorrow"}}, "experiment.start: 'tomorrow' is no time"),
         ({"experiment": GOOD | {"start": 20261201}}, "experiment.start: 20261201 must be in quotes"),
         (

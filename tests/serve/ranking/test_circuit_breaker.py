@@ -1,4 +1,4 @@
-"""The circuit breaker before a scorer that fails, hangs, and comes back."""
+"""Circuit breaker around a scorer that fails, hangs and recovers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.ranking.circuit_breaker import FAILURES, CircuitBreaker
 
 
 class FakeScorer:
-    """Answers what it is sent; raises or hangs as told."""
+    """Scorer that answers, raises or hangs on request."""
 
     def __init__(self):
         self.error, self.hangs = None, False
@@ -46,7 +46,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr("serve.ranking.circuit_breaker.RETRY_S", 0.01)
 
 
-def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batch_that_it_knows():
+def test_a_scorer_that_fails_repeatedly_is_probed_until_it_answers():
     async def scenario():
         scorer = FakeScorer()
         breaker = CircuitBreaker(scorer)
@@ -64,7 +64,7 @@ def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batc
     asyncio.run(scenario())
 
 
-def test_one_that_nobody_asks_any_more_is_tried_no_more_until_somebody_does(monkeypatch):
+def test_an_unused_scorer_is_not_probed_until_the_next_request(monkeypatch):
     monkeypatch.setattr("serve.ranking.circuit_breaker.MAX_UNUSED_S", 0.05)
 
     async def scenario():
@@ -102,7 +102,7 @@ def test_a_failure_now_and_then_is_none_of_its_business():
     asyncio.run(scenario())
 
 
-def test_one_that_hangs_is_left_alone_after_its_callers_have_given_up_and_the_calls_go_on():
+def test_a_hanging_scorer_opens_the_circuit_and_its_calls_go_on():
     async def scenario():
         scorer = FakeScorer()
         breaker = CircuitBreaker(scorer)

@@ -1,4 +1,4 @@
-"""Who gets the one place in which a batch waits to be scored a second time."""
+"""Precedence for the one batch that may wait to be scored a second time."""
 
 from __future__ import annotations
 
