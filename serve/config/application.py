@@ -59,11 +59,7 @@ class FileContext:
 
 
 def check(
-    findings: Findings,
-    steps: Steps,
-    application: Mapping[str, Any],
-    sizes: Sequence[Size],
-    context: FileContext,
+    findings: Findings, steps: Steps, application: Mapping[str, Any], sizes: Sequence[Size], file: FileContext
 ) -> None:
     """Check the parts of our application that Ray does not read, and the rules between its parts.
 
@@ -80,16 +76,16 @@ def check(
         if name == OUR_INGRESS:
             knobs_at = (*here, "user_config")
             knobs = _read_knobs(findings, knobs_at, deployment.get("user_config"))
-    if knobs is not None and not knobs.api_keys and not is_loopback(context.host):
-        _refuse_open(findings, context.host)
+    if knobs is not None and not knobs.api_keys and not is_loopback(file.host):
+        _refuse_open(findings, file.host)
     args = _read_args(findings, steps, application)
     if args is None:
         return
-    check_storage(findings, (*steps, "args"), args, base, context.num_nodes)
-    _check_log(findings, steps, base / args.log, context.logs)
+    check_storage(findings, (*steps, "args"), args, base, file.num_nodes)
+    _check_log(findings, steps, base / args.log, file.logs)
     surface = _read_surface(findings, (*steps, "args", "surface"), args, base)
     if surface is not None:
-        _check_owner(findings, steps, surface.name, context.owners)
+        _check_owner(findings, steps, surface.name, file.owners)
     if knobs is None:
         return
     if surface is not None:
@@ -98,7 +94,7 @@ def check(
         _check_versions(findings, knobs_at, knobs, base / args.models)
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
-        _check_sizes(findings, named, args, knobs, context.timeout_s)
+        _check_sizes(findings, named, args, knobs, file.timeout_s)
 
 
 def _refuse_open(findings: Findings, host: str) -> None:
@@ -150,9 +146,7 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
     shipped = [path.stem for path in SHIPPED.glob("*.toml")]
     if not args.surface.endswith(".toml") and args.surface not in shipped:
         hint = suggest(args.surface, shipped)
-        findings.refuse(
-            steps, f"there is no surface {args.surface!r}; {hint}, or give the path of a .toml file"
-        )
+        findings.refuse(steps, f"there is no surface {args.surface!r}; {hint}, or give a .toml path")
         return None
     try:
         return args.load_surface(base)
@@ -252,8 +246,7 @@ def _check_sizes(
     _check_deadline(findings, front, knobs.deadline_ms / 1_000, timeout_s)
     if args.backend == "torch" and not scorer.num_gpus:
         findings.warn(
-            (*scorer.steps, "ray_actor_options"),
-            "backend torch without num_gpus is slower than onnx; set num_gpus",
+            (*scorer.steps, "ray_actor_options"), "backend torch without num_gpus is slow; use onnx"
         )
     if args.backend == "onnx" and scorer.num_gpus:
         findings.warn(

@@ -47,9 +47,7 @@ def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, Nod
                 key=True,
             )
     if given and HEAD not in given:
-        findings.refuse(
-            ("nodes",), f"the pool {HEAD!r} is missing; give the machine of Ray's controller this name"
-        )
+        findings.refuse(("nodes",), f"the pool {HEAD!r} is missing; add it for Ray's controller")
     head = pools.get(HEAD)
     if head and findings.are_none(("nodes", HEAD)) and (head.min_nodes, head.max_nodes) != (1, 1):
         findings.refuse(("nodes", HEAD), "a cluster has one head; set min_nodes and max_nodes to 1")

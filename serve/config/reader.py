@@ -99,8 +99,8 @@ def _check(findings: Findings, document: Mapping[str, Any]) -> tuple[dict[str, N
 
     _check_keys(findings, document, ray_levels())
     applications = document.get("applications")
-    _refuse_duplicates(findings, ("applications",), applications, "name")
-    _refuse_duplicates(findings, ("applications",), applications, "route_prefix", "/")
+    _check_unique(findings, ("applications",), applications, "name")
+    _check_unique(findings, ("applications",), applications, "route_prefix", "/")
     check_values(findings, {key: value for key, value in document.items() if key != "nodes"})
     pools = read_pools(findings, document)
     http = document.get("http_options", {})
@@ -110,24 +110,24 @@ def _check(findings: Findings, document: Mapping[str, Any]) -> tuple[dict[str, N
     _check_exporter(findings, document.get("tracing_config"))
     timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
     host = str(http.get("host", OPEN[0])) if isinstance(http, dict) else OPEN[0]
-    context = ours.FileContext(sum(pool.max_nodes for pool in pools.values()), timeout_s, host)
+    file = ours.FileContext(sum(pool.max_nodes for pool in pools.values()), timeout_s, host)
     sizes: list[Size] = []
     for i, application in enumerate(_mappings(applications)):
-        sizes += _check_application(findings, ("applications", i), application, context)
+        sizes += _check_application(findings, ("applications", i), application, file)
     if pools and findings.are_none(("applications",)) and findings.are_none(("nodes",)):
         check_room(findings, sizes, pools)
     return pools, sizes
 
 
 def _check_application(
-    findings: Findings, steps: Steps, application: Mapping[str, Any], context: ours.FileContext
+    findings: Findings, steps: Steps, application: Mapping[str, Any], file: ours.FileContext
 ) -> list[Size]:
     """Check the rules within one application; return the sizes of its deployments."""
     from serve.config.ray_schema import size
 
     here = (*steps, "deployments")
     deployments = _mappings(application.get("deployments"))
-    _refuse_duplicates(findings, here, deployments, "name")
+    _check_unique(findings, here, deployments, "name")
     _check_import(findings, (*steps, "import_path"), application)
     sizes = [size((*here, j), one) for j, one in enumerate(deployments) if findings.are_none((*here, j))]
     for one in sizes:
@@ -137,7 +137,7 @@ def _check_application(
     if _is_ours(application):
         named = [deployment.get("name") for deployment in deployments]
         sizes += [size(here, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
-        ours.check(findings, steps, application, sizes, context)
+        ours.check(findings, steps, application, sizes, file)
     return sizes
 
 
@@ -185,8 +185,7 @@ def _check_http(findings: Findings, http: Any, has_others: bool) -> None:
     for key in ("ssl_keyfile", "ssl_certfile"):
         if http.get(key) is not None:
             findings.warn(
-                ("http_options", key),
-                "HAProxy needs plain HTTP to its replicas, or none becomes healthy; end TLS before it",
+                ("http_options", key), "HAProxy needs plain HTTP to its replicas; end TLS before it"
             )
     host = http.get("host", OPEN[0])
     if host == "":
@@ -248,9 +247,7 @@ def _is_found(module: str, folder: Path) -> bool:
     return spec is not None
 
 
-def _refuse_duplicates(
-    findings: Findings, steps: Steps, items: Any, key: str, default: str | None = None
-) -> None:
+def _check_unique(findings: Findings, steps: Steps, items: Any, key: str, default: str | None = None) -> None:
     """Refuse mappings of a list that have the same value for a key."""
     first: dict[Any, int] = {}
     for i, item in enumerate(items if isinstance(items, list) else []):

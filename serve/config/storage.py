@@ -45,8 +45,7 @@ def check_storage(findings: Findings, steps: Steps, args: AppArgs, base: Path, n
         _check_folder(findings, (*steps, key), folder, num_nodes)
     if num_nodes <= 1 and not (base / args.models).exists() and "://" not in args.models:
         findings.warn(
-            (*steps, "models"),
-            f"the folder {args.models!r} does not exist yet: rankings are popular until then",
+            (*steps, "models"), f"there is no folder {args.models!r} yet: rankings are popular until then"
         )
 
 

@@ -59,9 +59,7 @@ class BodyReader:
         except asyncio.CancelledError as error:
             if error.args != (SLOW,) or task.uncancel():
                 raise
-            detail = (
-                f"the body was not complete within {BODY_S:g} s, or too many were incomplete; send it at once"
-            )
+            detail = f"the body was not complete within {BODY_S:g} s, or too many were not; send it at once"
             raise RequestError(408, "request timeout", detail) from None
         finally:
             self._forget(task)
@@ -88,9 +86,7 @@ class BodyReader:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise RequestError(
-                    400, "disconnected", "the client disconnected before its body was complete"
-                )
+                raise RequestError(400, "disconnected", "the client left before its body was complete")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > max_bytes:

@@ -125,9 +125,7 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
         paths[path] = {"get": operation | ({"security": KEYS} if path == "/v1/model" else {})}
     page = {"description": "An HTML page", "content": {"text/html": {}}}
     shown = {"200": page, **refusals()}
-    paths["/docs"] = {
-        "get": {"summary": "This document as a page", "parameters": [given], "responses": shown}
-    }
+    paths["/docs"] = {"get": {"summary": "This document, as HTML", "parameters": [given], "responses": shown}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"tabrank: {surface.name}", "version": _version()},

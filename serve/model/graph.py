@@ -133,7 +133,7 @@ def fold(
 
 
 def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact: bool) -> tuple[T, T]:
-    """Score numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1] → (probability [R], residual [R]).
+    """Score numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1] → probability [R], residual [R].
 
     The residual is the largest deviation of a mask's sum from 1 in the row (NaN counts as 1). Above
     1e-6 the passes of `serve.model.masks` did not suffice, and the row must be scored with `exact`,

@@ -86,10 +86,8 @@ class FeatureFetcher:
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = ActiveModels(base / args.models, features.columns, load_model)
-        self.rollout = RolloutMonitor(
-            self.models, call, lambda: self._scored.is_idle, roll_back, self._log_degraded
-        )
-        self.ranker = Ranker(features, self.live, self.rollout.score, self._log_degraded, self._metrics.batch)
+        self.rollout = RolloutMonitor(self.models, call, lambda: self._scored.is_idle, roll_back, self._warn)
+        self.ranker = Ranker(features, self.live, self.rollout.score, self._warn, self._metrics.batch)
         self.outbox = Outbox(ingest)
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
@@ -131,7 +129,7 @@ class FeatureFetcher:
             raise
         # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.
         except Exception as error:
-            self._log_degraded("model_refused", error)
+            self._warn("model_refused", error)
         self.configure(config)
 
     async def rank(
@@ -177,7 +175,7 @@ class FeatureFetcher:
             return self.ranker.popular(query, "deadline")
         # An internal error, or an error of another request in the batch.
         except Exception as error:
-            self._log_degraded("scorer_unavailable", error, query.request_id)
+            self._warn("scorer_unavailable", error, query.request_id)
             return self.ranker.popular(query, "scorer_unavailable")
 
     async def take(self, body: bytes) -> EventsAnswer:
@@ -200,7 +198,7 @@ class FeatureFetcher:
                 async with asyncio.timeout(TAKE_S):
                     taken = await self._ingest(payload)
             except Exception as error:
-                self._log_degraded("events_unavailable", error)
+                self._warn("events_unavailable", error)
                 raise _not_taken(error) from None
         places = list(good)
         rejected += [Rejected(f"/records/{places[at]}", detail) for at, detail in taken.rejected.items()]
@@ -300,21 +298,21 @@ class FeatureFetcher:
             self.live.read([])
         # After any failure, go on serving from the table as it is.
         except Exception as error:
-            self._log_degraded("store_unavailable", error)
+            self._warn("store_unavailable", error)
 
     async def follow(self) -> None:
         """Follow the model pointers and the arms, and settle finished trials."""
         try:
             await self.models.follow(self.config.experiment, self.rollout.others())
         except Exception as error:
-            self._log_degraded("model_refused", error)
+            self._warn("model_refused", error)
         try:
             await self.rollout.settle()
         # For example, the history cannot be read.
         except Exception as error:
-            self._log_degraded("rollout_unsettled", error)
+            self._warn("rollout_unsettled", error)
 
-    def _log_degraded(self, reason: str, error: Exception, request_id: str | None = None) -> None:
+    def _warn(self, reason: str, error: Exception, request_id: str | None = None) -> None:
         """Log a failure with its request id, at most once in ten seconds for each reason."""
         now = time.monotonic()
         if now - self._warned.get(reason, -10.0) >= 10.0:

@@ -29,7 +29,7 @@ BROKEN = sorted((Path(__file__).parent / "broken").glob("*.yaml"))
 # The first lines of a broken file.
 EXPECTED = re.compile(r"# (refused|warned) at (\d+):(\d+): (.+)")
 # Warnings that every file has here.
-INTENDED = ("does not exist yet", "must be a folder that every node mounts")
+INTENDED = ("there is no folder", "must be a folder that every node mounts")
 # The keys directly under these are names that the user chooses.
 CHOSEN = ("arms", "nodes", "api_keys")
 

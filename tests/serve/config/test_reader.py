@@ -151,7 +151,7 @@ def test_broken_yaml_is_refused_with_its_line(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "applications"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
-    with pytest.raises(TabrankError, match="a mapping with the key 'applications' was expected"):
+    with pytest.raises(TabrankError, match="expected a mapping with the key 'applications'"):
         read(written(tmp_path, text))
 
 

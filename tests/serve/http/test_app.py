@@ -830,4 +830,4 @@ def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch)
 
     response = asyncio.run(scenario())
     assert (response.status_code, response.headers["connection"]) == (408, "close")
-    assert "had not come within 0.05 s" in response.json()["detail"]
+    assert "was not complete within 0.05 s" in response.json()["detail"]

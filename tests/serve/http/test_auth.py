@@ -76,7 +76,7 @@ def test_without_keys_other_machines_are_refused_with_the_remedy(host):
 
 @pytest.mark.parametrize("given", [None, b"", b"secret ", b"\xff" * 9_000])
 def test_what_is_no_key_is_refused(given):
-    with pytest.raises(RequestError, match="a valid key is needed in X-Api-Key") as error:
+    with pytest.raises(RequestError, match="X-Api-Key must hold a valid API key") as error:
         Authenticator().admit((key_of(b"secret"),), given)
     assert error.value.status == 401
 

@@ -216,15 +216,15 @@ def laughs(first: str, line: str, num_lines: int) -> str:
     [
         (
             laughs("a: &a [1,1,1,1]", "{new}: &{new} [*{old},*{old},*{old},*{old}]", 12),
-            "each alias counted as what",
+            "each alias counted as its",
         ),
         (
             laughs("a: &a {{k: 1}}".format(), "{new}: &{new} {{<<: [*{old},*{old}]}}", 20),
-            "each alias counted as what",
+            "each alias counted as its",
         ),
         (
             laughs("a: &a {{k: 1}}".format(), "{new}: &{new} {{x: *{old}, y: *{old}}}", 22),
-            "each alias counted as what",
+            "each alias counted as its",
         ),
         ("a: &a [*a]", "an alias that contains itself"),
         ("a: " + "[" * 100_000, "nest"),

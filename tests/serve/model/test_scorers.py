@@ -285,7 +285,7 @@ def test_a_graph_with_data_outside_of_it_is_refused(tmp_path: Path, network: Net
     model = onnx.load_from_string((folder / "model.onnx").read_bytes())
     convert_model_to_external_data(model, location="weights.safetensors", size_threshold=0)
     message = refused(tmp_path, network, {"model.onnx": model.SerializeToString()})
-    assert "it has a tensor with a field 13, such as refers to other data or code" in message
+    assert "it has a tensor with the unsupported field 13, which may refer to other data or code" in message
 
 
 def test_weights_that_do_not_fit_the_encoder_are_refused(tmp_path: Path, network: Network) -> None:

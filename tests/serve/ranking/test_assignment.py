@@ -155,14 +155,14 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
         ({"api_keys": {"app": {"sha256": HASH}}}, "api_keys.app: the key 'requests_per_s' is missing"),
         ({"api_keys": {"app": KEY | {"requests_per_s": 0}}}, "must be from 0.01"),
         ({"api_keys": {"app": KEY | {"may_chose_arm": True}}}, "did you mean 'may_choose_arm'?"),
-        ({"api_keys": {"app": KEY, "other": KEY}}, "api_keys.other.sha256: it is the key of 'app' too"),
+        ({"api_keys": {"app": KEY, "other": KEY}}, "api_keys.other.sha256: it is also the key of 'app'"),
         ({"api_keys": {True: KEY}}, "put it in quotes"),
         (
             {"experiment": GOOD | {"arms": {"a": {"scorer": "popular", "share": 0.5}}}},
             "the shares sum to 0.5; they must sum to 1",
         ),
         ({"experiment": {"name": "e", "salt": "s"}}, "the key 'arms' is missing"),
-        ({"experiment": GOOD | {"arms": {}}}, "experiment.arms: there is none"),
+        ({"experiment": GOOD | {"arms": {}}}, "experiment.arms: the table is empty"),
         ({"experiment": GOOD | {"arms": {"a": {"share": 1.0}}}}, "arms.a: the key 'scorer' is missing"),
         (
             {"experiment": GOOD | {"arms": {"a": {"scorer": "populer", "share": 1.0}}}},
@@ -170,11 +170,11 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
         ),
         (
             {"experiment": GOOD | {"arms": {"a": {"scorer": "popular", "share": 1.0, "explore": 0.1}}}},
-            "arms.a.explore: an order is drawn from a model's scores",
+            "arms.a.explore: orders are drawn from a model's scores",
         ),
         (
             {"api_keys": {"app": KEY | {"sha256": hashlib.sha256(b"").hexdigest()}}},
-            "is the SHA-256 of nothing",
+            "is the SHA-256 of an empty key",
         ),
         (
             {"experiment": GOOD | {"name": ""}},
@@ -182,7 +182,7 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
         ),
         ({"experiment": GOOD | {"salt": None}}, "experiment.salt: None must be a string"),
         ({"experiment": GOOD | {"arms": {True: {"scorer": "popular", "share": 1.0}}}}, "put it in quotes"),
-        ({"experiment": GOOD | {"arms": {"holdout": ARMS["a"]}}}, "is that of the viewers held out"),
+        ({"experiment": GOOD | {"arms": {"holdout": ARMS["a"]}}}, "is reserved for the viewers held out"),
         (
             {
                 "experiment": GOOD

@@ -294,7 +294,7 @@ def test_with_an_unknown_ray_every_request_takes_its_way(caplog):
         way = fast_path(replica)
     asyncio.run(ask(way, ranking()))
     assert len(replica.rays_way) == 1
-    assert "take Ray's own way" in caplog.text
+    assert "take Ray's own path" in caplog.text
 
 
 def test_in_ray_s_own_proxy_nothing_is_short():
