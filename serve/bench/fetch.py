@@ -101,7 +101,7 @@ def bench_fetch(
     surface = load_surface("spaces")
     schema = Schema(surface)
     _require_room(sizes, schema)
-    progress("making the live tables")
+    progress("making the candidate tables")
     tables = {n: RowMaker(schema, seed=n).live_table(n) for n in sizes.candidates}
     cells: list[_Cell] = []
     sweep: list[_Cell] = []

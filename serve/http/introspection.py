@@ -13,7 +13,7 @@ from serve.ranking.service import FeatureFetcher
 
 
 def readiness(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """Return the body of `/readyz`: the state of the store, the model and the live table."""
+    """Return the body of `/readyz`: the state of the store, the model and the candidate table."""
     freshness_ms = fetcher.freshness_ms
     is_fresh = freshness_ms is not None and freshness_ms <= fetcher.config.stale_after_ms
     return {

@@ -111,7 +111,7 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     for path, what in (
         ("/v1/model", "The model in use, its features and the limits"),
         ("/livez", "Liveness of the process"),
-        ("/readyz", "State of the store, the model and the live table"),
+        ("/readyz", "State of the store, the model and the candidate table"),
         ("/openapi.json", "This document"),
     ):
         refused = refusals(

@@ -36,7 +36,7 @@ from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
 
 log = logging.getLogger("tabrank")
-# Pull the live table this often if no ranking does.
+# Pull the candidate table this often if no ranking does.
 REFRESH_S = 0.2
 # Wait this long for Ingest to make records durable; after a rollout it opens the store first.
 TAKE_S = 3.0
@@ -288,12 +288,12 @@ class FeatureFetcher:
         )
 
     async def refresh(self) -> None:
-        """Update the live table and follow the model pointers; failures are retried next time."""
+        """Update the candidate table and follow the model pointers; failures are retried next time."""
         self.pull()
         await self.follow()
 
     def pull(self) -> None:
-        """Update the live table from the store."""
+        """Update the candidate table from the store."""
         try:
             self.live.read([])
         # After any failure, go on serving from the table as it is.

@@ -67,7 +67,9 @@ def test_a_broken_file_is_refused_at_the_right_place_with_the_right_hint(path):
         "warned": [one for one in result["warnings"] if not any(note in one["detail"] for note in INTENDED)],
     }
     for kind, line, column, hint in expected:
-        at = [one for one in result["problems"] + result["warnings"] if place(one) == (int(line), int(column))]
+        at = [
+            one for one in result["problems"] + result["warnings"] if place(one) == (int(line), int(column))
+        ]
         assert any(hint in text(one) for one in at), (kind, line, column, hint, result)
     assert len(found["refused"]) == sum(kind == "refused" for kind, *_ in expected), result["problems"]
     assert {place(one) for one in found["warned"]} <= {
@@ -181,7 +183,7 @@ def test_without_json_each_problem_is_a_line_with_its_place(tmp_path):
     done = CliRunner().invoke(app, ["check", str(path)])
     lines = done.stdout.splitlines()
     assert (done.exit_code, len(lines)) == (1, TEXT.count("min_replicas") + 1)
-    assert re.fullmatch(rf"{path}:\d+:\d+: http_options\.host: 0\.0\.0\.0 lets everyone.*", lines[0])
+    assert re.fullmatch(rf"{path}:\d+:\d+: http_options\.host: 0\.0\.0\.0 admits everyone.*", lines[0])
     assert all(
         re.fullmatch(rf"{path}:\d+:\d+: applications\[0\]\.deployments\S+: unknown key.*", line)
         for line in lines[1:]

@@ -195,7 +195,7 @@ def test_a_second_application_of_a_surface_is_refused(tmp_path):
     twice = shipped[:end] + shipped[begin:end].replace("name: spaces", "name: again").replace(
         "_prefix: /", "_prefix: /2"
     )
-    with pytest.raises(TabrankError, match="the surface 'spaces' has an application already"):
+    with pytest.raises(TabrankError, match="the surface 'spaces' already has an application"):
         read(written(tmp_path, twice + shipped[end:]))
 
 

@@ -534,7 +534,7 @@ def test_request_ids_come_from_the_body_then_the_header_else_are_new(service):
 
 
 REFUSED = [
-    (body(candidates=["a", "b", "a"]), 422, "/candidates/2", "twice"),
+    (body(candidates=["a", "b", "a"]), 422, "/candidates/2", "duplicate"),
     (body(candidates=["a"] * 1_001), 422, "/candidates", "1000"),
     (body(candidates=["a", 3]), 422, "/candidates/1", "str"),
     (body(candidates=["a", ""]), 422, "/candidates/1", "length >= 1"),

@@ -55,7 +55,7 @@ def test_a_change_of_keys_forgives_no_debt():
     known = (key_of(b"secret", 0.1),)
     keys.admit(known, b"secret")
     for known_now in (known, (*known, key_of(b"other"))):
-        with pytest.raises(RequestError, match=r"may ask 0\.1 times a second") as error:
+        with pytest.raises(RequestError, match=r"may send 0\.1 requests per second") as error:
             keys.admit(known_now, b"secret")
         assert (error.value.status, error.value.retry_after_s) == (429, 9)
     assert keys.admit(known_now, b"other").sha256 == known_now[1].sha256

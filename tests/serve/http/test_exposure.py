@@ -131,7 +131,10 @@ def test_only_the_token_opens_rays_own_ports(service):
     started, _, _ = service
     processes = {
         process.pid: process.name()
-        for process in [psutil.Process(started["pid"]), *psutil.Process(started["pid"]).children(recursive=True)]
+        for process in [
+            psutil.Process(started["pid"]),
+            *psutil.Process(started["pid"]).children(recursive=True),
+        ]
     }
     listening = [
         (processes[one.pid], one.laddr.ip.removeprefix("::ffff:"), one.laddr.port)
