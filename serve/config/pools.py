@@ -43,7 +43,7 @@ def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, Nod
         if not NAME.fullmatch(str(name)):
             findings.refuse(
                 ("nodes", name),
-                f"a pool's name is a lower-case letter and up to 39 more, or digits and dashes (got {name!r})",
+                f"a pool's name has up to 40 lower-case letters, digits and dashes, first a letter (got {name!r})",
                 key=True,
             )
     if given and HEAD not in given:

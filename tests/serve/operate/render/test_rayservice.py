@@ -183,8 +183,8 @@ def test_no_secret_is_written_and_each_is_named():
         ("models: /mnt/tabrank/models", "models: var/models", "models"),
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
         ("max_replicas: 2,", "max_replicas: 3,", "all replicas take 3 num_gpus, and the pools beside the head have 2"),
-        ("  head:", "  first:", "nodes: there is no pool 'head'"),
-        ("  gpus:", "  GPUs:", "a pool has up to 40 lower-case letters"),
+        ("  head:", "  first:", "nodes: the pool 'head' is missing"),
+        ("  gpus:", "  GPUs:", "a pool's name has up to 40 lower-case letters"),
     ],
 )  # fmt: skip
 def test_what_pods_cannot_serve_is_refused(tmp_path, old, new, said):
