@@ -50,9 +50,9 @@ def up(
     from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
-    service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_say)
+    service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_progress)
     for reason in service["degraded"]:
-        _say(f"warning: {reason}")
+        _progress(f"warning: {reason}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
     _answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
 
@@ -63,7 +63,7 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     from serve.operate.run.local_cluster import NEVER
     from serve.operate.run.local_cluster import down as stop
 
-    stopped = stop(run, progress=_say)
+    stopped = stop(run, progress=_progress)
     never = stopped["was"] == NEVER
     line = f"no service was ever started in {run}" if never else f"stopped (it was {stopped['was']})"
     line += f"; its logs are in {stopped['kept_logs']}" if stopped["kept_logs"] else ""
@@ -110,7 +110,7 @@ def diff(
     """
     from serve.operate.diff.apply import diff as differ
 
-    result, lines, held = differ(config, run, address, apply, timeout, _say)
+    result, lines, held = differ(config, run, address, apply, timeout, _progress)
     _answer(result, as_json, "\n".join(lines))
     if not held:
         raise typer.Exit(1)
@@ -127,7 +127,7 @@ def popular(
     """Switch every ranking to the popular order, in place; the file does not change."""
     from serve.operate.diff.apply import popular as turn
 
-    result, line = turn(run, address, not off, timeout, _say)
+    result, line = turn(run, address, not off, timeout, _progress)
     _answer(result, as_json, line)
 
 
@@ -142,7 +142,7 @@ def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
     except ConfigRefused as refused:
         warnings, problems = tuple(refused.warnings), refused.problems
     for warning in warnings:
-        _say(f"warning: {warning}")
+        _progress(f"warning: {warning}")
     result = {
         "accepted": not problems,
         "problems": [asdict(problem) for problem in problems],
@@ -210,7 +210,7 @@ def observe(
 
     # Ctrl-C is the normal way to stop it.
     with contextlib.suppress(KeyboardInterrupt):
-        watch(Folder.of(run), data, port, _say)
+        watch(Folder.of(run), data, port, _progress)
 
 
 @app.command()
@@ -237,7 +237,7 @@ def plan(
     from serve.operate.plan.command import plan as make
     from serve.operate.plan.report import table
 
-    report = make(Request(config, trace, compare, costs, out, seed), progress=_say)
+    report = make(Request(config, trace, compare, costs, out, seed), progress=_progress)
     _answer(report, as_json, table(report))
     if report["comparison"] is not None and not report["comparison"]["holds"]:
         raise typer.Exit(1)
@@ -248,11 +248,11 @@ def fetch(as_json: Json = False) -> None:
     """Measure fetch and features per request, by batch, viewers and candidates; needs 5 GB."""
     from serve.bench.fetch import bench_fetch, table
 
-    result = bench_fetch(progress=_say)
+    result = bench_fetch(progress=_progress)
     _answer(result, as_json, table(result))
 
 
-def _say(message: str) -> None:
+def _progress(message: str) -> None:
     print(message, file=sys.stderr)
 
 

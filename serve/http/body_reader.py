@@ -46,7 +46,7 @@ class BodyReader:
 
         Raises:
             RequestError: 413 as soon as the body is known to be too large; 408 if the body is too
-                slow, or is the slowest of too many; 400 if the client disconnected.
+                slow, or the oldest of too many; 400 if the client disconnected.
         """
         if _declared(headers) > max_bytes:
             raise _too_large(max_bytes)

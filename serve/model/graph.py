@@ -50,7 +50,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Gated:
+class GatedLayer:
     """Gated linear unit with its batch norm folded in: (value · x + …) · sigmoid(gate · x + …).
 
     Matrices are [H, in], biases [H, 1].
@@ -63,16 +63,16 @@ class Gated:
 
 
 @dataclass(frozen=True)
-class Step:
+class DecisionStep:
     """One decision step: attention [G, H] that selects columns, and the layers that read them."""
 
     attention: F32
     attention_bias: F32
-    layers: tuple[Gated, ...]
+    layers: tuple[GatedLayer, ...]
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embedding:
     """Single category columns of one embedding size e: positions, first table rows, table [N, e].
 
     A mask value is divided among the e columns of a category, so the tables are divided by e.
@@ -95,11 +95,11 @@ class Folded:
     num_hot: int
     dense_scale: F32
     dense_shift: F32
-    embedded: tuple[Embedded, ...]
+    embedded: tuple[Embedding, ...]
     num_columns: int
     spread: I64 | None
-    splitter: tuple[Gated, ...]
-    steps: tuple[Step, ...]
+    splitter: tuple[GatedLayer, ...]
+    steps: tuple[DecisionStep, ...]
     gamma: float
     mask_type: MaskType
     output: F32
@@ -196,7 +196,7 @@ def _transformed(ops: Ops[T], folded: Folded, numeric: T) -> T:
     return ops.concat([value, ops.take(numeric, folded.plain)]) if len(folded.plain) else value
 
 
-def _transform(ops: Ops[T], layers: Sequence[Gated], x: T) -> T:
+def _transform(ops: Ops[T], layers: Sequence[GatedLayer], x: T) -> T:
     """Apply a feature transformer, [in, R] → [H, R]: gated layers with skips after the first."""
     hidden: T | None = None
     for layer in layers:
@@ -261,7 +261,7 @@ def _fold(weights: _Weights, encoder: Encoder, config: Mapping[str, Any], calibr
             chosen.append(len(dense) + k)
         offsets = np.cumsum([0, *(len(table) for table in tables[:-1])])
         embedded.append(
-            Embedded(np.array(members), offsets[:, None].astype(np.int64), _f32(np.concatenate(tables)))
+            Embedding(np.array(members), offsets[:, None].astype(np.int64), _f32(np.concatenate(tables)))
         )
 
     num_layers = int(config["n_shared"]) + int(config["n_independent"])
@@ -275,7 +275,7 @@ def _fold(weights: _Weights, encoder: Encoder, config: Mapping[str, Any], calibr
         attention[:, width:] = (weights[f"{prefix}.fc.weight"] * norm[:, None])[chosen] * attention_scale
         bias = bias[chosen, None] * (attention_scale / residual_scale)
         layers = _layers(weights, f"tabnet.encoder.feat_transformers.{step}", config, columns)
-        steps.append(Step(_f32(attention), _f32(bias), layers))
+        steps.append(DecisionStep(_f32(attention), _f32(bias), layers))
     output = np.zeros((1, 2 * width))
     output[:, :width] = weights["tabnet.final_mapping.weight"] * residual_scale * calibration.a
     return Folded(
@@ -305,7 +305,7 @@ def _layers(
     config: Mapping[str, Any],
     columns: Sequence[int],
     shares: F64 | float = 1.0,
-) -> tuple[Gated, ...]:
+) -> tuple[GatedLayer, ...]:
     """Fold the gated layers of one feature transformer, without scaling down hidden units.
 
     `shares` multiplies the input columns.
@@ -313,7 +313,7 @@ def _layers(
     names = [f"{prefix}.shared.glu_layers.{k}" for k in range(int(config["n_shared"]))]
     names += [f"{prefix}.specifics.glu_layers.{k}" for k in range(int(config["n_independent"]))]
     half = 2 * int(config["width"])
-    layers: list[Gated] = []
+    layers: list[GatedLayer] = []
     for depth, name in enumerate(names):
         scale, shift = weights.batch_norm(f"{name}.bn.bn")
         matrix, bias = weights[f"{name}.fc.weight"] * scale[:, None], shift[:, None]
@@ -323,7 +323,7 @@ def _layers(
             unit = _HALVING ** (depth - 1)
             matrix = matrix * unit
         layers.append(
-            Gated(
+            GatedLayer(
                 value=_f32(matrix[:half] / unit),
                 value_bias=_f32(bias[:half] / unit),
                 gate=_f32(matrix[half:]),

@@ -24,11 +24,12 @@ TARGET_LATENCY = 0.45
 # Scoring takes four event-loop iterations. An iteration takes up to 12 ms below the knee and 40 ms
 # under overload; no other measure separates the two better.
 MAX_WAIT = 0.15
-# Most CPU time that may be spent on other requests before one is answered rather than refused, as a
-# share of the deadline. The wait itself is not the limit: if other processes take the CPU, few
-# requests wait, and the popular order for them is cheap.
+# Most CPU time, as a share of the deadline, that may be spent on earlier requests of this iteration
+# and the one before; beyond it, a request is refused. The wait is not the limit: if other processes
+# take the CPU, few requests wait, and the popular order for them is cheap.
 MAX_WORK = 0.15
-# Double both limits until the level is at its end: one long iteration is not an overload.
+# Double each limit while the weaker answers are not in use yet: one long iteration is not an
+# overload.
 GRACE = 2.0
 # Use the least pressure of the last three ticks, as CoDel does (Nichols and Jacobson 2012): a burst
 # passes by itself, a standing queue does not.

@@ -123,7 +123,7 @@ class Ranker:
         return _select(batch._replace(stage_ms=stage_ms), popular, score, ended, failed, unknown_viewer)
 
     def popular(self, query: Query, reason: str) -> Slate:
-        """Return the popular order from the candidate table alone, for a query that cannot be scored."""
+        """Return the popular order from the candidate table, for a query that cannot be scored."""
         rows = self.live.rows.find(query.candidates)
         owner = np.zeros(len(rows), np.int64)
         candidates = self._stated(self.live.rows.table.take(rows), [query], owner)

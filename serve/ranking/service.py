@@ -43,7 +43,7 @@ TAKE_S = 3.0
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
-Ingest = Callable[[bytes], Awaitable[Taken]]
+TakeRecords = Callable[[bytes], Awaitable[Taken]]
 
 
 class FeatureFetcher:
@@ -60,7 +60,7 @@ class FeatureFetcher:
         base: Path,
         call_scorer: CallScorer,
         load_model: LoadModel,
-        ingest: Ingest,
+        ingest: TakeRecords,
         metrics: Metrics | None = None,
         roll_back: RollBack = no_rollback,
     ) -> None:
@@ -288,7 +288,7 @@ class FeatureFetcher:
         )
 
     async def refresh(self) -> None:
-        """Update the candidate table and follow the model pointers; failures are retried next time."""
+        """Update the candidate table and follow the model pointers; failures are retried."""
         self.pull()
         await self.follow()
 

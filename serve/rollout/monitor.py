@@ -27,10 +27,12 @@ log = logging.getLogger("tabrank")
 PAIR_EVERY_S = 0.2
 # Wait this long for an idle moment; then score the pair of a trial anyway.
 PATIENCE_S = 0.25
-RESCORE_S = 2.0
-REPORT_TIMEOUT_S = 3.0
-REPORT_EVERY_S = 1.0
+# Check every 5 ms if the replica is idle.
 LOOK_EVERY_S = 0.005
+RESCORE_S = 2.0
+# Report a quarantined version once a second, and wait at most 3 s for the writer.
+REPORT_EVERY_S = 1.0
+REPORT_TIMEOUT_S = 3.0
 # Errors that are the version's fault; other errors are an outage.
 ITS_OWN = (ArtifactRefused, ScoringFailed)
 

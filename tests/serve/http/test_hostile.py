@@ -1,4 +1,4 @@
-"""Hostile input ends soon, in a valid value or the documented error; a long lane draws thousands."""
+"""Hostile input ends soon, in a valid value or a documented error; a long lane draws thousands."""
 
 from __future__ import annotations
 
