@@ -1,1 +1,1 @@
-"""The service: from the wire types at the bottom (`contract`) to the command line at the top."""
+"""The ranking service, in layers from the wire types (`contract`) up to the command line."""

@@ -40,7 +40,7 @@ def mib(num_bytes: int) -> str:
 ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "time for all headers, `serve up`": (
         re.findall(r"http-request (\d+)s", environment.ONE_MACHINE["RAY_SERVE_HAPROXY_RETRY_ON"]),
-        "serve/http/test_exposure.py::test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slots_are_free",
+        "serve/http/test_exposure.py::test_five_hundred_slow_clients_hold_no_slots_and_delay_no_others",
     ),
     "silence in the headers, rendered": (
         (environment.FAST["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"],),
@@ -72,7 +72,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "the rest of a body that is too large": (
         (mib(bodies.LINGER_BYTES), bodies.BODY_S),
-        "serve/http/test_body_reader.py::test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time",
+        "serve/http/test_body_reader.py::test_the_rest_of_a_refused_body_is_dropped_within_limits",
     ),
     "bodies under way in a replica": (
         (bodies.MAX_WAITING, mib(bodies.MAX_WAITING_BYTES)),
@@ -80,11 +80,11 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "requests under way in a replica": (
         (SHIPPED["max_ongoing_requests"],),
-        "serve/runtime/test_fast_path.py::test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted",
+        "serve/runtime/test_fast_path.py::test_without_a_free_slot_a_request_is_refused_unread_and_counted",
     ),
     "requests of a key": (
         (),
-        "serve/http/test_auth.py::test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once",
+        "serve/http/test_auth.py::test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s",
     ),
     "nesting of JSON": ((), "serve/http/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),
     "candidates of a ranking": (
@@ -112,7 +112,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "a time": (("2^53",), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
     "a client's text in a message or log line": (
         (messages.MAX_QUOTED,),
-        f"{EDGE}::test_what_a_client_wrote_comes_back_short_and_without_control_characters",
+        f"{EDGE}::test_echoed_input_is_short_and_without_control_characters",
     ),
     "time of a ranking": ((), f"{EDGE}::test_past_its_deadline_a_request_gets_the_popular_order"),
     "batches under way": (
@@ -133,7 +133,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "a call that Ray refuses for its size": (
         (),
-        f"{BUFFER}::test_what_is_refused_for_its_size_is_halved_and_what_alone_is_too_large_is_dropped_and_counted",
+        f"{BUFFER}::test_a_call_too_large_is_halved_and_a_single_exposure_dropped",
     ),
     "one exposure": (
         (mib(records.MAX_CALL_BYTES),),
@@ -141,7 +141,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "the exposure buffer of a replica": (
         (exposure_buffer.MAX_HELD, mib(exposure_buffer.MAX_HELD_BYTES)),
-        f"{BUFFER}::test_what_is_held_is_bounded_in_bytes_and_there_is_room_again_once_it_is_sent",
+        f"{BUFFER}::test_the_held_bytes_are_bounded_until_they_are_sent",
     ),
     "time of a call with exposures": (
         (exposure_buffer.SEND_TIMEOUT_S,),

@@ -42,7 +42,7 @@ def test_a_raw_hash_in_a_vocabulary_stands_for_itself() -> None:
 
 
 def test_hashes_that_crowd_together_are_told_apart() -> None:
-    """Raw hashes may be any numbers: the smallest, neighbours of each other, and the largest that there is."""
+    """Raw hashes may be any number: the smallest, neighbours, and the largest."""
     known = [1, 2, 3, 4, 5, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
     crowded = SingleColumn("crowded", tuple(vocabulary_entry(hashed) for hashed in known))
     encoder = Encoder((), (SingleColumn("empty", ()), crowded, SingleColumn("one", ("jazz",))))

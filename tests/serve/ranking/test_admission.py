@@ -1,4 +1,4 @@
-"""What a request gets under load, on a real event loop."""
+"""Admission under load, on a real event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row that is poisoned changes no bit of another row's score, whatever way the poison came in."""
+"""A poisoned row changes no bit of another row's score, however the poison came in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXTREME_MS = (0, -1, 2**63 - 1, -(2**63))
 
 
 class Service:
-    """A store with candidates and viewers, and a ranker with a real scorer over it."""
+    """A store with candidates and viewers, and a ranker with a real scorer."""
 
     def __init__(self, surface: Surface, folder: Path, backend: str) -> None:
         self.schema = Schema(surface)
@@ -51,7 +51,7 @@ class Service:
         self.rows = self._filled()
 
     def _filled(self) -> dict[str, dict[str, bytes]]:
-        """Packed rows of viewers and candidates, after some events."""
+        """Return packed rows of viewers and candidates, after some events."""
         state = State(self.schema)
         changes = Changes(state)
         draw = random.Random(4)
@@ -75,7 +75,7 @@ class Service:
     def rank(
         self, poison: Callable[[Service], None] = lambda service: None, **more: Any
     ) -> dict[tuple[int, str], float]:
-        """The score of each request's candidates, after the rows were poisoned; they are as before afterwards."""
+        """Return the scores of each request with poisoned rows; restore the rows afterwards."""
         before = {entity: dict(rows) for entity, rows in self.rows.items()}
         poison(self)
         store = MemoryStore(writable=True)
@@ -88,7 +88,8 @@ class Service:
 
         ranker = Ranker(self.features, LiveTable(self.schema, lambda: store), score, _fail)
         queries = [query(i, **more) for i in range(5)]
-        with np.errstate(all="ignore"):  # a warning tells of the poison; here it would be an error
+        # NumPy warns about the poison, which would be an error here.
+        with np.errstate(all="ignore"):
             slates = asyncio.run(ranker.rank(queries))
         return {(i, name): s for i, slate in enumerate(slates) for name, s in scores(slate).items()}
 

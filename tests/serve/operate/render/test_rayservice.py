@@ -181,8 +181,8 @@ def test_no_secret_is_written_and_each_is_named():
         ("models: /mnt/tabrank/models", "models: var/models", "models"),
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
         ("max_replicas: 2,", "max_replicas: 3,", "all replicas need 3 num_gpus, and the worker pools have 2"),
-        ("  head:", "  first:", "nodes: there is no pool 'head'"),
-        ("  gpus:", "  GPUs:", "a pool has up to 40 lower-case letters")])  # fmt: skip
+        ("  head:", "  first:", "nodes: the pool 'head' is missing"),
+        ("  gpus:", "  GPUs:", "a pool's name has up to 40 lower-case letters")])  # fmt: skip
 def test_a_file_that_pods_cannot_serve_is_refused(tmp_path, old, new, message):
     refusal = rendered(*OPTIONS, config=written(tmp_path, old, new), code=2)
     assert message in refusal
