@@ -90,7 +90,7 @@ def test_a_ranking_is_asked_for_in_full_and_comes_back_typed(call):
 
 
 @pytest.mark.parametrize("first", [problem(503), problem(429, retry_after=0), DROP, BARE], ids=str)
-def test_what_the_service_did_not_do_is_asked_once_more_as_the_same_request(call, first):
+def test_a_refused_or_failed_request_is_retried_once_unchanged(call, first):
     with scripted(first, RANKED) as server:
         assert call(server.url, rank).rung == "full"
     (_, before, asked), (_, after, again) = server.asked

@@ -58,7 +58,7 @@ def test_a_retry_that_is_not_made_costs_nothing():
     assert policy.delay_s(503, 1.0) is not None
 
 
-def test_a_budget_of_nothing_never_retries_and_an_impossible_one_is_refused():
+def test_budget_0_never_retries_and_an_invalid_budget_is_refused():
     clock = Clock()
     policy = retries(0.0, clock=clock)
     clock.now_s = 100.0

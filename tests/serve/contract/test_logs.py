@@ -1,4 +1,4 @@
-"""A log line is one line, under the request that it is about, in Ray's JSON too."""
+"""Log records take one line and carry their request id, also in Ray's JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 
 @pytest.fixture
 def handler():
-    """A handler with a stream of its own in the place of Ray's, of a replica that has joined."""
+    """Replace Ray's handlers by one with its own stream, and join Ray's logger."""
     ours, rays = logging.getLogger(OURS), logging.getLogger(RAYS)
     before = ours.parent, ours.filters, rays.handlers, rays.filters, rays.level, rays.propagate
     handler = logging.StreamHandler(io.StringIO())
@@ -34,7 +34,7 @@ def handler():
 
 @pytest.fixture
 def lines(handler):
-    """What Ray's log of a replica gets, as JSON, from our logger."""
+    """Return the JSON records that Ray's log of a replica receives from our logger."""
     handler.setFormatter(JSONFormatter())
     return lambda: [json.loads(line) for line in handler.stream.getvalue().splitlines()]
 

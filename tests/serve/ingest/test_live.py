@@ -98,7 +98,7 @@ def test_a_new_candidate_is_known_at_once_and_one_that_ended_goes_last(service):
     assert features(ended, "new")["price"] == 9.0  # what is not named stays
 
 
-def test_attributes_of_the_time_of_a_ranking_are_there_when_it_counts_and_were_not_when_it_was_made(service):
+def test_attributes_with_the_time_of_a_ranking_are_not_seen_by_it(service):
     async def scenario(service):
         ranked = await service.rank(candidates=["a", "new"], now_ms=50_000)
         await service.events({"type": "candidate", "id": "new", "ts_ms": 50_000, "fields": {"price": 9.0}})
@@ -159,7 +159,7 @@ def test_a_retried_request_is_one_exposure(service):
     assert served["request_id"].to_pylist() == ["once"]
 
 
-def test_events_that_cannot_be_taken_are_answered_503_with_a_time_to_come_again(service):
+def test_events_that_cannot_be_taken_are_answered_503_with_retry_after(service):
     async def scenario(service):
         async def broken(payload):
             raise OSError("gone")
@@ -212,7 +212,7 @@ def test_a_batch_of_too_many_records_is_refused_whole(service):
     assert (response.status_code, response.json()["pointer"]) == (422, "/records")
 
 
-def test_rankings_go_on_and_say_that_their_features_are_old_where_ingest_is_gone(tmp_path, log_folder):
+def test_rankings_continue_with_stale_features_without_ingest(tmp_path, log_folder):
     service = Live(tmp_path, log_folder, clock="wall", stale_after_ms=300)
 
     async def scenario(service):

@@ -188,7 +188,7 @@ class Writer:
         return replay
 
 
-def test_a_step_of_the_clock_during_a_commit_ends_no_candidate_and_freezes_no_count(tmp_path):
+def test_a_clock_step_during_a_commit_ends_no_candidate(tmp_path):
     writer = Writer(tmp_path)
     begin_ms = writer.machine.now_ms
 
@@ -209,7 +209,7 @@ def test_a_step_of_the_clock_during_a_commit_ends_no_candidate_and_freezes_no_co
     assert counts["time_ahead"] == 1
 
 
-def test_an_exposure_from_a_clock_ahead_counts_as_now_and_without_its_features(tmp_path):
+def test_an_exposure_from_a_clock_ahead_counts_as_now_without_features(tmp_path):
     writer = Writer(tmp_path)
     ahead = exposure("r1", ts_ms=writer.machine.now_ms + HOUR_MS)
     ahead.numeric = ahead.category = b"\0" * 8

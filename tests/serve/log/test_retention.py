@@ -123,7 +123,7 @@ def test_every_ranking_that_is_left_saw_the_features_that_the_log_gives(service)
     assert replay.before_snapshot.sum() == len(service.log().exposures) - len(compared) >= 3
 
 
-def test_a_store_that_is_filled_from_what_is_left_is_the_one_that_was_served_from(service):
+def test_a_store_filled_from_the_rest_of_a_log_equals_the_served_one(service):
     before = service.stored()
     load(service.surface, service.folder / "log", "lmdb:store", service.folder)
     assert_same_sums(before, service.stored())

@@ -248,7 +248,7 @@ def test_a_store_cut_short_while_open_is_unavailable_until_it_is_mended(folder: 
     store.close()
 
 
-def test_a_few_pages_that_lmdb_left_unwritten_are_not_taken_for_a_file_cut_short(folder: Path) -> None:
+def test_a_few_unwritten_pages_are_not_reported_as_a_truncated_file(folder: Path) -> None:
     env = lmdb.open(str(folder), map_size=MAP_SIZE, max_dbs=5)
     viewers, changes = env.open_db(b"viewers"), env.open_db(b"changes")
     with env.begin(write=True) as txn:
@@ -273,7 +273,7 @@ def test_a_store_emptied_in_one_commit_opens_again(folder: Path) -> None:
     assert run(READ, folder).startswith("3 [b'1', None]")
 
 
-def test_reads_under_way_end_well_whatever_is_replaced_opened_or_closed_beside_them(folder: Path) -> None:
+def test_reads_complete_while_the_store_is_replaced_opened_or_closed(folder: Path) -> None:
     ids = ["ann", *(f"viewer {number % 100}" for number in range(2000))]
     failed: list[Exception] = []
     done = threading.Event()
@@ -394,7 +394,7 @@ def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: 
     store.close()
 
 
-def test_a_full_disk_leaves_the_commit_before_and_the_next_one_goes_through(folder: Path) -> None:
+def test_a_full_disk_keeps_the_last_commit_and_a_later_one_succeeds(folder: Path) -> None:
     says = run(FILL_THE_DISK, folder).splitlines()
     assert len(says) == 3
     for line in says:

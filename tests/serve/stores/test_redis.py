@@ -62,7 +62,7 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
 @pytest.mark.parametrize(
     ("url", "used"), [("redis://h:1/0", "kept apart"), ("redis://:given@h:1/0", "given")]
 )
-def test_a_password_may_come_from_the_environment_and_one_in_the_address_wins(url, used, monkeypatch):
+def test_a_password_in_the_address_overrides_the_environment(url, used, monkeypatch):
     monkeypatch.setenv(PASSWORD, "kept apart")
     assert connect(url).connection_pool.connection_kwargs["password"] == used
 
@@ -205,7 +205,7 @@ def test_a_read_where_nothing_changed_is_one_command(store: RedisStore, client: 
 
 
 @needs_server
-def test_a_store_larger_than_a_piece_is_replaced_and_nothing_of_the_old_one_stays(
+def test_replacing_a_store_larger_than_one_chunk_leaves_no_old_rows(
     server: RedisServer, store: RedisStore, client: redis.Redis
 ) -> None:
     reader = RedisStore(server.url, NAME, writable=False)
@@ -227,7 +227,7 @@ def test_a_store_larger_than_a_piece_is_replaced_and_nothing_of_the_old_one_stay
 
 
 @needs_server
-def test_a_replacing_commit_that_breaks_off_leaves_what_was_there_and_the_next_one_cleans_up(
+def test_an_interrupted_replacement_keeps_the_content_and_is_cleaned_up(
     store: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(server: redis.Redis, script: object, *arguments: object) -> object:
