@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve.contract.errors import LeaseLost, TabrankError
+from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import Changes, packed
@@ -53,7 +53,7 @@ def load(
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         # above every number in the log: rankings made from here on have seen all of it
         store.commit(max(store.seq(), records.last_seq, *numbers(log)) + 1, viewers, candidates, replace=True)
-    except LeaseLost:
+    except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "
             "(`python -m serve down`), then load"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from serve.config.settings import AppArgs
-from serve.contract.errors import Busy, LeaseLost, StoreUnavailable
+from serve.contract.errors import Busy, StoreUnavailable, WriterFenced
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import Rows, Schema
@@ -228,7 +228,7 @@ class Ingester:
     def _commit(self, group: Sequence[Waiting]) -> list[Taken]:
         try:
             return self._commit_once(group)
-        except LeaseLost:  # another writer was there since: read what it left, and write after it
+        except WriterFenced:  # another writer was there since: read what it left, and write after it
             self._close()
             return self._commit_once(group)
 
@@ -331,7 +331,7 @@ class Ingester:
                 for job in jobs:
                     store.trim(0)  # of nothing: whether the lease is still held
                     job(store, step)
-        except LeaseLost:
+        except WriterFenced:
             return  # the other writer does it
         except Exception as error:
             self.counts["roll_failed"] += 1

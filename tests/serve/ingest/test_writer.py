@@ -53,7 +53,7 @@ def test_a_store_that_is_loaded_under_a_running_service_is_written_on(service, l
     assert audience(after) == audience(loaded) + 1
 
 
-def test_journal_entries_reach_the_log_though_the_store_is_loaded_meanwhile(service, log_folder):
+def test_journal_entries_reach_the_log_despite_a_load_of_the_store(service, log_folder):
     async def scenario(service):
         service.ingester.roll = lambda: None
         await service.events(event("e9"))
