@@ -11,7 +11,7 @@ from serve.log.events import Entry
 from serve.log.journal import entries
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
-from serve.log.throttle import Step
+from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
 # Where the log cannot be written the journal grows: drop exposures beyond so many records or bytes in it, and refuse
@@ -22,7 +22,7 @@ SEGMENT_ENTRIES = 600  # a minute of commits
 SEGMENT_BYTES = 256 << 20  # of these, as they are in the journal
 
 
-def roll(store: Store, segments: Segments, logged: I64, step: Step) -> None:
+def roll(store: Store, segments: Segments, logged: I64, step: OnStep) -> None:
     """Write the journal's entries as segments, and drop them from it; add their number and bytes to `logged`."""
     cuts, end = numbers(segments.folder), store.seq()
     waiting = takewhile(lambda entry: entry[0] <= end, entries(store))  # else it runs after what comes in

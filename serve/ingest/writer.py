@@ -30,7 +30,7 @@ from serve.log.journal import entries
 from serve.log.retention import Retention
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
-from serve.log.throttle import Pace, Step
+from serve.log.throttle import CpuThrottle, OnStep
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
@@ -321,11 +321,11 @@ class Ingester:
         """Roll, then see to the log's files. What fails is tried again later."""
         self._attempt(self._roll, self._tend)
 
-    def _attempt(self, *jobs: Callable[[Store, Step], None]) -> None:
+    def _attempt(self, *jobs: Callable[[Store, OnStep], None]) -> None:
         store = self._store
         if store is None:
             return
-        step = Pace(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
+        step = CpuThrottle(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
         try:
             with self._segments.held():
                 for job in jobs:
@@ -337,11 +337,11 @@ class Ingester:
             self.counts["roll_failed"] += 1
             log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
 
-    def _roll(self, store: Store, step: Step) -> None:
+    def _roll(self, store: Store, step: OnStep) -> None:
         # The counts of this opening of the store: another writer may have it opened anew meanwhile.
         rolling.roll(store, self._segments, self._logged, step)
 
-    def _tend(self, store: Store, step: Step) -> None:
+    def _tend(self, store: Store, step: OnStep) -> None:
         self._retention.tend(store, self._now_ms, step)
 
     def _now_ms(self) -> int:

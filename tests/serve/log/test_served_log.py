@@ -1,4 +1,4 @@
-"""What a service logs, replayed: the state that it left, and the very features that it ranked with."""
+"""Replaying the log of a service gives its final state and the features that it ranked with."""
 
 from __future__ import annotations
 
