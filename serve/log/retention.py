@@ -27,7 +27,7 @@ class Retention:
         self._fingerprint = fingerprint
         self._keep_ms = keep_ms
 
-    def tend(self, store: Store, clock: Callable[[], int], step: OnStep = lambda: True) -> None:
+    def enforce(self, store: Store, clock: Callable[[], int], step: OnStep = lambda: True) -> None:
         """Merge segments, write a snapshot if one is due, and delete expired records.
 
         Only the writer with the current fencing epoch may call it. `clock` is the service's clock

@@ -1,4 +1,4 @@
-"""The one writer when things go wrong: another writer, a store that fails, a log that cannot be written."""
+"""The writer under failures: another writer, a failing store, a log that cannot be written."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_two_writers_take_turns_and_lose_nothing(service):
         return await service.rank(now_ms=54_000, explain=True)
 
     after = service.run(scenario)
-    assert audience(after) == 8 + 1 - 1  # beside the log's own join and leave
+    # Eight joins, and the join and leave of the log.
+    assert audience(after) == 8 + 1 - 1
     ids = served(service, "events")["id"].to_pylist()
     assert sorted(ids) == sorted([f"mine{i}" for i in range(4)] + [f"other{i}" for i in range(4)])
     seqs = served(service, "events")["seq"].to_pylist() + served(service, "exposures")["seq"].to_pylist()
@@ -213,12 +214,14 @@ def test_event_lags_and_call_durations_end_when_records_are_durable(service):
         await service.events(event("e9"), event("e10", "click"))
         await service.rank(now_ms=54_000)
         await service.fetcher.outbox.flush()
-        await service.events({"type": "forget", "viewer": "bob"})  # which has told what came before
+        # The tally after this call contains the earlier events.
+        await service.events({"type": "forget", "viewer": "bob"})
 
     service.run(scenario)
     lags_ms = [lag_ms for tally in tallies for lag_ms in tally.event_lags_ms]
     now_ms = time.time() * 1e3
-    assert [now_ms - lag_ms for lag_ms in lags_ms] == pytest.approx([51_000] * 2, abs=60_000)  # no exposure
+    # The exposure has no lag.
+    assert [now_ms - lag_ms for lag_ms in lags_ms] == pytest.approx([51_000] * 2, abs=60_000)
     commits_ms = [took_ms for tally in tallies for took_ms in tally.commits_ms]
     assert sum(tally.counts["exposure"] for tally in tallies) == 1
     assert len(commits_ms) == 2
@@ -318,8 +321,9 @@ def test_a_fenced_writer_does_not_write_the_log_last(service):
         other = ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
-        await asyncio.to_thread(other.roll)
-        service.ingester.roll()  # it does not know yet that the lease is gone
+        await asyncio.to_thread(other.flush_journal)
+        # This writer has not noticed yet that it is fenced.
+        service.ingester.flush_journal()
         other.stop()
         await running
 
@@ -375,7 +379,7 @@ def test_a_surface_of_viewers_without_any_state_takes_events(tmp_path):
         writer = ingester(service.args, tmp_path)
         taking = asyncio.ensure_future(writer.take([Event("e1", "ann", "a", "join", ts_ms=1)], 100))
         await asyncio.sleep(0)
-        await writer.flush()
+        await writer.commit_waiting()
         return await taking
 
     assert asyncio.run(scenario()).rejected == {}
@@ -431,9 +435,7 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 @pytest.mark.parametrize(
     ("bound", "value"), [("rolling.MAX_UNROLLED", 3), ("rolling.MAX_UNROLLED_BYTES", 1_200)]
 )
-def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(
-    service, monkeypatch, bound, value
-):
+def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)
 
     async def scenario(service):

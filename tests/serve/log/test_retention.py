@@ -48,7 +48,7 @@ class Kept(Logging):
         retention = Retention(self.folder / "log", Schema(self.surface).fingerprint, int(keep_days * DAY_MS))
         store = self.store()
         try:
-            retention.tend(store, lambda: now_ms, wanted)
+            retention.enforce(store, lambda: now_ms, wanted)
         finally:
             store.close()
 
