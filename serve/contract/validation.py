@@ -111,7 +111,7 @@ def duration_ms(value: object, where: str) -> float:
     """Return a duration, written as a number and a unit (5s, 30m, 2h, 7d), in milliseconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)", value) if isinstance(value, str) else None
     if match is None or float(match[1]) == 0:
-        raise TabrankError(f"{where}: {value!r} is not a duration; write a number and unit: 5s, 30m, 2h, 7d")
+        raise TabrankError(f"{where}: {value!r}: not a duration; write a number and a unit: 5s, 30m, 2h, 7d")
     duration = float(match[1]) * UNITS_MS[match[2]]
     if not 1 <= duration <= MAX_DURATION_MS:
         raise TabrankError(f"{where}: {value!r} must be from a millisecond to 36500d")
@@ -122,7 +122,7 @@ def num_bytes(text: str, where: str) -> int:
     """Return a size, written as a number and a unit of 1,024 (512M, 4G), in bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])", text)
     if match is None or float(match[1]) == 0:
-        raise TabrankError(f"{where}: {text!r} is not a size; write a number and unit: 512M, 4G")
+        raise TabrankError(f"{where}: {text!r} is not a size; write a number and a unit: 512M, 4G")
     return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
 
 

@@ -185,7 +185,7 @@ class Ingester:
                 upkeep = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
         await upkeep
         await self.commit_waiting()
-        await asyncio.to_thread(self.flush_journal)
+        await asyncio.to_thread(self.roll)
         self._close()
 
     def _tally(self) -> Tally:
@@ -325,7 +325,7 @@ class Ingester:
         if store is not None:
             store.close()
 
-    def flush_journal(self) -> None:
+    def roll(self) -> None:
         """Write the journal's entries as segments and trim them; a failure is retried later."""
         self._attempt(self._flush_journal)
 

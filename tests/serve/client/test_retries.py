@@ -41,7 +41,8 @@ def test_a_spent_budget_grows_again_with_requests_and_with_time():
     policy = retries(clock=clock)
     made = sum(policy.delay_s(503, 1.0) is not None for _ in range(50))
     assert made == INITIALLY
-    for _ in range(11):  # eleven tenths, in floats, are surely one
+    # Ten tenths may be less than one in floats; eleven are not.
+    for _ in range(11):
         policy.sent()
     assert policy.delay_s(503, 1.0) is not None
     assert policy.delay_s(503, 1.0) is None
@@ -80,7 +81,7 @@ steps = st.lists(
 
 
 def holds_its_bounds(budget, drawn, steps):
-    """Whatever comes: no more retries than the budget, none too late, none before it is asked for."""
+    """Retries stay within the budget and the deadline, and never precede `Retry-After`."""
     clock, num_sent, num_retries = Clock(), 0, 0
     policy = retries(budget, lambda: drawn, clock)
     for kind, *details in steps:

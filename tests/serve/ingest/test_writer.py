@@ -321,9 +321,9 @@ def test_a_fenced_writer_does_not_write_the_log_last(service):
         other = ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
-        await asyncio.to_thread(other.flush_journal)
+        await asyncio.to_thread(other.roll)
         # This writer has not noticed yet that it is fenced.
-        service.ingester.flush_journal()
+        service.ingester.roll()
         other.stop()
         await running
 
