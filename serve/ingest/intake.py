@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 
 from serve.contract.records import Candidate, Event
+from serve.contract.validation import UNITS_MS
 from serve.features.rows import Rows, Schema
 from serve.log.events import (
     CANDIDATES,
@@ -31,6 +32,8 @@ MAX_LIVE_BYTES = 1 << 30
 # Ids remembered of events, exposures, forgotten viewers and removed candidates each. They identify
 # repeated and late records.
 WINDOW = 1_000_000
+# After a restart, remember removals of the last day.
+REMOVED_MS = UNITS_MS["d"]
 # Keep a candidate this long after its end, for late records.
 ENDED_MS = 3_600_000
 # Count a record whose time is further ahead: its sender's clock is wrong.
@@ -119,6 +122,12 @@ class Intake:
         for known in self._keys.values():
             for name in list(islice(known, max(len(known) - WINDOW, 0))):
                 del known[name]
+
+    def remember_record(self, record: Record) -> None:
+        """Remember the key of a record that was committed earlier."""
+        name = remembered_key(record)
+        if name is not None:
+            self.remember({name: (record.ts_ms or 0) if name == owner_key(record) else 0})
 
     def _date(self, record: Record, group: Group, received_ms: int) -> int:
         """Return the time of a record; a missing or future time is replaced by the arrival time."""

@@ -25,7 +25,7 @@ from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
 from serve.ingest.intake import MAX_LIVE, Group, Intake
 from serve.ingest.waiting import COMMIT_ROW_BYTES, PendingCall, groups
-from serve.log.events import Entry, Record, Taken, owner_key, pack_entry, remembered_key
+from serve.log.events import Entry, Record, Taken, pack_entry
 from serve.log.journal import entries
 from serve.log.retention import Retention
 from serve.log.segments import Segments
@@ -35,7 +35,6 @@ from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
 log = logging.getLogger("tabrank")
-
 # Gather records this long for one commit, and so for one sync of the disk.
 COMMIT_EVERY_S = 0.1
 # Flush the journal to the log this often, or once it holds this many records or bytes.
@@ -45,12 +44,9 @@ ROLL_BYTES = 64 << 20
 # Limit flushing and retention to this share of a core: without it rankings waited for seconds.
 UPKEEP_SHARE = 0.25
 RETRY_FLUSH_S = 5.0
-# Refuse records with `Busy` beyond this many waiting records, or packed bytes: unpacked they take
-# five times as much.
+# Limits of waiting records and their packed bytes; unpacked they take five times as much.
 MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 << 20
-# After a restart, read removals of this age from the log.
-REMOVED_MS = UNITS_MS["d"]
 
 
 class Tally(NamedTuple):
@@ -66,13 +62,10 @@ class Tally(NamedTuple):
     num_unrolled: int
 
 
-OnTally = Callable[[Tally], None]
-
-
 def ingester(
     args: AppArgs,
     base: Path,
-    on_tally: OnTally = lambda tally: None,
+    on_tally: Callable[[Tally], None] = lambda tally: None,
     *,
     max_live: int = MAX_LIVE,
     clock: WallClock | None = None,
@@ -107,7 +100,7 @@ class Ingester:
         open_store: Callable[[bool], Store],
         segments: Segments,
         retention: Retention,
-        on_tally: OnTally = lambda tally: None,
+        on_tally: Callable[[Tally], None] = lambda tally: None,
         *,
         clock: WallClock,
         event_clock: bool = False,
@@ -124,8 +117,7 @@ class Ingester:
         self._store: Store | None = None
         self._intake = Intake(schema, event_clock=event_clock, max_live=max_live)
         self._seq = 0
-        # Latest time of any record.
-        self._latest_ms = 0
+        self._latest_record_ms = 0
         self._waiting: list[PendingCall] = []
         self._num_waiting = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
@@ -150,17 +142,14 @@ class Ingester:
         """
         if self._stopping:
             raise StoreUnavailable("this writer is stopping; retry later")
-        if (
-            self._num_waiting + len(records) > MAX_WAITING
-            or self._waiting_bytes + num_bytes > MAX_WAITING_BYTES
-        ):
+        num_waiting, waiting_bytes = self._num_waiting + len(records), self._waiting_bytes + num_bytes
+        if num_waiting > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES:
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
         if self._unflushed[1] > 2 * rolling.MAX_UNROLLED_BYTES:
             raise Busy("the journal is full because the log cannot be written: see the replica log of Ingest")
         done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
         self._waiting.append(PendingCall(records, num_bytes, done))
-        self._num_waiting += len(records)
-        self._waiting_bytes += num_bytes
+        self._num_waiting, self._waiting_bytes = num_waiting, waiting_bytes
         self._arrived.set()
         return await done
 
@@ -252,7 +241,7 @@ class Ingester:
         self.counts.update(admitted.counts)
         records = admitted.records
         last_ms = max((record.ts_ms or 0 for record in records), default=0)
-        self._latest_ms = max(self._latest_ms, last_ms)
+        self._latest_record_ms = max(self._latest_record_ms, last_ms)
         self._intake.end(admitted, last_ms if self._event_clock else received_ms)
         if records:
             seq = self._seq + len(records)
@@ -290,17 +279,14 @@ class Ingester:
                 self._intake.candidates = Rows(self._schema, "candidate")
                 self._intake.candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._intake.remember(dict.fromkeys(self._segments.recent_keys(intake.WINDOW, self._seq), 0))
-                self._intake.remember(self._segments.removals(self._clock() - REMOVED_MS))
+                self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))
                 self.counts["segment_damaged"] += len(self._segments.damaged)
                 # Another writer may have committed beyond what the log holds.
                 self._seq = max(changes.seq, known)
                 self._journaled, self._logged = np.zeros((2, 2), np.int64)
                 for _, entry in entries(store):
                     for record in entry.records:
-                        if (name := remembered_key(record)) is not None:
-                            self._intake.remember(
-                                {name: (record.ts_ms or 0) if name == owner_key(record) else 0}
-                            )
+                        self._intake.remember_record(record)
                     self._journaled += (len(entry.records), entry.num_bytes)
             except BaseException:
                 store.close()
@@ -360,4 +346,4 @@ class Ingester:
 
     def _now_ms(self) -> int:
         """Return the time of the service's clock in ms."""
-        return self._latest_ms if self._event_clock else self._clock()
+        return self._latest_record_ms if self._event_clock else self._clock()
