@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, Self, TypeVar, cast
 
+from serve.client.endpoint import Endpoint
 from serve.client.exchange import Send, Steps, Wait
 from serve.client.reply import Lost, Reply
-from serve.client.endpoint import Endpoint
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Candidate, RankAnswer
 from serve.contract.records import EventsAnswer, Sent

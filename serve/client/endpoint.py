@@ -20,7 +20,7 @@ T = TypeVar("T")
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
 # Default timeout of `send`: records are durable within 3 s, and a retry follows a second later.
-SEND_S = 10.0
+SEND_TIMEOUT_S = 10.0
 # Ids that a header may contain.
 IN_HEADER = re.compile(r"[\x21-\x7e]{1,256}")
 
@@ -80,7 +80,7 @@ class Endpoint:
         self, records: Sequence[Sent | Mapping[str, Any]], timeout_s: float | None
     ) -> Steps[EventsAnswer]:
         """Return the steps of sending records."""
-        timeout_s = SEND_S if timeout_s is None else _timeout(timeout_s)
+        timeout_s = SEND_TIMEOUT_S if timeout_s is None else _timeout(timeout_s)
         body = msgspec.json.encode({"records": list(records)})
         return self._answered(Exchange(EVENTS, body, self._headers, timeout_s, False), _events, None)
 

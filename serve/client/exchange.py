@@ -16,9 +16,9 @@ DEADLINE = "X-Deadline-Ms"
 # The greatest deadline that the service accepts.
 MAX_DEADLINE_MS = 60_000
 # Network time subtracted from the deadline that is sent: a late answer is useless.
-TRAVEL_S = 0.01
+NETWORK_S = 0.01
 # Least timeout: a socket takes 0 as non-blocking.
-SOON_S = 0.001
+MIN_TIMEOUT_S = 0.001
 
 
 class TimeLeft(Mapping[str, float]):
@@ -33,7 +33,7 @@ class TimeLeft(Mapping[str, float]):
         self._clock = clock
 
     def __getitem__(self, step: str) -> float:
-        return max(self.deadline_s - self._clock(), SOON_S)
+        return max(self.deadline_s - self._clock(), MIN_TIMEOUT_S)
 
     def until_then(self, parts: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the parts of an answer; raise TimeoutError for a part after the deadline.
@@ -101,6 +101,6 @@ class Exchange:
     def _try(self, left: TimeLeft, clock: Clock) -> Send:
         headers = dict(self.headers)
         if self.sends_deadline:
-            left_ms = int((left.deadline_s - clock() - TRAVEL_S) * 1e3)
+            left_ms = int((left.deadline_s - clock() - NETWORK_S) * 1e3)
             headers[DEADLINE] = str(min(max(left_ms, 1), MAX_DEADLINE_MS))
         return Send(self.path, self.body, headers, left)

@@ -16,9 +16,9 @@ T = TypeVar("T")
 PROBLEM = "application/problem+json"
 # Without a `problem+json` body these statuses come from a proxy that reached no service. HAProxy
 # answers a bare 500 if a replica died with the request, and 404 before its routes are loaded.
-NOT_OURS = (404, 500, 502, 504)
+PROXY_STATUSES = (404, 500, 502, 504)
 # Characters of a foreign answer that a message quotes.
-SHOWN = 200
+MAX_QUOTED = 200
 
 
 class Lost(NamedTuple):
@@ -49,7 +49,7 @@ class Reply(NamedTuple):
     @property
     def status(self) -> int | None:
         """Status for `Retries`; None, a failed connection, if a proxy answered."""
-        return None if self.code in NOT_OURS and not self.is_problem else self.code
+        return None if self.code in PROXY_STATUSES and not self.is_problem else self.code
 
     @property
     def retry_after_s(self) -> float | None:
@@ -105,7 +105,7 @@ def _refused(reply: Reply, at: str, request_id: str | None) -> ClientError:
                 request_id=problem.request_id or request_id,
                 retry_after_s=reply.retry_after_s,
             )
-    text = reply.body[:SHOWN].decode("utf-8", "replace").strip() or "empty answer"
+    text = reply.body[:MAX_QUOTED].decode("utf-8", "replace").strip() or "empty answer"
     if reply.status is None:
         detail = f"a proxy before {at} answered {reply.code} in its place: {text}"
         return Unreachable(detail, request_id)

@@ -12,12 +12,12 @@ RETRIED = (429, 503)
 # Spread the retries of clients that failed at the same time.
 JITTER_S = 0.05
 # A retry with less time left could not be answered in time.
-LEAST_S = 0.01
+MIN_LEFT_S = 0.01
 # Retries per second that a client may make with any number of requests.
 FLOOR_PER_S = 1.0
 # Most saved retries: more than the requests in flight to one dead replica of two at 900 requests/s.
-SAVED = 100.0
-INITIALLY = 10.0
+MAX_TOKENS = 100.0
+INITIAL_TOKENS = 10.0
 
 
 class Retries:
@@ -40,7 +40,7 @@ class Retries:
             raise ValueError(f"budget is {budget}; it is the share of requests retried, from 0 to 1")
         self._budget = budget
         self._floor_per_s = FLOOR_PER_S if budget else 0.0
-        self._tokens = INITIALLY if budget else 0.0
+        self._tokens = INITIAL_TOKENS if budget else 0.0
         self._random, self._clock = random, clock
         self._seen_s = clock()
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class Retries:
         if status is not None and status not in RETRIED:
             return None
         asked_s = max(retry_after_s or 0.0, 0.0)
-        room_s = left_s - LEAST_S - asked_s
+        room_s = left_s - MIN_LEFT_S - asked_s
         if not room_s >= 0.0 or not self._spend():
             return None
         return asked_s + self._random() * min(JITTER_S, room_s)
@@ -77,4 +77,4 @@ class Retries:
         now_s = self._clock()
         tokens += self._floor_per_s * max(now_s - self._seen_s, 0.0)
         self._seen_s = now_s
-        self._tokens = min(self._tokens + tokens, SAVED)
+        self._tokens = min(self._tokens + tokens, MAX_TOKENS)

@@ -6,9 +6,9 @@ import logging
 import traceback
 
 # The logger that every module uses.
-OURS = "tabrank"
+SERVICE_LOGGER = "tabrank"
 # Ray Serve's logger of a replica's file: text, or JSON with `logging_config: {encoding: JSON}`.
-RAYS = "ray.serve"
+RAY_LOGGER = "ray.serve"
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)} | {
     ord("\n"): "\\n",
     ord("\r"): "\\r",
@@ -64,7 +64,7 @@ def join_ray(application: str) -> None:
 
     Call it once in a process.
     """
-    ours, rays = logging.getLogger(OURS), logging.getLogger(RAYS)
+    ours, rays = logging.getLogger(SERVICE_LOGGER), logging.getLogger(RAY_LOGGER)
     ours.parent = rays
     rays.addFilter(write_traceback)
     # Ray's `log_level` decides. The call also clears the level cached from the old parent.

@@ -21,11 +21,11 @@ from serve.features.slots import I64, IMPRESSION, Entity, Map, Record, Slot, Sum
 from serve.features.surface import Field, Surface
 
 # Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
-WORTH_A_ROUND = 16
-# Limit the candidates, plus RECORD for each record, applied at once: temporary arrays stay within
-# some MB.
-AT_ONCE = 1 << 14
-RECORD = 32
+MIN_RECORDS_AT_ONCE = 16
+# Limit the candidates, plus RECORD_COST for each record, that are applied at once: temporary arrays
+# stay within some MB.
+MAX_CANDIDATES_AT_ONCE = 1 << 14
+RECORD_COST = 32
 # Time of an attribute without a time of its own: every other time is later.
 EVER_MS = np.iinfo(np.int64).min
 # End of a candidate whose end is not known.
@@ -227,8 +227,8 @@ class Run(NamedTuple):
             return
         ends = np.cumsum(self.lengths)
         cuts = np.arange(num + 1)
-        if num >= WORTH_A_ROUND:
-            changes = np.diff((ends + RECORD * cuts[1:]) // AT_ONCE, prepend=0, append=-1)
+        if num >= MIN_RECORDS_AT_ONCE:
+            changes = np.diff((ends + RECORD_COST * cuts[1:]) // MAX_CANDIDATES_AT_ONCE, prepend=0, append=-1)
             cuts = np.concatenate([[0], changes[1:].nonzero()[0] + 1])
         for begin, end in pairwise(cuts.tolist()):
             part = slice(begin, end)

@@ -42,11 +42,11 @@ def compact(log: Path, cuts: Sequence[int] = (), step: OnStep = lambda: True) ->
             unchanged, or holds some records twice.
     """
     for name in TABLES:
-        for group in _worth(segments(log, name), cuts):
+        for group in _mergeable(segments(log, name), cuts):
             _merge(group, step)
 
 
-def _worth(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
+def _mergeable(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
     """Yield groups of neighbours that fill a segment, end at a cut, or are numerous enough."""
     group: list[Path] = []
     total = 0

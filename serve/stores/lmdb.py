@@ -11,7 +11,7 @@ from typing import Any
 
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.lmdb_environment import Opened, environment
+from serve.stores.lmdb_environment import OpenEnvironment, environment
 from serve.stores.protocol import MAX_REMOVED, Changes, Dump
 
 # LMDB takes keys of up to 511 bytes, and a key of `changes` spends 8 of them on the number.
@@ -111,19 +111,19 @@ class LmdbStore:
         self._environment.leave(self)
 
     @contextmanager
-    def _read(self) -> Iterator[tuple[Opened, Any]]:
+    def _read(self) -> Iterator[tuple[OpenEnvironment, Any]]:
         # Only a dump keeps a read transaction open: meanwhile LMDB cannot reuse freed pages.
         with self._environment.use(self) as opened, opened.env.begin() as txn:
             yield opened, txn
 
     @contextmanager
-    def _write(self) -> Iterator[tuple[Opened, Any]]:
+    def _write(self) -> Iterator[tuple[OpenEnvironment, Any]]:
         self._epoch.held()
         with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
             self._epoch.check(opened.id, _number(txn, opened, b"epoch"))
             yield opened, txn
 
-    def _changes(self, opened: Opened, txn: Any, since: int) -> Changes:
+    def _changes(self, opened: OpenEnvironment, txn: Any, since: int) -> Changes:
         seq, floor = _number(txn, opened, b"seq"), _number(txn, opened, b"floor")
         if self._id is None or since == 0:
             self._id = opened.id
@@ -137,12 +137,12 @@ class LmdbStore:
             return Changes(seq, dict(map(_unpack_change, values)))
 
 
-def _viewer(txn: Any, opened: Opened, key: bytes) -> bytes | None:
+def _viewer(txn: Any, opened: OpenEnvironment, key: bytes) -> bytes | None:
     value: bytes | None = txn.get(key, None, opened.viewers)
     return _unpack_change(value)[1] if value and key.startswith(DIGEST) else value
 
 
-def _rows(txn: Any, opened: Opened) -> Iterator[tuple[Entity, str, bytes]]:
+def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, bytes]]:
     with txn.cursor(opened.viewers) as cursor:
         for key, value in cursor:
             if key.startswith(DIGEST):
@@ -156,7 +156,7 @@ def _rows(txn: Any, opened: Opened) -> Iterator[tuple[Entity, str, bytes]]:
                 yield "candidate", id_, row
 
 
-def _write_viewers(txn: Any, opened: Opened, viewers: Mapping[str, bytes], replace: bool) -> None:
+def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Mapping[str, bytes], replace: bool) -> None:
     if replace:
         txn.drop(opened.viewers, delete=False)
     _put_sorted(txn, opened.viewers, (_pack_viewer(id_, row) for id_, row in viewers.items() if row))
@@ -166,7 +166,7 @@ def _write_viewers(txn: Any, opened: Opened, viewers: Mapping[str, bytes], repla
 
 
 def _write_candidates(
-    txn: Any, opened: Opened, seq: int, candidates: Mapping[str, bytes], replace: bool
+    txn: Any, opened: OpenEnvironment, seq: int, candidates: Mapping[str, bytes], replace: bool
 ) -> None:
     num_removed = _number(txn, opened, b"removed")
     changed: list[tuple[bytes, bytes]] = []
@@ -190,12 +190,12 @@ def _write_candidates(
     txn.put(b"removed", _pack(num_removed), db=opened.meta)
 
 
-def _known(txn: Any, opened: Opened) -> list[str]:
+def _known(txn: Any, opened: OpenEnvironment) -> list[str]:
     with txn.cursor(opened.changes) as cursor:
         return [_unpack_change(value)[0] for value in cursor.iternext(keys=False, values=True)]
 
 
-def _forget_removed(txn: Any, opened: Opened, num_removed: int, newest: int) -> int:
+def _forget_removed(txn: Any, opened: OpenEnvironment, num_removed: int, newest: int) -> int:
     """Forget the oldest removals down to half the limit; return the number of those left.
 
     Going down to half keeps this work rare.
@@ -226,7 +226,7 @@ def _put_sorted(txn: Any, database: Any, items: Iterable[tuple[bytes, bytes]]) -
         cursor.putmulti(rows, append=append)
 
 
-def _number(txn: Any, opened: Opened, name: bytes) -> int:
+def _number(txn: Any, opened: OpenEnvironment, name: bytes) -> int:
     return int.from_bytes(txn.get(name, b"", opened.meta), "big")
 
 

@@ -35,7 +35,7 @@ DISK_FULL = tuple(map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EDQUOT)))
 
 
 @dataclass
-class Opened:
+class OpenEnvironment:
     """Open environment with the handles of its databases and its files."""
 
     env: Any
@@ -130,7 +130,7 @@ class Environment:
         self.folder = folder
         # Open stores, and whether they write.
         self._stores: dict[object, bool] = {}
-        self._opened: Opened | None = None
+        self._opened: OpenEnvironment | None = None
         self._num_leases = 0
         self._changed = threading.Condition()
 
@@ -155,7 +155,7 @@ class Environment:
                 self._close()
 
     @contextmanager
-    def use(self, store: object, *, create: bool = False) -> Iterator[Opened]:
+    def use(self, store: object, *, create: bool = False) -> Iterator[OpenEnvironment]:
         """Keep the environment of the current file open for one call of `store`."""
         with self._changed:
             opened = self._current(store, create)
@@ -174,7 +174,7 @@ class Environment:
                 self._num_leases -= 1
                 self._changed.notify_all()
 
-    def _current(self, store: object, create: bool) -> Opened:
+    def _current(self, store: object, create: bool) -> OpenEnvironment:
         while store in self._stores:
             writable = any(self._stores.values())
             opened = self._opened
@@ -203,7 +203,7 @@ def environment(folder: Path) -> Environment:
         return _environments.setdefault(folder, Environment(folder))
 
 
-def _open(folder: Path, *, writable: bool, create: bool) -> Opened:
+def _open(folder: Path, *, writable: bool, create: bool) -> OpenEnvironment:
     try:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
@@ -228,17 +228,17 @@ def _open(folder: Path, *, writable: bool, create: bool) -> Opened:
         raise (_unavailable(folder, error) if isinstance(error, lmdb.Error) else error) from None
 
 
-def _read_layout(env: Any, folder: Path, writable: bool) -> Opened:
+def _read_layout(env: Any, folder: Path, writable: bool) -> OpenEnvironment:
     page_bytes = env.stat()["psize"]
     files = Files(folder, page_bytes)
     try:
-        return _read_databases(Opened(env, files, writable), folder, page_bytes)
+        return _read_databases(OpenEnvironment(env, files, writable), folder, page_bytes)
     except BaseException:
         files.close()
         raise
 
 
-def _read_databases(opened: Opened, folder: Path, page_bytes: int) -> Opened:
+def _read_databases(opened: OpenEnvironment, folder: Path, page_bytes: int) -> OpenEnvironment:
     env = opened.env
     missing_bytes = (env.info()["last_pgno"] + 1) * page_bytes - opened.files.num_bytes
     if missing_bytes > MAX_UNWRITTEN_PAGES * page_bytes:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import TOML, run_of
 
 from serve.features.affinity_maps import Parts
-from serve.features.rows import AT_ONCE, RECORD, WORTH_A_ROUND, Schema, State
+from serve.features.rows import MAX_CANDIDATES_AT_ONCE, MIN_RECORDS_AT_ONCE, RECORD_COST, Schema, State
 from serve.features.surface import read_surface
 
 CLICKS = (
@@ -32,7 +32,7 @@ RECORDS = st.lists(
         st.lists(ROWS, min_size=1, max_size=1),
         TIMES,
     ),
-    max_size=4 * WORTH_A_ROUND,
+    max_size=4 * MIN_RECORDS_AT_ONCE,
 )
 # Key 0 means no value.
 KEYS = st.integers(0, 7)
@@ -100,7 +100,7 @@ def held(state):
     return found
 
 
-@given(WORLDS, RECORDS, st.integers(1, 4 * WORTH_A_ROUND))
+@given(WORLDS, RECORDS, st.integers(1, 4 * MIN_RECORDS_AT_ONCE))
 @settings(deadline=None, max_examples=150)
 def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, records, length):
     state = world(values)
@@ -117,7 +117,7 @@ def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, recor
     assert state.viewers.table[0].tobytes() == SCHEMA.blank("viewer")[0].tobytes()
 
 
-@given(RECORDS, st.integers(1, 4 * WORTH_A_ROUND))
+@given(RECORDS, st.integers(1, 4 * MIN_RECORDS_AT_ONCE))
 @settings(deadline=None, max_examples=100)
 def test_runs_leave_the_sums_of_their_records(records, length):
     state, now_ms = world([(0, [])] * CANDIDATES), 5 * HOUR_MS
@@ -135,7 +135,15 @@ def test_runs_leave_the_sums_of_their_records(records, length):
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("num", [1, WORTH_A_ROUND, AT_ONCE // RECORD, 2 * AT_ONCE // RECORD + 88])
+@pytest.mark.parametrize(
+    "num",
+    [
+        1,
+        MIN_RECORDS_AT_ONCE,
+        MAX_CANDIDATES_AT_ONCE // RECORD_COST,
+        2 * MAX_CANDIDATES_AT_ONCE // RECORD_COST + 88,
+    ],
+)
 def test_a_long_run_leaves_the_maps_of_its_records_to_the_last_bit(num):
     random = np.random.default_rng(0)
     topics, tags = random.integers(0, 8, CANDIDATES), random.integers(0, 8, (CANDIDATES, 3))
