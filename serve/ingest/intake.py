@@ -74,20 +74,20 @@ class Intake:
             name, owner = remembered_key(record), owner_key(record)
             if isinstance(record, Event | Exposure) and self._recalled(name, group) is not None:
                 taken.duplicates += 1
-            # A removal with a future time has a wrong clock: it must not block current records.
+            # A future removal comes from a wrong clock: it must not block current records.
             elif ts_ms < self._removed_ms(owner, group) <= received_ms:
                 group.counts["late"] += 1
                 # Late attributes and removals are superseded anyway, so they are not rejected.
                 if isinstance(record, Event | Exposure):
                     taken.rejected[place] = (
-                        "the viewer was forgotten after this record's ts_ms; it is dropped"
+                        "the viewer was forgotten after this record's ts_ms; the record is dropped"
                     )
             elif isinstance(record, Exposure) and group.drops_exposures:
                 group.counts["exposure_dropped"] += 1
             elif isinstance(record, Candidate) and not self._has_room(record.id, group):
                 taken.rejected[place] = (
                     f"the live table is full ({self._max_live} candidates); end some first: "
-                    "each leaves it an hour after its end"
+                    "a candidate leaves it an hour after its end"
                 )
             else:
                 group.records.append(record)
