@@ -173,7 +173,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "ids by which a repeat is known": (
         (intake.WINDOW,),
-        f"{INGEST}::test_events_are_known_again_after_a_restart_however_many_rankings_came_since",
+        f"{INGEST}::test_event_ids_survive_a_restart_after_any_number_of_rankings",
     ),
     "removals by which a late record is known": (
         (intake.WINDOW,),
@@ -181,11 +181,11 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "records in the journal, not in the log": (
         (rolling.MAX_UNROLLED, mib(rolling.MAX_UNROLLED_BYTES)),
-        f"{INGEST}::test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings",
+        f"{INGEST}::test_a_journal_not_written_to_the_log_takes_events_but_not_exposures",
     ),
     "all records in the journal": (
         (mib(2 * rolling.MAX_UNROLLED_BYTES),),
-        f"{INGEST}::test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_written",
+        f"{INGEST}::test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written",
     ),
     "a read of the journal": (
         (journal.AT_ONCE,),

@@ -1,4 +1,4 @@
-"""Fields that a client sends are bounded: in characters, in members of a set, in bytes of a record."""
+"""Limits of client fields: characters, members of a set, bytes of a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small segments become few: the same records, whatever comes in between."""
+"""Compaction keeps every record, also when readers, writers or crashes interfere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from serve.log.events import Entry, Exposure
 from serve.log.reader import TABLES, read_log, read_table
 from serve.log.segments import Segments
 
-WORTH_SEGMENTS = 6  # each is synced to disk
+# Fewer than in production, because each segment is synced to disk.
+WORTH_SEGMENTS = 6
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def segments(log_folder, surface, monkeypatch):
 
 
 def write(segments, num, first=1):
-    """So many segments of each table, a minute's each; the number after the last."""
+    """Write segments of one minute to each table; return the number after the last record."""
     for i in range(first, first + 4 * num, 4):
         records = [
             Viewer(f"v{i}", {"language": "fr"}, i),
@@ -68,7 +69,8 @@ def test_a_segment_that_is_written_in_parts_holds_the_same(segments, monkeypatch
     (whole,), (path,) = (sorted((log.folder / "events").glob("*")) for log in (segments, parted))
     assert pq.ParquetFile(path).num_row_groups == 4
     assert (path.name, pq.read_table(path)) == (whole.name, pq.read_table(whole))
-    assert len(steps) == 24  # after each entry, and after each part
+    # One call after each entry, and one after each part.
+    assert len(steps) == 24
 
 
 def test_a_row_group_holds_a_bounded_number_of_bytes(segments, monkeypatch):

@@ -1,4 +1,4 @@
-"""What is Redis's own: a server that ends, hangs, fills up or is emptied, and what may not be said of it."""
+"""Redis store: a server that stops, hangs, fills up or is flushed; messages hide the password."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.contract.errors import LeaseLost, StoreUnavailable, TabrankError
+from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.stores.factory import open_store
@@ -51,7 +51,7 @@ def client(server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def store(server: RedisServer) -> Iterator[RedisStore]:
-    """A writer that holds the lease; one commit was made."""
+    """Return a writer with a fencing epoch and one commit."""
     store = RedisStore(server.url, NAME, writable=True)
     store.take_lease()
     store.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
@@ -62,7 +62,7 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
 @pytest.mark.parametrize(
     ("url", "used"), [("redis://h:1/0", "kept apart"), ("redis://:given@h:1/0", "given")]
 )
-def test_a_password_may_come_from_the_environment_and_one_in_the_address_wins(url, used, monkeypatch):
+def test_a_password_in_the_address_overrides_the_environment(url, used, monkeypatch):
     monkeypatch.setenv(PASSWORD, "kept apart")
     assert connect(url).connection_pool.connection_kwargs["password"] == used
 
@@ -205,7 +205,7 @@ def test_a_read_where_nothing_changed_is_one_command(store: RedisStore, client: 
 
 
 @needs_server
-def test_a_store_larger_than_a_piece_is_replaced_and_nothing_of_the_old_one_stays(
+def test_replacing_a_store_larger_than_one_chunk_leaves_no_old_rows(
     server: RedisServer, store: RedisStore, client: redis.Redis
 ) -> None:
     reader = RedisStore(server.url, NAME, writable=False)
@@ -227,7 +227,7 @@ def test_a_store_larger_than_a_piece_is_replaced_and_nothing_of_the_old_one_stay
 
 
 @needs_server
-def test_a_replacing_commit_that_breaks_off_leaves_what_was_there_and_the_next_one_cleans_up(
+def test_an_interrupted_replacement_keeps_the_content_and_is_cleaned_up(
     store: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(server: redis.Redis, script: object, *arguments: object) -> object:
@@ -248,7 +248,7 @@ def test_a_replacing_commit_that_breaks_off_leaves_what_was_there_and_the_next_o
 
 
 @needs_server
-def test_a_lease_that_is_taken_while_another_writer_replaces_is_respected(
+def test_an_epoch_taken_during_a_replacing_commit_fences_it(
     server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = RedisStore(server.url, NAME, writable=True)
@@ -260,7 +260,7 @@ def test_a_lease_that_is_taken_while_another_writer_replaces_is_respected(
         return run(*arguments)
 
     monkeypatch.setattr(store, "_run", taken_meanwhile)
-    with pytest.raises(LeaseLost):
+    with pytest.raises(WriterFenced):
         store.commit(2, {"bob": b"2"}, {"y": b"2"}, replace=True, journal=b"two")
     assert holds_the_first_commit(store)
     second.close()
@@ -315,9 +315,10 @@ def test_a_reader_of_a_store_that_was_begun_again_is_told_to_start_again(
     client.flushall()
     new = RedisStore(server.url, NAME, writable=True)
     for _ in range(2):
-        with pytest.raises(LeaseLost):
+        with pytest.raises(WriterFenced):
             store.commit(10, {"ann": b"9"}, {})
-        new.take_lease()  # the first has the number that the lost one had
+        # The first epoch taken here equals the lost one.
+        new.take_lease()
     new.commit(new_seq, {}, {"y": b"1"})
     assert read_changes(reader, 3) == Changes(0, {})
     assert reader.read(["ann"], 3) == ([None], Changes(0, {})), "until it does"
@@ -398,7 +399,7 @@ def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> No
 
 
 def refusal(url: str, says: str) -> str:
-    """The message of opening this address, with the traceback that a log would hold."""
+    """Return the message of opening this address, with the traceback that a log would hold."""
     with pytest.raises(TabrankError, match=says) as refused:
         open_store(url, "spaces", "0123456789ab", base=Path(), writable=True)
     lines = traceback.format_exception(refused.value)
