@@ -22,11 +22,11 @@ from serve.http.app import Edge
 from serve.http.auth import Authenticator
 from serve.ingest.writer import ingester
 from serve.log.atomic_files import PRIVATE
-from serve.log.events import Taken, unpack
+from serve.log.events import IngestResult, unpack
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.service import FeatureFetcher
 from serve.rollout.guard import Verdict
-from serve.rollout.registry import Releases
+from serve.rollout.registry import ModelRegistry
 from serve.runtime.metrics import IngestMetrics, RankMetrics
 
 # Lower Ingest's CPU priority: rankings come before logging if cores are short.
@@ -92,8 +92,8 @@ class FeatureFetch:
             method_name="take", request_serialization="pickle", response_serialization="pickle"
         )
 
-        async def call_ingest(payload: bytes) -> Taken:
-            taken: Taken = await _answer(take.remote(payload))
+        async def call_ingest(payload: bytes) -> IngestResult:
+            taken: IngestResult = await _answer(take.remote(payload))
             return taken
 
         async def roll_back(version: str, verdict: Verdict) -> None:
@@ -135,7 +135,7 @@ class FeatureFetch:
         """Send the held exposures; Ray awaits it when the replica stops."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SEND_S):
-                await self._fetcher.outbox.flush()
+                await self._fetcher.exposure_buffer.flush()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         """Return the ASGI application for Ray to mount."""
@@ -153,10 +153,10 @@ class Ingest:
         os.umask(PRIVATE)
         self._metrics = IngestMetrics(_application())
         self._ingester = ingester(args, Path(base), self._metrics.tick)
-        self._releases = Releases(Path(base) / args.models, by="service")
+        self._releases = ModelRegistry(Path(base) / args.models, by="service")
         self._running: asyncio.Task[None] | None = None
 
-    async def take(self, payload: bytes) -> Taken:
+    async def take(self, payload: bytes) -> IngestResult:
         """Take packed records; return once they are durable."""
         if self._running is None:
             _quiet_gc()

@@ -28,7 +28,7 @@ from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.observe.prometheus import started
+from serve.operate.observe.prometheus import run_prometheus
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
@@ -221,7 +221,7 @@ def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
     traffic("before")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with started(run, tmp_path, port, every_s=1.0):
+    with run_prometheus(run, tmp_path, port, every_s=1.0):
         time.sleep(3.0)
         traffic("while")
         assert without_series(port, wanted(), seconds=30) == []

@@ -180,11 +180,11 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/ingest/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
     ),
     "records in the journal, not in the log": (
-        (rolling.MAX_UNROLLED, mib(rolling.MAX_UNROLLED_BYTES)),
+        (rolling.MAX_UNFLUSHED, mib(rolling.MAX_UNFLUSHED_BYTES)),
         f"{INGEST}::test_a_journal_not_written_to_the_log_takes_events_but_not_exposures",
     ),
     "all records in the journal": (
-        (mib(2 * rolling.MAX_UNROLLED_BYTES),),
+        (mib(2 * rolling.MAX_UNFLUSHED_BYTES),),
         f"{INGEST}::test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written",
     ),
     "a read of the journal": (
@@ -192,7 +192,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "test_limits.py::test_the_journal_is_read_a_few_commits_at_a_time",
     ),
     "records before the log is written": (
-        (ingest.ROLL_RECORDS, mib(ingest.ROLL_BYTES), ingest.ROLL_EVERY_S),
+        (ingest.FLUSH_RECORDS, mib(ingest.FLUSH_BYTES), ingest.FLUSH_EVERY_S),
         f"{INGEST}::test_a_full_journal_is_rolled_before_its_minute",
     ),
     "a segment": (
@@ -254,7 +254,7 @@ def test_every_metric_of_the_table_is_one_of_ours():
 
 
 def test_the_journal_is_read_a_few_commits_at_a_time():
-    commits = [(seq, records.pack_entry(records.Entry(0, []))) for seq in range(1, 30)]
+    commits = [(seq, records.pack_entry(records.JournalEntry(0, []))) for seq in range(1, 30)]
     reads = []
 
     class Store:

@@ -22,13 +22,13 @@ from training.terminal import (
     LogFolder,
     Model,
     Models,
+    ProgressBar,
     Seed,
-    Share,
     SurfaceName,
     answer,
     artifact_of,
     decimal,
-    say,
+    print_progress,
 )
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def simulate(
     from training.world.simulate import simulate as run
 
     os.umask(PRIVATE)
-    with Share("simulate") as progress:
+    with ProgressBar("simulate") as progress:
         summary = run(
             out,
             rows=rows,
@@ -100,7 +100,7 @@ def surface(
         refuse_existing(out)
     drafted = draft(log, name)
     for note in drafted.notes:
-        say(note)
+        print_progress(note)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(drafted.text, encoding="utf-8")
@@ -157,7 +157,7 @@ def fit(
     config = replace(FitConfig(), seed=seed, num_workers=workers)
     if epochs is not None:
         config = replace(config, epochs=epochs)
-    with Share("features") as share:
+    with ProgressBar("features") as share:
         manifest = run(
             load_surface(surface),
             log,
@@ -169,7 +169,7 @@ def fit(
             progress=progress_on(sys.stderr),
         )
     for suspect in manifest["suspects"]:
-        say(suspect)
+        print_progress(suspect)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "
     line += f"logloss {ours['logloss']:.4f}, ndcg@10 {decimal(ours['ndcg@10'])} (popular {decimal(theirs['ndcg@10'])})"
@@ -193,10 +193,10 @@ def evaluate(
     """Measure an artifact on a log, beside `popular` on the same rows."""
     from training.evaluation.evaluate import evaluate as run
 
-    with Share("evaluate") as progress:
+    with ProgressBar("evaluate") as progress:
         result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
     if result["rows_seen_in_training"]:
-        say(
+        print_progress(
             f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
             "optimistic; split the log first, and train on the earlier part"
         )
@@ -235,7 +235,7 @@ def replay(
     """
     from training.audit.http_replay import replay as run
 
-    with Share("replay") as progress:
+    with ProgressBar("replay") as progress:
         result = run(
             log,
             url,
@@ -281,7 +281,7 @@ def audit(
     from training.audit.audit import audit as run
     from training.audit.audit import table
 
-    with Share("audit") as progress:
+    with ProgressBar("audit") as progress:
         result = run(
             log, load_surface(surface), None if model is None else artifact_of(model), progress=progress
         )
@@ -318,7 +318,7 @@ def publish(
     version = run(model, models, make_current=promote)
     gate = load(models / version).manifest.get("gate")
     if gate and not gate["beats"]:
-        say(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
+        print_progress(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
     answer(
         {"version": version, "current": promote},
         as_json,

@@ -24,7 +24,7 @@ def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result, allow_nan=False) if as_json else text)
 
 
-def say(message: str) -> None:
+def print_progress(message: str) -> None:
     """Print a line of progress on stderr."""
     print(message, file=sys.stderr)
 
@@ -34,7 +34,7 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-class Share:
+class ProgressBar:
     """Progress from 0 to 1 on stderr: a bar on a terminal, a line every tenth elsewhere.
 
     Use it in a `with` block.
@@ -44,7 +44,7 @@ class Share:
         self._what = what
         self._tenths = 0
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,11 +20,11 @@ from serve.bench.synthetic import NOW_MS, RowMaker, candidate_id, viewer_id
 from serve.config.settings import CURRENT, Arm
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Features, Matrix
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
 from serve.features.surface import load_surface
 from serve.operate.host.machine import describe_machine
-from serve.ranking.candidate_table import LiveTable
+from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.ranker import Query, Ranker
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store
@@ -183,7 +183,7 @@ async def _measure(
     cells: Sequence[_Cell],
     schema: Schema,
     stores: Mapping[int, Store],
-    tables: Mapping[int, Rows],
+    tables: Mapping[int, RowTable],
     rounds: int,
 ) -> None:
     draw = random.Random(0)
@@ -196,9 +196,9 @@ async def _measure(
                 cell.batch_us.append(slates[0].stage_ms["features"] * 1e3)
 
 
-def _live(schema: Schema, candidates: Rows, store: Store) -> LiveTable:
+def _live(schema: Schema, candidates: RowTable, store: Store) -> CandidateTable:
     """Return a table with the store's viewers and separate candidates."""
-    live = LiveTable(schema, lambda: store)
+    live = CandidateTable(schema, lambda: store)
     live.rows, live.seq = candidates, store.seq()
     return live
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.rows import Rows, Schema
-from serve.features.slots import I64, Record
+from serve.features.rows import RowTable, Schema
+from serve.features.slots import I64, PackedRows
 from serve.stores.protocol import Store
 
 NOW_MS = 1_800_000_000_000
@@ -29,16 +29,16 @@ class RowMaker:
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""
-        store.take_lease()
+        store.take_epoch()
         for first in range(0, num_viewers, _ROWS_A_COMMIT):
             num_rows = min(_ROWS_A_COMMIT, num_viewers - first)
             packed, size = self._viewers(num_rows).tobytes(), self._schema.viewer.itemsize
             rows = {viewer_id(first + i): packed[i * size : (i + 1) * size] for i in range(num_rows)}
             store.commit(first + num_rows, rows, {})
 
-    def live_table(self, num_candidates: int) -> Rows:
+    def live_table(self, num_candidates: int) -> RowTable:
         """Return a table of candidates `space0` to `space<n - 1>`; none of them ends."""
-        rows = Rows(self._schema, "candidate")
+        rows = RowTable(self._schema, "candidate")
         at = np.array([rows.add(candidate_id(i)) for i in range(num_candidates)])
         made = self._schema.blank("candidate", num_candidates)
         self._fill(made, "candidate")
@@ -46,7 +46,7 @@ class RowMaker:
         rows.table[at] = made
         return rows
 
-    def _viewers(self, num_rows: int) -> Record:
+    def _viewers(self, num_rows: int) -> PackedRows:
         rows = self._schema.blank("viewer", num_rows)
         self._fill(rows, "viewer")
         for i, m in enumerate(self._schema.maps):
@@ -56,7 +56,7 @@ class RowMaker:
             rows[f"map{i}_ms"] = self._past_ms((num_rows, m.keep), 7 * _DAY_MS)
         return rows
 
-    def _fill(self, rows: Record, entity: str) -> None:
+    def _fill(self, rows: PackedRows, entity: str) -> None:
         for name, declared in self._schema.surface.fields[entity].items():
             if declared.type == "set":
                 rows[name] = self._distinct(name, len(rows), declared.max)

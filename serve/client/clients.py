@@ -15,7 +15,7 @@ from serve.client.exchange import Send, Steps, Wait
 from serve.client.reply import Lost, Reply
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Candidate, RankAnswer
-from serve.contract.records import EventsAnswer, Sent
+from serve.contract.records import ClientRecord, EventsAnswer
 
 T = TypeVar("T")
 Rankable = str | Candidate | Mapping[str, Any]
@@ -59,7 +59,7 @@ class Client:
         )
 
     def send(
-        self, records: Sequence[Sent | Mapping[str, Any]], *, timeout_s: float | None = None
+        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> EventsAnswer:
         """Send records and return once the accepted ones are durable; the default timeout is 10 s.
 
@@ -125,7 +125,7 @@ class AsyncClient:
         )
 
     async def send(
-        self, records: Sequence[Sent | Mapping[str, Any]], *, timeout_s: float | None = None
+        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> EventsAnswer:
         """Send like `Client.send`."""
         return await self._run(self._endpoint.send(records, timeout_s))

@@ -14,7 +14,7 @@ from serve.client.reply import read
 from serve.client.retries import Retries
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Candidate, RankAnswer, new_request_id
-from serve.contract.records import EventsAnswer, Sent
+from serve.contract.records import ClientRecord, EventsAnswer
 
 T = TypeVar("T")
 RANK = "/v1/rank"
@@ -77,7 +77,7 @@ class Endpoint:
         return self._answered(exchange, _ranking, id_)
 
     def send(
-        self, records: Sequence[Sent | Mapping[str, Any]], timeout_s: float | None
+        self, records: Sequence[ClientRecord | Mapping[str, Any]], timeout_s: float | None
     ) -> Steps[EventsAnswer]:
         """Return the steps of sending records."""
         timeout_s = SEND_TIMEOUT_S if timeout_s is None else _timeout(timeout_s)

@@ -63,7 +63,7 @@ class Forget(Struct, tag_field="type", tag="forget", forbid_unknown_fields=True,
     ts_ms: TsMs = None
 
 
-Sent = Event | Viewer | Candidate | Forget
+ClientRecord = Event | Viewer | Candidate | Forget
 
 
 class Rejected(Struct):
@@ -76,7 +76,7 @@ class Rejected(Struct):
 class EventsRequest(Struct, forbid_unknown_fields=True):
     """Batch of records; a rejected record does not affect the others."""
 
-    records: Annotated[list[Sent], Meta(max_length=MAX_RECORDS)]
+    records: Annotated[list[ClientRecord], Meta(max_length=MAX_RECORDS)]
 
 
 class EventsAnswer(Struct):

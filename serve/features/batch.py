@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, Record, Slot, Sum
+from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, PackedRows, Slot, Sum
 
 
 class Layout(Protocol):
@@ -43,9 +43,9 @@ class Batch:
     def __init__(
         self,
         schema: Layout,
-        viewers: Record,
-        candidates: Record,
-        context: Record,
+        viewers: PackedRows,
+        candidates: PackedRows,
+        context: PackedRows,
         request_of_row: I64,
         now_ms: I64,
     ) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from serve.features.batch import Batch
 from serve.features.definitions import MultiCategory
 from serve.features.rows import Schema
-from serve.features.slots import I64, U64, Record
+from serve.features.slots import I64, U64, PackedRows
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,12 @@ class Features:
         self.popular = self.columns.numeric.index(schema.surface.popular)
 
     def compute(
-        self, viewers: Record, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+        self,
+        viewers: PackedRows,
+        candidates: PackedRows,
+        context: PackedRows,
+        request_of_row: I64,
+        now_ms: I64,
     ) -> Matrix:
         """Compute the matrix of a batch of requests.
 
@@ -89,7 +94,7 @@ class Features:
         return self._matrix(batch, request_of_row)
 
     def popularity(
-        self, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+        self, candidates: PackedRows, context: PackedRows, request_of_row: I64, now_ms: I64
     ) -> NDArray[np.float32]:
         """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
         viewers = self.schema.blank("viewer", len(now_ms))

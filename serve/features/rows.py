@@ -17,7 +17,7 @@ from serve.contract.hashing import hash64
 from serve.features.affinity_maps import Pairs, Parts, apply_to_map
 from serve.features.decayed_counters import Effect
 from serve.features.id_index import Buckets
-from serve.features.slots import I64, IMPRESSION, Entity, Map, Record, Slot, Sum
+from serve.features.slots import I64, IMPRESSION, Entity, Map, PackedRows, Slot, Sum
 from serve.features.surface import Field, Surface
 
 # Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
@@ -93,7 +93,7 @@ class Schema:
             for part, code in (("keys", "<u8"), ("event", "<f8"), ("over", "<f8"), ("ms", "<i8"))
         ]
 
-    def blank(self, entity: Entity, n: int = 1) -> Record:
+    def blank(self, entity: Entity, n: int = 1) -> PackedRows:
         """Return `n` rows with all values missing."""
         dtype = self.viewer if entity == "viewer" else self.candidate
         rows = np.zeros(n, dtype)
@@ -105,7 +105,7 @@ class Schema:
             rows["ends_ms"] = NEVER_MS
         return rows
 
-    def context_rows(self, contexts: Sequence[Mapping[str, object]]) -> Record:
+    def context_rows(self, contexts: Sequence[Mapping[str, object]]) -> PackedRows:
         """Return `[B]` rows of the declared context fields; a field without a value is missing."""
         rows = np.zeros(len(contexts), self.context)
         for name, declared in self.surface.fields["context"].items():
@@ -123,7 +123,7 @@ def encode(declared: Field, value: Any) -> Any:
     return hashes + [0] * (declared.max - len(hashes))
 
 
-class Rows:
+class RowTable:
     """Growing table of one entity's rows by id; row 0 stands for unknown ids."""
 
     def __init__(self, schema: Schema, entity: Entity) -> None:
@@ -192,7 +192,7 @@ class Rows:
             self._buckets.changed(name)
 
 
-class Run(NamedTuple):
+class Interactions(NamedTuple):
     """Sequence of N exposures and events in order, with no other record between them.
 
     An event has one candidate; an exposure is an impression of each of its candidates.
@@ -208,15 +208,15 @@ class Run(NamedTuple):
     lengths: I64
     candidates: I64
 
-    def only(self, event: int) -> Run:
+    def only(self, event: int) -> Interactions:
         """Return the records of one event."""
         chosen = self.event == event
         candidates = self.candidates[np.repeat(chosen, self.lengths)]
-        return Run(
+        return Interactions(
             self.event[chosen], self.viewer[chosen], self.ts_ms[chosen], self.lengths[chosen], candidates
         )
 
-    def parts(self) -> Iterator[Run]:
+    def parts(self) -> Iterator[Interactions]:
         """Yield parts that are fast to apply at once.
 
         Few records are yielded one by one, many in parts of bounded size.
@@ -233,7 +233,9 @@ class Run(NamedTuple):
         for begin, end in pairwise(cuts.tolist()):
             part = slice(begin, end)
             candidates = self.candidates[ends[begin] - self.lengths[begin] : ends[end - 1]]
-            yield Run(self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates)
+            yield Interactions(
+                self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates
+            )
 
 
 class State:
@@ -241,8 +243,8 @@ class State:
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self.viewers = Rows(schema, "viewer")
-        self.candidates = Rows(schema, "candidate")
+        self.viewers = RowTable(schema, "viewer")
+        self.candidates = RowTable(schema, "candidate")
 
     def upsert(
         self,
@@ -269,7 +271,7 @@ class State:
                 rows.table[key][row] = encode(declared[key], value) if key in declared else value
                 stated_ms[place] = ts_ms
 
-    def observe(self, run: Run) -> None:
+    def observe(self, run: Interactions) -> None:
         """Apply records; the result equals that of one at a time, except for rounding of sums."""
         for part in run.parts():
             present = set(part.event.tolist())
@@ -277,7 +279,7 @@ class State:
                 self._observe_sums(event, part if len(present) == 1 else part.only(event))
             self._observe_maps(present, part)
 
-    def _observe_sums(self, event: int, run: Run) -> None:
+    def _observe_sums(self, event: int, run: Interactions) -> None:
         """Apply the records of one event to the sums, all at once because sums commute."""
         viewers, candidates = (effects[event] for effects in self.schema.effects.values())
         if viewers:
@@ -285,7 +287,7 @@ class State:
         if candidates:
             candidates.add(self.candidates.table, run.candidates, np.repeat(run.ts_ms, run.lengths))
 
-    def _observe_maps(self, present: set[int], run: Run) -> None:
+    def _observe_maps(self, present: set[int], run: Interactions) -> None:
         pairs: dict[str, Pairs] = {}
         for i, m in enumerate(self.schema.maps):
             event, over = self.schema.number[m.event], self.schema.number[m.over]

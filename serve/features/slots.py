@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
-Record = NDArray[np.void]
+PackedRows = NDArray[np.void]
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
 Entity = Literal["viewer", "candidate"]

@@ -8,13 +8,13 @@ from itertools import chain
 import numpy as np
 
 from serve.contract.records import Candidate, Event, Forget, Viewer
-from serve.features.rows import NEVER_MS, Rows, Run, State
+from serve.features.rows import NEVER_MS, Interactions, RowTable, State
 from serve.features.slots import IMPRESSION
 from serve.log.events import Ended, Exposure, Record
 from serve.stores.protocol import Store
 
 
-class Changes:
+class RecordApplier:
     """Applier of records that batches exposures and events and collects the changed ids.
 
     A batch ends at a record that changes attributes. Call `observe` after the last record.
@@ -69,14 +69,16 @@ class Changes:
             numbers = [self._state.schema.number[event] for event in events]
             lengths = np.array([len(candidates) for candidates in shown])
             rows = self._state.candidates.find(list(chain.from_iterable(shown)))
-            self._state.observe(Run(np.array(numbers), np.array(viewers), np.array(times), lengths, rows))
+            self._state.observe(
+                Interactions(np.array(numbers), np.array(viewers), np.array(times), lengths, rows)
+            )
             changed = np.zeros(len(self._state.candidates.ids), bool)
             changed[rows] = True
             names = map(self._state.candidates.ids.__getitem__, changed.nonzero()[0].tolist())
             self.candidates.update((name, None) for name in names if name is not None)
 
 
-def packed(rows: Rows, names: Iterable[str]) -> dict[str, bytes]:
+def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
     """Return the packed rows of ids, b"" for an id without a row."""
     names = list(names)
     at = rows.find(names)
@@ -96,7 +98,7 @@ def viewer_of(record: Record) -> str | None:
 
 
 def apply_records(
-    candidates: Rows, store: Store, seq: int, records: Sequence[Record], received_ms: int
+    candidates: RowTable, store: Store, seq: int, records: Sequence[Record], received_ms: int
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Apply records in order to the live table, and to their viewers' rows as stored at `seq`.
 
@@ -107,7 +109,7 @@ def apply_records(
     names = list(dict.fromkeys(name for name in map(viewer_of, records) if name is not None))
     rows = store.read(names, seq)[0]
     state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
-    changes = Changes(state)
+    changes = RecordApplier(state)
     for record in records:
         changes.apply(record, received_ms)
     changes.observe()

@@ -7,7 +7,7 @@ from pathlib import Path
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
-from serve.ingest.apply import Changes, packed
+from serve.ingest.apply import RecordApplier, packed
 from serve.log.journal import entries, numbered
 from serve.log.reader import read_log
 from serve.log.replay import Replay
@@ -48,7 +48,7 @@ def load(
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that writes to the store: its next commit fails.
-        store.take_lease()
+        store.take_epoch()
         if until_ms is None:
             _apply_journal(store, state, records.last_seq)
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
@@ -75,7 +75,7 @@ def _as_served(replay: Replay) -> State:
 
 def _apply_journal(store: Store, state: State, after: int) -> None:
     """Apply the records that a service acknowledged but has not written to the log yet."""
-    changes = Changes(state)
+    changes = RecordApplier(state)
     for last, entry in entries(store, after):
         for seq, record in numbered(last, entry):
             if seq > after:

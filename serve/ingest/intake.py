@@ -11,7 +11,7 @@ import numpy as np
 
 from serve.contract.records import Candidate, Event
 from serve.contract.validation import UNITS_MS
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.log.events import (
     CANDIDATES,
     EVENT_IDS,
@@ -19,8 +19,8 @@ from serve.log.events import (
     VIEWERS,
     Ended,
     Exposure,
+    IngestResult,
     Record,
-    Taken,
     key,
     owner_key,
     remembered_key,
@@ -57,7 +57,7 @@ class Intake:
     """Admission by live table and keys of earlier records; the caller commits the result."""
 
     def __init__(self, schema: Schema, *, event_clock: bool, max_live: int) -> None:
-        self.candidates = Rows(schema, "candidate")
+        self.candidates = RowTable(schema, "candidate")
         self._event_clock = event_clock
         self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
         # Remembered keys, oldest first. The value of a removed viewer or candidate is the time in
@@ -66,9 +66,9 @@ class Intake:
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
         }
 
-    def admit(self, records: Iterable[Record], group: Group, received_ms: int) -> Taken:
+    def admit(self, records: Iterable[Record], group: Group, received_ms: int) -> IngestResult:
         """Set the times of records, and add the new, timely ones that have room to the group."""
-        taken = Taken()
+        taken = IngestResult()
         for place, record in enumerate(records):
             ts_ms = self._date(record, group, received_ms)
             name, owner = remembered_key(record), owner_key(record)

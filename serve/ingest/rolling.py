@@ -7,7 +7,7 @@ from itertools import groupby, takewhile
 from operator import itemgetter
 
 from serve.features.slots import I64
-from serve.log.events import Entry
+from serve.log.events import JournalEntry
 from serve.log.journal import entries
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
@@ -16,8 +16,8 @@ from serve.stores.protocol import Store
 
 # The journal grows while the log cannot be written. Drop exposures beyond this many records or
 # bytes, and refuse all records beyond twice as many bytes.
-MAX_UNROLLED = 1_000_000
-MAX_UNROLLED_BYTES = 1 << 30
+MAX_UNFLUSHED = 1_000_000
+MAX_UNFLUSHED_BYTES = 1 << 30
 # Most entries of one segment: a minute of commits.
 SEGMENT_ENTRIES = 600
 # Most bytes of a segment's entries, packed as in the journal.
@@ -36,8 +36,8 @@ def flush_journal(store: Store, segments: Segments, logged: I64, step: OnStep) -
 
 
 def _placed(
-    entries: Iterable[tuple[int, Entry]], cuts: Sequence[int]
-) -> Iterator[tuple[object, tuple[int, Entry]]]:
+    entries: Iterable[tuple[int, JournalEntry]], cuts: Sequence[int]
+) -> Iterator[tuple[object, tuple[int, JournalEntry]]]:
     """Yield each entry with the key of its segment; a segment never spans a snapshot."""
     num_bytes = 0
     for place, (last, entry) in enumerate(entries):

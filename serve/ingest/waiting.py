@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from serve.log.events import Record, Taken
+from serve.log.events import IngestResult, Record
 
 # Limit a commit to this many packed bytes, but at least one call. The bytes of the viewers' rows
 # that it changes have their own limit.
@@ -21,7 +21,7 @@ class PendingCall:
 
     records: Sequence[Record]
     num_bytes: int
-    done: asyncio.Future[Taken]
+    done: asyncio.Future[IngestResult]
     since: float = field(default_factory=time.monotonic)
 
 

@@ -18,14 +18,14 @@ from serve.config.settings import AppArgs
 from serve.contract.errors import Busy, StoreUnavailable, WriterFenced
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
 from serve.ingest import intake, rolling
 from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
 from serve.ingest.intake import MAX_LIVE, Group, Intake
 from serve.ingest.waiting import COMMIT_ROW_BYTES, PendingCall, groups
-from serve.log.events import Entry, Record, Taken, pack_entry
+from serve.log.events import IngestResult, JournalEntry, Record, pack_entry
 from serve.log.journal import entries
 from serve.log.retention import Retention
 from serve.log.segments import Segments
@@ -38,9 +38,9 @@ log = logging.getLogger("tabrank")
 # Gather records this long for one commit, and so for one sync of the disk.
 COMMIT_EVERY_S = 0.1
 # Flush the journal to the log this often, or once it holds this many records or bytes.
-ROLL_EVERY_S = 60.0
-ROLL_RECORDS = 100_000
-ROLL_BYTES = 64 << 20
+FLUSH_EVERY_S = 60.0
+FLUSH_RECORDS = 100_000
+FLUSH_BYTES = 64 << 20
 # Limit flushing and retention to this share of a core: without it rankings waited for seconds.
 UPKEEP_SHARE = 0.25
 RETRY_FLUSH_S = 5.0
@@ -59,7 +59,7 @@ class Tally(NamedTuple):
     counts: Counter[str]
     event_lags_ms: list[float]
     commits_ms: list[float]
-    num_unrolled: int
+    num_unflushed: int
 
 
 def ingester(
@@ -131,7 +131,7 @@ class Ingester:
         self._event_lags_ms: list[float] = []
         self._commits_ms: list[float] = []
 
-    async def take(self, records: Sequence[Record], num_bytes: int) -> Taken:
+    async def take(self, records: Sequence[Record], num_bytes: int) -> IngestResult:
         """Take records of `num_bytes` packed bytes; return once they are durable.
 
         Duplicates are dropped, and new candidates are rejected while the live table is full.
@@ -145,9 +145,9 @@ class Ingester:
         num_waiting, waiting_bytes = self._num_waiting + len(records), self._waiting_bytes + num_bytes
         if num_waiting > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES:
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
-        if self._unflushed[1] > 2 * rolling.MAX_UNROLLED_BYTES:
+        if self._unflushed[1] > 2 * rolling.MAX_UNFLUSHED_BYTES:
             raise Busy("the journal is full because the log cannot be written: see the replica log of Ingest")
-        done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[IngestResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(PendingCall(records, num_bytes, done))
         self._num_waiting, self._waiting_bytes = num_waiting, waiting_bytes
         self._arrived.set()
@@ -167,14 +167,14 @@ class Ingester:
             is_idle = not self._waiting
             await self.commit_waiting()
             now_s = time.monotonic()
-            is_full = self._holds(ROLL_RECORDS, ROLL_BYTES) and now_s - tried_s >= RETRY_FLUSH_S
-            is_due = is_full or now_s - self._flushed_s >= ROLL_EVERY_S
+            is_full = self._holds(FLUSH_RECORDS, FLUSH_BYTES) and now_s - tried_s >= RETRY_FLUSH_S
+            is_due = is_full or now_s - self._flushed_s >= FLUSH_EVERY_S
             if (is_due or (self._event_clock and is_idle)) and upkeep.done():
                 self._flushed_s = tried_s = now_s
                 upkeep = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
         await upkeep
         await self.commit_waiting()
-        await asyncio.to_thread(self.roll)
+        await asyncio.to_thread(self.flush_journal)
         self._close()
 
     def _tally(self) -> Tally:
@@ -225,7 +225,7 @@ class Ingester:
             if not call.done.done():
                 call.done.set_result(answer)
 
-    def _commit(self, group: Sequence[PendingCall]) -> list[Taken]:
+    def _commit(self, group: Sequence[PendingCall]) -> list[IngestResult]:
         try:
             return self._commit_once(group)
         # Another writer committed meanwhile: read its state again, and commit after it.
@@ -233,10 +233,10 @@ class Ingester:
             self._close()
             return self._commit_once(group)
 
-    def _commit_once(self, group: Sequence[PendingCall]) -> list[Taken]:
+    def _commit_once(self, group: Sequence[PendingCall]) -> list[IngestResult]:
         store = self._opened()
         received_ms = self._clock()
-        admitted = Group(self._holds(rolling.MAX_UNROLLED, rolling.MAX_UNROLLED_BYTES))
+        admitted = Group(self._holds(rolling.MAX_UNFLUSHED, rolling.MAX_UNFLUSHED_BYTES))
         taken = [self._intake.admit(call.records, admitted, received_ms) for call in group]
         self.counts.update(admitted.counts)
         records = admitted.records
@@ -249,7 +249,7 @@ class Ingester:
                 viewers, candidates = apply_records(
                     self._intake.candidates, store, self._seq, records, received_ms
                 )
-                journal = pack_entry(Entry(received_ms, records))
+                journal = pack_entry(JournalEntry(received_ms, records))
                 store.commit(seq, viewers, candidates, journal=journal)
             except BaseException:
                 # The live table holds uncommitted changes: read it again.
@@ -274,9 +274,9 @@ class Ingester:
                 self._refuse_empty_store(known)
             store = self._open_store(True)
             try:
-                store.take_lease()
+                store.take_epoch()
                 changes = store.read([], 0)[1]
-                self._intake.candidates = Rows(self._schema, "candidate")
+                self._intake.candidates = RowTable(self._schema, "candidate")
                 self._intake.candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._intake.remember(dict.fromkeys(self._segments.recent_keys(intake.WINDOW, self._seq), 0))
                 self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))
@@ -311,7 +311,7 @@ class Ingester:
         if store is not None:
             store.close()
 
-    def roll(self) -> None:
+    def flush_journal(self) -> None:
         """Write the journal's entries as segments and trim them; a failure is retried later."""
         self._attempt(self._flush_journal)
 

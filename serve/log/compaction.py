@@ -19,7 +19,7 @@ MAX_BYTES = 64 << 20
 # Do not merge a segment of this size again: otherwise every hour would rewrite it.
 DONE_BYTES = MAX_BYTES // 2
 # Merge once a table has this many small segments: an hour of them.
-WORTH_SEGMENTS = 60
+MIN_SEGMENTS = 60
 # Uncompressed bytes held in memory, and the size of a row group of a merged segment.
 AT_ONCE_BYTES = 4 << 20
 # Rows read at a time. An exposure of 1,000 ids of 256 characters has up to 1 MiB, so 64 of them
@@ -60,7 +60,7 @@ def _mergeable(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path
         if size < DONE_BYTES:
             group.append(path)
             total += size
-    if len(group) >= WORTH_SEGMENTS:
+    if len(group) >= MIN_SEGMENTS:
         yield group
 
 

@@ -15,10 +15,10 @@ from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
     Candidate,
+    ClientRecord,
     Event,
     Forget,
     Rejected,
-    Sent,
     Viewer,
 )
 from serve.features.field_values import bounded
@@ -71,10 +71,10 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     category: bytes | None = None
 
 
-Record = Sent | Ended | Exposure
+Record = ClientRecord | Ended | Exposure
 
 
-class Entry(Struct, array_like=True):
+class JournalEntry(Struct, array_like=True):
     """Journal entry of one commit; the number of its last record is the entry's number.
 
     `num_bytes` is the packed size, set when the entry is read.
@@ -85,7 +85,7 @@ class Entry(Struct, array_like=True):
     num_bytes: int = 0
 
 
-class Taken(Struct):
+class IngestResult(Struct):
     """Result of a call of Ingest, once its records are durable.
 
     `duplicates` counts the records dropped because they were seen before. `rejected` maps the index
@@ -102,15 +102,15 @@ class _Raw(Struct, forbid_unknown_fields=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _batch = msgspec.json.Decoder(_Raw)
-_sent = msgspec.json.Decoder(Sent)
+_sent = msgspec.json.Decoder(ClientRecord)
 _records = msgspec.msgpack.Decoder(list[Record])
-_entry = msgspec.msgpack.Decoder(Entry)
+_entry = msgspec.msgpack.Decoder(JournalEntry)
 KINDS: dict[str, type[Struct]] = {"event": Event, "viewer": Viewer, "candidate": Candidate, "forget": Forget}
 
 
 def decode_batch(
     body: bytes, surface: Surface, *, event_clock: bool
-) -> tuple[dict[int, Sent], list[Rejected]]:
+) -> tuple[dict[int, ClientRecord], list[Rejected]]:
     """Return the valid records of a request body by index, and the others by JSON Pointer.
 
     Raises:
@@ -122,7 +122,7 @@ def decode_batch(
         raise invalid(str(error), {"": ("records",)}) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(error) from None
-    good: dict[int, Sent] = {}
+    good: dict[int, ClientRecord] = {}
     rejected: list[Rejected] = []
     for i, raw in enumerate(raws):
         try:
@@ -132,14 +132,14 @@ def decode_batch(
     return good, rejected
 
 
-def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
+def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientRecord:
     if len(raw) > MAX_RECORD_BYTES:
         detail = (
             f"the record has {len(raw)} bytes; one may have {MAX_RECORD_BYTES}: send fewer or shorter fields"
         )
         raise RequestError(422, "invalid record", detail)
     try:
-        record: Sent = _sent.decode(raw)
+        record: ClientRecord = _sent.decode(raw)
     except RecursionError as error:
         raise malformed(error) from None
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
@@ -182,12 +182,12 @@ def unpack(payload: bytes) -> list[Record]:
     return _records.decode(payload)
 
 
-def pack_entry(entry: Entry) -> bytes:
+def pack_entry(entry: JournalEntry) -> bytes:
     """Pack an entry for the journal."""
     return _encoder.encode(entry)
 
 
-def unpack_entry(payload: bytes) -> Entry:
+def unpack_entry(payload: bytes) -> JournalEntry:
     """Unpack an entry of the journal."""
     entry = _entry.decode(payload)
     entry.num_bytes = len(payload)

@@ -17,7 +17,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_MS
 from serve.features.slots import IMPRESSION
 from serve.features.surface import FieldType, Surface
-from serve.log.snapshots import Snapshot, beginnings
+from serve.log.snapshots import Snapshot, replay_snapshots
 
 # Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
 READS = 10
@@ -97,7 +97,7 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     events.one_of("kind", (*surface.events, IMPRESSION))
     log = Log(viewers.table, candidates.table, exposures.table, events.table)
     # Read the snapshots after the tables: they cover records deleted while the tables were read.
-    return _clean(replace(log, snapshots=beginnings(folder)), test_traffic)
+    return _clean(replace(log, snapshots=replay_snapshots(folder)), test_traffic)
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:

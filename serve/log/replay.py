@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError
 from serve.contract.validation import json_value, typed
 from serve.features.field_values import plain
-from serve.features.rows import EVER_MS, NEVER_MS, Run, Schema, State, encode
-from serve.features.slots import I64, IMPRESSION, Entity, Record
+from serve.features.rows import EVER_MS, NEVER_MS, Interactions, Schema, State, encode
+from serve.features.slots import I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
 from serve.log.reader import Log
 from serve.log.snapshots import Snapshot, start
@@ -255,7 +255,7 @@ class Replay:
         """Return the row numbers of positions in `shown`; 0 for candidates not known yet."""
         return self._known_rows(self.shown[shown])
 
-    def candidates(self, shown: I64) -> Record:
+    def candidates(self, shown: I64) -> PackedRows:
         """Return the rows of positions in `shown`, with the fields that their requests stated."""
         rows = self.state.candidates.table[self.candidate_rows(shown)]
         if self._stated:
@@ -286,5 +286,5 @@ class Replay:
         lengths = self._end[records] - begin
         at = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         candidates = self._known_rows(self._candidates[at])
-        self.state.observe(Run(self._event[records], viewer, self._ts[records], lengths, candidates))
+        self.state.observe(Interactions(self._event[records], viewer, self._ts[records], lengths, candidates))
         self.known["viewer"][viewer] = True

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from serve.log.compaction import compact
 from serve.log.reader import TABLES
 from serve.log.segments import last_seq, segments
-from serve.log.snapshots import Snapshot, begin, set_begin, snapshots, write
+from serve.log.snapshots import Snapshot, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
@@ -64,10 +64,10 @@ class Retention:
         if not old:
             return
         *before, horizon = old
-        if begin(self._folder) < horizon.seq:
+        if truncation_point(self._folder) < horizon.seq:
             horizon.verify()
             # From now on a replay starts with this snapshot, whichever older records remain.
-            set_begin(self._folder, horizon.seq)
+            set_truncation_point(self._folder, horizon.seq)
         for name in TABLES:
             paths = segments(self._folder, name)
             # Keep the last segment: each table of a log needs rows.

@@ -21,7 +21,7 @@ from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.features.surface import Surface
 from serve.log.atomic_files import put
-from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Entry, Exposure, key
+from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
 from serve.log.journal import numbered
 from serve.log.reader import ARROW, UNREADABLE
 from serve.log.throttle import OnStep
@@ -55,7 +55,7 @@ class Segments:
         self.damaged: set[Path] = set()
 
     def write(
-        self, entries: Iterable[tuple[int, Entry]], step: OnStep = lambda: True
+        self, entries: Iterable[tuple[int, JournalEntry]], step: OnStep = lambda: True
     ) -> tuple[int, int, int]:
         """Write journal entries (at least one) as one segment of each table that has records.
 
@@ -305,7 +305,7 @@ def _events(rows: list[Numbered]) -> dict[str, Any]:
     }
 
 
-def _parts(entries: Iterable[tuple[int, Entry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
+def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
     """Yield (records, bytes) of one row group at a time, in order; call `step` after each entry."""
     part: list[Numbered] = []
     num = num_bytes = 0

@@ -100,7 +100,7 @@ def snapshots(log: Path) -> list[Snapshot]:
     return [_read(log / FOLDER / f"{number:020d}") for number in numbers(log)]
 
 
-def begin(log: Path) -> int:
+def truncation_point(log: Path) -> int:
     """Return the truncation point: records up to this number may be deleted; 0 means none."""
     try:
         return int((log / FOLDER / TRUNCATION_FILE).read_text())
@@ -108,12 +108,12 @@ def begin(log: Path) -> int:
         return 0
 
 
-def set_begin(log: Path, seq: int) -> None:
+def set_truncation_point(log: Path, seq: int) -> None:
     """Set the truncation point durably, before the records up to this number are deleted."""
     write_whole(log / FOLDER / TRUNCATION_FILE, f"{seq}\n".encode())
 
 
-def beginnings(log: Path) -> tuple[Snapshot, ...]:
+def replay_snapshots(log: Path) -> tuple[Snapshot, ...]:
     """Return the snapshots from which a truncated log can be replayed, oldest first.
 
     The result is empty for a log that was never truncated.
@@ -121,7 +121,7 @@ def beginnings(log: Path) -> tuple[Snapshot, ...]:
     Raises:
         TabrankError: the log is truncated and no snapshot is left.
     """
-    first = begin(log)
+    first = truncation_point(log)
     if not first:
         return ()
     found = tuple(snapshot for snapshot in snapshots(log) if snapshot.seq >= first)
@@ -156,7 +156,7 @@ def copy(found: Sequence[Snapshot], log: Path) -> None:
     for snapshot in found:
         shutil.copytree(snapshot.path, log / FOLDER / snapshot.path.name)
     if found:
-        set_begin(log, found[0].seq)
+        set_truncation_point(log, found[0].seq)
 
 
 def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], step: OnStep) -> None:

@@ -9,7 +9,7 @@ from serve.ranking.load_shedding import TICK_S, LoadShedder
 from serve.ranking.loop_lag import LoopLag
 
 # Keep 5 ms of each deadline for encoding and sending the answer.
-LAST_WORD_S = 0.005
+ANSWER_MARGIN_S = 0.005
 
 
 class Admission:
@@ -41,7 +41,7 @@ class Admission:
             deadline_ms: the request's own deadline; None for the configured one.
         """
         within_s = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
-        return asyncio.get_running_loop().time() + within_s - waited_s - LAST_WORD_S - self._lag.last_s
+        return asyncio.get_running_loop().time() + within_s - waited_s - ANSWER_MARGIN_S - self._lag.last_s
 
     def num_scored(self, num_candidates: int, waited_s: float) -> int:
         """Return how many of a request's candidates the model scores."""

@@ -14,7 +14,7 @@ PATIENCE_S = 0.03
 # Give every batch at least 50 ms, whatever the deadlines of its requests. If very short deadlines
 # ended batches, more batches would be scored at once than there are slots, and a healthy scorer
 # would look as if it hung.
-LEAST_S = 0.05
+MIN_WORK_S = 0.05
 # End a batch after 3 s, so that one long deadline cannot hold a slot behind a scorer that hangs.
 MAX_WORK_S = 3.0
 Item = TypeVar("Item")
@@ -151,7 +151,7 @@ class Batcher(Generic[Item, Answer]):
         try:
             # Cancel the work and free its slot once the last deadline in the batch has passed.
             until_s = min(begun_s + MAX_WORK_S, max(waiting.deadline for waiting in batch))
-            async with asyncio.timeout_at(max(begun_s + LEAST_S, until_s)):
+            async with asyncio.timeout_at(max(begun_s + MIN_WORK_S, until_s)):
                 answers = await self._work([waiting.item for waiting in batch])
             self._took_s.append(loop.time() - begun_s)
             for waiting, answer in zip(batch, answers, strict=True):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from serve.contract.errors import StoreUnavailable
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.stores.protocol import Store
 
 # After a failed read, wait max(RETRY_S, PATIENCE × the duration of the failed read). A store that
@@ -15,14 +15,14 @@ RETRY_S = 0.5
 PATIENCE = 9
 
 
-class LiveTable:
+class CandidateTable:
     """Read viewers, and update the candidates to the same commit.
 
     `rows` holds the candidates, `seq` the number of the last record that they contain.
     """
 
     def __init__(self, schema: Schema, open_store: Callable[[], Store]) -> None:
-        self.rows = Rows(schema, "candidate")
+        self.rows = RowTable(schema, "candidate")
         self._viewer_bytes = schema.viewer.itemsize
         self.seq = 0
         self._open_store = open_store

@@ -39,7 +39,7 @@ class _Held(NamedTuple):
     packed: msgspec.Raw
 
 
-class Outbox:
+class ExposureBuffer:
     """Hold packed exposures until Ingest has made them durable: at-least-once delivery.
 
     `send` raises TooLarge if a call is refused for its size.

@@ -19,8 +19,8 @@ from serve.config.settings import NOOP, SHUFFLE, Arm
 from serve.contract.errors import StoreUnavailable
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import encode
-from serve.features.slots import I64, Record
-from serve.ranking.candidate_table import LiveTable
+from serve.features.slots import I64, PackedRows
+from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.exploration import draw
 
 F32 = NDArray[np.float32]
@@ -83,7 +83,7 @@ class Ranker:
     """Rank queries with the live candidates, the features and a scorer."""
 
     features: Features
-    live: LiveTable
+    live: CandidateTable
     score: Score
     on_degraded: Callable[[str, Exception, str | None], None] = field(
         default=lambda reason, error, request_id: None
@@ -140,7 +140,7 @@ class Ranker:
         rows = self.live.rows.find([name for query in queries for name in query.candidates])
         return rows, np.repeat(np.arange(len(queries)), lengths)
 
-    def _fetch_viewers(self, queries: Sequence[Query]) -> tuple[Record, list[bool], bool]:
+    def _fetch_viewers(self, queries: Sequence[Query]) -> tuple[PackedRows, list[bool], bool]:
         """Read the viewers of a batch at once: (rows `[B]`, is unknown `[B]`, store is down)."""
         viewers = self.features.schema.blank("viewer", len(queries))
         named = [(i, query.viewer) for i, query in enumerate(queries) if query.viewer is not None]
@@ -158,7 +158,7 @@ class Ranker:
                 unknown[i] = False
         return viewers, unknown, False
 
-    def _stated(self, candidates: Record, queries: Sequence[Query], request_of_row: I64) -> Record:
+    def _stated(self, candidates: PackedRows, queries: Sequence[Query], request_of_row: I64) -> PackedRows:
         """Overwrite candidate fields with the request-time fields that the requests state."""
         declared = self.features.schema.surface.fields["candidate"]
         for b, query in enumerate(queries):

@@ -20,14 +20,14 @@ from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_
 from serve.contract.records import Event, EventsAnswer, Rejected
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.log.events import MAX_CALL_BYTES, Taken, decode_batch, pack
+from serve.log.events import MAX_CALL_BYTES, IngestResult, decode_batch, pack
 from serve.model.artifact import Artifact, require
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
 from serve.ranking.batcher import Batcher
-from serve.ranking.candidate_table import LiveTable
+from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.circuit_breaker import CircuitBreaker
-from serve.ranking.exposure_buffer import IDLE_S, Outbox
+from serve.ranking.exposure_buffer import IDLE_S, ExposureBuffer
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.responses import answer, exposure, ranking
 from serve.ranking.telemetry import Metrics, Moment
@@ -43,7 +43,7 @@ TAKE_S = 3.0
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
-TakeRecords = Callable[[bytes], Awaitable[Taken]]
+TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
 
 class FeatureFetcher:
@@ -81,14 +81,14 @@ class FeatureFetcher:
         open_reader = partial(
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
         )
-        self.live = LiveTable(self.schema, open_reader)
+        self.live = CandidateTable(self.schema, open_reader)
         features = Features(self.schema)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = ActiveModels(base / args.models, features.columns, load_model)
         self.rollout = RolloutMonitor(self.models, call, lambda: self._scored.is_idle, roll_back, self._warn)
         self.ranker = Ranker(features, self.live, self.rollout.score, self._warn, self._metrics.batch)
-        self.outbox = Outbox(ingest)
+        self.exposure_buffer = ExposureBuffer(ingest)
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
@@ -145,12 +145,12 @@ class FeatureFetcher:
         query = self._admit(request, arm, waited_s)
         # With the event clock, a ranking sees records with an earlier time, not with an equal one.
         if self.event_clock:
-            await self.outbox.flush(before_ms=query.now_ms)
+            await self.exposure_buffer.flush(before_ms=query.now_ms)
         slate = self._mark_stale(await self._slate(query, deadline))
         total_ms = (time.perf_counter() - begun) * 1e3
         self._metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
-        self.outbox.put(exposure(slate, shown, total_ms))
+        self.exposure_buffer.put(exposure(slate, shown, total_ms))
         artifact = self.models.artifact(slate.model) or self.model
         ranked = ranking(slate, shown, self.ranker.features.columns, artifact.encoder if artifact else None)
         return answer(
@@ -186,12 +186,12 @@ class FeatureFetcher:
         """
         good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
         self._metrics.rejected(len(rejected))
-        taken = Taken()
+        taken = IngestResult()
         # Records with equal times apply in the order attributes, rankings, events, as in a replay.
         if self.event_clock:
             has_events = any(isinstance(record, Event) for record in good.values())
             first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
-            await self.outbox.flush(before_ms=None if has_events else first_ms)
+            await self.exposure_buffer.flush(before_ms=None if has_events else first_ms)
         if good:
             payload = pack(list(good.values()))
             try:
@@ -252,7 +252,7 @@ class FeatureFetcher:
     def freshness_ms(self) -> float | None:
         """Return the age of the features: of the last table read or the oldest unsent exposure."""
         age_s = self.live.age_s
-        return None if age_s is None else round(max(age_s, self.outbox.age_s) * 1e3, 1)
+        return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
 
     async def refresh_forever(self) -> None:
         """Keep table and models fresh, control load and send exposures, until cancelled.
@@ -262,7 +262,7 @@ class FeatureFetcher:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_forever())
-            tasks.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
+            tasks.create_task(self.exposure_buffer.run(IDLE_S if self.event_clock else 0.0))
             tasks.create_task(self.admission.run())
             tasks.create_task(self.rollout.run())
             while True:
@@ -279,8 +279,8 @@ class FeatureFetcher:
         model = self.model.version if self.model else None
         return Moment(
             self.freshness_ms,
-            self.outbox.num_dropped,
-            self.outbox.num_too_large,
+            self.exposure_buffer.num_dropped,
+            self.exposure_buffer.num_too_large,
             self.config.kill_switch,
             model,
             self.admission.load_shedder.level,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from serve.ranking.ranker import Slate
-from serve.rollout.score_comparison import Sums
+from serve.rollout.score_comparison import ScoreSums
 
 
 class Moment(NamedTuple):
@@ -23,7 +23,7 @@ class Moment(NamedTuple):
     # The load-shedding level.
     level: float
     # Rows that two versions both scored since the last moment, by (new, old) version.
-    pairs: Mapping[tuple[str, str], Sums] = {}
+    pairs: Mapping[tuple[str, str], ScoreSums] = {}
 
 
 class Metrics:

@@ -20,7 +20,7 @@ from serve.features.matrix import Matrix
 from serve.model.scorer_cache import untimed
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.guard import Trial, Verdict
-from serve.rollout.score_comparison import F32, I64, ScorePair, Sums
+from serve.rollout.score_comparison import F32, I64, ScorePair, ScoreSums
 
 log = logging.getLogger("tabrank")
 # Score at most one pair of a version on trial in 200 ms.
@@ -74,7 +74,7 @@ class RolloutMonitor:
         warn: Warn,
     ) -> None:
         # By (new, old) version, since the last `take_sums`.
-        self.sums: dict[tuple[str, str], Sums] = {}
+        self.sums: dict[tuple[str, str], ScoreSums] = {}
         self._models = models
         self._call = call_scorer
         self._is_idle = is_idle
@@ -229,12 +229,12 @@ class RolloutMonitor:
         else:
             pair = ScorePair(scores, sample.scores, took_ms, sample.took_ms, sample.request_of_row)
             versions = (sample.again, sample.version)
-        self.sums.setdefault(versions, Sums()).add(pair)
+        self.sums.setdefault(versions, ScoreSums()).add(pair)
         if trial is not None:
             trial.compared(pair, time.monotonic())
             self._judge(trial)
 
-    def take_sums(self) -> dict[tuple[str, str], Sums]:
+    def take_sums(self) -> dict[tuple[str, str], ScoreSums]:
         """Return the sums of the pairs since the last call, and reset them."""
         sums, self.sums = self.sums, {}
         return sums

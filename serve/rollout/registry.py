@@ -23,7 +23,7 @@ class NothingBefore(TabrankError):
     """No good version exists to roll back to."""
 
 
-class Releases:
+class ModelRegistry:
     """Version pointers of a models folder; each change is in the history before a pointer moves."""
 
     def __init__(

@@ -87,7 +87,7 @@ def _is_top(scores: F32, request: I64, length: I64) -> NDArray[np.bool_]:
 
 
 @dataclass
-class Sums:
+class ScoreSums:
     """Sums over pairs; sums of several replicas and periods can be added."""
 
     rows: float = 0.0
@@ -123,7 +123,7 @@ class Sums:
         return flat
 
     @classmethod
-    def of(cls, measures: dict[str, float]) -> Sums:
+    def of(cls, measures: dict[str, float]) -> ScoreSums:
         """Build from `measures`, summed over all replicas; unknown names are ignored."""
         found = cls()
         for name, value in measures.items():

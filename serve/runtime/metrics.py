@@ -190,7 +190,7 @@ class IngestMetrics:
             self._commit.observe((), took_ms)
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flushed = time.monotonic()
-            self._unrolled.set(tally.num_unrolled)
+            self._unrolled.set(tally.num_unflushed)
             for metric in (self._records, self._lag, self._commit):
                 metric.flush()
 

@@ -26,7 +26,7 @@ class FencingEpoch:
         """Return token and epoch; raise RuntimeError if this handle never took an epoch."""
         self.require_writable()
         if self._held is None:
-            raise RuntimeError("this handle has no fencing epoch; call take_lease() before the first commit")
+            raise RuntimeError("this handle has no fencing epoch; call take_epoch() before the first commit")
         return self._held
 
     def check(self, token: bytes, epoch: int) -> None:

@@ -71,7 +71,7 @@ class LmdbStore:
         if failed is not None:
             raise failed
 
-    def take_lease(self) -> int:
+    def take_epoch(self) -> int:
         """See `Store`."""
         self._epoch.require_writable()
         with self._environment.use(self) as opened:

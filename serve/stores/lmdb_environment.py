@@ -131,7 +131,7 @@ class Environment:
         # Open stores, and whether they write.
         self._stores: dict[object, bool] = {}
         self._opened: OpenEnvironment | None = None
-        self._num_leases = 0
+        self._num_uses = 0
         self._changed = threading.Condition()
 
     def join(self, store: object, writable: bool) -> None:
@@ -150,7 +150,7 @@ class Environment:
         with self._changed:
             self._stores.pop(store, None)
             if not self._stores:
-                self._changed.wait_for(lambda: self._num_leases == 0)
+                self._changed.wait_for(lambda: self._num_uses == 0)
             if not self._stores:
                 self._close()
 
@@ -159,7 +159,7 @@ class Environment:
         """Keep the environment of the current file open for one call of `store`."""
         with self._changed:
             opened = self._current(store, create)
-            self._num_leases += 1
+            self._num_uses += 1
         try:
             yield opened
         except (lmdb.Error, OSError) as error:
@@ -171,7 +171,7 @@ class Environment:
             raise StoreUnavailable(_damaged(self.folder, f"an id is not text: {error}")) from error
         finally:
             with self._changed:
-                self._num_leases -= 1
+                self._num_uses -= 1
                 self._changed.notify_all()
 
     def _current(self, store: object, create: bool) -> OpenEnvironment:
@@ -180,7 +180,7 @@ class Environment:
             opened = self._opened
             if opened is not None and opened.whole() and (opened.writable or not writable):
                 return opened
-            if self._num_leases:
+            if self._num_uses:
                 self._changed.wait()
             else:
                 self._close()

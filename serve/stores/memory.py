@@ -63,7 +63,7 @@ class MemoryStore:
             dump = Dump(rows.seq, iter(found))
         yield dump
 
-    def take_lease(self) -> int:
+    def take_epoch(self) -> int:
         """See `Store`."""
         rows = self._open()
         self._epoch.require_writable()

@@ -75,7 +75,7 @@ class Store(Protocol):
         """
         ...
 
-    def take_lease(self) -> int:
+    def take_epoch(self) -> int:
         """Make this handle the only writer, durably, and return its fencing epoch.
 
         The epoch is one more than that of the previous writer, whose next `commit` or `trim` raises

@@ -131,7 +131,7 @@ class RedisStore:
             for name, row in rest:
                 yield "viewer", _decode(name), row
 
-    def take_lease(self) -> int:
+    def take_epoch(self) -> int:
         """See `Store`."""
         self._epoch.require_writable()
         # A replica that takes over may lack the last epoch and repeat it: hence the token.

@@ -17,7 +17,7 @@ from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
 from training.world.audience import Audience
-from training.world.record import Record, log_tables
+from training.world.record import VisitLog, log_tables
 from training.world.simulate import START_MS
 from training.world.world import World
 
@@ -100,7 +100,7 @@ def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
     world = World(seed=seed, viewers=num // 5, start_ms=START_MS, end_ms=end_ms)
     visiting, responding = (np.random.default_rng([seed, i]) for i in (1, 2))
     ts_ms, viewer = world.viewers.visits(visiting, num, START_MS, end_ms)
-    audience, record = Audience(len(world.spaces)), Record()
+    audience, record = Audience(len(world.spaces)), VisitLog()
     logged = {"scores": [], "propensity": []}
     for now_ms, who in zip(ts_ms.tolist(), viewer.tolist(), strict=True):
         audience.advance(now_ms)

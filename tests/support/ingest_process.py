@@ -13,8 +13,8 @@ from serve.log import compaction, retention
 from serve.log.events import unpack
 
 # Often, so that kills also hit the writing of segments, compaction and snapshots.
-ingest.ROLL_EVERY_S = 0.3
-compaction.WORTH_SEGMENTS = 3
+ingest.FLUSH_EVERY_S = 0.3
+compaction.MIN_SEGMENTS = 3
 retention.SNAPSHOTS = 1_000_000
 
 

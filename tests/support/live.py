@@ -21,7 +21,7 @@ from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_LIVE, ingester
 from serve.log.events import unpack
 from serve.ranking.service import FeatureFetcher
-from serve.rollout.registry import Releases
+from serve.rollout.registry import ModelRegistry
 
 
 class Live:
@@ -38,7 +38,7 @@ class Live:
             load(self.surface, log_folder, store, folder)
         self.max_live = max_live
         # Callback for the numbers that Ingest reports to its metrics.
-        self.tell = lambda tally: None
+        self.on_tally = lambda tally: None
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
         self.config = UserConfig(
             Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
@@ -54,7 +54,7 @@ class Live:
     @asynccontextmanager
     async def running(self):
         """Run the service until the block ends; then commit and flush the rest."""
-        self.ingester = ingester(self.args, self.folder, self.tell, max_live=self.max_live)
+        self.ingester = ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
         fetcher = FeatureFetcher(
             self.args, self.folder, self.score, self.load, self._take, roll_back=self._roll_back
         )
@@ -70,7 +70,7 @@ class Live:
                 yield self
             finally:
                 refreshing.cancel()
-                await fetcher.outbox.flush()
+                await fetcher.exposure_buffer.flush()
                 self.ingester.stop()
                 await committing
                 fetcher.live.close()
@@ -117,7 +117,7 @@ class Live:
         return await self.ingester.take(unpack(payload), len(payload))
 
     async def _roll_back(self, version, verdict):
-        Releases(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
+        ModelRegistry(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
 
     async def post(self, path, body):
         """Return the response to a JSON body."""

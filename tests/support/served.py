@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from live import Live, event
 
 from serve.features.matrix import Features
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.stores.factory import open_store
@@ -37,7 +37,7 @@ class Logging(Live):
 
 def stored_rows(schema, store):
     """Return the rows of viewers and candidates in a store, and close it."""
-    rows = {"viewer": Rows(schema, "viewer"), "candidate": Rows(schema, "candidate")}
+    rows = {"viewer": RowTable(schema, "viewer"), "candidate": RowTable(schema, "candidate")}
     with store.dump() as dump:
         for entity, name, row in dump.rows:
             rows[entity].put(name, row)

@@ -47,7 +47,7 @@ def expressions():
     ]
 
 
-def asked():
+def required_expressions():
     """Return the expressions that must have a series on a scraped service.
 
     These are all except the alerts, which use only recording rules.

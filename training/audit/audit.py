@@ -25,7 +25,7 @@ from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from training.data.dataset import Progress
-from training.data.feature_replay import recomputed
+from training.data.feature_replay import recompute_features
 from training.evaluation.drift import STATISTICS, drift, reading
 from training.evaluation.evaluate import score
 
@@ -85,7 +85,7 @@ def audit(
         )
     worst = Worst(features.columns)
     at = {one.exposure: one for one in served}
-    for number, (exposure, ours) in enumerate(recomputed(features, log, replay, np.array(list(at)))):
+    for number, (exposure, ours) in enumerate(recompute_features(features, log, replay, np.array(list(at)))):
         worst.compare(at[exposure], ours)
         progress((number + 1) / len(served))
     result = {

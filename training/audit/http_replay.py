@@ -29,7 +29,7 @@ from serve.features.surface import Surface, load_surface, read_surface
 from serve.log.reader import Log, read_log
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
-from training.audit.player import Step, replay_requests
+from training.audit.player import ReplayRequest, replay_requests
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
 from training.evaluation.metrics import Contender, mean, probability, row_logloss
@@ -72,10 +72,10 @@ def replay(
     if out is not None:
         refuse_existing(out)
     artifact = None if model is None else load_artifact(model)
-    with closing(Service(url)) as service:
+    with closing(ReplayClient(url)) as service:
         described = service.describe()
         ours = _surface(surface, artifact, described, url)
-        check(described, ours, artifact, url)
+        check_service(described, ours, artifact, url)
         log = read_log(folder, ours)
         if log.snapshots:
             raise TabrankError(
@@ -106,7 +106,7 @@ def replay(
     return result
 
 
-class Service:
+class ReplayClient:
     """Service behind one persistent connection."""
 
     def __init__(self, url: str) -> None:
@@ -131,14 +131,14 @@ class Service:
             raise TabrankError(f"--url: {self.url}/v1/model answers {status}; is this a tabrank service?")
         return _json(body, "/v1/model")
 
-    def rank(self, step: Step, request_id: str) -> dict[str, Any]:
+    def rank(self, step: ReplayRequest, request_id: str) -> dict[str, Any]:
         """Send a ranking and return its answer."""
         status, body = self._request("POST", PATHS["rank"], step.body)
         if status != 200:
             raise TabrankError(f"ranking {request_id!r}: the service answers {status}: {_detail(body)}")
         return _json(body, f"ranking {request_id!r}")
 
-    def post(self, step: Step) -> None:
+    def post(self, step: ReplayRequest) -> None:
         """Send records until the service accepts them."""
         for attempt in range(NUM_TRIES):
             status, body = self._request("POST", PATHS["events"], step.body)
@@ -191,7 +191,7 @@ class Service:
 
 
 def _play(
-    service: Service, log: Log, surface: Surface, progress: Progress
+    service: ReplayClient, log: Log, surface: Surface, progress: Progress
 ) -> tuple[F64, Counter[str], float]:
     """Return the answered scores `[P]` (NaN if unscored), rankings by rung, and seconds."""
     names: list[str] = log.exposures["request_id"].to_pylist()
@@ -256,7 +256,9 @@ def _surface(named: str | None, artifact: Artifact | None, described: Mapping[st
         ) from None
 
 
-def check(described: Mapping[str, Any], surface: Surface, artifact: Artifact | None, url: str) -> None:
+def check_service(
+    described: Mapping[str, Any], surface: Surface, artifact: Artifact | None, url: str
+) -> None:
     """Refuse a service with another clock or surface, or that ranks with another model."""
     if described.get("clock") != "event":
         raise TabrankError(

@@ -24,7 +24,7 @@ Timed = tuple[int, int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Step:
+class ReplayRequest:
     """One request: a ranking with its exposure's index in the log, or records without one."""
 
     kind: Literal["rank", "events"]
@@ -32,7 +32,7 @@ class Step:
     exposure: int | None = None
 
 
-def replay_requests(log: Log, surface: Surface) -> Iterator[Step]:
+def replay_requests(log: Log, surface: Surface) -> Iterator[ReplayRequest]:
     """Yield the requests that replay a log in order of its time.
 
     Rankings of one time come first, because a ranking does not see records of its own time.
@@ -47,7 +47,7 @@ def replay_requests(log: Log, surface: Surface) -> Iterator[Step]:
             end += 1
         yield from _posts(records[at:end])
         for _, exposure, body in exposures:
-            yield Step("rank", json.dumps(body, allow_nan=False).encode(), exposure)
+            yield ReplayRequest("rank", json.dumps(body, allow_nan=False).encode(), exposure)
         at = end
         while end < len(records) and records[end][:2] == (now_ms, UPSERT):
             end += 1
@@ -120,7 +120,7 @@ def _events(log: Log) -> Iterator[Timed]:
         yield ts_ms, EVENT, {"type": "event", **record, "ts_ms": ts_ms}
 
 
-def _posts(records: list[Timed]) -> Iterator[Step]:
+def _posts(records: list[Timed]) -> Iterator[ReplayRequest]:
     """Yield the records in as few posts as the service accepts."""
     parts: list[bytes] = []
     size = 0
@@ -135,5 +135,5 @@ def _posts(records: list[Timed]) -> Iterator[Step]:
         yield _post(parts)
 
 
-def _post(parts: list[bytes]) -> Step:
-    return Step("events", b'{"records":[' + b",".join(parts) + b"]}")
+def _post(parts: list[bytes]) -> ReplayRequest:
+    return ReplayRequest("events", b'{"records":[' + b",".join(parts) + b"]}")

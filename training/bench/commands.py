@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from training.terminal import Json, Share, answer, artifact_of, say
+from training.terminal import Json, ProgressBar, answer, artifact_of, print_progress
 
 bench = typer.Typer(no_args_is_help=True)
 
@@ -23,7 +23,7 @@ def scorer(
     """Measure candidates/s on one core: pytorch_tabnet, eager and exported network, and ours."""
     from training.bench.scorer import bench_scorer, table
 
-    result = bench_scorer(model, progress=say)
+    result = bench_scorer(model, progress=print_progress)
     answer(result, as_json, table(result))
 
 
@@ -32,7 +32,7 @@ def fit(as_json: Json = False) -> None:
     """Measure training rows/s: pytorch_tabnet's classifier, a plain loop, and ours."""
     from training.bench.fit import bench_fit, table
 
-    result = bench_fit(progress=say)
+    result = bench_fit(progress=print_progress)
     answer(result, as_json, table(result))
 
 
@@ -49,7 +49,7 @@ def syn(
     """
     from training.bench.syn import bench_syn, table
 
-    result = bench_syn(seeds=range(seeds), progress=say)
+    result = bench_syn(seeds=range(seeds), progress=print_progress)
     answer(result, as_json, table(result))
     if not result["held"]:
         sys.exit(1)
@@ -69,7 +69,7 @@ def world(
     """
     from training.bench.world import bench_world, table
 
-    with Share("bench world") as progress:
+    with ProgressBar("bench world") as progress:
         result = bench_world(artifact_of(model), world, history, log, progress=progress)
     answer(result, as_json, table(result))
     if not result["held"]:

@@ -23,7 +23,7 @@ from serve.model.encoder import Encoder, NumericColumn
 from serve.operate.host.machine import describe_machine
 from training.evaluation.slates import auc
 from training.fit.loop import FitConfig, run
-from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
 from training.network.network import Network, NetworkConfig
 
 F64 = NDArray[np.float64]
@@ -213,5 +213,5 @@ def _auc(score: torch.Tensor, rows: Drawn) -> float:
 def _inputs(x: F64, label: NDArray[np.float32], config: FitConfig) -> Inputs:
     num_rows = len(x)
     none = np.zeros((num_rows, 0), np.float32), np.zeros((num_rows, 0), np.int64)
-    rows = Rows(x.astype(np.float32), *none, label, np.zeros(num_rows, np.int64))
+    rows = EncodedRows(x.astype(np.float32), *none, label, np.zeros(num_rows, np.int64))
     return inputs(rows, ENCODER, config.network)

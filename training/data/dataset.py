@@ -97,12 +97,12 @@ def build(
     Raises:
         TabrankError: if no row has a closed label window.
     """
-    plan = Plan(schema, log, history=history)
+    plan = DatasetPlan(schema, log, history=history)
     (data,) = plan.parts(len(plan), progress)
     return data
 
 
-class Plan:
+class DatasetPlan:
     """Rows of a log, known before any feature is computed, and then built part by part.
 
     Holds about 40 bytes for each row beside the log.

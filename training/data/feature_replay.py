@@ -12,7 +12,9 @@ from serve.log.reader import Log
 from serve.log.replay import Replay
 
 
-def recomputed(features: Features, log: Log, replay: Replay, exposures: I64) -> Iterator[tuple[int, Matrix]]:
+def recompute_features(
+    features: Features, log: Log, replay: Replay, exposures: I64
+) -> Iterator[tuple[int, Matrix]]:
     """Yield (index in the log, features of the candidates as shown) for each of the exposures.
 
     Exposures come in the order of the state that they saw. The replay only moves forward, so it can

@@ -20,11 +20,11 @@ from serve.features.slots import I64
 from serve.features.surface import Surface
 from serve.log.reader import Log, read_log
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, Plan, Progress, concat
+from training.data.dataset import Dataset, DatasetPlan, Progress, concat
 from training.data.disk_rows import Spill
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Streamed
-from training.network.inputs import Rows, inputs
+from training.network.inputs import EncodedRows, inputs
 from training.network.network import NetworkConfig
 
 # Validate on the last tenth of the log by time.
@@ -42,7 +42,7 @@ ROWS_PER_PART = 131_072
 class Prepared:
     """Training rows for `training.fit.trainer.train`, and validation rows in memory."""
 
-    train: Rows | Streamed
+    train: EncodedRows | Streamed
     valid: Dataset
     # Training rows, evenly spaced from the first to the last.
     sample: Matrix
@@ -88,7 +88,7 @@ def prepare(
 
 def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, progress: Progress) -> Prepared:
     log = read_log(path, surface)
-    plan = Plan(Schema(surface), log)
+    plan = DatasetPlan(Schema(surface), log)
     if len(plan) * row_bytes(plan) <= memory_bytes:
         prepared = _in_memory(surface, log, plan, progress)
     else:
@@ -102,25 +102,31 @@ def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, prog
 MAX_ROWS = 50_000
 
 
-def evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
+def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
     """Return at most `most` rows, evenly spaced from the first to the last."""
     at = np.linspace(0, len(matrix.numeric) - 1, min(most, len(matrix.numeric))).astype(np.int64)
     return Matrix(matrix.numeric[at], matrix.category[at])
 
 
-def _in_memory(surface: Surface, log: Log, plan: Plan, progress: Progress) -> Prepared:
+def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress) -> Prepared:
     (data,) = plan.parts(len(plan), progress)
-    train, valid = by_time(data, SHARES, surface.label.within_ms)
+    train, valid = split_by_time(data, SHARES, surface.label.within_ms)
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
     span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
     # Copy, so that the validation rows do not keep the training rows' features in memory.
     held = valid.take(np.arange(len(valid)))
     return Prepared(
-        encoded(encoder, train), held, evenly(train.matrix), encoder, len(train), span_ms, train.counts
+        encode_rows(encoder, train),
+        held,
+        take_evenly(train.matrix),
+        encoder,
+        len(train),
+        span_ms,
+        train.counts,
     )
 
 
-def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Progress) -> Prepared:
+def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
     """Write the features of each part to disk; then encode them with the encoder of a sample."""
     cut = int(_cuts(plan.ts_ms, SHARES)[0])
     cut_ms = plan.ts_ms[cut]
@@ -163,26 +169,28 @@ def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Pro
     spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
     for number, path in enumerate(raw):
         with np.load(path) as part:
-            rows = Rows(*encoder.encode(part["numeric"], part["category"]), part["label"], part["position"])
+            rows = EncodedRows(
+                *encoder.encode(part["numeric"], part["category"]), part["label"], part["position"]
+            )
         path.unlink()
         ready = inputs(rows, encoder, NetworkConfig())
         spill.add(ready.x.numpy(), rows.label, rows.position)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    return Prepared(train, held, evenly(matrix), encoder, num_train, span_ms, plan.counts)
+    return Prepared(train, held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
 
 
 def _rows(matrix: Matrix, rows: I64) -> Matrix:
     return Matrix(matrix.numeric[rows], matrix.category[rows])
 
 
-def encoded(encoder: Encoder, data: Dataset) -> Rows:
+def encode_rows(encoder: Encoder, data: Dataset) -> EncodedRows:
     """Return the rows of a dataset as the training loop reads them."""
-    return Rows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
+    return EncodedRows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
 
 
-def by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
+def split_by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
     """Split the rows by time into parts of these shares, as views; rows of one time stay together.
 
     Rows whose label window of `within_ms` reaches into the next part are left out, because their
@@ -216,7 +224,7 @@ def _check_labels(name: str, num_rows: int, num_positive: int) -> None:
         )
 
 
-def row_bytes(plan: Plan) -> int:
+def row_bytes(plan: DatasetPlan) -> int:
     """Estimate the bytes of a row in memory.
 
     The features count twice, as built and as split, then the encoded row.

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.log.reader import TABLES, read_table
-from serve.log.snapshots import begin, beginnings
+from serve.log.snapshots import replay_snapshots, truncation_point
 from serve.log.writer import write_log
 
 
@@ -47,8 +47,8 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
             f"--at: {at:g} leaves no exposure before the cut: all exposures up to there have the "
             f"time {cut_ms} ms; give a larger share"
         )
-    snapshots = [snapshot for snapshot in beginnings(log) if snapshot.ts_ms < cut_ms]
-    if begin(log) and not snapshots:
+    snapshots = [snapshot for snapshot in replay_snapshots(log) if snapshot.ts_ms < cut_ms]
+    if truncation_point(log) and not snapshots:
         raise TabrankError(
             f"--at: {at:g} cuts at {cut_ms} ms, before the snapshot at the beginning of the log; "
             "older records were deleted: give a larger share"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import Commands
-from training.terminal import Json, LogFolder, Model, Share, answer, artifact_of, say
+from training.terminal import Json, LogFolder, Model, ProgressBar, answer, artifact_of, print_progress
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
 CONFIG = Path("cluster.yaml")
@@ -46,7 +46,7 @@ def report(
     declaration = declared(at, name) if is_there else Declared(name)
     if declaration.source is None:
         why = f"{at} declares no experiment {name!r}" if is_there else f"{at} does not exist"
-        say(f"{why}: using the log alone, with defaults")
+        print_progress(f"{why}: using the log alone, with defaults")
     result = run(log, declaration, timezone=timezone, control=control, treatment=treatment)
     if out is not None:
         write_report(out, result)
@@ -65,7 +65,7 @@ def validate(
     from training.experiment.validation import table
     from training.experiment.validation import validate as run
 
-    result = run(runs, seed=seed, progress=say)
+    result = run(runs, seed=seed, progress=print_progress)
     answer(result, as_json, table(result))
     if not result["held"]:
         raise typer.Exit(1)
@@ -92,7 +92,7 @@ def offline(
     from training.experiment.offline.estimate import offline as run
     from training.experiment.offline.estimate import text
 
-    with Share("offline") as progress:
+    with ProgressBar("offline") as progress:
         result = run(log, artifact_of(model), event=event, positions=positions, progress=progress)
     answer(result, as_json, text(result))
 
@@ -113,7 +113,7 @@ def offline_check(
     """
     from training.experiment.offline.check import check, text
 
-    with Share("offline-check") as progress:
+    with ProgressBar("offline-check") as progress:
         result = check(runs, obp, progress=progress)
     answer(result, as_json, text(result))
     if not result["held"]:
@@ -156,7 +156,7 @@ def simulate(
         seed=seed,
         model=None if model is None else artifact_of(model),
         out=out,
-        progress=Share,
+        progress=ProgressBar,
     )
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['rankings_per_s']:.0f} a second; "

@@ -18,7 +18,7 @@ from serve.features.surface import Surface
 from serve.model.artifact import new_version
 from serve.model.artifact import save as save_artifact
 from training.data.dataset import Dataset
-from training.data.prepare import encoded, prepare
+from training.data.prepare import encode_rows, prepare
 from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
@@ -63,7 +63,7 @@ def fit(
         storage = storage or Path(temporary)
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
             encoder, held = prepared.encoder, prepared.valid
-            valid = encoded(encoder, held)
+            valid = encode_rows(encoder, held)
             trained = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
     model = Model.of(encoder, config.network, trained.weights)
     model = dataclasses.replace(model, calibration=fit_platt(model.logits(held.matrix), held.label))

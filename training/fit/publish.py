@@ -9,7 +9,7 @@ from serve.contract.validation import refuse_file
 from serve.model.artifact import current, load
 from serve.model.artifact import publish as copy
 from serve.model.scorers import load_scorer
-from serve.rollout.registry import Releases
+from serve.rollout.registry import ModelRegistry
 
 
 def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
@@ -23,7 +23,7 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
     check_surface(models, str(load(model).manifest["surface"]))
     version = copy(model, models)
     if make_current:
-        Releases(models).promote(version)
+        ModelRegistry(models).promote(version)
     return version
 
 

@@ -30,7 +30,7 @@ from serve.model.encoder import Encoder
 from training.data.stream import Streamed
 from training.fit.loop import Epoch, FitConfig, State, run
 from training.fit.progress import Progress
-from training.network.inputs import Inputs, Rows, inputs
+from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.model import one_thread
 from training.network.position_bias import Bias
 
@@ -109,8 +109,8 @@ def _start_ray(temporary: str) -> None:
 
 
 def train(
-    train: Rows | Streamed,
-    valid: Rows,
+    train: EncodedRows | Streamed,
+    valid: EncodedRows,
     encoder: Encoder,
     config: FitConfig,
     *,

@@ -19,7 +19,7 @@ EVALUATION_BATCH = 16_384
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedRows:
     """Rows as `Encoder.encode` returns them, with labels and positions."""
 
     # [N, F]
@@ -73,7 +73,7 @@ class Inputs:
             yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.position)))
 
 
-def inputs(rows: Rows, encoder: Encoder, config: NetworkConfig) -> Inputs:
+def inputs(rows: EncodedRows, encoder: Encoder, config: NetworkConfig) -> Inputs:
     """Transform all rows once, so that an epoch only selects rows from the result."""
     network = Network(encoder, config)
     num_rows = len(rows.label)

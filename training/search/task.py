@@ -16,9 +16,9 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, Plan
+from training.data.dataset import Dataset, DatasetPlan
 from training.data.encoding import category_strings, fit_encoder
-from training.data.prepare import available_bytes, by_time, row_bytes
+from training.data.prepare import available_bytes, row_bytes, split_by_time
 from training.fit.loop import FitConfig
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
@@ -60,7 +60,7 @@ class Task:
         if days is not None and not days > 0:
             raise TabrankError(f"--days {days:g}: must be above 0")
         table, schema = read_log(log, surface), Schema(surface)
-        plan = Plan(schema, table)
+        plan = DatasetPlan(schema, table)
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:
             raise TabrankError(
@@ -77,7 +77,7 @@ class Task:
     @cached_property
     def parts(self) -> dict[str, Dataset]:
         """Return the rows for training, validation and test."""
-        parts = by_time(self.data, SHARES, self.schema.surface.label.within_ms)
+        parts = split_by_time(self.data, SHARES, self.schema.surface.label.within_ms)
         return dict(zip(SHARES, parts, strict=True))
 
     @cached_property
@@ -89,7 +89,7 @@ class Task:
     def before(self) -> Dataset:
         """Return all rows before the test rows."""
         shares = {"training": SHARES["training"] + SHARES["validation"], "test": SHARES["test"]}
-        return by_time(self.data, shares, self.schema.surface.label.within_ms)[0]
+        return split_by_time(self.data, shares, self.schema.surface.label.within_ms)[0]
 
     @cached_property
     def encoder(self) -> Encoder:

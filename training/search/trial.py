@@ -21,7 +21,7 @@ from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates, auc
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
-from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
 from training.network.network import Network
 from training.search.budget import work
 from training.search.space import Space
@@ -36,7 +36,7 @@ class Job:
     encoder: str
     base: FitConfig
 
-    def save(self, name: str, rows: Rows) -> None:
+    def save(self, name: str, rows: EncodedRows) -> None:
         """Write the rows `train` or `valid` for `Inputs.map`."""
         inputs(rows, Encoder.from_json(self.encoder), self.base.network).save(self.folder, name)
 

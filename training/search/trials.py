@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
-from training.data.prepare import encoded
+from training.data.prepare import encode_rows
 from training.fit.loop import FitConfig
 from training.search.budget import Clock, Deadline, Forecast
 from training.search.cost import Costs
@@ -73,7 +73,7 @@ def run_trials(
         study = _study(task, board, clock, len(rows), costs, forecast, first, deadline, progress)
         job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
         for name, part in (("train", rows), ("valid", valid)):
-            job.save(name, encoded(task.encoder, part))
+            job.save(name, encode_rows(task.encoder, part))
         np.save(job.slates, valid.slate)
         progress.searching(clock.budget_s)
         try:

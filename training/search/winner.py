@@ -14,7 +14,7 @@ from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
 from training.data.dataset import Dataset
-from training.data.prepare import encoded, evenly
+from training.data.prepare import encode_rows, take_evenly
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import RIVALS
 from training.fit.fit import save
@@ -87,7 +87,7 @@ def finish(
         config,
         test,
         "test",
-        seen=evenly(rows.matrix),
+        seen=take_evenly(rows.matrix),
         rivals=rivals,
         about={
             "history": winner.history,
@@ -151,7 +151,7 @@ def _trained(
         f"training {winner.name} on {len(data):,} of the {len(task.before):,} rows before the test rows"
     )
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))
-    rows, last_rows = encoded(encoder, data), encoded(encoder, watched)
+    rows, last_rows = encode_rows(encoder, data), encode_rows(encoder, watched)
     if training.num_teachers:
         folder = storage.resolve() / f"teachers of {winner.name}, {training.epochs} x {training.num_rows}"
         for name, part in (("train", rows), ("valid", last_rows)):

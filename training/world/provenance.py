@@ -13,14 +13,14 @@ from numpy.random import Generator, SeedSequence, default_rng
 from serve.contract.errors import TabrankError
 from training.world.audience import Audience
 from training.world.population import Ints
-from training.world.record import Record
+from training.world.record import VisitLog
 from training.world.world import World
 
 WORLD = "world.json"
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Seed, number of viewers and exposures, and time span of a simulated log."""
 
     seed: int
@@ -30,7 +30,7 @@ class Origin:
     end_ms: int
 
     @classmethod
-    def read(cls, log: Path) -> Origin:
+    def read(cls, log: Path) -> Provenance:
         """Read the provenance of a log that `training simulate` wrote.
 
         Raises:
@@ -57,16 +57,16 @@ class Origin:
         """Return the visits' times, in order, and their viewers."""
         return world.viewers.visits(self._streams()[0], self.exposures, self.start_ms, self.end_ms)
 
-    def lived(
+    def simulate_visits(
         self, world: World, progress: Callable[[float], None] = lambda share: None
-    ) -> tuple[Record, Audience]:
+    ) -> tuple[VisitLog, Audience]:
         """Simulate the visits with the popular arm; return their record and the final audience.
 
         The world may last longer than the visits: what happens later does not affect them.
         """
         ts_ms, viewer = self.visits(world)
         rng = self._streams()[1]
-        audience, record = Audience(len(world.spaces)), Record()
+        audience, record = Audience(len(world.spaces)), VisitLog()
         visits = list(zip(ts_ms.tolist(), viewer.tolist(), strict=True))
         for num_done, (now_ms, who) in enumerate(visits):
             if num_done % 500 == 0:
@@ -79,7 +79,7 @@ class Origin:
             record.add(shown, response)
             for row in np.flatnonzero(response.joined).tolist():
                 audience.enter(who, int(shown[row]), int(response.join_ms[row]), int(response.leave_ms[row]))
-            world.enjoy(who, shown[response.joined])
+            world.update_tastes(who, shown[response.joined])
         return record, audience
 
     def _streams(self) -> list[Generator]:

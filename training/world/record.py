@@ -68,7 +68,7 @@ SCHEMAS = {
 
 
 @dataclass
-class Record:
+class VisitLog:
     """Exposures and responses in the order of the visits."""
 
     shown: list[Ints] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Record:
         return pa.array(np.cumsum([0, *map(len, self.shown)]), pa.int32())
 
 
-def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: Record) -> dict[str, pa.Table]:
+def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
     """Return the tables of SCHEMAS for visits at `ts_ms` by `viewer`, one for each exposure."""
     num_exposures = len(ts_ms)
     viewer_ids = _ids("v", len(world.viewers))
@@ -162,7 +162,7 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
 def _event_columns(
     world: World,
     viewer: Ints,
-    record: Record,
+    record: VisitLog,
     viewer_ids: pa.Array,
     space_ids: pa.Array,
     request_ids: pa.Array,

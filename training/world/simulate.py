@@ -24,7 +24,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.log.writer import write_log
 from training.world.population import DAY_MS
-from training.world.provenance import Origin
+from training.world.provenance import Provenance
 from training.world.record import KINDS, log_tables
 from training.world.world import SLATE, World
 
@@ -63,10 +63,10 @@ def simulate(
     num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
     start_ms = START_MS if end_ms is None else end_ms - round(days * DAY_MS)
     end_ms = start_ms + round(days * DAY_MS)
-    provenance = Origin(seed, num_viewers, num_exposures, start_ms, end_ms)
+    provenance = Provenance(seed, num_viewers, num_exposures, start_ms, end_ms)
     world = provenance.world()
     ts_ms, viewer = provenance.visits(world)
-    record, _ = provenance.lived(world, progress)
+    record, _ = provenance.simulate_visits(world, progress)
     tables = log_tables(world, ts_ms, viewer, record)
     if not len(tables["events"]):
         raise TabrankError(

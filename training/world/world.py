@@ -93,7 +93,7 @@ class World:
         self.spaces = Spaces.draw(streams[2], self.hosts, start_ms, end_ms)
         self.viewers = Viewers.draw(streams[3], viewers, self.hosts, popularity)
 
-    def go_on(self, rng: Generator, end_ms: int) -> None:
+    def extend(self, rng: Generator, end_ms: int) -> None:
         """Extend the world to end_ms with more Spaces, numbered after the existing ones."""
         self.spaces = self.spaces.extended(rng, self.hosts, self.end_ms, end_ms)
         self.end_ms = end_ms
@@ -184,7 +184,7 @@ class World:
         leave_ms = np.minimum(join_ms + listen_ms, self.spaces.ends_ms[shown])
         return Response(p_click, p_join, examination, clicked, joined, click_ms, join_ms, leave_ms)
 
-    def enjoy(self, viewer: int, joined: Ints) -> None:
+    def update_tastes(self, viewer: int, joined: Ints) -> None:
         """Move the viewer's tastes a little towards the topics of the Spaces joined."""
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():

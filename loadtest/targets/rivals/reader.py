@@ -21,7 +21,7 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.model.artifact import current
 from serve.model.scorers import Scorer, load_scorer
-from serve.ranking.candidate_table import LiveTable
+from serve.ranking.candidate_table import CandidateTable
 from serve.stores.factory import open_store
 
 # Environment variable with the folder of store and models.
@@ -39,7 +39,7 @@ class Reader:
         open_reader = partial(
             open_store, "lmdb:store", surface.name, self._schema.fingerprint, base=work, writable=False
         )
-        self._live = LiveTable(self._schema, open_reader)
+        self._live = CandidateTable(self._schema, open_reader)
         # Read now, so that the first request does not wait for the whole table.
         self._live.read([])
 

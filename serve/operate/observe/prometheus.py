@@ -43,7 +43,7 @@ def observe(
     """
     if "metrics_url" not in run.service():
         raise TabrankError(f"no service runs in {run.path}; start one with: python -m serve up")
-    with started(run, data, port, every_s) as process:
+    with run_prometheus(run, data, port, every_s) as process:
         progress(f"Prometheus on http://{HOST}:{port} (rules and alerts: /rules, /alerts); Ctrl-C stops it")
         progress(f"in Grafana, add it as a data source, then import {DASHBOARD}")
         while process.poll() is None:
@@ -55,7 +55,7 @@ def observe(
 
 
 @contextlib.contextmanager
-def started(
+def run_prometheus(
     run: RunFolder, data: Path, port: int, every_s: float = SCRAPE_EVERY_S
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a Prometheus on the service, with our rules, until the block ends."""

@@ -24,7 +24,7 @@ NUM_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """Input of a plan: either `trace`, or `timeline`, which is a trace with a real run's counts."""
 
     config: Path
@@ -35,7 +35,7 @@ class Request:
     seed: int = 0
 
 
-def plan(request: Request, progress: Callable[[str], None] = lambda message: None) -> Report:
+def plan(request: PlanRequest, progress: Callable[[str], None] = lambda message: None) -> Report:
     """Return the report of a plan; `comparison.holds` is whether the plan met a real run.
 
     Raise TabrankError for a file that cannot be read or planned.

@@ -10,8 +10,8 @@ from serve.operate.plan.costs import Costs
 from serve.operate.plan.event_queue import EventQueue
 from serve.operate.plan.ledger import FULL, LATE, QUEUED, REFUSED, TAKEN, Ledger
 from serve.operate.plan.scoring import Call, Handle
-from serve.ranking.admission import LAST_WORD_S
-from serve.ranking.batcher import LEAST_S, PATIENCE_S
+from serve.ranking.admission import ANSWER_MARGIN_S
+from serve.ranking.batcher import MIN_WORK_S, PATIENCE_S
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +59,7 @@ class FetchReplica:
         service = self.ledger.service
         self._half_s = self.costs.fetch.us_per_request / 2e6
         self._batch_s = self.costs.fetch.ms_per_batch / 1e3
-        self._patient_s = max(service.deadline_s - LAST_WORD_S, 0.0)
+        self._patient_s = max(service.deadline_s - ANSWER_MARGIN_S, 0.0)
         self._cap = max(service.batch_candidates // self.costs.candidates, 1)
         self._half_cap = service.batch_candidates / self.costs.candidates / 2
         self._slots = service.slots
@@ -143,7 +143,7 @@ class FetchReplica:
                 under_way = _Batch([request for _, request in batch], self.events.now_s)
                 took_s = self.costs.draw_s(self._batch_s, self.rng)
                 self.events.at(self._work(took_s), self._score, under_way)
-                until_s = max(batch[-1][0] + self._patient_s, self.events.now_s + LEAST_S)
+                until_s = max(batch[-1][0] + self._patient_s, self.events.now_s + MIN_WORK_S)
                 self.events.at(until_s, self._give_up, under_way)
 
     def _may_leave(self) -> bool:

@@ -24,18 +24,18 @@ BY_HAND = "by hand"
 def show(folder: Folder = MODELS, as_json: Json = False) -> None:
     """List each published version with its state, date and metrics."""
     from serve.operate.rollout.tables import versions
-    from serve.rollout.registry import Releases
+    from serve.rollout.registry import ModelRegistry
 
-    found = Releases(folder).table()
+    found = ModelRegistry(folder).table()
     _answer({"versions": found}, as_json, versions(found) or f"{folder}: no version is published")
 
 
 @models.command()
 def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) -> None:
     """Let a version rank for arms with the scorer `current`; the service loads it within 1 s."""
-    from serve.rollout.registry import Releases
+    from serve.rollout.registry import ModelRegistry
 
-    was = Releases(folder).promote(version)
+    was = ModelRegistry(folder).promote(version)
     before = "it was already" if was == version else f"before: {was}"
     _answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
 
@@ -43,9 +43,9 @@ def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) ->
 @models.command()
 def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = False) -> None:
     """Go back from the current version to the good one before it. Exit code 1 if there is none."""
-    from serve.rollout.registry import NothingBefore, Releases
+    from serve.rollout.registry import ModelRegistry, NothingBefore
 
-    releases = Releases(folder)
+    releases = ModelRegistry(folder)
     was = releases.current
     try:
         now = releases.roll_back(None, reason)
@@ -70,11 +70,11 @@ def canary(
     as_json: Json = False,
 ) -> None:
     """Let a version rank for arms with the scorer `canary`; --end returns the arms to `current`."""
-    from serve.rollout.registry import Releases
+    from serve.rollout.registry import ModelRegistry
 
     if (version is None) != end:
         raise TabrankError("models canary: name the version, or end it with --end alone")
-    releases = Releases(folder)
+    releases = ModelRegistry(folder)
     if version is not None:
         releases.start_canary(version)
         line = f"{version} is the canary: it ranks for the arms whose scorer is canary (their share: cluster.yaml)"

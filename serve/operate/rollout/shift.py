@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.contract.metric_catalog import PAIRS
 from serve.operate.status.scrape import Page
-from serve.rollout.score_comparison import Sums
+from serve.rollout.score_comparison import ScoreSums
 
 
 def read_shifts(page: Page) -> list[dict[str, Any]]:
@@ -18,6 +18,6 @@ def read_shifts(page: Page) -> list[dict[str, Any]]:
             label = dict(labels)
             pairs[label["new"], label["old"]][label["measure"]] += value
     return [
-        {"new": new, "old": old, **Sums.of(measures).report()}
+        {"new": new, "old": old, **ScoreSums.of(measures).report()}
         for (new, old), measures in sorted(pairs.items(), reverse=True)
     ]

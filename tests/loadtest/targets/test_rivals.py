@@ -189,7 +189,7 @@ def test_what_changes_in_the_store_is_seen_at_the_next_read(bench_work):
         return reader.read(None, [name], {}, int(NOW_S * 1e3))[1].tolist()
 
     store = open_store("lmdb:store", "spaces", schema.fingerprint, base=bench_work.data, writable=True)
-    store.take_lease()
+    store.take_epoch()
     try:
         live = read_changes(store, 0).rows[name]
         ended = np.frombuffer(live, schema.candidate).copy()

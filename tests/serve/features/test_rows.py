@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOML, run_of
 
-from serve.features.rows import Rows, Schema, State
+from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import read_surface
 
 SCHEMA = Schema(read_surface(TOML))
@@ -106,13 +106,13 @@ def test_a_full_map_evicts_the_entry_that_says_least():
 def test_rows_survive_packing():
     state = fresh()
     see(state, "join", 1, 2, 7)
-    copy = Rows(SCHEMA, "candidate")
+    copy = RowTable(SCHEMA, "candidate")
     copy.put("b", state.candidates.table[2].tobytes())
     assert copy.table[copy.index["b"]].tobytes() == state.candidates.table[2].tobytes()
 
 
 def test_a_dropped_rows_place_is_used_again_and_the_id_is_unknown():
-    rows = Rows(SCHEMA, "candidate")
+    rows = RowTable(SCHEMA, "candidate")
     for i in range(100):
         rows.add(f"c{i}")
     place = rows.index["c7"]

@@ -23,7 +23,7 @@ from serve.features.surface import load_surface
 from serve.http.app import Edge
 from serve.http.tracing import trace_id_of
 from serve.ingest.backfill import load
-from serve.log.events import Taken, unpack
+from serve.log.events import IngestResult, unpack
 from serve.model.artifact import CURRENT, point
 from serve.ranking.assignment import assign
 from serve.ranking.service import FeatureFetcher
@@ -72,7 +72,7 @@ class Service:
 
     async def ingest(self, payload):
         self.taken += unpack(payload)
-        return Taken()
+        return IngestResult()
 
     def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
         async def scenario():
@@ -183,7 +183,7 @@ def test_an_explored_order_is_drawn_and_its_propensity_logged(tmp_path, log_fold
     answers = [service.ask(body(candidates=["a", "b", "c", "d"])).json() for _ in range(20)]
     assert len({tuple(order(answer)[:3]) for answer in answers}) > 1
     assert {order(answer)[3] for answer in answers} == {"c"}  # it has ended, and stays last
-    asyncio.run(service.fetcher.outbox.flush())
+    asyncio.run(service.fetcher.exposure_buffer.flush())
     for exposure, answer in zip(service.taken, answers, strict=True):
         assert exposure.candidates == order(answer)
         assert exposure.propensity == pytest.approx([1 / 3, 1 / 2, 1, 1])
@@ -191,7 +191,7 @@ def test_an_explored_order_is_drawn_and_its_propensity_logged(tmp_path, log_fold
 
 def test_what_is_not_explored_has_no_propensity(service):
     service.ask(body())
-    asyncio.run(service.fetcher.outbox.flush())
+    asyncio.run(service.fetcher.exposure_buffer.flush())
     (exposure,) = service.taken
     assert (exposure.propensity, exposure.experiment, exposure.share) == (None, "launch", 1.0)
     assert 0 < exposure.latency_ms < 1_000
@@ -201,7 +201,7 @@ def test_what_is_not_explored_has_no_propensity(service):
 def test_an_anonymous_ranking_counts_for_no_experiment(service):
     answer = service.ask(body(viewer=None)).json()
     assert (answer["experiment"], answer["arm"], answer["rung"]) == (None, "model", "full")
-    asyncio.run(service.fetcher.outbox.flush())
+    asyncio.run(service.fetcher.exposure_buffer.flush())
     assert (service.taken[0].experiment, service.taken[0].share) == (None, None)
 
 

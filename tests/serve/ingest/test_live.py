@@ -218,7 +218,7 @@ def test_rankings_continue_with_stale_features_without_ingest(tmp_path, log_fold
         async def broken(payload):
             raise OSError("gone")
 
-        service.fetcher.outbox._send = broken
+        service.fetcher.exposure_buffer._send = broken
         fresh = await service.rank()
         await asyncio.sleep(0.4)
         return fresh, await service.rank()

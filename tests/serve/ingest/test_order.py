@@ -91,7 +91,7 @@ def test_what_a_forgotten_viewer_did_before_comes_too_late(service, restarted):
 
     async def first(service):
         await service.ingester.take([forget], 100)
-        await asyncio.to_thread(service.ingester.roll)
+        await asyncio.to_thread(service.ingester.flush_journal)
         await service.ingester.take([Viewer("bob", {}, ts_ms=53_001)], 100)
         return None if restarted else await service.ingester.take(late, 100)
 

@@ -55,7 +55,7 @@ def test_a_store_that_is_loaded_under_a_running_service_is_written_on(service, l
 
 def test_journal_entries_reach_the_log_despite_a_load_of_the_store(service, log_folder):
     async def scenario(service):
-        service.ingester.roll = lambda: None
+        service.ingester.flush_journal = lambda: None
         await service.events(event("e9"))
         load(service.surface, log_folder, "lmdb:store", service.folder)
         return (await service.events(event("e9")))["duplicates"]
@@ -144,7 +144,7 @@ def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monke
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
-        service.ingester.roll = lambda: None
+        service.ingester.flush_journal = lambda: None
         calls = [service.events(event(f"e{i}", ts_ms=None)) for i in range(20)]
         answers = await asyncio.gather(*calls)
         commits = [len(entry.records) for _, entry in entries(service.ingester._store)]
@@ -208,12 +208,12 @@ def test_a_store_that_is_gone_is_not_made_anew(service):
 
 def test_event_lags_and_call_durations_end_when_records_are_durable(service):
     tallies = []
-    service.tell = tallies.append
+    service.on_tally = tallies.append
 
     async def scenario(service):
         await service.events(event("e9"), event("e10", "click"))
         await service.rank(now_ms=54_000)
-        await service.fetcher.outbox.flush()
+        await service.fetcher.exposure_buffer.flush()
         # The tally after this call contains the earlier events.
         await service.events({"type": "forget", "viewer": "bob"})
 
@@ -226,10 +226,10 @@ def test_event_lags_and_call_durations_end_when_records_are_durable(service):
     assert sum(tally.counts["exposure"] for tally in tallies) == 1
     assert len(commits_ms) == 2
     assert all(0 < took_ms < 5_000 for took_ms in commits_ms)
-    assert max(tally.num_unrolled for tally in tallies) > 0
+    assert max(tally.num_unflushed for tally in tallies) > 0
 
 
-@pytest.mark.parametrize(("bound", "value"), [("ROLL_RECORDS", 5), ("ROLL_BYTES", 250)])
+@pytest.mark.parametrize(("bound", "value"), [("FLUSH_RECORDS", 5), ("FLUSH_BYTES", 250)])
 def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch, bound, value):
     monkeypatch.setattr(serve.ingest.writer, bound, value)
     service.args = replace(service.args, clock="wall")
@@ -246,7 +246,7 @@ def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch, bound,
 
 
 def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 3)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 3)
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
@@ -260,7 +260,7 @@ def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monk
 
 
 def test_a_compaction_that_fails_is_counted_and_the_log_goes_on(service, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 1)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 1)
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
@@ -321,9 +321,9 @@ def test_a_fenced_writer_does_not_write_the_log_last(service):
         other = ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
-        await asyncio.to_thread(other.roll)
+        await asyncio.to_thread(other.flush_journal)
         # This writer has not noticed yet that it is fenced.
-        service.ingester.roll()
+        service.ingester.flush_journal()
         other.stop()
         await running
 
@@ -354,7 +354,7 @@ def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
     monkeypatch.setattr("serve.ingest.rolling.SEGMENT_BYTES", 200)
 
     async def scenario(service):
-        roll, service.ingester.roll = service.ingester.roll, lambda: None
+        roll, service.ingester.flush_journal = service.ingester.flush_journal, lambda: None
         for i in range(8):
             await service.events(event(f"e{i}"))
         await asyncio.to_thread(roll)
@@ -420,10 +420,10 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 
     async def scenario(service):
         await service.events(event("e9"))
-        monkeypatch.setattr("serve.ingest.rolling.MAX_UNROLLED_BYTES", 10)
+        monkeypatch.setattr("serve.ingest.rolling.MAX_UNFLUSHED_BYTES", 10)
         refused = await service.post("/v1/events", {"records": [event("e10")]})
         (service.folder / "served" / "events").unlink()
-        await asyncio.to_thread(service.ingester.roll)
+        await asyncio.to_thread(service.ingester.flush_journal)
         return refused, await service.events(event("e10"))
 
     refused, taken = service.run(scenario)
@@ -433,7 +433,7 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("rolling.MAX_UNROLLED", 3), ("rolling.MAX_UNROLLED_BYTES", 1_200)]
+    ("bound", "value"), [("rolling.MAX_UNFLUSHED", 3), ("rolling.MAX_UNFLUSHED_BYTES", 1_200)]
 )
 def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)

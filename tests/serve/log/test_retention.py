@@ -26,7 +26,7 @@ from serve.ingest.backfill import load
 from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
 from serve.log.retention import Retention
-from serve.log.snapshots import begin, snapshots
+from serve.log.snapshots import snapshots, truncation_point
 from serve.log.writer import write_log
 from training.audit.audit import audit
 from training.data.dataset import build
@@ -86,7 +86,7 @@ async def weeks(service):
     """Write out the log and apply retention each day; records continue between and after."""
     for day in range(1, DAYS + 1):
         now_ms = await a_day(service, day)
-        await asyncio.to_thread(service.ingester.roll)
+        await asyncio.to_thread(service.ingester.flush_journal)
         await service.events(event(f"late{day}", "click", "a", "ann", now_ms))
         await asyncio.to_thread(service.tend, now_ms)
 
@@ -106,7 +106,7 @@ def service(tmp_path, made):
 
 
 def horizon(service):
-    return begin(service.folder / "log")
+    return truncation_point(service.folder / "log")
 
 
 def test_a_replay_of_what_is_left_ends_in_the_state_of_the_store(service):
@@ -164,11 +164,11 @@ def test_what_is_kept_for_ever_has_no_snapshot(service, tmp_path):
 
 
 def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 2)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 2)
     # Compact as if there were no snapshots.
     serve.log.compaction.compact(service.folder / "log")
     assert len(service.segments("exposures")) == 1
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 100)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 100)
     service.run(lambda service: a_day(service, DAYS + 1))
     service.tend((DAYS + 3) * DAY_MS)
     assert horizon(service) > min(service.segments("exposures"))
@@ -179,7 +179,7 @@ def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
     assert_same_state(service.stored(), replay)
 
 
-@pytest.mark.parametrize("step", ["rows", "put", "set_begin", "unlink", "rmtree"])
+@pytest.mark.parametrize("step", ["rows", "put", "set_truncation_point", "unlink", "rmtree"])
 def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     exposures = set(service.log().exposures["request_id"].to_pylist())
     # A snapshot is due.
@@ -189,18 +189,18 @@ def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     def end(*args):
         raise OSError("the end")
 
-    def set_begin(log, seq):
-        serve.log.snapshots.set_begin(log, seq)
+    def set_truncation_point(log, seq):
+        serve.log.snapshots.set_truncation_point(log, seq)
         end()
 
     if step == "rows":
         monkeypatch.setattr(serve.log.snapshots, "_write_rows", end)
     elif step == "put":
         monkeypatch.setattr(serve.log.snapshots, "put", end)
-    elif step == "set_begin":
-        monkeypatch.setattr(serve.log.retention, "set_begin", end)
+    elif step == "set_truncation_point":
+        monkeypatch.setattr(serve.log.retention, "set_truncation_point", end)
     elif step == "unlink":
-        monkeypatch.setattr(serve.log.retention, "set_begin", set_begin)
+        monkeypatch.setattr(serve.log.retention, "set_truncation_point", set_truncation_point)
     else:
         monkeypatch.setattr(serve.log.retention, "shutil", SimpleNamespace(rmtree=end))
     with pytest.raises(OSError, match="the end"):
@@ -211,7 +211,7 @@ def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     replay.finish()
     assert_same_state(service.stored(), replay)
     assert {f"r{day}-{i}x" for day in range(DAYS - 3, DAYS + 1) for i in range(6)} <= set(compared)
-    if step in ("rows", "put", "set_begin"):
+    if step in ("rows", "put", "set_truncation_point"):
         assert exposures == set(service.log().exposures["request_id"].to_pylist())
     service.tend(now_ms)
     replay = service.replay()
@@ -289,7 +289,7 @@ def test_before_takes_the_snapshot_along_and_after_goes_on_from_it(service):
     before, after = service.folder / "before", service.folder / "after"
     split(log, 0.6, before, after)
     assert not (after / "snapshots").exists()
-    assert begin(before) == horizon(service)
+    assert truncation_point(before) == horizon(service)
     past, rest = (read_log(folder, service.surface) for folder in (before, after))
     assert len(build(schema, past))
     data = build(schema, rest, history=past)
@@ -343,12 +343,12 @@ def test_a_running_service_writes_snapshots_and_deletes_what_is_too_old(tmp_path
                     service.ingester._arrived.set()
                 await asyncio.sleep(0.05)
         for _ in range(200):
-            if begin(tmp_path / "log"):
+            if truncation_point(tmp_path / "log"):
                 break
             await asyncio.sleep(0.05)
 
     service.run(scenario)
-    assert begin(tmp_path / "log") > 0
+    assert truncation_point(tmp_path / "log") > 0
     replay = service.replay()
     assert replay.before_snapshot.any()
     assert_served_features(service, replay)

@@ -176,7 +176,7 @@ def test_a_request_that_waits_too_long_times_out_without_work():
 
 
 def test_work_that_outlasts_every_deadline_gives_its_slot_back(monkeypatch):
-    monkeypatch.setattr("serve.ranking.batcher.LEAST_S", 0.01)
+    monkeypatch.setattr("serve.ranking.batcher.MIN_WORK_S", 0.01)
 
     async def scenario():
         work = Work()

@@ -8,7 +8,7 @@ import msgspec
 
 from serve.contract.errors import TooLarge
 from serve.log.events import MAX_CALL_BYTES, Exposure, unpack
-from serve.ranking.exposure_buffer import Outbox
+from serve.ranking.exposure_buffer import ExposureBuffer
 
 
 class Sent(list):
@@ -22,7 +22,7 @@ def exposure(ts_ms):
 
 def test_what_is_from_before_a_time_is_sent_once_and_the_rest_is_kept():
     sent = Sent()
-    buffer = Outbox(sent)
+    buffer = ExposureBuffer(sent)
     for ts_ms in (5, 3, 4):
         buffer.put(exposure(ts_ms))
     asyncio.run(buffer.flush(before_ms=5))
@@ -37,7 +37,7 @@ def test_as_long_as_rankings_of_one_time_may_follow_none_is_sent(monkeypatch):
 
     async def scenario():
         sent = Sent()
-        buffer = Outbox(sent)
+        buffer = ExposureBuffer(sent)
         running = asyncio.create_task(buffer.run(idle_s=0.2))
         for _ in range(8):
             buffer.put(exposure(7))
@@ -77,7 +77,7 @@ def wide(name, num_candidates=1_000, length=256):
 def test_a_call_is_capped_in_bytes_and_in_exposures(monkeypatch):
     monkeypatch.setattr("serve.ranking.exposure_buffer.MAX_SENT", 20)
     receiver = Receiver()
-    buffer = Outbox(receiver)
+    buffer = ExposureBuffer(receiver)
     for i in range(8):
         buffer.put(wide(f"w{i}"))
     for i in range(50):
@@ -92,7 +92,7 @@ def test_a_call_is_capped_in_bytes_and_in_exposures(monkeypatch):
 
 def test_a_call_too_large_is_halved_and_a_single_exposure_dropped():
     receiver = Receiver(max_bytes=5_000)
-    buffer = Outbox(receiver)
+    buffer = ExposureBuffer(receiver)
     for i in range(20):
         buffer.put(wide("large", 10) if i == 13 else exposure(i))
     assert asyncio.run(buffer.flush())
@@ -103,7 +103,7 @@ def test_a_call_too_large_is_halved_and_a_single_exposure_dropped():
 
 def test_an_exposure_larger_than_a_call_is_never_sent_and_counted():
     receiver = Receiver()
-    buffer = Outbox(receiver)
+    buffer = ExposureBuffer(receiver)
     buffer.put(msgspec.structs.replace(wide("wide"), numeric=bytes(MAX_CALL_BYTES)))
     buffer.put(exposure(1))
     assert asyncio.run(buffer.flush())
@@ -114,7 +114,7 @@ def test_the_held_bytes_are_bounded_until_they_are_sent(monkeypatch):
     monkeypatch.setattr("serve.ranking.exposure_buffer.MAX_HELD_BYTES", 5_000_000)
     receiver = Receiver()
     receiver.down = True
-    buffer = Outbox(receiver)
+    buffer = ExposureBuffer(receiver)
     for i in range(9):
         buffer.put(wide(f"w{i}"))
     assert not asyncio.run(buffer.flush())
@@ -137,7 +137,7 @@ def test_a_call_that_is_never_answered_is_given_up_and_sent_again(monkeypatch):
             await asyncio.Event().wait()
         await receiver(payload)
 
-    buffer = Outbox(send)
+    buffer = ExposureBuffer(send)
     buffer.put(exposure(1))
     assert not asyncio.run(buffer.flush())
     assert asyncio.run(buffer.flush())

@@ -39,7 +39,7 @@ async def until_well(service):
     end = time.monotonic() + 30
     while True:
         answer = await service.rank(traffic="test")
-        if answer["rung"] == "full" and service.fetcher.outbox.age_s < 0.5:
+        if answer["rung"] == "full" and service.fetcher.exposure_buffer.age_s < 0.5:
             return
         assert time.monotonic() < end, answer
         await asyncio.sleep(0.05)
@@ -110,7 +110,7 @@ def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redi
                 await asyncio.sleep(0.5)
                 await asyncio.to_thread(empty_redis_server.kill)
                 await asyncio.sleep(1.0)
-                waits_s = service.fetcher.outbox.age_s
+                waits_s = service.fetcher.exposure_buffer.age_s
                 await asyncio.to_thread(empty_redis_server.start)
                 await until_well(service)
         await service.events(event("last", ts_ms=None))
@@ -208,7 +208,7 @@ def test_exposures_beyond_the_buffer_are_dropped_and_counted(tmp_path, log_folde
         async def broken(payload):
             raise OSError("gone")
 
-        buffer = service.fetcher.outbox
+        buffer = service.fetcher.exposure_buffer
         buffer._send, send = broken, buffer._send
         answers = [await service.rank(request_id=f"r{i}") for i in range(5)]
         num_dropped = buffer.num_dropped
@@ -289,7 +289,7 @@ def between_two_commits(data, fault):
     """Copy the file and damage it, so that the copy has everything that was acknowledged."""
     used = environment(data.parent.resolve())
     with used._changed:
-        used._changed.wait_for(lambda: used._num_leases == 0)
+        used._changed.wait_for(lambda: used._num_uses == 0)
         kept = data.with_name("kept")
         shutil.copy(data, kept)
         fault(data)
@@ -325,8 +325,8 @@ def test_a_disk_that_fills_under_load_fails_no_ranking_and_keeps_events(small_di
                 while True:
                     file.write(bytes(4096))
             await asyncio.sleep(2.0)
-            refused, num_dropped = len(client.refusals), service.fetcher.outbox.num_dropped
-            await asyncio.to_thread(service.ingester.roll)  # nor can the log be written
+            refused, num_dropped = len(client.refusals), service.fetcher.exposure_buffer.num_dropped
+            await asyncio.to_thread(service.ingester.flush_journal)  # nor can the log be written
             partial = list(small_disk.rglob("*.partial"))
             filler.unlink()
             begun = time.monotonic()
@@ -347,7 +347,7 @@ def test_a_disk_that_fills_under_load_fails_no_ranking_and_keeps_events(small_di
     assert set(client.acknowledged) <= set(events)
     exposures = logged(service, "exposures", "request_id")
     assert len(set(exposures)) == len(exposures)
-    assert 0 < len(set(client.ranked) - set(exposures)) <= service.fetcher.outbox.num_dropped, (
+    assert 0 < len(set(client.ranked) - set(exposures)) <= service.fetcher.exposure_buffer.num_dropped, (
         "each is counted"
     )
     assert not list(small_disk.rglob("*.partial"))
@@ -371,7 +371,7 @@ def test_a_damaged_newest_segment_is_named_and_its_numbers_skipped(tmp_path, log
     newest = max((tmp_path / "served" / "events").glob("[0-9]*.parquet"))
     before, whole = numbers(), newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2])
-    service.tell = tallies.append
+    service.on_tally = tallies.append
     assert sent("e1", "e4") == {"accepted": 1, "duplicates": 1, "rejected": []}
     assert sum(tally.counts["segment_damaged"] for tally in tallies) == 1
     assert f"{newest}: not readable as Parquet" in caplog.text

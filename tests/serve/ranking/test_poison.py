@@ -15,13 +15,13 @@ from networks import random_network, write_artifact
 from serve.config.settings import Arm
 from serve.contract.records import Candidate, Event
 from serve.features.matrix import Features, Matrix
-from serve.features.rows import Rows, Schema, State
+from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
-from serve.ingest.apply import Changes, packed
+from serve.ingest.apply import RecordApplier, packed
 from serve.model.artifact import load
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn
 from serve.model.scorers import OnnxScorer, TorchScorer
-from serve.ranking.candidate_table import LiveTable
+from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.stores.memory import MemoryStore
 from training.network.network import NetworkConfig
@@ -53,7 +53,7 @@ class Service:
     def _filled(self) -> dict[str, dict[str, bytes]]:
         """Return packed rows of viewers and candidates, after some events."""
         state = State(self.schema)
-        changes = Changes(state)
+        changes = RecordApplier(state)
         draw = random.Random(4)
         for i in range(NUM_CANDIDATES):
             fields = {
@@ -79,14 +79,14 @@ class Service:
         before = {entity: dict(rows) for entity, rows in self.rows.items()}
         poison(self)
         store = MemoryStore(writable=True)
-        store.take_lease()
+        store.take_epoch()
         store.commit(1, self.rows["viewer"], self.rows["candidate"])
         self.rows = before
 
         async def score(version: str, matrix: Matrix, request_of_row: Any) -> Any:
             return self.scorer.score(matrix.numeric, matrix.category)
 
-        ranker = Ranker(self.features, LiveTable(self.schema, lambda: store), score, _fail)
+        ranker = Ranker(self.features, CandidateTable(self.schema, lambda: store), score, _fail)
         queries = [query(i, **more) for i in range(5)]
         # NumPy warns about the poison, which would be an error here.
         with np.errstate(all="ignore"):
@@ -187,7 +187,7 @@ def test_a_row_of_another_size_is_unknown_and_changes_no_other_score(
 
 def test_two_damaged_rows_whose_sizes_make_up_for_each_other_are_not_mixed(surface: Surface) -> None:
     schema = Schema(surface)
-    rows, size = Rows(schema, "candidate"), schema.candidate.itemsize
+    rows, size = RowTable(schema, "candidate"), schema.candidate.itemsize
     whole = schema.blank("candidate")
     whole["price"] = 7.0
     rows.apply({"a": bytes(size - 8), "b": whole.tobytes(), "c": bytes(size + 8)})

@@ -7,7 +7,7 @@ import pytest
 
 from serve.config.settings import Limits
 from serve.rollout.guard import MIN_PAIRS, MIN_ROWS, PERIOD_S, Trial
-from serve.rollout.score_comparison import EDGES, ScorePair, Sums, histogram, psi, top_kept
+from serve.rollout.score_comparison import EDGES, ScorePair, ScoreSums, histogram, psi, top_kept
 
 RNG = np.random.default_rng(0)
 
@@ -150,10 +150,10 @@ def test_the_top_ten_is_compared_within_each_request():
 
 
 def test_sums_go_through_a_page_of_metrics_and_back():
-    sums = Sums()
+    sums = ScoreSums()
     for _ in range(3):
         sums.add(pair(np.random.default_rng(4), shift=0.5))
-    back = Sums.of({name: float(str(value)) for name, value in sums.measures().items()} | {"other": 1.0})
+    back = ScoreSums.of({name: float(str(value)) for name, value in sums.measures().items()} | {"other": 1.0})
     assert back.report() == sums.report()
     assert back.report()["mean_shift"] > 0.01
-    assert Sums().report() == dict.fromkeys(sums.report()) | {"rows": 0}
+    assert ScoreSums().report() == dict.fromkeys(sums.report()) | {"rows": 0}

@@ -23,8 +23,8 @@ from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.model.artifact import save
 from serve.model.scorer_cache import ModelHolder, timed
-from serve.rollout.registry import Releases
-from serve.rollout.score_comparison import Sums
+from serve.rollout.registry import ModelRegistry
+from serve.rollout.score_comparison import ScoreSums
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
@@ -48,7 +48,7 @@ class Out(Live):
         super().__init__(folder, log_folder, clock="wall", **config)
         for version in (NEW, NEWER):
             publish_stub(folder / "models", TOML, version)
-        self.releases = Releases(folder / "models")
+        self.releases = ModelRegistry(folder / "models")
         self.releases.promote(MODEL)
         arms = (Arm("model", "current", 1 - SHARE), Arm("canary", "canary", SHARE))
         self.config = replace(self.config, experiment=Experiment("launch", "s", arms))
@@ -280,4 +280,4 @@ def _added(reports):
             measures = added.setdefault(versions, {})
             for name, value in sums.measures().items():
                 measures[name] = measures.get(name, 0.0) + value
-    return {versions: Sums.of(json.loads(json.dumps(measures))) for versions, measures in added.items()}
+    return {versions: ScoreSums.of(json.loads(json.dumps(measures))) for versions, measures in added.items()}

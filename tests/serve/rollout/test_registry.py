@@ -26,7 +26,7 @@ from serve.features.surface import read_surface
 from serve.model.artifact import CURRENT, point
 from serve.rollout import history
 from serve.rollout.active_models import ActiveModels
-from serve.rollout.registry import NothingBefore, Releases
+from serve.rollout.registry import ModelRegistry, NothingBefore
 
 A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"
 
@@ -40,7 +40,7 @@ def models(tmp_path):
 
 @pytest.fixture
 def releases(models):
-    return Releases(models)
+    return ModelRegistry(models)
 
 
 def states(releases):
@@ -58,7 +58,7 @@ def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releas
         releases.promote(version)
     assert states(releases) == {A: "published", B: "previous", C: "current"}
     assert releases.roll_back(None, "wrong topic") == B
-    assert states(Releases(models)) == {A: "previous", B: "current", C: "rolled back"}
+    assert states(ModelRegistry(models)) == {A: "previous", B: "current", C: "rolled back"}
     assert releases.table()[0]["reason"] == "wrong topic"
     assert releases.roll_back(None, "that one too") == A
     with pytest.raises(NothingBefore, match="no good version was current before"):
@@ -217,7 +217,7 @@ def _failing(path):
 
 
 def test_a_version_is_on_trial_after_promotion_and_not_after_a_rollback(models):
-    releases = Releases(models, clock=lambda: 7.0)
+    releases = ModelRegistry(models, clock=lambda: 7.0)
     releases.promote(A)
     releases.promote(B)
     assert history.read(models).promoted_ms(B) == 7_000
@@ -245,8 +245,8 @@ def test_the_commands_promote_list_and_roll_back(models):
 def test_a_folder_that_cannot_be_written_is_a_sentence(models):
     (models / "HISTORY").mkdir()
     with pytest.raises(TabrankError, match="HISTORY cannot be written"):
-        Releases(models).promote(A)
-    assert Releases(models).current is None
+        ModelRegistry(models).promote(A)
+    assert ModelRegistry(models).current is None
 
 
 def test_a_writer_that_was_stopped_holds_up_nobody_for_long(models, releases, monkeypatch):

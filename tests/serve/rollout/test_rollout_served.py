@@ -25,7 +25,7 @@ from serve.log.reader import read_log
 from serve.model.artifact import save
 from serve.model.graph import Calibration
 from serve.operate.run.local_cluster import down, up
-from serve.rollout.registry import Releases
+from serve.rollout.registry import ModelRegistry
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
@@ -41,7 +41,7 @@ class Service:
 
     def __init__(self, folder):
         self.folder = folder
-        self.releases = Releases(folder / "models")
+        self.releases = ModelRegistry(folder / "models")
         self.statuses, self.models = [], []
         surface = load_surface("spaces")
         simulate(folder / "log", rows=8_000, viewers=60, days=0.2)

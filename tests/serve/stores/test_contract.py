@@ -67,7 +67,7 @@ def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     ) -> Store:
         opened.append(open_store(url, surface, fingerprint, base=tmp_path, writable=writable))
         if writable and fenced:
-            opened[-1].take_lease()
+            opened[-1].take_epoch()
         return opened[-1]
 
     yield call
@@ -221,19 +221,19 @@ def test_a_store_opened_for_reading_cannot_commit(open_: Open) -> None:
 def test_a_handle_without_an_epoch_cannot_write(open_: Open) -> None:
     store = open_(fenced=False)
     for write in (lambda: store.commit(1, {"ann": b"1"}, {}), lambda: store.trim(0)):
-        with pytest.raises(RuntimeError, match=r"take_lease\(\)"):
+        with pytest.raises(RuntimeError, match=r"take_epoch\(\)"):
             write()
     assert (store.seq(), read_viewers(store, ["ann"])) == (0, [None])
     with pytest.raises(RuntimeError, match="writable=True"):
-        open_(writable=False).take_lease()
+        open_(writable=False).take_epoch()
 
 
 def test_each_writer_gets_the_next_epoch(open_: Open) -> None:
     first, second = open_(fenced=False), open_(fenced=False)
-    assert [first.take_lease(), second.take_lease(), first.take_lease()] == [1, 2, 3]
+    assert [first.take_epoch(), second.take_epoch(), first.take_epoch()] == [1, 2, 3]
     first.commit(1, {}, {}, replace=True)
-    assert open_(fenced=False).take_lease() == 4, "no commit resets it"
-    assert open_(fenced=False, surface="spaces-2").take_lease() == 1
+    assert open_(fenced=False).take_epoch() == 4, "no commit resets it"
+    assert open_(fenced=False, surface="spaces-2").take_epoch() == 1
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -253,7 +253,7 @@ def test_a_fenced_writer_cannot_write(open_: Open, replace: bool) -> None:
     second.commit(2, {"ann": b"3"}, {}, replace=replace)
     with pytest.raises(WriterFenced):
         first.commit(3, {"ann": b"4"}, {}, replace=replace)
-    first.take_lease()
+    first.take_epoch()
     first.commit(3, {"ann": b"5"}, {})
     with pytest.raises(WriterFenced, match="its epoch is 3, this one's was 2"):
         second.commit(4, {"ann": b"6"}, {})
@@ -356,7 +356,7 @@ def test_a_dump_never_passes_what_another_wrote_meanwhile_as_its_own(open_: Open
     expected = dumped(store)
     with contextlib.suppress(StoreUnavailable), store.dump() as dump:
         rows = [next(dump.rows)]
-        other.take_lease()
+        other.take_epoch()
         other.commit(2, {"eve": b"2"}, {}, replace=True)
         rows += dump.rows
         assert (dump.seq, sorted(rows)) == expected
@@ -509,7 +509,7 @@ def test_a_reader_that_pulls_changes_holds_what_was_committed(
 
 def test_an_unnamed_memory_store_is_new_each_time(tmp_path: Path) -> None:
     first = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=True)
-    first.take_lease()
+    first.take_epoch()
     first.commit(1, {"ann": b"1"}, {})
     second = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=False)
     assert (read_viewers(first, ["ann"]), read_viewers(second, ["ann"])) == ([b"1"], [None])

@@ -36,7 +36,7 @@ COMMIT_FOREVER = (
     IMPORT
     + """
 store = LmdbStore(F, writable=True)
-store.take_lease()
+store.take_epoch()
 seq = store.seq()
 print("ready", flush=True)
 while True:
@@ -54,7 +54,7 @@ import resource, signal
 from serve.contract.errors import StoreUnavailable
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = LmdbStore(F, writable=True)
-store.take_lease()
+store.take_epoch()
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, ((F / "data.mdb").stat().st_size + 65536, most))
 rows = {str(number): bytes(4000) for number in range(1000)}
@@ -100,7 +100,7 @@ def folder(tmp_path: Path) -> Path:
 
 def writer(folder: Path) -> LmdbStore:
     store = LmdbStore(folder, writable=True)
-    store.take_lease()
+    store.take_epoch()
     return store
 
 
@@ -203,7 +203,7 @@ def test_a_reader_of_a_replaced_store_is_told_to_start_again(
     if in_another_process:
         larger = "{'eve': bytes(1 << 20)}"
         write = (
-            f"s = LmdbStore(F, writable=True); s.take_lease(); s.commit({new_seq}, {larger}, {{'y': b'1'}})"
+            f"s = LmdbStore(F, writable=True); s.take_epoch(); s.commit({new_seq}, {larger}, {{'y': b'1'}})"
         )
         run(IMPORT + write, folder)
     else:
@@ -415,7 +415,7 @@ def test_replacing_the_store_fences_its_writer(folder: Path) -> None:
         with pytest.raises(WriterFenced):
             store.commit(2, {"ann": b"2"}, {})
         other = LmdbStore(folder, writable=True)
-        assert other.take_lease() == epoch
+        assert other.take_epoch() == epoch
         other.close()
     with pytest.raises(WriterFenced):
         store.commit(2, {"ann": b"2"}, {})
@@ -424,7 +424,7 @@ def test_replacing_the_store_fences_its_writer(folder: Path) -> None:
 
 def test_an_epoch_outlives_its_process(folder: Path) -> None:
     store = writer(folder)
-    code = IMPORT + "s = LmdbStore(F, writable=True); print(s.take_lease())"
+    code = IMPORT + "s = LmdbStore(F, writable=True); print(s.take_epoch())"
     assert run(code, folder) == "3"
     with pytest.raises(WriterFenced, match="its epoch is 3, this one's was 2"):
         store.commit(2, {"ann": b"2"}, {})

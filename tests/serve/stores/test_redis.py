@@ -53,7 +53,7 @@ def client(server: RedisServer) -> Iterator[redis.Redis]:
 def store(server: RedisServer) -> Iterator[RedisStore]:
     """Return a writer with a fencing epoch and one commit."""
     store = RedisStore(server.url, NAME, writable=True)
-    store.take_lease()
+    store.take_epoch()
     store.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
     yield store
     store.close()
@@ -90,7 +90,7 @@ def test_a_server_that_is_gone_is_unavailable_until_it_is_back(
         lambda: read_changes(reader, 1),
         lambda: reader.read(["ann"], 0),
         lambda: reader.journal(0, 1),
-        store.take_lease,
+        store.take_epoch,
         lambda: store.commit(2, {}, {}),
         lambda: store.commit(2, {}, {}, replace=True),
         lambda: store.trim(1),
@@ -211,7 +211,7 @@ def test_replacing_a_store_larger_than_one_chunk_leaves_no_old_rows(
     reader = RedisStore(server.url, NAME, writable=False)
     assert read_viewers(reader, ["ann"]) == [b"1"]
     other = RedisStore(server.url, "spaces-eu-0123456789ab", writable=True)
-    other.take_lease()
+    other.take_epoch()
     other.commit(1, {"ann": b"eu"}, {})
     for seq in (2, 3):
         viewers = {f"viewer {number}": b"%d" % seq for number in range(2 * CHUNK + 1)}
@@ -256,7 +256,7 @@ def test_an_epoch_taken_during_a_replacing_commit_fences_it(
 
     def taken_meanwhile(*arguments: Any) -> Any:
         if arguments[1] is REPLACE:
-            second.take_lease()
+            second.take_epoch()
         return run(*arguments)
 
     monkeypatch.setattr(store, "_run", taken_meanwhile)
@@ -292,7 +292,7 @@ def test_an_emptied_server_has_no_store_and_its_writer_begins_none(
         lambda: read_viewers(reader, ["ann"]),
         lambda: read_changes(reader, 1),
         lambda: reader.journal(0, 1),
-        store.take_lease,
+        store.take_epoch,
         lambda: store.commit(8, {"ann": b"8"}, {}),
         lambda: store.commit(8, {"ann": b"8"}, {}, replace=True),
         lambda: store.trim(8),
@@ -318,7 +318,7 @@ def test_a_reader_of_a_store_that_was_begun_again_is_told_to_start_again(
         with pytest.raises(WriterFenced):
             store.commit(10, {"ann": b"9"}, {})
         # The first epoch taken here equals the lost one.
-        new.take_lease()
+        new.take_epoch()
     new.commit(new_seq, {}, {"y": b"1"})
     assert read_changes(reader, 3) == Changes(0, {})
     assert reader.read(["ann"], 3) == ([None], Changes(0, {})), "until it does"

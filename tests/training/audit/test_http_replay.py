@@ -13,7 +13,7 @@ from stub import MODEL
 
 from serve.config.settings import Arm, Experiment
 from serve.features.rows import Schema
-from serve.log.snapshots import set_begin, write
+from serve.log.snapshots import set_truncation_point, write
 from serve.stores.factory import open_store
 from training.data.split import split
 from training.world.simulate import simulate
@@ -90,7 +90,7 @@ def test_a_log_that_begins_with_a_snapshot_is_refused_with_the_way_out(home, tmp
     fingerprint = Schema(SURFACE).fingerprint
     store = open_store("lmdb:store", "spaces", fingerprint, base=tmp_path, writable=False)
     write(tmp_path / "b", store, fingerprint, lambda: 0, lambda: True)
-    set_begin(tmp_path / "b", store.seq())
+    set_truncation_point(tmp_path / "b", store.seq())
     store.close()
     with service.listening() as url:
         printed = command("replay", "--log", tmp_path / "b", "--url", url, code=2)

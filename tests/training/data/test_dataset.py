@@ -12,7 +12,7 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
-from training.data.dataset import Plan, build, concat
+from training.data.dataset import DatasetPlan, build, concat
 from training.data.split import split
 
 
@@ -152,7 +152,7 @@ def test_a_row_whose_impression_is_too_late_for_the_logs_end_is_left_out(tmp_pat
 def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
     log = read_log(log_folder, surface)
     whole = build(Schema(surface), log)
-    plan = Plan(Schema(surface), log)
+    plan = DatasetPlan(Schema(surface), log)
     assert plan.ts_ms.tolist() == whole.ts_ms.tolist()
     parts = list(plan.parts(2))
     assert [len(part) for part in parts] == [3, 3, 2]
@@ -160,7 +160,7 @@ def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
     assert rows(joined) == rows(whole)
     np.testing.assert_array_equal(joined.matrix.numeric, whole.matrix.numeric)
     np.testing.assert_array_equal(joined.matrix.category, whole.matrix.category)
-    assert [len(part) for part in Plan(Schema(surface), log).parts(4)] == [6, 2]
+    assert [len(part) for part in DatasetPlan(Schema(surface), log).parts(4)] == [6, 2]
 
 
 def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_path, surface):

@@ -13,7 +13,7 @@ from training.data import disk_rows as spilling
 from training.data import prepare as preparing
 from training.data.dataset import Dataset
 from training.data.disk_rows import Spill, read
-from training.data.prepare import by_time, prepare
+from training.data.prepare import prepare, split_by_time
 from training.data.stream import Streamed
 from training.network.inputs import Inputs, inputs
 from training.network.network import NetworkConfig
@@ -182,7 +182,7 @@ def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_pat
         candidate_ids=[],
         counts={},
     )
-    early, late = by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=5_000)
+    early, late = split_by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=5_000)
     assert late.ts_ms[0] - early.ts_ms[-1] > 5_000
     assert late.ts_ms[0] - early.ts_ms[-1] <= 6_000
-    assert len(late) == len(by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=0)[1])
+    assert len(late) == len(split_by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=0)[1])

@@ -10,7 +10,7 @@ import pytest
 from assessed import dataset, truth
 
 from serve.contract.hashing import hash64
-from training.data.prepare import evenly
+from training.data.prepare import take_evenly
 from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, statistics
 
 
@@ -131,7 +131,7 @@ def test_the_index_is_the_formulas():
 
 
 def test_few_of_many_rows_are_kept_from_the_first_to_the_last(data):
-    few = evenly(data.matrix, 10)
+    few = take_evenly(data.matrix, 10)
     assert len(few.numeric) == len(few.category) == 10
     assert few.numeric[-1].tolist() == data.matrix.numeric[-1].tolist()
-    assert len(evenly(data.matrix, 10**6).numeric) == len(data)
+    assert len(take_evenly(data.matrix, 10**6).numeric) == len(data)

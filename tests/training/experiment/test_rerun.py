@@ -16,7 +16,7 @@ from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
-from training.audit.http_replay import Service as Client
+from training.audit.http_replay import ReplayClient
 from training.experiment.rerun.drive import drive
 from training.experiment.rerun.service import InProcessArm, Remote
 from training.experiment.rerun.simulator_state import SimulatorState
@@ -122,7 +122,7 @@ def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, a
     simulators = [SimulatorState.after(home / "a", DAYS, 0) for _ in range(2)]
     visits = simulators[0].visits(RANKINGS, 0)
     service = served_by(home, tmp_path, Arm(arm.name, arm.scorer, 1.0))
-    with service.listening() as url, closing(Client(url)) as client:
+    with service.listening() as url, closing(ReplayClient(url)) as client:
         theirs = drive(simulators[0], visits, Remote(client), 0)
     replay = Replay(Schema(SURFACE), read_log(home / "a", SURFACE))
     replay.finish()

@@ -20,7 +20,7 @@ from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from training.data import disk_rows as spill
 from training.data.stream import Streamed
 from training.fit.loop import FitConfig, State, run
-from training.network.inputs import Inputs, Rows, inputs
+from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.model import one_thread
 from training.network.network import NetworkConfig
 
@@ -85,13 +85,13 @@ CONFIG = FitConfig(
 )
 
 
-def made(num_rows: int, seed: int) -> Rows:
+def made(num_rows: int, seed: int) -> EncodedRows:
     rng = np.random.default_rng(seed)
     numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
     logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, index = np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1))
-    return Rows(numeric, hot, index, label, np.zeros(num_rows, np.int64))
+    return EncodedRows(numeric, hot, index, label, np.zeros(num_rows, np.int64))
 
 
 TRAIN, VALID = made(16_000, 1), made(1_000, 2)

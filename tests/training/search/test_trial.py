@@ -10,7 +10,7 @@ import torch
 
 from serve.model.encoder import Encoder, NumericColumn
 from training.fit.loop import FitConfig, run
-from training.network.inputs import Inputs, Rows, inputs
+from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.network import NetworkConfig
 from training.search.trial import Job, Referee
 
@@ -19,7 +19,7 @@ NETWORK = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1, virtual
 CONFIG = FitConfig(NETWORK, epochs=3, batch_size=128, patience=3)
 
 
-def shown(num_rows: int, seed: int) -> Rows:
+def shown(num_rows: int, seed: int) -> EncodedRows:
     """Rows whose label depends on the position and on the first column."""
     rng = np.random.default_rng(seed)
     numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
@@ -27,10 +27,10 @@ def shown(num_rows: int, seed: int) -> Rows:
     chance = 1 / (1 + np.exp(-2 * numeric[:, 0])) / (1 + position / 5)
     label = (rng.random(num_rows) < chance).astype(np.float32)
     none = np.zeros((num_rows, 0))
-    return Rows(numeric, none.astype(np.float32), none.astype(np.int64), label, position)
+    return EncodedRows(numeric, none.astype(np.float32), none.astype(np.int64), label, position)
 
 
-def ready(rows: Rows) -> Inputs:
+def ready(rows: EncodedRows) -> Inputs:
     return inputs(rows, ENCODER, NETWORK)
 
 

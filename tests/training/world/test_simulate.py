@@ -261,7 +261,7 @@ def test_a_join_moves_the_taste_for_its_topic_and_no_other():
     start_ms = 1_767_571_200_000
     world = World(seed=3, viewers=2, start_ms=start_ms, end_ms=start_ms + 3_600_000)
     before = world.viewers.tastes.copy()
-    world.enjoy(1, np.array([5]))
+    world.update_tastes(1, np.array([5]))
     moved = np.argwhere(world.viewers.tastes != before)
     np.testing.assert_array_equal(moved, [[1, world.spaces.topic[5]]])
     assert world.viewers.tastes.sum() > before.sum()

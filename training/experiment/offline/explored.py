@@ -27,7 +27,7 @@ from serve.model.artifact import Artifact
 from serve.model.scorers import load_scorer
 from serve.ranking.exploration import log_weight, pick_probability
 from training.data.dataset import Progress
-from training.data.feature_replay import recomputed
+from training.data.feature_replay import recompute_features
 from training.data.labels import Owners
 from training.experiment.offline.counterfactual import Drawn
 from training.experiment.offline.placements import F64
@@ -115,7 +115,7 @@ def explored(
     viewer = replay.exposure_viewer[rows]
     new = np.full(is_shown.shape, np.nan)
     number = {i: n for n, i in enumerate(rows.tolist())}
-    scored = _scored(artifact, recomputed(features, log, replay, rows))
+    scored = _scored(artifact, recompute_features(features, log, replay, rows))
     for done, (i, values) in enumerate(scored, 1):
         new[number[i], : len(values)] = values
         progress(done / len(rows))

@@ -13,7 +13,7 @@ from serve.contract.records import Event
 from training.experiment.rerun.service import RankingService
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.world.population import Ints
-from training.world.record import Record
+from training.world.record import VisitLog
 from training.world.world import Response
 
 # Random stream beside those of `simulator_state`.
@@ -29,7 +29,7 @@ class Served:
     request_id: list[str] = field(default_factory=list)
     arm: list[str] = field(default_factory=list)
     rung: list[str] = field(default_factory=list)
-    record: Record = field(default_factory=Record)
+    record: VisitLog = field(default_factory=VisitLog)
     # Clicks, joins and leaves sent to the service.
     num_events: int = 0
 
@@ -108,4 +108,4 @@ def _respond(simulator: SimulatorState, who: int, request_id: str, shown: Ints, 
                     request_id=request_id,
                 )
             )
-    simulator.world.enjoy(who, shown[response.joined])
+    simulator.world.update_tastes(who, shown[response.joined])

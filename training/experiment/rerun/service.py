@@ -9,14 +9,14 @@ import msgspec
 import numpy as np
 
 from serve.contract.rankings import RankRequest, candidate_ids
-from serve.contract.records import Sent
+from serve.contract.records import ClientRecord
 from serve.features.matrix import Features
 from serve.features.rows import State
-from serve.ingest.apply import Changes
+from serve.ingest.apply import RecordApplier
 from serve.log.events import Exposure
 from serve.model.scorers import Scorer
-from training.audit.http_replay import Service
-from training.audit.player import MAX_POST_BYTES, Step
+from training.audit.http_replay import ReplayClient
+from training.audit.player import MAX_POST_BYTES, ReplayRequest
 
 # A record of the simulated world has about 250 bytes; this many stay below the body limit.
 RECORDS_AT_ONCE = 1_000
@@ -37,27 +37,27 @@ class RankingService(Protocol):
     def rank(self, request: RankRequest) -> Answer:
         """Return a ranking."""
 
-    def send(self, records: Sequence[Sent]) -> None:
+    def send(self, records: Sequence[ClientRecord]) -> None:
         """Receive records, in order of time."""
 
 
 class Remote:
     """Client of the service behind a URL, which assigns the viewers to its arms."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ReplayClient) -> None:
         self._service = service
         self._encode = msgspec.json.Encoder().encode
 
     def rank(self, request: RankRequest) -> Answer:
         """Request a ranking."""
-        answer = self._service.rank(Step("rank", self._encode(request)), request.request_id or "")
+        answer = self._service.rank(ReplayRequest("rank", self._encode(request)), request.request_id or "")
         return Answer([r["candidate"] for r in answer["ranking"]], answer["arm"], answer["rung"])
 
-    def send(self, records: Sequence[Sent]) -> None:
+    def send(self, records: Sequence[ClientRecord]) -> None:
         """Post the records."""
         for begin in range(0, len(records), RECORDS_AT_ONCE):
             part = records[begin : begin + RECORDS_AT_ONCE]
-            self._service.post(Step("events", self._encode({"records": part})))
+            self._service.post(ReplayRequest("events", self._encode({"records": part})))
 
 
 class InProcessArm:
@@ -69,7 +69,7 @@ class InProcessArm:
     def __init__(self, arm: str, state: State, scorer: Scorer | None) -> None:
         self._arm = arm
         self._state = state
-        self._changes = Changes(state)
+        self._changes = RecordApplier(state)
         self._features = Features(state.schema)
         self._scorer = scorer
 
@@ -87,7 +87,7 @@ class InProcessArm:
         )
         return Answer(shown, self._arm, "full")
 
-    def send(self, records: Sequence[Sent]) -> None:
+    def send(self, records: Sequence[ClientRecord]) -> None:
         """Apply the records."""
         for record in records:
             self._changes.apply(record)

@@ -21,7 +21,7 @@ from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.scorers import Scorer, load_scorer
-from training.audit.http_replay import Service, check
+from training.audit.http_replay import ReplayClient, check_service
 from training.experiment.rerun.drive import Served, drive
 from training.experiment.rerun.service import InProcessArm, Remote
 from training.experiment.rerun.simulator_state import QUIET_MS, SimulatorState
@@ -63,9 +63,9 @@ def simulate(
         refuse_existing(out)
     surface = load_surface(SURFACE)
     artifact = None if model is None else load_artifact(model)
-    with closing(Service(url)) as service:
+    with closing(ReplayClient(url)) as service:
         described = service.describe()
-        check(described, surface, artifact, url)
+        check_service(described, surface, artifact, url)
         arms = _arms(described, url)
         scorers = {} if artifact is None else {arm["name"]: _scorer(arm, artifact) for arm in arms}
         with progress("the days before") as share:
@@ -130,7 +130,11 @@ def _state(log: Path, surface: Surface) -> State:
 
 
 def _result(
-    served: Served, arms: list[dict[str, Any]], service: Service, seconds: float, simulator: SimulatorState
+    served: Served,
+    arms: list[dict[str, Any]],
+    service: ReplayClient,
+    seconds: float,
+    simulator: SimulatorState,
 ) -> dict[str, Any]:
     found = by_arm(served)
     base = control(arms)

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from numpy.random import default_rng
 
 from serve.contract.errors import TabrankError
-from serve.contract.records import Candidate, Event, Sent
+from serve.contract.records import Candidate, ClientRecord, Event
 from serve.log.reader import read_table
 from serve.log.replay import EVENT, UPSERT
 from training.world.audience import Audience
 from training.world.population import DAY_MS, MINUTE_MS, Ints
-from training.world.provenance import Origin
+from training.world.provenance import Provenance
 from training.world.record import log_tables
 from training.world.world import World
 
@@ -34,15 +34,15 @@ class RecordQueue:
     """Queue of the records that a service has not received, in order of time."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, int, Sent]] = []
+        self._heap: list[tuple[int, int, int, ClientRecord]] = []
         self._number = count()
 
-    def add(self, record: Sent) -> None:
+    def add(self, record: ClientRecord) -> None:
         """Add a record at its `ts_ms`; attributes come before events of the same time."""
         kind = EVENT if isinstance(record, Event) else UPSERT
         heapq.heappush(self._heap, (record.ts_ms or 0, kind, next(self._number), record))
 
-    def before(self, ts_ms: int) -> list[Sent]:
+    def before(self, ts_ms: int) -> list[ClientRecord]:
         """Remove and return the records from strictly before `ts_ms`."""
         due = []
         while self._heap and self._heap[0][0] < ts_ms:
@@ -54,7 +54,7 @@ class RecordQueue:
 class SimulatorState:
     """World with its audiences and its queue of records; all advance with time."""
 
-    provenance: Origin
+    provenance: Provenance
     world: World
     audience: Audience
     queue: RecordQueue
@@ -71,10 +71,10 @@ class SimulatorState:
         Raises:
             TabrankError: the log does not exist, or holds other events than this world.
         """
-        provenance = Origin.read(log)
+        provenance = Provenance.read(log)
         world = provenance.world()
-        world.go_on(default_rng([provenance.seed, SPACES, seed]), provenance.end_ms + round(days * DAY_MS))
-        record, audience = provenance.lived(world, progress)
+        world.extend(default_rng([provenance.seed, SPACES, seed]), provenance.end_ms + round(days * DAY_MS))
+        record, audience = provenance.simulate_visits(world, progress)
         tables = log_tables(world, *provenance.visits(world), record)
         _check(log, tables["events"], provenance)
         queue = RecordQueue()
@@ -100,7 +100,7 @@ def _since(table: pa.Table, ts_ms: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(log: Path, events: pa.Table, provenance: Origin) -> None:
+def _check(log: Path, events: pa.Table, provenance: Provenance) -> None:
     """Refuse a log of another world, and one that a service has continued."""
     ours = int(np.count_nonzero(events["ts_ms"].to_numpy() < provenance.end_ms))
     theirs = len(read_table(log, "events", ["id"])[1])

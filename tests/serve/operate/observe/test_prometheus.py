@@ -19,7 +19,14 @@ from serve.contract.errors import TabrankError
 from serve.contract.metric_catalog import METRICS
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.observe import prometheus
-from serve.operate.observe.prometheus import DASHBOARD, RULES, configuration, observe, started, write_targets
+from serve.operate.observe.prometheus import (
+    DASHBOARD,
+    RULES,
+    configuration,
+    observe,
+    run_prometheus,
+    write_targets,
+)
 
 ROOT = Path(__file__).parents[4]
 RUNBOOK = ROOT / "docs" / "runbook.md"
@@ -129,7 +136,7 @@ def test_panels_have_unique_titles_and_do_not_overlap():
 def test_prometheus_is_not_started_where_its_data_cannot_be_kept(run, tmp_path, monkeypatch, data):
     monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
     (tmp_path / "file").touch()
-    with pytest.raises(TabrankError, match="name another folder"), started(run, tmp_path / data, 1):
+    with pytest.raises(TabrankError, match="name another folder"), run_prometheus(run, tmp_path / data, 1):
         pass
 
 
@@ -172,7 +179,10 @@ def test_a_port_in_use_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(TabrankError, match=f"--port: {port} is in use"), started(run, tmp_path, port):
+        with (
+            pytest.raises(TabrankError, match=f"--port: {port} is in use"),
+            run_prometheus(run, tmp_path, port),
+        ):
             pass
 
 
