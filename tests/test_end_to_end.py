@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from watched import asked as wanted
+from watched import required_expressions
 from watched import without_series
 
 from serve.features.matrix import Features
@@ -224,7 +224,7 @@ def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
     with run_prometheus(run, tmp_path, port, every_s=1.0):
         time.sleep(3.0)
         traffic("while")
-        assert without_series(port, wanted(), seconds=30) == []
+        assert without_series(port, required_expressions(), seconds=30) == []
     page = urlsplit(run.service()["metrics_url"])
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr]
     assert {address.ip for address in listening} == {"127.0.0.1"}

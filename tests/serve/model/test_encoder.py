@@ -137,7 +137,7 @@ def test_columns_of_another_surface_are_refused_by_name() -> None:
     ("change", "message"),
     [
         ({"numeric": [{"name": "a", "std": 0.0}]}, "'a': mean 0.0 must be finite, std 0.0"),
-        ({"numeric": [{"name": "a", "mean": float("nan")}]}, "NaN is no number"),
+        ({"numeric": [{"name": "a", "mean": float("nan")}]}, "NaN is not a JSON number"),
         ({"numeric": [{"name": "a", "transform": "log"}]}, "transform 'log' is neither"),
         ({"numeric": [{"name": "a", "stdd": 1.0}]}, "unknown key 'stdd'; did you mean 'std'"),
         ({"numeric": [{"std": 1.0}]}, "must be an object with a name"),

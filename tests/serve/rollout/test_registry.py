@@ -172,7 +172,7 @@ def test_what_a_killed_writer_leaves_is_old_or_new(models, releases):
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nimport serve.rollout.registry as r\n"
         "r.point = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "r.Releases(Path(sys.argv[1])).promote(sys.argv[2])"
+        "r.ModelRegistry(Path(sys.argv[1])).promote(sys.argv[2])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(models), B], check=False)
     assert done.returncode == -signal.SIGKILL
