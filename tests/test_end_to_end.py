@@ -18,8 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from watched import required_expressions
-from watched import without_series
+from watched import required_expressions, without_series
 
 from serve.features.matrix import Features
 from serve.features.rows import Schema
