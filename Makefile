@@ -10,7 +10,7 @@ EXPERIMENT := var/experiment
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo experiment up down observe test check audit lock fmt
+.PHONY: help install demo experiment up down observe test proofs check audit lock fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
@@ -84,9 +84,13 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 	@# One OpenMP thread a worker: on two cores, those of LightGBM spin for each other (12 s of one fixture become 2).
 	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration'
 
-test: check ## Everything: what check does, then real Ray, HTTP and Locust.
-	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray'
-	@$(BIN)/pytest -q -m 'integration and not no_ray'
+test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
+	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray and not proof'
+	@$(BIN)/pytest -q -m 'integration and not no_ray and not proof'
+
+proofs: install ## The long proofs: kills, fuzzing, a million viewers, searches, scaling (about 15 minutes).
+	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray'
+	@$(BIN)/pytest -q -m 'proof and not no_ray'
 
 audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand and in no other target.
 	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet 'pip-audit>=2.10,<3'; }

@@ -104,8 +104,10 @@ def holds_its_bounds(budget, drawn, steps):
 
 anything = given(st.floats(0.0, 1.0), st.floats(0.0, 1.0, exclude_max=True), steps)
 test_no_history_breaks_the_bounds = settings(max_examples=30, deadline=None)(anything(holds_its_bounds))
-test_no_long_history_does = pytest.mark.integration(
-    pytest.mark.no_ray(settings(max_examples=2_000, deadline=None)(anything(holds_its_bounds)))
+test_no_long_history_does = pytest.mark.proof(
+    pytest.mark.integration(
+        pytest.mark.no_ray(settings(max_examples=2_000, deadline=None)(anything(holds_its_bounds)))
+    )
 )
 
 

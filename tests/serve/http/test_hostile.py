@@ -74,7 +74,9 @@ RECORDS = {
 
 def drawn(few: int, many: int) -> pytest.MarkDecorator:
     """Seeds of the fast lane, and others of the longer one."""
-    rest = pytest.param(range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray])
+    rest = pytest.param(
+        range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof]
+    )
     return pytest.mark.parametrize("seeds", [range(few), rest], ids=["few", "many"])
 
 

@@ -47,10 +47,11 @@ def beyond_words(case, response):
     return [negative_data_rejection] if response.status_code == 413 else []
 
 
+@pytest.mark.parametrize("num_examples", [60, pytest.param(480, marks=pytest.mark.proof)])
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("path", ["/v1/rank", "/v1/events"])
-def test_whatever_is_posted_is_answered_as_the_document_says(described, path, mode):
-    hold(described[path]["POST"], mode, num_examples=480)
+def test_whatever_is_posted_is_answered_as_the_document_says(described, path, mode, num_examples):
+    hold(described[path]["POST"], mode, num_examples)
 
 
 @pytest.mark.parametrize("path", ["/v1/model", "/livez", "/readyz", "/openapi.json", "/docs"])

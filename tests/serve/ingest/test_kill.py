@@ -25,7 +25,6 @@ from serve.log.snapshots import numbers
 from serve.stores.factory import open_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
-ROUNDS = 20
 # Events of a payload, at ten payloads a second.
 BATCH = 50
 
@@ -84,7 +83,8 @@ def store(request):
     return request.getfixturevalue("redis_server").url
 
 
-def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_folder, store):
+@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.proof)])
+def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_folder, store, rounds):
     (tmp_path / "tiny.toml").write_text(TOML)
     surface = load_surface(str(tmp_path / "tiny.toml"))
     load(surface, log_folder, store, tmp_path)
@@ -92,7 +92,7 @@ def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_
     draw, number = random.Random(1), 0
     client.start()
     client.send(number)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         timer = threading.Timer(draw.uniform(0.3, 0.9), client.kill)
         timer.start()
         try:

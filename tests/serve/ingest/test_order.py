@@ -329,16 +329,7 @@ def record(number, step, now_ms):
             return Forget(viewer, ts_ms=ts_ms)
 
 
-@pytest.mark.integration
-@pytest.mark.no_ray
-@settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
-)
-@given(steps=st.lists(STEPS, min_size=200, max_size=220))
-def test_the_state_is_a_replay_of_the_log_whatever_comes_late_or_twice(tmp_path_factory, steps):
+def holds_its_replay(tmp_path_factory, steps):
     writer = Writer(tmp_path_factory.mktemp("writer"))
 
     async def scenario():
@@ -367,6 +358,19 @@ def test_the_state_is_a_replay_of_the_log_whatever_comes_late_or_twice(tmp_path_
 
     asyncio.run(scenario())
     assert_same_state(writer.stored(), writer.replayed(), tolerance=1e-6)
+
+
+def after_steps(num_examples):
+    """Return a test of `holds_its_replay` with so many examples of 200 to 220 steps."""
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    sized = settings(max_examples=num_examples, deadline=None, derandomize=True, suppress_health_check=slow)
+    return sized(given(steps=st.lists(STEPS, min_size=200, max_size=220))(holds_its_replay))
+
+
+test_the_state_is_a_replay_of_the_log = pytest.mark.integration(pytest.mark.no_ray(after_steps(8)))
+test_after_ten_thousand_steps_the_state_is_a_replay_of_the_log = pytest.mark.proof(
+    pytest.mark.integration(pytest.mark.no_ray(after_steps(50)))
+)
 
 
 def copied(sent):

@@ -195,7 +195,8 @@ def test_an_artifact_of_the_format_before_is_read_and_published_as_it_is(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "num_damages", [100, pytest.param(1000, marks=[pytest.mark.integration, pytest.mark.no_ray])]
+    "num_damages",
+    [100, pytest.param(1000, marks=[pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof])],
 )
 def test_a_flipped_bit_or_a_cut_in_any_file_refuses_the_artifact(tmp_path: Path, num_damages: int) -> None:
     rng = np.random.default_rng(num_damages)
@@ -308,16 +309,17 @@ def test_leftovers_of_a_killed_writer_with_the_same_pid_are_removed(
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_a_killed_publisher_leaves_the_old_version_or_the_new_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.proof)])
+def test_a_killed_publisher_leaves_the_old_version_or_the_new_one(tmp_path: Path, kills: int) -> None:
     rng = np.random.default_rng(4)
     write(tmp_path / "old", OLD)
     write(tmp_path / "new", NEW, **{"model.onnx": rng.bytes(1_000_000)})
-    command = [sys.executable, "tests/support/publish_process.py", str(tmp_path), "200"]
+    command = [sys.executable, "tests/support/publish_process.py", str(tmp_path), str(kills)]
     says = subprocess.run(command, check=False, capture_output=True, text=True)
     assert says.returncode == 0, says.stderr
     found = Counter(says.stdout.splitlines())
     assert set(found) == {f"{OLD} {OLD}", f"{OLD} {OLD} {NEW}", f"{NEW} {OLD} {NEW}"}, "each was met"
-    assert found.total() == 200
+    assert found.total() == kills
 
 
 def test_publishing_copies_once_and_promotion_points(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_any_bytes_are_passed_or_refused(content: bytes) -> None:
 
 @pytest.mark.integration
 @pytest.mark.no_ray
+@pytest.mark.proof
 @settings(max_examples=3000, deadline=1000)
 @given(st.one_of(st.binary(max_size=300), damaged))
 def test_any_of_many_bytes_are_passed_or_refused(content: bytes) -> None:

@@ -46,6 +46,7 @@ def test_an_arm_without_a_share_gets_nobody():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
+@pytest.mark.proof
 def test_a_million_viewers_are_dealt_evenly_and_two_salts_apart():
     arms = tuple(Arm(name, "popular", share) for name, share in (("a", 0.5), ("b", 0.3), ("c", 0.2)))
     first, second = (arms_of(Experiment("e", salt, arms), MANY) for salt in ("s", "t"))
@@ -59,6 +60,7 @@ def test_a_million_viewers_are_dealt_evenly_and_two_salts_apart():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
+@pytest.mark.proof
 def test_of_a_million_viewers_nobody_moves_but_into_the_arm_that_grows():
     moved = Counter(zip(arms_of(experiment(0.1), MANY), arms_of(experiment(0.5), MANY), strict=True))
     assert moved["model", "popular"] == 0

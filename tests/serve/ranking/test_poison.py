@@ -126,7 +126,9 @@ def service(request: Any, surface: Surface, tmp_path_factory: pytest.TempPathFac
 
 
 def drawn(few: int, many: int) -> pytest.MarkDecorator:
-    rest = pytest.param(range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray])
+    rest = pytest.param(
+        range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof]
+    )
     return pytest.mark.parametrize("seeds", [range(few), rest], ids=["few", "many"])
 
 

@@ -109,6 +109,7 @@ def test_a_few_runs_of_the_validation_hold():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
+@pytest.mark.proof
 def test_the_validation_holds():
     result = validation.validate(300, seed=1)
     assert result["held"], validation.table(result)
