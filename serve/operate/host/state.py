@@ -16,9 +16,10 @@ import psutil
 
 from serve.config.application import OUR_APPLICATION
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.run.local_cluster import UNKNOWN
 
 RUN = Path("var/run")
+# A deployment of which only the name is known.
+UNKNOWN: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
 
 
 def up_command(config: Path, run: RunFolder) -> str:

@@ -28,8 +28,6 @@ from serve.operate.host.state import route, status, status_code
 from serve.operate.status.vitals import answers_of, degraded_by
 
 NEVER = "never started"
-# A deployment of which only the name is known.
-UNKNOWN: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
 
 
 def up(
