@@ -1,7 +1,7 @@
 """Check the prose of the project: docstrings, comments, messages, names and documents.
 
-`python tests/support/check_prose.py [PATH ...]` prints one line a finding and exits with 1 if there is any.
-Names that a user relies on are exempt: JSON keys, metric names, commands, `cluster.yaml` keys and headers.
+`python tests/support/check_prose.py [PATH ...]` prints one line a finding and exits with 1 if
+there is any. Text in backticks is exempt: keys, names of metrics, commands and headers.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ NAMES = {
     "twin": "duplicate",
     "twins": "duplicates",
     "slip": "typo",
-    "steady": "hysteresis",
     "tell": "report, log, return",
     "tells": "reports",
     "told": "reported, logged",
@@ -100,7 +99,7 @@ def check_wordings(prose: str) -> Iterator[str]:
 
 
 def check_names(code: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and text of each class, function, argument or variable with a word of our own in its name."""
+    """Yield the line of each class, function and variable with a word of our own in its name."""
     for node in ast.walk(ast.parse(code)):
         match node:
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
@@ -122,7 +121,7 @@ def check_names(code: str) -> Iterator[tuple[int, str]]:
 
 
 def docstrings(code: str) -> dict[int, str]:
-    """Return the docstrings of a module and of its classes and functions, by the line on which each starts."""
+    """Return the docstrings of a module and what it defines, by the line where each starts."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, owners)]
     return {node.body[0].lineno: text for node in nodes if (text := ast.get_docstring(node, clean=False))}
@@ -137,7 +136,7 @@ def check_openings(code: str) -> Iterator[tuple[int, str]]:
 
 
 def check_tokens(code: str) -> Iterator[tuple[int, str]]:
-    """Yield findings in comments and texts, and trailing comments that break a statement over lines."""
+    """Yield findings in comments and texts, and trailing comments that break a statement."""
     lines, documented = code.splitlines(), docstrings(code)
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
         line, text = token.start[0], token.string
@@ -165,7 +164,7 @@ def check_code(path: Path) -> Iterator[Finding]:
 
 
 def check_document(path: Path) -> Iterator[Finding]:
-    """Yield what is to be mended in a document; code blocks are exempt, and long lines of tables."""
+    """Yield findings in a document; code blocks and the length of table rows are exempt."""
     in_code = False
     for line, text in enumerate(path.read_text().splitlines(), 1):
         if text.lstrip().startswith("```"):
