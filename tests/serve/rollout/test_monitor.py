@@ -175,7 +175,7 @@ def test_a_network_that_is_too_large_is_slow_by_the_scorer_s_own_clock(tmp_path,
     service = Real(tmp_path, log_folder, guard=Limits(max_psi=100.0))
     service.run(scenario)
     assert not service.failed
-    assert f"of which {MODEL} takes" in service.state(NEW)["reason"]
+    assert f"with {MODEL}" in service.state(NEW)["reason"]
 
 
 @pytest.mark.parametrize("way", ["canary", "promote"])
