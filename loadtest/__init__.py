@@ -1,4 +1,5 @@
 """Load tests: open-loop load generation and fault injection against a running service.
 
-Only `loadtest.targets` imports `serve`. All other modules may import `serve.client` alone.
+Each folder may import those after it in this list: `scenarios`, `report`, `targets`, `generator`,
+`measure`, `workload`. Only `targets` imports `serve`; the others may import `serve.client` alone.
 """
