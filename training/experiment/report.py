@@ -142,6 +142,11 @@ def _compared(
     seen = {exposures.arms[code] for code in np.unique(people.arm)}
     arms = sorted(seen | {arm for arm, share in declaration.shares.items() if share > 0})
     listed = ", ".join(arms)
+    if len(arms) < 2:
+        raise TabrankError(
+            f"{declaration.name}: only the arm {listed} has a share or served anybody; give a second arm a share "
+            "above 0 in user_config.experiment.arms, and let it serve"
+        )
     if control is None and declaration.popular not in arms:
         raise TabrankError(
             f"--control: name the arm to compare with, because no arm of {declaration.name} ranks by popularity; "
