@@ -1,5 +1,6 @@
 """Load tests: open-loop load generation and fault injection against a running service.
 
-Each folder may import those after it in this list: `scenarios`, `report`, `targets`, `generator`,
-`measure`, `workload`. Only `targets` imports `serve`; the others may import `serve.client` alone.
+Each may import those after it in this list: `__main__`, `terminal`, `scenarios`, `locustfile`,
+`report`, `targets`, `generator`, `measure`, `workload`, `commands`, `errors`. Only `targets`
+imports `serve`; the others may import `serve.client` alone. Nothing else imports `loadtest`.
 """

@@ -12,7 +12,7 @@ from loadtest.measure.service import DEFAULT_URL
 from loadtest.measure.verdict import Verdict
 from loadtest.report.report import Report, refuse_existing
 from loadtest.report.run import summary
-from loadtest.scenarios.profile_run import run_profile
+from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_benchmark, run_measurement
 from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo

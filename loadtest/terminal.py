@@ -1,4 +1,4 @@
-"""Run one `loadtest` command: measure, print the report, exit with the verdict's code."""
+"""Terminal side of every command: call its measurement, print the report, exit by the verdict."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Bench:
             LoadtestError: if the service does not start, or gives no full answer.
         """
         # Import before any process starts: the module patches the standard library for gevent.
-        import loadtest.scenarios.run  # noqa: F401
+        import loadtest.scenarios.locust_run  # noqa: F401
 
         self.emit(f"{service.name}: starting")
         with started(service, self.work, self.bodies[0], self.candidates) as footprint:
@@ -99,7 +99,7 @@ class Bench:
     def _step(
         self, url: str, rate_rps: float, warmup_s: float, duration_s: float, phase: SearchPhase
     ) -> KneeStep:
-        from loadtest.scenarios.run import run_load
+        from loadtest.scenarios.locust_run import run_load
 
         profile = _profile(rate_rps, warmup_s, duration_s, self.candidates)
         measured = measure(run_load(profile, url, self.bodies).requests, duration_s)

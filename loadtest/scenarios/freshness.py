@@ -69,7 +69,7 @@ def run_freshness(
     try:
         _try_events(url, names, sorted({*kinds, label_event}))
         # Import late: the module patches the standard library for gevent.
-        from loadtest.scenarios.run import run_load
+        from loadtest.scenarios.locust_run import run_load
 
         rng = np.random.default_rng([SEED, 1])
         stream = viewer_events(ids, kinds, plan.profile.viewer_skew, names.run, plan.batch)

@@ -1,8 +1,8 @@
 """Tracing: export the spans of rankings whose clients send a sampled W3C `traceparent`.
 
 Rankings bypass Ray's tracing (`serve.runtime.fast_path`). Their spans are created here after the
-answer, from its own timing, so a request without the header pays only a dictionary lookup. Spans go
-to the exporter that Ray's `tracing_config` names; this module provides two.
+answer, from the answer's timing, so a request without the header pays only a dictionary lookup.
+Spans go to the exporter that Ray's `tracing_config` names; this module provides two.
 """
 
 from __future__ import annotations

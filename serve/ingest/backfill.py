@@ -1,4 +1,4 @@
-"""Backfill: fill a store with the state that a log leads to."""
+"""`serve load`: replay a log and fill a store with the resulting state."""
 
 from __future__ import annotations
 

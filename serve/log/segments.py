@@ -1,4 +1,4 @@
-"""Served log: journal records written as Parquet segments in canonical form, one folder a table."""
+"""Segments of the served log: journal records written as Parquet files, one folder per table."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Event-loop lag: an upper bound on the time a request queued before its handler ran.
 
 An iteration of the event loop reads all sockets that are ready and then runs their handlers. The
-current request therefore arrived after the sockets were read in the previous iteration. That time
-bounds its wait, because the kernel does not report arrival times.
+current request therefore arrived after the sockets were read in the previous iteration. The time
+since then is used as its wait, because the kernel does not report arrival times.
 """
 
 from __future__ import annotations

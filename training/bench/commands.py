@@ -1,4 +1,4 @@
-"""Commands of `python -m training bench`: speed here, and quality against known truths."""
+"""Commands of `python -m training bench`: speed on this machine, quality on data of known truth."""
 
 from __future__ import annotations
 

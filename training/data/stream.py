@@ -1,4 +1,4 @@
-"""Source of batches for rows that do not fit in memory: Ray Data reads their files ahead."""
+"""Batches of rows that do not fit in memory: Ray Data reads the rows' files ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns that leak the future: times after the ranking, and totals over the whole log."""
+"""Find columns unfit as features of a draft: times after the ranking, totals of the whole log."""
 
 from __future__ import annotations
 

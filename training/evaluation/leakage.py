@@ -1,4 +1,4 @@
-"""Guard against target leakage: find columns that alone predict the label.
+"""Guard against target leakage: name columns of training rows that predict the label by themselves.
 
 Letters: N rows, F numeric and K category columns.
 """

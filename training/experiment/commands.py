@@ -1,4 +1,4 @@
-"""Commands `python -m training experiment`: report, validate, offline, offline-check, simulate."""
+"""Commands of `training experiment`: report, validate, offline, offline-check, simulate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Floods of the largest accepted requests, several at once during the load."""
+"""Chaos faults that flood the service: requests of the largest accepted size, beside the load."""
 
 from __future__ import annotations
 

@@ -3,10 +3,9 @@
     python -m loadtest.targets.rivals.idiomatic PORT FOLDER
 
 It starts a separate Ray cluster, serves until SIGTERM and ends the cluster. Everything is Serve's
-default (proxy, one replica each, access log) with three exceptions. Two are changes that the guide
-itself recommends, named below. The third is for a shared machine: Ray runs its workers at nice 15,
-behind the load generator on the same cores; the environment that starts this file sets 0, as for
-tabrank.
+default (proxy, one replica each, access log) with three exceptions. Two are recommended by the
+guide; comments mark them. The third: the environment that starts this file sets the workers' nice
+level to 0, as for tabrank, since Ray's default of 15 would yield to the load generator.
 """
 
 # No `from __future__ import annotations`: FastAPI reads annotations of a class that Ray pickled.

@@ -1,11 +1,11 @@
 """Rival: plain FastAPI on uvicorn, one worker per core, each with the model in its process.
 
-This is good code without a serving framework. uvicorn runs it on uvloop and httptools without an
-access log, with one worker per core, so that a request stays in one process. As a command:
+It shows what careful code reaches without a serving framework. As a command, on two cores:
 
-    uvicorn loadtest.targets.rivals.plain:app --workers 2 --no-access-log
+    uvicorn loadtest.targets.rivals.plain:app --workers 2 --no-access-log \\
+        --loop uvloop --http httptools
 
-with `--loop uvloop --http httptools`. The handler is `async def` with the work inline: 1.0 ms of
+A request stays in one process. The handler is `async def` with the work inline: 1.0 ms of
 CPU per request of 55 candidates. As a plain `def`, which FastAPI runs in a thread, it takes 1.5 ms
 alone and 2.1 ms with sixteen requests at once.
 """

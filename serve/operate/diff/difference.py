@@ -1,4 +1,4 @@
-"""Compare a `cluster.yaml` with the running service, and find what each changed field does."""
+"""Compare a `cluster.yaml` with the running service: each changed field and its consequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describe the machine of a benchmark, for its report."""
+"""Describe this machine (processor, cores, memory, versions) for the report of any benchmark."""
 
 from __future__ import annotations
 

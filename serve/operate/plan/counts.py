@@ -1,4 +1,4 @@
-"""Report a simulated replica's counts to the controller, as often as Ray does."""
+"""Report a simulated replica's request counts to the simulated controller, as often as Ray does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that let a cluster survive its head: state on the head's disk, and workers that wait.
+"""Settings of a rendered cluster that survives its head: Ray's state on disk, workers that wait.
 
 By default Ray keeps the state in memory, and a worker gives up a minute after the head falls
 silent, so that the service ends with its head. With these settings, the replicas and the HAProxy of

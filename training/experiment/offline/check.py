@@ -1,4 +1,4 @@
-"""Check of the offline estimates on simulated logs and on the Open Bandit Dataset."""
+"""Check the offline estimators where truth is known: simulated logs, the Open Bandit Dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explored exposures of a served log: randomised orders with rewards and the scores of an artifact.
+"""Exposures in randomised order, read from a served log: rewards and an artifact's scores.
 
 Letters: N exposures, C candidates of the longest one, P shown candidates of all exposures.
 """
