@@ -1,4 +1,4 @@
-"""Architecture: sizes of modules, private parts of Ray, dependencies of the request path, commands."""
+"""Architecture: sizes of modules, private parts of Ray, imports of the request path, commands."""
 
 from __future__ import annotations
 

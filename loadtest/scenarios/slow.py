@@ -102,6 +102,13 @@ def _read_report(process: subprocess.Popen[str]) -> dict[str, Any]:
     return {"connected": max((line.get("connected", 0) for line in lines), default=0), "ended": ended}
 
 
+def verdict_of(ratio: float, num_failed: int, late_ms: float) -> str:
+    """Return the verdict: slow clients may cost the p99 of others at most `MAX_RATIO`."""
+    if late_ms > MAX_LATE_MS:
+        return "void"
+    return "held" if ratio <= MAX_RATIO and not num_failed else "not held"
+
+
 def _report(plan: SlowPlan, url: str, log: RequestLog, reports: list[dict[str, Any]]) -> Report:
     connected = min(one["connected"] for one in reports)
     if connected < 0.9 * plan.num_slow:
@@ -114,9 +121,8 @@ def _report(plan: SlowPlan, url: str, log: RequestLog, reports: list[dict[str, A
     ratio = median(slowed) / median(quiet)
     failed = sum(one.errors for one in windows)
     late_ms = median(one.generator_late_ms_p99 for one in windows)
-    verdict = "held" if ratio <= MAX_RATIO and not failed else "not held"
     return {
-        "verdict": "void" if late_ms > MAX_LATE_MS else verdict,
+        "verdict": verdict_of(ratio, failed, late_ms),
         "url": url,
         "target_rps": plan.profile.target_rps,
         "slow_clients": plan.num_slow,

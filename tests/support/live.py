@@ -21,6 +21,7 @@ from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_LIVE, ingester
 from serve.log.events import unpack
 from serve.ranking.service import FeatureFetcher
+from serve.ranking.telemetry import Metrics
 from serve.rollout.registry import ModelRegistry
 
 
@@ -39,6 +40,8 @@ class Live:
         self.max_live = max_live
         # Callback for the numbers that Ingest reports to its metrics.
         self.on_tally = lambda tally: None
+        # Receiver of the replica's measurements.
+        self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
         self.config = UserConfig(
             Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
@@ -56,7 +59,7 @@ class Live:
         """Run the service until the block ends; then commit and flush the rest."""
         self.ingester = ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
         fetcher = FeatureFetcher(
-            self.args, self.folder, self.score, self.load, self._take, roll_back=self._roll_back
+            self.args, self.folder, self.score, self.load, self._take, self.metrics, self._roll_back
         )
         fetcher.configure(self.config)
         await fetcher.refresh()
