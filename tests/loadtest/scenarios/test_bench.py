@@ -95,6 +95,7 @@ def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, ben
     assert left(bench_work.id) == []
 
 
+@pytest.mark.proof
 def test_compare_measures_three_services_and_leaves_nothing_running(bench, bench_work):
     report = bench("compare")
     assert report["knee_rps"] == {"idiomatic": 20, "fastapi": 20, "tabrank": 20}

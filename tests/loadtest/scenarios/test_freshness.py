@@ -27,7 +27,7 @@ KEYS = {
 # fmt: on
 SPREAD = {"p50", "p90", "p99", "max", "samples", "missed", "missed_kinds"}
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def with_port(source, folder, port):
 
 
 @pytest.mark.integration
+@pytest.mark.proof
 def test_a_node_is_added_and_removed_with_the_load_and_no_request_fails(tmp_path):
     port = free_port()
     shutil.copy(FOLDER / "sleeper.py", tmp_path)

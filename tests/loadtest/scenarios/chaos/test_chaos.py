@@ -38,6 +38,7 @@ def run(bench_work):
             yield chaos.ChaosRun.of(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
 
 
+@pytest.mark.proof
 def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
     target = run.provide_service(Controller())
     out = tmp_path / "out"

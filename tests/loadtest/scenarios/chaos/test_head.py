@@ -31,6 +31,7 @@ def sleeper(folder):
 
 
 @pytest.mark.integration
+@pytest.mark.proof
 def test_a_worker_answers_without_its_head_and_a_new_head_takes_over(tmp_path):
     config, document = sleeper(tmp_path)
     outcomes = Counter()

@@ -41,6 +41,7 @@ def left(work_id):
     return found
 
 
+@pytest.mark.proof
 def test_replicas_come_and_go_under_load_and_no_request_fails(bench_work, tmp_path):
     out = tmp_path / "out"
     short = ("--part", "replicas", "--cycles", "1", "--hold", "10", "--out", str(out))

@@ -96,6 +96,7 @@ def test_an_alert_uses_records_alone_which_always_have_a_series():
 
 
 @pytest.mark.integration
+@pytest.mark.no_ray
 def test_each_alert_fires_for_its_cause_and_is_silent_without_it():
     if shutil.which("promtool") is None:
         pytest.skip("promtool is missing: apt-get install prometheus")
