@@ -10,7 +10,7 @@ EXPERIMENT := var/experiment
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help install demo experiment up down observe test check ranklens dist audit lock fmt
+.PHONY: help install demo experiment up down observe test proofs check ranklens dist audit lock fmt
 .DEFAULT_GOAL := help
 
 help: ## This list.
@@ -80,13 +80,18 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python tests/support/check_prose.py
 	@found=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$found"; exit 1; }
 	@# One OpenMP thread a worker: on two cores, those of LightGBM spin for each other (12 s of one fixture become 2).
 	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration'
 
-test: check ## Everything: what check does, then real Ray, HTTP and Locust.
-	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray'
-	@$(BIN)/pytest -q -m 'integration and not no_ray'
+test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
+	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray and not proof'
+	@$(BIN)/pytest -q -m 'integration and not no_ray and not proof'
+
+proofs: install ## The long proofs: kills, fuzzing, a million viewers, searches, scaling (about 15 minutes).
+	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray'
+	@$(BIN)/pytest -q -m 'proof and not no_ray'
 
 ranklens: install ## Fetch RankLens (github.com/metarank/ranklens, CC BY-SA 4.0) for its tests; the SHA-256 is verified.
 	@$(BIN)/python tests/support/fetch_ranklens.py var/ranklens

@@ -1,1 +1,6 @@
-"""Open-loop load and fault injection. Of `serve` it imports `serve.client`; `targets` imports more."""
+"""Load tests: open-loop load generation and fault injection against a running service.
+
+Each may import those after it in this list: `__main__`, `terminal`, `scenarios`, `locustfile`,
+`report`, `targets`, `generator`, `measure`, `workload`, `commands`, `errors`. Only `targets`
+imports `serve`; the others may import `serve.client` alone. Nothing else imports `loadtest`.
+"""

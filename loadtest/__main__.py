@@ -1,4 +1,4 @@
-"""`python -m loadtest`: prove rate and latency of a service, one that runs or one that is started for it."""
+"""`python -m loadtest`: measure throughput and latency of a running service or of a new one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadtest.measure.service import DEFAULT_URL
 from loadtest.measure.verdict import Verdict
 from loadtest.report.report import Report, refuse_existing
 from loadtest.report.run import summary
-from loadtest.scenarios.profile_run import run_profile
+from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_benchmark, run_measurement
 from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
@@ -26,50 +26,52 @@ app = typer.Typer(
 )
 
 LOG, WORK, CONFIG = Path("var/log"), Path("var/bench"), Path("cluster.yaml")
-Url = Annotated[str, typer.Option(help="the running service to measure; it keeps what is posted")]
-Log = Annotated[Path, typer.Option(help="log folder to take viewers, candidates and kinds of events from")]
-Ids = Annotated[Path | None, typer.Option(help="JSON file of viewers and candidates, instead of a log")]
-Work = Annotated[Path, typer.Option(help="folder of the log, model and store to use, made if missing")]
+Url = Annotated[str, typer.Option(help="URL of the running service, which keeps the posted records")]
+Log = Annotated[Path, typer.Option(help="log folder that supplies viewers, candidates and kinds of events")]
+Ids = Annotated[Path | None, typer.Option(help="JSON file of viewers and candidates, used instead of a log")]
+Work = Annotated[Path, typer.Option(help="folder of the log, model and store; created if it is missing")]
 Config = Annotated[Path, typer.Option(help="the cluster.yaml to measure")]
-Out = Annotated[Path | None, typer.Option(help="folder to write, var/loadtest/NAME-TIME by default")]
+Out = Annotated[Path | None, typer.Option(help="folder for the report; var/loadtest/NAME-TIME by default")]
 Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
 
 @app.callback()
 def commands() -> None:
-    """Load tests. Exit codes: 0 held, 1 not held, 2 void or could not be run."""
+    """Run load tests. Exit codes: 0 held, 1 not held, 2 invalid measurement or failed run."""
 
 
 @app.command()
 def run(
     profile: Annotated[
-        str, typer.Option(help="headline, modest, step, spike, diurnal, or a .toml file with the same keys")
+        str, typer.Option(help="headline, modest, step, spike, diurnal, or the path of a .toml profile")
     ] = "headline",
     url: Url = DEFAULT_URL,
     slo: Annotated[
-        Path | None, typer.Option(help="TOML file with other limits than the shipped ones")
+        Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")
     ] = None,
     log: Log = LOG,
     ids: Ids = None,
-    rps: Annotated[float | None, typer.Option(help="requests a second, instead of the profile's")] = None,
-    duration: Annotated[float | None, typer.Option(help="seconds measured, instead of the profile's")] = None,
-    warmup: Annotated[float | None, typer.Option(help="seconds before, not counted, likewise")] = None,
+    rps: Annotated[float | None, typer.Option(help="requests per second; overrides the profile")] = None,
+    duration: Annotated[float | None, typer.Option(help="measured seconds; overrides the profile")] = None,
+    warmup: Annotated[float | None, typer.Option(help="warm-up seconds; overrides the profile")] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="run folder of `serve up`, or a dashboard's URL, whose replicas and nodes are watched; "
-            "var/run by default, if it serves --url"
+            help="run folder of `serve up`, or URL of a Ray dashboard, to count replicas and nodes; "
+            "var/run by default if it serves --url"
         ),
     ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Load the service at --url in an open loop and hold its answers against an SLO.
+    """Load the service at --url in an open loop and check its answers against an SLO.
 
-    A profile with a shape (step, spike, diurnal) is held against the same limits over the whole; the report tells
-    each phase, and how soon after a step up they held again. timeline.csv is a trace that `serve plan` reads.
+    A profile with a shape (step, spike, diurnal) must meet the same limits over the whole run. The
+    report also lists each phase, and the time until the limits held again after each step up.
+    `serve plan` can read timeline.csv as a trace.
 
-    Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no service) or unusable input.
+    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
+    unusable input.
     """
 
     def measured() -> tuple[Report, Path, Verdict]:
@@ -84,41 +86,38 @@ def freshness(
     url: Url = DEFAULT_URL,
     log: Log = LOG,
     ids: Ids = None,
-    rate: Annotated[float, typer.Option(min=1, max=10_000, help="rankings a second beside it")] = 900,
-    events: Annotated[
-        float, typer.Option(min=1, max=10_000, help="viewers' events a second beside it")
-    ] = 500,
-    probes: Annotated[float, typer.Option(min=0.1, max=100, help="events a second that are followed")] = 5,
-    duration: Annotated[float, typer.Option(min=1, max=600, help="seconds measured")] = 30,
-    warmup: Annotated[
-        float, typer.Option(min=0, max=600, help="seconds of load before, in which none is followed")
-    ] = 10,
+    rate: Annotated[float, typer.Option(min=1, max=10_000, help="rankings per second")] = 900,
+    events: Annotated[float, typer.Option(min=1, max=10_000, help="viewer events per second")] = 500,
+    probes: Annotated[float, typer.Option(min=0.1, max=100, help="probe events per second")] = 5,
+    duration: Annotated[float, typer.Option(min=1, max=600, help="measured seconds")] = 30,
+    warmup: Annotated[float, typer.Option(min=0, max=600, help="warm-up seconds, without probes")] = 10,
     slo: Annotated[
-        Path | None, typer.Option(help="TOML file with another generator_late_ms_p99 than the shipped one")
+        Path | None, typer.Option(help="TOML file with a generator_late_ms_p99 that replaces the shipped one")
     ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how soon an event shows in a ranking of the service at --url, under load: p99 below 1 s.
+    """Measure the time from an event to a ranking that shows it, under load: p99 below 1 s.
 
-    The viewers' events that it posts are made up, and the service keeps them: not for one that people use.
-    Rankings are those of the headline profile; their rate and the events' must reach 95 % of what is asked,
-    and no ranking may fail.
+    The test posts synthetic viewer events to the service at --url, and the service keeps them. Do
+    not run it against a service in production use. Rankings follow the headline profile. The rates
+    of rankings and of events must reach 95 % of their targets, and no ranking may fail.
 
-    Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no such service) or unusable
-    input.
+    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
+    unusable input.
     """
     from loadtest.report.freshness import freshness_summary
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
         from loadtest.report.freshness import write_freshness
-        from loadtest.scenarios.freshness import Plan, run_freshness
+        from loadtest.scenarios.freshness import FreshnessPlan, run_freshness
 
         profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
         refuse_existing(folder)
         kinds = None if ids else read_log_kinds(log)
-        who = find_ids(ids, log, profile.candidates)
-        report, followed = run_freshness(Plan(profile, events, probes), url, who, kinds, load_slo(slo))
+        ids_used = find_ids(ids, log, profile.candidates)
+        plan = FreshnessPlan(profile, events, probes)
+        report, followed = run_freshness(plan, url, ids_used, kinds, load_slo(slo))
         write_freshness(folder, report, followed)
         return report, report["verdict"]
 
@@ -130,22 +129,26 @@ def slow(
     url: Url = DEFAULT_URL,
     log: Log = LOG,
     ids: Ids = None,
-    rps: Annotated[float, typer.Option(min=50, help="normal requests a second")] = 300,
+    rps: Annotated[float, typer.Option(min=50, help="normal requests per second")] = 300,
     clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
-    pairs: Annotated[int, typer.Option(min=1, max=100, help="windows with them, and as many without")] = 5,
+    pairs: Annotated[
+        int, typer.Option(min=1, max=100, help="pairs of windows with and without slow clients")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
-    """What slow clients cost the others: half of them send their headers, half their bodies, a byte a second.
+    """Measure how slow clients affect other requests: they send one byte per second.
 
-    Exit codes: 0 held (the p99 of normal traffic is at most 1.2 times as long, and nothing of it fails), 1 not held,
-    2 void (the generator was late) or could not be run.
+    Half of the slow clients send their headers slowly, the other half their bodies.
+
+    Exit codes: 0 held (the p99 of normal requests is at most 1.2 times as long, and none of them
+    fails), 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.scenarios.slow import Plan, run_slow, slow_summary
+    from loadtest.scenarios.slow import SlowPlan, run_slow, slow_summary
 
     def measured() -> tuple[Report, Path | None, Verdict]:
         profile = load_profile("headline", target_rps=rps)
-        asked = find_ids(ids, log, profile.candidates)
-        report = run_slow(Plan(profile, clients, pairs), url, asked)
+        ids_used = find_ids(ids, log, profile.candidates)
+        report = run_slow(SlowPlan(profile, clients, pairs), url, ids_used)
         return report, None, report["verdict"]
 
     run_measurement(measured, slow_summary, as_json)
@@ -155,13 +158,15 @@ def slow(
 def knee(
     work: Work = WORK,
     config: Config = CONFIG,
-    candidates: Annotated[int, typer.Option(min=1, max=MAX_CANDIDATES, help="to a request")] = 55,
+    candidates: Annotated[int, typer.Option(min=1, max=MAX_CANDIDATES, help="candidates per request")] = 55,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service and find the highest rate that holds the shipped SLO, in an open loop. About 4 minutes.
+    """Start the service and find the highest rate that holds the shipped SLO. About 4 minutes.
 
-    Exit codes: 0 found, 1 not even the lowest rate held, 2 could not be run.
+    The load is open-loop.
+
+    Exit codes: 0 found, 1 the lowest rate did not hold, 2 failed run.
     """
     from loadtest.report.knee import knee_summary
     from loadtest.scenarios.knee import run_knee
@@ -175,9 +180,11 @@ def knee(
 
 @app.command()
 def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
-    """Find the knees of tabrank, plain FastAPI and Ray Serve as its guide teaches. Under 10 minutes.
+    """Find the knees of tabrank, plain FastAPI and idiomatic Ray Serve. Under 10 minutes.
 
-    Exit codes: 0 found, 1 not even the lowest rate held for one of them, 2 could not be run.
+    The Ray Serve rival follows the guide in Ray's documentation.
+
+    Exit codes: 0 found, 1 one service did not hold the lowest rate, 2 failed run.
     """
     from loadtest.report.knee import compare_summary
     from loadtest.scenarios.compare import run_compare
@@ -194,29 +201,30 @@ def scale(
     work: Work = WORK,
     config: Config = CONFIG,
     part: Annotated[
-        list[str] | None, typer.Option(help="replicas, step or nodes; may be repeated; all by default")
+        list[str] | None, typer.Option(help="replicas, step or nodes; repeat for several; all by default")
     ] = None,
-    cycles: Annotated[int, typer.Option(min=1, max=100, help="how often replicas go 1 → 3 → 1")] = 5,
+    cycles: Annotated[int, typer.Option(min=1, max=100, help="number of replica cycles 1 → 3 → 1")] = 5,
     hold: Annotated[
-        float, typer.Option(min=5, max=600, help="seconds for each change of replicas, and the load after it")
+        float, typer.Option(min=5, max=600, help="seconds for each change of replicas and the load after it")
     ] = 15,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Prove that replicas and nodes come and go under load, with a Scorer that sleeps. About 8 minutes.
+    """Test scaling of replicas and nodes under load with a throttled Scorer. About 8 minutes.
 
-    replicas: 1 → 3 → 1 at 60 % load, --cycles times, and no request fails. step: of a doubled load more replicas
-    are up, and the p99 is back under its limit, within 10 s. nodes: a load step brings a node, its end takes it away.
+    replicas: 1 → 3 → 1 at 60 % load, --cycles times; no request fails. step: within 10 s of a
+    doubled load, more replicas run and the p99 is below its limit again. nodes: a load step adds a
+    node, and the end of the load removes it.
 
-    Exit codes: 0 held, 1 not held, 2 void (the generator was late) or could not be run.
+    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
     from loadtest.report.scaling import scale_summary
-    from loadtest.scenarios.scaling.replicas import Plan
+    from loadtest.scenarios.scaling.replicas import ReplicasPlan
     from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
-        parts = tuple(dict.fromkeys(part)) if part else PARTS
-        report = run_scale(Workspace(work), config, parts, Plan(cycles, hold), folder, print_progress)
+        parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
+        report = run_scale(Workspace(work), config, parts, plan, folder, print_progress)
         return report, report["verdict"]
 
     run_benchmark("scale", out, measured, scale_summary, as_json)
@@ -227,29 +235,30 @@ def overload(
     work: Work = WORK,
     config: Config = CONFIG,
     times: Annotated[
-        str, typer.Option(help="how many times the knee is offered, separated by commas")
+        str, typer.Option(help="offered rates as multiples of the knee, separated by commas")
     ] = "2,3",
-    seconds: Annotated[float, typer.Option(min=5, max=600, help="of each overload")] = 60,
+    seconds: Annotated[float, typer.Option(min=5, max=600, help="seconds of each overload")] = 60,
     knee: Annotated[
-        float | None, typer.Option(min=1, help="requests a second, if the knee under the pinning is known")
+        float | None, typer.Option(min=1, help="knee in requests per second, if known for this pinning")
     ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Offer the service more than it can do, on a core of its own; then with its ladder off. About 6 minutes.
+    """Overload the service on its own core, then repeat without load shedding. About 6 minutes.
 
-    The service runs on one core and the load generator on another; the knee is measured under this pinning. Held:
-    goodput of 90 % of the knee at up to twice it and 70 % above, p99 of answers ≤ 100 ms, no 5xx, refusals in the
-    replica ≤ 10 ms, normal again ≤ 5 s after; and with the ladder off it does not hold.
+    The service runs on one core and the load generator on another; the knee is measured with the
+    same CPU pinning. Limits: goodput of 90 % of the knee at up to twice the knee and of 70 % above,
+    p99 of answers ≤ 100 ms, no 5xx, refusals within 10 ms in the replica, normal operation ≤ 5 s
+    after the overload. Without load shedding the service must not meet them.
 
-    Exit codes: 0 held, 1 not held, 2 void (the generator was late) or could not be run.
+    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
     from loadtest.report.overload import overload_summary
-    from loadtest.scenarios.overload.found import Plan
+    from loadtest.scenarios.overload.found import OverloadPlan
     from loadtest.scenarios.overload.run import read_times, run_overload
 
     def measured(folder: Path) -> tuple[Report, Verdict]:
-        factors, plan = read_times(times), Plan(seconds)
+        factors, plan = read_times(times), OverloadPlan(seconds)
         return run_overload(Workspace(work), config, factors, plan, folder, print_progress, knee)
 
     run_benchmark("overload", out, measured, overload_summary, as_json)
@@ -260,19 +269,21 @@ def chaos(
     work: Work = WORK,
     config: Config = CONFIG,
     fault: Annotated[
-        list[str] | None, typer.Option(help="the name of one; may be repeated; all by default")
+        list[str] | None, typer.Option(help="name of a fault; repeat for several; all by default")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=1, help="requests a second, instead of 60 % of the knee")
+        float | None, typer.Option(min=1, help="requests per second, instead of 60 % of the knee")
     ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service, and hurt it under load: kills, hangs, stores gone, changes. Under 20 minutes.
+    """Start the service and inject faults under load. Under 20 minutes.
 
-    Each fault is told with what is allowed and what was measured; docs/chaos.md has the table.
+    Faults are kills, hangs, unavailable stores and configuration changes. The report lists the
+    allowed and the measured effect of each fault; docs/chaos.md has the table.
 
-    Exit codes: 0 all held, 1 one did not, 2 void (the generator was late) or could not be run.
+    Exit codes: 0 all held, 1 one did not hold, 2 invalid measurement (the generator was late) or
+    failed run.
     """
     from loadtest.report.chaos import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
@@ -286,24 +297,26 @@ def chaos(
 @app.command()
 def soak(
     rate: Annotated[
-        float, typer.Option(min=1, max=10_000, help="requests a second; 70 % of the knee is fair")
+        float, typer.Option(min=1, max=10_000, help="requests per second; 70 % of the knee is a good choice")
     ],
     url: Url = DEFAULT_URL,
-    minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured")] = 10,
+    minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured minutes")] = 10,
     cluster: Annotated[
-        Path, typer.Option(help="run folder of `serve up`, whose processes are looked at")
+        Path, typer.Option(help="run folder of `serve up`, to find the processes of the service")
     ] = Path("var/run"),
     log: Log = LOG,
     ids: Ids = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Load the service at --url for long: the p99 must not drift, memory and open files must not grow.
+    """Load the service at --url for a long time and detect latency drift and resource leaks.
 
-    Held: the p99 of the last third ≤ 10 % above that of the first, own resident memory and open files of all
-    processes grow ≤ 5 % after the first fifth, no request fails. Before it half a minute that does not count.
+    Limits: the p99 of the last third is at most 10 % above the p99 of the first third; private
+    resident memory and open files of all processes grow by at most 5 % after the first fifth; no
+    request fails. A warm-up of 30 s comes first and is not counted.
 
-    Exit codes: 0 held, 1 not held, 2 void (the generator was late, or there is no service) or unusable input.
+    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
+    unusable input.
     """
     from loadtest.report.soak import soak_summary
     from loadtest.scenarios.soak import run_soak

@@ -1,4 +1,4 @@
-"""The project's own commands, run one after the other by a longer one."""
+"""Run the project's own commands as subprocesses and return their JSON output."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ PR_SET_PDEATHSIG = 1
 
 
 class CommandFailed(LoadtestError):
-    """A command failed; the message says which, and what it said last."""
+    """A command failed. The message names it and holds the last lines of its log."""
 
 
 def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] = (0,)) -> dict[str, Any]:
-    """One of the project's commands, its JSON answer; what it says on stderr is appended to `log`."""
+    """Run a command with `--json` and return its JSON output; append its stderr to `log`.
+
+    Raises:
+        CommandFailed: if the exit code is not in `accept`.
+    """
     with log.open("a") as file:
         file.write(f"$ python -m {package} {' '.join(arguments)}\n")
         file.flush()
-        # `serve up` leaves a service behind that outlives its command; everything else ends with us
+        # `serve up` leaves a service that outlives its command. All other processes end with the
+        # parent.
         done = subprocess.run(
             [sys.executable, "-m", package, *arguments, "--json"],
             stdout=subprocess.PIPE,
@@ -42,11 +47,14 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
 
 
 def last_lines(log: Path, count: int = 3) -> list[str]:
-    """The last lines of a log that is there."""
+    """Return the last lines of an existing log."""
     return log.read_text(errors="replace").strip().splitlines()[-count:]
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Send this process a signal when its parent ends, however that ends: a killed demo leaves no training behind."""
+    """Send this process a signal when its parent ends, even if the parent is killed.
+
+    So a killed demo leaves no training behind. Linux only; elsewhere the call does nothing.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

@@ -1,4 +1,4 @@
-"""What ends a load test before it is one: input that cannot be used, or no service to load."""
+"""Errors that stop a load test before it starts: unusable input, or no service to load."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class LoadtestError(Exception):
-    """The run cannot be made (exit 2). The message names the field, the value and the remedy."""
+    """The run is impossible (exit 2). The message names the field, the value and the remedy."""
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    """The sentence that refuses an unknown key and names the nearest valid one."""
+    """Return the error message for an unknown key, with the nearest valid key."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(names)}"

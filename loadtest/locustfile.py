@@ -1,12 +1,12 @@
-"""Locust's side: the load of a profile as a FastHttpUser.
+"""Locust integration: the load of a profile as a FastHttpUser.
 
-`python -m loadtest run` runs this class in process. Whoever knows Locust can do without it:
+`python -m loadtest run` runs this class in its own process. It also works with Locust alone:
 
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -t 60s --profile headline
+    locust -f loadtest/locustfile.py -H http://127.0.0.1:8000 --headless -t 60s --profile headline
 
-also with `--processes`, or `--master` and `--worker`: each worker gets one dispatcher and an equal part of
-the rate, whatever `--users` says. Response times count from the scheduled start; the answers stand under the
-rung that they were given at.
+With `--processes`, or `--master` and `--worker`, each worker gets one dispatcher and an equal share
+of the rate, whatever `--users` is. Response times count from the scheduled start. Locust groups the
+answers by their rung.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ BLOCK_S = 10.0
 
 
 def bucket_response_time(ms: float) -> float:
-    """In place of Locust's own, which makes 104.9 ms 100: steps of 0.1 ms, 1 ms above a second, always up.
+    """Round a response time up, to 0.1 ms, or to 1 ms above a second.
 
-    So what Locust counts at a limit in whole milliseconds is exact.
+    It replaces Locust's own buckets, which turn 104.9 ms into 100. With these buckets Locust's
+    counts are exact at a limit in whole milliseconds.
     """
     return math.ceil(ms) if ms > 1000 else math.ceil(ms * 10) / 10
 
@@ -53,8 +54,11 @@ locust.stats.bucket_response_time = bucket_response_time
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one Locust process sends, as its environment's `load`; `on_end` hears of each request."""
+class LocustLoad:
+    """The load that one Locust process sends, set as `load` of its environment.
+
+    `on_end` is called with each request that ended.
+    """
 
     profile: Profile
     bodies: list[bytes]
@@ -63,16 +67,16 @@ class Load:
 
 
 class RequestError(Exception):
-    """What Locust shows for a request that failed."""
+    """Exception that Locust shows for a failed request."""
 
 
 class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
-    """Not one user but all of a profile's: the dispatcher of this process."""
+    """Dispatcher of this process as a Locust user: one object sends the load of all users."""
 
     @task  # type: ignore[untyped-decorator]
     def dispatch(self) -> None:
         """Send the environment's load, then stop."""
-        load: Load = self.environment.load
+        load: LocustLoad = self.environment.load
         connections = Connections(self.host)
         read = partial(read_answer, num_candidates=load.profile.candidates)
         dispatcher = Dispatcher(connections, read, self._ended)
@@ -85,7 +89,7 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         raise StopUser
 
     def _share_rps(self) -> float:
-        """This process's part of the rate, among all dispatchers at this moment."""
+        """Return this process's share of the rate among all current dispatchers."""
         num_dispatchers = getattr(self.environment.parsed_options, "num_dispatchers", 1)
         rate_rps: float = self.environment.load.profile.target_rps
         return rate_rps / num_dispatchers
@@ -104,7 +108,10 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
 
 
 class LatenessWatch:
-    """Says so in the log when the dispatcher was late: then the response times are not the service's."""
+    """Monitor that logs a warning when the dispatcher is late.
+
+    The response times are then not those of the service.
+    """
 
     def __init__(self, limit_ms: float, num_requests: int) -> None:
         self._limit_ms = limit_ms
@@ -112,7 +119,7 @@ class LatenessWatch:
         self._late_ms: list[float] = []
 
     def __call__(self, ended: Ended) -> None:
-        """Take note of a request; judge when there are enough."""
+        """Record the lateness of a request and judge it once there are enough requests."""
         self._late_ms.append(ended.late_ms)
         if len(self._late_ms) >= self._num_requests:
             p99_ms = float(np.percentile(self._late_ms, 99))
@@ -122,12 +129,15 @@ class LatenessWatch:
 
 
 class OneDispatcherEach(LoadTestShape):  # type: ignore[misc]
-    """One user to a worker, for `--run-time` or until stopped; tells the workers how many share the rate."""
+    """Load shape with one user per worker, until `--run-time` or until stopped.
+
+    It also sends the number of dispatchers to the workers, which divide the rate by it.
+    """
 
     use_common_options = True
 
     def tick(self) -> tuple[int, float] | None:
-        """The number of users that there should be, and how many of them start in a second."""
+        """Return the number of users, and the number of users to start per second."""
         options = self.runner.environment.parsed_options
         if options.run_time and self.get_run_time() >= options.run_time:
             return None
@@ -138,16 +148,16 @@ class OneDispatcherEach(LoadTestShape):  # type: ignore[misc]
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_arguments(parser: Any) -> None:
-    """Locust has a `--profile` of its own, which is taken for ours."""
+    """Add the tabrank options. Locust's own `--profile` names the load profile."""
     group = parser.add_argument_group("tabrank")
-    group.add_argument("--log", default="var/log", help="log folder to take viewers and candidates from")
+    group.add_argument("--log", default="var/log", help="log folder that supplies viewers and candidates")
     group.add_argument("--ids", default=None, help="JSON file of viewers and candidates, instead of a log")
-    group.add_argument("--rps", type=float, default=None, help="requests a second, all workers together")
+    group.add_argument("--rps", type=float, default=None, help="requests per second of all workers together")
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def prepare(environment: Any, runner: Any, **_: Any) -> None:
-    """Make the load of this process from the command line; a master sends none."""
+    """Build the load of this process from the command line; a master sends no load."""
     if isinstance(runner, MasterRunner):
         return
     options = environment.parsed_options
@@ -159,5 +169,6 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
     except LoadtestError as error:
         sys.exit(str(error))
     watch = LatenessWatch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
-    shaped = chain.from_iterable(repeat(blocks(profile.shape)))  # again and again, for as long as it is asked
-    environment.load = Load(profile, bodies, shaped if profile.shape else repeat(Block(BLOCK_S)), watch)
+    # The shape repeats until Locust stops the run.
+    shaped = chain.from_iterable(repeat(blocks(profile.shape)))
+    environment.load = LocustLoad(profile, bodies, shaped if profile.shape else repeat(Block(BLOCK_S)), watch)

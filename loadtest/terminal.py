@@ -1,4 +1,4 @@
-"""Run one command of `loadtest`: measure, print the report, exit by the verdict."""
+"""Terminal side of every command: call its measurement, print the report, exit by the verdict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_benchmark(
     as_json: bool,
     of: Report | None = None,
 ) -> None:
-    """Measure into the folder `out`, var/loadtest/NAME-TIME by default; the rest as `run_measurement`."""
+    """Measure into `out` (default var/loadtest/NAME-TIME), then act as `run_measurement`."""
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
     def judged() -> tuple[Report, Path, Verdict]:
@@ -41,29 +41,33 @@ def run_measurement(
     as_json: bool,
     of: Report | None = None,
 ) -> None:
-    """Measure, print the report or why there is none, and exit by the verdict; `of` names what was measured."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: unwinds what was begun
+    """Measure, print the report or the reason for its absence, and exit by the verdict.
+
+    `of` holds the fields that identify the measurement when there is no report.
+    """
+    # SIGTERM acts as Ctrl-C, so that context managers clean up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report, folder, verdict = measured()
     except LoadtestError as error:
         if as_json:
             reason = str(error)
-            void = {"verdict": "void", "reasons": [reason]}
-            print(json.dumps(of | void if of else {"error": reason}))
+            invalid = {"verdict": "void", "reasons": [reason]}
+            print(json.dumps(of | invalid if of else {"error": reason}))
         print_progress(str(error))
         raise typer.Exit(EXIT_CODES["void"]) from None
     except KeyboardInterrupt:
-        print_progress(f"interrupted: {'no verdict' if of else 'nothing is left running, and no report'}")
+        print_progress(f"interrupted: {'no verdict' if of else 'no report, and no process is left running'}")
         raise typer.Exit(EXIT_CODES["void"]) from None
     except Exception:
         traceback.print_exc()
         raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
     if folder is not None:
-        print_progress(f"written to {folder / 'report.html'}")
+        print_progress(f"report: {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[verdict])
 
 
 def print_progress(line: str) -> None:
-    """Print a line on stderr."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`python -m serve`: start, fill and look at the ranking service."""
+"""Start, fill and inspect the ranking service: `python -m serve COMMAND`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 app.add_typer(
-    models, name="models", help="The published versions: list, promote, roll back, canary, score shift."
+    models, name="models", help="List, promote and roll back versions, start a canary, compare scores."
 )
-app.add_typer(
-    render, name="render", help="Write the launcher file or RayService of a cluster, or a systemd unit."
-)
+app.add_typer(render, name="render", help="Write a cluster's launcher file or RayService, or a systemd unit.")
 AnyRunFolder = Annotated[
     Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="A Ray cluster's dashboard instead, http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"),
+    typer.Option(
+        help="Use this Ray cluster's dashboard instead: http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"
+    ),
 ]
 
 
@@ -42,28 +42,28 @@ Address = Annotated[
 def up(
     config: ConfigFile = CONFIG,
     run: RunFolder = RUN,
-    haproxy: Annotated[bool, typer.Option(help="The fast ingress, or Ray's plain proxy.")] = True,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to answer.")] = 120.0,
+    haproxy: Annotated[bool, typer.Option(help="Use the fast ingress, or Ray's plain proxy.")] = True,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until the service answers.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Start the service of a `cluster.yaml`, or deploy its changes, and return when it answers."""
+    """Start the service of a `cluster.yaml`, or deploy its changes; return once it answers."""
     from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
-    service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_say)
+    service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_progress)
     for reason in service["degraded"]:
-        _say(f"warning: {reason}")
+        _progress(f"warning: {reason}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
     _answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
 
 
 @app.command()
 def down(run: RunFolder = RUN, as_json: Json = False) -> None:
-    """Stop the service and every process of it, whatever state it is in."""
+    """Stop the service and all its processes, whatever their state."""
     from serve.operate.run.local_cluster import NEVER
     from serve.operate.run.local_cluster import down as stop
 
-    stopped = stop(run, progress=_say)
+    stopped = stop(run, progress=_progress)
     never = stopped["was"] == NEVER
     line = f"no service was ever started in {run}" if never else f"stopped (it was {stopped['was']})"
     line += f"; its logs are in {stopped['kept_logs']}" if stopped["kept_logs"] else ""
@@ -74,11 +74,14 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
 def status(
     run: AnyRunFolder = None,
     address: Address = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5)] = 2.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.5)] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """What runs and how it ranks, on one screen. Exit code 0 if it is ready and nothing is degraded, else 1."""
+    """Show the running service and how it ranks, on one screen.
+
+    Exit code 0 if it is ready and nothing is degraded, else 1.
+    """
     from serve.operate.status.screen import keep_showing, render
     from serve.operate.status.vitals import look
 
@@ -97,17 +100,17 @@ def diff(
     run: AnyRunFolder = None,
     address: Address = None,
     apply: Annotated[bool, typer.Option("--apply", help="Deploy the file in place.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to run.")] = 120.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """How a `cluster.yaml` differs from what runs, and what each change does.
+    """Compare a `cluster.yaml` with the running service, and show the effect of each change.
 
-    Exit code 0 if nothing differs or all was applied, 1 if something differs or was refused, 2 if nothing runs here or
-    the file cannot be read.
+    Exit code 0 if nothing differs or all changes were applied, 1 if there are differences or a
+    change was refused, 2 if no service runs here or the file cannot be read.
     """
     from serve.operate.diff.apply import diff as differ
 
-    result, lines, held = differ(config, run, address, apply, timeout, _say)
+    result, lines, held = differ(config, run, address, apply, timeout, _progress)
     _answer(result, as_json, "\n".join(lines))
     if not held:
         raise typer.Exit(1)
@@ -115,74 +118,74 @@ def diff(
 
 @app.command()
 def popular(
-    off: Annotated[bool, typer.Option("--off", help="Back to the rankings of the arms.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Return to the rankings of the arms.")] = False,
     run: AnyRunFolder = None,
     address: Address = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to run.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Put every ranking on the popular order, in place; the file stays as it is."""
+    """Switch every ranking to the popular order, in place; the file does not change."""
     from serve.operate.diff.apply import popular as turn
 
-    result, line = turn(run, address, not off, timeout, _say)
+    result, line = turn(run, address, not off, timeout, _progress)
     _answer(result, as_json, line)
 
 
 @app.command()
 def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
-    """Read a `cluster.yaml` strictly, and name all that is wrong with it. Exit code 1 if it is refused."""
+    """Validate a `cluster.yaml` strictly and list all problems. Exit code 1 if it is refused."""
     from serve.config.reader import read
-    from serve.config.yaml_positions import Refused
+    from serve.config.yaml_positions import ConfigRefused
 
     try:
         warnings, problems = read(config).warnings, []
-    except Refused as refused:
+    except ConfigRefused as refused:
         warnings, problems = tuple(refused.warnings), refused.problems
     for warning in warnings:
-        _say(f"warning: {warning}")
-    told = {
+        _progress(f"warning: {warning}")
+    result = {
         "accepted": not problems,
         "problems": [asdict(problem) for problem in problems],
         "warnings": [asdict(warning) for warning in warnings],
     }
-    _answer(told, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
+    _answer(result, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
     if problems:
         raise typer.Exit(1)
 
 
 @app.command()
 def key(
-    name: Annotated[str, typer.Argument(help="Of the caller, as it is to stand in the file.")] = "caller",
-    rps: Annotated[float, typer.Option(help="Requests a second that it may ask.", min=0.01)] = 1_000.0,
+    name: Annotated[str, typer.Argument(help="Name of the caller in the file.")] = "caller",
+    rps: Annotated[float, typer.Option(help="Allowed requests per second.", min=0.01)] = 1_000.0,
     as_json: Json = False,
 ) -> None:
-    """Mint a key for a caller: print it, this once, and its hash as `user_config.api_keys` takes it."""
+    """Create a caller's API key; print it once, with its hash for `user_config.api_keys`."""
     from serve.config.settings import ApiKey
     from serve.http.auth import mint
 
     secret, sha256 = mint()
     entry = {name: {"sha256": sha256, "requests_per_s": rps}}
-    ApiKey.from_mapping(name, entry[name], f"api_keys.{name}")  # what `check` would refuse
-    line = json.dumps(entry)[1:-1]  # YAML too, whatever the name is
-    told = f"X-Api-Key: {secret}\nthe file keeps only its hash, under user_config.api_keys of FeatureFetch:\n  {line}"
-    _answer({"key": secret, "api_keys": entry}, as_json, told)
+    # Refuse the values that `check` would refuse.
+    ApiKey.from_mapping(name, entry[name], f"api_keys.{name}")
+    # JSON is valid YAML, whatever the name is.
+    line = json.dumps(entry)[1:-1]
+    text = f"X-Api-Key: {secret}\nput only its hash in the file, in user_config.api_keys of FeatureFetch:\n  {line}"
+    _answer({"key": secret, "api_keys": entry}, as_json, text)
 
 
 @app.command()
 def load(
-    log: Annotated[Path, typer.Option(help="The log to replay: a folder of Parquet.")],
+    log: Annotated[Path, typer.Option(help="Folder of Parquet files: the log to replay.")],
     surface: Annotated[
-        str, typer.Option(help="A shipped surface's name, or the path of a TOML file.")
+        str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")
     ] = "spaces",
-    store: Annotated[
-        str, typer.Option(help="The store to fill; what it held is replaced.")
-    ] = "lmdb:var/store",
+    store: Annotated[str, typer.Option(help="Store to fill; its content is replaced.")] = "lmdb:var/store",
     until: Annotated[
-        str | None, typer.Option(help="Replay what lies before: ISO time or milliseconds.")
+        str | None, typer.Option(help="Replay only records before this ISO time or milliseconds.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fill the store with the state that a log leaves."""
+    """Fill the store by replaying a log."""
     from serve.features.surface import load_surface
     from serve.ingest.backfill import load as fill
     from serve.stores.factory import shown
@@ -198,45 +201,43 @@ def load(
 @app.command()
 def observe(
     run: RunFolder = RUN,
-    port: Annotated[int, typer.Option(help="Of Prometheus, on 127.0.0.1.", min=1, max=65535)] = 9090,
-    data: Annotated[Path, typer.Option(help="Where Prometheus keeps what it has seen.")] = Path(
-        "var/observe"
-    ),
+    port: Annotated[int, typer.Option(help="Prometheus port on 127.0.0.1.", min=1, max=65535)] = 9090,
+    data: Annotated[Path, typer.Option(help="Folder for Prometheus data.")] = Path("var/observe"),
 ) -> None:
-    """Start a local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C."""
+    """Run a local Prometheus for the service, with alerts and a dashboard, until Ctrl-C."""
     from serve.operate.host.run_folder import RunFolder as Folder
     from serve.operate.observe.prometheus import observe as watch
 
-    with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
-        watch(Folder.of(run), data, port, _say)
+    # Ctrl-C is the normal way to stop it.
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(Folder.of(run), data, port, _progress)
 
 
 @app.command()
 def plan(
     config: ConfigFile = CONFIG,
     trace: Annotated[
-        Path | None, typer.Option(help="A CSV with t_s and offered_rps: what is offered, from when on.")
+        Path | None, typer.Option(help="CSV of the offered load: t_s (start) and offered_rps.")
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(help="A real run's timeline.csv: plan its load, hold it against its counts."),
+        typer.Option(help="timeline.csv of a real run: plan its load and compare the replica counts."),
     ] = None,
     costs: Annotated[Path | None, typer.Option(help="Measured costs; the shipped ones if not given.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A new folder for plan.json, plan.csv, report.html.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the arrivals.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="New folder for plan.json, plan.csv, report.html.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """The replicas and nodes that a `cluster.yaml` would give over a load trace, by Ray's own code.
+    """Plan the replicas and nodes of a `cluster.yaml` over a load trace, with Ray's own code.
 
-    With --compare, exit code 1 if a replica count is more than one off, 2 if nothing scales in the file.
+    With --compare, exit code 1 if a replica count is off by more than one, 2 if nothing in the file
+    scales.
     """
-    from serve.operate.plan.command import Request
+    from serve.operate.plan.command import PlanRequest
     from serve.operate.plan.command import plan as make
     from serve.operate.plan.report import table
 
-    report = make(Request(config, trace, compare, costs, out, seed), progress=_say)
+    report = make(PlanRequest(config, trace, compare, costs, out, seed), progress=_progress)
     _answer(report, as_json, table(report))
     if report["comparison"] is not None and not report["comparison"]["holds"]:
         raise typer.Exit(1)
@@ -244,14 +245,14 @@ def plan(
 
 @bench.command()
 def fetch(as_json: Json = False) -> None:
-    """Time of a request's fetch and features, by batch, viewers and live candidates; takes 5 GB for a while."""
+    """Measure fetch and features per request, by batch, viewers and candidates; needs 5 GB."""
     from serve.bench.fetch import bench_fetch, table
 
-    result = bench_fetch(progress=_say)
+    result = bench_fetch(progress=_progress)
     _answer(result, as_json, table(result))
 
 
-def _say(message: str) -> None:
+def _progress(message: str) -> None:
     print(message, file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""The application builder that `cluster.yaml` names: `serve.app:build`."""
+"""Application builder that `cluster.yaml` names as `serve.app:build`."""
 
 import os
 from typing import Any
@@ -10,10 +10,10 @@ from serve.deployments import FeatureFetch, Ingest, Scorer
 
 
 def build(args: dict[str, Any]) -> Application:
-    """`FeatureFetch` → `Scorer` and `Ingest`, from the `args` of `cluster.yaml`.
+    """Build `FeatureFetch` → `Scorer` and `Ingest` from the `args` of `cluster.yaml`.
 
-    Paths in them are relative to the folder of `cluster.yaml`: `$TABRANK_HOME` where it is set (as
-    `python -m serve up` does), else the folder that the command runs in.
+    Paths in `args` are relative to the folder of `cluster.yaml`: to `$TABRANK_HOME` if it is set,
+    as `python -m serve up` does, else to the working directory.
     """
     base = os.environ.get("TABRANK_HOME", os.getcwd())
     settings = AppArgs.from_mapping(args, "args")

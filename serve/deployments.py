@@ -1,4 +1,4 @@
-"""The three Ray Serve deployments: thin wiring around `FeatureFetcher`, `ModelHolder` and `Ingester`."""
+"""The three Ray Serve deployments: thin wiring around the service, the scorers and the writer."""
 
 import asyncio
 import contextlib
@@ -19,54 +19,60 @@ from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import ArtifactRefused, TabrankError, TooLarge
 from serve.contract.logs import join_ray
 from serve.http.app import Edge
-from serve.http.auth import Keys
+from serve.http.auth import Authenticator
 from serve.ingest.writer import ingester
 from serve.log.atomic_files import PRIVATE
-from serve.log.events import Taken, unpack
+from serve.log.events import IngestResult, unpack
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.service import FeatureFetcher
 from serve.rollout.guard import Verdict
-from serve.rollout.registry import Releases
+from serve.rollout.registry import ModelRegistry
 from serve.runtime.metrics import IngestMetrics, RankMetrics
 
-NICENESS = 10  # of Ingest: where cores are short, what is logged waits for what is asked
-OTHERS_S = 2.0  # that a version waits for the other replicas of Scorer, once one has it ready
+# Lower Ingest's CPU priority: rankings come before logging if cores are short.
+NICENESS = 10
+# Give the other Scorer replicas 2 s to load a version once one has loaded it.
+OTHERS_S = 2.0
 EVERY_ADDRESS = "0.0.0.0"
-LAST_SEND_S = 2.0  # for a replica that stops to hand its last exposures on
+# Give a replica that stops 2 s to send its last exposures.
+LAST_SEND_S = 2.0
 
 
 @serve.deployment
 class Scorer:
-    """Scores a batch of candidates with a version that its caller names."""
+    """Scorer deployment: scores a batch of candidates with the version that the caller names."""
 
     def __init__(self, args: AppArgs, base: str) -> None:
         join_ray(_application())
         self._models = ModelHolder(Path(base) / args.models, args.backend)
         try:
             self._models.load_current()
-        except ArtifactRefused as error:  # the ingress refuses it too, and goes on with what it has
+        # The ingress refuses this model too, and keeps its current one.
+        except ArtifactRefused as error:
             logging.getLogger("tabrank").warning("the promoted model is refused: %s", error)
 
     async def score(self, version: str, payload: bytes) -> bytes:
-        """Float32 probabilities of the matrix in `payload`, and their time (`serve.model.scorer_cache`).
+        """Return the float32 probabilities of the matrix in `payload`, with the scoring time.
 
-        It runs on the loop: one batch at a time a replica.
+        `serve.model.scorer_cache` describes the format. Runs on the event loop: a replica scores
+        one batch at a time.
         """
         return self._models.score_timed(version, payload)
 
     async def load(self, version: str) -> None:
-        """Have a version ready, while batches are scored."""
+        """Load a version while batches are scored."""
         await self._models.prepare(version)
 
 
-@serve.deployment(user_config={})  # without any Ray would not call `reconfigure`, and nothing would begin
+# Without a user_config Ray would not call `reconfigure`, which starts the background work.
+@serve.deployment(user_config={})
 @serve.ingress()
 class FeatureFetch:
-    """The HTTP ingress: admits, batches, fetches, computes features, asks `Scorer`, answers, tells `Ingest`."""
+    """HTTP ingress: admits, batches, computes features, calls `Scorer`, answers, and records."""
 
     def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle, ingest: DeploymentHandle) -> None:
         join_ray(_application())
-        # Bytes go and bytes come: plain pickle does, and the handle of a method is made once, not each call.
+        # Arguments and results are bytes, so plain pickle is enough. Make the handles once.
         score = scorer.options(
             method_name="score", request_serialization="pickle", response_serialization="pickle"
         )
@@ -77,9 +83,8 @@ class FeatureFetch:
 
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)
-            with contextlib.suppress(
-                Exception
-            ):  # one that hangs, or comes later, loads it at its first batch
+            # A replica that hangs, or that starts later, loads the version at its first batch.
+            with contextlib.suppress(Exception):
                 async with asyncio.timeout(OTHERS_S):
                     await scorer.broadcast("load", version).results_async()
 
@@ -87,8 +92,8 @@ class FeatureFetch:
             method_name="take", request_serialization="pickle", response_serialization="pickle"
         )
 
-        async def call_ingest(payload: bytes) -> Taken:
-            taken: Taken = await _answer(take.remote(payload))
+        async def call_ingest(payload: bytes) -> IngestResult:
+            taken: IngestResult = await _answer(take.remote(payload))
             return taken
 
         async def roll_back(version: str, verdict: Verdict) -> None:
@@ -98,14 +103,16 @@ class FeatureFetch:
         self._fetcher = FeatureFetcher(
             args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back
         )
-        self._keys = Keys(host=EVERY_ADDRESS)  # until it is known
+        # Until Serve's controller reports the address.
+        self._keys = Authenticator(host=EVERY_ADDRESS)
         self._refreshing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take the live knobs; Ray calls it at start and at each change in place.
+        """Apply the live settings; Ray calls it at the start and at each change in place.
 
-        Ray stops a running replica that refuses a change, and its successors would refuse it too: so a bad one is
-        logged, and the replica goes on with what it has. At the start it raises.
+        At the start, invalid settings raise. Later they are logged and the replica keeps its
+        current settings: Ray would stop a running replica that raises, and its successors would
+        raise too.
         """
         self._keys.num_replicas = _num_replicas()
         if self._refreshing is None:
@@ -118,67 +125,67 @@ class FeatureFetch:
         try:
             await self._fetcher.reconfigure(UserConfig.from_mapping(user_config))
         except TabrankError as error:
-            logging.getLogger("tabrank").error("the settings stay as they were: %s", error)
+            logging.getLogger("tabrank").error("new settings refused, the current ones stay: %s", error)
 
     async def check_health(self) -> None:
-        """Raise where nothing is kept fresh or sent on any more: Ray then starts another."""
+        """Raise if the background work has stopped; Ray then restarts the replica."""
         _require_running(self._refreshing)
 
     async def __del__(self) -> None:
-        """Send on what is held; Ray awaits it when the replica stops."""
+        """Send the held exposures; Ray awaits it when the replica stops."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SEND_S):
-                await self._fetcher.outbox.flush()
+                await self._fetcher.exposure_buffer.flush()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
-        """The ASGI application that Ray mounts."""
+        """Return the ASGI application for Ray to mount."""
         return Edge(self._fetcher, self._keys)
 
 
 @serve.deployment
 class Ingest:
-    """The one writer: events and exposures in, state and journal out, the journal into the log's segments."""
+    """The single writer: takes events and exposures, keeps the state, and writes the log."""
 
     def __init__(self, args: AppArgs, base: str) -> None:
         join_ray(_application())
         os.nice(NICENESS)
-        # Under `serve up` it is inherited; a rendered cluster's `ray start` does not set it.
+        # `serve up` sets the umask; the `ray start` of a rendered cluster does not.
         os.umask(PRIVATE)
         self._metrics = IngestMetrics(_application())
         self._ingester = ingester(args, Path(base), self._metrics.tick)
-        self._releases = Releases(Path(base) / args.models, by="service")
+        self._releases = ModelRegistry(Path(base) / args.models, by="service")
         self._running: asyncio.Task[None] | None = None
 
-    async def take(self, payload: bytes) -> Taken:
-        """Take packed records; the answer comes once they are durable."""
+    async def take(self, payload: bytes) -> IngestResult:
+        """Take packed records; return once they are durable."""
         if self._running is None:
             _quiet_gc()
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
         return await self._ingester.take(unpack(payload), len(payload))
 
     async def roll_back(self, version: str, verdict: Verdict) -> None:
-        """Take back a version that a replica of FeatureFetch found bad; nothing if it is neither current nor canary."""
+        """Roll back a version that FeatureFetch found bad, if it is still current or the canary."""
         if await asyncio.to_thread(self._releases.roll_back, version, verdict.reason) is not None:
             logging.getLogger("tabrank").error("rolled back from %s: %s", version, verdict.reason)
             self._metrics.rolled_back(verdict.kind)
 
     async def check_health(self) -> None:
-        """Raise where nothing commits any more: Ray then starts another."""
+        """Raise if the writer has stopped; Ray then restarts the replica."""
         _require_running(self._running)
 
     async def __del__(self) -> None:
-        """Commit and roll what is left; Ray awaits it when the replica stops."""
+        """Commit and flush the remaining records; Ray awaits it when the replica stops."""
         if self._running is not None:
             self._ingester.stop()
             await self._running
 
 
 async def _answer(call: Awaitable[Any]) -> Any:
-    """Await another deployment's answer; a failed call leaves nothing of its payload behind.
+    """Await another deployment's answer without leaking the payload of a failed call.
 
-    The frames of a failure's traceback hold the call, and the call holds the failure. That cycle
-    holds the payload until it is collected, which takes minutes without traffic: with a retry
-    every half second it grew to gigabytes.
+    The traceback frames of a failure hold the call, and the call holds the failure. This cycle
+    keeps the payload alive until garbage collection, which takes minutes without traffic. With a
+    retry every half second, memory grew to gigabytes.
 
     Raises:
         TooLarge: gRPC refused the call for its size.
@@ -197,37 +204,41 @@ async def _answer(call: Awaitable[Any]) -> Any:
 
 
 def _require_running(task: asyncio.Task[None] | None) -> None:
-    """Raise what ended a task that was begun and is to run for ever."""
+    """Raise the exception that ended a background task, if the task was started."""
     if task is not None and task.done():
         task.result()
-        raise RuntimeError("it has ended")
+        raise RuntimeError("the background task has ended")
 
 
 def _application() -> str:
-    """The name of the application that this replica belongs to."""
+    """Return the name of the application that this replica belongs to."""
     return str(serve.get_replica_context().app_name)
 
 
 def _num_replicas() -> int:
-    """Over how many replicas a key's rate is divided; 1 where Ray does not say, as under autoscaling."""
-    told = serve.get_replica_context().world_size
-    return told if isinstance(told, int) and told > 0 else 1
+    """Return the number of replicas that share a key's rate; 1 if Ray does not report it.
+
+    Ray does not report it under autoscaling.
+    """
+    size = serve.get_replica_context().world_size
+    return size if isinstance(size, int) and size > 0 else 1
 
 
 async def _http_host() -> str:
-    """The address that the service listens on, which Serve's controller knows; every one where it does not tell."""
+    """Return the address the service listens on; every address if the controller is unknown."""
     try:
         controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
         return str((await controller.get_http_config.remote()).host)
-    except Exception as error:  # of another Ray: closed is safer than open
-        logging.getLogger("tabrank").error("where HTTP listens is not known (%s): only keys open it", error)
+    # With an unsupported version of Ray, require keys: closed is safer than open.
+    except Exception as error:
+        logging.getLogger("tabrank").error("unknown HTTP host (%s): requests need an API key", error)
         return EVERY_ADDRESS
 
 
 def _quiet_gc() -> None:
-    """Leave what was loaded out of garbage collection, and collect seldom: it took a fifth of the event loop.
+    """Freeze the loaded objects and collect seldom: collection took a fifth of the CPU time.
 
-    A request and a record leave no cycles behind; what little does is found at one collection in 50,000 allocations.
+    Requests and records leave almost no cycles; one collection in 50,000 allocations is enough.
     """
     gc.collect()
     gc.freeze()

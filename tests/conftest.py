@@ -1,4 +1,4 @@
-"""Fixtures that many tests share."""
+"""Fixtures shared by many tests."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tiny import TOML, tables
 from serve.features.surface import Surface, read_surface
 from serve.log.writer import write_log
 
-# A shell that runs a command in the background has it ignore SIGINT, and its children inherit that; the
-# commands that the tests interrupt must not.
+# A shell that runs a command in the background makes it ignore SIGINT, and its children inherit
+# that. The commands that tests interrupt must not ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def surface() -> Surface:
-    """The small surface."""
+    """Return the small surface."""
     return read_surface(TOML, "tiny.toml")
 
 
 @pytest.fixture
 def log_folder(tmp_path: Path) -> Path:
-    """`tables` as a log."""
+    """Write `tables` as a log, and return its folder."""
     write_log(tmp_path / "log", tables())
     return tmp_path / "log"
 
 
 @pytest.fixture(scope="session")
 def ranklens() -> Path:
-    """The RankLens data, which is no part of the project."""
+    """Return the folder of the RankLens data, which is not part of the project."""
     root = Path(__file__).parents[1]
     for folder in (
         os.environ.get("TABRANK_RANKLENS"),
@@ -49,7 +49,7 @@ def ranklens() -> Path:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A running Redis server; whoever stops it starts it again."""
+    """Yield a running Redis server; a test that stops it must start it again."""
     if find_server() is None:
         pytest.skip(MISSING)
     server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendfsync", "always")
@@ -60,7 +60,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def empty_redis_server(redis_server: RedisServer) -> Iterator[RedisServer]:
-    """The server, empty; a test may kill it."""
+    """Yield the server without data; a test may kill it."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     yield redis_server

@@ -1,4 +1,4 @@
-"""The script that counts the packages' code lines."""
+"""Tests of the script that counts code lines."""
 
 from count_lines import code_lines, count_packages
 

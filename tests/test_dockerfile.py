@@ -1,4 +1,4 @@
-"""What can be known of the image without building it."""
+"""Tests of the image's Dockerfile, without a build."""
 
 import re
 import tomllib
@@ -27,26 +27,14 @@ def test_what_is_copied_exists_and_is_sent():
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_it_installs_the_pinned_versions_and_extras_that_exist():
-    extras = defaults()["EXTRAS"]
+def test_its_extras_exist():
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(extras.split(",")) <= set(known)
-    (install,) = [rest for rest in arguments("RUN") if "pip install" in rest]
-    first, second = re.findall(r"-m pip install ([^&]*)", install)
-    assert "--require-hashes --requirement pip.txt" in first
-    for option in ("--constraint constraints.txt", "--constraint lock.txt", "--build-constraint lock.txt"):
-        assert f" {option} " in second
-    # The project itself has no hash; everything else that has one is checked.
-    assert " --no-require-hashes --only-binary :all: " in second
+    assert set(defaults()["EXTRAS"].split(",")) <= set(known)
 
 
 def test_it_runs_as_the_pods_do():
     assert arguments("USER") == [str(USER)]
     assert arguments("WORKDIR")[-1] == HOME
-
-
-def test_no_secret_is_in_it():
-    assert not re.search(r"(?i)(token|password|secret)\s*=", "\n".join(rest for _, rest in STEPS))
 
 
 def test_python_is_the_one_that_is_tested():

@@ -1,4 +1,4 @@
-"""From the RankLens files to ranked answers over real HTTP: commands, Ray Train, Ray Serve, LMDB, ONNX."""
+"""End-to-end test: from RankLens files to ranked answers over HTTP, on Ray Train and Ray Serve."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from watched import asked as wanted
-from watched import without_series
+from watched import required_expressions, without_series
 
 from serve.features.matrix import Features
 from serve.features.rows import Schema
@@ -28,7 +27,7 @@ from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.observe.prometheus import started
+from serve.operate.observe.prometheus import run_prometheus
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
@@ -49,7 +48,7 @@ def run_json(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def home(ranklens, tmp_path_factory):
-    """A folder with a fitted, published RankLens model and a store filled from the first 80 %."""
+    """Folder with a fitted, published RankLens model and a store filled from the first 80 %."""
     home = tmp_path_factory.mktemp("home")
     run("training", "import", "ranklens", "--source", str(ranklens), "--out", "log", cwd=home)
     run(
@@ -62,7 +61,7 @@ def home(ranklens, tmp_path_factory):
 
 
 def config(home, **changes):
-    """The shipped `cluster.yaml`, for RankLens on a free port with the clock of its requests."""
+    """Write the shipped `cluster.yaml` for RankLens on a free port, with the requests' clock."""
     document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -74,7 +73,8 @@ def config(home, **changes):
         "models": "models",
         "clock": "event",
     } | changes
-    application["deployments"][0]["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
+    # The test machine may be busy.
+    application["deployments"][0]["user_config"]["deadline_ms"] = 10_000
     application["deployments"][0]["graceful_shutdown_timeout_s"] = 15
     document["logging_config"]["encoding"] = "JSON"
     document["tracing_config"] = {"enabled": True, "exporter_import_path": "serve.http.tracing:to_file"} | {
@@ -86,7 +86,8 @@ def config(home, **changes):
 
 @pytest.fixture(scope="module", params=["haproxy", "no-haproxy"])
 def url(home, request):
-    shutil.copytree(home / "store", home / f"store-{request.param}")  # rankings leave their mark in it
+    # Rankings change the store.
+    shutil.copytree(home / "store", home / f"store-{request.param}")
     url = config(home, store=f"lmdb:store-{request.param}", log=f"log-{request.param}")
     run("serve", "up", f"--{request.param}", "--timeout", "180", cwd=home)
     yield url
@@ -104,7 +105,7 @@ def test_the_model_beats_the_heuristic_on_what_it_has_not_seen(home):
 
 @pytest.fixture(scope="module")
 def by_the_library(home):
-    """The first exposures of the rest of the log, each with the library's scores from the store's state."""
+    """First exposures of the rest of the log, with the library's scores from the store's state."""
     surface = load_surface("ranklens")
     schema = Schema(surface)
     features, scorer = Features(schema), load_scorer(home / "model", "onnx")
@@ -152,12 +153,13 @@ def test_what_the_service_writes_is_its_users_alone(home, url, request):
     assert [(path, oct(path.stat().st_mode)) for path in written if path.stat().st_mode & 0o077] == []
 
 
-def test_rankings_take_the_short_way_behind_haproxy(home, url, request):
+def test_rankings_take_the_fast_path_behind_haproxy(home, url, request):
     body = {"viewer": "0", "candidates": [], "now_ms": 1_636_994_000_000}
     answer = httpx.post(f"{url}/v1/rank", json=body, timeout=30)
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
-    is_short = "-" not in answer.headers["x-request-id"]  # Ray mints UUIDs
-    assert is_short == (request.node.callspec.params["url"] == "haproxy")
+    # Ray generates UUIDs.
+    is_fast_path = "-" not in answer.headers["x-request-id"]
+    assert is_fast_path == (request.node.callspec.params["url"] == "haproxy")
     assert "-" in httpx.get(f"{url}/v1/model", timeout=30).headers["x-request-id"]
 
 
@@ -185,8 +187,8 @@ def test_what_cannot_be_ranked_is_refused_over_http(url, content, status, pointe
 
 def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
     now_ms = 1_636_994_000_000
-    asked = {"viewer": "nobody", "candidates": ["1805", "no-such-movie"], "now_ms": now_ms}
-    answer = httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json()
+    body = {"viewer": "nobody", "candidates": ["1805", "no-such-movie"], "now_ms": now_ms}
+    answer = httpx.post(f"{url}/v1/rank", json=body, timeout=30).json()
     assert answer["unknown_viewer"] is True
     assert answer["unknown_candidates"] == ["no-such-movie"]
     assert answer["rung"] == "full"
@@ -194,34 +196,34 @@ def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
         f"{url}/v1/rank", json={"viewer": None, "candidates": [], "now_ms": now_ms}, timeout=30
     )
     assert (empty.status_code, empty.json()["ranking"]) == (200, [])
-    explained = httpx.post(f"{url}/v1/rank", json=asked | {"explain": True}, timeout=30).json()
+    explained = httpx.post(f"{url}/v1/rank", json=body | {"explain": True}, timeout=30).json()
     movie = next(r for r in explained["ranking"] if r["candidate"] == "1805")
     assert all(isinstance(genre, str) for genre in movie["features"]["genres"])
 
 
 @pytest.mark.parametrize("url", ["haproxy"], indirect=True)
-def test_every_panel_and_rule_has_a_series_once_a_prometheus_scrapes_the_service(home, url, tmp_path):
+def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is missing: apt-get install prometheus")
     run = RunFolder.of(home / "var/run")
-    asked = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
-    event = {"type": "event", "viewer": "0", "candidate": "1805", "kind": "click", "ts_ms": asked["now_ms"]}
+    body = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
+    event = {"type": "event", "viewer": "0", "candidate": "1805", "kind": "click", "ts_ms": body["now_ms"]}
 
     def traffic(name):
         with httpx.Client(base_url=url, timeout=30) as client:
             for i in range(15):
                 headers = {"x-deadline-ms": "1"} if i % 3 else {}
-                client.post("/v1/rank", json=asked, headers=headers).raise_for_status()
+                client.post("/v1/rank", json=body, headers=headers).raise_for_status()
                 records = [event | {"id": f"{name}{i}"}]
                 client.post("/v1/events", json={"records": records}).raise_for_status()
 
     traffic("before")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with started(run, tmp_path, port, every_s=1.0):
+    with run_prometheus(run, tmp_path, port, every_s=1.0):
         time.sleep(3.0)
         traffic("while")
-        assert without_series(port, wanted(), seconds=30) == []
+        assert without_series(port, required_expressions(), seconds=30) == []
     page = urlsplit(run.service()["metrics_url"])
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr]
     assert {address.ip for address in listening} == {"127.0.0.1"}
@@ -245,8 +247,8 @@ def test_a_sampled_trace_gets_its_spans_and_log_lines_are_objects(home, url):
     assert names["score"]["parent_id"] == names["rank"]["context"]["span_id"]
     lines = _lines(run.temp / "r/session_latest/logs/serve", "replica_spaces_FeatureFetch_*.log")
     (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
-    told = model["application"], model["deployment"], model["levelname"]
-    assert told == ("spaces", "spaces_FeatureFetch", "INFO")
+    fields = model["application"], model["deployment"], model["levelname"]
+    assert fields == ("spaces", "spaces_FeatureFetch", "INFO")
 
 
 def test_the_documents_and_probes_answer_over_http(url):
@@ -256,11 +258,11 @@ def test_the_documents_and_probes_answer_over_http(url):
     assert httpx.get(f"{url}/openapi.json", timeout=30).json()["openapi"].startswith("3.1")
 
 
-def test_a_share_that_grows_on_the_running_service_keeps_replicas_and_moves_viewers_only_into_it(home, url):
-    def dealt():
+def test_a_larger_share_keeps_replicas_and_moves_viewers_only_into_it(home, url):
+    def assigned_arms():
         with httpx.Client(base_url=url, timeout=30) as client:
-            asked = {"candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
-            answers = [client.post("/v1/rank", json=asked | {"viewer": f"v{i}"}).json() for i in range(400)]
+            body = {"candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
+            answers = [client.post("/v1/rank", json=body | {"viewer": f"v{i}"}).json() for i in range(400)]
         assert {answer["experiment"] for answer in answers} == {"launch"}
         return [answer["arm"] for answer in answers]
 
@@ -275,38 +277,38 @@ def test_a_share_that_grows_on_the_running_service_keeps_replicas_and_moves_view
         run("serve", "up", mode, cwd=home)
 
     give(0.1)
-    replicas, before = _replicas(home), dealt()
+    replicas, before = _replicas(home), assigned_arms()
     give(0.5)
-    after = dealt()
+    after = assigned_arms()
     assert _replicas(home) == replicas
     assert 20 < before.count("model") < 60 < 160 < after.count("model") < 240
     assert all(a == b or b == "model" for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("url", ["haproxy"], indirect=True)
-def test_when_the_scorer_dies_or_the_store_goes_the_answer_is_the_popular_order(home, url):
-    """The last with this service: what it breaks stays broken."""
-    asked = {"candidates": ["1805", "2387", "62374"], "now_ms": 1_636_994_000_000}
+def test_without_scorer_or_store_the_answer_is_the_popular_order(home, url):
+    """Run last with this service, as it breaks the service for good."""
+    body = {"candidates": ["1805", "2387", "62374"], "now_ms": 1_636_994_000_000}
     for i in range(100):
-        asked |= {"viewer": f"v{i}"}
-        full = httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json()
+        body |= {"viewer": f"v{i}"}
+        full = httpx.post(f"{url}/v1/rank", json=body, timeout=30).json()
         if full["arm"] == "model":
             break
     assert (full["arm"], full["rung"]) == ("model", "full")
     _kill_scorer(home)
     in_time = {"x-deadline-ms": "100"}
-    answers = [httpx.post(f"{url}/v1/rank", json=asked, headers=in_time, timeout=30) for _ in range(20)]
+    answers = [httpx.post(f"{url}/v1/rank", json=body, headers=in_time, timeout=30) for _ in range(20)]
     assert {answer.status_code for answer in answers} == {200}
     assert "fallback" in {answer.json()["rung"] for answer in answers}
     shutil.rmtree(home / "store-haproxy")
-    gone = _until(lambda: httpx.post(f"{url}/v1/rank", json=asked, timeout=30).json(), "store_unavailable")
+    gone = _until(lambda: httpx.post(f"{url}/v1/rank", json=body, timeout=30).json(), "store_unavailable")
     assert gone["rung"] == "fallback"
-    assert {r["candidate"] for r in gone["ranking"]} == set(asked["candidates"])
+    assert {r["candidate"] for r in gone["ranking"]} == set(body["candidates"])
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The project as an installed wheel, outside of the source tree."""
+    """Install the project as a wheel, outside of the source tree."""
     built, installed = (tmp_path_factory.mktemp(name) for name in ("built", "installed"))
     pip = ("pip", "--disable-pip-version-check", "--quiet")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(ROOT), cwd=built)
@@ -328,8 +330,8 @@ def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
         command, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        asked = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000}
-        answer = _until(lambda: _try_post(f"{url}/v1/rank", asked), "full", seconds=120)
+        body = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000}
+        answer = _until(lambda: _try_post(f"{url}/v1/rank", body), "full", seconds=120)
         assert answer["surface"] == "ranklens"
     finally:
         process.send_signal(signal.SIGINT)
@@ -341,7 +343,7 @@ def _lines(folder, files):
 
 
 def _replicas(home):
-    """The processes of the replicas, by what they say of themselves."""
+    """Return the processes of the replicas with their command lines."""
     pid = json.loads((home / "var/run/service.json").read_text())["pid"]
     lines = {p: " ".join(p.cmdline()) for p in psutil.Process(pid).children(recursive=True)}
     return {process: line for process, line in lines.items() if "ServeReplica" in line}
@@ -362,7 +364,7 @@ def _try_post(url, body):
 
 
 def _until(ask, wanted, seconds=20.0):
-    """Ask until the answer's rung or reason is the wanted one."""
+    """Repeat a request until the answer's rung or reason is the wanted one."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         answer = ask()

@@ -1,4 +1,4 @@
-"""`make install` where it cannot succeed: it says what is missing, and leaves nothing that looks installed."""
+"""Tests of `make install` where it must fail: it names the remedy, and does not look installed."""
 
 import subprocess
 from pathlib import Path
@@ -12,13 +12,13 @@ WITHOUT_VENV = '[ "$2" = venv ] && mkdir -p .venv/bin && touch .venv/bin/python 
 
 
 @pytest.mark.parametrize(
-    ("python", "said"),
+    ("python", "message"),
     [
         (TOO_OLD, "tabrank needs Python 3.11 or newer; name one: make install PYTHON=python3.11"),
         (WITHOUT_VENV, "apt-get install python3-venv"),
     ],
 )
-def test_a_python_that_cannot_be_used_is_refused_with_the_remedy_each_time(python, said, tmp_path):
+def test_a_python_that_cannot_be_used_is_refused_with_the_remedy_each_time(python, message, tmp_path):
     for name in ("Makefile", "pyproject.toml", "lock.txt", "constraints.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     program = tmp_path / "python3"
@@ -28,5 +28,5 @@ def test_a_python_that_cannot_be_used_is_refused_with_the_remedy_each_time(pytho
         command = ["make", "install", f"PYTHON={program}"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode != 0
-        assert said in done.stderr
+        assert message in done.stderr
         assert not (tmp_path / ".venv/.installed").exists()

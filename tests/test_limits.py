@@ -1,4 +1,4 @@
-"""The table of limits: each row has the value of the code, a test that exists, and a metric that exists."""
+"""Tests of the table of limits: each row has the code's value, an existing test and a metric."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serve.log import compaction, journal, snapshots
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
-from serve.ranking import exposure_buffer as outbox
+from serve.ranking import exposure_buffer
 from serve.ranking import service as feature_fetch
 
 ROOT = Path(__file__).parents[1]
@@ -36,11 +36,11 @@ def mib(num_bytes: int) -> str:
     return next(f"{num_bytes // size} {unit}" for size, unit in units if num_bytes >= size)
 
 
-# By row: what its value says, from the code, and the test that goes beyond it.
+# For each row: the values in the code that the row contains, and the test that exceeds the limit.
 ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "time for all headers, `serve up`": (
         re.findall(r"http-request (\d+)s", environment.ONE_MACHINE["RAY_SERVE_HAPROXY_RETRY_ON"]),
-        "serve/http/test_exposure.py::test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slots_are_free",
+        "serve/http/test_exposure.py::test_five_hundred_slow_clients_hold_no_slots_and_delay_no_others",
     ),
     "silence in the headers, rendered": (
         (environment.FAST["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"],),
@@ -72,7 +72,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "the rest of a body that is too large": (
         (mib(bodies.LINGER_BYTES), bodies.BODY_S),
-        "serve/http/test_body_reader.py::test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time",
+        "serve/http/test_body_reader.py::test_the_rest_of_a_refused_body_is_dropped_within_limits",
     ),
     "bodies under way in a replica": (
         (bodies.MAX_WAITING, mib(bodies.MAX_WAITING_BYTES)),
@@ -80,11 +80,11 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "requests under way in a replica": (
         (SHIPPED["max_ongoing_requests"],),
-        "serve/runtime/test_fast_path.py::test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted",
+        "serve/runtime/test_fast_path.py::test_without_a_free_slot_a_request_is_refused_unread_and_counted",
     ),
     "requests of a key": (
         (),
-        "serve/http/test_auth.py::test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once",
+        "serve/http/test_auth.py::test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s",
     ),
     "nesting of JSON": ((), "serve/http/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),
     "candidates of a ranking": (
@@ -112,7 +112,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "a time": (("2^53",), f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer"),
     "a client's text in a message or log line": (
         (messages.MAX_QUOTED,),
-        f"{EDGE}::test_what_a_client_wrote_comes_back_short_and_without_control_characters",
+        f"{EDGE}::test_echoed_input_is_short_and_without_control_characters",
     ),
     "time of a ranking": ((), f"{EDGE}::test_past_its_deadline_a_request_gets_the_popular_order"),
     "batches under way": (
@@ -128,23 +128,23 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{EDGE}::test_a_call_of_the_scorer_is_capped_in_bytes",
     ),
     "exposures in a call of Ingest": (
-        (outbox.MAX_SENT, mib(records.MAX_CALL_BYTES)),
+        (exposure_buffer.MAX_SENT, mib(records.MAX_CALL_BYTES)),
         f"{BUFFER}::test_a_call_is_capped_in_bytes_and_in_exposures",
     ),
     "a call that Ray refuses for its size": (
         (),
-        f"{BUFFER}::test_what_is_refused_for_its_size_is_halved_and_what_alone_is_too_large_is_dropped_and_counted",
+        f"{BUFFER}::test_a_call_too_large_is_halved_and_a_single_exposure_dropped",
     ),
     "one exposure": (
         (mib(records.MAX_CALL_BYTES),),
         f"{BUFFER}::test_an_exposure_larger_than_a_call_is_never_sent_and_counted",
     ),
     "the exposure buffer of a replica": (
-        (outbox.MAX_HELD, mib(outbox.MAX_HELD_BYTES)),
-        f"{BUFFER}::test_what_is_held_is_bounded_in_bytes_and_there_is_room_again_once_it_is_sent",
+        (exposure_buffer.MAX_HELD, mib(exposure_buffer.MAX_HELD_BYTES)),
+        f"{BUFFER}::test_the_held_bytes_are_bounded_until_they_are_sent",
     ),
     "time of a call with exposures": (
-        (outbox.SEND_TIMEOUT_S,),
+        (exposure_buffer.SEND_TIMEOUT_S,),
         f"{BUFFER}::test_a_call_that_is_never_answered_is_given_up_and_sent_again",
     ),
     "events in a call of Ingest": (
@@ -173,26 +173,26 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "ids by which a repeat is known": (
         (intake.WINDOW,),
-        f"{INGEST}::test_events_are_known_again_after_a_restart_however_many_rankings_came_since",
+        f"{INGEST}::test_event_ids_survive_a_restart_after_any_number_of_rankings",
     ),
     "removals by which a late record is known": (
         (intake.WINDOW,),
         "serve/ingest/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
     ),
     "records in the journal, not in the log": (
-        (rolling.MAX_UNROLLED, mib(rolling.MAX_UNROLLED_BYTES)),
-        f"{INGEST}::test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings",
+        (rolling.MAX_UNFLUSHED, mib(rolling.MAX_UNFLUSHED_BYTES)),
+        f"{INGEST}::test_a_journal_not_written_to_the_log_takes_events_but_not_exposures",
     ),
     "all records in the journal": (
-        (mib(2 * rolling.MAX_UNROLLED_BYTES),),
-        f"{INGEST}::test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_written",
+        (mib(2 * rolling.MAX_UNFLUSHED_BYTES),),
+        f"{INGEST}::test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written",
     ),
     "a read of the journal": (
         (journal.AT_ONCE,),
         "test_limits.py::test_the_journal_is_read_a_few_commits_at_a_time",
     ),
     "records before the log is written": (
-        (ingest.ROLL_RECORDS, mib(ingest.ROLL_BYTES), ingest.ROLL_EVERY_S),
+        (ingest.FLUSH_RECORDS, mib(ingest.FLUSH_BYTES), ingest.FLUSH_EVERY_S),
         f"{INGEST}::test_a_full_journal_is_rolled_before_its_minute",
     ),
     "a segment": (
@@ -219,7 +219,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 def table() -> dict[str, tuple[str, str]]:
-    """The value and the metrics of each row of `docs/limits.md`."""
+    """Return the value and the metrics of each row of `docs/limits.md`."""
     found = {}
     for line in (ROOT / "docs" / "limits.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -254,13 +254,13 @@ def test_every_metric_of_the_table_is_one_of_ours():
 
 
 def test_the_journal_is_read_a_few_commits_at_a_time():
-    commits = [(seq, records.pack_entry(records.Entry(0, []))) for seq in range(1, 30)]
-    asked = []
+    commits = [(seq, records.pack_entry(records.JournalEntry(0, []))) for seq in range(1, 30)]
+    reads = []
 
     class Store:
         def journal(self, after, num):
-            asked.append(num)
+            reads.append(num)
             return [commit for commit in commits if commit[0] > after][:num]
 
     assert [seq for seq, _ in journal.entries(Store())] == list(range(1, 30))
-    assert set(asked) == {journal.AT_ONCE}
+    assert set(reads) == {journal.AT_ONCE}

@@ -1,4 +1,4 @@
-"""The live loop on real Ray: events over HTTP to two replicas, Ingest killed under load, a log that replays."""
+"""Tests of the live loop on Ray: two replicas, Ingest killed under load, a log that replays."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(home):
-    """The shipped service with two `FeatureFetch` replicas and the popular arm, which needs no model."""
+    """Serve with two `FeatureFetch` replicas and the popular arm, which needs no model."""
     document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -60,7 +60,8 @@ def url(home):
     application["args"] |= {"store": "lmdb:store", "models": "models", "log": "log"}
     front = application["deployments"][0]
     front["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
-    front["user_config"]["deadline_ms"] = 10_000  # the machine of a test may be busy
+    # The test machine may be busy.
+    front["user_config"]["deadline_ms"] = 10_000
     front["graceful_shutdown_timeout_s"] = 15
     front["user_config"]["experiment"]["arms"] = {"popular": {"scorer": "popular", "share": 1.0}}
     (home / "cluster.yaml").write_text(yaml.safe_dump(document))
@@ -70,11 +71,12 @@ def url(home):
 
 
 def processes(home):
-    """The service's own, each with its command line."""
+    """Return the service's processes with their command lines."""
     service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
     found = []
     for process in service.children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
+        # The process has just ended.
+        with contextlib.suppress(psutil.Error):
             found.append((process, process.cmdline()))
     return found
 
@@ -89,7 +91,7 @@ def haproxies(home):
 
 
 class Poster(threading.Thread):
-    """Posts batches of events at a steady rate until told to stop; each again until it is acknowledged."""
+    """Post batches of events at a constant rate; repeat each until it is acknowledged."""
 
     def __init__(self, url):
         super().__init__()
@@ -129,7 +131,7 @@ class Poster(threading.Thread):
 
 
 def ports(replica):
-    """Where a replica takes HTTP itself, behind HAProxy."""
+    """Return the ports on which a replica itself accepts HTTP, behind HAProxy."""
     listening = (c.laddr.port for c in replica.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
     return [port for port in listening if 30_000 <= port < 31_000]
 
@@ -139,22 +141,22 @@ def test_both_replicas_see_an_event_within_the_same_second(home, url):
         f"http://127.0.0.1:{port}" for replica in replicas(home, "FeatureFetch") for port in ports(replica)
     ]
     assert len(addresses) == 2
-    asked = {"viewer": None, "candidates": ["brand-new"], "traffic": "test"}
+    body = {"viewer": None, "candidates": ["brand-new"], "traffic": "test"}
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(httpx.Client(base_url=address, timeout=30)) for address in addresses]
         for client in clients:
-            assert client.post("/v1/rank", json=asked).json()["unknown_candidates"] == ["brand-new"]
+            assert client.post("/v1/rank", json=body).json()["unknown_candidates"] == ["brand-new"]
         record = {"type": "candidate", "id": "brand-new", "fields": {"topic": "news"}}
         answer = httpx.post(f"{url}/v1/events", json={"records": [record]}, timeout=30)
         begun, unseeing = time.monotonic(), clients
         while unseeing and time.monotonic() < begun + 1.0:
-            unseeing = [c for c in unseeing if c.post("/v1/rank", json=asked).json()["unknown_candidates"]]
+            unseeing = [c for c in unseeing if c.post("/v1/rank", json=body).json()["unknown_candidates"]]
     assert answer.json() == {"accepted": 1, "duplicates": 0, "rejected": []}
     assert unseeing == []
 
 
 class Asking(threading.Thread):
-    """Ranks with the shipped client, 50 times a second, until told to stop."""
+    """Rank with the shipped client, 50 times a second, until stopped."""
 
     def __init__(self, client):
         super().__init__()
@@ -172,7 +174,7 @@ class Asking(threading.Thread):
 
 @contextlib.contextmanager
 def asking(url):
-    """Three of them, until the block ends."""
+    """Run three such clients until the block ends."""
     with Client(url, timeout_s=3.0) as client:
         threads = [Asking(client) for _ in range(3)]
         for thread in threads:
@@ -193,17 +195,20 @@ def until(reached, within_s):
         time.sleep(0.1)
 
 
-def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(home, url):
+def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_an_outage(home, url):
     def answering(threads):
         before = [sum(thread.rungs.values()) for thread in threads]
         return lambda: all(
             sum(thread.rungs.values()) >= n + 20 for thread, n in zip(threads, before, strict=True)
         )
 
-    until(lambda: len(haproxies(home)) == 1, 30)  # one that was reloaded may still be leaving
+    # A reloaded one may still be running.
+    until(lambda: len(haproxies(home)) == 1, 30)
     (haproxy,) = haproxies(home)
     config = Path(haproxy.cmdline()[haproxy.cmdline().index("-f") + 1]).read_text()
-    assert f"retry-on {ONE_MACHINE['RAY_SERVE_HAPROXY_RETRY_ON']}\n" in config, "as environment.py means it"
+    assert f"retry-on {ONE_MACHINE['RAY_SERVE_HAPROXY_RETRY_ON']}\n" in config, (
+        "the setting of environment.py"
+    )
 
     with asking(url) as threads:
         until(answering(threads), 10)
@@ -215,7 +220,8 @@ def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(
 
     with asking(url) as threads:
         until(answering(threads), 10)
-        for one in haproxies(home):  # another by now: each change of the replicas brings a new one
+        # The process may be a new one: each change of the replicas starts another.
+        for one in haproxies(home):
             with contextlib.suppress(psutil.Error):
                 one.kill()
         until(lambda: all(thread.errors for thread in threads), 10)
@@ -223,19 +229,21 @@ def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_only_its_outage(
         until(answering(threads), 10)
     errors = sorted((at_s, error) for thread in threads for at_s, error in thread.errors)
     assert {type(error) for _, error in errors} == {Unreachable}
-    assert errors[-1][0] - errors[0][0] < 10, "it takes 3 s; the machine of a test may be busy"
+    assert errors[-1][0] - errors[0][0] < 10, "it takes 3 s; the test machine may be busy"
     assert set.union(*(set(thread.rungs) for thread in threads)) == {"full"}
 
 
 def num_logged(home):
-    """How many exposures Ingest has taken, as its metrics say."""
+    """Return the number of exposures that Ingest accepted, from its metrics."""
     page = httpx.get(json.loads((home / "var/run/service.json").read_text())["metrics_url"], timeout=5).text
     found = re.findall(r'^ray_tabrank_records_total\{.*kind="exposure".*\} (\S+)$', page, re.MULTILINE)
     return sum(map(float, found))
 
 
-def test_exposures_of_any_size_that_waited_for_ingest_are_logged_and_leave_no_memory_behind(home, url):
-    """Longest ids and many rankings, more than Ray takes in a call; Ingest stands still meanwhile."""
+def test_exposures_that_waited_for_ingest_are_logged_and_leave_no_memory(home, url):
+    """Send longest ids and many rankings, more than a Ray call may hold, while Ingest
+    is suspended.
+    """
     fronts = replicas(home, "FeatureFetch")
     addresses = [f"http://127.0.0.1:{port}" for front in fronts for port in ports(front)]
     (ingest,) = replicas(home, "Ingest")
@@ -252,8 +260,8 @@ def test_exposures_of_any_size_that_waited_for_ingest_are_logged_and_leave_no_me
         ingest.suspend()
         try:
             for ids in [wide] * 16 + [long] * 100:
-                asked = {"viewer": None, "candidates": ids, "limit": len(ids), "traffic": "test"}
-                assert client.post("/v1/rank", json=asked).status_code == 200
+                body = {"viewer": None, "candidates": ids, "limit": len(ids), "traffic": "test"}
+                assert client.post("/v1/rank", json=body).status_code == 200
                 num += 1
         finally:
             ingest.resume()
@@ -262,10 +270,10 @@ def test_exposures_of_any_size_that_waited_for_ingest_are_logged_and_leave_no_me
     assert (answer.json()["rung"], answer.json()["degraded"]) == ("full", [])
     until(lambda: num_logged(home) >= before + num, 15)
     grown = [front.memory_info().rss - size for front, size in zip(fronts, sizes, strict=True)]
-    assert max(grown) < 150e6, "they were some 20 MB; each retry used to leave as many behind"
+    assert max(grown) < 150e6, "the exposures take 20 MB, and no retry may leave as much behind"
 
 
-def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home, url):
+def test_acknowledged_events_are_stored_once_even_if_ingest_is_killed(home, url):
     poster = Poster(url)
     poster.start()
     try:
@@ -289,7 +297,8 @@ def test_what_was_acknowledged_is_there_once_however_often_ingest_is_killed(home
     finally:
         poster.stop.set()
         poster.join(60)
-    # and once everything, with a batch on its way; what was acknowledged is in the store's journal or in the log
+    # Now kill everything, with a batch in flight. Acknowledged events are in the store's journal or
+    # in the log.
     service = psutil.Process(json.loads((home / "var/run/service.json").read_text())["pid"])
     for process in [service, *service.children(recursive=True)]:
         process.kill()

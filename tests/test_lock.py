@@ -1,4 +1,4 @@
-"""The lock that CI, the image and the launched nodes install from."""
+"""Tests of the lock file that CI, the image and launched nodes install from."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ HASH = re.compile(r" --hash=sha256:[0-9a-f]{64}(?= |$)")
 
 
 def entries(name):
-    """The requirements of a file of pins, each on one line with what belongs to it."""
+    """Return the requirements of a file of pins, each on one line with its options."""
     text = (ROOT / name).read_text().replace("\\\n", "")
     return [re.sub(r"\s+", " ", line) for line in text.splitlines() if not line.startswith("#")]
 
@@ -37,7 +37,7 @@ def test_every_package_of_the_lock_has_a_version_and_a_hash():
     for entry, pin in zip(entries("lock.txt"), pins("lock.txt"), strict=True):
         assert HASH.search(entry), entry
         assert [spec.operator for spec in pin.specifier] == ["=="], entry
-        # A URL would name one registry, and an option one index, for everybody.
+        # A URL or an option would prescribe one registry or index for all users.
         assert pin.url is None, entry
 
 
@@ -61,11 +61,11 @@ def test_only_torch_is_pinned_without_a_hash_and_no_build_of_it_is_chosen():
     assert "+" not in str(pins("constraints.txt")[0].specifier)
     names = {pin.name for pin in pins("lock.txt")}
     assert not {name for name in names if re.match(r"torch$|triton$|cuda-|nvidia-", name)}
-    # What every build of torch needs has its hash.
+    # All dependencies of torch builds have a hash.
     assert {"filelock", "networkx", "sympy"} <= names
 
 
-def test_make_install_takes_nothing_that_the_lock_lacks_and_builds_no_source():
+def test_make_install_uses_only_the_lock_and_builds_no_source():
     recipe = (ROOT / "Makefile").read_text()
     assert "--require-hashes --no-deps --only-binary :all: --requirement lock.txt" in recipe
     assert "--no-deps --no-build-isolation --editable ." in recipe

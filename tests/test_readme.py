@@ -1,4 +1,4 @@
-"""The README's commands, executed as they stand in a copy of the tree."""
+"""Tests that execute the README's commands in a copy of the tree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """A copy of what git tracks, with this environment as its `.venv`."""
+    """Copy the files that git tracks, with this environment as `.venv`."""
     tree = tmp_path_factory.mktemp("tree")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
@@ -57,16 +57,16 @@ def shell(script, cwd, accept=(0,)):
 
 
 def test_the_commands_that_it_only_names_are_there(tree):
-    """They take minutes, a quiet machine or a served log; short runs of them are in their own tests."""
+    """Check their help: they take minutes, and other tests run them briefly."""
     named = re.findall(r"^    (python -m .*?)\s+#", (ROOT / "README.md").read_text(), re.M)
-    assert len(named) == 19 + len(OPERATING)
+    assert len(named) == 5 + len(OPERATING)
     for command in named:
         if command not in OPERATING:
             shell(f"{command} --help", tree)
 
 
 def operate(tree):
-    """What the README says of operating it, on the service that runs."""
+    """Run the README's commands for operation on the running service."""
     (tree / "load.csv").write_text("t_s,offered_rps\n0,50\n10,100\n")
     for command in OPERATING[:-2]:
         shell(command.removesuffix(" --watch"), tree)
@@ -96,15 +96,16 @@ def test_the_example_of_an_own_surface_goes_from_csv_to_a_ranking(tree):
 
 
 def test_up_rank_and_down(tree):
-    told = shell(UP.replace("make down\n", ""), tree).stdout
+    output = shell(UP.replace("make down\n", ""), tree).stdout
     run_examples(tree)
     operate(tree)
     shell("make down", tree)
-    text = told[told.index("{") :]
+    text = output[output.index("{") :]
     answer, end = json.JSONDecoder().raw_decode(text)
     taken, _ = json.JSONDecoder().raw_decode(text[end:].lstrip())
     assert taken == {"accepted": 1, "duplicates": 0, "rejected": []}
-    served = pq.read_table(tree / "var/log/events")  # written when the service was stopped
+    # The events were written when the service stopped.
+    served = pq.read_table(tree / "var/log/events")
     assert [name.split("-")[0] for name in served["id"].to_pylist()] == ["e1", "example", "example"]
     assert answer["rung"] == "full"
     assert answer["model"]
@@ -114,13 +115,13 @@ def test_up_rank_and_down(tree):
 
 
 def test_your_own_data(tree):
-    """A log of other columns goes from its draft to a ranking; the search gets 15 seconds in place of its own."""
+    """Take a log of other columns from its draft to a ranking; the search gets only 15 seconds."""
     write_shop(tree / "whole", slates=6_000)
     shell("python -m training split --log whole --at 0.7 --before my-log --after later", tree)
     assert "--budget 30m" in OWN
     lines = OWN.replace("--budget 30m", "--budget 15s").splitlines()
     (search,) = (i for i, line in enumerate(lines) if " search " in line)
-    # where the machine is slow the winner may not beat popular yet, which is for the search to say
+    # On a slow machine the winner may not beat popular yet, which the search reports.
     lines[search] += " || [ $? = 1 ]"
     shell("\n".join(lines), tree)
     evaluate = "python -m training evaluate --model var/my-search --history my-log --log later --json"
@@ -145,13 +146,14 @@ def test_your_own_data(tree):
 
 
 def test_the_demo_tells_its_story_and_its_verdict(tree):
-    """Its load lasts five seconds in place of half a minute."""
+    """Run the demo with a load of five seconds instead of half a minute."""
     demo = tree / "loadtest/scenarios/demo.py"
     assert "\nLOAD_S = 30\n" in demo.read_text()
     demo.write_text(demo.read_text().replace("\nLOAD_S = 30\n", "\nLOAD_S = 5\n"))
-    done = shell(DEMO, tree, accept=(0, 1, 2))  # whether this machine holds the rate is not for a test to say
+    # The test does not require that this machine holds the rate.
+    done = shell(DEMO, tree, accept=(0, 1, 2))
     report = json.loads((tree / "var/demo/report.json").read_text())
-    assert (tree / "var/demo/report.html").read_text().index("what was claimed") < 2_000
+    assert (tree / "var/demo/report.html").read_text().index("claimed") < 2_000
     assert set(report["train"]) >= {"rows", "seconds", "auc", "logloss", "ndcg@10"}
     assert report["train"]["ndcg@10"]["model"] > report["train"]["ndcg@10"]["popular"]
     assert report["serve"]["rung"] == "full"
@@ -161,4 +163,4 @@ def test_the_demo_tells_its_story_and_its_verdict(tree):
     )
     assert set(report["load"]) >= set(keys.split())
     assert done.returncode == {"held": 0, "not held": 1, "void": 2}[report["load"]["verdict"]], done.stderr
-    assert "what was claimed" in done.stdout
+    assert "measured here" in done.stdout

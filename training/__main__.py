@@ -1,4 +1,4 @@
-"""`python -m training`: from a log to a published artifact."""
+"""Command line of training: `python -m training` turns a log into a published artifact."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from training.terminal import (
     LogFolder,
     Model,
     Models,
+    ProgressBar,
     Seed,
-    Share,
     SurfaceName,
     answer,
     artifact_of,
     decimal,
-    say,
+    print_progress,
 )
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
-app.add_typer(bench, name="bench", help="Measure speed, and quality against what is known.")
-app.add_typer(experiment, name="experiment", help="What an experiment came to, and whether to believe it.")
+app.add_typer(bench, name="bench", help="Measure speed, and quality against known truths.")
+app.add_typer(experiment, name="experiment", help="Analyse experiments, and check whether to trust them.")
 
 
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Option(help="The log to write; must not exist.")],
     rows: Annotated[int, typer.Option(help="Exposed candidates, about 55 an exposure.")] = 1_000_000,
-    viewers: Annotated[int | None, typer.Option(help="Viewers; default by rows.")] = None,
+    viewers: Annotated[int | None, typer.Option(help="Viewers. Default: one for each 12 exposures.")] = None,
     days: Annotated[float, typer.Option(help="Simulated days.")] = 2.0,
     end: Annotated[
-        str | None, typer.Option(help="When the log ends: ISO time or now; default a fixed day.")
+        str | None, typer.Option(help="End of the log: an ISO time or now. Default: a fixed day.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same log.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Write a log of the simulated world of `spaces`."""
     from training.world.simulate import simulate as run
 
     os.umask(PRIVATE)
-    with Share("simulate") as progress:
+    with ProgressBar("simulate") as progress:
         summary = run(
             out,
             rows=rows,
@@ -71,11 +71,11 @@ def simulate(
 @app.command("import")
 def import_(
     name: Annotated[str, typer.Argument(help="The data set: ranklens.")],
-    source: Annotated[Path, typer.Option(help="The folder that holds it.")],
+    source: Annotated[Path, typer.Option(help="The folder of the data set.")],
     out: Annotated[Path, typer.Option(help="The log to write; must not exist.")],
     as_json: Json = False,
 ) -> None:
-    """Turn a public data set into a canonical log."""
+    """Convert a public data set to a canonical log."""
     from training.data.ranklens import import_ranklens
 
     one_of(name, ("ranklens",), "import")
@@ -89,10 +89,10 @@ def surface(
     out: Annotated[
         Path | None, typer.Option(help="The TOML file to write; must not exist. Default: stdout.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The surface's name; default the log folder's.")] = None,
+    name: Annotated[str | None, typer.Option(help="The surface's name. Default: the log folder's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draft the surface of a log: its fields, label, features and what popular means, each with its reason."""
+    """Draft the surface of a log: fields, label, features and popularity, each with its reason."""
     from serve.contract.validation import refuse_existing
     from training.drafting.draft import draft
 
@@ -100,11 +100,11 @@ def surface(
         refuse_existing(out)
     drafted = draft(log, name)
     for note in drafted.notes:
-        say(note)
+        print_progress(note)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(drafted.text, encoding="utf-8")
-        text = f"{out}: look it through, then fit with --surface {out}"
+        text = f"{out}: review it, then fit with --surface {out}"
     else:
         text = drafted.text
     result = {"surface": drafted.text, "notes": drafted.notes, "out": None if out is None else str(out)}
@@ -114,9 +114,9 @@ def surface(
 @app.command()
 def split(
     log: LogFolder,
-    before: Annotated[Path, typer.Option(help="The log of what comes before; must not exist.")],
-    after: Annotated[Path, typer.Option(help="The log of the rest; must not exist.")],
-    at: Annotated[float, typer.Option(help="The share of exposures that come before, by time.")] = 0.8,
+    before: Annotated[Path, typer.Option(help="The log of the earlier part; must not exist.")],
+    after: Annotated[Path, typer.Option(help="The log of the later part; must not exist.")],
+    at: Annotated[float, typer.Option(help="Share of exposures in the earlier part.")] = 0.8,
     as_json: Json = False,
 ) -> None:
     """Split a log in two by time."""
@@ -134,16 +134,16 @@ def fit(
     log: LogFolder,
     out: Annotated[Path, typer.Option(help="The artifact to write; must not exist.")],
     seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="At most so many passes over the rows.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Maximum passes over the rows.")] = None,
     memory: Annotated[
         str | None,
         typer.Option(
-            help="What rows may take in memory, such as 4G; more come from disk. Default: half of what is free."
+            help="Memory for rows, such as 4G; more rows stream from disk. Default: half of the free memory."
         ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Ray Train workers.")] = 1,
     storage: Annotated[
-        Path | None, typer.Option(help="Keep checkpoints here; a killed fit goes on from them.")
+        Path | None, typer.Option(help="Folder for checkpoints, from which a killed fit resumes.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -157,7 +157,7 @@ def fit(
     config = replace(FitConfig(), seed=seed, num_workers=workers)
     if epochs is not None:
         config = replace(config, epochs=epochs)
-    with Share("features") as share:
+    with ProgressBar("features") as share:
         manifest = run(
             load_surface(surface),
             log,
@@ -169,7 +169,7 @@ def fit(
             progress=progress_on(sys.stderr),
         )
     for suspect in manifest["suspects"]:
-        say(suspect)
+        print_progress(suspect)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "
     line += f"logloss {ours['logloss']:.4f}, ndcg@10 {decimal(ours['ndcg@10'])} (popular {decimal(theirs['ndcg@10'])})"
@@ -184,21 +184,21 @@ app.command()(refresh)
 def evaluate(
     model: Model,
     log: LogFolder,
-    history: Annotated[Path | None, typer.Option(help="The log that the state starts from.")] = None,
+    history: Annotated[Path | None, typer.Option(help="The log from which the state starts.")] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="LightGBM too, trained on the history.")
+        bool, typer.Option("--baselines", help="Also measure LightGBM, trained on the history.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact on a log, beside `popular` on the same rows."""
     from training.evaluation.evaluate import evaluate as run
 
-    with Share("evaluate") as progress:
+    with ProgressBar("evaluate") as progress:
         result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
     if result["rows_seen_in_training"]:
-        say(
-            f"{result['rows_seen_in_training']} of the rows are from the time that the model was made from: these "
-            "figures flatter it; split the log first, and train on what comes before"
+        print_progress(
+            f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
+            "optimistic; split the log first, and train on the earlier part"
         )
     lines = [f"{result['rows']} rows, {result['slates']} slates"]
     for name in ("model", "popular", "lightgbm"):
@@ -212,30 +212,30 @@ def evaluate(
 @app.command()
 def replay(
     log: LogFolder,
-    url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
     surface: Annotated[
-        str | None, typer.Option(help="Name or TOML; default the model's, else the service's.")
+        str | None, typer.Option(help="Name or TOML file. Default: the model's, else the service's.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The artifact that is served: compare with its evaluation.")
+        Path | None, typer.Option(help="The artifact that is served; compare with its evaluation.")
     ] = None,
     history: Annotated[
-        Path | None, typer.Option(help="With --model: the log that the service's store was filled from.")
+        Path | None, typer.Option(help="With --model: the log that filled the service's store.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder for report.json and scores.parquet; must not exist.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Play a log through a running service in its own time, and measure the answers; 1 where one falls short.
+    """Replay a log through a running service in order of its time, and measure the answers.
 
-    The service needs `clock: event` in the args of its cluster.yaml, a store filled from what comes before the log,
-    and no other traffic. It falls short where a ranking is not full or, with --model, a score differs by over 1e-5
-    from what `evaluate` computes.
+    The service needs `clock: event` in the args of its cluster.yaml, a store filled from the log
+    before this one, and no other traffic. Exit code 1 if a ranking is not full or, with --model, a
+    score differs by more than 1e-5 from that of `evaluate`.
     """
     from training.audit.http_replay import replay as run
 
-    with Share("replay") as progress:
+    with ProgressBar("replay") as progress:
         result = run(
             log,
             url,
@@ -263,21 +263,25 @@ def audit(
     surface: SurfaceName,
     log: LogFolder,
     model: Annotated[
-        Path | None, typer.Option(help="An artifact: compare its scores too, and say what has moved.")
+        Path | None, typer.Option(help="An artifact: compare its scores too, and report drift.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compute the features of served rankings again, from the log, and compare; 1 where one differs by over 1e-6.
+    """Recompute the features of served rankings from the log, and compare them.
 
-    The log holds what the store was filled from and what was served since. The rankings that were logged with their
-    features (`log_features` in `cluster.yaml`) are compared. With --model, those that it scored must score alike
-    within 1e-5. Drift is said beside: the population stability index of each feature and of the scores against the
-    model's training rows; below 0.1 it is usually read as nothing moved, above 0.25 as another population.
+    The log holds all records that filled the store and all that were served since. The rankings
+    that were logged with their features (`log_features` in `cluster.yaml`) are compared. Exit code
+    1 if a feature differs by more than 1e-6 or, with --model, a score of that model by more than
+    1e-5.
+
+    With --model, also reports drift: the population stability index of each feature and of the
+    scores against the model's training rows. Below 0.1 it is usually read as no change, above 0.25
+    as another population.
     """
     from training.audit.audit import audit as run
     from training.audit.audit import table
 
-    with Share("audit") as progress:
+    with ProgressBar("audit") as progress:
         result = run(
             log, load_surface(surface), None if model is None else artifact_of(model), progress=progress
         )
@@ -292,7 +296,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The folder for report.html and MODEL_CARD.md.")],
     as_json: Json = False,
 ) -> None:
-    """Write a model's report and card again, from what the artifact itself stores."""
+    """Write a model's report and card again, from the evaluation that the artifact stores."""
     from training.evaluation.report import regenerate
 
     regenerate(artifact_of(model), out)
@@ -303,10 +307,10 @@ def report(
 def publish(
     model: Model,
     models: Models = PUBLISHED,
-    promote: Annotated[bool, typer.Option(help="Make it the current one.")] = True,
+    promote: Annotated[bool, typer.Option(help="Make it the current model.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Verify an artifact, copy it to the published ones, and make it current."""
+    """Verify an artifact, copy it to the published ones, and make it the current model."""
     from serve.model.artifact import load
     from training.fit.publish import publish as run
 
@@ -314,7 +318,7 @@ def publish(
     version = run(model, models, make_current=promote)
     gate = load(models / version).manifest.get("gate")
     if gate and not gate["beats"]:
-        say(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
+        print_progress(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
     answer(
         {"version": version, "current": promote},
         as_json,

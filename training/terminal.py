@@ -1,4 +1,4 @@
-"""How commands are spoken to and speak: options that several have; one answer on stdout, all else on stderr."""
+"""Terminal conventions of commands: shared options, result on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-SurfaceName = Annotated[str, typer.Option(help="A shipped surface's name, or the path of a TOML file.")]
+SurfaceName = Annotated[str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")]
 LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of weights and order; the same gives the same model.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and order; equal seeds give equal models.")]
 Model = Annotated[Path, typer.Option(help="An artifact, or the folder of a search.")]
 Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
 PUBLISHED = Path("var/models")
@@ -20,28 +20,31 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """What a command was asked for: JSON, or text for people."""
+    """Print a command's result on stdout: one JSON object, or text."""
     print(json.dumps(result, allow_nan=False) if as_json else text)
 
 
-def say(message: str) -> None:
-    """A line of progress."""
+def print_progress(message: str) -> None:
+    """Print a line of progress on stderr."""
     print(message, file=sys.stderr)
 
 
 def decimal(value: float | None) -> str:
-    """A measure with four decimals; a dash where it is not defined."""
+    """Format a measure with four decimals; a dash where it is None."""
     return "–" if value is None else f"{value:.4f}"
 
 
-class Share:
-    """A bar on a terminal, a plain line every tenth elsewhere; told of shares from 0 to 1 in a `with` block."""
+class ProgressBar:
+    """Progress from 0 to 1 on stderr: a bar on a terminal, a line every tenth elsewhere.
+
+    Use it in a `with` block.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._said = 0
+        self._tenths = 0
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,16 +52,16 @@ class Share:
             sys.stderr.write("\n")
 
     def __call__(self, share: float) -> None:
-        """So much is done."""
+        """Report the share that is done."""
         if sys.stderr.isatty():
             width = min(40, shutil.get_terminal_size().columns - 20)
             sys.stderr.write(f"\r{self._what} [{'#' * int(share * width):<{width}}] {share:4.0%}")
-        elif int(share * 10) > self._said:
-            self._said = int(share * 10)
-            sys.stderr.write(f"{self._what} {self._said * 10} %\n")
+        elif int(share * 10) > self._tenths:
+            self._tenths = int(share * 10)
+            sys.stderr.write(f"{self._what} {self._tenths * 10} %\n")
 
 
 def artifact_of(model: Path) -> Path:
-    """The artifact that a path names: itself, or that of a search's folder."""
+    """Return the artifact that a path names: itself, or that of a search's folder."""
     found = model / "artifact"
     return found if found.is_dir() and not (model / "manifest.json").exists() else model

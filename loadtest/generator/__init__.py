@@ -1,1 +1,1 @@
-"""Open-loop load: bodies, arrivals, connections, dispatch. Imports `measure` and below."""
+"""Open-loop load generation: bodies, arrivals, connections. Imports `measure` and below."""

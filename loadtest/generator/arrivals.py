@@ -1,4 +1,4 @@
-"""When requests are sent: a Poisson process that waits for no answer (an open loop)."""
+"""Arrival times of an open loop: a Poisson process that does not wait for answers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from loadtest.workload.shapes import Block
 def arrivals(
     rate_rps: Callable[[], float], blocks: Iterable[Block], rng: np.random.Generator
 ) -> Iterator[float]:
-    """Yield the seconds, counted from 0 and ascending, at which to send a request.
+    """Yield the times at which to send a request, in ascending seconds from 0.
 
-    Within a block the times are drawn by its rate, which is a Poisson process given its count; the count is the
-    expected one, so that a run offers exactly the rate that it names. Each block asks for the rate anew.
+    The times within a block are drawn from its rate: a Poisson process, conditional on its count.
+    The count is the expected one, so that a run offers exactly its nominal rate. Each block reads
+    the rate again.
     """
     begins_s = 0.0
     for block in blocks:
@@ -26,7 +27,10 @@ def arrivals(
 
 
 def _places(block: Block, share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where in the block, from 0 to 1, these shares of its requests have been sent: its integrated rate, inverted."""
+    """Return the places in the block, from 0 to 1, at which these shares of its requests were sent.
+
+    They are the inverse of the block's integrated rate.
+    """
     begins, ends = block.begins, block.ends
     if begins == ends:
         return share

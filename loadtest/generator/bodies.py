@@ -1,4 +1,4 @@
-"""The bodies of the requests, made before the run so that sending one costs nothing."""
+"""Request bodies of rankings, built before a run so that sending one costs almost no CPU."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SEED = 20
 
 
 def make_bodies(ids: Ids, profile: Profile, count: int = NUM_BODIES, seed: int = SEED) -> list[bytes]:
-    """`count` bodies for POST /v1/rank, the same for the same arguments.
+    """Return `count` bodies for POST /v1/rank, the same for the same arguments.
 
-    The k-th viewer of `ids` is drawn with a weight of 1 / k^viewer_skew (Zipf); candidates are drawn evenly,
-    `profile.candidates` distinct ones in a random order. Each says `traffic: "test"`.
+    The k-th viewer of `ids` is drawn with a weight of 1 / k^viewer_skew (Zipf). Each body has
+    `profile.candidates` distinct candidates, drawn uniformly, and `traffic: "test"`.
 
     Raises:
         LoadtestError: if `ids` has too few candidates.
     """
     if len(ids.candidates) < profile.candidates:
         raise LoadtestError(
-            f"there are {len(ids.candidates)} distinct candidates and a request of the profile "
-            f"{profile.name} needs {profile.candidates}; give more, or take a profile with fewer"
+            f"there are {len(ids.candidates)} distinct candidates, but a request of the profile "
+            f"{profile.name} needs {profile.candidates}; supply more candidates, or use a profile with fewer"
         )
     rng = np.random.default_rng(seed)
     weights = zipf_weights(len(ids.viewers), profile.viewer_skew)
@@ -37,7 +37,7 @@ def make_bodies(ids: Ids, profile: Profile, count: int = NUM_BODIES, seed: int =
 
 
 def zipf_weights(num: int, skew: float) -> NDArray[np.float64]:
-    """`[num]`: 1 / k^skew."""
+    """Return the weights 1 / k^skew, of shape [num]."""
     weights: NDArray[np.float64] = np.arange(1, num + 1, dtype=np.float64) ** -skew
     return weights
 

@@ -1,4 +1,4 @@
-"""Keep-alive connections to the service, over gevent."""
+"""Keep-alive HTTP connections to the service, on gevent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ TIMEOUT_S = 10.0
 RECEIVE_BYTES = 16384
 
 
-class Exchanges(Protocol):
-    """Who sends a request, and has its answer's status and body."""
+class Transport(Protocol):
+    """Object that sends a request and returns the status and body of its answer."""
 
     def exchange(self, request: bytes) -> tuple[int, bytes]:
-        """Raises OSError or HTTPParseError where there is no answer."""
+        """Send a request; raises OSError or HTTPParseError if there is no answer."""
 
 
 class Connections:
-    """POSTs prepared requests to one URL; a connection is used again, the one used last first.
+    """Keep-alive connections to one URL, used again in last-in, first-out order.
 
-    A request is bytes made once, its answer is read by FastHttpUser's own parser. Measured for 55 candidates,
-    CPU a request: 27 µs; with `FastHttpUser.client.post` 130 to 170 µs, which at 900 requests a second is a
-    tenth of a core more, and the service needs that core when it shares the machine.
+    A request is a byte string built once. FastHttpUser's own parser reads the answer. CPU per
+    request, measured with 55 candidates: 27 µs; with `FastHttpUser.client.post` 130 to 170 µs. At
+    900 requests per second that is a tenth of a core more, and the service needs that core on a
+    shared machine.
     """
 
     def __init__(self, url: str, path: str = "/v1/rank", *, timeout_s: float | None = None) -> None:
@@ -44,25 +45,28 @@ class Connections:
             "User-Agent: tabrank-loadtest\r\nAccept: application/json\r\n"
             f"Content-Type: application/json\r\n{key}Content-Length: "
         ).encode("ascii")
-        # Resolved once: gevent resolves in a thread, and a burst of new connections would queue there.
+        # Resolve once: gevent resolves in a thread, where a burst of new connections would queue.
         self._addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self._idle: list[Any] = []
 
     def prepare(self, body: bytes) -> bytes:
-        """The whole request that carries `body`."""
+        """Return the whole request that carries `body`."""
         return self._head + b"%d\r\n\r\n" % len(body) + body
 
     def exchange(self, request: bytes) -> tuple[int, bytes]:
-        """Send a prepared request; its answer's status and body.
+        """Send a prepared request; return the status and body of its answer.
 
         Raises:
             OSError: if it cannot be sent, or is not answered in time (TimeoutError).
-            HTTPParseError: if what comes back is not HTTP.
+            HTTPParseError: if the answer is not HTTP.
         """
-        return self.answered(request)[:2]
+        return self.exchange_with_headers(request)[:2]
 
-    def answered(self, request: bytes) -> tuple[int, bytes, str, str | None]:
-        """As `exchange`, with the answer's `Content-Type` and `Retry-After`: what a client's retry goes by."""
+    def exchange_with_headers(self, request: bytes) -> tuple[int, bytes, str, str | None]:
+        """As `exchange`, but also return the answer's `Content-Type` and `Retry-After`.
+
+        The retry policy depends on them.
+        """
         sock = self._idle_connection() or self._connect()
         try:
             sock.sendall(request)
@@ -81,8 +85,8 @@ class Connections:
         else:
             self._idle.append(sock)
         kind, retry_after = answer.get("content-type", ""), answer.get("retry-after")
-        asked = None if retry_after is None else str(retry_after)
-        return answer.status_code, bytes(answer.body), str(kind), asked
+        delay = None if retry_after is None else str(retry_after)
+        return answer.status_code, bytes(answer.body), str(kind), delay
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -92,7 +96,7 @@ class Connections:
     def _idle_connection(self) -> Any:
         while self._idle:
             sock = self._idle.pop()
-            if _is_quiet(sock, self._timeout_s):
+            if _is_idle(sock, self._timeout_s):
                 return sock
             sock.close()
         return None
@@ -113,7 +117,7 @@ class Connections:
 
 
 class _Answer(HTTPResponse):
-    """The parser's answer, its body within reach."""
+    """Response parser that keeps the body."""
 
     def __init__(self, method: str) -> None:
         super().__init__(method)
@@ -124,17 +128,19 @@ class _Answer(HTTPResponse):
 
 
 def _end(answer: _Answer) -> None:
-    """Tell an answer that the service closed the connection, which may be how it ends."""
-    with suppress(HTTPParseError):  # said below
+    """Finish an answer whose connection the service closed; a close may end a valid answer."""
+    # The check below reports an incomplete answer.
+    with suppress(HTTPParseError):
         answer.feed(b"")
     if not answer.message_complete:
         raise ConnectionResetError("closed before the answer was complete")
 
 
-def _is_quiet(sock: Any, timeout_s: float) -> bool:
-    """Whether an idle connection is still open: the service has neither closed it nor sent anything."""
+def _is_idle(sock: Any, timeout_s: float) -> bool:
+    """Return whether an idle connection is open: the service neither closed it nor sent data."""
     if isinstance(sock, ssl.SSLSocket):
-        return True  # TLS cannot be peeked into
+        # It is not possible to peek into TLS.
+        return True
     sock.settimeout(0.0)
     try:
         sock.recv(1, socket.MSG_PEEK)
@@ -147,7 +153,7 @@ def _is_quiet(sock: Any, timeout_s: float) -> bool:
 
 
 def error_kind(error: OSError | HTTPParseError) -> str:
-    """A failed exchange in two words."""
+    """Return a short name for a failed exchange."""
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, ConnectionRefusedError):

@@ -1,8 +1,8 @@
-"""The open loop: each request gets a greenlet when it is due, whatever became of the others.
+"""Open-loop dispatcher: each request gets a greenlet when it is due, independent of the others.
 
-Measured on 2 cores, with the service under load on the same machine and 55 candidates a request: at 900 requests
-a second this process takes 0.16 to 0.2 of a core; 4,000 leave within 3 ms of when they are due (p99), 6,000 do not
-within 10.
+Measured on 2 cores, with the service under load on the same machine and 55 candidates per request:
+at 900 requests per second this process takes 0.16 to 0.2 of a core. It sends 4,000 per second
+within 3 ms of their due times (p99), but 6,000 not within 10 ms.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from time import perf_counter
 import gevent
 from geventhttpclient.response import HTTPParseError
 
-from loadtest.generator.connections import TIMEOUT_S, Exchanges, error_kind
+from loadtest.generator.connections import TIMEOUT_S, Transport, error_kind
 from loadtest.measure.answer import Ended, Outcome
 
 MAX_IN_FLIGHT = 1000
@@ -24,16 +24,17 @@ TIMEOUT = Outcome("timeout", ok=False)
 
 
 class Dispatcher:
-    """Sends prepared requests over kept connections and tells `on_end` of each, in the order of their ends.
+    """Open-loop dispatcher; it passes the end of each request to `on_end`, in order.
 
-    `read` makes of an answer's status and body its outcome, and how many of its rows count.
-    At most MAX_IN_FLIGHT are open at a time, so that a service that hangs is not buried in connections and
-    this process keeps its files; a request that is due above the bound is not sent, and ends so.
+    `read` returns the outcome of an answer's status and body, and its number of scored rows. At
+    most MAX_IN_FLIGHT requests are open at a time. So a service that hangs does not get too many
+    connections, and this process does not run out of file descriptors. A request that is due above
+    this limit is not sent and ends as `not sent`.
     """
 
     def __init__(
         self,
-        connections: Exchanges,
+        connections: Transport,
         read: Callable[[int, bytes], tuple[Outcome, int]],
         on_end: Callable[[Ended], None],
     ) -> None:
@@ -44,7 +45,7 @@ class Dispatcher:
         self._begins = 0.0
 
     def run(self, times_s: Iterable[float], requests: Iterable[bytes]) -> None:
-        """Send one request at each of the times (seconds from now, ascending), and wait for the last answers."""
+        """Send a request at each time (seconds from now, ascending), then wait for all answers."""
         self._begins = perf_counter()
         for number, (at_s, request) in enumerate(zip(times_s, requests, strict=False)):
             gevent.sleep(max(0.0, self._begins + at_s - perf_counter()))
@@ -75,11 +76,11 @@ class Dispatcher:
         until = perf_counter() + TIMEOUT_S
         while self._due and perf_counter() < until:
             gevent.sleep(0.01)
-        for at_s in self._given_up():
+        for at_s in self._unanswered():
             latency_ms = self._since_ms(at_s)
             self._on_end(Ended(at_s, 0.0, latency_ms, TIMEOUT, 0, 0))
 
-    def _given_up(self) -> Iterator[float]:
+    def _unanswered(self) -> Iterator[float]:
         while self._due:
             yield self._due.popitem()[1]
 
@@ -88,7 +89,7 @@ class Dispatcher:
 
 
 def allow_open_files() -> None:
-    """Raise this process's own limit, so that all of MAX_IN_FLIGHT may be open."""
+    """Raise this process's own limit of open files, for MAX_IN_FLIGHT connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

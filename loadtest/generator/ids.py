@@ -1,4 +1,4 @@
-"""Who asks and what is ranked: real viewers and candidates, from a log or from a file."""
+"""Viewers and candidates of a load: real ids from a log or a file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pyarrow.dataset as ds
 
 from loadtest.errors import LoadtestError, unknown_key
 
-MAX_ID_LENGTH = 256  # what POST /v1/rank takes
+# Limit of POST /v1/rank.
+MAX_ID_LENGTH = 256
 IMPRESSION = "impression"
 
 
 @dataclass(frozen=True)
 class Ids:
-    """Viewers, the busiest first; candidates, distinct; and the context that a viewer was last seen in."""
+    """Viewers (the busiest first), distinct candidates, and the last known context of a viewer."""
 
     viewers: list[str]
     candidates: list[str]
@@ -28,15 +29,19 @@ class Ids:
 
 
 def find_ids(file: Path | None, log: Path, num_candidates: int) -> Ids:
-    """Ids from a file where one is named, else from a log; raises as `read_ids` and `read_log_ids` do."""
+    """Return the ids of a file if there is one, otherwise of a log.
+
+    Raises:
+        LoadtestError: as `read_ids` and `read_log_ids`.
+    """
     return read_ids(file) if file else read_log_ids(log, num_candidates)
 
 
 def read_ids(path: Path) -> Ids:
-    """Ids from a JSON file, `{"viewers": [...], "candidates": [...]}`.
+    """Return the ids of a JSON file `{"viewers": [...], "candidates": [...]}`.
 
     Raises:
-        LoadtestError: if the file is anything else.
+        LoadtestError: if the file holds anything else.
     """
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -60,27 +65,27 @@ def _strings(path: Path, given: Mapping[str, Any], key: str) -> list[str]:
         if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH):
             shown = repr(value)[:60]
             raise LoadtestError(
-                f"--ids {path}: {key}[{index}] is {shown}; an id is a string of 1 to {MAX_ID_LENGTH}"
+                f"--ids {path}: {key}[{index}] is {shown}; an id is a string of 1 to {MAX_ID_LENGTH} characters"
             )
     return list(dict.fromkeys(values))
 
 
 def read_log_ids(log: Path, num_candidates: int) -> Ids:
-    """Ids from a log: the viewers of its exposures, and candidates that are live at its end.
+    """Return the ids of a log: viewers of its exposures, and candidates live at its end.
 
-    Where fewer than `num_candidates` are live, the last ended ones fill up.
+    If fewer than `num_candidates` are live, the last ended ones are added.
 
     Raises:
         LoadtestError: if there is no such log, it lacks a column, or it is too small.
     """
     if not log.is_dir():
-        raise LoadtestError(f"--log {log}: no such folder; name a log, or a file of ids with --ids")
+        raise LoadtestError(f"--log {log}: no such folder; name a log folder, or a file of ids with --ids")
     exposures = _table(log, "exposures", ("viewer", "ts_ms"), ("context", "traffic"))
     if "traffic" in exposures.column_names:
         exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
     exposures = exposures.filter(pc.is_valid(exposures["viewer"]))
     if not len(exposures):
-        raise LoadtestError(f"--log {log}: its exposures name no viewer; name a file of ids with --ids")
+        raise LoadtestError(f"--log {log}: its exposures have no viewer; name a file of ids with --ids")
     candidates = _candidates(log, pc.max(exposures["ts_ms"]).as_py(), num_candidates)
     seen = exposures.group_by("viewer").aggregate([("viewer", "count")])
     seen = seen.sort_by([("viewer_count", "descending"), ("viewer", "ascending")])
@@ -88,25 +93,28 @@ def read_log_ids(log: Path, num_candidates: int) -> Ids:
 
 
 def read_log_kinds(log: Path) -> dict[str, int]:
-    """How often each kind of event is in a log, without its impressions, which the answers themselves make.
+    """Return the number of events of each kind in a log, without impressions.
+
+    Answers themselves make the impressions.
 
     Raises:
-        LoadtestError: if it holds no such events.
+        LoadtestError: if the log holds no such events.
     """
     counts = pc.value_counts(_table(log, "events", ("kind",), ())["kind"]).to_pylist()
     kinds = {row["values"]: row["counts"] for row in counts if row["values"] != IMPRESSION}
     if not kinds:
-        raise LoadtestError(f"--log {log}: its events are none of a viewer's; name a log that holds some")
+        raise LoadtestError(f"--log {log}: it holds no viewer events; name a log that does")
     return dict(sorted(kinds.items()))
 
 
 def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
     rows = _table(log, "candidates", ("id",), ("ends_ms", "ts_ms"))
-    if "ts_ms" in rows.column_names:  # the log may go on after its last exposure
+    # The log may continue after its last exposure.
+    if "ts_ms" in rows.column_names:
         end_ms = max(end_ms, pc.max(rows["ts_ms"]).as_py() or 0)
     if "ends_ms" not in rows.column_names:
         rows = rows.append_column("ends_ms", pa.nulls(len(rows), pa.int64()))
-    # Rows repeat as a candidate changes; the end may be on the last of them alone.
+    # A changed candidate has several rows, of which only the last may hold its end.
     ends = rows.group_by("id").aggregate([("ends_ms", "max")])
     ended = pc.fill_null(pc.less_equal(ends["ends_ms_max"], end_ms), False)
     order = ends.append_column("ended", ended).sort_by(
@@ -116,14 +124,14 @@ def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
     num_live = len(ids) - int(pc.sum(ended).as_py() or 0)
     if len(ids) < num_candidates:
         raise LoadtestError(
-            f"--log {log}: holds {len(ids)} candidates and a request needs {num_candidates}; "
+            f"--log {log}: holds {len(ids)} candidates, but a request needs {num_candidates}; "
             "name a larger log, or a profile with fewer candidates"
         )
     return ids[: max(num_live, num_candidates)]
 
 
 def _contexts(exposures: pa.Table) -> dict[str, dict[str, Any]]:
-    """What each viewer's last exposure said of its context, nulls left out."""
+    """Return the context of each viewer's last exposure, without nulls."""
     if "context" not in exposures.column_names or not pa.types.is_struct(exposures["context"].type):
         return {}
     exposures = exposures.sort_by("ts_ms")

@@ -1,4 +1,4 @@
-"""A load beside what is done to the service: the open loop in a process of its own, and each of its requests."""
+"""Offer an open-loop load from a separate process, and collect the end of each request."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ import numpy as np
 from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.generator.connections import TIMEOUT_S
-from loadtest.generator.process import FOUND, SPEC, Spec
+from loadtest.generator.process import RESULT, SPEC, Spec
 from loadtest.measure.answer import Outcome
 from loadtest.measure.measure import Floats, Requests
 from loadtest.workload.shapes import Block
 
-OVERTIME_S = 30.0  # for the last answers, and to write them down
+# Time for the last answers, and to write the results.
+OVERTIME_S = 30.0
 
 
 @dataclass(frozen=True)
-class Offered:
-    """What became of a load, its times counted from its first second.
+class OfferResult:
+    """Result of a load, with times relative to its first second.
 
-    `requests` ended as the client saw it in the end; `failed_at_s` and `failed_kinds` are of first tries, where the
-    load retried.
+    `requests` holds the final outcome of each request. If the load retried, `failed_at_s` and
+    `failed_kinds` describe the first tries that failed.
     """
 
     requests: Requests
@@ -41,10 +42,11 @@ class Offered:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What is offered: each block a number of seconds at a factor of the rate.
+class OfferedLoad:
+    """Load to offer: each block is a number of seconds at a factor of the rate.
 
-    `retry`: failed requests are tried once more, as the shipped client does; `timeout_s` is of a request.
+    `retry`: retry failed requests once, as the shipped client does. `timeout_s`: timeout of a
+    request.
     """
 
     url: str
@@ -57,14 +59,14 @@ class Load:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Return the duration of the load."""
         return sum(block.seconds for block in self.blocks)
 
 
 class Offer:
-    """A load under way; `begun_s` is its second 0 on the clock of `time.monotonic()`."""
+    """Running load process; `begun_s` is its second 0 on the clock of `time.monotonic()`."""
 
-    def __init__(self, load: Load, folder: Path) -> None:
+    def __init__(self, load: OfferedLoad, folder: Path) -> None:
         self._load, self._folder = load, folder
         self._log = folder / "generator.log"
         spec = Spec(
@@ -87,18 +89,18 @@ class Offer:
                 preexec_fn=partial(die_with_parent, signal.SIGKILL),
             )
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said:
+        line = self._process.stdout.readline()
+        if not line:
             self.end()
             raise LoadtestError("the load generator did not start:\n  " + "\n  ".join(last_lines(self._log)))
-        self.begun_s = float(said)
+        self.begun_s = float(line)
 
     def stop(self) -> None:
-        """Send no more; what is under way is still waited for."""
+        """Stop sending; requests in flight still get their answers."""
         self._process.terminate()
 
-    def result(self) -> Offered:
-        """What became of it, once it has ended.
+    def result(self) -> OfferResult:
+        """Wait for the end of the load and return its result.
 
         Raises:
             LoadtestError: if the generator failed.
@@ -106,18 +108,18 @@ class Offer:
         try:
             self._process.wait(self._load.seconds + OVERTIME_S)
         except subprocess.TimeoutExpired:
-            raise LoadtestError("the load did not end") from None
-        if not (self._folder / FOUND).exists():
-            raise LoadtestError("the load failed:\n  " + "\n  ".join(last_lines(self._log)))
-        with np.load(self._folder / FOUND) as found:
+            raise LoadtestError("the load generator did not end in time") from None
+        if not (self._folder / RESULT).exists():
+            raise LoadtestError("the load generator failed:\n  " + "\n  ".join(last_lines(self._log)))
+        with np.load(self._folder / RESULT) as found:
             columns = {name: found[name] for name in ("at_s", "late_ms", "latency_ms", "scored", "codes")}
             outcomes = [_outcome(name) for name in found["outcomes"].tolist()]
             ok = np.array([outcome.ok for outcome in outcomes], dtype=bool)[columns["codes"]]
             requests = Requests(ok=ok, outcomes=outcomes, **columns)
-            return Offered(requests, found["failed_at_s"], found["failed_kinds"].tolist())
+            return OfferResult(requests, found["failed_at_s"], found["failed_kinds"].tolist())
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """End the process, whatever its state."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -126,8 +128,8 @@ class Offer:
 
 
 @contextlib.contextmanager
-def offering(load: Load) -> Iterator[Offer]:
-    """Offer a load while the block runs; the block asks for its result."""
+def offering(load: OfferedLoad) -> Iterator[Offer]:
+    """Offer a load while the block runs; the block reads its result."""
     with tempfile.TemporaryDirectory(prefix="tabrank-load-") as folder:
         offer = Offer(load, Path(folder))
         try:
@@ -136,12 +138,12 @@ def offering(load: Load) -> Iterator[Offer]:
             offer.end()
 
 
-def offered(load: Load) -> Offered:
-    """Offer a load, and wait for its end."""
+def offered(load: OfferedLoad) -> OfferResult:
+    """Offer a load and wait for its end."""
     with offering(load) as offer:
         return offer.result()
 
 
-def _outcome(said: str) -> Outcome:
-    name, _, flags = said.rpartition("|")
+def _outcome(line: str) -> Outcome:
+    name, _, flags = line.rpartition("|")
     return Outcome(name, flags[0] == "1", flags[1] == "1")

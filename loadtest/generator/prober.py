@@ -1,4 +1,4 @@
-"""How long an event takes until a ranking shows it: post one, then ask until it does, again and again."""
+"""Probe freshness: post an event, then poll rankings until one shows it; repeat."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from geventhttpclient.response import HTTPParseError
 from loadtest.generator.connections import Connections, error_kind
 from loadtest.generator.records import candidate, event, pack
 from loadtest.measure.answer import Outcome, read_acknowledgement
-from loadtest.measure.measure import Record, Requests
+from loadtest.measure.measure import RequestLog, Requests
 from loadtest.measure.service import EVENTS_PATH
 
 CANDIDATE, VIEWER = "candidate", "viewer"
 KINDS = (CANDIDATE, VIEWER)
 POLL_S = 0.02
-SLOW_POLL_S = 0.1  # after a second, so that a service that falls behind is not buried in questions
+# Poll less often after a second, so that polling does not overload a late service.
+SLOW_POLL_S = 0.1
 SLOW_AFTER_S = 1.0
 WAIT_S = 5.0
 SHOWN = Outcome("shown", ok=True)
@@ -41,41 +42,44 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 @dataclass(frozen=True)
 class Names:
-    """The ids of one run: nobody else's, on any surface."""
+    """Ids of one run, unique across runs and surfaces."""
 
     run: str
 
     @property
     def asker(self) -> str:
-        """Who asks for the probes' candidates, and whose own event tries the service before the run."""
+        """Return the viewer that polls for probe candidates and tests events before the run."""
         return f"{self.run}-asker"
 
     @property
     def anchor(self) -> str:
-        """The candidate that the probes' viewers do something with."""
+        """Return the candidate that events of the probe viewers refer to."""
         return f"{self.run}-anchor"
 
     def probe(self, kind: str, number: int) -> str:
-        """The candidate or viewer that is new with one probe."""
+        """Return the candidate or viewer that one probe adds."""
         return f"{self.run}-{kind[0]}{number}"
 
 
 class Prober:
-    """Starts probes when they are due, whatever became of the others; every second one is a new viewer.
+    """Freshness prober: its probes start when they are due, independent of the others.
 
-    A *candidate* probe posts a new candidate; it shows when an answer no longer calls it unknown. A *viewer*
-    probe posts a new viewer's first event; it shows when an answer no longer calls the viewer unknown. Neither
-    needs to know a surface's fields. An answer of the rung `fallback` shows nothing: it looks nobody up.
-    Asking starts when the event is acknowledged, so that what shows can only be the event: the rankings
-    asked for are logged after it, as exposures of the same viewer.
+    Every second probe adds a viewer. A *candidate* probe posts a new candidate; it is visible when
+    an answer no longer lists it as unknown. A *viewer* probe posts a new viewer's first event; it
+    is visible when an answer no longer reports the viewer as unknown. Neither depends on the fields
+    of a surface. An answer of the rung `fallback` does not count, as it reads no viewer. Polling
+    starts after the acknowledgement of the event. So only the event can make a probe visible: the
+    polled rankings themselves are logged after it, as exposures of the same viewer.
 
-    A probe's latency runs from the sending of the event to the arrival of the first answer that shows it, so
-    it is too long by up to POLL_S and one ranking. In `records`, `scored` is the number of rankings asked for.
+    A probe's latency runs from sending the event to the first answer that shows it. It is therefore
+    too long by up to POLL_S and one ranking. In `records`, `scored` is the number of polled
+    rankings.
     """
 
     def __init__(self, url: str, names: Names, label_event: str) -> None:
-        self.records = {kind: Record() for kind in KINDS}
-        self.answered_ms = array("d")  # what the answers themselves said of their freshness
+        self.records = {kind: RequestLog() for kind in KINDS}
+        # Freshness values that the answers report.
+        self.answered_ms = array("d")
         self.posted: dict[str, list[str]] = {kind: [] for kind in KINDS}
         self._events = Connections(url, EVENTS_PATH)
         self._ranks = Connections(url)
@@ -83,7 +87,7 @@ class Prober:
         self._label_event = label_event
 
     def run(self, times_s: Iterable[float], counted_from_s: float) -> None:
-        """Start a probe at each of the times (seconds from now, ascending), and wait until all have ended."""
+        """Start a probe at each time (ascending seconds from now), and wait for the end of all."""
         begins = perf_counter()
         probes = gevent.pool.Group()
         try:
@@ -100,7 +104,7 @@ class Prober:
             self._ranks.close()
 
     def requests(self, kind: str) -> Requests:
-        """The probes of a kind that have ended."""
+        """Return the ended probes of a kind."""
         return self.records[kind].requests()
 
     def _probe(self, kind: str, number: int, add: partial[None]) -> None:
@@ -112,27 +116,27 @@ class Prober:
             record, viewer = event(f"{name}-e", name, shown, self._label_event), name
         self.posted[kind].append(name)
         sent = perf_counter()
-        refused = self._post(pack([record]))
-        if refused:
-            add((perf_counter() - sent) * 1000, refused, 0)
+        rejected = self._post(pack([record]))
+        if rejected:
+            add((perf_counter() - sent) * 1000, rejected, 0)
             return
         request = self._ranks.prepare(
             msgspec.json.encode({"viewer": viewer, "candidates": [shown], "traffic": "test"})
         )
-        num_asked = 0
+        num_polls = 0
         while True:
-            asked = perf_counter()
-            num_asked += 1
+            polled = perf_counter()
+            num_polls += 1
             is_shown = self._shows(kind, request)
             waited_s = perf_counter() - sent
             if is_shown or waited_s > WAIT_S:
-                add(waited_s * 1000, SHOWN if is_shown else NOT_SHOWN, num_asked)
+                add(waited_s * 1000, SHOWN if is_shown else NOT_SHOWN, num_polls)
                 return
             pause_s = POLL_S if waited_s < SLOW_AFTER_S else SLOW_POLL_S
-            gevent.sleep(max(0.0, asked + pause_s - perf_counter()))
+            gevent.sleep(max(0.0, polled + pause_s - perf_counter()))
 
     def _post(self, body: bytes) -> Outcome | None:
-        """Post one record; why it was not taken, or None."""
+        """Post one record; return the outcome if it was not accepted, else None."""
         try:
             outcome, _ = read_acknowledgement(*self._events.exchange(self._events.prepare(body)), 1)
         except (OSError, HTTPParseError) as error:

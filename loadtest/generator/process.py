@@ -1,9 +1,9 @@
-"""The open loop as a process of its own, which `loadtest.generator.offer` starts.
+"""Open-loop load generator as a separate process, started by `loadtest.generator.offer`.
 
 Run it as `python -m loadtest.generator.process FOLDER`.
 
-It shares no interpreter with whoever looks on, so that what is done beside the load makes no request late, and
-what it measures can be pinned to a core.
+It does not share an interpreter with the scenario. So the scenario's own work does not delay
+requests, and the generator can be pinned to a core.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import msgspec
 import numpy as np
 
 from loadtest.generator.arrivals import arrivals
-from loadtest.generator.connections import Connections, Exchanges
+from loadtest.generator.connections import Connections, Transport
 from loadtest.generator.dispatcher import Dispatcher, allow_open_files
 from loadtest.generator.retrying import Failure, Retrying
 from loadtest.measure.answer import read_answer
-from loadtest.measure.measure import Record
+from loadtest.measure.measure import RequestLog
 from loadtest.workload.shapes import Block
 
-SPEC, FOUND, SEED = "spec.msgpack", "found.npz", 20
+SPEC, RESULT, SEED = "spec.msgpack", "found.npz", 20
 
 
 class Spec(msgspec.Struct):
-    """What is offered: `blocks` are seconds and the factor of the rate in them."""
+    """Load to offer: `blocks` holds seconds and the factor of the rate in them."""
 
     url: str
     bodies: list[bytes]
@@ -40,27 +40,29 @@ class Spec(msgspec.Struct):
     rate_rps: float
     blocks: list[tuple[float, float]]
     timeout_s: float
-    retry: bool  # as the shipped client does
+    # Retry as the shipped client does.
+    retry: bool
 
 
 def main(folder: Path) -> None:
-    """Offer the load of the folder's spec until its end or SIGTERM; what became of each request goes beside it."""
+    """Offer the load of the folder's spec until its end or SIGTERM; write the results beside it."""
     spec = msgspec.msgpack.decode((folder / SPEC).read_bytes(), type=Spec)
     allow_open_files()
     failures: list[Failure] = []
-    record = Record()
+    record = RequestLog()
     connections = Connections(spec.url, timeout_s=spec.timeout_s)
-    exchanges: Exchanges = connections
+    transport: Transport = connections
     if spec.retry:
-        exchanges = Retrying(connections, spec.timeout_s, failures.append)
+        transport = Retrying(connections, spec.timeout_s, failures.append)
 
     read = partial(read_answer, num_candidates=spec.num_candidates)
-    dispatcher = Dispatcher(exchanges, read, record.keep)
+    dispatcher = Dispatcher(transport, read, record.keep)
     requests = cycle([connections.prepare(body) for body in spec.bodies])
     gc.collect()
     gc.freeze()
     times_s = _until_stopped(spec)
-    begun = perf_counter()  # the same clock as time.monotonic() of whoever looks on
+    # The parent compares this time with its own time.monotonic(), which is the same clock.
+    begun = perf_counter()
     print(begun, flush=True)
     dispatcher.run(times_s, requests)
     connections.close()
@@ -75,11 +77,11 @@ def _until_stopped(spec: Spec) -> Iterator[float]:
     return takewhile(lambda _: not stopped, times_s)
 
 
-def _save(folder: Path, record: Record, failures: list[Failure], begun: float) -> None:
+def _save(folder: Path, record: RequestLog, failures: list[Failure], begun: float) -> None:
     found = record.requests()
     names = [f"{outcome.name}|{outcome.ok:d}{outcome.full:d}" for outcome in found.outcomes]
     np.savez(
-        folder / FOUND,
+        folder / RESULT,
         at_s=found.at_s,
         late_ms=found.late_ms,
         latency_ms=found.latency_ms,

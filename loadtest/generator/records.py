@@ -1,4 +1,4 @@
-"""The records that a run posts to POST /v1/events: viewers' events as in a log, and those of its probes."""
+"""Records that a run posts to POST /v1/events: viewer events as in a log, and probe records."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from numpy.typing import NDArray
 from loadtest.generator.bodies import SEED, zipf_weights
 from loadtest.generator.ids import Ids
 
-BATCH = 10  # at 500 events a second 50 posts, which cost this process next to nothing
+# At 500 events per second this makes 50 posts, which cost this process almost no CPU.
+BATCH = 10
 Record = dict[str, Any]
 
 
 def pack(records: Iterable[Record]) -> bytes:
-    """The body that posts the records."""
+    """Return the request body that posts the records."""
     return msgspec.json.encode({"records": list(records)})
 
 
 def viewer_events(
     ids: Ids, kinds: Mapping[str, int], viewer_skew: float, run: str, batch: int = BATCH, seed: int = SEED
 ) -> Iterator[bytes]:
-    """Bodies of `batch` events each, without end; no two have an id in common, nor have two runs.
+    """Yield request bodies of `batch` events each, endlessly.
 
-    Kinds are drawn as often as `kinds` counts them, viewers as for rankings, candidates evenly. Without
-    `ts_ms`: they happen when they arrive.
+    Event ids are unique across bodies and runs. Kinds are drawn by their counts in `kinds`, viewers
+    as for rankings, and candidates uniformly. Events have no `ts_ms`: they happen when they arrive.
     """
     rng = np.random.default_rng(seed)
     names = list(kinds)
@@ -48,18 +49,18 @@ def viewer_events(
 
 
 def event(name: str, viewer: str, candidate: str, kind: str) -> Record:
-    """What a viewer did."""
+    """Return the record of a viewer's action."""
     return {"type": "event", "id": name, "viewer": viewer, "candidate": candidate, "kind": kind}
 
 
 def candidate(name: str, ends_ms: int | None = None) -> Record:
-    """A candidate of which nothing is known, or its end."""
+    """Return the record of a candidate without fields, or of its end."""
     ends = {} if ends_ms is None else {"ends_ms": ends_ms}
     return {"type": "candidate", "id": name, "fields": {}, **ends}
 
 
 def forget(viewer: str) -> Record:
-    """All of a viewer, forgotten."""
+    """Return the record that deletes all data of a viewer."""
     return {"type": "forget", "viewer": viewer}
 
 

@@ -1,4 +1,4 @@
-"""The shipped client's one retry over the generator's own connections, and what failed without it."""
+"""Retry a request once over the generator's connections, by the shipped client's policy."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ OK = 200
 
 
 class Failure(NamedTuple):
-    """A first try that failed, at a `perf_counter()`."""
+    """First try that failed, with its time of `perf_counter()`."""
 
     at_s: float
     kind: str
 
 
 class Retrying:
-    """Tells `on_failed` of each first try that failed, and makes the second one if the policy says so.
+    """Transport with the client's one retry; it passes each failed first try to `on_failed`.
 
-    `timeout_s` is of both tries together, as the client's is.
+    `timeout_s` covers both tries together, as in the client.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Retrying:
         self._policy = policy or Retries()
 
     def exchange(self, request: bytes) -> tuple[int, bytes]:
-        """The answer of the last try.
+        """Return the answer of the last try.
 
         Raises:
             OSError, HTTPParseError: of the last try.
@@ -53,10 +53,10 @@ class Retrying:
         if isinstance(tried, Reply) and tried.code == OK:
             return tried.code, tried.body
         now = perf_counter()
-        answered = tried if isinstance(tried, Reply) else Lost(str(tried))
+        reply = tried if isinstance(tried, Reply) else Lost(str(tried))
         kind = f"HTTP {tried.code}" if isinstance(tried, Reply) else error_kind(tried)
         self._on_failed(Failure(now, kind))
-        delay_s = self._policy.delay_s(answered.status, until - now, answered.retry_after_s)
+        delay_s = self._policy.delay_s(reply.status, until - now, reply.retry_after_s)
         if delay_s is not None:
             gevent.sleep(delay_s)
             answer = self._connections.exchange(request)
@@ -69,6 +69,6 @@ class Retrying:
 
     def _tried(self, request: bytes) -> Reply | OSError | HTTPParseError:
         try:
-            return Reply(*self._connections.answered(request))
+            return Reply(*self._connections.exchange_with_headers(request))
         except (OSError, HTTPParseError) as error:
             return error

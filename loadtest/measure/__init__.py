@@ -1,1 +1,1 @@
-"""What came back: outcomes, phases, timelines, verdicts. Imports `workload` and below."""
+"""Measurement of a run: outcomes, phases, timelines and verdicts. Imports `workload` and below."""

@@ -1,4 +1,4 @@
-"""What an answer is worth: its outcome, and how many of its candidates or records count."""
+"""Classify an answer: its outcome, and the number of its candidates or records that count."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 
 
 class Outcome(NamedTuple):
-    """How a request ended: `name` is the rung of an answer that is `ok`, else the kind of error.
+    """End of a request: `name` is the rung of an `ok` answer, otherwise the kind of error.
 
-    `full`: the rung was full and a model, not a heuristic, made the ranking.
+    `full`: the rung was full, and a model, not a heuristic, made the ranking.
     """
 
     name: str
@@ -23,27 +23,30 @@ class _Place(msgspec.Struct, gc=False):
 
 
 class _Answer(msgspec.Struct, gc=False):
-    """The three fields that a verdict needs. Decoding them from 55 candidates (4.2 kB) costs 5.7 µs of CPU,
-    counting the scores 1.7 µs: 0.7 % of a core at 900 answers a second, so every answer is read."""
+    """The three fields that a verdict needs.
+
+    Decoding them from 55 candidates (4.2 kB) takes 5.7 µs of CPU, counting the scores 1.7 µs. At
+    900 answers per second this is 0.7 % of a core, so every answer is decoded.
+    """
 
     rung: str
     model: str | None
     ranking: list[_Place]
 
 
-class Refused(msgspec.Struct, gc=False):
-    """A record that the service did not take, and why."""
+class RejectedRecord(msgspec.Struct, gc=False):
+    """Record that the service rejected, and the reason."""
 
     pointer: str
     detail: str
 
 
 class Acknowledgement(msgspec.Struct, gc=False):
-    """What POST /v1/events answers."""
+    """Answer of POST /v1/events."""
 
     accepted: int
     duplicates: int
-    rejected: list[Refused]
+    rejected: list[RejectedRecord]
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -51,9 +54,10 @@ decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
 
 
 def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome, int]:
-    """The outcome of an answered request, and the number of candidates that count as scored by the model.
+    """Return the outcome of an answered request and its number of candidates scored by the model.
 
-    An answer that is not as documented, or ranks another number of candidates than was asked, is an error.
+    An answer that does not match its documentation, or that ranks another number of candidates than
+    the request named, is an error.
     """
     if status != 200:
         return Outcome(f"HTTP {status}", ok=False), 0
@@ -69,7 +73,7 @@ def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome,
 
 
 def read_acknowledgement(status: int, body: bytes, num_records: int) -> tuple[Outcome, int]:
-    """The outcome of posted records, whose ids are all new, and how many of them the service took."""
+    """Return the outcome of posted records with new ids, and the number accepted."""
     if status != 200:
         return Outcome(f"HTTP {status}", ok=False), 0
     try:
@@ -82,7 +86,10 @@ def read_acknowledgement(status: int, body: bytes, num_records: int) -> tuple[Ou
 
 
 class Ended(NamedTuple):
-    """A request that ended: due at `at_s` of the run, sent `late_ms` and ended `latency_ms` after that."""
+    """Finished request: due at `at_s` of the run, sent `late_ms` after that.
+
+    `latency_ms` counts from the due time to the end.
+    """
 
     at_s: float
     late_ms: float

@@ -1,4 +1,4 @@
-"""What runs beside the load: replicas and nodes, from the run folder of `serve up` or from Ray's dashboard."""
+"""Count replicas and nodes during a load, from the run folder of `serve up` or Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DEFAULT_RUN = Path("var/run")
 APPLICATIONS = "/api/serve/applications/"
 NODES = "/api/v0/nodes?detail=true&limit=10000"
 PERIOD_S = 1.0
-UNTOLD = (LoadtestError, OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What a look ends in where there is no Serve, or one that is only beginning or ending."""
+UNREADABLE_ERRORS = (LoadtestError, OSError, ValueError, KeyError, TypeError, AttributeError)
+"""Errors of reading a cluster without Serve, or while Serve starts or stops."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """How many replicas of each deployment ran at a moment, and how many nodes lived; None: not told."""
+class ClusterSample:
+    """Running replicas of each deployment and live nodes at a moment; None: not reported."""
 
     at_s: float
     replicas: Mapping[str, int]
@@ -33,37 +33,37 @@ class Sample:
 
 
 Look = Callable[[], tuple[Mapping[str, int], int | None]]
-"""Replicas that run, by deployment, and nodes."""
+"""Reader of a cluster that returns running replicas by deployment, and the number of nodes."""
 
 
 @dataclass
 class Watch:
-    """Looks at a cluster once a second of a run, which has `seconds` after its warm-up, until it is over."""
+    """Sampler of a cluster: once a second during the warm-up of a run and its `seconds`."""
 
     look: Look
     warmup_s: float
     seconds: float
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[ClusterSample] = field(default_factory=list)
 
     def __call__(self) -> None:
-        """Look until the run is over; where nothing can be seen at a moment, there is no sample of it."""
+        """Sample until the run is over; skip the moments at which the cluster is unreadable."""
         begun, number = perf_counter(), 0
         while (at_s := number * PERIOD_S) <= self.warmup_s + self.seconds:
             time.sleep(max(0.0, begun + at_s - perf_counter()))
             try:
                 replicas, nodes = self.look()
-            except UNTOLD:
+            except UNREADABLE_ERRORS:
                 replicas = {}
             if replicas:
-                self.samples.append(Sample(perf_counter() - begun - self.warmup_s, replicas, nodes))
+                self.samples.append(ClusterSample(perf_counter() - begun - self.warmup_s, replicas, nodes))
             number += 1
 
 
 def find_cluster(named: str | None, url: str) -> Look | None:
-    """How to look at the cluster that is named; without a name at that of `var/run`, if it serves this URL.
+    """Return the reader of the named cluster; without a name, of `var/run` if it serves this URL.
 
     Raises:
-        LoadtestError: if there is nothing to be seen at the name.
+        LoadtestError: if the named cluster is not readable.
     """
     if named is None:
         found = read_service(DEFAULT_RUN)
@@ -75,18 +75,18 @@ def find_cluster(named: str | None, url: str) -> Look | None:
         look = _of_folder(Path(named))
     try:
         replicas, _ = look()
-    except UNTOLD as error:
+    except UNREADABLE_ERRORS as error:
         raise LoadtestError(
-            f"--cluster {named}: no Ray Serve is to be seen there ({error}); "
+            f"--cluster {named}: found no Ray Serve there ({error}); "
             "name a run folder of `serve up`, or a dashboard's URL such as http://127.0.0.1:8265"
         ) from None
     if not replicas:
-        raise LoadtestError(f"--cluster {named}: no deployment is known there; is the service up?")
+        raise LoadtestError(f"--cluster {named}: found no deployment there; check that the service is up")
     return look
 
 
 def read_service(folder: Path) -> dict[str, Any]:
-    """What `serve up` tells in a run folder; empty while it cannot be told."""
+    """Return the service state that `serve up` wrote; empty while it is missing or unreadable."""
     try:
         found = json.loads((folder / "service.json").read_text())
     except (OSError, ValueError):
@@ -109,46 +109,46 @@ def _of_folder(folder: Path) -> Look:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """Ray's own REST, which may want a token; LoadtestError where it does not answer."""
+    """Client of Ray's REST API, with an optional token; LoadtestError if it does not answer."""
 
     url: str
     token: str | None = field(default=None, repr=False)
 
     def look(self) -> tuple[Mapping[str, int], int | None]:
-        """Replicas that run, by deployment, and nodes."""
+        """Return the running replicas by deployment, and the number of nodes."""
         return self.replicas(), len(self.nodes())
 
     def applications(self) -> Mapping[str, Any]:
-        """Serve's own state of each application, by name."""
+        """Return Serve's state of each application, by name."""
         found: Mapping[str, Any] = self._get(APPLICATIONS)["applications"]
         return found
 
     def proxies(self) -> list[str]:
-        """How each node's proxy is, in Serve's own word."""
+        """Return Serve's status of each node's proxy."""
         return [proxy["status"] for proxy in self._get(APPLICATIONS)["proxies"].values()]
 
     def replicas(self) -> dict[str, int]:
-        """Replicas that run, by deployment."""
+        """Return the running replicas by deployment."""
         return {
             name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
             for name, deployment in deployments(self.applications())
         }
 
     def nodes(self) -> list[Mapping[str, Any]]:
-        """Nodes that live."""
+        """Return the live nodes."""
         nodes = self._get(NODES)["data"]["result"]["result"]
         return [node for node in nodes if node["state"] == "ALIVE"]
 
     def _get(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        status, said = ask(self.url.rstrip("/"), path, headers=headers)
+        status, body = ask(self.url.rstrip("/"), path, headers=headers)
         if status != http.client.OK:
-            raise LoadtestError(f"{path} answers {status}")
-        return json.loads(said)
+            raise LoadtestError(f"{path} answered {status}")
+        return json.loads(body)
 
 
 def deployments(applications: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """By their names, with the application's before them where there are several."""
+    """Return the deployments by name, prefixed with the application if there are several."""
     several = len(applications) > 1
     return [
         (f"{application}_{name}" if several else name, deployment)

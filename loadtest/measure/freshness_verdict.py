@@ -1,4 +1,4 @@
-"""The verdict on how soon events show: of the freshness itself, and of the load that it was measured under."""
+"""Verdict on event freshness and on the load under which it was measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 from loadtest.measure.verdict import Verdict, listed, verdict_on
 
-LIMIT_MS = 1000.0  # the p99 stays below it
-MIN_SAMPLES = 100  # of fewer, the p99 is the slowest one
-MIN_ACHIEVED = 0.95  # of a rate that was asked for
+# The p99 of freshness must be below this limit.
+LIMIT_MS = 1000.0
+# With fewer samples, the p99 would be the slowest sample.
+MIN_SAMPLES = 100
+# Least share of a target rate that must be achieved.
+MIN_ACHIEVED = 0.95
 
 
 def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Verdict, list[str]]:
-    """Hold what was measured against the limits; void if the load generator itself was late."""
+    """Compare a report with the limits; void if the load generator itself was late."""
     broken = list(_broken(report))
     late_ms = max(report[load]["generator_late_ms_p99"] for load in ("rank", "events"))
     return verdict_on(broken, late_ms, late_limit_ms)
@@ -22,7 +25,7 @@ def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Ve
 def _broken(report: Mapping[str, Any]) -> Iterator[str]:
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     if fresh["samples"] < MIN_SAMPLES:
-        yield f"{fresh['samples']} probes, {MIN_SAMPLES} are needed; run longer, or raise --probes"
+        yield f"{fresh['samples']} probes, but at least {MIN_SAMPLES} are needed; run longer, or raise --probes"
     if fresh["samples"] and fresh["p99"] is None:
         missed = listed(fresh["missed_kinds"])
         yield f"{fresh['missed']} of {fresh['samples']} events never showed in a ranking ({missed})"
@@ -33,12 +36,12 @@ def _broken(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{rank['errors']} of {rank['requests']} rankings failed ({kinds})"
     if rank["rps"] < MIN_ACHIEVED * rank["target_rps"]:
         yield (
-            f"{rank['rps']:.0f} rankings a second were answered of {rank['target_rps']:g}; "
-            f"{MIN_ACHIEVED:.0%} are needed"
+            f"{rank['rps']:.0f} rankings/s were answered, the target is {rank['target_rps']:g}; "
+            f"at least {MIN_ACHIEVED:.0%} are needed"
         )
     if events["acknowledged_per_s"] < MIN_ACHIEVED * events["target_per_s"]:
         kinds = listed(events["error_kinds"])
         yield (
-            f"{events['acknowledged_per_s']:.0f} events a second were acknowledged of "
-            f"{events['target_per_s']:g}; {MIN_ACHIEVED:.0%} are needed{f' ({kinds})' if kinds else ''}"
+            f"{events['acknowledged_per_s']:.0f} events/s were acknowledged, the target is "
+            f"{events['target_per_s']:g}; at least {MIN_ACHIEVED:.0%} are needed{f' ({kinds})' if kinds else ''}"
         )

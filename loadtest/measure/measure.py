@@ -1,4 +1,4 @@
-"""What a run measured: every request kept exactly, and the numbers that follow from them."""
+"""Record every request of a run exactly, and compute the numbers of a measurement from it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-class Record:
-    """One row for each request that ended, in the order of their ends; 26 bytes a row.
+class RequestLog:
+    """Log of finished requests in the order of their ends; 26 bytes per row.
 
-    Nothing is rounded: Locust's own histogram has steps of 10 ms above 100 ms, where the limit of the p99 is.
+    Values are not rounded. Locust's own histogram has steps of 10 ms above 100 ms, the limit of the
+    p99.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Record:
         return len(self._at_s)
 
     def add(self, at_s: float, late_ms: float, latency_ms: float, outcome: Outcome, scored: int) -> None:
-        """Keep a request: due at `at_s`, sent `late_ms` later, ended `latency_ms` after it was due."""
+        """Add a request: due at `at_s`, sent `late_ms` and ended `latency_ms` after that."""
         self._at_s.append(at_s)
         self._late_ms.append(late_ms)
         self._latency_ms.append(latency_ms)
@@ -45,11 +46,11 @@ class Record:
         self._scored.append(scored)
 
     def keep(self, ended: Ended, *, zero_s: float = 0.0) -> None:
-        """Keep a request as a dispatcher reports it, its time counted from `zero_s`."""
+        """Add a request as a dispatcher reports it, with times relative to `zero_s`."""
         self.add(ended.at_s - zero_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
 
     def requests(self, first: int = 0) -> Requests:
-        """The rows from the `first` on, as columns (a copy)."""
+        """Return a copy of the rows from `first` on, as columns."""
         outcomes = list(self._outcomes)
         codes = np.array(self._outcome[first:], dtype=np.intp)
         ok = np.array([outcome.ok for outcome in outcomes], dtype=bool)
@@ -66,7 +67,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests as columns, [R] each; `outcomes[codes]` says how each ended."""
+    """Requests as columns of shape [R] each; `outcomes[codes]` holds the outcome of each."""
 
     at_s: Floats
     late_ms: Floats
@@ -78,25 +79,25 @@ class Requests:
 
     @property
     def ended_s(self) -> Floats:
-        """When each one ended."""
+        """Return the end of each request, in seconds."""
         return self.at_s + self.latency_ms / 1000
 
     def where(self, chosen: NDArray[np.bool_]) -> Requests:
-        """The chosen rows."""
+        """Return the chosen rows."""
         columns = ("at_s", "late_ms", "latency_ms", "ok", "scored", "codes")
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def counted_from(self, second: float) -> Requests:
-        """All rows, their times counted from another second."""
+        """Return all rows, with times relative to another second."""
         return replace(self, at_s=self.at_s - second)
 
     def counts(self) -> Mapping[Outcome, int]:
-        """How many ended in each way, the most frequent first."""
+        """Return the number of requests by outcome, the most frequent first."""
         numbers = np.bincount(self.codes, minlength=len(self.outcomes))
         return Counter({o: int(n) for o, n in zip(self.outcomes, numbers, strict=True) if n})
 
     def named_counts(self) -> Counter[str]:
-        """Count the requests by the name of how they ended."""
+        """Return the number of requests by the name of their outcome."""
         named: Counter[str] = Counter()
         for outcome, number in self.counts().items():
             named[outcome.name] += number
@@ -104,10 +105,11 @@ class Requests:
 
 
 def percentile(latency_ms: Floats, ok: NDArray[np.bool_], share: float) -> float | None:
-    """The least latency within which at least `share` of the requests were answered (nearest rank).
+    """Return the least latency within which at least `share` of the requests were answered.
 
-    A failed request is never answered: it ranks after all others, and where the rank falls on one there is no
-    such latency (None). So `percentile <= limit` exactly if `share` of all requests were answered within it.
+    The method is nearest rank. Failed requests rank after all others, as they are never answered.
+    The result is None if the rank falls on one of them. So `percentile <= limit` holds exactly if
+    `share` of all requests were answered within the limit.
     """
     rank = int(np.ceil(np.round(share * len(ok), 6)))
     answered = latency_ms[ok]
@@ -118,10 +120,11 @@ def percentile(latency_ms: Floats, ok: NDArray[np.bool_], share: float) -> float
 
 @dataclass(frozen=True)
 class Measurement:
-    """The numbers of the measured seconds. Latencies are in ms from the scheduled start; None: not reached.
+    """Numbers of the measured seconds; latencies in ms from the scheduled start.
 
-    Latencies, outcomes and lateness are those of the requests due in these seconds, whenever they ended;
-    `rps` and `candidates_per_s` count the answers that came in them.
+    A latency is None if failures prevent its percentile. Latencies, outcomes and lateness describe
+    the requests due in these seconds, whenever they ended. `rps` and `candidates_per_s` count the
+    answers that arrived in these seconds.
     """
 
     requests: int
@@ -141,7 +144,7 @@ class Measurement:
 
 
 def measure(requests: Requests, seconds: float) -> Measurement:
-    """Sum up the requests of the measured window, from 0 to `seconds`; what came before was warm-up."""
+    """Summarize the requests of the measured window, from 0 to `seconds`, without the warm-up."""
     due = requests.where((requests.at_s >= 0) & (requests.at_s < seconds))
     came = requests.where(requests.ok & (requests.ended_s >= 0) & (requests.ended_s < seconds))
     counts = due.counts()
@@ -168,10 +171,10 @@ def measure(requests: Requests, seconds: float) -> Measurement:
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency as people read it; None: a percentile that too many failures lie before."""
+    """Format a latency; None means that too many requests failed to reach the percentile."""
     return "not reached" if value is None else f"{value:.1f} ms"
 
 
 def rounded(value: Any) -> Any:
-    """A number to three decimals; all else as it is."""
+    """Return a float rounded to three decimals, and any other value unchanged."""
     return round(value, 3) if isinstance(value, float) else value

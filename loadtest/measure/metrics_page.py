@@ -1,4 +1,4 @@
-"""A page of metrics as Prometheus reads it: counters by name and labels, and what was added between two looks."""
+"""Read a Prometheus metrics page: values by name and labels, and differences between two pages."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from loadtest.measure.service import ask
 LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 Page = Mapping[str, list[tuple[dict[str, str], float]]]
-"""The rows of each metric: their labels and value."""
+"""Rows of each metric: labels and value."""
 
 
 def read_page(url: str) -> Page:
-    """What the page at a URL says now; nothing where it does not answer."""
+    """Return the metrics of the page at a URL; empty if it does not answer."""
     parts = urlsplit(url)
     with contextlib.suppress(LoadtestError):
-        status, said = ask(f"{parts.scheme}://{parts.netloc}", parts.path)
+        status, body = ask(f"{parts.scheme}://{parts.netloc}", parts.path)
         if status == http.client.OK:
-            return parse(said.decode("utf-8", "replace"))
+            return parse(body.decode("utf-8", "replace"))
     return {}
 
 
 def parse(text: str) -> Page:
-    """The rows of a page's text; comments and what cannot be read are left out."""
+    """Return the rows of a page's text; skip comments and lines that do not parse."""
     page: dict[str, list[tuple[dict[str, str], float]]] = {}
     for line in text.splitlines():
         found = LINE.match(line)
@@ -40,13 +40,16 @@ def parse(text: str) -> Page:
 
 
 def total(page: Page, name: str, **labels: str) -> float:
-    """The sum of a metric over all rows with these labels."""
+    """Return the sum of a metric over all rows with these labels."""
     wanted = labels.items()
     return sum(value for has, value in page.get(name, ()) if wanted <= has.items())
 
 
 def within(before: Page, after: Page, name: str, share: float) -> float | None:
-    """The least bound `le` within which a share of what a cumulative histogram gained lies; None: it gained nothing."""
+    """Return the least bound `le` that covers a share of a cumulative histogram's increase.
+
+    None: the histogram did not increase.
+    """
     bounds = sorted({float(has["le"]) for has, _ in after.get(name, ()) if "le" in has})
     gained = [
         total(after, name, le=_le(after, name, le)) - total(before, name, le=_le(after, name, le))
@@ -58,5 +61,5 @@ def within(before: Page, after: Page, name: str, share: float) -> float | None:
 
 
 def _le(page: Page, name: str, bound: float) -> str:
-    """How the page writes a bound."""
+    """Return a bound as the page writes it."""
     return next(has["le"] for has, _ in page[name] if "le" in has and float(has["le"]) == bound)

@@ -1,4 +1,4 @@
-"""A shaped run part by part: what each phase measured, and how soon after a step up all was well again."""
+"""Phases of a shaped run: the numbers of each phase, and the recovery time after each step up."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from loadtest.measure.measure import Measurement, Requests, measure, millisecond
 from loadtest.workload.profiles import Profile, Slo
 from loadtest.workload.shapes import Phase, phases, steps_up
 
-WELL_S = 3  # so many seconds, each of which holds, begin a recovery: one may be luck
+# A recovery starts with this many good seconds in a row: a single one may be chance.
+RECOVERED_S = 3
 Report = dict[str, Any]
 
 
 def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
-    """The numbers of each phase; a level run is one."""
+    """Return the numbers of each phase; a constant load is one phase."""
     found = []
     for phase in phases(profile.line):
         measured = measure(requests.counted_from(phase.begins_s), phase.ends_s - phase.begins_s)
@@ -26,7 +27,10 @@ def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
 
 
 def describe_steps(requests: Requests, profile: Profile, slo: Slo) -> list[Report]:
-    """For each jump to a higher rate the seconds until p99, and full answers, held again; None: not in that phase."""
+    """Return for each step up the seconds until the p99, and full answers, held again.
+
+    None: they did not hold again in that phase.
+    """
 
     return [
         {
@@ -39,24 +43,26 @@ def describe_steps(requests: Requests, profile: Profile, slo: Slo) -> list[Repor
 
 
 def in_time(measured: Measurement, slo: Slo) -> bool:
-    """Whether the p99 is within the SLO."""
+    """Return whether the p99 is within the SLO."""
     return measured.p99_ms is not None and measured.p99_ms <= slo.p99_ms
 
 
 def in_full(measured: Measurement, slo: Slo) -> bool:
-    """Whether enough requests are answered in full; a failed request is not."""
+    """Return whether enough requests got a full answer; a failed request did not."""
     full = measured.full_share * (measured.requests - measured.errors)
     return bool(measured.requests) and full >= slo.min_full_share * measured.requests
 
 
 def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], bool]) -> int | None:
-    """Seconds from the step to where it holds again: in each of the next WELL_S seconds, and from there to the end
-    of the phase taken together. None: there is no such second in it.
+    """Return the seconds from the step to its recovery, or None if there is none in the phase.
+
+    A recovery is the first second from which `holds` is true in each of the next RECOVERED_S
+    seconds, and over the rest of the phase as a whole.
     """
     part = requests.where((requests.at_s >= step.begins_s) & (requests.at_s < step.ends_s))
     part = part.counted_from(step.begins_s)
     num_seconds = int(step.ends_s - step.begins_s)
-    length = min(WELL_S, num_seconds)
+    length = min(RECOVERED_S, num_seconds)
     well = [holds(measure(part.counted_from(second), 1.0)) for second in range(num_seconds)]
     for first in range(num_seconds - length + 1):
         rest_s = step.ends_s - step.begins_s - first
@@ -65,8 +71,8 @@ def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], 
     return None
 
 
-def told(report: Report) -> list[str]:
-    """Phases and steps in lines for a terminal; nothing for a level run."""
+def phase_lines(report: Report) -> list[str]:
+    """Return the phases and steps as lines for a terminal; empty for a constant load."""
     if len(report["phases"]) == 1 and not report["steps"]:
         return []
     lines = [f"  {span(phase)} ({phase['name']}): {', '.join(parts(phase))}" for phase in report["phases"]]
@@ -77,12 +83,12 @@ def told(report: Report) -> list[str]:
 
 
 def span(phase: Report) -> str:
-    """When a phase was: `3.3–6.7 s`."""
+    """Return the time range of a phase: `3.3–6.7 s`."""
     return f"{round(phase['begins_s'], 1):g}–{round(phase['ends_s'], 1):g} s"
 
 
 def parts(phase: Report) -> list[str]:
-    """What a phase measured, in words; where nothing was asked there is no share of anything."""
+    """Return the numbers of a phase as text; a phase without requests has no shares."""
     if not phase["requests"]:
         return ["no requests"]
     return [
@@ -93,12 +99,12 @@ def parts(phase: Report) -> list[str]:
 
 
 def recovery(step: Report) -> str:
-    """`p99 held again after 4 s, full answers after 6 s`."""
+    """Return the recovery of a step as text: `p99 held again after 4 s, full answers after 6 s`."""
     held = []
     for what, key in (("p99", "p99_recovered_s"), ("full answers", "full_recovered_s")):
         after_s = step[key]
         if after_s is None:
-            held.append(f"{what} did not come back in that phase")
+            held.append(f"{what} did not recover in that phase")
         else:
             held.append(f"{what} held again after {after_s} s" if after_s else f"{what} held at once")
     return ", ".join(held)

@@ -1,4 +1,4 @@
-"""The line that says how a run goes: live on a terminal, every ten seconds elsewhere."""
+"""Progress line of a run: updated in place on a terminal, printed every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import TextIO
 
 import gevent
 
-from loadtest.measure.measure import Record, Requests, percentile
+from loadtest.measure.measure import RequestLog, Requests, percentile
 
 LIVE_S = 1.0
 PLAIN_S = 10.0
 
 
 def progress_line(requests: Requests, since_s: float, now_s: float) -> str:
-    """`12 s  903 req/s  p50 8.1  p99 21 ms  errors 0`, of the requests that ended between the two times."""
+    """Return the progress line for requests that ended between the two times.
+
+    Example: `12 s  903 req/s  p50 8.1  p99 21 ms  errors 0`.
+    """
     ok = int(requests.ok.sum())
     p50_ms, p99_ms = (percentile(requests.latency_ms, requests.ok, share) for share in (0.5, 0.99))
     rate = f"{ok / (now_s - since_s):.0f} req/s"
@@ -27,8 +30,8 @@ def _ms(value: float | None) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def show_progress(record: Record, warmup_s: float, out: TextIO) -> None:
-    """Write a line again and again, until the greenlet that runs this is killed."""
+def show_progress(record: RequestLog, warmup_s: float, out: TextIO) -> None:
+    """Print progress lines until the greenlet of this function is killed."""
     live = out.isatty()
     begins, since_s, first = perf_counter(), 0.0, 0
     while True:

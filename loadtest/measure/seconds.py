@@ -1,4 +1,4 @@
-"""A run second by second."""
+"""Statistics of a run by second, and their CSV file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from loadtest.measure.measure import Requests, percentile
 
 @dataclass(frozen=True)
 class Second:
-    """One second of a run, counted from the start of the measurement; the warm-up has negative ones.
+    """One second of a run, relative to the start of the measurement; negative in the warm-up.
 
-    `requests` were due in it (percentiles, `errors` and lateness are theirs); `answered` came well in it.
+    `requests` were due in this second; percentiles, `errors` and lateness describe them. `answered`
+    counts the good answers that arrived in it.
     """
 
     second: int
@@ -29,7 +30,7 @@ class Second:
 
 
 def by_second(requests: Requests) -> list[Second]:
-    """The seconds in which requests were due, in order."""
+    """Return the seconds in which requests were due, in order."""
     due = np.floor(requests.at_s).astype(int)
     ended = np.floor(requests.ended_s[requests.ok]).astype(int)
     rows = []
@@ -46,7 +47,7 @@ def by_second(requests: Requests) -> list[Second]:
 
 
 def to_csv(seconds: list[Second]) -> str:
-    """The seconds as CSV; an empty field: not reached."""
+    """Return the seconds as CSV; an empty field is a percentile that was not reached."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(field.name for field in fields(Second))

@@ -1,4 +1,4 @@
-"""The service under load: where it is, and whether it answers at all."""
+"""Reach the service under load: parse its URL, send single requests and explain failures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ PATH = "/v1/rank"
 EVENTS_PATH = "/v1/events"
 MODEL_PATH = "/v1/model"
 TIMEOUT_S = 10.0
-API_KEY = "TABRANK_API_KEY"  # of the environment, where the service wants one
+# Environment variable with the API key, for a service that requires one.
+API_KEY = "TABRANK_API_KEY"
 
 
 def read_address(url: str) -> tuple[str, int]:
-    """The host and port of a service's URL.
+    """Return the host and port of a service's URL.
 
     Raises:
-        LoadtestError: if it is not the `http://host:port` of a service.
+        LoadtestError: if the URL is not of the form `http://host:port`.
     """
     try:
         parts = urlsplit(url)
@@ -41,24 +42,24 @@ def read_address(url: str) -> tuple[str, int]:
 
 
 def probe(url: str, body: bytes) -> None:
-    """Send one request, to learn before the run whether there is a service and whether it takes such ones.
+    """Send one request before the run, to check that a service exists and accepts the requests.
 
-    A service that fails (5xx, 429) is left to the run to judge.
+    A service that fails (5xx, 429) passes: the run itself judges it.
 
     Raises:
-        LoadtestError: if nothing answers at `url`, or the request itself is refused.
+        LoadtestError: if nothing answers at `url`, or the service rejects the request.
     """
-    status, said = ask(url, PATH, body)
+    status, answer = ask(url, PATH, body)
     if 400 <= status < 500 and status != 429:
         raise LoadtestError(
-            f"--url {url}: the service refuses the requests of this run: {status} {detail_of(said)}"
+            f"--url {url}: the service rejects the requests of this run: {status} {detail_of(answer)}"
         )
 
 
 def ask(
     url: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """GET a path of the service, or POST `body` to it; the answer's status and body.
+    """GET a path of the service, or POST `body` to it; return the answer's status and body.
 
     Raises:
         LoadtestError: if nothing answers at `url`.
@@ -83,14 +84,14 @@ def ask(
 
 
 def key_header() -> dict[str, str]:
-    """What a service that knows its callers by keys wants of each request; nothing where the environment has none."""
+    """Return the API key header; empty if the environment holds no key."""
     key = os.environ.get(API_KEY)
     return {"X-Api-Key": key} if key else {}
 
 
-def detail_of(said: bytes) -> str:
-    """What a problem+json says, or the answer's beginning."""
+def detail_of(body: bytes) -> str:
+    """Return the detail of a problem+json body, or the beginning of another body."""
     try:
-        return str(json.loads(said)["detail"])
+        return str(json.loads(body)["detail"])
     except (ValueError, KeyError, TypeError):
-        return said[:200].decode("utf-8", "replace").strip()
+        return body[:200].decode("utf-8", "replace").strip()

@@ -1,4 +1,4 @@
-"""A run second by second beside what ran: the load offered and answered, replicas and nodes."""
+"""Timeline of a measurement by second: offered and answered load, replicas and nodes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.measure.cluster import PERIOD_S, Sample
+from loadtest.measure.cluster import PERIOD_S, ClusterSample
 from loadtest.measure.measure import Requests, percentile
 
-STALE_S = 5 * PERIOD_S  # what was seen longer ago may be there no more
+# Older samples are ignored: the replicas and nodes that they name may be gone.
+STALE_S = 5 * PERIOD_S
 
 
 @dataclass(frozen=True)
 class Moment:
     """One second of the measurement.
 
-    `offered_rps`, the percentiles, `full_share` and `failed` are of the requests due in it; `answered_rps` came well
-    in it. Replicas and nodes are those seen last before its end; None: nothing was seen in the seconds before.
+    `offered_rps`, the percentiles, `full_share` and `failed` describe the requests due in this
+    second. `answered_rps` counts the good answers that arrived in it. Replicas and nodes are from
+    the last sample before its end; None: there was no recent sample.
     """
 
     t_s: int
@@ -35,12 +37,15 @@ class Moment:
 
     @property
     def full_rps(self) -> float:
-        """Of the requests due in it, those answered in full; `full_share` is of the answers only."""
+        """Return the number of due requests that got a full answer.
+
+        `full_share` counts only answers.
+        """
         return (self.offered_rps - self.failed) * (self.full_share or 0.0)
 
 
-def timeline(requests: Requests, seconds: float, samples: Sequence[Sample]) -> list[Moment]:
-    """Every second of the measurement, in order; those without a request too."""
+def timeline(requests: Requests, seconds: float, samples: Sequence[ClusterSample]) -> list[Moment]:
+    """Return every second of the measurement in order, also seconds without requests."""
     due = np.floor(requests.at_s).astype(int)
     came = np.floor(requests.ended_s[requests.ok]).astype(int)
     full = np.array([outcome.full for outcome in requests.outcomes], dtype=bool)[requests.codes]
@@ -69,7 +74,10 @@ def timeline(requests: Requests, seconds: float, samples: Sequence[Sample]) -> l
 
 
 def timeline_csv(moments: Sequence[Moment]) -> str:
-    """As CSV, a column of replicas for each deployment; an empty field: not reached, or not looked at."""
+    """Return the timeline as CSV with one column of replicas per deployment.
+
+    An empty field is a percentile that was not reached, or a count without a sample.
+    """
     names = list(moments[0].replicas) if moments else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

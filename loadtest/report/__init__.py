@@ -1,1 +1,1 @@
-"""What a scenario leaves behind: report, page and plots. Imports `targets` and below."""
+"""Reports of the scenarios: report.json, HTML page and plots. Imports `targets` and below."""

@@ -1,4 +1,4 @@
-"""The folder that `loadtest chaos` leaves: report.json, and a page that opens with fault, allowed, measured, held."""
+"""Report of `loadtest chaos`: report.json, and a page with a table of faults and plots."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
-from loadtest.report.report import BESIDE, Report, bullets, figures, table, write_report
+from loadtest.report.report import SAME_CORES, Report, bullets, figures, table, write_report
 from loadtest.workload.profiles import Slo
 
 HELD = {True: "held", False: "not held", None: "not run"}
 
 
 def chaos_summary(report: Report) -> str:
-    """The table for a terminal."""
+    """Return the table as text for a terminal."""
     lines = [f"{report['verdict']}: {len(report['faults'])} faults in {report['seconds']:g} s"]
     for found in report["faults"]:
         lines += [f"  {found['fault']:16} {HELD[found['held']]:8} {measured(found)}"]
@@ -23,21 +23,21 @@ def chaos_summary(report: Report) -> str:
 
 
 def fault_line(found: Report) -> str:
-    """One fault in a line for a terminal."""
+    """Return one fault as a line for a terminal."""
     reasons = "".join(f"\n    - {reason}" for reason in found["reasons"])
     return f"  {HELD[found['held']]}: {measured(found)}{reasons}"
 
 
 def measured(found: Report) -> str:
-    """What was measured, in words."""
+    """Return the measurements of a fault as text."""
     if "requests" not in found:
         return "–"
     parts = [
-        f"{found['requests']:,} requests, {found['failed']} failed, {found['failed_first']} without the retry "
+        f"{found['requests']:,} requests, {found['failed']} failed, {found['failed_first']} before the retry "
         f"({found['in_flight']} in flight)",
         f"outage {found['outage_s']:.2f} s",
-        f"replicas back {_seconds(found['strength_s'])}",
-        f"whole {_seconds(found['whole_s'])}",
+        f"all replicas back {_seconds(found['strength_s'])}",
+        f"recovered {_seconds(found['whole_s'])}",
         f"p99 {milliseconds(found['p99_before_ms'])} → {milliseconds(found['p99_during_ms'])} → "
         f"{milliseconds(found['p99_after_ms'])}",
         ", ".join(f"{number:,} {rung}" for rung, number in found["rungs"].items()),
@@ -53,26 +53,26 @@ def measured(found: Report) -> str:
             f"{found['memory_before_mib']:,} → {found['memory_most_mib']:,} → {found['memory_mib']:,} MiB"
         )
     if "recovered_s" in found:
-        parts.append(
-            f"the head back {_seconds(found['recovered_s'])}, {found['replaced']:g} replicas replaced"
-        )
-        parts.append(f"a live setting {_seconds(found.get('in_place_s'))}")
-        parts.append(f"one more replica {_seconds(found.get('scaled_s'))}")
+        parts.append(f"head back {_seconds(found['recovered_s'])}, {found['replaced']:g} replicas replaced")
+        parts.append(f"live setting applied {_seconds(found.get('in_place_s'))}")
+        parts.append(f"one more replica running {_seconds(found.get('scaled_s'))}")
     return "; ".join(parts)
 
 
 def markdown(report: Report) -> str:
-    """The table as Markdown, for a document."""
-    rows = [(one["fault"], one["allowed"], _told(one), HELD[one["held"]]) for one in report["faults"]]
+    """Return the table as Markdown, for a document."""
+    rows = [
+        (one["fault"], one["allowed"], _measured_cell(one), HELD[one["held"]]) for one in report["faults"]
+    ]
     lines = ["| fault | allowed | measured | held |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
-    """Write the folder whole or not at all."""
+    """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
-    rows = [(one["what"], one["allowed"], _told(one), HELD[one["held"]]) for one in report["faults"]]
+    rows = [(one["what"], one["allowed"], _measured_cell(one), HELD[one["held"]]) for one in report["faults"]]
     body = [table(("fault", "allowed", "measured", "held"), rows)]
     for found in report["faults"]:
         if found["fault"] in lines:
@@ -85,7 +85,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     write_report(folder, report, f"Chaos: {report['verdict']}", body, footer, more)
 
 
-def _told(found: Report) -> str:
+def _measured_cell(found: Report) -> str:
     return measured(found) if "requests" in found else "; ".join(found["reasons"])
 
 
@@ -93,6 +93,6 @@ def _seconds(value: float | None) -> str:
     return "not in time" if value is None else f"after {value:.1f} s"
 
 
-FOOTER = f"""{BESIDE}Open loop, Poisson arrivals, at 60 % of a knee of {{knee}} requests a second (changes: 80 %); the
-client gives up after {{timeout}} ms and retries once, within its budget. The plots begin 3 s into the load; the fault
-comes 5 s later."""
+FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals, at 60 % of a knee of {{knee}} requests/s (changes: 80 %). The
+client has a timeout of {{timeout}} ms and retries once, within its budget. The plots begin 3 s into the load; the fault
+begins 5 s later."""

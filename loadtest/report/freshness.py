@@ -1,4 +1,4 @@
-"""The numbers of a freshness run, and the folder that it leaves: report.json, report.html, probes.csv."""
+"""Report of `loadtest freshness`: its numbers, report.json, report.html and probes.csv."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from loadtest.measure.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
 from loadtest.report.report import (
-    BESIDE,
+    SAME_CORES,
     Report,
     bullets,
     figures,
@@ -26,18 +26,18 @@ from loadtest.report.report import (
 
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
-    """The percentiles of all probes and of each kind. Null: not reached, too many events never showed."""
+    """Return the percentiles of all probes and of each kind; null: too many events never showed."""
     return _spread(list(probes.values())) | {kind: _spread([part]) for kind, part in probes.items()}
 
 
 def rank_numbers(target_rps: float, measured: Measurement) -> Report:
-    """The rankings that were asked for beside the probes."""
+    """Return the numbers of the rankings that ran during the probes."""
     more = ("requests", "rps", "candidates_per_s", "full_share", "rungs")
     return {"target_rps": target_rps, **_numbers(measured, *more)}
 
 
 def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Report:
-    """The viewers' events that were posted; latencies are those of their acknowledgement."""
+    """Return the numbers of the posted viewer events; latencies are of their acknowledgements."""
     return {
         "target_per_s": target_per_s,
         "acknowledged_per_s": round(measured.candidates_per_s, 3),
@@ -48,18 +48,18 @@ def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Rep
 
 
 def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
-    """Of the latencies, those that are not `ok` behind all others."""
+    """Return percentiles of the latencies; those that are not `ok` rank last."""
     ok = np.ones(len(latency_ms), dtype=bool) if ok is None else ok
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {name: rounded(percentile(latency_ms, ok, share)) for name, share in shares.items()}
 
 
 def freshness_summary(report: Report) -> str:
-    """The report in a few lines for a terminal."""
+    """Return the report as a few lines for a terminal."""
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     lines = [
         f"{report['verdict']}: event to visible in a ranking, {report['url']}, {report['seconds']:g} s",
-        f"  all        {_line(fresh)} (limit of p99: below {LIMIT_MS:g})",
+        f"  all        {_line(fresh)} (p99 limit: below {LIMIT_MS:g})",
         *(f"  {kind:10} {_line(fresh[kind])}" for kind in ("candidate", "viewer")),
         f"  {rank['rps']:,.0f} rankings/s of {rank['target_rps']:g}, p99 {milliseconds(rank['p99_ms'])}, "
         f"{rank['full_share']:.2%} full, {rank['errors']} errors",
@@ -72,10 +72,10 @@ def freshness_summary(report: Report) -> str:
 
 
 def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]) -> None:
-    """Write the folder whole or not at all.
+    """Write the report folder, complete or not at all.
 
     Raises:
-        LoadtestError: if there is something at `folder`.
+        LoadtestError: if `folder` exists.
     """
     from loadtest.report.plots import freshness_distribution, freshness_over_time  # matplotlib
 
@@ -83,9 +83,9 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
         "Freshness over time": freshness_over_time(probes, LIMIT_MS),
         "Freshness distribution": freshness_distribution(probes, LIMIT_MS),
     }
-    said = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
+    notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
     lead = f"{report['seconds']:g} s at {report['url']}"
-    body = [paragraph(lead), bullets(said), measured_table(_rows(report)), figures(plots)]
+    body = [paragraph(lead), bullets(notes), measured_table(_rows(report)), figures(plots)]
     title = f"Event to visible in a ranking: {report['verdict']}"
     write_report(folder, report, title, body, FOOTER, {"probes.csv": _to_csv(probes)})
 
@@ -98,10 +98,10 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
             (f"{name} of all", milliseconds(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
             for name in ("p50", "p90", "p99", "max")
         ),
-        ("events that were followed", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
+        ("probe events", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
         *indented(fresh["missed_kinds"]),
         *((f"p99 of a new {kind}", milliseconds(fresh[kind]["p99"]), "") for kind in ("candidate", "viewer")),
-        ("p99 of what the answers say", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
+        ("p99 of the freshness in answers", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
         ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} of {rank['target_rps']:g}"),
         ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
         ("full answers from a model", f"{rank['full_share']:.3%}", ""),
@@ -120,7 +120,7 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
 
 
 def _to_csv(probes: Mapping[str, Requests]) -> str:
-    """Every probe: when it was due, how long its event took to show (empty: it did not), and what was asked."""
+    """Return the probes as CSV: due time, freshness (empty if never shown), outcome and polls."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"))
@@ -154,6 +154,6 @@ def _line(spread: Report) -> str:
     return f"{numbers}, {spread['samples']} samples"
 
 
-FOOTER = f"""{BESIDE}Freshness runs from the sending of an event to the arrival of the first ranking that
-shows it, asked for every 20 ms: it is too long by up to that and one ranking. An event that never showed counts as
-slower than all others."""
+FOOTER = f"""{SAME_CORES}Freshness is the time from sending an event to the first ranking that
+shows it. Rankings are polled every 20 ms, so it is too long by up to 20 ms and one ranking. An event
+that never showed counts as slower than all others."""

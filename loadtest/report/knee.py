@@ -1,14 +1,14 @@
-"""The folders that `knee` and `compare` leave: report.json and a page with the plot of latency against rate."""
+"""Reports of `knee` and `compare`: report.json and a page with a plot of latency against rate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtest.report.report import BESIDE, Report, figures, paragraph, table, write_report
+from loadtest.report.report import SAME_CORES, Report, figures, paragraph, table, write_report
 from loadtest.workload.profiles import Slo
 
-PHASES = {"warm-up": "warm-up", "look": "a look", "search": "", "again": "again", "confirm": "to confirm"}
+PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "again": "repeat", "confirm": "confirmation"}
 
 
 def write_knee(folder: Path, report: Report) -> None:
@@ -25,12 +25,12 @@ def write_compare(folder: Path, report: Report) -> None:
     lines = {f"{name}, p99": _points(found, "p99_ms") for name, found in services.items()}
     body = [_numbers(services), paragraph(f"{_ratios(report)}."), _figure(lines, report)]
     body += [figures({f"Steps of {name}": _steps(found)}) for name, found in services.items()]
-    title = "Three services, one machine, the same model and requests"
+    title = "Three services on one machine, with the same model and requests"
     write_report(folder, report, title, body, FOOTER)
 
 
 def knee_summary(report: Report) -> str:
-    """The report in a few lines for a terminal."""
+    """Return the report as a few lines for a terminal."""
     if report["knee_rps"] is None:
         return f"no rate held; the lowest tried was {min(s['rate_rps'] for s in report['steps']):g} req/s"
     return (
@@ -42,7 +42,7 @@ def knee_summary(report: Report) -> str:
 
 
 def compare_summary(report: Report) -> str:
-    """The report in a few lines for a terminal."""
+    """Return the report as a few lines for a terminal."""
     lines = [
         f"{name:10}  knee {_number(found['knee_rps']):>7} req/s  p99 {_ms(found['p99_ms']):>9}  "
         f"{found['memory_mib']:>5} MiB  {found['num_processes']:>3} processes  start {found['start_s']:g} s"
@@ -52,7 +52,7 @@ def compare_summary(report: Report) -> str:
 
 
 def step_line(step: Report) -> str:
-    """One step in a line for a terminal."""
+    """Return one step as a line for a terminal."""
     phase = PHASES[step["phase"]]
     verdict = "" if step["phase"] == "warm-up" else f" {step['verdict']},"
     latencies = ", ".join(f"{name} {_ms(step[f'{name}_ms'])}" for name in ("p50", "p90", "p99"))
@@ -61,7 +61,7 @@ def step_line(step: Report) -> str:
 
 
 def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
-    """(rate, latency) of every rate, by its last step: the one that decided."""
+    """Return the (rate, latency) points; the last step at a rate decides."""
     return list({step["rate_rps"]: (step["rate_rps"], step[key]) for step in report["steps"]}.values())
 
 
@@ -123,5 +123,5 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3%}"
 
 
-FOOTER = f"""{BESIDE}Open loop, Poisson arrivals; latency counts from the moment at which a request
-was due. The knee is the highest rate found that held its limits in a last, longer step."""
+FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; latency counts from the due time of a request.
+The knee is the highest rate that held its limits in a last, longer step."""

@@ -1,4 +1,4 @@
-"""The machine that a run was made on."""
+"""Describe the machine that a run was measured on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """Its processor, the cores that this process may use, its memory, Python and platform."""
+    """Return the processor, usable cores, memory, Python version and platform."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

@@ -1,4 +1,4 @@
-"""The folder that `loadtest overload` leaves: report.json, and a page with a table and each run's plot."""
+"""Report of `loadtest overload`: report.json, and a page with a table and a plot of each run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from loadtest.workload.profiles import Slo
 
 
 def overload_summary(report: Report) -> str:
-    """The report in a few lines for a terminal."""
-    head = f"{report['verdict']}: knee {report['knee_rps']:,.0f} req/s, the service and the generator on a core each"
-    lines = [head, *(_told(run) for run in report["runs"])]
+    """Return the report as a few lines for a terminal."""
+    head = f"{report['verdict']}: knee {report['knee_rps']:,.0f} req/s, service and generator on a core each"
+    lines = [head, *(_run_lines(run) for run in report["runs"])]
     control = report["control"]
     if not control["run"]:
         return "\n".join([*lines, f"  the control was not run: {control['reason']}"])
-    said = (
-        "holds too, so that it is not the ladder that holds" if control["verdict"] == "held" else "collapses"
-    )
-    return "\n".join([*lines, f"  with the ladder off it {said}:", _told(control)])
+    holds = control["verdict"] == "held"
+    effect = "it holds too, so load shedding is not the cause" if holds else "it collapses"
+    return "\n".join([*lines, f"  without load shedding {effect}:", _run_lines(control)])
 
 
 def run_line(run: Report) -> str:
-    """One run in a line for a terminal."""
+    """Return one run as a line for a terminal."""
     rungs = ", ".join(f"{rps:.0f} {name}" for name, rps in run["goodput_by_rung_rps"].items()) or "nothing"
-    back = "not back" if run["back_s"] is None else f"normal after {run['back_s']} s"
+    back = "not back to normal" if run["back_s"] is None else f"back to normal after {run['back_s']} s"
     failed = listed(run["failures"])
     return (
         f"  {run['times']:g}x: {run['verdict']}; goodput {run['goodput_share']:.1%} of the knee ({rungs} /s), "
@@ -38,15 +37,15 @@ def run_line(run: Report) -> str:
 
 
 def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
-    """Write the folder whole or not at all."""
+    """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
     plots = {title: load_and_cluster(list(moments), slo) for title, moments in lines.items()}
     runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
     lead = (
-        f"The knee is {report['knee_rps']:,.0f} requests a second, measured under the same pinning: the service on one "
-        "core, the load generator on another. Goodput is the answers of any rung within "
-        f"{report['deadline_ms']:g} ms of when they were due."
+        f"The knee is {report['knee_rps']:,.0f} requests/s, measured with the same pinning: the service on one "
+        "core, the load generator on another. Goodput counts answers of any rung within "
+        f"{report['deadline_ms']:g} ms of their due time."
     )
     reasons = [reason for run in report["runs"] for reason in run["reasons"]]
     rows = [_row(run, run is report["control"]) for run in runs]
@@ -54,14 +53,14 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     write_report(folder, report, f"Overload: {report['verdict']}", body, FOOTER)
 
 
-def _told(run: Report) -> str:
+def _run_lines(run: Report) -> str:
     return "\n".join([run_line(run), *(f"    - {reason}" for reason in run["reasons"])])
 
 
 def _row(run: Report, control: bool) -> tuple[str, ...]:
     rungs = ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items())
     return (
-        f"{run['times']:g}×" + (", ladder off" if control else ""),
+        f"{run['times']:g}×" + (", no load shedding" if control else ""),
         f"{run['offered_rps']:,.0f}",
         f"{run['goodput_share']:.1%}",
         rungs,
@@ -88,5 +87,5 @@ HEAD = (
     ),
     *("5xx", "not sent", "normal after", "generator late, p99", "verdict"),
 )
-FOOTER = """. Open loop, Poisson arrivals; latency counts from when a request was due. Not sent: 1,000 requests were
-unanswered at that moment, and the generator opens no more."""
+FOOTER = """. Open loop, Poisson arrivals; latency counts from the due time of a request.
+Not sent: 1,000 requests were unanswered at that moment, which is the generator's limit."""

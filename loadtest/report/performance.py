@@ -1,4 +1,4 @@
-"""The plots of docs/performance.md, from what the benchmarks printed:
+"""Plots of docs/performance.md, from the output of the benchmarks:
 
 python -m serve bench fetch --json > fetch.json
 python -m loadtest compare --json > compare.json
@@ -20,7 +20,7 @@ Report = Mapping[str, Any]
 
 
 def write_plots(fetch: Report, compare: Report, folder: Path) -> list[Path]:
-    """Write the four plots as SVG; the paths."""
+    """Write the four plots as SVG and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {
         "latency.svg": _latency(compare),
@@ -36,7 +36,7 @@ def write_plots(fetch: Report, compare: Report, folder: Path) -> list[Path]:
 
 
 def _latency(compare: Report) -> str:
-    """The p90 of each service over the rates that it was offered, looks and overloads left out."""
+    """Return the plot of each service's p90 over its offered rates, without looks and overloads."""
     lines = {}
     for name, service in compare["services"].items():
         steps = [s for s in service["steps"] if s["phase"] in ("search", "again", "confirm") and s["kept_up"]]

@@ -1,6 +1,6 @@
-"""Pictures as SVG: a run's latency, throughput and freshness, a search's latency against rate.
+"""Plots as SVG: latency, throughput and freshness of a run, and latency against rate of a search.
 
-Drawn to be read in grey: lines differ by their dashes, limits are dotted and labelled.
+They are readable in grey: lines differ by their dashes, and limits are dotted and labelled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LIMIT: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
 
 
 def latency_over_time(seconds: list[Second], slo: Slo) -> str:
-    """p50, p90 and p99 of the requests due in each second, with the limits."""
+    """Plot p50, p90 and p99 of the requests due in each second, with the limits."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("second of the measurement", "ms from the scheduled start")
         at = [row.second for row in seconds]
@@ -48,7 +48,10 @@ def latency_over_time(seconds: list[Second], slo: Slo) -> str:
 
 
 def latency_distribution(requests: Requests, slo: Slo) -> str:
-    """The share of the requests that took longer than a latency; what holds passes below the marks."""
+    """Plot the share of requests that took longer than a latency.
+
+    A run that holds passes below the marks.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("ms from the scheduled start", "share of requests not yet answered")
         total = len(requests.ok)
@@ -62,7 +65,7 @@ def latency_distribution(requests: Requests, slo: Slo) -> str:
 
 
 def throughput_over_time(seconds: list[Second], profile: Profile) -> str:
-    """Requests due and answered well in each second, against the target."""
+    """Plot the requests due and the good answers of each second, with the target."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("second of the measurement", "requests a second")
         at = [row.second for row in seconds]
@@ -82,7 +85,7 @@ def throughput_over_time(seconds: list[Second], profile: Profile) -> str:
 
 
 def load_and_cluster(moments: list[Moment], slo: Slo) -> str:
-    """Offered load, what was answered in full, replicas, nodes and latency, one below the other over time.
+    """Plot load, full answers, replicas, nodes and latency over time, in stacked panels.
 
     Without samples of a cluster there is no panel of replicas.
     """
@@ -120,7 +123,7 @@ def _draw_replicas(axes: Axes, moments: list[Moment]) -> None:
     if any(moment.nodes is not None for moment in moments):
         nodes = [_or_nan(moment.nodes) for moment in moments]
         axes.step(at, nodes, linestyle="-.", color="0.4", where="post", label="nodes")
-    axes.set_ylabel("there")
+    axes.set_ylabel("running")
     axes.set_ylim(0, max(2.0, axes.get_ylim()[1] * 1.35))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left", ncols=4)
@@ -138,7 +141,7 @@ def _draw_latency(axes: Axes, moments: list[Moment], slo: Slo) -> None:
 
 
 def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]]], slo: Slo) -> str:
-    """One line for each name through its (rate, latency) points, both on logarithmic axes, with the limits.
+    """Plot a line of (rate, latency) points for each name, on logarithmic axes, with the limits.
 
     A latency of None, which was not reached, breaks the line.
     """
@@ -158,7 +161,7 @@ def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]
 
 
 def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
-    """A mark for each event that was followed, by its kind; a cross where it never showed."""
+    """Plot a mark for each probe event by its kind, and a cross for one that never showed."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("second of the measurement", "ms from the event to the ranking")
         for (kind, part), (marker, grey) in zip(probes.items(), (("o", "0.6"), ("^", "0.0")), strict=True):
@@ -181,7 +184,7 @@ def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
 
 
 def freshness_distribution(probes: Mapping[str, Requests], limit_ms: float) -> str:
-    """The share of the events, by their kind and of all, that took longer than a time to show."""
+    """Plot the share of events, by kind and of all, that took longer than a time to show."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("ms from the event to the ranking", "share of events not yet shown")
         lines = {f"new {kind}": (part.latency_ms[part.ok], len(part.ok)) for kind, part in probes.items()}
@@ -199,7 +202,7 @@ def freshness_distribution(probes: Mapping[str, Requests], limit_ms: float) -> s
 
 
 def memory_and_files(at_s: Sequence[float], memory_mib: Sequence[float], files: Sequence[int]) -> str:
-    """Memory above, open files below, over time; both from 0 up."""
+    """Plot memory above and open files below over time, both from 0 up."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 4.0), layout="constrained")
         panels = figure.subplots(2, 1, sharex=True)
@@ -212,7 +215,7 @@ def memory_and_files(at_s: Sequence[float], memory_mib: Sequence[float], files: 
 
 
 def cost_against(x: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """One line for each name through its (size, µs a request) points, from 0 up; the sizes on a logarithmic axis."""
+    """Plot a line of (size, µs per request) points for each name, with a logarithmic size axis."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(x, "µs a request (median)")
         _draw_lines(axes, lines)
@@ -232,7 +235,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _draw_distribution(axes: Axes, took_ms: Floats, total: int, **style: Any) -> None:
-    """The share of `total` that took longer than each of the times, on logarithmic axes."""
+    """Draw the share of `total` that took longer than each time, on logarithmic axes."""
     left = 1 - np.arange(1, len(took_ms) + 1) / max(total, 1)
     axes.step(np.sort(took_ms), np.maximum(left, 0.5 / max(total, 1)), where="post", **style)
     axes.set_xscale("log")
@@ -240,7 +243,7 @@ def _draw_distribution(axes: Axes, took_ms: Floats, total: int, **style: Any) ->
 
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> None:
-    """One line for each name through its points; None breaks it."""
+    """Draw a line through the points of each name; None breaks it."""
     for i, (name, points) in enumerate(lines.items()):
         dash, grey = DASHES[i % len(DASHES)]
         at = sorted(points, key=lambda point: point[0])

@@ -1,4 +1,4 @@
-"""The folder that a run leaves: report.json, report.html and what belongs to them, whole or not at all."""
+"""Write the folder of a report: report.json, report.html and more files, complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any
 from loadtest.errors import LoadtestError
 
 Report = dict[str, Any]
-BESIDE = ", the load generator on the same cores. "  # behind the machine in a footer
+# Follows the machine in a footer.
+SAME_CORES = ", the load generator on the same cores. "
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise `LoadtestError` if something is at `folder`, or it cannot be made: a report is never overwritten."""
+    """Raise `LoadtestError` if `folder` exists or is not writable; no report is overwritten."""
     if folder.exists():
-        raise LoadtestError(f"--out {folder}: exists already; name another folder or remove it first")
+        raise LoadtestError(f"--out {folder}: already exists; name another folder or remove it first")
     for path in folder.parents:
         if path.is_file():
             raise LoadtestError(f"--out {folder}: {path} is a file; name another folder")
@@ -37,10 +38,10 @@ def refuse_existing(folder: Path) -> None:
 
 @contextmanager
 def draft_of(folder: Path) -> Iterator[Path]:
-    """A new folder that gets its name when the block ends: it is there whole or not at all.
+    """Yield a draft folder that is renamed to `folder` when the block succeeds.
 
     Raises:
-        LoadtestError: if there is something at `folder`.
+        LoadtestError: if `folder` exists.
     """
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def draft_of(folder: Path) -> Iterator[Path]:
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write files by name to a folder, each whole or not at all."""
+    """Write files by name into a folder, each complete or not at all."""
     for name, text in files.items():
         draft = folder / f".{name}"
         draft.write_text(text, encoding="utf-8")
@@ -69,10 +70,12 @@ def write_report(
     footer: str,
     more: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write a report and its page to a new folder, whole or not at all; the rest as `report_files` takes it.
+    """Write a report and its page into a new folder, complete or not at all.
+
+    Other arguments are as in `report_files`.
 
     Raises:
-        LoadtestError: if there is something at `folder`.
+        LoadtestError: if `folder` exists.
     """
     with draft_of(folder) as draft:
         write_files(draft, report_files(report, title, body, footer, more))
@@ -85,9 +88,10 @@ def report_files(
     footer: str,
     more: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Return the files of a report by name; `more` are those beside report.json and the page.
+    """Return the files of a report by name; `more` holds files beside report.json and the page.
 
-    `title` and `footer` are text, `body` holds parts in HTML. The footer follows the machine and links the files.
+    `title` and `footer` are text; `body` holds parts in HTML. The footer follows the machine and
+    links to the files.
     """
     files = {"report.json": json.dumps(report, indent=2) + "\n", **more}
     machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
@@ -106,7 +110,7 @@ def paragraph(text: str) -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Return lines of text as a list in HTML; nothing for no lines."""
+    """Return lines of text as a list in HTML; empty if there are no lines."""
     items = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
@@ -119,17 +123,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "plain
 
 
 def measured_table(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Return a table of (what, measured, asked) in HTML."""
-    return table(("", "measured", "asked"), rows, "measured")
+    """Return a table of (name, measured, required) in HTML."""
+    return table(("", "measured", "required"), rows, "measured")
 
 
 def indented(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return rows of a measured table: numbers by kind, below the row that they add up to."""
+    """Return indented table rows of numbers by kind, for use below their sum."""
     return [(f"\u2003{kind}", f"{number:,}", "") for kind, number in numbers.items()]
 
 
 def figures(plots: Mapping[str, str]) -> str:
-    """Return plots (SVG) under their titles in HTML."""
+    """Return plots (SVG) with their titles in HTML."""
     return "\n".join(f"<h2>{html.escape(title)}</h2>\n{svg}" for title, svg in plots.items())
 
 
@@ -140,8 +144,10 @@ PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; }}
 body {{ max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ccc; }}
-.measured :nth-child(2) {{ text-align: right; font-variant-numeric: tabular-nums; padding-right: 2rem; }}
+th, td {{ text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; }}
+th, td {{ border-bottom: 1px solid #ccc; }}
+.measured :nth-child(2) {{ text-align: right; padding-right: 2rem; }}
+.measured :nth-child(2) {{ font-variant-numeric: tabular-nums; }}
 h2 {{ font-size: 1.05rem; margin-top: 2rem; }}
 svg {{ width: 100%; height: auto; }}
 pre {{ background: #f4f4f4; padding: 1em; overflow: auto; }}

@@ -1,4 +1,4 @@
-"""The folder that `loadtest run` leaves: report.json, report.html, requests.csv and Locust's own page."""
+"""Report of `loadtest run`: report.json, report.html, requests.csv and Locust's own page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.measure.measure import Measurement, Requests, milliseconds, rounded
-from loadtest.measure.phases import describe_phases, describe_steps, parts, recovery, span, told
+from loadtest.measure.phases import describe_phases, describe_steps, parts, phase_lines, recovery, span
 from loadtest.measure.seconds import by_second, to_csv
 from loadtest.measure.timeline import Moment, timeline_csv
 from loadtest.measure.verdict import Verdict
@@ -26,7 +26,7 @@ def make_report(
     requests: Requests,
     moments: list[Moment],
 ) -> dict[str, Any]:
-    """What report.json holds and `--json` prints. Latencies in ms; null: not reached, too many failed."""
+    """Return the content of report.json; latencies in ms, null: too many requests failed."""
     numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
     return {
         "profile": profile.name,
@@ -45,7 +45,7 @@ def make_report(
 
 
 def summary(report: Report) -> str:
-    """The report in a few lines for a terminal."""
+    """Return the report as a few lines for a terminal."""
     slo = report["slo"]
     lines = [
         f"{report['verdict']}: profile {report['profile']} at {report['url']}, {report['seconds']:g} s",
@@ -56,7 +56,7 @@ def summary(report: Report) -> str:
         f"p99 {milliseconds(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {milliseconds(report['max_ms'])}",
         f"  {report['errors']} errors in {report['requests']:,} requests; "
         f"the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99)",
-        *told(report),
+        *phase_lines(report),
         *(f"  - {reason}" for reason in report["reasons"]),
     ]
     return "\n".join(lines)
@@ -71,12 +71,13 @@ def write_run(
     locust_html: str,
     moments: list[Moment],
 ) -> None:
-    """Write the folder whole or not at all.
+    """Write the report folder, complete or not at all.
 
     Raises:
-        LoadtestError: if there is something at `folder`.
+        LoadtestError: if `folder` exists.
     """
-    from loadtest.report.plots import (  # matplotlib
+    # Import late: matplotlib is slow to import.
+    from loadtest.report.plots import (
         latency_distribution,
         latency_over_time,
         load_and_cluster,
@@ -105,7 +106,7 @@ def write_run(
 def _timeline_title(report: Report) -> str:
     if report["watched"]:
         return "Load, replicas, nodes and latency over time"
-    return "Load and latency over time (replicas and nodes were not watched: name them with --cluster)"
+    return "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
 
 
 def _rows(report: Report) -> list[tuple[str, str, str]]:
@@ -143,5 +144,5 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
     ]
 
 
-FOOTER = """. Latency counts from the moment at which a request was due (an open loop: Poisson arrivals);
+FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
 a failed request counts as never answered. Locust's own page, locust.html, includes the warm-up."""

@@ -1,4 +1,4 @@
-"""The folder that `loadtest soak` leaves: report.json, and a page with the plots of latency, memory and open files."""
+"""Report of `loadtest soak`: report.json, and a page with latency, memory and open files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.report.report import (
-    BESIDE,
+    SAME_CORES,
     Report,
     bullets,
     figures,
@@ -22,11 +22,11 @@ from loadtest.workload.profiles import Slo
 
 
 def soak_summary(report: Report) -> str:
-    """The report in a few lines for a terminal."""
+    """Return the report as a few lines for a terminal."""
     lines = [
         f"{report['verdict']}: {report['seconds']:g} s at {report['rate_rps']:g} req/s, {report['errors']} of "
         f"{report['requests']:,} failed",
-        *(f"  {what}: {told}, {allowed}" for what, told, allowed in _rows(report)),
+        *(f"  {what}: {measured}, {allowed}" for what, measured, allowed in _rows(report)),
         *(f"  - {reason}" for reason in report["reasons"]),
     ]
     return "\n".join(lines)
@@ -34,7 +34,10 @@ def soak_summary(report: Report) -> str:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the service's processes took at a moment; `own`: resident memory that none shares, no mapped file."""
+    """Resources of the service's processes at a moment.
+
+    `own_mib` is resident memory that no other process shares, without mapped files.
+    """
 
     at_s: float
     own_mib: float
@@ -46,7 +49,7 @@ class Footprint:
 def write_soak(
     folder: Path, report: Report, moments: Sequence[Moment], footprints: Sequence[Footprint], slo: Slo
 ) -> None:
-    """Write the folder whole or not at all."""
+    """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster, memory_and_files  # matplotlib
 
     at_s = [each.at_s for each in footprints]
@@ -71,7 +74,7 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
             f"{thirds} ({_share(report['p99_drift'])})",
             f"at most {allowed['p99_drift']:+.0%}",
         ),
-        ("own resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
+        ("private resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
         ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
         ("requests that failed", f"{report['errors']} of {report['requests']:,}", "none"),
     ]
@@ -91,6 +94,6 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1%}"
 
 
-FOOTER = f"""{BESIDE}Growth is that of a straight line through the samples after the warm-up, over all processes
-of the service. Own resident memory is what a process shares with none: neither the pages of the store's file, which the
-kernel takes back, nor those of a library."""
+FOOTER = f"""{SAME_CORES}Growth is that of a straight line through the samples after the warm-up, over all
+processes of the service. Private resident memory is memory that a process does not share. It excludes pages of
+the store's file, which the kernel can reclaim, and of libraries."""

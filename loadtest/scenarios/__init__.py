@@ -1,1 +1,1 @@
-"""One module or folder a command. Imports `report` and below."""
+"""Scenarios: one module or folder per command. Imports `report` and below."""

@@ -1,4 +1,4 @@
-"""One benchmark: every service of it gets the same requests, the same limits and the same search."""
+"""Shared setup of a knee benchmark: each service gets the same requests, limits and search."""
 
 from __future__ import annotations
 
@@ -12,48 +12,53 @@ from loadtest.measure.measure import Measurement, measure, rounded
 from loadtest.measure.verdict import judge
 from loadtest.report.knee import step_line
 from loadtest.report.machine import describe_machine
-from loadtest.scenarios.search import Phase, Plan, Step, find_knee
+from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
-from loadtest.targets.services import Service
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.services import TargetService
+from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile, Slo, load_slo
 from loadtest.workload.shapes import Block
 
-KEPT_UP = 0.9  # of the offered requests, answered in full within the measured seconds
+# Least share of the offered requests with a full answer in the measured seconds.
+KEPT_UP = 0.9
 VIEWER_SKEW = 1.0
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the services of one benchmark have in common. `begun`: its `time.monotonic()`."""
+    """Workspace, requests and limits that all services of a benchmark share.
+
+    `begun` is the benchmark's start by `time.monotonic()`.
+    """
 
     work: Workspace
     candidates: int
     slo: Slo
     bodies: list[bytes]
-    say: Say
+    emit: Progress
     begun: float
 
     @classmethod
-    def prepared(cls, work: Workspace, candidates: int, say: Say) -> Bench:
-        """With a workspace made where it is missing; it must be held."""
+    def prepared(cls, work: Workspace, candidates: int, emit: Progress) -> Bench:
+        """Create a benchmark; make the workspace if it is missing. The caller holds its lock."""
         begun = time.monotonic()
-        work.prepare(say)
+        work.prepare(emit)
         bodies = make_bodies(read_log_ids(work.log, candidates), _profile(1.0, 0.0, 1.0, candidates))
-        return cls(work, candidates, load_slo(), bodies, say, begun)
+        return cls(work, candidates, load_slo(), bodies, emit, begun)
 
-    def knee_of(self, service: Service, plan: Plan) -> Report:
-        """One service from its start to its end: its knee, the steps to it, and what it takes of the machine.
+    def knee_of(self, service: TargetService, plan: KneePlan) -> Report:
+        """Start a service, find its knee, stop it; return the knee, its steps and the footprint.
 
         Raises:
-            LoadtestError: if it does not start, or gives no full answer.
+            LoadtestError: if the service does not start, or gives no full answer.
         """
-        import loadtest.scenarios.run  # noqa: F401 # patches the standard library for gevent: before a process is started
+        # Import before any process starts: the module patches the standard library for gevent.
+        import loadtest.scenarios.locust_run  # noqa: F401
 
-        self.say(f"{service.name}: starting")
+        self.emit(f"{service.name}: starting")
         with started(service, self.work, self.bodies[0], self.candidates) as footprint:
-            self.say(
+            self.emit(
                 f"{service.name}: {service.url} answers after {footprint.start_s} s, "
                 f"{footprint.num_processes} processes, {footprint.memory_mib} MiB"
             )
@@ -69,11 +74,11 @@ class Bench:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since it began."""
+        """Return the seconds since the start."""
         return time.monotonic() - self.begun
 
     def circumstances(self) -> Report:
-        """What a report says of how its numbers came about."""
+        """Return the conditions of the measurement, for the report."""
         return {
             "candidates": self.candidates,
             "slo": asdict(self.slo),
@@ -81,27 +86,31 @@ class Bench:
             "seconds": round(self.elapsed_s, 1),
         }
 
-    def offered_step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
-        """One step of a search, its load offered by a process of its own."""
-        from loadtest.generator.offer import Load, offered
+    def offered_step(
+        self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase
+    ) -> KneeStep:
+        """Run one step of a search, with the load from a separate process."""
+        from loadtest.generator.offer import OfferedLoad, offered
 
-        load = Load(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
+        load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
         return self._judged(measured, rate_rps, phase)
 
-    def _step(self, url: str, rate_rps: float, warmup_s: float, duration_s: float, phase: Phase) -> Step:
-        from loadtest.scenarios.run import run_load
+    def _step(
+        self, url: str, rate_rps: float, warmup_s: float, duration_s: float, phase: SearchPhase
+    ) -> KneeStep:
+        from loadtest.scenarios.locust_run import run_load
 
         profile = _profile(rate_rps, warmup_s, duration_s, self.candidates)
         measured = measure(run_load(profile, url, self.bodies).requests, duration_s)
         return self._judged(measured, rate_rps, phase)
 
-    def _judged(self, measured: Measurement, rate_rps: float, phase: Phase) -> Step:
+    def _judged(self, measured: Measurement, rate_rps: float, phase: SearchPhase) -> KneeStep:
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
         in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
         numbers = ("p50_ms", "p90_ms", "p99_ms", "errors", "generator_late_ms_p99")
-        step = Step(
+        step = KneeStep(
             rate_rps=rate_rps,
             verdict=verdict,
             reasons=reasons,
@@ -113,7 +122,7 @@ class Bench:
             phase=phase,
             **{name: rounded(getattr(measured, name)) for name in numbers},
         )
-        self.say(step_line(asdict(step)))
+        self.emit(step_line(asdict(step)))
         return step
 
 

@@ -1,4 +1,4 @@
-"""`loadtest compare`: the knees of tabrank and of two rivals, in one go with the same model and requests."""
+"""`loadtest compare`: the knees of tabrank and two rivals, with the same model and requests."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from pathlib import Path
 from loadtest.report.knee import write_compare
 from loadtest.report.report import refuse_existing
 from loadtest.scenarios.bench import Bench, Report
-from loadtest.scenarios.search import Plan
+from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import fastapi, idiomatic, tabrank
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.workspace import Progress, Workspace
 
-PLAN = Plan()
-LIMIT_S = 570.0  # for all of it, without the making of the workspace; each search gets an equal share
-AROUND_S = 75.0  # of a share, for the service's start and end, the last step of a search, and confirming
+PLAN = KneePlan()
+# Limit of the whole comparison, without making the workspace. Each search gets an equal share.
+LIMIT_S = 570.0
+# Part of a share for the start and end of the service, the last search step and the confirmation.
+AROUND_S = 75.0
 CANDIDATES = 55
 CONFIG = Path("cluster.yaml")
 
 
-def run_compare(work: Workspace, out: Path, say: Say, plan: Plan = PLAN) -> Report:
-    """Measure the three one after the other, nothing of one left when the next starts; write the report to `out`.
+def run_compare(work: Workspace, out: Path, emit: Progress, plan: KneePlan = PLAN) -> Report:
+    """Measure the three services one after the other, and write the report to `out`.
+
+    Nothing of a service is left when the next one starts.
 
     Raises:
-        LoadtestError: if one of them cannot be measured.
+        LoadtestError: if a service cannot be measured.
     """
     refuse_existing(out)
     with work.locked():
         three = (idiomatic(work), fastapi(work), tabrank(work, CONFIG))
-        bench = Bench.prepared(work, CANDIDATES, say)
+        bench = Bench.prepared(work, CANDIDATES, emit)
         share = replace(plan, budget_s=min(plan.budget_s, LIMIT_S / len(three) - AROUND_S))
         services = {service.name: bench.knee_of(service, share) for service in three}
     knees = {name: found["knee_rps"] for name, found in services.items()}

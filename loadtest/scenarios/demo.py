@@ -1,4 +1,4 @@
-"""The demo: from nothing to a verdict, by the project's own commands, with a story to read on the way."""
+"""Demo: simulate, train, publish, serve, rank and load-test with the project's own commands."""
 
 from __future__ import annotations
 
@@ -28,24 +28,27 @@ DEMO = Path("var/demo")
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
 NUM_JOINS = 5
 RECENT_MS = 30 * 60_000
-COMMON_TOPICS = 8  # the story picks a topic that few of the slate are about
+# Choose a topic that few candidates of the slate have.
+COMMON_TOPICS = 8
 NEW_SPACE = "new-space"
-OPENED_MS = 60_000  # before the story; in a Space's first seconds its age alone would move it
-RISES_S = 1.0  # within which the new Space has risen, or the demo does not hold
+# Age of the new Space at the start. In its first seconds its age alone would change its place.
+OPENED_MS = 60_000
+# The demo holds only if the new Space rises within this time.
+RISES_S = 1.0
 WAIT_S = 5.0
 POLL_S = 0.02
 LOAD_S = 30
 
 
 def main() -> int:
-    """Run the demo; answers the load verdict's exit code."""
+    """Run the demo and return its exit code, which is that of the load test."""
     die_with_parent()
     DEMO.mkdir(parents=True, exist_ok=True)
     with (DEMO / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print(f"another demo is running in {DEMO}; wait for it, or end it", file=sys.stderr)
+            print(f"another demo is running in {DEMO}; wait for its end, or stop it", file=sys.stderr)
             return 2
         try:
             return _demo()
@@ -68,15 +71,15 @@ def _demo() -> int:
     for path in DEMO.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    say("1/6  A world of live audio rooms, its rankings made by the most popular heuristic.")
-    # the log ends now: the rooms that are live at its end are live for the service
+    show("1/6  Simulate a world of live audio rooms that a most-popular heuristic ranks.")
+    # The log ends now, so that the rooms that are live at its end are live for the service.
     world = _training(
         "simulate", "--out", f"{DEMO}/log", "--rows", str(ROWS), "--days", str(DAYS), "--end", "now"
     )
-    say(
+    show(
         f"     {world['rows']:,} shown rooms, {world['viewers']:,} viewers, {world['events']['join']:,} joins."
     )
-    say("2/6  Train a TabNet on the first 80 % of it by time, on Ray Train.")
+    show("2/6  Train a TabNet on the first 80 % of the log, on Ray Train.")
     parts = ("--before", f"{DEMO}/train", "--after", f"{DEMO}/test")
     _training("split", "--log", f"{DEMO}/log", "--at", "0.8", *parts)
     model = f"{DEMO}/model"
@@ -85,38 +88,38 @@ def _demo() -> int:
     )
     judged = _training("evaluate", "--model", model, "--history", f"{DEMO}/train", "--log", f"{DEMO}/test")
     ours, theirs = judged["model"], judged["popular"]
-    say(
+    show(
         f"     {fitted['rows']:,} rows in {fitted['seconds']} s. "
         f"On the last 20 %: AUC {ours['auc']:.3f} (popular {theirs['auc']:.3f}),"
     )
-    say(f"     NDCG@10 {ours['ndcg@10']:.3f} (popular {theirs['ndcg@10']:.3f}).")
-    say("3/6  Publish the model, fill the store, start the service on Ray Serve.")
+    show(f"     NDCG@10 {ours['ndcg@10']:.3f} (popular {theirs['ndcg@10']:.3f}).")
+    show("3/6  Publish the model, fill the store and start the service on Ray Serve.")
     _training("publish", "--model", model, "--models", f"{DEMO}/models")
     story = TopicStory(DEMO / "log")
     _serve("load", "--log", f"{DEMO}/log", "--store", f"lmdb:{DEMO}/store")
     url = _start_service()
-    say(f"     {url} answers; its API is at {url}/docs.")
+    show(f"     {url} answers; its API is at {url}/docs.")
     story.open(url)
-    say("4/6  Rank.")
+    show("4/6  Rank candidates.")
     answer = story.rank(url, story.viewer)
     top, num = answer["ranking"][0], len(answer["ranking"])
-    say(f"     Viewer {story.viewer}: {top['candidate']} first of {num}, P(join) {top['score']:.3f}.")
-    say(
-        f"5/6  {NUM_JOINS} joins on {story.topic!r}: does a new Space on it rise for this viewer, and for no other?"
+    show(f"     Viewer {story.viewer}: {top['candidate']} first of {num}, P(join) {top['score']:.3f}.")
+    show(
+        f"5/6  {NUM_JOINS} joins on {story.topic!r}: does a new Space on it rise for this viewer, but no other?"
     )
-    topic = story.told(url)
+    topic = story.play(url)
     viewer, control = topic["viewer"], topic["control"]
-    took = "" if topic["seconds"] is None else f", {topic['seconds']:.2f} s after the last join"
-    say(f"     The viewer's: from place {viewer['before']} to {viewer['after']}{took}.")
-    say(f"     A control viewer's: from {control['before']} to {control['after']}.")
-    say("6/6  Load: 900 rankings a second of 55 candidates, open loop, for half a minute.")
+    delay = "" if topic["seconds"] is None else f", {topic['seconds']:.2f} s after the last join"
+    show(f"     For the viewer: from place {viewer['before']} to {viewer['after']}{delay}.")
+    show(f"     For a control viewer: from place {control['before']} to {control['after']}.")
+    show("6/6  Load: 900 rankings/s of 55 candidates, open loop, for half a minute.")
     loads = [_load("headline", url)]
     if loads[0]["verdict"] != "held":
-        say(f"     {_load_line(loads[0])}")
-        say("     Not held on this machine; 300 a second is tried as well, and decides.")
+        _show_load(loads[0])
+        show("     Not held on this machine. The demo tries 300 rankings/s, which decide the verdict.")
         loads.append(_load("modest", url))
     load = loads[-1]
-    say(f"     {_load_line(load)}")
+    _show_load(load)
     report = {
         "train": {
             "rows": fitted["rows"],
@@ -134,17 +137,19 @@ def _demo() -> int:
         "git": fitted["git"],
         "seconds": round(time.monotonic() - begun, 1),
     }
-    say("")
-    say(write_reports(report, DEMO))
-    say(f"\nThe whole report: {DEMO / 'report.html'} ({report['seconds']} s)")
+    show("")
+    show(write_reports(report, DEMO))
+    show(f"\nFull report: {DEMO / 'report.html'} ({report['seconds']} s)")
     if not topic["rose"]:
-        say(f"The new Space did not rise as it should within {RISES_S:g} s: the demo does not hold.")
+        show(f"The new Space did not rise for the viewer within {RISES_S:g} s: the demo does not hold.")
         return 1
+    if load["verdict"] == "void":
+        show("Invalid load measurement: the machine was too busy. The other results stand.")
     return {"held": 0, "not held": 1}.get(load["verdict"], 2)
 
 
 class TopicStory:
-    """Two viewers, and a Space that has only just opened on a topic that one of them is about to join five times."""
+    """Two viewers and a new Space on a topic that one of the viewers joins five times."""
 
     def __init__(self, log: Path) -> None:
         names = ("viewers", "candidates", "exposures", "events")
@@ -159,7 +164,7 @@ class TopicStory:
             for topic, _ in sorted(_counts(row["topic"] for row in live).items(), key=lambda item: item[1])
         ]
         topic_of = {row["id"]: row["topic"] for row in candidates.to_pylist()}
-        # what ended longer ago than this the service may have dropped, and a join of it would tell it nothing
+        # The service may have dropped rooms that ended earlier; it would ignore joins of them.
         since_ms = pc.max(exposures["ts_ms"]).as_py() - RECENT_MS
         recent = [name for name in topic_of if ended.get(name, since_ms) >= since_ms]
         on_topic = {topic: [name for name in recent if topic_of[name] == topic] for topic in topics}
@@ -167,7 +172,8 @@ class TopicStory:
         joins = tables["events"].filter(pc.equal(tables["events"]["kind"], "join"))
         pairs = zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
         joined = {(viewer, topic_of[candidate]) for viewer, candidate in pairs}
-        # of the language of most rooms: among few of their own, any new one would stand first at once
+        # Use the language of most rooms: among few rooms of its language a new one is first at
+        # once.
         speakers = _counts(row["language"] for row in live)
         language = max(speakers, key=lambda spoken: speakers[spoken])
         viewers = {row["id"] for row in tables["viewers"].to_pylist() if row["language"] == language}
@@ -184,20 +190,21 @@ class TopicStory:
         self._slate = [NEW_SPACE, *(row["id"] for row in rivals)]
 
     def open(self, url: str) -> None:
-        """Open the new Space, and wait until rankings know it."""
+        """Open the new Space and wait until rankings include it."""
         fields = {**self._fields, "started_ms": int(time.time() * 1000) - OPENED_MS}
         self.post(url, [{"type": "candidate", "id": NEW_SPACE, "fields": fields}])
         until = time.monotonic() + WAIT_S
         while NEW_SPACE in self.rank(url, self.control)["unknown_candidates"]:
             if time.monotonic() > until:
-                raise CommandFailed(f"no ranking knew the new Space within {WAIT_S:g} s; see {DEMO}/run")
+                raise CommandFailed(f"the new Space was unknown to rankings for {WAIT_S:g} s; see {DEMO}/run")
             time.sleep(POLL_S)
 
-    def told(self, url: str) -> dict[str, Any]:
-        """Have the viewer join five Spaces on the new one's topic; when it rises then, and for whom.
+    def play(self, url: str) -> dict[str, Any]:
+        """Let the viewer join five Spaces on the topic; return when the new Space rises.
 
-        `seconds`: from the acknowledgement of the joins to the first ranking in which it rose; None if it
-        did not within WAIT_S. `rose`: it did within RISES_S, and by more than for the control viewer.
+        `seconds`: time from the acknowledgement of the joins to the first ranking in which the
+        Space rose; None if it did not rise within WAIT_S. `rose`: it rose within RISES_S, and more
+        than for the control viewer.
         """
         before = {who: self.place(url, who) for who in (self.viewer, self.control)}
         self.post(url, self._joins())
@@ -208,13 +215,13 @@ class TopicStory:
             "topic": self.topic,
             "viewer": {"before": before[self.viewer], "after": after},
             "control": {"before": before[self.control], "after": control_after},
-            # the ages alone may move anybody's by a place
+            # The age of a room alone may change its place by one, for each viewer.
             "rose": seconds is not None and seconds <= RISES_S and risen > max(control_risen, 0),
             "seconds": seconds,
         }
 
     def post(self, url: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Post records, all of which must be taken."""
+        """Post records; raise unless the service accepts all."""
         request = urllib.request.Request(
             f"{url}/v1/events",
             json.dumps({"records": records}).encode(),
@@ -224,13 +231,15 @@ class TopicStory:
             with urllib.request.urlopen(request, timeout=10) as response:
                 answer: dict[str, Any] = json.load(response)
         except urllib.error.HTTPError as error:
-            said = error.read()[:200].decode("utf-8", "replace")
-            raise CommandFailed(f"the service took no events: {error.code} {said}; see {DEMO}/run") from None
+            detail = error.read()[:200].decode("utf-8", "replace")
+            raise CommandFailed(
+                f"the service failed on events: {error.code} {detail}; see {DEMO}/run"
+            ) from None
         if answer["rejected"]:
-            raise CommandFailed(f"the service refused the story's events: {answer['rejected'][0]}")
+            raise CommandFailed(f"the service rejected the demo's events: {answer['rejected'][0]}")
 
     def rank(self, url: str, viewer: str) -> dict[str, Any]:
-        """The service's answer for the story's slate."""
+        """Return the service's answer for the demo's slate."""
         body = {"viewer": viewer, "candidates": self._slate, "traffic": "test"}
         request = urllib.request.Request(
             f"{url}/v1/rank",
@@ -246,12 +255,12 @@ class TopicStory:
         return answer
 
     def place(self, url: str, viewer: str) -> int:
-        """The new Space's position for a viewer."""
+        """Return the position of the new Space for a viewer."""
         ranking = self.rank(url, viewer)["ranking"]
         return next(int(r["position"]) for r in ranking if r["candidate"] == NEW_SPACE)
 
     def _joins(self) -> list[dict[str, Any]]:
-        """Nobody joins a room that they have not opened: a click before each."""
+        """Return a click and a join for each Space, as viewers open a room before they join it."""
         return [
             {
                 "type": "event",
@@ -265,7 +274,7 @@ class TopicStory:
         ]
 
     def _await_rise(self, url: str, before: int) -> tuple[float | None, int]:
-        """The seconds until the viewer's new Space stands before its place `before`, and its place then."""
+        """Return the seconds until the Space ranks before place `before`, and its place then."""
         begun = time.monotonic()
         while True:
             place = self.place(url, self.viewer)
@@ -285,7 +294,7 @@ def _counts(values: Any) -> dict[str, int]:
 
 
 def _start_service() -> str:
-    """Start the shipped `cluster.yaml` with the demo's store, models and a free port; answers its URL."""
+    """Start the shipped `cluster.yaml` with the demo's data on a free port; return its URL."""
     config = yaml.safe_load(Path("cluster.yaml").read_text())
     port = free_port()
     config["http_options"]["port"] = port
@@ -306,13 +315,16 @@ def _load(profile: str, url: str) -> dict[str, Any]:
     return run_command("loadtest", "run", *how, *where, log=DEMO / "demo.log", accept=(0, 1, 2))
 
 
-def _load_line(load: Mapping[str, Any]) -> str:
-    if load.get("p99_ms") is None:
-        return f"{load['verdict']}: {'; '.join(load['reasons'])}"
-    return (
-        f"{load['verdict']}: {load['rps']:.0f} req/s, {load['candidates_per_s']:,.0f} candidates/s, "
-        f"p50 {load['p50_ms']:.1f}, p90 {load['p90_ms']:.1f}, p99 {load['p99_ms']:.1f} ms, {load['errors']} errors"
-    )
+def _show_load(load: Mapping[str, Any]) -> None:
+    """Show a load's verdict, its figures if it has any, and the reasons for the verdict."""
+    found = ""
+    if load.get("p99_ms") is not None:
+        found = (
+            f"{load['rps']:.0f} req/s, {load['candidates_per_s']:,.0f} candidates/s, p50 {load['p50_ms']:.1f}, "
+            f"p90 {load['p90_ms']:.1f}, p99 {load['p99_ms']:.1f} ms, {load['errors']} errors"
+        )
+    for line in (f"{load['verdict']}: {found}".rstrip(": "), *load["reasons"]):
+        show(f"     {line}")
 
 
 def _training(*arguments: str) -> dict[str, Any]:
@@ -323,8 +335,8 @@ def _serve(*arguments: str) -> dict[str, Any]:
     return run_command("serve", *arguments, log=DEMO / "demo.log")
 
 
-def say(line: str) -> None:
-    """One line of the story."""
+def show(line: str) -> None:
+    """Print one line of the demo."""
     print(line, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""How soon an event shows in a ranking, while rankings and other events keep the service busy."""
+"""`loadtest freshness`: time from an event to a ranking that shows it, under load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from loadtest.generator.prober import CANDIDATE, KINDS, VIEWER, Names, Prober
 from loadtest.generator.records import BATCH, candidate, event, forget, pack, viewer_events
 from loadtest.measure.answer import decode_acknowledgement, read_acknowledgement
 from loadtest.measure.freshness_verdict import judge_freshness
-from loadtest.measure.measure import Record, Requests, measure
+from loadtest.measure.measure import RequestLog, Requests, measure
 from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
 from loadtest.report.freshness import event_numbers, freshness_numbers, percentiles, rank_numbers
 from loadtest.report.machine import describe_machine
@@ -34,8 +34,8 @@ Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The load, and how often a probe is started in it; rates in 1/s, in `profile` that of the rankings."""
+class FreshnessPlan:
+    """Load and probe rate of a run; the rate of the rankings is in `profile`."""
 
     profile: Profile
     events_per_s: float
@@ -43,19 +43,20 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """How many events a post holds; a low rate comes in small ones."""
+        """Return the number of events per post; a low rate has small posts."""
         return max(1, min(BATCH, int(self.events_per_s // BATCH)))
 
 
 def run_freshness(
-    plan: Plan, url: str, ids: Ids, kinds: Mapping[str, int] | None, slo: Slo
+    plan: FreshnessPlan, url: str, ids: Ids, kinds: Mapping[str, int] | None, slo: Slo
 ) -> tuple[Report, Mapping[str, Requests]]:
-    """Load the service, probe it, and clean up after the probes; the report, and the probes by their kind.
+    """Load and probe the service, clean up, and return the report and the probes by kind.
 
-    `kinds` counts what the viewers' events are; without, they are all of the kind that the service predicts.
+    `kinds` counts viewer events by kind. If it is None, all events have the kind that the service
+    predicts.
 
     Raises:
-        LoadtestError: if nothing answers at `url`, or what does takes no events.
+        LoadtestError: if nothing answers at `url`, or the service does not accept events.
     """
     bodies = make_bodies(ids, plan.profile)
     probe(url, bodies[0])
@@ -63,21 +64,20 @@ def run_freshness(
     label_event = _label_event(url)
     kinds = kinds or {label_event: 1}
     prober = Prober(url, names, label_event)
-    posts = Record()
+    posts = RequestLog()
     left_behind: list[str] = []
     try:
         _try_events(url, names, sorted({*kinds, label_event}))
-        from loadtest.scenarios.run import (
-            run_load,  # patches the standard library for gevent: not before it is needed
-        )
+        # Import late: the module patches the standard library for gevent.
+        from loadtest.scenarios.locust_run import run_load
 
         rng = np.random.default_rng([SEED, 1])
         stream = viewer_events(ids, kinds, plan.profile.viewer_skew, names.run, plan.batch)
-        beside = [
+        background = [
             lambda: _post_events(url, plan, stream, posts),
             lambda: prober.run(_probe_times(plan, rng), plan.profile.warmup_s),
         ]
-        loaded = run_load(plan.profile, url, bodies, beside)
+        loaded = run_load(plan.profile, url, bodies, background)
     finally:
         left_behind += _clean_up(url, names, prober)
     probes = {kind: prober.requests(kind) for kind in KINDS}
@@ -98,45 +98,43 @@ def run_freshness(
 
 
 def _label_event(url: str) -> str:
-    status, said = ask(url, MODEL_PATH)
+    status, body = ask(url, MODEL_PATH)
     try:
-        event_kind = msgspec.json.decode(said)["label"]["event"] if status == 200 else None
+        event_kind = msgspec.json.decode(body)["label"]["event"] if status == 200 else None
     except (msgspec.DecodeError, KeyError, TypeError):
         event_kind = None
     if not isinstance(event_kind, str):
         raise LoadtestError(
-            f"--url {url}: GET {MODEL_PATH} does not say which event is predicted (status {status}); "
-            "freshness is measured of a service of tabrank"
+            f"--url {url}: GET {MODEL_PATH} does not name the predicted event (status {status}); "
+            "use the URL of a tabrank service"
         )
     return event_kind
 
 
 def _try_events(url: str, names: Names, kinds: Sequence[str]) -> None:
-    """Post the candidate that the probes' viewers go to, and one event of each kind that will be posted."""
+    """Post the anchor candidate and one event of each kind of the run."""
     tried = [event(f"{names.run}-t{i}", names.asker, names.anchor, kind) for i, kind in enumerate(kinds)]
-    status, said = ask(url, EVENTS_PATH, pack([candidate(names.anchor), *tried]))
+    status, body = ask(url, EVENTS_PATH, pack([candidate(names.anchor), *tried]))
     if status in (404, 405):
         raise LoadtestError(
-            f"--url {url}: there is no POST {EVENTS_PATH} there (status {status}); "
-            "freshness is measured of a service that takes events"
+            f"--url {url}: the service has no POST {EVENTS_PATH} (status {status}); "
+            "use the URL of a service that accepts events"
         )
     if status != 200:
-        raise LoadtestError(f"--url {url}: the service takes no events: {status} {detail_of(said)}")
+        raise LoadtestError(f"--url {url}: the service does not accept events: {status} {detail_of(body)}")
     try:
-        rejected = decode_acknowledgement(said).rejected
+        rejected = decode_acknowledgement(body).rejected
     except msgspec.MsgspecError as error:
-        raise LoadtestError(
-            f"--url {url}: POST {EVENTS_PATH} answers otherwise than expected: {error}"
-        ) from None
+        raise LoadtestError(f"--url {url}: POST {EVENTS_PATH} gave an unexpected answer: {error}") from None
     if rejected:
-        refused = rejected[0]
+        rejection = rejected[0]
         raise LoadtestError(
-            f"--url {url}: the service refuses events of this run: {refused.pointer}: {refused.detail}; "
-            "name the log of the surface that it serves"
+            f"--url {url}: the service rejects events of this run: {rejection.pointer}: {rejection.detail}; "
+            "use --log with a log of the surface that it serves"
         )
 
 
-def _post_events(url: str, plan: Plan, bodies: Iterator[bytes], posts: Record) -> None:
+def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: RequestLog) -> None:
     keep = partial(posts.keep, zero_s=plan.profile.warmup_s)
     connections = Connections(url, EVENTS_PATH)
     dispatcher = Dispatcher(connections, partial(read_acknowledgement, num_records=plan.batch), keep)
@@ -149,27 +147,27 @@ def _post_events(url: str, plan: Plan, bodies: Iterator[bytes], posts: Record) -
         connections.close()
 
 
-def _probe_times(plan: Plan, rng: np.random.Generator) -> Iterator[float]:
-    """Times at random: at equal distances they might always meet the service in the same part of its cycle."""
+def _probe_times(plan: FreshnessPlan, rng: np.random.Generator) -> Iterator[float]:
+    """Yield random times: regular ones might always meet the same part of the service's cycle."""
     for at_s in arrivals(lambda: plan.probes_per_s, [Block(plan.profile.duration_s)], rng):
         yield plan.profile.warmup_s + at_s
 
 
 def _clean_up(url: str, names: Names, prober: Prober) -> list[str]:
-    """End the probes' candidates and forget their viewers; what could not be, in sentences."""
+    """End the probe candidates and forget the probe viewers; return what failed, as sentences."""
     now_ms = int(time.time() * 1000)
     ends = [candidate(name, now_ms) for name in (names.anchor, *prober.posted[CANDIDATE])]
     viewers = [forget(name) for name in (names.asker, *prober.posted[VIEWER])]
-    left = []
+    failures = []
     for what, records in (("candidates were not ended", ends), ("viewers were not forgotten", viewers)):
         for first in range(0, len(records), CLEAN_UP_BATCH):
             part = records[first : first + CLEAN_UP_BATCH]
             try:
-                status, said = ask(url, EVENTS_PATH, pack(part))
+                status, body = ask(url, EVENTS_PATH, pack(part))
             except LoadtestError as error:
-                left.append(f"{len(part)} of the probes' {what}: {error}")
+                failures.append(f"{len(part)} of the probes' {what}: {error}")
                 continue
-            outcome, num_done = read_acknowledgement(status, said, len(part))
+            outcome, num_done = read_acknowledgement(status, body, len(part))
             if not outcome.ok:
-                left.append(f"{len(part) - num_done} of the probes' {what}: {outcome.name}")
-    return left
+                failures.append(f"{len(part) - num_done} of the probes' {what}: {outcome.name}")
+    return failures

@@ -1,4 +1,4 @@
-"""`loadtest knee`: the highest rate at which the service of a `cluster.yaml` holds its SLO."""
+"""`loadtest knee`: the highest rate at which the service of a `cluster.yaml` meets its SLO."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from pathlib import Path
 from loadtest.report.knee import write_knee
 from loadtest.report.report import refuse_existing
 from loadtest.scenarios.bench import Bench, Report
-from loadtest.scenarios.search import Plan
+from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import tabrank
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.workspace import Progress, Workspace
 
-PLAN = Plan()
+PLAN = KneePlan()
 
 
 def run_knee(
-    work: Workspace, config: Path, candidates: int, out: Path, say: Say, plan: Plan = PLAN
+    work: Workspace, config: Path, candidates: int, out: Path, emit: Progress, plan: KneePlan = PLAN
 ) -> Report:
     """Start the service, find its knee, stop it, and write the report to the new folder `out`.
 
     Raises:
-        LoadtestError: if it cannot be measured: the input, the workspace or the service is at fault.
+        LoadtestError: if the input, the workspace or the service prevents the measurement.
     """
     refuse_existing(out)
     with work.locked():
-        service = tabrank(work, config)  # what is wrong with the file is told before a minute of preparing
-        bench = Bench.prepared(work, candidates, say)
+        # Report an invalid file before the preparation, which takes a minute.
+        service = tabrank(work, config)
+        bench = Bench.prepared(work, candidates, emit)
         found = bench.knee_of(service, plan)
     report = {**found, "config": str(config), **bench.circumstances()}
     write_knee(out, report)

@@ -1,63 +1,55 @@
-"""One run: Locust in this process, from a profile to what it measured."""
+"""`loadtest run`: load a running service with a profile, judge the measurement and report it."""
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from datetime import UTC, datetime
+from pathlib import Path
 
-import gevent
-import locust.stats
-from locust.env import Environment
-from locust.html import get_html_report
-
-from loadtest.generator.dispatcher import allow_open_files
-from loadtest.locustfile import Load, RankUser
-from loadtest.measure.measure import Record, Requests
-from loadtest.measure.progress import show_progress
-from loadtest.workload.profiles import Profile
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import find_ids
+from loadtest.measure.cluster import Watch, find_cluster
+from loadtest.measure.measure import measure
+from loadtest.measure.service import probe
+from loadtest.measure.timeline import timeline
+from loadtest.measure.verdict import judge
+from loadtest.report.report import Report, refuse_existing
+from loadtest.report.run import make_report, write_run
+from loadtest.workload.profiles import load_profile, load_slo
 
 
-@dataclass(frozen=True)
-class Run:
-    """All requests of a run, the measured window from 0 on, and Locust's own report page."""
+def run_profile(
+    profile_name: str,
+    url: str,
+    slo_file: Path | None,
+    log: Path,
+    ids_file: Path | None,
+    rps: float | None,
+    duration_s: float | None,
+    warmup_s: float | None,
+    cluster: str | None,
+    out: Path | None,
+) -> tuple[Report, Path]:
+    """Run the load; return the report and its new folder. Input is checked before the load.
 
-    requests: Requests
-    locust_html: str
-
-
-def run_load(
-    profile: Profile, url: str, bodies: list[bytes], beside: Sequence[Callable[[], None]] = ()
-) -> Run:
-    """Send a profile's load to the service at `url`, and wait for its last answer.
-
-    What is to go on `beside` it begins with it, each in a greenlet of its own, and is waited for too.
+    Raises:
+        LoadtestError: if there is no such service, or the input is unusable.
     """
-    allow_open_files()
-    record = Record()
+    profile = load_profile(profile_name, target_rps=rps, duration_s=duration_s, warmup_s=warmup_s)
+    slo = load_slo(slo_file)
+    folder = out or Path("var/loadtest") / f"{profile.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    refuse_existing(folder)
+    ids = find_ids(ids_file, log, profile.candidates)
+    bodies = make_bodies(ids, profile)
+    probe(url, bodies[0])
+    look = find_cluster(cluster, url)
+    watch = Watch(look, profile.warmup_s, profile.duration_s) if look else None
+    # Import late: the module patches the standard library for gevent.
+    from loadtest.scenarios.locust_run import run_load
 
-    environment = Environment(user_classes=[RankUser], host=url)
-    environment.load = Load(profile, bodies, profile.blocks, partial(record.keep, zero_s=profile.warmup_s))
-    runner = environment.create_local_runner()
-    helpers = [
-        gevent.spawn(show_progress, record, profile.warmup_s, sys.stderr),
-        gevent.spawn(locust.stats.stats_history, runner),
-    ]
-    # What was made for the run stays until its end; without it, a collection takes microseconds.
-    gc.collect()
-    gc.freeze()
-    try:
-        runner.start(1, spawn_rate=1, wait=True)
-        others = [gevent.spawn(other) for other in beside]
-        helpers += others
-        runner.spawning_greenlet.join()
-        gevent.joinall(others, raise_error=True)
-    finally:
-        gevent.killall(helpers)
-        runner.quit()
-        gc.unfreeze()
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    return Run(record.requests(), get_html_report(environment, show_download_link=False))
+    done = run_load(profile, url, bodies, [watch] if watch else [])
+    measured = measure(done.requests, profile.duration_s)
+    moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
+    verdict, reasons = judge(measured, slo)
+    report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
+    write_run(folder, report, done.requests, profile, slo, done.locust_html, moments)
+    return report, folder

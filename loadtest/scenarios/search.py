@@ -1,4 +1,4 @@
-"""The search for the knee: the highest open-loop rate at which a service holds its SLO."""
+"""Search for the knee: the highest open-loop rate at which a service meets its SLO."""
 
 from __future__ import annotations
 
@@ -9,37 +9,46 @@ from typing import Literal
 
 from loadtest.measure.verdict import Verdict
 
-Phase = Literal["warm-up", "look", "search", "again", "confirm"]
+SearchPhase = Literal["warm-up", "look", "search", "again", "confirm"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to search. Rates in requests a second; a step is a warm-up that does not count and then a measurement."""
+class KneePlan:
+    """Parameters of a search; rates in requests per second.
+
+    A step is a warm-up, which is not counted, and then a measurement.
+    """
 
     start_rps: float = 150.0
-    lowest_rps: float = 9.0  # a step of a lower rate has too few requests to speak of a p99
-    highest_rps: float = 10_000.0  # the generator itself is late before that
-    resolution: float = 1.045  # the search ends when what held and what did not are this close
-    warm_up_rps: float = 50.0  # before anything is judged: code, caches and connections
+    # A step at a lower rate has too few requests for a p99.
+    lowest_rps: float = 9.0
+    # At higher rates the generator itself is late.
+    highest_rps: float = 10_000.0
+    # The search ends when the rates that held and did not hold are within this factor.
+    resolution: float = 1.045
+    # Warm up code, caches and connections before the first judged step.
+    warm_up_rps: float = 50.0
     warm_up_s: float = 10.0
     look_s: float = 2.0
     step_warmup_s: float = 2.0
     step_s: float = 8.0
     confirm_s: float = 20.0
-    # In turn, where a rate does not confirm.
+    # Factors to lower a rate that is not confirmed, in order.
     step_down: tuple[float, ...] = (0.95, 0.95, 0.95, 0.95, 0.9, 0.8, 0.6)
-    # After a step that did not hold: what an overload left in queues is not of the next step.
+    # Pause after a step that did not hold, so that its queues do not affect the next step.
     rest_s: float = 3.0
-    budget_s: float = 150.0  # no further halving of the gap after this; confirming is still to come
+    # Stop bisecting after this time; the confirmation comes after it.
+    budget_s: float = 150.0
 
 
 @dataclass(frozen=True)
-class Step:
-    """One rate offered, and what was measured.
+class KneeStep:
+    """One offered rate and its measurement.
 
-    `verdict`: "void" says that the generator was late, and nothing of the service. `kept_up`: nearly all was
-    answered in full within the step. `doubtful`: it did not hold, yet kept up and answered 90 % in time, so one
-    hiccup may be why: 100 ms of eight seconds break a p99.
+    A `verdict` of "void" means that the generator was late: it says nothing about the service.
+    `kept_up`: nearly all requests got a full answer within the step. `doubtful`: the step did not
+    hold, yet it kept up and answered 90 % in time, so one stall may be the reason: 100 ms of eight
+    seconds break a p99.
     """
 
     rate_rps: float
@@ -55,28 +64,28 @@ class Step:
     p99_ms: float | None
     errors: int
     generator_late_ms_p99: float
-    phase: Phase = "search"
+    phase: SearchPhase = "search"
 
 
 @dataclass(frozen=True)
 class Knee:
-    """The step that confirmed the knee (None: no rate held), and all steps on the way."""
+    """Step that confirmed the knee (None: no rate held), and all steps before it."""
 
-    confirmed: Step | None
-    steps: list[Step]
+    confirmed: KneeStep | None
+    steps: list[KneeStep]
 
 
-Measure = Callable[[float, float, float, Phase], Step]
-"""(rate, seconds of warm-up, seconds measured, phase) → what came of it."""
+Measure = Callable[[float, float, float, SearchPhase], KneeStep]
+"""(rate, warm-up seconds, measured seconds, phase) → step."""
 
 
 def find_knee(
     measure: Measure,
-    plan: Plan,
+    plan: KneePlan,
     clock: Callable[[], float] = time.monotonic,
     rest: Callable[[float], None] = time.sleep,
 ) -> Knee:
-    """Double the rate until it is out of reach, find by halving where it holds, and confirm that for longer."""
+    """Double the rate until the service falls behind, bisect, and confirm with a longer step."""
     begun = clock()
     search = _Search(measure, plan, rest)
     measure(plan.warm_up_rps, 0.0, plan.warm_up_s, "warm-up")
@@ -91,16 +100,19 @@ def find_knee(
 
 
 class _Search:
-    """The questions that a search asks of a service, and the steps that answered them."""
+    """Steps of a search, and the questions that they answer."""
 
-    def __init__(self, measure: Measure, plan: Plan, rest: Callable[[float], None]) -> None:
-        self.steps: list[Step] = []
+    def __init__(self, measure: Measure, plan: KneePlan, rest: Callable[[float], None]) -> None:
+        self.steps: list[KneeStep] = []
         self._measure = measure
         self._plan = plan
         self._rest = rest
 
     def bracket(self) -> tuple[float, float]:
-        """A rate that held (0: none) and one that did not, or may not be tried, the one twice the other."""
+        """Return a rate that held (0: none) and one that did not or exceeds the limit.
+
+        The second is twice the first.
+        """
         plan, rate_rps = self._plan, self._plan.start_rps
         failed_rps = rate_rps
         if self.within_reach(rate_rps):
@@ -116,15 +128,19 @@ class _Search:
         return 0.0, failed_rps
 
     def within_reach(self, rate_rps: float) -> bool:
-        """Whether the service keeps up for a moment; asked twice, for the first may meet what an overload left.
+        """Return whether the service keeps up for a moment, in one of two tries.
 
-        So no rate far above the knee is held for long: from an overload of ten seconds an autoscaled service
-        starts replicas, which from then on share the cores with what is measured.
+        The first try may meet the effects of an earlier overload. Short tries avoid long steps far
+        above the knee: in an overload of ten seconds an autoscaled service starts replicas, which
+        then share the cores with the measured ones.
         """
         return any(self._step(rate_rps, 0.0, self._plan.look_s, "look").kept_up for _ in range(2))
 
     def holds(self, rate_rps: float) -> bool:
-        """Whether a rate holds its limits; what is doubtful is tried once more, for the machine may be shared."""
+        """Return whether a rate meets its limits; repeat a doubtful step once.
+
+        A step may be doubtful because other programs share the machine.
+        """
         if not self.within_reach(rate_rps):
             return False
         plan = self._plan
@@ -133,8 +149,8 @@ class _Search:
             step = self._step(rate_rps, plan.step_warmup_s, plan.step_s, "again")
         return step.verdict == "held"
 
-    def confirmed(self, rate_rps: float) -> Step | None:
-        """The step that holds for longer, at this rate or the next lower one; None if there is none."""
+    def confirmed(self, rate_rps: float) -> KneeStep | None:
+        """Return the longer step that holds, at this rate or the next lower one, or None."""
         plan = self._plan
         for factor in (1.0, *plan.step_down):
             rate_rps = round(rate_rps * factor, 1)
@@ -145,7 +161,7 @@ class _Search:
                 return step
         return None
 
-    def _step(self, rate_rps: float, warmup_s: float, seconds: float, phase: Phase) -> Step:
+    def _step(self, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase) -> KneeStep:
         if self.steps and self.steps[-1].verdict != "held":
             self._rest(self._plan.rest_s)
         self.steps.append(self._measure(rate_rps, warmup_s, seconds, phase))

@@ -1,4 +1,4 @@
-"""What slow clients cost the others: the p99 of normal traffic beside them, against that without them."""
+"""`loadtest slow`: the p99 of normal requests with and without slow clients."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher
 from loadtest.generator.ids import Ids
 from loadtest.measure.answer import read_answer
-from loadtest.measure.measure import Record, measure, rounded
+from loadtest.measure.measure import RequestLog, measure, rounded
 from loadtest.measure.service import probe, read_address
 from loadtest.report.machine import describe_machine
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Block
 
-SETTLE_S = 5.0  # of each window that is not counted: the slow ones come, or go
+# Start of each window that is not counted, while slow clients connect or disconnect.
+SETTLE_S = 5.0
 MAX_RATIO = 1.2
-MAX_LATE_MS = 10.0  # in the middle window: beyond, it is this process that was slow
+# Limit of the median lateness over the windows: above it, this process was slow.
+MAX_LATE_MS = 10.0
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`pairs` times a window without the slow ones and one with them, beside normal traffic at the profile's rate."""
+class SlowPlan:
+    """Pairs of windows without and with slow clients, under normal load at the profile's rate."""
 
     profile: Profile
     num_slow: int = 500
@@ -47,8 +49,8 @@ class Plan:
     window_s: float = 12.0
 
 
-def run_slow(plan: Plan, url: str, ids: Ids) -> Report:
-    """Load the service, with and without slow clients in turn; what came of it.
+def run_slow(plan: SlowPlan, url: str, ids: Ids) -> Report:
+    """Load the service, alternately with and without slow clients, and return the report.
 
     Raises:
         LoadtestError: if nothing answers at `url`, or the slow clients cannot connect.
@@ -56,28 +58,29 @@ def run_slow(plan: Plan, url: str, ids: Ids) -> Report:
     profile = plan.profile
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
-    record, connections = Record(), Connections(url)
-    told: list[dict[str, Any]] = []
-    beside = gevent.spawn(_slow_windows, plan, url, told)
+    log, connections = RequestLog(), Connections(url)
+    reports: list[dict[str, Any]] = []
+    background = gevent.spawn(_slow_windows, plan, url, reports)
 
     seconds = 2 * plan.pairs * plan.window_s
     times = arrivals(lambda: profile.target_rps, [Block(seconds)], np.random.default_rng([SEED, 2]))
     read = partial(read_answer, num_candidates=profile.candidates)
     try:
-        Dispatcher(connections, read, record.keep).run(times, map(connections.prepare, cycle(bodies)))
-        beside.get()
+        Dispatcher(connections, read, log.keep).run(times, map(connections.prepare, cycle(bodies)))
+        background.get()
     finally:
-        beside.kill()
+        background.kill()
         connections.close()
-    return _report(plan, url, record, told)
+    return _report(plan, url, log, reports)
 
 
-def _slow_windows(plan: Plan, url: str, told: list[dict[str, Any]]) -> None:
+def _slow_windows(plan: SlowPlan, url: str, reports: list[dict[str, Any]]) -> None:
     for _ in range(plan.pairs):
         gevent.sleep(plan.window_s)
         with _senders(url, plan.num_slow) as senders:
-            gevent.sleep(plan.window_s - 0.5)  # they go before the next window begins
-        told.append(_told(senders))
+            # The slow clients disconnect before the next window begins.
+            gevent.sleep(plan.window_s - 0.5)
+        reports.append(_read_report(senders))
 
 
 @contextlib.contextmanager
@@ -92,47 +95,53 @@ def _senders(url: str, num: int) -> Iterator[subprocess.Popen[str]]:
         process.terminate()
 
 
-def _told(process: subprocess.Popen[str]) -> dict[str, Any]:
+def _read_report(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, _ = process.communicate(timeout=10)
     lines = [json.loads(line) for line in out.splitlines()]
     ended: dict[str, int] = next((line["ended"] for line in lines if "ended" in line), {})
     return {"connected": max((line.get("connected", 0) for line in lines), default=0), "ended": ended}
 
 
-def _report(plan: Plan, url: str, record: Record, told: list[dict[str, Any]]) -> Report:
-    connected = min(one["connected"] for one in told)
+def verdict_of(ratio: float, num_failed: int, late_ms: float) -> str:
+    """Return the verdict: slow clients may cost the p99 of others at most `MAX_RATIO`."""
+    if late_ms > MAX_LATE_MS:
+        return "void"
+    return "held" if ratio <= MAX_RATIO and not num_failed else "not held"
+
+
+def _report(plan: SlowPlan, url: str, log: RequestLog, reports: list[dict[str, Any]]) -> Report:
+    connected = min(one["connected"] for one in reports)
     if connected < 0.9 * plan.num_slow:
-        raise LoadtestError(f"--url {url}: of {plan.num_slow} slow clients only {connected} could connect")
-    requests, counted_s = record.requests(), plan.window_s - SETTLE_S
+        raise LoadtestError(f"--url {url}: only {connected} of {plan.num_slow} slow clients could connect")
+    requests, counted_s = log.requests(), plan.window_s - SETTLE_S
     windows = [
         measure(requests.counted_from(i * plan.window_s + SETTLE_S), counted_s) for i in range(2 * plan.pairs)
     ]
-    quiet, beside = ([one.p99_ms or float("inf") for one in windows[begin::2]] for begin in (0, 1))
-    ratio = median(beside) / median(quiet)
+    quiet, slowed = ([one.p99_ms or float("inf") for one in windows[begin::2]] for begin in (0, 1))
+    ratio = median(slowed) / median(quiet)
     failed = sum(one.errors for one in windows)
     late_ms = median(one.generator_late_ms_p99 for one in windows)
-    verdict = "held" if ratio <= MAX_RATIO and not failed else "not held"
     return {
-        "verdict": "void" if late_ms > MAX_LATE_MS else verdict,
+        "verdict": verdict_of(ratio, failed, late_ms),
         "url": url,
         "target_rps": plan.profile.target_rps,
         "slow_clients": plan.num_slow,
-        "p99_ms": {"without": [*map(rounded, quiet)], "beside": [*map(rounded, beside)]},
+        "p99_ms": {"without": [*map(rounded, quiet)], "beside": [*map(rounded, slowed)]},
         "ratio": rounded(ratio),
         "max_ratio": MAX_RATIO,
         "errors": failed,
-        "slow_ended": [one["ended"] for one in told],
+        "slow_ended": [one["ended"] for one in reports],
         "generator_late_ms_p99": rounded(late_ms),
         "machine": describe_machine(),
     }
 
 
 def slow_summary(report: Report) -> str:
-    """The report in a few lines for a terminal."""
+    """Return the report as a few lines for a terminal."""
     shown = {key: ", ".join(f"{ms:.1f}" for ms in values) for key, values in report["p99_ms"].items()}
     return (
         f"{report['verdict']}: {report['slow_clients']} slow clients make the p99 of {report['target_rps']:g} req/s "
         f"{report['ratio']:.2f} times as long (limit {MAX_RATIO:g}), with {report['errors']} errors\n"
-        f"  p99 without them, by window: {shown['without']} ms\n  beside them: {shown['beside']} ms\n"
+        f"  p99 without them, by window: {shown['without']} ms\n  with them: {shown['beside']} ms\n"
         f"  the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99; void above {MAX_LATE_MS:g})"
     )

@@ -1,4 +1,4 @@
-"""`loadtest soak`: a level load for long; whether the p99 drifts, and memory and open files grow."""
+"""`loadtest soak`: constant load for a long time, to detect latency drift and resource leaks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import find_ids
-from loadtest.generator.offer import Load, offering
+from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import read_service
 from loadtest.measure.measure import Requests, measure, rounded
 from loadtest.measure.service import probe
@@ -25,15 +25,17 @@ from loadtest.measure.verdict import Verdict, listed, verdict_on
 from loadtest.report.machine import describe_machine
 from loadtest.report.report import Report, refuse_existing
 from loadtest.report.soak import Footprint, write_soak
-from loadtest.targets.processes import carrying
-from loadtest.targets.workspace import Say
+from loadtest.targets.processes import processes_with
+from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile, Slo, load_slo
 from loadtest.workload.shapes import Block
 
-CLUSTER = "TABRANK_CLUSTER"  # in the environment of each process of a service of `serve up`
+# Environment variable of each process of a service that `serve up` started.
+CLUSTER = "TABRANK_CLUSTER"
 CANDIDATES = 55
 WARMUP_S = 30.0
-WARM_SHARE = 0.2  # of the samples, not looked at: caches and heaps fill
+# Share of the samples that is ignored, while caches and heaps fill.
+WARM_SHARE = 0.2
 DRIFT = 0.10
 GROWTH = 0.05
 
@@ -46,21 +48,21 @@ def run_soak(
     log: Path,
     ids: Path | None,
     out: Path,
-    say: Say,
+    emit: Progress,
     warmup_s: float = WARMUP_S,
 ) -> tuple[Report, Verdict]:
-    """Load the service at `url`, look at the processes of its run folder, and write the report to `out`.
+    """Load the service at `url`, sample the processes of its run folder, write the report to `out`.
 
     Raises:
-        LoadtestError: if there is no such service, or the input is at fault.
+        LoadtestError: if there is no such service, or the input is unusable.
     """
     refuse_existing(out)
     profile, slo = Profile("soak", rate_rps, CANDIDATES, warmup_s, seconds, 1.0), load_slo()
     bodies = make_bodies(find_ids(ids, log, CANDIDATES), profile)
     probe(url, bodies[0])
     service = processes_of(cluster, url)
-    say(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are looked at")
-    load = Load(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
+    emit(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are sampled")
+    load = OfferedLoad(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
     with offering(load) as offer, _watching(cluster, offer.begun_s + warmup_s, _period_s(seconds)) as seen:
         requests = offer.result().requests.counted_from(warmup_s)
     footprints = [each for each in seen if each.at_s >= 0]
@@ -74,7 +76,7 @@ def run_soak(
 
 
 def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float, slo: Slo) -> Report:
-    """The numbers of a soak: each third of the load, and how memory and files grew after the first fifth."""
+    """Return the numbers of a soak: p99 by thirds, growth of memory and files after the warm-up."""
     thirds = [measure(requests.counted_from(i * seconds / 3), seconds / 3) for i in range(3)]
     whole = measure(requests, seconds)
     warm = footprints[int(len(footprints) * WARM_SHARE) :]
@@ -101,7 +103,7 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
 
 
 def growth(values: Sequence[float]) -> float | None:
-    """Of a straight line through the values (least squares), from its first to its last: the share it gained."""
+    """Return the relative growth of a least-squares line through the values, from first to last."""
     if len(values) < 3:
         return None
     slope, start = np.polyfit(np.arange(len(values)), np.array(values, dtype=float), 1)
@@ -109,29 +111,29 @@ def growth(values: Sequence[float]) -> float | None:
 
 
 def judge(report: Report, slo: Slo) -> tuple[Verdict, list[str]]:
-    """Hold it against the criteria; void if the generator was late."""
+    """Compare the numbers with the limits; void if the generator was late."""
     return verdict_on(list(_broken(report)), report["generator_late_ms_p99"], slo.generator_late_ms_p99)
 
 
 def processes_of(run: Path, url: str) -> list[psutil.Process]:
-    """The processes of the service of a run folder.
+    """Return the processes of the service of a run folder.
 
     Raises:
-        LoadtestError: if there is none, or it is another's than that of the URL.
+        LoadtestError: if there is none, or the service has another URL.
     """
     service = read_service(run)
     if service.get("url", "").rstrip("/") != url.rstrip("/"):
         raise LoadtestError(
-            f"--cluster {run}: no service of `serve up` at {url} is told there; name its run folder"
+            f"--cluster {run}: holds no service at {url}; name the run folder of its `serve up`"
         )
-    found = carrying(CLUSTER, service["cluster_id"])
+    found = processes_with(CLUSTER, service["cluster_id"])
     if not found:
-        raise LoadtestError(f"--cluster {run}: no process of its service lives, or they are another user's")
+        raise LoadtestError(f"--cluster {run}: its service has no readable process; check its user")
     return found
 
 
 def footprint(processes: Sequence[psutil.Process], at_s: float) -> Footprint:
-    """What they take now, all together; those that ended meanwhile take nothing."""
+    """Return the current resources of all processes together, without those that ended."""
     own = resident = files = number = 0
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
@@ -146,13 +148,13 @@ def footprint(processes: Sequence[psutil.Process], at_s: float) -> Footprint:
 def _broken(report: Report) -> Iterator[str]:
     drift = report["p99_drift"]
     if drift is None or drift > DRIFT:
-        said = "was not reached" if drift is None else f"drifted by {drift:+.1%}"
-        yield f"the p99 {said} from the first third to the last; {DRIFT:.0%} are allowed"
+        drifted = "was not reached" if drift is None else f"drifted by {drift:+.1%}"
+        yield f"the p99 {drifted} from the first third to the last (limit {DRIFT:.0%})"
     for what, key in (("memory", "memory_growth"), ("the number of open files", "files_growth")):
         if report[key] is None:
-            yield f"{what} was looked at too seldom; soak for longer"
+            yield f"{what} has too few samples; raise --minutes"
         elif report[key] > GROWTH:
-            yield f"{what} grew by {report[key]:+.1%} after the warm-up; {GROWTH:.0%} are allowed"
+            yield f"{what} grew by {report[key]:+.1%} after the warm-up (limit {GROWTH:.0%})"
     if report["errors"]:
         yield f"{report['errors']} of {report['requests']:,} requests failed: {listed(report['error_kinds'])}"
 
@@ -163,14 +165,15 @@ def _period_s(seconds: float) -> float:
 
 @contextmanager
 def _watching(cluster: Path, zero_s: float, period_s: float) -> Iterator[list[Footprint]]:
-    """Look at the processes again and again while the block runs; times count from `zero_s`."""
+    """Sample the processes while the block runs, with times relative to `zero_s`."""
     seen: list[Footprint] = []
     over = threading.Event()
     url = read_service(cluster)["url"]
 
     def look() -> None:
         while not over.wait(period_s):
-            with contextlib.suppress(LoadtestError):  # a service that is being replaced
+            # The service may be in the middle of a replacement.
+            with contextlib.suppress(LoadtestError):
                 seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
 
     thread = threading.Thread(target=look, daemon=True)

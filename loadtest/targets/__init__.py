@@ -1,1 +1,1 @@
-"""What is put under load: our service, the rivals, the workspace. Imports `generator` and below, and `serve`."""
+"""Targets of a load: tabrank, its rivals, the workspace. Imports `serve`, `generator` and below."""

@@ -1,7 +1,8 @@
-"""A Ray cluster of several nodes on one machine, whose autoscaler is the real one: Ray's fake multi-node provider.
+"""Ray cluster of several nodes on one machine, with the real autoscaler and fake nodes.
 
-The launcher file is rendered by `python -m serve render launcher --provider fake`, the file deployed by Ray's own
-`serve deploy`. Every process carries a marker in its environment and is ended by its id.
+It uses Ray's fake multi-node provider. `python -m serve render launcher --provider fake` renders
+the launcher file, and Ray's own `serve deploy` deploys the `cluster.yaml`. Every process has a
+marker in its environment, and is ended by its id.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ import yaml
 
 from loadtest.commands import last_lines
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import UNTOLD, Dashboard
+from loadtest.measure.cluster import UNREADABLE_ERRORS, Dashboard
 from loadtest.targets.processes import MARKER, POLL_S, end_marked
 from loadtest.targets.services import free_port
 
-HEAD_ID = "f" * 51 + "00000"  # the provider counts its nodes from here
+# The provider counts its nodes from this id.
+HEAD_ID = "f" * 51 + "00000"
 HEAD_TYPE = "ray.head.default"
 START_S = 60.0
-UPDATE_S = 1  # how often the autoscaler looks
+# Interval of the autoscaler's updates.
+UPDATE_S = 1
 
 
 @dataclass(frozen=True)
 class FakeCluster:
-    """A running cluster: `dashboard` is its address for `serve deploy` and for REST, which wants `token`."""
+    """Running cluster; `dashboard` is its address for `serve deploy` and REST, with `token`."""
 
     folder: Path
     dashboard: str
@@ -43,53 +46,57 @@ class FakeCluster:
     environment: Mapping[str, str] = field(repr=False)
 
     def deploy(self, config: Path) -> None:
-        """Hand a `cluster.yaml` to the cluster as it is, by Ray's own command; returns once it was accepted."""
-        command = [beside_python("serve"), "deploy", "--address", self.dashboard, str(config)]
+        """Deploy an unchanged `cluster.yaml` with Ray's own command; return once it is accepted."""
+        command = [installed_program("serve"), "deploy", "--address", self.dashboard, str(config)]
         run_logged(command, self.environment, self.folder / "deploy.log")
 
     def wait_until_running(self, timeout_s: float = START_S) -> None:
-        """Wait until Serve says RUNNING of every application; LoadtestError with its message if it fails."""
+        """Wait until all applications are RUNNING.
+
+        Raises:
+            LoadtestError: with Serve's message, if one fails to deploy, or on timeout.
+        """
         deadline = time.monotonic() + timeout_s
-        said: Any = "nothing"
+        statuses: Any = "nothing"
         while time.monotonic() < deadline:
             applications = self.applications()
-            said = {name: app["status"] for name, app in applications.items()}
-            if applications and set(said.values()) == {"RUNNING"}:
+            statuses = {name: app["status"] for name, app in applications.items()}
+            if applications and set(statuses.values()) == {"RUNNING"}:
                 return
             for name, app in applications.items():
                 if app["status"] == "DEPLOY_FAILED":
                     raise LoadtestError(f"application {name!r} cannot be deployed: {app['message']}")
             time.sleep(POLL_S)
         raise LoadtestError(
-            f"no application runs after {timeout_s:g} s: Serve says {said}; see {self.folder}"
+            f"the applications are not running after {timeout_s:g} s: Serve reports {statuses}; see {self.folder}"
         )
 
     def applications(self) -> Mapping[str, Any]:
-        """Serve's own state of each application, by name; empty while it cannot be told."""
+        """Return Serve's state of each application, by name; empty while unreadable."""
         try:
             return self._rest.applications()
-        except UNTOLD:
+        except UNREADABLE_ERRORS:
             return {}
 
     def proxies(self) -> list[str]:
-        """How each node's proxy is, in Serve's own word; empty while it cannot be told."""
+        """Return Serve's status of each node's proxy; empty while unreadable."""
         try:
             return self._rest.proxies()
-        except UNTOLD:
+        except UNREADABLE_ERRORS:
             return []
 
     def replicas(self) -> dict[str, int]:
-        """Running replicas by deployment; empty while it cannot be told."""
+        """Return the running replicas by deployment; empty while unreadable."""
         try:
             return self._rest.replicas()
-        except UNTOLD:
+        except UNREADABLE_ERRORS:
             return {}
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Living nodes: `id`, `pool`, and whether it is the head; empty while it cannot be told."""
+        """Return the live nodes with `id`, `pool` and `head`; empty while unreadable."""
         try:
             found = self._rest.nodes()
-        except UNTOLD:
+        except UNREADABLE_ERRORS:
             return []
         return [
             {"id": node["node_id"], "pool": node["labels"].get("pool", ""), "head": node["is_head_node"]}
@@ -103,11 +110,15 @@ class FakeCluster:
 
 @contextlib.contextmanager
 def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> Iterator[FakeCluster]:
-    """Start the cluster of a `cluster.yaml`, deploy the file, and end every process of it afterwards.
+    """Start the cluster of a `cluster.yaml`, deploy the file, and end every process afterwards.
 
-    `idle_s`: how long a node without a replica stays. Raises LoadtestError with the reason if it does not start.
+    `idle_s`: time that a node without a replica stays.
+
+    Raises:
+        LoadtestError: with the reason, if the cluster does not start.
     """
-    folder = Path(tempfile.mkdtemp(prefix="tabrank-fake-", dir="/tmp"))  # short: a socket's path ends at 107
+    # A short path: Unix socket paths have at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="tabrank-fake-", dir="/tmp"))
     marker = folder.name
     try:
         cluster = _start(config.resolve(), folder, marker, idle_s)
@@ -129,7 +140,7 @@ def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluste
     document = yaml.safe_load(launcher.read_text())
     environment = _environment(document, folder, marker)
     resources = document["available_node_types"][HEAD_TYPE]["resources"]
-    command = [beside_python("ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    command = [installed_program("ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     command += [f"--autoscaling-config={launcher}", f"--temp-dir={folder / 'ray'}", "--labels=pool=head"]
     command += [f"--num-cpus={resources['CPU']}", f"--object-store-memory={resources['object_store_memory']}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
@@ -144,28 +155,34 @@ def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluste
 
 
 def _environment(document: Mapping[str, Any], folder: Path, marker: str) -> dict[str, str]:
-    """What the rendered file asks for, and what a second cluster on one machine needs."""
+    """Return the rendered file's environment, with settings for a second cluster on a machine."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {
         **inherited,
         **document["metadata"]["environment"],
         MARKER: marker,
-        "SPT_NOENV": "1",  # a set title keeps the environment
+        # Keep the environment readable when a process sets its title.
+        "SPT_NOENV": "1",
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(Path(document["metadata"]["config"]).parent), os.environ.get("PYTHONPATH")])
         ),
         "AUTOSCALER_UPDATE_INTERVAL_S": str(UPDATE_S),
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray's own ports on 127.0.0.1
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # one HAProxy, on this machine
+        # Bind all of Ray's own ports to 127.0.0.1.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Drain quickly: the only HAProxy is on this machine.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
-        **of_its_own(folder / "h"),
+        **haproxy_environment(folder / "h"),
     }
 
 
-def of_its_own(sockets: Path) -> dict[str, str]:
-    """HAProxy's ports and sockets for one more node of this machine; `sockets`: a folder with a short path."""
+def haproxy_environment(sockets: Path) -> dict[str, str]:
+    """Return HAProxy's ports and sockets for one more node on this machine.
+
+    `sockets`: a folder with a short path.
+    """
     stats, metrics, fallback = free_ports(3)
     return {
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
@@ -180,20 +197,24 @@ def of_its_own(sockets: Path) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports of 127.0.0.1, each another."""
+    """Return this many distinct free ports of 127.0.0.1."""
     ports: set[int] = set()
     while len(ports) < count:
         ports.add(free_port())
     return list(ports)
 
 
-def beside_python(name: str) -> str:
-    """The program of this name that was installed with this Python."""
+def installed_program(name: str) -> str:
+    """Return the path of a program that was installed with this Python."""
     return str(Path(sys.executable).parent / name)
 
 
 def run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
-    """Run a command to its end, in START_S; LoadtestError with its last words if it fails."""
+    """Run a command to its end.
+
+    Raises:
+        LoadtestError: with its last lines, if it fails or takes longer than START_S.
+    """
     with log.open("ab") as file:
         try:
             code = subprocess.run(

@@ -1,4 +1,4 @@
-"""A service while it is measured: started, known by its processes, and ended without a trace."""
+"""Start a service, measure its processes, and end all of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.measure.answer import read_answer
 from loadtest.measure.service import PATH
-from loadtest.targets.services import Service
+from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Workspace
 
-MARKER = "TABRANK_LOADTEST"  # in the environment of every process of a measured service
+# Environment variable of every process of a measured service.
+MARKER = "TABRANK_LOADTEST"
 START_S = 120.0
 SETTLE_S = 3.0
 STOP_S = 30.0
@@ -31,7 +32,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a service takes when it has started and nobody asks: shared pages are counted once."""
+    """Resources of a started, idle service; shared pages count once."""
 
     start_s: float
     memory_mib: int
@@ -40,44 +41,44 @@ class Footprint:
 
 
 @contextlib.contextmanager
-def started(service: Service, work: Workspace, body: bytes, num_candidates: int) -> Iterator[Footprint]:
-    """Start a service, wait for its first full answer to `body`, and end every process of it afterwards.
+def started(service: TargetService, work: Workspace, body: bytes, num_candidates: int) -> Iterator[Footprint]:
+    """Start a service, wait for its first full answer to `body`, and end its processes afterwards.
 
     Raises:
-        LoadtestError: if it ends early, or gives no full answer in START_S.
+        LoadtestError: if it ends early, or gives no full answer within START_S.
     """
     marker = f"{work.id}-{service.name}"
     log = work.path / f"{service.name}.log"
-    _end(service, marker, None)  # what a killed benchmark left
+    # End the processes that a killed benchmark left.
+    _end(service, marker, None)
     begun = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
             service.start,
-            env={
-                **service.environment,
-                MARKER: marker,
-                "SPT_NOENV": "1",
-            },  # a set title keeps the environment
+            # SPT_NOENV keeps the environment readable when a process sets its title.
+            env={**service.environment, MARKER: marker, "SPT_NOENV": "1"},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            start_new_session=True,  # Ctrl-C is for us to act on
+            # Only this process handles Ctrl-C.
+            start_new_session=True,
             preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
     try:
         _await_full_answer(service, process, log, body, num_candidates)
         start_s = round(time.monotonic() - begun, 1)
-        time.sleep(SETTLE_S)  # what starts late has started
+        # Wait for processes that start late.
+        time.sleep(SETTLE_S)
         yield _footprint(marker, start_s)
     finally:
         _end(service, marker, process)
 
 
 def _await_full_answer(
-    service: Service, process: subprocess.Popen[bytes], log: Path, body: bytes, num_candidates: int
+    service: TargetService, process: subprocess.Popen[bytes], log: Path, body: bytes, num_candidates: int
 ) -> None:
     deadline = time.monotonic() + START_S
-    said = "nothing"
+    last = "nothing"
     while time.monotonic() < deadline:
         if process.poll():
             raise LoadtestError(f"{service.name} did not start:\n  " + "\n  ".join(last_lines(log)))
@@ -85,11 +86,11 @@ def _await_full_answer(
             outcome, _ = read_answer(*_post(service.port, body), num_candidates)
             if outcome.full:
                 return
-            said = outcome.name
+            last = outcome.name
         time.sleep(POLL_S)
     raise LoadtestError(
-        f"{service.name} gave no full answer in {START_S:g} s (it said: {said}); see {log}, "
-        f"and remove {log.parent} if it was made by another version of the code"
+        f"{service.name} gave no full answer within {START_S:g} s (last answer: {last}); see {log}, "
+        f"and remove {log.parent} if another version of the code made it"
     )
 
 
@@ -103,15 +104,16 @@ def _post(port: int, body: bytes) -> tuple[int, bytes]:
         connection.close()
 
 
-def _end(service: Service, marker: str, process: subprocess.Popen[bytes] | None) -> None:
-    """Stop the service by its own means, then end by id whatever of it is left."""
+def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] | None) -> None:
+    """Stop the service with its own command, then end its remaining processes by id."""
     if process and process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
-    # A fault may have started it anew, without our mark.
+    # A fault may have started it again, without the marker.
     if service.stop and (process or marked(marker)):
-        with contextlib.suppress(subprocess.TimeoutExpired):  # then they are ended below
+        # The remaining processes are ended below.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 service.stop,
                 env=dict(service.environment),
@@ -125,8 +127,9 @@ def _end(service: Service, marker: str, process: subprocess.Popen[bytes] | None)
 
 
 def end_marked(marker: str) -> None:
-    """End by its id every process whose environment has MARKER at this value."""
-    while left := marked(marker):  # again, because a dying parent may have just started a child
+    """End by id every process whose environment has this MARKER."""
+    # Repeat: a dying parent may have just started a child.
+    while left := marked(marker):
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -134,15 +137,15 @@ def end_marked(marker: str) -> None:
 
 
 def marked(marker: str) -> list[psutil.Process]:
-    """The living processes whose environment has MARKER at this value."""
-    return carrying(MARKER, marker)
+    """Return the live processes whose environment has this MARKER."""
+    return processes_with(MARKER, marker)
 
 
-def carrying(name: str, value: str) -> list[psutil.Process]:
-    """The living processes whose environment has this variable at this value."""
+def processes_with(name: str, value: str) -> list[psutil.Process]:
+    """Return the live processes whose environment has this value of the variable."""
     found = []
     for process in psutil.process_iter():
-        # Processes of other users, and those that end meanwhile, cannot be read.
+        # Processes of other users, and processes that end meanwhile, are not readable.
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)

@@ -1,4 +1,4 @@
-"""The three services that are measured, as commands: tabrank and its two rivals."""
+"""Commands and environments that start the measured services: tabrank and its two rivals."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ OUR_APPLICATION = "serve.app:build"
 
 
 @dataclass(frozen=True)
-class Service:
-    """How a service is started on its port, and ended: by `stop`, or by SIGTERM to what `start` started.
+class TargetService:
+    """Service to start and stop; without a `stop` command, SIGTERM ends it.
 
-    `temp`: a folder that it may fill, and that is removed with it.
+    `temp`: folder for its files, removed with it.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """Return its URL."""
         return f"http://127.0.0.1:{self.port}"
 
 
-def tabrank(work: Workspace, config: Path) -> Service:
-    """The service of a `cluster.yaml`, with the workspace's store and models and the model arm at 100 %.
+def tabrank(work: Workspace, config: Path) -> TargetService:
+    """Return the service of a `cluster.yaml`, with the workspace's data and the model arm at 100 %.
 
     Raises:
-        LoadtestError: if the file is not such a one.
+        LoadtestError: if the file is not a usable `cluster.yaml`.
     """
     port = free_port()
     document = _read(config)
@@ -54,10 +54,11 @@ def tabrank(work: Workspace, config: Path) -> Service:
     arguments = application.setdefault("args", {})
     if arguments.get("surface") != "spaces":
         raise LoadtestError(
-            f"--config {config}: its surface is {arguments.get('surface')!r}; the benchmark's log is one of 'spaces'"
+            f"--config {config}: its surface is {arguments.get('surface')!r}; the benchmark needs 'spaces'"
         )
     served = work.path / "served"
-    shutil.rmtree(served, ignore_errors=True)  # of the run before: millions of rankings
+    # The folder may hold millions of rankings of an earlier run.
+    shutil.rmtree(served, ignore_errors=True)
     arguments |= {
         "store": f"lmdb:{work.data.name}/store",
         "models": f"{work.data.name}/models",
@@ -65,12 +66,12 @@ def tabrank(work: Workspace, config: Path) -> Service:
     }
     document["http_options"] = {**document.get("http_options", {}), "host": "127.0.0.1", "port": port}
     for deployment in application.get("deployments", []):
-        _all_to_the_model(config, deployment.get("user_config") or {})
+        _assign_all_to_model(config, deployment.get("user_config") or {})
     file, run = work.path.resolve() / "cluster.yaml", str(work.path.resolve() / "run")
     file.write_text(yaml.safe_dump(document, sort_keys=False))
     serve = (sys.executable, "-m", "serve")
     environment = {"RAY_AUTH_MODE": "disabled", **os.environ}
-    return Service(
+    return TargetService(
         "tabrank",
         port,
         (*serve, "up", str(file), "--run", run),
@@ -79,45 +80,52 @@ def tabrank(work: Workspace, config: Path) -> Service:
     )
 
 
-def fastapi(work: Workspace) -> Service:
-    """Plain FastAPI on uvicorn, one worker a core."""
+def fastapi(work: Workspace) -> TargetService:
+    """Return plain FastAPI on uvicorn, with one worker per core."""
     port = free_port()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     uvicorn = ("uvicorn", "loadtest.targets.rivals.plain:app", "--host", "127.0.0.1", "--port", str(port))
     speed = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
-    # Longer than its clients keep theirs, as behind any load balancer: at the default of 5 s it closes
-    # connections on which a request is already under way.
-    kept = ("--timeout-keep-alive", "75")
+    # Longer than the clients' keep-alive, as behind any load balancer. At the default of 5 s
+    # uvicorn closes connections with a request in flight.
+    keep_alive = ("--timeout-keep-alive", "75")
     environment = {**os.environ, "TABRANK_RIVAL_WORK": str(work.data.resolve())}
-    start = (sys.executable, "-m", *uvicorn, "--workers", str(cores), *speed, *kept)
-    return Service("fastapi", port, start, environment)
+    start = (sys.executable, "-m", *uvicorn, "--workers", str(cores), *speed, *keep_alive)
+    return TargetService("fastapi", port, start, environment)
 
 
-def idiomatic(work: Workspace) -> Service:
-    """Ray Serve as its guide teaches, with nothing in its environment that changes a default but what is said."""
+def idiomatic(work: Workspace) -> TargetService:
+    """Return Ray Serve as in its guide, with Ray's defaults except the variables below."""
     port = free_port()
-    temp = Path("/tmp") / f"rival-{work.id}"  # short: the path of a Unix socket ends at 107 characters
+    # A short path: Unix socket paths have at most 107 characters.
+    temp = Path("/tmp") / f"rival-{work.id}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "TABRANK_RIVAL_WORK": str(work.data.resolve()),
-        "RAY_AUTH_MODE": "disabled",  # a token would cost each call 0.2 ms
+        # A token would cost 0.2 ms per call.
+        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # not behind the load generator on the same cores
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray's own ports on 127.0.0.1
+        # The same priority as the load generator on the same cores.
+        "RAY_worker_niceness": "0",
+        # Bind all of Ray's own ports to 127.0.0.1.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     start = (sys.executable, "-m", "loadtest.targets.rivals.idiomatic", str(port), str(temp))
-    return Service("idiomatic", port, start, environment, temp=temp)
+    return TargetService("idiomatic", port, start, environment, temp=temp)
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that is free now, of those that neither outgoing connections nor Ray's workers take."""
+    """Return a free port of 127.0.0.1.
+
+    It is outside the port ranges of outgoing connections and of Ray's workers.
+    """
     ports = list(PORTS)
     random.shuffle(ports)
     for port in ports:
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise LoadtestError(
-        f"no port from {PORTS.start} to {PORTS.stop - 1} of 127.0.0.1 is free; stop what listens there"
+        f"no port from {PORTS.start} to {PORTS.stop - 1} of 127.0.0.1 is free; stop a process that listens there"
     )
 
 
@@ -131,7 +139,7 @@ def _read(config: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LoadtestError(f"--config {config}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise LoadtestError(f"--config {config}: holds no mapping; name a cluster.yaml")
+        raise LoadtestError(f"--config {config}: is not a mapping; name a cluster.yaml")
     return document
 
 
@@ -144,13 +152,11 @@ def _only_application(config: Path, document: Mapping[str, Any]) -> dict[str, An
     return application
 
 
-def _all_to_the_model(config: Path, user_config: dict[str, Any]) -> None:
+def _assign_all_to_model(config: Path, user_config: dict[str, Any]) -> None:
     experiment = user_config.get("experiment", {})
     arms = experiment.get("arms", {})
     if arms and sum(arm.get("scorer") == "current" for arm in arms.values()) != 1:
-        raise LoadtestError(
-            f"--config {config}: one arm must have the scorer 'current', to be given all viewers"
-        )
+        raise LoadtestError(f"--config {config}: exactly one arm must have the scorer 'current'")
     for arm in arms.values():
         arm["share"] = 1.0 if arm["scorer"] == "current" else 0.0
         if "explore" in arm:

@@ -1,8 +1,8 @@
-"""tabrank with a slower Scorer: `import_path: loadtest.targets.throttled:build`.
+"""tabrank with a throttled Scorer: `import_path: loadtest.targets.throttled:build`.
 
-A batch takes at least `ms_per_batch` and `us_per_candidate` for each candidate, one batch at a time a replica, and
-sleeps through most of that. So two replicas do twice the work of one on any machine, and scaling can be proven on
-two cores, where more of the real ones would only take turns.
+A batch takes at least `ms_per_batch`, and `us_per_candidate` for each candidate, one batch at a
+time per replica. The Scorer sleeps most of that time. So two replicas do twice the work of one on
+any machine, and two cores suffice to test scaling; real Scorers would compete for them.
 """
 
 import asyncio
@@ -24,41 +24,41 @@ PACE = ("ms_per_batch", "us_per_candidate")
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a batch takes at least."""
+    """Minimum duration of a batch."""
 
     ms_per_batch: float
     us_per_candidate: float
 
     def seconds(self, num_candidates: int) -> float:
-        """Of a batch of so many candidates."""
+        """Return the minimum duration of a batch with this many candidates."""
         return self.ms_per_batch / 1e3 + num_candidates * self.us_per_candidate / 1e6
 
 
 @serve.deployment(name="Scorer")
 class Throttled:
-    """The real Scorer, one batch at a time, none sooner than its pace."""
+    """Real Scorer that runs one batch at a time, each for at least its pace."""
 
     def __init__(self, args: AppArgs, base: str, pace: Pace) -> None:
         self._real = RealScorer.func_or_class(args, base)  # type: ignore[attr-defined]
         self._pace = pace
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def score(self, version: str, payload: bytes) -> bytes:
-        """As the real one's, later."""
+        """Return the real Scorer's scores, delayed."""
         loop = asyncio.get_running_loop()
-        async with self._turn:
+        async with self._lock:
             done_s = loop.time() + self._pace.seconds(len(Matrix.from_bytes(payload).numeric))
             scores: bytes = await self._real.score(version, payload)
             await asyncio.sleep(max(0.0, done_s - loop.time()))
             return scores
 
     async def load(self, version: str) -> None:
-        """Have a version ready."""
+        """Load a version."""
         await self._real.load(version)
 
 
 def build(args: dict[str, Any]) -> Application:
-    """As `serve.app:build`, from its `args` and the pace's."""
+    """Build as `serve.app:build`, from its `args` and those of the pace."""
     base = os.environ.get("TABRANK_HOME", os.getcwd())
     table(dict(args), "args", (*ARGS, *PACE), PACE)
     pace = Pace(**{name: number(args[name], f"args.{name}", 0, 10_000) for name in PACE})

@@ -1,6 +1,8 @@
-"""A second node of a cluster on 127.0.0.1: `python -m loadtest.targets.worker_node GCS_ADDRESS NUM_CPUS`.
+"""Second node of a cluster on 127.0.0.1, as a command.
 
-`ray start --address` does the same, but puts the machine's outward address in the place of 127.0.0.1.
+    python -m loadtest.targets.worker_node GCS_ADDRESS NUM_CPUS
+
+`ray start --address` does the same, but replaces 127.0.0.1 with the machine's external address.
 """
 
 import sys
@@ -8,11 +10,12 @@ import sys
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
-OBJECT_STORE_BYTES = 128 << 20  # nothing travels through it
+# Small, as no data passes through it.
+OBJECT_STORE_BYTES = 128 << 20
 
 
 def start(gcs_address: str, num_cpus: int) -> None:
-    """Start the node's processes, which outlive this one."""
+    """Start the node's processes, which outlive this process."""
     params = RayParams(
         node_ip_address="127.0.0.1",
         gcs_address=gcs_address,

@@ -1,4 +1,4 @@
-"""What a benchmark works on: a log, a model and a store, made once by the project's own commands."""
+"""Workspace of a benchmark: a log, a model and a store, made once with the project's commands."""
 
 from __future__ import annotations
 
@@ -13,41 +13,46 @@ from pathlib import Path
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 
-ROWS, EPOCHS = 300_000, 2  # a model's speed does not depend on how long it was trained
-VIEWERS = 20_000  # many more than the rows ask for, so that reading one is a read and not a cache
-STORE_FORMAT = "3"  # the embedded store refuses another; a test holds this one to the store's own
+# A model's speed does not depend on the number of epochs.
+ROWS, EPOCHS = 300_000, 2
+# Many more viewers than the rows need, so that reading one is a read and not a cache hit.
+VIEWERS = 20_000
+# The embedded store rejects other formats; a test compares this number with the store's own.
+STORE_FORMAT = "3"
 
-Say = Callable[[str], None]
-Run = Callable[..., object]
+Progress = Callable[[str], None]
+RunCommand = Callable[..., object]
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder of benchmarks. What is in `data` is whole; all else belongs to the benchmark that runs."""
+    """Folder of benchmarks. `data` is complete; the rest belongs to the running benchmark."""
 
     path: Path
 
     @property
     def data(self) -> Path:
-        """Log, model, published models and store; its name says what it was made of."""
+        """Return the folder of log, models and store; its name contains their parameters."""
         return self.path / f"spaces-{ROWS}x{VIEWERS}-store{STORE_FORMAT}"
 
     @property
     def log(self) -> Path:
-        """The simulated log, whose viewers and candidates are asked for."""
+        """Return the simulated log, which supplies viewers and candidates."""
         return self.data / "log"
 
     @property
     def id(self) -> str:
-        """A short name for processes and sockets."""
+        """Return a short name for processes and sockets."""
         return hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:8]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, made where it is missing: two benchmarks at once would measure each other.
+        """Hold the folder's lock, as two concurrent benchmarks would disturb each other.
+
+        The folder is created if it is missing.
 
         Raises:
-            LoadtestError: if another benchmark holds it, or it cannot be made.
+            LoadtestError: if another benchmark holds it, or it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -59,27 +64,27 @@ class Workspace:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise LoadtestError(
-                    f"--work {self.path}: another benchmark is at work there; wait for it, or name another folder"
+                    f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
                 ) from None
             yield
 
-    def prepare(self, say: Say, run: Run = run_command) -> None:
-        """Make what is missing. It gets its name when it is whole, so nothing half-made is ever used."""
+    def prepare(self, emit: Progress, run: RunCommand = run_command) -> None:
+        """Make missing data in a draft folder, and rename it once it is complete."""
         if self.data.exists():
-            say(f"using the log, model and store in {self.data}")
+            emit(f"using the log, model and store in {self.data}")
             return
         draft = self.path / f".{self.data.name}.partial"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        log, model, talk = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
-        say(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
+        log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
+        emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
         size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
-        # the log ends now: the rooms that are live at its end are live for the service
-        run("training", "simulate", "--out", log, *size, "--end", "now", log=talk)
-        say("fitting a model to it")
+        # The log ends now, so that the rooms that are live at its end are live for the service.
+        run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
+        emit("fitting a model")
         fit = ("--surface", "spaces", "--log", log, "--out", model, "--epochs", str(EPOCHS))
-        run("training", "fit", *fit, log=talk)
-        say("publishing the model, filling the store")
-        run("training", "publish", "--model", model, "--models", str(draft / "models"), log=talk)
-        run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=talk)
+        run("training", "fit", *fit, log=output)
+        emit("publishing the model and filling the store")
+        run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
+        run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
         draft.rename(self.data)

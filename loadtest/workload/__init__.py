@@ -1,1 +1,1 @@
-"""Declared load: profiles, shapes and the SLO. Imports `commands` and `errors`."""
+"""Declared load: profiles, shapes and the SLO. Imports only `loadtest.errors` and `commands`."""

@@ -1,4 +1,4 @@
-"""What a run sends and what it must hold: a load profile and an SLO, both read strictly from TOML."""
+"""Load profiles and SLOs, both read from TOML with strict validation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from loadtest.workload.shapes import Block, Shape, blocks, check_shape, read_sha
 PROFILES = Path(__file__).parents[1] / "profiles.toml"
 SLO = Path(__file__).parents[1] / "slo.toml"
 _Config = TypeVar("_Config", "Profile", "Slo")
-MAX_CANDIDATES = 1000  # what POST /v1/rank takes
+# Limit of POST /v1/rank.
+MAX_CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A load: `target_rps` requests a second, Poisson, each with `candidates` candidates.
+    """Load of `target_rps` requests per second (Poisson), each with `candidates` candidates.
 
-    With a `shape` that many times its factor at each moment; without one the rate stands.
+    A `shape` multiplies the rate over time. Without a shape the rate is constant.
     """
 
     name: str
@@ -46,30 +47,30 @@ class Profile:
             "duration_s",
             self.duration_s,
             any(block.num_requests(self.target_rps) for block in blocks(self.line)),
-            f"at {self.target_rps:g} req/s not one request is sent in it",
+            f"at {self.target_rps:g} req/s it is too short for one request",
         )
 
     @property
     def line(self) -> Shape:
-        """Its shape, which may be a level line."""
+        """Return the shape; a profile without one has a constant factor of 1."""
         return self.shape or ((0.0, 1.0), (self.duration_s, 1.0))
 
     @property
     def offered_rps(self) -> float:
-        """The mean rate of the measurement."""
+        """Return the mean rate of the measurement."""
         sent = sum(block.factor * block.seconds for block in blocks(self.line))
         return self.target_rps * sent / self.duration_s
 
     @property
     def blocks(self) -> list[Block]:
-        """The pieces of the run, the warm-up at the rate with which the measurement begins."""
+        """Return the blocks of the run; the warm-up has the first rate of the measurement."""
         first = self.line[0][1]
         return [Block(self.warmup_s, first, first), *blocks(self.line)]
 
 
 @dataclass(frozen=True)
 class Slo:
-    """What must hold, and the lateness of the generator above which nothing can be said."""
+    """Limits of a run, and the generator lateness above which the measurement is invalid."""
 
     p90_ms: float
     p99_ms: float
@@ -85,19 +86,20 @@ class Slo:
 
 
 def load_profile(name: str, **changes: float | None) -> Profile:
-    """A shipped profile by its name, or one from a TOML file by its path (`*.toml`), with `changes` made.
+    """Return a shipped profile by its name or a profile from a `*.toml` path, with overrides.
 
-    A changed `duration_s` stretches the shape.
+    A `duration_s` in `changes` stretches the shape.
 
     Raises:
-        LoadtestError: for an unknown name, an unreadable file, an unknown or missing key, or a bad value.
+        LoadtestError: for an unknown name, an unreadable file, an unknown or missing key, or a bad
+            value.
     """
     made = {key: value for key, value in changes.items() if value is not None}
     if name.endswith(".toml"):
         return _profile(name, _read(Path(name)), made, Path(name).stem)
     shipped = _read(PROFILES)
     if name not in shipped:
-        raise LoadtestError(f"no profile {name!r}; there are {', '.join(shipped)}, or name a .toml file")
+        raise LoadtestError(f"no profile {name!r}; use {', '.join(shipped)} or the path of a .toml file")
     return _profile(f"profile {name}", shipped[name], made, name)
 
 
@@ -120,7 +122,7 @@ def _positive(where: str, duration_s: float) -> float:
 
 
 def load_slo(path: Path | None = None) -> Slo:
-    """The shipped SLO, with what the file at `path` says in its place.
+    """Return the shipped SLO, overridden by the values of the file at `path`.
 
     Raises:
         LoadtestError: for an unreadable file, an unknown key or a bad value.

@@ -1,1 +1,4 @@
-"""`serve bench`: the cost of fetch and features. Imports `operate` and below."""
+"""`serve bench`: measures the cost of fetch and features on this machine.
+
+May import every layer below it, among them `operate`.
+"""

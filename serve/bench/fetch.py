@@ -1,4 +1,4 @@
-"""Benchmark of a request's way to the matrix: candidates' rows, viewers' read and every feature of `spaces`."""
+"""Benchmark of a request from admission to its feature matrix: candidates, viewers and features."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from serve.bench.synthetic import NOW_MS, RowMaker, candidate_id, viewer_id
 from serve.config.settings import CURRENT, Arm
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Features, Matrix
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
 from serve.features.surface import load_surface
 from serve.operate.host.machine import describe_machine
-from serve.ranking.candidate_table import LiveTable
+from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.ranker import Query, Ranker
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
 ROUNDS = 15
-_REQUESTS_A_ROUND = 150  # of a cell, but no fewer than 8 batches
+# Requests of a cell in each round, but at least 8 batches.
+_REQUESTS_A_ROUND = 150
 _PAGE_BYTES = 4096
 _MOST_FLAT = 1.5
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: each of `viewers` × `candidates` × `batches`, and `slates` alone."""
+    """Sizes to measure: each of `viewers` × `candidates` × `batches`, and `slates` alone."""
 
     viewers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     candidates: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -48,7 +49,7 @@ class Sizes:
 
 @dataclass
 class _Cell:
-    """One point of the measurement; `batch_us` holds the time of each batch, whole."""
+    """One point of the measurement; `batch_us` holds the time of each batch."""
 
     store: str
     viewers: int
@@ -78,26 +79,29 @@ def bench_fetch(
     rounds: int = ROUNDS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Time from admitted requests to the matrix of their rows, on LMDB and in memory.
+    """Measure the time from admitted requests to their feature matrix, on LMDB and in memory.
 
-    Each request has its own viewer and slate, drawn from all. The cells of a store take turns, round by
-    round, so that the machine's moods fall on all of them.
+    Each request has its own viewer and slate, drawn at random. The cells of a store are measured in
+    alternating rounds, so that fluctuations of the machine affect all of them.
 
     Returns:
-        `machine`, `seconds`, `features` (how many), `cells` and `sweep` (slates of other lengths, alone; lists
-        of `store`, `viewers`, `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a request,
-        `us_per_candidate`, `batches` timed), and `ratios`: for each store and batch, how much the p50 of the
-        most viewers is over that of the fewest (`viewers`) and likewise for live candidates (`candidates`), the
-        other one at its middle; `flat` says whether both stay within 1.5.
+        A dictionary with:
+        - `machine`, `seconds`, and `features` (their number);
+        - `cells`, and `sweep` (slates of other lengths, without batches): lists of `store`,
+          `viewers`, `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a request,
+          `us_per_candidate`, and the number of `batches` timed;
+        - `ratios`: for each store and batch, the p50 with the most `viewers` over that with the
+          fewest, and likewise for live `candidates`, with the other size at its middle; `flat` is
+          true if both are at most 1.5.
 
     Raises:
-        TabrankError: there is no room for the viewers on the disk or in memory.
+        TabrankError: the disk or the memory has no room for the viewers.
     """
     begun = time.perf_counter()
     surface = load_surface("spaces")
     schema = Schema(surface)
     _require_room(sizes, schema)
-    progress("making the live tables")
+    progress("making the candidate tables")
     tables = {n: RowMaker(schema, seed=n).live_table(n) for n in sizes.candidates}
     cells: list[_Cell] = []
     sweep: list[_Cell] = []
@@ -131,7 +135,7 @@ def bench_fetch(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as text: a line per store, viewers and candidates, p50 and p99 by batch; then the sweep."""
+    """Format the result as text: a line per store, viewers and candidates; then the sweep."""
     cells = result["cells"]
     batches = sorted({cell["batch"] for cell in cells})
     lines = ["us a request, p50 / p99, in batches of " + ", ".join(map(str, batches))]
@@ -153,7 +157,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _require_room(sizes: Sizes, schema: Schema) -> None:
     num_rows, row_bytes = sum(sizes.viewers), schema.viewer.itemsize
-    # LMDB keeps a row of this size on pages of its own; in memory it costs its id and a dict's entry too.
+    # LMDB stores a row of this size on pages of its own; memory adds its id and a dict entry.
     on_disk = num_rows * (_PAGE_BYTES * -(-row_bytes // _PAGE_BYTES) + 100)
     in_memory = num_rows * (row_bytes + 300)
     folder = tempfile.gettempdir()
@@ -179,7 +183,7 @@ async def _measure(
     cells: Sequence[_Cell],
     schema: Schema,
     stores: Mapping[int, Store],
-    tables: Mapping[int, Rows],
+    tables: Mapping[int, RowTable],
     rounds: int,
 ) -> None:
     draw = random.Random(0)
@@ -192,9 +196,9 @@ async def _measure(
                 cell.batch_us.append(slates[0].stage_ms["features"] * 1e3)
 
 
-def _live(schema: Schema, candidates: Rows, store: Store) -> LiveTable:
-    """The store's viewers beside candidates that it does not hold."""
-    live = LiveTable(schema, lambda: store)
+def _live(schema: Schema, candidates: RowTable, store: Store) -> CandidateTable:
+    """Return a table with the store's viewers and separate candidates."""
+    live = CandidateTable(schema, lambda: store)
     live.rows, live.seq = candidates, store.seq()
     return live
 

@@ -1,43 +1,44 @@
-"""Made-up rows of `spaces` for benchmarks, as a busy service holds them: every map and set full."""
+"""Synthetic rows of `spaces` for benchmarks, with every map and set full, as in a busy service."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.rows import Rows, Schema
-from serve.features.slots import I64, Record
+from serve.features.rows import RowTable, Schema
+from serve.features.slots import I64, PackedRows
 from serve.stores.protocol import Store
 
 NOW_MS = 1_800_000_000_000
 _DAY_MS = 86_400_000
 _ROWS_A_COMMIT = 20_000
-# Categories by field; primes, so that any stride walks through all of a pool before it meets a value again.
+# Number of categories by field. They are prime, so that any stride visits all before it repeats.
 _POOLS = {"host": 5003, "topic": 61, "language": 31, "country": 97, "device": 5}
 _POOL_OF = {"follows": "host"}
 
 
 class RowMaker:
-    """Draws distinct rows of a schema whose categories are those of `spaces`."""
+    """Draws distinct rows of a schema with the categories of `spaces`."""
 
     def __init__(self, schema: Schema, seed: int) -> None:
         self._schema = schema
         self._rng = np.random.default_rng(seed)
-        shared = np.random.default_rng(0)  # the same values for viewers and candidates: some of them match
+        # Viewers and candidates draw from the same values, so that some of them match.
+        shared = np.random.default_rng(0)
         self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""
-        store.take_lease()
+        store.take_epoch()
         for first in range(0, num_viewers, _ROWS_A_COMMIT):
             num_rows = min(_ROWS_A_COMMIT, num_viewers - first)
             packed, size = self._viewers(num_rows).tobytes(), self._schema.viewer.itemsize
             rows = {viewer_id(first + i): packed[i * size : (i + 1) * size] for i in range(num_rows)}
             store.commit(first + num_rows, rows, {})
 
-    def live_table(self, num_candidates: int) -> Rows:
-        """Candidates `space0` to `space<n - 1>`; none ends."""
-        rows = Rows(self._schema, "candidate")
+    def live_table(self, num_candidates: int) -> RowTable:
+        """Return a table of candidates `space0` to `space<n - 1>`; none of them ends."""
+        rows = RowTable(self._schema, "candidate")
         at = np.array([rows.add(candidate_id(i)) for i in range(num_candidates)])
         made = self._schema.blank("candidate", num_candidates)
         self._fill(made, "candidate")
@@ -45,7 +46,7 @@ class RowMaker:
         rows.table[at] = made
         return rows
 
-    def _viewers(self, num_rows: int) -> Record:
+    def _viewers(self, num_rows: int) -> PackedRows:
         rows = self._schema.blank("viewer", num_rows)
         self._fill(rows, "viewer")
         for i, m in enumerate(self._schema.maps):
@@ -55,7 +56,7 @@ class RowMaker:
             rows[f"map{i}_ms"] = self._past_ms((num_rows, m.keep), 7 * _DAY_MS)
         return rows
 
-    def _fill(self, rows: Record, entity: str) -> None:
+    def _fill(self, rows: PackedRows, entity: str) -> None:
         for name, declared in self._schema.surface.fields[entity].items():
             if declared.type == "set":
                 rows[name] = self._distinct(name, len(rows), declared.max)
@@ -72,7 +73,7 @@ class RowMaker:
         return NOW_MS - self._rng.integers(0, most_ms, shape)
 
     def _distinct(self, name: str, num_rows: int, num_values: int) -> NDArray[np.uint64]:
-        """`[num_rows, num_values]`, no value twice in a row."""
+        """Draw values `[num_rows, num_values]`, distinct within each row."""
         pool = self._pools[_POOL_OF.get(name, name)]
         start = self._rng.integers(0, len(pool), (num_rows, 1))
         stride = self._rng.integers(1, len(pool), (num_rows, 1))
@@ -81,10 +82,10 @@ class RowMaker:
 
 
 def viewer_id(number: int) -> str:
-    """A new string each time, as ids that come with a request are: its hash is not yet known."""
+    """Return a new string each time, like the id in a request: its hash is not cached."""
     return f"viewer{number}"
 
 
 def candidate_id(number: int) -> str:
-    """See `viewer_id`."""
+    """Return a candidate id, new like that of `viewer_id`."""
     return f"space{number}"

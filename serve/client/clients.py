@@ -1,4 +1,4 @@
-"""The two clients: the same calls, in threads and in asyncio."""
+"""Clients for threads and for asyncio, with the same calls."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, Self, TypeVar, cast
 
+from serve.client.endpoint import Endpoint
 from serve.client.exchange import Send, Steps, Wait
 from serve.client.reply import Lost, Reply
-from serve.client.service import Service
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Candidate, RankAnswer
-from serve.contract.records import EventsAnswer, Sent
+from serve.contract.records import ClientRecord, EventsAnswer
 
 T = TypeVar("T")
 Rankable = str | Candidate | Mapping[str, Any]
 Traffic = Literal["live", "test"]
-IDLE_S = 60.0  # below the 90 s after which the service closes a connection that is not used
+# Close idle connections before the service does, after 90 s.
+IDLE_S = 60.0
 
 
 class Client:
-    """A client of the service at `url`, for threads, which may share it. Keep one: its connections stay open.
+    """Thread-safe client of the service at `url`; keep one, because it reuses its connections.
 
-    A ranking ends within `timeout_s`, with an answer or an error; what is left of it is the service's deadline. After
-    a failed connection, 429 or 503 it is tried once more, if time and a budget of a tenth of all requests allow.
+    A ranking ends within `timeout_s`, with an answer or an error. The rest of the timeout is sent
+    to the service as its deadline. After a failed connection, 429 or 503 the request is retried
+    once, if the timeout and a retry budget of a tenth of all requests allow it.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 0.25, api_key: str | None = None) -> None:
-        self._service = Service(url, timeout_s, api_key)
+        self._endpoint = Endpoint(url, timeout_s, api_key)
         self._httpx = _httpx()
-        self._http = self._httpx.Client(**_settings(self._httpx, self._service.url))
+        self._http = self._httpx.Client(**_settings(self._httpx, self._endpoint.url))
 
     def rank(
         self,
@@ -47,24 +49,24 @@ class Client:
         traffic: Traffic = "live",
         timeout_s: float | None = None,
     ) -> RankAnswer:
-        """Rank `candidates` for `viewer` (None: an anonymous one).
+        """Rank `candidates` for `viewer`; None is an anonymous viewer.
 
         Raises:
             ClientError: `Refused`, `TimedOut` or `Unreachable`.
         """
         return self._run(
-            self._service.rank(viewer, candidates, limit, context, request_id, explain, traffic, timeout_s)
+            self._endpoint.rank(viewer, candidates, limit, context, request_id, explain, traffic, timeout_s)
         )
 
     def send(
-        self, records: Sequence[Sent | Mapping[str, Any]], *, timeout_s: float | None = None
+        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> EventsAnswer:
-        """Send events, viewers, candidates; returns once those accepted are durable, within 10 s by default.
+        """Send records and return once the accepted ones are durable; the default timeout is 10 s.
 
         Raises:
             ClientError: `Refused`, `TimedOut` or `Unreachable`.
         """
-        return self._run(self._service.send(records, timeout_s))
+        return self._run(self._endpoint.send(records, timeout_s))
 
     def close(self) -> None:
         """Close the connections."""
@@ -98,12 +100,12 @@ class Client:
 
 
 class AsyncClient:
-    """`Client` for asyncio."""
+    """Client for asyncio, otherwise like `Client`."""
 
     def __init__(self, url: str, *, timeout_s: float = 0.25, api_key: str | None = None) -> None:
-        self._service = Service(url, timeout_s, api_key)
+        self._endpoint = Endpoint(url, timeout_s, api_key)
         self._httpx = _httpx()
-        self._http = self._httpx.AsyncClient(**_settings(self._httpx, self._service.url))
+        self._http = self._httpx.AsyncClient(**_settings(self._httpx, self._endpoint.url))
 
     async def rank(
         self,
@@ -117,16 +119,16 @@ class AsyncClient:
         traffic: Traffic = "live",
         timeout_s: float | None = None,
     ) -> RankAnswer:
-        """As `Client.rank`."""
+        """Rank like `Client.rank`."""
         return await self._run(
-            self._service.rank(viewer, candidates, limit, context, request_id, explain, traffic, timeout_s)
+            self._endpoint.rank(viewer, candidates, limit, context, request_id, explain, traffic, timeout_s)
         )
 
     async def send(
-        self, records: Sequence[Sent | Mapping[str, Any]], *, timeout_s: float | None = None
+        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> EventsAnswer:
-        """As `Client.send`."""
-        return await self._run(self._service.send(records, timeout_s))
+        """Send like `Client.send`."""
+        return await self._run(self._endpoint.send(records, timeout_s))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -173,10 +175,12 @@ def _httpx() -> ModuleType:
 def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:
     return {
         "base_url": url,
-        "trust_env": False,  # no proxy and no netrc: a ranking goes straight to its service
-        # The system's certificates, as SSL_CERT_FILE may name them; it costs 20 ms that plain HTTP need not pay.
+        # Ignore proxies and netrc of the environment: rankings go directly to the service.
+        "trust_env": False,
+        # Use the system's certificates, or those of SSL_CERT_FILE. Loading them takes 20 ms, so
+        # plain HTTP skips it.
         "verify": ssl.create_default_context() if url.startswith("https:") else False,
-        # As many at once as the caller makes; those above the second number are closed after use.
+        # Do not limit concurrent connections; keep at most 100 of them open.
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=IDLE_S),
     }
 
@@ -195,7 +199,7 @@ def _lost(httpx: ModuleType, error: Exception) -> Lost:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, where it did; asyncio's and httpx's own words for it differ."""
+    """Return the system's error text if there is one: asyncio and httpx word it differently."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:

@@ -1,4 +1,4 @@
-"""What a call of the client may end in, besides its answer."""
+"""Exceptions of the client."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from serve.contract.errors import TabrankError
 
 
 class ClientError(TabrankError):
-    """No answer. `request_id` finds a ranking in the service's log; None where records were sent."""
+    """Base of all client errors.
+
+    `request_id` identifies a ranking in the service's log; it is None for `send`.
+    """
 
     def __init__(self, message: str, request_id: str | None) -> None:
         super().__init__(message)
@@ -14,7 +17,7 @@ class ClientError(TabrankError):
 
 
 class Refused(ClientError):
-    """The service answered, with another status than 200; what a `problem+json` says, by its names."""
+    """The service answered with a status other than 200; attributes are those of `problem+json`."""
 
     def __init__(
         self,
@@ -36,8 +39,11 @@ class Refused(ClientError):
 
 
 class TimedOut(ClientError):
-    """Nothing came within the timeout. Records may have been taken."""
+    """No answer within the timeout. Records may have been stored."""
 
 
 class Unreachable(ClientError):
-    """The connection failed, or something on the way answered in the service's place. Records may have been taken."""
+    """The connection failed, or a proxy answered instead of the service.
+
+    Records may have been stored.
+    """

@@ -1,4 +1,4 @@
-"""One call, without its I/O: what to send, how long to wait, and when to give up. `Client` and `AsyncClient` run it."""
+"""Sans-I/O protocol of one call with its retry; `Client` and `AsyncClient` do the I/O."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from serve.client.retries import Retries
 T = TypeVar("T")
 Clock = Callable[[], float]
 DEADLINE = "X-Deadline-Ms"
-MAX_DEADLINE_MS = 60_000  # that the service takes
-TRAVEL_S = 0.01  # kept of what is left for the way there and back: an answer that is late is none
-SOON_S = 0.001  # a socket takes 0 for "do not wait at all"
+# The greatest deadline that the service accepts.
+MAX_DEADLINE_MS = 60_000
+# Network time subtracted from the deadline that is sent: a late answer is useless.
+NETWORK_S = 0.01
+# Least timeout: a socket takes 0 as non-blocking.
+MIN_TIMEOUT_S = 0.001
 
 
 class TimeLeft(Mapping[str, float]):
-    """What is left until the deadline, read anew at each step of a request: connect, write, read, a place in the pool.
+    """httpx timeouts that shrink with the time left until the deadline.
 
-    httpx hands it on to httpcore, which looks at it step by step; a mapping of fixed numbers would allow each step
-    the whole timeout.
+    httpcore reads the mapping at each step of a request: connect, read, write, pool. With fixed
+    numbers each step could take the whole timeout.
     """
 
     def __init__(self, deadline_s: float, clock: Clock) -> None:
@@ -30,10 +33,13 @@ class TimeLeft(Mapping[str, float]):
         self._clock = clock
 
     def __getitem__(self, step: str) -> float:
-        return max(self.deadline_s - self._clock(), SOON_S)
+        return max(self.deadline_s - self._clock(), MIN_TIMEOUT_S)
 
     def until_then(self, parts: Iterable[bytes]) -> Iterator[bytes]:
-        """The parts of an answer as they come; TimeoutError where one comes too late, as each may take its time."""
+        """Yield the parts of an answer; raise TimeoutError for a part after the deadline.
+
+        httpx limits the time of each part only, not of the whole answer.
+        """
         for part in parts:
             if self._clock() >= self.deadline_s:
                 raise TimeoutError
@@ -47,7 +53,7 @@ class TimeLeft(Mapping[str, float]):
 
 
 class Send(NamedTuple):
-    """A try to be made: POST `body` to `path`."""
+    """Step of an exchange: POST `body` to `path`."""
 
     path: str
     body: bytes
@@ -56,7 +62,7 @@ class Send(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """A pause to be made."""
+    """Step of an exchange: wait for `seconds`."""
 
     seconds: float
 
@@ -66,25 +72,27 @@ Steps = Generator[Send | Wait, Reply | Lost | None, T]
 
 @dataclass(frozen=True)
 class Exchange:
-    """A body for a path, within a timeout. With `tells_deadline`, the service hears how long it has."""
+    """Request with a timeout; with `sends_deadline` the service receives the time left."""
 
     path: str
     body: bytes
     headers: Mapping[str, str]
     timeout_s: float
-    tells_deadline: bool
+    sends_deadline: bool
 
     def steps(self, retries: Retries, clock: Clock = time.monotonic) -> Steps[Reply | Lost]:
-        """At most two tries; returns what came of the last."""
+        """Yield the steps of at most two attempts; return the reply of the last."""
         left = TimeLeft(clock() + self.timeout_s, clock)
         retries.sent()
         reply = yield self._try(left, clock)
-        assert reply is not None  # whoever runs the steps answers a Send
+        # The caller sends a reply back after each `Send`.
+        assert reply is not None
         delay_s = retries.delay_s(reply.status, left.deadline_s - clock(), reply.retry_after_s)
         if delay_s is None:
             return reply
         yield Wait(delay_s)
-        if clock() >= left.deadline_s:  # overslept
+        # The wait may take longer than requested.
+        if clock() >= left.deadline_s:
             return reply
         again = yield self._try(left, clock)
         assert again is not None
@@ -92,7 +100,7 @@ class Exchange:
 
     def _try(self, left: TimeLeft, clock: Clock) -> Send:
         headers = dict(self.headers)
-        if self.tells_deadline:
-            left_ms = int((left.deadline_s - clock() - TRAVEL_S) * 1e3)
+        if self.sends_deadline:
+            left_ms = int((left.deadline_s - clock() - NETWORK_S) * 1e3)
             headers[DEADLINE] = str(min(max(left_ms, 1), MAX_DEADLINE_MS))
         return Send(self.path, self.body, headers, left)

@@ -1,4 +1,4 @@
-"""What came back of one try, and what it means: an answer, a refusal, or nothing of the service at all."""
+"""Reply to one attempt, and its conversion into an answer or a client error."""
 
 from __future__ import annotations
 
@@ -14,62 +14,63 @@ from serve.contract.rankings import Problem
 
 T = TypeVar("T")
 PROBLEM = "application/problem+json"
-NOT_OURS = (404, 500, 502, 504)
-"""Without a `problem+json` the service did not say these, but something before it that found no service to ask:
-HAProxy answers a bare 500 for a replica that died with the request, and 404 before it knows its routes."""
-SHOWN = 200  # characters of a stranger's answer
+# Without a `problem+json` body these statuses come from a proxy that reached no service. HAProxy
+# answers a bare 500 if a replica died with the request, and 404 before its routes are loaded.
+PROXY_STATUSES = (404, 500, 502, 504)
+# Characters of a foreign answer that a message quotes.
+MAX_QUOTED = 200
 
 
 class Lost(NamedTuple):
-    """A try without an answer."""
+    """Attempt without an answer."""
 
     reason: str
     timed_out: bool = False
 
     @property
     def status(self) -> None:
-        """None: a connection that failed, for `Retries`."""
+        """None, which means a failed connection to `Retries`."""
         return
 
     @property
     def retry_after_s(self) -> None:
-        """Nobody asked."""
+        """None: there is no answer with a `Retry-After`."""
         return
 
 
 class Reply(NamedTuple):
-    """An HTTP answer."""
+    """HTTP answer; `kind` is its content type."""
 
     code: int
     body: bytes
-    kind: str  # its content type
+    kind: str
     retry_after: str | None = None
 
     @property
     def status(self) -> int | None:
-        """The status for `Retries`: None, a failed connection, where the service did not answer."""
-        return None if self.code in NOT_OURS and not self.is_problem else self.code
+        """Status for `Retries`; None, a failed connection, if a proxy answered."""
+        return None if self.code in PROXY_STATUSES and not self.is_problem else self.code
 
     @property
     def retry_after_s(self) -> float | None:
-        """What `Retry-After` asks for; a date, which no tabrank sends, is beyond every timeout."""
+        """Seconds of `Retry-After`; infinity for a date, which tabrank never sends."""
         if self.retry_after is None:
             return None
         return float(self.retry_after) if self.retry_after.isdecimal() else inf
 
     @property
     def is_problem(self) -> bool:
-        """Whether the service explains itself."""
+        """True if the body is `problem+json`, as every error of the service is."""
         return self.kind.partition(";")[0].strip().lower() == PROBLEM
 
 
 def read(
     reply: Reply | Lost, decoder: msgspec.json.Decoder[T], at: str, timeout_s: float, request_id: str | None
 ) -> T:
-    """The answer that a reply from `at` holds.
+    """Decode the answer in a reply from the address `at`.
 
     Raises:
-        ClientError: there is none.
+        ClientError: the reply holds no answer.
     """
     if isinstance(reply, Lost):
         raise _lost(reply, at, timeout_s, request_id)
@@ -77,7 +78,7 @@ def read(
         try:
             return decoder.decode(reply.body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            detail = f"{at} answers, but not as a tabrank service does: {error}; is the address right?"
+            detail = f"{at} does not answer as a tabrank service: {error}; is the address right?"
             raise Unreachable(detail, request_id) from None
     raise _refused(reply, at, request_id)
 
@@ -93,7 +94,8 @@ def _refused(reply: Reply, at: str, request_id: str | None) -> ClientError:
         try:
             problem = msgspec.json.decode(reply.body, type=Problem)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass  # said by nobody who knows what a problem is
+            # The body is not a valid problem document, so it is quoted below.
+            pass
         else:
             return Refused(
                 reply.code,
@@ -103,12 +105,12 @@ def _refused(reply: Reply, at: str, request_id: str | None) -> ClientError:
                 request_id=problem.request_id or request_id,
                 retry_after_s=reply.retry_after_s,
             )
-    said = reply.body[:SHOWN].decode("utf-8", "replace").strip() or "no more was said"
+    text = reply.body[:MAX_QUOTED].decode("utf-8", "replace").strip() or "empty answer"
     if reply.status is None:
-        detail = f"something before {at} answered {reply.code} in its place: {said}"
+        detail = f"a proxy before {at} answered {reply.code} in its place: {text}"
         return Unreachable(detail, request_id)
     return Refused(
-        reply.code, _phrase(reply.code), said, request_id=request_id, retry_after_s=reply.retry_after_s
+        reply.code, _phrase(reply.code), text, request_id=request_id, retry_after_s=reply.retry_after_s
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether, and when, a failed try is made once more. Pure: no I/O, and the clock and the dice are given."""
+"""Pure retry policy; the clock and the random generator are injected."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import threading
 import time
 from collections.abc import Callable
 
-RETRIED = (429, 503)  # by which the service says that it did not do the work; any other answer stands
-JITTER_S = 0.05  # clients that failed together do not come back together
-LEAST_S = 0.01  # a retry with less than this left could not be answered in time
-FLOOR_PER_S = 1.0  # retries a client may make however few requests it sends
-SAVED = 100.0  # retries at most at once: more than one dead replica of two has in flight at 900 requests/s
-INITIALLY = 10.0
+# With these statuses the service did not do the work; any other answer is final.
+RETRIED = (429, 503)
+# Spread the retries of clients that failed at the same time.
+JITTER_S = 0.05
+# A retry with less time left could not be answered in time.
+MIN_LEFT_S = 0.01
+# Retries per second that a client may make with any number of requests.
+FLOOR_PER_S = 1.0
+# Most saved retries: more than the requests in flight to one dead replica of two at 900 requests/s.
+MAX_TOKENS = 100.0
+INITIAL_TOKENS = 10.0
 
 
 class Retries:
-    """One retry a request at most, and over all requests a share of them: the budget.
+    """Retry budget: at most one retry per request, and a limited share of all requests.
 
-    The budget is a bucket of tokens. Each first try earns `budget` of one, each second one earns `FLOOR_PER_S`, a
-    retry costs one. So a client whose every request fails adds a tenth to the load of a service in trouble, not as
-    much again. `budget` 0 means no retry at all. One object for one client; threads may share it.
+    The budget is a token bucket: a first attempt adds `budget` tokens, each second adds
+    `FLOOR_PER_S`, and a retry takes one. If every request fails, a client therefore adds a tenth to
+    the load of the service instead of doubling it. `budget` 0 disables retries. Use one object per
+    client; it is thread-safe.
     """
 
     def __init__(
@@ -34,26 +40,27 @@ class Retries:
             raise ValueError(f"budget is {budget}; it is the share of requests retried, from 0 to 1")
         self._budget = budget
         self._floor_per_s = FLOOR_PER_S if budget else 0.0
-        self._tokens = INITIALLY if budget else 0.0
+        self._tokens = INITIAL_TOKENS if budget else 0.0
         self._random, self._clock = random, clock
         self._seen_s = clock()
         self._lock = threading.Lock()
 
     def sent(self) -> None:
-        """Count a first try."""
+        """Count a first attempt."""
         with self._lock:
             self._earn(self._budget)
 
     def delay_s(self, status: int | None, left_s: float, retry_after_s: float | None = None) -> float | None:
-        """How long to wait before the one retry of a try that ended so, with `left_s` until its deadline.
+        """Return the seconds to wait before the retry of a failed attempt; None: do not retry.
 
-        `status` None is a connection that failed before an answer. The answer None: do not retry, because this
-        status is final, the deadline (or what `Retry-After` asks for) leaves no time, or the budget is spent.
+        `status` None means a failed connection; `left_s` is the time until the deadline. The result
+        is None if the status is final, if the deadline or `Retry-After` leaves no time, or if the
+        budget is spent.
         """
         if status is not None and status not in RETRIED:
             return None
         asked_s = max(retry_after_s or 0.0, 0.0)
-        room_s = left_s - LEAST_S - asked_s
+        room_s = left_s - MIN_LEFT_S - asked_s
         if not room_s >= 0.0 or not self._spend():
             return None
         return asked_s + self._random() * min(JITTER_S, room_s)
@@ -70,4 +77,4 @@ class Retries:
         now_s = self._clock()
         tokens += self._floor_per_s * max(now_s - self._seen_s, 0.0)
         self._seen_s = now_s
-        self._tokens = min(self._tokens + tokens, SAVED)
+        self._tokens = min(self._tokens + tokens, MAX_TOKENS)

@@ -1,1 +1,4 @@
-"""`cluster.yaml`: read, validated, explained. Imports `model` and below."""
+"""`cluster.yaml`: reading, validation and diagnostics.
+
+May import `model` and the layers below it.
+"""

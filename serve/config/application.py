@@ -1,4 +1,4 @@
-"""What `cluster.yaml` says of our own application: its `args`, its deployments, and its live knobs."""
+"""Validation of our application in `cluster.yaml`: its `args`, deployments and live settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from serve.config.diagnostics import Findings
-from serve.config.known_keys import meant
+from serve.config.known_keys import suggest
 from serve.config.settings import (
     API_KEY_KEYS,
     ARGS,
@@ -38,27 +38,32 @@ OUR_APPLICATION = "serve.app:build"
 OUR_INGRESS = "FeatureFetch"
 SCORER, WRITER = "Scorer", "Ingest"
 DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
-DRAIN_S = 2.0  # that `up` has a replica behind HAProxy wait before it stops; Ray's own default is 30
+# `up` makes a replica behind HAProxy wait 2 s before it stops; Ray's own default is 30 s.
+DRAIN_S = 2.0
 DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 
 
 @dataclass(frozen=True)
-class Around:
-    """What of the rest of the file an application of ours depends on."""
+class FileContext:
+    """Values from the rest of the file that the rules of our application need."""
 
-    num_nodes: int  # at most; 0 where the file does not say
-    timeout_s: float | None  # the longest that a request may take
-    host: str  # where the service listens
-    owners: dict[str, str] = field(default_factory=dict)  # the application of each surface so far
-    logs: dict[Path, str] = field(default_factory=dict)  # the application of each log so far
+    # The most nodes; 0 if the file does not say.
+    num_nodes: int
+    # The longest time that a request may take.
+    timeout_s: float | None
+    # The address that the service listens on.
+    host: str
+    # The applications found so far, by surface and by log.
+    owners: dict[str, str] = field(default_factory=dict)
+    logs: dict[Path, str] = field(default_factory=dict)
 
 
 def check(
-    findings: Findings, steps: Steps, application: Mapping[str, Any], sizes: Sequence[Size], around: Around
+    findings: Findings, steps: Steps, application: Mapping[str, Any], sizes: Sequence[Size], file: FileContext
 ) -> None:
-    """Everything of an application of ours that Ray passes on unread, and the rules between its parts.
+    """Check the parts of our application that Ray does not read, and the rules between its parts.
 
-    `sizes` are those of its deployments that were sound.
+    `sizes` are those of its valid deployments.
     """
     base = findings.document.path.resolve().parent
     deployments = application.get("deployments")
@@ -71,16 +76,16 @@ def check(
         if name == OUR_INGRESS:
             knobs_at = (*here, "user_config")
             knobs = _read_knobs(findings, knobs_at, deployment.get("user_config"))
-    if knobs is not None and not knobs.api_keys and not is_loopback(around.host):
-        _refuse_open(findings, around.host)
+    if knobs is not None and not knobs.api_keys and not is_loopback(file.host):
+        _refuse_open(findings, file.host)
     args = _read_args(findings, steps, application)
     if args is None:
         return
-    check_storage(findings, (*steps, "args"), args, base, around.num_nodes)
-    _check_log(findings, steps, base / args.log, around.logs)
+    check_storage(findings, (*steps, "args"), args, base, file.num_nodes)
+    _check_log(findings, steps, base / args.log, file.logs)
     surface = _read_surface(findings, (*steps, "args", "surface"), args, base)
     if surface is not None:
-        _check_owner(findings, steps, surface.name, around.owners)
+        _check_owner(findings, steps, surface.name, file.owners)
     if knobs is None:
         return
     if surface is not None:
@@ -89,7 +94,7 @@ def check(
         _check_versions(findings, knobs_at, knobs, base / args.models)
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
-        _check_sizes(findings, named, args, knobs, around.timeout_s)
+        _check_sizes(findings, named, args, knobs, file.timeout_s)
 
 
 def _refuse_open(findings: Findings, host: str) -> None:
@@ -97,49 +102,51 @@ def _refuse_open(findings: Findings, host: str) -> None:
     default = "" if isinstance(options, dict) and "host" in options else ", the default,"
     findings.refuse(
         ("http_options", "host"),
-        f"{host}{default} lets everyone who reaches this machine ask, and nothing authenticates them; name the callers "
-        f"under user_config.api_keys of {OUR_INGRESS} (`python -m serve key` mints a key), or give 127.0.0.1",
+        f"{host}{default} admits everyone who reaches this machine, without authentication; add the callers to "
+        f"user_config.api_keys of {OUR_INGRESS} (`python -m serve key` creates a key), or set 127.0.0.1",
     )
 
 
 def _check_owner(findings: Findings, steps: Steps, surface: str, owners: dict[str, str]) -> None:
     here = show(steps)
-    if surface in owners:  # its viewers would be in two experiments, its store have two writers
+    # Its viewers would be in two experiments, and its store would have two writers.
+    if surface in owners:
         findings.refuse(
             (*steps, "args", "surface"),
-            f"the surface {surface!r} has an application already, {owners[surface]}; a surface has one, with one "
-            "experiment",
+            f"the surface {surface!r} already has an application, {owners[surface]}; a surface has one "
+            "application, with one experiment",
         )
     owners.setdefault(surface, here)
 
 
 def _check_log(findings: Findings, steps: Steps, log: Path, owners: dict[Path, str]) -> None:
     log = Path(os.path.normpath(log))
-    if log in owners:  # each numbers its records from 1, and the files go by the number
+    # Each writer numbers its records from 1, and the files are named by the numbers.
+    if log in owners:
         findings.refuse(
             (*steps, "args", "log"),
-            f"the log {str(log)!r} is that of {owners[log]} already, and one would overwrite the other's files; "
-            "give each application a folder of its own",
+            f"the log {str(log)!r} is already used by {owners[log]}, and each would overwrite the other's files; "
+            "give each application its own folder",
         )
     owners.setdefault(log, show(steps))
 
 
 def _read_args(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> AppArgs | None:
-    """The arguments of our builder; None where they are refused."""
+    """Read the arguments of our builder; None if they are refused."""
     given, steps = application.get("args", {}), (*steps, "args")
     if not isinstance(given, dict):
         return None
     if "surface" not in given:
-        findings.miss(steps, "surface", "name a shipped one, such as spaces")
+        findings.miss(steps, "surface", "name a shipped surface, such as spaces")
     return findings.reading(AppArgs.from_mapping, steps, given, ARGS, {"surface": "spaces"})
 
 
 def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -> Surface | None:
-    """The surface that the arguments name; None where it is refused."""
+    """Load the surface that the arguments name; None if it is refused."""
     shipped = [path.stem for path in SHIPPED.glob("*.toml")]
     if not args.surface.endswith(".toml") and args.surface not in shipped:
-        hint = meant(args.surface, shipped)
-        findings.refuse(steps, f"there is no surface {args.surface!r}; {hint}, or the path of a .toml file")
+        hint = suggest(args.surface, shipped)
+        findings.refuse(steps, f"there is no surface {args.surface!r}; {hint}, or give a .toml path")
         return None
     try:
         return args.load_surface(base)
@@ -149,18 +156,18 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
 
 
 def _check_name(findings: Findings, steps: Steps, name: str, deployment: Mapping[str, Any]) -> None:
-    """The deployment is one of ours, and knobs are where somebody turns them."""
+    """Refuse deployments that are not ours, and live settings outside the ingress."""
     if name not in DEPLOYMENTS:
-        hint = meant(name, DEPLOYMENTS)
+        hint = suggest(name, DEPLOYMENTS)
         findings.refuse((*steps, "name"), f"the application has no deployment {name!r}; {hint}")
     elif name != OUR_INGRESS and deployment.get("user_config") is not None:
         findings.refuse(
-            (*steps, "user_config"), f"{name} has no live knobs; they are those of {OUR_INGRESS}", key=True
+            (*steps, "user_config"), f"{name} has no live settings; put them under {OUR_INGRESS}", key=True
         )
 
 
 def _read_knobs(findings: Findings, steps: Steps, given: Any) -> UserConfig | None:
-    """The live knobs; None where they are refused. `steps` lead to `user_config`."""
+    """Read the live settings; None if they are refused. `steps` lead to `user_config`."""
     if not isinstance(given, dict):
         return None if given else UserConfig()
     experiment = (*steps, "experiment")
@@ -194,7 +201,7 @@ def _read_key(findings: Findings, steps: Steps, name: object, key: Mapping[str, 
 
 
 def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models: Path) -> None:
-    """The artifacts that arms and the shadow name are published. `steps` lead to `user_config`."""
+    """Refuse arms and a shadow whose version is not published. `steps` lead to `user_config`."""
     if knobs.shadow is not None and knobs.shadow.version != CANARY:
         try:
             require(models, knobs.shadow.version, "")
@@ -209,21 +216,21 @@ def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models:
 
 
 def _check_batch(findings: Findings, steps: Steps, knobs: UserConfig, surface: Surface) -> None:
-    """A full batch is one message from replica to replica, and gRPC refuses what is too long."""
+    """Refuse batches that exceed gRPC's limit on a message from replica to replica."""
     row_bytes = Features(Schema(surface)).columns.row_bytes
     most = MAX_CALL_BYTES // row_bytes
     if knobs.batch_candidates > most:
         findings.refuse(
             steps,
-            f"a full batch (got {knobs.batch_candidates} candidates of {row_bytes} bytes) is longer than a message "
-            f"between replicas may be; give at most {most}",
+            f"a full batch (got {knobs.batch_candidates} candidates of {row_bytes} bytes) exceeds the longest "
+            f"message between replicas; give at most {most}",
         )
 
 
 def _check_sizes(
     findings: Findings, sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, timeout_s: float | None
 ) -> None:
-    """The rules between our three deployments, the knobs and the longest that HTTP waits."""
+    """Check the rules between our three deployments, the live settings and the HTTP timeout."""
     front, scorer, writer = (sizes[name] for name in DEPLOYMENTS)
     fewest, most = writer.min_replicas, writer.max_replicas
     if (fewest, most) != (1, 1):
@@ -233,13 +240,13 @@ def _check_sizes(
                 "num_replicas" if writer.target_ongoing_requests is None else "autoscaling_config",
             ),
             f"{WRITER} must have one replica (got {most if fewest == most else f'{fewest} to {most}'}): "
-            "a second would only take the lease from the first",
+            "a second one would only fence off the first",
         )
     _check_slots(findings, front, scorer, knobs)
     _check_deadline(findings, front, knobs.deadline_ms / 1_000, timeout_s)
     if args.backend == "torch" and not scorer.num_gpus:
         findings.warn(
-            (*scorer.steps, "ray_actor_options"), "backend torch without num_gpus is slower than onnx"
+            (*scorer.steps, "ray_actor_options"), "backend torch without num_gpus is slow; use onnx"
         )
     if args.backend == "onnx" and scorer.num_gpus:
         findings.warn(
@@ -252,17 +259,17 @@ def _check_slots(findings: Findings, front: Size, scorer: Size, knobs: UserConfi
     where = (*scorer.steps, "max_ongoing_requests")
     batches = slots * front.max_replicas
     most, fewest = (scorer.max_ongoing_requests * n for n in (scorer.max_replicas, scorer.min_replicas))
-    said = (
+    load = (
         f"{front.max_replicas} replicas of {OUR_INGRESS} with {slots} slots send {batches} batches at once, "
         f"and {SCORER} takes"
     )
     if batches > most:
         findings.refuse(
-            where, f"{said} {most}: slots wait on each other; raise max_ongoing_requests to {batches}"
+            where, f"{load} {most}: slots wait on each other; raise max_ongoing_requests to {batches}"
         )
     elif batches > fewest:
         findings.warn(
-            where, f"{said} {fewest} at its fewest replicas: slots wait on each other until it has more"
+            where, f"{load} {fewest} at its fewest replicas: slots wait on each other until it scales up"
         )
     if front.max_ongoing_requests < slots:
         findings.refuse(
@@ -273,24 +280,25 @@ def _check_slots(findings: Findings, front: Size, scorer: Size, knobs: UserConfi
 
 def _check_deadline(findings: Findings, front: Size, deadline_s: float, timeout_s: float | None) -> None:
     where = (*front.steps, "user_config", "deadline_ms")
-    timeout_s = None if timeout_s is None else float(timeout_s)  # Ray takes "9" for a number
+    # Ray accepts "9" as a number.
+    timeout_s = None if timeout_s is None else float(timeout_s)
     if timeout_s is not None and deadline_s >= timeout_s:
         findings.refuse(
             where,
             f"a deadline of {deadline_s * 1_000:g} ms is not below http_options.request_timeout_s ({timeout_s:g}), "
-            "which ends the request before; raise that, or lower this",
+            "so that the request times out first; raise that, or lower this",
         )
     drain_s = float(os.environ.get(DRAIN_ENV, DRAIN_S))
     where = (*front.steps, "graceful_shutdown_timeout_s")
     if front.shutdown_timeout_s < deadline_s:
         findings.refuse(
             where,
-            f"a rollout ends requests after {front.shutdown_timeout_s:g} s, and they may take {deadline_s:g} s "
+            f"a rollout ends requests after {front.shutdown_timeout_s:g} s, but they may take {deadline_s:g} s "
             "(deadline_ms); raise it",
         )
     elif front.shutdown_timeout_s < drain_s + deadline_s:
         findings.warn(
             where,
-            f"behind HAProxy a replica first waits {drain_s:g} s, then for its requests' deadline of {deadline_s:g} s: "
-            f"{front.shutdown_timeout_s:g} s do not hold both; raise it",
+            f"behind HAProxy a replica waits {drain_s:g} s, and then up to {deadline_s:g} s for its requests: "
+            f"{front.shutdown_timeout_s:g} s are not enough for both; raise it",
         )

@@ -1,4 +1,4 @@
-"""The keys that each level of a `cluster.yaml` may have, and the nearest one to a key that it may not."""
+"""Known keys at each level of `cluster.yaml`, and suggestions for unknown ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from serve.config.settings import API_KEY_KEYS, ARGS, ARM_KEYS, EXPERIMENT_KEYS,
 from serve.config.yaml_positions import Steps
 from serve.contract.errors import did_you_mean, nearest
 
-Level = tuple[str, ...]  # the names on the way to it; "*" for one that the user chooses
+# The keys on the way to a level; "*" for a name that the user chooses.
+Level = tuple[str, ...]
 Levels = Mapping[Level, Iterable[str]]
-CHOSEN = ("nodes", "arms", "api_keys")  # what lies directly under these has a name of the user's
+# The keys directly under these are names that the user chooses.
+CHOSEN = ("nodes", "arms", "api_keys")
 APPLICATION: Level = ("applications",)
 DEPLOYMENT: Level = ("applications", "deployments")
 LIVE: Level = (*DEPLOYMENT, "user_config")
@@ -35,21 +37,24 @@ PLACES = {
     (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
     (*LIVE, "api_keys", "*"): "in a caller's key",
 }
-MAX_HINTS = 100  # problems of a file after which no nearest key is looked for: each takes a millisecond
-# Of difflib's ratio. Below the first a name is no slip of another; above the second it is that of a key elsewhere in
-# the file, where it is likelier by the third than any key of its own level.
+# Look for no nearest key after 100 errors: each lookup takes a millisecond.
+MAX_HINTS = 100
+# Thresholds of difflib's ratio. Below CLOSE, a name is not a typo of another. Above VERY_CLOSE, it
+# is a typo of a key of another level, if that key is nearer by MARGIN than all keys of its own
+# level.
 CLOSE, VERY_CLOSE, MARGIN = 0.6, 0.8, 0.1
 
 
 def check_keys(
     findings: Findings, value: Any, levels: Levels, everywhere: Levels, steps: Steps = (), level: Level = ()
 ) -> None:
-    """Refuse each key, at any depth, that its level in `levels` has not; hints come from `everywhere`."""
+    """Refuse each key, at any depth, that its level does not have; hints come from `everywhere`."""
     if isinstance(value, list):
         for i, item in enumerate(value):
             check_keys(findings, item, levels, everywhere, (*steps, i), level)
     if not isinstance(value, dict):
-        return  # a value of the wrong type is for whoever reads it to refuse
+        # The reader of the value refuses wrong types.
+        return
     for key, child in value.items():
         if level in levels and key not in levels[level]:
             more = f"; {hint(everywhere, level, str(key))}" if findings.num_refused < MAX_HINTS else ""
@@ -60,7 +65,7 @@ def check_keys(
 
 
 def hint(levels: Levels, level: Level, key: str) -> str:
-    """Where a key belongs, or which one was meant."""
+    """Return a hint: the place where a key belongs, or the nearest known key."""
 
     def distance(other: Level) -> int:
         shared = sum(ours == theirs for ours, theirs in zip(level, other, strict=False))
@@ -84,8 +89,8 @@ def _likeness(name: str, other: str) -> float:
     return difflib.SequenceMatcher(None, other, name).ratio()
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that refuses a name: which one was meant."""
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown name: the nearest name, or all names."""
     return did_you_mean(name, known) or f"there are {', '.join(known)}"
 
 

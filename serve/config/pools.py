@@ -1,4 +1,4 @@
-"""The pools of machines that `nodes:` declares, and what fits on them."""
+"""Pools of machines that the block `nodes` declares, and their validation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from serve.config.diagnostics import Findings
 from serve.config.yaml_positions import Steps, show
 from serve.contract.validation import whole
 
-HEAD = "head"  # the pool of the machine with Ray's controller
-MOST = 100_000  # of anything that a pool counts
-NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # of a pool or a cluster, as every place takes it
+# The pool of the machine with Ray's controller.
+HEAD = "head"
+# Upper limit of every count in a pool.
+MOST = 100_000
+# Name of a pool or cluster, valid in every launcher and in Kubernetes.
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class NodePool:
-    """Machines of one kind: what each offers, and how many there may be."""
+    """Machines of one kind: the resources of each, and the range of their number."""
 
     num_cpus: int
     min_nodes: int
@@ -27,11 +30,11 @@ class NodePool:
 
 
 def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:
-    """The pools of the block `nodes`; what is wrong with one is noted, and it is left out."""
+    """Read the pools of the block `nodes`; report invalid pools and leave them out."""
     pools: dict[str, NodePool] = {}
     given = document.get("nodes", {})
     if not isinstance(given, dict):
-        findings.refuse(("nodes",), f"pools of machines, by name, were expected (got {given!r})")
+        findings.refuse(("nodes",), f"expected pools of machines, by name (got {given!r})")
         return pools
     for name, sizes in given.items():
         pool = _read_pool(findings, ("nodes", name), sizes)
@@ -40,11 +43,11 @@ def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, Nod
         if not NAME.fullmatch(str(name)):
             findings.refuse(
                 ("nodes", name),
-                f"a pool has up to 40 lower-case letters, digits and dashes, beginning with a letter (got {name!r})",
+                f"a pool's name has up to 40 lower-case letters, digits and dashes, first a letter (got {name!r})",
                 key=True,
             )
     if given and HEAD not in given:
-        findings.refuse(("nodes",), f"there is no pool {HEAD!r}; name the machine of Ray's controller so")
+        findings.refuse(("nodes",), f"the pool {HEAD!r} is missing; add it for Ray's controller")
     head = pools.get(HEAD)
     if head and findings.are_none(("nodes", HEAD)) and (head.min_nodes, head.max_nodes) != (1, 1):
         findings.refuse(("nodes", HEAD), "a cluster has one head; set min_nodes and max_nodes to 1")
@@ -54,11 +57,11 @@ def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, Nod
 def _read_pool(findings: Findings, steps: Steps, sizes: Any) -> NodePool | None:
     known = [field.name for field in fields(NodePool)]
     if not isinstance(sizes, dict):
-        findings.refuse(steps, f"a pool of machines was expected, with {', '.join(known)} (got {sizes!r})")
+        findings.refuse(steps, f"expected a pool of machines with {', '.join(known)} (got {sizes!r})")
         return None
     for key in known[:3]:
         if key not in sizes:
-            findings.miss(steps, key, "say how many")
+            findings.miss(steps, key, "give a number")
     for key, value in sizes.items():
         with findings.noting((*steps, key)):
             whole(value, show((*steps, key)), 0, MOST)

@@ -1,7 +1,8 @@
-"""What the installed Ray takes in a Serve config: its keys, its values, and the sizes that result.
+"""Validation against the schema of the installed Ray: keys, values and the resulting sizes.
 
-Serve drops an unknown key without a word, at almost every level, and takes any mapping for `autoscaling_config`
-until it deploys. Here its own models are asked beforehand, so that what is refused ages with Ray.
+Serve silently drops unknown keys at almost every level, and accepts any mapping for
+`autoscaling_config` until it deploys. This module validates with Ray's own models beforehand, so
+that the rules follow the installed version of Ray.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ NESTED = {
     "request_router_config": RequestRouterConfig,
     "gang_scheduling_config": GangSchedulingConfig,
 }
-"""Of a deployment: Serve's schema takes any mapping for these, and looks into it when it deploys."""
+"""Mappings of a deployment that Serve validates only when it deploys."""
 OUTLINE = ("name", "route_prefix", "import_path", "num_replicas")
-IMPORTED = ("policy_function", "request_router_class")  # code that Ray's models would run to look at it
+# Import paths whose code Ray's models would import, and so run, to validate them.
+IMPORTED = ("policy_function", "request_router_class")
 
 
 def ray_levels() -> dict[Level, list[str]]:
-    """The keys of each level of a Serve config."""
+    """Return the keys of each level of a Serve config."""
     levels = dict(_levels(ServeDeploySchema, ()))
-    # Ray declares these two, and refuses them where they are not at the top.
+    # Ray declares these two keys here, and refuses them below the top level.
     levels[APPLICATION] = [name for name in levels[APPLICATION] if name not in ("host", "port")]
     levels |= dict(_levels(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy")))
     actor = (*DEPLOYMENT, "deployment_actors", "actor_options")
@@ -62,7 +64,7 @@ def ray_levels() -> dict[Level, list[str]]:
 
 
 def check_values(findings: Findings, document: dict[str, Any]) -> None:
-    """Refuse what one of Ray's models refuses, now or when it deploys."""
+    """Refuse the values that one of Ray's models refuses, now or when it deploys."""
     applications = document.get("applications")
     if isinstance(applications, list):
         given = enumerate(applications)
@@ -72,9 +74,10 @@ def check_values(findings: Findings, document: dict[str, Any]) -> None:
 
 
 def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
-    """How large a deployment is, Ray's defaults filled in; its values have passed the check."""
+    """Return the size of a valid deployment, with Ray's defaults filled in."""
     options = deployment.get("ray_actor_options", {})
-    num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # Serve's own default
+    # Serve's own default is one CPU.
+    num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
     alone = [{"CPU": num_cpus, "GPU": options.get("num_gpus") or 0}]
     bundles = deployment.get("placement_group_bundles") or alone
     defaults = {name: field.default for name, field in DeploymentConfig.model_fields.items()}
@@ -110,14 +113,14 @@ def _levels(model: type[BaseModel], level: Level) -> Iterator[tuple[Level, list[
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """The types in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]`."""
+    """Yield the types in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]`."""
     yield annotation
     for argument in typing.get_args(annotation):
         yield from _parts(argument)
 
 
 def _outline(item: Mapping[str, Any]) -> dict[str, Any]:
-    """What the models around it compare of an application or a deployment that is sound itself."""
+    """Return the keys of a valid item that the rules of the surrounding models need."""
     outline = {key: value for key, value in item.items() if key in OUTLINE}
     if item.get("autoscaling_config") is not None:
         outline["autoscaling_config"] = {}
@@ -127,7 +130,7 @@ def _outline(item: Mapping[str, Any]) -> dict[str, Any]:
 def _application(findings: Findings, steps: Steps, application: Any) -> bool:
     if not isinstance(application, dict):
         got = f"(got {application!r})"
-        findings.refuse(steps, f"an application was expected, a mapping with the key 'import_path' {got}")
+        findings.refuse(steps, f"expected an application, a mapping with the key 'import_path' {got}")
         return False
     deployments = application.get("deployments")
     if isinstance(deployments, list):
@@ -149,10 +152,10 @@ def _application(findings: Findings, steps: Steps, application: Any) -> bool:
 def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
     if not isinstance(deployment, dict):
         got = f"(got {deployment!r})"
-        findings.refuse(steps, f"a deployment was expected, a mapping with the key 'name' {got}")
+        findings.refuse(steps, f"expected a deployment, a mapping with the key 'name' {got}")
         return False
     _check_nested(findings, steps, deployment)
-    # A model that Ray makes while it checks another may fail in ways that are no ValidationError.
+    # A model that Ray creates inside another may raise other exceptions than ValidationError.
     safe = {key: value for key, value in deployment.items() if findings.are_none((*steps, key))}
     outline = {key: value for key, value in _outline(deployment).items() if key != "num_replicas"}
     if _validate(findings, steps, DeploymentSchema, safe | outline) and findings.are_none(steps):
@@ -161,7 +164,7 @@ def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
 
 
 def _check_nested(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
-    """The mappings into which Serve's schema does not look."""
+    """Validate the mappings that Serve validates only when it deploys."""
     for key, model in NESTED.items():
         if deployment.get(key) is not None:
             given = _scaling(deployment) if model is AutoscalingConfig else deployment[key]
@@ -169,7 +172,7 @@ def _check_nested(findings: Findings, steps: Steps, deployment: Mapping[str, Any
     scaling = deployment.get("autoscaling_config")
     if isinstance(scaling, dict) and scaling.get("target_ongoing_requests", 0) is None:
         where = (*steps, "autoscaling_config", "target_ongoing_requests")
-        findings.refuse(where, "Ray compares it with max_ongoing_requests; give a number (got None)")
+        findings.refuse(where, "Ray compares this value with max_ongoing_requests; give a number (got None)")
     actors = deployment.get("deployment_actors")
     for i, actor in enumerate(actors if isinstance(actors, list) else []):
         here = (*steps, "deployment_actors", i)
@@ -178,7 +181,7 @@ def _check_nested(findings: Findings, steps: Steps, deployment: Mapping[str, Any
 
 
 def _scaling(deployment: Mapping[str, Any]) -> Any:
-    """The autoscaling that Ray makes of a deployment: `num_replicas: auto` brings bounds of its own."""
+    """Return the autoscaling config as Ray derives it; `num_replicas: auto` has its own bounds."""
     given = deployment.get("autoscaling_config")
     if deployment.get("num_replicas") == "auto" and (given is None or isinstance(given, dict)):
         return {**AutoscalingConfig.default().model_dump(exclude_unset=True), **(given or {})}
@@ -186,7 +189,7 @@ def _scaling(deployment: Mapping[str, Any]) -> Any:
 
 
 def _when_deployed(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
-    """What Ray refuses only when it deploys: options of actors, bundles that do not hold them."""
+    """Refuse what Ray refuses only at deployment: actor options, and too small bundles."""
     placed = ("placement_group_bundles", "placement_group_strategy", "placement_group_bundle_label_selector")
     options = {key: deployment[key] for key in (*placed, "max_replicas_per_node") if key in deployment}
     actor = deployment.get("ray_actor_options", {})
@@ -207,7 +210,7 @@ def _when_deployed(findings: Findings, steps: Steps, deployment: Mapping[str, An
 
 
 def _check_env(findings: Findings, steps: Steps, env: Mapping[str, Any]) -> None:
-    """The parts of a runtime environment that are values: the rest names files and packages of other machines."""
+    """Validate the values in a runtime environment; the rest names files and packages elsewhere."""
     for key in ("env_vars", "config"):
         if key in env and findings.are_none((*steps, key)):
             try:
@@ -217,7 +220,7 @@ def _check_env(findings: Findings, steps: Steps, env: Mapping[str, Any]) -> None
 
 
 def _without_imports(value: Any) -> Any:
-    """A copy without what Ray's models would import, and so run."""
+    """Return a copy without the import paths whose code Ray's models would run."""
     if isinstance(value, dict):
         return {key: _without_imports(child) for key, child in value.items() if key not in IMPORTED}
     return [_without_imports(child) for child in value] if isinstance(value, list) else value
@@ -231,7 +234,8 @@ def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
         for problem in error.errors():
             _note(findings, steps, value, problem)
         return False
-    except Exception as error:  # Ray's validators assume types; whatever they raise, the value is no good
+    # Ray's validators assume types; whatever they raise, the value is invalid.
+    except Exception as error:
         if findings.are_none(steps):
             findings.refuse(steps, f"Ray refuses this: {' '.join(str(error).split())}")
         return False
@@ -239,16 +243,16 @@ def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
 
 
 def _check_plain(findings: Findings, steps: Steps, model: Any, value: Any) -> None:
-    """What pydantic would let pass, or run: yes for 1, and the import path of code."""
+    """Refuse what pydantic would accept or run: yes for 1, and the import path of code."""
     for key, child in value.items() if isinstance(value, dict) else ():
         field = model.model_fields.get(key)
         if field is None:
             continue
         here, parts = (*steps, key), list(_parts(field.annotation))
         if key in IMPORTED and not (isinstance(child, str) and re.fullmatch(r"\w+([.:]\w+)+", child)):
-            findings.refuse(here, f"an import path was expected, such as package.module:name (got {child!r})")
+            findings.refuse(here, f"expected an import path, such as package.module:name (got {child!r})")
         if isinstance(child, bool) and {int, float} & {*filter(_is_type, parts)} and bool not in parts:
-            findings.refuse(here, f"a number was expected (got {child}, which YAML makes of yes and no)")
+            findings.refuse(here, f"expected a number (got {child}, which YAML reads for yes and no)")
         for nested in filter(_is_model, parts):
             _check_plain(findings, here, nested, child)
 
@@ -268,7 +272,8 @@ def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
         loc.pop()
     at = (*steps, *loc)
     if problem["type"] == "extra_forbidden":
-        return  # the check of keys says it better
+        # The check of keys reports this with a better message.
+        return
     if problem["type"] == "missing":
         findings.miss(at[:-1], str(loc[-1]), "Ray requires it")
         return
@@ -285,7 +290,7 @@ def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
 
 
 def _members(shown: re.Match[str]) -> str:
-    """The values of an enumeration that Ray shows as Python does."""
+    """Format the values of an enumeration that Ray shows in Python's notation."""
     return " or ".join(sorted(re.findall(r"'(\w+)'", shown[0]), reverse=True))
 
 
@@ -305,6 +310,6 @@ def _meant(problem: Any) -> str:
 
 
 def _blame(findings: Findings, steps: Steps, message: str, given: Any) -> None:
-    """Refuse a combination, at the first of the keys of which the message speaks."""
+    """Refuse a combination of values, at the first key that the message mentions."""
     named = [word for word in re.findall(r"\w+", message) if isinstance(given, dict) and word in given]
     findings.refuse((*steps, *named[:1]), message.rstrip(".!"))

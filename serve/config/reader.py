@@ -1,4 +1,4 @@
-"""The strict reader of `cluster.yaml`: a misspelt key, which Ray Serve drops without a word, is refused."""
+"""Strict reader of `cluster.yaml`: refuses misspelt keys, which Ray Serve silently drops."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ from serve.config.known_keys import APPLICATION, OURS, POOLS, Level, Levels, che
 from serve.config.pools import NodePool, read_pools
 from serve.config.scaling import KWARGS, Steady
 from serve.config.sizes import Size, check_room, check_size
-from serve.config.yaml_positions import Document, Problem, Refused, Steps
+from serve.config.yaml_positions import ConfigRefused, Document, Finding, Steps
 from serve.contract.errors import TabrankError
 
 OUR_POLICY = ("serve.config.scaling:Steady", "serve.config.scaling.Steady")
 OUR_EXPORTERS = ("serve.http.tracing:to_file", "serve.http.tracing:to_otlp")
-OPEN = ("0.0.0.0", "::")  # every address of the machine
-# Of difflib's ratio: an import path as near to ours is a slip of it; of code that others have of their own, nearer.
+# Every address of the machine.
+OPEN = ("0.0.0.0", "::")
+# Thresholds of difflib's ratio: an import path this similar to ours is a typo of it. An import path
+# in a user's own package must be even more similar.
 SIMILAR, VERY_SIMILAR = 0.8, 0.9
 
 
 @dataclass(frozen=True)
 class Config:
-    """A `cluster.yaml` in which every key and value was checked.
+    """A `cluster.yaml` whose keys and values are all checked.
 
-    `serve` is the part that Ray Serve takes, as read (no defaults filled in).
+    `serve` is the part for Ray Serve as read, without defaults filled in.
     """
 
     path: Path
     serve: Mapping[str, Any]
     nodes: Mapping[str, NodePool]
     sha256: str
-    warnings: tuple[Problem, ...] = ()  # what is allowed, and unwise
-    sizes: tuple[Size, ...] = ()  # of every deployment, ours that the file does not list too
+    warnings: tuple[Finding, ...] = ()
+    # Sizes of all deployments, including ours that the file does not list.
+    sizes: tuple[Size, ...] = ()
 
     @property
     def host(self) -> str:
@@ -57,8 +60,9 @@ class Config:
 def read(path: Path) -> Config:
     """Read and check `cluster.yaml`.
 
-    Raises Refused (a TabrankError) with a line for each problem: file, line, column, the path in it, what is wrong
-    and the remedy; TabrankError if the file cannot be read.
+    Raises:
+        ConfigRefused: the file has errors; one line each: file, line, column, path, error, remedy.
+        TabrankError: the file cannot be read.
     """
     try:
         raw = path.read_bytes()
@@ -68,32 +72,35 @@ def read(path: Path) -> Config:
     findings = Findings(Document(path, raw))
     document = dict(findings.document.value)
     with warnings.catch_warnings():
-        # Ray warns of its own field declarations, and of metrics_interval_s, which nothing has replaced yet.
+        # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
         warnings.simplefilter("ignore")
         pools, sizes = _check(findings, document)
     document.pop("nodes", None)
     if findings.refusals:
-        raise Refused(findings.refusals, findings.warnings)
+        raise ConfigRefused(findings.refusals, findings.warnings)
     digest = hashlib.sha256(raw).hexdigest()
     return Config(path.resolve(), document, pools, digest, tuple(findings.warnings), tuple(sizes))
 
 
 def parse(path: Path, raw: bytes) -> dict[str, Any]:
-    """The mapping in a YAML file, unchecked; a key that comes twice is refused, of which PyYAML takes the last."""
+    """Return the mapping in a YAML file without checks, except that duplicate keys are refused.
+
+    PyYAML would take the last of the duplicates.
+    """
     document = Document(path, raw)
     if refusals := [problem for problem in Findings(document).refusals if "comes twice" in problem.detail]:
-        raise Refused(refusals)
+        raise ConfigRefused(refusals)
     return document.value
 
 
 def _check(findings: Findings, document: Mapping[str, Any]) -> tuple[dict[str, NodePool], list[Size]]:
-    # Ray takes a second to import; only who reads a configuration pays for it.
+    # Importing Ray takes a second; only readers of a configuration pay for it.
     from serve.config.ray_schema import check_values, ray_levels
 
     _check_keys(findings, document, ray_levels())
     applications = document.get("applications")
-    _refuse_twins(findings, ("applications",), applications, "name")
-    _refuse_twins(findings, ("applications",), applications, "route_prefix", "/")
+    _check_unique(findings, ("applications",), applications, "name")
+    _check_unique(findings, ("applications",), applications, "route_prefix", "/")
     check_values(findings, {key: value for key, value in document.items() if key != "nodes"})
     pools = read_pools(findings, document)
     http = document.get("http_options", {})
@@ -103,24 +110,24 @@ def _check(findings: Findings, document: Mapping[str, Any]) -> tuple[dict[str, N
     _check_exporter(findings, document.get("tracing_config"))
     timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
     host = str(http.get("host", OPEN[0])) if isinstance(http, dict) else OPEN[0]
-    around = ours.Around(sum(pool.max_nodes for pool in pools.values()), timeout_s, host)
+    file = ours.FileContext(sum(pool.max_nodes for pool in pools.values()), timeout_s, host)
     sizes: list[Size] = []
     for i, application in enumerate(_mappings(applications)):
-        sizes += _check_application(findings, ("applications", i), application, around)
+        sizes += _check_application(findings, ("applications", i), application, file)
     if pools and findings.are_none(("applications",)) and findings.are_none(("nodes",)):
         check_room(findings, sizes, pools)
     return pools, sizes
 
 
 def _check_application(
-    findings: Findings, steps: Steps, application: Mapping[str, Any], around: ours.Around
+    findings: Findings, steps: Steps, application: Mapping[str, Any], file: ours.FileContext
 ) -> list[Size]:
-    """The rules within one application; how large its deployments are."""
+    """Check the rules within one application; return the sizes of its deployments."""
     from serve.config.ray_schema import size
 
     here = (*steps, "deployments")
     deployments = _mappings(application.get("deployments"))
-    _refuse_twins(findings, here, deployments, "name")
+    _check_unique(findings, here, deployments, "name")
     _check_import(findings, (*steps, "import_path"), application)
     sizes = [size((*here, j), one) for j, one in enumerate(deployments) if findings.are_none((*here, j))]
     for one in sizes:
@@ -130,17 +137,17 @@ def _check_application(
     if _is_ours(application):
         named = [deployment.get("name") for deployment in deployments]
         sizes += [size(here, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
-        ours.check(findings, steps, application, sizes, around)
+        ours.check(findings, steps, application, sizes, file)
     return sizes
 
 
 def _check_policy(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
-    """The arguments of our own autoscaling policy; another's are its own affair."""
+    """Check the arguments of our own autoscaling policy; other policies are not checked."""
     scaling = deployment.get("autoscaling_config")
     policy = scaling.get("policy") if isinstance(scaling, dict) else None
     if not isinstance(policy, dict):
         return
-    _refuse_slip(findings, (*steps, "policy_function"), policy.get("policy_function"), OUR_POLICY)
+    _refuse_typo(findings, (*steps, "policy_function"), policy.get("policy_function"), OUR_POLICY)
     if policy.get("policy_function") not in OUR_POLICY:
         return
     given = policy.get("policy_kwargs") or {}
@@ -158,7 +165,7 @@ def _is_ours(application: object) -> bool:
 
 
 def _check_keys(findings: Findings, document: Mapping[str, Any], levels: dict[Level, list[str]]) -> None:
-    """Every key at every level; below `args` and `user_config` for our own application alone."""
+    """Refuse unknown keys at every level; in `args` and `user_config` only of our application."""
     levels[()] = [*levels[()], "nodes"]
     everywhere: Levels = {**levels, **POOLS, **OURS}
     others = {key: value for key, value in document.items() if key != "applications"}
@@ -169,7 +176,7 @@ def _check_keys(findings: Findings, document: Mapping[str, Any], levels: dict[Le
 
 
 def _check_http(findings: Findings, http: Any, has_others: bool) -> None:
-    """Where the service listens; `has_others`: applications beside ours, which have no keys."""
+    """Check the listening address; `has_others`: other applications, without keys, run too."""
     if not isinstance(http, dict):
         return
     port = http.get("port")
@@ -178,37 +185,37 @@ def _check_http(findings: Findings, http: Any, has_others: bool) -> None:
     for key in ("ssl_keyfile", "ssl_certfile"):
         if http.get(key) is not None:
             findings.warn(
-                ("http_options", key), "behind HAProxy no replica ever gets healthy with TLS; end it before"
+                ("http_options", key), "HAProxy needs plain HTTP to its replicas; end TLS before it"
             )
     host = http.get("host", OPEN[0])
     if host == "":
         findings.refuse(
-            ("http_options", "host"), "an empty host is every address; give 127.0.0.1, or 0.0.0.0"
+            ("http_options", "host"), "an empty host means every address; give 127.0.0.1, or 0.0.0.0"
         )
     if host in OPEN and has_others:
         findings.warn(
             ("http_options", "host"),
-            f"{host}{'' if 'host' in http else ', the default,'} lets everyone who reaches this machine ask, and "
-            "nothing authenticates them; give 127.0.0.1, or the address of a private network",
+            f"{host}{'' if 'host' in http else ', the default,'} admits everyone who reaches this machine, "
+            "without authentication; give 127.0.0.1, or the address of a private network",
         )
 
 
 def _check_ways_in(findings: Findings, document: Mapping[str, Any]) -> None:
-    """There is something to ask, and a way to ask it: Ray takes a file without, and `up` would wait for an answer."""
+    """Refuse a file without applications or proxy: Ray accepts it, but `up` would hang."""
     if document.get("applications") == []:
-        findings.refuse(("applications",), f"there is none; name one, with import_path: {OUR_APPLICATION}")
+        findings.refuse(("applications",), f"the list is empty; add one with import_path: {OUR_APPLICATION}")
     if document.get("proxy_location") == "Disabled":
-        findings.refuse(("proxy_location",), "Disabled leaves no way in; take HeadOnly, or EveryNode")
+        findings.refuse(("proxy_location",), "Disabled serves no requests; use HeadOnly, or EveryNode")
 
 
 def _check_exporter(findings: Findings, tracing: Any) -> None:
     if isinstance(tracing, dict):
         steps = ("tracing_config", "exporter_import_path")
-        _refuse_slip(findings, steps, tracing.get("exporter_import_path"), OUR_EXPORTERS)
+        _refuse_typo(findings, steps, tracing.get("exporter_import_path"), OUR_EXPORTERS)
 
 
-def _refuse_slip(findings: Findings, steps: Steps, given: Any, ours: Sequence[str]) -> None:
-    """Refuse the import path of what our package has not, and one that is nearly ours."""
+def _refuse_typo(findings: Findings, steps: Steps, given: Any, ours: Sequence[str]) -> None:
+    """Refuse an import path that our package does not have, or that is almost one of ours."""
     if not isinstance(given, str) or given in ours or not findings.are_none(steps):
         return
     likeness = {name: difflib.SequenceMatcher(None, given, name).ratio() for name in ours}
@@ -218,7 +225,7 @@ def _refuse_slip(findings: Findings, steps: Steps, given: Any, ours: Sequence[st
 
 
 def _check_import(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> None:
-    """An import path that is nearly ours is a slip of it; one whose module is not here may be elsewhere."""
+    """Refuse an import path that is almost ours; warn if its module is not installed here."""
     given = application.get("import_path")
     if not isinstance(given, str) or given == OUR_APPLICATION or not findings.are_none(steps):
         return
@@ -232,7 +239,7 @@ def _check_import(findings: Findings, steps: Steps, application: Mapping[str, An
 
 
 def _is_found(module: str, folder: Path) -> bool:
-    """Whether a module can be imported, as a replica would; none is imported to find out."""
+    """Return True if a replica could import the module; nothing is imported to find out."""
     top, *parts = module.split(".")
     spec = PathFinder.find_spec(top, [str(folder)]) or find_spec(top)
     for part in parts:
@@ -240,8 +247,8 @@ def _is_found(module: str, folder: Path) -> bool:
     return spec is not None
 
 
-def _refuse_twins(findings: Findings, steps: Steps, items: Any, key: str, default: str | None = None) -> None:
-    """Of a list's mappings no two may say the same of a key."""
+def _check_unique(findings: Findings, steps: Steps, items: Any, key: str, default: str | None = None) -> None:
+    """Refuse mappings of a list that have the same value for a key."""
     first: dict[Any, int] = {}
     for i, item in enumerate(items if isinstance(items, list) else []):
         value = item.get(key, default) if isinstance(item, dict) else None
@@ -251,11 +258,11 @@ def _refuse_twins(findings: Findings, steps: Steps, items: Any, key: str, defaul
             owner = f"{steps[-1]}[{first[value]}]"
             findings.refuse(
                 (*steps, i, key),
-                f"{key} {value!r} is that of {owner} already; give another, or leave one out",
+                f"{key} {value!r} is already used by {owner}; give another value, or remove one",
             )
         first.setdefault(value, i)
 
 
 def _mappings(items: Any) -> list[dict[str, Any]]:
-    """The items of a list, an empty mapping for one that is none, so that indices stay."""
+    """Return the items of a list, with empty mappings for other items, so that indices stay."""
     return [item if isinstance(item, dict) else {} for item in items] if isinstance(items, list) else []

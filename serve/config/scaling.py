@@ -1,8 +1,8 @@
-"""How many replicas a deployment should have: Ray's count of ongoing requests, but with two thresholds.
+"""Autoscaling policy with hysteresis: Ray's count of ongoing requests, with two thresholds.
 
-Ray's own rule has one, and what it counts here falls when a replica is added: requests that no longer queue are
-answered sooner. So between the loads at which one replica overflows and two would, it adds a replica, sees calm,
-takes it away after `downscale_delay_s` and overflows again, for ever.
+Ray's own rule has one threshold, and here its count falls when a replica is added, because requests
+that no longer queue are answered sooner. Between the loads that overflow one replica and two, Ray
+would add a replica, see a low count, remove it after `downscale_delay_s`, and overflow again.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import inspect
 import math
 from typing import Any
 
-GROWTH = 2  # at most so many times the replicas that run, at once: a queue says that there is too much, not how much
+# Grow to at most twice the running replicas at once: a queue shows that there is too much load, not
+# how much.
+GROWTH = 2
 
 
 class Steady:
-    """Replicas for what is ongoing; for `autoscaling_config.policy` in `cluster.yaml`.
+    """Hysteresis policy for `autoscaling_config.policy` in `cluster.yaml`.
 
-    Up as soon as a replica has more than `target_ongoing_requests` on average; down where fewer would have at most
-    `leave` of it each. By default that is the most at which a queue that is served one by one (M/M/1) comes to rest
-    at every load. Ray applies delays, factors and bounds around it, and pickles it into its controller.
+    It scales up when a replica has more than `target_ongoing_requests` on average. It scales down
+    when fewer replicas would have at most `leave` of the target each. The default is the largest
+    value at which a queue served one by one (M/M/1) settles at every load. Ray applies delays,
+    factors and bounds around the policy, and pickles it into its controller.
     """
 
     def __init__(self, leave: float = 0.5) -> None:
@@ -28,12 +31,18 @@ class Steady:
         self._leave = leave
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """What Ray's `AutoscalingContext` asks for, and no state."""
+        """Return the number of replicas for Ray's `AutoscalingContext`, and no state."""
         wanted = context.total_num_requests / context.config.get_target_ongoing_requests()
         return self.replicas(wanted, context.target_num_replicas, context.current_num_replicas), {}
 
     def replicas(self, wanted: float, has: int, runs: int) -> int:
-        """Replicas where `wanted` would each be at its target; `has` are asked for, and `runs` of them run."""
+        """Return the number of replicas.
+
+        Args:
+            wanted: replicas that would each be at the target.
+            has: replicas that are requested now.
+            runs: replicas that run now.
+        """
         up, down = math.ceil(wanted - 1e-9), math.ceil(wanted / self._leave - 1e-9)
         if up > has:
             return max(has, min(up, GROWTH * max(runs, 1)))
@@ -41,4 +50,4 @@ class Steady:
 
 
 KWARGS = tuple(inspect.signature(Steady).parameters)
-"""What `policy_kwargs` may name."""
+"""The keys that `policy_kwargs` may have."""

@@ -1,4 +1,4 @@
-"""The settings that tabrank adds to `cluster.yaml`: `args` rebuild the application, `user_config` is live."""
+"""Our settings in `cluster.yaml`: `args` rebuild the application, `user_config` changes live."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from serve.model.scorers import Backend
 
 Clock = Literal["wall", "event"]
 ARGS = ("surface", "store", "models", "log", "keep_log_days", "backend", "clock")
-VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")  # of an artifact
-METRICS = ("active_days", "join_rate", "clicks", "joins", "minutes")  # of an experiment's report
+# Name of an artifact's version.
+VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
+# Metrics of an experiment's report.
+METRICS = ("active_days", "join_rate", "clicks", "joins", "minutes")
 POPULAR, CURRENT, CANARY, SHUFFLE, NOOP = "popular", "current", "canary", "shuffle", "noop"
 HEURISTICS = (POPULAR, SHUFFLE, NOOP)
-HOLDOUT = "holdout"  # the arm of those who take part in no experiment
+# The arm of the viewers who take part in no experiment.
+HOLDOUT = "holdout"
 EXPERIMENT_KEYS = ("name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect")
 ARM_KEYS = ("scorer", "share", "explore")
 API_KEY_KEYS = ("sha256", "requests_per_s", "may_choose_arm")
@@ -41,15 +44,16 @@ class AppArgs:
     log: str = "var/log"
     backend: Backend = "onnx"
     clock: Clock = "wall"
-    keep_log_days: int = 30  # older segments are deleted, and a snapshot stands for them; 0 keeps all
+    # Delete older segments and keep a snapshot in their place; 0 keeps all.
+    keep_log_days: int = 30
 
     def load_surface(self, base: Path) -> Surface:
-        """The surface, shipped or a TOML beside `cluster.yaml`."""
+        """Load the surface: a shipped one, or a TOML file beside `cluster.yaml`."""
         return load_surface(str(base / self.surface) if self.surface.endswith(".toml") else self.surface)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "args") -> AppArgs:
-        """Read strictly; raises TabrankError naming key, value and remedy."""
+        """Read strictly; raise TabrankError with key, value and remedy."""
         given = table(dict(values), where, ARGS, ("surface",))
         backend = one_of(given.get("backend", "onnx"), get_args(Backend), f"{where}.backend")
         clock = one_of(given.get("clock", "wall"), get_args(Clock), f"{where}.clock")
@@ -71,59 +75,64 @@ class Arm:
     """One side of an experiment: a scorer by name, and its share of viewers."""
 
     name: str
-    scorer: (
-        str  # popular, shuffle, noop, current, canary (current while there is none), or an artifact's version
-    )
+    # popular, shuffle, noop, current, canary (current without a canary), or an artifact's version.
+    scorer: str
     share: float
-    explore: float = 0.0  # the share of its rankings whose order is drawn, for `training experiment offline`
+    # The share of rankings whose order is drawn, for `training experiment offline`.
+    explore: float = 0.0
 
     @property
     def by_model(self) -> bool:
-        """Whether an artifact ranks, and not a heuristic."""
+        """Return True if an artifact ranks, rather than a heuristic."""
         return self.scorer not in HEURISTICS
 
     @classmethod
     def from_mapping(cls, name: object, values: object, where: str) -> Arm:
         """Read strictly."""
-        name = _name(name, where)  # YAML takes a bare on, off or 1 for something else
+        # YAML does not read a bare on, off or 1 as a string.
+        name = _name(name, where)
         if name == HOLDOUT:
-            raise TabrankError(f"{where}: this name is that of the viewers held out; take another")
+            raise TabrankError(f"{where}: this name is reserved for the viewers held out; use another name")
         given = table(values, where, ARM_KEYS, ARM_KEYS[:2])
         scorer = typed(given["scorer"], str, f"{where}.scorer")
         if not VERSION.fullmatch(scorer) and scorer not in (CURRENT, CANARY, *HEURISTICS):
             names = (CURRENT, CANARY, *HEURISTICS)
             near = nearest(scorer, names)
             there = f"{' There' if near else '; there'} are {', '.join(names)} and the versions that are published"
-            raise TabrankError(f"{where}.scorer: {scorer!r} is no scorer{near}{there}")
+            raise TabrankError(f"{where}.scorer: there is no scorer {scorer!r}{near}{there}")
         explore = number(given.get("explore", 0.0), f"{where}.explore", 0, 1)
         if explore and scorer in HEURISTICS:
             raise TabrankError(
-                f"{where}.explore: an order is drawn from a model's scores, and {scorer} has none; leave it out"
+                f"{where}.explore: orders are drawn from a model's scores, and {scorer} has none; leave it out"
             )
         return cls(name, scorer, number(given["share"], f"{where}.share", 0, 1), explore)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms by weighted rendezvous hash of (salt, viewer), and what the report is to answer."""
+    """Arms, assigned by weighted rendezvous hash of (salt, viewer), and the report's settings."""
 
     name: str
     salt: str
     arms: tuple[Arm, ...]
-    holdout: float = 0.0  # the share of viewers who take part in no experiment and get the popular order
-    start_ms: int | None = None  # before it, and from the end on, nobody takes part
+    # The share of viewers who take part in no experiment and get the popular order.
+    holdout: float = 0.0
+    # Nobody takes part before the start, or from the end on.
+    start_ms: int | None = None
     end_ms: int | None = None
-    primary: str = "join_rate"  # the metric that decides
-    # of the primary metric, relative: what is smaller does not matter; the original's were +1.96 % and +1.99 %
+    # The metric that decides.
+    primary: str = "join_rate"
+    # Relative change of the primary metric below which a difference does not matter. The original
+    # system measured +1.96 % and +1.99 %.
     smallest_effect: float = 0.02
 
     @property
     def versions(self) -> dict[str, str]:
-        """The artifacts that arms name by their version, by arm."""
+        """The versions that arms name, by arm."""
         return {arm.name: arm.scorer for arm in self.arms if VERSION.fullmatch(arm.scorer)}
 
     def runs(self, now_ms: int) -> bool:
-        """Whether viewers take part at a time."""
+        """Return True if viewers take part at this time."""
         return (self.start_ms is None or self.start_ms <= now_ms) and (
             self.end_ms is None or now_ms < self.end_ms
         )
@@ -135,7 +144,7 @@ class Experiment:
         named = table(given["arms"], f"{where}.arms")
         arms = [Arm.from_mapping(name, spec, f"{where}.arms.{name}") for name, spec in named.items()]
         if not arms:
-            raise TabrankError(f"{where}.arms: there is none; name at least one, such as popular")
+            raise TabrankError(f"{where}.arms: the table is empty; add at least one arm, such as popular")
         total = sum(arm.share for arm in arms)
         if abs(total - 1) > 1e-9:
             raise TabrankError(f"{where}.arms: the shares sum to {total:g}; they must sum to 1")
@@ -171,20 +180,22 @@ def _time(value: object, where: str) -> int | None:
     if value is None:
         return None
     if value == "now":
-        raise TabrankError(f"{where}: each replica and each report has another now; write the time")
-    if not isinstance(value, str):  # YAML makes a time of it, which Ray cannot pass on
+        raise TabrankError(f"{where}: each replica and report would have another now; write the time")
+    # YAML reads it as a time, which Ray cannot pass on.
+    if not isinstance(value, str):
         raise TabrankError(f'{where}: {value} must be in quotes: "2026-01-31T12:00:00Z"')
     return milliseconds(value, where)
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A caller's key, of which only the hash is kept, and what it may do."""
+    """A caller's key and its permissions; only the key's hash is kept."""
 
     name: str
     sha256: str
     requests_per_s: float
-    may_choose_arm: bool = False  # by X-Arm: for testers
+    # By X-Arm, for testers.
+    may_choose_arm: bool = False
 
     @classmethod
     def from_mapping(cls, name: object, values: object, where: str) -> ApiKey:
@@ -199,10 +210,11 @@ class ApiKey:
 
 
 def _keys_table(values: object, where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):  # a key itself, perhaps, which no message repeats
+    # The value may be a key itself, so no message repeats it.
+    if not isinstance(values, dict):
         raise TabrankError(
             f"{where}: must be a table with the SHA-256 of the key, never the key; "
-            "`python -m serve key` mints one and prints the lines"
+            "`python -m serve key` creates one and prints the lines"
         )
     return values
 
@@ -213,7 +225,7 @@ def _api_keys(values: object, where: str) -> tuple[ApiKey, ...]:
         key = ApiKey.from_mapping(name, spec, f"{where}.{name}")
         if key.sha256 in keys:
             raise TabrankError(
-                f"{where}.{name}.sha256: it is the key of {keys[key.sha256].name!r} too; mint another"
+                f"{where}.{name}.sha256: it is also the key of {keys[key.sha256].name!r}; create another"
             )
         keys[key.sha256] = key
     return tuple(keys.values())
@@ -221,9 +233,10 @@ def _api_keys(values: object, where: str) -> tuple[ApiKey, ...]:
 
 @dataclass(frozen=True)
 class Shadow:
-    """A version that scores a share of the current one's batches too, after their answers; it ranks nothing."""
+    """A version that also scores a share of the current one's batches, after their answers."""
 
-    version: str  # canary, or an artifact's version
+    # canary, or an artifact's version.
+    version: str
     share: float
 
     @classmethod
@@ -240,13 +253,17 @@ class Shadow:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a version on trial may do; `user_config.guard`."""
+    """Limits for a version on trial: `user_config.guard`."""
 
     enabled: bool = True
-    watch_s: float = 600.0  # a promoted version is on trial for so long; a canary is for as long as it is one
-    max_psi: float = 0.25  # between its scores and those of the version it replaces, beyond the noise
-    max_slowdown: float = 3.0  # times the scoring time of the version it replaces, for the same rows
-    max_failed: float = 0.2  # the share of its calls that raise
+    # A promoted version is on trial this long; a canary is on trial while it is one.
+    watch_s: float = 600.0
+    # PSI between its scores and those of the version it replaces, beyond the noise.
+    max_psi: float = 0.25
+    # Multiple of the scoring time of the version it replaces, for the same rows.
+    max_slowdown: float = 3.0
+    # Share of its calls that raise.
+    max_failed: float = 0.2
 
     @classmethod
     def from_mapping(cls, values: object, where: str) -> Limits:
@@ -263,23 +280,32 @@ class Limits:
 
 @dataclass(frozen=True)
 class UserConfig:
-    """The live knobs of `FeatureFetch`; a change touches no replica."""
+    """Live settings of `FeatureFetch`; a change restarts no replica."""
 
     experiment: Experiment = Experiment("launch", "launch", (Arm("model", CURRENT, 1.0),))
-    deadline_ms: int = 100  # of a request that names none; then it gets the popular order
-    batch_candidates: int = 1760  # the most that a batch may take
-    slots: int = 2  # batches under way at once
-    stale_after_ms: int = 5_000  # of the features' age; beyond, answers say `stale_features`
-    log_features: float = 0.001  # the share of rankings whose feature matrix is logged, for the audit
-    kill_switch: bool = False  # every ranking is answered in popular order at once; arms stay assigned
-    ladder: bool = True  # under load less is scored, and in the end less is answered, so that the p99 holds
-    api_keys: tuple[ApiKey, ...] = ()  # of the callers; with none, whoever is on this machine may ask
+    # For requests without a deadline. At its deadline, a request gets the popular order.
+    deadline_ms: int = 100
+    # Most candidates in a batch.
+    batch_candidates: int = 1760
+    # Batches in progress at once.
+    slots: int = 2
+    # Above this age of the features, answers report `stale_features`.
+    stale_after_ms: int = 5_000
+    # Share of rankings whose feature matrix is logged, for the audit.
+    log_features: float = 0.001
+    # Answer every ranking with the popular order; arms stay assigned.
+    kill_switch: bool = False
+    # Load shedding: score less, and finally answer fewer requests, so that the p99 holds.
+    ladder: bool = True
+    # Keys of the callers. Without keys, requests from this machine need none.
+    api_keys: tuple[ApiKey, ...] = ()
     shadow: Shadow | None = None
-    guard: Limits = Limits()  # when a canary, or a version promoted a while ago, is rolled back by itself
+    # When a canary, or a recently promoted version, is rolled back automatically.
+    guard: Limits = Limits()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
-        """Read strictly; raises TabrankError naming key, value and remedy."""
+        """Read strictly; raise TabrankError with key, value and remedy."""
         given = table(dict(values), where, [field.name for field in fields(cls)])
         experiment = cls.experiment
         if "experiment" in given:
@@ -305,15 +331,17 @@ def _digest(value: object, where: str) -> str:
     if not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)):
         raise TabrankError(
             f"{where}: must be the SHA-256 of the key, 64 hexadecimal digits in quotes; "
-            "`python -m serve key` mints a key and prints it"
+            "`python -m serve key` creates a key and prints it"
         )
     if value == NO_KEY:
-        raise TabrankError(f"{where}: is the SHA-256 of nothing, so that no key would be needed; take a key")
+        raise TabrankError(
+            f"{where}: is the SHA-256 of an empty key, which would admit everyone; use a real key"
+        )
     return value
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Return True if only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

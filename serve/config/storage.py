@@ -1,4 +1,4 @@
-"""Where an application's store, models and log lie, for as many machines as there may be."""
+"""Validation of the paths of store, models and log, for one machine or several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from serve.config.diagnostics import Findings
-from serve.config.known_keys import meant
+from serve.config.known_keys import suggest
 from serve.config.settings import AppArgs
 from serve.config.yaml_positions import Steps
 from serve.stores.factory import shown
@@ -17,29 +17,29 @@ STORE_FORMS = "use lmdb:PATH on one machine, redis://HOST:PORT/DB on any number"
 
 
 def check_storage(findings: Findings, steps: Steps, args: AppArgs, base: Path, num_nodes: int) -> None:
-    """Where store, models and log lie, for so many nodes at most."""
+    """Refuse locations of store, models and log that up to `num_nodes` nodes cannot share."""
     kind, _, where = args.store.partition(":")
     if kind == "memory":
         findings.refuse(
-            (*steps, "store"), f"memory: lives in one process, and the service has several; {STORE_FORMS}"
+            (*steps, "store"), f"memory: exists in one process, and the service has several; {STORE_FORMS}"
         )
     elif kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
-        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else meant(kind, STORES)
+        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else suggest(kind, STORES)
         findings.refuse(
-            (*steps, "store"), f"{shown(args.store)!r} is no address of a store; {hint}; {STORE_FORMS}"
+            (*steps, "store"), f"{shown(args.store)!r} is not the address of a store; {hint}; {STORE_FORMS}"
         )
     elif kind != "lmdb" and (wrong := _wrong_redis(args.store)):
         findings.refuse((*steps, "store"), f"{shown(args.store)!r}: {wrong}; {STORE_FORMS}")
     elif num_nodes > 1 and kind == "lmdb":
         findings.refuse(
             (*steps, "store"),
-            f"{args.store!r} is a file of one machine, and `nodes` allows {num_nodes}; {STORE_FORMS}",
+            f"{args.store!r} is a file on one machine, and `nodes` allows {num_nodes}; {STORE_FORMS}",
         )
     elif num_nodes > 1 and any(name in where for name in ("//127.", "//localhost", "@127.", "@localhost")):
         findings.refuse(
             (*steps, "store"),
-            f"{shown(args.store)!r} is another store on each machine, and `nodes` allows {num_nodes}; "
-            "name the host as all of them know it",
+            f"{shown(args.store)!r} is a different store on each machine, and `nodes` allows {num_nodes}; "
+            "give a host name that all of them can reach",
         )
     for key, folder in (("models", args.models), ("log", args.log)):
         _check_folder(findings, (*steps, key), folder, num_nodes)
@@ -50,28 +50,29 @@ def check_storage(findings: Findings, steps: Steps, args: AppArgs, base: Path, n
 
 
 def _wrong_redis(address: str) -> str:
-    """What is wrong with the address of a Redis server; empty if nothing is."""
+    """Return the error in the address of a Redis server; empty if there is none."""
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
-    except ValueError:  # it may quote the password
-        return "the port is no number from 0 to 65535"
+    # The exception may quote the password.
+    except ValueError:
+        return "the port must be a number from 0 to 65535"
     if not host:
-        return "there is no host in it"
+        return "the host is missing"
     if parts.password or "password=" in parts.query:
         return (
-            "Ray would write the password in it to its logs; leave it out, as in redis://USER@HOST:PORT/DB, and set "
+            "Ray would write this password to its logs; leave it out, as in redis://USER@HOST:PORT/DB, and set "
             "TABRANK_REDIS_PASSWORD in its environment"
         )
     number = parts.path.strip("/")
-    return "" if number.isdigit() or not number else f"a database has a number (got {number!r})"
+    return "" if number.isdigit() or not number else f"the database must be a number (got {number!r})"
 
 
 def _check_folder(findings: Findings, steps: Steps, folder: str, num_nodes: int) -> None:
     if not folder:
-        findings.refuse(steps, "the path of a folder was expected (got '')")
+        findings.refuse(steps, "expected the path of a folder (got '')")
     elif "://" in folder:
-        findings.refuse(steps, f"only folders are read (got {folder!r}); mount it, and give the path")
+        findings.refuse(steps, f"only folders can be read (got {folder!r}); mount it, and give the path")
     elif num_nodes > 1 and not os.path.isabs(folder):
         findings.refuse(
             steps,

@@ -1,4 +1,4 @@
-"""A YAML document that knows where each of its keys and values stands."""
+"""YAML document with the positions of its keys and values, for error messages."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ import yaml
 
 from serve.contract.errors import TabrankError
 
-LOADER = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # libyaml's, where PyYAML has it, takes a tenth of the time
-Steps = tuple[Any, ...]  # keys and indices, from the root
+# libyaml's loader, where PyYAML has it, takes a tenth of the time.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Keys and indices from the root to a value.
+Steps = tuple[Any, ...]
 MAX_BYTES = 256 << 10
-MAX_VALUES = 5_000  # an alias counts as all that it stands for; one file of ours has about 150
-MAX_NUMBER = 40  # characters of a number; YAML reads 1:59:59 to base 60, and a long one for minutes
-UNFIT = (
-    ValueError,
-    OverflowError,
-    LookupError,
-    AttributeError,
-)  # what PyYAML raises for a value that is no such
+# Limit the values, counting each alias as its content. Our own file has about 150.
+MAX_VALUES = 5_000
+# Limit the characters of a number: YAML reads 1:59:59 to base 60, and a long one takes minutes.
+MAX_NUMBER = 40
+# Exceptions of PyYAML for invalid values.
+UNFIT = (ValueError, OverflowError, LookupError, AttributeError)
 NOT_JSON = {
     "timestamp": "a time",
     "binary": "bytes",
@@ -36,8 +34,8 @@ NOT_JSON = {
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something wrong, or unwise, at a place of a file."""
+class Finding:
+    """An error or a warning at a position of a file."""
 
     file: str
     line: int
@@ -49,28 +47,30 @@ class Problem:
         return f"{self.file}:{self.line}:{self.column}: {self.path}{': ' if self.path else ''}{self.detail}"
 
 
-class Refused(TabrankError):
-    """A file with problems; the text is one line for each."""
+class ConfigRefused(TabrankError):
+    """A file with errors; the message has one line for each."""
 
-    def __init__(self, problems: list[Problem], warnings: list[Problem] | None = None) -> None:
+    def __init__(self, problems: list[Finding], warnings: list[Finding] | None = None) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
         self.warnings = warnings or []
 
 
 class Document:
-    """A mapping in YAML. Where an alias or a merge brought a value in, its place is the one where it is written."""
+    """A YAML mapping with positions.
+
+    The position of a value from an alias or a merge is the place where the value is written.
+    """
 
     def __init__(self, path: Path, raw: bytes) -> None:
-        """Read; raises Refused if this is no YAML, or no mapping."""
+        """Parse the document; raise ConfigRefused if it is not YAML or not a mapping."""
         self.path = path
-        if raw.startswith(
-            (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        ):  # YAML has it, and Ray opens files as UTF-8
+        # YAML allows UTF-16, but Ray opens files as UTF-8.
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise self._no_yaml((1, 1), "it is UTF-16; save it as UTF-8 text")
         if len(raw) > MAX_BYTES:
             detail = f"it has {len(raw):,} bytes, more than {MAX_BYTES:,}; is this a Ray Serve config file?"
-            raise Refused([Problem(str(path), 1, 1, "", detail)])
+            raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
         try:
             root = yaml.compose(raw, LOADER)
             self.oddities = list(_oddities(root, (), (), count())) if root else []
@@ -85,16 +85,16 @@ class Document:
         except RecursionError:
             raise self._no_yaml((1, 1), "it is nested too deeply") from None
         if not isinstance(self.value, dict):
-            detail = "a mapping with the key 'applications' was expected at the top"
-            raise Refused([Problem(str(path), 1, 1, "", detail)])
-        assert root is not None  # there is a mapping
+            detail = "expected a mapping with the key 'applications' at the top"
+            raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
+        assert root is not None
         self._root: yaml.Node = root
 
-    def _no_yaml(self, place: tuple[int, int], detail: str) -> Refused:
-        return Refused([Problem(str(self.path), *place, "", f"not valid YAML: {detail}")])
+    def _no_yaml(self, place: tuple[int, int], detail: str) -> ConfigRefused:
+        return ConfigRefused([Finding(str(self.path), *place, "", f"not valid YAML: {detail}")])
 
     def place(self, steps: Steps, key: bool = False) -> tuple[int, int]:
-        """Line and column, from 1, of the value at a path or of its key; of the nearest that is there."""
+        """Return line and column, from 1, of a value or its key, or of the nearest ancestor."""
         node: yaml.Node = self._root
         mark = node.start_mark
         for i, step in enumerate(steps):
@@ -107,7 +107,7 @@ class Document:
         return mark.line + 1, mark.column + 1
 
     def split(self, message: str) -> tuple[Steps, str]:
-        """The path that a message begins with, and what it says of it."""
+        """Split a message into the path that it begins with, and the rest."""
         steps: Steps = ()
         value: Any = self.value
         while True:
@@ -121,7 +121,7 @@ class Document:
 
 
 def show(steps: Steps) -> str:
-    """A path as text: `applications[0].deployments[1].name`."""
+    """Format a path as text: `applications[0].deployments[1].name`."""
     return "".join(map(_shown, steps)).lstrip(".")
 
 
@@ -134,7 +134,8 @@ def _constructed(root: yaml.Node | None) -> Any:
         return None
     try:
         return yaml.constructor.SafeConstructor().construct_document(root)
-    except UNFIT as error:  # such as the 31st of February
+    # For example, the 31st of February.
+    except UNFIT as error:
         mark = root.start_mark
         raise yaml.MarkedYAMLError(problem=str(error), problem_mark=mark) from None
 
@@ -150,14 +151,16 @@ def _child(node: yaml.Node, step: Any) -> tuple[yaml.Node | None, yaml.Node] | N
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return None, node.value[step]
     if isinstance(node, yaml.MappingNode):
-        for key, child in reversed(node.value):  # merged keys came first, and were overridden
+        # Merged keys come first, and are overridden.
+        for key, child in reversed(node.value):
             if _key(key) == step and type(_key(key)) is type(step):
                 return key, child
     return None
 
 
 def _key(node: yaml.Node) -> Any:
-    if node.tag == "tag:yaml.org,2002:str":  # most are, and a constructor each would be slow
+    # Most keys are strings; a constructor for each would be slow.
+    if node.tag == "tag:yaml.org,2002:str":
         return node.value
     try:
         return yaml.constructor.SafeConstructor().construct_object(node) if _is_scalar(node) else None
@@ -172,10 +175,10 @@ def _is_scalar(node: yaml.Node) -> bool:
 def _oddities(
     node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...], counted: Iterator[int]
 ) -> Iterator[tuple[Steps, yaml.Mark, str]]:
-    """What YAML allows and a configuration does not survive: repeated keys, values that JSON has not."""
+    """Yield what YAML allows but a configuration must not: duplicate keys, non-JSON values."""
     kind = node.tag.rpartition(":")[2]
     if next(counted) >= MAX_VALUES:
-        problem = f"more than {MAX_VALUES:,} values, each alias counted as what it stands for"
+        problem = f"more than {MAX_VALUES:,} values, with each alias counted as its content"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
         problem = f"a number of {len(node.value):,} characters; put it in quotes if it is text"
@@ -184,7 +187,7 @@ def _oddities(
         yield (
             steps,
             node.start_mark,
-            f"YAML takes this for {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes",
+            f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes",
         )
     if node in above:
         problem = "an alias that contains itself"
@@ -208,7 +211,7 @@ def _oddities(
                 yield (
                     here,
                     key.start_mark,
-                    f"YAML does not take the key {key.value} for a string; put it in quotes",
+                    f"YAML does not read the key {key.value} as a string; put it in quotes",
                 )
             names.add((key.tag, key.value))
             yield from _oddities(child, here, (*above, node), counted)

@@ -1,1 +1,4 @@
-"""Wire types and what every layer needs: errors, messages, names. Imports nothing above it."""
+"""Wire types, errors, validation and metric names that every layer shares.
+
+Bottom layer: it imports no other folder of the project.
+"""

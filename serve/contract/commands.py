@@ -1,4 +1,7 @@
-"""The options that several commands have, and how commands end: exit code 0 held, 1 did not hold, 2 did not run."""
+"""Options that several commands share, and their exit codes.
+
+Exit code 0: the check held. 1: it did not hold. 2: the command could not run.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +24,28 @@ RUN = Path("var/run")
 
 
 class Commands(TyperGroup):
-    """Commands of which none exits with 1 but where it says that something did not hold.
+    """Command group that reserves exit code 1 for a check that did not hold.
 
-    A user's mistake is one sentence on stderr, Ctrl-C and SIGTERM too; what nobody foresaw is a traceback. All exit
-    with 2, as wrong usage does.
+    A user error, Ctrl-C and SIGTERM print one sentence on stderr. An unexpected exception prints
+    its traceback. All of these exit with 2, as wrong usage does.
     """
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that was asked for."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both unwind what was begun
+        """Run the command that the arguments select."""
+        # SIGTERM raises KeyboardInterrupt like Ctrl-C, so both run the cleanup code.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             try:
                 return super().invoke(ctx)
             finally:
-                # Now, while a reader that is gone, such as `head`, can still be told from a failure.
+                # Flush here: a closed pipe (`| head`) then raises BrokenPipeError below.
                 sys.stdout.flush()
         except TabrankError as error:
             print(error, file=sys.stderr)
         except (KeyboardInterrupt, typer.Abort):
-            print("interrupted; what was under way is not finished", file=sys.stderr)
+            print("interrupted; the command did not finish", file=sys.stderr)
         except Exception as error:
-            # typer's own: wrong usage, --help, an exit that a command chose, and a closed pipe, which it keeps quiet
+            # typer handles its own exceptions (usage, --help, a chosen exit) and closed pipes.
             if hasattr(error, "exit_code") or isinstance(error, BrokenPipeError):
                 raise
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The project's errors: what a user can mend, and what a request is refused with."""
+"""Exception classes of the project, and hints at the nearest valid name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterable
 
 
 class TabrankError(Exception):
-    """Something that the user can mend: the message names the field, the value and the remedy.
+    """Error that the user can fix; the message names the field, the value and the remedy.
 
-    A command prints the message alone and exits with 2; no traceback is shown.
+    A command prints only the message, without a traceback, and exits with 2.
     """
 
 
 class RequestError(TabrankError):
-    """A request that is refused, as `application/problem+json`."""
+    """Refusal of an HTTP request, answered as `application/problem+json`.
+
+    `allow` lists the methods that a 405 answer names.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class RequestError(TabrankError):
     ) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
-        self.allow = allow  # the methods that a 405 names
+        self.allow = allow
         self.status = status
         self.title = title
         self.detail = detail
@@ -36,46 +39,46 @@ class RequestError(TabrankError):
 
 
 class Busy(Exception):
-    """More is waiting than can be held; come again."""
+    """Queue full; retry later."""
 
 
 class TooLarge(Exception):
-    """A call between deployments is larger than gRPC takes; send less at once."""
+    """A call between deployments exceeds gRPC's message limit; send less at once."""
 
 
 class StoreUnavailable(TabrankError):
-    """The store cannot be read now; the ranking goes on without it."""
+    """The store cannot be read; rankings continue without it."""
 
 
 class ScorerUnavailable(TabrankError):
-    """The scorer has failed several times in a row and is left alone; the ranking goes on without it."""
+    """The circuit breaker of the scorer is open; rankings continue without it."""
 
 
-class LeaseLost(TabrankError):
-    """Another writer has taken over the store; this one's commits are refused from then on."""
+class WriterFenced(TabrankError):
+    """Another writer took a newer fencing epoch; the store refuses this writer's commits."""
 
 
 class ArtifactRefused(TabrankError):
-    """An artifact is incomplete, altered, or does not score its golden rows as it did when it was made."""
+    """An artifact is incomplete, altered, or scores its golden rows differently than at export."""
 
 
 class ScoringFailed(TabrankError):
-    """A version cannot score a batch, though its scorer is there: the fault of its artifact."""
+    """A reachable scorer could not score a batch with this version: its artifact is at fault."""
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    """The sentence that refuses an unknown key and names the nearest valid one."""
+    """Return the message that refuses an unknown key and names the nearest valid one."""
     names = sorted(known)
     hint = did_you_mean(key, names) or f"valid keys are {', '.join(names)}"
     return f"{where}: unknown key {key!r}; {hint}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint at the name that was meant; empty where none is like it."""
+    """Return a hint at the most similar known name, or "" if no name is similar."""
     near = nearest(name, known)
     return "" if near is None else f"did you mean {near!r}?"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known name most like another; `cutoff` is of difflib's ratio."""
+    """Return the most similar known name, or None; `cutoff` is difflib's least ratio."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)

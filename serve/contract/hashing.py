@@ -1,15 +1,17 @@
-"""The stable 64-bit hash of a category string: the same in every process, on every machine."""
+"""Stable 64-bit hash of category strings, equal in every process and on every machine."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
 
-_SEED = b"tabrank-category"  # at most 16 bytes; changing it unlearns every stored row and every vocabulary
+# At most 16 bytes. A change invalidates every stored row and every vocabulary.
+_SEED = b"tabrank-category"
 
 
-@lru_cache(maxsize=1 << 16)  # bounded: request-time strings come from outside
+# The cache is bounded because clients choose the strings of a request.
+@lru_cache(maxsize=1 << 16)
 def hash64(value: str) -> int:
-    """A 64-bit hash of `value`, never 0: in a category column 0 says missing."""
+    """Return a 64-bit hash of `value`, never 0: 0 means missing in a category column."""
     digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8, person=_SEED).digest()
     return int.from_bytes(digest, "little") or 1

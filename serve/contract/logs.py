@@ -1,12 +1,14 @@
-"""Our log lines: one line each whatever is in them, under the request and the application that they are about."""
+"""Format of the service's log records: one line each, with request id and application."""
 
 from __future__ import annotations
 
 import logging
 import traceback
 
-OURS = "tabrank"  # every module's logger
-RAYS = "ray.serve"  # writes a replica's file, as text or, with `logging_config: {encoding: JSON}`, as JSON
+# The logger that every module uses.
+SERVICE_LOGGER = "tabrank"
+# Ray Serve's logger of a replica's file: text, or JSON with `logging_config: {encoding: JSON}`.
+RAY_LOGGER = "ray.serve"
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)} | {
     ord("\n"): "\\n",
     ord("\r"): "\\r",
@@ -15,20 +17,23 @@ CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2
 
 
 def of_request(request_id: str | None, trace_id: str | None = None) -> dict[str, str]:
-    """The `extra` of a line about a request: its ids, as far as they are known."""
+    """Return the `extra` of a log record about a request: those of its ids that are not None."""
     ids = {"request_id": request_id, "trace_id": trace_id}
     return {name: value for name, value in ids.items() if value is not None}
 
 
 class OneLine(logging.Filter):
-    """Nothing that a client wrote begins a line of its own: an id may hold any character, a newline too."""
+    """Filter that escapes control characters, so that no client input starts a new log line.
+
+    An id may hold any character, newlines included.
+    """
 
     def __init__(self, application: str | None = None) -> None:
         super().__init__()
         self._application = application
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let the record pass, its message and ids on one line."""
+        """Escape the record's message and request id, and let it pass."""
         record.msg, record.args = escaped(record.getMessage()), ()
         if "request_id" in record.__dict__:
             record.__dict__["request_id"] = escaped(str(record.__dict__["request_id"]))
@@ -38,14 +43,15 @@ class OneLine(logging.Filter):
 
 
 def escaped(text: str) -> str:
-    """The text with its control characters written out."""
+    """Return the text with its control characters escaped."""
     return text.translate(CONTROL)
 
 
 def write_traceback(record: logging.LogRecord) -> bool:
-    """Write out the record's traceback, indented, so that no line of it looks like a record of its own.
+    """Format the record's traceback, indented, so that none of its lines looks like a record.
 
-    `logging` would print it. In a replica Ray 2.60 replaces `print` by one that writes its arguments as a tuple.
+    `logging` itself would print the traceback, but in a replica Ray 2.60 replaces `print` by a
+    function that writes its arguments as a tuple.
     """
     if record.exc_info and not record.exc_text:
         lines = "".join(traceback.format_exception(*record.exc_info)).rstrip().split("\n")
@@ -54,11 +60,13 @@ def write_traceback(record: logging.LogRecord) -> bool:
 
 
 def join_ray(application: str) -> None:
-    """Have our lines go where Ray Serve's go, with their level, deployment and replica; once a process."""
-    ours, rays = logging.getLogger(OURS), logging.getLogger(RAYS)
+    """Send our records to Ray Serve's handlers, with level, deployment and replica.
+
+    Call it once in a process.
+    """
+    ours, rays = logging.getLogger(SERVICE_LOGGER), logging.getLogger(RAY_LOGGER)
     ours.parent = rays
     rays.addFilter(write_traceback)
-    ours.setLevel(
-        logging.NOTSET
-    )  # Ray's `log_level` decides; and what was cached of the old parent is forgotten
+    # Ray's `log_level` decides. The call also clears the level cached from the old parent.
+    ours.setLevel(logging.NOTSET)
     ours.filters = [OneLine(application), write_traceback]

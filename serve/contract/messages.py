@@ -8,18 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from serve.contract.errors import RequestError, did_you_mean
 from serve.contract.rankings import MAX_ID_CHARACTERS
 
-MAX_QUOTED = 80  # characters of a client's that an answer or a log line repeats
+# Limit the characters of client input that an answer or a log line repeats.
+MAX_QUOTED = 80
 MAX_DETAIL = 300
 
 
 def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
-    """msgspec's message, `what - at `$.path``, as a problem with a JSON Pointer.
+    """Convert msgspec's message, `what - at `$.path``, into an error with a JSON Pointer.
 
-    `fields` are what an object may hold, by the beginning of its pointer: the longest that fits is taken.
+    `fields` maps the prefix of a pointer to the fields that the object there may hold. The longest
+    prefix that matches is used.
     """
-    at = message.rfind(" - at `")  # the last: what is before may be a client's
+    # Search from the end: the text before may contain client input.
+    at = message.rfind(" - at `")
     detail, path = (message[:at], message[at + 7 :]) if at >= 0 else (message, "")
-    path = path.rstrip("`").replace("[...]", "")  # somewhere in it: msgspec does not say where
+    # msgspec writes [...] for an element whose place it does not report.
+    path = path.rstrip("`").replace("[...]", "")
     pointer = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix("$").replace(".", "/")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", detail, re.DOTALL)
     if unknown:
@@ -32,27 +36,28 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
 
 
 def malformed(error: Exception) -> RequestError:
-    """The refusal of what is no JSON, or is nested more deeply than any reader follows."""
+    """Return the refusal of a body that is not JSON, or that is nested too deeply to decode."""
     if isinstance(error, RecursionError):
         return RequestError(400, "malformed JSON", "the body is nested too deeply")
     return RequestError(400, "malformed JSON", f"the body is not valid JSON: {error}")
 
 
 def quoted(text: str) -> str:
-    """What a client wrote, to be repeated to it: short, and with its control characters written out."""
+    """Return client input for a message: shortened, with control characters escaped."""
     return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the nearest valid name, or nothing."""
-    if len(name) > MAX_QUOTED:  # no slip of a name, and long to compare: a megabyte would take a second
+    """Return a hint at the nearest valid name, or ""."""
+    # A name this long is not a typo, and to compare a megabyte would take a second.
+    if len(name) > MAX_QUOTED:
         return ""
     hint = did_you_mean(name, known)
     return f"; {hint}" if hint else ""
 
 
 def below(pointer: str, name: str) -> str:
-    """A JSON Pointer to what an object holds under a name; to the object itself where the name is endless."""
+    """Return a JSON Pointer to a member of an object, or to the object if the name is too long."""
     if len(name) > MAX_ID_CHARACTERS:
         return pointer
     return f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"

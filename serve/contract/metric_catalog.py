@@ -1,22 +1,27 @@
-"""The service's metrics: every name, what it tells, and by which labels. `docs/metrics.md` has the same table."""
+"""Catalog of the service's metrics: names, labels and descriptions.
+
+`docs/metrics.md` holds the same table.
+"""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000)  # above the last: +Inf
+# Upper bounds of histogram buckets; one bucket above the last, +Inf, is added.
+BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000)
 LAG_BOUNDS_MS = (50, 100, 150, 200, 300, 500, 750, 1_000, 2_000, 5_000, 10_000, 60_000, 600_000, 3_600_000)
-BATCH_BOUNDS = (1, 10, 30, 60, 120, 240, 480, 960, 1_760, 3_520)  # candidates; the shipped cap is 1,760
+# Candidates; a shipped batch holds at most 1,760.
+BATCH_BOUNDS = (1, 10, 30, 60, 120, 240, 480, 960, 1_760, 3_520)
 
 Kind = Literal["counter", "gauge", "histogram"]
 
 
 class Metric(NamedTuple):
-    """One metric, by the name that the code gives it.
+    """Name, kind, labels and description of one metric.
 
-    Ray adds the prefix `ray_`, and `_total` to what is no gauge. A histogram is made of counters, cumulative over the
-    label `le` as Prometheus has it: `histogram_quantile` takes it. Ray's own histograms replay each observation in
-    its agent, 40 µs of CPU each.
+    Ray adds the prefix `ray_`, and the suffix `_total` unless the metric is a gauge. A histogram
+    consists of counters, cumulative over the label `le` as in Prometheus, so `histogram_quantile`
+    reads it. Ray's own histograms replay each observation in its agent, which takes 40 µs of CPU.
     """
 
     name: str
@@ -27,7 +32,7 @@ class Metric(NamedTuple):
 
     @property
     def exported(self) -> str:
-        """The name that Prometheus sees."""
+        """Return the name under which Prometheus scrapes the metric."""
         return f"ray_{self.name}" + ("" if self.kind == "gauge" else "_total")
 
 
@@ -37,10 +42,10 @@ MODEL_RANKINGS = Metric(
     "tabrank_model_rankings",
     "counter",
     ("model",),
-    "Rankings by the version that scored them; empty: none did.",
+    "Rankings by the version that scored them; empty where no version scored.",
 )
 DEGRADED = Metric(
-    "tabrank_degraded", "counter", ("reason",), "Rankings that are not what was assigned, by each reason."
+    "tabrank_degraded", "counter", ("reason",), "Rankings with a degraded answer, by each reason."
 )
 LATENCY = Metric(
     "tabrank_latency_ms",
@@ -53,7 +58,7 @@ QUEUE = Metric(
     "tabrank_queue_ms",
     "histogram",
     (),
-    "Rankings whose latency without `features` and `score` was up to `le` ms: the wait for a batch, and for the loop.",
+    "Rankings that waited up to `le` ms for a batch and the event loop (latency minus `features` and `score`).",
     BOUNDS_MS,
 )
 STAGE = Metric(
@@ -65,31 +70,31 @@ STAGE = Metric(
 )
 BATCH = Metric("tabrank_batch_candidates", "histogram", (), "Batches of up to `le` candidates.", BATCH_BOUNDS)
 FRESHNESS = Metric(
-    "tabrank_freshness_ms", "gauge", (), "How old the features of a replica were at most in the last second."
+    "tabrank_freshness_ms", "gauge", (), "Greatest age of a replica's features in the last second."
 )
 KILL_SWITCH = Metric("tabrank_kill_switch", "gauge", (), "1 while a replica answers all in popular order.")
 LEVEL = Metric(
     "tabrank_ladder_level",
     "gauge",
     (),
-    "How far a replica is down the ladder: up to 1 answers are partial, up to 2 they are fallback.",
+    "Load shedding of a replica: above 0 answers are partial, from 1 to 2 a growing share is fallback.",
 )
 REFUSED = Metric(
     "tabrank_refused_ms",
     "histogram",
     (),
-    "Rankings refused with 429 for lack of room, within `le` ms of being seen.",
+    "Rankings refused with 429 by a full replica, within `le` ms of their arrival.",
     BOUNDS_MS,
 )
 MODEL = Metric("tabrank_model_info", "gauge", ("model",), "1 for the promoted version that a replica uses.")
 DROPPED = Metric(
-    "tabrank_exposures_dropped", "counter", (), "Answered rankings that were not logged: too many waited."
+    "tabrank_exposures_dropped", "counter", (), "Answered rankings not logged: the exposure buffer was full."
 )
 TOO_LARGE = Metric(
     "tabrank_exposures_too_large",
     "counter",
     (),
-    "Answered rankings that were not logged: one alone was too large for a call.",
+    "Answered rankings not logged: a single exposure exceeded the size of a call.",
 )
 REJECTED = Metric(
     "tabrank_records_rejected", "counter", (), "Records of `/v1/events` that were invalid or beyond a limit."
@@ -98,8 +103,8 @@ RECORDS = Metric(
     "tabrank_records",
     "counter",
     ("kind",),
-    "Records that Ingest took: event, exposure, viewer, candidate, forget, ended; and what it did not take: "
-    "duplicate, rejected, late, exposure_dropped; and roll_failed, time_ahead, clock_step, segment_damaged.",
+    "Records that Ingest accepted (event, exposure, viewer, candidate, forget, ended) and did not accept "
+    "(duplicate, rejected, late, exposure_dropped); also roll_failed, time_ahead, clock_step, segment_damaged.",
 )
 EVENT_LAG = Metric(
     "tabrank_event_lag_ms",
@@ -118,9 +123,9 @@ PAIRS = Metric(
     "tabrank_pairs",
     "counter",
     ("new", "old", "measure"),
-    "Sums over rows that two versions scored, the shadow, the canary or a fresh one and the one it would replace: "
+    "Sums over rows scored both by a new version (shadow, canary or fresh) and by the version it would replace; "
     "`python -m serve models shift` reads them.",
 )
-ROLLBACKS = Metric("tabrank_rollbacks", "counter", ("kind",), "Versions that the service took back, by why.")
+ROLLBACKS = Metric("tabrank_rollbacks", "counter", ("kind",), "Versions rolled back, by cause.")
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-"""All there are. Each has the label `application` too."""
+"""Every metric of this module. Each also has the label `application`."""

@@ -1,4 +1,4 @@
-"""The bodies of the HTTP API, and their strict decoding."""
+"""Wire types of `/v1/rank` and of errors, with their limits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ MAX_ID_CHARACTERS = 256
 # at most 256 members, and no more than the field's `max`.
 MAX_FIELD_CHARACTERS = 256
 MAX_SET_MEMBERS = 256
-MAX_NUMBER = 1e30  # features are float32 in the end
-MAX_MS = 2**53  # what JSON's readers agree on
-MAX_BODY_BYTES = 2 * 1024 * 1024  # a thousand of the longest ids, with room for fields
+# Features are float32 in the end.
+MAX_NUMBER = 1e30
+# Every JSON reader represents integers up to this one exactly.
+MAX_MS = 2**53
+# Enough for 1,000 ids of the greatest length, with room for fields.
+MAX_BODY_BYTES = 2 * 1024 * 1024
 
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
@@ -34,47 +37,43 @@ Rung = Literal["full", "partial", "fallback"]
 
 
 class Candidate(Struct, forbid_unknown_fields=True):
-    """A candidate with fields that the surface lets a request state."""
+    """Candidate with the fields that the surface allows a request to state."""
 
     candidate: Id
     fields: dict[str, Any] = {}
 
 
 class RankRequest(Struct, forbid_unknown_fields=True):
-    """What to rank, and for whom."""
+    """Body of a ranking request: the viewer and the candidates to rank."""
 
-    viewer: Annotated[Id | None, Meta(description="Who the ranking is for; null is an anonymous viewer.")]
+    viewer: Annotated[Id | None, Meta(description="The viewer to rank for; null is an anonymous viewer.")]
     candidates: Annotated[
-        list[Id | Candidate], Meta(max_length=MAX_CANDIDATES, description="What may be shown; no id twice.")
+        list[Id | Candidate], Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once.")
     ]
-    limit: Annotated[int, Meta(ge=1, le=MAX_MS, description="How many to answer; default all.")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_MS, description="Items to return; default all.")] | None = None
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
     request_id: Annotated[
-        Id | None, Meta(description="Wins over X-Request-Id; minted where neither is given.")
+        Id | None, Meta(description="Overrides X-Request-Id; generated if neither is given.")
     ] = None
-    explain: Annotated[bool, Meta(description="Answer each candidate's feature values.")] = False
-    traffic: Annotated[Literal["live", "test"], Meta(description="Test traffic is never trained on.")] = (
-        "live"
-    )
+    explain: Annotated[bool, Meta(description="Return each candidate's feature values.")] = False
+    traffic: Annotated[Literal["live", "test"], Meta(description="Training ignores test traffic.")] = "live"
     now_ms: (
-        Annotated[
-            int, Meta(ge=0, le=2**53, description="The time of the ranking; with the event clock only.")
-        ]
+        Annotated[int, Meta(ge=0, le=2**53, description="Time of the ranking; only with the event clock.")]
         | None
     ) = None
 
 
 class Ranked(Struct):
-    """A candidate in its place."""
+    """Candidate with its score and position."""
 
     candidate: str
-    score: Annotated[float | None, Meta(description="P(label), or null where the model did not score.")]
+    score: Annotated[float | None, Meta(description="P(label), or null if the model did not score.")]
     position: Annotated[int, Meta(ge=1)]
     features: dict[str, Any] | UnsetType = UNSET
 
 
 class Timing(Struct):
-    """Where the time went, in milliseconds."""
+    """Duration of each stage, in milliseconds."""
 
     queue: float
     features: float
@@ -83,16 +82,16 @@ class Timing(Struct):
 
 
 class RankAnswer(Struct):
-    """The ranking, and how it came about."""
+    """Answer to a ranking request."""
 
     request_id: str
     surface: str
-    experiment: Annotated[str | None, Meta(description="In which the viewer takes part; null for none.")]
+    experiment: Annotated[str | None, Meta(description="The viewer's experiment; null for none.")]
     arm: Annotated[str, Meta(description="The arm that ranked: the one to which the viewer is assigned.")]
-    model: Annotated[str | None, Meta(description="The artifact that scored; null where none did.")]
-    rung: Annotated[Rung, Meta(description="What was delivered.")]
-    degraded: Annotated[list[Degraded], Meta(description="Why it is not what was assigned.")]
-    unknown_viewer: Annotated[bool, Meta(description="Looked up and not found; false where not looked up.")]
+    model: Annotated[str | None, Meta(description="The version that scored; null if none scored.")]
+    rung: Annotated[Rung, Meta(description="Degradation level of this answer.")]
+    degraded: Annotated[list[Degraded], Meta(description="Reasons why the answer is degraded.")]
+    unknown_viewer: Annotated[bool, Meta(description="True if the viewer was looked up and not found.")]
     unknown_candidates: list[str]
     freshness_ms: Annotated[
         float | None, Meta(description="Age of the live table; null before its first read.")
@@ -102,7 +101,7 @@ class RankAnswer(Struct):
 
 
 class Problem(Struct, omit_defaults=True):
-    """An error, as RFC 9457 `application/problem+json`."""
+    """Error body, RFC 9457 `application/problem+json`."""
 
     title: str
     status: int
@@ -113,12 +112,16 @@ class Problem(Struct, omit_defaults=True):
 
 
 def new_request_id() -> str:
-    """An id for a request whose client gave none. No secret: the system's generator costs ten times as much."""
+    """Return a new id for a request whose client gave none.
+
+    The id is not a secret, so it is drawn without the system's generator, which takes ten times as
+    long.
+    """
     return f"{random.getrandbits(128):032x}"
 
 
 def candidate_ids(request: RankRequest) -> list[str]:
-    """The ids, in the order given; the request's own list where it states no fields."""
+    """Return the ids in the given order; without stated fields this is the request's own list."""
     candidates = request.candidates
     if set(map(type, candidates)) <= {str}:
         return candidates  # type: ignore[return-value]
@@ -126,5 +129,5 @@ def candidate_ids(request: RankRequest) -> list[str]:
 
 
 def stated_fields(request: RankRequest) -> dict[int, dict[str, Any]]:
-    """The fields that the request states itself, by the candidate's place."""
+    """Return the fields that the request states, by the index of the candidate."""
     return {i: c.fields for i, c in enumerate(request.candidates) if isinstance(c, Candidate) and c.fields}

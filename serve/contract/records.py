@@ -1,4 +1,4 @@
-"""Wire types of the records that clients send."""
+"""Wire types of `/v1/events`: the records that clients send, and the answer."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from serve.contract.rankings import MAX_MS, Id
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
 # Limit the JSON of one record; MessagePack takes at most twice as many bytes.
 MAX_RECORD_BYTES = 64 * 1024
-MAX_RECORDS = 2_000  # of a batch: the loop that decodes them ranks too
+# Limit a batch: the event loop that decodes it also serves rankings.
+MAX_RECORDS = 2_000
 
 Ms = Annotated[int, Meta(ge=0, le=MAX_MS, description="Milliseconds since 1970.")]
 TsMs = Annotated[
     Ms | None,
     Meta(
-        description="When it happened; default now. A time ahead is taken as now. Of two statements of an attribute "
-        "the later one holds."
+        description="Time of the record; default now. A future time becomes now. Of two values of an attribute "
+        "the one with the later time holds."
     ),
 ]
 
 
 class Event(Struct, tag_field="type", tag="event", forbid_unknown_fields=True, omit_defaults=True):
-    """What a viewer did with a candidate; `id` makes a retry harmless."""
+    """Action of a viewer on a candidate; `id` makes a retry idempotent."""
 
     id: Id
-    viewer: Annotated[Id | None, Meta(description="Who did it; null is an anonymous viewer.")]
+    viewer: Annotated[Id | None, Meta(description="The viewer who acted; null is an anonymous viewer.")]
     candidate: Id
     kind: Annotated[str, Meta(description="One of the surface's events.")]
     ts_ms: TsMs = None
@@ -36,7 +37,7 @@ class Event(Struct, tag_field="type", tag="event", forbid_unknown_fields=True, o
 
 
 class Viewer(Struct, tag_field="type", tag="viewer", forbid_unknown_fields=True, omit_defaults=True):
-    """A viewer's attributes; those that are not named stay as they are."""
+    """Attributes of a viewer; attributes that are not named keep their values."""
 
     id: Id
     fields: dict[str, Any] = {}
@@ -44,40 +45,43 @@ class Viewer(Struct, tag_field="type", tag="viewer", forbid_unknown_fields=True,
 
 
 class Candidate(Struct, tag_field="type", tag="candidate", forbid_unknown_fields=True, omit_defaults=True):
-    """A candidate's attributes, and when it ends; what is not named stays as it is."""
+    """Attributes and end of a candidate; attributes that are not named keep their values."""
 
     id: Id
     fields: dict[str, Any] = {}
     ts_ms: TsMs = None
-    ends_ms: Annotated[Ms | None, Meta(description="When it ends or ended.")] = None
+    ends_ms: Annotated[Ms | None, Meta(description="Time at which the candidate ends or ended.")] = None
 
 
 class Forget(Struct, tag_field="type", tag="forget", forbid_unknown_fields=True, omit_defaults=True):
-    """Remove a viewer's state. The log keeps what was served and done until its segments are deleted."""
+    """Request to remove a viewer's state.
+
+    The log keeps the viewer's exposures and events until their segments are deleted.
+    """
 
     viewer: Id
     ts_ms: TsMs = None
 
 
-Sent = Event | Viewer | Candidate | Forget
+ClientRecord = Event | Viewer | Candidate | Forget
 
 
 class Rejected(Struct):
-    """A record that was not taken, and why."""
+    """Record that was rejected, with the reason."""
 
     pointer: str
     detail: str
 
 
 class EventsRequest(Struct, forbid_unknown_fields=True):
-    """A batch of records; good ones are taken whatever the others are."""
+    """Batch of records; a rejected record does not affect the others."""
 
-    records: Annotated[list[Sent], Meta(max_length=MAX_RECORDS)]
+    records: Annotated[list[ClientRecord], Meta(max_length=MAX_RECORDS)]
 
 
 class EventsAnswer(Struct):
-    """What became of a batch, once what was accepted is durable."""
+    """Answer to a batch, sent once the accepted records are durable."""
 
     accepted: int
-    duplicates: Annotated[int, Meta(description="Events whose id was there before; dropped.")]
+    duplicates: Annotated[int, Meta(description="Events dropped because their id was seen before.")]
     rejected: list[Rejected]

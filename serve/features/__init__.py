@@ -1,1 +1,4 @@
-"""The contract with training: surface, feature kinds and state. Imports `contract`."""
+"""Surface, feature kinds and state: the feature code shared by training and serving.
+
+It may import `client` and `contract`.
+"""

@@ -1,8 +1,9 @@
-"""The viewers' maps, changed by many records at once by the rule of `kinds.Map`.
+"""Vectorized updates of the viewers' affinity maps; `slots.Map` states the rule.
 
-A viewer's records go one after the other, so they go in rounds: the first of each viewer, then the second.
-Shapes: N records, Q pairs of a record and a key that it touches, V records of a round (as many viewers),
-K entries of a map, W entries before some are evicted.
+The records of one viewer must be applied in order. Records are therefore applied in rounds: the
+first record of each viewer, then the second, and so on.
+Shapes: N records, Q pairs of a record and a key that it touches, V records of a round (each of a
+different viewer), K entries of a map, W entries before eviction.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from serve.features.slots import F64, U64, Map
 
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-TOUCHED, UNTOUCHED, EMPTY = 0, 1, 2  # in the order in which they stay
+# Ranks for eviction: entries of the lowest rank are kept first.
+TOUCHED, UNTOUCHED, EMPTY = 0, 1, 2
 
 
 class Parts(NamedTuple):
-    """The parts of a map, a row a viewer: key 0 is an empty place, and those come last."""
+    """Arrays of one map, one row a viewer. Key 0 marks an empty place; empty places come last."""
 
     keys: U64
     event: F64
@@ -29,26 +31,30 @@ class Parts(NamedTuple):
     ms: I64
 
     def each(self, made: Callable[[NDArray[Any]], NDArray[Any]]) -> Parts:
-        """With something made of every part."""
+        """Return the parts with `made` applied to each."""
         return Parts(*map(made, self))
 
     @classmethod
     def of(cls, table: NDArray[np.void], i: int) -> Parts:
-        """Those of the `i`-th map of packed viewers; views."""
+        """Return views of the `i`-th map of packed viewers."""
         return cls(*(table[f"map{i}_{part}"] for part in cls._fields))
 
 
 class Pairs(NamedTuple):
-    """What records touch, `[Q]`: each key once a record, by record and key."""
+    """Distinct pairs of a record and a key that it touches, `[Q]`, sorted by record and key.
+
+    `counts` is the number of the record's candidates that have the key.
+    """
 
     record: I64
     keys: U64
-    counts: F64  # how many of the record's candidates have it
+    counts: F64
 
     @classmethod
     def of(cls, values: U64, lengths: I64) -> Pairs:
-        """Of the values `[P]` or `[P, M]` of the candidates, of which each record has `lengths`, `[N]`."""
-        if len(values) == 1 == values.size:  # most records hold one, for which all that follows is dear
+        """Return the pairs of candidates' values `[P]` or `[P, M]`, `lengths` `[N]` per record."""
+        # Most records hold one candidate, for which the general code is slow.
+        if len(values) == 1 == values.size:
             held = values.ravel()[: int(values.any())]
             return cls(lengths.nonzero()[0][: len(held)], held, np.ones(len(held)))
         if len(values) == 0:
@@ -56,7 +62,8 @@ class Pairs(NamedTuple):
         if values.ndim == 2:
             lengths = lengths * values.shape[1]
         width = int(lengths.max())
-        rows = np.zeros((len(lengths), width), np.uint64)  # padded: to sort each is quicker than to sort all
+        # Padded rows: sorting each row is faster than sorting all values at once.
+        rows = np.zeros((len(lengths), width), np.uint64)
         rows[np.arange(width) < lengths[:, None]] = values.ravel()
         rows.sort(axis=1)
         starts = np.ones(rows.shape, bool)
@@ -71,52 +78,58 @@ class Pairs(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Records of different viewers, `[V]`, and what they touch, `[Q]`."""
+    """Records of distinct viewers, `[V]`, and the keys that they touch, `[Q]`.
+
+    `hit` is true for the map's `event` and false for its `over` event. `owner` `[Q]` is the record
+    of each key.
+    """
 
     viewers: I64
     ts_ms: I64
-    hit: Bools  # whether it is the map's own event, not the one that it is counted over
-    owner: I64  # [Q], which of the records
+    hit: Bools
+    owner: I64
     keys: U64
     counts: F64
 
     def each(self, values: NDArray[Any]) -> NDArray[Any]:
-        """`[Q]` of `[V]`; one value stays one, since it broadcasts."""
+        """Spread `[V]` to `[Q]`; a single value is returned as is, because it broadcasts."""
         return values if len(values) == 1 else values[self.owner]
 
 
 def apply_to_map(
     m: Map, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
 ) -> None:
-    """Apply records `[N]` to a map; those neither `hit` nor `over`, and those of viewer 0, change nothing."""
-    if len(viewers) == 1:  # the commonest call in training
+    """Apply records `[N]` to a map; skip those neither `hit` nor `over`, and those of viewer 0."""
+    # Fast path: one record is the most frequent call in training.
+    if len(viewers) == 1:
         if viewers[0] and (hit[0] or over[0]) and len(pairs.keys):
             _apply(m, parts, Round(viewers, ts_ms, hit, *pairs))
         return
-    turn = _turns(np.where(hit | over, viewers, 0))
-    turn_of_pair = turn[pairs.record]
-    for number in range(int(turn_of_pair.max(initial=-1)) + 1):
-        mine = (turn_of_pair == number).nonzero()[0]
+    rounds = _rounds(np.where(hit | over, viewers, 0))
+    round_of_pair = rounds[pairs.record]
+    for number in range(int(round_of_pair.max(initial=-1)) + 1):
+        mine = (round_of_pair == number).nonzero()[0]
         if len(mine):
-            records = (turn == number).nonzero()[0]
+            records = (rounds == number).nonzero()[0]
             owner = np.searchsorted(records, pairs.record[mine])
             of_record = viewers[records], ts_ms[records], hit[records]
             _apply(m, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
 
 
-def _turns(viewers: I64) -> I64:
-    """`[N]`: how many records of its viewer come before each; -1 for those of viewer 0."""
+def _rounds(viewers: I64) -> I64:
+    """Return `[N]` the number of earlier records of the same viewer; -1 for viewer 0."""
     order = np.argsort(viewers, kind="stable")
     places = np.arange(len(viewers))
     starts = np.where(np.diff(viewers[order], prepend=-1) != 0, places, 0)
-    turns = np.empty(len(viewers), np.int64)
-    turns[order] = places - np.maximum.accumulate(starts)
-    turns[viewers == 0] = -1
-    return turns
+    rounds = np.empty(len(viewers), np.int64)
+    rounds[order] = places - np.maximum.accumulate(starts)
+    rounds[viewers == 0] = -1
+    return rounds
 
 
 def _apply(m: Map, parts: Parts, now: Round) -> None:
-    one = len(now.viewers) == 1  # whose row is changed in place, which halves the time of a record alone
+    # A single record changes its row in place, which halves its time.
+    one = len(now.viewers) == 1
     rows = slice(int(now.viewers[0]), int(now.viewers[0]) + 1) if one else now.viewers
     held = parts.each(lambda part: part[rows])
     hits = (now.each(held.keys) == now.keys[:, None]).ravel().nonzero()[0]
@@ -130,14 +143,15 @@ def _apply(m: Map, parts: Parts, now: Round) -> None:
 
 
 def _with_new(m: Map, held: Parts, hits: I64, now: Round) -> Parts:
-    """`[V, K]`: the entries after the round, of which some came and some went."""
+    """Return `[V, K]` the maps after a round that adds entries and evicts others."""
     pairs, found = np.divmod(hits, m.keep)
     is_new = np.ones(len(now.keys), bool)
     is_new[pairs] = False
     owner = now.owner[is_new]
     used, num_new = np.count_nonzero(held.keys, axis=1), np.bincount(owner, minlength=len(now.viewers))
     width = max(m.keep, int((used + num_new).max()))
-    at = np.empty(len(now.keys), np.int64)  # [Q], places in the wide map, whose rows lie end to end
+    # [Q], places in the flattened wide map.
+    at = np.empty(len(now.keys), np.int64)
     at[pairs] = found + now.owner[pairs] * width
     at[is_new] = (used - np.cumsum(num_new) + num_new)[owner] + np.arange(len(owner)) + owner * width
     wide = held.each(lambda part: np.zeros((len(used), width), part.dtype))
@@ -151,11 +165,12 @@ def _with_new(m: Map, held: Parts, hits: I64, now: Round) -> Parts:
 
 
 def _staying(m: Map, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
-    """`[V, K]`: which of `[V, W]` entries stay, in their order."""
+    """Return `[V, K]` the columns of the `[V, W]` entries that are kept, in ascending order."""
     hit = now.hit[now.owner]
     rank = np.where(wide.keys == 0, EMPTY, UNTOUCHED)
     rank.ravel()[at[hit]] = TOUCHED
-    over = wide.over.copy()  # of a new entry what comes with it; of an old one what was there
+    # A new entry is judged by the counts that arrive with it, an old one by its sums so far.
+    over = wide.over.copy()
     arrived = is_new & ~hit
     over.ravel()[at[arrived]] = now.counts[arrived]
     decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / m.half_life_ms)
@@ -164,8 +179,9 @@ def _staying(m: Map, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
 
 
 def _add(m: Map, parts: Parts, at: I64, now: Round) -> None:
-    """Count what is touched at its places; what is late comes in decayed."""
-    _, event, over, ms = (part.ravel() for part in parts)  # views
+    """Add the counts of a round at the places `at`; a late record is added in decayed form."""
+    # `ravel` returns views, so the assignments below change `parts`.
+    _, event, over, ms = (part.ravel() for part in parts)
     ts_ms, hit, arrived = now.each(now.ts_ms), now.each(now.hit), now.counts
     old_ms = ms[at]
     new_ms = np.maximum(old_ms, ts_ms)

@@ -1,4 +1,4 @@
-"""Rows of a batch of requests as the feature kinds read them."""
+"""Rows of a batch of requests, as feature kinds read them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, Record, Slot, Sum
+from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, PackedRows, Slot, Sum
 
 
 class Layout(Protocol):
-    """Places of sums and maps in the packed rows; `serve.features.rows.Schema` is one."""
+    """Positions of sums and maps in packed rows; implemented by `serve.features.rows.Schema`."""
 
     @property
     def place(self) -> Mapping[Slot, int]:
-        """The place of each slot among the sums of its entity, or among the maps."""
+        """Index of each slot among the sums of its entity, or among the maps."""
 
     @property
     def rates(self) -> Mapping[Entity, F64]:
-        """Halvings a millisecond of each sum, `[S]`."""
+        """Halvings per millisecond of each sum, `[S]`."""
 
 
 @dataclass(frozen=True)
 class Entries:
-    """A map of each viewer, decayed to now: `[B, K]` each; key 0 is an empty place."""
+    """Entries of one map of each viewer, `[B, K]`, decayed to now; key 0 marks an empty place."""
 
     keys: U64
     event: F64
@@ -35,17 +35,17 @@ class Entries:
 
 
 class Batch:
-    """The rows of a batch of requests, as the kinds see them: every answer is `[R]` or `[R, M]`.
+    """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
-    Viewer-side work is done once a request and then spread over its rows.
+    Viewer values are computed once a request and then spread over the request's rows.
     """
 
     def __init__(
         self,
         schema: Layout,
-        viewers: Record,
-        candidates: Record,
-        context: Record,
+        viewers: PackedRows,
+        candidates: PackedRows,
+        context: PackedRows,
         request_of_row: I64,
         now_ms: I64,
     ) -> None:
@@ -60,52 +60,53 @@ class Batch:
         return values if ref.owner == "candidate" else self._spread(values)
 
     def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
-        """What each request has, `[B, ...]`, for each of its rows, `[R, ...]`."""
+        """Spread `[B, ...]`, one value a request, to `[R, ...]`, one a row."""
         return values.take(self.request_of_row, axis=0)
 
     def numbers(self, ref: FieldRef) -> F64:
-        """A number or time, `[R]`."""
+        """Return the values of a number or time field, `[R]`."""
         return self._field(ref)
 
     def hashes(self, ref: FieldRef) -> U64:
-        """A category `[R]`, or a set `[R, M]`."""
+        """Return the hashes of a category field `[R]`, or of a set field `[R, M]`."""
         return self._field(ref)
 
     def viewer_set(self, ref: FieldRef) -> U64:
-        """A set of each request's viewer, `[B, M]`."""
+        """Return the hashes of a set field of each request's viewer, `[B, M]`."""
         values: U64 = self._rows["viewer"][ref.name]
         return values
 
     def found(self, keys: U64, worth: F64, values: U64) -> F64:
-        """`[R]`: the worth `[B, K]` of the viewer's key `[B, K]` that is the row's value `[R]`, 0 without one.
+        """Look up each row's value `[R]` in its viewer's keys `[B, K]`; return the worth `[R]`.
 
-        No viewer has a key twice, but for 0.
+        The result is 0 where no key equals the value. A viewer's keys are distinct, except for 0.
         """
-        hits = np.flatnonzero(self._spread(keys) == values[:, None])  # few, so what follows costs little
+        hits = np.flatnonzero(self._spread(keys) == values[:, None])
         rows, places = np.divmod(hits, keys.shape[1])
         found = np.zeros(len(values))
         found[rows] = worth[self.request_of_row[rows], places]
         return found
 
     def sums(self, slot: Sum) -> F64:
-        """A sum, decayed to now, `[R]`."""
+        """Return a sum, decayed to now, `[R]`."""
         value = self._decayed[slot.entity][self.schema.place[slot]]
         return value if slot.entity == "candidate" else self._spread(value)
 
     @cached_property
     def _decayed(self) -> dict[Entity, F64]:
-        """`[S, B]` of the viewers, `[S, R]` of the candidates."""
+        """Decayed sums: `[S, B]` of viewers, `[S, R]` of candidates."""
         now = {"viewer": self.request_ms, "candidate": self.now_ms}
         decayed: dict[Entity, F64] = {}
         for entity, rates in self.schema.rates.items():
-            # whole columns side by side: a row's few sums are too short for a loop over them
+            # Transpose to [S, rows]: NumPy's inner loop then runs over many rows, not a few sums.
             sums, sums_ms = (np.ascontiguousarray(self._rows[entity][part].T) for part in ("sums", "sums_ms"))
-            age_ms = np.maximum(now[entity] - sums_ms, 0)  # a clock that runs ahead adds nothing
+            # A sum from a clock that runs ahead must not grow.
+            age_ms = np.maximum(now[entity] - sums_ms, 0)
             decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
         return decayed
 
     def map(self, slot: Map) -> Entries:
-        """A map of each request's viewer, decayed to now."""
+        """Return a map of each request's viewer, decayed to now."""
         i, viewers = self.schema.place[slot], self._rows["viewer"]
         age_ms = np.maximum(self.request_ms[:, None] - viewers[f"map{i}_ms"], 0)
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))

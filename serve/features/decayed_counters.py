@@ -1,6 +1,6 @@
-"""The decayed sums of viewers and candidates, changed by many records at once.
+"""Vectorized updates of the decayed sums of viewers and candidates.
 
-Shapes: n rows, perhaps the same more than once; U distinct ones; S sums that an event changes.
+Shapes: n rows, which may repeat; U distinct rows; S sums that an event changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Effect:
-    """What an event does to the sums of one entity: the columns that it changes, and by how much, `[S]` each."""
+    """Columns that an event changes in the sums of one entity, and their increments, `[S]`."""
 
     columns: I64
     weights: F64
@@ -27,14 +27,14 @@ class Effect:
 
     @classmethod
     def of(cls, event: str, sums: Sequence[Sum]) -> Effect | None:
-        """The effect of an event on these sums; none where it has none."""
+        """Return the effect of an event on these sums; None if it changes none of them."""
         weights = np.array([sum(w for name, w in s.weights if name == event) for s in sums])
         columns = weights.nonzero()[0]
         rates = np.array([1.0 / s.half_life_ms for s in sums])
         return cls(columns, weights[columns], rates[columns]) if len(columns) else None
 
     def add(self, table: Any, rows: I64, ts_ms: I64, times: I64 | None = None) -> None:
-        """Let it happen to rows at times, `[n]`, at each of them `times` over; row 0 takes no state."""
+        """Add the event to each row `[n]` at `ts_ms` `[n]`, `times` `[n]` times; skip row 0."""
         if not rows.all():
             known = rows > 0
             rows, ts_ms, times = rows[known], ts_ms[known], None if times is None else times[known]
@@ -42,7 +42,8 @@ class Effect:
                 return
         weights = self.weights if times is None else self.weights * times[:, None]
         cells: Any
-        if len(rows) == 1:  # its row alone, which halves the time of a record alone
+        # Fast path: a single row needs no grouping, which halves its time.
+        if len(rows) == 1:
             table, cells, inverse, last_ms = table[rows[0]], self.columns, None, ts_ms
         else:
             unique, inverse, last_ms = _grouped(rows, ts_ms)
@@ -51,7 +52,7 @@ class Effect:
         value, value_ms = table["sums"], table["sums_ms"]
         old_ms = value_ms[cells]
         new_ms = np.maximum(old_ms, last_ms)
-        # a late event counts at its own time, so it comes in already decayed
+        # A late event counts at its own time, so it is added in decayed form.
         arrived = weights * np.exp2((ts_ms - (new_ms if inverse is None else new_ms[inverse])) * self.rates)
         if inverse is not None:
             places = inverse[:, None] * len(self.columns) + np.arange(len(self.columns))
@@ -61,7 +62,9 @@ class Effect:
 
 
 def _grouped(rows: I64, ts_ms: I64) -> tuple[I64, I64 | None, I64]:
-    """The distinct rows, which of them each is (none where all are distinct), and the last time of each."""
+    """Return the distinct rows `[U]`, the index of each row in them (None if all are distinct), and
+    the last time of each distinct row `[U]`.
+    """
     if len(rows) == 1 or len(set(rows.tolist())) == len(rows):
         return rows, None, ts_ms
     unique, inverse = np.unique(rows, return_inverse=True)

@@ -1,7 +1,8 @@
-"""The feature kinds, each defined once: the state it keeps, how events change it, and its value.
+"""Feature kinds: the state that each keeps, and its value for a viewer and a candidate.
 
-Training and serving compute features with this code and no other. Shapes: B requests, R rows (one per
-request and candidate), K entries of an affinity map, M values of a multi-valued field, S sums of an entity.
+Training and serving both compute features with this code. Shapes: B requests, R rows (one per
+request and candidate), K entries of an affinity map, M values of a multi-valued field, S sums of
+an entity.
 """
 
 from __future__ import annotations
@@ -22,111 +23,111 @@ Transform = Literal["none", "log1p"]
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed before any event: `rate`, worth `weight` observations."""
+    """Prior of a rate: `rate`, weighted like `weight` observations."""
 
     rate: float
     weight: float
 
 
 class Kind(Protocol):
-    """What every feature kind is: numeric `[R]`, or category hashes `[R]` or `[R, M]`."""
+    """Feature kind; its value is numeric `[R]`, or category hashes `[R]` or `[R, M]`."""
 
     categorical: ClassVar[bool]
 
     def slots(self) -> tuple[Slot, ...]:
-        """The state that it keeps."""
+        """Return the slots of state that the kind keeps."""
         ...
 
     def value(self, batch: Batch) -> NDArray[np.generic]:
-        """Its value for each row, from the state as it was before `now`; NaN or 0 where missing."""
+        """Return the value of each row, from the state before `now`; NaN or 0 where missing."""
         ...
 
 
 class Stateless:
-    """A kind that keeps no state."""
+    """Base of kinds that keep no state."""
 
     categorical: ClassVar[bool] = False
 
     def slots(self) -> tuple[Slot, ...]:
-        """Nothing is kept."""
+        """Return no slots."""
         return ()
 
 
 def types(*names: str) -> dict[str, tuple[str, ...]]:
-    """Metadata of a `FieldRef`: the field types that the kind accepts."""
+    """Return the metadata of a `FieldRef`: the field types that the kind accepts."""
     return {"types": names}
 
 
 @dataclass(frozen=True)
 class Number(Stateless):
-    """A numeric attribute as it is."""
+    """Numeric attribute, unchanged."""
 
     field: FieldRef = declare(metadata=types("number", "time"))
     transform: Transform = "none"
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`, NaN where missing."""
+        """Return `[R]`, NaN where missing."""
         return batch.numbers(self.field)
 
 
 @dataclass(frozen=True)
 class Category(Stateless):
-    """A category as its stable hash."""
+    """Category as its stable hash."""
 
     categorical = True
     field: FieldRef = declare(metadata=types("category"))
 
     def value(self, batch: Batch) -> U64:
-        """`[R]`, 0 where missing."""
+        """Return `[R]`, 0 where missing."""
         return batch.hashes(self.field)
 
 
 @dataclass(frozen=True)
 class MultiCategory(Stateless):
-    """A set of categories as stable hashes, padded with 0."""
+    """Set of categories as stable hashes, padded with 0."""
 
     categorical = True
     field: FieldRef = declare(metadata=types("set"))
 
     def value(self, batch: Batch) -> U64:
-        """`[R, M]`."""
+        """Return `[R, M]`."""
         return batch.hashes(self.field)
 
 
 @dataclass(frozen=True)
 class Context(Stateless):
-    """A number that comes with the request."""
+    """Number from the context of the request."""
 
     field: FieldRef = declare(metadata=types("number"))
     transform: Transform = "none"
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`, NaN where the request does not say."""
+        """Return `[R]`, NaN where the request does not state the field."""
         return batch.numbers(self.field)
 
 
 @dataclass(frozen=True)
 class Age(Stateless):
-    """Seconds since a candidate's start; 0 where the start lies ahead."""
+    """Seconds since a candidate's start; 0 where the start is in the future."""
 
     field: FieldRef = declare(metadata=types("time"))
     transform: Transform = "none"
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`, NaN where the start is missing."""
+        """Return `[R]`, NaN where the start is missing."""
         return np.maximum(batch.now_ms - batch.numbers(self.field), 0.0) / 1000.0
 
 
 @dataclass(frozen=True)
 class Match(Stateless):
-    """1 where the viewer's category is the candidate's, else 0."""
+    """1 where viewer and candidate have the same category, else 0."""
 
     viewer: FieldRef = declare(metadata=types("category"))
     candidate: FieldRef = declare(metadata=types("category"))
     transform: ClassVar[Transform] = "none"
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`, NaN where either is missing."""
+        """Return `[R]`, NaN where either category is missing."""
         ours, theirs = batch.hashes(self.viewer), batch.hashes(self.candidate)
         return np.where((ours == 0) | (theirs == 0), np.nan, (ours == theirs).astype(np.float64))
 
@@ -140,7 +141,7 @@ class Member(Stateless):
     transform: ClassVar[Transform] = "none"
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`, NaN where the candidate's category is missing; an empty set holds nothing."""
+        """Return `[R]`, NaN where the candidate's category is missing; 0 for an empty set."""
         theirs = batch.hashes(self.candidate)
         ours = batch.viewer_set(self.viewer)
         return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))
@@ -148,7 +149,7 @@ class Member(Stateless):
 
 @dataclass(frozen=True)
 class Count:
-    """How often the event happened to the viewer or candidate, halved every `half_life`."""
+    """Number of the viewer's or candidate's events, decayed with `half_life`."""
 
     categorical: ClassVar[bool] = False
     entity: Entity
@@ -161,17 +162,20 @@ class Count:
         return Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
 
     def slots(self) -> tuple[Slot, ...]:
-        """One decayed sum."""
+        """Return one decayed sum."""
         return (self._sum,)
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`, ≥ 0."""
+        """Return `[R]`, ≥ 0."""
         return batch.sums(self._sum)
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """What is there now: `up` events minus `down` events, never below 0 (joins − leaves: the audience)."""
+    """Current level: `up` events minus `down` events, at least 0.
+
+    Example: joins − leaves is the size of the audience.
+    """
 
     categorical: ClassVar[bool] = False
     entity: Entity
@@ -184,11 +188,11 @@ class Gauge:
         return Sum(self.entity, ((self.up, 1.0), (self.down, -1.0)))
 
     def slots(self) -> tuple[Slot, ...]:
-        """One sum that does not decay."""
+        """Return one sum that does not decay."""
         return (self._sum,)
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`, ≥ 0."""
+        """Return `[R]`, ≥ 0."""
         return np.maximum(batch.sums(self._sum), 0.0)
 
 
@@ -196,7 +200,7 @@ class Gauge:
 class Rate:
     """Smoothed engagement rate: (events + rate · weight) / (over + weight), both decayed.
 
-    The posterior mean of a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
+    This is the posterior mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
     """
 
     categorical: ClassVar[bool] = False
@@ -215,11 +219,11 @@ class Rate:
         return event, over
 
     def slots(self) -> tuple[Slot, ...]:
-        """A decayed sum of the event and one of what it is counted over."""
+        """Return the decayed sums of `event` and `over`."""
         return self._sums
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`; the prior's rate where nothing was seen."""
+        """Return `[R]`; the prior's rate where neither event occurred."""
         p = self.prior
         event, over = (batch.sums(slot) for slot in self._sums)
         return (event + p.rate * p.weight) / (over + p.weight)
@@ -227,7 +231,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Affinity:
-    """How this viewer takes to this topic, host, genre, tag: the rate of `Rate`, by a candidate's field.
+    """The viewer's `Rate` on candidates with the same field value (topic, host, genre, tag).
 
     For a multi-valued field it is the mean over the candidate's values.
     """
@@ -246,14 +250,14 @@ class Affinity:
         return Map(self.event, self.over, self.field, self.half_life_ms, self.keep)
 
     def slots(self) -> tuple[Slot, ...]:
-        """One map a viewer."""
+        """Return one map per viewer."""
         return (self._map,)
 
     def value(self, batch: Batch) -> F64:
-        """`[R]`; the prior's rate where the map has no entry, NaN where the candidate has no value."""
+        """Return `[R]`: the prior's rate without an entry, NaN without a value of the candidate."""
         p = self.prior
         entries = batch.map(self._map)
-        # [B, K]: what an entry's rate adds to the prior's; exactly 0 at an empty place
+        # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
         gain = (entries.event - p.rate * entries.over) / (entries.over + p.weight)
         values = batch.hashes(self.field)
         if values.ndim == 1:

@@ -1,16 +1,13 @@
-"""Check the values of a surface's fields."""
+"""Validation of field values against the types that a surface declares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from serve.contract.errors import RequestError
 from serve.contract.messages import nearest, quoted
 from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MAX_SET_MEMBERS
-
-if TYPE_CHECKING:  # the client takes its types from here, and needs no numpy
-    from serve.features.surface import Field
+from serve.features.surface import Field
 
 _WANTED = {
     "number": f"a number up to {MAX_NUMBER:g}",
@@ -21,7 +18,7 @@ _WANTED = {
 
 
 def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
-    """A field's value in its one type: a float, a whole number of ms, a string or strings; null stays null.
+    """Return a field's value as a float, whole number of ms, string or list of strings, or None.
 
     Raises:
         RequestError: the surface has no such field, or the value does not fit it.
@@ -45,7 +42,9 @@ def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) ->
 
 
 def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
-    """Return `plain`'s value of a field that a client sent; a log may hold longer ones.
+    """Return `plain`'s value of a field that a client sent, within the limits of length.
+
+    Logs may hold longer values, so they are read with `plain`.
 
     Raises:
         RequestError: the surface has no such field, or the value does not fit it, or is too long.

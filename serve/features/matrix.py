@@ -1,4 +1,4 @@
-"""Features: from rows of state to the matrix that is scored. The same code in training and serving."""
+"""Feature matrix of a batch, computed from rows of state; training and serving both use it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from serve.features.batch import Batch
 from serve.features.definitions import MultiCategory
 from serve.features.rows import Schema
-from serve.features.slots import I64, U64, Record
+from serve.features.slots import I64, U64, PackedRows
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the matrix's columns: numeric, single categories, then (name, width) of the sets."""
+    """Names of the matrix's columns: numeric, single categories, and (name, width) of sets."""
 
     numeric: tuple[str, ...]
     single: tuple[str, ...]
@@ -23,7 +23,7 @@ class Columns:
 
     @property
     def num_category(self) -> int:
-        """How many category columns there are, each set's width counted."""
+        """Return the number of category columns; a set counts with its width."""
         return len(self.single) + sum(width for _, width in self.multi)
 
     @property
@@ -34,23 +34,26 @@ class Columns:
 
 @dataclass(frozen=True)
 class Matrix:
-    """`numeric`: float32 `[R, F]`, NaN missing. `category`: uint64 `[R, K]` hashes, 0 missing."""
+    """Features of R rows: `numeric` float32 `[R, F]` and `category` hashes uint64 `[R, K]`.
+
+    Missing values are NaN and 0.
+    """
 
     numeric: NDArray[np.float32]
     category: U64
 
     def rows(self, part: slice) -> Matrix:
-        """The matrix of some of its rows; views."""
+        """Return a view of some rows."""
         return Matrix(self.numeric[part], self.category[part])
 
     def to_bytes(self) -> bytes:
-        """What goes from `FeatureFetch` to `Scorer`: three sizes, then the two arrays."""
+        """Pack the matrix for the call from `FeatureFetch` to `Scorer`: three sizes, two arrays."""
         sizes = np.array([len(self.numeric), self.numeric.shape[1], self.category.shape[1]], np.int64)
         return b"".join((sizes.tobytes(), self.category.tobytes(), self.numeric.tobytes()))
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> Matrix:
-        """The matrix that `to_bytes` wrote; read-only views, no copy."""
+        """Return the matrix that `to_bytes` packed, as read-only views without a copy."""
         num_rows, num_numeric, num_category = (int(n) for n in np.frombuffer(payload, np.int64, 3))
         category = np.frombuffer(payload, np.uint64, num_rows * num_category, 24)
         numeric = np.frombuffer(payload, np.float32, num_rows * num_numeric, 24 + category.nbytes)
@@ -58,7 +61,7 @@ class Matrix:
 
 
 class Features:
-    """The features of a surface, in the order in which it declares them."""
+    """Features of a surface, in the order of their declaration."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -71,24 +74,29 @@ class Features:
         self.popular = self.columns.numeric.index(schema.surface.popular)
 
     def compute(
-        self, viewers: Record, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+        self,
+        viewers: PackedRows,
+        candidates: PackedRows,
+        context: PackedRows,
+        request_of_row: I64,
+        now_ms: I64,
     ) -> Matrix:
-        """The matrix of a batch of requests.
+        """Compute the matrix of a batch of requests.
 
         Args:
-            viewers: `[B]` rows, one a request.
+            viewers: `[B]` rows, one per request.
             candidates: `[R]` rows.
             context: `[B]` rows.
-            request_of_row: `[R]`, which request each row belongs to.
-            now_ms: `[B]`, each request's time.
+            request_of_row: `[R]`, the index of each row's request.
+            now_ms: `[B]`, the time of each request.
         """
         batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
         return self._matrix(batch, request_of_row)
 
     def popularity(
-        self, candidates: Record, context: Record, request_of_row: I64, now_ms: I64
+        self, candidates: PackedRows, context: PackedRows, request_of_row: I64, now_ms: I64
     ) -> NDArray[np.float32]:
-        """`[R]`: what the heuristic sorts by, as `compute` has it, without viewers; one feature's work."""
+        """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
         viewers = self.schema.blank("viewer", len(now_ms))
         batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
         name = self.schema.surface.popular

@@ -1,7 +1,7 @@
-"""State: packed rows of viewers and candidates, and the one way in which records change them.
+"""State of a surface: packed rows of viewers and candidates, and how records change them.
 
-A row is a NumPy record; its bytes are what a store keeps. Row 0 is nobody: all missing, never changed, and
-what an unknown id is scored on.
+A row is a NumPy record; stores keep its bytes. Row 0 stands for every unknown id: all its values
+are missing, and it never changes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from serve.contract.hashing import hash64
 from serve.features.affinity_maps import Pairs, Parts, apply_to_map
 from serve.features.decayed_counters import Effect
 from serve.features.id_index import Buckets
-from serve.features.slots import I64, IMPRESSION, Entity, Map, Record, Slot, Sum
+from serve.features.slots import I64, IMPRESSION, Entity, Map, PackedRows, Slot, Sum
 from serve.features.surface import Field, Surface
 
-WORTH_A_ROUND = 16  # records: fewer are quicker one by one, most being of one viewer
-AT_ONCE = 1 << 14  # candidates, and RECORD for each record: what is built of them stays within some MB
-RECORD = 32
-EVER_MS = np.iinfo(np.int64).min  # the time of an attribute that has held since ever
-NEVER_MS = np.iinfo(np.int64).max  # the end of a candidate whose end is not known
+# Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
+MIN_RECORDS_AT_ONCE = 16
+# Limit the candidates, plus RECORD_COST for each record, that are applied at once: temporary arrays
+# stay within some MB.
+MAX_CANDIDATES_AT_ONCE = 1 << 14
+RECORD_COST = 32
+# Time of an attribute without a time of its own: every other time is later.
+EVER_MS = np.iinfo(np.int64).min
+# End of a candidate whose end is not known.
+NEVER_MS = np.iinfo(np.int64).max
 
 
 class Schema:
-    """What a surface's state is made of: the layout of the rows and the sums and maps in them."""
+    """Layout of a surface's rows, with the sums and maps in them."""
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
@@ -40,14 +45,14 @@ class Schema:
         }
         groups: tuple[tuple[Slot, ...], ...] = (self.maps, *self.sums.values())
         self.place = {slot: i for group in groups for i, slot in enumerate(group)}
-        # a half-life of infinity is a factor of exp2(0)
+        # An infinite half-life gives the rate 0, so the factor exp2(0) = 1.
         self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.sums.items()}
         self.events = tuple(dict.fromkeys((IMPRESSION, *surface.events)))
         self.number = {event: number for number, event in enumerate(self.events)}
         self.effects = {
             entity: [Effect.of(event, sums) for event in self.events] for entity, sums in self.sums.items()
         }
-        # Attributes in the order of their times in `stated_ms`; a candidate's end is one of them.
+        # Attributes in the order of their times in `stated_ms`, the candidate's end included.
         self.stated: dict[Entity, tuple[str, ...]] = {
             "viewer": tuple(surface.fields["viewer"]),
             "candidate": (*surface.fields["candidate"], "ends_ms"),
@@ -88,8 +93,8 @@ class Schema:
             for part, code in (("keys", "<u8"), ("event", "<f8"), ("over", "<f8"), ("ms", "<i8"))
         ]
 
-    def blank(self, entity: Entity, n: int = 1) -> Record:
-        """`n` rows of which nothing is known."""
+    def blank(self, entity: Entity, n: int = 1) -> PackedRows:
+        """Return `n` rows with all values missing."""
         dtype = self.viewer if entity == "viewer" else self.candidate
         rows = np.zeros(n, dtype)
         for name, declared in self.surface.fields[entity].items():
@@ -100,8 +105,8 @@ class Schema:
             rows["ends_ms"] = NEVER_MS
         return rows
 
-    def context_rows(self, contexts: Sequence[Mapping[str, object]]) -> Record:
-        """`[B]`: the declared context fields of each request; what a request does not say is missing."""
+    def context_rows(self, contexts: Sequence[Mapping[str, object]]) -> PackedRows:
+        """Return `[B]` rows of the declared context fields; a field without a value is missing."""
         rows = np.zeros(len(contexts), self.context)
         for name, declared in self.surface.fields["context"].items():
             rows[name] = [encode(declared, context.get(name)) for context in contexts]
@@ -109,7 +114,7 @@ class Schema:
 
 
 def encode(declared: Field, value: Any) -> Any:
-    """A field's value as its row keeps it: a float, a hash, or a padded row of hashes (the first `max`)."""
+    """Encode a field's value for its row: a float, a hash, or the first `max` hashes, padded."""
     if declared.type in ("number", "time"):
         return np.nan if value is None else float(value)
     if declared.type == "category":
@@ -118,8 +123,8 @@ def encode(declared: Field, value: Any) -> Any:
     return hashes + [0] * (declared.max - len(hashes))
 
 
-class Rows:
-    """The rows of one entity by id, growing as ids come; row 0 is nobody."""
+class RowTable:
+    """Growing table of one entity's rows by id; row 0 stands for unknown ids."""
 
     def __init__(self, schema: Schema, entity: Entity) -> None:
         self.entity: Entity = entity
@@ -134,11 +139,11 @@ class Rows:
         return len(self.index)
 
     def find(self, ids: Sequence[str | None]) -> I64:
-        """The row number of each id, 0 where it has none."""
+        """Return the row number of each id, 0 for an unknown id."""
         return self._buckets.find(ids)
 
     def add(self, name: str) -> int:
-        """The row number of an id, which gets a blank row if it has none."""
+        """Return the row number of an id; an unknown id gets a blank row."""
         row = self.index.get(name)
         if row is not None:
             return row
@@ -155,14 +160,14 @@ class Rows:
         return row
 
     def put(self, name: str, packed: bytes) -> None:
-        """Replace an id's row by the packed one."""
+        """Replace the row of an id by a packed row."""
         row = self.add(name)
         self.table[row] = np.frombuffer(packed, self.table.dtype)[0]
 
     def apply(self, changed: Mapping[str, bytes]) -> None:
-        """Take what a store says has changed: packed rows by id, b"" for an id that is gone.
+        """Apply the changes that a store reports: packed rows by id, b"" for a removed id.
 
-        A row of another size is damaged; its id counts as gone, and no other row is mistaken for it.
+        A row of another size is damaged, so its id is removed.
         """
         if not {0, self.table.itemsize}.issuperset(map(len, changed.values())):
             changed = {name: row if self.is_sound(row) else b"" for name, row in changed.items()}
@@ -174,11 +179,11 @@ class Rows:
                 self.drop(name)
 
     def is_sound(self, packed: bytes) -> bool:
-        """Whether it can be a row: what was damaged may have another size."""
+        """Return whether a packed row has the size of a row; a damaged row may not."""
         return len(packed) == self.table.itemsize
 
     def drop(self, name: str) -> None:
-        """Forget an id; another may get its row."""
+        """Remove an id; a later id may reuse its row."""
         row = self.index.pop(name, None)
         if row is not None:
             self.table[row] = self.schema.blank(self.entity)[0]
@@ -187,50 +192,59 @@ class Rows:
             self._buckets.changed(name)
 
 
-class Run(NamedTuple):
-    """N exposures and events in their order, with nothing else between them.
+class Interactions(NamedTuple):
+    """Sequence of N exposures and events in order, with no other record between them.
 
-    An event has one candidate; an exposure is an impression of each of its own.
+    An event has one candidate; an exposure is an impression of each of its candidates.
+
+    `event` `[N]`: index in `Schema.events`. `viewer` `[N]`: row number; row 0 takes no state.
+    `ts_ms` `[N]`. `lengths` `[N]`: number of candidates of each record.
+    `candidates` `[P]`: row numbers.
     """
 
-    event: I64  # [N], its number in `Schema.events`
-    viewer: I64  # [N], row numbers; row 0 takes no state
-    ts_ms: I64  # [N]
-    lengths: I64  # [N], how many of `candidates` each has
-    candidates: I64  # [P], row numbers
+    event: I64
+    viewer: I64
+    ts_ms: I64
+    lengths: I64
+    candidates: I64
 
-    def only(self, event: int) -> Run:
-        """Its records of one event."""
+    def only(self, event: int) -> Interactions:
+        """Return the records of one event."""
         chosen = self.event == event
         candidates = self.candidates[np.repeat(chosen, self.lengths)]
-        return Run(
+        return Interactions(
             self.event[chosen], self.viewer[chosen], self.ts_ms[chosen], self.lengths[chosen], candidates
         )
 
-    def parts(self) -> Iterator[Run]:
-        """It in the parts that are quick to apply at once: few records one by one, very many in some parts."""
+    def parts(self) -> Iterator[Interactions]:
+        """Yield parts that are fast to apply at once.
+
+        Few records are yielded one by one, many in parts of bounded size.
+        """
         num = len(self.event)
         if num == 1:
             yield self
             return
         ends = np.cumsum(self.lengths)
         cuts = np.arange(num + 1)
-        if num >= WORTH_A_ROUND:
-            changes = np.diff((ends + RECORD * cuts[1:]) // AT_ONCE, prepend=0, append=-1)
+        if num >= MIN_RECORDS_AT_ONCE:
+            changes = np.diff((ends + RECORD_COST * cuts[1:]) // MAX_CANDIDATES_AT_ONCE, prepend=0, append=-1)
             cuts = np.concatenate([[0], changes[1:].nonzero()[0] + 1])
         for begin, end in pairwise(cuts.tolist()):
             part = slice(begin, end)
             candidates = self.candidates[ends[begin] - self.lengths[begin] : ends[end - 1]]
-            yield Run(self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates)
+            yield Interactions(
+                self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates
+            )
 
 
 class State:
-    """All viewers and candidates of a surface. Records are applied in order; nothing else changes it."""
+    """Rows of all viewers and candidates of a surface; it changes only by records, in order."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self.viewers = Rows(schema, "viewer")
-        self.candidates = Rows(schema, "candidate")
+        self.viewers = RowTable(schema, "viewer")
+        self.candidates = RowTable(schema, "candidate")
 
     def upsert(
         self,
@@ -242,10 +256,10 @@ class State:
         ts_ms: int = EVER_MS,
         received_ms: int = NEVER_MS,
     ) -> None:
-        """Set the named attributes of a viewer or candidate, but those that were stated of a later time.
+        """Set the named attributes of a viewer or candidate, unless they have a later time already.
 
-        A time after `received_ms`, when the record came, does not count as later: the clock was wrong then.
-        Sums and maps stay.
+        A stored time after `received_ms`, the arrival of this record, does not count as later: it
+        comes from a wrong clock. Sums and maps do not change.
         """
         rows = self.viewers if entity == "viewer" else self.candidates
         row = rows.add(name)
@@ -257,23 +271,23 @@ class State:
                 rows.table[key][row] = encode(declared[key], value) if key in declared else value
                 stated_ms[place] = ts_ms
 
-    def observe(self, run: Run) -> None:
-        """Apply records. Any number at once leaves what one by one would, but for the sums' rounding."""
+    def observe(self, run: Interactions) -> None:
+        """Apply records; the result equals that of one at a time, except for rounding of sums."""
         for part in run.parts():
             present = set(part.event.tolist())
             for event in present:
                 self._observe_sums(event, part if len(present) == 1 else part.only(event))
             self._observe_maps(present, part)
 
-    def _observe_sums(self, event: int, run: Run) -> None:
-        """Sums commute, so all records of an event go at once."""
+    def _observe_sums(self, event: int, run: Interactions) -> None:
+        """Apply the records of one event to the sums, all at once because sums commute."""
         viewers, candidates = (effects[event] for effects in self.schema.effects.values())
         if viewers:
             viewers.add(self.viewers.table, run.viewer, run.ts_ms, run.lengths)
         if candidates:
             candidates.add(self.candidates.table, run.candidates, np.repeat(run.ts_ms, run.lengths))
 
-    def _observe_maps(self, present: set[int], run: Run) -> None:
+    def _observe_maps(self, present: set[int], run: Interactions) -> None:
         pairs: dict[str, Pairs] = {}
         for i, m in enumerate(self.schema.maps):
             event, over = self.schema.number[m.event], self.schema.number[m.over]

@@ -1,4 +1,4 @@
-"""Types that surface, state and feature kinds share: arrays, fields, and the slots of state that kinds keep."""
+"""Types that surface, state and feature kinds share: arrays, field references, slots of state."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
-Record = NDArray[np.void]
+PackedRows = NDArray[np.void]
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
 Entity = Literal["viewer", "candidate"]
-IMPRESSION = "impression"  # the event that every surface has
+# The event that every surface has.
+IMPRESSION = "impression"
 
 
 @dataclass(frozen=True)
 class FieldRef:
-    """A declared field: `viewer.language`, `candidate.topic`, `context.hour`."""
+    """Reference to a declared field, such as `viewer.language` or `context.hour`."""
 
     owner: str
     name: str
@@ -29,7 +30,7 @@ class FieldRef:
 
 @dataclass(frozen=True)
 class Sum:
-    """State: for each viewer or candidate, a sum of weighted events that halves every `half_life_ms`."""
+    """Slot of state: a weighted sum of a viewer's or candidate's events, with a half-life."""
 
     entity: Entity
     weights: tuple[tuple[str, float], ...]
@@ -38,11 +39,12 @@ class Sum:
 
 @dataclass(frozen=True)
 class Map:
-    """State: for each viewer, decayed `event` and `over` sums by the value of a candidate's field.
+    """Slot of state: a viewer's decayed `event` and `over` sums by value of a candidate's field.
 
-    Holds `keep` entries. To make room, the one with the least `event` goes, then the least `over`, both decayed
-    to a common time, then by key; but never one that this record's own event touches, or a viewer with a full
-    map could take to nothing new. The rule needs no clock, so a replay evicts as the service did.
+    A map holds `keep` entries. It evicts the entry with the least `event`, then the least `over`
+    (both decayed to a common time), then the greatest key. An entry that the record's own `event`
+    touches is never evicted: otherwise a full map could not learn new values. The rule does not
+    read a clock, so a replay evicts the same entries as the service did.
     """
 
     event: str

@@ -1,4 +1,4 @@
-"""The surface: one ranked tab, declared in one TOML file, read strictly."""
+"""Surface: the strictly validated declaration of one ranked tab, from a TOML file."""
 
 from __future__ import annotations
 
@@ -19,23 +19,29 @@ from serve.features.slots import IMPRESSION, Entity, FieldRef
 SHIPPED = Path(__file__).parents[1] / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
 PositionBias = Literal["ignored", "examined"]
-MAX_CHARACTERS = 128 << 10  # some thousand features; those that are shipped have four thousand characters
-MAX_DOTS = 1_000  # tomllib takes time by the square of a key's parts
+# Room for some thousand features; the shipped surfaces have four thousand characters.
+MAX_CHARACTERS = 128 << 10
+# tomllib takes time quadratic in the parts of a dotted key.
+MAX_DOTS = 1_000
 OWNERS = ("viewer", "candidate", "context")
 
 
 @dataclass(frozen=True)
 class Field:
-    """A declared attribute of a viewer, a candidate or a request's context."""
+    """Declared attribute of a viewer, a candidate or a request's context.
+
+    `max` limits the values kept of a set. With `request_time`, a request may state the field of a
+    candidate.
+    """
 
     type: FieldType
-    max: int = 16  # of a set: how many values are kept
-    request_time: bool = False  # of a candidate's field: the request may state it
+    max: int = 16
+    request_time: bool = False
 
 
 @dataclass(frozen=True)
 class Label:
-    """The event to predict, and how long after the impression it counts (inclusive)."""
+    """Event to predict, and the time after the impression within which it counts (inclusive)."""
 
     event: str
     within_ms: int
@@ -43,21 +49,25 @@ class Label:
 
 @dataclass(frozen=True)
 class Surface:
-    """Everything that tabrank knows of one tab."""
+    """Declaration of one ranked tab.
+
+    `fields` maps viewer, candidate and context to their fields. `text` is the TOML as written;
+    artifacts contain it. `position_bias` says whether training corrects for later positions being
+    examined less; serving does not use positions.
+    """
 
     name: str
     events: tuple[str, ...]
     label: Label
     popular: str
-    fields: Mapping[str, Mapping[str, Field]]  # by owner: viewer, candidate, context
+    fields: Mapping[str, Mapping[str, Field]]
     features: Mapping[str, Kind]
-    text: str  # the TOML as written; an artifact carries it
+    text: str
     position_bias: PositionBias = "ignored"
-    """Whether training makes up for later positions being looked at less; serving knows no position."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any part of the declaration, not with comments or order of keys."""
+        """Return a hash of the declaration; comments and the order of keys do not change it."""
         parts = (
             self.name,
             self.events,
@@ -71,12 +81,12 @@ class Surface:
 
     @property
     def impression_events(self) -> bool:
-        """Whether clients report impressions; otherwise the answered ranking counts as seen."""
+        """Return whether clients report impressions; if not, answered rankings count as seen."""
         return IMPRESSION in self.events
 
 
 def load_surface(name_or_path: str) -> Surface:
-    """A shipped surface by name, or one from a path ending in `.toml`.
+    """Load a shipped surface by name, or one from a path ending in `.toml`.
 
     Raises:
         TabrankError: naming the file, the key, the value and the remedy.
@@ -98,16 +108,17 @@ def load_surface(name_or_path: str) -> Surface:
 
 
 def read_surface(text: str, where: str = "surface") -> Surface:
-    """A surface from TOML text; `where` names the file in messages."""
+    """Parse and validate a surface from TOML text; `where` names the file in messages."""
     if len(text) > MAX_CHARACTERS or max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
         raise TabrankError(
-            f"{where}: is no surface: longer than {MAX_CHARACTERS:,} characters, or over {MAX_DOTS} dots in a line"
+            f"{where}: not a surface: longer than {MAX_CHARACTERS:,} characters, or over {MAX_DOTS} dots in a line"
         )
     try:
         document = tomllib.loads(text)
     except RecursionError:
         raise TabrankError(f"{where}: not valid TOML: is nested too deeply") from None
-    except ValueError as error:  # of TOML, or of a number with thousands of digits
+    # tomllib raises a plain ValueError for a number with thousands of digits.
+    except ValueError as error:
         raise TabrankError(f"{where}: not valid TOML: {error}") from None
     keys = (
         "name",
@@ -161,7 +172,7 @@ def _fields(declared: object, owner: str, where: str) -> dict[str, Field]:
     for name, spec in table(declared, where).items():
         at = f"{where}.{name}"
         if re.fullmatch(r"id|ts_ms|ends_ms|stated_ms|sums|sums_ms|map\d+_.*", name):
-            raise TabrankError(f"{at}: the name {name!r} is taken by the log itself; choose another")
+            raise TabrankError(f"{at}: the name {name!r} is reserved for the log; choose another")
         spec = spec if isinstance(spec, dict) else {"type": spec}
         table(spec, at, ("type", "max", "request_time"), required=("type",))
         kind = cast(FieldType, one_of(spec["type"], get_args(FieldType), f"{at}.type"))
@@ -176,7 +187,7 @@ def _fields(declared: object, owner: str, where: str) -> dict[str, Field]:
 def _feature(
     spec: dict[str, Any], where: str, fields: Mapping[str, Mapping[str, Field]], events: tuple[str, ...]
 ) -> Kind:
-    """One feature: the fields of the kind's dataclass are its keys (`half_life_ms` is `half_life = "10m"`)."""
+    """Read one feature; its keys are the fields of the kind's dataclass without `_ms`."""
     if "kind" not in spec:
         raise TabrankError(f"{where}: the key 'kind' is missing; kinds are {', '.join(KINDS)}")
     kind = KINDS[one_of(spec["kind"], KINDS, f"{where}.kind")]

@@ -1,1 +1,4 @@
-"""HTTP in and out; no Ray. Imports `ranking` and below."""
+"""The HTTP API: routes, API keys, bodies, OpenAPI and tracing.
+
+May import `ranking` and the layers below it. Does not import Ray.
+"""

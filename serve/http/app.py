@@ -1,7 +1,7 @@
-"""The HTTP edge: routes, limits, and the one place where an exception becomes an answer. Raw ASGI.
+"""ASGI application: routes, limits, and the one place that turns exceptions into answers.
 
-Measured before it was chosen: FastAPI with pydantic bodies costs 98 µs of CPU a request of 55 candidates,
-raw ASGI with typed decoding about 10. The OpenAPI document comes from the same types (`serve.http.openapi`).
+Raw ASGI with typed decoding costs about 10 µs of CPU for a request of 55 candidates; FastAPI with
+pydantic bodies costs 98 µs. `serve.http.openapi` builds the OpenAPI document from the same types.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from serve.contract.logs import of_request
 from serve.contract.messages import quoted
 from serve.contract.rankings import MAX_BODY_BYTES, Problem, RankAnswer
 from serve.contract.records import MAX_EVENTS_BODY_BYTES
-from serve.http.auth import Keys
-from serve.http.body_reader import Bodies, Receive
+from serve.http.auth import Authenticator
+from serve.http.body_reader import BodyReader, Receive
 from serve.http.decoding import decode_request
 from serve.http.introspection import description, readiness
 from serve.http.openapi import docs_page, openapi
 from serve.http.tracing import TRACEPARENT, parent_of, record, trace_id_of
-from serve.ranking.assignment import chosen
+from serve.ranking.assignment import requested_arm
 from serve.ranking.service import FeatureFetcher
 
 log = logging.getLogger("tabrank")
@@ -36,21 +36,23 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
-OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs"))  # to who has no key, too
-MAX_HEADERS = 100  # as HAProxy, whose limit of 16 KiB for all of them is ours too
+# Paths that need no API key.
+OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs"))
+# The limits of HAProxy: 100 headers, of 16 KiB in total.
+MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
-CUT_OFF = (408, 413)  # after these the rest of the body is not waited for
+# After these statuses the connection is closed without waiting for the rest of the body.
+CUT_OFF = (408, 413)
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
-VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")  # of a request, in a header
+# A request id in a header.
+VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
 
 def busy() -> RequestError:
-    """The refusal of a replica that has more to do than it can."""
-    return RequestError(
-        429, "busy", "more is asked than can be answered in time; come again", retry_after_s=1
-    )
+    """Return the refusal of an overloaded replica."""
+    return RequestError(429, "busy", "server overloaded; retry later", retry_after_s=1)
 
 
 _BUSY = msgspec.json.encode(Problem("busy", 429, busy().detail))
@@ -62,12 +64,12 @@ _BUSY_HEAD = [
 
 
 class Edge:
-    """An ASGI application around one `FeatureFetcher`."""
+    """ASGI application around one `FeatureFetcher`."""
 
-    def __init__(self, fetcher: FeatureFetcher, keys: Keys | None = None) -> None:
+    def __init__(self, fetcher: FeatureFetcher, keys: Authenticator | None = None) -> None:
         self._fetcher = fetcher
-        self._keys = keys or Keys()
-        self._bodies = Bodies()
+        self._keys = keys or Authenticator()
+        self._bodies = BodyReader()
         self._warned_s = float("-inf")
         self._encoder = msgspec.json.Encoder()
         document = openapi(fetcher.surface, event_clock=fetcher.event_clock)
@@ -82,7 +84,7 @@ class Edge:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """Answer one ASGI scope; the HTTP status that was answered, 0 where there is none."""
+        """Answer one ASGI scope; return the HTTP status, 0 if the scope has none."""
         begun = time.perf_counter()
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
@@ -110,19 +112,22 @@ class Edge:
             parent = parent_of(headers) if TRACEPARENT in headers else None
             trace_id = trace_id_of(parent) if parent is not None else None
             log.exception("request %s failed", request_id, extra=of_request(request_id, trace_id))
-            detail = "something went wrong on our side; the request id finds it in the log"
+            detail = "internal server error; the log has the details under this request id"
             return await self.refuse(scope, send, RequestError(500, "internal error", detail), request_id)
         return await _answer(scope, send, 200, kind, body)
 
     async def busy(self, send: Send, begun: float) -> int:
-        """Refuse before any work what was seen at `begun`; the status. With all of the server 60 µs, a ranking 300."""
+        """Refuse a request before any work and return the status; `begun` is when it was seen.
+
+        A refusal costs 60 µs including the server, a ranking 300 µs.
+        """
         await send({"type": "http.response.start", "status": 429, "headers": [*_BUSY_HEAD]})
         await send({"type": "http.response.body", "body": _BUSY})
         self._fetcher.refused((time.perf_counter() - begun) * 1e3)
         return 429
 
     def _lingering(self, receive: Receive, send: Send) -> Send:
-        """A `send` that reads what is left of the request's body before it ends the answer."""
+        """Return a `send` that reads the rest of the request's body before it ends the answer."""
 
         async def send_lingering(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.body":
@@ -134,7 +139,7 @@ class Edge:
         return send_lingering
 
     async def refuse(self, scope: Scope, send: Send, error: RequestError, request_id: str | None) -> int:
-        """Answer with a problem; its status."""
+        """Answer with `application/problem+json` and return the status."""
         problem = Problem(error.title, error.status, error.detail, "about:blank", error.pointer, request_id)
         more = []
         if error.retry_after_s is not None:
@@ -151,9 +156,8 @@ class Edge:
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str | None, receive: Receive
     ) -> tuple[bytes, bytes]:
         path, method = scope["path"], scope["method"]
-        if root := scope.get(
-            "root_path"
-        ):  # of the server and the application's route_prefix; the path begins with it
+        # `root_path` is the prefix of the server and of the application's `route_prefix`.
+        if root := scope.get("root_path"):
             path = path.removeprefix(root)
         key = None
         if path not in OPEN:
@@ -168,7 +172,7 @@ class Edge:
         if path in self._get:
             _require("GET" if method == "HEAD" else method, "GET", path)
             return self._get[path]()
-        raise RequestError(404, "not found", f"there is no {quoted(path)}; /docs lists what there is")
+        raise RequestError(404, "not found", f"no such path: {quoted(path)}; see /docs for the API")
 
     async def _rank(
         self, headers: dict[bytes, bytes], key: ApiKey | None, request_id: str | None, receive: Receive
@@ -177,7 +181,7 @@ class Edge:
         fetcher = self._fetcher
         arm = None
         if b"x-arm" in headers:
-            arm = chosen(fetcher.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
+            arm = requested_arm(fetcher.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
         deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
         body = await self._bodies.read(headers, receive, MAX_BODY_BYTES)
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
@@ -190,14 +194,15 @@ class Edge:
         return encoded
 
     def _trace(self, headers: dict[bytes, bytes], answer: RankAnswer) -> None:
-        """Export the ranking's spans, where the caller samples; an exporter of whoever wrote it costs no answer."""
+        """Export the ranking's spans if sampled; a failing exporter never fails a request."""
         try:
             parent = parent_of(headers)
             if parent is not None:
                 record(parent, answer)
         except Exception as error:
             now = time.monotonic()
-            if now - self._warned_s >= 10.0:  # under load it would be every request
+            # Under load this would be logged for every request.
+            if now - self._warned_s >= 10.0:
                 self._warned_s = now
                 extra = of_request(answer.request_id)
                 log.warning("span not exported: %s: %s", type(error).__name__, error, extra=extra)
@@ -222,7 +227,7 @@ def _require_few(headers: Sequence[Header]) -> None:
         len(headers) > MAX_HEADERS
         or sum([len(name) + len(value) for name, value in headers]) > MAX_HEADER_BYTES
     ):
-        detail = f"a request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all; send fewer"
+        detail = f"a request may have {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes of them; send fewer"
         raise RequestError(431, "headers too large", detail)
 
 
@@ -241,12 +246,12 @@ def _deadline_ms(given: bytes | None) -> int | None:
     if given is None:
         return None
     if not given.isdigit() or len(given) > 5 or not 1 <= int(given) <= 60_000:
-        raise RequestError(400, "bad header", "X-Deadline-Ms must be a whole number from 1 to 60000")
+        raise RequestError(400, "bad header", "X-Deadline-Ms must be an integer from 1 to 60000")
     return int(given)
 
 
 def _require_no_page(headers: dict[bytes, bytes]) -> None:
-    """Refuse requests that a browser sends for any web page without asking: HTML forms and foreign origins."""
+    """Refuse requests that browsers send for any web page: HTML forms and foreign origins."""
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != JSON:
         instead = f", not {quoted(kind.decode('latin-1'))}" if kind else ""
@@ -256,8 +261,8 @@ def _require_no_page(headers: dict[bytes, bytes]) -> None:
         raise RequestError(
             403,
             "forbidden",
-            f"a page of {quoted(origin.decode('latin-1'))} may not post here: Origin must be this service's own; "
-            "send the request from a server, without Origin",
+            f"a page of {quoted(origin.decode('latin-1'))} may not post here: Origin must be this service's "
+            "own; send the request from a server, without Origin",
         )
 
 

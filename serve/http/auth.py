@@ -1,4 +1,4 @@
-"""The callers' keys: who may ask, and how often. Only the keys' hashes are known here."""
+"""API keys: authenticate callers and limit their rates; the service stores only key hashes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from urllib.parse import urlsplit
 from serve.config.settings import ApiKey, is_loopback
 from serve.contract.errors import RequestError
 
-BURST_S = 1.0  # a key that rested may ask for so many seconds' worth at once
+# A key that was idle may send one second's worth of requests at once.
+BURST_S = 1.0
 LOOPBACK = "127.0.0.1"
 NO_KEYS = (
-    "this service listens beyond its own machine and knows no key, so that it answers nobody: name its callers under "
-    "user_config.api_keys (`python -m serve key` mints a key), or set http_options.host to 127.0.0.1"
+    "this service is reachable from other machines but has no API keys, so it refuses every request: add callers to "
+    "user_config.api_keys (`python -m serve key` creates a key), or set http_options.host to 127.0.0.1"
 )
 
 FOREIGN_HOST = (
     "without API keys only requests from this machine are answered, and Host names another one: send Host: 127.0.0.1, "
-    "or name the callers under user_config.api_keys (`python -m serve key` mints a key)"
+    "or add the caller to user_config.api_keys (`python -m serve key` creates a key)"
 )
 
 
-class Keys:
-    """Admits requests by their key; each key's rate is this replica's share of it.
+class Authenticator:
+    """Admit requests by API key; a replica enforces its share of each key's rate.
 
-    Without any key whoever reaches the service may ask, as long as only this machine does.
+    Without any keys, every request is admitted if the service listens on this machine alone.
     """
 
     def __init__(
@@ -40,18 +41,19 @@ class Keys:
         self._clock = clock
         self._known: tuple[ApiKey, ...] = ()
         self._by_hash: dict[str, ApiKey] = {}
-        self._due_s: dict[str, float] = {}  # when each key's next request is due, at its rate
+        # When the next request of each key is due at the key's rate.
+        self._due_s: dict[str, float] = {}
 
     def admit(
         self, keys: tuple[ApiKey, ...], given: bytes | None, asked_host: bytes = LOOPBACK.encode()
     ) -> ApiKey | None:
-        """The key that a request came with; None where none is needed. `keys` are those of now.
+        """Return the key of a request; None if no key is needed. `keys` are the current keys.
 
-        Without keys the request's Host must be this machine's own: a web page whose name was made to lead here (DNS
-        rebinding) sends its own.
+        Without keys, the request's Host must name this machine. This protects against DNS
+        rebinding: a web page whose name resolves to this machine sends its own name.
 
         Raises:
-            RequestError: 401 without a key, or with one that is none; 429 for one that asks too often; 403 for a
+            RequestError: 401 without a valid key; 429 if the key exceeds its rate; 403 for a
                 foreign `asked_host`.
         """
         if keys is not self._known:
@@ -65,7 +67,7 @@ class Keys:
         digest = hashlib.sha256(given or b"").hexdigest()
         key = self._by_hash.get(digest)
         if key is None:
-            raise RequestError(401, "unauthorized", "a valid key is needed in X-Api-Key")
+            raise RequestError(401, "unauthorized", "X-Api-Key must hold a valid API key")
         self._count(key)
         return key
 
@@ -81,7 +83,7 @@ class Keys:
             raise RequestError(
                 429,
                 "too many requests",
-                f"the key {key.name!r} may ask {key.requests_per_s:g} times a second",
+                f"the key {key.name!r} may send {key.requests_per_s:g} requests per second",
                 retry_after_s=math.ceil(due_s - now_s),
             )
         self._due_s[key.sha256] = due_s + self.num_replicas / key.requests_per_s
@@ -96,6 +98,9 @@ def _is_own(host: bytes) -> bool:
 
 
 def mint() -> tuple[str, str]:
-    """A new key, and its hash. A hash without a salt hides a key only where it cannot be guessed: as this one."""
+    """Return a new key and its hash.
+
+    The hash has no salt. That is safe because a random key cannot be guessed.
+    """
     key = secrets.token_urlsafe(32)
     return key, hashlib.sha256(key.encode()).hexdigest()

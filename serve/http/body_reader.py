@@ -1,7 +1,8 @@
-"""The bodies that are still on their way: how many, how large and for how long a replica waits for them.
+"""Read request bodies, with limits on their number, their size and the time they take.
 
-A client that is slow to send costs a place here and nothing else: it holds no slot of a ranking. Where too many wait,
-the one that has waited longest is cut off; a body that came with its headers, as nearly all do, never is.
+A client that sends slowly takes a place in this module but no slot of a ranking. If too many bodies
+are incomplete, the oldest is cut off. A body that arrives with its headers, as nearly all do, is
+never cut off.
 """
 
 from __future__ import annotations
@@ -16,49 +17,57 @@ from serve.contract.errors import RequestError
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Task = asyncio.Task[Any]
 
-BODY_S = 5.0  # within which a body must have come
-LOOK_S = 0.5  # how often the replica looks which ones have not: a timer for each would cost 2 µs a request
-MAX_WAITING = 1024  # bodies
-MAX_WAITING_BYTES = 64 * 1024 * 1024  # that have come of them
-LINGER_BYTES = 32 * 1024 * 1024  # that are read of a body after it was refused as too large
-SLOW = "body"  # what a reading task is cancelled with
+# A body must be complete within 5 s.
+BODY_S = 5.0
+# Check for late bodies twice a second; a timer for each request would cost 2 µs.
+LOOK_S = 0.5
+# Limits on the incomplete bodies of a replica: their number, and the bytes received of them.
+MAX_WAITING = 1024
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+# Read at most 32 MiB of a body after it was refused as too large.
+LINGER_BYTES = 32 * 1024 * 1024
+# The message of the cancellation of a slow reader.
+SLOW = "body"
 
 
-class Bodies:
-    """Reads the bodies of one replica's requests."""
+class BodyReader:
+    """Read the bodies of one replica's requests."""
 
     def __init__(self) -> None:
-        self._since: dict[Task, float] = {}  # who waits, the longest first
-        self._num_bytes: dict[Task, int] = {}  # that have come of each, where some have
+        # When each incomplete body began, oldest first.
+        self._since: dict[Task, float] = {}
+        # Bytes received of each incomplete body.
+        self._num_bytes: dict[Task, int] = {}
         self._total_bytes = 0
         self._looks = False
 
     async def read(self, headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
-        """The whole body.
+        """Return the whole body.
 
         Raises:
-            RequestError: 413 for one that is too large, as soon as that is known; 408 for one that is too slow, and for
-                the slowest where too many are; 400 where the client left.
+            RequestError: 413 as soon as the body is known to be too large; 408 if the body is too
+                slow, or the oldest of too many; 400 if the client disconnected.
         """
         if _declared(headers) > max_bytes:
             raise _too_large(max_bytes)
         task = asyncio.current_task()
-        assert task is not None  # an ASGI server runs each request in one
+        # An ASGI server runs each request in a task.
+        assert task is not None
         self._wait(task)
         try:
             return await self._read(task, receive, max_bytes)
         except asyncio.CancelledError as error:
             if error.args != (SLOW,) or task.uncancel():
                 raise
-            detail = f"the body had not come within {BODY_S:g} s, or too many were; send it at once"
+            detail = f"the body was not complete within {BODY_S:g} s, or too many were not; send it at once"
             raise RequestError(408, "request timeout", detail) from None
         finally:
             self._forget(task)
 
     async def discard(self, receive: Receive) -> None:
-        """Read and drop what is still to come of a refused body, within its time and `LINGER_BYTES`.
+        """Read and drop the rest of a refused body, within `BODY_S` and `LINGER_BYTES`.
 
-        Where a connection is closed with unread bytes, it is reset, and its client may never see the answer
+        Closing a connection with unread bytes resets it, and the client may never see the answer
         (RFC 9112, 9.6).
         """
         left = LINGER_BYTES
@@ -77,7 +86,7 @@ class Bodies:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise RequestError(400, "disconnected", "the client left before its body was read")
+                raise RequestError(400, "disconnected", "the client left before its body was complete")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > max_bytes:
@@ -99,7 +108,7 @@ class Bodies:
             loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        """Cut off who has waited for too long; look again while anybody waits."""
+        """Cut off late bodies; repeat while any body is incomplete."""
         loop = asyncio.get_running_loop()
         late = loop.time() - BODY_S
         for task in [task for task, since in self._since.items() if since <= late]:
@@ -124,8 +133,9 @@ class Bodies:
 
 def _declared(headers: dict[bytes, bytes]) -> int:
     declared = headers.get(b"content-length", b"0")
-    return int(declared[:16]) if declared.isdigit() else 0  # 16 digits are too many for any limit
+    # A number of more than 16 digits exceeds any limit already with its first 16.
+    return int(declared[:16]) if declared.isdigit() else 0
 
 
 def _too_large(max_bytes: int) -> RequestError:
-    return RequestError(413, "body too large", f"a body may have {max_bytes} bytes; send less at once")
+    return RequestError(413, "body too large", f"a body may have {max_bytes} bytes; send a smaller one")

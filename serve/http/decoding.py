@@ -1,4 +1,4 @@
-"""Decode the body of a ranking request strictly."""
+"""Strict decoding of ranking requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from serve.contract.messages import below, invalid, malformed, quoted
 from serve.contract.rankings import Candidate, RankRequest, candidate_ids
 from serve.features.field_values import bounded
 
-if TYPE_CHECKING:  # the client takes its types from here, and needs no numpy
+# The client imports its types through this module and must not need NumPy.
+if TYPE_CHECKING:
     from serve.features.surface import Surface
 
 _decoder = msgspec.json.Decoder(RankRequest)
@@ -19,10 +20,10 @@ _FIELDS = {"": RankRequest.__struct_fields__, "/candidates": Candidate.__struct_
 
 
 def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankRequest:
-    """The request in `body`.
+    """Decode the request in `body`.
 
     Raises:
-        RequestError: 400 where it is no JSON, 422 with a JSON Pointer where it means nothing.
+        RequestError: 400 for malformed JSON; 422 with a JSON Pointer for invalid values.
     """
     try:
         request = _decoder.decode(body)
@@ -38,7 +39,7 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
         raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
     if not event_clock and request.now_ms is not None:
         raise RequestError(
-            422, "invalid request", "now_ms is taken with the event clock only; leave it out", "/now_ms"
+            422, "invalid request", "now_ms is only for the event clock; leave it out", "/now_ms"
         )
     return request
 
@@ -52,7 +53,7 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
                 raise RequestError(
                     422,
                     "invalid request",
-                    f"the candidate {quoted(name)} is there twice; list each once",
+                    f"duplicate candidate {quoted(name)}; list each once",
                     f"/candidates/{i}",
                 )
             seen.add(name)

@@ -1,4 +1,4 @@
-"""What a replica tells about itself, for `/v1/model` and `/readyz`."""
+"""Response bodies of `/v1/model` and `/readyz`: what a replica ranks with, and its readiness."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve.ranking.service import FeatureFetcher
 
 
 def readiness(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """What is ready."""
+    """Return the body of `/readyz`: the state of the store, the model and the candidate table."""
     freshness_ms = fetcher.freshness_ms
     is_fresh = freshness_ms is not None and freshness_ms <= fetcher.config.stale_after_ms
     return {
@@ -26,7 +26,7 @@ def readiness(fetcher: FeatureFetcher) -> dict[str, Any]:
 
 
 def description(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """The model in use, its files' hashes, the features, the experiment and the limits."""
+    """Return the body of `/v1/model`: model, file hashes, features, experiment and limits."""
     surface, model, canary = fetcher.surface, fetcher.model, fetcher.models.canary
     manifest: Mapping[str, Any] = model.manifest if model else {}
     columns = fetcher.ranker.features.columns
@@ -56,7 +56,7 @@ def description(fetcher: FeatureFetcher) -> dict[str, Any]:
 
 
 def _experiment(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """As it is now; an arm's `model` is null where a heuristic ranks, or no artifact is ready."""
+    """Return the current experiment; an arm's `model` is None without a ready artifact."""
     experiment = fetcher.config.experiment
     arms = [msgspec.to_builtins(arm) | {"model": fetcher.models.version_for(arm)} for arm in experiment.arms]
     return {

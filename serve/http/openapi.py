@@ -1,4 +1,4 @@
-"""The OpenAPI document, from the same types that decode and encode the bodies, and a page that shows it."""
+"""OpenAPI document and its HTML page, generated from the types of the request bodies."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ STYLE = (
     "pre{background:#f4f4f4;padding:1em;overflow:auto}"
 )
 ANY = {
-    "400": "Not JSON, or a header that cannot be read.",
-    "405": "Another method; Allow names the right one.",
+    "400": "Malformed JSON or header.",
+    "405": "Wrong method; Allow names the right one.",
     "431": "Too many headers, or too long.",
-    "500": "A fault of ours.",
+    "500": "Internal error.",
 }
 REFUSED = {
-    "401": "No valid key in X-Api-Key, where one is needed.",
-    "403": "X-Arm without a key that may choose the arm; Host or Origin of another service.",
-    "408": "The body did not come in time.",
+    "401": "No valid key in X-Api-Key although one is needed.",
+    "403": "X-Arm without a key that allows it; Host or Origin of another service.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "415": "Not application/json.",
-    "422": "JSON that means nothing; `pointer` says where.",
-    "429": "More is asked than can be answered, or than the key may ask: come again (Retry-After).",
+    "422": "Invalid value; `pointer` is a JSON Pointer to it.",
+    "429": "Server overloaded, or rate limit of the key exceeded: retry (Retry-After).",
 }
-NOT_TAKEN = {"503": "Perhaps not taken: send them again (Retry-After)."}
+NOT_TAKEN = {"503": "Records may not have been stored: retry (Retry-After)."}
 REQUEST_ID = {"type": "string", "pattern": "^[!-~]{1,256}$"}
 VALUES: dict[str, dict[str, Any]] = {
     "number": {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
@@ -53,16 +53,17 @@ VALUES: dict[str, dict[str, Any]] = {
         "items": {"type": "string", "maxLength": MAX_FIELD_CHARACTERS},
     },
 }
-# Two types are called Candidate, so msgspec names their schemas by module. Generated clients know these names.
+# msgspec names the schemas of the two Candidate types by module. Generated clients use these names.
 PUBLISHED = {
     f"{rankings.Candidate.__module__}.Candidate": "serve.api.Candidate",
     f"{records.Candidate.__module__}.Candidate": "serve.records.Candidate",
 }
-KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]  # without any key configured none is needed
+# Without configured keys no key is needed.
+KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]
 
 
 def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
-    """OpenAPI 3.1 for one surface."""
+    """Return the OpenAPI 3.1 document of one surface."""
     schemas, components = _published(
         msgspec.json.schema_components(
             [RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem],
@@ -73,19 +74,19 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     _sharpen(components, surface, event_clock)
 
     def refusals(*of: dict[str, str]) -> dict[str, Any]:
-        why = {status: said for refused in (ANY, *of) for status, said in refused.items()}
+        why = {status: text for refused in (ANY, *of) for status, text in refused.items()}
         content = {"application/problem+json": {"schema": problem}}
         return {status: {"description": why[status], "content": content} for status in sorted(why)}
 
-    given = _header("X-Request-Id", REQUEST_ID, "Comes back in the answer.")
+    given = _header("X-Request-Id", REQUEST_ID, "Returned in the answer.")
     headers = [
         _header(
             "X-Deadline-Ms",
             {"type": "integer", "minimum": 1, "maximum": 60000},
-            "After it, the popular order.",
+            "After it, the answer is the popular order.",
         ),
         given,
-        _header("X-Arm", {"type": "string"}, "For testers: this arm ranks, and it counts for no experiment."),
+        _header("X-Arm", {"type": "string"}, "For tests: rank with this arm; counts for no experiment."),
     ]
     rank = {
         "summary": "Rank live candidates for a viewer",
@@ -96,21 +97,21 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
         "responses": {"200": _json("The ranking.", answer), **refusals(REFUSED)},
     }
     events = {
-        "summary": "Take what viewers did, and what changed of viewers and candidates",
+        "summary": "Record events of viewers, and changes of viewers and candidates",
         "operationId": "events",
         "security": KEYS,
         "parameters": [given],
         "requestBody": {"required": True, "content": {"application/json": {"schema": events_request}}},
         "responses": {
-            "200": _json("What became of the records; those accepted are durable.", events_answer),
+            "200": _json("The outcome of each record; accepted records are durable.", events_answer),
             **refusals(REFUSED, NOT_TAKEN),
         },
     }
     paths: dict[str, Any] = {"/v1/rank": {"post": rank}, "/v1/events": {"post": events}}
     for path, what in (
         ("/v1/model", "The model in use, its features and the limits"),
-        ("/livez", "Whether the process answers"),
-        ("/readyz", "What it would answer from"),
+        ("/livez", "Liveness of the process"),
+        ("/readyz", "State of the store, the model and the candidate table"),
         ("/openapi.json", "This document"),
     ):
         refused = refusals(
@@ -122,9 +123,9 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
             "responses": {"200": _json(what, {"type": "object"}), **refused},
         }
         paths[path] = {"get": operation | ({"security": KEYS} if path == "/v1/model" else {})}
-    page = {"description": "A page for people", "content": {"text/html": {}}}
+    page = {"description": "An HTML page", "content": {"text/html": {}}}
     shown = {"200": page, **refusals()}
-    paths["/docs"] = {"get": {"summary": "This document, to read", "parameters": [given], "responses": shown}}
+    paths["/docs"] = {"get": {"summary": "This document, as HTML", "parameters": [given], "responses": shown}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"tabrank: {surface.name}", "version": _version()},
@@ -137,7 +138,7 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
 
 
 def docs_page(document: dict[str, Any]) -> str:
-    """A self-contained page: no script, nothing fetched from elsewhere."""
+    """Return a self-contained page: no script, and nothing loaded from elsewhere."""
     parts = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -164,7 +165,7 @@ def _published(schemas: Any) -> Any:
 
 
 def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) -> None:
-    """What the types cannot say: the surface's fields, and whether a time is told."""
+    """Add the surface's fields to the schemas, and require `now_ms` with the event clock."""
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
     for schema, key, fields in (
         ("RankRequest", "context", surface.fields["context"]),

@@ -1,8 +1,8 @@
-"""Spans of rankings, where a client asks for them by a W3C `traceparent` that is sampled.
+"""Tracing: export the spans of rankings whose clients send a sampled W3C `traceparent`.
 
-Rankings take a short way past Ray's tracing (`serve.runtime.fast_path`), so their spans are made here, after the
-answer and from its own timing: a request without the header pays one look into a dictionary. They go where Ray's
-`tracing_config` sends Ray's, by any exporter that it names; two are here.
+Rankings bypass Ray's tracing (`serve.runtime.fast_path`). Their spans are created here after the
+answer, from the answer's timing, so a request without the header pays only a dictionary lookup.
+Spans go to the exporter that Ray's `tracing_config` names; this module provides two.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from serve.contract.rankings import RankAnswer
 
 TRACEPARENT = b"traceparent"
-RUN_FOLDER = "TABRANK_RUN"  # of the environment: where `python -m serve up` keeps what it writes
+# Environment variable with the folder where `python -m serve up` keeps its files.
+RUN_FOLDER = "TABRANK_RUN"
 STAGES = ("queue", "features", "score")
 
 
 def parent_of(headers: Mapping[bytes, bytes]) -> Any:
-    """The caller's trace context; None where the header is malformed or the caller does not sample, as W3C has it."""
+    """Return the caller's trace context; None if the header is malformed or not sampled (W3C)."""
     try:
         from opentelemetry.trace import get_current_span
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -41,22 +42,24 @@ def parent_of(headers: Mapping[bytes, bytes]) -> Any:
 
 
 def trace_id_of(parent: Any) -> str:
-    """The id of a caller's trace, as it wrote it."""
+    """Return the id of the caller's trace, in the caller's notation."""
     from opentelemetry.trace import format_trace_id, get_current_span
 
     return format_trace_id(get_current_span(parent).get_span_context().trace_id)
 
 
 def record(parent: Any, answer: RankAnswer) -> None:
-    """Export a ranking that was just answered: one span, and one for each stage in it."""
+    """Export the spans of an answered ranking: one for the request, and one for each stage."""
     from opentelemetry.trace import SpanKind, get_tracer, set_span_in_context
 
-    tracer = get_tracer("tabrank")  # of Ray's provider; without a `tracing_config` its spans go nowhere
+    # The tracer of Ray's provider. Without a `tracing_config` it discards the spans.
+    tracer = get_tracer("tabrank")
     timing, ended_ns = answer.timing_ms, time.time_ns()
     begun_ns = ended_ns - _ns(timing.total)
     span = tracer.start_span("rank", parent, SpanKind.SERVER, _attributes(answer), start_time=begun_ns)
     within = set_span_in_context(span)
-    for stage in STAGES:  # one after the other; what rounding and the answer itself take is the queue's
+    # The stages follow each other; rounding and encoding count as queue.
+    for stage in STAGES:
         until_ns = begun_ns + _ns(getattr(timing, stage))
         tracer.start_span(stage, within, start_time=begun_ns).end(until_ns)
         begun_ns = until_ns
@@ -80,7 +83,10 @@ def _attributes(answer: RankAnswer) -> dict[str, Any]:
 
 
 def to_file() -> list[Any]:
-    """`exporter_import_path: serve.http.tracing:to_file`: JSON, a line a span, in `spans/` of the run folder."""
+    """Return the exporter that writes JSON lines to `spans/` in the run folder.
+
+    Use it with `exporter_import_path: serve.http.tracing:to_file`.
+    """
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
     folder = Path(os.environ.get(RUN_FOLDER, "var/run")) / "spans"
@@ -96,7 +102,10 @@ def to_file() -> list[Any]:
 
 
 def to_otlp() -> list[Any]:
-    """`exporter_import_path: serve.http.tracing:to_otlp`: to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names."""
+    """Return the exporter to the OTLP collector in OTEL_EXPORTER_OTLP_ENDPOINT.
+
+    Use it with `exporter_import_path: serve.http.tracing:to_otlp`.
+    """
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     try:

@@ -1,1 +1,4 @@
-"""The one writer: from records to state, store and log. Imports `rollout` and below."""
+"""Ingest: the only writer, which applies records to state, store and log.
+
+It may import `rollout` and below.
+"""

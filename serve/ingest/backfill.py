@@ -1,13 +1,13 @@
-"""Fill a store from a log: the state as the service would have had it."""
+"""`serve load`: replay a log and fill a store with the resulting state."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from serve.contract.errors import LeaseLost, TabrankError
+from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
-from serve.ingest.apply import Changes, packed
+from serve.ingest.apply import RecordApplier, packed
 from serve.log.journal import entries, numbered
 from serve.log.reader import read_log
 from serve.log.replay import Replay
@@ -19,14 +19,14 @@ from serve.stores.protocol import Store
 def load(
     surface: Surface, log: Path, store_url: str, base: Path, until_ms: int | None = None
 ) -> dict[str, int]:
-    """Replay `log` (all, or what lies before `until_ms`) and put its state into the store, whole or not at all.
+    """Replay `log`, all of it or up to `until_ms`, and replace the store's rows atomically.
 
-    Whatever rows the store held are replaced; what its journal holds beyond the log is applied too, and stays there
-    until the service has it in the log. Answers how many viewers and candidates there are.
+    Journal entries that are not in the log yet are applied too, and stay in the journal until the
+    service has logged them. Returns the numbers of viewers and candidates.
     """
     if store_url.startswith("memory:"):
         raise TabrankError(
-            f"--store: {store_url!r} would end with this command; name lmdb:PATH or redis://HOST:PORT/DB"
+            f"--store: {store_url!r} ends with this command; name lmdb:PATH or redis://HOST:PORT/DB"
         )
     schema = Schema(surface)
     records = read_log(log, surface)
@@ -36,24 +36,25 @@ def load(
     else:
         if until_ms <= min(int(replay.exposure_ms.min()), int(replay.event_ms.min())):
             raise TabrankError(
-                f"--until: nothing of the log lies before {until_ms} ms; the store is left as it is"
+                f"--until: the log has no record before {until_ms} ms; name a later time (the store is unchanged)"
             )
         if any(until_ms <= snapshot.ts_ms for snapshot in records.snapshots[:1]):
             raise TabrankError(
-                f"--until: the log begins with a snapshot of {records.snapshots[0].ts_ms} ms, since older records were "
-                "deleted; name a time after it"
+                f"--until: the log begins with a snapshot of {records.snapshots[0].ts_ms} ms, because older records "
+                "were deleted; name a time after it"
             )
         replay.advance(until_ms)
     state = _as_served(replay)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
-        store.take_lease()  # a service that writes to this store is told so at its next commit
+        # This fences a service that writes to the store: its next commit fails.
+        store.take_epoch()
         if until_ms is None:
             _apply_journal(store, state, records.last_seq)
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
-        # above every number in the log: rankings made from here on have seen all of it
+        # Commit above every number of the log: later rankings have seen all of it.
         store.commit(max(store.seq(), records.last_seq, *numbers(log)) + 1, viewers, candidates, replace=True)
-    except LeaseLost:
+    except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "
             "(`python -m serve down`), then load"
@@ -64,7 +65,7 @@ def load(
 
 
 def _as_served(replay: Replay) -> State:
-    """The replayed state as a service holds it: without the ids of which the log knows no row."""
+    """Return the replayed state as a service holds it: without ids that have no row yet."""
     state = replay.state
     for rows in (state.viewers, state.candidates):
         for name in [name for name, row in rows.index.items() if not replay.known[rows.entity][row]]:
@@ -73,8 +74,8 @@ def _as_served(replay: Replay) -> State:
 
 
 def _apply_journal(store: Store, state: State, after: int) -> None:
-    """Apply what a service has acknowledged and not yet written to the log."""
-    changes = Changes(state)
+    """Apply the records that a service acknowledged but has not written to the log yet."""
+    changes = RecordApplier(state)
     for last, entry in entries(store, after):
         for seq, record in numbered(last, entry):
             if seq > after:

@@ -1,4 +1,4 @@
-"""The service's clock, which a step of the system's clock moves only once the step has lasted."""
+"""Clock of the service, which follows a step of the system clock only after a delay."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 Seconds = Callable[[], float]
-# Adopt a change of the system's clock at once up to this size: NTP slews by less between two calls.
+# Follow changes of the system clock up to this size at once: NTP slews by less between two calls.
 TOLERANCE_S = 1.0
-# Adopt a larger step once the clock has been off for so long. Until then time goes on from where it was.
+# Follow a larger step once it has lasted this long; until then the clock ignores the step.
 SETTLE_S = 60.0
 
 
@@ -19,11 +19,11 @@ def since_boot_s() -> float:
 
 
 class WallClock:
-    """Milliseconds since 1970, called once in a while (an hour apart at most). Safe to call from several threads."""
+    """Thread-safe clock in milliseconds since 1970; call it at least once an hour."""
 
     def __init__(self, wall_s: Seconds = time.time, elapsed_s: Seconds = since_boot_s) -> None:
         self._wall_s, self._elapsed_s = wall_s, elapsed_s
-        # Wall time minus elapsed time, as adopted and as last seen, and when both last agreed.
+        # Wall time minus elapsed time: the value in use, the last reading, and the last agreement.
         self._offset_s = self._seen_s = wall_s() - elapsed_s()
         self._agreed_s = elapsed_s()
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Which records are taken: those that are new, in time, and for which there is room."""
+"""Admission of records: duplicates, late records and records without room are dropped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from itertools import islice
 import numpy as np
 
 from serve.contract.records import Candidate, Event
-from serve.features.rows import Rows, Schema
+from serve.contract.validation import UNITS_MS
+from serve.features.rows import RowTable, Schema
 from serve.log.events import (
     CANDIDATES,
     EVENT_IDS,
@@ -18,27 +19,32 @@ from serve.log.events import (
     VIEWERS,
     Ended,
     Exposure,
+    IngestResult,
     Record,
-    Taken,
     key,
     owner_key,
     remembered_key,
 )
 
-# Reject new candidates where the live table holds so many, or its rows have so many bytes.
+# Reject new candidates beyond this many candidates, or bytes of rows, in the live table.
 MAX_LIVE = 1_000_000
 MAX_LIVE_BYTES = 1 << 30
-# Remember so many ids of events, of exposures, of forgotten viewers and of removed candidates, by which repeated and
-# late records are recognised.
+# Ids remembered of events, exposures, forgotten viewers and removed candidates each. They identify
+# repeated and late records.
 WINDOW = 1_000_000
-ENDED_MS = 3_600_000  # after its end a candidate is kept so long, for what is late
-AHEAD_MS = 1_000  # count a time that lies further ahead: somebody's clock is wrong
-MAX_ENDED = 5_000  # that leave the table in one commit
+# After a restart, remember removals of the last day.
+REMOVED_MS = UNITS_MS["d"]
+# Keep a candidate this long after its end, for late records.
+ENDED_MS = 3_600_000
+# Count a record whose time is further ahead: its sender's clock is wrong.
+AHEAD_MS = 1_000
+# Candidates removed from the live table in one commit.
+MAX_ENDED = 5_000
 
 
 @dataclass
 class Group:
-    """Records of one commit: those admitted so far, their keys as in `Intake`, and new candidates."""
+    """Records admitted to one commit, with their keys as in `Intake`, and the new candidates."""
 
     drops_exposures: bool
     records: list[Record] = field(default_factory=list)
@@ -48,40 +54,40 @@ class Group:
 
 
 class Intake:
-    """Admits records by the live table and by the keys of earlier ones; the caller commits what it admitted."""
+    """Admission by live table and keys of earlier records; the caller commits the result."""
 
     def __init__(self, schema: Schema, *, event_clock: bool, max_live: int) -> None:
-        self.candidates = Rows(schema, "candidate")
+        self.candidates = RowTable(schema, "candidate")
         self._event_clock = event_clock
         self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
-        # The keys that are remembered, the oldest first; of a removed viewer or candidate with the time in ms before
-        # which records about it come too late.
+        # Remembered keys, oldest first. The value of a removed viewer or candidate is the time in
+        # ms before which its records are late.
         self._keys: dict[bytes, dict[bytes, int]] = {
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
         }
 
-    def admit(self, records: Iterable[Record], group: Group, received_ms: int) -> Taken:
-        """Date records, and put into the group those that are new, in time and have room."""
-        taken = Taken()
+    def admit(self, records: Iterable[Record], group: Group, received_ms: int) -> IngestResult:
+        """Set the times of records, and add the new, timely ones that have room to the group."""
+        taken = IngestResult()
         for place, record in enumerate(records):
             ts_ms = self._date(record, group, received_ms)
             name, owner = remembered_key(record), owner_key(record)
             if isinstance(record, Event | Exposure) and self._recalled(name, group) is not None:
                 taken.duplicates += 1
-            # A removal of a time to come was dated by a wrong clock: it must not hold off what is true now.
+            # A future removal comes from a wrong clock: it must not block current records.
             elif ts_ms < self._removed_ms(owner, group) <= received_ms:
                 group.counts["late"] += 1
-                # Attributes give way to later ones, and a removal to a later one.
+                # Late attributes and removals are superseded anyway, so they are not rejected.
                 if isinstance(record, Event | Exposure):
                     taken.rejected[place] = (
-                        "the viewer was forgotten after this record's ts_ms; it is dropped"
+                        "the viewer was forgotten after this record's ts_ms; the record is dropped"
                     )
             elif isinstance(record, Exposure) and group.drops_exposures:
                 group.counts["exposure_dropped"] += 1
             elif isinstance(record, Candidate) and not self._has_room(record.id, group):
                 taken.rejected[place] = (
                     f"the live table is full ({self._max_live} candidates); end some first: "
-                    "each leaves it an hour after its end"
+                    "a candidate leaves it an hour after its end"
                 )
             else:
                 group.records.append(record)
@@ -90,17 +96,17 @@ class Intake:
         return taken
 
     def _recalled(self, name: bytes | None, group: Group) -> int | None:
-        """Return what is remembered under a key, None where nothing is."""
+        """Return the value remembered under a key, or None."""
         return None if name is None else group.keys.get(name, self._keys[name[:1]].get(name))
 
     def _removed_ms(self, owner: bytes | None, group: Group) -> int:
-        """Return the time before which records of a viewer or candidate come too late; 0 where there is none."""
+        """Return the time before which records of a viewer or candidate are late; 0 for none."""
         removed_ms = self._recalled(owner, group) or 0
-        # A candidate is removed so long after its end: what came between may still prolong it.
+        # A candidate is removed ENDED_MS after its end: a record from between may still prolong it.
         return removed_ms - ENDED_MS if owner and owner[:1] == CANDIDATES else removed_ms
 
     def _has_room(self, candidate: str, group: Group) -> bool:
-        """Return whether the live table holds a candidate, or has room for it, which it then takes in this group."""
+        """Return whether a candidate is in the live table or has room there; reserve the room."""
         if candidate not in self.candidates.index and candidate not in group.new:
             if len(self.candidates) + len(group.new) >= self._max_live:
                 return False
@@ -108,17 +114,23 @@ class Intake:
         return True
 
     def remember(self, keys: Mapping[bytes, int]) -> None:
-        """Remember keys with their times, and forget the oldest beyond `WINDOW` of a kind."""
+        """Remember keys with their times, and forget the oldest beyond `WINDOW` of each kind."""
         for name, ts_ms in keys.items():
-            # Removed again, it is the newest.
+            # Move a key that is remembered already to the newest end.
             self._keys[name[:1]].pop(name, None)
             self._keys[name[:1]][name] = ts_ms
         for known in self._keys.values():
             for name in list(islice(known, max(len(known) - WINDOW, 0))):
                 del known[name]
 
+    def remember_record(self, record: Record) -> None:
+        """Remember the key of a record that was committed earlier."""
+        name = remembered_key(record)
+        if name is not None:
+            self.remember({name: (record.ts_ms or 0) if name == owner_key(record) else 0})
+
     def _date(self, record: Record, group: Group, received_ms: int) -> int:
-        """Return the time of a record, which gets one where it has none or where its own lies ahead."""
+        """Return the time of a record; a missing or future time is replaced by the arrival time."""
         if record.ts_ms is None:
             record.ts_ms = received_ms
         elif record.ts_ms > received_ms and not self._event_clock:
@@ -126,12 +138,12 @@ class Intake:
                 group.counts["time_ahead"] += 1
             record.ts_ms = received_ms
             if isinstance(record, Exposure):
-                # Its features were computed for another time: an audit cannot compare them.
+                # The features were computed for another time, so an audit could not compare them.
                 record.numeric = record.category = None
         return record.ts_ms
 
     def end(self, group: Group, now_ms: int) -> None:
-        """Remove candidates that ended long ago, except those that the group changes: it may prolong one."""
+        """Remove candidates that ended long ago, except those that the group may prolong."""
         past = np.flatnonzero(self.candidates.table["ends_ms"] < now_ms - ENDED_MS)[:MAX_ENDED]
         changed = {record.id for record in group.records if isinstance(record, Candidate)}
         for name in [str(self.candidates.ids[row]) for row in past]:

@@ -1,4 +1,4 @@
-"""From the journal to the log: entries become segments, and leave the journal."""
+"""Flushing of the journal: entries are written to the log as segments, then trimmed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from itertools import groupby, takewhile
 from operator import itemgetter
 
 from serve.features.slots import I64
-from serve.log.events import Entry
+from serve.log.events import JournalEntry
 from serve.log.journal import entries
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
-from serve.log.throttle import Step
+from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
-# Where the log cannot be written the journal grows: drop exposures beyond so many records or bytes in it, and refuse
-# everything beyond twice as many bytes.
-MAX_UNROLLED = 1_000_000
-MAX_UNROLLED_BYTES = 1 << 30
-SEGMENT_ENTRIES = 600  # a minute of commits
-SEGMENT_BYTES = 256 << 20  # of these, as they are in the journal
+# The journal grows while the log cannot be written. Drop exposures beyond this many records or
+# bytes, and refuse all records beyond twice as many bytes.
+MAX_UNFLUSHED = 1_000_000
+MAX_UNFLUSHED_BYTES = 1 << 30
+# Most entries of one segment: a minute of commits.
+SEGMENT_ENTRIES = 600
+# Most bytes of a segment's entries, packed as in the journal.
+SEGMENT_BYTES = 256 << 20
 
 
-def roll(store: Store, segments: Segments, logged: I64, step: Step) -> None:
-    """Write the journal's entries as segments, and drop them from it; add their number and bytes to `logged`."""
+def flush_journal(store: Store, segments: Segments, logged: I64, step: OnStep) -> None:
+    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`."""
     cuts, end = numbers(segments.folder), store.seq()
-    waiting = takewhile(lambda entry: entry[0] <= end, entries(store))  # else it runs after what comes in
+    # Stop at the last entry of now: new entries would otherwise keep the loop running.
+    waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
     for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
         last, num, num_bytes = segments.write((entry for _, entry in part), step)
         store.trim(last)
@@ -33,9 +36,9 @@ def roll(store: Store, segments: Segments, logged: I64, step: Step) -> None:
 
 
 def _placed(
-    entries: Iterable[tuple[int, Entry]], cuts: Sequence[int]
-) -> Iterator[tuple[object, tuple[int, Entry]]]:
-    """Yield each entry with a key of its segment; no segment goes across a snapshot."""
+    entries: Iterable[tuple[int, JournalEntry]], cuts: Sequence[int]
+) -> Iterator[tuple[object, tuple[int, JournalEntry]]]:
+    """Yield each entry with the key of its segment; a segment never spans a snapshot."""
     num_bytes = 0
     for place, (last, entry) in enumerate(entries):
         num_bytes += entry.num_bytes

@@ -1,4 +1,4 @@
-"""Ingest: the one writer. Events and exposures become state, and the journal, in one commit. No Ray in here."""
+"""Ingester: commits records to state and journal atomically, and maintains the log; without Ray."""
 
 from __future__ import annotations
 
@@ -15,56 +15,57 @@ from typing import NamedTuple
 import numpy as np
 
 from serve.config.settings import AppArgs
-from serve.contract.errors import Busy, LeaseLost, StoreUnavailable
+from serve.contract.errors import Busy, StoreUnavailable, WriterFenced
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
 from serve.ingest import intake, rolling
 from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
 from serve.ingest.intake import MAX_LIVE, Group, Intake
-from serve.ingest.waiting import COMMIT_ROW_BYTES, Waiting, groups
-from serve.log.events import Entry, Record, Taken, owner_key, pack_entry, remembered_key
+from serve.ingest.waiting import COMMIT_ROW_BYTES, PendingCall, groups
+from serve.log.events import IngestResult, JournalEntry, Record, pack_entry
 from serve.log.journal import entries
 from serve.log.retention import Retention
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
-from serve.log.throttle import Pace, Step
+from serve.log.throttle import CpuThrottle, OnStep
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
 log = logging.getLogger("tabrank")
-
-COMMIT_EVERY_S = 0.1  # how long records gather for one commit, and so for one sync of the disk
-ROLL_EVERY_S = 60.0
-ROLL_RECORDS = 100_000  # or as soon as so many are in the journal
-ROLL_BYTES = 64 << 20  # or as many bytes
-UPKEEP_SHARE = 0.25  # of a core: what is written to the log in one go took the rankings' for seconds
-RETRY_ROLL_S = 5.0
-# Refuse records with "busy" beyond so many that wait, or so many packed bytes: unpacked they take five times as much.
+# Gather records this long for one commit, and so for one sync of the disk.
+COMMIT_EVERY_S = 0.1
+# Flush the journal to the log this often, or once it holds this many records or bytes.
+FLUSH_EVERY_S = 60.0
+FLUSH_RECORDS = 100_000
+FLUSH_BYTES = 64 << 20
+# Limit flushing and retention to this share of a core: without it rankings waited for seconds.
+UPKEEP_SHARE = 0.25
+RETRY_FLUSH_S = 5.0
+# Limits of waiting records and their packed bytes; unpacked they take five times as much.
 MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 << 20
-# Remember removals of so long ago after a restart.
-REMOVED_MS = UNITS_MS["d"]
 
 
 class Tally(NamedTuple):
-    """What became of records since the last tally, and how much of what is durable the log has not yet."""
+    """Counts and durations since the last tally, and the records that the log still lacks.
 
-    counts: Counter[str]  # by kind
-    event_lags_ms: list[float]  # from an event's own time until it was durable
-    commits_ms: list[float]  # from a call until what it brought was
-    num_unrolled: int
+    `counts` are by kind. `event_lags_ms` run from an event's own time until it was durable,
+    `commits_ms` from a call until its records were durable.
+    """
 
-
-Tell = Callable[[Tally], None]
+    counts: Counter[str]
+    event_lags_ms: list[float]
+    commits_ms: list[float]
+    num_unflushed: int
 
 
 def ingester(
     args: AppArgs,
     base: Path,
-    tell: Tell = lambda tally: None,
+    on_tally: Callable[[Tally], None] = lambda tally: None,
     *,
     max_live: int = MAX_LIVE,
     clock: WallClock | None = None,
@@ -78,7 +79,7 @@ def ingester(
         lambda writable: opened(writable=writable),
         Segments(base / args.log, surface),
         Retention(base / args.log, schema.fingerprint, args.keep_log_days * UNITS_MS["d"]),
-        tell,
+        on_tally,
         clock=clock or WallClock(),
         event_clock=args.clock == "event",
         max_live=max_live,
@@ -86,11 +87,11 @@ def ingester(
 
 
 class Ingester:
-    """Takes records in, and commits what has gathered every `COMMIT_EVERY_S`: state, number and journal together.
+    """Writer that gathers records and commits state, number and journal every `COMMIT_EVERY_S`.
 
-    `open_store(writable)` opens the store. Whoever commits first after another writer takes the lease and reads
-    the table again, so a rollout's two, or a `serve load` under way, never mix their rows.
-    With the event clock a record's own time is its time, and commits wait for nothing.
+    `open_store(writable)` opens the store. A fenced writer takes a new epoch and reads the live
+    table again before its next commit, so the two writers of a rollout, or a running `serve load`,
+    never mix their rows. With the event clock a record keeps its own time, and commits do not wait.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Ingester:
         open_store: Callable[[bool], Store],
         segments: Segments,
         retention: Retention,
-        tell: Tell = lambda tally: None,
+        on_tally: Callable[[Tally], None] = lambda tally: None,
         *,
         clock: WallClock,
         event_clock: bool = False,
@@ -116,131 +117,131 @@ class Ingester:
         self._store: Store | None = None
         self._intake = Intake(schema, event_clock=event_clock, max_live=max_live)
         self._seq = 0
-        self._latest_ms = 0  # of a record
-        self._waiting: list[Waiting] = []
+        self._latest_record_ms = 0
+        self._waiting: list[PendingCall] = []
         self._num_waiting = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
-        self._rolled = time.monotonic()
-        # Records and their packed bytes: those that came into the journal, counted by the commit's thread, and those
-        # that went into the log, by the roll's.
+        self._flushed_s = time.monotonic()
+        # Records and packed bytes: added to the journal (counted by the thread that commits), and
+        # written to the log (counted by the thread that flushes the journal).
         self._journaled, self._logged = np.zeros((2, 2), np.int64)
         self._stopping = False
-        self._tell = tell
+        self._on_tally = on_tally
         self.counts: Counter[str] = Counter()
         self._event_lags_ms: list[float] = []
         self._commits_ms: list[float] = []
 
-    async def take(self, records: Sequence[Record], num_bytes: int) -> Taken:
-        """Take records of so many packed bytes; returns once they are durable.
+    async def take(self, records: Sequence[Record], num_bytes: int) -> IngestResult:
+        """Take records of `num_bytes` packed bytes; return once they are durable.
 
-        Those that were there before are not taken again, nor is a new candidate where the live table is full.
+        Duplicates are dropped, and new candidates are rejected while the live table is full.
 
         Raises:
-            Busy: too much is waiting, or the log has not been written for too long.
-            StoreUnavailable: the store cannot take them now; none of them is kept.
+            Busy: too many records are waiting, or the log could not be written for too long.
+            StoreUnavailable: the store cannot be written; none of the records is kept.
         """
         if self._stopping:
-            raise StoreUnavailable("this writer is stopping; come again")
-        if (
-            self._num_waiting + len(records) > MAX_WAITING
-            or self._waiting_bytes + num_bytes > MAX_WAITING_BYTES
-        ):
+            raise StoreUnavailable("this writer is stopping; retry later")
+        num_waiting, waiting_bytes = self._num_waiting + len(records), self._waiting_bytes + num_bytes
+        if num_waiting > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES:
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
-        if self._unrolled[1] > 2 * rolling.MAX_UNROLLED_BYTES:
-            raise Busy("the journal is full, for the log cannot be written: see the replica log of Ingest")
-        done: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(records, num_bytes, done))
-        self._num_waiting += len(records)
-        self._waiting_bytes += num_bytes
+        if self._unflushed[1] > 2 * rolling.MAX_UNFLUSHED_BYTES:
+            raise Busy("the journal is full because the log cannot be written: see the replica log of Ingest")
+        done: asyncio.Future[IngestResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append(PendingCall(records, num_bytes, done))
+        self._num_waiting, self._waiting_bytes = num_waiting, waiting_bytes
         self._arrived.set()
         return await done
 
     async def run(self) -> None:
-        """Commit what gathers and roll the journal into segments, until `stop`; then commit and roll the rest."""
-        rolling: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        rolling.set_result(None)
-        tried = 0.0
+        """Commit records and flush the journal until `stop`; then commit and flush the rest."""
+        upkeep: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        upkeep.set_result(None)
+        tried_s = 0.0
         while not self._stopping:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
             if not self._event_clock:
                 await asyncio.sleep(COMMIT_EVERY_S)
-            self._tell(self._tally())
+            self._on_tally(self._tally())
             is_idle = not self._waiting
-            await self.flush()
-            now = time.monotonic()
-            is_full = self._holds(ROLL_RECORDS, ROLL_BYTES) and now - tried >= RETRY_ROLL_S
-            is_due = is_full or now - self._rolled >= ROLL_EVERY_S
-            if (is_due or (self._event_clock and is_idle)) and rolling.done():
-                self._rolled = tried = now
-                rolling = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
-        await rolling
-        await self.flush()
-        await asyncio.to_thread(self.roll)
+            await self.commit_waiting()
+            now_s = time.monotonic()
+            is_full = self._holds(FLUSH_RECORDS, FLUSH_BYTES) and now_s - tried_s >= RETRY_FLUSH_S
+            is_due = is_full or now_s - self._flushed_s >= FLUSH_EVERY_S
+            if (is_due or (self._event_clock and is_idle)) and upkeep.done():
+                self._flushed_s = tried_s = now_s
+                upkeep = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
+        await upkeep
+        await self.commit_waiting()
+        await asyncio.to_thread(self.flush_journal)
         self._close()
 
     def _tally(self) -> Tally:
-        self._clock()  # each second, so that it sees a step of the system's clock soon
+        # Read the clock every second, so that it notices a step of the system clock soon.
+        self._clock()
         self.counts["clock_step"] += self._clock.num_steps - self._num_steps
         self._num_steps = self._clock.num_steps
-        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, int(self._unrolled[0]))
+        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, int(self._unflushed[0]))
         self.counts, self._event_lags_ms, self._commits_ms = Counter(), [], []
         return tally
 
     @property
-    def _unrolled(self) -> I64:
-        """Records, and their bytes, that are in the journal and not in the log."""
+    def _unflushed(self) -> I64:
+        """Records, and their bytes, that are in the journal but not in the log."""
         return self._journaled - self._logged
 
     def _holds(self, num: int, num_bytes: int) -> bool:
-        """Return whether the journal holds so many records, or bytes, that are not in the log."""
-        return bool((self._unrolled >= (num, num_bytes)).any())
+        """Return whether the journal holds this many records or bytes that are not in the log."""
+        return bool((self._unflushed >= (num, num_bytes)).any())
 
     def stop(self) -> None:
-        """Have `run` end."""
+        """Make `run` end."""
         self._stopping = True
         self._arrived.set()
 
-    async def flush(self) -> None:
-        """Commit what has gathered, in one or more commits."""
+    async def commit_waiting(self) -> None:
+        """Commit the waiting records, in one or more commits."""
         waiting, self._waiting = self._waiting, []
         self._arrived.clear()
         for group in groups(waiting, self._max_records):
             await self._commit_group(group)
-            self._num_waiting -= sum(len(one.records) for one in group)
-            self._waiting_bytes -= sum(one.num_bytes for one in group)
+            self._num_waiting -= sum(len(call.records) for call in group)
+            self._waiting_bytes -= sum(call.num_bytes for call in group)
 
-    async def _commit_group(self, group: Sequence[Waiting]) -> None:
+    async def _commit_group(self, group: Sequence[PendingCall]) -> None:
         try:
             taken = await asyncio.to_thread(self._commit, group)
         except Exception as error:
-            log.warning("%d records were not taken: %s: %s", len(group), type(error).__name__, error)
-            for waiting in group:
-                if not waiting.done.done():
-                    waiting.done.set_exception(StoreUnavailable(str(error)))
+            log.warning("%d calls were not committed: %s: %s", len(group), type(error).__name__, error)
+            for call in group:
+                if not call.done.done():
+                    call.done.set_exception(StoreUnavailable(str(error)))
             return
-        now = time.monotonic()
-        self._commits_ms += [(now - waiting.since) * 1e3 for waiting in group]
-        for waiting, answer in zip(group, taken, strict=True):
-            if not waiting.done.done():  # whoever waited may have gone
-                waiting.done.set_result(answer)
+        now_s = time.monotonic()
+        self._commits_ms += [(now_s - call.since) * 1e3 for call in group]
+        for call, answer in zip(group, taken, strict=True):
+            # The caller may have been cancelled.
+            if not call.done.done():
+                call.done.set_result(answer)
 
-    def _commit(self, group: Sequence[Waiting]) -> list[Taken]:
+    def _commit(self, group: Sequence[PendingCall]) -> list[IngestResult]:
         try:
             return self._commit_once(group)
-        except LeaseLost:  # another writer was there since: read what it left, and write after it
+        # Another writer committed meanwhile: read its state again, and commit after it.
+        except WriterFenced:
             self._close()
             return self._commit_once(group)
 
-    def _commit_once(self, group: Sequence[Waiting]) -> list[Taken]:
+    def _commit_once(self, group: Sequence[PendingCall]) -> list[IngestResult]:
         store = self._opened()
         received_ms = self._clock()
-        admitted = Group(self._holds(rolling.MAX_UNROLLED, rolling.MAX_UNROLLED_BYTES))
-        taken = [self._intake.admit(waiting.records, admitted, received_ms) for waiting in group]
+        admitted = Group(self._holds(rolling.MAX_UNFLUSHED, rolling.MAX_UNFLUSHED_BYTES))
+        taken = [self._intake.admit(call.records, admitted, received_ms) for call in group]
         self.counts.update(admitted.counts)
         records = admitted.records
         last_ms = max((record.ts_ms or 0 for record in records), default=0)
-        self._latest_ms = max(self._latest_ms, last_ms)
+        self._latest_record_ms = max(self._latest_record_ms, last_ms)
         self._intake.end(admitted, last_ms if self._event_clock else received_ms)
         if records:
             seq = self._seq + len(records)
@@ -248,10 +249,11 @@ class Ingester:
                 viewers, candidates = apply_records(
                     self._intake.candidates, store, self._seq, records, received_ms
                 )
-                journal = pack_entry(Entry(received_ms, records))
+                journal = pack_entry(JournalEntry(received_ms, records))
                 store.commit(seq, viewers, candidates, journal=journal)
             except BaseException:
-                self._close()  # the table holds what was not committed: read it again
+                # The live table holds uncommitted changes: read it again.
+                self._close()
                 raise
             self._seq = seq
             self._journaled += (len(records), len(journal))
@@ -264,7 +266,7 @@ class Ingester:
         return taken
 
     def _opened(self) -> Store:
-        """The store, with the lease taken and the live table and the ids read; as it is where all is well."""
+        """Return the store; open it first if needed, take an epoch, and read live table and ids."""
         if self._store is None:
             self._segments.damaged.clear()
             known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
@@ -272,23 +274,19 @@ class Ingester:
                 self._refuse_empty_store(known)
             store = self._open_store(True)
             try:
-                store.take_lease()
+                store.take_epoch()
                 changes = store.read([], 0)[1]
-                self._intake.candidates = Rows(self._schema, "candidate")
+                self._intake.candidates = RowTable(self._schema, "candidate")
                 self._intake.candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._intake.remember(dict.fromkeys(self._segments.recent_keys(intake.WINDOW, self._seq), 0))
-                self._intake.remember(self._segments.removals(self._clock() - REMOVED_MS))
+                self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))
                 self.counts["segment_damaged"] += len(self._segments.damaged)
-                self._seq = max(
-                    changes.seq, known
-                )  # the store's is beyond what another writer has logged since
+                # Another writer may have committed beyond what the log holds.
+                self._seq = max(changes.seq, known)
                 self._journaled, self._logged = np.zeros((2, 2), np.int64)
                 for _, entry in entries(store):
                     for record in entry.records:
-                        if (name := remembered_key(record)) is not None:
-                            self._intake.remember(
-                                {name: (record.ts_ms or 0) if name == owner_key(record) else 0}
-                            )
+                        self._intake.remember_record(record)
                     self._journaled += (len(entry.records), entry.num_bytes)
             except BaseException:
                 store.close()
@@ -297,12 +295,12 @@ class Ingester:
         return self._store
 
     def _refuse_empty_store(self, known: int) -> None:
-        """Raise StoreUnavailable where the store is gone or empty: the log, or this writer, knows of another."""
+        """Raise StoreUnavailable if the store is missing or empty though records exist."""
         store = self._open_store(False)
         try:
             if not store.seq():
                 raise StoreUnavailable(
-                    f"the store is empty, and {self._segments.folder} has records up to number {known}; "
+                    f"the store is empty, but {self._segments.folder} has records up to number {known}; "
                     "fill it with `python -m serve load --log LOG`"
                 )
         finally:
@@ -313,37 +311,39 @@ class Ingester:
         if store is not None:
             store.close()
 
-    def roll(self) -> None:
-        """Write the journal's entries as segments, and drop them from it. What fails is tried again later."""
-        self._attempt(self._roll)
+    def flush_journal(self) -> None:
+        """Write the journal's entries as segments and trim them; a failure is retried later."""
+        self._attempt(self._flush_journal)
 
     def upkeep(self) -> None:
-        """Roll, then see to the log's files. What fails is tried again later."""
-        self._attempt(self._roll, self._tend)
+        """Flush the journal, then enforce the retention of the log; a failure is retried later."""
+        self._attempt(self._flush_journal, self._enforce_retention)
 
-    def _attempt(self, *jobs: Callable[[Store, Step], None]) -> None:
+    def _attempt(self, *jobs: Callable[[Store, OnStep], None]) -> None:
         store = self._store
         if store is None:
             return
-        step = Pace(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
+        step = CpuThrottle(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
         try:
             with self._segments.held():
                 for job in jobs:
-                    store.trim(0)  # of nothing: whether the lease is still held
+                    # Trim nothing, to raise WriterFenced if another writer took over.
+                    store.trim(0)
                     job(store, step)
-        except LeaseLost:
-            return  # the other writer does it
+        # The other writer does the work.
+        except WriterFenced:
+            return
         except Exception as error:
             self.counts["roll_failed"] += 1
             log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
 
-    def _roll(self, store: Store, step: Step) -> None:
-        # The counts of this opening of the store: another writer may have it opened anew meanwhile.
-        rolling.roll(store, self._segments, self._logged, step)
+    def _flush_journal(self, store: Store, step: OnStep) -> None:
+        # `_logged` belongs to this opening of the store; a takeover replaces the array meanwhile.
+        rolling.flush_journal(store, self._segments, self._logged, step)
 
-    def _tend(self, store: Store, step: Step) -> None:
-        self._retention.tend(store, self._now_ms, step)
+    def _enforce_retention(self, store: Store, step: OnStep) -> None:
+        self._retention.enforce(store, self._now_ms, step)
 
     def _now_ms(self) -> int:
-        """The service's clock."""
-        return self._latest_ms if self._event_clock else self._clock()
+        """Return the time of the service's clock in ms."""
+        return self._latest_record_ms if self._event_clock else self._clock()

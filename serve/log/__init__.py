@@ -1,1 +1,4 @@
-"""The canonical log on disk: journal, segments, snapshots, replay. Imports `stores` and below."""
+"""Canonical log on disk: journal, segments, snapshots, replay.
+
+It may import `stores` and below.
+"""

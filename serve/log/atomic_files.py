@@ -1,4 +1,4 @@
-"""Files and folders that are written before they have their name."""
+"""Atomic writes: files and folders get their name only once they are complete."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ import psutil
 
 from serve.contract.validation import refuse_existing
 
-# Umask of all that writes viewers' data, and of its children: files 0600, folders 0700.
+# Umask of processes that write viewers' data, and of their children: files 0600, folders 0700.
 PRIVATE = 0o077
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; it is on disk when this returns."""
+    """Write a file atomically and durably."""
     draft = path.with_name(f".{path.name}.partial")
     draft.write_bytes(content)
     put(draft, path)
 
 
 def put(draft: Path, path: Path) -> None:
-    """Give a written draft, a file or a folder of synced files, its name: what is deleted afterwards may be."""
+    """Fsync a draft (a file, or a folder of synced files), rename it, and fsync the parent folder.
+
+    Afterwards the files that it replaces can be deleted safely.
+    """
     sync(draft)
     draft.replace(path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
+    """Fsync a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,16 +44,17 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def draft_of(out: Path, mode: int = 0o777) -> Iterator[Path]:
-    """A new folder that gets the name `out` when the block ends: it is there whole or not at all.
+    """Yield a new folder that is renamed to `out` when the block ends without an error.
 
     Raises:
-        TabrankError: something is at `out`, or nothing can be made there.
+        TabrankError: `out` exists or cannot be created.
     """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for stale in out.parent.glob(f".{out.name}.*.partial"):
         pid = stale.name.split(".")[-2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # of a writer that was killed
+        # The draft of a killed writer.
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(stale, ignore_errors=True)
     draft = out.parent / f".{out.name}.{os.getpid()}.partial"
     draft.mkdir(mode)

@@ -1,4 +1,4 @@
-"""Compaction: many small segments of the served log become few."""
+"""Compaction: merge small segments of the served log into large ones."""
 
 from __future__ import annotations
 
@@ -12,35 +12,42 @@ import pyarrow.parquet as pq
 from serve.log.atomic_files import put
 from serve.log.reader import TABLES
 from serve.log.segments import last_seq, segments
-from serve.log.throttle import Step
+from serve.log.throttle import OnStep
 
-MAX_BYTES = 64 << 20  # of a merged segment, about
-DONE_BYTES = MAX_BYTES // 2  # one of so much is merged no more: else each hour would write all of it again
-WORTH_SEGMENTS = 60  # of a table: an hour of them
-AT_ONCE_BYTES = 4 << 20  # held in memory, uncompressed; what a row group of a merged segment has
-# Read so many rows at a time: an exposure of 1,000 ids of 256 characters has up to 1 MiB, so 64 MiB at most. An event
-# has up to 4 KiB, and there are many.
+# Approximate size of a merged segment.
+MAX_BYTES = 64 << 20
+# Do not merge a segment of this size again: otherwise every hour would rewrite it.
+DONE_BYTES = MAX_BYTES // 2
+# Merge once a table has this many small segments: an hour of them.
+MIN_SEGMENTS = 60
+# Uncompressed bytes held in memory, and the size of a row group of a merged segment.
+AT_ONCE_BYTES = 4 << 20
+# Rows read at a time. An exposure of 1,000 ids of 256 characters has up to 1 MiB, so 64 of them
+# take at most 64 MiB. An event has up to 4 KiB.
 AT_ONCE_ROWS = {"events": 2_048}
 AT_ONCE_LONG_ROWS = 64
 
 
-def compact(log: Path, cuts: Sequence[int] = (), step: Step = lambda: True) -> None:
-    """Merge neighbouring segments where there are many or enough of them; none across a number of `cuts`.
+def compact(log: Path, cuts: Sequence[int] = (), step: OnStep = lambda: True) -> None:
+    """Merge neighbouring segments that are numerous or fill one, but never across a cut.
 
-    The merged one takes the place of its first, then the others are deleted. Who reads or dies in between finds
-    records twice: readers drop those of a number that was there before. `step` is called after each part.
+    `cuts` are record numbers, those of snapshots.
+
+    The merged segment replaces its first part, then the other parts are deleted. In between, and
+    after a crash, the log holds some records twice; readers drop repeated numbers. `step` is called
+    after each part of the work.
 
     Raises:
-        OSError, pa.ArrowException, TabrankError: a segment cannot be read or written; the log is as it was, or
-            holds some records twice.
+        OSError, pa.ArrowException, TabrankError: a segment cannot be read or written; the log is
+            unchanged, or holds some records twice.
     """
     for name in TABLES:
-        for group in _worth(segments(log, name), cuts):
+        for group in _mergeable(segments(log, name), cuts):
             _merge(group, step)
 
 
-def _worth(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
-    """Neighbours that fill a segment, or reach a cut, or are as many as are worth it."""
+def _mergeable(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
+    """Yield groups of neighbours that fill a segment, end at a cut, or are numerous enough."""
     group: list[Path] = []
     total = 0
     for path in paths:
@@ -53,26 +60,28 @@ def _worth(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
         if size < DONE_BYTES:
             group.append(path)
             total += size
-    if len(group) >= WORTH_SEGMENTS:
+    if len(group) >= MIN_SEGMENTS:
         yield group
 
 
 def _part(path: Path, cuts: Sequence[int]) -> int:
-    """Between which cuts a segment begins."""
+    """Return the number of cuts before a segment's first record."""
     return sum(cut < int(path.stem) for cut in cuts)
 
 
-def _merge(paths: Sequence[Path], step: Step) -> None:
+def _merge(paths: Sequence[Path], step: OnStep) -> None:
     held = 0
     parts: list[Path] = []
     for path in paths:
         last = last_seq(path)
-        if last <= held:  # left by a compaction that was cut short
+        # A leftover of an interrupted compaction.
+        if last <= held:
             path.unlink()
             continue
         held = last
         parts.append(path)
-    for schema, same in groupby(parts, key=pq.read_schema):  # a surface may have gained a field
+    # Schemas differ if the surface gained a field.
+    for schema, same in groupby(parts, key=pq.read_schema):
         first, *others = same
         if others:
             draft = first.with_name(f".{first.name}.partial")
@@ -89,7 +98,7 @@ def _merge(paths: Sequence[Path], step: Step) -> None:
 
 
 def _tables(paths: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Their rows in order, in tables of a row group each."""
+    """Yield the rows of segments in order, as tables of one row group each."""
     batches: list[pa.RecordBatch] = []
     num_bytes = 0
     for path in paths:

@@ -1,10 +1,10 @@
-"""The records of the live loop: what clients send, what rankings leave, and how the journal keeps them."""
+"""Records of the live loop, their decoding, and their form in calls and in the journal."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -15,70 +15,85 @@ from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
     Candidate,
+    ClientRecord,
     Event,
     Forget,
     Rejected,
-    Sent,
     Viewer,
 )
 from serve.features.field_values import bounded
+from serve.features.slots import Entity
+from serve.features.surface import Surface
 
-if TYPE_CHECKING:  # as in serve.contract.rankings
-    from serve.features.slots import Entity
-    from serve.features.surface import Surface
-
-# Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes of its own.
+# Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes.
 MAX_CALL_BYTES = 3 * 1024 * 1024
-EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"  # the windows of `key`
+# Kinds of the keys that `key` returns.
+EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"
 
 
 class Ended(Struct, tag_field="type", tag="ended", forbid_unknown_fields=True, omit_defaults=True):
-    """A candidate that ended long ago left the live table; written by Ingest alone."""
+    """Removal of a candidate from the live table, long after its end; only Ingest writes it."""
 
     id: str
     ts_ms: int | None = None
 
 
 class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=True, omit_defaults=True):
-    """One answered ranking: `candidates` in the order shown, up to the limit; `scores` NaN where unscored."""
+    """One answered ranking.
+
+    `candidates` are in the order shown, up to the limit. `scores` are float32, NaN where the model
+    did not score. `experiment` is None for a viewer in none, `share` the arm's share in it.
+    `seen_seq` is the number of the last record in the features. `stated` holds the fields that the
+    request stated, by candidate. `latency_ms` runs from the request's arrival in the replica to its
+    answer. `degraded` gives the reasons of a degraded answer. `propensity`, of a randomized order,
+    is the probability of each pick given the picks before it. `numeric` (float32) and `category`
+    (uint64) are the feature matrix of a sampled share of exposures, rows as shown.
+    """
 
     request_id: str
     ts_ms: int
     viewer: str | None
     candidates: list[str]
-    scores: bytes  # float32, one a candidate
-    experiment: str | None  # None where the viewer takes part in none
+    scores: bytes
+    experiment: str | None
     arm: str
     rung: str
-    seen_seq: int  # the number of the last record that its features contain
+    seen_seq: int
     model: str | None = None
     context: dict[str, Any] = {}
-    stated: dict[str, dict[str, Any]] = {}  # the fields that the request stated, by candidate
+    stated: dict[str, dict[str, Any]] = {}
     traffic: str = "live"
-    share: float | None = None  # that the arm had in the experiment
-    latency_ms: float | None = None  # in the replica, from its arrival to its answer
-    degraded: list[str] = []  # why it is not what the arm was to give
-    propensity: list[float] | None = None  # of each pick given those before it, where the order was drawn
-    numeric: bytes | None = None  # the feature matrix of a sampled share: float32 and uint64, rows as shown
+    share: float | None = None
+    latency_ms: float | None = None
+    degraded: list[str] = []
+    propensity: list[float] | None = None
+    numeric: bytes | None = None
     category: bytes | None = None
 
 
-Record = Sent | Ended | Exposure
+Record = ClientRecord | Ended | Exposure
 
 
-class Entry(Struct, array_like=True):
-    """One commit in the journal: its records have the numbers up to the entry's own."""
+class JournalEntry(Struct, array_like=True):
+    """Journal entry of one commit; the number of its last record is the entry's number.
+
+    `num_bytes` is the packed size, set when the entry is read.
+    """
 
     received_ms: int
     records: list[Record]
-    num_bytes: int = 0  # packed; known once it was read
+    num_bytes: int = 0
 
 
-class Taken(Struct):
-    """What became of the records that Ingest was given, once they are durable."""
+class IngestResult(Struct):
+    """Result of a call of Ingest, once its records are durable.
 
-    duplicates: int = 0  # there before
-    rejected: dict[int, str] = {}  # why a record was not taken, by its place
+    `duplicates` counts the records dropped because they were seen before. `rejected` maps the index
+    of a rejected record to the reason.
+    """
+
+    duplicates: int = 0
+    rejected: dict[int, str] = {}
 
 
 class _Raw(Struct, forbid_unknown_fields=True):
@@ -87,21 +102,19 @@ class _Raw(Struct, forbid_unknown_fields=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _batch = msgspec.json.Decoder(_Raw)
-_sent = msgspec.json.Decoder(Sent)
+_sent = msgspec.json.Decoder(ClientRecord)
 _records = msgspec.msgpack.Decoder(list[Record])
-_entry = msgspec.msgpack.Decoder(Entry)
-KINDS: dict[str, type[Struct]] = {
-    "event": Event, "viewer": Viewer, "candidate": Candidate, "forget": Forget,
-}  # fmt: skip
+_entry = msgspec.msgpack.Decoder(JournalEntry)
+KINDS: dict[str, type[Struct]] = {"event": Event, "viewer": Viewer, "candidate": Candidate, "forget": Forget}
 
 
 def decode_batch(
     body: bytes, surface: Surface, *, event_clock: bool
-) -> tuple[dict[int, Sent], list[Rejected]]:
-    """The good records of a request's body by their place, and the others by JSON Pointer.
+) -> tuple[dict[int, ClientRecord], list[Rejected]]:
+    """Return the valid records of a request body by index, and the others by JSON Pointer.
 
     Raises:
-        RequestError: 400 where it is no JSON, 422 where it is no batch.
+        RequestError: 400 if the body is not JSON, 422 if it is not a batch.
     """
     try:
         raws = _batch.decode(body).records
@@ -109,7 +122,7 @@ def decode_batch(
         raise invalid(str(error), {"": ("records",)}) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(error) from None
-    good: dict[int, Sent] = {}
+    good: dict[int, ClientRecord] = {}
     rejected: list[Rejected] = []
     for i, raw in enumerate(raws):
         try:
@@ -119,14 +132,14 @@ def decode_batch(
     return good, rejected
 
 
-def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> Sent:
+def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientRecord:
     if len(raw) > MAX_RECORD_BYTES:
         detail = (
             f"the record has {len(raw)} bytes; one may have {MAX_RECORD_BYTES}: send fewer or shorter fields"
         )
         raise RequestError(422, "invalid record", detail)
     try:
-        record: Sent = _sent.decode(raw)
+        record: ClientRecord = _sent.decode(raw)
     except RecursionError as error:
         raise malformed(error) from None
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
@@ -165,24 +178,27 @@ def pack_raw(record: Record) -> msgspec.Raw:
 
 
 def unpack(payload: bytes) -> list[Record]:
-    """What `pack` packed."""
+    """Unpack the records that `pack` packed."""
     return _records.decode(payload)
 
 
-def pack_entry(entry: Entry) -> bytes:
-    """A commit as the journal keeps it."""
+def pack_entry(entry: JournalEntry) -> bytes:
+    """Pack an entry for the journal."""
     return _encoder.encode(entry)
 
 
-def unpack_entry(payload: bytes) -> Entry:
-    """What `pack_entry` packed."""
+def unpack_entry(payload: bytes) -> JournalEntry:
+    """Unpack an entry of the journal."""
     entry = _entry.decode(payload)
     entry.num_bytes = len(payload)
     return entry
 
 
 def remembered_key(record: Record) -> bytes | None:
-    """Return the key by which a repeated event or exposure, or a removal, is remembered; None for attributes."""
+    """Return the key that deduplicates an event or exposure, or identifies a removal.
+
+    Attributes have none.
+    """
     if isinstance(record, Event):
         return key(EVENT_IDS, record.id)
     if isinstance(record, Exposure):
@@ -191,7 +207,7 @@ def remembered_key(record: Record) -> bytes | None:
 
 
 def owner_key(record: Record) -> bytes | None:
-    """Return the key of the viewer or candidate whose row a record changes; None where there is none."""
+    """Return the key of the viewer or candidate whose row a record changes, or None."""
     if isinstance(record, Candidate | Ended):
         return key(CANDIDATES, record.id)
     viewer = record.id if isinstance(record, Viewer) else record.viewer
@@ -199,8 +215,8 @@ def owner_key(record: Record) -> bytes | None:
 
 
 def key(window: bytes, id_: str) -> bytes:
-    """Return a key of 9 bytes for an id of any length: the window's letter and a 64-bit hash.
+    """Return a key of 9 bytes for an id of any length: the kind's letter and a 64-bit hash.
 
-    Among a million ids, a new one meets the hash of another with a probability of 5e-14.
+    A new id collides with one of a million others with a probability of 5e-14.
     """
     return window + hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest()

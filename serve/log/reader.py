@@ -1,4 +1,4 @@
-"""The canonical log: a folder of Parquet with viewers, candidates, exposures and events, read strictly."""
+"""Strict reader of the canonical log: Parquet tables of viewers, candidates, exposures, events."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_MS
 from serve.features.slots import IMPRESSION
 from serve.features.surface import FieldType, Surface
-from serve.log.snapshots import Snapshot, beginnings
+from serve.log.snapshots import Snapshot, replay_snapshots
 
-READS = 10  # of a table whose segments are being merged, before it is said to be unreadable
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for a damaged file
-MAY_BE_EMPTY = ("viewers", "events")  # where a service has written a log
+# Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
+READS = 10
+# Exceptions that pyarrow raises for a damaged file.
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+# Tables that may be missing in a log written by a service.
+MAY_BE_EMPTY = ("viewers", "events")
 TABLES = ("viewers", "candidates", "exposures", "events")
 ARROW: Mapping[FieldType, pa.DataType] = {
     "number": pa.float64(),
@@ -40,12 +43,13 @@ WANTED = {
 
 @dataclass(frozen=True)
 class Log:
-    """The four tables in their canonical types, and what the reader met: `counts`.
+    """Four tables in canonical types, with counts of repeated, unknown and test records.
 
-    `exposures.context` and the fields of viewers and candidates are those that the surface declares. What a service
-    has written has its numbers too: `seq` of each record, `seen_seq` of the last one that a ranking had seen; a
-    row of `viewers` or `candidates` then sets the fields that it has `stated`, or says that its id was `removed`.
-    Where its first records were deleted, `snapshots` are what it can be replayed from, by state, the oldest first.
+    `exposures.context` and the fields of viewers and candidates are those of the surface. A log of
+    a service also has numbers: `seq` of each record, and `seen_seq` of the last record that a
+    ranking had seen. A row of `viewers` or `candidates` then sets the fields that it has `stated`,
+    or marks its id as `removed`. If the first records were deleted, the log can be replayed from
+    `snapshots`, oldest first.
     """
 
     viewers: pa.Table
@@ -57,20 +61,20 @@ class Log:
 
     @property
     def ends_ms(self) -> int:
-        """The time of the last exposure or event."""
+        """Return the time of the last exposure or event, in ms."""
         return max(pc.max(table["ts_ms"]).as_py() or 0 for table in (self.exposures, self.events))
 
     @property
     def last_seq(self) -> int:
-        """The last number that a service has given; 0 in a log of none."""
+        """Return the last number that a service assigned; 0 in a log without numbers."""
         return max(pc.max(getattr(self, name)["seq"]).as_py() or 0 for name in TABLES)
 
 
 def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> Log:
-    """Read and check a log; exposures with `traffic = "test"` are left out unless asked for.
+    """Read and validate a log; exposures with `traffic = "test"` are included with `test_traffic`.
 
     Raises:
-        TabrankError: naming file, column, row (from 0) and remedy.
+        TabrankError: the log is invalid; the message names file, column, row (from 0) and remedy.
     """
     fields = surface.fields
     viewers = _Reader(folder, "viewers").required("id", pa.string()).optional("ts_ms", pa.int64())
@@ -92,8 +96,8 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     exposures.no_repeats("candidates")
     events.one_of("kind", (*surface.events, IMPRESSION))
     log = Log(viewers.table, candidates.table, exposures.table, events.table)
-    # after the tables: what was deleted while they were read, a snapshot stands for
-    return _clean(replace(log, snapshots=beginnings(folder)), test_traffic)
+    # Read the snapshots after the tables: they cover records deleted while the tables were read.
+    return _clean(replace(log, snapshots=replay_snapshots(folder)), test_traffic)
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:
@@ -104,7 +108,7 @@ def _clean(log: Log, test_traffic: bool) -> Log:
         exposures = exposures.filter(live)
         if not len(exposures):
             raise TabrankError(
-                'every exposure of the log is test traffic (traffic = "test"); it holds nothing live'
+                'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
             )
     counts["test_exposures"] = len(log.exposures) - len(exposures)
     unique = _first(exposures["request_id"])
@@ -125,7 +129,7 @@ def _clean(log: Log, test_traffic: bool) -> Log:
 
 
 def _unrepeated(table: pa.Table) -> pa.Table:
-    """Without the rows whose number came before: segments being merged hold some records twice."""
+    """Drop rows with a repeated number: segments being merged hold some records twice."""
     numbers = pc.fill_null(table["seq"], 0).to_numpy()
     given = np.flatnonzero(numbers)
     rows = np.ones(len(table), bool)
@@ -135,32 +139,33 @@ def _unrepeated(table: pa.Table) -> pa.Table:
 
 
 def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The row numbers at which each value comes first, in order."""
+    """Return the row numbers of each value's first occurrence, in order."""
     codes = column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     return np.sort(np.unique(codes, return_index=True)[1])
 
 
 def concat_logs(logs: Iterable[Log]) -> Log:
-    """One log of several: their tables one after the other, and the snapshots of the first that has any."""
+    """Concatenate logs; the snapshots are those of the first log that has any."""
     logs = list(logs)
     merged = {name: pa.concat_tables([getattr(log, name) for log in logs]) for name in TABLES}
     return Log(**merged, snapshots=next((log.snapshots for log in logs if log.snapshots), ()))
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:
-    """A table of a log as it is, and where it is: a file, a folder of segments, or both, one after the other.
+    """Return the path of a table and its rows: a file, a folder of segments, or both concatenated.
 
-    With `columns` those of them that there are.
+    `columns` selects columns; those that do not exist are left out.
 
     Raises:
-        TabrankError: it is missing, not readable, or has no rows.
+        TabrankError: the table is missing, not readable, or has no rows.
     """
     if not folder.is_dir():
         raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
     paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
     if not paths:
         if name in MAY_BE_EMPTY and (folder / "exposures").is_dir():
-            return folder / name, pa.table({})  # a service has written it, and nothing of this kind came
+            # The service that wrote the log received no record of this kind.
+            return folder / name, pa.table({})
         raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
     parts = []
     for path in paths:
@@ -178,7 +183,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
 
 
 def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
-    """A file, or the segments in a folder; those may be merged or deleted while they are read, so again then."""
+    """Read a file or a folder of segments; retry if segments are merged or deleted meanwhile."""
     for _ in range(READS - 1):
         try:
             return _read_once(path, columns)
@@ -190,19 +195,21 @@ def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
 def _read_once(path: Path, columns: Sequence[str] | None) -> pa.Table:
     tables = []
     for name in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
-        # one by one: a surface may have gained a field since the first segment, whose columns a dataset takes for all
+        # Read the segments one by one: a dataset uses the columns of the first segment for all, but
+        # the surface may have gained a field since.
         with pq.ParquetFile(name) as file:
             schema = file.schema_arrow
             if columns is not None:
                 schema = pa.schema([schema.field(column) for column in columns if column in schema.names])
-            # by batches: read whole, lists of more than 2 GiB of strings are refused
+            # Read in batches: pyarrow refuses to read lists of more than 2 GiB of strings at once.
             tables.append(pa.Table.from_batches(file.iter_batches(columns=schema.names), schema))
-            tables[-1].validate(full=True)  # a damaged file's strings may be no UTF-8
+            # The strings of a damaged file may not be UTF-8.
+            tables[-1].validate(full=True)
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
 class _Reader:
-    """One table of a log, its columns checked and cast one by one."""
+    """Reader of one table that validates and casts one column at a time."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path, self.raw = read_table(folder, name)
@@ -210,11 +217,11 @@ class _Reader:
 
     @property
     def table(self) -> pa.Table:
-        """The columns taken so far."""
+        """Return the columns read so far."""
         return pa.table(self.columns)
 
     def required(self, column: str, wanted: pa.DataType, *, nullable: bool = False) -> _Reader:
-        """Take a column that must be there, without nulls unless `nullable`."""
+        """Read a required column; nulls are refused unless `nullable`."""
         if not self.raw.num_columns:
             self.columns[column] = pa.chunked_array([], wanted)
             return self
@@ -236,7 +243,7 @@ class _Reader:
         return self
 
     def optional(self, column: str, wanted: pa.DataType) -> _Reader:
-        """Take a column if it is there; all null otherwise."""
+        """Read a column if it exists; otherwise fill it with nulls."""
         if column in self.raw.column_names or not self.raw.num_columns:
             return self.required(column, wanted, nullable=True)
         self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
@@ -282,7 +289,7 @@ class _Reader:
         except pa.ArrowException as error:
             reason = str(error).splitlines()[0]
             raise TabrankError(
-                f"{self.path}: column {column!r} cannot be taken as {_words(wanted)}: {reason}"
+                f"{self.path}: column {column!r} cannot be read as {_words(wanted)}: {reason}"
             ) from None
 
     def _context(self, column: str, wanted: pa.StructType) -> pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""Replay: a log's records applied to the state in their order, as the service would have."""
+"""Replay: apply a log's records to the state in the order in which the service applied them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError
 from serve.contract.validation import json_value, typed
 from serve.features.field_values import plain
-from serve.features.rows import EVER_MS, NEVER_MS, Run, Schema, State, encode
-from serve.features.slots import I64, IMPRESSION, Entity, Record
+from serve.features.rows import EVER_MS, NEVER_MS, Interactions, Schema, State, encode
+from serve.features.slots import I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
 from serve.log.reader import Log
 from serve.log.snapshots import Snapshot, start
@@ -24,7 +24,7 @@ ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 
 
 class Codes:
-    """Ids as numbers from 1, in order of first appearance; 0 is null."""
+    """Ids encoded as numbers from 1, in order of first appearance; 0 encodes null."""
 
     def __init__(self, *columns: pa.ChunkedArray) -> None:
         arrays = [_flat(column) for column in columns]
@@ -42,8 +42,10 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 
 def event_times(exposures: pa.Table, events: pa.Table) -> I64:
-    """When each event happened `[E]`: one that names its exposure did not come before it, whatever the client's
-    clock said."""
+    """Return the time of each event `[E]`, but no earlier than the exposure that it names.
+
+    A client's clock may be behind.
+    """
     number = pc.index_in(
         events["request_id"].cast(pa.string()), _flat(exposures["request_id"].cast(pa.string()))
     )
@@ -54,7 +56,10 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
 
 
 def _stated(text: str, declared: Mapping[str, Field], row: int) -> dict[str, dict[str, object]]:
-    """The fields that an exposure's request stated, by candidate; those that the surface has lost are left out."""
+    """Return the fields that an exposure's request stated, by candidate.
+
+    Fields that the surface no longer declares are left out.
+    """
     where = f"exposures: column 'stated', row {row}"
     stated: dict[str, dict[str, object]] = {}
     for candidate, fields in typed(json_value(text, where), dict, where).items():
@@ -67,7 +72,7 @@ def _stated(text: str, declared: Mapping[str, Field], row: int) -> dict[str, dic
 
 
 class _Upsert(NamedTuple):
-    """A row of `viewers` or `candidates`; without fields its id was removed."""
+    """Row of `viewers` or `candidates`; `fields` is None if its id was removed."""
 
     ts_ms: int
     received_ms: int
@@ -78,24 +83,25 @@ class _Upsert(NamedTuple):
 
 
 def _numbers(table: pa.Table, column: str = "seq") -> I64:
-    """A column of numbers that a service has given, 0 where it has not."""
+    """Return a column of record numbers, 0 where the service assigned none."""
     numbers: I64 = pc.fill_null(table[column], 0).to_numpy()
     return numbers
 
 
 class Replay:
-    """A state, and a cursor in the log's records: `advance(t)` applies every one from before `t`.
+    """State with a cursor in the log's records: `advance(t)` applies every record before `t`.
 
-    The records that a service has numbered come in the order of their numbers, after all others; those come in the
-    order of their times. `sees` `[exposures]` says how many of them each exposure was ranked on: those up to the
-    number that the service has logged, or those from strictly before it.
+    Records with a number of the service are ordered by number, after all records without one, which
+    are ordered by time. `sees` `[exposures]` is the number of records that each exposure was ranked
+    on: those up to its logged `seen_seq`, or else those strictly before its time.
 
-    Where the first records were deleted, the state begins with a snapshot, and of the records only those are applied
-    that came after it. Exposures that were ranked on less, `before_snapshot` `[exposures]`, cannot be computed again.
+    If the first records were deleted, the state starts from a snapshot, and only later records are
+    applied. Exposures ranked on an earlier state are marked in `before_snapshot` `[exposures]`;
+    they cannot be recomputed.
 
-    Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`), but an id is
-    known only once its first record was applied: until then its row is 0, nobody.
-    `event_ms` are the events' times as `event_times` says.
+    Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`). An
+    id is known once its first record was applied; until then it has row 0. `event_ms` are the times
+    that `event_times` returns.
     """
 
     def __init__(self, schema: Schema, log: Log) -> None:
@@ -117,7 +123,8 @@ class Replay:
         _, self.exposure_viewer, self.event_viewer, *_ = viewers.columns
         _, shown, event_candidate, *_ = candidates.columns
         self._candidates = np.concatenate([shown, event_candidate])
-        self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])  # views
+        # Views of `_candidates`.
+        self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])
         self.known: dict[Entity, NDArray[np.bool_]] = {
             "viewer": np.zeros(len(viewers.ids) + 1, bool),
             "candidate": np.zeros(len(candidates.ids) + 1, bool),
@@ -125,11 +132,13 @@ class Replay:
         if self._snapshot:
             self._restore(self._snapshot)
         lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
-        self.first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)  # of exposure i in `shown`
+        # Exposure i has the candidates `shown[first[i] : first[i + 1]]`.
+        self.first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.exposure_ms = log.exposures["ts_ms"].to_numpy()
         self.event_ms = event_times(log.exposures, log.events)
         kinds = _flat(log.events["kind"]).dictionary_encode()
-        names = np.array(kinds.dictionary.to_pylist(), dtype=object)  # one string a kind, not one an event
+        # Share one string per kind instead of creating one per event.
+        names = np.array(kinds.dictionary.to_pylist(), dtype=object)
         self.event_kind = names[kinds.indices.to_numpy()]
         numbers = np.array([schema.number[name] for name in names], np.int64)
         self._event_number = numbers[kinds.indices.to_numpy()]
@@ -144,7 +153,7 @@ class Replay:
         self._order(log)
 
     def _restore(self, snapshot: Snapshot) -> None:
-        """Begin with its rows, a few at a time: packed, they are as large as the state."""
+        """Restore the rows of a snapshot in small parts: packed, they are as large as the state."""
         for entity, rows in zip(ENTITIES, (self.state.viewers, self.state.candidates), strict=True):
             for ids, packed in snapshot.rows(entity):
                 at = rows.find(ids)
@@ -158,16 +167,15 @@ class Replay:
         times = pc.fill_null(table["ts_ms"], EVER_MS).to_pylist()
         received = pc.fill_null(table["received_ms"], NEVER_MS).to_pylist()
         ends = table["ends_ms"].to_pylist() if entity == "candidate" else [None] * len(table)
-        said = zip(table["stated"].to_pylist(), table["removed"].to_pylist(), strict=True)
+        changes = zip(table["stated"].to_pylist(), table["removed"].to_pylist(), strict=True)
         upserts = []
         for t, received_ms, name, end, row, (stated, removed) in zip(
-            times, received, table["id"].to_pylist(), ends, rows, said, strict=True
+            times, received, table["id"].to_pylist(), ends, rows, changes, strict=True
         ):
             fields = dict(zip(names, row, strict=True))
             if stated is not None:
-                fields = {
-                    field: fields[field] for field in stated if field in fields
-                }  # else the surface lost it
+                # Leave out fields that the surface no longer declares.
+                fields = {field: fields[field] for field in stated if field in fields}
             upserts.append(_Upsert(t, received_ms, entity, name, end, None if removed else fields))
         return upserts
 
@@ -176,9 +184,10 @@ class Replay:
         nothing = np.zeros(len(self._upserts), np.int64)
         begins = np.arange(len(self.shown), len(self._candidates))
         seq = [_numbers(table) for table in (log.viewers, log.candidates, log.exposures, log.events)]
-        # what a service has dated itself, it has applied at that very time
+        # A service applied its numbered events at their logged times, without the correction.
         event_ms = np.where(seq[3] > 0, log.events["ts_ms"].to_numpy(), self.event_ms)
-        columns = (  # of upserts, exposures and events
+        # Each row holds one column of upserts, exposures and events.
+        columns = (
             (np.array([upsert.ts_ms for upsert in self._upserts], np.int64), self.exposure_ms, event_ms),
             (np.concatenate(seq[:2]), *seq[2:]),
             (nothing, np.full(len(self.exposure_ms), kinds[IMPRESSION]), self._event_number),
@@ -191,19 +200,24 @@ class Replay:
         ts, seq_of, event, viewer, begin, end = (np.concatenate(parts) for parts in columns)
         order = np.lexsort((index, which, np.where(seq_of > 0, 0, ts), seq_of))
         if self.state.schema.surface.impression_events:
-            order = order[which[order] != EXPOSURE]  # what was answered need not have been seen
-        else:  # a service's test traffic changed nothing
+            # Only impression events count as seen, not answered rankings.
+            order = order[which[order] != EXPOSURE]
+        else:
+            # Test traffic of a service changes no state.
             is_test = pc.fill_null(pc.equal(log.exposures["traffic"], "test"), False).to_numpy()
             idle = np.flatnonzero(is_test & (seq[2] > 0)) + len(self._upserts)
             order = order[~np.isin(order, idle)]
         first = self._snapshot.seq if self._snapshot else 0
-        if first:  # the rest is in the snapshot
+        # The snapshot contains the earlier records.
+        if first:
             order = order[seq_of[order] > first]
         self._which, self._index = which[order], index[order]
         self._ts = ts[order]
-        self._seen_ms = np.maximum.accumulate(self._ts)  # one that came late was not seen before it came
+        # A late record became visible no earlier than the records before it.
+        self._seen_ms = np.maximum.accumulate(self._ts)
         self._event, self._viewer = event[order], viewer[order]
-        self._begin, self._end = begin[order], end[order]  # in `_candidates`
+        # Ranges in `_candidates`.
+        self._begin, self._end = begin[order], end[order]
         self._at = 0
         seen_seq = _numbers(log.exposures, "seen_seq")
         by_number = np.searchsorted(seq_of[order], seen_seq, "right")
@@ -213,15 +227,15 @@ class Replay:
         self.sees[self.before_snapshot] = 0
 
     def position(self, before_ms: I64) -> I64:
-        """How many records lie strictly before each time; ties stay unseen."""
+        """Return the number of records strictly before each time; ties do not count."""
         return np.searchsorted(self._seen_ms, before_ms, "left")
 
     def advance(self, before_ms: int) -> None:
-        """Apply the records of times strictly before `before_ms`."""
+        """Apply the records strictly before `before_ms`."""
         self.advance_to(int(self.position(np.array(before_ms))))
 
     def advance_to(self, end: int) -> None:
-        """Apply records up to so many in all."""
+        """Apply records until `end` records in total are applied."""
         while self._at < end:
             which = self._which[self._at : end]
             upserts = np.flatnonzero(which == UPSERT)
@@ -234,15 +248,15 @@ class Replay:
                 self._at += num
 
     def finish(self) -> None:
-        """Apply all that is left."""
+        """Apply all remaining records."""
         self.advance_to(len(self._ts))
 
     def candidate_rows(self, shown: I64) -> I64:
-        """The row numbers, as known now, of positions in `shown`."""
+        """Return the row numbers of positions in `shown`; 0 for candidates not known yet."""
         return self._known_rows(self.shown[shown])
 
-    def candidates(self, shown: I64) -> Record:
-        """The rows, as known now, of positions in `shown`, with the fields that their requests stated."""
+    def candidates(self, shown: I64) -> PackedRows:
+        """Return the rows of positions in `shown`, with the fields that their requests stated."""
         rows = self.state.candidates.table[self.candidate_rows(shown)]
         if self._stated:
             declared = self.state.schema.surface.fields["candidate"]
@@ -267,10 +281,10 @@ class Replay:
         self.known[entity][row] = fields is not None
 
     def _observe(self, records: slice) -> None:
-        """Apply exposures and events that have no upsert between them."""
+        """Apply exposures and events without an upsert between them."""
         begin, viewer = self._begin[records], self._viewer[records]
         lengths = self._end[records] - begin
         at = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         candidates = self._known_rows(self._candidates[at])
-        self.state.observe(Run(self._event[records], viewer, self._ts[records], lengths, candidates))
+        self.state.observe(Interactions(self._event[records], viewer, self._ts[records], lengths, candidates))
         self.known["viewer"][viewer] = True

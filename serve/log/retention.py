@@ -1,4 +1,4 @@
-"""Retention: what the served log keeps, for how long, and how it goes on without the rest."""
+"""Retention: merge, snapshot and delete the files of the served log."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import pyarrow.parquet as pq
 from serve.log.compaction import compact
 from serve.log.reader import TABLES
 from serve.log.segments import last_seq, segments
-from serve.log.snapshots import Snapshot, begin, set_begin, snapshots, write
-from serve.log.throttle import Step
+from serve.log.snapshots import Snapshot, set_truncation_point, snapshots, truncation_point, write
+from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
-SNAPSHOTS = 4  # so many within the time that a log is kept: at most a quarter more is kept than was asked for
+# Snapshots within the retention time: the log keeps at most a quarter more than configured.
+SNAPSHOTS = 4
 
 
 class Retention:
-    """Sees to the files of one served log, in which records up to `keep_ms` old are kept; 0 keeps all."""
+    """Retention of one served log: records are kept for `keep_ms`; 0 keeps all."""
 
     def __init__(self, folder: Path, fingerprint: str, keep_ms: int) -> None:
         self._folder = folder
         self._fingerprint = fingerprint
         self._keep_ms = keep_ms
 
-    def tend(self, store: Store, clock: Callable[[], int], step: Step = lambda: True) -> None:
-        """Merge segments, write a snapshot where it is time, delete what is too old: by whoever has the lease.
+    def enforce(self, store: Store, clock: Callable[[], int], step: OnStep = lambda: True) -> None:
+        """Merge segments, write a snapshot if one is due, and delete expired records.
 
-        `clock` is the service's, in ms; `step` is called after each part of the work, and may end it.
+        Only the writer with the current fencing epoch may call it. `clock` is the service's clock
+        in ms. `step` is called after each part of the work and may end it.
 
         Raises:
-            OSError, pa.ArrowException, StoreUnavailable, TabrankError: the log can be replayed as before.
+            OSError, pa.ArrowException, StoreUnavailable, TabrankError: the work failed; the log can
+                still be replayed.
         """
         taken = snapshots(self._folder)
         compact(self._folder, [snapshot.seq for snapshot in taken], step)
@@ -44,13 +47,12 @@ class Retention:
     def _is_due(self, taken: list[Snapshot], now_ms: int) -> bool:
         since_ms = taken[-1].ts_ms if taken else self._first_ms()
         if taken and taken[-1].fingerprint != self._fingerprint:
-            return (
-                True  # the surface's state has changed: the sooner one of its own, the more can be replayed
-            )
+            # The state schema changed: the sooner it has a snapshot, the more can be replayed.
+            return True
         return since_ms is not None and now_ms - since_ms >= self._keep_ms / SNAPSHOTS
 
     def _first_ms(self) -> int | None:
-        """When the log's first record was."""
+        """Return the time of the log's first record, or None."""
         firsts = (segments(self._folder, name)[:1] for name in TABLES)
         times = [
             pq.read_table(path, columns=["ts_ms"])["ts_ms"][0].as_py() for (path,) in filter(None, firsts)
@@ -58,16 +60,18 @@ class Retention:
         return min(times, default=None)
 
     def _delete(self, old: list[Snapshot]) -> None:
-        """Delete what the last of the old snapshots makes up for."""
+        """Delete the records that the newest expired snapshot contains."""
         if not old:
             return
         *before, horizon = old
-        if begin(self._folder) < horizon.seq:
+        if truncation_point(self._folder) < horizon.seq:
             horizon.verify()
-            set_begin(self._folder, horizon.seq)  # a replay starts with it now, whatever is there of the rest
+            # From now on a replay starts with this snapshot, whichever older records remain.
+            set_truncation_point(self._folder, horizon.seq)
         for name in TABLES:
             paths = segments(self._folder, name)
-            for path in paths[:-1]:  # the last one stays: a log has rows in each table
+            # Keep the last segment: each table of a log needs rows.
+            for path in paths[:-1]:
                 if int(path.stem) <= horizon.seq and last_seq(path) <= horizon.seq:
                     path.unlink()
         for snapshot in before:

@@ -1,4 +1,4 @@
-"""The served log: the journal's records as Parquet segments in the canonical form, one folder a table."""
+"""Segments of the served log: journal records written as Parquet files, one folder per table."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.features.surface import Surface
 from serve.log.atomic_files import put
-from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Entry, Exposure, key
+from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
 from serve.log.journal import numbered
 from serve.log.reader import ARROW, UNREADABLE
-from serve.log.throttle import Step
+from serve.log.throttle import OnStep
 
 log = logging.getLogger("tabrank")
+# Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
-"""A record's number, when it was received in ms, and the record."""
-DIGITS = 20  # of a segment's name
-# Write a row group once so many records and candidates in them are held in memory, or so many bytes of the journal:
-# unpacked and as Arrow's columns these take six times as much.
+# Digits of a segment's name.
+DIGITS = 20
+# Write a row group once memory holds this many records plus their candidates, or this many bytes of
+# the journal. Unpacked and as Arrow columns they take six times as much.
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
-# Assume at most this many numbers in a segment that cannot be read: years of records at 10,000 a second.
+# Most numbers assumed in a segment that cannot be read: years of records at 10,000 a second.
 MAX_SPAN = 1 << 40
 
 
 class Segments:
-    """The folder of one served log.
+    """Folder of one served log.
 
-    A segment is named by the number of its first record and written whole or not at all. Where a process died
-    between writing a segment and trimming the journal, the next one writes the segment again, longer.
+    A segment is named by the number of its first record and written atomically. If a process dies
+    between writing a segment and trimming the journal, the next process writes a longer segment
+    under the same name.
     """
 
     def __init__(self, folder: Path, surface: Surface) -> None:
@@ -52,14 +54,16 @@ class Segments:
         self._surface = surface
         self.damaged: set[Path] = set()
 
-    def write(self, entries: Iterable[tuple[int, Entry]], step: Step = lambda: True) -> tuple[int, int, int]:
-        """Write journal entries, one or more, as one segment of each table that they have records of.
+    def write(
+        self, entries: Iterable[tuple[int, JournalEntry]], step: OnStep = lambda: True
+    ) -> tuple[int, int, int]:
+        """Write journal entries (at least one) as one segment of each table that has records.
 
-        They are streamed in row groups, and after each of these `step` is called. Returns the number of the last
-        record, how many records there were, and their bytes in the journal.
+        The entries are streamed in row groups; `step` is called after each group. Returns the
+        number of the last record, the count of records, and their bytes in the journal.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written; what is there stays as it was.
+            OSError: the disk is full or the folder cannot be written; existing files do not change.
         """
         first = last = num = num_bytes = 0
         with ExitStack() as drafts:
@@ -82,16 +86,20 @@ class Segments:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Alone with the files: of a rollout's two writers the one that lost the lease must not write last."""
+        """Hold the exclusive log lock.
+
+        During a rollout two writers run: the fenced one must not write after the new one.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def recent_keys(self, num: int, after: int = 0) -> list[bytes]:
-        """Return the keys by which the newest events and exposures are recognised, the last ones last.
+        """Return the keys that deduplicate the newest events and exposures, newest last.
 
-        `num` of each, or a few more; of the records beyond the number `after`, and perhaps some before it.
+        The result covers at least `num` of each, or all records above the number `after`, and may
+        include older ones.
         """
         keys: list[bytes] = []
         for name, column, window in (("events", "id", EVENT_IDS), ("exposures", "request_id", EXPOSURE_IDS)):
@@ -104,9 +112,9 @@ class Segments:
         return keys
 
     def removals(self, since_ms: int) -> dict[bytes, int]:
-        """Return the keys of removed viewers and candidates with the times in ms, the newest last.
+        """Return the keys of removed viewers and candidates with their times in ms, newest last.
 
-        Of the records received since `since_ms`, and perhaps some before.
+        The result covers the records received since `since_ms` and may include older ones.
         """
         removed: dict[bytes, int] = {}
         for name, window in (("viewers", VIEWERS), ("candidates", CANDIDATES)):
@@ -121,9 +129,9 @@ class Segments:
         return removed
 
     def _newest(self, name: str, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-        """Yield the first number and columns of a table's segments, the newest first.
+        """Yield first number and columns of each segment of a table, newest first.
 
-        A damaged segment is skipped and remembered in `damaged`.
+        A damaged segment is skipped and added to `damaged`.
         """
         for path in reversed(segments(self.folder, name)):
             table = None
@@ -133,9 +141,9 @@ class Segments:
                 yield int(path.stem), table
 
     def last_seq(self) -> int:
-        """Return the number of the last record in any segment, 0 where there is none.
+        """Return the number of the last record in any segment, 0 without segments.
 
-        Of a damaged segment, which is remembered in `damaged`, it is a number that none of its records reaches.
+        A damaged segment is added to `damaged` and counts with a number above all its records.
         """
         last = 0
         for name, _, _ in self._tables():
@@ -153,7 +161,7 @@ class Segments:
         except TabrankError as error:
             if path not in self.damaged:
                 self.damaged.add(path)
-                log.error("%s. Until then an event in it that is sent again counts twice", error)
+                log.error("%s. Until then a resent event of this segment counts twice", error)
 
     def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], dict[str, Any]]], ...]:
         return (
@@ -176,7 +184,10 @@ class Segments:
         )
 
     def _upserts(self, owner: str, rows: list[Numbered]) -> dict[str, Any]:
-        """`stated` names the fields that a row sets, `removed` says that its id was dropped."""
+        """Return the columns of attribute changes.
+
+        `stated` names the fields that a row sets; `removed` marks the removal of an id.
+        """
         fields = [getattr(record, "fields", {}) for _, _, record in rows]
         declared = self._surface.fields[owner].items()
         columns = {
@@ -222,7 +233,7 @@ class Segments:
 
 
 class _Draft:
-    """A segment that has no name yet; left without one, nothing is left of it."""
+    """Segment under a temporary name; on exit it is deleted unless `put` renamed it."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +241,8 @@ class _Draft:
         self._draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             self._writer = pq.ParquetWriter(self._draft, schema, compression="zstd")
-        except BaseException:  # a full disk has room for a name
+        # Even a full disk may have created the file.
+        except BaseException:
             self._draft.unlink(missing_ok=True)
             raise
         self.write = self._writer.write_table
@@ -245,33 +257,34 @@ class _Draft:
             self._draft.unlink(missing_ok=True)
 
     def put(self) -> None:
-        """Give it its name."""
+        """Complete the file and rename it to the segment's name."""
         self._writer.close()
         put(self._draft, self._path)
 
 
 def segments(log: Path, table: str) -> list[Path]:
-    """A table's segments in order; what has another name in its folder is not the service's."""
+    """Return a table's segments in order; files with other names are ignored."""
     return sorted((log / table).glob(f"{'[0-9]' * DIGITS}.parquet"))
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Raises TabrankError, which names the file, for one that is damaged."""
+    """Convert pyarrow's errors about a damaged file into TabrankError with its path."""
     try:
         yield
     except UNREADABLE as error:
         if getattr(error, "errno", None) is not None:
-            # The system's own error says nothing of the file: it was merged meanwhile, or no more may be open.
+            # An error of the system does not mean damage: the file was merged meanwhile, or too
+            # many files are open.
             raise
         raise TabrankError(
-            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; bring it back from a backup, or move it "
-            "away: the log is then without its records"
+            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
+            "away: the log then lacks its records"
         ) from error
 
 
 def last_seq(path: Path) -> int:
-    """The greatest number in a segment, as its footer says."""
+    """Return the greatest record number in a segment, from its footer."""
     with _readable(path):
         metadata = pq.read_metadata(path)
     column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "seq")
@@ -292,8 +305,8 @@ def _events(rows: list[Numbered]) -> dict[str, Any]:
     }
 
 
-def _parts(entries: Iterable[tuple[int, Entry]], step: Step) -> Iterator[tuple[list[Numbered], int]]:
-    """Yield the records in order, in parts of a row group each, and their bytes; `step` is called after each entry."""
+def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
+    """Yield (records, bytes) of one row group at a time, in order; call `step` after each entry."""
     part: list[Numbered] = []
     num = num_bytes = 0
     for last, entry in entries:

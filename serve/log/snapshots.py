@@ -1,6 +1,7 @@
-"""Snapshots: all rows of a state at a number, from which a log whose beginning was deleted is replayed.
+"""Snapshots: all rows of a state at one record number, to replay a log without its first records.
 
-In `<log>/snapshots/<number, 20 digits>/`: the rows as the store keeps them, and `meta.json`.
+A snapshot is a folder `<log>/snapshots/<number, 20 digits>/` with the rows in the store's form and
+`meta.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.features.slots import Entity
 from serve.log.atomic_files import put, sync, write_whole
-from serve.log.throttle import Step
+from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
@@ -29,29 +30,31 @@ FORMAT = 1
 FOLDER = "snapshots"
 NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
-BEGIN = "BEGIN"  # beside them: the number up to which records may be gone
+# File beside the snapshots with the truncation point: records up to this number may be deleted.
+TRUNCATION_FILE = "BEGIN"
 FILES: dict[Entity, str] = {"viewer": "viewers.parquet", "candidate": "candidates.parquet"}
-WITHOUT = (
-    f"copy the log without its folder {FOLDER!r}: features then know only what its remaining records tell"
-)
+WITHOUT = f"copy the log without its folder {FOLDER!r}: features then use only its remaining records"
 SCHEMA = pa.schema([("id", pa.string()), ("row", pa.binary())])
-# Hold so many rows in memory and in a row group, or so many bytes of them: a row has up to some 100 KiB.
+# Limit the rows, and their bytes, in memory and in a row group: a row has up to some 100 KiB.
 AT_ONCE = 4_096
 AT_ONCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One snapshot, complete on disk; `ts_ms` is a time that no record in it is later than."""
+    """Snapshot that is complete on disk.
+
+    No record in it is later than `ts_ms`. `fingerprint` is that of the state's schema.
+    """
 
     path: Path
     seq: int
     ts_ms: int
-    fingerprint: str  # of the state's schema
+    fingerprint: str
     sha256: dict[str, str]
 
     def verify(self) -> None:
-        """Raise TabrankError unless its files are those that were written."""
+        """Raise TabrankError unless the files have the checksums in the metadata."""
         for name in FILES.values():
             try:
                 digest = _sha256(self.path / name)
@@ -59,16 +62,16 @@ class Snapshot:
                 raise TabrankError(f"{self.path / name}: cannot be read: {error.strerror}") from None
             if digest != self.sha256.get(name):
                 raise TabrankError(
-                    f"{self.path / name}: damaged (its sha256 is not that in {META}); bring it back from a backup, or "
-                    f"delete {self.path}: a later one is used then"
+                    f"{self.path / name}: damaged (its sha256 is not that in {META}); restore it from a backup, or "
+                    f"delete {self.path}: a later snapshot is then used"
                 )
 
     def ids(self, entity: Entity) -> pa.ChunkedArray:
-        """Of all its rows."""
+        """Return the ids of all rows."""
         return pq.read_table(self.path / FILES[entity], columns=["id"])["id"]
 
     def rows(self, entity: Entity) -> Iterator[tuple[list[str], bytes]]:
-        """Ids and their packed rows end to end, some thousands at a time."""
+        """Yield some thousand ids at a time, with their packed rows concatenated."""
         with pq.ParquetFile(self.path / FILES[entity]) as file:
             for batch in file.iter_batches(AT_ONCE):
                 yield batch["id"].to_pylist(), b"".join(batch["row"].to_pylist())
@@ -85,54 +88,56 @@ def numbers(log: Path) -> list[int]:
 
 @cache
 def _report_stray(path: Path) -> None:
-    logger.warning("%s is ignored: its name is not a snapshot's; move it out of the log", path)
+    logger.warning("%s is ignored: its name is not that of a snapshot; move it out of the log", path)
 
 
 def snapshots(log: Path) -> list[Snapshot]:
-    """A log's snapshots, the oldest first.
+    """Return a log's snapshots, oldest first.
 
     Raises:
-        TabrankError: one of them says of itself what cannot be read.
+        TabrankError: the metadata of a snapshot cannot be read.
     """
     return [_read(log / FOLDER / f"{number:020d}") for number in numbers(log)]
 
 
-def begin(log: Path) -> int:
-    """The number up to which records may be gone; 0 where none is."""
+def truncation_point(log: Path) -> int:
+    """Return the truncation point: records up to this number may be deleted; 0 means none."""
     try:
-        return int((log / FOLDER / BEGIN).read_text())
+        return int((log / FOLDER / TRUNCATION_FILE).read_text())
     except FileNotFoundError:
         return 0
 
 
-def set_begin(log: Path, seq: int) -> None:
-    """Say, durably, that records up to this number may be gone."""
-    write_whole(log / FOLDER / BEGIN, f"{seq}\n".encode())
+def set_truncation_point(log: Path, seq: int) -> None:
+    """Set the truncation point durably, before the records up to this number are deleted."""
+    write_whole(log / FOLDER / TRUNCATION_FILE, f"{seq}\n".encode())
 
 
-def beginnings(log: Path) -> tuple[Snapshot, ...]:
-    """What a log can be replayed from where its beginning was deleted, the oldest first; empty where it was not.
+def replay_snapshots(log: Path) -> tuple[Snapshot, ...]:
+    """Return the snapshots from which a truncated log can be replayed, oldest first.
+
+    The result is empty for a log that was never truncated.
 
     Raises:
-        TabrankError: there is nothing left to replay it from.
+        TabrankError: the log is truncated and no snapshot is left.
     """
-    first = begin(log)
+    first = truncation_point(log)
     if not first:
         return ()
     found = tuple(snapshot for snapshot in snapshots(log) if snapshot.seq >= first)
     if not found:
         raise TabrankError(
-            f"{log / FOLDER}: records up to number {first} were deleted, and the snapshot that stood for them is "
-            f"missing; bring it back from a backup, or {WITHOUT}"
+            f"{log / FOLDER}: records up to number {first} were deleted, and the snapshot that replaced them is "
+            f"missing; restore it from a backup, or {WITHOUT}"
         )
     return found
 
 
 def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
-    """The first of a log's beginnings that is of this state, its files verified; None where it has none.
+    """Return the first, verified snapshot with this state fingerprint; None if `found` is empty.
 
     Raises:
-        TabrankError: it has some, and all are of other states; or it is damaged.
+        TabrankError: all snapshots are of other states, or the snapshot is damaged.
     """
     fitting = next((snapshot for snapshot in found if snapshot.fingerprint == fingerprint), None)
     if fitting is not None:
@@ -140,22 +145,22 @@ def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
     elif found:
         raise TabrankError(
             f"{found[0].path}: this log begins with a snapshot of another state (schema "
-            f"{found[0].fingerprint[:12]}, the surface's is {fingerprint[:12]}), since older records were deleted. Use "
-            f"the surface that it was written with; or {WITHOUT}"
+            f"{found[0].fingerprint[:12]}, the surface's is {fingerprint[:12]}), because older records were deleted. "
+            f"Use the surface with which it was written; or {WITHOUT}"
         )
     return fitting
 
 
 def copy(found: Sequence[Snapshot], log: Path) -> None:
-    """Have another log begin with the same."""
+    """Copy snapshots into another log, and set its truncation point to the first."""
     for snapshot in found:
         shutil.copytree(snapshot.path, log / FOLDER / snapshot.path.name)
     if found:
-        set_begin(log, found[0].seq)
+        set_truncation_point(log, found[0].seq)
 
 
-def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], step: Step) -> None:
-    """Write what the store holds now, whole or not at all; nothing where it was written, or `step` says no.
+def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], step: OnStep) -> None:
+    """Write a snapshot of the store atomically, unless it exists or `step` returns False.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -184,8 +189,8 @@ def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], s
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: Step) -> bool:
-    """Whether all were written."""
+def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: OnStep) -> bool:
+    """Write the rows; return False if `step` ended the work early."""
     writers = {
         entity: pq.ParquetWriter(draft / name, SCHEMA, compression="zstd") for entity, name in FILES.items()
     }

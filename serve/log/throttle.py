@@ -1,27 +1,29 @@
-"""Pace: how long work goes on beside what must not wait for it."""
+"""CPU throttle for background work."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-Step = Callable[[], bool]
-"""Called after each step of long work; whether the work is still wanted."""
+# Callback after each step of long work; it returns whether the work should continue.
+OnStep = Callable[[], bool]
 
 
-class Pace:
-    """A `Step` that rests, so that the thread's work takes `share` of a core while it is wanted, and all it can then.
+class CpuThrottle:
+    """Callback that sleeps so that its thread uses `share` of a core while `wanted()` is true.
 
-    Niceness alone would not do: of one interpreter's threads, the one that commits would wait for the one put off.
+    Once `wanted()` is false it does not sleep any more. A nice value would not be enough: the
+    thread that commits would wait for the GIL held by a thread that is not scheduled.
     """
 
     def __init__(self, share: float, wanted: Callable[[], bool]) -> None:
-        self._rest = 1.0 / share - 1.0  # seconds for each that was worked
+        # Seconds of sleep per second of work.
+        self._rest = 1.0 / share - 1.0
         self._wanted = wanted
         self._worked_s = time.thread_time()
 
     def __call__(self) -> bool:
-        """Rest for the step that was done."""
+        """Sleep in proportion to the CPU time of the last step."""
         worked_s = time.thread_time()
         if self._wanted():
             time.sleep((worked_s - self._worked_s) * self._rest)

@@ -1,4 +1,4 @@
-"""Write a log whole or not at all."""
+"""Atomic writer of whole logs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from serve.log.snapshots import Snapshot, copy
 
 
 def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Snapshot] = ()) -> None:
-    """Write a log (and any table beside it, such as `truth`) whole or not at all; `snapshots` are copied.
+    """Write the tables of a log (and others, such as `truth`) atomically, and copy `snapshots`.
 
     Raises:
-        TabrankError: if `out` is there already.
+        TabrankError: `out` exists already.
     """
-    # Whatever the umask: it holds what viewers did.
+    # A log holds viewers' actions, so it is private whatever the umask.
     with draft_of(out, mode=0o700) as draft:
         for name, table in tables.items():
             path = draft / f"{name}.parquet"

@@ -1,1 +1,4 @@
-"""An artifact and how it scores. Imports `log` and below."""
+"""Model artifacts and how they score: files, checksums, inference graph, scorers.
+
+May import `log` and the layers below it.
+"""

@@ -1,7 +1,7 @@
-"""The artifact: a published model folder. Written at once or not at all, verified before it is used.
+"""Artifact: a published model folder, written atomically and verified before use.
 
-`manifest.json` names every other file with its sha256, and ends with that of itself. An artifact is plain
-data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unpickled or executed.
+`manifest.json` lists every other file with its SHA-256, and ends with its own checksum. An artifact
+is plain data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unpickled or executed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ import psutil
 from serve.contract.errors import ArtifactRefused, TabrankError, nearest
 from serve.contract.validation import json_value
 from serve.log.atomic_files import put, sync
-from serve.model.checksums import SEAL, is_whole, sealed
+from serve.model.checksums import CHECKSUM_KEY, has_valid_checksum, with_checksum
 from serve.model.encoder import Encoder
 
 FORMAT = 2
-UNSEALED = 1  # the format before; its manifests vouch for every file but themselves
+# The previous format, whose manifests have no checksum of their own.
+NO_CHECKSUM = 1
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 CANARY = "CANARY"
@@ -46,10 +47,12 @@ FILES = (
     "report.html",
     "MODEL_CARD.md",
 )
-"""What an artifact holds beside its manifest."""
-MAX_FILE_BYTES = 256 << 20  # a network of 60 million weights; what is larger is not read
+"""The files of an artifact besides its manifest."""
+# Do not read larger files; this is enough for a network of 60 million weights.
+MAX_FILE_BYTES = 256 << 20
 MAX_POINTER_BYTES = 256
-MAX_JSON_BYTES = 32 << 20  # in memory some thirty times as large
+# Parsed JSON takes some thirty times as much memory.
+MAX_JSON_BYTES = 32 << 20
 
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 _PARTIAL = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
@@ -57,19 +60,19 @@ _PARTIAL = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified artifact; `read` verifies again what it reads, so a file cannot change in between."""
+    """A verified artifact; `read` verifies each file again, in case it has changed since."""
 
     path: Path
     manifest: Mapping[str, Any]
 
     @property
     def version(self) -> str:
-        """Its name, sortable by the time it was made."""
+        """The version's name, sortable by its time of creation."""
         return str(self.manifest["version"])
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What it knows of each column; raises ArtifactRefused where that cannot be read."""
+        """The encoder of the columns; raises ArtifactRefused if it cannot be read."""
         try:
             return Encoder.from_json(self.read("encoder.json"))
         except ArtifactRefused:
@@ -78,7 +81,7 @@ class Artifact:
             raise ArtifactRefused(f"artifact {self.path}: encoder.json: {error}") from error
 
     def read(self, name: str) -> bytes:
-        """The content of one file; raises ArtifactRefused unless it is what the manifest says."""
+        """Read one file; raise ArtifactRefused if it differs from the manifest."""
         content = _read(self.path, name)
         if hashlib.sha256(content).hexdigest() != self.manifest["files"].get(name):
             raise ArtifactRefused(
@@ -89,18 +92,18 @@ class Artifact:
 
 
 def new_version(now_s: float) -> str:
-    """A version made at `now_s` (seconds since 1970), as 20261124T145959Z-ab12: sorts by time."""
+    """Return a version name such as 20261124T145959Z-ab12 for `now_s` (seconds since 1970)."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now_s))}-{secrets.token_hex(2)}"
 
 
 def save(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Writes an artifact: a folder under a temporary name, flushed to disk, then renamed to `folder`.
+    """Write an artifact atomically: to a temporary folder, fsynced, then renamed to `folder`.
 
-    The format and the files' hashes are added to the manifest. Where writing fails nothing is left behind.
+    Adds the format and the files' hashes to the manifest. A failed write leaves nothing behind.
 
     Raises:
-        TabrankError: `folder` exists, a file is missing or unknown, the version is not one of `new_version`,
-            or the disk refuses.
+        TabrankError: `folder` exists, a file is missing or unknown, the version is not one of
+            `new_version`, or the disk refuses.
     """
     for name in sorted(set(FILES) ^ set(files)):
         raise TabrankError(
@@ -111,16 +114,17 @@ def save(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) 
             f"artifact {folder}: version {manifest.get('version')!r} is not like {new_version(0)}"
         )
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    text = sealed({**manifest, "format": FORMAT, "files": hashes})
+    text = with_checksum({**manifest, "format": FORMAT, "files": hashes})
     _write_folder(folder, {**files, MANIFEST: text})
 
 
 def load(folder: Path) -> Artifact:
-    """The artifact in `folder`.
+    """Load the artifact in `folder` and verify all its files.
 
     Raises:
-        ArtifactRefused: naming what is wrong: a link, no manifest, an altered one, another format, a file that is
-            missing, altered, too large, not named by the manifest or not a plain file.
+        ArtifactRefused: `folder` is a link, the manifest is missing, altered or of an unknown
+            format, or a file is missing, altered, too large, not in the manifest or not a plain
+            file.
     """
     if folder.is_symlink():
         raise ArtifactRefused(f"artifact {folder}: is a link; name the folder itself")
@@ -135,12 +139,12 @@ def load(folder: Path) -> Artifact:
 
 
 def publish(folder: Path, models: Path) -> str:
-    """Verifies the artifact in `folder` and copies it to `models`/<version>; answers the version.
+    """Verify the artifact in `folder`, copy it to `models`/<version>, and return the version.
 
-    Publishing what is published already does nothing; published artifacts are never changed.
+    Publishing a published version again does nothing; published artifacts never change.
 
     Raises:
-        ArtifactRefused: the artifact is not whole, or another one is published under its version.
+        ArtifactRefused: the artifact is not whole, or its version is published with other content.
     """
     artifact = load(folder)
     target = models / artifact.version
@@ -157,7 +161,7 @@ def publish(folder: Path, models: Path) -> str:
 
 
 def versions(models: Path) -> list[str]:
-    """The published versions, the oldest first."""
+    """Return the published versions, oldest first."""
     if not models.is_dir():
         return []
     return sorted(
@@ -166,7 +170,7 @@ def versions(models: Path) -> list[str]:
 
 
 def require(models: Path, version: str, where: str) -> None:
-    """Raise TabrankError, which begins with `where` and names the nearest, unless the version is published."""
+    """Raise TabrankError, prefixed with `where` and with the nearest name, unless published."""
     published = versions(models)
     if version not in published:
         near = nearest(version, published, 0.3)
@@ -176,10 +180,10 @@ def require(models: Path, version: str, where: str) -> None:
 
 
 def point(models: Path, pointer: str, version: str) -> None:
-    """Has a pointer, CURRENT or CANARY, name a published version; on disk when it returns.
+    """Make a pointer, CURRENT or CANARY, name a published version; durable on return.
 
     Raises:
-        TabrankError: the version is not published; names the nearest.
+        TabrankError: the version is not published; the message has the nearest one.
     """
     require(models, version, f"models {models}")
     _sweep(models)
@@ -193,7 +197,7 @@ def point(models: Path, pointer: str, version: str) -> None:
 
 
 def unpoint(models: Path, pointer: str) -> None:
-    """Has a pointer name nothing."""
+    """Remove a pointer."""
     try:
         (models / pointer).unlink(missing_ok=True)
         sync(models)
@@ -202,15 +206,15 @@ def unpoint(models: Path, pointer: str) -> None:
 
 
 def current(models: Path) -> str | None:
-    """The version that is current, None before the first; raises as `pointed` does."""
+    """Return the current version, None before the first; raises like `pointed`."""
     return pointed(models, CURRENT)
 
 
 def pointed(models: Path, pointer: str) -> str | None:
-    """The version that a pointer names, None where there is none.
+    """Return the version that a pointer names, None without a pointer.
 
     Raises:
-        ArtifactRefused: the pointer holds something else than a version.
+        ArtifactRefused: the pointer does not hold a version.
     """
     try:
         content = _read_plain(models / pointer, MAX_POINTER_BYTES)
@@ -222,7 +226,9 @@ def pointed(models: Path, pointer: str) -> str | None:
         raise ArtifactRefused(f"models {models}: {pointer} {error}; promote a version again") from None
     text = content.decode("utf-8", "replace").strip()
     if not _VERSION.fullmatch(text):
-        raise ArtifactRefused(f"models {models}: {pointer} holds {text!r}, which is no version; promote one")
+        raise ArtifactRefused(
+            f"models {models}: {pointer} holds {text!r}, which is not a version; promote one"
+        )
     return text
 
 
@@ -233,13 +239,13 @@ def _checked(folder: Path, content: bytes) -> dict[str, Any]:
     except TabrankError as error:
         raise ArtifactRefused(f"{error}; copy the artifact again, or publish another") from error
     found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if found not in (UNSEALED, FORMAT):
+    if found not in (NO_CHECKSUM, FORMAT):
         raise ArtifactRefused(
-            f"{where}: format {found!r} is unknown, this release reads formats {UNSEALED} and {FORMAT}; fit again"
+            f"{where}: format {found!r} is unknown, this release reads formats {NO_CHECKSUM} and {FORMAT}; fit again"
         )
-    if not (is_whole(content) if found == FORMAT else SEAL not in manifest):
+    if not (has_valid_checksum(content) if found == FORMAT else CHECKSUM_KEY not in manifest):
         raise ArtifactRefused(
-            f"{where}: is not the file that was written (its sha256 differs from its {SEAL}); copy the artifact "
+            f"{where}: is not the file that was written (its sha256 differs from {CHECKSUM_KEY!r}); copy the artifact "
             "again, or publish another"
         )
     if not _VERSION.fullmatch(str(manifest.get("version"))):
@@ -264,14 +270,13 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _read_plain(path: Path, max_bytes: int) -> bytes:
-    """What a file holds; ValueError where it is a link, a folder or a pipe, or larger."""
+    """Read a file; raise ValueError if it is a link, a folder, a pipe, or too large."""
     not_plain = ValueError("is not a plain file; copy it without links")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise (
-            not_plain if error.errno in (errno.ELOOP, errno.ENXIO) else error
-        ) from None  # a link, a socket
+        # A link or a socket.
+        raise (not_plain if error.errno in (errno.ELOOP, errno.ENXIO) else error) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -289,7 +294,8 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise TabrankError(f"artifact {folder}: exists already; give another name or remove it")
     _sweep(folder.parent)
     partial = folder.parent / f".{folder.name}.{_host()}.{os.getpid()}.partial"
-    # of a killed writer with our number: in a container that was started again the numbers come again
+    # Remove the folder of a killed writer with our process id: ids repeat when a container
+    # restarts.
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -307,7 +313,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes what killed writers of this machine left half-written."""
+    """Remove the temporary files of killed writers on this machine."""
     for entry in parent.glob(".*.partial"):
         match = _PARTIAL.fullmatch(entry.name)
         if match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):

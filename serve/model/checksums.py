@@ -1,4 +1,4 @@
-"""The seal of a manifest: its last key holds the hash of all bytes before it, so that it vouches for itself too."""
+"""Manifest checksum: the last key of a manifest holds the SHA-256 of all bytes before it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-SEAL = "seal"
+# The JSON key in published artifacts.
+CHECKSUM_KEY = "seal"
 
 
-def sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest as JSON whose last key is its seal."""
+def with_checksum(manifest: Mapping[str, Any]) -> bytes:
+    """Return the manifest as JSON, with its checksum as the last key."""
     body = json.dumps(manifest, indent=1, allow_nan=False).encode().removesuffix(b"\n}")
     return body + _end(body)
 
 
-def is_whole(content: bytes) -> bool:
-    """Whether `content` is, to the byte, something that `sealed` wrote."""
+def has_valid_checksum(content: bytes) -> bool:
+    """Return True if `content` is, to the byte, an output of `with_checksum`."""
     body = content[: -len(_end(b""))]
     return content == body + _end(body)
 
 
 def _end(body: bytes) -> bytes:
-    return f',\n "{SEAL}": "{hashlib.sha256(body).hexdigest()}"\n}}'.encode()
+    return f',\n "{CHECKSUM_KEY}": "{hashlib.sha256(body).hexdigest()}"\n}}'.encode()

@@ -1,4 +1,4 @@
-"""What an artifact knows of each column: the lookup from raw values and hashes to the network's inputs.
+"""Column encoder of an artifact: maps raw numbers and category hashes to the network's inputs.
 
 Letters: R rows, F numeric columns, K category columns (single ones first, then the slots of the
 multi-valued features), K1 single category columns, V multi-hot columns, I missing indicators.
@@ -24,27 +24,29 @@ if TYPE_CHECKING:
     from serve.features.matrix import Columns
 
 CLIP = 8.0
-"""Standardised numbers are clipped to ±CLIP, so that one absurd value cannot own the network."""
+"""Clip standardised numbers to ±CLIP, so that one extreme value cannot dominate the network."""
 
 MISSING, UNSEEN, FIRST_SEEN = 0, 1, 2
 """Indices of a single category column; vocabulary entry i has index FIRST_SEEN + i."""
 
 MAX_WIDTH = 256
-"""Of a multi-valued column, as a surface's sets have."""
+"""Largest width of a multi-valued column, as for a surface's sets."""
 MAX_STEPS = 64
-"""From a hash's place in the table to its key: seldom five, and thousands where hashes were made to collide."""
+"""Most steps from a hash's place in the table to its key. Five are rare; crafted collisions take
+thousands."""
 
 _SPARE_BITS = 4
-"""Places in a table of hashes for each key: 2 to this power, or more."""
+"""Places in the hash table for each key: at least 2 to this power."""
 _LAST = 2**64 - 1
 
 _RAW_HASH = re.compile(r"#[0-9a-f]{16}")
 
 
 def vocabulary_entry(hashed: int, value: str | None = None) -> str:
-    """How a vocabulary spells a category: its string, or `#<16 hex>` where the string is not known.
+    """Return the spelling of a category: its string, or `#<16 hex>` for an unknown string.
 
-    A string that itself looks like a raw hash is spelt by its hash, so that reading back is unambiguous.
+    A string that looks like a raw hash is spelt by its hash, so that reading it back is
+    unambiguous.
     """
     if value is None or _RAW_HASH.fullmatch(value):
         return f"#{hashed:016x}"
@@ -52,15 +54,16 @@ def vocabulary_entry(hashed: int, value: str | None = None) -> str:
 
 
 def entry_hash(entry: str) -> int:
-    """The 64-bit hash that a vocabulary entry stands for."""
+    """Return the 64-bit hash that a vocabulary entry stands for."""
     return int(entry[1:], 16) if _RAW_HASH.fullmatch(entry) else hash64(entry)
 
 
 @dataclass(frozen=True)
 class NumericColumn:
-    """One number: transformed, standardised by `mean` and `std` (of the transformed values), clipped.
+    """Numeric column: transformed, standardised with `mean` and `std` after the transform, clipped.
 
-    `log1p` keeps the sign: sign(x)·log(1 + |x|). With `indicator`, a 0/1 column says that it was missing.
+    `log1p` keeps the sign: sign(x)·log(1 + |x|). With `indicator`, a 0/1 column marks missing
+    values.
     """
 
     name: str
@@ -83,7 +86,7 @@ class NumericColumn:
 
 @dataclass(frozen=True)
 class SingleColumn:
-    """One category per row, looked up in `vocabulary` (most frequent first), embedded in `embedding` dims."""
+    """One category per row: index in `vocabulary` (most frequent first), `embedding` dimensions."""
 
     name: str
     vocabulary: tuple[str, ...]
@@ -97,7 +100,7 @@ class SingleColumn:
 
 @dataclass(frozen=True)
 class MultiColumn:
-    """Up to `width` categories per row, in `width` slots, as one 0/1 column per vocabulary entry."""
+    """Up to `width` categories per row; becomes one 0/1 column per vocabulary entry."""
 
     name: str
     width: int
@@ -113,7 +116,7 @@ class MultiColumn:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The columns of one artifact, in the order in which the features emit them."""
+    """The columns of one artifact, in the order of the features."""
 
     numeric: tuple[NumericColumn, ...]
     single: tuple[SingleColumn, ...] = ()
@@ -126,17 +129,17 @@ class Encoder:
 
     @cached_property
     def num_category(self) -> int:
-        """K: category columns that come in, single ones and slots."""
+        """K: number of category inputs, single columns and slots."""
         return len(self.single) + sum(column.width for column in self.multi)
 
     @cached_property
     def num_hot(self) -> int:
-        """V: multi-hot columns that come out."""
+        """V: number of multi-hot outputs."""
         return sum(len(column.vocabulary) for column in self.multi)
 
     @cached_property
     def input_names(self) -> tuple[str, ...]:
-        """The network's inputs in order: numbers, indicators, multi-hot columns, single categories."""
+        """The network's inputs in order: numbers, indicators, multi-hot, single categories."""
         return (
             *(column.name for column in self.numeric),
             *(f"{self.numeric[i].name}?" for i in self.indicators),
@@ -157,9 +160,10 @@ class Encoder:
     def encode(
         self, numeric: NDArray[np.float32], category: NDArray[np.uint64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Looks up the categories: ([R, F], [R, K]) → (numeric as it is, hot [R, V], index [R, K1]).
+        """Look up the categories: ([R, F], [R, K]) → (same numeric, hot [R, V], index [R, K1]).
 
-        Raises TabrankError where the matrices do not have this encoder's columns.
+        Raises:
+            TabrankError: the matrices do not have this encoder's columns.
         """
         num_rows, num_single = len(category), len(self.single)
         if numeric.shape != (num_rows, len(self.numeric)) or category.shape != (num_rows, self.num_category):
@@ -178,7 +182,7 @@ class Encoder:
         return np.asarray(numeric, np.float32), hot, np.ascontiguousarray(found[:, :num_single])
 
     def check(self, columns: Columns) -> None:
-        """Raises TabrankError unless `columns` are this encoder's, by name and in order."""
+        """Raise TabrankError unless `columns` are this encoder's, by name and in order."""
         mine = (
             tuple(column.name for column in self.numeric),
             tuple(column.name for column in self.single),
@@ -197,12 +201,12 @@ class Encoder:
                 )
 
     def to_json(self) -> str:
-        """The encoder as JSON, stable for equal encoders."""
+        """Return the encoder as JSON, equal for equal encoders."""
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Encoder:
-        """The encoder that `to_json` wrote; raises TabrankError for anything else."""
+        """Parse the output of `to_json`; raise TabrankError for anything else."""
         raw = json_value(text, "encoder")
         known = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
         if not isinstance(raw, dict) or not all(isinstance(raw.get(key), list) for key in known):
@@ -217,21 +221,23 @@ class Encoder:
 
 
 class _Lookup:
-    """Hash → index for all columns at once: MISSING, UNSEEN, or FIRST_SEEN + the position in the vocabulary.
+    """Hash table for all columns at once: MISSING, UNSEEN, or FIRST_SEEN + vocabulary position.
 
-    The keys of a vocabulary are sorted, and a table over the leading bits of a hash says where among them to
-    look. Hashes are uniform and the table has many more places than there are keys, so that a key is there or
-    a step or two further: a few passes over the rows, where a binary search mispredicts most of its branches.
+    The keys of a vocabulary are sorted. A table over the leading bits of a hash gives the position
+    to start from. Hashes are uniform and the table has many more places than keys, so a key is at
+    most a few steps away. This takes a few passes over the rows; a binary search mispredicts most
+    branches.
     """
 
     def __init__(self, slots: Iterable[tuple[Sequence[str], int]]) -> None:
-        """Of vocabularies, and how many columns in a row each is for."""
+        """Build from vocabularies, each with its number of consecutive columns."""
         keys, index, first = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         shifts: list[int] = []
         tables: list[int] = []
         num_keys = table = self._steps = 0
         for vocabulary, width in slots:
-            own = np.array([0, *map(entry_hash, vocabulary)], np.uint64)  # missing is a key like any other
+            # Missing is a key like any other.
+            own = np.array([0, *map(entry_hash, vocabulary)], np.uint64)
             order = np.argsort(own)
             own = own[order]
             bits = len(own).bit_length() + _SPARE_BITS
@@ -240,7 +246,8 @@ class _Lookup:
             if self._steps > MAX_STEPS:
                 raise TabrankError("encoder: the hashes of a vocabulary all begin alike; fit again")
             first.append(num_keys + np.searchsorted(places, np.arange(1 << bits, dtype=np.uint64)))
-            keys += [own, np.array([_LAST], np.uint64)]  # no step leads beyond the last hash there can be
+            # The largest possible hash stops every search.
+            keys += [own, np.array([_LAST], np.uint64)]
             index += [np.where(order == 0, MISSING, order - 1 + FIRST_SEEN), np.array([UNSEEN])]
             shifts += [64 - bits] * width
             tables += [table] * width
@@ -252,7 +259,7 @@ class _Lookup:
         self._shifts, self._tables = np.array(shifts, np.uint64), np.array(tables, np.int64)
 
     def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Indices [R, K] of hashes [R, K]."""
+        """Return the indices [R, K] of hashes [R, K]."""
         at = self._first.take((hashes >> self._shifts).astype(np.int64) + self._tables)
         for _ in range(self._steps):
             at += self._keys.take(at) < hashes

@@ -1,13 +1,15 @@
-"""The inference graph: the trained TabNet in eval mode, with everything that is constant folded into it.
+"""Inference graph: the trained TabNet in eval mode, with all constants folded into its matrices.
 
-`fold` turns trained weights into matrices, `forward` says, once, how they are applied. It is written over
-an `Ops` namespace: `serve.model.torch_ops` computes with it, `training.network.export` builds ONNX nodes with it.
+`fold` turns trained weights into matrices, and `forward` applies them. `forward` is written once,
+over an `Ops` namespace: `serve.model.torch_ops` computes with it, `training.network.export` builds
+ONNX nodes with it.
 
-Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category columns,
-G = F + I + V + K1 columns that the masks choose among, D of them after the embedding, H hidden units.
-Everything is laid out [columns, R]: sums over columns and thresholds per row then run along whole rows of
-memory, which is two to four times as fast in ONNX Runtime as [R, columns] is. A small batch pays for each node
-(0.7 µs), a large one for each pass over [G, R]: there are as few of both as we found.
+Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
+columns, G = F + I + V + K1 columns that the masks choose from, D of them after the embedding, H
+hidden units. Arrays are laid out as [columns, R]: sums over columns and thresholds per row then run
+along whole rows of memory, two to four times as fast in ONNX Runtime as [R, columns]. The cost of a
+small batch is per node (0.7 µs), that of a large batch per pass over [G, R]; the graph minimises
+both.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ I64 = NDArray[np.int64]
 
 _BATCH_NORM_EPSILON = 1e-5
 _HALVING = math.sqrt(0.5)
-"""TabNet scales each residual sum by this, to keep the variance."""
+"""TabNet scales each residual sum by this factor, to keep the variance."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Gated:
-    """A gated linear unit with its batch norm folded in: (value · x + ...) · sigmoid(gate · x + ...).
+class GatedLayer:
+    """Gated linear unit with its batch norm folded in: (value · x + …) · sigmoid(gate · x + …).
 
     Matrices are [H, in], biases [H, 1].
     """
@@ -61,19 +63,19 @@ class Gated:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One decision step: the attention [G, H] that chooses columns, the layers that read what was chosen."""
+class DecisionStep:
+    """One decision step: attention [G, H] that selects columns, and the layers that read them."""
 
     attention: F32
     attention_bias: F32
-    layers: tuple[Gated, ...]
+    layers: tuple[GatedLayer, ...]
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Single category columns of one embedding size e: their positions, first table rows, table [N, e].
+class Embedding:
+    """Single category columns of one embedding size e: positions, first table rows, table [N, e].
 
-    A mask is shared out over the e columns of a category: the tables are divided by e for it.
+    A mask value is divided among the e columns of a category, so the tables are divided by e.
     """
 
     columns: I64
@@ -83,7 +85,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Folded:
-    """All that `forward` needs. Numeric columns are reordered: first the `logged` ones, then the `plain`."""
+    """The constants of `forward`. Numeric columns are reordered: first `logged`, then `plain`."""
 
     logged: I64
     plain: I64
@@ -93,11 +95,11 @@ class Folded:
     num_hot: int
     dense_scale: F32
     dense_shift: F32
-    embedded: tuple[Embedded, ...]
+    embedded: tuple[Embedding, ...]
     num_columns: int
     spread: I64 | None
-    splitter: tuple[Gated, ...]
-    steps: tuple[Step, ...]
+    splitter: tuple[GatedLayer, ...]
+    steps: tuple[DecisionStep, ...]
     gamma: float
     mask_type: MaskType
     output: F32
@@ -107,20 +109,20 @@ class Folded:
 def fold(
     weights: Mapping[str, NDArray[Any]], encoder: Encoder, config: Mapping[str, Any], calibration: Calibration
 ) -> Folded:
-    """Folds a TabNet's state dict, in float64.
+    """Fold a TabNet's state dict, in float64.
 
-    Batch norms go into the linear layers beside them and into the embedding tables, TabNet's residual
-    scale into the layers that follow, the two halves of the hidden units and the halved logits of entmax
-    into padded and scaled matrices, the calibration into the output.
+    Batch norms are folded into the adjacent linear layers and the embedding tables; TabNet's
+    residual scale into the following layers; the two halves of the hidden units and the halved
+    logits of entmax into padded and scaled matrices; the calibration into the output.
 
     Args:
         weights: the state dict of `training.network.network.Network.tabnet`.
-        encoder: the columns that it was trained on.
+        encoder: the columns that the network was trained on.
         config: the fields of `training.network.network.NetworkConfig`.
         calibration: fitted on the network's logits.
 
     Raises:
-        TabrankError: a weight is missing, or not finite.
+        TabrankError: a weight is missing or not finite.
     """
     try:
         return _fold(_Weights(weights), encoder, config, calibration)
@@ -131,12 +133,12 @@ def fold(
 
 
 def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact: bool) -> tuple[T, T]:
-    """(numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1]) → (probability [R], residual [R]).
+    """Score numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1] → probability [R], residual [R].
 
-    The residual is the most by which any mask of the row fails to sum to 1 (NaN counts as 1): above 1e-6
-    the passes of `serve.model.masks` did not suffice and the row is to be scored with `exact`, which sorts. It is a
-    row's own, so that no row decides how another one is scored.
-    Inputs of no columns are not touched.
+    The residual is the largest deviation of a mask's sum from 1 in the row (NaN counts as 1). Above
+    1e-6 the passes of `serve.model.masks` did not suffice, and the row must be scored with `exact`,
+    which sorts. Each row has its own residual, so no row affects how another one is scored.
+    Inputs without columns are not read.
     """
     x = _inputs(ops, folded, numeric, hot, index)
     hidden = _transform(ops, folded.splitter, x)
@@ -160,7 +162,7 @@ def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact:
 
 
 def _inputs(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T) -> T:
-    """What `training.network.network.Network.inputs` does, embedded and batch normed: → [D, R]."""
+    """Compute `training.network.network.Network.inputs`, embedded and batch normed: → [D, R]."""
     parts: list[T] = []
     if len(folded.mean):
         value = _transformed(ops, folded, ops.transpose(numeric))
@@ -183,19 +185,19 @@ def _inputs(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T) -> T:
 
 
 def _transformed(ops: Ops[T], folded: Folded, numeric: T) -> T:
-    """The numeric columns [F, R] in the graph's order, after sign(x)·log(1 + |x|); NaN stays NaN."""
+    """Return the numeric columns [F, R] in the graph's order, after log1p; NaN stays NaN."""
     if not len(folded.logged):
         return numeric
     logged = ops.take(numeric, folded.logged)
     size = ops.log(ops.add(ops.abs(logged), ops.scalar(1.0)))
-    # Not the operator Sign, which ONNX Runtime computes slowly.
+    # ONNX Runtime computes the operator Sign slowly.
     sign = ops.clip(ops.mul(logged, ops.scalar(LARGE)), -1.0, 1.0)
     value = ops.mul(size, sign)
     return ops.concat([value, ops.take(numeric, folded.plain)]) if len(folded.plain) else value
 
 
-def _transform(ops: Ops[T], layers: Sequence[Gated], x: T) -> T:
-    """TabNet's feature transformer, [in, R] → [H, R]: gated layers, all but the first with a skip."""
+def _transform(ops: Ops[T], layers: Sequence[GatedLayer], x: T) -> T:
+    """Apply a feature transformer, [in, R] → [H, R]: gated layers with skips after the first."""
     hidden: T | None = None
     for layer in layers:
         source = x if hidden is None else hidden
@@ -210,12 +212,12 @@ def _transform(ops: Ops[T], layers: Sequence[Gated], x: T) -> T:
 def _residual(ops: Ops[T], sums: Sequence[T]) -> T:
     one = ops.scalar(1.0)
     gap = ops.abs(ops.sub(ops.concat(sums), one))
-    # How a maximum treats NaN differs by backend.
+    # Backends treat NaN in a maximum differently.
     return ops.flatten(ops.max(ops.where(ops.is_nan(gap), one, gap)))
 
 
 class _Weights:
-    """A state dict, read in float64."""
+    """A state dict, read as float64."""
 
     def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
         self._weights = weights
@@ -230,7 +232,7 @@ class _Weights:
         return name in self._weights
 
     def batch_norm(self, name: str) -> tuple[F64, F64]:
-        """(scale, shift) of a batch norm in eval mode."""
+        """Return (scale, shift) of a batch norm in eval mode."""
         scale = self[f"{name}.weight"] / np.sqrt(self[f"{name}.running_var"] + _BATCH_NORM_EPSILON)
         return scale, self[f"{name}.bias"] - scale * self[f"{name}.running_mean"]
 
@@ -259,7 +261,7 @@ def _fold(weights: _Weights, encoder: Encoder, config: Mapping[str, Any], calibr
             chosen.append(len(dense) + k)
         offsets = np.cumsum([0, *(len(table) for table in tables[:-1])])
         embedded.append(
-            Embedded(np.array(members), offsets[:, None].astype(np.int64), _f32(np.concatenate(tables)))
+            Embedding(np.array(members), offsets[:, None].astype(np.int64), _f32(np.concatenate(tables)))
         )
 
     num_layers = int(config["n_shared"]) + int(config["n_independent"])
@@ -273,7 +275,7 @@ def _fold(weights: _Weights, encoder: Encoder, config: Mapping[str, Any], calibr
         attention[:, width:] = (weights[f"{prefix}.fc.weight"] * norm[:, None])[chosen] * attention_scale
         bias = bias[chosen, None] * (attention_scale / residual_scale)
         layers = _layers(weights, f"tabnet.encoder.feat_transformers.{step}", config, columns)
-        steps.append(Step(_f32(attention), _f32(bias), layers))
+        steps.append(DecisionStep(_f32(attention), _f32(bias), layers))
     output = np.zeros((1, 2 * width))
     output[:, :width] = weights["tabnet.final_mapping.weight"] * residual_scale * calibration.a
     return Folded(
@@ -303,15 +305,15 @@ def _layers(
     config: Mapping[str, Any],
     columns: Sequence[int],
     shares: F64 | float = 1.0,
-) -> tuple[Gated, ...]:
-    """The gated layers of one feature transformer, on hidden units that are not scaled down on the way.
+) -> tuple[GatedLayer, ...]:
+    """Fold the gated layers of one feature transformer, without scaling down hidden units.
 
-    `shares` is what the columns that come in are to be multiplied with.
+    `shares` multiplies the input columns.
     """
     names = [f"{prefix}.shared.glu_layers.{k}" for k in range(int(config["n_shared"]))]
     names += [f"{prefix}.specifics.glu_layers.{k}" for k in range(int(config["n_independent"]))]
     half = 2 * int(config["width"])
-    layers: list[Gated] = []
+    layers: list[GatedLayer] = []
     for depth, name in enumerate(names):
         scale, shift = weights.batch_norm(f"{name}.bn.bn")
         matrix, bias = weights[f"{name}.fc.weight"] * scale[:, None], shift[:, None]
@@ -321,7 +323,7 @@ def _layers(
             unit = _HALVING ** (depth - 1)
             matrix = matrix * unit
         layers.append(
-            Gated(
+            GatedLayer(
                 value=_f32(matrix[:half] / unit),
                 value_bias=_f32(bias[:half] / unit),
                 gate=_f32(matrix[half:]),

@@ -1,27 +1,28 @@
-"""The masks of TabNet's steps: sparsemax and 1.5-entmax of each row's logits, with and without a sort.
+"""Attention masks of TabNet: sparsemax and 1.5-entmax of each row, by fixed passes or by a sort.
 
-Both are p(τ) = relu(z - τ)^k with k = 1 for sparsemax (Martins & Astudillo 2016) and k = 2 for 1.5-entmax
-(Peters, Niculae & Martins 2019, of z/2), where the threshold τ* makes p sum to 1. A sort finds τ* exactly,
-and is what a small batch on a CPU spends most of its time on. Newton's method from the left finds it in a
-few passes:
+Both are p(τ) = relu(z - τ)^k with k = 1 for sparsemax (Martins & Astudillo 2016) and k = 2 for
+1.5-entmax (Peters, Niculae & Martins 2019, of z/2), where the threshold τ* makes p sum to 1. A sort
+finds τ* exactly, but takes most of the time of a small batch on a CPU. Newton's method from the
+left finds τ* in a few passes:
 
-* g(τ) = ‖relu(z - τ)‖_k is convex in τ (a norm of non-negative convex functions) and decreasing, and
-  g(τ*) = 1 exactly where the masks sum to 1. A tangent lies below a convex function, so from τ ≤ τ* the
-  root of the tangent, τ + (g - 1) / |g'|, is again ≤ τ* and no step goes back: the thresholds rise
-  monotonically to τ*.
-* The start is the root of the tangent at -∞, mean z - G^(-1/k). To start from max z - 1 takes as many passes
-  for sparsemax and one less for entmax, but a maximum over columns costs ONNX Runtime more than a pass.
-* k = 1: g' = -|support|, and the step is Michelot's (1986): leave out what is below the threshold, solve
-  for the rest. The support only shrinks, so that after at most G steps the threshold is exact.
-* k = 2: g' = -Σ relu / g. Near τ* convergence is quadratic; plain Newton on Σ relu² takes the shorter
-  step (g² - 1) / (2 Σ relu), as g ≥ 1.
+* g(τ) = ‖relu(z - τ)‖_k is convex in τ (a norm of non-negative convex functions) and decreasing,
+  and g(τ*) = 1 exactly where the mask sums to 1. A tangent lies below a convex function. From τ ≤
+  τ*, the root of the tangent, τ + (g - 1) / |g'|, is again ≤ τ*, and no step goes back: the
+  thresholds rise monotonically to τ*.
+* The start is the root of the tangent at -∞, mean z - G^(-1/k). Starting from max z - 1 takes as
+  many passes for sparsemax and one less for entmax, but in ONNX Runtime a maximum over columns
+  costs more than a pass.
+* k = 1: g' = -|support|, and the step is Michelot's (1986): drop what is below the threshold, solve
+  for the rest. The support only shrinks, so that the threshold is exact after at most G steps.
+* k = 2: g' = -Σ relu / g. Near τ* convergence is quadratic. Plain Newton on Σ relu² takes the
+  shorter step (g² - 1) / (2 Σ relu), because g ≥ 1.
 
-Each pass begins with the logits themselves, so that rounding is relative to the threshold it has come to,
-however far from it some logits are; the last pass takes even that off.
+Each pass starts from the logits themselves, so that rounding is relative to the current threshold,
+even if some logits are far from it. The last pass removes this rounding too.
 
-The number of passes is fixed and so can be too small: the sum of each mask comes back too, for the caller
-to see. It then is not 1, or NaN where logits are so large that a mask's 1 is lost in their rounding.
-Letters: G columns to choose among, R rows; all arrays are [G, R], sums [1, R].
+The number of passes is fixed and may be too small. The sum of each mask is therefore returned too.
+It is then not 1, or it is NaN if logits are so large that the mask's 1 is lost in their rounding.
+Letters: G columns to choose from, R rows; all arrays are [G, R], sums [1, R].
 """
 
 from __future__ import annotations
@@ -40,21 +41,24 @@ MaskType = Literal["sparsemax", "entmax"]
 
 
 def num_passes(mask_type: MaskType, num_columns: int) -> int:
-    """Passes that suffice for nearly all rows: of 30,000 rows of normal logits, for each of ten standard
-    deviations from 0.03 to 20 and 13 widths of 2 to 300 columns, none was left with a residual above 1e-6."""
+    """Return a number of passes that suffices for nearly all rows.
+
+    Measured on 30,000 rows of normal logits, for each of ten standard deviations from 0.03 to 20
+    and 13 widths from 2 to 300 columns: no row had a residual above 1e-6.
+    """
     bits = num_columns.bit_length()
     return 1 + bits if mask_type == "sparsemax" else 3 + (bits + 1) // 2
 
 
 def mask(ops: Ops[T], mask_type: MaskType, logits: T, num_columns: int, *, exact: bool) -> tuple[T, T]:
-    """(mask [G, R], its sum [1, R]) of logits [G, R], which for entmax are halved already.
+    """Return (mask [G, R], its sum [1, R]) of logits [G, R]; logits for entmax are already halved.
 
-    `exact` finds the threshold by a sort, for one pass to take off its rounding; otherwise the sum is 1, up
-    to rounding, in each row for which the passes sufficed.
+    `exact` finds the threshold by a sort, and one pass removes its rounding. Otherwise the sum is
+    1, up to rounding, in each row where the passes sufficed.
     """
     ones = ops.constant(_ones(num_columns))
     if exact:
-        # What is 1 below the largest is 0 in the mask.
+        # Logits that are 1 below the largest are 0 in the mask.
         logits = ops.clip(ops.sub(logits, ops.max(logits)), -2.0, 0.0)
         threshold = _SORTED[mask_type](ops, logits, num_columns, ones)
         chosen = _NEWTON[mask_type](ops, logits, threshold, 1, ones)
@@ -111,7 +115,7 @@ def _entmax_threshold(ops: Ops[T], shifted: T, num_columns: int, ones: T) -> T:
 
 
 def _ordered(ops: Ops[T], shifted: T, num_columns: int) -> tuple[T, T, T]:
-    """Logits with the largest first, their ranks [G, 1] from 1, and the matrix of running sums [G, G]."""
+    """Return logits sorted descending, ranks [G, 1] from 1, and the running-sum matrix [G, G]."""
     return ops.sort(shifted), ops.constant(_ranks(num_columns)), ops.constant(_running_sum(num_columns))
 
 
@@ -120,7 +124,7 @@ _MINUS_ONE = np.full((1, 1), -1.0, np.float32)
 
 @lru_cache(maxsize=64)
 def _tangent(mask_type: MaskType, num_columns: int) -> tuple[F32, F32]:
-    """The tangent's root at -∞ as a product with the logits, and what is below their mean: [1, G], [1, 1]."""
+    """Return the tangent's root at -∞: weights [1, G] of the mean logit, and offset [1, 1]."""
     below = num_columns ** (-1.0 if mask_type == "sparsemax" else -0.5)
     return _ones(num_columns) / np.float32(num_columns), np.full((1, 1), -below, np.float32)
 

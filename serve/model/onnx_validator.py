@@ -1,8 +1,9 @@
-"""An ONNX file, walked to the last field before ONNX Runtime sees it: only what our export writes passes.
+"""ONNX validator: accept only files that our export writes, before ONNX Runtime reads them.
 
-ONNX Runtime follows a file's wishes: it reads other files, runs loops, calls operators of whoever registered some.
-We write a flat graph of some two dozen operators whose numbers are all inside of it. The walk knows the encoding
-(protocol buffers: fields of a number and a wire type) and, by message, which fields may come.
+ONNX Runtime does what a file says: it reads other files, runs loops, and calls registered custom
+operators. Our graphs are flat, of some two dozen operators, and contain all their numbers. The
+validator parses the encoding (protocol buffers: fields of a number and a wire type) and allows a
+fixed set of fields for each message.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 MAX_NODES = 50_000
-MAX_FIELDS = 1_000_000  # each takes memory a hundred times its two bytes; a node of ours has up to 20
+# Limit the fields: each takes memory a hundred times its two bytes. Our nodes have up to 20.
+MAX_FIELDS = 1_000_000
 MAX_DIMS = 8
 OPERATORS = {
     "Abs", "Add", "Cast", "Clip", "Concat", "Div", "Flatten", "Gather", "Gemm", "HardSigmoid", "Identity", "IsNaN",
     "LessOrEqual", "Log", "MatMul", "Mul", "ReduceMax", "Relu", "Reshape", "Shape", "Sigmoid", "Sqrt", "Sub", "TopK",
     "Transpose", "Where",
 }  # fmt: skip
-ITEM_BYTES = {1: 4, 7: 8}  # of the element types float and int64
+# Item sizes of the element types float and int64.
+ITEM_BYTES = {1: 4, 7: 8}
 
-VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5  # wire types
+# Wire types of protocol buffers.
+VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
 Value = int | memoryview
 
 
 class _Message(NamedTuple):
-    """The fields that a message may have: by number their name, and the message that one is where it is one."""
+    """The allowed fields of a message by number: the name, and the type if it is a message."""
 
     name: str
     fields: Mapping[int, tuple[str, _Message | None]]
@@ -51,8 +55,8 @@ _OPSET = _message("opset", domain=1, version=2)
 _MODEL = _message("model", ir_version=1, producer_name=2, graph=(7, _GRAPH), opset_import=(8, _OPSET))
 
 
-def refuse_strange(content: bytes) -> None:
-    """Raise ValueError, which says what is strange, unless this is a model such as our export writes."""
+def validate(content: bytes) -> None:
+    """Raise ValueError with the reason unless `content` is a model as our export writes it."""
     num_nodes = 0
 
     def check(message: _Message, found: Mapping[str, list[Value]]) -> None:
@@ -78,14 +82,14 @@ Check = Callable[[_Message, Mapping[str, list[Value]]], None]
 
 
 def _walk(content: memoryview, message: _Message, check: Check, left: Iterator[int]) -> None:
-    """Check a message and all in it; `left`: the fields that may still come."""
+    """Check a message and everything in it; `left` counts the fields that are still allowed."""
     found: dict[str, list[Value]] = {name: [] for name, _ in message.fields.values()}
     for number, value in _fields(content):
         if next(left, None) is None:
             raise ValueError(f"has more than {MAX_FIELDS:,} fields")
         if number not in message.fields:
             raise ValueError(
-                f"has a {message.name} with a field {number}, such as refers to other data or code"
+                f"has a {message.name} with the unsupported field {number}, which may refer to other data or code"
             )
         name, inner = message.fields[number]
         found[name].append(value)
@@ -97,7 +101,7 @@ def _walk(content: memoryview, message: _Message, check: Check, left: Iterator[i
 
 
 def _check_tensor(found: Mapping[str, list[Value]]) -> None:
-    """Its numbers are all there: a few bytes must not ask for gigabytes."""
+    """Check that a tensor contains all its numbers: a few bytes must not request gigabytes."""
     shape: list[int] = []
     for dim in found["dims"]:
         shape += [dim] if isinstance(dim, int) else _varints(dim[: 10 * MAX_DIMS])
@@ -118,7 +122,7 @@ def _text(value: Value) -> str:
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, Value]]:
-    """A message's fields: the number of each and what it holds."""
+    """Yield a message's fields as (number, value)."""
     at, end = 0, len(content)
     while at < end:
         tag, at = _varint(content, at)
@@ -132,9 +136,9 @@ def _fields(content: memoryview) -> Iterator[tuple[int, Value]]:
         elif wire in (EIGHT, FOUR):
             size = 8 if wire == EIGHT else 4
         else:
-            raise ValueError("is no ONNX file")
+            raise ValueError("is not an ONNX file")
         if size > end - at:
-            raise ValueError("is cut short, or no ONNX file")
+            raise ValueError("is truncated, or not an ONNX file")
         yield number, content[at : at + size]
         at += size
 
@@ -148,7 +152,7 @@ def _varints(content: memoryview) -> list[int]:
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:
-    """A number of up to ten bytes, the last of which has no eighth bit; and where it ends."""
+    """Read a number of up to ten bytes, the last without an eighth bit; return it and its end."""
     value = shift = 0
     while at < len(content) and shift < 70:
         byte = content[at]
@@ -157,4 +161,4 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise ValueError("is cut short, or no ONNX file")
+    raise ValueError("is truncated, or not an ONNX file")

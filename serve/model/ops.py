@@ -1,4 +1,4 @@
-"""The array operations that the inference graph is written in: one namespace computes, one builds ONNX."""
+"""Array operations of the inference graph: implemented to compute, and to build ONNX nodes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 LARGE = 1e30
-"""Makes a step of a ramp: min(a · LARGE, 1) says whether a is positive."""
+"""Slope of a ramp that acts as a step: min(a · LARGE, 1) is 1 for a positive `a`."""
 
 
 class Ops(Protocol[T]):
-    """Operations on 2-D arrays that broadcast as NumPy does; "columns" are the first axis, rows the second.
+    """Operations on 2-D arrays [columns, rows] with NumPy's broadcasting.
 
-    Reductions keep their axis. Comparisons give truth values, which `where` and `to_float` take.
+    Reductions keep their axis. Comparisons return booleans, for `where` and `to_float`.
     """
 
     def constant(self, array: NDArray[Any]) -> T:
-        """An array that is part of the graph and lives as long as it."""
+        """Constant array of the graph, which lives as long as the graph."""
         ...
 
     def scalar(self, value: float) -> T:
-        """A number that is part of the graph."""
+        """Constant number of the graph."""
         ...
 
     def add(self, a: T, b: T) -> T:
@@ -76,23 +76,23 @@ class Ops(Protocol[T]):
         ...
 
     def clip(self, a: T, low: float, high: float) -> T:
-        """A, not below `low` and not above `high`."""
+        """A, limited to the range from `low` to `high`."""
         ...
 
     def max(self, a: T) -> T:
-        """The largest over the columns, [columns, R] → [1, R]."""
+        """The maximum over the columns, [columns, R] → [1, R]."""
         ...
 
     def sort(self, a: T) -> T:
-        """Sorted over the columns, the largest first."""
+        """Sorted over the columns, descending."""
         ...
 
     def is_nan(self, a: T) -> T:
-        """Whether each is NaN."""
+        """True where an element is NaN."""
         ...
 
     def less_equal(self, a: T, b: T) -> T:
-        """Whether a ≤ b."""
+        """True where a ≤ b."""
         ...
 
     def where(self, condition: T, a: T, b: T) -> T:
@@ -108,11 +108,11 @@ class Ops(Protocol[T]):
         ...
 
     def concat(self, parts: Sequence[T]) -> T:
-        """One below the other, along the columns."""
+        """Concatenation along the columns."""
         ...
 
     def take(self, a: T, columns: NDArray[Any]) -> T:
-        """The named columns, in that order."""
+        """The given columns, in that order."""
         ...
 
     def embed(self, table: T, index: T) -> T:

@@ -1,4 +1,4 @@
-"""Scoring: one replica's models by version, loaded and verified before they score. No Ray in here."""
+"""Cache of one replica's scorers by version, loaded and verified before they score. Without Ray."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from serve.features.matrix import Matrix
 from serve.model.artifact import CANARY, CURRENT, pointed
 from serve.model.scorers import Backend, Scorer, load_scorer
 
-TAIL = struct.Struct("<f")  # ms
-MAX_VERSIONS = 3  # that arms may name: a Scorer holds these, the promoted one and its successor
-
-
-# those that arms name, the promoted one, the one before it, the canary, the shadow, and one that is to replace them
+# Scoring time in ms, appended to the scores.
+TAIL = struct.Struct("<f")
+# Most versions that arms may name.
+MAX_VERSIONS = 3
+# Besides those: the promoted version, the one before it, the canary, the shadow, and a successor.
 MAX_MODELS = MAX_VERSIONS + 5
 
 
 def timed(scores: bytes, took_ms: float) -> bytes:
-    """Float32 scores with their time."""
+    """Append the scoring time to float32 scores."""
     return scores + TAIL.pack(took_ms)
 
 
 def untimed(answer: bytes, num_rows: int) -> tuple[NDArray[np.float32], float | None]:
-    """The scores in an answer for so many rows, and their time where the scorer tells it."""
+    """Split an answer for `num_rows` rows into scores and time; None if it has no time."""
     if len(answer) == 4 * num_rows + TAIL.size:
         return np.frombuffer(answer, np.float32, num_rows), float(TAIL.unpack_from(answer, 4 * num_rows)[0])
     return np.frombuffer(answer, np.float32), None
 
 
 class ModelHolder:
-    """Scores matrices with any published version; holds the few used last."""
+    """Scores matrices with any published version; keeps the most recently used ones loaded."""
 
     def __init__(self, models: Path, backend: Backend) -> None:
         self._models = models
@@ -47,20 +47,20 @@ class ModelHolder:
         self._loading = asyncio.Lock()
 
     def load(self, version: str) -> None:
-        """Have a version ready; raises ArtifactRefused where it is altered or scores wrongly."""
+        """Load a version; raise ArtifactRefused if it is altered or its golden scores are wrong."""
         if version not in self._held:
             self._hold(version, self._loaded(version))
         self._held.move_to_end(version)
 
     async def prepare(self, version: str) -> None:
-        """As `load`, while others go on scoring: reading it and scoring its golden rows take a tenth of a second."""
+        """Load a version in a thread while others score; reading and verifying takes 0.1 s."""
         async with self._loading:
             if version not in self._held:
                 self._hold(version, await asyncio.to_thread(self._loaded, version))
             self._held.move_to_end(version)
 
     def load_current(self) -> None:
-        """Have the promoted version ready, if there is one, and the canary where it is well."""
+        """Load the promoted version, if there is one, and the canary unless it is refused."""
         with contextlib.suppress(ArtifactRefused):
             if version := pointed(self._models, CANARY):
                 self.load(version)
@@ -68,22 +68,23 @@ class ModelHolder:
             self.load(version)
 
     def score(self, version: str, payload: bytes) -> bytes:
-        """Float32 probabilities `[R]` of the matrix in `payload`, as bytes.
+        """Return float32 probabilities `[R]` of the matrix in `payload`, as bytes.
 
         Raises:
             ArtifactRefused: the version cannot be loaded.
-            ScoringFailed: it cannot score these rows.
+            ScoringFailed: the version cannot score these rows.
         """
         self.load(version)
         matrix = Matrix.from_bytes(payload)
         try:
             scores = self._held[version].score(matrix.numeric, matrix.category)
-        except Exception as error:  # ONNX Runtime's, torch's or ours: the version's fault, and no outage
+        # Any exception is the version's fault, not an outage.
+        except Exception as error:
             raise ScoringFailed(f"version {version}: {type(error).__name__}: {error}") from error
         return np.ascontiguousarray(scores, np.float32).tobytes()
 
     def score_timed(self, version: str, payload: bytes) -> bytes:
-        """As `score`, with the time that it took (`serve.model.scorer_cache`)."""
+        """Score like `score`, and append the scoring time as `timed` does."""
         self.load(version)
         begun = time.perf_counter()
         scores = self.score(version, payload)

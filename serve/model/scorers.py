@@ -1,4 +1,4 @@
-"""The scorers: from the matrix to probabilities with one artifact, on ONNX Runtime or on torch. No Ray here.
+"""Scorers: from feature matrix to probabilities with one artifact, on ONNX Runtime or torch.
 
 Letters: R rows, F numeric columns, K category columns.
 """
@@ -17,7 +17,7 @@ from serve.contract.errors import ArtifactRefused
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.graph import Calibration, fold, forward
-from serve.model.onnx_validator import refuse_strange
+from serve.model.onnx_validator import validate
 
 Backend = Literal["onnx", "torch"]
 F32 = NDArray[np.float32]
@@ -25,25 +25,25 @@ U64 = NDArray[np.uint64]
 Encoded = tuple[F32, F32, NDArray[np.int64]]
 
 TOLERANCE = 1e-5
-"""By how much a golden score may differ from the trained network's."""
+"""Largest difference of a golden score from the trained network's."""
 
 MAX_RESIDUAL = 1e-6
-"""By how much a row's masks may fail to sum to 1 before it is scored with a sort."""
+"""Largest deviation of a row's mask sums from 1; above it, the row is scored with a sort."""
 
 MAX_GOLDEN = 10_000
-"""Golden rows; an artifact has 64."""
+"""Limit of golden rows; an artifact has 64."""
 
 
 class Scorer(Protocol):
-    """Scores rows; what is in a row changes no bit of another row's score."""
+    """Scores rows; the content of a row never changes a bit of another row's score."""
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """(numeric f32 [R, F], NaN missing; category u64 [R, K], 0 missing) → P(label) f32 [R]."""
+        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing): P(label) [R]."""
         ...
 
 
 class OnnxScorer:
-    """ONNX Runtime on one thread of a CPU: replicas are how it is scaled."""
+    """ONNX Runtime on one CPU thread; it scales by replicas."""
 
     def __init__(self, artifact: Artifact) -> None:
         self._encoder = artifact.encoder
@@ -52,7 +52,7 @@ class OnnxScorer:
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Probabilities [R]; the rows that the fixed passes do not settle have theirs from a run with a sort."""
+        """Return probabilities [R]; rows that the fixed passes do not settle are sorted."""
         parts = self._encoder.encode(numeric, category)
         probability, residual = _run(self._passes, parts)
         settled = residual <= MAX_RESIDUAL
@@ -62,12 +62,12 @@ class OnnxScorer:
         return probability
 
     def score_sorting(self, numeric: F32, category: U64) -> F32:
-        """Probabilities [R] from the sorting graph alone."""
+        """Return probabilities [R] from the sorting graph alone."""
         return _run(self._sorting, self._encoder.encode(numeric, category))[0]
 
 
 class TorchScorer:
-    """Torch on a GPU, or on the CPU where there is none."""
+    """Torch on a GPU, or on the CPU without one."""
 
     def __init__(self, artifact: Artifact, device: str | None = None) -> None:
         import torch
@@ -87,7 +87,7 @@ class TorchScorer:
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Probabilities [R]; on a GPU always with a sort: one launch, where each pass is several."""
+        """Return probabilities [R]; a GPU always sorts: one launch, where a pass takes several."""
         parts = self._encoder.encode(numeric, category)
         probability, residual = self._run(parts, exact=self._device.type != "cpu")
         settled = residual <= MAX_RESIDUAL
@@ -97,14 +97,14 @@ class TorchScorer:
         return probability
 
     def score_sorting(self, numeric: F32, category: U64) -> F32:
-        """Probabilities [R], with a sort."""
+        """Return probabilities [R], with a sort."""
         return self._run(self._encoder.encode(numeric, category), exact=True)[0]
 
     def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
         if not len(parts[0]):
             return np.empty(0, np.float32), np.empty(0, np.float32)
         with self._torch.inference_mode():
-            # A copy: torch warns of arrays that it may not write to, such as those that came over a wire.
+            # Copy: torch warns about read-only arrays, such as those received over a connection.
             inputs = [self._torch.tensor(part, device=self._device) for part in parts]
             probability, residual = forward(self._ops, self._folded, *inputs, exact=exact)
             scores: F32 = probability.cpu().numpy()
@@ -112,17 +112,19 @@ class TorchScorer:
 
 
 def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | None = None) -> Scorer:
-    """A scorer of the artifact in `folder`, after its files and its golden scores have been verified.
+    """Return a scorer of the artifact in `folder`, with files and golden scores verified.
 
     Raises:
-        ArtifactRefused: the artifact is not whole, or does not score its golden rows as when it was made.
+        ArtifactRefused: the artifact is not whole, or its golden rows score differently.
     """
     artifact = load_artifact(folder)
     try:
         scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, device)
     except ArtifactRefused:
         raise
-    except Exception as error:  # of reading weights, or of memory for what they ask for: it must not serve
+    # Reading weights, or allocating memory for them, can fail in any way; the artifact must not
+    # serve.
+    except Exception as error:
         raise ArtifactRefused(f"artifact {folder}: cannot be scored with: {error}; fit again") from error
     _check_golden(artifact, scorer)
     return scorer
@@ -136,10 +138,10 @@ def _session(artifact: Artifact, name: str) -> Any:
 
     model = artifact.read(name)
     try:
-        refuse_strange(model)
+        validate(model)
     except ValueError as error:
         raise ArtifactRefused(
-            f"artifact {artifact.path}: {name} is not a graph of ours: it {error}; export it again"
+            f"artifact {artifact.path}: {name} is not a supported graph: it {error}; export it again"
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -152,16 +154,17 @@ def _session(artifact: Artifact, name: str) -> Any:
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # which prints
         )
-    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+    # ONNX Runtime's errors have no common base class.
+    except Exception as error:
         raise ArtifactRefused(f"artifact {artifact.path}: {name} cannot be loaded: {error}") from error
     unknown = {value.name for value in session.get_inputs()} - set(_INPUTS)
     if unknown or [value.name for value in session.get_outputs()] != ["probability", "residual"]:
-        raise ArtifactRefused(f"artifact {artifact.path}: {name} is not a graph of ours; export it again")
+        raise ArtifactRefused(f"artifact {artifact.path}: {name} is not a supported graph; export it again")
     return session
 
 
 def _run(session: Any, parts: Encoded) -> tuple[F32, F32]:
-    """Probabilities [R] and residuals [R]; of an artifact of format 1 one residual, the largest, for all rows."""
+    """Return probabilities [R] and residuals [R]; format 1 has one residual for all rows."""
     if not len(parts[0]):
         return np.empty(0, np.float32), np.empty(0, np.float32)
     arrays: tuple[NDArray[Any], ...] = parts
@@ -189,7 +192,8 @@ def _check_golden(artifact: Artifact, scorer: OnnxScorer | TorchScorer) -> None:
             found = score(numeric, category)
             if found.shape != want.shape:
                 raise ValueError(f"{list(found.shape)} scores for {len(want)} rows")
-        except Exception as error:  # ONNX Runtime's, torch's or ours: whatever it is, it must not serve
+        # Whatever the exception is, the artifact must not serve.
+        except Exception as error:
             raise ArtifactRefused(f"{where}: cannot be scored: {type(error).__name__}: {error}") from error
         off = np.flatnonzero(~(np.abs(found - want) <= TOLERANCE))
         if len(off):

@@ -1,4 +1,4 @@
-"""The graph's operations in torch, on any device. Importing this module imports torch."""
+"""Operations of the inference graph in torch, on any device. Importing it imports torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 
 
 class TorchOps:
-    """Computes at once; an array becomes a tensor on the device at its first use and stays there."""
+    """Computes immediately; an array is copied to the device at its first use and stays there."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
         self._constants: dict[int, tuple[NDArray[Any], Tensor]] = {}
 
     def constant(self, array: NDArray[Any]) -> Tensor:
-        """The array as a tensor; it is kept beside it, so that its id stays its own."""
+        """Return the array as a tensor; the array is kept too, so that its id stays unique."""
         if id(array) not in self._constants:
             self._constants[id(array)] = (array, torch.from_numpy(array.copy()).to(self._device))
         return self._constants[id(array)][1]
 
     def scalar(self, value: float) -> Any:
-        """A Python number, which torch broadcasts without a tensor."""
+        """Return a Python number; torch broadcasts it without a tensor."""
         return value
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
@@ -76,23 +76,23 @@ class TorchOps:
         return torch.log(a)
 
     def clip(self, a: Tensor, low: float, high: float) -> Tensor:
-        """Between low and high."""
+        """A, limited to the range from `low` to `high`."""
         return torch.clamp(a, low, high)
 
     def max(self, a: Tensor) -> Tensor:
-        """The largest over the columns."""
+        """The maximum over the columns."""
         return torch.amax(a, dim=0, keepdim=True)
 
     def sort(self, a: Tensor) -> Tensor:
-        """The largest first, over the columns."""
+        """Sorted over the columns, descending."""
         return torch.sort(a, dim=0, descending=True).values
 
     def is_nan(self, a: Tensor) -> Tensor:
-        """Whether each is NaN."""
+        """True where an element is NaN."""
         return torch.isnan(a)
 
     def less_equal(self, a: Tensor, b: Tensor) -> Tensor:
-        """Whether a ≤ b."""
+        """True where a ≤ b."""
         return a <= b
 
     def where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -108,11 +108,11 @@ class TorchOps:
         return a.t()
 
     def concat(self, parts: Sequence[Tensor]) -> Tensor:
-        """One below the other."""
+        """Concatenation along the columns."""
         return torch.cat(list(parts), dim=0)
 
     def take(self, a: Tensor, columns: NDArray[Any]) -> Tensor:
-        """The named columns."""
+        """The given columns, in that order."""
         return a.index_select(0, self.constant(columns))
 
     def embed(self, table: Tensor, index: Tensor) -> Tensor:
@@ -121,5 +121,5 @@ class TorchOps:
         return table[index].permute(0, 2, 1).reshape(num_columns * table.shape[1], num_rows)
 
     def flatten(self, a: Tensor) -> Tensor:
-        """As one axis."""
+        """Flattened to one axis."""
         return a.reshape(-1)

@@ -1,1 +1,4 @@
-"""The operator's tools, a sub-package each. Imports `runtime` and below."""
+"""Operator's tools: start, inspect, change, plan and deploy a service; one sub-package per tool.
+
+Imports `runtime` and the layers below it. `pyproject.toml` states which tool may import another.
+"""

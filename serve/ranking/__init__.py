@@ -1,1 +1,4 @@
-"""One ranking, from admission to answer; no Ray. Imports `ingest` and below."""
+"""The request path of one ranking, from admission to the answer.
+
+May import `ingest` and the layers below it. Does not import Ray.
+"""

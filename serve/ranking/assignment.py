@@ -1,4 +1,7 @@
-"""Which arm ranks for a viewer, and whether that counts: sticky, and growing a share moves viewers only into it."""
+"""Experiment assignment: choose the arm that ranks for a viewer.
+
+Assignment is sticky: raising an arm's share only moves viewers into that arm.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,22 @@ from serve.contract.messages import nearest, quoted
 
 
 class Assignment(NamedTuple):
-    """The arm that ranks, and the experiment in which the viewer takes part; None for none."""
+    """The arm that ranks, and the experiment that the viewer counts in (None: in none)."""
 
     arm: Arm
     experiment: str | None
 
 
 def assign(experiment: Experiment, viewer: str | None, now_ms: int) -> Assignment:
-    """The viewer's arm by weighted rendezvous hash of (salt, arm, viewer).
+    """Return the viewer's arm by weighted rendezvous hash of (salt, arm, viewer).
 
-    Each arm draws −share / ln(u) with u from the hash; the highest draw wins, with probability equal to the
-    share (Schindelhauer and Schomaker 2005, logarithmic method). Anonymous viewers, and everyone before its start and
-    after its end, take no part and get the arm with the largest share, of equals a popular one. Those held out get the
-    popular order; by a hash of their own, so they are the same in every experiment.
+    Each arm draws −share / ln(u), where u comes from the hash. The highest draw wins, with a
+    probability equal to the share (Schindelhauer and Schomaker 2005, logarithmic method).
+
+    Anonymous viewers do not take part, and no viewer does before the start or after the end. They
+    get the arm with the largest share; among equal shares, a popular arm. Viewers in the holdout
+    get the popular order. The holdout uses a hash of its own, so it is the same in every
+    experiment.
     """
     if viewer is not None and experiment.holdout and _uniform(HOLDOUT, viewer) < experiment.holdout:
         return Assignment(Arm(HOLDOUT, POPULAR, experiment.holdout), None)
@@ -36,18 +42,18 @@ def assign(experiment: Experiment, viewer: str | None, now_ms: int) -> Assignmen
     return Assignment(arm, experiment.name)
 
 
-def chosen(experiment: Experiment, name: str, key: ApiKey | None) -> Arm:
-    """The arm that a tester names, in place of the one assigned.
+def requested_arm(experiment: Experiment, name: str, key: ApiKey | None) -> Arm:
+    """Return the arm that a tester requests instead of the assigned one.
 
     Raises:
-        RequestError: 403 where the caller's key does not allow it; 422 where there is no such arm.
+        RequestError: 403 if the caller's key does not allow it; 422 if the arm does not exist.
     """
     if key is None or not key.may_choose_arm:
-        detail = "X-Arm needs a key in X-Api-Key that may choose the arm (may_choose_arm); leave it out"
+        detail = "X-Arm needs a key in X-Api-Key with may_choose_arm; leave X-Arm out"
         raise RequestError(403, "forbidden", detail)
     arms = {arm.name: arm for arm in experiment.arms}
     if name not in arms:
-        detail = f"X-Arm: there is no arm {quoted(name)}{nearest(name, arms)}; there are {', '.join(arms)}"
+        detail = f"X-Arm: there is no arm {quoted(name)}{nearest(name, arms)}; the arms are {', '.join(arms)}"
         raise RequestError(422, "invalid request", detail)
     return arms[name]
 
@@ -57,5 +63,5 @@ def _draw(salt: str, arm: Arm, viewer: str) -> float:
 
 
 def _uniform(salt: str, name: str) -> float:
-    """In (0, 1), neither end included."""
+    """Return a number in the open interval (0, 1)."""
     return ((hash64(f"{salt}\x1f{name}") >> 12) + 0.5) / 2**52

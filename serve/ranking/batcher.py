@@ -1,4 +1,4 @@
-"""The self-clocking batcher: while one batch is worked on, the next gathers. No wait is ever added."""
+"""Self-clocking batcher: the next batch gathers while one is processed, without an added wait."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-PATIENCE_S = 0.03  # a batch takes less until the knee
-# That a batch has, whatever its callers' deadlines. Given up at theirs, those who give hardly any time would have more
-# batches scored at once than there are slots, and a scorer that is well would look as if it hung.
-LEAST_S = 0.05
-LONGEST_S = (
-    3.0  # a caller with all the time in the world must not hold a slot of the others behind what hangs
-)
+# A queued item waits at most 30 ms for the batch before it. Below the knee a batch takes less.
+PATIENCE_S = 0.03
+# Give every batch at least 50 ms, whatever the deadlines of its requests. If very short deadlines
+# ended batches, more batches would be scored at once than there are slots, and a healthy scorer
+# would look as if it hung.
+MIN_WORK_S = 0.05
+# End a batch after 3 s, so that one long deadline cannot hold a slot behind a scorer that hangs.
+MAX_WORK_S = 3.0
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -24,20 +25,22 @@ Answer = TypeVar("Answer")
 class _Waiting(Generic[Item, Answer]):
     item: Item
     size: int
-    deadline: float  # of the loop's clock, s
+    # Seconds on the event loop's clock.
+    deadline: float
     answer: asyncio.Future[Answer]
     since: float
     is_queued: bool = True
 
 
 class Batcher(Generic[Item, Answer]):
-    """Runs `work` on batches of items, at most `slots` at once, each of at most `cap` in size.
+    """Run `work` on batches of items, at most `slots` at once, each of at most `cap` in size.
 
-    A batch leaves at once when none is under way, so an idle service adds no wait. While one is, the next leaves
-    when it ends, or beside it as soon as half of `cap` waits: what a batch costs however small it is, 3 ms of CPU over
-    both deployments, is paid seldom, and under full load one batch's features are computed while another is scored.
-    Behind a batch that hangs nobody waits longer than PATIENCE_S while there is a slot.
-    An item larger than `cap` goes alone. Use from one event loop.
+    A batch starts at once if none is in progress, so an idle service adds no wait. Otherwise the
+    next batch starts when the current one ends, or in parallel as soon as half of `cap` waits. Each
+    batch has a fixed cost of 3 ms of CPU over both deployments, and this rule pays it seldom. Under
+    full load, the features of one batch are computed while another batch is scored.
+    While a slot is free, items wait at most PATIENCE_S behind a batch that hangs.
+    An item larger than `cap` forms a batch of its own. Use from one event loop.
     """
 
     def __init__(
@@ -47,23 +50,25 @@ class Batcher(Generic[Item, Answer]):
         self.slots = slots
         self.cap = cap
         self._queue: deque[_Waiting[Item, Answer]] = deque()
-        self._waiting_size = 0  # of those in the queue that have neither expired nor gone
-        self._took_s: deque[float] = deque(maxlen=8)  # the last batches
+        # Size of the queued items that have neither expired nor been cancelled.
+        self._waiting_size = 0
+        # Durations of the last batches.
+        self._took_s: deque[float] = deque(maxlen=8)
         self._patience: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is under way."""
+        """Return True if the queue is empty and no batch is in progress."""
         return not self._tasks and not self._waiting_size
 
     async def submit(self, item: Item, size: int, deadline: float) -> Answer:
-        """The item's answer.
+        """Queue an item and return its answer.
 
         Raises:
-            TimeoutError: at `deadline` (seconds of the loop's clock), or as soon as it is seen that it would be late;
-                work not yet begun is then not begun.
-            Exception: whatever `work` raised for the item's batch.
+            TimeoutError: at `deadline` (seconds of the loop's clock), or as soon as the batcher
+                predicts that the item would be late; work that has not started is skipped.
+            Exception: the exception that `work` raised for the item's batch.
         """
         loop = asyncio.get_running_loop()
         if loop.time() + self._wait_s() > deadline:
@@ -82,7 +87,7 @@ class Batcher(Generic[Item, Answer]):
             self._leaves_queue(waiting)
 
     def _wait_s(self) -> float:
-        """How long an item that comes now would wait at least: for the batches under way, and those before its own."""
+        """Return a lower bound on a new item's wait for running batches and queued items."""
         if len(self._tasks) < self.slots:
             return 0.0
         return self._waiting_size / self.cap * min(self._took_s, default=0.0) / self.slots
@@ -93,7 +98,7 @@ class Batcher(Generic[Item, Answer]):
         while self._queue and self._may_leave():
             batch = self._next_batch()
             if batch:
-                # a context of its own: a request that is cancelled must not take its neighbours' work with it
+                # Use a new context: cancelling one request must not cancel the rest of its batch.
                 loop = asyncio.get_running_loop()
                 task = loop.create_task(self._run(batch), context=contextvars.Context())
                 self._tasks.add(task)
@@ -114,22 +119,24 @@ class Batcher(Generic[Item, Answer]):
             self._patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._out_of_patience)
 
     def _leaves_queue(self, waiting: _Waiting[Item, Answer]) -> None:
-        if waiting.is_queued:  # not yet taken for a batch, expired or gone
+        # Skip items that a batch took, that expired, or whose client disconnected.
+        if waiting.is_queued:
             waiting.is_queued = False
             self._waiting_size -= waiting.size
 
     def _next_batch(self) -> list[_Waiting[Item, Answer]]:
-        """What goes next; what cannot be done by its deadline is told so now, or an overload works in vain."""
+        """Take the next batch; expire items that cannot finish in time, to save their work."""
         batch: list[_Waiting[Item, Answer]] = []
         size = 0
-        # With nothing under way a batch goes in any case, or one slow start would be believed for ever.
+        # With no batch in progress, always start one: a single slow batch must not block for good.
         done_by_s = asyncio.get_running_loop().time() + (
             min(self._took_s, default=0.0) if self._tasks else 0.0
         )
         while self._queue and (not batch or size + self._queue[0].size <= self.cap):
             waiting = self._queue.popleft()
             self._leaves_queue(waiting)
-            if waiting.answer.done():  # expired, or its client is gone
+            # The item expired, or its client disconnected.
+            if waiting.answer.done():
                 continue
             if waiting.deadline < done_by_s:
                 _expire(waiting.answer)
@@ -142,9 +149,9 @@ class Batcher(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
         try:
-            # when nobody waits any more, the work is given up and its slot is free
-            until_s = min(begun_s + LONGEST_S, max(waiting.deadline for waiting in batch))
-            async with asyncio.timeout_at(max(begun_s + LEAST_S, until_s)):
+            # Cancel the work and free its slot once the last deadline in the batch has passed.
+            until_s = min(begun_s + MAX_WORK_S, max(waiting.deadline for waiting in batch))
+            async with asyncio.timeout_at(max(begun_s + MIN_WORK_S, until_s)):
                 answers = await self._work([waiting.item for waiting in batch])
             self._took_s.append(loop.time() - begun_s)
             for waiting, answer in zip(batch, answers, strict=True):

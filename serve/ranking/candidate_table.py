@@ -1,4 +1,4 @@
-"""The live table: the candidates that may be shown, in memory, as the store had them at one commit."""
+"""In-memory table of the live candidates, consistent with one commit of the store."""
 
 from __future__ import annotations
 
@@ -6,33 +6,40 @@ import time
 from collections.abc import Callable, Sequence
 
 from serve.contract.errors import StoreUnavailable
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.stores.protocol import Store
 
-RETRY_S = 0.5  # a store that failed is left alone so long, and nine times as long as the failing took:
-PATIENCE = 9  # one that hangs stops the replica's loop at each attempt, so for a tenth of the time at most
+# After a failed read, wait max(RETRY_S, PATIENCE × the duration of the failed read). A store that
+# hangs blocks the event loop at each attempt, so this limits it to a tenth of the time.
+RETRY_S = 0.5
+PATIENCE = 9
 
 
-class LiveTable:
-    """Reads viewers, and brings the candidates up to the very commit that they are of.
+class CandidateTable:
+    """Read viewers, and update the candidates to the same commit.
 
-    `rows` are the candidates, `seq` the number of the last record that they contain.
+    `rows` holds the candidates, `seq` the number of the last record that they contain.
     """
 
     def __init__(self, schema: Schema, open_store: Callable[[], Store]) -> None:
-        self.rows = Rows(schema, "candidate")
+        self.rows = RowTable(schema, "candidate")
         self._viewer_bytes = schema.viewer.itemsize
         self.seq = 0
         self._open_store = open_store
         self._store: Store | None = None
-        self._read: float | None = None  # the last time that all was well
-        self._failed: tuple[float, str] | None = None  # until when to leave it alone, and why
+        # Monotonic time of the last successful read.
+        self._read: float | None = None
+        # Monotonic time of the next attempt, and the error of the last one.
+        self._failed: tuple[float, str] | None = None
 
     def read(self, viewers: Sequence[str]) -> list[bytes | None]:
-        """The packed rows of `viewers`, None for an unknown or damaged one; `rows` are of the same commit.
+        """Return the packed rows of `viewers`, and update `rows` to the same commit.
+
+        A row is None where the viewer is unknown or the stored row is damaged.
 
         Raises:
-            StoreUnavailable: `rows` are as they were; the store is not asked again for `RETRY_S` or more.
+            StoreUnavailable: the read failed, or the last failure is too recent to try again;
+                `rows` stays as it was.
         """
         begun = time.monotonic()
         if self._failed is not None and begun < self._failed[0]:
@@ -50,7 +57,8 @@ class LiveTable:
         if self._store is None:
             self._store = self._open_store()
         packed, changes = self._store.read(viewers, self.seq)
-        if changes.seq < self.seq:  # it was replaced, or has forgotten what we missed: start anew
+        # The store was replaced, or dropped the changes since `seq`: read all of it.
+        if changes.seq < self.seq:
             packed, changes = self._store.read(viewers, 0)
             for name in list(self.rows.index):
                 self.rows.drop(name)
@@ -59,12 +67,12 @@ class LiveTable:
         return packed
 
     def close(self) -> None:
-        """Give the store back; the candidates stay as they are."""
+        """Close the store; the candidates stay as they are."""
         store, self._store = self._store, None
         if store is not None:
             store.close()
 
     @property
     def age_s(self) -> float | None:
-        """How long ago the store was last read; None before the first time."""
+        """Return the seconds since the store was last read; None before the first read."""
         return None if self._read is None else time.monotonic() - self._read

@@ -1,4 +1,4 @@
-"""The circuit breaker: a scorer that has failed is left alone, and tried beside the requests until it answers."""
+"""Circuit breaker: stop calling a scorer that keeps failing, and probe it in the background."""
 
 from __future__ import annotations
 
@@ -7,45 +7,53 @@ from collections.abc import Awaitable, Callable
 
 from serve.contract.errors import ScorerUnavailable
 
-FAILURES = 3  # in a row: one may befall any batch
+# Open after three failures in a row: a single batch can fail by chance.
+FAILURES = 3
 RETRY_S = 0.25
-# A call that its batch no longer waits for goes on for so long: Ray then sees that its replica is busy, and sends the
-# next ones to another. Given up at once, a hung replica would look idle, and get every other batch.
-ABANDONED_S = 10.0
-FORGOTTEN_S = 30.0  # that nobody has asked for a version, until it is tried no more: it may be gone for good
+# Let a call run for 10 s even if its batch has given up. Ray then sees that the replica is busy and
+# sends the next calls to another one. If the call were cancelled, a replica that hangs would look
+# idle and would receive every other batch.
+CALL_TIMEOUT_S = 10.0
+# Stop probing a version that no request has needed for 30 s: it may have been removed.
+MAX_UNUSED_S = 30.0
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
 
 
-class Breaker:
-    """Passes on the calls of one version until `FAILURES` in a row failed or were given up; then once one answers."""
+class CircuitBreaker:
+    """Circuit breaker around one Scorer version.
+
+    It opens after `FAILURES` failed or abandoned calls in a row, and closes when a probe succeeds.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._num_failed = 0
-        self._good: tuple[str, bytes] | None = None  # the last that was answered
+        # The last batch that was scored, to probe with.
+        self._good: tuple[str, bytes] | None = None
         self._calls: set[asyncio.Task[bytes]] = set()
-        self._trial: asyncio.Task[None] | None = None
-        self._asked_s = 0.0  # when it was asked last, of the loop's clock
+        self._probe: asyncio.Task[None] | None = None
+        # Time of the last call, on the event loop's clock.
+        self._called_s = 0.0
 
     async def __call__(self, version: str, payload: bytes) -> bytes:
-        """The scorer's answer.
+        """Call the scorer and return its answer.
 
         Raises:
-            ScorerUnavailable: at once, while the scorer is left alone.
-            Exception: whatever befell the call.
+            ScorerUnavailable: at once, while the circuit is open.
+            Exception: the exception of the call.
         """
-        self._asked_s = asyncio.get_running_loop().time()
-        if self._trial is not None:
-            raise ScorerUnavailable("it failed several times in a row; it is tried again by itself")
+        self._called_s = asyncio.get_running_loop().time()
+        if self._probe is not None:
+            raise ScorerUnavailable("the scorer failed several times in a row; it is being probed")
         call = self._begin(version, payload)
         try:
             answer = await asyncio.shield(call)
         except (Exception, asyncio.CancelledError):
             self._num_failed += 1
-            if self._num_failed >= FAILURES and self._trial is None:
-                trial = self._try_until_well(*(self._good or (version, payload)))
-                self._trial = asyncio.get_running_loop().create_task(trial)
+            if self._num_failed >= FAILURES and self._probe is None:
+                probe = self._probe_until_healthy(*(self._good or (version, payload)))
+                self._probe = asyncio.get_running_loop().create_task(probe)
             raise
         self._num_failed, self._good = 0, (version, payload)
         return answer
@@ -57,24 +65,25 @@ class Breaker:
         return call
 
     async def _bounded(self, version: str, payload: bytes) -> bytes:
-        async with asyncio.timeout(ABANDONED_S):
+        async with asyncio.timeout(CALL_TIMEOUT_S):
             return await self._call(version, payload)
 
     def _ended(self, call: asyncio.Task[bytes]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # of one that nobody waits for any more: nobody else would ask for it
+            # Mark the exception as retrieved: the caller may have stopped waiting.
+            call.exception()
 
-    async def _try_until_well(self, version: str, payload: bytes) -> None:
-        """Send a batch again and again, one that was answered before if there is one: no request waits for it.
+    async def _probe_until_healthy(self, version: str, payload: bytes) -> None:
+        """Send a batch, preferably one that succeeded before, until it succeeds; no request waits.
 
-        Once nobody has asked for FORGOTTEN_S, the next one who does is the trial.
+        Stop after MAX_UNUSED_S without a request; the next request is then the probe.
         """
-        while asyncio.get_running_loop().time() - self._asked_s < FORGOTTEN_S:
+        while asyncio.get_running_loop().time() - self._called_s < MAX_UNUSED_S:
             await asyncio.sleep(RETRY_S)
             call = self._begin(version, payload)
             done, _ = await asyncio.wait([call], timeout=RETRY_S * 4)
             if done and call.exception() is None:
-                self._num_failed, self._trial = 0, None
+                self._num_failed, self._probe = 0, None
                 return
-        self._num_failed, self._trial = FAILURES - 1, None
+        self._num_failed, self._probe = FAILURES - 1, None

@@ -1,7 +1,8 @@
-"""Exploration: an order drawn at random from the scores, and how probable each of its picks was.
+"""Exploration: draw a random order from the scores, with the probability of each pick.
 
-The draw is Plackett–Luce (Plackett 1975, "The analysis of permutations"): one candidate after the other, each with
-probability proportional to its weight among those that are left. C candidates.
+The draw is Plackett–Luce (Plackett 1975, "The analysis of permutations"): candidates are picked one
+after the other, each with a probability proportional to its weight among those that are left.
+Shapes: C candidates.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 TEMPERATURE = 1.0
-"""At 1 a candidate's weight is its odds; towards 0 the draw becomes the ranking, far above it a shuffle."""
+"""At 1 a candidate's weight is its odds; near 0 the draw is the ranking, far above 1 a shuffle."""
 NEAREST = 1e-6
-"""How near a score may come to 0 and 1 in a draw: nobody is certain to stand first, or last."""
+"""Clip scores to [1e-6, 1 − 1e-6] in a draw, so that no candidate is surely first or last."""
 
 
 def draw(score: F32, rng: Generator) -> tuple[I64, F64]:
-    """(score `[C]`, NaN where unscored) → (order `[C]`, places in `score`, first pick first; propensity `[C]`).
+    """Draw an order: score `[C]`, NaN where unscored → (order `[C]`, propensity `[C]`).
 
-    `propensity[k]` is the probability of the k-th pick given those before it, so that their product is the
-    order's. The unscored are never drawn: they follow in their order with propensity 1.
+    `order` holds indices into `score`, first pick first. `propensity[k]` is the probability of the
+    k-th pick given the picks before it; their product is the probability of the order. Unscored
+    candidates are not drawn: they follow in their given order with propensity 1.
     """
     scored = np.flatnonzero(~np.isnan(score))
     weight = log_weight(score[scored])
-    # Log weights with Gumbel noise, sorted, are such a draw (Yellott 1977, "The relationship between Luce's choice
-    # axiom, Thurstone's theory of comparative judgment, and the double exponential distribution").
+    # Sorting log weights with Gumbel noise gives such a draw (Yellott 1977, "The relationship
+    # between Luce's choice axiom, Thurstone's theory of comparative judgment, and the double
+    # exponential distribution").
     picks = np.argsort(-(weight + rng.gumbel(size=len(weight))), kind="stable")
     propensity = np.ones(len(score))
     propensity[: len(picks)] = pick_probability(weight[picks])
@@ -37,14 +40,13 @@ def draw(score: F32, rng: Generator) -> tuple[I64, F64]:
 
 
 def log_weight(score: F32) -> F64:
-    """The logarithm of each score's weight in a draw: of its odds, over the temperature."""
+    """Return the log weight of each score: its log-odds, divided by the temperature."""
     p = np.clip(score.astype(np.float64), NEAREST, 1.0 - NEAREST)
     return np.asarray((np.log(p) - np.log1p(-p)) / TEMPERATURE, np.float64)
 
 
 def pick_probability(weight: F64) -> F64:
-    """Of log weights in the order of the picks, each pick's probability given those before it."""
-    left = np.logaddexp.accumulate(weight[::-1])[
-        ::-1
-    ]  # of the weights from here on, the logarithm of the sum
+    """Return the probability of each pick given the picks before it; `weight` is in pick order."""
+    # Log of the sum of the weights that are left at each pick.
+    left = np.logaddexp.accumulate(weight[::-1])[::-1]
     return np.asarray(np.exp(weight - left), np.float64)

@@ -1,4 +1,4 @@
-"""The exposure buffer: answered rankings on their way to Ingest, sent beside the requests."""
+"""Exposure buffer: send answered rankings to Ingest in the background, at least once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from serve.log.events import MAX_CALL_BYTES, Exposure, pack, pack_raw
 log = logging.getLogger("tabrank")
 
 SEND_EVERY_S = 0.05
-# With the event clock, which sends before a ranking what its time lies after, the last go so late:
+# With the event clock, rankings flush older exposures. Send the rest after 2 s without a ranking.
 IDLE_S = 2.0
 RETRY_S = 0.5
 # Give a call up after 30 s: Ray does not always notice that Ingest's machine is gone.
 SEND_TIMEOUT_S = 30.0
 # Limit one call by its exposures, too: one commit takes them all.
 MAX_SENT = 1_000
-# Limit what is held; beyond either, the newest exposures are dropped and counted. Ingest takes
-# 32 MiB in a few seconds, so features are not stale for long once it is back.
+# Limit the memory of the buffer; beyond either limit, new exposures are dropped and counted. Ingest
+# takes 32 MiB in a few seconds, so features are not stale for long once Ingest is back.
 MAX_HELD = 5_000
 MAX_HELD_BYTES = 32 * 1024 * 1024
 
@@ -39,15 +39,16 @@ class _Held(NamedTuple):
     packed: msgspec.Raw
 
 
-class Outbox:
-    """Holds packed exposures until Ingest has made them durable: at-least-once delivery.
+class ExposureBuffer:
+    """Hold packed exposures until Ingest has made them durable: at-least-once delivery.
 
-    `send` raises TooLarge for a call that is refused for its size.
+    `send` raises TooLarge if a call is refused for its size.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._held: list[_Held] = []  # oldest first
+        # Oldest first.
+        self._held: list[_Held] = []
         self._num_bytes = 0
         self._sending = asyncio.Lock()
         self.num_dropped = 0
@@ -55,14 +56,14 @@ class Outbox:
         self._warned = 0.0
 
     def put(self, exposure: Exposure) -> None:
-        """Hold one exposure; never waits."""
+        """Add one exposure without waiting; drop and count it if the buffer is full."""
         if len(self._held) >= MAX_HELD or self._num_bytes >= MAX_HELD_BYTES:
             self.num_dropped += 1
             return
         try:
             packed = pack_raw(exposure)
         except Exception:
-            log.exception("an exposure cannot be packed; it is dropped")
+            log.exception("exposure dropped: it cannot be packed")
             self.num_dropped += 1
             return
         if len(packed) > MAX_CALL_BYTES:
@@ -72,13 +73,17 @@ class Outbox:
         self._num_bytes += len(packed)
 
     async def run(self, idle_s: float = 0.0) -> None:
-        """Send what gathers, until cancelled; with `idle_s` once nothing has come for so long."""
+        """Send exposures until cancelled, each batch after `idle_s` without a new exposure."""
         while True:
             is_idle = bool(self._held) and time.monotonic() - self._held[-1].since >= idle_s
             await asyncio.sleep(SEND_EVERY_S if not is_idle or await self.flush() else RETRY_S)
 
     async def flush(self, before_ms: int | None = None) -> bool:
-        """Send what is held (from before `before_ms`) and wait until it is durable; False where a call failed."""
+        """Send the held exposures and wait until they are durable; return False if a call failed.
+
+        Args:
+            before_ms: send only exposures with an earlier timestamp.
+        """
         async with self._sending:
             num = MAX_SENT
             while part := self._next(before_ms, num):
@@ -104,7 +109,7 @@ class Outbox:
         self._num_bytes -= sum(len(held.packed) for held in part)
 
     def _next(self, before_ms: int | None, num: int) -> list[_Held]:
-        """The oldest exposures that fit one call."""
+        """Return the oldest exposures that fit one call."""
         part: list[_Held] = []
         num_bytes = 0
         for held in self._held:
@@ -119,9 +124,9 @@ class Outbox:
     def _warn(self, error: Exception) -> None:
         if time.monotonic() - self._warned >= 10.0:
             self._warned = time.monotonic()
-            log.warning("exposures wait: %s: %s", type(error).__name__, error)
+            log.warning("exposures wait for Ingest: %s: %s", type(error).__name__, error)
 
     @property
     def age_s(self) -> float:
-        """How long the oldest exposure has been waiting to be durable: features are at least so old."""
+        """Seconds that the oldest exposure has waited; the features are at least as stale."""
         return time.monotonic() - self._held[0].since if self._held else 0.0

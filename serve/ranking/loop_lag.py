@@ -1,7 +1,8 @@
-"""The turns of the event loop: how long a request may have waited before anybody saw it.
+"""Event-loop lag: an upper bound on the time a request queued before its handler ran.
 
-A turn reads all sockets that are ready, and then runs what that gave. So a request that runs now came after the sockets
-were read in the turn before, which bounds what it has waited; the kernel tells no time of arrival.
+An iteration of the event loop reads all sockets that are ready and then runs their handlers. The
+current request therefore arrived after the sockets were read in the previous iteration. The time
+since then is used as its wait, because the kernel does not report arrival times.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import asyncio
 import time
 
 
-class Turns:
-    """Follows the turns while requests come; without any the loop sleeps, and nobody waits for it."""
+class LoopLag:
+    """Time event-loop iterations while requests arrive; an idle loop sleeps and is not measured."""
 
     def __init__(self) -> None:
-        self._before_s = 0.0  # when the turn before this one began to run what had come
-        self._began_s = 0.0  # and this one
+        # When the previous iteration, and the current one, began to run handlers.
+        self._before_s = 0.0
+        self._began_s = 0.0
         self._is_followed = False
-        self._is_busy = False  # a request was seen in this turn
+        # True if a request was handled in this iteration.
+        self._is_busy = False
         self._longest_s = 0.0
         self._before_cpu_s = 0.0
         self._began_cpu_s = 0.0
 
     def waited_s(self) -> float:
-        """What the request that runs now has waited at most."""
+        """Return an upper bound on the time that the current request queued."""
         now_s = asyncio.get_running_loop().time()
         if not self._is_followed:
             self._before_s = self._began_s = now_s
@@ -33,22 +36,22 @@ class Turns:
         return now_s - self._before_s
 
     def worked_s(self) -> float:
-        """The CPU time that went into what came before the request that runs now, since it may have come."""
+        """Return the CPU time spent since the current request may have arrived."""
         self.waited_s()
         return time.thread_time() - self._before_cpu_s
 
     @property
     def last_s(self) -> float:
-        """How long the last whole turn was: what is due in this one is done so much later."""
+        """Duration of the last whole iteration: the expected delay of the next callback."""
         return self._began_s - self._before_s
 
     def take_longest_s(self) -> float:
-        """The longest turn since the last call."""
+        """Return the longest iteration since the last call."""
         longest_s, self._longest_s = self._longest_s, 0.0
         return longest_s
 
     def _follow(self) -> None:
-        """What is called soon is the first thing that the next turn runs."""
+        """Schedule `_next` as the first callback of the next iteration."""
         self._is_followed, self._is_busy = True, False
         asyncio.get_running_loop().call_soon(self._next)
 

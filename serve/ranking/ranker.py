@@ -1,4 +1,4 @@
-"""The ranking: one function whose lines are the stages, over a batch of requests.
+"""Rank a batch of requests: one function whose lines are the stages.
 
 Shapes: B requests, R rows (one per request and candidate).
 """
@@ -19,38 +19,47 @@ from serve.config.settings import NOOP, SHUFFLE, Arm
 from serve.contract.errors import StoreUnavailable
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import encode
-from serve.features.slots import I64, Record
-from serve.ranking.candidate_table import LiveTable
+from serve.features.slots import I64, PackedRows
+from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.exploration import draw
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Score = Callable[[str, Matrix, I64], Awaitable[F32]]  # a version, its rows and the request of each
+# (version, rows, request of each row) → scores.
+Score = Callable[[str, Matrix, I64], Awaitable[F32]]
 NOTHING_DONE = {"features": 0.0, "score": 0.0}
 
 
 class Query(msgspec.Struct, frozen=True):
-    """One admitted request. `model` is the artifact's version that its arm names, None without one."""
+    """One admitted request. `model` is the artifact version of its arm, if there is one."""
 
     request_id: str
     viewer: str | None
     candidates: Sequence[str]
     now_ms: int
     arm: Arm
-    experiment: str | None  # in which the viewer takes part
+    # The experiment that the viewer takes part in.
+    experiment: str | None
     model: str | None
     limit: int
     context: Mapping[str, object]
-    stated: Mapping[int, Mapping[str, object]]  # request-time fields by the candidate's place
+    # Request-time fields by the candidate's index.
+    stated: Mapping[int, Mapping[str, object]]
     explain: bool
     traffic: str
-    keep_matrix: bool  # to explain it, or to log it
-    explore: bool  # whether the order is drawn from the scores
-    num_scored: int  # how many candidates the model is to score, at most: under load the best known ones
+    # Keep the features to explain or to log them.
+    keep_matrix: bool
+    # Draw the order at random from the scores.
+    explore: bool
+    # Most candidates that the model scores; under load, the most popular ones.
+    num_scored: int
 
 
 class Slate(msgspec.Struct, frozen=True):
-    """One ranked query: `order` `[C]` places in `candidates`, best first; `score` `[C]` NaN where unscored."""
+    """One ranked query.
+
+    `order` `[C]` holds indices into `candidates`, best first; `score` `[C]` is NaN where unscored.
+    """
 
     query: Query
     order: I64
@@ -60,18 +69,21 @@ class Slate(msgspec.Struct, frozen=True):
     model: str | None
     unknown_viewer: bool
     unknown_candidates: list[str]
-    seen_seq: int  # the number of the last record that its features contain
-    matrix: Matrix | None  # its rows' features, where the query keeps them
-    propensity: F64 | None  # `[C]` of each pick given those before it, where the order was drawn
+    # Number of the last record that the features contain.
+    seen_seq: int
+    # Features of the rows, if the query keeps them.
+    matrix: Matrix | None
+    # `[C]` probability of each pick given the picks before it, if the order was drawn.
+    propensity: F64 | None
     stage_ms: Mapping[str, float]
 
 
 @dataclass
 class Ranker:
-    """What a ranking needs: the live table and its viewers, the features, and a way to score."""
+    """Rank queries with the live candidates, the features and a scorer."""
 
     features: Features
-    live: LiveTable
+    live: CandidateTable
     score: Score
     on_degraded: Callable[[str, Exception, str | None], None] = field(
         default=lambda reason, error, request_id: None
@@ -81,7 +93,10 @@ class Ranker:
     )
 
     async def rank(self, queries: Sequence[Query]) -> list[Slate]:
-        """Rank each query: fetch, features, score, select. Never raises for a store or scorer that is down."""
+        """Rank each query: fetch, compute features, score, select.
+
+        A store or scorer that is down degrades the answer; it never raises.
+        """
         begun = time.perf_counter()
         viewers, unknown_viewer, store_down = self._fetch_viewers(queries)
         rows, owner = self._candidate_rows(queries)
@@ -108,7 +123,7 @@ class Ranker:
         return _select(batch._replace(stage_ms=stage_ms), popular, score, ended, failed, unknown_viewer)
 
     def popular(self, query: Query, reason: str) -> Slate:
-        """The popular order at once, from the live table alone: what a query gets that cannot be served."""
+        """Return the popular order from the candidate table, for a query that cannot be scored."""
         rows = self.live.rows.find(query.candidates)
         owner = np.zeros(len(rows), np.int64)
         candidates = self._stated(self.live.rows.table.take(rows), [query], owner)
@@ -125,8 +140,8 @@ class Ranker:
         rows = self.live.rows.find([name for query in queries for name in query.candidates])
         return rows, np.repeat(np.arange(len(queries)), lengths)
 
-    def _fetch_viewers(self, queries: Sequence[Query]) -> tuple[Record, list[bool], bool]:
-        """`[B]` rows, which viewers have none, and whether the store is down; one read for the batch."""
+    def _fetch_viewers(self, queries: Sequence[Query]) -> tuple[PackedRows, list[bool], bool]:
+        """Read the viewers of a batch at once: (rows `[B]`, is unknown `[B]`, store is down)."""
         viewers = self.features.schema.blank("viewer", len(queries))
         named = [(i, query.viewer) for i, query in enumerate(queries) if query.viewer is not None]
         unknown = [query.viewer is not None for query in queries]
@@ -143,8 +158,8 @@ class Ranker:
                 unknown[i] = False
         return viewers, unknown, False
 
-    def _stated(self, candidates: Record, queries: Sequence[Query], request_of_row: I64) -> Record:
-        """The candidates' rows with the fields that the requests state themselves."""
+    def _stated(self, candidates: PackedRows, queries: Sequence[Query], request_of_row: I64) -> PackedRows:
+        """Overwrite candidate fields with the request-time fields that the requests state."""
         declared = self.features.schema.surface.fields["candidate"]
         for b, query in enumerate(queries):
             if query.stated:
@@ -157,7 +172,7 @@ class Ranker:
     async def _scores(
         self, queries: Sequence[Query], matrix: Matrix, request_of_row: I64, store_down: bool
     ) -> tuple[F32, list[str | None]]:
-        """`[R]` scores, NaN where the model did not score, and for each query why it did not, if it should."""
+        """Score the rows: (scores `[R]`, NaN where unscored; a failure reason for each query)."""
         scores = np.full(len(request_of_row), np.nan, np.float32)
         failed: list[str | None] = [None] * len(queries)
         by_model: dict[str, list[int]] = {}
@@ -170,7 +185,8 @@ class Ranker:
                 failed[b] = "no_model"
             elif query.candidates:
                 by_model.setdefault(query.model, []).append(b)
-        for model, members in by_model.items():  # a batch has one version, but while one replaces another
+        # A batch has one version, except while one version replaces another.
+        for model, members in by_model.items():
             if len(members) == len(queries):
                 mine: slice | I64 = slice(None)
             else:
@@ -179,9 +195,10 @@ class Ranker:
                 asked = Matrix(matrix.numeric[mine], matrix.category[mine])
                 answered = await self.score(model, asked, request_of_row[mine])
                 if len(answered) != len(asked.numeric):
-                    raise ValueError(f"asked for {len(asked.numeric)} scores, got {len(answered)}")
+                    raise ValueError(f"expected {len(asked.numeric)} scores, got {len(answered)}")
                 scores[mine] = answered
-            except Exception as error:  # whatever befell the scorer, the popular order is within reach
+            # After any failure of the scorer, the popular order is still available.
+            except Exception as error:
                 self.on_degraded("scorer_unavailable", error, queries[members[0]].request_id)
                 for b in members:
                     failed[b] = "scorer_unavailable"
@@ -189,23 +206,23 @@ class Ranker:
 
 
 class _Batch(NamedTuple):
-    """What is known of a batch before its rows are ordered: R rows, found in the live table at `rows`."""
+    """State of a batch before its rows are ordered; `rows` `[R]` index the candidate table."""
 
     queries: Sequence[Query]
     request_of_row: I64
     rows: I64
     seen_seq: int
-    matrix: Matrix | None = None  # of all rows; None where not all were computed
+    # Features of all rows; None if only some rows were computed.
+    matrix: Matrix | None = None
     stage_ms: Mapping[str, float] = NOTHING_DONE
 
 
 def _best_known(queries: Sequence[Query], popular: F32, ended: NDArray[np.bool_], owner: I64) -> I64:
-    """The rows, ascending, that are scored where not all are: each query's most popular, of those not ended."""
+    """Return the rows to score, ascending: the most popular candidates that have not ended."""
     popular = np.where(np.isnan(popular), np.float32(-np.inf), popular)
     order = np.lexsort((-popular, ended, owner))
-    place = np.arange(len(owner)) - np.searchsorted(
-        owner, owner
-    )  # in its request; `order` keeps requests together
+    # Index within the request; `order` keeps each request's rows together.
+    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
     wanted = np.array([query.num_scored for query in queries], np.int64)
     return np.sort(order[place < wanted[owner]])
 
@@ -218,7 +235,10 @@ def _select(
     failed: Sequence[str | None],
     unknown_viewer: Sequence[bool],
 ) -> list[Slate]:
-    """Order each query's candidates: scored, unscored by popularity, ended; ties as given. One sort for all."""
+    """Order each query's candidates with one sort: scored, unscored by popularity, then ended.
+
+    Ties keep the given order.
+    """
     queries, request_of_row, rows, seen_seq, matrix, stage_ms = batch
     parts = _parts(queries)
     finite = np.isfinite(score)
@@ -229,7 +249,8 @@ def _select(
             popular[part] = 0.0
         elif query.arm.scorer == SHUFFLE and reason is None:
             popular[part] = np.random.default_rng().random(part.stop - part.start, np.float32)
-    unscored = np.where(ended, np.float32(2.0), np.float32(1.0))  # behind every score, which are -1 to 0
+    # Sort keys above every score: the negated scores are -1 to 0.
+    unscored = np.where(ended, np.float32(2.0), np.float32(1.0))
     order = np.lexsort((-popular, np.where(np.isnan(score), unscored, -score), request_of_row))
     all_finite, all_known = finite.all(), rows.all()
     slates = []
@@ -241,7 +262,8 @@ def _select(
         if by_model and not all_finite and np.count_nonzero(finite[part]) < query.num_scored:
             degraded = (*degraded, "non_finite_score")
         places, propensity = order[part] - part.start, None
-        if query.explore and by_model:  # the unscored, which come last, stay there
+        # Unscored candidates stay last.
+        if query.explore and by_model:
             drawn, propensity = draw(score[part][places], np.random.default_rng())
             places = places[drawn]
         unknown = [] if all_known else [query.candidates[i] for i in np.flatnonzero(rows[part] == 0).tolist()]
@@ -265,6 +287,6 @@ def _select(
 
 
 def _parts(queries: Sequence[Query]) -> list[slice]:
-    """Each query's rows in the batch."""
+    """Return the slice of each query's rows in the batch."""
     ends = list(accumulate(len(query.candidates) for query in queries))
     return [slice(end - len(query.candidates), end) for query, end in zip(queries, ends, strict=True)]

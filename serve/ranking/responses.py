@@ -1,4 +1,7 @@
-"""What a ranking leaves: the answer for its client, and the exposure for the log. `shown`: ids in the order shown."""
+"""Build the answer for the client and the exposure for the log from a ranked slate.
+
+`shown`: candidate ids in the order shown.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from serve.ranking.ranker import Slate
 
 
 def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None) -> dict[str, Any]:
-    """Each feature's raw value: a number, a string (or list of strings), null where missing.
+    """Return the raw value of each feature: a number, a string or list of strings, None if missing.
 
-    Categories are hashes in the service; the model's vocabularies name those that it knows, the others are
-    written `#<hash>`.
+    Categories are hashes in the service. The model's vocabularies name the hashes that they
+    contain; other hashes are written `#<hash>`.
     """
     known: dict[str, dict[int, str]] = {}
     if encoder:
@@ -44,7 +47,10 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
 
 
 def ranking(slate: Slate, shown: Sequence[str], columns: Columns, encoder: Encoder | None) -> list[Ranked]:
-    """Each candidate in its place, with its features if the query asks for them; `encoder` names their categories."""
+    """Return each candidate with score and position, and with its features if the query asks.
+
+    `encoder` names the categories of the features.
+    """
     order = slate.order[: len(shown)].tolist()
     scores = [None if score != score else score for score in slate.score[order].tolist()]
     ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
@@ -57,7 +63,7 @@ def ranking(slate: Slate, shown: Sequence[str], columns: Columns, encoder: Encod
 def answer(
     slate: Slate, ranked: list[Ranked], *, surface: str, total_ms: float, freshness_ms: float | None
 ) -> RankAnswer:
-    """A ranking, and how it came about."""
+    """Return the response body of a ranking."""
     query, stage = slate.query, slate.stage_ms
     queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
     timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
@@ -78,9 +84,9 @@ def answer(
 
 
 def exposure(slate: Slate, shown: list[str], total_ms: float) -> Exposure:
-    """What was shown to whom, why in this order, and after how long."""
+    """Return the log record of a ranking: the order shown, its reasons and its latency."""
     query, order = slate.query, slate.order[: len(shown)]
-    # without the store it is of blank viewers, which the log would not give again
+    # Without the store the features are those of blank viewers; training could not reproduce them.
     matrix = None if "store_unavailable" in slate.degraded else slate.matrix
     propensity = None if slate.propensity is None else slate.propensity[: len(shown)].tolist()
     return Exposure(

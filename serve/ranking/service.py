@@ -1,4 +1,4 @@
-"""FeatureFetch: admits requests, batches them, answers, and passes on what comes in. No Ray in here."""
+"""Request path of one FeatureFetch replica: admit, batch, rank, answer and record. Without Ray."""
 
 from __future__ import annotations
 
@@ -20,35 +20,38 @@ from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_
 from serve.contract.records import Event, EventsAnswer, Rejected
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.log.events import MAX_CALL_BYTES, Taken, decode_batch, pack
+from serve.log.events import MAX_CALL_BYTES, IngestResult, decode_batch, pack
 from serve.model.artifact import Artifact, require
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
 from serve.ranking.batcher import Batcher
-from serve.ranking.candidate_table import LiveTable
-from serve.ranking.circuit_breaker import Breaker
-from serve.ranking.exposure_buffer import IDLE_S, Outbox
+from serve.ranking.candidate_table import CandidateTable
+from serve.ranking.circuit_breaker import CircuitBreaker
+from serve.ranking.exposure_buffer import IDLE_S, ExposureBuffer
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.responses import answer, exposure, ranking
 from serve.ranking.telemetry import Metrics, Moment
-from serve.rollout.active_models import LoadModel, Models
-from serve.rollout.monitor import RollBack, Rollout, told_nobody
+from serve.rollout.active_models import ActiveModels, LoadModel
+from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
 
 log = logging.getLogger("tabrank")
-REFRESH_S = 0.2  # how often the live table is pulled where no ranking does it
-TAKE_S = 3.0  # how long Ingest may take to have records durable; a rollout's new one opens the store first
+# Pull the candidate table this often if no ranking does.
+REFRESH_S = 0.2
+# Wait this long for Ingest to make records durable; after a rollout it opens the store first.
+TAKE_S = 3.0
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
-Ingest = Callable[[bytes], Awaitable[Taken]]  # takes packed records; answers once they are durable
+# Takes packed records and returns once they are durable.
+TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
 
 class FeatureFetcher:
     """One replica of the request path, from an admitted request to its answer.
 
-    `call_scorer(version, matrix)` answers float32 probabilities; `load_model(version)` returns when a scorer
-    is ready for that version and raises where the artifact is refused; `ingest` takes events and exposures;
-    `roll_back(version, verdict)` has the one writer take a version back.
+    `call_scorer(version, matrix)` returns float32 probabilities. `load_model(version)` returns once
+    a scorer has loaded that version and raises if the artifact is refused. `ingest` takes events
+    and exposures. `roll_back(version, verdict)` asks the single writer to roll a version back.
     """
 
     def __init__(
@@ -57,9 +60,9 @@ class FeatureFetcher:
         base: Path,
         call_scorer: CallScorer,
         load_model: LoadModel,
-        ingest: Ingest,
+        ingest: TakeRecords,
         metrics: Metrics | None = None,
-        roll_back: RollBack = told_nobody,
+        roll_back: RollBack = no_rollback,
     ) -> None:
         self.args = args
         self.base = base
@@ -70,7 +73,7 @@ class FeatureFetcher:
         self._metrics = metrics or Metrics()
         self._warned: dict[str, float] = {}
 
-        breakers: defaultdict[str, Breaker] = defaultdict(partial(Breaker, call_scorer))
+        breakers: defaultdict[str, CircuitBreaker] = defaultdict(partial(CircuitBreaker, call_scorer))
 
         async def call(version: str, payload: bytes) -> bytes:
             return await breakers[version](version, payload)
@@ -78,16 +81,16 @@ class FeatureFetcher:
         open_reader = partial(
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
         )
-        self.live = LiveTable(self.schema, open_reader)
+        self.live = CandidateTable(self.schema, open_reader)
         features = Features(self.schema)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
-        self.models = Models(base / args.models, features.columns, load_model)
-        self.rollout = Rollout(self.models, call, lambda: self._scored.is_idle, roll_back, self._degraded)
-        self.ranker = Ranker(features, self.live, self.rollout.score, self._degraded, self._metrics.batch)
-        self.outbox = Outbox(ingest)
+        self.models = ActiveModels(base / args.models, features.columns, load_model)
+        self.rollout = RolloutMonitor(self.models, call, lambda: self._scored.is_idle, roll_back, self._warn)
+        self.ranker = Ranker(features, self.live, self.rollout.score, self._warn, self._metrics.batch)
+        self.exposure_buffer = ExposureBuffer(ingest)
         self.admission = Admission()
-        # What needs no scorer never waits for one: a batch is answered together.
+        # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
 
@@ -97,10 +100,10 @@ class FeatureFetcher:
         return self.models.current
 
     def configure(self, config: UserConfig) -> None:
-        """Take new live settings; batches under way are not disturbed.
+        """Apply new live settings; running batches are not affected.
 
         Raises:
-            TabrankError: an arm names an artifact that is not published; the settings stay as they were.
+            TabrankError: an arm names a version that is not published; the settings do not change.
         """
         for arm, version in config.experiment.versions.items():
             require(self.base / self.args.models, version, f"user_config.experiment.arms.{arm}.scorer")
@@ -115,37 +118,39 @@ class FeatureFetcher:
         self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
 
     async def reconfigure(self, config: UserConfig) -> None:
-        """Take new live settings while rankings go on; the arms' artifacts are made ready first.
+        """Apply new live settings while rankings go on; load the arms' artifacts first.
 
         Raises:
-            TabrankError: an arm's artifact is not published, or refused; the settings stay as they were.
+            TabrankError: an arm's artifact is missing or was refused; the settings do not change.
         """
         try:
             await self.models.follow(config.experiment, self.rollout.others())
         except TabrankError:
             raise
-        except Exception as error:  # a scorer that is slow or gone: its arms fall back until it is there
-            self._degraded("model_refused", error)
+        # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.
+        except Exception as error:
+            self._warn("model_refused", error)
         self.configure(config)
 
     async def rank(
         self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
     ) -> RankAnswer:
-        """Rank one request: the model's order, or within its deadline the popular one with the reason.
+        """Rank one request: the model's order, or at the deadline the popular order.
 
-        `arm` ranks in place of the one assigned; that counts for no experiment.
+        `arm` replaces the assigned arm; the ranking then counts for no experiment.
         """
         begun = time.perf_counter()
         waited_s = self.admission.waited_s()
         deadline = self.admission.deadline(waited_s, deadline_ms)
         query = self._admit(request, arm, waited_s)
-        if self.event_clock:  # what came before is seen, and what comes at the same time is not
-            await self.outbox.flush(before_ms=query.now_ms)
-        slate = self._aged(await self._slate(query, deadline))
+        # With the event clock, a ranking sees records with an earlier time, not with an equal one.
+        if self.event_clock:
+            await self.exposure_buffer.flush(before_ms=query.now_ms)
+        slate = self._mark_stale(await self._slate(query, deadline))
         total_ms = (time.perf_counter() - begun) * 1e3
         self._metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
-        self.outbox.put(exposure(slate, shown, total_ms))
+        self.exposure_buffer.put(exposure(slate, shown, total_ms))
         artifact = self.models.artifact(slate.model) or self.model
         ranked = ranking(slate, shown, self.ranker.features.columns, artifact.encoder if artifact else None)
         return answer(
@@ -168,30 +173,32 @@ class FeatureFetcher:
             if query.arm.by_model:
                 self.admission.late(begun_s, deadline)
             return self.ranker.popular(query, "deadline")
-        except Exception as error:  # a fault of ours, or of a neighbour in the batch
-            self._degraded("scorer_unavailable", error, query.request_id)
+        # An internal error, or an error of another request in the batch.
+        except Exception as error:
+            self._warn("scorer_unavailable", error, query.request_id)
             return self.ranker.popular(query, "scorer_unavailable")
 
     async def take(self, body: bytes) -> EventsAnswer:
-        """Take a batch of records; the answer comes when what was accepted is durable.
+        """Take a batch of records; return once the accepted records are durable.
 
         Raises:
-            RequestError: 400 or 422 for what is no batch; 503 where it may not have been taken.
+            RequestError: 400 or 422 for an invalid batch; 429 or 503 if records may not be stored.
         """
         good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
         self._metrics.rejected(len(rejected))
-        taken = Taken()
-        if self.event_clock:  # at one time attributes come first, then rankings, then events, as in a replay
+        taken = IngestResult()
+        # Records with equal times apply in the order attributes, rankings, events, as in a replay.
+        if self.event_clock:
             has_events = any(isinstance(record, Event) for record in good.values())
             first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
-            await self.outbox.flush(before_ms=None if has_events else first_ms)
+            await self.exposure_buffer.flush(before_ms=None if has_events else first_ms)
         if good:
             payload = pack(list(good.values()))
             try:
                 async with asyncio.timeout(TAKE_S):
                     taken = await self._ingest(payload)
             except Exception as error:
-                self._degraded("events_unavailable", error)
+                self._warn("events_unavailable", error)
                 raise _not_taken(error) from None
         places = list(good)
         rejected += [Rejected(f"/records/{places[at]}", detail) for at, detail in taken.rejected.items()]
@@ -200,15 +207,15 @@ class FeatureFetcher:
 
     @property
     def event_clock(self) -> bool:
-        """Whether time is what requests and records say it is: in replays and tests."""
+        """Return True if requests and records set the time, as in replays and tests."""
         return self.args.clock == "event"
 
     def refused(self, took_ms: float) -> None:
-        """A refusal has been answered, so long after its request was seen."""
+        """Record a refused request and the time it took to refuse it."""
         self._metrics.refused(took_ms)
 
-    def _aged(self, slate: Slate) -> Slate:
-        """The slate, saying so where its features are older than is allowed."""
+    def _mark_stale(self, slate: Slate) -> Slate:
+        """Mark the slate as degraded if its features are older than `stale_after_ms`."""
         freshness_ms = self.freshness_ms
         if freshness_ms is None or freshness_ms <= self.config.stale_after_ms or self.event_clock:
             return slate
@@ -243,21 +250,21 @@ class FeatureFetcher:
 
     @property
     def freshness_ms(self) -> float | None:
-        """How old the features may be: since the table was read, and since what Ingest has not yet made durable."""
+        """Return the age of the features: of the last table read or the oldest unsent exposure."""
         age_s = self.live.age_s
-        return None if age_s is None else round(max(age_s, self.outbox.age_s) * 1e3, 1)
+        return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
 
     async def refresh_forever(self) -> None:
-        """Keep the live table and the models fresh, follow the load and send exposures on, until cancelled.
+        """Keep table and models fresh, control load and send exposures, until cancelled.
 
-        Each goes on its own: a scorer that is slow to load a version must not stop the pulling of the store. A fault of
-        ours in one of them ends all, and is raised: half of them would look like the whole.
+        Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
+        internal error in one task ends all of them and is raised, so that the replica restarts.
         """
-        async with asyncio.TaskGroup() as together:
-            together.create_task(self._follow_forever())
-            together.create_task(self.outbox.run(IDLE_S if self.event_clock else 0.0))
-            together.create_task(self.admission.run())
-            together.create_task(self.rollout.run())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_forever())
+            tasks.create_task(self.exposure_buffer.run(IDLE_S if self.event_clock else 0.0))
+            tasks.create_task(self.admission.run())
+            tasks.create_task(self.rollout.run())
             while True:
                 self.pull()
                 self._metrics.tick(self._moment())
@@ -272,39 +279,41 @@ class FeatureFetcher:
         model = self.model.version if self.model else None
         return Moment(
             self.freshness_ms,
-            self.outbox.num_dropped,
-            self.outbox.num_too_large,
+            self.exposure_buffer.num_dropped,
+            self.exposure_buffer.num_too_large,
             self.config.kill_switch,
             model,
-            self.admission.ladder.level,
+            self.admission.load_shedder.level,
             self.rollout.take_sums(),
         )
 
     async def refresh(self) -> None:
-        """Pull what changed in the store, follow the models' pointer. What fails is tried again next time."""
+        """Update the candidate table and follow the model pointers; failures are retried."""
         self.pull()
         await self.follow()
 
     def pull(self) -> None:
-        """Bring the live table up to the store."""
+        """Update the candidate table from the store."""
         try:
             self.live.read([])
-        except Exception as error:  # whatever it is, the loop goes on and the table serves what it has
-            self._degraded("store_unavailable", error)
+        # After any failure, go on serving from the table as it is.
+        except Exception as error:
+            self._warn("store_unavailable", error)
 
     async def follow(self) -> None:
-        """Take up the models that the pointers and the arms name, and see to what is on trial."""
+        """Follow the model pointers and the arms, and settle finished trials."""
         try:
             await self.models.follow(self.config.experiment, self.rollout.others())
         except Exception as error:
-            self._degraded("model_refused", error)
+            self._warn("model_refused", error)
         try:
             await self.rollout.settle()
-        except Exception as error:  # such as a history that cannot be read
-            self._degraded("rollout_unsettled", error)
+        # For example, the history cannot be read.
+        except Exception as error:
+            self._warn("rollout_unsettled", error)
 
-    def _degraded(self, reason: str, error: Exception, request_id: str | None = None) -> None:
-        """Log a failure once every ten seconds, with a request that it befell: under load it would be every batch."""
+    def _warn(self, reason: str, error: Exception, request_id: str | None = None) -> None:
+        """Log a failure with its request id, at most once in ten seconds for each reason."""
         now = time.monotonic()
         if now - self._warned.get(reason, -10.0) >= 10.0:
             self._warned[reason] = now
@@ -313,9 +322,9 @@ class FeatureFetcher:
 
 def _not_taken(error: Exception) -> RequestError:
     if isinstance(error, Busy):
-        return RequestError(429, "busy", "too much is waiting; send the records again", retry_after_s=1)
+        return RequestError(429, "busy", "too many records are waiting; retry later", retry_after_s=1)
     detail = (
-        "the records may not have been taken; send them again: an event that was is known by its id, "
-        "and what else was is applied once more"
+        "records may not have been stored; send them again: events are deduplicated by id, "
+        "other records are idempotent"
     )
     return RequestError(503, "not taken", detail, retry_after_s=1)

@@ -6,37 +6,40 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from serve.ranking.ranker import Slate
-from serve.rollout.score_comparison import Sums
+from serve.rollout.score_comparison import ScoreSums
 
 
 class Moment(NamedTuple):
-    """How a replica is now."""
+    """State of a replica at one moment."""
 
     freshness_ms: float | None
-    num_dropped: int  # exposures, since the start, for lack of room
-    num_too_large: int  # exposures, since the start, for their size
+    # Exposures dropped since the start because the exposure buffer was full.
+    num_dropped: int
+    # Exposures dropped since the start because of their size.
+    num_too_large: int
     kill_switch: bool
-    model: str | None  # the promoted version
-    level: float  # of the ladder
-    pairs: Mapping[
-        tuple[str, str], Sums
-    ] = {}  # by new and old version: what was scored by both since the last one
+    # The promoted version.
+    model: str | None
+    # The load-shedding level.
+    level: float
+    # Rows that two versions both scored since the last moment, by (new, old) version.
+    pairs: Mapping[tuple[str, str], ScoreSums] = {}
 
 
 class Metrics:
-    """Who is told of rankings, batches and the replica itself; nobody, unless it is replaced."""
+    """Receiver of measurements; this base class ignores them."""
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
-        """A ranking was made."""
+        """Record a ranking."""
 
     def refused(self, latency_ms: float) -> None:
-        """A ranking was refused for lack of room."""
+        """Record a ranking that was refused under load."""
 
     def rejected(self, num_records: int) -> None:
-        """Count records of a batch that were rejected before Ingest saw them."""
+        """Count records of a batch that were rejected before they reached Ingest."""
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
-        """A batch was ranked."""
+        """Record the size and the stage times of a ranked batch."""
 
     def tick(self, moment: Moment) -> None:
-        """A moment has passed."""
+        """Record the state of the replica; called several times a second."""

@@ -1,1 +1,4 @@
-"""Which version ranks: trials, rollback and their history. Imports `config` and below."""
+"""Model rollout: which version ranks, trials of new versions, rollback and their history.
+
+May import `config` and the layers below it.
+"""

@@ -1,9 +1,9 @@
-"""The guard: whether a version that is on trial is to come back, and why. No I/O, and the time is handed in.
+"""Rollout guard: decide if and why a version on trial is rolled back. No I/O; time is injected.
 
-It goes by pairs: rows that the version scored for an answer and that the one it replaces scored again a moment later.
-So neither the mix of traffic, nor the hour, nor what a batch costs however small it is can pass for a fault of the
-version; a comparison of two samples of traffic would need tens of times the rows, for the rows of one request and of
-one viewer are alike.
+The guard compares pairs: rows that the new version scored for an answer and that the incumbent
+scored again a moment later. Thus neither the traffic mix, nor the time of day, nor the fixed cost
+of a batch can look like a fault of the version. Comparing two samples of traffic would need tens of
+times as many rows, because the rows of one request and of one viewer are correlated.
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from serve.config.settings import Limits
-from serve.rollout.score_comparison import F32, I64, NUM_BINS, Pair, histogram, psi
+from serve.rollout.score_comparison import F32, I64, NUM_BINS, ScorePair, histogram, psi
 
-PERIOD_S = 150.0  # what is older than one to two of these is forgotten
-MIN_ROWS = 1_000  # before the distributions are compared: the few requests that fewer are of may be alike
-MIN_PAIRS = 20  # before the times are
+# Forget observations after one to two periods.
+PERIOD_S = 150.0
+# Compare distributions from 1,000 rows on: fewer rows come from few requests, which may be alike.
+MIN_ROWS = 1_000
+# Compare times from 20 pairs on.
+MIN_PAIRS = 20
 MIN_CALLS_FAILED = 3
 MIN_NON_FINITE = 10
-MAX_NON_FINITE = 0.01  # of its rows; a version that is well has none, whatever the features hold
-MIN_EXTRA_MS = 0.5  # a batch: less is felt by nobody
-NOISE = (
-    56.0  # of the PSI, times rows: what two equal versions exceed in one of a thousand looks (`pairs.psi`)
-)
+# Largest share of non-finite scores. A healthy version has none, whatever the features hold.
+MAX_NON_FINITE = 0.01
+# Ignore a slowdown below 0.5 ms a batch: no user notices it.
+MIN_EXTRA_MS = 0.5
+# Allow the PSI a noise of NOISE / rows: two equal versions exceed it in one of a thousand
+# comparisons (`serve.rollout.score_comparison.psi`).
+NOISE = 56.0
 
-# why a version comes back: its scores are not finite, it raises, is slow, scores otherwise, or cannot be loaded
+# Reasons for a rollback: non-finite scores, exceptions, slowness, shifted scores, refused artifact.
 Kind = Literal["non_finite", "failed", "slow", "shifted", "refused"]
 
 
 class Verdict(NamedTuple):
-    """Why a version is to come back."""
+    """Reason for rolling a version back."""
 
     kind: Kind
     reason: str
@@ -42,7 +47,7 @@ class Verdict(NamedTuple):
 
 @dataclass
 class _Tally:
-    """What was seen in one period."""
+    """Observations of one period."""
 
     since_s: float
     num_rows: int = 0
@@ -54,7 +59,7 @@ class _Tally:
 
 
 class Trial:
-    """One version, held against the one to which it would give way."""
+    """Trial of one version against the incumbent that it would be rolled back to."""
 
     def __init__(self, version: str, incumbent: str, limits: Limits, now_s: float) -> None:
         self.version = version
@@ -62,10 +67,11 @@ class Trial:
         self.verdict: Verdict | None = None
         self.limits = limits
         self._tallies = deque([_Tally(now_s)], maxlen=2)
-        self._times: deque[tuple[float, float]] = deque(maxlen=64)  # of a pair, new and old, ms
+        # (new, incumbent) times of the last pairs, in ms.
+        self._times: deque[tuple[float, float]] = deque(maxlen=64)
 
     def scored(self, scores: F32, now_s: float) -> None:
-        """It scored a batch for an answer; about 3 µs."""
+        """Record the scores of a batch; takes about 3 µs."""
         tally = self._now(now_s)
         tally.num_calls += 1
         tally.num_rows += len(scores)
@@ -74,19 +80,19 @@ class Trial:
             tally.num_non_finite += len(scores) - num_finite
             rows, bad = self._total("num_rows"), self._total("num_non_finite")
             if bad >= MIN_NON_FINITE and bad > MAX_NON_FINITE * rows:
-                self._say("non_finite", f"{bad} of {rows} scores are not finite")
+                self._decide("non_finite", f"{bad} of {rows} scores are not finite")
 
     def failed(self, error: Exception, now_s: float) -> None:
-        """It could not score a batch, and that is its own fault."""
+        """Record a batch that failed because of the version itself."""
         tally = self._now(now_s)
         tally.num_calls += 1
         tally.num_failed += 1
         calls, failed = self._total("num_calls"), self._total("num_failed")
         if failed >= MIN_CALLS_FAILED and failed > self.limits.max_failed * calls:
-            self._say("failed", f"{failed} of {calls} calls failed, the last with {error}")
+            self._decide("failed", f"{failed} of {calls} calls failed, the last with {error}")
 
-    def compared(self, pair: Pair, now_s: float) -> None:
-        """The incumbent scored a batch of its rows too."""
+    def compared(self, pair: ScorePair, now_s: float) -> None:
+        """Record a batch that the incumbent scored too."""
         tally = self._now(now_s)
         good = np.isfinite(pair.new) & np.isfinite(pair.old)
         tally.new += histogram(pair.new[good])
@@ -102,10 +108,10 @@ class Trial:
             return
         found = psi(old, new)  # type: ignore[arg-type]
         if found > self.limits.max_psi + NOISE / num_rows:
-            self._say(
+            self._decide(
                 "shifted",
-                f"its scores of {num_rows} rows are shifted from those of {self.incumbent}: a PSI of {found:.2f}, "
-                f"and {self.limits.max_psi:g} is allowed",
+                f"its scores of {num_rows} rows are shifted from those of {self.incumbent}: PSI {found:.2f}, "
+                f"allowed {self.limits.max_psi:g}",
             )
 
     def _judge_time(self) -> None:
@@ -114,13 +120,13 @@ class Trial:
         new_ms, old_ms = (median(side) for side in zip(*self._times, strict=True))
         ratio = median(new / max(old, 1e-6) for new, old in self._times)
         if ratio > self.limits.max_slowdown and new_ms - old_ms > MIN_EXTRA_MS:
-            self._say(
+            self._decide(
                 "slow",
-                f"it takes {new_ms:.1f} ms for a batch of which {self.incumbent} takes {old_ms:.1f}: "
-                f"{ratio:.1f} times, and {self.limits.max_slowdown:g} are allowed",
+                f"a batch takes {new_ms:.1f} ms, and {old_ms:.1f} ms with {self.incumbent}: "
+                f"{ratio:.1f} times, allowed {self.limits.max_slowdown:g}",
             )
 
-    def _say(self, kind: Kind, reason: str) -> None:
+    def _decide(self, kind: Kind, reason: str) -> None:
         if self.verdict is None:
             self.verdict = Verdict(kind, reason)
 

@@ -1,4 +1,4 @@
-"""What was done with the versions in a models folder, and what follows from it: the file `HISTORY` beside them."""
+"""History of promotions, canaries and rollbacks: the file `HISTORY` in a models folder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from serve.config.settings import VERSION
 from serve.log.atomic_files import write_whole
 
 HISTORY = "HISTORY"
-MAX_ENTRIES = 1_000  # the oldest are forgotten
+# Keep the last 1,000 entries.
+MAX_ENTRIES = 1_000
 
 Action = Literal["promote", "rollback", "canary", "end"]
-Version = Annotated[
-    str, msgspec.Meta(pattern=f"^{VERSION.pattern}$")
-]  # it names a folder, and no other place
+# The pattern ensures that the name is a folder of the models folder, not another path.
+Version = Annotated[str, msgspec.Meta(pattern=f"^{VERSION.pattern}$")]
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """One thing that was done with a version; `was` and `now` are what was current before and after."""
+class HistoryEntry(msgspec.Struct, frozen=True):
+    """One action on a version; `was` and `now` are the current version before and after it."""
 
     at_ms: int
-    action: Action  # canary begins one, end ends it by hand
+    # `canary` starts a canary, `end` is its end by hand.
+    action: Action
     version: Version
     was: Version | None
     now: Version | None
@@ -35,19 +36,19 @@ class Entry(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-_decoder = msgspec.json.Decoder(Entry)
+_decoder = msgspec.json.Decoder(HistoryEntry)
 
 
 @dataclass(frozen=True)
 class History:
-    """Entries, the oldest first."""
+    """Entries, oldest first."""
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[HistoryEntry, ...] = ()
 
     @cached_property
-    def rolled_back(self) -> dict[str, Entry]:
-        """The versions that came back and were not named again by anybody since."""
-        found: dict[str, Entry] = {}
+    def rolled_back(self) -> dict[str, HistoryEntry]:
+        """Versions that were rolled back and not promoted or made canary since, with the entry."""
+        found: dict[str, HistoryEntry] = {}
         for entry in self.entries:
             if entry.action == "rollback":
                 found[entry.version] = entry
@@ -56,7 +57,7 @@ class History:
         return found
 
     def previous(self, current: str | None, published: Collection[str] | None = None) -> str | None:
-        """The good version that was current before this one, of those that are still published."""
+        """Return the last good version before `current` that is still published."""
         for version in reversed(self._before(current)):
             gone = published is not None and version not in published
             if version != current and version not in self.rolled_back and not gone:
@@ -64,13 +65,14 @@ class History:
         return None
 
     def _before(self, current: str | None) -> list[str]:
-        """What is on the line before a version; all of it, where the version is not on it."""
-        line = self._line  # beyond `current` is a promotion that was noted and not carried out
+        """Return the versions on the line before `current`; the whole line if it is not on it."""
+        # A version after `current` is a promotion that was recorded but not carried out.
+        line = self._line
         places = [at for at, version in enumerate(line) if version == current]
         return line[: places[-1]] if places else line
 
     def promoted_ms(self, current: str | None) -> int | None:
-        """When this version was promoted, where it is current by that; not where another one's rollback made it so."""
+        """Return when `current` was promoted; None if it is current because of a rollback."""
         for entry in reversed(self.entries):
             if entry.was != entry.now:
                 is_it = entry.action == "promote" and entry.version == current
@@ -79,7 +81,7 @@ class History:
 
     @cached_property
     def _line(self) -> list[str]:
-        """The versions that were current one after the other, without those that were rolled back from."""
+        """Versions that were current one after the other, without those that were rolled back."""
         line: list[str] = []
         for entry in self.entries:
             if entry.action == "promote":
@@ -94,14 +96,14 @@ class History:
 
 
 def read(models: Path) -> History:
-    """The history of a folder; empty where there is none, or it cannot be read."""
+    """Read the history of a models folder; empty if the file is missing or cannot be read."""
     with contextlib.suppress(OSError):
         return _read(models)
     return History()
 
 
 def _read(models: Path) -> History:
-    """As `read`, but for an OSError. A line that cannot be read is left out."""
+    """Read the history like `read`, but raise OSError; invalid lines are skipped."""
     try:
         lines = (models / HISTORY).read_bytes().splitlines()
     except FileNotFoundError:
@@ -113,18 +115,18 @@ def _read(models: Path) -> History:
     return History(tuple(entries))
 
 
-def append(models: Path, entry: Entry) -> None:
-    """Add an entry, on disk when it returns; readers see the file before or after.
+def append(models: Path, entry: HistoryEntry) -> None:
+    """Add an entry durably; readers see the file before or after the change.
 
     Raises:
-        OSError: it cannot be written, or what is there not be read: it is not to be replaced by one line.
+        OSError: the file cannot be written, or cannot be read; it must not be replaced by one line.
     """
     entries = [*_read(models).entries, entry][-MAX_ENTRIES:]
     write_whole(models / HISTORY, b"".join(msgspec.json.encode(each) + b"\n" for each in entries))
 
 
-class Followed:
-    """The history as it is now, read again only where the file is another one."""
+class CachedHistory:
+    """Current history of a models folder, read again only if the file was replaced."""
 
     def __init__(self, models: Path) -> None:
         self._path = models / HISTORY
@@ -132,7 +134,7 @@ class Followed:
         self._history = History()
 
     def read(self) -> History:
-        """The history; about 2 µs where nothing changed. Where it cannot be read, what was known goes on."""
+        """Return the history; about 2 µs without a change. On a read error, return the last one."""
         with contextlib.suppress(OSError):
             seen = self._stamp()
             if seen != self._seen:

@@ -1,7 +1,8 @@
-"""The rollout in one replica: every call of the scorer goes through here, and versions on trial are watched.
+"""Rollout monitor of one replica: pass on all scorer calls, and watch the versions on trial.
 
-What answers rankings is not held up: a batch costs a look-up, and one of a version on trial a few microseconds more.
-The rest, scoring rows a second time with another version, comes after the answers and while nothing waits.
+Answers are not delayed: a batch costs a lookup, and a batch of a version on trial a few
+microseconds more. Scoring rows a second time with another version happens after the answers, on an
+idle replica.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ from serve.config.settings import CANARY, Limits, Shadow, UserConfig
 from serve.contract.errors import ArtifactRefused, ScoringFailed
 from serve.features.matrix import Matrix
 from serve.model.scorer_cache import untimed
-from serve.rollout.active_models import Models
+from serve.rollout.active_models import ActiveModels
 from serve.rollout.guard import Trial, Verdict
-from serve.rollout.score_comparison import F32, I64, Pair, Sums
+from serve.rollout.score_comparison import F32, I64, ScorePair, ScoreSums
 
 log = logging.getLogger("tabrank")
-PAIR_EVERY_S = 0.2  # of a version on trial, so often at most
-PATIENCE_S = 0.25  # for a moment in which nothing waits; then a trial's pair is scored all the same
-RESCORE_S = 2.0
-TELL_S = 3.0
-TELL_EVERY_S = 1.0
+# Score at most one pair of a version on trial in 200 ms.
+PAIR_EVERY_S = 0.2
+# Wait this long for an idle moment; then score the pair of a trial anyway.
+PATIENCE_S = 0.25
+# Check every 5 ms if the replica is idle.
 LOOK_EVERY_S = 0.005
-ITS_OWN = (ArtifactRefused, ScoringFailed)  # errors that are the version's fault, where others are an outage
+RESCORE_S = 2.0
+# Report a quarantined version once a second, and wait at most 3 s for the writer.
+REPORT_EVERY_S = 1.0
+REPORT_TIMEOUT_S = 3.0
+# Errors that are the version's fault; other errors are an outage.
+ITS_OWN = (ArtifactRefused, ScoringFailed)
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 RollBack = Callable[[str, Verdict], Awaitable[None]]
@@ -37,7 +43,7 @@ Warn = Callable[[str, Exception], None]
 
 @dataclass(frozen=True)
 class _Sample:
-    """A batch that was scored, and the version that is to score it again."""
+    """A scored batch, and the version that scores it again."""
 
     version: str
     again: str
@@ -48,25 +54,27 @@ class _Sample:
     trial: Trial | None
 
 
-async def told_nobody(version: str, verdict: Verdict) -> None:
-    """For a service without a writer: the version stays where it is, and is not used here."""
+async def no_rollback(version: str, verdict: Verdict) -> None:
+    """Do nothing: without a writer the version stays named, but it is not used here."""
 
 
-class Rollout:
-    """Scores batches, and holds what is new against what it replaces.
+class RolloutMonitor:
+    """Score batches, and compare new versions with the versions that they replace.
 
-    `roll_back(version, verdict)` tells the one writer; it is called again until no pointer names the version.
+    `roll_back(version, verdict)` reports to the single writer. It is called again until no pointer
+    names the version.
     """
 
     def __init__(
         self,
-        models: Models,
+        models: ActiveModels,
         call_scorer: CallScorer,
         is_idle: Callable[[], bool],
         roll_back: RollBack,
         warn: Warn,
     ) -> None:
-        self.sums: dict[tuple[str, str], Sums] = {}  # by new and old version, since `take_sums`
+        # By (new, old) version, since the last `take_sums`.
+        self.sums: dict[tuple[str, str], ScoreSums] = {}
         self._models = models
         self._call = call_scorer
         self._is_idle = is_idle
@@ -75,29 +83,32 @@ class Rollout:
         self._limits = Limits()
         self._shadow: Shadow | None = None
         self._trials: dict[str, Trial] = {}
-        self._condemned: dict[str, Verdict] = {}
-        self._told_s: dict[str, float] = {}  # when a condemned version was told of last
+        self._quarantined: dict[str, Verdict] = {}
+        # When each quarantined version was last reported to the writer.
+        self._reported_s: dict[str, float] = {}
         self._sample: _Sample | None = None
-        self._is_scoring = False  # the sample a second time
-        self._paired_s = 0.0  # when a trial's sample was offered last
+        # True while the sample is being scored a second time.
+        self._is_scoring = False
+        # When the last sample of a trial was offered.
+        self._paired_s = 0.0
         self._late: asyncio.Future[bytes] | None = None
         self._offered = asyncio.Event()
 
     def configure(self, config: UserConfig) -> None:
-        """Take new live settings; running trials begin anew where their limits change."""
+        """Apply new live settings; restart the running trials if their limits change."""
         if config.guard != self._limits:
             self._trials.clear()
         self._limits, self._shadow = config.guard, config.shadow
 
     def others(self) -> list[str]:
-        """The versions that must be ready though no pointer and no arm names them: to come back to, and the shadow."""
+        """Return further versions to load: the incumbents of trials, and the shadow."""
         names = [self._incumbent(version) for version in self._models.named]
         if self._shadow is not None and self._shadow.version != CANARY:
             names.append(self._shadow.version)
         return [name for name in names if name is not None]
 
     async def score(self, version: str, matrix: Matrix, request_of_row: I64) -> F32:
-        """A version's scores `[R]` of a batch."""
+        """Score a batch with a version; return the scores `[R]`."""
         payload = matrix.to_bytes()
         trial = self._trials.get(version)
         begun = time.perf_counter()
@@ -116,7 +127,7 @@ class Rollout:
         return scores
 
     async def _tried(self, trial: Trial, payload: bytes, request_of_row: I64) -> bytes:
-        """The answer of a version on trial. One that is given up at its deadline is waited for, to know its time."""
+        """Call a version on trial; measure its time even if the batch expires."""
         begun = time.perf_counter()
         call = asyncio.ensure_future(self._call(trial.version, payload))
         try:
@@ -153,7 +164,7 @@ class Rollout:
             self._offer(sample)
 
     def _again(self, version: str, trial: Trial | None) -> str | None:
-        """The version that is to score this batch too, if any."""
+        """Return the version that scores this batch too, or None."""
         if trial is not None:
             return trial.incumbent if time.monotonic() - self._paired_s >= PAIR_EVERY_S else None
         shadow, current = self._shadow, self._models.current
@@ -164,7 +175,7 @@ class Rollout:
         return self._models.canary.version if self._models.canary else None
 
     def _has_room(self, trial: Trial | None) -> bool:
-        """Whether a batch may be offered: one waits at most, and the shadow's gives way to a trial's."""
+        """Return True if a batch may be offered: at most one waits; a trial replaces a shadow."""
         waiting = self._sample
         if waiting is None:
             return True
@@ -177,7 +188,7 @@ class Rollout:
         self._offered.set()
 
     async def run(self) -> None:
-        """Score again what is offered, one batch at a time and while nothing waits, until cancelled."""
+        """Score offered batches again, one at a time on an idle replica, until cancelled."""
         while True:
             await self._offered.wait()
             is_idle = await self._idle_moment()
@@ -186,7 +197,8 @@ class Rollout:
                 self._is_scoring = True
                 try:
                     await self._score_again(sample)
-                except Exception as error:  # whatever befell it, nobody waits for it
+                # No request waits for the comparison, so any failure is only logged.
+                except Exception as error:
                     self._warn("not_compared", error)
                 finally:
                     self._is_scoring = False
@@ -194,10 +206,11 @@ class Rollout:
             self._offered.clear()
 
     async def _idle_moment(self) -> bool:
-        """Wait for a moment in which nothing waits; whether one came."""
+        """Wait for an idle moment; return False if none came in time."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
-            await asyncio.sleep(LOOK_EVERY_S)  # the answers go first
+            # Sleep first, so that the answers are sent.
+            await asyncio.sleep(LOOK_EVERY_S)
             if self._is_idle():
                 return True
         return False
@@ -209,34 +222,35 @@ class Rollout:
         scores, took_ms = untimed(answer, len(sample.scores))
         took_ms = (time.perf_counter() - begun) * 1e3 if took_ms is None else took_ms
         trial = sample.trial
-        if trial is not None:  # scored by the version on trial, and now by the one before it
-            pair = Pair(sample.scores, scores, sample.took_ms, took_ms, sample.request_of_row)
+        # Of a trial, the sample has the new version's scores; of a shadow, the current version's.
+        if trial is not None:
+            pair = ScorePair(sample.scores, scores, sample.took_ms, took_ms, sample.request_of_row)
             versions = (sample.version, sample.again)
         else:
-            pair = Pair(scores, sample.scores, took_ms, sample.took_ms, sample.request_of_row)
+            pair = ScorePair(scores, sample.scores, took_ms, sample.took_ms, sample.request_of_row)
             versions = (sample.again, sample.version)
-        self.sums.setdefault(versions, Sums()).add(pair)
+        self.sums.setdefault(versions, ScoreSums()).add(pair)
         if trial is not None:
             trial.compared(pair, time.monotonic())
             self._judge(trial)
 
-    def take_sums(self) -> dict[tuple[str, str], Sums]:
-        """What pairs came to since the last call."""
+    def take_sums(self) -> dict[tuple[str, str], ScoreSums]:
+        """Return the sums of the pairs since the last call, and reset them."""
         sums, self.sums = self.sums, {}
         return sums
 
     def _judge(self, trial: Trial) -> None:
         if trial.verdict is not None and self._trials.get(trial.version) is trial:
             del self._trials[trial.version]
-            self._condemn(trial.version, trial.verdict)
+            self._quarantine(trial.version, trial.verdict)
 
-    def _condemn(self, version: str, verdict: Verdict) -> None:
-        log.error("version %s is used no more here: %s: %s", version, verdict.kind, verdict.reason)
-        self._condemned[version] = verdict
-        self._models.condemn(version)
+    def _quarantine(self, version: str, verdict: Verdict) -> None:
+        log.error("version %s is quarantined on this replica: %s: %s", version, verdict.kind, verdict.reason)
+        self._quarantined[version] = verdict
+        self._models.quarantine(version)
 
     async def settle(self) -> None:
-        """After the pointers were followed: begin and end trials, and tell of what was condemned or is broken."""
+        """Reconcile trials with the version pointers; report quarantined and broken versions."""
         models = self._models
         wanted = {version: self._incumbent(version) for version in models.named}
         ready = {new: old for new, old in wanted.items() if old is not None and models.artifact(old)}
@@ -244,26 +258,28 @@ class Rollout:
             if ready.get(version) != self._trials[version].incumbent:
                 del self._trials[version]
         for version, incumbent in ready.items():
-            if version not in self._trials and version not in self._condemned and models.artifact(version):
+            if version not in self._trials and version not in self._quarantined and models.artifact(version):
                 self._trials[version] = Trial(version, incumbent, self._limits, time.monotonic())
         if self._limits.enabled:
             for version, why in models.broken.items():
-                self._condemned.setdefault(version, Verdict("refused", why))
-        for version, verdict in list(self._condemned.items()):
+                self._quarantined.setdefault(version, Verdict("refused", why))
+        for version, verdict in list(self._quarantined.items()):
             if version not in models.named:
-                del self._condemned[version]  # if it is named again, it is by somebody
+                # If a pointer names the version again, an operator promoted it again.
+                del self._quarantined[version]
                 continue
-            if time.monotonic() - self._told_s.get(version, -TELL_EVERY_S) < TELL_EVERY_S:
+            if time.monotonic() - self._reported_s.get(version, -REPORT_EVERY_S) < REPORT_EVERY_S:
                 continue
-            self._told_s[version] = time.monotonic()
+            self._reported_s[version] = time.monotonic()
             try:
-                async with asyncio.timeout(TELL_S):
+                async with asyncio.timeout(REPORT_TIMEOUT_S):
                     await self._roll_back(version, verdict)
-            except Exception as error:  # it is not used here, and is told again
+            # The version is not used here; report it again later.
+            except Exception as error:
                 self._warn("not_rolled_back", error)
 
     def _incumbent(self, version: str) -> str | None:
-        """The version to which one on trial would give way; None for one that is on none."""
+        """Return the version that a trial would roll back to; None if `version` is not on trial."""
         if not self._limits.enabled:
             return None
         models = self._models

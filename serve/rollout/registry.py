@@ -1,4 +1,4 @@
-"""Releases: which published version is current and which is a canary, and who changes that. One writer at a time."""
+"""Model registry: promote and roll back published versions, and run canaries; one writer only."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import IO, Any, Literal
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
 from serve.model.artifact import CANARY, CURRENT, load, point, pointed, require, unpoint, versions
-from serve.rollout.history import Action, Entry, append, read
+from serve.rollout.history import Action, HistoryEntry, append, read
 
 LOCK = ".lock"
-LOCK_S = 2.0  # a change takes milliseconds; a writer that was stopped while it held the lock must not stop Ingest too
+# A change takes milliseconds. Wait at most 2 s, so that a stopped writer cannot block Ingest too.
+LOCK_S = 2.0
 
 
 class NothingBefore(TabrankError):
-    """There is no good version to come back to."""
+    """No good version exists to roll back to."""
 
 
-class Releases:
-    """The pointers of a models folder. Each change is in the history before a pointer moves."""
+class ModelRegistry:
+    """Version pointers of a models folder; each change is in the history before a pointer moves."""
 
     def __init__(
         self,
@@ -37,19 +38,19 @@ class Releases:
 
     @property
     def current(self) -> str | None:
-        """The promoted version; None where there is none, or what the pointer holds is no version."""
+        """The promoted version; None if the pointer is missing or invalid."""
         return self._pointed(CURRENT)
 
     @property
     def canary(self) -> str | None:
-        """The version that ranks for arms whose scorer is `canary`."""
+        """The version that ranks for arms with the scorer `canary`."""
         return self._pointed(CANARY)
 
     def promote(self, version: str) -> str | None:
-        """Make a published version the current one; a canary of it has ended then. What was current before.
+        """Make a published version the current one, and end its canary; return the version before.
 
         Raises:
-            TabrankError: it is not published, or the folder cannot be written.
+            TabrankError: the version is not published, or the folder cannot be written.
         """
         with self._locked():
             require(self.models, version, f"models {self.models}")
@@ -62,17 +63,17 @@ class Releases:
             return was
 
     def start_canary(self, version: str) -> None:
-        """Have the arms whose scorer is `canary` rank with a published version.
+        """Make a published version the canary, which ranks for arms with the scorer `canary`.
 
         Raises:
-            TabrankError: it is not published, it is the current one, or there is nothing to come back to.
+            TabrankError: the version is not published or is current, or no version is current.
         """
         with self._locked():
             require(self.models, version, f"models {self.models}")
             was = self.current
             if was is None:
                 raise TabrankError(
-                    f"models {self.models}: no version is current, so a canary has none to come back to; promote one"
+                    f"models {self.models}: a canary needs a current version to fall back to; promote one first"
                 )
             if was == version:
                 raise TabrankError(
@@ -82,7 +83,7 @@ class Releases:
             point(self.models, CANARY, version)
 
     def end_canary(self, reason: str) -> str:
-        """Have no canary; the version. Raises TabrankError where there is none."""
+        """End the canary and return its version; raise TabrankError without a canary."""
         with self._locked():
             version = self.canary
             if version is None:
@@ -92,12 +93,12 @@ class Releases:
             return version
 
     def roll_back(self, version: str | None, reason: str) -> str | None:
-        """Come back from the current version (None names it) to the good one before it, or from a canary.
+        """Roll back the current version (also None) to the good one before it, or end a canary.
 
-        What is current then; None where the version is neither any more, and nothing was done.
+        Return the version that is then current; None if `version` was neither current nor canary.
 
         Raises:
-            NothingBefore: there is no good version before it.
+            NothingBefore: no good version exists before it.
             TabrankError: the folder cannot be written.
         """
         with self._locked():
@@ -119,7 +120,7 @@ class Releases:
             return before
 
     def table(self) -> list[dict[str, Any]]:
-        """Every published version, the newest first: its state, the reason of it, its metrics and when it was made."""
+        """Return all published versions, newest first, with state, reason, metrics and time."""
         history, published = read(self.models), versions(self.models)
         current, canary = self.current, self.canary
         previous = history.previous(current, published)
@@ -159,7 +160,7 @@ class Releases:
     def _record(
         self, action: Action, version: str, was: str | None, now: str | None, reason: str = ""
     ) -> None:
-        entry = Entry(int(self._clock() * 1e3), action, version, was, now, self._by, reason[:500])
+        entry = HistoryEntry(int(self._clock() * 1e3), action, version, was, now, self._by, reason[:500])
         try:
             append(self.models, entry)
         except OSError as error:
@@ -167,16 +168,17 @@ class Releases:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time, of all processes on all machines that lock files there; TabrankError if one stays."""
+        """Hold the writer lock, across machines on a shared file system; TabrankError if taken."""
         refuse_file(self.models)
         if not self.models.is_dir():
-            raise TabrankError(f"models {self.models}: there is no such folder; publish an artifact first")
+            raise TabrankError(f"models {self.models}: the folder does not exist; publish an artifact first")
         try:
             file = (self.models / LOCK).open("w")
         except OSError as error:
             raise TabrankError(f"models {self.models}: cannot be written: {error}") from error
         with file:
-            self._lock(file)  # given back with the file
+            # Closing the file releases the lock.
+            self._lock(file)
             yield
 
     def _lock(self, file: IO[str]) -> None:
@@ -187,8 +189,8 @@ class Releases:
             except BlockingIOError:
                 if time.monotonic() >= end:
                     raise TabrankError(
-                        f"models {self.models}: another process has been changing it for {LOCK_S:g} s; try again, or "
-                        f"end whoever holds {LOCK}"
+                        f"models {self.models}: another process has been changing it for {LOCK_S:g} s; retry, or "
+                        f"end the process that holds {LOCK}"
                     ) from None
                 time.sleep(0.01)
             except OSError as error:
@@ -196,6 +198,6 @@ class Releases:
 
 
 def _made(version: str) -> str:
-    """When a version was made, as ISO 8601: its name says it."""
+    """Return when a version was made, as ISO 8601, from its name."""
     t = version.partition("-")[0]
     return f"{t[:4]}-{t[4:6]}-{t[6:8]}T{t[9:11]}:{t[11:13]}:{t[13:15]}Z"

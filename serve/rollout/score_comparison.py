@@ -1,7 +1,7 @@
-"""Pairs: the same rows scored by two versions, and how far apart the two are.
+"""Score comparison: the same rows scored by two versions, and the shift between the scores.
 
-R rows, B bins. Scores are probabilities, so the bins are even in their log-odds: a surface of rare joins has all its
-scores near 0, and even bins of the probability would see one.
+Shapes: R rows, B bins. Bins are evenly spaced in log-odds. Where joins are rare, all scores are
+near 0, and bins evenly spaced in probability would put them all in one bin.
 """
 
 from __future__ import annotations
@@ -18,33 +18,36 @@ I64 = NDArray[np.int64]
 
 EDGES: F32 = (1 / (1 + np.exp(-np.arange(-8.0, 8.01, 0.25)))).astype(np.float32)
 NUM_BINS = len(EDGES) + 1
-NUM_GROUPS = 10  # of bins, each with about a tenth of the old version's scores: the usual deciles
+# Group the bins into deciles of the old version's scores, as is usual for the PSI.
+NUM_GROUPS = 10
 TOP = 10
 
 
-class Pair(NamedTuple):
-    """One batch scored by the version that is asked about (`new`) and by the one that it is held against (`old`)."""
+class ScorePair(NamedTuple):
+    """One batch scored by two versions: `new` is examined, `old` is the reference. Scores `[R]`."""
 
-    new: F32  # [R]
-    old: F32  # [R]
+    new: F32
+    old: F32
     new_ms: float
     old_ms: float
-    request_of_row: I64  # [R]
+    request_of_row: I64
 
 
 def histogram(scores: F32) -> I64:
-    """`[B]` counts; a score that is not finite is in none."""
+    """Return counts `[B]`; non-finite scores are not counted."""
     scores = scores[np.isfinite(scores)]
     counts: I64 = np.bincount(np.searchsorted(EDGES, scores, side="right"), minlength=NUM_BINS)
     return counts
 
 
 def psi(old: I64, new: I64) -> float:
-    """The population stability index of two histograms `[B]`: Σ (p − q)·ln(p / q) over ten groups of bins.
+    """Return the population stability index of two histograms `[B]`.
 
-    0 where they agree; 0.1 is usually called a small shift, 0.25 a large one. With half a count more in each group,
-    so that an empty one is finite. Of two independent samples of n rows from one distribution it is about
-    2/n · χ² with 9 degrees of freedom: 18/n on average, 56/n in one of a thousand.
+    It is Σ (p − q)·ln(p / q) over ten groups of bins.
+    0 means equal; 0.1 is usually called a small shift, 0.25 a large one. Half a count is added to
+    each group, so that an empty group stays finite. For two independent samples of n rows from one
+    distribution it is about 2/n · χ² with 9 degrees of freedom: 18/n on average, 56/n in one of a
+    thousand.
     """
     num_old, num_new = int(old.sum()), int(new.sum())
     if not num_old or not num_new:
@@ -58,8 +61,11 @@ def psi(old: I64, new: I64) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def top_kept(pair: Pair) -> tuple[float, int]:
-    """How much of the old top ten is in the new one, summed over requests of more than ten candidates; how many."""
+def top_kept(pair: ScorePair) -> tuple[float, int]:
+    """Return the overlap of the two top tens, summed over requests of more than ten candidates.
+
+    The second value is the number of those requests.
+    """
     _, request = np.unique(pair.request_of_row, return_inverse=True)
     length = np.bincount(request)
     is_long = length > TOP
@@ -71,8 +77,9 @@ def top_kept(pair: Pair) -> tuple[float, int]:
 
 
 def _is_top(scores: F32, request: I64, length: I64) -> NDArray[np.bool_]:
-    """`[R]` whether a row is among the first ten of its request."""
-    order = np.lexsort((-scores, request))  # what is not finite comes last
+    """Return `[R]`: True for rows among the first ten of their request."""
+    # Non-finite scores sort last.
+    order = np.lexsort((-scores, request))
     begins = np.concatenate([[0], np.cumsum(length)[:-1]])
     is_top = np.empty(len(scores), np.bool_)
     is_top[order] = np.arange(len(scores)) - begins[request[order]] < TOP
@@ -80,21 +87,22 @@ def _is_top(scores: F32, request: I64, length: I64) -> NDArray[np.bool_]:
 
 
 @dataclass
-class Sums:
-    """What pairs come to, so that the sums of replicas and of times can be added."""
+class ScoreSums:
+    """Sums over pairs; sums of several replicas and periods can be added."""
 
     rows: float = 0.0
     new_score: float = 0.0
     old_score: float = 0.0
     new_ms: float = 0.0
     old_ms: float = 0.0
-    requests: float = 0.0  # of more than ten candidates
+    # Requests of more than ten candidates.
+    requests: float = 0.0
     top_kept: float = 0.0
     new_bins: I64 = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
     old_bins: I64 = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
 
-    def add(self, pair: Pair) -> None:
-        """Count a pair; rows that either did not score are left out."""
+    def add(self, pair: ScorePair) -> None:
+        """Add a pair; rows with a non-finite score are left out."""
         good = np.isfinite(pair.new) & np.isfinite(pair.old)
         kept, requests = top_kept(pair)
         self.rows += float(good.sum())
@@ -108,15 +116,15 @@ class Sums:
         self.old_bins = self.old_bins + histogram(pair.old[good])
 
     def measures(self) -> dict[str, float]:
-        """Flat, by the names of the metric's label `measure`."""
+        """Return the sums as a flat dictionary, by the values of the metric label `measure`."""
         flat = {name: value for name, value in vars(self).items() if isinstance(value, float)}
         for side, bins in (("new_bin", self.new_bins), ("old_bin", self.old_bins)):
             flat |= {f"{side}_{b:02d}": float(bins[b]) for b in np.flatnonzero(bins).tolist()}
         return flat
 
     @classmethod
-    def of(cls, measures: dict[str, float]) -> Sums:
-        """Back from `measures`, of all replicas added up; a name that is unknown is left out."""
+    def of(cls, measures: dict[str, float]) -> ScoreSums:
+        """Build from `measures`, summed over all replicas; unknown names are ignored."""
         found = cls()
         for name, value in measures.items():
             side, _, place = name.rpartition("_")
@@ -127,7 +135,7 @@ class Sums:
         return found
 
     def report(self) -> dict[str, float | int | None]:
-        """The shift of the mean score, the distribution, the order and the time; None where nothing tells."""
+        """Return the shift of mean, distribution, order and time; None where data is missing."""
         return {
             "rows": int(self.rows),
             "mean_score": _over(self.new_score, self.rows),

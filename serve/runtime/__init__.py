@@ -1,1 +1,4 @@
-"""What leans on Ray Serve and its private parts. Imports `http` and below."""
+"""Adapters to Ray Serve and its private parts: fast path, metrics and patches.
+
+May import `http` and the layers below it.
+"""

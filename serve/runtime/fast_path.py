@@ -1,15 +1,19 @@
-"""The short way in: what is posted goes from Ray's HTTP server straight to our edge, inside Ray's own accounts.
+"""Fast path for POST requests: from Ray's HTTP server straight to our ASGI application.
 
-Ray's ingress costs more CPU a request than the ranking itself: two request ids, a task each for the call, the timeout
-and the disconnect watch, contexts for tracing, multiplexing and sessions, a log record that is thrown away. Nothing of
-that is used here: a ranking has its own id, deadline and spans (`serve.http.tracing`), and one that its client has
-given up is part of a batch that others wait for. What the cluster lives on is kept, on Ray's own counters: the slot of
-`max_ongoing_requests`, the ongoing requests (autoscaling and graceful stops read them) and the request metrics.
+Ray's ingress costs more CPU per request than the ranking itself. It creates two request ids; a task
+each for the call, the timeout and the disconnect watch; contexts for tracing, multiplexing and
+sessions; and a log record that is discarded. A ranking needs none of these. It has its own id,
+deadline and spans (`serve.http.tracing`), and a cancelled request stays in its batch anyway. The
+fast path updates Ray's own counters where the cluster depends on them: the slots of
+`max_ongoing_requests`, the ongoing requests (for autoscaling and graceful stops) and the request
+metrics.
 
-A request takes its slot once its body is there: who is slow to send holds none. Where none is free it is refused, as a
-rule before its body is read: Ray's own refusal costs more than a ranking, so that an overload would feed on itself.
+A request takes a slot when its body is complete, so a slow sender does not hold one. Without a free
+slot the request is refused, usually before its body is read. Ray's own refusal costs more than a
+ranking, so that an overload would make itself worse.
 
-It reaches into `Replica` of Ray 2.60. Where another Ray has it otherwise, every request takes Ray's own way.
+The module uses private attributes of `Replica` in Ray 2.60. With another version of Ray, requests
+take Ray's own path.
 """
 
 from __future__ import annotations
@@ -30,51 +34,53 @@ from serve.contract.rankings import new_request_id
 from serve.http.app import EVENTS, RANK, VALID_ID, Edge, busy
 from serve.runtime.metrics import FLUSH_EVERY_S
 
+# Listen this many times on each socket, so that uvicorn accepts as many connections an iteration.
 ACCEPTS = 16
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[Any]]
 
 SAMPLED = 16
-"""One in so many latencies goes into Ray's two histograms: each costs 40 µs, mostly in Ray's agent, which replays
-them one by one. `serve.runtime.metrics` has all of them."""
+"""Record one in 16 latencies in Ray's two histograms: a value costs 40 µs, mostly in Ray's agent,
+which replays the values one by one. `serve.runtime.metrics` records all of them."""
 
 REQUEST_ID = b"x-request-id"
 GUARDS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
-"""Headers by which Ray lets a client switch off its guards."""
+"""Headers by which a client could switch off Ray's guards."""
 
 
-class ShortWay:
-    """ASGI middleware around all that Ray does with a request."""
+class FastPath:
+    """ASGI middleware around Ray's own request handling."""
 
     def __init__(self, app: App) -> None:
-        self._rays_way = app
-        self._accounts = _Accounts.of(app)
+        self._ray_app = app
+        self._replica = _Replica.of(app)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Answer at our edge what is posted to one of its paths; leave everything else to Ray."""
-        accounts = self._accounts
-        if accounts is not None and scope.get("method") == "POST" and accounts.know(scope):
-            await accounts.answer(scope, receive, send)
+        """Answer POST requests to our paths; pass every other request to Ray."""
+        replica = self._replica
+        if replica is not None and scope.get("method") == "POST" and replica.serves(scope):
+            await replica.answer(scope, receive, send)
         else:
             if "headers" in scope:
                 scope["headers"] = [header for header in scope["headers"] if _is_for_ray(*header)]
-            await self._rays_way(scope, receive, send)
+            await self._ray_app(scope, receive, send)
 
 
-class _Accounts:
-    """What we use of a Ray replica: its slots and its counters."""
+class _Replica:
+    """The slots and counters of a Ray replica that the fast path uses."""
 
     @classmethod
-    def of(cls, app: Any) -> _Accounts | None:
-        """The accounts behind Ray's HTTP server; None in a process that is no replica, or of an unknown Ray."""
+    def of(cls, app: Any) -> _Replica | None:
+        """Return the replica behind Ray's HTTP server; None elsewhere or with another Ray."""
         replica = getattr(getattr(app, "_app", None), "__self__", None)
         if replica is None or not hasattr(replica, "_direct_ingress_asgi"):
-            return None  # Ray's own proxy
+            # Ray's own proxy.
+            return None
         try:
             return cls(replica)
         except (ImportError, AttributeError, KeyError, TypeError) as error:
-            log.warning("this Ray's replica is not known (%s): requests take Ray's own way", error)
+            log.warning("unsupported Ray version (%s): requests take Ray's own path", error)
             return None
 
     def __init__(self, replica: Any) -> None:
@@ -83,9 +89,9 @@ class _Accounts:
 
         self._edge = replica._user_callable_asgi_app
         if not isinstance(self._edge, Edge):
-            raise TypeError(f"it serves {type(self._edge).__name__}")
+            raise TypeError(f"the replica serves {type(self._edge).__name__}")
         if replica._user_callable_wrapper._run_user_code_in_separate_thread:
-            raise TypeError("it runs our code on a thread of its own")
+            raise TypeError("the replica runs user code in a separate thread")
         metrics = self._metrics = replica._metrics_manager
         self._slots = replica._semaphore
         self._begin, self._end = metrics.inc_num_ongoing_requests, metrics.dec_num_ongoing_requests
@@ -104,16 +110,17 @@ class _Accounts:
             is_direct_ingress=True,
             _request_protocol=RequestProtocol.HTTP,
         )
-        self._latencies_ms: dict[int, list[float]] = {}  # of the last second, by status
+        # Latencies of the last second, by status.
+        self._latencies_ms: dict[int, list[float]] = {}
 
-    def know(self, scope: Scope) -> bool:
-        """Whether a path is one of ours, below the server's own and the application's `route_prefix`."""
+    def serves(self, scope: Scope) -> bool:
+        """Return True for our paths below the server's root and the `route_prefix`."""
         path: str = scope["path"]
         root: str = scope.get("root_path", "")
         return (path.removeprefix(root) if root else path) in self._paths
 
     async def answer(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Let our edge answer, on a slot from its body on, counted and timed for Ray."""
+        """Answer a request, hold a slot once its body is complete, and update Ray's metrics."""
         request_id = _request_id(scope)
         holds = False
 
@@ -150,9 +157,9 @@ class _Accounts:
         self._latencies_ms.setdefault(status, []).append((time.perf_counter() - began) * 1e3)
 
     def _flush(self) -> None:
-        """Tell Ray of the last second: every request to its counters, one in SAMPLED to its histograms too."""
-        told, self._latencies_ms = self._latencies_ms, {}
-        for status, latencies_ms in told.items():
+        """Report the last second to Ray: all requests to counters, one in SAMPLED to histograms."""
+        reported, self._latencies_ms = self._latencies_ms, {}
+        for status, latencies_ms in reported.items():
             sampled_ms = latencies_ms[::SAMPLED]
             for latency_ms in sampled_ms:
                 self._record(status, latency_ms)
@@ -183,7 +190,7 @@ class _Accounts:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """Return the id for the answer's header: the last `X-Request-Id` if it is valid, as at the edge, else a new one."""
+    """Return the answer's request id: the last `X-Request-Id` if it is valid, else a new one."""
     given: bytes | None = dict(scope["headers"]).get(REQUEST_ID)
     if given is not None and VALID_ID.fullmatch(given):
         return given
@@ -194,12 +201,15 @@ def _request_id(scope: Scope) -> bytes:
 
 
 def _is_for_ray(name: bytes, value: bytes) -> bool:
-    """Neither a switch of a guard, nor a request id that Ray would repeat, or fail on, as it is."""
+    """Return False for headers that switch off a guard and for invalid request ids.
+
+    Ray would repeat an invalid id, or fail on it.
+    """
     return name not in GUARDS and (name != REQUEST_ID or VALID_ID.fullmatch(value) is not None)
 
 
 def accept_more() -> None:
-    """Have uvicorn's servers that start in this process from now on listen on each socket `ACCEPTS` times."""
+    """Make uvicorn servers that start in this process listen `ACCEPTS` times on each socket."""
     startup = uvicorn.Server.startup
     if hasattr(startup, "__wrapped__"):
         return
@@ -213,10 +223,10 @@ def accept_more() -> None:
 
 
 def drop_trailers() -> None:
-    """Have uvicorn's servers of this process pass on what came in the header block alone.
+    """Make the uvicorn servers of this process ignore the trailers of chunked bodies.
 
-    uvicorn appends the trailers of a chunked body to the same list. A key or a deadline could come that way, past
-    whatever looks at headers before the service.
+    uvicorn appends trailers to the headers. An API key or a deadline in a trailer would bypass any
+    proxy that inspects the headers before the service.
     """
     complete = HttpToolsProtocol.on_headers_complete
     if hasattr(complete, "__wrapped__"):
@@ -231,7 +241,10 @@ def drop_trailers() -> None:
 
 
 def middlewares() -> list[Middleware]:
-    """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; Ray calls it in each process before it listens."""
+    """Return the fast path as middleware; Ray calls it in each process before it listens.
+
+    `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names this function.
+    """
     accept_more()
     drop_trailers()
-    return [Middleware(ShortWay)]
+    return [Middleware(FastPath)]

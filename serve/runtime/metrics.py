@@ -1,4 +1,4 @@
-"""How an answer becomes numbers: gathered in dictionaries, and told Ray once a second."""
+"""Buffer metrics of rankings and of ingestion, and flush them to Ray once a second."""
 
 from __future__ import annotations
 
@@ -42,15 +42,17 @@ if TYPE_CHECKING:
     from serve.ingest.writer import Tally
     from serve.ranking.ranker import Slate
 
-FLUSH_EVERY_S = 1.0  # a metric call costs microseconds, and is paid once for all rankings of so long
+# A metric call to Ray costs microseconds; once a second it is shared by all rankings since.
+FLUSH_EVERY_S = 1.0
 APPLICATION = "application"
-BATCHES = ("features", "score")  # the stages that a batch goes through
+# The stages of a batch.
+BATCHES = ("features", "score")
 Labels = tuple[str, ...]
-Tell = Callable[[float, dict[str, str]], None]
+Record = Callable[[float, dict[str, str]], None]
 
 
 class RankMetrics(Metrics):
-    """Counts what one replica of FeatureFetch answers."""
+    """Metrics of one replica of FeatureFetch."""
 
     def __init__(self, application: str) -> None:
         self._freshness = _Gauge(FRESHNESS, application)
@@ -70,17 +72,20 @@ class RankMetrics(Metrics):
         self._queue = _Histogram(QUEUE, application, [()])
         self._stage = _Histogram(STAGE, application, [(stage,) for stage in BATCHES])
         self._batch = _Histogram(BATCH, application, [()])
-        self._num_rankings: Counter[tuple[str, str, str, str]] = Counter()  # experiment, arm, rung, model
+        # By experiment, arm, rung and model.
+        self._num_rankings: Counter[tuple[str, str, str, str]] = Counter()
         self._num_candidates: Counter[tuple[str, str, str]] = Counter()
-        self._num_within: Counter[tuple[str, str, int]] = Counter()  # experiment, arm, bucket
-        self._num_queued: Counter[int] = Counter()  # by bucket
+        # By experiment, arm and bucket.
+        self._num_within: Counter[tuple[str, str, int]] = Counter()
+        # By bucket.
+        self._num_queued: Counter[int] = Counter()
         self._num_dropped = self._num_too_large = 0
         self._oldest_ms = 0.0
         self._version = ""
         self._flushed = time.monotonic()
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
-        """Count a ranking; about 2 µs."""
+        """Count a ranking; takes about 2 µs."""
         query, stage_ms = slate.query, slate.stage_ms
         experiment, arm, rung = query.experiment or "", query.arm.name, slate.rung
         self._num_rankings[experiment, arm, rung, slate.model or ""] += 1
@@ -92,21 +97,21 @@ class RankMetrics(Metrics):
             self._degraded.add((reason,))
 
     def refused(self, latency_ms: float) -> None:
-        """Count a refusal."""
+        """Count a refused ranking and its latency."""
         self._refused.observe((), latency_ms)
 
     def rejected(self, num_records: int) -> None:
-        """Count records of a batch that were rejected before Ingest saw them."""
+        """Count records of a batch that were rejected before they reached Ingest."""
         self._rejected.add((), num_records)
 
     def batch(self, num_candidates: int, stage_ms: Mapping[str, float]) -> None:
-        """Count a batch."""
+        """Count a batch and its stage times."""
         self._batch.observe((), num_candidates)
         for stage in BATCHES:
             self._stage.observe((stage,), stage_ms[stage])
 
     def tick(self, moment: Moment) -> None:
-        """Tell what has gathered; called several times a second."""
+        """Flush the buffered values to Ray once a second; called several times a second."""
         self._oldest_ms = max(self._oldest_ms, moment.freshness_ms or 0.0)
         for (new, old), sums in moment.pairs.items():
             for measure, value in sums.measures().items():
@@ -122,7 +127,8 @@ class RankMetrics(Metrics):
         self._kill_switch.set(float(moment.kill_switch))
         self._level.set(moment.level)
         if moment.model != self._version and self._version:
-            self._model.set(0.0, (self._version,))  # Ray goes on with a gauge's last value
+            # Ray keeps exporting a gauge's last value.
+            self._model.set(0.0, (self._version,))
         self._version = moment.model or ""
         if self._version:
             self._model.set(1.0, (self._version,))
@@ -158,7 +164,7 @@ class RankMetrics(Metrics):
 
 
 class IngestMetrics:
-    """Counts what Ingest took and how long that took."""
+    """Metrics of Ingest: records taken, commits and rollbacks."""
 
     def __init__(self, application: str) -> None:
         known = ("exposure_dropped", "roll_failed", "late", "time_ahead", "clock_step", "segment_damaged")
@@ -170,12 +176,12 @@ class IngestMetrics:
         self._flushed = time.monotonic()
 
     def rolled_back(self, kind: Kind) -> None:
-        """A version was taken back."""
+        """Count a rollback."""
         self._rollbacks.add((kind,))
         self._rollbacks.flush()
 
     def tick(self, tally: Tally) -> None:
-        """Count what was taken since the last call; it comes at least once a second."""
+        """Count the records taken since the last call; called at least once a second."""
         for kind, count in tally.counts.items():
             self._records.add((kind,), count)
         for lag_ms in tally.event_lags_ms:
@@ -184,7 +190,7 @@ class IngestMetrics:
             self._commit.observe((), took_ms)
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flushed = time.monotonic()
-            self._unrolled.set(tally.num_unrolled)
+            self._unrolled.set(tally.num_unflushed)
             for metric in (self._records, self._lag, self._commit):
                 metric.flush()
 
@@ -192,17 +198,20 @@ class IngestMetrics:
 class _Gauge:
     def __init__(self, metric: Metric, application: str) -> None:
         self._labels = metric.labels
-        self._tell = told(metric, metric.labels, application)
+        self._record = recorder(metric, metric.labels, application)
 
     def set(self, value: float, labels: Labels = ()) -> None:
-        self._tell(value, dict(zip(self._labels, labels, strict=True)))
+        self._record(value, dict(zip(self._labels, labels, strict=True)))
 
 
 class _Counts:
-    """A counter by labels. Prometheus sees no increase in a first sample: what is `known` begins at 0."""
+    """Counter by labels.
+
+    Prometheus sees no increase in a first sample, so the `known` labels start at 0.
+    """
 
     def __init__(self, metric: Metric, application: str, known: Iterable[Labels] = ()) -> None:
-        self._add = told(metric, metric.labels, application)
+        self._add = recorder(metric, metric.labels, application)
         self._labels = metric.labels
         self._gathered: defaultdict[Labels, float] = defaultdict(float)
         for labels in known:
@@ -222,15 +231,16 @@ class _Counts:
 
 
 class _Histogram:
-    """Counts by labels and bucket; the buckets of a label all begin together, at 0."""
+    """Histogram by labels; all buckets of a label start together at 0."""
 
     def __init__(self, metric: Metric, application: str, known: Iterable[Labels] = ()) -> None:
-        self._add = told(metric, (*metric.labels, "le"), application)
+        self._add = recorder(metric, (*metric.labels, "le"), application)
         self._labels = (*metric.labels, "le")
         self._bounds = metric.bounds
         self._named = (*map(str, metric.bounds), "+Inf")
         self._begun: set[Labels] = set()
-        self._gathered: Counter[tuple[Labels, int]] = Counter()  # by labels and the bucket's place
+        # By labels and bucket index.
+        self._gathered: Counter[tuple[Labels, int]] = Counter()
         for labels in known:
             self._begin(labels)
 
@@ -260,11 +270,12 @@ class _Histogram:
         return dict(zip(self._labels, (*labels, bound), strict=True))
 
 
-def told(metric: Metric, labels: tuple[str, ...], application: str) -> Tell:
-    """How to tell Ray a value with its labels: what a gauge is, or what comes to a counter."""
+def recorder(metric: Metric, labels: tuple[str, ...], application: str) -> Record:
+    """Return a function that sets a gauge, or increments a counter, with labels."""
     from ray.util import metrics
 
     kind = metrics.Gauge if metric.kind == "gauge" else metrics.Counter
-    rays = kind(metric.name, metric.what, (APPLICATION, *labels)).set_default_tags({APPLICATION: application})
-    tell: Tell = rays._record  # the public call of a counter refuses 0
-    return tell
+    registered = kind(metric.name, metric.what, (APPLICATION, *labels))
+    # A counter's public method refuses 0.
+    record: Record = registered.set_default_tags({APPLICATION: application})._record
+    return record

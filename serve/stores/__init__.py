@@ -1,1 +1,4 @@
-"""Packed rows between one writer and many readers. Imports `features` and below."""
+"""Stores of packed rows with one writer and many readers: memory, LMDB and Redis.
+
+It may import `features` and below.
+"""

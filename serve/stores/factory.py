@@ -1,4 +1,4 @@
-"""From the store's address in the settings to a store."""
+"""Open the store that an address names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _named: dict[tuple[str, str, str], Rows] = {}
 
 
 def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable: bool) -> Store:
-    """The store of one surface and state fingerprint; a writer makes it where it is missing.
+    """Open the store of one surface and state fingerprint; a writer creates a missing store.
 
-    `url` is `lmdb:PATH` (relative to `base`; one folder per surface and fingerprint in it),
-    `redis://USER:PASSWORD@HOST:PORT/DB` (`rediss:` for TLS), `memory:` (a new store each time) or `memory:NAME`
-    (shared within this process). Raises `StoreUnavailable` to a reader
-    where there is no store, and `TabrankError` for any other address.
+    `url` is `lmdb:PATH` (relative to `base`, with one folder per surface and fingerprint),
+    `redis://USER:PASSWORD@HOST:PORT/DB` (`rediss:` for TLS), `memory:` (a new store each time) or
+    `memory:NAME` (shared within this process).
+
+    Raises:
+        StoreUnavailable: a reader asks for a store that does not exist.
+        TabrankError: the address has another form.
     """
     kind, _, where = url.partition(":")
     if kind == "lmdb" and where:
@@ -41,7 +44,7 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
 
 
 def shown(url: str) -> str:
-    """The address as messages may show it: without user, password and options."""
+    """Return the address for messages: without user, password and options."""
     return url if url.startswith("lmdb:") else re.sub(r":(//)?.*@", r":\1", url).partition("?")[0]
 
 

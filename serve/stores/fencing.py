@@ -1,12 +1,12 @@
-"""The right to write: one handle at a time has it, the one that took it last."""
+"""Fencing: only the handle that took the newest epoch may write to a store."""
 
 from __future__ import annotations
 
-from serve.contract.errors import LeaseLost
+from serve.contract.errors import WriterFenced
 
 
-class Lease:
-    """What a handle holds of it: nothing, until it took the lease; nothing of worth, once another did."""
+class FencingEpoch:
+    """Fencing epoch of one store handle: none until `take`, stale once another handle takes one."""
 
     def __init__(self, *, writable: bool) -> None:
         self._writable = writable
@@ -18,28 +18,28 @@ class Lease:
             raise RuntimeError("this store was opened for reading; open it with writable=True to commit")
 
     def take(self, token: bytes, epoch: int) -> int:
-        """Remember the lease as it was stored: its epoch, and what tells it from one of another store."""
+        """Hold the stored epoch and its token, which differs between stores; return the epoch."""
         self._held = (token, epoch)
         return epoch
 
     def held(self) -> tuple[bytes, int]:
-        """The token and epoch of the lease; RuntimeError where the handle never took one."""
+        """Return token and epoch; raise RuntimeError if this handle never took an epoch."""
         self.require_writable()
         if self._held is None:
-            raise RuntimeError("this store's lease was not taken; call take_lease() before the first commit")
+            raise RuntimeError("this handle has no fencing epoch; call take_epoch() before the first commit")
         return self._held
 
     def check(self, token: bytes, epoch: int) -> None:
-        """Raise LeaseLost unless what is stored is the lease that this handle took."""
+        """Raise WriterFenced unless the stored token and epoch are those of this handle."""
         held = self.held()
         if held != (token, epoch):
-            raise LeaseLost(
+            raise WriterFenced(
                 f"another writer has taken over this store, or it was replaced: its epoch is {epoch}, "
                 f"this one's was {held[1]}; start again to write"
             )
 
 
 def check_seq(seq: int, stored: int) -> None:
-    """Raise ValueError unless `seq` comes after the stored number."""
+    """Raise ValueError unless `seq` is greater than the stored number."""
     if seq <= stored:
         raise ValueError(f"seq: {seq} is not after the stored {stored}; commit records in their order")

@@ -1,4 +1,4 @@
-"""The embedded store: one LMDB environment, written by one process and read by many, without a server."""
+"""Embedded store: an LMDB environment that one process writes and many read, without a server."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from serve.features.slots import Entity
-from serve.stores.fencing import Lease, check_seq
-from serve.stores.lmdb_environment import Opened, environment
+from serve.stores.fencing import FencingEpoch, check_seq
+from serve.stores.lmdb_environment import OpenEnvironment, environment
 from serve.stores.protocol import MAX_REMOVED, Changes, Dump
 
 # LMDB takes keys of up to 511 bytes, and a key of `changes` spends 8 of them on the number.
 MAX_PLAIN_KEY = 480
-DIGEST = b"\xff"  # what the key of an id that is longer begins with
+# First byte of the key of a longer id; the rest is a digest.
+DIGEST = b"\xff"
 
 
 class LmdbStore:
-    """`Store` over the environment in `folder`; the writer makes it, a reader needs it to be there.
+    """`Store` over the LMDB environment in `folder`; a writer creates it, a reader requires it.
 
-    Databases: `meta` (number, epoch, store id, format), `viewers` (key → row, after the id where the key is a
-    digest), `changes` (number + key → id and row, one entry per candidate, b"" for a removed one), `candidates`
-    (key → number of its change) and `journal` (number → entry).
+    Databases:
+
+    - `meta`: number, epoch, store id, format
+    - `viewers`: key → row; if the key is a digest, the id precedes the row
+    - `changes`: number + key → id and row, one entry per candidate, with row b"" for a removed one
+    - `candidates`: key → number of its change
+    - `journal`: number → entry
     """
 
     def __init__(self, folder: Path, *, writable: bool) -> None:
-        self._lease = Lease(writable=writable)
+        self._epoch = FencingEpoch(writable=writable)
         self._environment = environment(folder.resolve())
         self._environment.join(self, writable)
-        self._id: bytes | None = None  # of the store whose changes were last given out from the start
+        # Id of the store whose changes were last read from 0.
+        self._id: bytes | None = None
 
     def seq(self) -> int:
         """See `Store`."""
@@ -54,24 +60,25 @@ class LmdbStore:
 
     @contextmanager
     def dump(self) -> Iterator[Dump]:
-        """See `Store`: one read transaction, so the file grows by what is committed while it lasts."""
+        """See `Store`. It is one read transaction: the file grows by the commits made meanwhile."""
         failed: OSError | None = None
         with self._read() as (opened, txn):
             try:
                 yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
-            except OSError as error:  # of whoever takes the rows: the store's own are not of this kind
+            # An OSError of the caller must not pass through `_read`, which would blame the store.
+            except OSError as error:
                 failed = error
         if failed is not None:
             raise failed
 
-    def take_lease(self) -> int:
+    def take_epoch(self) -> int:
         """See `Store`."""
-        self._lease.require_writable()
-        with self._environment.lease(self) as opened:
+        self._epoch.require_writable()
+        with self._environment.use(self) as opened:
             with opened.env.begin(write=True) as txn:
                 epoch = _number(txn, opened, b"epoch") + 1
                 txn.put(b"epoch", _pack(epoch), db=opened.meta)
-            return self._lease.take(opened.id, epoch)
+            return self._epoch.take(opened.id, epoch)
 
     def commit(
         self,
@@ -82,7 +89,7 @@ class LmdbStore:
         replace: bool = False,
         journal: bytes = b"",
     ) -> None:
-        """See `Store`; durable when it returns."""
+        """See `Store`. The commit is durable when the call returns."""
         with self._write() as (opened, txn):
             check_seq(seq, _number(txn, opened, b"seq"))
             _write_viewers(txn, opened, viewers, replace)
@@ -96,26 +103,27 @@ class LmdbStore:
         with self._write() as (opened, txn), txn.cursor(opened.journal) as cursor:
             found = cursor.first()
             while found and cursor.key() <= _pack(through):
-                found = cursor.delete() and bool(cursor.key())  # deleting moves on to the next
+                # `delete` moves the cursor to the next entry.
+                found = cursor.delete() and bool(cursor.key())
 
     def close(self) -> None:
         """See `Store`."""
         self._environment.leave(self)
 
     @contextmanager
-    def _read(self) -> Iterator[tuple[Opened, Any]]:
-        # A read transaction outlives no call but a dump: while one is open LMDB can reuse no page freed since.
-        with self._environment.lease(self) as opened, opened.env.begin() as txn:
+    def _read(self) -> Iterator[tuple[OpenEnvironment, Any]]:
+        # Only a dump keeps a read transaction open: meanwhile LMDB cannot reuse freed pages.
+        with self._environment.use(self) as opened, opened.env.begin() as txn:
             yield opened, txn
 
     @contextmanager
-    def _write(self) -> Iterator[tuple[Opened, Any]]:
-        self._lease.held()
-        with self._environment.lease(self) as opened, opened.env.begin(write=True) as txn:
-            self._lease.check(opened.id, _number(txn, opened, b"epoch"))
+    def _write(self) -> Iterator[tuple[OpenEnvironment, Any]]:
+        self._epoch.held()
+        with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
+            self._epoch.check(opened.id, _number(txn, opened, b"epoch"))
             yield opened, txn
 
-    def _changes(self, opened: Opened, txn: Any, since: int) -> Changes:
+    def _changes(self, opened: OpenEnvironment, txn: Any, since: int) -> Changes:
         seq, floor = _number(txn, opened, b"seq"), _number(txn, opened, b"floor")
         if self._id is None or since == 0:
             self._id = opened.id
@@ -129,12 +137,12 @@ class LmdbStore:
             return Changes(seq, dict(map(_unpack_change, values)))
 
 
-def _viewer(txn: Any, opened: Opened, key: bytes) -> bytes | None:
+def _viewer(txn: Any, opened: OpenEnvironment, key: bytes) -> bytes | None:
     value: bytes | None = txn.get(key, None, opened.viewers)
     return _unpack_change(value)[1] if value and key.startswith(DIGEST) else value
 
 
-def _rows(txn: Any, opened: Opened) -> Iterator[tuple[Entity, str, bytes]]:
+def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, bytes]]:
     with txn.cursor(opened.viewers) as cursor:
         for key, value in cursor:
             if key.startswith(DIGEST):
@@ -148,7 +156,7 @@ def _rows(txn: Any, opened: Opened) -> Iterator[tuple[Entity, str, bytes]]:
                 yield "candidate", id_, row
 
 
-def _write_viewers(txn: Any, opened: Opened, viewers: Mapping[str, bytes], replace: bool) -> None:
+def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Mapping[str, bytes], replace: bool) -> None:
     if replace:
         txn.drop(opened.viewers, delete=False)
     _put_sorted(txn, opened.viewers, (_pack_viewer(id_, row) for id_, row in viewers.items() if row))
@@ -158,7 +166,7 @@ def _write_viewers(txn: Any, opened: Opened, viewers: Mapping[str, bytes], repla
 
 
 def _write_candidates(
-    txn: Any, opened: Opened, seq: int, candidates: Mapping[str, bytes], replace: bool
+    txn: Any, opened: OpenEnvironment, seq: int, candidates: Mapping[str, bytes], replace: bool
 ) -> None:
     num_removed = _number(txn, opened, b"removed")
     changed: list[tuple[bytes, bytes]] = []
@@ -182,13 +190,16 @@ def _write_candidates(
     txn.put(b"removed", _pack(num_removed), db=opened.meta)
 
 
-def _known(txn: Any, opened: Opened) -> list[str]:
+def _known(txn: Any, opened: OpenEnvironment) -> list[str]:
     with txn.cursor(opened.changes) as cursor:
         return [_unpack_change(value)[0] for value in cursor.iternext(keys=False, values=True)]
 
 
-def _forget_removed(txn: Any, opened: Opened, num_removed: int, newest: int) -> int:
-    """Drop the oldest down to half the limit, so that few commits pay for it; how many are left."""
+def _forget_removed(txn: Any, opened: OpenEnvironment, num_removed: int, newest: int) -> int:
+    """Forget the oldest removals down to half the limit; return the number of those left.
+
+    Going down to half keeps this work rare.
+    """
     with txn.cursor(opened.changes) as cursor:
         found = cursor.first()
         while found and num_removed > MAX_REMOVED // 2 and (pointer := cursor.key()[:8]) < _pack(newest):
@@ -197,21 +208,25 @@ def _forget_removed(txn: Any, opened: Opened, num_removed: int, newest: int) -> 
                 continue
             txn.delete(cursor.key()[8:], db=opened.candidates)
             txn.put(b"floor", pointer, db=opened.meta)
-            cursor.delete()  # moves on to the next
+            # `delete` moves the cursor to the next entry.
+            cursor.delete()
             found = bool(cursor.key())
             num_removed -= 1
     return num_removed
 
 
 def _put_sorted(txn: Any, database: Any, items: Iterable[tuple[bytes, bytes]]) -> None:
-    """In key order, each leaf is written once; past the last key LMDB appends without searching."""
+    """Put the items in key order, so that LMDB writes each leaf page once.
+
+    Items beyond the last key are appended without a search.
+    """
     rows = sorted(items)
     with txn.cursor(database) as cursor:
         append = bool(rows) and (not cursor.last() or cursor.key() < rows[0][0])
         cursor.putmulti(rows, append=append)
 
 
-def _number(txn: Any, opened: Opened, name: bytes) -> int:
+def _number(txn: Any, opened: OpenEnvironment, name: bytes) -> int:
     return int.from_bytes(txn.get(name, b"", opened.meta), "big")
 
 
@@ -220,7 +235,10 @@ def _pack(number: int) -> bytes:
 
 
 def _key(id_: str) -> bytes:
-    """The id, or a digest of one too long for LMDB; no UTF-8 contains 0xff, so they never meet."""
+    """Return the id, or a digest of an id that is too long for LMDB.
+
+    UTF-8 never contains 0xff, so an id never equals a digest.
+    """
     raw = id_.encode("utf-8", "surrogatepass")
     if 0 < len(raw) <= MAX_PLAIN_KEY:
         return raw

@@ -1,4 +1,4 @@
-"""The LMDB environment under the embedded store: opened once in a process, checked, and opened afresh."""
+"""LMDB environment of the embedded store: opened once per process, checked, and reopened."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ import lmdb
 from serve.contract.errors import StoreUnavailable
 from serve.stores.protocol import LOAD
 
+# Bytes of mapped address space, which limit a store's size. The file takes only the bytes written.
 MAP_SIZE = 64 << 30
-"""Bytes of address space mapped, the most that a store can hold; the file takes only what was written."""
 MAX_READERS = 1024
 FORMAT = b"3"
 DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
-# LMDB does not write the pages at the file's end that one transaction both took and freed. A commit writes a
-# key or removes it, so these are at most about as many as a tree is deep; more missing: it was cut short.
+# LMDB does not write pages at the end of the file that one transaction both allocated and freed. A
+# commit puts or deletes single keys, so there are about as many as a tree has levels. If more pages
+# are missing, the file was truncated.
 MAX_UNWRITTEN_PAGES = 8
-# In a meta page: what LMDB begins it with, after the page's own head. A lock file begins with the same.
+# Place and size of LMDB's magic number in a meta page; a lock file begins with the same number.
 _MAGIC_AT, _MAGIC_BYTES = 16, 4
 DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
-# LMDB tells a write that came out short, as the last one to a full disk does, as an input/output error.
+# LMDB reports a short write, such as the last one to a full disk, as an input/output error.
 DISK_FULL = tuple(map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EDQUOT)))
 
 
 @dataclass
-class Opened:
-    """An open environment, the handles of its databases, and the file that it belongs to."""
+class OpenEnvironment:
+    """Open environment with the handles of its databases and its files."""
 
     env: Any
     files: Files
@@ -48,26 +49,29 @@ class Opened:
     id: bytes = b""
 
     def whole(self) -> bool:
-        """Whether its files are those that were opened, neither shrunk nor overwritten from their beginning."""
+        """Return whether its files are the opened ones, neither truncated nor overwritten."""
         return self.files.are_same()
 
     def close(self) -> None:
-        """Give all of it back."""
+        """Close the environment and its files."""
         self.files.lengthen_lock()
         self.env.close()
         self.files.close()
 
 
 class Files:
-    """The files behind an environment: both are mapped, and a read past the end of one is SIGBUS.
+    """Files of an environment, which LMDB maps: a read past the end of one raises SIGBUS.
 
-    Looking at them costs 7 µs and comes before every read. One cut short during a read still ends the process.
+    They are checked before every read, which takes 7 µs. A file that is truncated during a read
+    still ends the process.
     """
 
     def __init__(self, folder: Path, page_bytes: int) -> None:
         paths = [folder / "data.mdb", folder / "lock.mdb"]
-        self._paths = [str(path) for path in paths if path.exists()]  # no locks on a disk that is read-only
-        # Our own: LMDB's locks on a file end when any descriptor of it is closed, so these are closed after it.
+        # A read-only disk has no lock file.
+        self._paths = [str(path) for path in paths if path.exists()]
+        # Close these after LMDB's own: POSIX releases the locks on a file when any descriptor of it
+        # is closed.
         self._descriptors = [os.open(path, os.O_RDONLY) for path in self._paths]
         self._places = [(0, _MAGIC_AT), (0, page_bytes + _MAGIC_AT), (1, 0)][: len(self._paths) + 1]
         self._first = self._seen = [os.stat(path) for path in self._paths]
@@ -75,11 +79,11 @@ class Files:
 
     @property
     def num_bytes(self) -> int:
-        """Of the data, as it was last looked at."""
+        """Return the size of the data file at its last check."""
         return self._seen[0].st_size
 
     def are_same(self) -> bool:
-        """Whether they are those of before."""
+        """Return whether the files are the same as at the last check."""
         try:
             found = [os.stat(path) for path in self._paths]
             magic = self._read_magic()
@@ -92,11 +96,11 @@ class Files:
         )
 
     def forget(self) -> None:
-        """Have the next look find them changed."""
+        """Make the next check report a change."""
         self._magic = b""
 
     def lengthen_lock(self) -> None:
-        """Give a lock file that was cut short its length again: LMDB writes to it when it closes."""
+        """Restore the length of a truncated lock file: LMDB writes to it when it closes."""
         with suppress(OSError):
             for path, before in zip(self._paths[1:], self._first[1:], strict=True):
                 now = os.stat(path)
@@ -104,7 +108,7 @@ class Files:
                     os.truncate(path, before.st_size)
 
     def close(self) -> None:
-        """Close what the magic numbers are read from."""
+        """Close the descriptors."""
         for descriptor in self._descriptors:
             os.close(descriptor)
 
@@ -115,66 +119,68 @@ class Files:
 
 
 class Environment:
-    """The one environment that this process has open on a folder: LMDB forbids a second.
+    """The process's only open environment of a folder: LMDB forbids a second one.
 
-    Stores lease it for each call. When its file was replaced, deleted or found damaged, or a writer joins
-    readers, the next lease closes it, once the others have ended, and opens what is there.
+    Each call of a store runs within `use`. If the file was replaced, deleted or found damaged, or
+    if a writer joins readers, the next use waits for the others, closes the environment and opens
+    the file that is there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._stores: dict[object, bool] = {}  # those that are open, and whether they write
-        self._opened: Opened | None = None
-        self._num_leases = 0
+        # Open stores, and whether they write.
+        self._stores: dict[object, bool] = {}
+        self._opened: OpenEnvironment | None = None
+        self._num_uses = 0
         self._changed = threading.Condition()
 
     def join(self, store: object, writable: bool) -> None:
-        """Open the environment for one more store; one that writes creates it where it is missing."""
+        """Open the environment for one more store; a writer creates a missing environment."""
         with self._changed:
             self._stores[store] = writable
         try:
-            with self.lease(store, create=writable):
+            with self.use(store, create=writable):
                 pass
         except BaseException:
             self.leave(store)
             raise
 
     def leave(self, store: object) -> None:
-        """Close the environment with its last store, once every lease has ended."""
+        """Remove a store; after the last one, close the environment once no call uses it."""
         with self._changed:
             self._stores.pop(store, None)
             if not self._stores:
-                self._changed.wait_for(lambda: self._num_leases == 0)
+                self._changed.wait_for(lambda: self._num_uses == 0)
             if not self._stores:
                 self._close()
 
     @contextmanager
-    def lease(self, store: object, *, create: bool = False) -> Iterator[Opened]:
-        """The environment of the file that is there now, for one call of `store`."""
+    def use(self, store: object, *, create: bool = False) -> Iterator[OpenEnvironment]:
+        """Keep the environment of the current file open for one call of `store`."""
         with self._changed:
             opened = self._current(store, create)
-            self._num_leases += 1
+            self._num_uses += 1
         try:
             yield opened
         except (lmdb.Error, OSError) as error:
-            # After some failed writes LMDB refuses all that follow: the next lease opens it afresh.
+            # After some failed writes LMDB refuses all later ones, so the next use reopens it.
             opened.files.forget()
             raise _unavailable(self.folder, error) from error
         except UnicodeDecodeError as error:
             opened.files.forget()
-            raise StoreUnavailable(_damaged(self.folder, f"an id is no text: {error}")) from error
+            raise StoreUnavailable(_damaged(self.folder, f"an id is not text: {error}")) from error
         finally:
             with self._changed:
-                self._num_leases -= 1
+                self._num_uses -= 1
                 self._changed.notify_all()
 
-    def _current(self, store: object, create: bool) -> Opened:
+    def _current(self, store: object, create: bool) -> OpenEnvironment:
         while store in self._stores:
             writable = any(self._stores.values())
             opened = self._opened
             if opened is not None and opened.whole() and (opened.writable or not writable):
                 return opened
-            if self._num_leases:
+            if self._num_uses:
                 self._changed.wait()
             else:
                 self._close()
@@ -192,12 +198,12 @@ _environments_lock = threading.Lock()
 
 
 def environment(folder: Path) -> Environment:
-    """The environment of a folder, the same for all that ask in this process."""
+    """Return the environment of a folder, shared by all its stores in this process."""
     with _environments_lock:
         return _environments.setdefault(folder, Environment(folder))
 
 
-def _open(folder: Path, *, writable: bool, create: bool) -> Opened:
+def _open(folder: Path, *, writable: bool, create: bool) -> OpenEnvironment:
     try:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
@@ -222,17 +228,17 @@ def _open(folder: Path, *, writable: bool, create: bool) -> Opened:
         raise (_unavailable(folder, error) if isinstance(error, lmdb.Error) else error) from None
 
 
-def _read_layout(env: Any, folder: Path, writable: bool) -> Opened:
+def _read_layout(env: Any, folder: Path, writable: bool) -> OpenEnvironment:
     page_bytes = env.stat()["psize"]
     files = Files(folder, page_bytes)
     try:
-        return _read_databases(Opened(env, files, writable), folder, page_bytes)
+        return _read_databases(OpenEnvironment(env, files, writable), folder, page_bytes)
     except BaseException:
         files.close()
         raise
 
 
-def _read_databases(opened: Opened, folder: Path, page_bytes: int) -> Opened:
+def _read_databases(opened: OpenEnvironment, folder: Path, page_bytes: int) -> OpenEnvironment:
     env = opened.env
     missing_bytes = (env.info()["last_pgno"] + 1) * page_bytes - opened.files.num_bytes
     if missing_bytes > MAX_UNWRITTEN_PAGES * page_bytes:
@@ -247,7 +253,8 @@ def _read_databases(opened: Opened, folder: Path, page_bytes: int) -> Opened:
                 txn.put(b"id", secrets.token_bytes(16), db=meta)
                 txn.put(b"format", FORMAT, db=meta)
     try:
-        # Not in a read transaction of ours: LMDB closes what that opened when py-lmdb resets it for reuse.
+        # Open without a read transaction of our own: when py-lmdb resets a transaction for reuse,
+        # LMDB closes the databases opened in it.
         opened.meta = env.open_db(b"meta", create=False)
         with env.begin() as txn:
             opened.id, written = (txn.get(name, b"", opened.meta) for name in (b"id", b"format"))
@@ -283,8 +290,9 @@ def _damaged(folder: Path, what: object) -> str:
 def _unavailable(folder: Path, error: BaseException) -> StoreUnavailable:
     if isinstance(error, DAMAGE):
         return StoreUnavailable(_damaged(folder, error))
-    says = str(error)
-    if any(sign in says for sign in DISK_FULL):
-        with suppress(OSError):  # of a disk that does not even tell
-            says += f"; the disk may be full: {shutil.disk_usage(folder).free:,} bytes are free"
-    return StoreUnavailable(f"the store at {folder} cannot be used: {says}")
+    reason = str(error)
+    if any(sign in reason for sign in DISK_FULL):
+        # A failing disk may not report its usage either.
+        with suppress(OSError):
+            reason += f"; the disk may be full: {shutil.disk_usage(folder).free:,} bytes are free"
+    return StoreUnavailable(f"the store at {folder} cannot be used: {reason}")

@@ -1,4 +1,4 @@
-"""A store in this process's memory: for tests."""
+"""Store in the memory of this process, for tests."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.slots import Entity
-from serve.stores.fencing import Lease, check_seq
+from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import MAX_REMOVED, Changes, Dump
 
 
 @dataclass
 class Rows:
-    """What the stores of one name share; `candidates`: id → (number of its change, row), oldest first."""
+    """Content that all stores of one name share.
+
+    `candidates` maps an id to (number of its change, row), oldest change first. Removals with
+    numbers up to `floor` may be forgotten.
+    """
 
     seq: int = 0
     epoch: int = 0
-    floor: int = 0  # removals up to this number may be forgotten
+    floor: int = 0
     viewers: dict[str, bytes] = field(default_factory=dict)
     candidates: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     journal: dict[int, bytes] = field(default_factory=dict)
@@ -27,11 +31,11 @@ class Rows:
 
 
 class MemoryStore:
-    """The semantics of `Store` over dicts; gone with the process."""
+    """`Store` over dicts; its content ends with the process."""
 
     def __init__(self, rows: Rows | None = None, *, writable: bool = True) -> None:
         self._rows: Rows | None = Rows() if rows is None else rows
-        self._lease = Lease(writable=writable)
+        self._epoch = FencingEpoch(writable=writable)
 
     def seq(self) -> int:
         """See `Store`."""
@@ -59,13 +63,13 @@ class MemoryStore:
             dump = Dump(rows.seq, iter(found))
         yield dump
 
-    def take_lease(self) -> int:
+    def take_epoch(self) -> int:
         """See `Store`."""
         rows = self._open()
-        self._lease.require_writable()
+        self._epoch.require_writable()
         with rows.lock:
             rows.epoch += 1
-            return self._lease.take(b"", rows.epoch)
+            return self._epoch.take(b"", rows.epoch)
 
     def commit(
         self,
@@ -79,7 +83,7 @@ class MemoryStore:
         """See `Store`."""
         rows = self._open()
         with rows.lock:
-            self._lease.check(b"", rows.epoch)
+            self._epoch.check(b"", rows.epoch)
             check_seq(seq, rows.seq)
             if replace:
                 rows.viewers.clear()
@@ -102,7 +106,7 @@ class MemoryStore:
         """See `Store`."""
         rows = self._open()
         with rows.lock:
-            self._lease.check(b"", rows.epoch)
+            self._epoch.check(b"", rows.epoch)
             for seq in [seq for seq in rows.journal if seq <= through]:
                 del rows.journal[seq]
 

@@ -1,4 +1,7 @@
-"""What every store promises: packed rows of viewers and candidates and a journal, one writer and many readers."""
+"""Store protocol: packed rows of viewers and candidates, and a journal.
+
+A store has one writer and many readers.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,21 @@ from typing import Protocol
 from serve.features.slots import Entity
 
 LOAD = "`python -m serve load --log LOG`"
+# Removed candidates that a store remembers. Beyond it the store forgets the oldest down to half,
+# but none of the newest commit. A reader that missed a removal must reread (see `Changes`).
 MAX_REMOVED = 10_000
-"""Removed candidates that a store remembers. Past this it forgets the oldest down to half, but none of the
-newest commit; a reader that had not yet seen a forgotten removal is told to start again (see `Changes`)."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """The candidates whose row changed after the number that was asked for, oldest change first.
+    """Candidates whose row changed after the requested number, oldest change first.
 
-    `rows` maps an id to its newest row; b"" says that the candidate was removed. `seq` is the store's number
-    at that read: ask with it the next time.
+    `rows` maps an id to its newest row; b"" means that the candidate was removed. `seq` is the
+    store's number at the time of the read; pass it to the next read.
 
-    `seq` is **below the number asked for** (it is 0, and `rows` is empty) when the store cannot answer from
-    there: it was replaced, or no longer remembers so far back. Then drop every row held and ask from 0.
+    `seq` is 0, **below the requested number**, and `rows` is empty when the store cannot answer
+    from the requested number: it was replaced, or forgot removals since. Then drop all rows and
+    read from 0.
     """
 
     seq: int
@@ -32,49 +36,50 @@ class Changes:
 
 @dataclass(frozen=True)
 class Dump:
-    """All rows of one commit, each once, in no order: (entity, id, row), and that commit's number."""
+    """Every row of one commit once, in any order: (entity, id, row), and the commit's number."""
 
     seq: int
     rows: Iterator[tuple[Entity, str, bytes]]
 
 
 class Store(Protocol):
-    """Rows by id, the number of the last record that they contain, and the journal of what led there.
+    """Rows by id, the number of the last record applied to them, and the journal of records.
 
-    A row is opaque and never empty. An id has 1–256 characters. Every read sees one commit, whole. Each
-    method raises `StoreUnavailable` when the store is closed, missing or damaged, and works again once it is
-    back. Safe to call from several threads.
+    A row is opaque and never empty. An id has 1–256 characters. Every read sees one whole commit.
+    Each method raises `StoreUnavailable` while the store is closed, missing or damaged, and works
+    again once the store is back. Methods are thread-safe.
     """
 
     def seq(self) -> int:
-        """The number given to the last commit; 0 before the first."""
+        """Return the number of the last commit; 0 before the first."""
         ...
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
-        """The viewers and the candidates of one and the same commit, in one read.
+        """Return viewers and changed candidates of the same commit.
 
-        The rows of the viewers `ids` in their order, None for an unknown one; the candidates changed after number
-        `since`, where 0 asks for all.
+        The first element holds the rows of the viewers `ids` in their order, None for an unknown
+        one. The second holds the candidates changed after the number `since`; 0 requests all.
         """
         ...
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
-        """The first `limit` journal entries whose number is greater than `after`, in order."""
+        """Return the first `limit` journal entries with a number above `after`, in order."""
         ...
 
     def dump(self) -> AbstractContextManager[Dump]:
-        """All rows of the newest commit, streamed within the `with` block; commits go on meanwhile.
+        """Stream all rows of the newest commit within the `with` block; commits can continue.
 
-        The rows are that commit's only where `rows` comes to its end: it raises `StoreUnavailable` where the store
-        was replaced meanwhile, or, in some stores, another handle than this one has committed.
+        Read `rows` to its end: only then are the rows those of one commit. It raises
+        `StoreUnavailable` if the store was replaced meanwhile, or, in some stores, if another
+        handle committed.
         """
         ...
 
-    def take_lease(self) -> int:
-        """Make this handle the one writer, durably; the epoch, one more than that of the writer before.
+    def take_epoch(self) -> int:
+        """Make this handle the only writer, durably, and return its fencing epoch.
 
-        Whoever held the lease finds out at its next `commit` or `trim`. Raises RuntimeError on a store
-        opened for reading.
+        The epoch is one more than that of the previous writer, whose next `commit` or `trim` raises
+        `WriterFenced`. Raises RuntimeError on a store opened for reading.
         """
         ...
 
@@ -87,24 +92,25 @@ class Store(Protocol):
         replace: bool = False,
         journal: bytes = b"",
     ) -> None:
-        """Write rows, number and journal entry in one step: after a crash all are there or none is.
+        """Write rows, number and journal entry atomically.
 
-        A row of b"" removes its id; with `replace`, so is every id that is not named. A `journal` that is not
-        empty is one entry, kept under `seq` until it is trimmed: replacing the rows keeps it too, for it was
-        acknowledged and may be nowhere else yet.
+        A row of b"" removes its id. With `replace`, every id that is not named is removed too. A
+        `journal` that is not empty is kept as one entry under `seq` until it is trimmed. Replacing
+        the rows keeps the journal: its entries are acknowledged and may be stored nowhere else.
 
         Raises:
-            LeaseLost: another writer took the lease; this was checked in the same step as the writing.
+            WriterFenced: another writer took a newer fencing epoch; this is checked atomically with
+                the write.
             ValueError: `seq` is not greater than the stored number.
-            RuntimeError: the store was opened for reading, or its lease was never taken.
-            StoreUnavailable: nothing was written, or the answer was lost on its way: `seq()` tells which.
+            RuntimeError: the store was opened for reading, or this handle never took an epoch.
+            StoreUnavailable: nothing was written, or the answer was lost; `seq()` shows which.
         """
         ...
 
     def trim(self, through: int) -> None:
-        """Drop the journal entries whose number is not greater than `through`; raises as `commit` does."""
+        """Drop the journal entries with numbers up to `through`; raises as `commit` does."""
         ...
 
     def close(self) -> None:
-        """Give the store back; a second call does nothing."""
+        """Release the store; a second call does nothing."""
         ...

@@ -1,4 +1,4 @@
-"""The store for more than one machine: a Redis or Valkey server, one value per viewer, one MGET per batch."""
+"""Store for several machines: a Redis or Valkey server, one key per viewer, one MGET per batch."""
 
 from __future__ import annotations
 
@@ -15,55 +15,60 @@ import redis
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.slots import Entity
-from serve.stores.fencing import Lease, check_seq
+from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump
 from serve.stores.redis_client import connect, where
 from serve.stores.redis_dump import RedisDump
-from serve.stores.redis_scripts import BEGIN, COMMIT, READ, REPLACE, STAGE, TAKE, TRIM, Script
+from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, Script
 
 T = TypeVar("T")
 log = logging.getLogger("tabrank")
 FORMAT = b"1"
-CHUNK = 1000  # rows that one command of a replacing commit writes, and keys that one deletes
+# Rows that one command of a replacing commit writes, and keys that one command deletes.
+CHUNK = 1000
 
 
 class RedisStore:
-    """`Store` at a `redis://` or `rediss://` address; `name` tells surfaces and state schemas apart.
+    """`Store` at a `redis://` or `rediss://` address; `name` identifies surface and state schema.
 
-    Keys, each after `tabrank:{name}:`, so that a cluster keeps them together (G: the generation, which
-    changes when the whole content is replaced):
+    Every key begins with `tabrank:{name}:`, so that a cluster keeps the keys on one node. G is the
+    generation, which changes when the whole content is replaced:
 
-    - `meta`: a hash of id, format, epoch, lease, seq, floor, generation, and the last generation given out
-    - `now`: generation, seq and id once more, as one value, so that an MGET of viewers tells whose rows they are
+    - `meta`: a hash of id, format, epoch, `lease` (the writer's token), seq, floor, generation, and
+      the last generation assigned
+    - `now`: generation, seq and id again as one value, so that an MGET of viewers includes them
     - `journal`: a stream whose ids are the numbers
     - `G:v:ID`: a viewer's row
-    - `G:rows`, `G:order`, `G:removed`: rows of candidates (a hash), the number of each one's change, and the
-      numbers of those that are removed (sorted sets)
+    - `G:rows`: rows of candidates (a hash)
+    - `G:order`, `G:removed`: numbers of all changes and of removals (sorted sets)
 
-    A commit is one script, which no other command comes between; a few ten thousand rows keep it under the
-    timeout. One that replaces all writes in pieces beside what is there, then one script makes it the content.
-    What a broken-off one leaves is deleted by the next.
+    A commit is one atomic script; up to some ten thousand rows it stays below the timeout. A
+    replacing commit writes chunks into a new generation, and one script then switches to it. The
+    next replacing commit deletes the rows that an interrupted one left.
 
-    Durability is the server's: with `appendonly yes` and `appendfsync always` a commit is on disk when it
-    returns; with `everysec` a crash of the machine costs the last second or two; without `appendonly` all since
-    the last snapshot. A replica that takes over may lack the last commits: readers then start anew, and the
-    writer finds its lease lost or its numbers ahead.
+    Durability depends on the server. With `appendonly yes` and `appendfsync always` a commit is on
+    disk when the call returns. With `everysec` a crash of the machine loses the last one or two
+    seconds. Without `appendonly` it loses everything since the last snapshot. A replica that takes
+    over may lack the last commits: readers then reread everything, and the writer is fenced or its
+    numbers are ahead.
     """
 
     def __init__(self, url: str, name: str, *, writable: bool) -> None:
         self._name = name
         self._prefix = b"tabrank:{%s}:" % name.encode()
         self._meta = self._prefix + b"meta"
-        self._lease = Lease(writable=writable)
+        self._epoch = FencingEpoch(writable=writable)
         self._writing = threading.Lock()
-        self._dumps: list[RedisDump] = []  # under way
+        # Running dumps.
+        self._dumps: list[RedisDump] = []
         self._client: redis.Redis | None = connect(url)
         self._where = where(url, self._client)
         self._generation = b""
-        self._id = b""  # of the store whose changes were last given out from the start
+        # Id of the store whose changes were last read from 0.
+        self._id = b""
         try:
             if writable:
-                self._begin()
+                self._create()
             self._check_format()
         except BaseException:
             self.close()
@@ -75,7 +80,7 @@ class RedisStore:
             return int(self._present(server.execute_command("HGET", self._meta, b"seq")))
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
-        """See `Store`; where nothing changed, and that is nearly always, it is one MGET."""
+        """See `Store`. If no candidate changed, which is the usual case, it is one MGET."""
         with self._server() as server:
             if since and self._id:
                 (_, seq, id_), rows = self._mget(server, ids)
@@ -95,7 +100,10 @@ class RedisStore:
 
     @contextmanager
     def dump(self) -> Iterator[Dump]:
-        """See `Store`: a commit of this handle meanwhile costs one MGET more, one of another ends the dump."""
+        """See `Store`. During a dump each commit of this handle takes one more MGET.
+
+        A commit of another handle ends the dump.
+        """
         with self._writing, self._server() as server:
             now = self._mget(server, [])[0]
             _, seq, _, names, rows = self._present(self._run(server, READ, 0, b""))
@@ -119,16 +127,17 @@ class RedisStore:
                 rest = dump.rest()
                 now = self._mget(server, [])[0]
             if now != dump.now:
-                raise StoreUnavailable(f"the store at {self._where} was written by another during its dump")
+                raise StoreUnavailable(f"another writer changed the store at {self._where} during its dump")
             for name, row in rest:
                 yield "viewer", _decode(name), row
 
-    def take_lease(self) -> int:
+    def take_epoch(self) -> int:
         """See `Store`."""
-        self._lease.require_writable()
-        token = secrets.token_hex(8).encode()  # epochs repeat where a replica without the last one takes over
+        self._epoch.require_writable()
+        # A replica that takes over may lack the last epoch and repeat it: hence the token.
+        token = secrets.token_hex(8).encode()
         with self._writing, self._server() as server:
-            return self._lease.take(token, int(self._present(self._run(server, TAKE, token))))
+            return self._epoch.take(token, int(self._present(self._run(server, TAKE_EPOCH, token))))
 
     def commit(
         self,
@@ -139,9 +148,9 @@ class RedisStore:
         replace: bool = False,
         journal: bytes = b"",
     ) -> None:
-        """See `Store`; how durable it is, the server's settings say."""
+        """See `Store`. The server's settings determine the durability."""
         with self._writing, self._server() as server:
-            token, _ = self._lease.held()
+            token, _ = self._epoch.held()
             if replace:
                 self._replace(server, token, seq, viewers, candidates, journal)
                 return
@@ -156,7 +165,7 @@ class RedisStore:
     def trim(self, through: int) -> None:
         """See `Store`."""
         with self._writing, self._server() as server:
-            token, _ = self._lease.held()
+            token, _ = self._epoch.held()
             self._check(self._run(server, TRIM, token, through + 1))
 
     def close(self) -> None:
@@ -166,10 +175,11 @@ class RedisStore:
             client.close()
 
     def _mget(self, server: redis.Redis, ids: Sequence[str]) -> tuple[list[bytes], list[bytes | None]]:
-        """Generation, number and id of the store, and the rows: one MGET is one moment."""
+        """Return [generation, number, id] of the store, and the rows, from one atomic MGET."""
         names = [_encode(id_) for id_ in ids]
         while True:
-            generation = self._generation  # other threads change it too
+            # Read the attribute once: other threads change it too.
+            generation = self._generation
             at = self._prefix + generation + b":v:"
             found = server.execute_command("MGET", self._prefix + b"now", *[at + name for name in names])
             now = self._present(found[0]).split(b" ")
@@ -188,23 +198,24 @@ class RedisStore:
         found = zip(map(_decode, names), rows, strict=True)
         return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
 
-    def _begin(self) -> None:
+    def _create(self) -> None:
         with self._server() as server:
-            self._run(server, BEGIN, secrets.token_hex(8), FORMAT)
+            self._run(server, CREATE, secrets.token_hex(8), FORMAT)
             try:
                 info = server.execute_command("INFO")
-            except redis.ResponseError:  # some do not let their users ask
+            # Some servers forbid INFO.
+            except redis.ResponseError:
                 return
         if not info.get("aof_enabled"):
             log.warning(
-                "the store at %s has appendonly off: what is committed is lost when the server ends before its next "
-                "snapshot; set `appendonly yes`",
+                "the store at %s has appendonly off: when the server ends, commits since its last snapshot are lost; "
+                "set `appendonly yes`",
                 self._where,
             )
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             log.warning(
-                "the store at %s throws rows away when memory is short (maxmemory-policy %s); set `noeviction`",
+                "the store at %s evicts rows when memory is short (maxmemory-policy %s); set `noeviction`",
                 self._where,
                 policy,
             )
@@ -244,11 +255,12 @@ class RedisStore:
         self._check(self._run(server, REPLACE, token, seq, journal, generation, floor), seq)
         try:
             self._delete_before(server, generation)
-        except (redis.RedisError, OSError) as error:  # the commit stands: the next one deletes what is left
-            log.warning("the rows before in the store at %s are not yet deleted: %s", self._where, error)
+        # The commit is complete; the next replacing commit deletes the old rows.
+        except (redis.RedisError, OSError) as error:
+            log.warning("the old rows of the store at %s are not deleted yet: %s", self._where, error)
 
     def _delete_before(self, server: redis.Redis, generation: int) -> None:
-        """Delete the viewers of the generations before this one; a later one may be under way."""
+        """Delete the viewers of earlier generations, but not of later ones, which may be in use."""
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"[0-9]*:*"
         cursor: int | bytes = 0
         while True:
@@ -271,19 +283,23 @@ class RedisStore:
     def _run(self, server: redis.Redis, script: Script, *arguments: object) -> Any:
         try:
             return server.execute_command("EVALSHA", script.sha, 1, self._prefix, *arguments)
-        except redis.exceptions.NoScriptError:  # the server was started since
+        # A restarted server has no cached scripts.
+        except redis.exceptions.NoScriptError:
             return server.execute_command("EVAL", script.text, 1, self._prefix, *arguments)
 
     def _present(self, found: Any) -> Any:
-        """What was found, which nothing is but an absent store."""
+        """Return the answer of a command; an empty one means that the store does not exist."""
         if not found:
             raise StoreUnavailable(f"there is no store {self._name} at {self._where}; make it with {LOAD}")
         return found
 
     def _check(self, found: Any, seq: int | None = None) -> int:
-        """The stored number, as a script answered it with lease and epoch; raises as `commit` does."""
-        lease, epoch, stored = self._present(found)[:3]
-        self._lease.check(lease, int(epoch))
+        """Check a script's answer of token, epoch and number; return the number.
+
+        Raises as `commit` does.
+        """
+        token, epoch, stored = self._present(found)[:3]
+        self._epoch.check(token, int(epoch))
         if seq is not None:
             check_seq(seq, int(stored))
         return int(stored)
@@ -292,7 +308,10 @@ class RedisStore:
 def _removals(
     live: Iterable[bytes], removed: Sequence[bytes], named: Collection[bytes], seq: int, floor: int
 ) -> tuple[dict[bytes, int], int]:
-    """The numbers of the removed candidates once all but `named` are, as many as are remembered; the floor."""
+    """Return the numbers of removed candidates after all but `named` are removed, and the floor.
+
+    Only as many removals are kept as a store remembers.
+    """
     before = zip(removed[::2], removed[1::2], strict=True)
     numbers = {id_: int(float(number)) for id_, number in before if id_ not in named}
     numbers |= {id_: seq for id_ in live if id_ not in named}

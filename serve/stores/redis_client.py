@@ -1,4 +1,4 @@
-"""From the address of a Redis server to its client, and to what messages may say of it."""
+"""Redis client for an address, and the address as messages may show it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from redis.retry import Retry
 from serve.contract.errors import TabrankError
 
 TIMEOUT_S = 1.0
-PASSWORD = "TABRANK_REDIS_PASSWORD"  # `check` refuses one in the address: Ray would write it to its logs
+# `serve check` refuses a password in the address, because Ray would write it to its logs.
+PASSWORD = "TABRANK_REDIS_PASSWORD"
 
 
 def connect(url: str) -> redis.Redis:
-    """A client of the server at a `redis://` or `rediss://` address; it connects at its first command.
+    """Return a client of the server at a `redis://` or `rediss://` address.
 
-    A password in the address wins over that of the environment.
-    Raises TabrankError for what is no such address.
+    The client connects at its first command. A password in the address overrides that of the
+    environment. Raises TabrankError for any other address.
     """
-    # No retries: a commit whose answer was lost may be written. A stale connection is replaced before it is used.
+    # Do not retry: a commit whose answer was lost may have been written. redis-py replaces a stale
+    # connection before it uses it.
     settings: dict[str, Any] = {
         "socket_timeout": TIMEOUT_S,
         "socket_connect_timeout": TIMEOUT_S,
@@ -32,15 +34,17 @@ def connect(url: str) -> redis.Redis:
     try:
         client = redis.Redis.from_url(url, **settings)
         pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # an option that does not exist shows only here
-    except (TypeError, ValueError):  # not what they say: it may hold the password
+        # Only the connection's constructor rejects an option that does not exist.
+        pool.connection_class(**pool.connection_kwargs)
+    # Drop the message of the original error: it may hold the password.
+    except (TypeError, ValueError):
         raise TabrankError(
-            "store: this is no address of a Redis server; use redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS"
+            "store: not an address of a Redis server; use redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS"
         ) from None
     return client
 
 
 def where(url: str, client: redis.Redis) -> str:
-    """The address without user and password."""
+    """Return the address without user and password."""
     at = client.connection_pool.connection_kwargs
     return f"{url.partition(':')[0]}://{at.get('host', 'localhost')}:{at.get('port', 6379)}/{at.get('db', 0)}"

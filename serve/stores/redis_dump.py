@@ -1,4 +1,4 @@
-"""A dump of a Redis store: SCAN tells of no single moment, so what changes meanwhile is put back."""
+"""Consistent dump of a Redis store's viewers, although SCAN is not atomic."""
 
 from __future__ import annotations
 
@@ -8,45 +8,51 @@ from dataclasses import dataclass, field
 
 import redis
 
-CHUNK = 1000  # keys that one command reads
+# Keys that one command reads.
+CHUNK = 1000
 
 
 @dataclass(eq=False)
 class RedisDump:
-    """The viewers of one commit, read while its handle goes on committing.
+    """Viewers of one commit, read while the same handle makes further commits.
 
-    Before a commit changes a viewer, the row that it had is kept here, and told in place of what SCAN finds. A key
-    that is there from the first SCAN to the last is found; one that is not was changed, and so is kept.
+    Before a commit changes a viewer, its old row is kept here and returned instead of the one that
+    SCAN finds. SCAN returns every key that exists during the whole scan. Any other key was changed
+    by a commit, so its row is kept.
+
+    `prefix` begins the keys of viewers. `now` holds generation, number and id of the store after
+    this handle's last commit.
     """
 
-    prefix: bytes  # of the keys of viewers
-    now: list[bytes]  # generation, number and id of the store, as this handle's own commits leave them
+    prefix: bytes
+    now: list[bytes]
     kept: dict[bytes, bytes | None] = field(default_factory=dict)
-    _told: set[bytes] = field(default_factory=set)
+    _yielded: set[bytes] = field(default_factory=set)
 
     def keep(self, server: redis.Redis, names: Iterable[bytes]) -> None:
-        """Remember the rows of viewers that a commit is about to change."""
+        """Keep the rows of viewers that a commit is about to change."""
         keys = [key for key in (self.prefix + name for name in names) if key not in self.kept]
         if keys:
             self.kept.update(zip(keys, server.execute_command("MGET", *keys), strict=True))
 
     def rows(self, server: redis.Redis) -> Iterator[tuple[bytes, bytes]]:
-        """Ids and rows that SCAN finds, each once."""
+        """Yield the ids and rows that SCAN finds, each once."""
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self.prefix) + b"*"
         cursor: int | bytes = 0
         while True:
             cursor, found = server.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", CHUNK)
-            keys = [key for key in dict.fromkeys(found) if key not in self._told]
-            self._told.update(keys)
+            keys = [key for key in dict.fromkeys(found) if key not in self._yielded]
+            self._yielded.update(keys)
             rows = server.execute_command("MGET", *keys) if keys else []
             for key, row in zip(keys, rows, strict=True):
-                as_it_was = self.kept.get(key, row)  # looked up after the row was read
-                if as_it_was:
-                    yield key[len(self.prefix) :], as_it_was
+                # Look up the kept row after the read: a commit may come between.
+                old_row = self.kept.get(key, row)
+                if old_row:
+                    yield key[len(self.prefix) :], old_row
             if not int(cursor):
                 return
 
     def rest(self) -> list[tuple[bytes, bytes]]:
-        """Those that SCAN did not find, since they were removed meanwhile."""
+        """Return the ids and rows that SCAN did not find because they were removed meanwhile."""
         kept = self.kept.items()
-        return [(key[len(self.prefix) :], row) for key, row in kept if row and key not in self._told]
+        return [(key[len(self.prefix) :], row) for key, row in kept if row and key not in self._yielded]

@@ -1,8 +1,9 @@
-"""What the Redis store runs inside the server: each script is one step, with no other command between.
+"""Lua scripts of the Redis store; the server runs each one atomically.
 
-`KEYS[1]` is what every key begins with; the layout is `serve.stores.redis.RedisStore`'s. A script answers nil where
-there is no store. Those that write answer lease, epoch and number as they found them, and write only where the
-caller holds that lease and, for a commit, its number comes after: whoever reads the answer sees which.
+`KEYS[1]` is the prefix of every key; `serve.stores.redis.RedisStore` documents the layout. A script
+returns nil if the store does not exist. Scripts that write return token (the hash field `lease`),
+epoch and number as they found them. They write only if the caller's token is stored and, for a
+commit, its number is greater; the caller sees from the answer whether they wrote.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Script:
-    """A Lua script and the name by which a server that has run it knows it."""
+    """Lua script and its SHA-1, by which a server runs a cached script."""
 
     text: str
     sha: str = field(init=False)
@@ -30,11 +31,12 @@ if found[1] ~= ARGV[1] then return found end
 """
 
 _SHOW = """
-redis.call('SET', p .. 'now', table.concat(redis.call('HMGET', meta, 'generation', 'seq', 'id'), ' '))
+local now = redis.call('HMGET', meta, 'generation', 'seq', 'id')
+redis.call('SET', p .. 'now', table.concat(now, ' '))
 """
 
-# id, format
-BEGIN = Script(
+# Create a store. Arguments: id, format.
+CREATE = Script(
     """
 local p, meta = KEYS[1], KEYS[1] .. 'meta'
 if redis.call('HSETNX', meta, 'id', ARGV[1]) == 0 then return end
@@ -44,19 +46,21 @@ redis.call('HSET', meta, 'generation', 1, 'generations', 1)
     + _SHOW
 )
 
-# token → epoch
-TAKE = Script("""
+# Take the next fencing epoch. Arguments: token. Returns the epoch.
+TAKE_EPOCH = Script("""
 local meta = KEYS[1] .. 'meta'
 if redis.call('HEXISTS', meta, 'id') == 0 then return false end
 redis.call('HSET', meta, 'lease', ARGV[1])
 return redis.call('HINCRBY', meta, 'epoch', 1)
 """)
 
-# number, id of the store known or '', ids of viewers … → id, number, viewers' rows, ids and rows of candidates.
-# Lua passes on no more than some 8,000 values at once.
+# Read viewers and changed candidates. Arguments: number, id of the known store or '', ids of
+# viewers. Returns id, number, rows of viewers, ids of candidates, rows of candidates.
+# Lua's `unpack` is limited to some 8,000 values, hence the blocks of 4,000.
 READ = Script("""
 local p = KEYS[1]
-local id, generation, seq, floor = unpack(redis.call('HMGET', p .. 'meta', 'id', 'generation', 'seq', 'floor'))
+local fields = redis.call('HMGET', p .. 'meta', 'id', 'generation', 'seq', 'floor')
+local id, generation, seq, floor = unpack(fields)
 if not id then return false end
 local at = p .. generation .. ':'
 local function get(rows, command, key, names)
@@ -71,7 +75,8 @@ local keys = {}
 for i = 3, #ARGV do keys[i - 2] = at .. 'v:' .. ARGV[i] end
 local viewers = get({}, 'MGET', nil, keys)
 local since = tonumber(ARGV[1])
-if since > 0 and (ARGV[2] ~= '' and ARGV[2] ~= id or since < tonumber(floor) or since > tonumber(seq)) then
+local is_other = ARGV[2] ~= '' and ARGV[2] ~= id
+if since > 0 and (is_other or since < tonumber(floor) or since > tonumber(seq)) then
   return {id, '0', viewers, {}, {}}
 end
 if since == tonumber(seq) then return {id, seq, viewers, {}, {}} end
@@ -79,7 +84,8 @@ local names = redis.call('ZRANGEBYSCORE', at .. 'order', '(' .. ARGV[1], '+inf')
 return {id, seq, viewers, names, get({}, 'HMGET', at .. 'rows', names)}
 """)
 
-# token, number, journal entry, removals remembered, how many arguments are viewers', then ids and rows
+# Commit changed rows. Arguments: token, number, journal entry, most removals to remember, number of
+# the viewers' arguments, then ids and rows. Returns token, epoch and number.
 COMMIT = Script(
     _FOUND
     + """
@@ -106,7 +112,8 @@ end
 local num_removed, most = redis.call('ZCARD', removed), tonumber(ARGV[4])
 if num_removed > most then
   local excess = num_removed - math.floor(most / 2)
-  local old = redis.call('ZRANGEBYSCORE', removed, '-inf', '(' .. seq, 'WITHSCORES', 'LIMIT', 0, excess)
+  local limit = {'WITHSCORES', 'LIMIT', 0, excess}
+  local old = redis.call('ZRANGEBYSCORE', removed, '-inf', '(' .. seq, unpack(limit))
   for i = 1, #old, 2 do
     redis.call('ZREM', removed, old[i])
     redis.call('ZREM', order, old[i])
@@ -120,7 +127,8 @@ redis.call('HSET', meta, 'seq', seq)
     + "return found"
 )
 
-# token → lease, epoch, number, a new generation, floor, ids of live candidates, of removed ones with their numbers
+# Prepare a replacing commit. Arguments: token. Returns token, epoch, number, a new generation,
+# floor, ids of live candidates, and ids of removed candidates with their numbers.
 STAGE = Script(
     _FOUND
     + """
@@ -133,7 +141,7 @@ return found
 """
 )
 
-# token, number, journal entry, generation, floor
+# Switch to a new generation. Arguments: token, number, journal entry, generation, floor.
 REPLACE = Script(
     _FOUND
     + """
@@ -147,7 +155,7 @@ redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[5]
     + "return found"
 )
 
-# token, number of the first entry to keep
+# Trim the journal. Arguments: token, number of the first entry to keep.
 TRIM = Script(
     _FOUND
     + """

@@ -1,4 +1,4 @@
-"""Services that answer as told, on a port of their own; a small workspace to measure real ones."""
+"""Stub services on free ports, and a small workspace for measurements of the real service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loadtest.targets.workspace import Workspace
 
 @dataclass
 class Stub:
-    """How the next requests are answered, and what came. Times in seconds."""
+    """HTTP stub of the service: its next answers, and its received requests. Times in seconds."""
 
     rung: str = "full"
     model: str | None = "20261124T145959Z-ab12"
@@ -48,7 +48,7 @@ class Stub:
         return 200, {"request_id": "r", "arm": "model", "model": self.model, "rung": rung, "ranking": ranking}
 
     def respond(self, path: str, request: dict) -> tuple[int, dict]:
-        """There is nothing here but rankings."""
+        """Answer a ranking; every other request gets a 404."""
         if not request:
             return 404, {"detail": f"there is no {path}"}
         self.requests.append(request)
@@ -65,9 +65,9 @@ class Stub:
                 if self.wait_s:
                     await asyncio.sleep(self.wait_s)
                 body = json.dumps(answer).encode()
-                kept = "close" if self.close else "keep-alive"
+                connection = "close" if self.close else "keep-alive"
                 writer.write(
-                    f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nConnection: {kept}\r\n"
+                    f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nConnection: {connection}\r\n"
                     f"Content-Length: {len(body)}\r\n\r\n".encode()
                     + body
                 )
@@ -81,17 +81,19 @@ class Stub:
 
 @dataclass
 class LiveStub(Stub):
-    """Takes events as well; what they say shows in its rankings `shows_after_s` later, if at all."""
+    """Stub that also accepts events, which its rankings show `shows_after_s` later, or never."""
 
     shows_after_s: float | None = 0.1
     events_status: int = 200
-    refuses: str = ""  # a kind of event
-    full_until: int | None = None  # so many rankings have the rung full, those after it are fallbacks
-    score: Callable[[str, str], float] | None = (
-        None  # of a viewer and a candidate; ranked by it, as given without
-    )
+    # Kind of event to reject.
+    refuses: str = ""
+    # Number of rankings with the rung full; all later ones are fallbacks.
+    full_until: int | None = None
+    # Score of a viewer and a candidate to rank by; None keeps the given order.
+    score: Callable[[str, str], float] | None = None
     records: list[dict] = field(default_factory=list)
-    known: dict[str, float] = field(default_factory=dict)  # when each id was first posted
+    # Time at which each id was first posted.
+    known: dict[str, float] = field(default_factory=dict)
 
     def respond(self, path: str, request: dict) -> tuple[int, dict]:
         if path == "/v1/model":
@@ -149,14 +151,14 @@ def live_stub() -> Iterator[LiveStub]:
 
 @pytest.fixture(scope="module")
 def shared_stub() -> Iterator[Stub]:
-    """For what several tests look at after one run."""
+    """Stub for several tests that check the same run."""
     with served(Stub()) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def shared_live_stub() -> Iterator[LiveStub]:
-    """For what several tests look at after one run."""
+    """Stub for several tests that check the same run."""
     with served(LiveStub()) as service:
         yield service
 
@@ -197,7 +199,7 @@ def served(service: Served) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A whole workspace made in this process: a simulated log, a random network, a published model, a store."""
+    """Complete workspace made in this process: simulated log, random network, model and store."""
     import numpy as np
     from networks import artifact_files, random_network
 

@@ -1,4 +1,4 @@
-"""What the deployments promise Ray, without a cluster."""
+"""The contract of the deployments with Ray, without a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from serve.contract.errors import TooLarge
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
+# Ray warns about its own models at import.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 
 def test_a_file_without_user_config_configures_the_replica_all_the_same():
@@ -26,7 +27,8 @@ def test_a_file_without_user_config_configures_the_replica_all_the_same():
 def test_a_replica_whose_loop_has_ended_is_unwell():
     from serve.deployments import FeatureFetch
 
-    replica = SimpleNamespace(_refreshing=None)  # itself it would end with a coroutine that nobody awaits
+    # A real replica would end with a coroutine that nobody awaits.
+    replica = SimpleNamespace(_refreshing=None)
     is_well = partial(FeatureFetch.func_or_class.check_health, replica)
 
     async def fail():
@@ -48,7 +50,7 @@ def test_a_replica_whose_loop_has_ended_is_unwell():
 
 
 class FailedCall:
-    """A call as Ray makes it: it keeps its failure, whose traceback leads through frames that hold the call."""
+    """A call like Ray's: it keeps its exception, whose traceback leads to frames with the call."""
 
     def __init__(self, error):
         self.error = error

@@ -1,4 +1,4 @@
-"""Clients that ask for `/` again and again, and a wait for what they bring about."""
+"""Clients that request `/` in a loop, and a helper that waits for a condition."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def asking(port: int, num_clients: int, outcomes: Counter[Any]) -> Iterator[None]:
-    """Clients that each send their next request when the last was answered, on a connection that they keep."""
+    """Run clients during the block, each in a closed loop on one connection."""
     ended = threading.Event()
     threads = [threading.Thread(target=_ask, args=(port, ended, outcomes)) for _ in range(num_clients)]
     for thread in threads:
@@ -40,7 +40,7 @@ def _ask(port: int, ended: threading.Event, outcomes: Counter[Any]) -> None:
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether it held within that time."""
+    """Wait for a condition, and return whether it held in time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():

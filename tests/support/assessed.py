@@ -1,4 +1,4 @@
-"""Rows of the small surface that need no log, and an evaluation of them as an artifact stores it."""
+"""Rows of the small surface without a log, and their evaluation as an artifact stores it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LANGUAGES = ("en", "fr", "de")
 
 
 def dataset(surface: Surface, num_slates: int = 400, per: int = 6, seed: int = 0) -> Dataset:
-    """Rows whose label follows `topic_affinity` and, less, `audience`; nothing else says anything."""
+    """Return rows whose labels depend only on `topic_affinity` and, less, on `audience`."""
     rng = np.random.default_rng(seed)
     columns: Columns = Features(Schema(surface)).columns
     num_rows = num_slates * per
@@ -48,14 +48,14 @@ def dataset(surface: Surface, num_slates: int = 400, per: int = 6, seed: int = 0
 
 
 def truth(data: Dataset, matrix: Matrix | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The probabilities that the labels were drawn from."""
+    """Return the probabilities from which the labels were drawn."""
     numeric, names = (matrix or data.matrix).numeric.astype(np.float64), data.columns.numeric
     logit = 1.5 * numeric[:, names.index("topic_affinity")] + 0.7 * numeric[:, names.index("audience")] - 1
     return 1 / (1 + np.exp(-logit))
 
 
 def evaluation(surface: Surface) -> dict[str, Any]:
-    """What an artifact stores, a search included."""
+    """Return an evaluation as an artifact stores it, with a search."""
     data = dataset(surface)
     model = 0.8 * truth(data) + 0.05
     history = [

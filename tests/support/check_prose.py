@@ -1,7 +1,7 @@
 """Check the prose of the project: docstrings, comments, messages, names and documents.
 
-`python tests/support/check_prose.py [PATH ...]` prints one line a finding and exits with 1 if there is any.
-Names that a user relies on are exempt: JSON keys, metric names, commands, `cluster.yaml` keys and headers.
+`python tests/support/check_prose.py [PATH ...]` prints one line a finding and exits with 1 if
+there is any. Text in backticks is exempt: keys, names of metrics, commands and headers.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ NAMES = {
     "twin": "duplicate",
     "twins": "duplicates",
     "slip": "typo",
-    "steady": "hysteresis",
     "tell": "report, log, return",
     "tells": "reports",
     "told": "reported, logged",
@@ -73,6 +72,10 @@ NAMES = {
     "says": "message",
     "knows": "holds",
 }
+
+PRAGMA = re.compile(r"# (noqa|type|ruff|fmt|mypy)\b")
+CLOSING = re.compile(r"\s*[)\]}]+,?:?\s*$")
+TEXTS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
 
 
 class Finding(NamedTuple):
@@ -96,7 +99,7 @@ def check_wordings(prose: str) -> Iterator[str]:
 
 
 def check_names(code: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and text of each class, function, argument or variable with a word of our own in its name."""
+    """Yield the line of each class, function and variable with a word of our own in its name."""
     for node in ast.walk(ast.parse(code)):
         match node:
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
@@ -117,38 +120,36 @@ def check_names(code: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"name {name!r}: write {NAMES[word.lower()]}"
 
 
-def check_docstrings(code: str) -> Iterator[tuple[int, str]]:
+def docstrings(code: str) -> dict[int, str]:
+    """Return the docstrings of a module and what it defines, by the line where each starts."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, owners)]
+    return {node.body[0].lineno: text for node in nodes if (text := ast.get_docstring(node, clean=False))}
+
+
+def check_openings(code: str) -> Iterator[tuple[int, str]]:
     """Yield the line and text of each docstring that opens with a relative clause."""
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node)
-            if docstring and docstring.split(maxsplit=1)[0].rstrip(",:") in OPENINGS:
-                line = node.body[0].lineno
-                yield (
-                    line,
-                    f"docstring opens with {docstring.split(maxsplit=1)[0]!r}: open with a verb or noun",
-                )
+    for line, text in docstrings(code).items():
+        first = text.split(maxsplit=1)[0].rstrip(",:")
+        if first in OPENINGS:
+            yield line, f"docstring opens with {first!r}: open with a verb or noun"
 
 
 def check_tokens(code: str) -> Iterator[tuple[int, str]]:
-    """Yield findings in comments and texts, and trailing comments that break a statement over lines."""
-    lines = code.splitlines()
+    """Yield findings in comments and texts, and trailing comments that break a statement."""
+    lines, documented = code.splitlines(), docstrings(code)
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
-        line = token.start[0]
-        is_prose = token.type == tokenize.COMMENT or (token.type == tokenize.STRING and " " in token.string)
-        if is_prose and not re.match(r"# (noqa|type|ruff|fmt|mypy)\b", token.string):
-            for text in check_wordings(token.string):
-                yield line, text
-            for offset, part in enumerate(token.string.splitlines()):
-                whole = lines[line - 1 + offset]
-                is_line_of_prose = token.type == tokenize.COMMENT or token.string.lstrip("rb").startswith(
-                    '"""'
-                )
-                if is_line_of_prose and len(whole) > MAX_LINE and " " in part:
-                    yield line + offset, f"prose line of {len(whole)} characters: at most {MAX_LINE}"
-        if token.type == tokenize.COMMENT and re.match(
-            r"\s*[)\]}]+,?:?\s*$", lines[line - 1][: token.start[1]]
-        ):
+        line, text = token.start[0], token.string
+        is_comment = token.type == tokenize.COMMENT and not PRAGMA.match(text)
+        is_text = token.type in TEXTS and " " in text
+        # A constant in triple quotes is code of another language or a page.
+        if is_comment or line in documented or (is_text and '"""' not in text):
+            yield from ((line, found) for found in check_wordings(text))
+        if is_comment or (is_text and line in documented):
+            for number in range(line, token.end[0] + 1):
+                if len(lines[number - 1]) > MAX_LINE:
+                    yield number, f"prose line of {len(lines[number - 1])} characters: at most {MAX_LINE}"
+        if is_comment and CLOSING.match(lines[line - 1][: token.start[1]]):
             yield line, "a trailing comment breaks the statement over lines: put it above"
 
 
@@ -157,13 +158,13 @@ def check_code(path: Path) -> Iterator[Finding]:
     code = path.read_text()
     found = list(check_tokens(code))
     if "tests" not in path.relative_to(ROOT).parts:
-        found += [*check_names(code), *check_docstrings(code)]
+        found += [*check_names(code), *check_openings(code)]
     for line, text in sorted(set(found)):
         yield Finding(path.relative_to(ROOT), line, text)
 
 
 def check_document(path: Path) -> Iterator[Finding]:
-    """Yield what is to be mended in a document; code blocks are exempt, and long lines of tables."""
+    """Yield findings in a document; code blocks and the length of table rows are exempt."""
     in_code = False
     for line, text in enumerate(path.read_text().splitlines(), 1):
         if text.lstrip().startswith("```"):

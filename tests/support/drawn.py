@@ -1,4 +1,4 @@
-"""Logs whose orders were drawn, as a service that explores leaves them, and artifacts without training."""
+"""Logs with randomized orders, as exploration writes them, and artifacts without training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
 from training.world.audience import Audience
-from training.world.record import Record, log_tables
+from training.world.record import VisitLog, log_tables
 from training.world.simulate import START_MS
 from training.world.world import World
 
@@ -25,7 +25,10 @@ SHOWN = ("a", "b", "c", "d", "e", "f")
 
 
 def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
-    """A log of the small surface: viewers who join what scores high, and look less the further down it stands."""
+    """Write a log of the small surface with randomized orders.
+
+    Viewers join candidates with high scores, and examine lower positions less.
+    """
     rng = np.random.default_rng(seed)
     made = tables()
     scores = rng.uniform(0.05, 0.8, (num, len(SHOWN))).astype(np.float32)
@@ -46,7 +49,7 @@ def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
         for k in range(len(SHOWN))
         if rng.random() < exposures["scores"][i][k] / (1 + k / 2)
     ]
-    # a last one, so that the windows of the others are closed
+    # A last exposure closes the windows of the others.
     for name, value in {"request_id": "last", "ts_ms": 100_000 + 20_000 * (num + 5), "viewer": "v0"}.items():
         exposures[name].append(value)
     for name in ("candidates", "scores", "propensity", "model", "traffic"):
@@ -77,7 +80,7 @@ def _types(exposures):
 
 
 def write_random_model(folder, log_folder, toml, seed=0):
-    """An artifact that has learned nothing: a network of random weights."""
+    """Write an artifact of a network with random weights."""
     surface = read_surface(toml)
     log = read_log(log_folder, surface)
     data = build(Schema(surface), log)
@@ -89,12 +92,15 @@ def write_random_model(folder, log_folder, toml, seed=0):
 
 
 def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
-    """A log of the simulated world whose orders were drawn from a fair model's scores, and its `truth`."""
+    """Write a log of the simulated world, with orders drawn from a fair model's scores.
+
+    The log includes its `truth`.
+    """
     end_ms = START_MS + int(days * 86_400_000)
     world = World(seed=seed, viewers=num // 5, start_ms=START_MS, end_ms=end_ms)
     visiting, responding = (np.random.default_rng([seed, i]) for i in (1, 2))
     ts_ms, viewer = world.viewers.visits(visiting, num, START_MS, end_ms)
-    audience, record = Audience(len(world.spaces)), Record()
+    audience, record = Audience(len(world.spaces)), VisitLog()
     logged = {"scores": [], "propensity": []}
     for now_ms, who in zip(ts_ms.tolist(), viewer.tolist(), strict=True):
         audience.advance(now_ms)

@@ -1,4 +1,4 @@
-"""Served logs of an experiment: one drawn, with a known effect, and one written by hand."""
+"""Logs of an experiment: one drawn with a known effect, and one from given rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ARMS = ("popular", "model")
 
 
 def write_rows(folder, exposures, events=()):
-    """A log of the given rows; what a row does not say is as usual."""
+    """Write a log of the given rows, with usual values for missing fields."""
     usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live"}
     usual |= {"viewer": None, "model": None}
     rows = [usual | {"request_id": f"r{i}", "seq": i + 1} | row for i, row in enumerate(exposures)]
@@ -36,10 +36,11 @@ def write_experiment(
     earlier=None,
     seed=0,
 ):
-    """A log of viewers who come on random days; `uplift` is what the model adds to clicks and joins, relative.
+    """Write a log of viewers who come on random days.
 
-    `split` is the share of viewers that the model got, `share` what the log says that it was to get. In the days before
-    there was no experiment, or one with the same effect that dealt viewers `earlier="alike"` or `"anew"`.
+    `uplift` is the relative effect of the model on clicks and joins. `split` is the share of
+    viewers that the model got, and `share` its share by the log. Before the experiment there was
+    none, or one with the same effect that assigned viewers `earlier="alike"` or `"anew"`.
     """
     rng = np.random.default_rng(seed)
     model = rng.random(num_viewers) < split
@@ -56,8 +57,8 @@ def write_experiment(
         arm[last[who]] = 1 - arm[last[who]]
     if earlier == "anew":
         arm = np.where(started, arm, (rng.random(num_viewers) < split)[viewer])
-    dealt = started | (earlier is not None)
-    rate = 0.3 * np.minimum(taste[viewer], 2) * (1 + uplift * (arm == 1) * dealt)
+    assigned = started | (earlier is not None)
+    rate = 0.3 * np.minimum(taste[viewer], 2) * (1 + uplift * (arm == 1) * assigned)
     clicked = rng.random(len(viewer)) < rate
     joined = clicked & (rng.random(len(viewer)) < 0.3)
     num = len(viewer)
@@ -68,9 +69,9 @@ def write_experiment(
         "seq": np.arange(1, num + 1),
         "viewer": who,
         "ts_ms": ts_ms,
-        "experiment": pa.array(np.where(started, "launch", "rehearsal"), mask=~dealt),
-        "arm": pa.array(np.array(ARMS)[arm], mask=~dealt),
-        "share": pa.array(shares, mask=~dealt),
+        "experiment": pa.array(np.where(started, "launch", "rehearsal"), mask=~assigned),
+        "arm": pa.array(np.array(ARMS)[arm], mask=~assigned),
+        "share": pa.array(shares, mask=~assigned),
         "rung": np.where(np.arange(num) % 50 == 0, "fallback", "full"),
         "traffic": np.full(num, "live"),
         "latency_ms": np.where(arm == 1, 9.0, 4.0) + np.arange(num) % 2,

@@ -1,4 +1,4 @@
-"""What nobody sends by mistake: values of every kind in every place, and bytes that were damaged."""
+"""Hostile input: odd values in every place, and damaged bytes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ JUNK = b" :-[]{}&*!|>'\"#%@,?=\n\tab01~<.\\\0\xff\x80"
 
 
 def mutated(draw: random.Random, value: Any, num_changes: int = 1) -> Any:
-    """The value, mappings and lists of plain data, with a few places dropped, renamed, repeated or replaced."""
+    """Return plain data with a few places dropped, renamed, repeated or replaced."""
     for _ in range(num_changes):
         value = _mutated(draw, value)
     return value
@@ -84,7 +84,7 @@ def _mutated(draw: random.Random, value: Any) -> Any:
 
 
 def damaged(draw: random.Random, content: bytes) -> bytes:
-    """The bytes with a few changed, inserted or cut off."""
+    """Return the bytes with a few changed, inserted or cut off."""
     changed = bytearray(content)
     for _ in range(draw.choice([1, 1, 3, 20])):
         at = draw.randrange(len(changed) + 1)

@@ -1,4 +1,4 @@
-"""Ingest in a process of its own, to be killed: payloads in on stdin, the number of duplicates out on stdout."""
+"""Ingest as a process that tests kill: it reads payloads from stdin and prints duplicates."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from serve.ingest import writer as ingest
 from serve.log import compaction, retention
 from serve.log.events import unpack
 
-ingest.ROLL_EVERY_S = 0.3  # so that kills fall into the writing of segments, their merging and snapshots too
-compaction.WORTH_SEGMENTS = 3
+# Often, so that kills also hit the writing of segments, compaction and snapshots.
+ingest.FLUSH_EVERY_S = 0.3
+compaction.MIN_SEGMENTS = 3
 retention.SNAPSHOTS = 1_000_000
 
 
 async def main(folder: Path, store: str) -> None:
-    """Take what comes until stdin ends, then stop in order."""
+    """Take payloads until stdin ends, then stop in order."""
     ingester = ingest.ingester(AppArgs("tiny.toml", store, log="log"), folder)
     running = asyncio.create_task(ingester.run())
     reader = asyncio.StreamReader()

@@ -1,4 +1,4 @@
-"""A service of the simulated world on a port of its own, without Ray, and a model for it."""
+"""Service of the simulated world on its own port, without Ray, and a model for it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def write_model(folder, log_folder, **about):
 
 
 class Service(Live):
-    """A service of the simulated world on a port of its own, filled from the log `a`, which it goes on with."""
+    """Service of the simulated world on its own port; it fills its store from log `a`.
+
+    It appends its own records to that log.
+    """
 
     def __init__(self, home, folder, *, clock="event", **config):
         super().__init__(folder)

@@ -1,4 +1,4 @@
-"""The live loop in one process: the edge, Ingest, a real store and a real log; the scorer is a small fake."""
+"""Live loop in one process: edge, Ingest, real store and log, and a small fake scorer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_LIVE, ingester
 from serve.log.events import unpack
 from serve.ranking.service import FeatureFetcher
-from serve.rollout.registry import Releases
+from serve.ranking.telemetry import Metrics
+from serve.rollout.registry import ModelRegistry
 
 
 class Live:
-    """A service of the small surface, its store filled from `log_folder`, its log in `served`."""
+    """Service of the small surface; `log_folder` fills its store, and `served` is its log."""
 
     def __init__(
         self, folder, log_folder=None, *, clock="event", store="lmdb:store", max_live=MAX_LIVE, **config
@@ -37,25 +38,28 @@ class Live:
         if log_folder:
             load(self.surface, log_folder, store, folder)
         self.max_live = max_live
-        self.tell = lambda tally: None  # what Ingest tells its metrics
+        # Callback for the numbers that Ingest reports to its metrics.
+        self.on_tally = lambda tally: None
+        # Receiver of the replica's measurements.
+        self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
         self.config = UserConfig(
             Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
         )
 
     async def score(self, version, payload):
-        """What the scorer answers."""
+        """Return the scorer's answer."""
         return await score(version, payload)
 
     async def load(self, version):
-        """What has the scorer ready for a version."""
+        """Load a version into the scorer."""
 
     @asynccontextmanager
     async def running(self):
-        """The service, until the block ends; then what was left is committed and rolled."""
-        self.ingester = ingester(self.args, self.folder, self.tell, max_live=self.max_live)
+        """Run the service until the block ends; then commit and flush the rest."""
+        self.ingester = ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
         fetcher = FeatureFetcher(
-            self.args, self.folder, self.score, self.load, self._take, roll_back=self._roll_back
+            self.args, self.folder, self.score, self.load, self._take, self.metrics, self._roll_back
         )
         fetcher.configure(self.config)
         await fetcher.refresh()
@@ -69,14 +73,14 @@ class Live:
                 yield self
             finally:
                 refreshing.cancel()
-                await fetcher.outbox.flush()
+                await fetcher.exposure_buffer.flush()
                 self.ingester.stop()
                 await committing
                 fetcher.live.close()
 
     @contextmanager
     def listening(self):
-        """Its address, until the block ends; then all is committed and rolled."""
+        """Listen until the block ends, and yield the address; then commit and flush everything."""
         ready = threading.Event()
 
         async def asgi(scope, receive, send):
@@ -116,21 +120,21 @@ class Live:
         return await self.ingester.take(unpack(payload), len(payload))
 
     async def _roll_back(self, version, verdict):
-        Releases(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
+        ModelRegistry(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
 
     async def post(self, path, body):
-        """The response to a JSON body."""
+        """Return the response to a JSON body."""
         content = body if isinstance(body, bytes) else json.dumps(body)
         return await self.client.post(path, content=content, headers={"content-type": "application/json"})
 
     async def events(self, *records):
-        """What the service answers to these records."""
+        """Post records and return the service's answer."""
         response = await self.post("/v1/events", {"records": list(records)})
         assert response.status_code == 200, response.text
         return response.json()
 
     async def rank(self, viewer="ann", candidates=("a", "b", "d"), now_ms=50_000, **more):
-        """The service's ranking."""
+        """Return the service's ranking."""
         time = {"now_ms": now_ms} if self.args.clock == "event" else {}
         body = {"viewer": viewer, "candidates": list(candidates)} | time | more
         response = await self.post("/v1/rank", body)
@@ -138,7 +142,7 @@ class Live:
         return response.json()
 
     def run(self, scenario):
-        """What the scenario, given this service, answers."""
+        """Run a scenario with this service, and return its result."""
 
         async def alive():
             async with self.running():
@@ -148,17 +152,17 @@ class Live:
 
 
 async def score(version, payload):
-    """A candidate's price as its score, 0.5 where it has none."""
+    """Score candidates by their price; 0.5 without one."""
     price = Matrix.from_bytes(payload).numeric[:, 0]
     return np.where(np.isnan(price), 0.5, price / 10).astype(np.float32).tobytes()
 
 
 def features(answer, candidate):
-    """The features of a candidate in an answer that explains itself."""
+    """Return the features of a candidate in an answer with explanations."""
     return next(r["features"] for r in answer["ranking"] if r["candidate"] == candidate)
 
 
 def event(id_, kind="join", candidate="a", viewer="ann", ts_ms=51_000, **more):
-    """One event as a client sends it."""
+    """Return an event as a client sends it."""
     record = {"type": "event", "id": id_, "kind": kind, "candidate": candidate, "viewer": viewer}
     return record | ({"ts_ms": ts_ms} if ts_ms is not None else {}) | more

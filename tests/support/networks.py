@@ -1,4 +1,4 @@
-"""Random encoders, networks as training leaves them, rows for them, and small artifacts."""
+"""Random encoders, networks in their trained state, rows for them, and small artifacts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from serve.model.graph import Calibration
 from training.network.export import build, golden
 from training.network.network import Network, NetworkConfig
 
-torch.set_num_threads(1)  # small networks: a second thread only waits, the longer the busier the machine is
+# Small networks: a second thread only waits, the longer the busier the machine is.
+torch.set_num_threads(1)
 
 CALIBRATION = Calibration(0.7, -0.3)
 VERSION = "20260102T030405Z-0a1b"
 
 
 def random_encoder(rng: np.random.Generator, num_numeric: int, num_single: int, num_multi: int) -> Encoder:
-    """Columns with mixed transforms, indicators, vocabularies and embedding sizes."""
+    """Return columns with mixed transforms, indicators, vocabularies and embedding sizes."""
     return Encoder(
         tuple(
             NumericColumn(
@@ -49,7 +50,7 @@ def random_encoder(rng: np.random.Generator, num_numeric: int, num_single: int, 
 
 
 def random_config(rng: np.random.Generator, mask_type: Any) -> NetworkConfig:
-    """One of the shapes that a search may try."""
+    """Return one of the network shapes of a search."""
     num_layers = [(a, b) for a in range(4) for b in range(4) if a + b]
     n_shared, n_independent = num_layers[rng.integers(len(num_layers))]
     return NetworkConfig(
@@ -65,7 +66,7 @@ def random_config(rng: np.random.Generator, mask_type: Any) -> NetworkConfig:
 def random_rows(
     rng: np.random.Generator, encoder: Encoder, num_rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
-    """The matrix of rows with missing numbers and with missing, unseen and known categories."""
+    """Return the matrix of rows with missing numbers, and missing, unseen and known categories."""
     numeric = (rng.standard_normal((num_rows, len(encoder.numeric))) * 3).astype(np.float32)
     numeric[rng.random(numeric.shape) < 0.2] = np.nan
     vocabularies = [column.vocabulary for column in encoder.single]
@@ -78,7 +79,10 @@ def random_rows(
 
 
 def random_network(rng: np.random.Generator, encoder: Encoder, config: NetworkConfig) -> Network:
-    """A network in eval mode with batch norms that have seen rows, and logits that spread by about 1."""
+    """Return a network in eval mode, whose batch norms have seen rows.
+
+    Its logits have a standard deviation of about 1.
+    """
     torch.manual_seed(int(rng.integers(1 << 31)))
     network = Network(encoder, config)
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm1d)]
@@ -100,7 +104,7 @@ def random_network(rng: np.random.Generator, encoder: Encoder, config: NetworkCo
 
 
 def inputs(network: Network, numeric: NDArray[np.float32], category: NDArray[np.uint64]) -> torch.Tensor:
-    """What the network is trained on, for a matrix of rows."""
+    """Return the network's training input for a matrix of rows."""
     parts = network.encoder.encode(numeric, category)
     return network.inputs(*(torch.from_numpy(part) for part in parts))
 
@@ -112,15 +116,18 @@ def trained_scores(
     category: NDArray[np.uint64],
     calibration: Calibration = CALIBRATION,
 ) -> NDArray[np.float32]:
-    """Calibrated probabilities by pytorch_tabnet itself, its own embedder included."""
+    """Return calibrated probabilities from pytorch_tabnet itself, with its own embedder."""
     logit = network.tabnet(inputs(network, numeric, category))[0][:, 0]
     return torch.sigmoid(calibration.a * logit + calibration.b).numpy()
 
 
 @torch.no_grad()
 def tolerance(network: Network, numeric: NDArray[np.float32], category: NDArray[np.uint64]) -> float:
-    """1e-5, and three times the most by which pytorch_tabnet's own scores of these rows move from float32 to
-    float64: deep networks enlarge rounding, and after five steps some rows move by more than 1e-5.
+    """Return the tolerance for scores of these rows.
+
+    It is 1e-5, plus three times the largest difference between pytorch_tabnet's own scores in
+    float32 and float64. Deep networks amplify rounding: after five steps some rows differ by more
+    than 1e-5.
     """
     double = copy.deepcopy(network).double()
     x = inputs(network, numeric, category).double()
@@ -133,14 +140,14 @@ def tolerance(network: Network, numeric: NDArray[np.float32], category: NDArray[
 
 
 def weights(network: Network) -> dict[str, NDArray[Any]]:
-    """The state dict as an artifact carries it."""
+    """Return the state dict as an artifact holds it."""
     return {name: value.detach().numpy() for name, value in network.tabnet.state_dict().items()}
 
 
 def artifact_files(
     network: Network, rng: np.random.Generator, num_golden: int = 16
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Files and manifest of an artifact of this network, for `serve.model.artifact.save`."""
+    """Return files and manifest of an artifact, for `serve.model.artifact.save`."""
     numeric, category = random_rows(rng, network.encoder, 2 * num_golden)
     files = {
         **build(network, network.encoder, CALIBRATION),
@@ -161,15 +168,17 @@ def artifact_files(
 def write_artifact(
     folder: Path, network: Network, rng: np.random.Generator, changed: Mapping[str, bytes] | None = None
 ) -> Path:
-    """An artifact in `folder`, with some files put in place of its own; hashes are of what is written."""
+    """Write an artifact to `folder`, with some files replaced; hashes match the written files."""
     files, manifest = artifact_files(network, rng)
     save(folder, {**files, **(changed or {})}, manifest)
     return folder
 
 
 def geometric_logits(num_columns: int) -> NDArray[np.float32]:
-    """Logits [1, G] on which sparsemax needs many passes: each is below the threshold of
-    those before it, by more than the one before it was: Michelot's step leaves out one at a time.
+    """Return logits [1, G] for which sparsemax needs many passes.
+
+    Each is below the threshold of the ones before it, by more than its predecessor was. So
+    Michelot's step removes one at a time.
     """
     logits, gap = [0.0, -0.5], 5.6e-7
     while len(logits) < num_columns:

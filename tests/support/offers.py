@@ -1,12 +1,12 @@
-"""Loads as they might have gone, written down request by request."""
+"""Synthetic results of loads, request by request."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from loadtest.generator.offer import Offered
+from loadtest.generator.offer import OfferResult
 from loadtest.measure.answer import Outcome
-from loadtest.measure.measure import Record
+from loadtest.measure.measure import RequestLog
 
 FULL = Outcome("full", True, True)
 FALLBACK = Outcome("fallback", True, False)
@@ -16,7 +16,7 @@ CLOSED = Outcome("connection closed", False)
 
 
 class Offering:
-    """Requests at an even rate; what was written last for a second counts."""
+    """Requests at a constant rate; the last outcome set for a request counts."""
 
     def __init__(self, seconds, rate_rps=100, outcome=FULL, latency_ms=10.0):
         self.rate_rps = rate_rps
@@ -26,25 +26,25 @@ class Offering:
         self.failed = []
 
     def between(self, begins_s, ends_s, outcome=FULL, latency_ms=10.0, late_ms=0.5, every=1):
-        """Every so many requests of a span ended so."""
+        """Set the outcome of every n-th request of a span."""
         chosen = [at for at in self.rows if begins_s <= at < ends_s][::every]
         self.rows |= dict.fromkeys(chosen, (outcome, latency_ms, late_ms))
         return self
 
     def failed_first(self, *at_s, kind="connection closed"):
-        """First tries failed at these times, and their second ones did not."""
+        """Record first tries that failed at these times, with successful second tries."""
         self.failed += [(at, kind) for at in at_s]
         return self
 
     @property
     def requests(self):
-        record = Record()
+        log = RequestLog()
         for at, (outcome, latency_ms, late_ms) in self.rows.items():
-            record.add(at, late_ms, latency_ms, outcome, 55 if outcome.full else 0)
-        return record.requests()
+            log.add(at, late_ms, latency_ms, outcome, 55 if outcome.full else 0)
+        return log.requests()
 
     @property
     def offered(self):
-        return Offered(
+        return OfferResult(
             self.requests, np.array([at for at, _ in self.failed]), [kind for _, kind in self.failed]
         )

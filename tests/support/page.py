@@ -1,4 +1,4 @@
-"""A report's page as a browser meets it: its tags, and what it would load or lead to."""
+"""Parser of a report's page: its tags, and the resources that it loads or links."""
 
 from __future__ import annotations
 

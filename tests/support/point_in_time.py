@@ -1,4 +1,4 @@
-"""Whether features know only the past: the rows of a log computed from all of it, and from its past alone."""
+"""Compare the features of a log's rows, computed from the whole log and from its past alone."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from training.data.dataset import Dataset, build
 def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
     """Return each feature's largest difference between two computations of the same rows.
 
-    The time of the share `at` of exposures cuts the log. The rows of all exposures up to that time are computed
-    from the whole log, and from a log without any record at or after it, but for the exposures of that instant
-    themselves. A difference is |x − y| / max(1, |x|), infinite where a category or being missing differs; right
-    features stay ≤ 1e-6 (sums may be added up in another order). On the side of the whole log each exposure of
-    the instant has a twin, so that a slate which sees itself shows.
+    The time of the share `at` of exposures cuts the log. The rows of all exposures up to that time
+    are computed twice: from the whole log, and from a log without any record at or after it, except
+    the exposures of that instant. A difference is |x − y| / max(1, |x|), and infinite where a
+    category differs or one value is missing. Correct features stay ≤ 1e-6, because sums may be
+    added in another order. In the whole log each exposure of the instant has a duplicate, which
+    reveals a slate that sees itself.
 
     Raises:
-        TabrankError: if `at` is no share, or no row can be compared.
+        TabrankError: if `at` is not a share, or no row can be compared.
     """
     if not 0 <= at <= 1:
-        raise TabrankError(f"at: {at:g} must lie between 0 and 1; it is a share of the exposures, by time")
+        raise TabrankError(f"at: {at:g} must lie between 0 and 1, a share of the exposures by time")
     times = np.sort(log.exposures["ts_ms"].to_numpy())
     cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
     end_ms = log.ends_ms + schema.surface.label.within_ms + 1
     is_later = pc.greater(log.exposures["ts_ms"], cut_ms)
     later = log.exposures["request_id"].filter(is_later)
-    # an event counts no earlier than the exposure that it names, whatever its clock says
+    # An event counts no earlier than the exposure that it names, even if its own time is earlier.
     is_past = pc.and_not(pc.less(log.events["ts_ms"], cut_ms), pc.is_in(log.events["request_id"], later))
     cut = replace(
         log,
@@ -42,10 +43,12 @@ def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
         exposures=_closed(log.exposures.filter(pc.invert(is_later)), end_ms),
         events=log.events.filter(is_past),
     )
-    twins = log.exposures.filter(pc.equal(log.exposures["ts_ms"], cut_ms))
-    names = pa.array([f"twin {i} of {request}" for i, request in enumerate(twins["request_id"].to_pylist())])
-    twins = twins.set_column(twins.column_names.index("request_id"), "request_id", names)
-    whole = replace(log, exposures=_closed(pa.concat_tables([log.exposures, twins]), end_ms))
+    duplicates = log.exposures.filter(pc.equal(log.exposures["ts_ms"], cut_ms))
+    names = pa.array(
+        [f"duplicate {i} of {request}" for i, request in enumerate(duplicates["request_id"].to_pylist())]
+    )
+    duplicates = duplicates.set_column(duplicates.column_names.index("request_id"), "request_id", names)
+    whole = replace(log, exposures=_closed(pa.concat_tables([log.exposures, duplicates]), end_ms))
     given, expected = (build(schema, side) for side in (whole, cut))
     return _differences(given, expected)
 
@@ -55,14 +58,14 @@ def _held_before(table: pa.Table, cut_ms: int) -> pa.Table:
 
 
 def _closed(exposures: pa.Table, end_ms: int) -> pa.Table:
-    """With an exposure to nobody after all the rest, so that the rows' label windows have closed."""
+    """Append a last exposure without a viewer, so that the rows' label windows have closed."""
     last = {"request_id": "the end", "ts_ms": end_ms, "candidates": ["nothing"]}
     row = [{name: last.get(name) for name in exposures.column_names}]
     return pa.concat_tables([exposures, pa.Table.from_pylist(row, schema=exposures.schema)])
 
 
 def _differences(given: Dataset, expected: Dataset) -> dict[str, float]:
-    """By feature, over the rows that both have."""
+    """Return the differences by feature, over the rows that both data sets have."""
     here, there = (
         {(data.request_ids[s], c): i for i, (s, c) in enumerate(zip(data.slate, data.candidate, strict=True))}
         for data in (given, expected)

@@ -1,8 +1,8 @@
-"""Publishes and promotes in children that are killed on the way; says after each kill what is there.
+"""Kill processes that publish and promote, and print the state of the folder after each kill.
 
-A child is forked from here, so that 200 of them cost no 200 imports. Half of them are killed at a line of the code
-that writes, from the first to the last, the others at a random moment; a line is printed of each: what the pointer
-names, and the versions.
+Children are forked, so that 200 of them do not need 200 imports. Half of them are killed at a line
+of the writing code, from the first to the last; the others at a random moment. The output has one
+line per child: the version of the pointer, then all versions.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ WRITING = {
 
 
 def publish_and_promote(source: Path, models: Path) -> None:
-    """What is killed."""
+    """Publish and promote an artifact; this call is killed."""
     subject.point(models, subject.CURRENT, subject.publish(source, models))
 
 
 def at_each_line(do: Callable[[], None]) -> Any:
-    """A trace that does it before each line of what writes."""
+    """Return a trace function that calls `do` before each line of the writing code."""
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         if (frame.f_code.co_filename, frame.f_code.co_name) not in WRITING:
@@ -44,7 +44,7 @@ def at_each_line(do: Callable[[], None]) -> Any:
 
 
 def child(work: Callable[[], None], at_line: int | None = None) -> int:
-    """A child that does the work, and kills itself at a line if one is given."""
+    """Fork a child that does the work, and kills itself at the given line."""
     pid = os.fork()
     if pid:
         return pid
@@ -60,7 +60,7 @@ def child(work: Callable[[], None], at_line: int | None = None) -> int:
 
 
 def lines_of(work: Callable[[], None]) -> int:
-    """How many lines of what writes the work runs."""
+    """Return the number of lines of the writing code that the work runs."""
     lines = count()
     sys.settrace(at_each_line(lambda: next(lines) and None))
     work()
@@ -69,7 +69,7 @@ def lines_of(work: Callable[[], None]) -> int:
 
 
 def main(folder: Path, num_kills: int) -> None:
-    """`folder` holds the artifacts `old` and `new`."""
+    """Run all kills; `folder` holds the artifacts `old` and `new`."""
     draw = random.Random(2)
     old, new = folder / "old", folder / "new"
     begun = time.perf_counter()
@@ -92,9 +92,11 @@ def main(folder: Path, num_kills: int) -> None:
         os.waitpid(pid, 0)
         versions = subject.versions(models)
         for version in versions:
-            subject.load(models / version)  # raises where it is a mix
+            # This raises if the version is a mixture.
+            subject.load(models / version)
         print(subject.current(models), *versions, flush=True)
-        work()  # and whoever comes next finishes it, and clears away
+        # The next process completes the work, and removes what the killed one left.
+        work()
         assert subject.current(models) == subject.load(new).version
         assert len(list(models.iterdir())) == 3, list(models.iterdir())
 

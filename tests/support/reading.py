@@ -1,4 +1,4 @@
-"""The one way to read a store, by halves."""
+"""Read viewers or changes alone from a store, whose only read returns both."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from serve.stores.protocol import Changes, Store
 
 
 def read_viewers(store: Store, ids: Sequence[str]) -> list[bytes | None]:
-    """The rows of `ids`."""
+    """Return the rows of `ids`."""
     return store.read(ids, 0)[0]
 
 
 def read_changes(store: Store, since: int) -> Changes:
-    """The candidates changed after `since`."""
+    """Return the candidates that changed after `since`."""
     return store.read([], since)[1]

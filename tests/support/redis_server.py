@@ -1,4 +1,4 @@
-"""A Redis (or Valkey) server of the tests' own: on a free port of 127.0.0.1, in a folder of its own."""
+"""Redis (or Valkey) server for tests, on a free port of 127.0.0.1, with its own folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ START_S = 20.0
 
 
 def find_server() -> str | None:
-    """The program to run, if one is installed."""
+    """Return the path of the server program, or None if it is not installed."""
     return shutil.which("redis-server") or shutil.which("valkey-server")
 
 
 class RedisServer:
-    """Started with `start`, ended by its process alone; a later start finds what was kept, at the same port."""
+    """Server that can be stopped and restarted on the same port with its persisted data."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,11 +46,11 @@ class RedisServer:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """End it as a service manager does."""
+        """Stop the server as a service manager does."""
         self._end("terminate")
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill the server, as a crash would."""
         self._end("kill")
 
     def _end(self, how: str) -> None:

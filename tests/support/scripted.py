@@ -1,4 +1,4 @@
-"""A server that answers as its script says, one entry a request, and keeps what it was asked."""
+"""HTTP server that follows a script of one entry per request, and records the requests."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ import socketserver
 import threading
 from contextlib import contextmanager
 
-DROP, HANG = "drop", "hang"  # close the connection without an answer; do not answer
+# Close the connection without an answer, or do not answer.
+DROP, HANG = "drop", "hang"
 
 
 def answer(status, body, kind="application/json", **headers):
-    """An HTTP answer."""
+    """Return an HTTP answer."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    said = {"content-type": kind, "content-length": len(content), **headers}
+    fields = {"content-type": kind, "content-length": len(content), **headers}
     lines = [
         f"HTTP/1.1 {status} Said",
-        *(f"{name.replace('_', '-')}: {value}" for name, value in said.items()),
+        *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items()),
     ]
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
 def problem(status, title="busy", **more):
-    """A refusal as the service says it; `retry_after` becomes a header."""
+    """Return a problem answer as the service sends it; `retry_after` becomes a header."""
     headers = {"retry_after": more.pop("retry_after")} if "retry_after" in more else {}
     body = {"title": title, "status": status, "detail": "so it is", **more}
     return answer(status, body, "application/problem+json", **headers)
 
 
 class Slowly(bytes):
-    """An answer whose body comes byte by byte, each 10 ms after the one before."""
+    """Answer whose body is sent byte by byte, with 10 ms between two bytes."""
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -65,7 +66,8 @@ class Handler(socketserver.StreamRequestHandler):
     def _write_slowly(self, step):
         head, body = step.split(b"\r\n\r\n", 1)
         self.wfile.write(head + b"\r\n\r\n")
-        with contextlib.suppress(OSError):  # whoever asked may be gone
+        # The client may have closed the connection.
+        with contextlib.suppress(OSError):
             for byte in body:
                 self.wfile.write(bytes([byte]))
                 self.server.ended.wait(0.01)
@@ -73,7 +75,7 @@ class Handler(socketserver.StreamRequestHandler):
 
 @contextmanager
 def scripted(*script):
-    """The server, until the block ends."""
+    """Run the server until the block ends."""
     with Server(script) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
         thread.start()

@@ -1,4 +1,4 @@
-"""A service whose log is complete, an hour in its life, and what a replay of it must come to."""
+"""Service with a complete log, an hour of traffic, and checks of a replay of the log."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 from live import Live, event
 
 from serve.features.matrix import Features
-from serve.features.rows import Rows, Schema
+from serve.features.rows import RowTable, Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.stores.factory import open_store
 
 
 class Logging(Live):
-    """A service of the small surface; `log` is both what it was filled from and what it writes."""
+    """Service of the small surface; `log` fills its store and receives what it writes."""
 
     def __init__(self, folder, log_folder, **more):
         super().__init__(folder, log_folder, **more)
@@ -31,13 +31,13 @@ class Logging(Live):
         return open_store(self.args.store, "tiny", schema.fingerprint, base=self.folder, writable=False)
 
     def stored(self):
-        """The rows of viewers and candidates in the store."""
+        """Return the rows of viewers and candidates in the store."""
         return stored_rows(Schema(self.surface), self.store())
 
 
 def stored_rows(schema, store):
-    """The rows of viewers and candidates in a store, which is closed then."""
-    rows = {"viewer": Rows(schema, "viewer"), "candidate": Rows(schema, "candidate")}
+    """Return the rows of viewers and candidates in a store, and close it."""
+    rows = {"viewer": RowTable(schema, "viewer"), "candidate": RowTable(schema, "candidate")}
     with store.dump() as dump:
         for entity, name, row in dump.rows:
             rows[entity].put(name, row)
@@ -46,7 +46,10 @@ def stored_rows(schema, store):
 
 
 async def busy_hour(service):
-    """Rankings and events of all sorts, some of them late, of nobody, of unknown ids; one viewer is forgotten."""
+    """Send rankings and events of all kinds for an hour.
+
+    Some are late, anonymous or of unknown ids; one viewer is forgotten.
+    """
     rng = np.random.default_rng(0)
     ids = ["a", "b", "c", "d", "zz", "new", "newer"]
     now_ms = 50_000
@@ -77,7 +80,7 @@ async def busy_hour(service):
 
 
 def assert_same_sums(before, after):
-    """Two stores' rows are of the same ids, with the same sums."""
+    """Assert that the rows of two stores have the same ids and sums."""
     for ours, theirs in zip(before, after, strict=True):
         assert set(ours.index) == set(theirs.index)
         for name, row in ours.index.items():
@@ -86,7 +89,7 @@ def assert_same_sums(before, after):
 
 
 def assert_same_state(stored, replay, tolerance=1e-9):
-    """The replay's state is that of the stored rows, but for the rounding of sums."""
+    """Assert that the replay's state equals the stored rows, up to rounding of sums."""
     for ours, theirs in zip(stored, (replay.state.viewers, replay.state.candidates), strict=True):
         known = replay.known[ours.entity]
         assert set(ours.index) == {name for name, row in theirs.index.items() if known[row]}
@@ -102,7 +105,10 @@ def assert_same_state(stored, replay, tolerance=1e-9):
 
 
 def assert_served_features(service, replay):
-    """The features of every exposure that can be computed are those that were logged; the requests compared."""
+    """Assert that computed features of exposures equal the logged ones; return the requests.
+
+    Exposures whose features cannot be computed are skipped.
+    """
     schema = replay.state.schema
     columns = ["request_id", "numeric", "category"]
     served = pq.read_table(service.folder / "log" / "exposures", columns=columns).to_pylist()
@@ -111,7 +117,8 @@ def assert_served_features(service, replay):
     names = log.exposures["request_id"].to_pylist()
     for i in np.argsort(replay.sees, kind="stable").tolist():
         if names[i] not in matrices or replay.before_snapshot[i]:
-            continue  # of the log that the store was filled from, or of what was deleted
+            # It belongs to the log that filled the store, or to deleted rows.
+            continue
         replay.advance_to(int(replay.sees[i]))
         shown = np.arange(replay.first[i], replay.first[i + 1])
         matrix = Features(schema).compute(

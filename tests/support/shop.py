@@ -1,4 +1,4 @@
-"""A log of another world: a shop whose items are all categories, and most of what is shown is liked."""
+"""Log of another world: a shop with only categorical features, where most items are liked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ REGIONS = ("north", "south", "east", "west")
 
 
 def write_shop(folder: Path, *, slates: int = 4_000, seed: int = 0) -> None:
-    """Slates of up to eight items; six of ten are kept, by colour and fabric and by what the region wears."""
+    """Write slates of up to eight items; viewers keep six of ten.
+
+    The probability depends on colour, fabric, and the taste of the viewer's region.
+    """
     rng = np.random.default_rng(seed)
     num_items, num_people = 400, 900
     items = {name: rng.integers(0, n, num_items) for name, n in TRAITS.items()}

@@ -1,4 +1,4 @@
-"""A published artifact without a network, for services whose scorer is a fake."""
+"""Published artifact without a network, for services with a fake scorer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = "20260101T000000Z-abcd"
 
 
 def publish_stub(models: Path, toml: str, version: str = MODEL) -> str:
-    """Publish one whose columns are those of the surface in `toml`; its version."""
+    """Publish an artifact with the columns of the surface in `toml`, and return its version."""
     shutil.copytree(_made(toml, version), models / version, dirs_exist_ok=True)
     return version
 
@@ -30,7 +30,8 @@ def _made(toml: str, version: str) -> Path:
         tuple(SingleColumn(name, ()) for name in columns.single),
         tuple(MultiColumn(name, width, ()) for name, width in columns.multi),
     )
-    folder = Path(tempfile.mkdtemp()) / version  # flushed to disk once a test run
+    # It is flushed to disk once per test run.
+    folder = Path(tempfile.mkdtemp()) / version
     save(
         folder, dict.fromkeys(FILES, b"") | {"encoder.json": encoder.to_json().encode()}, {"version": version}
     )

@@ -1,4 +1,4 @@
-"""A small surface with every feature kind, and a log of it."""
+"""Small surface with every feature kind, and a log of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from serve.features.rows import Run, Schema
+from serve.features.rows import Interactions, Schema
 
 TOML = """
 name = "tiny"
@@ -51,7 +51,7 @@ STRINGS = pa.list_(pa.string())
 
 
 def tables() -> dict[str, pa.Table]:
-    """Two viewers, four candidates, three exposures; times in milliseconds."""
+    """Return two viewers, four candidates, three exposures; times in milliseconds."""
     return {
         "viewers": pa.table(
             {"id": ["ann", "bob"], "language": ["en", None], "follows": pa.array([["hal"], None], STRINGS)}
@@ -93,9 +93,9 @@ def tables() -> dict[str, pa.Table]:
     }
 
 
-def run_of(schema: Schema, records: Sequence[tuple[str, int, Sequence[int], int]]) -> Run:
-    """Records of (event, viewer's row, candidates' rows, ts_ms), as the state takes them."""
-    return Run(
+def run_of(schema: Schema, records: Sequence[tuple[str, int, Sequence[int], int]]) -> Interactions:
+    """Return records of (event, viewer's row, candidates' rows, ts_ms) as the state takes them."""
+    return Interactions(
         np.array([schema.number[event] for event, *_ in records], np.int64),
         np.array([viewer for _, viewer, *_ in records], np.int64),
         np.array([ts_ms for *_, ts_ms in records], np.int64),

@@ -1,4 +1,4 @@
-"""The rules and the dashboard as Prometheus is asked for them."""
+"""Shipped rules and dashboard, and queries of a Prometheus for them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from serve.operate.observe.prometheus import DASHBOARD, RULES
 
 
 def rules(path):
-    """All rules of a file."""
+    """Return all rules of a file."""
     return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
 def records():
-    """The recording rules."""
+    """Return the recording rules."""
     return rules(RULES[0])
 
 
 def alerts():
-    """The alerts; what has two severities is there twice."""
+    """Return the alerts; an alert with two severities occurs twice."""
     return rules(RULES[1])
 
 
 def panels():
-    """Each panel's expressions, its variables filled in."""
+    """Return the expressions of each panel, with variables filled in."""
     return [
         [filled(target["expr"]) for target in panel["targets"]]
         for panel in json.loads(DASHBOARD.read_text())["panels"]
@@ -36,25 +36,28 @@ def panels():
 
 
 def filled(expression):
-    """The expression as Grafana asks it, for all applications."""
+    """Return the expression as Grafana sends it, for all applications."""
     return expression.replace("$__rate_interval", "1m").replace("$application", ".*")
 
 
 def expressions():
-    """Every expression that is shipped."""
+    """Return every shipped expression."""
     return [expression for panel in panels() for expression in panel] + [
         rule["expr"] for rule in (*records(), *alerts())
     ]
 
 
-def asked():
-    """What must have a series on a service that was scraped: all but the alerts, which stand on records alone."""
+def required_expressions():
+    """Return the expressions that must have a series on a scraped service.
+
+    These are all except the alerts, which use only recording rules.
+    """
     rules = [text for rule in records() for text in (rule["record"], rule["expr"])]
     return [expression for panel in panels() for expression in panel] + rules
 
 
 def without_series(port, wanted, seconds):
-    """Which of the expressions a Prometheus has no series for, after so long at most."""
+    """Return the expressions without a series in a Prometheus, after at most `seconds`."""
     end = time.monotonic() + seconds
     left = list(dict.fromkeys(wanted))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:
@@ -62,7 +65,8 @@ def without_series(port, wanted, seconds):
             time.sleep(1.0)
             try:
                 left = [text for text in left if not _result(client, text)]
-            except httpx.TransportError:  # it is only starting
+            # Prometheus is still starting.
+            except httpx.TransportError:
                 continue
         failed = [rule["name"] for rule in _rules(client) if rule["health"] != "ok"]
     return left + failed

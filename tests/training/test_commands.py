@@ -1,4 +1,4 @@
-"""Paths that are not what a command wants: each is refused in one sentence, before any work is done."""
+"""Test that each command refuses an unusable path in one sentence, before it does any work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def handlers():
 
 
 def refused(*arguments: object) -> str:
-    """The one sentence that a command says of a user's mistake, lines of progress aside."""
+    """Return the one sentence of a user error, without lines of progress."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert (done.exit_code, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
@@ -92,14 +92,14 @@ def test_where_a_file_is_no_folder_is_written(folder, out):
 @pytest.mark.parametrize("surface", ["bad.toml", "missing.toml", "empty"])
 def test_what_is_no_surface_is_refused_by_name(folder, surface):
     for command in ("fit", "search"):
-        said = refused(command, "--surface", folder / surface, "--log", folder / "log", "--out", folder / "m")
-        assert surface in said
+        text = refused(command, "--surface", folder / surface, "--log", folder / "log", "--out", folder / "m")
+        assert surface in text
 
 
-def test_a_search_whose_books_are_cut_off_says_what_to_remove(folder):
-    said = refused("search", "--surface", "spaces", "--log", folder / "log", "--out", folder / "unfinished")
-    assert "search.json: cannot be read" in said
-    assert f"remove {folder / 'unfinished'}" in said
+def test_a_search_with_a_torn_record_is_refused_with_the_remedy(folder):
+    text = refused("search", "--surface", "spaces", "--log", folder / "log", "--out", folder / "unfinished")
+    assert "search.json: cannot be read" in text
+    assert f"remove {folder / 'unfinished'}" in text
 
 
 def test_a_number_of_seeds_that_is_none_is_refused():

@@ -1,1 +1,4 @@
-"""Is what was served what was trained: audit and replay over HTTP. Imports `search` and below."""
+"""Compare a service with its training: audit of its log, and replay over HTTP.
+
+Imports `search`, `drafting`, `fit`, `evaluation`, `data`, `network`, `world`, `terminal`, `serve`.
+"""

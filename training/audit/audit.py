@@ -1,4 +1,4 @@
-"""The audit: the features that rankings were made with, held against those that the log gives.
+"""Audit: compare the features that rankings were served with to those recomputed from the log.
 
 R rows shown, F numeric and K category columns.
 """
@@ -25,14 +25,15 @@ from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from training.data.dataset import Progress
-from training.data.feature_replay import recomputed
+from training.data.feature_replay import recompute_features
 from training.evaluation.drift import STATISTICS, drift, reading
 from training.evaluation.evaluate import score
 
+# Largest accepted difference of a feature, relative above 1: float64 sums in another order, cast
+# once to float32.
 TOLERANCE = 1e-6
-"""By how much a feature may differ, relative above 1: sums of float64 in another order, cast to float32 once."""
+# Largest accepted difference of a score, as for golden rows.
 SCORE_TOLERANCE = 1e-5
-"""By how much a score may differ, as golden scores may."""
 COLUMNS = ("seq", "model", "scores", "numeric", "category")
 
 F32 = NDArray[np.float32]
@@ -41,11 +42,13 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Served:
-    """One exposure whose matrix was logged, its rows as shown."""
+    """Exposure with a logged matrix, its rows as shown."""
 
-    exposure: int  # its place in the log
+    # Index in the log.
+    exposure: int
     matrix: Matrix
-    scores: F32  # [R], NaN where unscored
+    # [R], NaN where unscored
+    scores: F32
     model: str | None
     is_test: bool
 
@@ -53,15 +56,19 @@ class Served:
 def audit(
     folder: Path, surface: Surface, model: Path | None = None, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """Compute the features of every exposure with a logged matrix again, and compare; with `model` its scores too.
+    """Recompute the features of every exposure with a logged matrix, and compare.
 
-    The answer holds `exposures` (of which `test_exposures`) and `rows` compared; how many could not be,
-    `before_snapshot`, since the log was shortened after they saw it; `features`: the largest difference
-    of each, as `difference` says, null where it is infinite; `max`; `worst`: where that is; `held`. With a model
-    also `model`, `drift` and, where there is none, `no_drift`: why.
+    With `model`, compare its scores too.
+
+    The result holds `exposures` (`test_exposures` of them test traffic) and `rows` that were
+    compared; `before_snapshot`: exposures that cannot be compared, because the log was shortened
+    after them; `features`: the largest `difference` of each, null if infinite; `max`; `worst`: the
+    row of the maximum; `held`. With a model it also holds `model`, `drift` and, where that is null,
+    the reason `no_drift`.
 
     Raises:
-        TabrankError: for a bad log or artifact, a log of another surface, and one without matrices.
+        TabrankError: if the log or artifact is invalid, or the log is of another surface or has no
+            matrices.
     """
     artifact = None if model is None else load_artifact(model)
     features = Features(Schema(surface))
@@ -73,12 +80,12 @@ def audit(
     served = [one for one in logged if not replay.before_snapshot[one.exposure]]
     if not served:
         raise TabrankError(
-            f"{folder}: every exposure with its features logged was ranked before the snapshot that the log begins "
-            "with, since older records were deleted; audit it once it has newer ones"
+            f"{folder}: all exposures with logged features were ranked before the snapshot at the beginning of the "
+            "log; older records were deleted: audit the log again when it has newer exposures"
         )
     worst = Worst(features.columns)
     at = {one.exposure: one for one in served}
-    for number, (exposure, ours) in enumerate(recomputed(features, log, replay, np.array(list(at)))):
+    for number, (exposure, ours) in enumerate(recompute_features(features, log, replay, np.array(list(at)))):
         worst.compare(at[exposure], ours)
         progress((number + 1) / len(served))
     result = {
@@ -95,7 +102,10 @@ def audit(
 
 
 def difference(served: NDArray[np.floating], ours: NDArray[np.floating]) -> F64:
-    """|served − ours| / max(1, |ours|); missing is equal to missing, and infinitely far from a number."""
+    """Return |served − ours| / max(1, |ours|).
+
+    Missing equals missing and is infinitely far from a number.
+    """
     served, ours = np.asarray(served, np.float64), np.asarray(ours, np.float64)
     same = (served == ours) | (np.isnan(served) & np.isnan(ours))
     with np.errstate(invalid="ignore"):
@@ -104,16 +114,18 @@ def difference(served: NDArray[np.floating], ours: NDArray[np.floating]) -> F64:
 
 
 class Worst:
-    """The largest difference of each feature so far, and in which row it was."""
+    """Largest difference of each feature so far, with its row."""
 
     def __init__(self, columns: Columns) -> None:
         sets = [name for name, width in columns.multi for _ in range(width)]
-        self._names = [*columns.numeric, *columns.single, *sets]  # of each column; a set has several
+        # Name of each column; a set has several columns.
+        self._names = [*columns.numeric, *columns.single, *sets]
         self._most = np.zeros(len(self._names))
-        self._where = [(0, 0)] * len(self._names)  # exposure, row
+        # (exposure, row)
+        self._where = [(0, 0)] * len(self._names)
 
     def compare(self, served: Served, ours: Matrix) -> None:
-        """Take the rows of one exposure."""
+        """Compare the rows of one exposure."""
         theirs = served.matrix
         differs = np.where(theirs.category != ours.category, np.inf, 0.0)
         rows = np.concatenate([difference(theirs.numeric, ours.numeric), differs], axis=1)
@@ -126,7 +138,7 @@ class Worst:
         self._most = np.maximum(self._most, most)
 
     def result(self, log: Log) -> dict[str, Any]:
-        """As `audit` answers it."""
+        """Return the differences as `audit` reports them."""
         features: dict[str, float] = {}
         for name, most in zip(self._names, self._most.tolist(), strict=True):
             features[name] = max(features.get(name, 0.0), most)
@@ -149,7 +161,7 @@ class Worst:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """What `audit` answers, for people: the features that differ most first."""
+    """Return the result of `audit` as text, with the features that differ most first."""
     drifts = (result.get("drift") or {"features": {}})["features"]
     ordered = sorted(result["features"].items(), key=lambda item: -_infinite(item[1]))
     width = max(len(name) for name, _ in ordered)
@@ -175,8 +187,8 @@ def table(result: Mapping[str, Any]) -> str:
             f"the most: {where['feature']} of candidate {where['candidate']} in ranking {where['request_id']}"
         )
     if result["held"]:
-        return "\n".join([*lines, "held: what was served is what the log gives"])
-    why = "the log gives other features or scores than were served; is all that the store was filled from in it?"
+        return "\n".join([*lines, "held: the served features equal those of the log"])
+    why = "served features or scores differ from the log's; does the log hold all that the store was filled from?"
     return "\n".join([*lines, f"NOT held: {why}"])
 
 
@@ -185,12 +197,12 @@ def _infinite(value: float | None) -> float:
 
 
 def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
-    """The exposures with a logged matrix, in the order of the log."""
+    """Return the exposures with a logged matrix, in the order of the log."""
     logged = _logged(folder)
     if not len(logged):
         raise TabrankError(
-            f"{folder}: no exposure has its features logged; set log_features in the user_config of FeatureFetch to "
-            "the share of rankings that are to have them (1.0: all), serve, and audit the log that this leaves"
+            f"{folder}: no exposure has logged features; set log_features in the user_config of FeatureFetch to the "
+            "share of rankings to log (1.0: all), serve, and audit the log that the service writes"
         )
     place = {seq: i for i, seq in enumerate(logged["seq"].to_pylist())}
     lengths = pc.list_value_length(log.exposures["candidates"]).to_pylist()
@@ -209,7 +221,7 @@ def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
         ):
             raise TabrankError(
                 f"{folder}: the features of exposure {log.exposures['request_id'][exposure].as_py()!r} are "
-                f"{len(numeric)} numbers and {len(category)} categories, and the surface has {len(columns.numeric)} "
+                f"{len(numeric)} numbers and {len(category)} categories, but the surface has {len(columns.numeric)} "
                 f"and {columns.num_category} for each of its {num_rows} rows; name the surface that was served"
             )
         scores = row["scores"].values.to_numpy(zero_copy_only=False).astype(np.float32)
@@ -221,7 +233,7 @@ def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
 
 
 def _logged(folder: Path) -> pa.Table:
-    """The logged matrices."""
+    """Return the logged matrices."""
     _, exposures = read_table(folder, "exposures", ("request_id", *COLUMNS))
     if not set(COLUMNS) <= set(exposures.column_names):
         return pa.table({name: [] for name in COLUMNS})
@@ -229,7 +241,7 @@ def _logged(folder: Path) -> pa.Table:
 
 
 def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> dict[str, Any]:
-    """The logged scores of the artifact's version against what it scores now, and what has moved since its training."""
+    """Compare the logged scores of the artifact's version to its scores now, and measure drift."""
     matrix = _stacked([one.matrix for one in served])
     ours = score(artifact.path, matrix)
     logged = np.concatenate([one.scores for one in served])
@@ -243,9 +255,9 @@ def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> 
     is_live = np.repeat([not one.is_test for one in served], lengths)
     made_from = json.loads(artifact.read("evaluation.json")).get(STATISTICS)
     if made_from is None:
-        why = f"{artifact.path} keeps no distributions of its training rows; fit or search again for a newer artifact"
+        why = f"{artifact.path} has no distributions of its training rows; fit or search again for a newer artifact"
     elif not is_live.any():
-        why = "every exposure with features is test traffic, which says nothing of what viewers see"
+        why = "every exposure with features is test traffic, which does not represent viewers"
     else:
         live = Matrix(matrix.numeric[is_live], matrix.category[is_live])
         return {"model": found, "drift": drift(made_from, columns, live, ours[is_live])}

@@ -1,4 +1,4 @@
-"""Replay: a log played through a running service, and its answers measured as `evaluate` measures a model.
+"""Replay a log through a running service and measure its answers as `evaluate` measures a model.
 
 P shown candidates, of all exposures end to end; N rows, those of them whose label is known.
 """
@@ -29,17 +29,19 @@ from serve.features.surface import Surface, load_surface, read_surface
 from serve.log.reader import Log, read_log
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
-from training.audit.player import Step, steps
+from training.audit.player import ReplayRequest, replay_requests
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
 from training.evaluation.metrics import Contender, mean, probability, row_logloss
 from training.evaluation.slates import Slates
 
+# Largest accepted difference between a served score and the evaluation's, as for golden rows.
 TOLERANCE = 1e-5
-"""By how much a served score may differ from the evaluation's, as golden scores may."""
-DEADLINE_MS = 10_000  # of each ranking: a late answer would be the popular order
+# Deadline of each ranking: a late answer would be the popular order.
+DEADLINE_MS = 10_000
 TIMEOUT_S = 60.0
-NUM_TRIES = 5  # to send records that a service could not take yet
+# Attempts to send records that a service cannot accept yet.
+NUM_TRIES = 5
 PATHS = {"rank": "/v1/rank", "events": "/v1/events"}
 
 F64 = NDArray[np.float64]
@@ -55,30 +57,30 @@ def replay(
     out: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """Play a log through the service at `url`, one request after the other in the log's own time.
+    """Replay a log through the service at `url`, one request after the other in order of its time.
 
-    The answer holds `ndcg@10`, `auc` and `logloss` of the answered scores on the `rows` and `slates` of `evaluate`;
-    `rankings`, `by_rung`, `unscored_rows`, `seconds` and `requests_per_s`; with `model` also `max_score_difference`,
-    to what `evaluate` with `history` gives; `held`: every ranking was full, and no score differs by over 1e-5.
-    `surface` is by default the model's, else the one that the service names. `out` gets `report.json` and
-    `scores.parquet`.
+    The result holds `ndcg@10`, `auc` and `logloss` of the answered scores on the `rows` and
+    `slates` of `evaluate`; `rankings`, `by_rung`, `unscored_rows`, `seconds` and `requests_per_s`.
+    With `model` it also holds `max_score_difference` from the scores of `evaluate` with `history`.
+    `held` is true if every ranking was full and no score differs by more than 1e-5. `surface`
+    defaults to the model's, else the service's. `out` receives `report.json` and `scores.parquet`.
 
     Raises:
-        TabrankError: no service, one whose clock is not the requests', of another surface or model, or an answer
-            that is none.
+        TabrankError: if there is no service, it has its own clock or another surface or model, or
+            an answer is invalid.
     """
     if out is not None:
         refuse_existing(out)
     artifact = None if model is None else load_artifact(model)
-    with closing(Service(url)) as service:
+    with closing(ReplayClient(url)) as service:
         described = service.describe()
         ours = _surface(surface, artifact, described, url)
-        check(described, ours, artifact, url)
+        check_service(described, ours, artifact, url)
         log = read_log(folder, ours)
         if log.snapshots:
             raise TabrankError(
-                f"{folder}: begins with a snapshot, since older records were deleted; split it, load the store from "
-                "the first part, and replay the second with the first as --history"
+                f"{folder}: begins with a snapshot, because older records were deleted; split the log, load the "
+                "store from the first part, and replay the second with the first as --history"
             )
         past = None if history is None else read_log(history, ours)
         data = build(Schema(ours), log, history=past)
@@ -104,8 +106,8 @@ def replay(
     return result
 
 
-class Service:
-    """A service behind one connection, which is kept."""
+class ReplayClient:
+    """Service behind one persistent connection."""
 
     def __init__(self, url: str) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -119,85 +121,86 @@ class Service:
         self.num_requests = 0
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
     def describe(self) -> dict[str, Any]:
-        """What `/v1/model` says."""
-        status, body = self._ask("GET", "/v1/model", None)
+        """Return the answer of `/v1/model`."""
+        status, body = self._request("GET", "/v1/model", None)
         if status != 200:
             raise TabrankError(f"--url: {self.url}/v1/model answers {status}; is this a tabrank service?")
         return _json(body, "/v1/model")
 
-    def rank(self, step: Step, request_id: str) -> dict[str, Any]:
-        """The answer to a ranking."""
-        status, body = self._ask("POST", PATHS["rank"], step.body)
+    def rank(self, step: ReplayRequest, request_id: str) -> dict[str, Any]:
+        """Send a ranking and return its answer."""
+        status, body = self._request("POST", PATHS["rank"], step.body)
         if status != 200:
-            raise TabrankError(f"ranking {request_id!r} is answered {status}: {_detail(body)}")
+            raise TabrankError(f"ranking {request_id!r}: the service answers {status}: {_detail(body)}")
         return _json(body, f"ranking {request_id!r}")
 
-    def post(self, step: Step) -> None:
-        """Send records until they are taken."""
+    def post(self, step: ReplayRequest) -> None:
+        """Send records until the service accepts them."""
         for attempt in range(NUM_TRIES):
-            status, body = self._ask("POST", PATHS["events"], step.body)
+            status, body = self._request("POST", PATHS["events"], step.body)
             if status not in (429, 503):
                 break
             time.sleep(0.5 * (attempt + 1))
         records = json.loads(step.body)["records"]
         first = json.dumps(records[0])
         if status != 200:
-            raise TabrankError(f"the records from {first} on are answered {status}: {_detail(body)}")
+            raise TabrankError(f"the records from {first} on: the service answers {status}: {_detail(body)}")
         found = _json(body, "records")
         if found["rejected"]:
             wrong = found["rejected"][0]
             number = int(wrong["pointer"].split("/")[2])
-            raise TabrankError(f"the record {json.dumps(records[number])} is refused: {wrong['detail']}")
+            raise TabrankError(f"the record {json.dumps(records[number])} is rejected: {wrong['detail']}")
         if found["duplicates"] and not attempt:
             raise TabrankError(
-                f"the service has had {found['duplicates']} events of the log before; stop it, remove its store and "
-                "what it has logged, and load the store anew from what comes before this log"
+                f"the service already has {found['duplicates']} events of this log; stop it, remove its store and "
+                "the log that it wrote, and load the store from the log before this one"
             )
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+    def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)} if body else {}
         if key := os.environ.get("TABRANK_API_KEY"):
             headers["X-Api-Key"] = key
         self.num_requests += 1
         try:
-            return self._answer(method, path, body, headers)
+            return self._send(method, path, body, headers)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            self._connection.close()  # a kept connection that was closed meanwhile; a repeated request is one
+            # The server had closed the idle connection; repeating a request is safe.
+            self._connection.close()
         except (OSError, http.client.HTTPException) as error:
-            raise self._none(error) from None
+            raise self._unreachable(error) from None
         try:
-            return self._answer(method, path, body, headers)
+            return self._send(method, path, body, headers)
         except (OSError, http.client.HTTPException) as error:
-            raise self._none(error) from None
+            raise self._unreachable(error) from None
 
-    def _answer(
+    def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, bytes]:
         self._connection.request(method, self._prefix + path, body, dict(headers))
         response = self._connection.getresponse()
         return response.status, response.read()
 
-    def _none(self, error: Exception) -> TabrankError:
+    def _unreachable(self, error: Exception) -> TabrankError:
         return TabrankError(
-            f"--url: {self.url} does not answer ({error}); start the service, or name its address"
+            f"--url: {self.url} does not answer ({error}); start the service, or correct its address"
         )
 
 
 def _play(
-    service: Service, log: Log, surface: Surface, progress: Progress
+    service: ReplayClient, log: Log, surface: Surface, progress: Progress
 ) -> tuple[F64, Counter[str], float]:
-    """The answered scores `[P]`, NaN where there is none; how many rankings were of each rung; the seconds."""
+    """Return the answered scores `[P]` (NaN if unscored), rankings by rung, and seconds."""
     names: list[str] = log.exposures["request_id"].to_pylist()
     shown = log.exposures["candidates"].to_pylist()
     scores: list[list[float]] = [[] for _ in names]
     rungs: Counter[str] = Counter()
     done = 0
     begun = time.perf_counter()
-    for step in steps(log, surface):
+    for step in replay_requests(log, surface):
         if step.exposure is None:
             service.post(step)
             continue
@@ -214,18 +217,18 @@ def _play(
 
 
 def _rows(log: Log, data: Dataset, played: F64) -> F64:
-    """The answered scores of the dataset's rows, `[N]`."""
+    """Return the answered scores of the dataset's rows, `[N]`."""
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     return np.asarray(played[first[data.slate] + data.position], np.float64)
 
 
 def _measures(log: Log, data: Dataset, played: F64) -> dict[str, Any]:
-    """An order is measured with what is unscored last, as it was answered; the logloss where there is a score."""
+    """Measure the answers: unscored rows rank last, as answered; logloss is over scored rows."""
     scores = _rows(log, data, played)
     scored = ~np.isnan(scores)
     if not scored.any():
         raise TabrankError(
-            "no candidate has been scored; the arm of the model needs the share 1.0, and a model"
+            "the service scored no candidate; give the arm of the model the share 1.0, and publish a model"
         )
     slates = Slates(data.label, data.slate, data.viewer)
     contender = Contender.of(slates, scores, None)
@@ -240,7 +243,7 @@ def _measures(log: Log, data: Dataset, played: F64) -> dict[str, Any]:
 
 
 def _surface(named: str | None, artifact: Artifact | None, described: Mapping[str, Any], url: str) -> Surface:
-    """The surface that was named, else the model's, else the shipped one that the service names."""
+    """Return the named surface, else the model's, else the shipped one that the service names."""
     if named is not None:
         return load_surface(named)
     if artifact is not None:
@@ -249,26 +252,28 @@ def _surface(named: str | None, artifact: Artifact | None, described: Mapping[st
         return load_surface(described["surface"])
     except TabrankError:
         raise TabrankError(
-            f"--surface: the service at {url} ranks {described['surface']!r}, which is not shipped; name its TOML"
+            f"--surface: the service at {url} ranks {described['surface']!r}, which is not shipped; give its TOML file"
         ) from None
 
 
-def check(described: Mapping[str, Any], surface: Surface, artifact: Artifact | None, url: str) -> None:
-    """Refuse a service that has another clock or surface, or ranks with another model than `artifact`."""
+def check_service(
+    described: Mapping[str, Any], surface: Surface, artifact: Artifact | None, url: str
+) -> None:
+    """Refuse a service with another clock or surface, or that ranks with another model."""
     if described.get("clock") != "event":
         raise TabrankError(
-            f"--url: the clock of the service at {url} is {described.get('clock')!r}; a replay needs its own time: set "
-            "`clock: event` in the args of its cluster.yaml, for a service that nobody else uses"
+            f"--url: the service at {url} has the clock {described.get('clock')!r}; a replay needs the time of its "
+            "requests: set `clock: event` in the args of its cluster.yaml, for a service without other traffic"
         )
     if described["surface_fingerprint"] != surface.fingerprint:
         raise TabrankError(
-            f"--url: the surface {described['surface']!r} of the service at {url} is not {surface.name!r} as it is "
-            "here (their fingerprints differ); serve this surface, or name that one"
+            f"--url: the surface {described['surface']!r} of the service at {url} differs from {surface.name!r} here "
+            "(by fingerprint); serve this surface, or name the served one with --surface"
         )
     if artifact is not None and described["model"] != artifact.version:
         raise TabrankError(
-            f"--model: the service at {url} ranks with {described['model']}, and {artifact.path} is "
-            f"{artifact.version}; publish it, or name the one that is served"
+            f"--model: the service at {url} ranks with {described['model']}, but {artifact.path} is "
+            f"{artifact.version}; publish it, or name the served one"
         )
 
 
@@ -290,12 +295,12 @@ def _json(body: bytes, what: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise TabrankError(f"{what}: the answer is no JSON object; is this a tabrank service?")
+        raise TabrankError(f"{what}: the answer is not a JSON object; is this a tabrank service?")
     return found
 
 
 def _detail(body: bytes) -> str:
-    """What a problem says, with its pointer."""
+    """Return the detail of a problem response, with its pointer."""
     try:
         problem = json.loads(body)
         return f"{problem.get('pointer') or ''} {problem['detail']}".strip()

@@ -1,4 +1,4 @@
-"""What of a log is sent to a service to play it, and in which order."""
+"""Turn a log into the sequence of HTTP requests that replays it against a service."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.log.replay import EVENT, UPSERT, event_times
 
-MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2  # with room for what lies between the records
+# Half of the largest body, which leaves room for the separators between records.
+MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2
 
+# A record's time, `UPSERT` or `EVENT`, and the record as it is sent.
 Timed = tuple[int, int, dict[str, Any]]
-"""A record's time, `UPSERT` or `EVENT`, and the record as it is sent."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One request: the body of a ranking, and which exposure it is; or records, and none."""
+class ReplayRequest:
+    """One request: a ranking with its exposure's index in the log, or records without one."""
 
     kind: Literal["rank", "events"]
     body: bytes
     exposure: int | None = None
 
 
-def steps(log: Log, surface: Surface) -> Iterator[Step]:
-    """The requests that play a log in its own time, one after the other.
+def replay_requests(log: Log, surface: Surface) -> Iterator[ReplayRequest]:
+    """Yield the requests that replay a log in order of its time.
 
-    At one time rankings come first: what is of the same time is unseen. Attributes of that time follow alone, so that
-    they are there when its rankings count as impressions, then its events, as in `serve.log.replay`.
+    Rankings of one time come first, because a ranking does not see records of its own time.
+    Attributes of that time follow in separate requests, so that they exist when the rankings count
+    as impressions; its events come last, as in `serve.log.replay`.
     """
     records = sorted([*_upserts(log, surface), *_events(log)], key=itemgetter(0, 1))
     at = 0
@@ -45,7 +47,7 @@ def steps(log: Log, surface: Surface) -> Iterator[Step]:
             end += 1
         yield from _posts(records[at:end])
         for _, exposure, body in exposures:
-            yield Step("rank", json.dumps(body, allow_nan=False).encode(), exposure)
+            yield ReplayRequest("rank", json.dumps(body, allow_nan=False).encode(), exposure)
         at = end
         while end < len(records) and records[end][:2] == (now_ms, UPSERT):
             end += 1
@@ -55,7 +57,7 @@ def steps(log: Log, surface: Surface) -> Iterator[Step]:
 
 
 def _rankings(log: Log) -> list[tuple[int, int, dict[str, Any]]]:
-    """Time, place in the log and body of each exposure, in the order of time."""
+    """Return time, index in the log and body of each exposure, in order of time."""
     rankings = []
     for exposure, row in enumerate(log.exposures.to_pylist()):
         stated = json.loads(row["stated"]) if row["stated"] else {}
@@ -74,7 +76,7 @@ def _rankings(log: Log) -> list[tuple[int, int, dict[str, Any]]]:
 
 
 def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
-    """Attributes; what holds since ever is sent as of 1970, before all else."""
+    """Yield attribute records; one without a time is sent as of 1970, before all others."""
     first_ms = min(log.exposures["ts_ms"].to_pylist())
     for row in log.viewers.to_pylist():
         ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
@@ -85,11 +87,13 @@ def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
                 UPSERT,
                 {"type": "viewer", "id": row["id"], "fields": _fields(row, surface, "viewer")} | record,
             )
-        elif ts_ms >= first_ms:  # of an earlier time it is in the store, with what the viewer did since
+        # An earlier forget is already in the store, with what the viewer did since.
+        elif ts_ms >= first_ms:
             yield ts_ms, UPSERT, {"type": "forget", "viewer": row["id"]} | record
     for row in log.candidates.to_pylist():
+        # The service removes candidates that ended long ago by itself.
         if row["removed"]:
-            continue  # the service removes what ended long ago by itself
+            continue
         ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
         record = {"type": "candidate", "id": row["id"], "fields": _fields(row, surface, "candidate")}
         ends = {} if row["ends_ms"] is None else {"ends_ms": row["ends_ms"]}
@@ -99,7 +103,7 @@ def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
 def _fields(
     row: Mapping[str, Any], surface: Surface, owner: Literal["viewer", "candidate"]
 ) -> dict[str, Any]:
-    """The fields that a row sets; null where it says that there is none."""
+    """Return the fields that a row sets; null for a field that it clears."""
     names = surface.fields[owner] if row["stated"] is None else row["stated"]
     return {name: None if _is_nan(row[name]) else row[name] for name in names}
 
@@ -116,8 +120,8 @@ def _events(log: Log) -> Iterator[Timed]:
         yield ts_ms, EVENT, {"type": "event", **record, "ts_ms": ts_ms}
 
 
-def _posts(records: list[Timed]) -> Iterator[Step]:
-    """Records in as few posts as a service takes."""
+def _posts(records: list[Timed]) -> Iterator[ReplayRequest]:
+    """Yield the records in as few posts as the service accepts."""
     parts: list[bytes] = []
     size = 0
     for *_, record in records:
@@ -131,5 +135,5 @@ def _posts(records: list[Timed]) -> Iterator[Step]:
         yield _post(parts)
 
 
-def _post(parts: list[bytes]) -> Step:
-    return Step("events", b'{"records":[' + b",".join(parts) + b"]}")
+def _post(parts: list[bytes]) -> ReplayRequest:
+    return ReplayRequest("events", b'{"records":[' + b",".join(parts) + b"]}")

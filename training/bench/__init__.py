@@ -1,1 +1,5 @@
-"""`training bench`: the cost of scoring and training. Imports `audit` and below."""
+"""`training bench`: measure the speed of scoring and training, and quality against known truths.
+
+Imports `audit`, `search`, `drafting`, `fit`, `evaluation`, `data`, `network`, `world`, `terminal`,
+`serve`.
+"""

@@ -1,4 +1,4 @@
-"""What a benchmark of scoring compares: the ways to score an artifact, and artifacts to score."""
+"""Contenders of the scoring benchmark: ways to score an artifact, and reference artifacts."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
 
+# Networks to measure without an artifact; cost does not depend on the weights.
 REFERENCES = {
     "random-sparsemax-16x4": NetworkConfig(width=16, n_steps=4, mask_type="sparsemax"),
     "random-entmax-16x2": NetworkConfig(width=16, n_steps=2, mask_type="entmax"),
 }
-"""Measured where no artifact is named; cost does not depend on what the weights are."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to score given rows; `probability` makes what `run` answers a calibrated P(label) [R]."""
+    """One way to score given rows; `probability` maps its result to calibrated P(label) [R]."""
 
     run: Callable[[], Any]
     probability: Callable[[Any], NDArray[Any]]
 
 
 class Contenders:
-    """The ways to score one artifact, each on one thread."""
+    """All ways to score one artifact, each on one thread."""
 
     def __init__(self, artifact: Artifact) -> None:
         self._network = Network(artifact.encoder, NetworkConfig(**artifact.manifest["network"]))
@@ -58,11 +58,12 @@ class Contenders:
         self._calibration = Calibration(**artifact.manifest["calibration"])
 
     def on(self, numeric: F32, category: U64) -> dict[str, Contender]:
-        """By name, ready to score these rows of the matrix.
+        """Return the contenders by name, ready to score these rows of the matrix.
 
-        `predict_proba`: pytorch_tabnet's classifier; `eager`: the trained network on tensors; `exported`: that
-        network as torch's own ONNX exporter writes it. These have the network's inputs at hand. `ours_torch` and
-        `ours`: the service's scorers on the CPU, which start from the matrix.
+        `predict_proba`: pytorch_tabnet's classifier; `eager`: the trained network on tensors;
+        `exported`: that network as torch's ONNX exporter writes it. These three start from the
+        network's inputs. `ours_torch` and `ours`, the service's scorers on the CPU, start from the
+        matrix.
         """
         parts = self._network.encoder.encode(numeric, category)
         tensor = self._network.inputs(*(torch.from_numpy(part) for part in parts))
@@ -91,9 +92,13 @@ class Contenders:
 
 
 def _classifier(network: Network) -> Any:
-    """A classifier that holds the trained network: softmax over (0, logit) is the sigmoid of the logit."""
+    """Return a classifier with the trained network.
+
+    Its softmax over (0, logit) is the sigmoid of the logit.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports from scipy
+        # pytorch_tabnet imports a deprecated name of scipy.
+        warnings.simplefilter("ignore", DeprecationWarning)
         from pytorch_tabnet.tab_model import TabNetClassifier
 
     classifier = TabNetClassifier(
@@ -113,11 +118,12 @@ def _classifier(network: Network) -> Any:
 
 
 def _exported(network: Network) -> Any:
-    """A session, on one thread, of the network as torch's own exporter writes it."""
+    """Return a one-thread session of the network as torch's own exporter writes it."""
     x = torch.zeros(2, len(network.encoder.input_names))
     file: Any = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing what is constant here
+        # The exporter warns about traced values that are constant here.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
             (x,),
@@ -126,7 +132,8 @@ def _exported(network: Network) -> Any:
             output_names=["logit", "sparsity"],
             dynamic_axes={"x": {0: "rows"}, "logit": {0: "rows"}},
             opset_version=OPSET,
-            dynamo=False,  # the newer exporter needs a further package
+            # The newer exporter needs a further package.
+            dynamo=False,
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -134,7 +141,7 @@ def _exported(network: Network) -> Any:
 
 
 def references(parent: Path) -> dict[str, Path]:
-    """Artifacts of `REFERENCES` in `parent`, by name: 40 features, 4 of them with a missing indicator."""
+    """Write artifacts of `REFERENCES` to `parent`: 40 features, 4 with a missing indicator."""
     vocabularies = [tuple(f"value{i}" for i in range(5 * (k + 1))) for k in range(8)]
     encoder = Encoder(
         tuple(NumericColumn(f"n{i}", ("none", "log1p")[i % 2], indicator=i % 8 == 0) for i in range(32)),
@@ -145,7 +152,8 @@ def references(parent: Path) -> dict[str, Path]:
     for column in encoder.indicators:
         numeric[rng.random(len(numeric)) < 0.2, column] = np.nan
     hashes = [np.array([0, 1, *map(entry_hash, vocabulary)], np.uint64) for vocabulary in vocabularies]
-    category = np.stack([rng.choice(known, len(numeric)) for known in hashes], axis=1)  # 1 is unseen
+    # Hash 1 stands for an unseen category.
+    category = np.stack([rng.choice(known, len(numeric)) for known in hashes], axis=1)
     calibration = Calibration(0.9, -0.1)
     for name, config in REFERENCES.items():
         network = _random_network(encoder, config, numeric, category)
@@ -168,7 +176,7 @@ def references(parent: Path) -> dict[str, Path]:
 
 @torch.no_grad()
 def _random_network(encoder: Encoder, config: NetworkConfig, numeric: F32, category: U64) -> Network:
-    """A network whose batch norms have seen these rows, so that its activations are of a trained one's size."""
+    """Return a network whose batch norms have seen these rows: its activations are realistic."""
     torch.manual_seed(0)
     network = Network(encoder, dataclasses.replace(config, momentum=0.3))
     x = network.inputs(*(torch.from_numpy(part) for part in encoder.encode(numeric, category)))

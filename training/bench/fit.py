@@ -1,4 +1,4 @@
-"""How fast networks are trained: pytorch_tabnet's classifier, a plain loop around its network, and ours."""
+"""Measure training speed: pytorch_tabnet's classifier, a plain loop, and our loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from serve.operate.host.machine import describe_machine
 from training.fit.loop import INPUT_MOMENTUM, FitConfig, learning_rate, run
-from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
 from training.network.network import Network, NetworkConfig, shape
 
 CONFIG = FitConfig(
@@ -45,16 +45,20 @@ def bench_fit(
     rounds: int = 3,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Rows/s of the ways to train one network on the same rows; they take turns, and medians count. Each round has a
-    seed of its own: by seed alone the logloss of one way spreads by some 0.01.
+    """Measure the rows/s of several ways to train one network on the same rows.
 
-    `fit` is `TabNetClassifier.fit`, `plain` a loop in memory around pytorch_tabnet's network, `ours` the loop that
-    trains here, each on one thread and on all, with the same batches, optimiser and rates. All validate after
-    each epoch, on the same rows and by logloss; `fit` is spared its importances.
+    The ways alternate, and medians count. Each round has its own seed: by seed alone the logloss of
+    one way spreads by about 0.01.
+
+
+    `fit` is `TabNetClassifier.fit`, `plain` a loop in memory around pytorch_tabnet's network, and
+    `ours` this project's training loop, each on one thread and on all, with the same batches,
+    optimiser and rates. All validate after each epoch, on the same rows and by logloss; `fit` does
+    not compute its importances.
 
     Returns:
-        `machine`, `seconds`, `rows`, `columns`, `epochs`, `rows_per_s` and `valid_logloss` by name, and
-        `ratio_vs_fit`: the faster of ours over the faster of `fit`.
+        `machine`, `seconds`, `rows`, `columns`, `epochs`, `rows_per_s` and `valid_logloss` by name,
+        and `ratio_vs_fit`: the faster of ours over the faster of `fit`.
     """
     begun = time.perf_counter()
     threads = torch.get_num_threads()
@@ -74,11 +78,11 @@ def bench_fit(
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     logloss: dict[str, list[float]] = {name: [] for name in ways}
     try:
-        for turn in range(rounds):
+        for number in range(rounds):
             for name, way in ways.items():
-                progress(f"bench fit: round {turn + 1} of {rounds}, {name}")
+                progress(f"bench fit: round {number + 1} of {rounds}, {name}")
                 taken_from = time.perf_counter()
-                logloss[name].append(way(replace(config, seed=turn)))
+                logloss[name].append(way(replace(config, seed=number)))
                 speeds[name].append(steps * config.batch_size / (time.perf_counter() - taken_from))
     finally:
         torch.set_num_threads(threads)
@@ -96,7 +100,7 @@ def bench_fit(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as text, a line for each way."""
+    """Return the result as text, a line for each way."""
     lines = [f"{result['rows']:,} rows of {result['columns']} columns, {result['epochs']} epochs"]
     for name, speed in result["rows_per_s"].items():
         found = result["valid_logloss"][name]
@@ -117,8 +121,10 @@ def _best(speed: Mapping[str, float], start: str) -> float:
 
 
 def _made(num_rows: int, seed: int) -> Inputs:
-    """Rows of a law that no line fits: folds, and what a category says of a number; learned within a few epochs,
-    so that what is compared has come to its end."""
+    """Draw rows with non-linear effects: folds, and a number's effect that depends on a category.
+
+    A few epochs learn them, so every way has converged when it is compared.
+    """
     rng = np.random.default_rng(seed)
     numeric = rng.standard_normal((num_rows, NUM_NUMERIC)).astype(np.float32)
     index = np.stack([rng.integers(2, c, num_rows) for c in ENCODER.cardinalities], axis=1)
@@ -126,11 +132,11 @@ def _made(num_rows: int, seed: int) -> Inputs:
     logit += 1.5 * (index[:, 0] % 2) + numeric[:, 3] * (index[:, 1] % 3 - 1)
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, position = np.zeros((num_rows, 0), np.float32), np.zeros(num_rows, np.int64)
-    return inputs(Rows(numeric, hot, index, label, position), ENCODER, CONFIG.network)
+    return inputs(EncodedRows(numeric, hot, index, label, position), ENCODER, CONFIG.network)
 
 
 def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
-    """Trains pytorch_tabnet's own module as our loop does; the validation logloss."""
+    """Train pytorch_tabnet's own module as our loop does; return the validation logloss."""
     torch.manual_seed(config.seed)
     network = Network(ENCODER, config.network)
     network.tabnet.tabnet.encoder.initial_bn.momentum = INPUT_MOMENTUM
@@ -157,9 +163,10 @@ def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
 
 
 def _classifier(train: Inputs, valid: Inputs, config: FitConfig) -> float:
-    """Trains a `TabNetClassifier` on the same network, optimiser and schedule; the validation logloss."""
+    """Train a `TabNetClassifier` with the same settings; return the validation logloss."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it imports, and of its way to step the schedule
+        # Ignore warnings of its imports and of how it steps the schedule.
+        warnings.simplefilter("ignore")
         from pytorch_tabnet.tab_model import TabNetClassifier
 
         num_steps = len(train) // config.batch_size * config.epochs

@@ -1,4 +1,4 @@
-"""Benchmarks of what training makes: how fast a model is scored, each way of scoring it beside the others."""
+"""Measure scoring speed: candidates/s of each way to score a model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from serve.model.artifact import load as load_artifact
 from serve.operate.host.machine import describe_machine
 from training.bench.contenders import Contender, Contenders, references
 
+# Rows to score at once: those of one request, and about those of 8 and 32 requests.
 SIZES = (55, 440, 1760)
-"""Rows scored at once: a request, and what 8 and 32 requests at a time come to."""
+# Size at which ours is compared with `predict_proba`.
 CHECKED = 440
-"""The size at which ours is compared with `predict_proba`."""
 ROUNDS = 15
-TURN_S = 0.03
-"""How long a contender runs in each round, at the least once: long against the timer, short against the
-machine's moods, which the rounds then spread over all contenders."""
+# Time that a contender runs in each round: long against the timer's resolution, and short against
+# slow phases of the machine, which the rounds then spread over all contenders.
+ROUND_S = 0.03
 
 
 def bench_scorer(
@@ -34,13 +34,14 @@ def bench_scorer(
     rounds: int = ROUNDS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Candidates per second, on one thread, of the ways to score `model`, or else of `REFERENCES`.
+    """Measure candidates/s, on one thread, of the ways to score `model` (default: `REFERENCES`).
 
     Returns:
-        `machine`, `seconds`, `models` (one result each), and the keys of the first result:
-        `model`, `network`, `features`, `columns` (of the network), `rows` (size → contender → candidates/s),
-        `ratio_vs_predict_proba` (ours at 440 rows, or else at the largest size) and `max_difference` (of each
-        contender's probabilities from ours, over all rows). The contenders are those of `Contenders.on`.
+        `machine`, `seconds`, `models` (one result each), and the keys of the first result: `model`,
+        `network`, `features`, `columns` (of the network), `rows` (size → contender → candidates/s),
+        `ratio_vs_predict_proba` (ours at 440 rows, or else at the largest size) and
+        `max_difference` (of each contender's probabilities from ours, over all rows). The
+        contenders are those of `Contenders.on`.
     """
     begun = time.perf_counter()
     torch.set_num_threads(1)
@@ -59,7 +60,7 @@ def bench_scorer(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as text: for each model a line per contender, candidates/s by size."""
+    """Return the result as text: for each model a line a contender, candidates/s by size."""
     lines = []
     for found in result["models"]:
         lines.append(
@@ -98,11 +99,11 @@ def _measure(folder: Path, sizes: tuple[int, ...], rounds: int) -> dict[str, Any
 
 
 def _seconds(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float]:
-    """Of one run of each contender, the median over rounds in which they take turns."""
+    """Return the seconds of one run of each contender: the median over alternating rounds."""
     num_runs = {}
     for name, contender in contenders.items():
         contender.run()
-        num_runs[name] = max(1, int(TURN_S / _timed(contender, 1)))
+        num_runs[name] = max(1, int(ROUND_S / _timed(contender, 1)))
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():

@@ -1,8 +1,9 @@
-"""The TabNet paper's synthetic sets, trained with our loop: whether network and loop reach its figures.
+"""Train on the TabNet paper's synthetic sets and compare the AUC with the paper's.
 
-Six sets of 11 standard normal columns, X1 to X11, and a label with P(Y = 1 | X) = 1 / (1 + exp(z(X))). The
-laws are of Chen et al. 2018 ("Learning to Explain") as Yoon et al. 2019 (INVASE) changed them, whose code,
-not its text, gives Syn3 (see `exponent`). The figures are those of Arik & Pfister 2021 (TabNet), table 1.
+Six sets of 11 standard normal columns, X1 to X11, and a label with
+P(Y = 1 | X) = 1 / (1 + exp(z(X))). The exponents z are those of Chen et al. 2018 ("Learning to
+Explain") as changed by Yoon et al. 2019 (INVASE), whose code, not text, gives Syn3 (see
+`exponent`). The AUCs are those of Arik & Pfister 2021 (TabNet), table 1.
 """
 
 from __future__ import annotations
@@ -22,29 +23,30 @@ from serve.model.encoder import Encoder, NumericColumn
 from serve.operate.host.machine import describe_machine
 from training.evaluation.slates import auc
 from training.fit.loop import FitConfig, run
-from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
 from training.network.network import Network, NetworkConfig
 
 F64 = NDArray[np.float64]
 
 NUM_COLUMNS = 11
+# Test AUC of TabNet in its paper, by set.
 PAPER = {"syn1": 0.682, "syn2": 0.892, "syn3": 0.897, "syn4": 0.776, "syn5": 0.789, "syn6": 0.878}
-"""Test AUC of TabNet in its paper, by set."""
+# A set holds if its test AUC is at most this far below the paper's, whose own standard deviations
+# are up to 0.017.
 SLACK = 0.01
-"""A set holds where the test AUC is at most so far below the paper's; the paper's own standard deviations
-are up to 0.017."""
+# Rows to learn from, as in the papers; a tenth of them validates.
 NUM_TRAIN = 10_000
-"""Rows to learn from, as in the papers; a tenth of them validates."""
+# Ten times the papers' rows: the sampling error of the test AUC is then below 0.002.
 NUM_TEST = 100_000
-"""Ten times the papers': the sampling error of the test AUC is then below 0.002."""
 ENCODER = Encoder(numeric=tuple(NumericColumn(f"X{i + 1}") for i in range(NUM_COLUMNS)))
 
 
 def _config(n_steps: int, gamma: float, lambda_sparse: float) -> FitConfig:
-    """The paper's network and learning rate; it takes batches of 3,000 and 4,000 steps, this 720 of 500.
+    """Return the paper's network and learning rate, with 720 steps of 500 rows.
 
-    The weight decay is what counts on 10,000 rows: with 1e-5 Syn4 came to 0.662, Syn2 to 0.877 and Syn6 to
-    0.834, with 1.0 to 0.803, 0.900 and 0.884 (the same rows, all else equal).
+    The paper takes 4,000 steps of 3,000. The weight decay matters most on 10,000 rows: with 1e-5
+    Syn4 reached 0.662, Syn2 0.877 and Syn6 0.834; with 1.0 0.803, 0.900 and 0.884 (the same rows,
+    all else equal).
     """
     network = NetworkConfig(
         width=16,
@@ -54,7 +56,8 @@ def _config(n_steps: int, gamma: float, lambda_sparse: float) -> FitConfig:
         n_independent=2,
         n_shared=2,
         virtual_batch_size=100,
-        momentum=0.3,  # the paper's 0.7, told the other way round
+        # The paper's 0.7 in torch's convention, 1 - momentum.
+        momentum=0.3,
         lambda_sparse=lambda_sparse,
     )
     return FitConfig(network, epochs=40, patience=40, batch_size=500, learning_rate=0.02, weight_decay=1.0)
@@ -74,22 +77,25 @@ CONFIGS = {
 class Drawn:
     """Rows of a set, with the true P(Y = 1 | X) of each: no score has a higher expected AUC."""
 
-    x: F64  # [R, 11]
-    probability: F64  # [R]
-    label: NDArray[np.float32]  # [R]
+    # [R, 11]
+    x: F64
+    # [R]
+    probability: F64
+    # [R]
+    label: NDArray[np.float32]
 
 
 def exponent(name: str, x: F64) -> F64:
-    """z [R] of a set's law 1 / (1 + exp(z)), for x [R, 11].
+    """Return z [R] of a set's P(Y = 1 | X) = 1 / (1 + exp(z)), for x [R, 11].
 
-    Syn3's is INVASE's code. Its text has -10·sin(2·X7) + 2·|X8| + X9 + exp(-X10), and L2X's code
-    -100·sin(0.2·X7) + ...: with either the true probability has an AUC above 0.99, with the form here 0.906,
-    and the published ones end at 0.902.
+    Syn3 follows INVASE's code. INVASE's text has -10·sin(2·X7) + 2·|X8| + X9 + exp(-X10), and L2X's
+    code -100·sin(0.2·X7) + ...: with either the true probability has an AUC above 0.99. With the
+    form here it has 0.906, and the published AUCs end at 0.902.
     """
     first = x[:, 0] * x[:, 1]
     second = (x[:, 2:6] ** 2).sum(axis=1) - 4.0
     third = -10.0 * np.sin(0.2 * x[:, 6]) + np.abs(x[:, 7]) + x[:, 8] + np.exp(-x[:, 9]) - 2.4
-    laws = {
+    pairs = {
         "syn1": (first, first),
         "syn2": (second, second),
         "syn3": (third, third),
@@ -97,15 +103,15 @@ def exponent(name: str, x: F64) -> F64:
         "syn5": (first, third),
         "syn6": (second, third),
     }
-    below, above = laws[name]
+    below, above = pairs[name]
     z: F64 = np.where(x[:, 10] < 0.0, below, above)
     return z
 
 
 def draw(name: str, num_rows: int, rng: np.random.Generator) -> Drawn:
-    """Fresh rows of a set."""
+    """Draw new rows of a set."""
     x = rng.standard_normal((num_rows, NUM_COLUMNS))
-    # The logistic function by tanh: exp(-X10) may be large, and exp of it overflow.
+    # Compute the logistic function by tanh, because exp(-X10) may be large and its exp overflow.
     probability = 0.5 - 0.5 * np.tanh(0.5 * exponent(name, x))
     return Drawn(x, probability, (rng.random(num_rows) < probability).astype(np.float32))
 
@@ -119,16 +125,16 @@ def bench_syn(
     epochs: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Trains on each of `sets`, once with each of `seeds` (rows and weights), on one thread.
+    """Train on each of `sets`, once with each of `seeds` (rows and weights), on one thread.
 
     Returns:
-        `machine`, `seconds`, `held` (every set is at most 0.01 below the paper) and `sets`: for each `auc`
-        (mean over seeds), `aucs` (by seed), `paper`, `difference` (from the paper), `bayes` (AUC of the true
-        probability on the same rows), `seconds` and `held`.
+        `machine`, `seconds`, `held` (every set is at most 0.01 below the paper) and `sets`: for
+        each `auc` (mean over seeds), `aucs` (by seed), `paper`, `difference` (from the paper),
+        `bayes` (AUC of the true probability on the same rows), `seconds` and `held`.
     """
     unknown = [name for name in sets if name not in PAPER]
     if unknown:
-        raise TabrankError(f"bench syn: set {unknown[0]!r} is none of {', '.join(PAPER)}")
+        raise TabrankError(f"bench syn: set {unknown[0]!r} must be one of {', '.join(PAPER)}")
     begun = time.perf_counter()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -140,7 +146,7 @@ def bench_syn(
             progress(f"bench syn: {name}, seed {seed}")
             rng = np.random.default_rng([seed, list(PAPER).index(name)])
             train, test = draw(name, num_train, rng), draw(name, num_test, rng)
-            score = fitted(train, replace(config, seed=seed))(test.x)
+            score = train_scorer(train, replace(config, seed=seed))(test.x)
             aucs.append(_auc(score, test))
             bayes.append(_auc(torch.from_numpy(test.probability), test))
         mean = statistics.fmean(aucs)
@@ -162,7 +168,7 @@ def bench_syn(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as text: a line for each set, and what came of them all."""
+    """Return the result as text: a line for each set, and the conclusion."""
     lines = ["set     test AUC   paper    difference   true probability   seconds"]
     lines += [
         f"{name:<6}{found['auc']:>9.4f}{found['paper']:>10.3f}{found['difference']:>+13.4f}"
@@ -173,8 +179,11 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{verdict} at most {SLACK} below the paper ({result['seconds']:.0f} s)"])
 
 
-def fitted(rows: Drawn, config: FitConfig) -> Callable[[F64], torch.Tensor]:
-    """Trains on all but the last tenth of `rows`, which validates; the scorer, x [R, 11] → logit [R]."""
+def train_scorer(rows: Drawn, config: FitConfig) -> Callable[[F64], torch.Tensor]:
+    """Train on all but the last tenth of `rows`, which validates; return the scorer.
+
+    The scorer maps x [R, 11] to logit [R].
+    """
     ready = _inputs(rows.x, rows.label, config)
     cut = len(ready) - len(ready) // 10
     train, valid = (
@@ -204,5 +213,5 @@ def _auc(score: torch.Tensor, rows: Drawn) -> float:
 def _inputs(x: F64, label: NDArray[np.float32], config: FitConfig) -> Inputs:
     num_rows = len(x)
     none = np.zeros((num_rows, 0), np.float32), np.zeros((num_rows, 0), np.int64)
-    rows = Rows(x.astype(np.float32), *none, label, np.zeros(num_rows, np.int64))
+    rows = EncodedRows(x.astype(np.float32), *none, label, np.zeros(num_rows, np.int64))
     return inputs(rows, ENCODER, config.network)

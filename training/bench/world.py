@@ -1,4 +1,4 @@
-"""How far a model comes in the simulated world, from `popular` to the oracle, which knows the law itself."""
+"""Measure how much of the gap from popular to the simulated world's oracle a model closes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from serve.model.artifact import load as load_artifact
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import lightgbm
-from training.evaluation.slates import sunk
+from training.evaluation.slates import sink_non_finite
 
+# Share of the gap between popular and the oracle, on the log's labels, that a model should close.
 LEAST_CLOSED = 0.8
-"""Of the way from popular to the oracle, on the log's labels, what a model should cover."""
 
 
 def bench_world(
     model: Path, world: Path, history: Path, log: Path, *, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """The AUC of `model`, `popular`, `lightgbm` (trained on `history`) and the `oracle` on the rows of `log`.
+    """Measure the AUC of `model`, `popular`, `lightgbm` and the `oracle` on the rows of `log`.
 
-    `history` and `log` are the two sides of a split of `world`, whose truth.parquet holds each shown candidate's
-    P(join) if it is looked at: the oracle's score. Against `log`, an AUC is that of the labels, which position helped
-    to make; against `truth` each row counts P as a positive and 1 - P as a negative, wherever it was shown.
+    `lightgbm` is trained on `history`. `history` and `log` are the two sides of a split of `world`.
+    The oracle's score is each shown candidate's P(join) if examined, from the world's
+    truth.parquet. Against `log`, an AUC is that of the labels, which depend on position too.
+    Against `truth`, each row counts P as a positive and 1 - P as a negative, at any position.
 
     Returns:
-        `rows`; `auc` as {"log" | "truth": {contender: AUC}}; `closed`, of the way from popular to the oracle, likewise;
-        `held`: whether the model closes `LEAST_CLOSED` on the log.
+        `rows`; `auc` as {"log" | "truth": {contender: AUC}}; `closed`, the share of the gap from
+        popular to the oracle, in the same form; `held`: the model closes `LEAST_CLOSED` on the log.
 
     Raises:
-        TabrankError: for a bad artifact or log, or a world that does not hold the log's truth.
+        TabrankError: for an invalid artifact or log, or a world that does not hold the log's truth.
     """
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
@@ -49,7 +50,7 @@ def bench_world(
     data = build(schema, read_log(log, surface), history=past, progress=progress)
     chance = _truth(world / "truth.parquet", data)
     scores: dict[str, NDArray[np.floating]] = {
-        "popular": sunk(data.popular),
+        "popular": sink_non_finite(data.popular),
         "lightgbm": lightgbm(artifact.encoder, build(schema, past))(data.matrix),
         "model": score(model, data.matrix),
         "oracle": chance,
@@ -69,9 +70,9 @@ def bench_world(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as text, a line for each contender."""
+    """Return the result as text, a line for each contender."""
     lines = [
-        f"{result['rows']:,} rows" + " " * 12 + "AUC on the log (of the way)   on the truth (of the way)"
+        f"{result['rows']:,} rows" + " " * 12 + "AUC on the log (gap closed)   on the truth (gap closed)"
     ]
     for name in result["auc"]["log"]:
         parts = (f"{result['auc'][a][name]:.4f} ({result['closed'][a][name]:4.0%})" for a in ("log", "truth"))
@@ -80,14 +81,14 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _truth(path: Path, data: Dataset) -> NDArray[np.float64]:
-    """P(label) of each row `[N]` if it is looked at."""
+    """Return P(label) of each row `[N]` if examined."""
     if not path.is_file():
         raise TabrankError(f"--world: {path} is missing; name a log that `training simulate` wrote")
     truth = pq.read_table(path, columns=["request_id", "p_join"])
     at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks())
     if at.null_count:
         raise TabrankError(
-            f"{path}: knows nothing of {at.null_count} exposures; --log must be a part of that world"
+            f"{path}: has no truth of {at.null_count} exposures; --log must be a part of that world"
         )
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(truth["p_join"]).to_numpy())])
     rows = first[at.to_numpy()[data.slate]] + data.position
@@ -101,6 +102,6 @@ def _truth_auc(chance: NDArray[np.float64], values: NDArray[np.floating]) -> flo
 
 
 def _closed(auc: Mapping[str, float]) -> dict[str, float]:
-    """Of the way from popular to the oracle."""
+    """Return the share of the gap from popular to the oracle that each contender closes."""
     whole = auc["oracle"] - auc["popular"]
     return {name: (value - auc["popular"]) / whole for name, value in auc.items()}

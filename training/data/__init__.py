@@ -1,1 +1,4 @@
-"""A log becomes rows with features and labels. Imports `network` and below."""
+"""Turn a log into rows with features and labels, point in time.
+
+Imports `network`, `world`, `terminal`, `serve`.
+"""

@@ -1,7 +1,7 @@
-"""The dataset: a log's shown candidates as rows with features and labels, point in time.
+"""Dataset: the candidates of a log's exposures as rows with features and labels, point in time.
 
-Features are `serve.features.matrix`, computed on the state as it was strictly before each exposure. Shapes: N rows,
-F numeric and K category columns.
+Features are those of `serve.features.matrix`, computed on the state strictly before each exposure.
+Shapes: N rows, F numeric and K category columns.
 """
 
 from __future__ import annotations
@@ -26,19 +26,28 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows in time order; `slate` numbers the exposure that a row was part of, `request_ids` names it."""
+    """Rows in time order; `slate` is the number of a row's exposure in `request_ids`."""
 
     columns: Columns
     matrix: Matrix
-    label: NDArray[np.float32]  # [N], 0 or 1
-    slate: I64  # [N], into `request_ids`
-    viewer: I64  # [N], a number for each; where nobody looked each exposure has its own, below 0
-    shown: I64  # [N], into `candidate_ids`
-    ts_ms: I64  # [N]
-    popular: NDArray[np.float32]  # [N], what the heuristic sorts by; it is one of the numeric columns
-    position: I64  # [N], where it was shown in its slate, from 0; never a feature
-    viewer_seen: I64  # [N], the viewer's exposures before this one; 0 for a cold viewer and for nobody
-    candidate_seen: I64  # [N], exposures that showed the candidate before this one
+    # [N], 0 or 1
+    label: NDArray[np.float32]
+    # [N], index into `request_ids`
+    slate: I64
+    # [N], number of the viewer; an exposure without a viewer has a number of its own, below 0.
+    viewer: I64
+    # [N], index into `candidate_ids`
+    shown: I64
+    # [N]
+    ts_ms: I64
+    # [N], the value by which the popular heuristic sorts; also one of the numeric columns.
+    popular: NDArray[np.float32]
+    # [N], position in the slate, from 0; never a feature.
+    position: I64
+    # [N], the viewer's exposures before this one; 0 for a cold viewer or none.
+    viewer_seen: I64
+    # [N], exposures that showed the candidate before this one.
+    candidate_seen: I64
     request_ids: Sequence[str]
     candidate_ids: Sequence[str | None]
     counts: dict[str, int]
@@ -48,15 +57,15 @@ class Dataset:
 
     @property
     def candidate(self) -> list[str]:
-        """`[N]`: the rows' candidates by name; a list of strings, so not for millions of rows."""
+        """Return the candidate id of each row [N] as strings; too large for millions of rows."""
         return [str(self.candidate_ids[i]) for i in self.shown]
 
     def take(self, rows: I64 | slice) -> Dataset:
-        """The rows of these numbers; of a slice they are a view."""
+        """Return the rows of these numbers; rows of a slice are a view."""
         return self._each(lambda get: get(self)[rows])
 
     def _each(self, made: Callable[[_Get], NDArray[Any]]) -> Dataset:
-        """With every array by row replaced; `made` is given the way to each."""
+        """Replace each array by row with `made(get)`; `get` reads that array of a dataset."""
         return replace(
             self,
             matrix=Matrix(made(lambda d: d.matrix.numeric), made(lambda d: d.matrix.category)),
@@ -76,27 +85,27 @@ _Get = Callable[[Dataset], NDArray[Any]]
 
 
 def concat(parts: Sequence[Dataset]) -> Dataset:
-    """One dataset of several parts of one log."""
+    """Concatenate parts of one log into one dataset."""
     return parts[0]._each(lambda get: np.concatenate([get(part) for part in parts]))
 
 
 def build(
     schema: Schema, log: Log, *, history: Log | None = None, progress: Progress = lambda share: None
 ) -> Dataset:
-    """The dataset of `log`; the state starts from `history` where there is one.
+    """Build the dataset of `log`; the state starts from `history` if given.
 
     Raises:
         TabrankError: if no row has a closed label window.
     """
-    plan = Plan(schema, log, history=history)
+    plan = DatasetPlan(schema, log, history=history)
     (data,) = plan.parts(len(plan), progress)
     return data
 
 
-class Plan:
-    """Which rows a log gives and when, known before any feature is computed; then the rows, part by part.
+class DatasetPlan:
+    """Rows of a log, known before any feature is computed, and then built part by part.
 
-    It holds some 40 bytes a row beside the log.
+    Holds about 40 bytes for each row beside the log.
 
     Raises:
         TabrankError: if no row has a closed label window.
@@ -115,12 +124,14 @@ class Plan:
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
-        # in time order a service's replicas may have seen now more, now less: the state goes forward only
+        # Replicas of a service may see more or less of the log at one time, so make `sees`
+        # monotone: the state only moves forward.
         self._sees = np.maximum.accumulate(replay.sees[self._exposures])
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
         self.columns = self._features.columns
-        self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)  # [N], of the rows
+        # [N], the time of each row.
+        self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)
         if not len(self):
             raise TabrankError(
                 f"no row of the log has a closed label window of {schema.surface.label.within_ms / 1000:g} s; "
@@ -144,7 +155,10 @@ class Plan:
         return len(self.ts_ms)
 
     def parts(self, rows: int, progress: Progress = lambda share: None) -> Iterator[Dataset]:
-        """The rows in time order, once; a part has `rows` rows, and what is left of the moment that fills it."""
+        """Yield the rows in time order, once, in parts of at least `rows` rows.
+
+        A part ends with the last row of the moment that fills it.
+        """
         times, sees = self._replay.exposure_ms[self._exposures], self._sees
         starts = np.concatenate([[0], np.flatnonzero(np.diff(times) | np.diff(sees)) + 1])
         before = np.concatenate([[0], np.cumsum(self._num_rows)])[starts]
@@ -161,7 +175,8 @@ class Plan:
         replay, columns = self._replay, self.columns
         numeric = np.empty((size, len(columns.numeric)), np.float32)
         category = np.empty((size, columns.num_category), np.uint64)
-        rows = np.empty(size, np.int64)  # which shown candidate each row is
+        # Index of the shown candidate of each row.
+        rows = np.empty(size, np.int64)
         at = 0
         for sees, exposures in moments:
             shown = [np.arange(replay.first[i], replay.first[i + 1]) for i in exposures]
@@ -202,12 +217,13 @@ class Plan:
 
 
 def _earlier(keys: I64, times: I64) -> I64:
-    """For each (key, time): how many others of that key lie strictly before it."""
+    """Count, for each (key, time), the other entries of that key at a strictly earlier time."""
     order = np.lexsort((times, keys))
     changes = np.diff(keys[order], prepend=-1) != 0
     starts = np.maximum.accumulate(np.where(changes, np.arange(len(keys)), 0))
-    anew = changes | (np.diff(times[order], prepend=-1) != 0)  # ties count from the first of their time
-    firsts = np.maximum.accumulate(np.where(anew, np.arange(len(keys)), 0))
+    # Entries of one key and time all count from the first of them.
+    is_new_time = changes | (np.diff(times[order], prepend=-1) != 0)
+    firsts = np.maximum.accumulate(np.where(is_new_time, np.arange(len(keys)), 0))
     earlier = np.empty(len(keys), np.int64)
     earlier[order] = firsts - starts
     return earlier

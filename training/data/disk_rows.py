@@ -1,6 +1,6 @@
-"""Rows on disk: ready network inputs, shuffled once into files that each hold a random share of all rows.
+"""Rows on disk: network inputs, shuffled once into files that are random samples of all rows.
 
-NumPy alone, so that a process that only reads them stays small. Letters: N rows, D network inputs.
+Imports NumPy alone, so that a process that only reads rows stays small. Letters: N rows, D inputs.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import numpy as np
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
+# Rows in one file, which a reader holds in memory as a whole.
 ROWS_PER_FILE = 65_536
 
 
 def record(width: int) -> np.dtype[np.void]:
-    """One row with D = `width` inputs, as it lies in a file."""
+    """Return the dtype of one row with D = `width` inputs in a file."""
     return np.dtype([("x", "<f4", (width,)), ("label", "<f4"), ("position", "<i4")])
 
 
 class Spill:
-    """Writes `num_rows` rows, given in any number of parts, to files of nearly equal size.
+    """Writer of `num_rows` rows, given in any number of parts, to files of nearly equal size.
 
-    Which file a row goes to is drawn once for all rows: a file is a fair sample, so that batches of one file
-    after the other, each in a random order, are as good as batches of all rows.
+    The file of each row is drawn once for all rows, so each file is a random sample. Batches of one
+    file after the other, each in random order, are therefore as good as batches of all rows.
     """
 
     def __init__(self, folder: Path, num_rows: int, width: int) -> None:
@@ -39,7 +40,7 @@ class Spill:
         folder.mkdir(parents=True)
 
     def add(self, x: NDArray[np.float32], label: NDArray[np.float32], position: NDArray[np.int64]) -> None:
-        """Appends rows: x [n, D], label and position [n]."""
+        """Append rows: x [n, D], label and position [n]."""
         rows = np.empty(len(x), record(self.width))
         rows["x"], rows["label"], rows["position"] = x, label, position
         self._hash.update(rows.data)
@@ -53,20 +54,21 @@ class Spill:
 
     @property
     def digest(self) -> str:
-        """Names what was written, the same for the same rows."""
+        """SHA-256 of the rows written: the same rows give the same digest."""
         return self._hash.hexdigest()
 
 
 def name(number: int) -> str:
-    """The name of a file."""
+    """Return the name of the file with this number."""
     return f"{number:05d}.rows"
 
 
 def read(job: Mapping[str, Any]) -> NDArray[np.void]:
-    """The rows that one rank takes of a file, in this pass's order.
+    """Read the rows of one file that belong to one rank, in the order of this pass.
 
-    The file's rows, in an order drawn from `seed` and `number`, are the pass's rows from `start` on; of each
-    `size` of these the rank has those from `begin` to `end`; the pass is over after `num_rows`.
+    `seed` and `number` determine the order of the file's rows, which are the pass's rows from
+    `start` on. Of each batch of `size` rows, the rank takes rows `begin` to `end`; the pass ends
+    after `num_rows` rows.
     """
     rows = np.fromfile(Path(job["folder"]) / name(job["number"]), record(job["width"]))
     order = default_rng([job["seed"], job["number"]]).permutation(len(rows))

@@ -1,4 +1,4 @@
-"""Fit the encoder: vocabularies and numeric transforms, from training rows alone."""
+"""Fit an encoder, its vocabularies and numeric transforms, to training rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, vocabulary_entry
 
-MIN_ROWS = 20  # a rarer category is unseen: its embedding would be noise
+# Treat a category of fewer rows as unseen: its embedding would be noise.
+MIN_ROWS = 20
+# Bound the vocabulary, and so the embedding table, of a single category column.
 MAX_VOCABULARY = 1_000
+# Bound the vocabulary of a multi-valued column: each entry is a network input.
 MAX_HOT = 32
+# Bound the width of an embedding.
 MAX_EMBEDDING = 8
 
 
 def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Mapping[int, str]) -> Encoder:
-    """The encoder of these rows; `strings` names hashes (see `category_strings`)."""
+    """Return the encoder of these rows; `strings` maps hashes to strings (`category_strings`)."""
     kinds: Mapping[str, Any] = surface.features
     numeric = [
         _numeric(name, kinds[name].transform, matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)
@@ -41,7 +45,7 @@ def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Map
 
 
 def category_strings(surface: Surface, log: Log) -> dict[int, str]:
-    """What each category hash of the log stands for."""
+    """Map the category hashes of the log back to their strings."""
     strings: set[str] = set()
     for table, owner in ((log.viewers, "viewer"), (log.candidates, "candidate")):
         for name, declared in surface.fields[owner].items():
@@ -63,7 +67,7 @@ def _numeric(name: str, transform: Any, values: NDArray[np.float32]) -> NumericC
 
 
 def _vocabulary(hashes: NDArray[np.uint64], strings: Mapping[int, str], most: int) -> tuple[str, ...]:
-    """Most frequent first, ties by hash, so that equal data gives an equal encoder."""
+    """Return the most frequent entries, ties by hash, so that equal data gives an equal encoder."""
     values, counts = np.unique(hashes[hashes != 0], return_counts=True)
     order = np.lexsort((values, -counts))
     kept = [int(values[i]) for i in order if counts[i] >= min(MIN_ROWS, counts.max())][:most]

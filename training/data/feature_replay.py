@@ -1,4 +1,4 @@
-"""The features of logged exposures, computed again from the log: what the audit and the counterfactual check share."""
+"""Recompute the features of logged exposures, for the audit and the counterfactual check."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from serve.log.reader import Log
 from serve.log.replay import Replay
 
 
-def recomputed(features: Features, log: Log, replay: Replay, exposures: I64) -> Iterator[tuple[int, Matrix]]:
-    """Each of the exposures, by its place in the log, with the features of its candidates as shown; in the order of
-    what they saw. The replay goes forward, and serves once."""
+def recompute_features(
+    features: Features, log: Log, replay: Replay, exposures: I64
+) -> Iterator[tuple[int, Matrix]]:
+    """Yield (index in the log, features of the candidates as shown) for each of the exposures.
+
+    Exposures come in the order of the state that they saw. The replay only moves forward, so it can
+    be used once.
+    """
     contexts = log.exposures["context"].combine_chunks()
     for i in exposures[np.argsort(replay.sees[exposures], kind="stable")].tolist():
         replay.advance_to(int(replay.sees[i]))

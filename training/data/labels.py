@@ -1,4 +1,4 @@
-"""Labels: which shown candidates are rows, and which of those are positive.
+"""Labels: decide which shown candidates are rows and which rows are positive.
 
 P shown candidates, of all exposures end to end, as in `Replay.shown`.
 """
@@ -17,13 +17,13 @@ from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.log.replay import Codes, Replay
 
+# Length of a window that never closes.
 FOREVER_MS = int(np.iinfo(np.int64).max)
-"""A window that never closes."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """`positive` and `is_row`, bool [P], and what was met on the way: `counts`."""
+    """`positive` and `is_row`, bool [P], with the counts of rows and events that were left out."""
 
     positive: NDArray[np.bool_]
     is_row: NDArray[np.bool_]
@@ -31,10 +31,11 @@ class Labels:
 
 
 def label(replay: Replay, log: Log, surface: Surface) -> Labels:
-    """A row is positive if the label event follows within the window.
+    """Label each shown candidate; a row is positive if the label event follows within the window.
 
-    The window begins with the exposure or, where the surface has client impressions, with an impression;
-    what was not on screen is no row then. Rows with a window that is still open at the log's end are left out.
+    The window begins with the exposure or, where the surface has client impressions, with an
+    impression; a candidate without an impression is then not a row. Rows whose window is still open
+    at the end of the log are left out.
     """
     owners = Owners.in_replay(replay, log)
     within_ms = surface.label.within_ms
@@ -57,24 +58,31 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
 
 @dataclass(frozen=True)
 class Owners:
-    """Which shown candidate an event belongs to.
+    """Match from events to the shown candidates that they belong to.
 
-    An event with a `request_id` belongs to that exposure; one without belongs to the viewer's latest
-    exposure of that candidate. Candidates, requests and viewers are numbers that mean the same on both sides; of
-    requests and viewers 0 is none.
+    An event with a `request_id` belongs to that exposure; an event without one belongs to the
+    viewer's latest exposure of that candidate. Candidates, requests and viewers are codes that mean
+    the same for exposures and events; the code 0 means no request or no viewer.
     """
 
-    shown: I64  # [P], candidates
-    shown_request: I64  # [P]
-    shown_viewer: I64  # [P]
-    event_candidate: I64  # [E]
-    event_request: I64  # [E]
-    event_viewer: I64  # [E]
-    event_ms: I64  # [E], as `serve.log.replay.event_times` says
+    # [P], candidates
+    shown: I64
+    # [P]
+    shown_request: I64
+    # [P]
+    shown_viewer: I64
+    # [E]
+    event_candidate: I64
+    # [E]
+    event_request: I64
+    # [E]
+    event_viewer: I64
+    # [E], as `serve.log.replay.event_times` defines them
+    event_ms: I64
 
     @classmethod
     def in_replay(cls, replay: Replay, log: Log) -> Owners:
-        """Of the exposures and events of a replayed log."""
+        """Return the owners of the exposures and events of a replayed log."""
         lengths = np.diff(replay.first)
         request, event_request = Codes(log.exposures["request_id"], log.events["request_id"]).columns
         return cls(
@@ -88,9 +96,9 @@ class Owners:
         )
 
     def of(self, events: I64, shown: I64, since_ms: I64, within_ms: int = FOREVER_MS) -> I64:
-        """For each of the `events`, the last place in (`shown`, `since_ms`) that it follows, within the window.
+        """Return, for each of the `events`, the index of its latest match in (`shown`, `since_ms`).
 
-        −1 where there is none, or where its time is more than the window before.
+        The index is −1 if there is no match, or if it is longer ago than the window.
         """
         named = self.event_request[events] > 0
         at = np.full(len(events), -1)
@@ -99,7 +107,8 @@ class Owners:
             (~named, self.shown_viewer, self.event_viewer),
         ):
             mine = events[chosen]
-            known = owner[shown] > 0  # nobody's exposures are found by request alone
+            # Exposures without a viewer can only be matched by request.
+            known = owner[shown] > 0
             keys = np.where(known, self._key(owner[shown], self.shown[shown]), -1)
             wanted = self._key(event_owner[mine], self.event_candidate[mine])
             at[chosen] = _last(keys, since_ms, wanted, self.event_ms[mine], within_ms)
@@ -114,17 +123,19 @@ class Owners:
 
 
 def _last(keys: I64, times: I64, key: I64, time: I64, within: int) -> I64:
-    """For each (key, time): which of (keys, times) has that key and the last time at or before, or −1."""
+    """Find, for each (key, time), the index of that key's latest time at or before, or −1."""
     order = np.lexsort((times, keys))
     everything = np.concatenate([keys[order], key])
     stamps = np.concatenate([times[order], time])
-    is_query = np.repeat([False, True], [len(keys), len(key)])  # at equal times the exposure comes first
+    # Sort an exposure before an event of the same time.
+    is_query = np.repeat([False, True], [len(keys), len(key)])
     merged = np.lexsort((is_query, stamps, everything))
     before = np.cumsum(~is_query[merged]) - 1
     at = np.empty(len(key), np.int64)
     queries = is_query[merged]
     at[merged[queries] - len(keys)] = before[queries]
-    found = order[at] if len(order) else at  # −1 takes the last; its key tells
+    # Index −1 selects the last entry; `fits` drops it.
+    found = order[at] if len(order) else at
     fits = at >= 0
     fits[fits] &= (keys[found[fits]] == key[fits]) & (time[fits] - times[found[fits]] <= within)
     return np.where(fits, found, -1)

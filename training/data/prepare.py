@@ -1,4 +1,4 @@
-"""What a fit trains on, from a log: rows in memory where they fit, else spilled to disk part by part."""
+"""Prepare a fit's training and validation rows from a log, in memory or spilled to disk."""
 
 from __future__ import annotations
 
@@ -20,35 +20,41 @@ from serve.features.slots import I64
 from serve.features.surface import Surface
 from serve.log.reader import Log, read_log
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, Plan, Progress, concat
+from training.data.dataset import Dataset, DatasetPlan, Progress, concat
 from training.data.disk_rows import Spill
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Streamed
-from training.network.inputs import Rows, inputs
+from training.network.inputs import EncodedRows, inputs
 from training.network.network import NetworkConfig
 
-VALIDATION_SHARE = 0.1  # the last tenth, by time
+# Validate on the last tenth of the log by time.
+VALIDATION_SHARE = 0.1
 SHARES = {"training": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}
+# Bound the validation rows of a spilled log, which stay in memory.
 MAX_VALIDATION = 500_000
-MAX_SAMPLE = 500_000  # rows from which the encoder of a spilled log is fitted
+# Bound the rows from which the encoder of a spilled log is fitted.
+MAX_SAMPLE = 500_000
+# Rows whose features are computed before they are written to disk.
 ROWS_PER_PART = 131_072
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Training rows ready for `training.fit.trainer.train`, and validation rows in memory."""
+    """Training rows for `training.fit.trainer.train`, and validation rows in memory."""
 
-    train: Rows | Streamed
+    train: EncodedRows | Streamed
     valid: Dataset
-    sample: Matrix  # of the training rows, from the first to the last
+    # Training rows, evenly spaced from the first to the last.
+    sample: Matrix
     encoder: Encoder
     num_train: int
-    span_ms: tuple[int, int]  # the times of the first and the last training row
+    # Times of the first and the last training row.
+    span_ms: tuple[int, int]
     counts: dict[str, int]
 
     @property
     def streamed(self) -> bool:
-        """Whether the training rows are on disk."""
+        """Report whether the training rows are on disk."""
         return isinstance(self.train, Streamed)
 
 
@@ -61,17 +67,19 @@ def prepare(
     memory_bytes: int | None = None,
     progress: Progress = lambda share: None,
 ) -> Iterator[Prepared]:
-    """The rows of a log, the last tenth by time to validate; spilled rows are there as long as the block runs.
+    """Prepare the rows of a log; the last tenth by time is for validation.
 
-    They are spilled, to a folder in `storage`, where in memory they would take more than `memory_bytes`, by
-    default half of what is free. The encoder comes from the training rows: from all, or where they are
-    spilled from a random sample; of validation rows then no more than MAX_VALIDATION are kept, whole slates.
+    Rows are spilled to a folder in `storage` if they would take more than `memory_bytes` in memory
+    (default: half of the free memory), and deleted when the block ends. The encoder is fitted to
+    all training rows, or to a random sample of spilled ones. With spilled rows at most
+    MAX_VALIDATION validation rows are kept, in whole slates.
 
     Raises:
-        TabrankError: for a bad log, or one with too little in it.
+        TabrankError: if the log is invalid or too short.
     """
     folder = storage.resolve() / "fit-rows"
-    shutil.rmtree(folder, ignore_errors=True)  # of a fit that was killed
+    # Remove what a killed fit has left.
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         yield _prepare(surface, log, folder, memory_bytes or available_bytes() // 2, progress)
     finally:
@@ -80,7 +88,7 @@ def prepare(
 
 def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, progress: Progress) -> Prepared:
     log = read_log(path, surface)
-    plan = Plan(Schema(surface), log)
+    plan = DatasetPlan(Schema(surface), log)
     if len(plan) * row_bytes(plan) <= memory_bytes:
         prepared = _in_memory(surface, log, plan, progress)
     else:
@@ -90,28 +98,36 @@ def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, prog
     return prepared
 
 
-MAX_ROWS = 50_000  # by which training rows are described: shares to 0.002
+# Training rows kept to describe their distribution: enough for shares accurate to 0.002.
+MAX_ROWS = 50_000
 
 
-def evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
-    """At most so many of the rows, from the first to the last."""
+def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
+    """Return at most `most` rows, evenly spaced from the first to the last."""
     at = np.linspace(0, len(matrix.numeric) - 1, min(most, len(matrix.numeric))).astype(np.int64)
     return Matrix(matrix.numeric[at], matrix.category[at])
 
 
-def _in_memory(surface: Surface, log: Log, plan: Plan, progress: Progress) -> Prepared:
+def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress) -> Prepared:
     (data,) = plan.parts(len(plan), progress)
-    train, valid = by_time(data, SHARES, surface.label.within_ms)
+    train, valid = split_by_time(data, SHARES, surface.label.within_ms)
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
     span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
-    held = valid.take(np.arange(len(valid)))  # a copy, which does not hold the training rows' features too
+    # Copy, so that the validation rows do not keep the training rows' features in memory.
+    held = valid.take(np.arange(len(valid)))
     return Prepared(
-        encoded(encoder, train), held, evenly(train.matrix), encoder, len(train), span_ms, train.counts
+        encode_rows(encoder, train),
+        held,
+        take_evenly(train.matrix),
+        encoder,
+        len(train),
+        span_ms,
+        train.counts,
     )
 
 
-def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Progress) -> Prepared:
-    """Two passes: the features of each part to disk, then, with the encoder of a sample, the network inputs."""
+def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
+    """Write the features of each part to disk; then encode them with the encoder of a sample."""
     cut = int(_cuts(plan.ts_ms, SHARES)[0])
     cut_ms = plan.ts_ms[cut]
     num_train = int(np.searchsorted(plan.ts_ms, cut_ms - surface.label.within_ms))
@@ -153,29 +169,32 @@ def _spilled(surface: Surface, log: Log, plan: Plan, folder: Path, progress: Pro
     spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
     for number, path in enumerate(raw):
         with np.load(path) as part:
-            rows = Rows(*encoder.encode(part["numeric"], part["category"]), part["label"], part["position"])
+            rows = EncodedRows(
+                *encoder.encode(part["numeric"], part["category"]), part["label"], part["position"]
+            )
         path.unlink()
         ready = inputs(rows, encoder, NetworkConfig())
         spill.add(ready.x.numpy(), rows.label, rows.position)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    return Prepared(train, held, evenly(matrix), encoder, num_train, span_ms, plan.counts)
+    return Prepared(train, held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
 
 
 def _rows(matrix: Matrix, rows: I64) -> Matrix:
     return Matrix(matrix.numeric[rows], matrix.category[rows])
 
 
-def encoded(encoder: Encoder, data: Dataset) -> Rows:
-    """The rows of a dataset as the training loop takes them."""
-    return Rows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
+def encode_rows(encoder: Encoder, data: Dataset) -> EncodedRows:
+    """Return the rows of a dataset as the training loop reads them."""
+    return EncodedRows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
 
 
-def by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
-    """The rows in parts of these shares, views one after the other in time; rows of one time stay together.
+def split_by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
+    """Split the rows by time into parts of these shares, as views; rows of one time stay together.
 
-    Rows whose label window of `within_ms` reaches into the next part are left out: their labels are of its time.
+    Rows whose label window of `within_ms` reaches into the next part are left out, because their
+    labels come from the time of that part.
 
     Raises:
         TabrankError: naming the part that does not hold both labels.
@@ -192,7 +211,7 @@ def by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[
 
 
 def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
-    """The first row of each part but the first."""
+    """Return the first row of each part except the first."""
     ends = np.cumsum(list(shares.values()))[:-1]
     return np.asarray(np.searchsorted(ts_ms, np.quantile(ts_ms, ends, method="lower")), np.int64)
 
@@ -200,27 +219,32 @@ def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
 def _check_labels(name: str, num_rows: int, num_positive: int) -> None:
     if not 0 < num_positive < num_rows:
         raise TabrankError(
-            f"the {name} rows ({num_rows}) hold {num_positive} positives; "
-            "both labels are needed: give a longer log"
+            f"the {name} rows ({num_rows}) have {num_positive} positives; "
+            "training needs rows of both labels: give a longer log"
         )
 
 
-def row_bytes(plan: Plan) -> int:
-    """About what a row takes in memory at the most: features twice, as built and as split, then encoded."""
+def row_bytes(plan: DatasetPlan) -> int:
+    """Estimate the bytes of a row in memory.
+
+    The features count twice, as built and as split, then the encoded row.
+    """
     columns = plan.columns
     numeric, category, single = len(columns.numeric), columns.num_category, len(columns.single)
-    about = 8 * 8  # label, slate, viewer, candidate, time, position and two counts
+    # Label, slate, viewer, candidate, time, position and two counts.
+    about = 8 * 8
     hot = 32 * len(columns.multi)
     return 2 * (4 * numeric + 8 * category + about) + 8 * single + 4 * hot + 4 * (2 * numeric + hot + single)
 
 
 def available_bytes() -> int:
-    """The memory that is free for this process: the machine's, or its control group's (cgroup v2)."""
+    """Return the free memory of this process: the machine's or its control group's (cgroup v2)."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
         most, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return min(free, int(most) - int(used) + int(stat["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
+    # There is no such group, or its limit is "max".
+    except (OSError, ValueError, KeyError):
         return free

@@ -1,4 +1,4 @@
-"""The RankLens importer: its two CSV files to a canonical log."""
+"""Import the RankLens data set: two CSV files to a canonical log."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NUMBERS = ("popularity", "vote_avg", "vote_cnt", "budget", "runtime", "release_d
 
 
 def import_ranklens(source: Path, out: Path) -> dict[str, int]:
-    """Write the log of `source` (`impressions.csv.gz`, `items.csv.gz`) to `out`; answer the rows of each table.
+    """Write the log of `source` to `out` and return the number of rows of each table.
 
-    A shown movie without metadata becomes a candidate whose fields are missing. A click keeps its stamp, five
-    seconds after its slate.
+    `source` holds `impressions.csv.gz` and `items.csv.gz`. A shown movie without metadata becomes a
+    candidate with missing fields. A click keeps its time, five seconds after its slate.
 
     Raises:
         TabrankError: if a file or a column is missing.
@@ -75,7 +75,7 @@ def _parts(value: object) -> list[str] | None:
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.is_file():
         raise TabrankError(
-            f"{path}: is missing; --source names the folder that holds impressions.csv.gz and items.csv.gz"
+            f"{path}: missing; --source names the folder that holds impressions.csv.gz and items.csv.gz"
         )
     table = pd.read_csv(path)
     missing = [column for column in columns if column not in table]

@@ -12,18 +12,19 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.log.reader import TABLES, read_table
-from serve.log.snapshots import begin, beginnings
+from serve.log.snapshots import replay_snapshots, truncation_point
 from serve.log.writer import write_log
 
 
 def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
-    """Write what lies before the share `at` of exposures, by time, to `before`, and the rest to `after`.
+    """Write the share `at` of exposures that come first by time to `before`, the rest to `after`.
 
-    Exposures of one time stay together. `before` knows nothing of later; `after` keeps every row of viewers and
-    candidates, so that each side is a log of its own. The snapshots that the log begins with go with `before`.
+    Exposures of one time stay together. `before` holds nothing later than the cut. `after` keeps
+    every row of viewers and candidates, so that each side is a complete log. Snapshots at the
+    beginning of the log go with `before`.
 
     Raises:
-        TabrankError: if `at` leaves a side without exposures, or an output is there already.
+        TabrankError: if `at` leaves a side without exposures, or an output exists.
     """
     if not 0 < at < 1:
         raise TabrankError(f"--at: {at:g} must lie between 0 and 1")
@@ -35,21 +36,22 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
         column = tables[name]["ts_ms"] if "ts_ms" in tables[name].column_names else None
         if name in ("exposures", "events") and (column is None or not pa.types.is_integer(column.type)):
             raise TabrankError(
-                f"{path}: the column 'ts_ms' must be there and hold whole numbers (ms since 1970)"
+                f"{path}: the column 'ts_ms' must exist and hold whole numbers (ms since 1970)"
             )
         if name in ("exposures", "events") and column is not None and column.null_count:
-            raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; every row needs a time")
+            raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; give every row a time")
     times = np.sort(tables["exposures"]["ts_ms"].to_numpy())
     cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
     if cut_ms == times[0]:
         raise TabrankError(
-            f"--at: {at:g} leaves no exposure before; all up to there are of one time, {cut_ms} ms"
+            f"--at: {at:g} leaves no exposure before the cut: all exposures up to there have the "
+            f"time {cut_ms} ms; give a larger share"
         )
-    snapshots = [snapshot for snapshot in beginnings(log) if snapshot.ts_ms < cut_ms]
-    if begin(log) and not snapshots:
+    snapshots = [snapshot for snapshot in replay_snapshots(log) if snapshot.ts_ms < cut_ms]
+    if truncation_point(log) and not snapshots:
         raise TabrankError(
-            f"--at: {at:g} cuts at {cut_ms} ms, before the snapshot that the log begins with, since older records were "
-            "deleted; name a greater share"
+            f"--at: {at:g} cuts at {cut_ms} ms, before the snapshot at the beginning of the log; "
+            "older records were deleted: give a larger share"
         )
     sides: dict[str, dict[str, pa.Table]] = {"before": {}, "after": {}}
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""Rows that do not fit in memory as a source of batches: Ray Data reads the files of a `Spill` ahead."""
+"""Batches of rows that do not fit in memory: Ray Data reads the rows' files ahead."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from numpy.typing import NDArray
 from training.data.disk_rows import ROWS_PER_FILE, read, record
 from training.network.inputs import Inputs
 
+# Batches to take from Ray Data in one call, because a call costs as much as training on some rows.
 BATCHES_AT_ONCE = 16
-"""Batches that are taken from Ray Data together: each taking costs as much as training on some rows."""
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """The rows of a `Spill`; a `Source` for `training.fit.loop.run`.
+    """Rows in the files of a `Spill`; a `Source` for `training.fit.loop.run`.
 
-    Every rank reads every file and keeps its part of each batch, in an order that does not depend on the
-    number of ranks: so they see the same number of batches, and make the steps that one process would.
+    Every rank reads every file and keeps its part of each batch. The order does not depend on the
+    number of ranks: all ranks see the same number of batches, and together take the same steps as
+    one process.
     """
 
     folder: Path
-    sizes: tuple[int, ...]  # rows of each file
+    # Rows of each file.
+    sizes: tuple[int, ...]
     width: int
     digest: str
 
@@ -36,7 +38,7 @@ class Streamed:
         return sum(self.sizes)
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        """As `Source` says. Ray must be running."""
+        """Yield the batches as `Source.batches` defines them; Ray must be running."""
         import ray.data
         from ray.data import ExecutionResources, TaskPoolStrategy
 
@@ -46,18 +48,18 @@ class Streamed:
         options.preserve_order = True
         file_bytes = ROWS_PER_FILE * record(self.width).itemsize
         options.resource_limits = ExecutionResources(object_store_memory=8.0 * file_bytes)
-        # A reader asks for no CPU: where the workers hold them all, one that did would be waited for forever.
+        # A reader requests no CPU: where workers hold every CPU, Ray would wait for one forever.
         data = data.map_batches(
             _read, batch_size=1, batch_format="numpy", num_cpus=0, compute=TaskPoolStrategy(size=2)
         )
         own = mine.stop - mine.start
         for rows in data.iter_batches(batch_size=own * BATCHES_AT_ONCE, batch_format="numpy"):
-            # a copy, for what Ray Data gives lies in the object store and cannot be changed
+            # Copy, because arrays from Ray Data lie in the object store and are read-only.
             parts = [torch.split(torch.tensor(rows[part]), own) for part in ("x", "label", "position")]
             yield from (Inputs(*batch) for batch in zip(*parts, strict=True))
 
     def _jobs(self, size: int, mine: slice, seed: int) -> list[dict[str, Any]]:
-        """What `spill.read` is to be told of each file, in the order of this pass."""
+        """Return the arguments of `disk_rows.read` for each file, in the order of this pass."""
         order = default_rng(seed).permutation(len(self.sizes))
         starts = np.cumsum([0, *(self.sizes[number] for number in order)])
         common = {

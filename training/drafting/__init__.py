@@ -1,1 +1,4 @@
-"""A surface drafted from a log. Imports `fit` and below."""
+"""Drafts of surfaces: propose a surface's TOML from a log alone.
+
+Imports `fit`, `evaluation`, `data`, `network`, `world`, `terminal` and `serve`.
+"""

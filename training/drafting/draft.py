@@ -1,4 +1,4 @@
-"""`training surface`: a draft of a surface's TOML, from a log alone."""
+"""Draft of a surface: write its TOML from a log, with the reason for each choice in a comment."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from serve.features.slots import IMPRESSION
 from serve.features.surface import OWNERS, read_surface
 from serve.log.reader import read_log
 from training.data.dataset import build
-from training.drafting.funnel import Funnel, funnel, words
-from training.drafting.leakage import without_hindsight
+from training.drafting.funnel import Funnel, duration, funnel
+from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, profile, read_tables
 from training.drafting.suggest import Feature, Toml, suggest
 from training.evaluation.leakage import suspects
 
-POPULAR = {"gauge": "how many are there now", "rate": "no pair of events says how many are there now"}
-PROBE_ROWS = 100_000  # on which fields are looked at for the label in disguise
+POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
+# Look for leaking fields on about this many rows, so that a draft takes seconds.
+PROBE_ROWS = 100_000
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A surface to look through and fit with; `notes` say what was left out, and what to look at."""
+    """Drafted TOML, to be reviewed before use; `notes` list what was left out and why."""
 
     text: str
     notes: tuple[str, ...]
@@ -38,16 +39,16 @@ class Draft:
 def draft(log: Path, name: str | None = None) -> Draft:
     """Draft the surface of a log, named `name` or after its folder.
 
-    Every choice has its reason in a comment. Fields that look as if they were written after the ranking are left
-    out: a copy of the label (`leak.suspects`, on a sample of the log), a total of the whole log's events, a time
-    that lies ahead.
+    Each choice has its reason in a comment. Fields that look as if they were written after the
+    ranking are left out: copies of the label (`leakage.suspects`, on a sample of the log), totals
+    over the whole log, and times after the ranking.
 
     Raises:
-        TabrankError: naming table and column, where the log is not one or holds nothing to learn from.
+        TabrankError: the log is invalid or holds nothing to learn from; names table and column.
     """
     tables = read_tables(log)
     events = funnel(tables)
-    columns = without_hindsight(profile(tables), tables, events)
+    columns = without_leaks(profile(tables), tables, events)
     name = name or _name(log)
     features, columns = suggest(columns, tables, events)
     pairs = {f.name for f in features if len(f.fields) == 2}
@@ -66,7 +67,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
 
 
 def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
-    """Which of the features without state tell the label, and how: on exposures drawn evenly from the log."""
+    """Return {feature: reason} of stateless features that leak the label, on sampled exposures."""
     surface = read_surface(text)
     stateless = {f.name for f in features if f.fields and not f.state} | {surface.popular}
     kept = {name: kind for name, kind in surface.features.items() if name in stateless}
@@ -76,12 +77,13 @@ def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
     wanted = pa.array(sorted({surface.label.event, IMPRESSION}))
     probe = dataclasses.replace(
         table,
-        snapshots=(),  # of a state; what is probed has none
+        # Snapshots hold state, which the probed features do not use.
+        snapshots=(),
         exposures=table.exposures.take(np.arange(0, len(table.exposures), step)),
         events=table.events.filter(pc.is_in(table.events["kind"], wanted)),
     )
     return {
-        s.feature: f"looks like the label, known too early ({s.sign} alone has AUC {s.auc:.3f})"
+        s.feature: f"looks like the label, known before the ranking ({s.sign} alone has AUC {s.auc:.3f})"
         for s in suspects(build(schema, probe))
         if s.feature != surface.popular
     }
@@ -100,27 +102,26 @@ def _text(
         for ms in (events.shown_ms.min(), events.shown_ms.max())
     )
     num_exposures, num_rows = len(tables["exposures"]), len(events.exposure)
-    label = events.happenings[events.label]
-    declared = sorted(events.happenings, key=lambda kind: (-events.happenings[kind].num, kind))
+    label = events.event_stats[events.label]
+    declared = sorted(events.event_stats, key=lambda kind: (-events.event_stats[kind].num, kind))
     lines = [
         f"# Drafted from the log {json.dumps(log.name, ensure_ascii=False)}:",
         f"# {num_exposures:,} exposures of {num_rows:,} candidates, {first} to {last}.",
-        "# A draft: look it through, above all at the label and at what is known when a ranking is made.",
+        "# This is a draft: review it, above all the label and what is known at the time of a ranking.",
         f"name = {json.dumps(name)}",
         f"events = {Toml.of(declared)}",
         "",
-        "# What to predict. The kinds of event, and how many shown candidates they follow:",
+        "# What to predict. The kinds of event, and the share of shown candidates that they follow:",
     ]
     width = max(map(len, declared))
     for kind in declared:
-        h = events.happenings[kind]
+        h = events.event_stats[kind]
         after = f", after {' and '.join(h.after)}" if h.after else ""
-        verdict = (
-            "no label: " + h.why_not if h.why_not else f"{h.rate:.2%} within {words(h.within_ms)}{after}"
-        )
-        chosen = "  <- chosen, the deepest that is frequent enough" if kind == label.kind else ""
+        within = f"{h.rate:.2%} within {duration(h.within_ms)}{after}"
+        verdict = f"not the label: {h.why_not}" if h.why_not else within
+        chosen = "  <- chosen: the deepest step that is frequent enough" if kind == label.kind else ""
         lines.append(f"#   {_plain(kind):<{width}}  {h.num:>9,} events, {verdict}{chosen}")
-    spec = {"event": label.kind, "within": words(label.within_ms)}
+    spec = {"event": label.kind, "within": duration(label.within_ms)}
     popular = next(f for f in features if f.popular)
     lines += [
         f"label = {Toml.of(spec)}  # {events.window_reason}",
@@ -143,13 +144,13 @@ def _text(
 
 
 def _name(log: Path) -> str:
-    """The folder's name, as far as a surface can be named so."""
+    """Return the folder's name, reduced to what a surface may be called."""
     name = re.sub(r"[^a-z0-9_-]+", "-", log.resolve().name.lower())
     return name.lstrip("-_0123456789")[:64].rstrip("-_") or "drafted"
 
 
 def _plain(text: str) -> str:
-    """As a comment can hold it: on one line, without control characters."""
+    """Return the text on one line without control characters, as a comment can hold it."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
@@ -159,6 +160,6 @@ def _field(c: Column) -> str:
     remarks = [f"{c.distinct:,} values"] if c.type in ("category", "set") else []
     remarks += [f"{c.missing:.0%} missing"] if c.missing >= 0.005 else []
     remarks += [c.why] if c.why else []
-    spec: object = {"type": "set", "max": c.most} if c.type == "set" else c.type
+    spec: object = {"type": "set", "max": c.max_size} if c.type == "set" else c.type
     comment = f"  # {', '.join(remarks)}" if remarks else ""
     return f"{Toml.key(c.name)} = {Toml.of(spec)}{comment}"

@@ -1,4 +1,4 @@
-"""What follows a shown candidate: each event's delay, how often it happens and after which other, and the label."""
+"""Funnel from exposures to events: delay, rate and order of each event kind, and the label."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from serve.log.replay import event_times
 from training.data.labels import Owners
 from training.drafting.profile import I64, codes_of
 
-NICE_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
-NICE_MS = (*(1_000 * s for s in NICE_S), *(86_400_000 * d for d in (2, 3, 7, 14, 30, 60, 90, 180, 365)))
-COVERED = 0.99  # of an event's delays lie within its window
-WINDOW_SHARE = 0.2  # of the log's span, at most: the rows of a last window are no training rows
-FOLLOWS = 0.8  # of an event's rows had another before: it is a step deeper
-ENOUGH_POSITIVES = 500  # to choose a rarer, deeper label over a frequent one
-DOWN_OF = {
+# Windows are rounded up to one of these durations.
+ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
+ROUND_MS = (*(1_000 * s for s in ROUND_S), *(86_400_000 * d for d in (2, 3, 7, 14, 30, 60, 90, 180, 365)))
+# A window covers at least this share of an event kind's delays.
+COVERED_SHARE = 0.99
+# A window is at most this share of the log's span: the rows of the last window have no label.
+WINDOW_SHARE = 0.2
+# A kind is a later step than another that comes before it on at least this share of its rows.
+FOLLOWS_SHARE = 0.8
+# Prefer a later, rarer step as the label from this number of positives on.
+ENOUGH_POSITIVES = 500
+# Pairs of kinds that raise and lower the current number of viewers.
+UNDO_KINDS = {
     "join": ("leave", "part"),
     "enter": ("exit", "leave"),
     "start": ("stop", "end", "finish"),
@@ -31,59 +37,70 @@ DOWN_OF = {
     "login": ("logout",),
     "add": ("remove",),
 }
-AGAINST = ("hide", "block", "report", "dislike", "skip", "dismiss", "mute", "downvote", "refund", "return")
+# Kinds that reject a candidate.
+REJECTS = ("hide", "block", "report", "dislike", "skip", "dismiss", "mute", "downvote", "refund", "return")
 
 
 @dataclass(frozen=True)
-class Happening:
-    """One kind of event: how often, how soon, and after what it follows a shown candidate."""
+class EventStats:
+    """Statistics of one event kind."""
 
     kind: str
     num: int
-    within_ms: int  # holds COVERED of its delays
-    positives: int  # shown candidates that it follows within the window
-    rate: float  # of all that were shown
-    after: tuple[str, ...] = ()  # the kinds that come before it on FOLLOWS of its rows
-    why_not: str = ""  # why it is no label
+    # Window that covers the share COVERED_SHARE of its delays.
+    within_ms: int
+    # Shown candidates that it follows within the window.
+    positives: int
+    # Positives as a share of all shown candidates.
+    rate: float
+    # Kinds that come before it on the share FOLLOWS_SHARE of its rows.
+    after: tuple[str, ...] = ()
+    # Reason why it cannot be the label; empty if it can.
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
 class Funnel:
-    """The exposures' rows and the events on them. N rows: one for each shown candidate."""
+    """Shown candidates and the events on them. N rows, one for each shown candidate.
 
-    exposure: I64  # [N], row of the exposures table
-    candidate: I64  # [N], a code
-    shown_ms: I64  # [N]
-    viewer: I64  # of each exposure, a code; −1 for nobody
-    happenings: dict[str, Happening]
+    `exposure` [N] are rows of the exposures table, `candidate` [N] and `viewer` codes, with
+    `viewer` by exposure and −1 for null. `covered` is the share of the label's delays within its
+    window. `gauge` are the kinds that raise and lower a current number, if there is such a pair.
+    """
+
+    exposure: I64
+    candidate: I64
+    shown_ms: I64
+    viewer: I64
+    event_stats: dict[str, EventStats]
     label: str
-    covered: float  # of the label's delays, by its window
-    gauge: tuple[str, str] | None  # the kinds that go up and down, if a pair of them is there
+    covered: float
+    gauge: tuple[str, str] | None
 
     @property
     def window_reason(self) -> str:
-        """Why the label's window is as long as it is."""
+        """Return the reason for the length of the label's window."""
         return (
             "the window holds 99 % of its delays"
-            if self.covered >= COVERED
+            if self.covered >= COVERED_SHARE
             else (
-                f"the window holds {self.covered:.0%} of its delays; a longer one would leave too few rows of this log"
+                f"the window holds {self.covered:.0%} of its delays; with a longer one too few rows would have a label"
             )
         )
 
     @property
     def span_ms(self) -> int:
-        """From the first exposure to the last."""
+        """Return the time from the first exposure to the last."""
         return int(self.shown_ms.max() - self.shown_ms.min())
 
 
-def nice_ms(duration_ms: float) -> int:
-    """The smallest round duration that is not shorter."""
-    return next((n for n in NICE_MS if n >= duration_ms), NICE_MS[-1])
+def round_up_ms(duration_ms: float) -> int:
+    """Return the smallest round duration of at least `duration_ms`."""
+    return next((n for n in ROUND_MS if n >= duration_ms), ROUND_MS[-1])
 
 
-def words(duration_ms: int) -> str:
-    """A duration as a surface writes it."""
+def duration(duration_ms: int) -> str:
+    """Format a duration as a surface writes it."""
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
         if duration_ms % size == 0:
             return f"{duration_ms // size}{unit}"
@@ -94,7 +111,7 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     """Match the events to the exposures, and choose the label.
 
     Raises:
-        TabrankError: if no event follows an exposure that showed its candidate.
+        TabrankError: no event follows an exposure that showed its candidate.
     """
     exposures, events = tables["exposures"], tables["events"]
     lists = exposures["candidates"].combine_chunks()
@@ -122,29 +139,32 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     is_on = {kind: (row >= 0) & (kinds == kind) for kind in sorted(set(kinds))}
     num_shown = len(np.unique(row[is_on[IMPRESSION]])) if IMPRESSION in is_on else len(exposure)
     longest = WINDOW_SHARE * (max(shown_ms.max(), event_ms.max()) - shown_ms.min())
-    happenings = {}
+    event_stats = {}
     for kind, on in is_on.items():
         window = _window(delay[on], longest)
         rows = np.unique(row[on & (delay <= window)])
         rate = len(rows) / max(num_shown, 1)
-        happenings[kind] = Happening(kind, int((kinds == kind).sum()), window, len(rows), rate)
+        event_stats[kind] = EventStats(kind, int((kinds == kind).sum()), window, len(rows), rate)
     firsts = {kind: _first(row[on], delay[on], len(exposure)) for kind, on in is_on.items()}
     downs = _downs(list(is_on))
-    for kind, one in happenings.items():
+    for kind, one in event_stats.items():
         why = _why_not(kind, one, downs)
         after = tuple(
             o for o in is_on if o not in (kind, IMPRESSION) and _comes_after(firsts[kind], firsts[o])
         )
-        happenings[kind] = Happening(**{**vars(one), "after": after, "why_not": why})
-    label = _label(happenings)
-    covered = float(np.mean(delay[is_on[label]] <= happenings[label].within_ms))
+        event_stats[kind] = EventStats(**{**vars(one), "after": after, "why_not": why})
+    label = _label(event_stats)
+    covered = float(np.mean(delay[is_on[label]] <= event_stats[label].within_ms))
     gauge = next(((up, down) for down, up in downs.items()), None)
-    return Funnel(exposure, candidate, shown_ms, viewer, happenings, label, covered, gauge)
+    return Funnel(exposure, candidate, shown_ms, viewer, event_stats, label, covered, gauge)
 
 
 def _followed(owners: Owners, kinds: NDArray[np.object_], shown_ms: I64) -> tuple[I64, I64]:
-    """`[events]`: the shown row that each event is on, or −1, and how long after it, in ms: after its impression where
-    clients report them, as `training.data.labels.label` has it."""
+    """Return `[events]` the row that each event follows, or −1, and its delay in ms.
+
+    Where clients report impressions, the delay counts from the impression, as in
+    `training.data.labels.label`.
+    """
     row, delay = np.full(len(kinds), -1), np.zeros(len(kinds), np.int64)
     shown, since_ms = np.arange(len(shown_ms)), shown_ms
     is_impression = kinds == IMPRESSION
@@ -159,12 +179,12 @@ def _followed(owners: Owners, kinds: NDArray[np.object_], shown_ms: I64) -> tupl
 
 
 def _window(delay: I64, longest: float) -> int:
-    fits = [n for n in NICE_MS if n <= longest] or [NICE_MS[0]]
-    return min(nice_ms(float(np.quantile(delay, COVERED))), fits[-1]) if len(delay) else fits[0]
+    fits = [n for n in ROUND_MS if n <= longest] or [ROUND_MS[0]]
+    return min(round_up_ms(float(np.quantile(delay, COVERED_SHARE))), fits[-1]) if len(delay) else fits[0]
 
 
 def _first(row: I64, delay: I64, num_rows: int) -> NDArray[np.float64]:
-    """`[N]`: the delay of a kind's first event on each shown row, infinite without one."""
+    """Return `[N]` the delay of the first event on each row, infinite without an event."""
     first = np.full(num_rows, np.inf)
     np.minimum.at(first, row, delay)
     return first
@@ -172,32 +192,32 @@ def _first(row: I64, delay: I64, num_rows: int) -> NDArray[np.float64]:
 
 def _comes_after(first: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     on = np.isfinite(first)
-    return bool(on.any()) and float(np.mean(other[on] <= first[on])) >= FOLLOWS
+    return bool(on.any()) and float(np.mean(other[on] <= first[on])) >= FOLLOWS_SHARE
 
 
 def _downs(kinds: list[str]) -> dict[str, str]:
-    """The kinds that take another back, by name: `leave` of `join`, `unlike` of `like`."""
+    """Return the kinds that undo another one, by name: `leave` of `join`, `unlike` of `like`."""
     found = {}
     for up in kinds:
-        for down in (*DOWN_OF.get(up, ()), f"un{up}"):
+        for down in (*UNDO_KINDS.get(up, ()), f"un{up}"):
             if down in kinds:
                 found[down] = up
     return found
 
 
-def _why_not(kind: str, one: Happening, downs: dict[str, str]) -> str:
+def _why_not(kind: str, one: EventStats, downs: dict[str, str]) -> str:
     if kind == IMPRESSION:
-        return "says what was on screen"
+        return "records what was on screen"
     if kind in downs:
-        return f"takes back a {downs[kind]}"
-    if kind in AGAINST:
-        return "speaks against the candidate"
+        return f"undoes a {downs[kind]}"
+    if kind in REJECTS:
+        return "rejects the candidate"
     return "" if one.positives else "follows no exposure that showed its candidate"
 
 
-def _label(happenings: dict[str, Happening]) -> str:
-    """Of the steps that come after another, the rarest with enough positives; else the most frequent kind."""
-    able = [h for h in happenings.values() if not h.why_not]
+def _label(event_stats: dict[str, EventStats]) -> str:
+    """Return the rarest of the later steps with enough positives, else the most frequent kind."""
+    able = [h for h in event_stats.values() if not h.why_not]
     if not able:
         raise TabrankError(
             "events: column 'kind': no kind of event follows an exposure that showed its candidate; check that "

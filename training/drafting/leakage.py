@@ -1,4 +1,4 @@
-"""Columns that were written after the rankings: times that lie ahead, and totals of the whole log."""
+"""Find columns unfit as features of a draft: times after the ranking, totals of the whole log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from training.drafting.funnel import Funnel
 from training.drafting.profile import Column, codes_of
 
 F64 = NDArray[np.float64]
-PAST_SHARE = 0.95  # of a time's rows lie before the ranking; clocks differ
-TOTAL_CORRELATION = 0.95  # of ranks, with a total of the log's events: what is known before has less
+# A time column must lie before the ranking on this share of the rows; client clocks differ.
+PAST_SHARE = 0.95
+# From this rank correlation with a total of the log's events on, a column is such a total.
+TOTAL_CORRELATION = 0.95
+# With fewer ids, a rank correlation is not reliable.
 ENOUGH_IDS = 30
 
 
-def without_hindsight(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Column]:
-    """The columns; those that know what comes later have lost their type, and `why` says so."""
+def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Column]:
+    """Return the columns; those that leak the future lose their type and get a reason in `why`."""
     totals = {owner: _totals(tables, owner) for owner in ("viewer", "candidate")}
     judged = []
     for c in columns:
@@ -34,15 +37,17 @@ def without_hindsight(columns: list[Column], tables: dict[str, pa.Table], events
 
 
 def ages_ms(c: Column, tables: dict[str, pa.Table], events: Funnel) -> F64:
-    """`[N]`: how long before each row's exposure a column's time lies; NaN where it is missing."""
+    """Return `[N]` the time from a column's value to each row's exposure in ms; NaN if missing."""
     if c.owner == "context":
         return np.asarray(events.shown_ms - _numbers(c)[events.exposure], np.float64)
     table = tables[f"{c.owner}s"]
     shown = pc.list_flatten(tables["exposures"]["candidates"]) if c.owner == "candidate" else None
-    asked = tables["exposures"]["viewer"] if shown is None else shown
-    own, code = codes_of(table["id"], asked)
-    values = np.full(max(own.max(), code.max()) + 2, np.nan)  # the last place is for nobody, −1
-    values[own] = _numbers(c)  # of an id's rows the last counts
+    wanted = tables["exposures"]["viewer"] if shown is None else shown
+    own, code = codes_of(table["id"], wanted)
+    # The last element stands for code −1, a null id.
+    values = np.full(max(own.max(), code.max()) + 2, np.nan)
+    # If an id has several rows, the last one counts.
+    values[own] = _numbers(c)
     of_row = values[code] if shown is not None else values[code][events.exposure]
     return np.asarray(events.shown_ms - of_row, np.float64)
 
@@ -57,11 +62,11 @@ def _ahead(age_ms: F64) -> str:
     ahead = float(np.mean(given < 0)) if len(given) else 0.0
     if ahead <= 1 - PAST_SHARE:
         return ""
-    return f"lies after {ahead:.0%} of the rankings; what is written later needs a row with a ts_ms"
+    return f"lies after {ahead:.0%} of the rankings; values that are written later need a ts_ms in their row"
 
 
 def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, Counter[str]]:
-    """By kind of event: how many each id has in the whole log."""
+    """Return {event kind: {id: number of events in the whole log}}."""
     events, exposures = tables["events"], tables["exposures"]
     totals = {}
     for kind in pc.unique(events["kind"]).to_pylist():
@@ -72,7 +77,8 @@ def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, Counter[str]]:
 
 def _is_total(c: Column, table: pa.Table, totals: dict[str, Counter[str]]) -> str:
     if "ts_ms" in table.column_names and table["ts_ms"].null_count < len(table):
-        return ""  # dated rows: the replay takes each at its time
+        # Rows with a time are safe: the replay applies each at its time.
+        return ""
     given = [
         (name, value)
         for name, value in zip(table["id"].to_pylist(), _numbers(c).tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""What a log's columns hold, read before there is a surface: types, cardinalities, what is missing."""
+"""Profile of a log's columns, without a surface: field types, distinct values, missing values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from serve.log.reader import TABLES, read_table
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
-OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"  # names that the log itself uses
-EPOCH_MS = (9.4e11, 4.2e12)  # 1999 to 2103: a whole number between them is a time, not a count
-FREE_TEXT_SHARE = 0.9  # of distinct values among the rows: titles and ids, which do not come back
-FEW_ROWS = 50  # of which nothing is said to be free text
+# Names that the log itself uses.
+OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"
+# A whole number between 1999 and 2103 in ms is a time and not a count.
+EPOCH_MS = (9.4e11, 4.2e12)
+# From this share of distinct values on, a column holds ids or free text, which do not recur.
+FREE_TEXT_SHARE = 0.9
+# With fewer rows, do not call a column free text.
+FEW_ROWS = 50
+# Whole numbers with at most this many values may be codes of a category.
 FEW_CODES = 20
-FEW_IN_SET, MOST_IN_SET = 16, 64
+# Keep sets of up to 16 values whole; cut longer ones at their 99th percentile, or at 64.
+FEW_IN_SET, MAX_IN_SET = 16, 64
 STRING, INTEGER, STRINGS = "strings", "whole numbers", "lists of strings"
 REQUIRED = {
     "viewers": {"id": STRING},
@@ -35,40 +41,45 @@ MAY_BE_NULL = {("exposures", "viewer"), ("events", "viewer")}
 
 @dataclass(frozen=True)
 class Column:
-    """A column of viewers or candidates, or a part of the context: its type as a field, and what it holds.
+    """Column of viewers or candidates, or part of the context: its field type and its content.
 
-    `type` is None where it cannot be a field or should not; `why` says so then, and is a remark otherwise.
+    `type` is None if the column cannot or should not be a field. `why` holds the reason, or a
+    remark on a column that has a type. `missing` is the share of rows without a value.
     """
 
     owner: str
     name: str
     type: FieldType | None
     why: str = ""
-    missing: float = 0.0  # share of rows
+    missing: float = 0.0
     distinct: int = 0
-    most: int = 16  # of a set: how many values are kept
-    values: frozenset[str] = frozenset()  # of a category or set
-    is_text: bool = False  # nearly every row has its own value
-    numbers: F64 | None = None  # of a number or time, [rows], NaN missing
+    # Values that a set keeps.
+    max_size: int = 16
+    # Values of a category or set.
+    values: frozenset[str] = frozenset()
+    # Nearly every row has its own value.
+    is_text: bool = False
+    # Values of a number or time by row; NaN if missing.
+    numbers: F64 | None = None
 
     @property
     def field(self) -> str:
-        """As features refer to it."""
+        """Return the name by which features refer to the column."""
         return f"{self.owner}.{self.name}"
 
 
 def read_tables(folder: Path) -> dict[str, pa.Table]:
-    """The four tables with all their columns, repeated requests and test traffic left out.
+    """Read the four tables with all their columns, without repeated requests and test traffic.
 
     Raises:
-        TabrankError: naming table and column, where one is missing or cannot be what a log says it is.
+        TabrankError: a column is missing or has the wrong type; names table and column.
     """
     tables = {name: _read(folder, name) for name in TABLES}
     exposures = tables["exposures"]
     if "traffic" in exposures.column_names:
         exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
         if not len(exposures):
-            raise TabrankError(f"{folder}: exposures: every row is test traffic; it holds nothing live")
+            raise TabrankError(f"{folder}: exposures: every row is test traffic; a draft needs live traffic")
     first = np.sort(np.unique(codes_of(exposures["request_id"])[0], return_index=True)[1])
     tables["exposures"] = exposures.take(first) if len(first) < len(exposures) else exposures
     return tables
@@ -78,13 +89,13 @@ def _read(folder: Path, name: str) -> pa.Table:
     path, table = read_table(folder, name)
     for column, words in REQUIRED[name].items():
         if column not in table.column_names:
-            raise TabrankError(f"{path}: the column {column!r} is missing; it holds {words}")
+            raise TabrankError(f"{path}: the column {column!r} is missing; it must hold {words}")
         values = table[column]
         if not _holds(values.type, words):
             raise TabrankError(f"{path}: column {column!r} holds {values.type}; it must hold {words}")
         if values.null_count and (name, column) not in MAY_BE_NULL:
             row = pc.index(pc.is_null(values), True).as_py()
-            raise TabrankError(f"{path}: column {column!r}, row {row}: is empty; every row needs a value")
+            raise TabrankError(f"{path}: column {column!r}, row {row}: is null; every row needs a value")
     return table
 
 
@@ -107,7 +118,7 @@ def _is_list(given: pa.DataType) -> bool:
 
 
 def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
-    """Each column's strings as numbers from 0 that mean the same in all; −1 is null."""
+    """Encode the strings of all columns with one vocabulary, as codes from 0; null is −1."""
     flat = [column.cast(pa.string()) for column in columns]
     chunks = [chunk for column in flat for chunk in column.chunks]
     encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
@@ -116,7 +127,7 @@ def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
 
 
 def profile(tables: dict[str, pa.Table]) -> list[Column]:
-    """Every column of viewers and candidates that is no part of the log itself, then those of the context."""
+    """Return every column of viewers and candidates that a surface may use, then the context's."""
     found = []
     for owner in ("viewer", "candidate"):
         table = tables[f"{owner}s"]
@@ -137,7 +148,7 @@ def _column(owner: str, name: str, values: pa.ChunkedArray, num_ids: int) -> Col
     if not name or re.fullmatch(OWN_COLUMNS, name):
         return Column(owner, name, None, "the log itself uses this name; rename the column")
     if missing == 1:
-        return Column(owner, name, None, "holds nothing")
+        return Column(owner, name, None, "every row is null")
     if _is_text(kind):
         return _category(owner, name, values.cast(pa.string()), missing, num_ids)
     if _is_list(kind) and _is_text(kind.value_type) and not pa.types.is_dictionary(kind.value_type):
@@ -149,7 +160,7 @@ def _column(owner: str, name: str, values: pa.ChunkedArray, num_ids: int) -> Col
         pa.types.is_temporal: "write it as whole milliseconds since 1970 for a time",
         pa.types.is_decimal: "write it as floats for a number",
     }
-    hint = next((words for test, words in hints.items() if test(kind)), "no field type holds that")
+    hint = next((words for test, words in hints.items() if test(kind)), "no field type supports it")
     return Column(owner, name, None, f"holds {kind}; {hint}")
 
 
@@ -158,21 +169,21 @@ def _category(owner: str, name: str, values: pa.ChunkedArray, missing: float, nu
     num = len(distinct)
     given = min(len(values) - values.null_count, num_ids)
     is_text = num > FEW_ROWS and num >= FREE_TEXT_SHARE * given
-    remark = "nearly every row has its own: an id or free text" if is_text else ""
+    remark = "nearly every row has its own value: an id or free text" if is_text else ""
     return Column(
         owner, name, "category", remark, missing, num, values=frozenset(distinct.to_pylist()), is_text=is_text
     )
 
 
 def _set(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> Column:
-    lengths = pc.list_value_length(values).drop_null().to_numpy()  # [rows that have a list]
+    lengths = pc.list_value_length(values).drop_null().to_numpy()
     longest = int(lengths.max())
-    most = max(1, longest if longest <= FEW_IN_SET else min(int(np.quantile(lengths, 0.99)), MOST_IN_SET))
+    max_size = max(1, longest if longest <= FEW_IN_SET else min(int(np.quantile(lengths, 0.99)), MAX_IN_SET))
     distinct = pc.unique(pc.list_flatten(values).drop_null()).to_pylist()
-    remark = f"the first {most} of up to {longest} are kept" if longest > most else ""
+    remark = f"the first {max_size} of up to {longest} are kept" if longest > max_size else ""
     if not distinct:
-        return Column(owner, name, None, "holds empty lists alone")
-    return Column(owner, name, "set", remark, missing, len(distinct), most, values=frozenset(distinct))
+        return Column(owner, name, None, "holds only empty lists")
+    return Column(owner, name, "set", remark, missing, len(distinct), max_size, values=frozenset(distinct))
 
 
 def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> Column:
@@ -180,7 +191,7 @@ def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> C
     numbers = values.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     if np.isinf(numbers).any():
         row = int(np.isinf(numbers).argmax())
-        raise TabrankError(f"{owner}.{name}, row {row}: is infinite; use null where there is no number")
+        raise TabrankError(f"{owner}.{name}, row {row}: is infinite; use null for a missing number")
     given = numbers[~np.isnan(numbers)]
     distinct = len(np.unique(given))
     is_time = is_whole and np.mean((given > EPOCH_MS[0]) & (given < EPOCH_MS[1])) >= 0.99

@@ -1,4 +1,4 @@
-"""Which features a log's columns and events suggest."""
+"""Suggested features of a surface, from the columns and events of a log."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ from numpy.typing import NDArray
 from scipy.stats import skew
 
 from serve.features.slots import IMPRESSION
-from training.drafting.funnel import Funnel, nice_ms, words
+from training.drafting.funnel import Funnel, duration, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
 
 F64 = NDArray[np.float64]
 Spec = dict[str, object]
-MOST_CATEGORIES = 1_000  # of a category column; what has more is known by affinity alone
-MOST_HOT = 100  # of a set as 0/1 columns
-WIDE_AFFINITY = 64  # values of a category that a viewer's map keeps, at most; twice as many of a set
-SHARED = 0.5  # of the smaller set of values: two fields speak of the same thing
-MANY_IDS, SHARED_IDS = 100, 0.1  # so many long ids do not coincide by chance, and few may be live in one log
-HEAVY_TAIL = 2.0  # skewness from which the logarithm is tried
-SHORT_LIVED = 0.25  # of the log's span
-COME_BACK = 1.5  # exposures a viewer, from which a viewer's own state is worth its place
+# Largest vocabulary of a category feature. Columns with more values serve affinities only.
+MAX_CATEGORIES = 1_000
+# Largest vocabulary of a set as 0/1 columns.
+MAX_HOT = 100
+# Values of a category that a viewer's affinity keeps; a set keeps twice as many.
+WIDE_AFFINITY = 64
+# Two fields have the same meaning if they share this part of the smaller set of values.
+SHARED = 0.5
+# From 100 ids on 10 % in common are enough: that is not chance, and a log may hold few live ids.
+MANY_IDS, SHARED_IDS = 100, 0.1
+# Try the logarithm from this skewness on.
+HEAVY_TAIL = 2.0
+# Candidates are short-lived if they are shown for less than this share of the log's span.
+SHORT_LIVED = 0.25
+# Keep state of viewers from this number of exposures a viewer on.
+COME_BACK = 1.5
 DAY_MS = 86_400_000
-WHAT, MOMENT, CANDIDATE, VIEWER = (
-    "What they are.",
-    "The moment.",
-    "What goes on around the candidate.",
-    "How this viewer takes to candidates like it.",
+ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
+    "Attributes.",
+    "Context.",
+    "Activity around the candidate.",
+    "The viewer's affinity to such candidates.",
 )
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A suggested feature: its spec as in the TOML, why, and the fields that it reads."""
+    """Suggested feature: its spec as in the TOML, a comment, and the fields that it reads."""
 
     section: str
     name: str
@@ -50,16 +58,16 @@ class Feature:
 
     @property
     def state(self) -> bool:
-        """Whether it counts events."""
+        """Return whether the feature keeps state of events."""
         return self.spec["kind"] in ("count", "gauge", "rate", "affinity")
 
 
 class Toml:
-    """Values and keys as TOML writes them on one line."""
+    """Writer of values and keys as TOML on one line."""
 
     @staticmethod
     def of(value: object) -> str:
-        """A string, number, list or inline table."""
+        """Return a string, number, list or inline table."""
         if isinstance(value, dict):
             return "{ " + ", ".join(f"{Toml.key(k)} = {Toml.of(v)}" for k, v in value.items()) + " }"
         if isinstance(value, list):
@@ -68,7 +76,7 @@ class Toml:
 
     @staticmethod
     def key(name: str) -> str:
-        """A bare key where it can be one."""
+        """Return a bare key if the name allows it, else a quoted one."""
         return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else Toml.of(name)
 
 
@@ -86,7 +94,7 @@ class _Suggestions:
         fields: tuple[str, ...] = (),
         popular: bool = False,
     ) -> None:
-        """Add a feature; a name that is taken gets a number."""
+        """Add a feature; append a number to a name that is taken."""
         taken = {f.name for f in self.found}
         names = (name if i == 1 else f"{name}_{i}" for i in itertools.count(1))
         free = next(n for n in names if n not in taken)
@@ -96,7 +104,7 @@ class _Suggestions:
 def suggest(
     columns: list[Column], tables: dict[str, pa.Table], events: Funnel
 ) -> tuple[list[Feature], list[Column]]:
-    """The features, and the columns, of which those that no feature can use have lost their type."""
+    """Return the features, and the columns; those that no feature uses lose their type."""
     out = _Suggestions()
     usable = [c for c in columns if c.type]
     for c in usable:
@@ -109,7 +117,7 @@ def suggest(
         dataclasses.replace(c, type=None, why=_useless(c)) if c.type and c.field not in used else c
         for c in columns
     ]
-    return sorted(out.found, key=lambda f: (WHAT, MOMENT, CANDIDATE, VIEWER).index(f.section)), columns
+    return sorted(out.found, key=lambda f: (ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER).index(f.section)), columns
 
 
 def _useless(c: Column) -> str:
@@ -117,7 +125,7 @@ def _useless(c: Column) -> str:
         return "all its values are the same"
     if c.is_text:
         return c.why
-    return f"{c.distinct:,} values are too many for columns of their own, and nothing else uses them"
+    return f"{c.distinct:,} values are too many for a feature, and no other feature uses them"
 
 
 def _name(c: Column) -> str:
@@ -125,8 +133,8 @@ def _name(c: Column) -> str:
 
 
 def _own(out: _Suggestions, c: Column, tables: dict[str, pa.Table], events: Funnel) -> None:
-    """The feature that a column makes alone, if it makes one."""
-    section, name = MOMENT if c.owner == "context" else WHAT, _name(c)
+    """Add the feature of a single column, if its type has one."""
+    section, name = CONTEXT if c.owner == "context" else ATTRIBUTES, _name(c)
     spec: Spec = {"field": c.field}
     if c.distinct <= 1 and c.type != "set":
         return
@@ -137,9 +145,9 @@ def _own(out: _Suggestions, c: Column, tables: dict[str, pa.Table], events: Funn
     elif c.type == "number" and c.numbers is not None:
         kind = "context" if c.owner == "context" else "number"
         spec = {"kind": kind, **spec, **_transform(c.numbers)}
-    elif c.type == "category" and c.distinct <= MOST_CATEGORIES and not c.is_text:
+    elif c.type == "category" and c.distinct <= MAX_CATEGORIES and not c.is_text:
         spec = {"kind": "category", **spec}
-    elif c.type == "set" and c.distinct <= MOST_HOT:
+    elif c.type == "set" and c.distinct <= MAX_HOT:
         spec = {"kind": "multi_category", **spec}
     else:
         return
@@ -147,7 +155,7 @@ def _own(out: _Suggestions, c: Column, tables: dict[str, pa.Table], events: Funn
 
 
 def _transform(numbers: F64) -> Spec:
-    """`log1p` for a heavy tail that it shortens."""
+    """Return the transform `log1p` if it shortens a heavy tail."""
     given = numbers[np.isfinite(numbers)]
     if len(np.unique(given[:1000])) < 3 and len(np.unique(given)) < 3:
         return {}
@@ -157,7 +165,7 @@ def _transform(numbers: F64) -> Spec:
 
 
 def _pairs(out: _Suggestions, columns: list[Column]) -> None:
-    """`match` and `member`: what viewer and candidate have in common."""
+    """Add `match` and `member` features of fields that viewers and candidates share."""
     theirs = [c for c in columns if c.owner == "candidate" and c.type == "category"]
     for v in (c for c in columns if c.owner == "viewer"):
         for c in theirs:
@@ -169,19 +177,22 @@ def _pairs(out: _Suggestions, columns: list[Column]) -> None:
             if v.type == "category":
                 kind, name = "match", f"same_{c.name}" if c.name == v.name else f"{v.name}_is_{c.name}"
             spec: Spec = {"kind": kind, "viewer": v.field, "candidate": c.field}
-            out.add(WHAT, name, spec, f"they share {both:,} values", fields=(v.field, c.field))
+            out.add(ATTRIBUTES, name, spec, f"they share {both:,} values", fields=(v.field, c.field))
 
 
 def _counted(events: Funnel) -> list[str]:
-    """The kinds worth counting: the label first, then by number, without what takes back or never follows."""
-    able = [h for h in events.happenings.values() if h.positives and h.kind != IMPRESSION]
-    able = [h for h in able if h.kind == events.label or not h.why_not.startswith("takes back")]
+    """Return the four kinds to count: the label, then the most frequent ones.
+
+    Leave out kinds that undo another one or follow no exposure.
+    """
+    able = [h for h in events.event_stats.values() if h.positives and h.kind != IMPRESSION]
+    able = [h for h in able if h.kind == events.label or not h.why_not.startswith("undoes")]
     return [h.kind for h in sorted(able, key=lambda h: (h.kind != events.label, -h.num, h.kind))][:4]
 
 
 def _prior(events: Funnel, kind: str, share: float = 1.0) -> Spec:
-    """The base rate, worth as many shown candidates as hold one event; `share` of that for rarer evidence."""
-    rate = float(np.clip(float(f"{events.happenings[kind].rate:.2g}"), 0.0001, 0.9999))
+    """Return the prior of a rate: the base rate, weighted with `share` times 1/rate candidates."""
+    rate = float(np.clip(float(f"{events.event_stats[kind].rate:.2g}"), 0.0001, 0.9999))
     return {"rate": rate, "weight": int(np.clip(round(share / rate), 5, 200))}
 
 
@@ -195,7 +206,7 @@ def _count(entity: str, kind: str, half: Spec) -> Spec:
 
 
 def _candidate(out: _Suggestions, events: Funnel) -> None:
-    """Gauge, counts and rates of the candidate; half-lives by how long candidates are shown."""
+    """Add gauge, counts and rates of candidates; half-lives follow how long they are shown."""
     num_shown = np.bincount(events.candidate)
     first, last = np.full(len(num_shown), np.inf), np.full(len(num_shown), -np.inf)
     np.minimum.at(first, events.candidate, events.shown_ms)
@@ -204,10 +215,10 @@ def _candidate(out: _Suggestions, events: Funnel) -> None:
     lives_ms = (last - first)[num_shown > 1]
     life_ms = float(np.median(lives_ms)) if len(lives_ms) else 0.0
     is_short = 0 < life_ms < SHORT_LIVED * events.span_ms
-    slow: Spec = {"half_life": words(nice_ms(life_ms))} if is_short else {}
-    fast: Spec = {"half_life": words(nice_ms(life_ms / 5))} if is_short else {}
-    why = "a candidate is shown for about as long" if is_short else "candidates stay, so nothing decays"
-    why = why if come_back else "hardly a candidate is shown twice, so it says little"
+    slow: Spec = {"half_life": duration(round_up_ms(life_ms))} if is_short else {}
+    fast: Spec = {"half_life": duration(round_up_ms(life_ms / 5))} if is_short else {}
+    why = "about the time that a candidate is shown" if is_short else "candidates stay, so nothing decays"
+    why = why if come_back else "few candidates are shown twice, so this carries little information"
     if events.gauge:
         up, down = events.gauge
         spec: Spec = {"kind": "gauge", "entity": "candidate", "up": up, "down": down, "transform": "log1p"}
@@ -217,7 +228,7 @@ def _candidate(out: _Suggestions, events: Funnel) -> None:
         out.add(CANDIDATE, f"{kind}_rate", _rate("candidate", events, kind, slow), why, popular=popular)
         why = ""
     if come_back:
-        why = "a fifth of that, to see a candidate rise and fall" if is_short else ""
+        why = "a fifth of that, to follow a candidate's rise and fall" if is_short else ""
         for kind in (*_counted(events)[:2], IMPRESSION):
             name = f"recent_{kind}" if is_short else f"num_{kind}"
             out.add(CANDIDATE, name, _count("candidate", kind, fast), why)
@@ -225,14 +236,14 @@ def _candidate(out: _Suggestions, events: Funnel) -> None:
 
 
 def _viewer(out: _Suggestions, columns: list[Column], events: Funnel) -> None:
-    """Counts, rates and affinities of viewers, where viewers come back."""
+    """Add counts, rates and affinities of viewers, if viewers come back."""
     known = events.viewer[events.viewer >= 0]
     if len(known) < COME_BACK * max(len(np.unique(known)), 1):
         return
-    half_ms = int(np.clip(nice_ms(events.span_ms), 7 * DAY_MS, 90 * DAY_MS))
-    half: Spec = {"half_life": words(half_ms)}
+    half_ms = int(np.clip(round_up_ms(events.span_ms), 7 * DAY_MS, 90 * DAY_MS))
+    half: Spec = {"half_life": duration(half_ms)}
     label, before = events.label, _counted(events)[1:2]
-    why = "as long as the log, but a week to a quarter"
+    why = "the span of the log, but 7 to 90 days"
     out.add(VIEWER, f"viewer_{label}_rate", _rate("viewer", events, label, half), why)
     for kind in (label, IMPRESSION):
         out.add(VIEWER, f"viewer_num_{kind}", _count("viewer", kind, half))
@@ -242,7 +253,7 @@ def _viewer(out: _Suggestions, columns: list[Column], events: Funnel) -> None:
             continue
         keep = min(c.distinct, WIDE_AFFINITY * (2 if c.type == "set" else 1))
         why = f"keeps {keep} of {c.distinct:,}" if keep < c.distinct else ""
-        # where values are few, the next most frequent kind of event tells taste sooner than a rare label
+        # With few values, a more frequent kind of event shows taste sooner than a rare label.
         for kind in [label, *before] if c.distinct <= WIDE_AFFINITY else [label]:
             prior = _prior(events, kind, 0.5)
             spec: Spec = {"kind": "affinity", "event": kind, "over": IMPRESSION, "field": c.field}

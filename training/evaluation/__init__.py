@@ -1,1 +1,4 @@
-"""Measures, intervals, slices, drift and reports. Imports `data` and below."""
+"""Evaluate models: measures, intervals, slices, drift, leakage and reports.
+
+Imports `data`, `network`, `world`, `terminal`, `serve`.
+"""

@@ -1,10 +1,12 @@
-"""95 % intervals by a bootstrap over viewers: rows of one slate share a moment, slates of one viewer a taste, and
-neither are independent.
+"""95 % intervals by a bootstrap over viewers.
 
-Each draw gives each viewer, with all slates, a Poisson(1) weight (Chamandy, Muralidharan, Najmi and Naidu 2012,
-"Estimating uncertainty for massive data streams"), so that every measure that is a ratio of sums over slates comes from
-one product of the weights with those sums; the same weights serve all contenders, whose differences then can
-be drawn too. Letters: S slates, B blocks of viewers, D draws, M sums.
+Rows of one slate share a moment and slates of one viewer share a taste, so neither are independent.
+Each draw gives each viewer, with all slates, a Poisson(1) weight (Chamandy, Muralidharan, Najmi and
+Naidu 2012, "Estimating uncertainty for massive data streams"). Every measure that is a ratio of
+sums over slates then follows from one product of the weights with those sums. All contenders have
+the same weights, so their differences can be drawn too.
+
+Letters: S slates, B blocks of viewers, D draws, M sums.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from numpy.typing import NDArray
 
 from training.evaluation.slates import F64, I64, Slates
 
+# More viewers than this are drawn in random blocks, which are as independent as viewers are; the
+# limit bounds the memory, D · B bytes.
 MAX_BLOCKS = 20_000
-"""More viewers than that are drawn in blocks, put together at random: blocks are as independent as viewers are,
-and D · B bytes bound the memory."""
+# Draws in one product of weights and sums, which bounds its memory.
 _AT_ONCE = 50
 
 
 class Bootstrap:
-    """Draws over slates, those of one `cluster` `[S]` (numbered from 0) together; the same for the same seed."""
+    """Draws over slates; those of one `cluster` `[S]` (from 0) are drawn together, by the seed."""
 
     def __init__(self, cluster: I64, num_draws: int = 500, seed: int = 0) -> None:
         self.num_draws = num_draws
@@ -40,7 +43,7 @@ class Bootstrap:
         return self._rng.poisson(1.0, (self.num_draws, self._num_blocks)).astype(np.uint8)
 
     def sums(self, *columns: F64) -> F64:
-        """Of M columns `[S]`, what each draw's weighted sums are: `[M, D]`."""
+        """Return the weighted sums of M columns `[S]` in each draw, `[M, D]`."""
         blocks = np.stack(
             [np.bincount(self._block, weights=column, minlength=self._num_blocks) for column in columns],
             axis=1,
@@ -52,18 +55,19 @@ class Bootstrap:
         return np.concatenate(parts).T
 
     def ratio(self, above: F64, below: F64) -> F64:
-        """Each draw of Σ above / Σ below `[D]`; NaN where a draw holds nothing to divide by."""
+        """Return Σ above / Σ below in each draw `[D]`; NaN where the divisor is 0."""
         numerator, denominator = self.sums(above, below)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(numerator / denominator, np.float64)
 
     def auc(self, slates: Slates, won: F64) -> F64:
-        """Each draw of the AUC over all rows, `[D]`, from the pairs that each row won (`pairs_won`), `[N]`.
+        """Return the AUC over all rows in each draw, `[D]`, from the pairs won by each row, `[N]`.
 
-        An AUC is a sum over pairs of rows, not over slates, and is drawn to first order in the weights: the AUC of
-        the rows as they are, exactly, plus the weighted sum of each slate's influence on it. These are the cluster
-        sums of Obuchowski (1997, "Nonparametric analysis of clustered ROC curve data"), so that the draws have the
-        variance given there; what is left out is of the order of 1 / B.
+        `won` comes from `pairs_won`. An AUC is a sum over pairs of rows, not over slates, so it is
+        drawn to first order in the weights: the exact AUC of the rows plus the weighted sum of each
+        slate's influence on it. These are the cluster sums of Obuchowski (1997, "Nonparametric
+        analysis of clustered ROC curve data"), so the draws have the variance given there; the
+        error is of the order of 1 / B.
         """
         negatives = slates.size - slates.positives
         num_positive, num_negative = slates.positives.sum(), negatives.sum()
@@ -74,7 +78,7 @@ class Bootstrap:
 
 
 def interval(draws: F64) -> list[float] | None:
-    """The middle 95 % of the draws that are defined; None where hardly any is."""
+    """Return the middle 95 % of the finite draws; None for fewer than two."""
     draws = draws[np.isfinite(draws)]
     if len(draws) < 2:
         return None

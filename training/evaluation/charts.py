@@ -1,4 +1,4 @@
-"""The plots of a model's report, as SVG that reads in grey: lines differ by their dashes and marks.
+"""Plot the charts of a model's report as SVG readable in grey: lines differ by dashes and marks.
 
 The same data gives the same bytes.
 """
@@ -29,7 +29,7 @@ Point = Sequence[float]
 
 
 def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
-    """Training and validation logloss by epoch."""
+    """Plot training and validation logloss by epoch."""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes("epoch", "logloss")
         epochs = [line["epoch"] for line in history]
@@ -42,7 +42,7 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
 
 
 def reliability(points: Sequence[Point]) -> str:
-    """Observed rate against predicted, both from 0."""
+    """Plot the observed rate against the predicted, both from 0."""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes("predicted", "observed")
         top = 1.05 * max(max(point) for point in points)
@@ -53,7 +53,7 @@ def reliability(points: Sequence[Point]) -> str:
 
 
 def lift(model: Sequence[float]) -> str:
-    """The rate in each tenth of the rows over the base rate."""
+    """Plot the rate in each tenth of the rows over the base rate."""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes("tenth of the rows, by score, the highest first", "times the base rate")
         axes.bar(range(1, 11), model, color="0.6", edgecolor="0")
@@ -63,7 +63,7 @@ def lift(model: Sequence[float]) -> str:
 
 
 def gain(curves: Mapping[str, Sequence[float]]) -> str:
-    """The share of positives found down to each tenth of the rows, one line a contender."""
+    """Plot the share of positives down to each tenth of the rows, with one line a contender."""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes("% of the rows, by score", "% of the positives")
         at = list(range(0, 101, 10))
@@ -76,7 +76,7 @@ def gain(curves: Mapping[str, Sequence[float]]) -> str:
 
 
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Each feature's share of attention, and of what is lost without it: two bars a feature."""
+    """Plot each feature's share of attention and of the permutation loss, two bars a feature."""
     shown = list(lines)[:MOST_FEATURES]
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
     with matplotlib.rc_context(STYLE):
@@ -95,7 +95,7 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def slices(parts: Sequence[Mapping[str, Any]]) -> str:
-    """What the model's NDCG@10 is above popular's in each part, with two standard errors."""
+    """Plot the model's NDCG@10 above popular's in each part, with two standard errors."""
     shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes("NDCG@10 above popular's", "", height=0.8 + 0.24 * len(shown))
@@ -115,7 +115,7 @@ def slices(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pareto(search: Mapping[str, Any]) -> str:
-    """Cost against validation logloss of all networks tried; rivals as lines across."""
+    """Plot cost against validation logloss of all networks tried; rivals are horizontal lines."""
     board = search["leaderboard"]
     tried = [
         line
@@ -154,7 +154,7 @@ def _points(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float
 
 
 def new_axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
-    """A figure as wide as a page."""
+    """Return a figure as wide as a page and its axes."""
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
@@ -163,7 +163,7 @@ def new_axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure, to stand inline."""
+    """Return the figure as inline SVG."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()

@@ -1,7 +1,8 @@
-"""Drift: how far what is served has moved from what a model was trained on, by the population stability index.
+"""Drift of served rows from a model's training rows, by the population stability index.
 
-An artifact keeps the distribution of each feature over its training rows in cells, and that of its scores; the rows
-of a log fall into the same cells. Letters: N rows, F numeric and K category columns.
+An artifact stores the distribution of each feature over its training rows, and of its scores, as
+shares of cells; the rows of a log are counted in the same cells. Letters: N rows, F numeric and K
+category columns.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ from numpy.typing import NDArray
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import entry_hash, vocabulary_entry
 
-NUM_CELLS = 10  # of equal count
-MOST_COMMON = 20  # categories with a cell of their own
+# Cells of equal count for a number.
+NUM_CELLS = 10
+# Categories with a cell of their own.
+MOST_COMMON = 20
+# Share assumed for an empty cell, whose logarithm would be infinite.
 LEAST = 1e-4
-"""An empty cell is taken as so full: its logarithm would be infinite."""
+# Usual thresholds: below the first nothing has moved, above the second the population is another
+# one (Siddiqi 2006, "Credit Risk Scorecards", chapter 9).
 MOVED, CHANGED = 0.1, 0.25
-"""The usual reading: below the first nothing moved, above the second it is another population (Siddiqi 2006,
-"Credit Risk Scorecards", chapter 9)."""
+# Key of the distributions in `evaluation.json`.
 STATISTICS = "statistics"
-"""Under this name `evaluation.json` keeps them."""
 
 Shares = NDArray[np.float64]
 
 
 def statistics(columns: Columns, matrix: Matrix, score: NDArray[np.floating]) -> dict[str, Any]:
-    """The distributions of training rows and of their scores `[N]`; plain data for JSON."""
+    """Return the distributions of training rows and of their scores `[N]`; plain data for JSON."""
     return {
         "rows": len(score),
         "numeric": {name: _numbers(matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)},
@@ -41,7 +44,7 @@ def statistics(columns: Columns, matrix: Matrix, score: NDArray[np.floating]) ->
 def drift(
     made_from: Mapping[str, Any], columns: Columns, matrix: Matrix, score: NDArray[np.floating]
 ) -> dict[str, Any]:
-    """The index of each feature and of the scores `[N]` of these rows, against `statistics` of the training rows."""
+    """Return the index of each feature and of the scores `[N]` against `statistics` of training."""
     features = {
         name: _index(made_from["numeric"][name], matrix.numeric[:, j])
         for j, name in enumerate(columns.numeric)
@@ -58,21 +61,22 @@ def drift(
 
 
 def psi(expected: Shares, found: Shares) -> float:
-    """The population stability index of shares by cell: Σ (found − expected) · ln(found / expected).
+    """Return the population stability index: Σ (found − expected) · ln(found / expected).
 
-    The symmetric divergence of Jeffreys (1946) under the name that credit scoring gave it (Siddiqi 2006, chapter 9).
+    The sum is over cells. Credit scoring gave this name to the symmetric divergence of Jeffreys
+    (1946); see Siddiqi 2006, chapter 9.
     """
     expected, found = np.maximum(expected, LEAST), np.maximum(found, LEAST)
     return float(np.sum((found - expected) * np.log(found / expected)))
 
 
 def reading(index: float) -> str:
-    """What an index is usually taken to say."""
+    """Return the usual interpretation of an index."""
     return "as in training" if index < MOVED else "has moved" if index < CHANGED else "has changed"
 
 
 def _parts(columns: Columns) -> Iterator[tuple[str, slice]]:
-    """Where in the category columns each categorical feature is."""
+    """Yield the name and the category columns of each categorical feature."""
     widths = [*((name, 1) for name in columns.single), *columns.multi]
     at = 0
     for name, width in widths:
@@ -81,8 +85,12 @@ def _parts(columns: Columns) -> Iterator[tuple[str, slice]]:
 
 
 def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
-    """Cells of a number `[N]`: missing; the most common value, where it alone would fill one; between deciles."""
-    present = values[np.isfinite(values)]  # what is infinite falls into the outermost cells
+    """Return the cells of a number `[N]` and their shares.
+
+    The cells are: missing; the most common value, if it would fill a cell alone; between deciles.
+    """
+    # Infinite values belong to the outermost cells.
+    present = values[np.isfinite(values)]
     distinct, counts = np.unique(present, return_counts=True)
     most = int(counts.argmax()) if len(counts) else 0
     is_common = bool(len(counts)) and counts[most] * NUM_CELLS >= len(values)
@@ -98,7 +106,7 @@ def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def _number_shares(cells: Mapping[str, Any], values: NDArray[np.float32]) -> Shares:
-    """The shares of missing, of the common value, and of each cell between deciles, upper end included."""
+    """Return the shares of missing, of the common value, and of cells with their upper decile."""
     edges = np.array(cells["deciles"], np.float32)
     cell = np.searchsorted(edges, values, "left") + 2
     if cells["common"] is not None:
@@ -112,7 +120,7 @@ def _index(cells: Mapping[str, Any], values: NDArray[np.float32]) -> float:
 
 
 def _categories(hashes: NDArray[np.uint64]) -> dict[str, Any]:
-    """Cells of the categories `[N, width]`: none in a row, the most common ones, all others."""
+    """Return the cells of the categories `[N, width]`: rows without one, common ones, others."""
     values, counts = np.unique(hashes[hashes != 0], return_counts=True)
     order = np.lexsort((values, -counts))[:MOST_COMMON]
     cells: dict[str, Any] = {"values": [vocabulary_entry(int(values[i])) for i in order]}
@@ -120,7 +128,10 @@ def _categories(hashes: NDArray[np.uint64]) -> dict[str, Any]:
 
 
 def _category_shares(cells: Mapping[str, Any], hashes: NDArray[np.uint64]) -> Shares:
-    """The shares of rows without one, of each named category, and of the rest, among all categories and such rows."""
+    """Return the shares of rows without a category, of each named category, and of the rest.
+
+    The total is the number of categories plus the number of rows without one.
+    """
     known = np.array([entry_hash(entry) for entry in cells["values"]], np.uint64)
     present = hashes[hashes != 0]
     named = [int((present == value).sum()) for value in known]

@@ -1,4 +1,4 @@
-"""Evaluate an artifact on a log, always beside `popular` and on the same rows."""
+"""Evaluate an artifact on a log, beside `popular` on the same rows."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
 
+# Rows to score at once, which bounds memory.
 CHUNK = 4_096
 
 
 def assess(
     data: Dataset, scores: Mapping[str, Values], surface: Surface, *, encoder: Encoder | None = None
 ) -> dict[str, Any]:
-    """All that is measured of each contender on the rows of `data`; plain data for JSON, with null for what the
-    rows do not define.
+    """Measure each contender on the rows of `data`; return plain data for JSON.
 
-    `scores` `[N]` are by name: `model`, and rivals whose scores are probabilities too; `popular` is added from the
-    data. The answer holds
+    Null stands for a measure that the rows do not define. `scores` `[N]` are by name: `model`, and
+    rivals whose scores are probabilities too; `popular` is added from the data. The result holds
 
-    * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and what was predicted: `label`,
-      `popular_feature` and `features` ({name: kind}).
-    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`); `popular` has
-      `calibrated_logloss` too, after a calibration that favours it (`training.evaluation.metrics.calibrated`).
+    * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
+      `label`, `popular_feature` and `features` ({name: kind}).
+    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`).
+      `popular` has `calibrated_logloss` too, after a calibration that favours it
+      (`training.evaluation.metrics.calibrated`).
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
-    * `paired`: {"model-<rival>": ...} as `training.evaluation.paired` says; `popular` is calibrated there.
+    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with `popular` calibrated.
     * `curves`: `reliability` of the model; `lift` and `gain` as {name: [...]} of all contenders.
-    * `slices`, as `training.evaluation.slices` says; `encoder` names the categories in them.
+    * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
     """
     slates = Slates(data.label, data.slate, data.viewer)
     bootstrap = Bootstrap(slates.cluster)
@@ -89,16 +90,16 @@ def assess(
 def evaluate(
     model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """What `assess` says of `model`, of `popular` (its state moving with the log) and, with `baselines`, of
-    `lightgbm`, on `log`'s rows.
+    """Return the result of `assess` for `model`, `popular` and, with `baselines`, `lightgbm`.
 
-    The state starts from `history`; LightGBM is trained on `history`'s rows with the same features.
+    The rows are those of `log`. The state starts from `history` and moves with the log. LightGBM is
+    trained on `history`'s rows with the same features.
 
     Raises:
-        TabrankError: for a bad artifact or log, and for `baselines` without a history to train on.
+        TabrankError: for an invalid artifact or log, and for `baselines` without a history.
     """
     if baselines and history is None:
-        raise TabrankError("--baselines: LightGBM is trained on the history; give --history LOG")
+        raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
     schema = Schema(surface)
@@ -117,7 +118,7 @@ def evaluate(
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:
-    """The artifact's probabilities of a matrix's rows, by its serving graph."""
+    """Score a matrix's rows with the artifact's serving graph."""
     scorer = load_scorer(model, "onnx")
     parts = [
         scorer.score(matrix.numeric[i : i + CHUNK], matrix.category[i : i + CHUNK])

@@ -1,6 +1,7 @@
-"""How much a model leans on each feature: by TabNet's own masks, and by what it loses without the feature.
+"""Feature importance: attention of TabNet's masks, and loss by permutation.
 
-Letters: R rows, D0 network inputs that are not embedded, K1 embedded categories, E inputs after embedding.
+Letters: R rows, D0 network inputs that are not embedded, K1 embedded categories, E inputs after
+embedding.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from training.evaluation.metrics import mean, probability, row_logloss
 from training.evaluation.slates import auc
 from training.network.model import Model
 
+# Rows to measure on: a sample bounds the time.
 MOST_ROWS = 20_000
 SEED = 0
 _CHUNK = 4_096
 
+# P(label) `[R]` of the rows of a matrix.
 Scorer = Callable[[Matrix], NDArray[np.floating]]
-"""P(label) `[R]` of the rows of a matrix."""
 
 
 def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
-    """For each feature `feature`, `masks`, `auc`, `logloss`, the one that is missed most first; see `by_masks` and
-    `by_permutation`. On at most `MOST_ROWS` rows, the same ones for the same data."""
+    """Return `feature`, `masks`, `auc`, `logloss` for each feature, the largest loss first.
+
+    See `by_masks` and `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
+    data.
+    """
     rows = np.arange(len(data))
     if len(rows) > MOST_ROWS:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
@@ -42,11 +47,12 @@ def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
-    """The share of the network's attention that each feature gets, summing to 1.
+    """Return the share of the network's attention on each feature; the shares sum to 1.
 
-    The masks of each step, weighted by the step's contribution to the decision, summed over steps and rows (Arik and
-    Pfister 2021, "Interpretability of TabNet", as `forward_masks` of pytorch_tabnet computes it). What
-    goes to an embedded category, to a missing indicator or to the 0/1 columns of a set counts to their feature.
+    The masks of each step are weighted by the step's contribution to the decision and summed over
+    steps and rows (Arik and Pfister 2021, "Interpretability of TabNet", as `forward_masks` of
+    pytorch_tabnet computes it). Attention to an embedded category, a missing indicator or the 0/1
+    columns of a set counts for their feature.
     """
     network = model.network.eval()
     total: NDArray[np.float64] = np.zeros(0)
@@ -69,21 +75,21 @@ def by_permutation(
     matrix: Matrix,
     label: NDArray[np.float32],
 ) -> dict[str, dict[str, float | None]]:
-    """What is lost when a feature is dealt out anew over the rows: `auc`, by how much it falls, and `logloss`, by how
-    much it rises (Breiman 2001; Fisher, Rudin and Dominici 2019). About 0 for what the model does not use.
+    """Return the loss of quality if a feature is permuted over the rows.
 
-    All columns of a feature move together. A feature that others can stand in for loses little, though each says
-    much.
+    `auc` is the decrease and `logloss` the increase (Breiman 2001; Fisher, Rudin and Dominici
+    2019); both are about 0 for a feature that the model does not use. All columns of a feature move
+    together. A feature that others can replace loses little, even if it is informative.
     """
     order = np.random.default_rng(SEED).permutation(len(label))
     whole = _quality(label, score(matrix))
     places = _places(columns)
     lost: dict[str, dict[str, float | None]] = {}
     for name, (numeric, category) in places.items():
-        dealt = Matrix(matrix.numeric.copy(), matrix.category.copy())
-        dealt.numeric[:, numeric] = matrix.numeric[order][:, numeric]
-        dealt.category[:, category] = matrix.category[order][:, category]
-        left = _quality(label, score(dealt))
+        permuted = Matrix(matrix.numeric.copy(), matrix.category.copy())
+        permuted.numeric[:, numeric] = matrix.numeric[order][:, numeric]
+        permuted.category[:, category] = matrix.category[order][:, category]
+        left = _quality(label, score(permuted))
         lost[name] = {
             "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
             "logloss": left[1] - whole[1],
@@ -96,7 +102,7 @@ def _quality(label: NDArray[np.float32], chance: NDArray[np.floating]) -> tuple[
 
 
 def _owners(encoder: Encoder) -> list[str]:
-    """The feature of each of the E columns that the masks choose among, in order."""
+    """Return the feature of each of the E columns that the masks choose among, in order."""
     return [
         *(column.name for column in encoder.numeric),
         *(encoder.numeric[i].name for i in encoder.indicators),
@@ -106,7 +112,7 @@ def _owners(encoder: Encoder) -> list[str]:
 
 
 def _places(columns: Columns) -> dict[str, tuple[list[int], list[int]]]:
-    """The numeric and the category columns of each feature."""
+    """Return the numeric and the category columns of each feature."""
     places: dict[str, tuple[list[int], list[int]]] = {}
     for i, name in enumerate(columns.numeric):
         places[name] = ([i], [])

@@ -1,4 +1,4 @@
-"""Guard against features that know the future: columns that alone give the label away.
+"""Guard against target leakage: name columns of training rows that predict the label by themselves.
 
 Letters: N rows, F numeric and K category columns.
 """
@@ -16,16 +16,20 @@ from training.evaluation.slates import auc
 
 F64 = NDArray[np.float64]
 Sign = Literal["value", "missing"]
-SUSPECT_AUC = 0.95  # one honest column alone does not rank this well
-MIN_EACH = 20  # rows of either label, below which an AUC says little
-MOST_ROWS = 200_000  # the standard error of an AUC is far below 0.01 then
+# A column without leakage does not reach this AUC alone.
+SUSPECT_AUC = 0.95
+# Rows of either label below which an AUC is not reported.
+MIN_EACH = 20
+# With so many rows the standard error of an AUC is far below 0.01.
+MOST_ROWS = 200_000
 FOLDS = 5
-PRIOR_ROWS = 1.0  # what the base rate weighs in a category's rate
+# Weight of the base rate in a category's rate, in rows.
+PRIOR_ROWS = 1.0
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A feature that alone all but tells the label, by its value or by being missing."""
+    """Feature that alone almost determines the label, by its value or by being missing."""
 
     feature: str
     sign: Sign
@@ -33,23 +37,26 @@ class Suspect:
     rows: int
 
     def __str__(self) -> str:
-        how = "alone ranks" if self.sign == "value" else "by being missing or not alone ranks"
+        subject = "alone" if self.sign == "value" else "by being missing or present alone"
         return (
-            f"feature {self.feature!r} {how} {self.rows} rows with AUC {self.auc:.3f}: is it known when the ranking "
-            "is made? If it is written later, give its rows a ts_ms, or leave the feature out"
+            f"feature {self.feature!r} {subject} ranks {self.rows} rows with AUC {self.auc:.3f}: is its value known "
+            "when the ranking is made? If it is written later, give its rows a ts_ms, or remove the feature"
         )
 
 
 def suspects(data: Dataset) -> list[Suspect]:
-    """The features that alone separate the label: AUC ≥ SUSPECT_AUC, or ≤ 1 − SUSPECT_AUC, worst first.
+    """Return the features that alone separate the label, worst first, with one finding for each.
 
-    A number is ranked as it is; a category by the label's rate at its value in the other folds of slates, so
-    that a value seen once tells nothing; a set by the mean of its values' rates. One finding a feature.
+    A feature is suspect if its AUC is ≥ SUSPECT_AUC or ≤ 1 − SUSPECT_AUC. A number is ranked by its
+    value. A category is ranked by the label's rate at its value in the other folds of slates, so
+    that a value that occurs once carries no information. A set is ranked by the mean of its values'
+    rates.
     """
     rows = np.arange(0, len(data), -(-len(data) // MOST_ROWS) or 1)
     label = data.label[rows] > 0
     slates, slate = np.unique(data.slate[rows], return_inverse=True)
-    fold = np.random.default_rng(0).integers(FOLDS, size=len(slates))[slate]  # by chance: logs have rhythms
+    # Draw the folds at random, because logs have rhythms.
+    fold = np.random.default_rng(0).integers(FOLDS, size=len(slates))[slate]
     found = []
     for j, name in enumerate(data.columns.numeric):
         values = data.matrix.numeric[rows, j].astype(np.float64)
@@ -64,7 +71,7 @@ def suspects(data: Dataset) -> list[Suspect]:
 
 
 def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.bool_]) -> list[Suspect]:
-    """The stronger of the two signs, if it is one."""
+    """Return the stronger of the two signs if it is suspect."""
     signs: tuple[tuple[Sign, F64, NDArray[np.bool_]], ...] = (
         ("value", score[present], label[present]),
         ("missing", present.astype(np.float64), label),
@@ -75,14 +82,14 @@ def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.
 
 
 def _auc(score: F64, label: NDArray[np.bool_]) -> float:
-    """½ for few rows."""
+    """Return the AUC, or ½ for too few rows."""
     if min(label.sum(), (~label).sum()) < MIN_EACH:
         return 0.5
     return auc(label, score) or 0.0
 
 
 def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[np.int64]) -> F64:
-    """`[N]`: the mean over a row's values `[N, M]` of the label's rate at the value in the other folds."""
+    """Return, for each row `[N]`, the mean of its values' `[N, M]` rates in the other folds."""
     values, code = np.unique(hashes, return_inverse=True)
     code = code.reshape(hashes.shape)
     is_value = hashes != 0
@@ -91,8 +98,10 @@ def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[n
     positive = is_value & label[:, None]
     np.add.at(hits, (np.broadcast_to(fold[:, None], code.shape)[positive], code[positive]), 1.0)
     base = np.bincount(fold, label, FOLDS), np.bincount(fold, minlength=FOLDS)
-    rest = (label.sum() - base[0]) / np.maximum(len(label) - base[1], 1)  # [FOLDS], of the other folds too
+    # [FOLDS], the rate of the label in the other folds.
+    rest = (label.sum() - base[0]) / np.maximum(len(label) - base[1], 1)
     num, hits = num.sum(axis=0) - num, hits.sum(axis=0) - hits
-    rate = (hits + PRIOR_ROWS * rest[:, None]) / (num + PRIOR_ROWS) - rest[:, None]  # [FOLDS, values]
+    # [FOLDS, values]
+    rate = (hits + PRIOR_ROWS * rest[:, None]) / (num + PRIOR_ROWS) - rest[:, None]
     of_row = np.where(is_value, rate[fold[:, None], code], 0.0)
     return np.asarray(of_row.sum(axis=1) / np.maximum(is_value.sum(axis=1), 1), np.float64)

@@ -1,7 +1,7 @@
-"""What is measured of scores: orders and probabilities, with 95 % intervals.
+"""Measures of scores: ranking and probability metrics, with 95 % intervals.
 
-What the data do not define is None: an AUC of one label, the order of slates of one candidate. Letters: N rows,
-S slates.
+A measure that the data do not define is None: an AUC of one label, the order of slates of one
+candidate. Letters: N rows, S slates.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.evaluation.bootstrap import Bootstrap, interval
-from training.evaluation.slates import F64, I64, TIE_SEED, Slates, pairs_won, sunk
+from training.evaluation.slates import F64, I64, TIE_SEED, Slates, pairs_won, sink_non_finite
 from training.network.calibrate import fit_platt
 
 Values = NDArray[np.floating]
 Labels = NDArray[np.float32]
+# Keep probabilities this far from 0 and 1, where a logloss would be infinite.
 LEAST = 1e-7
-"""Probabilities are kept so far from 0 and 1, where a logloss would be infinite."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """The scores `[N]` of one contender on the rows of `slates`, with what several measures need computed once."""
+    """Scores `[N]` of one contender on the rows of `slates`, with values that measures share."""
 
     slates: Slates
     score: F64
-    chance: F64 | None  # [N], probabilities, where there are any
+    # [N], probabilities; None if the score is not a probability.
+    chance: F64 | None
 
     @classmethod
     def of(cls, slates: Slates, score: Values, chance: Values | None) -> Contender:
-        """Of scores and probabilities as they come."""
-        return cls(slates, sunk(score), None if chance is None else probability(chance))
+        """Return the contender of raw scores and probabilities."""
+        return cls(slates, sink_non_finite(score), None if chance is None else probability(chance))
 
     @cached_property
     def order(self) -> I64:
-        """The rows as they would be shown, `[N]`."""
+        """Order of the rows by score within each slate, `[N]`."""
         return self.slates.order(self.score)
 
     @cached_property
@@ -57,12 +58,12 @@ class Contender:
 
     @cached_property
     def won(self) -> F64 | None:
-        """How many pairs each row won, `[N]`; None where all rows have one label."""
+        """Number of pairs that each row won, `[N]`; None where all rows have one label."""
         return pairs_won(self.slates.label > 0, self.score) if self._num_pairs else None
 
     @cached_property
     def loss(self) -> F64 | None:
-        """The logloss of each row, `[N]`."""
+        """Logloss of each row, `[N]`."""
         return None if self.chance is None else row_logloss(self.slates.label, self.chance)
 
     @property
@@ -71,7 +72,7 @@ class Contender:
         return num_positive * (len(self.slates.label) - num_positive)
 
     def measures(self) -> dict[str, float | None]:
-        """As `measure` says."""
+        """Return all measures, as `measure` defines them."""
         label, ranking = self.slates.label, self.slates.rank(self.order)
         return {
             "ndcg@10": mean(self.ndcg),
@@ -86,7 +87,7 @@ class Contender:
         }
 
     def intervals(self, bootstrap: Bootstrap) -> dict[str, list[float] | None]:
-        """95 % intervals [low, high] of `ndcg@10`, `auc`, `logloss` and `slate_auc`, by a bootstrap over viewers."""
+        """Return 95 % intervals [low, high] of `ndcg@10`, `auc`, `logloss` and `slate_auc`."""
         slates = self.slates
         loss = None if self.loss is None else bootstrap.ratio(slates.total(self.loss), slates.size)
         draws = {
@@ -99,22 +100,23 @@ class Contender:
 
 
 def measure(slates: Slates, score: Values, *, is_probability: bool) -> dict[str, float | None]:
-    """All measures of `score` `[N]`; those of probabilities are None for a score that is none.
+    """Return all measures of `score` `[N]`; those of probabilities are None for other scores.
 
-    `ndcg@10`, `ndcg@5`, `map`, `mrr`: means over the slates of two or more candidates with a positive, ties broken
-    at random with a fixed seed; `slate_auc`: mean over the slates with both labels; `auc`, `logloss` (nats), `ece`
-    and `rce` (%): over all rows.
+    `ndcg@10`, `ndcg@5`, `map`, `mrr`: means over the slates of two or more candidates with a
+    positive; ties are broken at random with a fixed seed. `slate_auc`: mean over the slates with
+    both labels. `auc`, `logloss` (nats), `ece` and `rce` (%): over all rows.
     """
     return Contender.of(slates, score, score if is_probability else None).measures()
 
 
 def calibrated(label: Labels, score: Values) -> F64:
-    """Probabilities `[N]` from a score that is none, by Platt's map fitted on these very rows.
+    """Map any score to probabilities `[N]`, by Platt's map fitted on the same rows.
 
-    It knows their labels, as no contender does: a model that beats it beats the score however well calibrated.
-    Of the score and of its signed log(1 + |score|) it takes what fits better, so a heavy tail is no handicap.
+    The map uses the labels of these rows, which no contender does: a model that beats it beats the
+    score with any calibration. It takes the better fit of the score and its signed log(1 +
+    |score|), so a heavy tail is not a handicap.
     """
-    score = sunk(score)
+    score = sink_non_finite(score)
     best: F64 | None = None
     for x in (score, np.sign(score) * np.log1p(np.abs(score))):
         fitted = fit_platt(x, label)
@@ -126,18 +128,20 @@ def calibrated(label: Labels, score: Values) -> F64:
 
 
 def probability(score: Values) -> F64:
-    """Scores `[N]` as probabilities of which a logarithm can be taken."""
+    """Clip scores `[N]` to probabilities with a finite logarithm."""
     return np.clip(np.asarray(score, np.float64), LEAST, 1 - LEAST)
 
 
 def row_logloss(label: Labels, chance: F64) -> F64:
-    """−log of the probability that each row's label was given, `[N]`, in nats."""
+    """Return −log of the probability of each row's label, `[N]`, in nats."""
     return np.asarray(-np.log(np.where(label > 0, chance, 1.0 - chance)), np.float64)
 
 
 def rce(label: Labels, chance: F64) -> float | None:
-    """Relative cross entropy: by how many % the logloss is below that of always saying the rows' base rate
-    (Belli et al. 2020, "Privacy-Aware Recommender Systems Challenge on Twitter's Home Timeline")."""
+    """Return the relative cross entropy: the % by which the logloss is below that of the base rate.
+
+    Belli et al. 2020, "Privacy-Aware Recommender Systems Challenge on Twitter's Home Timeline".
+    """
     rate = float(np.mean(label, dtype=np.float64))
     if not 0 < rate < 1:
         return None
@@ -146,8 +150,11 @@ def rce(label: Labels, chance: F64) -> float | None:
 
 
 def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
-    """Expected calibration error: |mean prediction − rate| over bins of equal count, weighted by their rows
-    (Naeini, Cooper and Hauskrecht 2015, with the equal-mass bins of Nixon et al. 2019)."""
+    """Return the expected calibration error: |mean prediction − rate| over bins of equal count.
+
+    The bins are weighted by their rows (Naeini, Cooper and Hauskrecht 2015, with the equal-mass
+    bins of Nixon et al. 2019).
+    """
     if not len(label):
         return None
     gaps = [abs(p - y) * n for p, y, n in _bins(label, np.asarray(chance, np.float64), bins)]
@@ -155,15 +162,15 @@ def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
 
 
 def reliability(label: Labels, chance: Values, bins: int = 15) -> list[tuple[float, float]]:
-    """(mean prediction, observed rate) in bins of equal count, from the lowest predictions up."""
+    """Return (mean prediction, observed rate) in bins of equal count, lowest predictions first."""
     return [(p, y) for p, y, _ in _bins(label, np.asarray(chance, np.float64), bins)]
 
 
 def deciles(label: Labels, score: Values) -> dict[str, list[float] | None]:
-    """`lift` and `gain` of the rows by score, the highest first, in ten parts of equal count.
+    """Return `lift` and `gain` by score, highest first, in ten parts of equal count.
 
-    `lift` `[10]`: the rate of each part over the base rate; `gain` `[11]`: the share of all positives down to the
-    end of each part, from 0 (Ling and Li 1998, "Data Mining for Direct Marketing").
+    `lift` `[10]`: rate of each part over the base rate. `gain` `[11]`: share of all positives down
+    to the end of each part, from 0 (Ling and Li 1998, "Data Mining for Direct Marketing").
     """
     num_rows, num_positive = len(label), float(label.sum(dtype=np.float64))
     if num_rows < 10 or not num_positive:
@@ -177,12 +184,12 @@ def deciles(label: Labels, score: Values) -> dict[str, list[float] | None]:
 
 
 def mean(values: F64) -> float | None:
-    """The mean; None of nothing."""
+    """Return the mean; None for no values."""
     return float(values.mean()) if len(values) else None
 
 
 def _mean_draws(bootstrap: Bootstrap, values: F64, where: NDArray[np.bool_]) -> F64 | None:
-    """Draws of the mean of `values`, which are of the slates `where` `[S]`."""
+    """Return draws of the mean of `values`, one for each slate of the mask `where` `[S]`."""
     if not len(values):
         return None
     spread = np.zeros(len(where))
@@ -191,7 +198,7 @@ def _mean_draws(bootstrap: Bootstrap, values: F64, where: NDArray[np.bool_]) -> 
 
 
 def _bins(label: Labels, chance: F64, bins: int) -> list[tuple[float, float, int]]:
-    """(mean prediction, rate, rows) of each bin."""
+    """Return (mean prediction, rate, rows) of each bin."""
     parts = np.array_split(np.argsort(chance, kind="stable"), min(bins, len(label)))
     return [
         (float(chance[p].mean()), float(label[p].mean(dtype=np.float64)), len(p)) for p in parts if len(p)

@@ -1,4 +1,4 @@
-"""Two contenders on the same rows: by how much one is better, with what certainty, and whether that is enough."""
+"""Paired comparison of two contenders on the same rows: difference, standard error and gate."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from training.evaluation.bootstrap import Bootstrap, interval
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import F64, I64, Slates
 
+# Standard errors by which a model must beat another.
 ENOUGH = 2.0
-"""Standard errors by which a model must beat another."""
 
 
 def paired(ours: Contender, theirs: Contender, bootstrap: Bootstrap) -> dict[str, Any]:
-    """What `ours` is above `theirs` on the same rows; None where the rows do not define it.
+    """Return by how much `ours` is above `theirs` on the same rows; None where undefined.
 
-    * `ndcg@10`: the mean difference over the slates that can be ranked, and its standard error `se`.
-    * `logloss`: the mean difference over the rows, below 0 where ours is better, and its standard error
+    * `ndcg@10`: mean difference over the slates that can be ranked, with standard error `se`.
+    * `logloss`: mean difference over the rows, below 0 where ours is better, with standard error
       `logloss_se`. Both errors have viewers as clusters.
-    * `auc`: the difference over all rows, and its 95 % interval `auc_interval`, by the same draws of both.
-    * `gate`: as the function says.
+    * `auc`: difference over all rows, with its 95 % interval `auc_interval` from the same draws of
+      both.
+    * `gate`: the result of `gate`.
     """
     pair: dict[str, Any] = {"ndcg@10": None, "se": None, "logloss": None, "logloss_se": None}
     pair |= {"auc": None, "auc_interval": None}
@@ -40,8 +41,11 @@ def paired(ours: Contender, theirs: Contender, bootstrap: Bootstrap) -> dict[str
 
 
 def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
-    """Whether ours `beats` theirs by two standard errors: `by` NDCG@10, or by logloss where most slates have one
-    candidate and so no order. `beats` is None where the rows cannot say."""
+    """Decide whether ours `beats` theirs by two standard errors, in the measure `by`.
+
+    The measure is NDCG@10, or logloss where most slates have one candidate and so no order. `beats`
+    is None where the rows do not define the difference.
+    """
     if 2 * int((slates.size >= 2).sum()) >= len(slates):
         by, better, error = "ndcg@10", pair["ndcg@10"], pair["se"]
     else:
@@ -51,20 +55,20 @@ def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
 
 
 def is_behind(pair: Mapping[str, Any]) -> bool:
-    """Whether ours is worse by two standard errors, in what the gate goes by."""
+    """Return whether ours is worse by two standard errors, in the measure of the gate."""
     if pair["gate"]["by"] == "ndcg@10":
         return pair["ndcg@10"] is not None and bool(pair["ndcg@10"] < -ENOUGH * pair["se"])
     return pair["logloss"] is not None and bool(pair["logloss"] > ENOUGH * pair["logloss_se"])
 
 
 def mean_and_error(values: F64, cluster: I64) -> tuple[float | None, float | None]:
-    """The mean of values `[V]` and its standard error, where values of one cluster `[V]` are not independent; None,
-    both, of fewer than two clusters.
+    """Return the mean of values `[V]` and its cluster-robust standard error; clusters are `[V]`.
 
-    The mean is a ratio of cluster totals, whose variance is linearised: the sum over G clusters of the squared total
-    of what is left over the mean, times G / (G − 1), over V² (Cochran 1977, section 6.3; Cameron and Miller 2015, "A
-    practitioner's guide to cluster-robust inference", section II). Where each value is its own cluster, that is
-    the standard error of a mean.
+    Both are None for fewer than two clusters. The mean is a ratio of cluster totals, whose variance
+    is linearised: the sum over G clusters of the squared total of residuals, times G / (G − 1),
+    over V² (Cochran 1977, section 6.3; Cameron and Miller 2015, "A practitioner's guide to
+    cluster-robust inference", section II). With one value in each cluster this is the standard
+    error of a mean.
     """
     code = np.unique(cluster, return_inverse=True)[1]
     num = int(code.max(initial=-1)) + 1

@@ -1,4 +1,4 @@
-"""The artifact's report and model card, made from what the artifact itself stores: manifest and evaluation."""
+"""Write an artifact's report and model card from its stored manifest and evaluation."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ STYLE = (
     "svg{max-width:100%;height:auto}.lead{font-size:1.15em}figure{margin:0}figcaption{color:#444}"
 )
 CAPTIONS = {
-    "pareto": "Lower and further left is better. No network is both cheaper and better than those on the front; "
-    "the star is the best one that fits the budget.",
-    "learning": "Where the lines part, the network learns its training rows by heart.",
-    "reliability": "Each dot is a fifteenth of the rows. On the dashed line, what is predicted is what happens; "
-    "below it, too much is promised.",
-    "lift": "How many times the base rate each tenth of the rows holds: the steeper, the better.",
-    "gain": "How many of all positives are found in the best rows by score: the higher, the better.",
-    "importance": "Dark: what the model loses without the feature. Light: how much the network looks at it. "
-    "Features that stand in for one another lose little each.",
-    "slices": "Right of the dotted line the model orders better than popular; bars are two standard errors, which "
-    "one slice in twenty leaves by chance.",
+    "pareto": "Lower and further left is better. No network is both cheaper and better than one on the front. "
+    "The star is the best network within the budget.",
+    "learning": "Where the lines part, the network overfits its training rows.",
+    "reliability": "Each dot is a fifteenth of the rows. On the dashed line, predictions equal observed rates; "
+    "below it, predictions are too high.",
+    "lift": "Rate in each tenth of the rows, as a multiple of the base rate: the steeper, the better.",
+    "gain": "Share of all positives among the best rows by score: the higher, the better.",
+    "importance": "Dark: loss of the model without the feature. Light: the network's attention to the feature. "
+    "Features that can replace each other lose little each.",
+    "slices": "Right of the dotted line the model orders better than popular. Bars are two standard errors; one "
+    "slice in twenty exceeds them by chance.",
 }
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
 
 def regenerate(model: Path, out: Path) -> None:
-    """Writes `report.html` and `MODEL_CARD.md` of the artifact `model` to the folder `out`, as `fit` wrote them.
+    """Write `report.html` and `MODEL_CARD.md` of an artifact to the folder `out`.
+
+    The files equal those that `fit` wrote.
 
     Raises:
-        TabrankError: for a bad artifact, one of an earlier release that stores no such evaluation, or an `out` that
-            cannot be written.
+        TabrankError: if the artifact is invalid or from an earlier release that stores no such
+            evaluation, or `out` cannot be written.
     """
     artifact = load(model)
     evaluation = json.loads(artifact.read("evaluation.json"))
     if "contenders" not in evaluation:
-        raise TabrankError(f"--model {model}: it stores no evaluation to report on; fit again")
+        raise TabrankError(f"--model {model}: stores no evaluation to report on; fit the model again")
     texts = {
         "report.html": report_page(artifact.manifest, evaluation),
         "MODEL_CARD.md": model_card(artifact.manifest, evaluation),
@@ -59,7 +61,7 @@ def regenerate(model: Path, out: Path) -> None:
 
 
 def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """`report.html`: self-contained, readable in grey; what is not known is left out."""
+    """Return `report.html`: self-contained, readable in grey, without empty sections."""
     title = f"{manifest['surface']} {manifest['version']}"
     search, curves = evaluation.get("search"), evaluation["curves"]
     lead = [search["headline"]] if search else []
@@ -71,7 +73,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             "<h3>Leaderboard: the best 20 on the validation rows</h3>",
             as_table(verdict.leaderboard(search)),
         ]
-        looks = search.get("test_looks", 1)  # not in artifacts of before it was counted
+        # Artifacts of earlier releases have no count of looks.
+        looks = search.get("test_looks", 1)
         parts += [f"<p>Budget: {search['budget_s'] / 60:g} minutes. Looks at the test rows: {looks}.</p>"]
     span = verdict.span(*evaluation["span_ms"])
     parts += [
@@ -82,12 +85,12 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         as_table(verdict.measures(evaluation)),
         "<h3>Side by side on the same rows</h3>",
         as_table(verdict.differences(evaluation)),
-        "<p>± one standard error, viewers as clusters; of logloss, below 0 is better. Popular is given "
-        "probabilities by a calibration fitted on these very rows, in its favour.</p>",
+        "<p>± one standard error, with viewers as clusters; for logloss, below 0 is better. Popular has "
+        "probabilities from a calibration fitted on these same rows, which favours it.</p>",
     ]
     if evaluation.get("history"):
         curve = charts.learning(evaluation["history"], evaluation["best_epoch"])
-        whose = "<p>Of the trial that won; the model itself was then trained on all rows before the test.</p>"
+        whose = "<p>Of the winning trial; the model itself was then trained on all rows before the test.</p>"
         parts += ["<h2>Learning</h2>", whose if search else "", _figure("learning", curve)]
     parts += ["<h2>Reliability</h2>", _figure("reliability", charts.reliability(curves["reliability"]))]
     if curves["lift"]["model"]:
@@ -98,12 +101,12 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     parts += ["<h2>Slices</h2>"]
     if verdict.worst(evaluation["slices"]):
         parts += [_figure("slices", charts.slices(evaluation["slices"]))]
-    parts += [as_table(verdict.slices(evaluation["slices"])), "<p>A dash: too few rows to say.</p>"]
+    parts += [as_table(verdict.slices(evaluation["slices"])), "<p>A dash: too few rows.</p>"]
     return whole_page(title, parts)
 
 
 def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """`MODEL_CARD.md`."""
+    """Return `MODEL_CARD.md`."""
     rows, label = _rows(manifest), evaluation["label"]
     network = ", ".join(f"{key} {value}" for key, value in manifest["network"].items())
     features = ", ".join(f"{name} ({kind})" for name, kind in evaluation["features"].items())
@@ -111,7 +114,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     trained = f" ({verdict.span(*manifest['span_ms'])})" if "span_ms" in manifest else ""
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
     suspects = "".join(f"- {suspect}\n" for suspect in manifest.get("suspects", []))
-    unsaid = sum(part["model"] is None for part in evaluation["slices"])
+    unmeasured = sum(part["model"] is None for part in evaluation["slices"])
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
 {search}
 On the {rows}: {verdict.verdict(evaluation)}
@@ -119,8 +122,8 @@ On the {rows}: {verdict.verdict(evaluation)}
 ## What it is for
 
 A TabNet that predicts whether a viewer who is shown a candidate will {label["event"]} it within
-{label["within_ms"] / 1000:g} s, to order the candidates of one tab. Not made to decide anything about people, nor to
-say who may be shown.
+{label["within_ms"] / 1000:g} s. It orders the candidates of one tab. It is not made for decisions about people, nor
+to select who may be shown.
 
 ## How it was made
 
@@ -144,13 +147,13 @@ In brackets: 95 % intervals by a bootstrap over viewers.
 
 {_markdown(worst) if len(worst) > 1 else "No slice has enough slates to be compared."}
 
-{unsaid} of {len(evaluation["slices"])} slices have too few rows to say.
+{unmeasured} of {len(evaluation["slices"])} slices have too few rows to measure.
 
 ## Limits
 
-- It knows what its log showed: what was never shown is not in it, and the order then shown favours what stood on top.
-- It is as good as these figures on rows like these; it ages with its data. Fit again as the log grows.
-- A probability is of the label event in its window, on average over rows like these, not of one person's wish.
+- It has learned from the candidates that its log showed, and the order in which they were shown favours the top.
+- These figures hold for rows like these; the model ages with its data. Fit again as the log grows.
+- A probability is of the label event in its window, on average over rows like these, not for one person.
 {suspects}"""
 
 
@@ -160,11 +163,11 @@ def _rows(manifest: Mapping[str, Any]) -> str:
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
     if manifest.get("teachers"):
-        return f"none of its own: it was taught by the mean of {manifest['teachers']} networks that differ by seed."
+        return f"none of its own: distilled from the mean of {manifest['teachers']} networks that differ by seed."
     text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
     if manifest.get("measured_on") == "test":
-        return f"{text} validation rows, of a network that had not seen them."
-    return f"{text} validation rows. The figures below are of the same rows, so it looks slightly better than it is."
+        return f"{text} validation rows, for a network that had not been trained on them."
+    return f"{text} validation rows. The figures below are of the same rows, so they are slightly optimistic."
 
 
 def _figure(name: str, svg: str) -> str:
@@ -172,7 +175,7 @@ def _figure(name: str, svg: str) -> str:
 
 
 def whole_page(title: str, parts: Sequence[str]) -> str:
-    """A page that needs nothing beside it, of parts in HTML."""
+    """Return a self-contained page of parts in HTML."""
     title = html.escape(title)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -182,7 +185,7 @@ def whole_page(title: str, parts: Sequence[str]) -> str:
 
 
 def as_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first row the head."""
+    """Return an HTML table; the first row is its head."""
     head, *body = [[html.escape(cell) for cell in row] for row in rows]
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body]

@@ -1,4 +1,4 @@
-"""The outside bar: LightGBM and logistic regression on the same rows and columns as the network."""
+"""Rival models: LightGBM and logistic regression on the same rows and columns as the network."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from serve.model.encoder import CLIP, Encoder
 from training.data.dataset import Dataset
 
 LIGHTGBM = {"n_estimators": 120, "num_leaves": 31, "verbose": -1, "n_jobs": 2, "random_state": 0}
+# Rows for logistic regression: its few dozen weights do not improve with more.
 MOST_ROWS = 300_000
-"""Of logistic regression: a few dozen weights learn nothing more from further rows."""
+# Candidates to score at once where a cost is measured: about those of eight requests.
 NUM_ROWS = 440
-"""Candidates scored at once where a cost is measured: what eight requests come to."""
 NUM_RUNS = 25
 WARM_UPS = 3
 
+# P(label) `[R]` of the rows of a matrix.
 Rival = Callable[[Matrix], NDArray[np.float64]]
-"""P(label) `[R]` of the rows of a matrix."""
 
 
 def lightgbm(encoder: Encoder, train: Dataset) -> Rival:
-    """Gradient-boosted trees (Ke et al. 2017): 120 of 31 leaves, categories as categories."""
+    """Train gradient-boosted trees (Ke et al. 2017): 120 of 31 leaves, with native categories."""
     from lightgbm import LGBMClassifier
 
     def columns(matrix: Matrix) -> NDArray[np.float32]:
@@ -41,7 +41,7 @@ def lightgbm(encoder: Encoder, train: Dataset) -> Rival:
 
 
 def logistic(encoder: Encoder, train: Dataset) -> Rival:
-    """Logistic regression with an L2 penalty on transformed, standardised numbers and one-hot categories."""
+    """Train logistic regression (L2) on standardised numbers and one-hot categories."""
     from sklearn.linear_model import LogisticRegression
 
     mean = np.array([c.mean for c in encoder.numeric])
@@ -62,7 +62,8 @@ def logistic(encoder: Encoder, train: Dataset) -> Rival:
         rows = rows[np.linspace(0, len(rows) - 1, MOST_ROWS).astype(np.int64)]
     model = LogisticRegression(max_iter=300)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of not having converged to the last digit
+        # Ignore the warning that the last digit has not converged.
+        warnings.simplefilter("ignore")
         model.fit(columns(Matrix(train.matrix.numeric[rows], train.matrix.category[rows])), train.label[rows])
     return lambda matrix: np.asarray(model.predict_proba(columns(matrix))[:, 1], np.float64)
 
@@ -71,9 +72,9 @@ RIVALS: dict[str, Callable[[Encoder, Dataset], Rival]] = {"lightgbm": lightgbm, 
 
 
 def us_per_candidate(rival: Rival, matrix: Matrix) -> float:
-    """µs a candidate that a rival takes for rows like these, from the matrix to the probability.
+    """Measure the µs for each candidate that a rival takes from the matrix to the probability.
 
-    The lower quartile of the runs is taken, since whatever else the machine does only adds.
+    Uses the lower quartile of the runs, because other work of the machine only adds time.
     """
     at = np.resize(np.arange(len(matrix.numeric)), NUM_ROWS)
     rows = Matrix(matrix.numeric[at], matrix.category[at])

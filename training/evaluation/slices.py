@@ -1,6 +1,7 @@
-"""Slices: the same measures on parts of the rows, where a model that is good on the whole may be bad.
+"""Slices: the measures on parts of the rows, to find where a good model performs badly.
 
-Rows of a slice are ranked among themselves. A part with few rows gets no figures: they would be noise.
+Rows of a slice are ranked among themselves. A part with few rows gets no figures, which would be
+noise.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from training.evaluation.slates import I64, Ranking, auc
 
 MIN_ROWS = 500
 MIN_OF_EACH_LABEL = 20
+# Do not slice by a category of more values: its parts are small, and some would look bad by chance.
 MAX_VALUES = 20
-"""A category of more values is not sliced by: its parts are small, and many enough for some to look bad by chance."""
+# Hours in one band of the day.
 HOURS = 3
-"""Of a band of the day."""
 
 Mask = NDArray[np.bool_]
 
@@ -32,9 +33,11 @@ Mask = NDArray[np.bool_]
 def slices(
     data: Dataset, model: Contender, popular: Contender, surface: Surface, encoder: Encoder | None = None
 ) -> list[dict[str, Any]]:
-    """One object for each part: `by` and `value` name it, then `rows`, `slates`, `positives`; `model` with `auc`,
-    `logloss`, `ece`, `ndcg@10`, `popular` with `auc`, `ndcg@10`, and `paired` with `ndcg@10`, `se` (None, all
-    three, where the rows are too few). `encoder` names categories.
+    """Measure each part of the rows; return one object for each.
+
+    `by` and `value` name the part, then `rows`, `slates`, `positives`; `model` with `auc`,
+    `logloss`, `ece`, `ndcg@10`, `popular` with `auc`, `ndcg@10`, and `paired` with `ndcg@10`, `se`.
+    The last three are None where the rows are too few. `encoder` names categories.
     """
     sides = _Side(model), _Side(popular)
     return [
@@ -44,22 +47,22 @@ def slices(
 
 
 class _Side:
-    """A contender in two orders, so that those of a part need no sort."""
+    """One contender's rows sorted in two orders, so that a part needs no sort."""
 
     def __init__(self, contender: Contender) -> None:
         self.slates, self.score, self.chance = contender.slates, contender.score, contender.chance
         self._shown, self._rising = contender.order, np.argsort(contender.score, kind="stable")
 
     def ranking(self, part: Mask) -> Ranking:
-        """The part's rows, ranked."""
+        """Return the ranking of the part's rows."""
         return self.slates.rank(self._shown[part[self._shown]])
 
     def rising(self, part: Mask) -> I64:
-        """The part's rows, the lowest score first."""
+        """Return the part's rows, lowest score first."""
         return self._rising[part[self._rising]]
 
     def auc(self, part: Mask) -> float | None:
-        """AUC over the part's rows."""
+        """Return the AUC over the part's rows."""
         rows = self.rising(part)
         return auc(self.slates.label[rows], self.score[rows])
 
@@ -82,9 +85,10 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder | None) -> Iterator
 def _categories(
     name: str, hashes: NDArray[np.uint64], names: dict[int, str]
 ) -> Iterator[tuple[str, str, Mask]]:
-    """The parts of each value, the most frequent first."""
+    """Yield the part of each value, most frequent first."""
     values, code, count = np.unique(hashes, return_inverse=True, return_counts=True)
-    if len(values) > MAX_VALUES + 1 or len(values) < 2:  # one more for rows without the value
+    # Allow one more value for rows without one.
+    if len(values) > MAX_VALUES + 1 or len(values) < 2:
         return
     for i in np.argsort(-count, kind="stable").tolist():
         value = int(values[i])

@@ -1,4 +1,4 @@
-"""What an evaluation says, in words and in the cells of tables: for the report and for the model card."""
+"""Turn an evaluation into sentences and table cells, for the report and the model card."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Rows = list[tuple[str, ...]]
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """The honest sentence: against popular, and against each rival that is better by two standard errors."""
+    """Return the comparison with popular and with each rival better by two standard errors."""
     pair = evaluation["paired"]["model-popular"]
-    said = {True: "The model beats popular", False: "The model does not beat popular"}
-    text = said.get(pair["gate"]["beats"], "Whether the model beats popular cannot be said from these rows")
+    outcomes = {True: "The model beats popular", False: "The model does not beat popular"}
+    text = outcomes.get(pair["gate"]["beats"], "These rows do not show whether the model beats popular")
     text += f": {difference(pair, pair['gate']['by'])}."
     winners = [name for name in rivals(evaluation) if is_behind(evaluation["paired"][f"model-{name}"])]
     for name in winners:
@@ -46,12 +46,12 @@ def verdict(evaluation: Evaluation) -> str:
 
 
 def rivals(evaluation: Evaluation) -> list[str]:
-    """The contenders beside the model and popular."""
+    """Return the contenders other than the model and popular."""
     return [name for name in evaluation["contenders"] if name not in ("model", "popular")]
 
 
 def measures(evaluation: Evaluation) -> Rows:
-    """A header, then a row for each measure: its value for each contender, with its interval."""
+    """Return a header, then a row for each measure: its value and interval for each contender."""
     names = evaluation["contenders"]
     rows: Rows = [("", *(TITLES.get(name, name) for name in names))]
     for key, title in MEASURES.items():
@@ -62,7 +62,7 @@ def measures(evaluation: Evaluation) -> Rows:
 
 
 def differences(evaluation: Evaluation) -> Rows:
-    """A header, then a row for each rival: what the model is above it."""
+    """Return a header, then a row for each rival: by how much the model is above it."""
     rows: Rows = [("model above", "NDCG@10", "logloss", "AUC")]
     for name in evaluation["contenders"]:
         pair = evaluation["paired"].get(f"model-{name}")
@@ -74,7 +74,7 @@ def differences(evaluation: Evaluation) -> Rows:
 
 
 def slices(parts: list[Mapping[str, Any]]) -> Rows:
-    """A header, then a row for each slice."""
+    """Return a header, then a row for each slice."""
     rows: Rows = [
         (
             "slice",
@@ -105,13 +105,13 @@ def slices(parts: list[Mapping[str, Any]]) -> Rows:
 
 
 def worst(parts: list[Mapping[str, Any]], most: int = 5) -> list[Mapping[str, Any]]:
-    """The slices where the model gains least over popular, of those that can be compared."""
+    """Return the slices that can be compared where the model gains least over popular."""
     known = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None]
     return sorted(known, key=lambda part: part["paired"]["ndcg@10"])[:most]
 
 
 def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
-    """A header, then the best `most` of a search."""
+    """Return a header, then the best `most` of a search."""
     rows: Rows = [("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "epochs", "choices")]
     for line in search["leaderboard"][:most]:
         us, epochs = line["us_per_candidate"], line["epochs"]
@@ -125,18 +125,18 @@ def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
 
 
 def span(first_ms: int, last_ms: int) -> str:
-    """Two times, to the minute."""
+    """Return two times, to the minute."""
     return " to ".join(
         time.strftime("%Y-%m-%d %H:%M", time.gmtime(ms / 1000)) for ms in (first_ms, last_ms)
     ) + " UTC"  # fmt: skip
 
 
 def difference(pair: Mapping[str, Any], by: str) -> str:
-    """What the model is above the other side, by `ndcg@10` or `logloss`, with its standard error."""
+    """Return the difference in `ndcg@10` or `logloss` as text, with its standard error."""
     value, error = (pair["ndcg@10"], pair["se"]) if by == "ndcg@10" else (pair["logloss"], pair["logloss_se"])
     name = "NDCG@10" if by == "ndcg@10" else "logloss (lower is better)"
     if value is None:
-        return f"slates of too few viewers define the difference in {name}"
+        return f"too few viewers have slates that define the difference in {name}"
     return f"{name} {value:+.4f}, standard error {error:.4f}, paired, viewers as clusters"
 
 

@@ -1,1 +1,5 @@
-"""The effect of an experiment's arms, from the served log. Imports `audit` and below."""
+"""Analysis of experiments: effects from the served log, offline estimates, and simulations.
+
+Imports `audit`, `search`, `drafting`, `fit`, `evaluation`, `data`, `network`, `world`, `terminal`
+and `serve`.
+"""

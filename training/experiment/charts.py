@@ -1,4 +1,4 @@
-"""The plots of an experiment's report, in the manner of a model's."""
+"""Charts of an experiment's report, in the style of a model's report."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 
 from training.evaluation.charts import DASHES, STYLE, as_svg, new_axes
 
-MOST_DATES = 20
+# Label at most this many dates on an axis, so that they stay legible.
+MAX_DATES = 20
 
 
 def cumulative(metric: Mapping[str, Any], days: Sequence[str]) -> str:
-    """The effect of all days up to each one, with both intervals."""
+    """Plot the cumulative effect by day, with both intervals."""
     relative = all(day["relative_low"] is not None for day in metric["days"])
-    names, times = (("relative", "relative_low", "relative_high"), 100) if relative else (
-        ("difference", "low", "high"), 1
-    )  # fmt: skip
+    names = ("relative", "relative_low", "relative_high") if relative else ("difference", "low", "high")
+    times = 100 if relative else 1
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes("", "effect, %" if relative else f"effect, {metric['unit']}", height=2.6)
         at = [day["day"] for day in metric["days"]]
@@ -34,7 +34,7 @@ def cumulative(metric: Mapping[str, Any], days: Sequence[str]) -> str:
 
 
 def viewers(daily: Mapping[str, Sequence[int]], days: Sequence[str]) -> str:
-    """Viewers with an exposure on each day, by arm."""
+    """Plot the viewers with an exposure on each day, by arm."""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes("", "viewers of the day", height=2.4)
         for (arm, counts), (dash, grey) in zip(daily.items(), DASHES, strict=False):
@@ -45,6 +45,6 @@ def viewers(daily: Mapping[str, Sequence[int]], days: Sequence[str]) -> str:
 
 
 def _finish(axes: Axes, days: Sequence[str]) -> None:
-    every = -(-len(days) // MOST_DATES)
+    every = -(-len(days) // MAX_DATES)
     axes.set_xticks(range(0, len(days), every), days[::every], rotation=45, ha="right")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

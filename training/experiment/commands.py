@@ -1,4 +1,4 @@
-"""`python -m training experiment`: what an experiment came to, and what one may expect."""
+"""Commands of `training experiment`: report, validate, offline, offline-check, simulate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import Commands
-from training.terminal import Json, LogFolder, Model, Share, answer, artifact_of, say
+from training.terminal import Json, LogFolder, Model, ProgressBar, answer, artifact_of, print_progress
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
 CONFIG = Path("cluster.yaml")
@@ -20,21 +20,19 @@ def report(
     name: Annotated[str, typer.Option("--experiment", help="The experiment's name.")],
     config: Annotated[
         Path | None,
-        typer.Option(help="The file that declares the experiment; default cluster.yaml, where there is one."),
+        typer.Option(help="File that declares the experiment; default cluster.yaml if it exists."),
     ] = None,
-    timezone: Annotated[str, typer.Option(help="Whose midnights part the days.")] = "UTC",
-    control: Annotated[
-        str | None, typer.Option(help="The arm to compare with; default the popular one.")
-    ] = None,
+    timezone: Annotated[str, typer.Option(help="Time zone of the days.")] = "UTC",
+    control: Annotated[str | None, typer.Option(help="Arm to compare with; default the popular one.")] = None,
     treatment: Annotated[
-        str | None, typer.Option(help="The other arm; needed where there are several.")
+        str | None, typer.Option(help="Arm to evaluate; required if several remain.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder for report.json and report.html; must not exist.")
+        Path | None, typer.Option(help="Folder for report.json and report.html; must not exist.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The verdict of an experiment from a served log: won, lost, no difference shown or, with exit code 1, invalid."""
+    """Analyse an experiment: won, lost, no difference shown, or invalid (exit code 1)."""
     from serve.contract.validation import refuse_existing
     from training.experiment.declared import Declared, declared
     from training.experiment.page import text
@@ -47,8 +45,8 @@ def report(
     is_there = config is not None or at.is_file()
     declaration = declared(at, name) if is_there else Declared(name)
     if declaration.source is None:
-        why = f"{at} declares no experiment {name!r}" if is_there else f"there is no {at} here"
-        say(f"{why}: taken from the log alone, with defaults")
+        why = f"{at} declares no experiment {name!r}" if is_there else f"{at} does not exist"
+        print_progress(f"{why}: using the log alone, with defaults")
     result = run(log, declaration, timezone=timezone, control=control, treatment=treatment)
     if out is not None:
         write_report(out, result)
@@ -60,14 +58,14 @@ def report(
 @experiment.command("validate")
 def validate(
     runs: Annotated[int, typer.Option(min=50, help="Simulated experiments for each check.")] = 1_000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same viewers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same viewers.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Whether the statistics keep what they promise, on simulated viewers; 1 where one does not."""
+    """Validate the statistics on simulated viewers; exit code 1 if a check fails."""
     from training.experiment.validation import table
     from training.experiment.validation import validate as run
 
-    result = run(runs, seed=seed, progress=say)
+    result = run(runs, seed=seed, progress=print_progress)
     answer(result, as_json, table(result))
     if not result["held"]:
         raise typer.Exit(1)
@@ -78,23 +76,23 @@ def offline(
     log: LogFolder,
     model: Model,
     event: Annotated[
-        str | None, typer.Option(help="What is to be earned; default the event of the label.")
+        str | None, typer.Option(help="Event to count as reward; default the event of the label.")
     ] = None,
     positions: Annotated[
-        int | None, typer.Option(help="Count what is earned at the first so many places; default all.")
+        int | None, typer.Option(help="Count rewards at this many first positions; default all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What an artifact would have earned, from the exposures of a served log whose order was drawn.
+    """Estimate the reward of an artifact from exposures with a randomised order in a served log.
 
-    It says better, worse, or no difference shown, against the ranking by the scores that were served; all three exit
-    with 0. An exposure is taken to earn, at each place, the chance that the place is looked at times what the candidate
-    there is worth to the viewer.
+    The result is better, worse, or no difference shown, against the ranking by the served scores;
+    all three exit with 0. The reward at a position is its examination times the attraction of the
+    candidate.
     """
     from training.experiment.offline.estimate import offline as run
     from training.experiment.offline.estimate import text
 
-    with Share("offline") as progress:
+    with ProgressBar("offline") as progress:
         result = run(log, artifact_of(model), event=event, positions=positions, progress=progress)
     answer(result, as_json, text(result))
 
@@ -104,17 +102,18 @@ def offline_check(
     runs: Annotated[int, typer.Option(min=1, help="Simulated logs.")] = 1_000,
     obp: Annotated[
         Path | None,
-        typer.Option(help="The Open Bandit Dataset: the wheel of obp 0.4.1, or a folder it is unpacked in."),
+        typer.Option(help="Open Bandit Dataset: the wheel of obp 0.4.1, or the folder with its content."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold the offline estimates against simulated worlds whose truth is known, and real logs; 1 where they fail.
+    """Check the offline estimates on simulated and real logs; exit code 1 if they fail.
 
-    `pip download obp==0.4.1 --no-deps` gets the wheel with a small part of the Open Bandit Dataset.
+    The truth of a simulated log is known. `pip download obp==0.4.1 --no-deps` fetches a wheel with
+    a small part of the Open Bandit Dataset.
     """
     from training.experiment.offline.check import check, text
 
-    with Share("offline-check") as progress:
+    with ProgressBar("offline-check") as progress:
         result = check(runs, obp, progress=progress)
     answer(result, as_json, text(result))
     if not result["held"]:
@@ -125,25 +124,26 @@ def offline_check(
 def simulate(
     log: Annotated[
         Path,
-        typer.Option(help="The days before: a log that `simulate` wrote, from which the store was filled."),
+        typer.Option(help="Log that `training simulate` wrote and that filled the store."),
     ],
-    days: Annotated[float, typer.Option(help="So many days more.")] = 7.0,
-    url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
-    rankings: Annotated[int, typer.Option(help="How often its viewers come in these days.")] = 50_000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same days to come.")] = 0,
+    days: Annotated[float, typer.Option(help="Days to simulate.")] = 7.0,
+    url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8000",
+    rankings: Annotated[int, typer.Option(help="Number of visits in these days.")] = 50_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same days.")] = 0,
     model: Annotated[
         Path | None,
-        typer.Option(help="The artifact that is served: simulate each arm alone as well, in this process."),
+        typer.Option(help="Served artifact: also simulate each arm alone, in this process."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder for truth.json and truth.parquet; must not exist.")
+        Path | None, typer.Option(help="Folder for truth.json and truth.parquet; must not exist.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Let a simulated world go on, its viewers ranked by the running service; 1 where a ranking was not full.
+    """Continue a simulated world with the running service; exit code 1 if a ranking was not full.
 
-    The service needs `clock: event` in the args of its cluster.yaml, two arms, a store filled from the log, and no
-    other traffic. It writes the log that `experiment report` reads; the true effect is told here, for comparison.
+    The service needs `clock: event` in the args of its cluster.yaml, two arms, a store filled from
+    the log, and no other traffic. It writes the log that `experiment report` reads. This command
+    prints the true effect.
     """
     from training.experiment.rerun.simulate import simulate as run
     from training.experiment.rerun.truth import table
@@ -156,7 +156,7 @@ def simulate(
         seed=seed,
         model=None if model is None else artifact_of(model),
         out=out,
-        progress=Share,
+        progress=ProgressBar,
     )
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['rankings_per_s']:.0f} a second; "

@@ -1,4 +1,4 @@
-"""Two arms compared on every metric, now and at the end of each day."""
+"""Comparison of two arms on every metric, over the whole window and cumulatively by day."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.experiment.panel import Panel
 from training.experiment.served_log import F64, Events
 from training.experiment.statistics import (
     Effect,
-    Plan,
+    PowerDesign,
     aggregates,
     compare,
     detectable,
@@ -26,11 +26,12 @@ from training.experiment.statistics import (
     viewers_needed,
 )
 
+# Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
 
 
-def told(events: Events) -> list[Metric]:
-    """The metrics whose events the log holds."""
+def available(events: Events) -> list[Metric]:
+    """Return the metrics whose events the log holds."""
     return [metric for metric in METRICS if all(events.of(kind).any() for kind in metric.events)]
 
 
@@ -43,10 +44,11 @@ def comparisons(
     smallest_effect: float,
     ended: bool,
 ) -> list[dict[str, Any]]:
-    """For each metric its effect, intervals, power and daily curve. `arms` are the control and the treatment.
+    """Return for each metric its effect, intervals, power and daily curve.
 
-    `ratio` is the treatment's share over the control's, `smallest_effect` relative. Power, and what follows from it, is
-    that of the interval that decides: of the fixed horizon where the experiment has `ended`, of any look before.
+    `arms` are the codes of control and treatment, `ratio` the treatment's share over the
+    control's, `smallest_effect` a relative effect. Power refers to the deciding interval: the
+    fixed-horizon one if the experiment has `ended`, the one of any look before.
     """
     totals = people.totals()
     control, treatment = (_of(totals, people.arm == arm) for arm in arms)
@@ -62,9 +64,9 @@ def comparisons(
         effects[metric.name] = effect
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
-        plan = Plan(ratio, adjusted)
-        now = plan if ended else replace(plan, alpha=level(both.count(), best_at))
-        needed = viewers_needed(metric, both, smallest_effect, plan)
+        design = PowerDesign(ratio, adjusted)
+        now = design if ended else replace(design, alpha=level(both.count(), best_at))
+        needed = viewers_needed(metric, both, smallest_effect, design)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
@@ -85,11 +87,11 @@ def comparisons(
 
 
 def daily(people: Panel, arms: tuple[int, int], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
-    """For each metric, the effect of all days up to each one on which it can be told."""
+    """Return for each metric its cumulative effect by day, for the days on which it is defined."""
     best_at = _best_at(people, arms)
     curves: list[list[dict[str, Any]]] = [[] for _ in metrics]
     for day, sums in people.by_day():
-        here = [(people.arm == arm) & (people.came <= day) for arm in arms]
+        here = [(people.arm == arm) & (people.first_day <= day) for arm in arms]
         if min(int(flags.sum()) for flags in here) < 2:
             continue
         control, treatment = (_of({**sums, **people.before}, flags) for flags in here)
@@ -103,9 +105,10 @@ def daily(people: Panel, arms: tuple[int, int], metrics: Sequence[Metric]) -> li
 
 
 def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole: Sequence[int]) -> int | None:
-    """Days until `wanted` viewers have come, at the rate at which new ones came in the last seven of the `whole` days.
+    """Return the days until `wanted` viewers have come, or None if unknown.
 
-    None where that cannot be said: nothing was wanted, or nobody new comes.
+    The rate is that of new viewers on the last seven of the `whole` days. It is unknown if
+    `wanted` is None or no new viewers come.
     """
     ours = people.rows(arms)
     if wanted is None:
@@ -113,14 +116,14 @@ def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole:
     missing = wanted - int(ours.sum())
     if missing <= 0:
         return 0
-    new = np.bincount(people.came[ours], minlength=max(whole, default=0) + 1)
+    new = np.bincount(people.first_day[ours], minlength=max(whole, default=0) + 1)
     rate = new[list(whole)[-RECENT_DAYS:]].mean() if whole else new.mean()
     return math.ceil(missing / rate) if rate > 0 else None
 
 
 def _best_at(people: Panel, arms: tuple[int, int]) -> int:
-    """After how many viewers the interval of any look is narrowest."""
-    return DAYS * max(1, int((people.rows(arms) & people.soon).sum()))
+    """Return the number of viewers at which the interval of any look is narrowest."""
+    return DAYS * max(1, int((people.rows(arms) & people.in_first_24h).sum()))
 
 
 def _of(sums: Mapping[str, F64], flags: Any) -> Aggregates:

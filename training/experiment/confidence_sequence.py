@@ -1,21 +1,23 @@
-"""Intervals that hold at every look, however often and for whatever reason one looks.
+"""Confidence sequence: intervals that hold at every look, however often one looks.
 
-The asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit
-theory and asymptotic confidence sequences" (Annals of Statistics 2024, arXiv 2103.06476), Theorem 2.2: after t viewers
+Asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform
+central limit theory and asymptotic confidence sequences" (Annals of Statistics 2024, arXiv
+2103.06476), Theorem 2.2. After t viewers the interval is
 
     mean ± sd · √( 2 (tρ² + 1) / (t² ρ²) · log( √(tρ² + 1) / α ) ).
 
-A difference of means (or of ratios, by the delta method) has the standard error sd / √t, so the interval is that of a
-fixed horizon with `factor` in place of 1.96.
+A difference of means (or of ratios, by the delta method) has the standard error sd / √t. The
+interval is therefore the fixed-horizon one with `factor` in place of 1.96.
 
-How ρ is chosen: ρ² so that the interval is narrowest after `best_at` viewers (appendix B.2 there): seven times those
-that came in the 24 hours from the window's first exposure. That number depends on no outcome and is the same at all
-looks after those hours; being off by a factor of three costs up to 4 % of the width. Before, it is seven times those
-who have come so far, so that ρ moves with each look, which the theorem does not cover: what is said last holds there.
+Choice of ρ²: the interval is narrowest after `best_at` viewers (appendix B.2 of the paper), which
+is seven times the viewers of the first 24 hours of the window. That number depends on no outcome
+and is the same at all later looks; an error by a factor of three costs up to 4 % of the width.
+During the first 24 hours it is seven times the viewers so far. Then ρ changes with each look,
+which the theorem does not cover; the Bonferroni bound below does.
 
-What is assumed: viewers come one after another and stay as they came. A viewer who returns makes the looks more alike
-than that, which costs nothing. And whatever the dependence, `factor` is nowhere below 3.03, so that by Bonferroni's
-inequality twenty looks together are wrong in at most 5 %.
+Assumptions: viewers arrive one after another and do not change. Returning viewers make the looks
+more similar, which does no harm. For any dependence, `factor` is at least 3.03, and by
+Bonferroni's inequality at most 5 % of experiments have an error in any of twenty looks.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from scipy.stats import norm
 
 from training.experiment.statistics import ALPHA, POWER, Effect, Z
 
+# Days of new viewers, at the rate of the first day, after which the interval is narrowest.
 DAYS = 7
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Of the difference, and of the relative effect where there is one."""
+    """Interval of a difference, and of the relative effect if it is defined."""
 
     low: float
     high: float
@@ -43,24 +46,26 @@ class Interval:
 
 
 def factor(num_viewers: float, best_at: float) -> float:
-    """How many standard errors wide the interval is to each side."""
-    narrowest = -lambertw(-(ALPHA**2) / math.e, -1).real - 1  # tρ² at best_at
+    """Return the half-width of the interval in standard errors."""
+    # t ρ² at `best_at`.
+    narrowest = -lambertw(-(ALPHA**2) / math.e, -1).real - 1
     time = narrowest * num_viewers / best_at
     return math.sqrt(2 * (time + 1) / time * math.log(math.sqrt(time + 1) / ALPHA))
 
 
 def level(num_viewers: int, best_at: float) -> float:
-    """The level of the two-sided test that is as strict at a look after so many viewers.
+    """Return the level of the two-sided test that is as strict as a look after so many viewers.
 
-    At least 1e-12, which is within seven standard errors: beyond, the power solver has no number for it.
+    At least 1e-12 (seven standard errors), because the power solver fails for smaller levels.
     """
     return max(2 * float(norm.sf(factor(num_viewers, best_at))), 1e-12)
 
 
 def needed_at_a_look(needed: int, best_at: float) -> int:
-    """How many viewers show at a look after them what `needed` show at a fixed horizon, with the same power.
+    """Return the viewers with which a look has the power of `needed` viewers at a fixed horizon.
 
-    By the normal distribution as many as ((factor + z) / (1.96 + z))² times, z the quantile of the power.
+    By the normal approximation ((factor + z) / (1.96 + z))² times as many, with z the quantile
+    of the power.
     """
     z = float(norm.ppf(POWER))
 
@@ -71,7 +76,7 @@ def needed_at_a_look(needed: int, best_at: float) -> int:
 
 
 def always_valid(effect: Effect, num_viewers: int, best_at: float) -> Interval:
-    """The interval beside a fixed-horizon one, after so many viewers of both arms."""
+    """Return the interval of a look after so many viewers of both arms."""
     wide = factor(num_viewers, best_at)
     half, log_se = wide * effect.se, effect.log_se
     relative: tuple[float | None, float | None] = (None, None)

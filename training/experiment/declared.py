@@ -1,4 +1,4 @@
-"""What `cluster.yaml` declares of an experiment, and what is taken where it does not."""
+"""Declaration of an experiment in `cluster.yaml`, with defaults for what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve.contract.validation import table
 
 @dataclass(frozen=True)
 class Declared:
-    """An experiment as it was declared; `None` and empty where nothing was. Times in ms, shares sum to one."""
+    """Declared experiment; None or empty if not declared. Times in ms; shares sum to one."""
 
     name: str
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -25,28 +25,29 @@ class Declared:
     end_ms: int | None = None
     primary: str | None = None
     smallest_effect: float = Experiment.smallest_effect
-    source: str | None = None  # the file that declares it
+    # Path of the file that declares it.
+    source: str | None = None
 
     @property
     def popular(self) -> str:
-        """The arm that gets the heuristic's order: what the others are compared with."""
+        """Return the arm that ranks by popularity, to which the others are compared."""
         named = [arm for arm, scorer in self.scorers.items() if scorer == POPULAR]
         return POPULAR if POPULAR in named or not named else named[0]
 
 
 def declared(path: Path, name: str) -> Declared:
-    """What the file declares of the experiment of this name; all default where it declares another.
+    """Read the experiment of this name from a file, or return defaults if the file has none.
 
-    Read as the service reads it, but only so far: what else is in the file does not matter to a report.
+    Uses the service's reader for this block and ignores the rest of the file.
 
     Raises:
-        TabrankError: there is no such file, it is no YAML, or it says something of experiments that cannot be read.
+        TabrankError: the file does not exist, is not YAML, or has an invalid experiment.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise TabrankError(
-            f"--config {path}: not readable ({error.strerror}); name the cluster.yaml that declares {name}"
+            f"--config {path}: cannot be read ({error.strerror}); give the cluster.yaml that declares {name}"
         ) from None
     for where, given in _experiments(path, parse(path, raw)):
         if given.get("name") == name:

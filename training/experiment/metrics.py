@@ -1,4 +1,4 @@
-"""The metrics of an experiment, each by what is divided by what."""
+"""Metrics of an experiment, with the numerator and denominator of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.experiment.panel import CLICK, JOIN, LEAVE
 
 @dataclass(frozen=True)
 class Metric:
-    """Σ `above` / Σ `below` over an arm's viewers, or the mean of `above` where nothing is below."""
+    """Ratio Σ `above` / Σ `below` over an arm's viewers, or mean of `above` if `below` is None."""
 
     name: str
     title: str
@@ -19,12 +19,14 @@ class Metric:
     denominator: str
     above: str
     below: str | None
-    events: tuple[str, ...]  # that must be in the log
-    claimed: tuple[str, float] | None = None  # of the original, and as what
+    # Event kinds that the log must hold.
+    events: tuple[str, ...]
+    # Name and size of the effect that the original case study claims.
+    claimed: tuple[str, float] | None = None
 
     @property
     def definition(self) -> Mapping[str, str]:
-        """What a table of definitions says."""
+        """Return the row of the report's table of definitions."""
         given = asdict(self)
         return {key: given[key] for key in ("name", "title", "unit", "numerator", "denominator")}
 

@@ -1,4 +1,4 @@
-"""The report of an experiment as text and as a page: the verdict first."""
+"""Presentation of an experiment's report as text and as HTML, the verdict first."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from training.experiment.verdict import sized, span
 
 Report = Mapping[str, Any]
 NOTHING = "–"
-HOW = (
-    "Effects are of the treatment against the control, by the arm that a viewer was assigned to, whatever rung was "
-    "answered. Control and treatment are means after adjustment by what the same viewers did before, where there is "
-    "such. The fixed-horizon interval is for one look at a time that was set before; that of any look may be read "
+HOW_TO_READ = (
+    "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
+    "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The "
+    "fixed-horizon interval holds for one look at a time set in advance; the interval of any look may be read "
     "daily. p (Holm) is corrected for the number of metrics. Formulas and sources: docs/experiments.md."
 )
 
 
 def headline(result: Report) -> str:
-    """The verdict, its reason and what is still needed."""
+    """Return the verdict, its reason and the outlook."""
     return f"{result['verdict']}: {result['reason']}; {result['outlook']}"
 
 
 def text(result: Report) -> str:
-    """The report in a few lines for a terminal."""
+    """Format the report for a terminal."""
     warnings = [f"warning: {warning}" for warning in result["warnings"]]
     lines = [
         headline(result),
@@ -40,24 +40,24 @@ def text(result: Report) -> str:
 
 
 def page(result: Report) -> str:
-    """`report.html`: self-contained, readable in grey."""
+    """Return the self-contained report.html, readable in grey."""
     days = result["window"]["days"]
     parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(_rest(result))}</p>"]
     parts += [f"<p><b>Warning</b>: {html.escape(warning)}.</p>" for warning in result["warnings"]]
     if result["claims"]:
-        parts += ["<h2>What was claimed, and what is here</h2>", as_table(result["claims"])]
+        parts += ["<h2>Claims of the original and effects here</h2>", as_table(result["claims"])]
         parts += [f"<p>Here: {html.escape(_arms(result))}, fixed horizon.</p>"]
     parts += ["<h2>Sample ratio</h2>", *_paragraphs(sample_ratio(result))]
     if result["metrics"]:
-        parts += ["<h2>Metrics</h2>", as_table(_metrics(result)), f"<p>{HOW}</p>"]
+        parts += ["<h2>Metrics</h2>", as_table(_metrics(result)), f"<p>{HOW_TO_READ}</p>"]
     parts += ["<h2>Definitions</h2>", as_table(_definitions(result)), *_paragraphs(notes(result))]
     if any(metric["effect"] for metric in result["metrics"]):
         parts += ["<h2>Day by day</h2>"]
         for metric in result["metrics"]:
             if metric["effect"] and metric["days"]:
-                caption = f"{metric['title']}, of all days up to each one"
+                caption = f"{metric['title']}, cumulative by day"
                 parts.append(_figure(charts.cumulative(metric, days), caption))
-    caption = "Viewers with an exposure on the day; the first and last day may be in part"
+    caption = "Viewers with an exposure on the day; the first and last day may be partial"
     parts += [_figure(charts.viewers(result["daily_viewers"], days), caption)]
     parts += ["<h2>Guardrails</h2>", as_table(_guardrails(result))]
     parts += [f"<p>{html.escape(_sentence(result['not_in_the_log']))}.</p>"]
@@ -65,12 +65,12 @@ def page(result: Report) -> str:
 
 
 def sample_ratio(result: Report) -> list[str]:
-    """Whether the viewers are split as they were to be."""
+    """Return lines on the split of the viewers against the intended shares."""
     ratio = result["sample_ratio"]
     total = max(sum(ratio["viewers"].values()), 1)
     expected = sum(ratio["shares"].values()) or 1.0
     split = ", ".join(
-        f"{arm} {num:,} viewers ({num / total:.2%} where {ratio['shares'][arm] / expected:.2%} was to be)"
+        f"{arm} {num:,} viewers ({num / total:.2%}, expected {ratio['shares'][arm] / expected:.2%})"
         for arm, num in ratio["viewers"].items()
     )
     p = NOTHING if ratio["p"] is None else f"{ratio['p']:.3g}"
@@ -80,16 +80,16 @@ def sample_ratio(result: Report) -> list[str]:
             f"{ratio['crossing_viewers']:,} viewers were shown two arms ({ratio['crossing_share']:.3%})"
         )
     if result["blocked"]:
-        lines.append("The report is blocked: no effects are shown, for they would not be of the arms alone")
+        lines.append("The report is blocked: no effects are shown, because the arms are not comparable")
     return lines
 
 
 def notes(result: Report) -> list[str]:
-    """What was analysed and what was left out."""
+    """Return lines on the data analysed and the data left out."""
     window, left = result["window"], result["left_out"]
     lines = [
         f"{window['start']} to {window['last_exposure']}: {len(window['days'])} calendar days in {window['timezone']}"
-        + (f", in part {' and '.join(window['partial_days'])}" if window["partial_days"] else "")
+        + (f", partial: {' and '.join(window['partial_days'])}" if window["partial_days"] else "")
     ]
     if window["exposures_left_out"]:
         why = (
@@ -100,30 +100,30 @@ def notes(result: Report) -> list[str]:
         lines.append(f"{window['exposures_left_out']:,} exposures {why} are left out")
     if window["declared_in"] is None:
         lines.append(
-            "No declaration was found: the experiment begins with its first exposure and has no end; "
-            f"the smallest effect of interest is taken as {result['smallest_effect']:.1%}"
+            "No declaration was found: the experiment starts with its first exposure and has no end; "
+            f"the smallest effect of interest defaults to {result['smallest_effect']:.1%}"
         )
     if not result["primary_declared"]:
-        where = window["declared_in"] or "no file that was read"
+        where = window["declared_in"] or "no file"
         lines.append(
-            f"The primary metric, {result['primary_metric']}, was taken by default: {where} declares "
+            f"The primary metric, {result['primary_metric']}, is the default: {where} declares "
             f"{'none' if window['declared_in'] else 'this experiment'}"
         )
     seen = result["viewers_seen_before"]
     lines.append(
-        f"{seen:,} viewers were seen before {window['before']}: effects are adjusted by what they did then"
+        f"{seen:,} viewers have exposures before {window['before']}: effects are adjusted by their behaviour then"
         if seen
-        else f"No viewer was seen before {window['before']}: nothing is adjusted"
+        else f"No viewer has an exposure before {window['before']}: effects are not adjusted"
     )
     if window["dealt_alike"]:
         lines.append(
-            f"{', '.join(window['dealt_alike'])} dealt viewers as this experiment does (the same salt), so what they "
-            "did since then may be of its arms: effects are not adjusted by it"
+            f"{', '.join(window['dealt_alike'])} assigned viewers as this experiment does (the same salt), so its arms "
+            "may have changed behaviour since then: effects are not adjusted by that time"
         )
     lines.append(
         f"Left out: {left['test_exposures']:,} exposures of test traffic, {left['anonymous_exposures']:,} of anonymous "
         f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
-        "and joins that fit no exposure of it (of viewers held out, of testers, or of nobody's ranking)"
+        "and joins without an exposure of the experiment (of holdout viewers, of test traffic, or without a ranking)"
     )
     if result["untold"]:
         lines.append(f"Without events in the log: {', '.join(result['untold'])}")
@@ -197,7 +197,7 @@ def _definitions(result: Report) -> list[list[str]]:
 
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
-    rungs = sorted({rung for told in arms.values() for rung in told["rungs"]})
+    rungs = sorted({rung for line in arms.values() for rung in line["rungs"]})
     rows = [
         [
             "arm",
@@ -209,12 +209,12 @@ def _guardrails(result: Report) -> list[list[str]]:
             "degraded by",
         ]
     ]
-    for arm, told in arms.items():
-        took = [NOTHING if told[key] is None else f"{told[key]:.1f}" for key in ("p50_ms", "p99_ms")]
-        shares = [f"{told['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
-        why = ", ".join(f"{reason} {share:.3%}" for reason, share in told["reasons"].items()) or NOTHING
+    for arm, line in arms.items():
+        took = [NOTHING if line[key] is None else f"{line[key]:.1f}" for key in ("p50_ms", "p99_ms")]
+        shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
+        why = ", ".join(f"{reason} {share:.3%}" for reason, share in line["reasons"].items()) or NOTHING
         by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
-        rows.append([arm, by, f"{told['exposures']:,}", *took, *shares, why])
+        rows.append([arm, by, f"{line['exposures']:,}", *took, *shares, why])
     return rows
 
 

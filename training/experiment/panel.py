@@ -1,4 +1,7 @@
-"""What each viewer of an experiment did on each day. Letters: N exposures, E events, V viewers, C viewer-days."""
+"""Panel of an experiment: sums of each viewer by day.
+
+Letters: N exposures, E events, V viewers, C viewer-days.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +18,40 @@ from training.experiment.window import Window
 
 CLICK, JOIN, LEAVE = "click", "join", "leave"
 SUMS = ("exposures", "active_days", "clicks", "joins", "minutes")
-BEFORE = "_before"  # ends the names of sums of before the experiment
+# Suffix of the names of sums over the pre-period.
+BEFORE = "_before"
 MINUTE_MS, DAY_MS = 60_000.0, 86_400_000
 I16 = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Viewers by the arm of their first exposure in the window, in the order in which they came.
+    """Viewers by the arm of their first exposure in the window, in order of that exposure.
 
-    `sums` has a number for each viewer and day with an exposure; `before` one for each viewer, all zero where they
-    were not seen before, and nothing where none was.
+    `arm` [V] are codes of `Exposures.arms`, `first_day` [V] the day of the first exposure,
+    `in_first_24h` [V] whether it was within 24 hours of the first exposure of all. `viewer` [C]
+    are indices into V, `sums` [C] a number for each viewer-day with an exposure. `before` [V]
+    are sums over the pre-period, 0 for new viewers, and empty if all are new. `crossing` [V] marks
+    viewers with exposures in a second arm. `num_unattributed` counts events without an exposure.
     """
 
-    arm: I8  # [V], into the exposures' arms
-    came: I16  # [V], the day of the first exposure
-    soon: NDArray[np.bool_]  # [V], whether that was within 24 hours of the first one of all
-    viewer: I64  # [C], into the V
-    day: I16  # [C]
-    sums: Mapping[str, F64]  # [C]
-    before: Mapping[str, F64]  # [V]
-    crossing: NDArray[np.bool_]  # [V], seen in a second arm too
+    arm: I8
+    first_day: I16
+    in_first_24h: NDArray[np.bool_]
+    viewer: I64
+    day: I16
+    sums: Mapping[str, F64]
+    before: Mapping[str, F64]
+    crossing: NDArray[np.bool_]
     num_seen_before: int
-    num_unattributed: int  # events that fit no exposure
+    num_unattributed: int
 
     def rows(self, arms: tuple[int, ...]) -> NDArray[np.bool_]:
-        """[V]: the viewers of these arms."""
+        """Return flags [V] of the viewers of these arms."""
         return np.asarray(np.isin(self.arm, arms))
 
     def by_day(self) -> Iterator[tuple[int, dict[str, F64]]]:
-        """For each day, what each viewer's sums have come to by its end, `[V]` each; filled in place."""
+        """Yield each day with the viewers' cumulative sums [V] at its end, updated in place."""
         order = np.argsort(self.day, kind="stable")
         ends = np.searchsorted(self.day[order], np.arange(int(self.day.max(initial=0)) + 1), side="right")
         running = {name: np.zeros(len(self.arm)) for name in SUMS}
@@ -57,16 +64,17 @@ class Panel:
             start = end
 
     def totals(self) -> dict[str, F64]:
-        """Each viewer's sums over the window, `[V]` each, and those of before."""
+        """Return the viewers' sums [V] over the window, and those of the pre-period."""
         size = len(self.arm)
         sums = {name: _summed(self.viewer, self.sums[name], size) for name in SUMS}
         return {**sums, **self.before}
 
 
 def panel(exposures: Exposures, events: Events, window: Window) -> Panel:
-    """The panel of a window; `exposures` as read, those of before and of other experiments too."""
+    """Build the panel of a window from all exposures, also earlier ones and other experiments."""
     ours = exposures.rows((exposures.arm != NONE) & window.holds(exposures.ts_ms))
-    codes, viewers = pd.factorize(ours.viewer)  # numbered as they first come
+    # Number the viewers in order of their first exposure.
+    codes, viewers = pd.factorize(ours.viewer)
     num_viewers, num_days = len(viewers), len(window.midnights_ms)
     first = np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))
     arm, days = ours.arm[first], window.day(ours.ts_ms)
@@ -99,13 +107,14 @@ def panel(exposures: Exposures, events: Events, window: Window) -> Panel:
 
 
 def listened(events: Events) -> F64:
-    """[E]: of each join the minutes until the same viewer leaves the same candidate, 0 of all else.
+    """Return [E] the minutes from each join to the same viewer's leave of the candidate, else 0.
 
-    A join that no leave follows before the next join counts nothing: nobody knows how long it was.
+    A join without a leave before the next join counts 0, because its duration is unknown.
     """
     minutes = np.zeros(len(events))
     rows = np.flatnonzero(events.of(JOIN) | events.of(LEAVE))
-    rows = rows[np.lexsort((rows, events.candidate[rows], events.viewer[rows]))]  # rows are in order of time
+    # Sort by viewer and candidate; within both, the rows stay in order of time.
+    rows = rows[np.lexsort((rows, events.candidate[rows], events.viewer[rows]))]
     joins, leaves = rows[:-1], rows[1:]
     pairs = (
         (events.viewer[joins] == events.viewer[leaves])
@@ -132,17 +141,18 @@ def _cells(
     window: Window,
     came_ms: I64,
 ) -> tuple[I64, NDArray[np.bool_]]:
-    """[E]: the viewer-day that an event counts for, and whether there is one.
+    """Return [E] the viewer-day that an event counts for, and whether there is one.
 
-    By the ranking that it names; without one, that of its own viewer and day, if it comes after the viewer did.
+    An event counts for the request that it names. Without a request it counts for its viewer and
+    day, if it is not before the viewer's first exposure.
     """
     named = pd.Index(np.unique(events.request[events.request != 0]))
-    wanted = named.get_indexer(
-        pd.Index(ours.request)
-    )  # the events are fewer: theirs is the table to look up in
+    # Build the look-up table from the events, because they are fewer than the exposures.
+    wanted = named.get_indexer(pd.Index(ours.request))
     exposure = np.full(len(named) + 1, NONE, np.int64)
     exposure[wanted[wanted >= 0]] = np.flatnonzero(wanted >= 0)
-    at = exposure[named.get_indexer(pd.Index(events.request))]  # the last one where there is none
+    # Index −1 selects the last element, which stands for no exposure.
+    at = exposure[named.get_indexer(pd.Index(events.request))]
     row = np.where(at >= 0, cell[at] if len(cell) else NONE, NONE)
 
     of_none = events.request == 0
@@ -158,7 +168,7 @@ def _cells(
 def _before(
     exposures: Exposures, events: Events, minutes: F64, viewers: NDArray[np.uint64], window: Window
 ) -> tuple[dict[str, F64], int]:
-    """Each viewer's sums of before the experiment; none where nobody was seen then."""
+    """Return the viewers' sums over the pre-period, and how many viewers have an exposure in it."""
     index = pd.Index(viewers)
     early = exposures.rows(exposures.ts_ms < window.before_ms)
     who = index.get_indexer(pd.Index(early.viewer))

@@ -1,4 +1,4 @@
-"""The report of an experiment: from a served log to a verdict, whole or blocked."""
+"""Report of an experiment: from a served log to a verdict, or to a blocked report."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from serve.config.settings import Experiment
 from serve.contract.errors import TabrankError
 from serve.log.atomic_files import draft_of
-from training.experiment.comparison import comparisons, days_needed, told
+from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import Exposures, read_events, read_exposures
 from training.experiment.statistics import sample_ratio
-from training.experiment.treatments import changes, treatments
+from training.experiment.treatments import change_warnings, treatments
 from training.experiment.verdict import claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
 NOT_IN_THE_LOG = (
-    "requests that were refused or failed leave no exposure and have no arm: they are in Ray Serve's own metrics; "
-    "ray_tabrank_latency_ms_total (labels experiment, arm, le) has the latencies as they come"
+    "refused and failed requests leave no exposure and have no arm: Ray Serve's own metrics count them; "
+    "the metric ray_tabrank_latency_ms_total (labels experiment, arm, le) holds the current latencies"
 )
 
 
@@ -36,10 +36,13 @@ def report(
     control: str | None = None,
     treatment: str | None = None,
 ) -> dict[str, Any]:
-    """What report.json holds. Arms that are not named: the one that is popular, and the one other.
+    """Analyse an experiment and return the content of report.json.
+
+    The control defaults to the arm that ranks by popularity, the treatment to the only other arm.
 
     Raises:
-        TabrankError: the log holds nothing of the experiment, or it cannot be told what to compare.
+        TabrankError: the log holds no exposure of the experiment, or it is unclear which arms to
+            compare.
     """
     exposures, events = read_exposures(log, declaration.name), read_events(log)
     span = window(exposures, declaration, timezone)
@@ -59,7 +62,7 @@ def report(
 
     last_ms = max(int(exposures.ts_ms[-1]), int(events.ts_ms[-1]) if len(events) else 0)
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms
-    metrics = told(events)
+    metrics = available(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
     ranked_by = treatments(here, names, codes)
@@ -90,7 +93,7 @@ def report(
         "primary_declared": declaration.primary is not None,
         "smallest_effect": smallest,
         "blocked": bool(why),
-        "warnings": changes(ranked_by),
+        "warnings": change_warnings(ranked_by),
         "ranked_by": ranked_by,
         "window": _window(span, exposures, declaration) | {"ended": ended},
         "sample_ratio": {
@@ -119,10 +122,10 @@ def report(
 
 
 def write_report(out: Path, result: Mapping[str, Any]) -> None:
-    """Write report.json and report.html to a new folder, whole or not at all.
+    """Write report.json and report.html to a new folder, atomically.
 
     Raises:
-        TabrankError: if something is at `out`.
+        TabrankError: `out` exists.
     """
     from training.experiment.page import page  # matplotlib
 
@@ -135,31 +138,36 @@ def write_report(out: Path, result: Mapping[str, Any]) -> None:
 def _compared(
     exposures: Exposures, people: Panel, declaration: Declared, control: str | None, treatment: str | None
 ) -> tuple[str, str]:
-    """The control's and the treatment's names."""
+    """Return the names of the control and the treatment."""
     seen = {exposures.arms[code] for code in np.unique(people.arm)}
     arms = sorted(seen | {arm for arm, share in declaration.shares.items() if share > 0})
-    said = ", ".join(arms)
+    listed = ", ".join(arms)
+    if len(arms) < 2:
+        raise TabrankError(
+            f"{declaration.name}: only the arm {listed} has a share or served anybody; give a second arm a share "
+            "above 0 in user_config.experiment.arms, and let it serve"
+        )
     if control is None and declaration.popular not in arms:
         raise TabrankError(
-            f"--control: name the arm to compare with; no arm of {declaration.name} is known to be popular; "
-            f"its arms are {said}"
+            f"--control: name the arm to compare with, because no arm of {declaration.name} ranks by popularity; "
+            f"its arms are {listed}"
         )
     control = control or declaration.popular
     if control not in arms:
-        raise TabrankError(f"--control {control}: no arm of {declaration.name}; its arms are {said}")
+        raise TabrankError(f"--control {control}: not an arm of {declaration.name}; its arms are {listed}")
     others = [arm for arm in arms if arm != control]
     if treatment is None and len(others) == 1:
         treatment = others[0]
     if treatment is None or treatment not in others:
         given = "" if treatment is None else f" {treatment}"
         raise TabrankError(
-            f"--treatment{given}: name the arm to compare with {control}; {declaration.name} has {said}"
+            f"--treatment{given}: name the arm to compare with {control}; the arms of {declaration.name} are {listed}"
         )
     return control, treatment
 
 
 def _shares(here: Exposures, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
-    """What share of viewers each arm was to have, and who says so."""
+    """Return the intended share of each arm, and the source of the shares."""
     logged = {}
     for name in names:
         of_arm = here.share[here.arm == here.arms.index(name)] if name in here.arms else here.share[:0]
@@ -170,16 +178,16 @@ def _shares(here: Exposures, names: Sequence[str], declaration: Declared) -> tup
         return logged, "the log"
     if all(declaration.shares.get(name) for name in names):
         return {name: declaration.shares[name] for name in names}, str(declaration.source)
-    return dict.fromkeys(names, 1 / len(names)), "nobody: taken as equal"
+    return dict.fromkeys(names, 1 / len(names)), "no source, assumed equal"
 
 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
-    """The declared one; without one the join rate, or what a log without joins tells."""
+    """Return the declared primary metric, or by default the join rate or the last available one."""
     known = {metric.name: metric for metric in metrics}
     if declaration.primary is not None and declaration.primary not in known:
         names = ", ".join(known)
         raise TabrankError(
-            f"{declaration.source}: primary {declaration.primary!r} is not told by this log; it tells {names}"
+            f"{declaration.source}: primary {declaration.primary!r} is not in this log; use one of {names}"
         )
     return known[declaration.primary] if declaration.primary else known.get(Experiment.primary) or metrics[-1]
 
@@ -197,14 +205,14 @@ def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[s
         "shares_changed": span.changed,
         "exposures_left_out": len(ours),
         "before": utc(span.before_ms),
-        "dealt_alike": list(span.dealt_alike),
+        "dealt_alike": list(span.assigned_alike),
     }
 
 
 def _daily_viewers(
     people: Panel, names: Sequence[str], codes: Sequence[int], num_days: int
 ) -> dict[str, list[int]]:
-    """How many viewers of each arm had an exposure on each day."""
+    """Return the number of viewers with an exposure on each day, by arm."""
     of_cell = people.arm[people.viewer]
     return {
         name: np.bincount(people.day[of_cell == code], minlength=num_days).tolist()
@@ -213,8 +221,8 @@ def _daily_viewers(
 
 
 def _guardrails(here: Exposures, names: Sequence[str], codes: Sequence[int]) -> dict[str, Any]:
-    """By arm: exposures by rung, why they were degraded, and what answers took in the replica, in ms."""
-    told = {}
+    """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
+    by_arm = {}
     for name, code in zip(names, codes, strict=True):
         mine = here.rows(here.arm == code)
         num = max(len(mine), 1)
@@ -222,7 +230,7 @@ def _guardrails(here: Exposures, names: Sequence[str], codes: Sequence[int]) -> 
         reasons = {why: float((mine.degraded == i).sum() / num) for i, why in enumerate(here.reasons)}
         took_ms = mine.latency_ms[np.isfinite(mine.latency_ms)]
         p50_ms, p99_ms = np.percentile(took_ms, (50, 99)).tolist() if len(took_ms) else (None, None)
-        told[name] = {
+        by_arm[name] = {
             "exposures": len(mine),
             "rungs": shares,
             "degraded_share": 1.0 - shares.get("full", 0.0) if len(mine) and here.rungs else None,
@@ -230,4 +238,4 @@ def _guardrails(here: Exposures, names: Sequence[str], codes: Sequence[int]) -> 
             "p50_ms": p50_ms,
             "p99_ms": p99_ms,
         }
-    return told
+    return by_arm

@@ -1,7 +1,8 @@
-"""What a served log holds, as arrays: the exposures of known viewers, and what viewers did.
+"""Served log as arrays: exposures of known viewers, and events.
 
-Read batch by batch; ids become 64-bit hashes on the way, so that an exposure takes some 40 bytes whatever its ids.
-Among ten million ids two share a hash with a probability of 3e-6. Letters: N exposures, E events.
+The log is read in batches. Ids become 64-bit hashes, so that an exposure takes about 40 bytes
+whatever the length of its ids. The probability that two of ten million ids collide is 3e-6.
+Letters: N exposures, E events.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-NONE = -1  # the code of what is null
+# Code of null.
+NONE = -1
 _BETWEEN = "\0"
 WANTED = {
     "exposures": {"request_id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string()},
@@ -49,27 +51,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Exposures:
-    """Live exposures of known viewers in order of time, each once; `arm` is `NONE` outside the experiment, `other`
-    within it and outside of all.
+    """Live exposures of known viewers in order of time, without duplicates.
 
-    `share` is the share that the arm had then, `latency_ms` what the answer took, NaN where the log does not say.
-    `num_test` and `num_anonymous` exposures of the log were left out.
+    All arrays are [N]; codes refer to the tuple of the plural name. `arm` is NONE outside the
+    experiment; `other` is NONE within it and outside all experiments. `share` is the arm's share
+    at that time and `latency_ms` the duration of the answer, NaN if the log lacks them.
+    `degraded` are codes of `reasons`, NONE without one; several reasons are joined. `model`
+    is NONE if no model ranked. `others` are (experiment, arm). `num_test`, `num_anonymous` and
+    `num_repeated` count the exposures left out.
     """
 
-    viewer: U64  # [N]
-    ts_ms: I64  # [N]
-    request: U64  # [N]
-    arm: I8  # [N], into arms
-    share: F64  # [N]
-    latency_ms: F32  # [N]
-    rung: I8  # [N], into rungs
-    degraded: I16  # [N], into reasons; NONE where there is none
-    other: I16  # [N], into others
-    model: I16  # [N], into models; NONE where no model ranked
+    viewer: U64
+    ts_ms: I64
+    request: U64
+    arm: I8
+    share: F64
+    latency_ms: F32
+    rung: I8
+    degraded: I16
+    other: I16
+    model: I16
     arms: tuple[str, ...]
     rungs: tuple[str, ...]
-    reasons: tuple[str, ...]  # of a degraded answer, joined where there were several
-    others: tuple[tuple[str, str], ...]  # another experiment, and an arm of it
+    reasons: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]
     models: tuple[str, ...]
     num_test: int = 0
     num_anonymous: int = 0
@@ -79,7 +84,7 @@ class Exposures:
         return len(self.ts_ms)
 
     def rows(self, rows: NDArray[Any]) -> Exposures:
-        """Some of them: `rows` are numbers, or flags `[N]`."""
+        """Return the exposures at these indices, or with these flags [N]."""
         names = (
             "viewer",
             "ts_ms",
@@ -97,43 +102,46 @@ class Exposures:
 
 @dataclass(frozen=True)
 class Events:
-    """Events of known viewers in order of time, each once; `request` is 0 where they name none."""
+    """Events [E] of known viewers in order of time, without duplicates.
 
-    viewer: U64  # [E]
-    ts_ms: I64  # [E]
-    candidate: U64  # [E]
-    request: U64  # [E]
-    kind: I8  # [E], into kinds
+    `request` is 0 if the event names none; `kind` are codes of `kinds`.
+    """
+
+    viewer: U64
+    ts_ms: I64
+    candidate: U64
+    request: U64
+    kind: I8
     kinds: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.ts_ms)
 
     def of(self, kind: str) -> NDArray[np.bool_]:
-        """[E]: which are of this kind."""
+        """Return flags [E] of the events of this kind."""
         return np.asarray(self.kind == (self.kinds.index(kind) if kind in self.kinds else len(self.kinds)))
 
 
 def read_exposures(log: Path, experiment: str) -> Exposures:
-    """The live exposures of a log, of this experiment and of before it.
+    """Read the live exposures of a log, within and outside the experiment.
 
     Raises:
-        TabrankError: there is no such log, or it holds nothing of the experiment.
+        TabrankError: the log does not exist, or it holds no exposure of the experiment.
     """
-    return _again(lambda: _exposures(log, experiment))
+    return _retry(lambda: _exposures(log, experiment))
 
 
 def read_events(log: Path) -> Events:
-    """The events of a log.
+    """Read the events of a log.
 
     Raises:
-        TabrankError: there is no such log.
+        TabrankError: the log does not exist.
     """
-    return _again(lambda: _events(log))
+    return _retry(lambda: _events(log))
 
 
 def hashed(ids: Sequence[str | None]) -> U64:
-    """[N]: a hash of each id; 0 of none."""
+    """Return the hash of each id [N], 0 for None."""
     return _hashes(pa.array(ids, pa.string()))
 
 
@@ -169,7 +177,7 @@ def _exposures(log: Path, experiment: str) -> Exposures:
     if experiment not in names:
         known_names = ", ".join(sorted(filter(None, names))) or "none"
         raise TabrankError(
-            f"--experiment {experiment}: {log} holds no exposure of it; it holds {known_names}"
+            f"--experiment {experiment}: {log} holds no exposure of it; its experiments are {known_names}"
         )
     viewer, ts_ms, request, arm, share, latency_ms, rung, degraded, other, model, seq = (
         np.concatenate(part) for part in zip(*parts, strict=True)
@@ -198,12 +206,12 @@ def _exposures(log: Path, experiment: str) -> Exposures:
 
 
 def _with_arm(batch: pa.RecordBatch) -> pa.Array:
-    """Each exposure's experiment and arm in one; null where there is no experiment."""
+    """Return each exposure's experiment and arm in one string; null outside experiments."""
     return pc.binary_join_element_wise(batch["experiment"], pc.fill_null(batch["arm"], ""), _BETWEEN)
 
 
 def _joined(lists: pa.Array) -> pa.Array:
-    """Each list in one string; null where it is empty."""
+    """Return each list in one string; null if it is empty."""
     joined = pc.binary_join(lists, " and ")
     return pc.if_else(pc.fill_null(pc.equal(joined, ""), True), None, joined)
 
@@ -237,16 +245,20 @@ def _events(log: Path) -> Events:
 
 
 def _first(seq: I64, id_: U64, ts_ms: I64) -> I64:
-    """The rows to keep, in order of time: each number once (segments being merged hold some twice), then each id."""
+    """Return the rows to keep in order of time: one for each number, then one for each id.
+
+    Segments may hold a number twice while they are merged.
+    """
     if (seq > 0).all() and (seq[1:] > seq[:-1]).all():
-        rows = np.arange(len(seq))  # the service's own numbers, none twice: it takes an id once
+        # The service numbered the records itself, without duplicate numbers or ids.
+        rows = np.arange(len(seq))
     else:
         rows = np.flatnonzero(~pd.Series(id_).duplicated().to_numpy())
     return np.asarray(rows[np.argsort(ts_ms[rows], kind="stable")], np.int64)
 
 
 class _Codes:
-    """Numbers names in the order in which they come."""
+    """Encoder of names as codes, in order of first occurrence."""
 
     def __init__(self, kind: type[np.signedinteger[Any]] = np.int8) -> None:
         self.known: dict[str, int] = {}
@@ -259,14 +271,15 @@ class _Codes:
         most = np.iinfo(self._kind).max
         if len(self.known) > most:
             raise TabrankError(
-                f"the log names over {most:,} arms, rungs, kinds of event or models, such as {names[-1]!r}"
+                f"the log holds over {most:,} arms, rungs, kinds of event or models, such as {names[-1]!r}"
             )
         at = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
         return np.where(encoded.is_null().to_numpy(zero_copy_only=False), NONE, codes[at]).astype(self._kind)
 
 
 def _hashes(column: pa.Array) -> U64:
-    encoded = column.dictionary_encode()  # a viewer comes many times in a batch
+    # Hash each distinct value once, because viewers recur within a batch.
+    encoded = column.dictionary_encode()
     if not len(encoded.dictionary):
         return np.zeros(len(column), np.uint64)
     values = np.array(encoded.dictionary.to_pylist(), object)
@@ -280,11 +293,11 @@ def _whole(column: pa.Array) -> I64:
 
 
 def _batches(log: Path, name: str) -> Iterator[pa.RecordBatch]:
-    """A table of a log by batches, with the columns of it that are read; those that may be missing are null then."""
+    """Yield the batches of a table with the columns to read; missing optional columns are null."""
     paths = [path for path in (log / f"{name}.parquet", log / name) if path.exists()]
     if not paths and not (name in MAY_BE_EMPTY and (log / "exposures").is_dir()):
         raise TabrankError(
-            f"--log {log}: holds no table {name}; name the folder that `log` of cluster.yaml names"
+            f"--log {log}: holds no table {name}; give the folder that `log` in cluster.yaml names"
         )
     columns = WANTED[name] | OPTIONAL[name]
     for path in paths:
@@ -305,8 +318,8 @@ def _batches(log: Path, name: str) -> Iterator[pa.RecordBatch]:
                     )
 
 
-def _again(read: Callable[[], T]) -> T:
-    """What it reads; again where a segment was merged or deleted meanwhile."""
+def _retry(read: Callable[[], T]) -> T:
+    """Call `read`, again if a segment was merged or deleted during the call."""
     for _ in range(READS - 1):
         try:
             return read()

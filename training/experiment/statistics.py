@@ -1,9 +1,9 @@
-"""The statistics of two arms, all of them from each arm's means, variances and covariances over viewers.
+"""Statistics of two arms, from the means, variances and covariances of each arm over viewers.
 
-Viewers are what was randomised, so they are the unit whatever a metric is divided by. What is computed by
-tea-tasting: Welch's test; the delta method for ratios (Deng, Knoblich and Lu 2018, section 3); CUPED, for ratios too
-(Deng, Xu, Kohavi and Walker 2013, sections 3.2 and 4.1); relative effects by the delta method on the logarithm; power;
-the sample ratio; Holm's correction.
+Viewers are the unit of randomisation, and therefore the unit of analysis of every metric.
+Computed by tea-tasting: Welch's test; the delta method for ratios (Deng, Knoblich and Lu 2018,
+section 3); CUPED, also for ratios (Deng, Xu, Kohavi and Walker 2013, sections 3.2 and 4.1);
+relative effects by the delta method on the logarithm; power; sample ratio; Holm's correction.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ Z = float(norm.isf(ALPHA / 2))
 
 @dataclass(frozen=True)
 class Effect:
-    """A metric's means by arm and what lies between them, with 95 % intervals.
+    """Means of a metric by arm and their difference, with 95 % intervals.
 
-    The `relative` ones are None where a mean is not above 0. Standard errors are what the intervals' width says.
+    The relative values are None if a mean is not above 0. Standard errors are derived from the
+    widths of the intervals.
     """
 
     control: float
@@ -49,19 +50,19 @@ class Effect:
 
     @property
     def se(self) -> float:
-        """The standard error of the difference."""
+        """Return the standard error of the difference."""
         return (self.high - self.low) / (2 * Z)
 
     @property
     def log_se(self) -> float | None:
-        """The standard error of the logarithm of treatment / control."""
+        """Return the standard error of the logarithm of treatment / control."""
         if self.relative_low is None or self.relative_high is None:
             return None
         return math.log((1 + self.relative_high) / (1 + self.relative_low)) / (2 * Z)
 
 
 def aggregates(columns: Mapping[str, F64]) -> Aggregates:
-    """An arm's count, means, variances and covariances; each column holds a number for each viewer, two or more."""
+    """Return an arm's count, means, variances and covariances from columns [V], V ≥ 2."""
     names = list(columns)
     values = np.stack([columns[name] for name in names])
     covariance = np.atleast_2d(np.cov(values))
@@ -79,23 +80,25 @@ def aggregates(columns: Mapping[str, F64]) -> Aggregates:
 
 
 def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjusted: bool) -> Effect | None:
-    """The effect of the treatment; `adjusted` by what was before. None where neither arm varies.
+    """Return the effect of the treatment, adjusted by the pre-period if `adjusted`.
 
-    That an arm had nothing at all, no join for one, is an effect as well: Welch's test needs one that varies.
+    Returns None if neither arm varies. One arm may be constant, for example without any join:
+    Welch's test needs one arm that varies.
     """
-    if not _both_counted(metric, control, treatment) or not (
+    if not _have_denominator(metric, control, treatment) or not (
         _varies(metric, control) or _varies(metric, treatment)
     ):
         return None
     try:
         result = _test(metric, adjusted).analyze_aggregates(control, treatment)
-    except OverflowError:  # an adjusted mean next to 0, of which no relative effect can be told
+    # An adjusted mean close to 0 has no relative effect.
+    except OverflowError:
         result = _test(metric, adjusted=False).analyze_aggregates(control, treatment)
     if not all(map(math.isfinite, (result.effect_size_ci_lower, result.effect_size_ci_upper, result.pvalue))):
         return None
     relative = result.rel_effect_size, result.rel_effect_size_ci_lower, result.rel_effect_size_ci_upper
-    told = result.control > 0 and result.treatment > 0 and all(map(math.isfinite, relative))
-    ratio, low, high = map(float, relative) if told else (None, None, None)
+    is_relative = result.control > 0 and result.treatment > 0 and all(map(math.isfinite, relative))
+    ratio, low, high = map(float, relative) if is_relative else (None, None, None)
     return Effect(
         result.control,
         result.treatment,
@@ -111,7 +114,10 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
 
 
 def holm(effects: Mapping[str, Effect]) -> dict[str, float]:
-    """The p-values after Holm's correction over all metrics (Holm 1979): any one below α by chance is as rare as α."""
+    """Return the p-values with Holm's correction over all metrics (Holm 1979).
+
+    The probability of any false positive is at most α.
+    """
     if not effects:
         return {}
     results = ExperimentResult({name: effect.result for name, effect in effects.items()})
@@ -121,19 +127,21 @@ def holm(effects: Mapping[str, Effect]) -> dict[str, float]:
 
 
 def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
-    """The p-value of viewers split so where treatment : control was to be `ratio` : 1.
+    """Return the p-value of the split of viewers, given the intended ratio treatment : control.
 
-    As in Fabijan and others 2019, "Diagnosing sample ratio mismatch in online controlled experiments", section 2.
+    As in Fabijan and others 2019, "Diagnosing sample ratio mismatch in online controlled
+    experiments", section 2.
     """
     counts = {0: Aggregates(num_control), 1: Aggregates(num_treatment)}
     return float(SampleRatio(ratio).analyze(counts, 0, 1).pvalue)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What power depends on besides the viewers.
+class PowerDesign:
+    """Parameters of power besides the viewers.
 
-    The treatment's share over the control's, whether effects are adjusted, the level of the interval that decides.
+    `ratio` is the treatment's share over the control's, `adjusted` whether CUPED applies, `alpha`
+    the level of the deciding interval.
     """
 
     ratio: float
@@ -141,32 +149,32 @@ class Plan:
     alpha: float = ALPHA
 
 
-def detectable(metric: Metric, both: Aggregates, plan: Plan) -> float | None:
-    """The relative effect that so many viewers show with a power of 80 %."""
+def detectable(metric: Metric, both: Aggregates, design: PowerDesign) -> float | None:
+    """Return the relative effect that so many viewers detect with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _planned(metric, plan).solve_power_from_aggregates(both, "rel_effect_size")
+    (solved,) = _power_test(metric, design).solve_power_from_aggregates(both, "rel_effect_size")
     return float(solved.rel_effect_size)
 
 
-def power(metric: Metric, both: Aggregates, effect: float, plan: Plan) -> float | None:
-    """The probability with which so many viewers show this relative effect."""
+def power(metric: Metric, both: Aggregates, effect: float, design: PowerDesign) -> float | None:
+    """Return the power with which so many viewers detect this relative effect."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _planned(metric, plan, effect).solve_power_from_aggregates(both, "power")
+    (solved,) = _power_test(metric, design, effect).solve_power_from_aggregates(both, "power")
     return float(solved.power)
 
 
-def viewers_needed(metric: Metric, both: Aggregates, effect: float, plan: Plan) -> int | None:
-    """How many viewers, of both arms together, show this relative effect with a power of 80 %."""
+def viewers_needed(metric: Metric, both: Aggregates, effect: float, design: PowerDesign) -> int | None:
+    """Return the viewers of both arms that detect this relative effect with a power of 80 %."""
     if not _solvable(metric, both):
         return None
-    (solved,) = _planned(metric, plan, effect).solve_power_from_aggregates(both, "n_obs")
+    (solved,) = _power_test(metric, design, effect).solve_power_from_aggregates(both, "n_obs")
     return int(solved.n_obs)
 
 
 def explains(metric: Metric, control: Aggregates, treatment: Aggregates) -> bool:
-    """Whether there is anything of before that varies, in both arms, to adjust by."""
+    """Return whether the pre-period varies in both arms, so that CUPED can adjust by it."""
     above, below = metric.above + BEFORE, metric.below and metric.below + BEFORE
     return all(
         above in arm.mean_ and (below is None or arm.mean(below) > 0) and arm.ratio_var(above, below) > 0
@@ -174,7 +182,7 @@ def explains(metric: Metric, control: Aggregates, treatment: Aggregates) -> bool
     )
 
 
-def _both_counted(metric: Metric, *arms: Aggregates) -> bool:
+def _have_denominator(metric: Metric, *arms: Aggregates) -> bool:
     return metric.below is None or all(arm.mean(metric.below) > 0 for arm in arms)
 
 
@@ -187,10 +195,13 @@ def _solvable(metric: Metric, both: Aggregates) -> bool:
     return both.mean(metric.above) > 0 and _varies(metric, both)
 
 
-def _planned(metric: Metric, plan: Plan, effect: float | None = None) -> RatioOfMeans:
-    """By the normal distribution: the solver's ends, such as three viewers, leave Student's no degrees of freedom."""
-    more = {"alpha": plan.alpha, "ratio": plan.ratio, "rel_effect_size": effect}
-    return _test(metric, plan.adjusted, power=POWER, use_t=False, **more)
+def _power_test(metric: Metric, design: PowerDesign, effect: float | None = None) -> RatioOfMeans:
+    """Return the test with the normal distribution.
+
+    The solver tries sizes such as three viewers, which leave Student's t no degrees of freedom.
+    """
+    more = {"alpha": design.alpha, "ratio": design.ratio, "rel_effect_size": effect}
+    return _test(metric, design.adjusted, power=POWER, use_t=False, **more)
 
 
 def _test(metric: Metric, adjusted: bool, **more: Any) -> RatioOfMeans:

@@ -1,4 +1,4 @@
-"""What ranked for each arm: an arm that changed it meanwhile was two treatments, and its effect is of neither."""
+"""Models that ranked for each arm; an arm that changed its model mixes two treatments."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 from training.experiment.served_log import NONE, Exposures
 from training.experiment.window import utc
 
-FALLBACK = "fallback"  # the rung on which no model ranked, in whatever arm
+# Rung of answers that no model ranked, in any arm.
+FALLBACK = "fallback"
 NO_MODEL = "no model"
 
 
 def treatments(
     here: Exposures, names: Sequence[str], codes: Sequence[int]
 ) -> dict[str, list[dict[str, Any]]]:
-    """By arm, the versions of the model that ranked in the window, in the order in which they came.
+    """Return by arm the model versions that ranked in the window, in order of first exposure.
 
-    Each with its `exposures`, first and last; fallbacks are left out. Which order it was without a model (popular,
-    shuffle, noop) the log does not say.
+    Each has its number of `exposures`, and the times of the first and the last. Fallbacks are
+    left out. The log does not record which order an arm without a model used.
     """
     fallback = here.rungs.index(FALLBACK) if FALLBACK in here.rungs else len(here.rungs)
-    told = {}
+    ranked_by = {}
     for name, code in zip(names, codes, strict=True):
         ours = here.rows((here.arm == code) & (here.rung != fallback))
         found = []
@@ -36,24 +37,24 @@ def treatments(
                     "last_ms": int(times[-1]),
                 }
             )
-        told[name] = found
-    return told
+        ranked_by[name] = found
+    return ranked_by
 
 
-def changes(told: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A warning for each arm that ranked by several, with the remedy."""
+def change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return a warning with the remedy for each arm that ranked with several models."""
     warnings = []
-    for arm, found in told.items():
+    for arm, found in ranked_by.items():
         if len(found) > 1:
             newest = max(found, key=lambda one: one["last_ms"])
             since_ms = max(one["last_ms"] for one in found if one is not newest) + 1
             since = utc(-(-since_ms // 1_000) * 1_000)
-            said = ", ".join(
+            models = ", ".join(
                 f"{one['model']} ({one['exposures']:,} exposures, {one['first']} to {one['last']})"
                 for one in found
             )
             warnings.append(
-                f"the treatment changed: arm {arm!r} ranked by {said}, and the effect is of them all together; "
-                f'declare `start: "{since}"` in cluster.yaml to analyse {newest["model"]} alone'
+                f"the treatment changed: arm {arm!r} ranked by {models}, and the effect is that of all of them; "
+                f'declare `start: "{since}"` in cluster.yaml to analyse only {newest["model"]}'
             )
     return warnings

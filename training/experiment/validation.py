@@ -1,7 +1,7 @@
-"""Whether the statistics keep what they promise: the report's own functions on simulated viewers.
+"""Validation of the statistics: the report's own functions on simulated viewers.
 
-Each check has a band. Shares over runs are allowed two standard errors around what is promised (1.4 points at 1,000
-runs), more where there are fewer runs. Letters: V viewers.
+Each check has a band of two standard errors around the promised share (1.4 points at 1,000 runs),
+wider with fewer runs. Letter: V viewers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from training.experiment.served_log import F64
 from training.experiment.statistics import Effect, aggregates, compare, sample_ratio
 from training.experiment.verdict import SRM_P
 
-VIEWERS = 4_000  # of both arms in a run
-LOOKS = 14  # days, as many viewers new on each
+# Viewers of both arms in a run.
+VIEWERS = 4_000
+# Days with a look, with equally many new viewers on each.
+LOOKS = 14
+# Split and number of viewers of the sample ratio check.
 SPLIT, MANY = (0.505, 0.495), 200_000
-UPLIFT = 0.1  # relative, on the rates of click and join
+# Relative effect on the rates of click and join.
+UPLIFT = 0.1
 BY_NAME = {metric.name: metric for metric in METRICS}
 DIFFERENCE, RATIO = BY_NAME["clicks"], BY_NAME["join_rate"]
 
@@ -33,14 +37,14 @@ DIFFERENCE, RATIO = BY_NAME["clicks"], BY_NAME["join_rate"]
 def validate(
     runs: int = 1_000, *, seed: int = 0, progress: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Each check as a line with what was measured and its band; `held` where all are within."""
+    """Run all checks; return the measurement and band of each, and whether all are `held`."""
     started = time.monotonic()
     rng = default_rng(seed)
     lines: list[dict[str, Any]] = []
     for check in (same_arms, daily_looks, coverage, adjustment, mismatch):
         for line in check(rng, runs):
             lines.append(line)
-            progress(_told(line))
+            progress(_format(line))
     return {
         "runs": runs,
         "seed": seed,
@@ -52,10 +56,10 @@ def validate(
 
 
 def same_arms(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
-    """A/A: how often the fixed-horizon test says that two arms differ that do not."""
+    """Measure the false positives of the fixed-horizon test in A/A experiments."""
     wrong = dict.fromkeys((DIFFERENCE.name, RATIO.name), 0)
     for _ in range(runs):
-        control, treatment = crowd(rng, 0.0)
+        control, treatment = simulated_arms(rng, 0.0)
         for metric in (DIFFERENCE, RATIO):
             wrong[metric.name] += compared(metric, control, treatment).p < 0.05
     for metric in (DIFFERENCE, RATIO):
@@ -64,14 +68,14 @@ def same_arms(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def daily_looks(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
-    """A/A with a look on each day: how often any look finds what is not there.
+    """Measure the false positives of daily looks in A/A experiments.
 
-    Once with new viewers on each day, as the theorem has it, and once with viewers who return.
+    Once with new viewers on each day, as the theorem assumes, and once with returning viewers.
     """
     for back, who in ((0.0, "new viewers each day"), (0.4, "viewers who return")):
         fixed = always = 0
         for _ in range(runs):
-            (looks,) = daily(dealt(rng, back), (0, 1), [DIFFERENCE])
+            (looks,) = daily(simulated_panel(rng, back), (0, 1), [DIFFERENCE])
             fixed += any(look["p"] < 0.05 for look in looks)
             valid = [look["always_valid"] for look in looks]
             always += any(not interval["low"] <= 0.0 <= interval["high"] for interval in valid)
@@ -82,10 +86,10 @@ def daily_looks(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def coverage(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
-    """How often 95 % intervals hold a true effect of 10 %."""
+    """Measure how often 95 % intervals cover a true effect of 10 %."""
     covered: dict[str, int] = {}
     for _ in range(runs):
-        control, treatment = crowd(rng, UPLIFT)
+        control, treatment = simulated_arms(rng, UPLIFT)
         for metric in (DIFFERENCE, RATIO):
             effect = compared(metric, control, treatment)
             assert effect.relative_low is not None
@@ -101,9 +105,9 @@ def coverage(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def adjustment(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
-    """CUPED: by how much variance falls where the correlation with what was before is known.
+    """Measure the variance that CUPED removes at a known correlation with the pre-period.
 
-    Twice: as the standard errors say, and as the effects themselves scatter from run to run.
+    Measured by the standard errors, and by the scatter of the effects over runs.
     """
     for correlation in (0.5, math.sqrt(0.75)):
         plain, adjusted = np.zeros((2, runs)), np.zeros((2, runs))
@@ -117,9 +121,10 @@ def adjustment(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
                 effect = compared(DIFFERENCE, *arms, adjusted=is_adjusted)
                 to[:, i] = effect.se, effect.difference
         expected = correlation**2
-        said = 1 - float(np.mean((adjusted[0] / plain[0]) ** 2))
-        yield _line(f"CUPED at ρ² = {expected:.2f}: variance removed", said, 0.95 * expected, 1.05 * expected)
-        if expected > 0.5:  # below, 1,000 runs scatter by more than the band
+        cut = 1 - float(np.mean((adjusted[0] / plain[0]) ** 2))
+        yield _line(f"CUPED at ρ² = {expected:.2f}: variance removed", cut, 0.95 * expected, 1.05 * expected)
+        # At a lower correlation the scatter over 1,000 runs exceeds the band.
+        if expected > 0.5:
             scatter = 1 - float(adjusted[1].var() / plain[1].var())
             band = 0.05 * expected * math.sqrt(1_000 / min(runs, 1_000))
             yield _line(
@@ -131,7 +136,7 @@ def adjustment(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def mismatch(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
-    """How often the sample ratio is said not to be even, where it is and where it is not."""
+    """Measure how often the sample ratio test flags even and uneven splits."""
     flagged = []
     for share in (0.5, SPLIT[0]):
         control = rng.binomial(MANY, share, runs)
@@ -142,18 +147,22 @@ def mismatch(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
     yield _line(f"sample ratio: {SPLIT[0]:.1%} of {MANY:,} viewers caught", flagged[1], 0.85, 1.0)
 
 
-def crowd(rng: Generator, uplift: float) -> tuple[Aggregates, Aggregates]:
-    """A control and a treatment with `uplift`."""
+def simulated_arms(rng: Generator, uplift: float) -> tuple[Aggregates, Aggregates]:
+    """Return a control and a treatment with `uplift`."""
     num = VIEWERS // 2
     return aggregates(viewers(rng, num, 0.0)), aggregates(viewers(rng, num, uplift))
 
 
-MEAN_EXPOSURES, EAGERNESS = 5.0, 2.0  # beyond the first one; the shape of the gamma by which viewers differ
+# Mean exposures beyond the first one, and shape of the gamma distribution of eagerness.
+MEAN_EXPOSURES, EAGERNESS = 5.0, 2.0
 CLICK_RATE, JOIN_RATE = 0.3, 0.1
 
 
 def viewers(rng: Generator, num: int, uplift: float) -> dict[str, F64]:
-    """[V] each: an eager viewer comes more often and also does more per exposure, so ratio and size hang together."""
+    """Return simulated sums [V]. Eager viewers have more exposures, and more events on each.
+
+    Numerator and denominator of ratios are therefore correlated.
+    """
     eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, num)
     exposures = 1.0 + rng.poisson(MEAN_EXPOSURES * eager).astype(np.float64)
     clicks, joins = (
@@ -163,13 +172,15 @@ def viewers(rng: Generator, num: int, uplift: float) -> dict[str, F64]:
     return {"exposures": exposures, "clicks": clicks, "joins": joins}
 
 
-def dealt(rng: Generator, back: float) -> Panel:
-    """Viewers who come evenly over the days, to one of two arms that do not differ; each comes `back` on each later
-    day with that probability."""
-    came = np.sort(rng.integers(0, LOOKS, VIEWERS))
+def simulated_panel(rng: Generator, back: float) -> Panel:
+    """Return a panel of viewers who arrive evenly over the days, in two arms without a difference.
+
+    Each viewer returns on each later day with probability `back`.
+    """
+    first = np.sort(rng.integers(0, LOOKS, VIEWERS))
     eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, VIEWERS)
     days = np.arange(LOOKS)
-    here = (days == came[:, None]) | ((days > came[:, None]) & (rng.random((VIEWERS, LOOKS)) < back))
+    here = (days == first[:, None]) | ((days > first[:, None]) & (rng.random((VIEWERS, LOOKS)) < back))
     viewer, day = np.nonzero(here)
     num = len(viewer)
     exposures = 1.0 + rng.poisson(eager[viewer]).astype(np.float64)
@@ -177,8 +188,8 @@ def dealt(rng: Generator, back: float) -> Panel:
     nothing = np.zeros(num)
     return Panel(
         rng.integers(0, 2, VIEWERS).astype(np.int8),
-        came.astype(np.int16),
-        came == 0,
+        first.astype(np.int16),
+        first == 0,
         viewer,
         day.astype(np.int16),
         {
@@ -196,7 +207,7 @@ def dealt(rng: Generator, back: float) -> Panel:
 
 
 def truth(metric: Metric) -> float:
-    """What a metric of `viewers` is expected to be: E[eager · exposures] = 1 + m · (1 + 1 / shape)."""
+    """Return the expected metric of `viewers`: E[eager · exposures] = 1 + m · (1 + 1 / shape)."""
     eager_exposures = 1 + MEAN_EXPOSURES * (1 + 1 / EAGERNESS)
     if metric is DIFFERENCE:
         return CLICK_RATE * eager_exposures
@@ -204,20 +215,20 @@ def truth(metric: Metric) -> float:
 
 
 def compared(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjusted: bool = False) -> Effect:
-    """As the report compares."""
+    """Compare two arms as the report does."""
     effect = compare(metric, control, treatment, adjusted=adjusted)
     assert effect is not None
     return effect
 
 
 def table(result: dict[str, Any]) -> str:
-    """The checks as text."""
-    lines = [_told(line) for line in result["checks"]]
+    """Format the checks as text."""
+    lines = [_format(line) for line in result["checks"]]
     end = "held" if result["held"] else "NOT held"
     return "\n".join([*lines, f"{end}: {result['runs']} runs a check, {result['seconds']} s"])
 
 
-def _told(line: dict[str, Any]) -> str:
+def _format(line: dict[str, Any]) -> str:
     held = "held" if line["held"] else "NOT held"
     return f"{line['check']}: {line['measured']:.2%} of {line['low']:.2%} to {line['high']:.2%}, {held}"
 

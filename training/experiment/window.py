@@ -1,4 +1,4 @@
-"""The time that is analysed: since the experiment's start and the last change of its shares, by calendar days."""
+"""Window of analysis: from an experiment's start or last change of shares on, by calendar days."""
 
 from __future__ import annotations
 
@@ -11,48 +11,51 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from training.experiment.declared import Declared
-from training.experiment.pre_period import untouched
+from training.experiment.pre_period import pre_period_end
 from training.experiment.served_log import I64, NONE, Exposures
 
 
 @dataclass(frozen=True)
 class Window:
-    """From `start_ms` on and before `end_ms`: the declared end, or the midnight after the last exposure.
+    """Time of analysis, from `start_ms` to before `end_ms`.
 
-    `midnights_ms` are where its days begin, the first one's before it; the last exposure was at `last_ms`.
+    `end_ms` is the declared end or the midnight after the last exposure.
 
-    What is before `before_ms` no arm can have touched: it may explain, and is not analysed. `dealt_alike` are the
-    earlier experiments that are not before it for that reason.
+    `midnights_ms` are the starts of its days, the first one before `start_ms`. The last exposure
+    was at `last_ms`. No arm can have changed what happened before `before_ms`, which serves only
+    for adjustment. `assigned_alike` are earlier experiments with a dependent assignment, which
+    are therefore not before it. `changed` says that the shares were different before the window.
     """
 
     start_ms: int
     last_ms: int
     end_ms: int
     before_ms: int
-    dealt_alike: tuple[str, ...]
-    changed: bool  # the shares were others before
+    assigned_alike: tuple[str, ...]
+    changed: bool
     midnights_ms: tuple[int, ...]
     timezone: str
 
     @property
     def days(self) -> list[str]:
-        """The dates, in the time zone."""
+        """Return the dates in the time zone."""
         zone = ZoneInfo(self.timezone)
         return [datetime.fromtimestamp(ms / 1e3, zone).date().isoformat() for ms in self.midnights_ms]
 
     def day(self, ts_ms: I64) -> NDArray[np.int16]:
-        """[N]: the number of each time's day, from 0."""
+        """Return [N] the number of each time's day, from 0."""
         return np.asarray(np.searchsorted(self.midnights_ms, ts_ms, side="right") - 1, np.int16)
 
     def holds(self, ts_ms: I64) -> NDArray[np.bool_]:
-        """[N]: which times are in it."""
+        """Return flags [N] of the times in the window."""
         return np.asarray((ts_ms >= self.start_ms) & (ts_ms < self.end_ms))
 
 
 def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window:
-    """The window of an experiment's exposures: in order of time, those of other experiments too.
+    """Return the window of an experiment.
 
-    Shares that differ from an arm's last one are of before: the window begins after the last such exposure.
+    `exposures` are in order of time and include other experiments. The window begins after the
+    last exposure with a share that differs from its arm's latest one.
 
     Raises:
         TabrankError: the time zone is unknown, or no exposure is in the window.
@@ -77,17 +80,17 @@ def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window
     last_ms = int(ours.ts_ms[-1])
     if last_ms < start_ms:
         raise TabrankError(
-            f"the arms' shares changed with the log's last exposures of {declaration.name}: nothing came since"
+            f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones"
         )
     *midnights, next_midnight = _midnights(start_ms, last_ms, timezone)
     end_ms = min(next_midnight, declaration.end_ms or next_midnight)
-    before_ms, alike = untouched(exposures, start_ms)
+    before_ms, alike = pre_period_end(exposures, start_ms)
     changed = bool(stale.any())
     return Window(start_ms, last_ms, end_ms, before_ms, alike, changed, tuple(midnights), timezone)
 
 
 def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
-    """Where the days from one time to another begin, and the one after."""
+    """Return the midnights of the days between two times, and the one after."""
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -104,11 +107,10 @@ def _midnight(day: date, zone: ZoneInfo) -> int:
 
 
 def partial_days(window: Window) -> list[str]:
-    """The days that the window covers by less than 95 %: its first and last may be."""
+    """Return the days that the window covers by less than 95 %, which may be the first and last."""
     days = window.days
-    bounds = _midnights(
-        window.midnights_ms[0], window.midnights_ms[-1], window.timezone
-    )  # a day may have 23 hours
+    # Compare with real midnights, because a day may have 23 hours.
+    bounds = _midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone)
     covered = [
         (min(window.last_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
         for i in range(len(days))
@@ -117,5 +119,5 @@ def partial_days(window: Window) -> list[str]:
 
 
 def utc(ms: int) -> str:
-    """A time as people read it."""
+    """Format a time in UTC."""
     return datetime.fromtimestamp(ms / 1e3, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

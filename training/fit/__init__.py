@@ -1,1 +1,4 @@
-"""A surface and a log to an artifact, on Ray Train. Imports `evaluation` and below."""
+"""Train an artifact from a surface and a log, on Ray Train, and publish it.
+
+Imports `evaluation`, `data`, `network`, `world`, `terminal`, `serve`.
+"""

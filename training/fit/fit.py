@@ -1,4 +1,4 @@
-"""Fit: from a surface and a log to an artifact."""
+"""Fit: train, calibrate and measure a model on a log, and write it as an artifact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serve.features.surface import Surface
 from serve.model.artifact import new_version
 from serve.model.artifact import save as save_artifact
 from training.data.dataset import Dataset
-from training.data.prepare import encoded, prepare
+from training.data.prepare import encode_rows, prepare
 from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
@@ -44,14 +44,15 @@ def fit(
     prepared_share: Callable[[float], None] = lambda share: None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train on `log`, calibrate and measure on its last tenth by time, and write the artifact to `out`.
+    """Train on `log`, calibrate and measure on its last tenth by time, and write an artifact.
 
-    Answers the manifest. `storage` keeps checkpoints, from which a killed fit goes on; a temporary folder if
-    None. Rows that would take more than `memory_bytes` (half of what is free if None) are streamed from there.
-    `prepared_share` is told how much of the features is computed, `progress` of the training.
+    Returns the manifest. `storage` keeps checkpoints from which a killed fit resumes; None means a
+    temporary folder. Rows that would take more than `memory_bytes` (default: half of the free
+    memory) are streamed from there. `prepared_share` is called with the share of features computed,
+    and `progress` with each epoch.
 
     Raises:
-        TabrankError: for a bad log, too little data, or an `out` that is there already.
+        TabrankError: for an invalid log, too little data, or an `out` that exists.
     """
     refuse_existing(out)
     if storage is not None:
@@ -62,7 +63,7 @@ def fit(
         storage = storage or Path(temporary)
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
             encoder, held = prepared.encoder, prepared.valid
-            valid = encoded(encoder, held)
+            valid = encode_rows(encoder, held)
             trained = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
     model = Model.of(encoder, config.network, trained.weights)
     model = dataclasses.replace(model, calibration=fit_platt(model.logits(held.matrix), held.label))
@@ -80,7 +81,7 @@ def fit(
             "rows": prepared.num_train,
             "counts": prepared.counts,
             "span_ms": prepared.span_ms,
-            # its validation rows chose the epoch and the calibration
+            # The validation rows chose the epoch and the calibration.
             "seen_until_ms": int(held.ts_ms[-1]),
             "position_tau": trained.position_tau,
         },
@@ -102,11 +103,11 @@ def save(
     manifest: Mapping[str, Any],
     begun: float,
 ) -> dict[str, Any]:
-    """Measure a model on the rows of `held` (which are the `part` of the log) and write it as an artifact.
+    """Measure a model on the rows of `held`, the `part` of the log, and write it as an artifact.
 
-    Answers the manifest. `seen` are training rows, whose distributions the artifact keeps for later comparison
-    (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name; `about` goes into
-    `evaluation.json` and `manifest` into the manifest as they are.
+    Returns the manifest. `seen` are training rows, whose distributions the artifact keeps for later
+    comparison (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name.
+    `about` goes into `evaluation.json` and `manifest` into the manifest unchanged.
     """
     surface = schema.surface
     scores = {"model": model.probability(held.matrix), **rivals}
@@ -148,7 +149,7 @@ def save(
 
 
 def git_revision() -> str | None:
-    """The source tree's revision, `-dirty` where it has changes; None outside of one."""
+    """Return the source tree's revision, `-dirty` if it has changes; None if there is none."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

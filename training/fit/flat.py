@@ -1,4 +1,4 @@
-"""All parameters of a module as one tensor, so that what an optimiser does to each is one call."""
+"""Flatten a module's parameters into one tensor, so that an optimiser step is one call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import nn
 
 
 def flat(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """One parameter [all elements] in place of the given ones, in their order; none for none.
+    """Return one parameter [all elements] in place of the given ones, in order; [] for none.
 
-    Each given parameter becomes a view of its part, and its gradient a view of the gradient's part: a backward pass
-    adds to these, and what is done to the whole is done to them. Nothing may set a gradient to None.
+    Each given parameter becomes a view of its part, and its gradient a view of the gradient's part.
+    A backward pass therefore adds to the whole gradient, and a step on the whole changes every
+    part. Never set a gradient to None.
     """
     parts = list(parameters)
     if not parts:

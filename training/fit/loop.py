@@ -1,7 +1,7 @@
-"""The training loop, in plain torch: minibatches from memory, early stopping, a state to resume from.
+"""Training loop in plain torch: minibatches, early stopping, and a state to resume from.
 
-It runs in one process, or as every rank of a torch.distributed group that the caller has opened.
-Letters: N rows, F numeric columns, V multi-hot columns, K single category columns, D network inputs.
+Runs in one process, or as every rank of a torch.distributed group that the caller has opened.
+Letters: N rows, b rows of a rank's batch, K single category columns.
 """
 
 from __future__ import annotations
@@ -31,56 +31,57 @@ from training.network.inputs import EVALUATION_BATCH, Inputs
 from training.network.network import Network, NetworkConfig
 from training.network.position_bias import Bias
 
+# Momentum of the batch norm over the network's inputs. With pytorch_tabnet's 0.01 its statistics
+# lag by hundreds of steps: after six epochs of 16,000 rows the validation logloss was 0.41, and
+# 0.27 with 0.1.
 INPUT_MOMENTUM = 0.1
-"""Of the batch norm over the network's inputs. With pytorch_tabnet's 0.01 its statistics trail by hundreds of
-steps: after six epochs of 16,000 rows the validation logloss was 0.41, and 0.27 with this."""
 
 
 class Diverged(TabrankError):
-    """The training of this configuration on these rows came to nothing; another may go well."""
+    """Training of one configuration diverged; other configurations may succeed on the same rows."""
 
 
 class Source(Protocol):
-    """Where the rows to train on come from."""
+    """Source of training rows."""
 
     def __len__(self) -> int:
-        """N, over all ranks."""
+        """Return N, over all ranks."""
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        """A pass over the rows in an order drawn from `seed`, in batches of `size` over all ranks.
+        """Yield one pass over the rows, in an order drawn from `seed`, in batches of `size`.
 
-        Of each it gives this rank's part, `mine`, as tensors that the caller may change. The rest of the
-        rows that makes no whole batch is left out.
+        `size` counts the rows of all ranks; each batch is the part `mine` of one rank, as tensors
+        that the caller may change. Rows after the last whole batch are left out.
         """
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How a network is trained. The learning rate warms up, then falls on a cosine over `epochs`."""
+    """Settings of a training. The learning rate warms up, then falls on a cosine over `epochs`."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    # Maximum passes over the training rows.
     epochs: int = 6
-    """At most so many passes over the training rows."""
+    # Stop after so many epochs without a better validation logloss.
     patience: int = 4
-    """Stops after so many epochs without a better validation logloss."""
+    # Rows in one step of all workers together.
     batch_size: int = 1024
-    """Rows per step over all workers together."""
     learning_rate: float = 0.02
     weight_decay: float = 1e-5
+    # Share of all steps in which the learning rate rises.
     warmup: float = 0.05
-    """Share of all steps in which the learning rate rises."""
+    # Learning rate of the last step, as a share of `learning_rate`.
     final_rate: float = 0.01
-    """Learning rate of the last step, as a share of `learning_rate`."""
+    # Scale gradients down to at most this norm.
     clip_norm: float = 1.0
-    """Gradients are scaled down to at most this norm."""
     seed: int = 0
     num_workers: int = 1
+    # Share of the known categories to replace by unseen, so that the unseen embedding is trained.
     category_dropout: float = 0.01
-    """Share of the known categories shown as unseen, so that the unseen embedding is trained."""
+    # Keep the weights of the best epoch rather than those of the last.
     restore_best: bool = True
-    """Keeps the weights of the best epoch; otherwise those of the last."""
+    # Effect of a row's position on its label, learned beside the network and not exported.
     position_bias: PositionBias = "ignored"
-    """How a row's position bears on its label, learned beside the network; the network alone is kept."""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("num_workers", 0)):
@@ -91,7 +92,7 @@ class FitConfig:
         if not self.clip_norm > 0:
             raise TabrankError(f"fit: clip_norm {self.clip_norm} must be above 0")
         if self.position_bias not in ("ignored", "examined"):
-            raise TabrankError(f"fit: position_bias {self.position_bias!r} is none of ignored, examined")
+            raise TabrankError(f"fit: position_bias {self.position_bias!r} must be ignored or examined")
         for name in ("warmup", "final_rate", "category_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise TabrankError(f"fit: {name} {getattr(self, name)} must be from 0 to below 1")
@@ -103,30 +104,31 @@ class Epoch(TypedDict):
     epoch: int  # from 1
     train_logloss: float
     valid_logloss: float
-    valid_auc: float | None  # None where the validation rows have one label only
-    learning_rate: float  # of the epoch's last step
+    # None where the validation rows have one label only.
+    valid_auc: float | None
+    # Learning rate of the epoch's last step.
+    learning_rate: float
     seconds: float
 
 
 @dataclass
 class State:
-    """All that a run needs to go on after any epoch; on disk one safetensors file, nothing pickled."""
+    """State from which a run resumes after any epoch; on disk a safetensors file without pickle."""
 
     history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
+    # No epoch is left to train.
     stopped: bool = False
-    """No epoch is left to train."""
+    # The TabNet's state dicts after the last and after the best epoch.
     last: dict[str, Tensor] = field(default_factory=dict)
-    """The TabNet's state dict after the last epoch."""
     best: dict[str, Tensor] = field(default_factory=dict)
-    """The same after the best epoch."""
+    # AdamW's moments by "<number>.<name>": 0 is the network's flat tensor, 1 the position bias's.
     optimiser: dict[str, Tensor] = field(default_factory=dict)
-    """AdamW's moments, by "<number>.<name>": 0 of the network's parameters in one tensor, 1 of the bias's."""
+    # The position bias's state dict after the last epoch.
     bias: dict[str, Tensor] = field(default_factory=dict)
-    """The position bias's state dict after the last epoch."""
 
     def save(self, path: Path) -> None:
-        """Writes the state to a new file."""
+        """Write the state to a new file."""
         parts = {"last": self.last, "best": self.best, "optimiser": self.optimiser, "bias": self.bias}
         tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
         about = {"history": self.history, "best_epoch": self.best_epoch, "stopped": self.stopped}
@@ -134,10 +136,10 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State:
-        """Reads what `save` wrote."""
+        """Read a state that `save` wrote."""
         with safe_open(path, framework="pt") as file:
             state = cls(**json.loads(file.metadata()["state"]))
-            for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            for key in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                 part, name = key.split("/", 1)
                 getattr(state, part)[name] = file.get_tensor(key)
         return state
@@ -153,11 +155,11 @@ def run(
     after_epoch: Callable[[State], None] = lambda state: None,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
 ) -> State:
-    """Trains until `config.epochs` or the patience ends, going on from `state`; the state after the end.
+    """Train until `config.epochs` or the patience ends, from `state` on; return the final state.
 
-    Each rank of an open torch.distributed group calls it with the same arguments; each then takes its part
-    of every batch, so that the ranks together make the steps that one process would. `after_epoch` is
-    called on every rank with the state so far, which is saved or used before the next epoch changes it.
+    Each rank of an open torch.distributed group calls it with the same arguments and takes its part
+    of every batch, so that the ranks together take the steps of one process. Every rank calls
+    `after_epoch`, which must save or use the state before it returns: the next epoch changes it.
     """
     state = state or State()
     if not state.stopped:
@@ -172,7 +174,7 @@ def run(
 
 
 class _Fit:
-    """One run on one rank: the network, its optimiser and the rank's part of the rows."""
+    """One run on one rank: network, optimiser and the rank's part of the rows."""
 
     def __init__(
         self,
@@ -199,8 +201,8 @@ class _Fit:
         self.bias = Bias(config.position_bias).to(device)
         self.bias.load_state_dict(state.bias or self.bias.state_dict())
         if self.world > 1:
-            # Batch norms' statistics are averaged once an epoch, not sent at each step. A ghost batch norm
-            # updates its own once per virtual batch: here a rank's update stands for those of all ranks.
+            # Statistics of batch norms are averaged once an epoch, not at each step. A ghost batch
+            # norm updates its own once a virtual batch: a rank's update stands for all ranks'.
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GBN)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
         groups: list[dict[str, Any]] = [
@@ -219,7 +221,7 @@ class _Fit:
             self.optimiser.state[self.parameters[int(number)]][name] = value.to(device)
 
     def train_epoch(self, epoch: int) -> None:
-        """Passes once over the training rows, evaluates, and brings `state` up to date."""
+        """Train one pass over the rows, evaluate, and update `state`."""
         started = time.perf_counter()
         self.network.train()
         losses = [self._step(rows, dropped, step) for step, (rows, dropped) in self._batches(epoch)]
@@ -238,10 +240,10 @@ class _Fit:
         )
 
     def _batches(self, epoch: int) -> Iterator[tuple[int, tuple[Inputs, Tensor]]]:
-        """This rank's rows of every step, and where their categories are dropped (bool [b, K]).
+        """Yield (step, (this rank's rows, mask bool [b, K] of the categories to drop)) of an epoch.
 
-        All is drawn for all ranks from (seed, epoch) alone: neither the number of ranks nor an interruption
-        changes it.
+        Everything is drawn for all ranks from (seed, epoch) alone, so neither the number of ranks
+        nor an interruption changes it.
         """
         seed = self.config.seed * 1_000_003 + epoch
         chance = torch.Generator().manual_seed(seed)
@@ -252,7 +254,7 @@ class _Fit:
             yield (epoch - 1) * self.num_steps + number, (rows, drawn < self.config.category_dropout)
 
     def _step(self, rows: Inputs, dropped: Tensor, step: int) -> Tensor:
-        """One step of the optimiser; the batch's logloss."""
+        """Take one optimiser step and return the batch's logloss."""
         rows, dropped = rows.to(self.device), dropped.to(self.device)
         x, label = rows.x, rows.label
         index = x[:, x.shape[1] - self.num_single :]
@@ -262,19 +264,21 @@ class _Fit:
             group["lr"] = rate
         logit, sparsity = self.network(x)
         logloss = binary_cross_entropy_with_logits(self.bias(logit, rows.position), label)
-        self.optimiser.zero_grad(set_to_none=False)  # parts of it are the parameters' own
+        # Zero in place: the parameters' gradients are views of the flat gradient.
+        self.optimiser.zero_grad(set_to_none=False)
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
         for parameter in self.parameters:
             self._average(parameter.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        if not torch.isfinite(norm):  # on all ranks at once: by here they have the same gradient
+        # All ranks raise at once, because the gradient is already averaged.
+        if not torch.isfinite(norm):
             raise Diverged(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
         self.optimiser.step()
         return logloss.detach()
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:
-        """(logloss, AUC) of the validation rows, the same on every rank; each rank scores its part."""
+        """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores a part."""
         self.network.eval()
         num_rows = len(self.valid)
         logit = torch.zeros(num_rows, device=self.valid.x.device)
@@ -289,7 +293,7 @@ class _Fit:
         )
 
     def _record(self, line: Epoch) -> None:
-        """Adds an epoch to the state, with its weights if they are the best; says if it was the last."""
+        """Append an epoch to the state, keep its weights if best, set `stopped` after the last."""
         state, epoch = self.state, line["epoch"]
         best = min((past["valid_logloss"] for past in state.history), default=math.inf)
         state.history.append(line)
@@ -311,13 +315,13 @@ class _Fit:
                 self._average(buffer)
 
     def _average(self, value: Tensor | None) -> None:
-        """Puts the mean over all ranks in its place."""
+        """Replace a value by its mean over all ranks, in place."""
         if self.world > 1 and value is not None:
             dist.all_reduce(value)
             value /= self.world
 
     def _sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks."""
+        """Return the sum over all ranks."""
         if self.world > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -325,7 +329,7 @@ class _Fit:
 
 
 def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:
-    """The rate of a step (from 0) of `num_steps`: a linear warm-up, then half a cosine."""
+    """Return the rate of a step (from 0) of `num_steps`: a linear warm-up, then half a cosine."""
     warm = config.warmup * num_steps
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
@@ -334,7 +338,7 @@ def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:
 
 
 def _batch(num_rows: int, world: int, config: FitConfig) -> int:
-    """Rows of one rank in one step: whole virtual batches, so that batch norm never meets a single row."""
+    """Return the rows of one rank in one step: whole virtual batches, so that none has one row."""
     batch = min(config.batch_size, num_rows) // world
     if batch < 2:
         raise TabrankError(

@@ -1,4 +1,4 @@
-"""Report the progress of a fit, on a terminal or in lines."""
+"""Report the training progress of a fit: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from training.fit.loop import Epoch
 
 
 class Progress(Protocol):
-    """Told of a run as it goes."""
+    """Receiver of a run's progress."""
 
     def start(self, epochs: int) -> None:
-        """A run of at most so many epochs begins."""
+        """Begin a run of at most `epochs` epochs."""
 
     def epoch(self, line: Epoch) -> None:
-        """An epoch is done."""
+        """Report a finished epoch."""
 
     def finish(self, best_epoch: int | None) -> None:
-        """The run is over; it failed where it has no best epoch."""
+        """End the run; it failed if `best_epoch` is None."""
 
 
 class Lines:
-    """One plain line per epoch."""
+    """Progress as one plain line for each epoch."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.epochs = 0
 
     def start(self, epochs: int) -> None:
-        """Remembers how many epochs there may be."""
+        """Keep the number of epochs for the lines."""
         self.epochs = epochs
 
     def epoch(self, line: Epoch) -> None:
-        """Writes the epoch's line."""
+        """Print the epoch's line."""
         auc = "" if line["valid_auc"] is None else f"  valid auc {line['valid_auc']:.4f}"
         self._write(
             f"epoch {line['epoch']}/{self.epochs}  train logloss {line['train_logloss']:.4f}  valid logloss "
@@ -45,7 +45,7 @@ class Lines:
         )
 
     def finish(self, best_epoch: int | None) -> None:
-        """Says which epoch's weights were best."""
+        """Print the best epoch."""
         if best_epoch is not None:
             self._write(f"best epoch {best_epoch}")
 
@@ -54,7 +54,7 @@ class Lines:
 
 
 class TerminalBar:
-    """A bar that moves with each epoch, with the validation logloss and the time that is left."""
+    """Progress bar with one step for each epoch, the validation logloss and the remaining time."""
 
     def __init__(self, stream: TextIO) -> None:
         self.bar = Bar(
@@ -68,21 +68,21 @@ class TerminalBar:
         self.task = self.bar.add_task("training", logloss="starting the workers", total=None)
 
     def start(self, epochs: int) -> None:
-        """Draws the bar."""
+        """Draw the bar."""
         self.bar.update(self.task, total=epochs)
         self.bar.start()
 
     def epoch(self, line: Epoch) -> None:
-        """Moves the bar."""
+        """Advance the bar."""
         text = f"valid logloss {line['valid_logloss']:.4f}"
         self.bar.update(self.task, completed=line["epoch"], logloss=text)
 
     def finish(self, best_epoch: int | None) -> None:
-        """Leaves the bar as it is, and gives the terminal back."""
+        """Leave the bar on the screen and release the terminal."""
         self.bar.update(self.task, logloss="failed" if best_epoch is None else f"best epoch {best_epoch}")
         self.bar.stop()
 
 
 def progress_on(stream: TextIO = sys.stderr) -> Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+    """Return a bar for a terminal, plain lines for any other stream."""
     return TerminalBar(stream) if stream.isatty() else Lines(stream)

@@ -1,4 +1,4 @@
-"""Ray Train (V2) around the training loop: workers, checkpoints, resumption, and progress on the driver."""
+"""Run the training loop on Ray Train (V2): workers, checkpoints, resumption, and progress."""
 
 from __future__ import annotations
 
@@ -30,41 +30,44 @@ from serve.model.encoder import Encoder
 from training.data.stream import Streamed
 from training.fit.loop import Epoch, FitConfig, State, run
 from training.fit.progress import Progress
-from training.network.inputs import Inputs, Rows, inputs
+from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.model import one_thread
 from training.network.position_bias import Bias
 
+# Ray reads these from the environment; a value that is set already takes precedence.
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how often a report is taken; 2 s by default
+    # Also the interval at which Ray Train collects reports; Ray's default is 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-"""What Ray must find in the environment; a value that is set already wins."""
 
 STATE, PROGRESS, RESUMED = "state.safetensors", "progress.jsonl", "resumed.safetensors"
 
+# Layout of a State's tensors: part of the fingerprint, so that a run never resumes from a
+# checkpoint with another layout.
 _LAYOUT = b"moments of one tensor"
-"""Of what a State holds: a run does not go on from a checkpoint that is laid out otherwise."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` answers: the TabNet's state dict, and how it came about."""
+    """Result of `train`: the TabNet's state dict and the history of the run."""
 
     weights: dict[str, NDArray[Any]]
     history: list[Epoch]
     best_epoch: int
+    # Position, from 0, that half of the viewers examine; None where position is ignored.
     position_tau: float | None
-    """The position, from 0, at which half still look, where the surface makes up for positions."""
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray for as long as the block runs; a Ray that runs already, here or at RAY_ADDRESS, is used and left.
+    """Keep Ray running within the block; use and leave a Ray that runs here or at RAY_ADDRESS.
 
-    A Ray that is started here listens on 127.0.0.1 and ends with this process, however that ends.
+    A Ray that is started here listens on 127.0.0.1 and ends with this process, even if that is
+    killed.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -76,17 +79,18 @@ def ray_session() -> Iterator[None]:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level="ERROR")
         else:
-            # A socket's path ends at 107 characters, of which Ray wants 80: hence not where TMPDIR says.
+            # A socket's path has at most 107 characters, of which Ray uses 80: ignore TMPDIR.
             temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
             _start_ray(stack.enter_context(temporary))
         stack.callback(ray.shutdown)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # ray.init() has put its own, which exits with 1
+            # ray.init() has installed its own handler, which exits with 1.
+            signal.signal(signal.SIGTERM, on_terminate)
         yield
 
 
 def _start_ray(temporary: str) -> None:
-    # Where it is false, Ray takes 127.0.0.1 for the node's address. It is read from the environment at import.
+    # With False, Ray uses 127.0.0.1 as the node's address. Ray reads the environment at import.
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
@@ -94,33 +98,35 @@ def _start_ray(temporary: str) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        object_store_memory=256 * 2**20,  # only streamed rows pass through it, few at a time
+        # Only streamed rows pass through the object store, few at a time.
+        object_store_memory=256 * 2**20,
         _temp_dir=temporary,
     )
-    # If this process is killed the raylet is killed too, and its agents would try for 60 s to tell a GCS that
-    # is gone; they end at once where the raylet's log says that it was asked to end.
+    # If this process is killed, the raylet is killed too, and its agents would try for 60 s to
+    # reach a GCS that has ended. They end at once where the raylet's log contains a request to end.
     with (Path(temporary) / "session_latest" / "logs" / "raylet.out").open("a") as log:
         log.write("If killed with its driver, as if: Raylet received SIGTERM\n")
 
 
 def train(
-    train: Rows | Streamed,
-    valid: Rows,
+    train: EncodedRows | Streamed,
+    valid: EncodedRows,
     encoder: Encoder,
     config: FitConfig,
     *,
     storage: Path,
     progress: Progress,
 ) -> Trained:
-    """Trains on `config.num_workers` Ray workers (0: in this process, without checkpoints).
+    """Train on `config.num_workers` Ray workers (0: in this process, without checkpoints).
 
-    A run that was killed goes on from its last epoch if it is called again with the same rows, encoder,
-    configuration and `storage`, and ends as it would have; anything else there is left alone. `storage`
-    is a folder that all workers see, and the caller's to delete.
+    A killed run resumes after its last epoch if it is called again with the same rows, encoder,
+    configuration and `storage`, and gives the same result; other files there are left alone. All
+    workers must see the folder `storage`, and the caller deletes it.
 
     Raises:
-        TabrankError: if the rows are too few, the training diverges, there are more workers than CPUs or GPUs, or a
-            run's checkpoints cannot be gone on from.
+        TabrankError: if there are too few rows, the training diverges, there are more workers than
+        CPUs
+            or GPUs, or the run cannot resume from its checkpoints.
         ray.train.TrainingFailedError: if workers die more than twice.
     """
     streamed = train if isinstance(train, Streamed) else None
@@ -140,9 +146,11 @@ def train(
         finally:
             progress.finish(state.best_epoch if state else None)
         (folder / RESUMED).unlink(missing_ok=True)
-        if config.num_workers:  # in this process there are no checkpoints
+        # A run in this process has no checkpoints.
+        if config.num_workers:
             _sweep(folder)
-    shutil.rmtree(folder / "inputs", ignore_errors=True)  # of a driver that was killed at the very end, too
+    # A driver that was killed at the very end has left its inputs too.
+    shutil.rmtree(folder / "inputs", ignore_errors=True)
     weights = state.best if config.restore_best else state.last
     bias = Bias(config.position_bias)
     bias.load_state_dict(state.bias)
@@ -155,11 +163,12 @@ def train(
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Without the actors for Ray Data and for placement groups that outlive a controller: 2 to 3 s a run.
+    """TorchTrainer without the actors for Ray Data and for placement groups: saves 2 to 3 s a run.
 
-    Rows in memory need no Ray Data, and of streamed ones each worker makes its own. A driver whose controller
-    died ends, and its placement groups with it. Ctrl-C stays the caller's: Ray's own handler would end the process
-    with 0, as if all had gone well, and be left installed after the run.
+    Rows in memory need no Ray Data, and each worker creates its own for streamed rows. The
+    placement groups end with the driver, which ends if its controller dies. Ctrl-C stays with the
+    caller: Ray's handler would end the process with 0, as if it had succeeded, and stay installed
+    after the run.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -197,7 +206,7 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed |
 
 
 def _work(job: dict[str, Any]) -> State | TabrankError:
-    """What each worker runs. A user's mistake is returned, since what is raised would be tried again."""
+    """Run the loop on one worker; return a user's mistake, because Ray Train retries exceptions."""
     context, folder = ray.train.get_context(), Path(job["folder"])
     checkpoint = ray.train.get_checkpoint()
     path = Path(checkpoint.path) / STATE if checkpoint else folder / RESUMED
@@ -215,7 +224,8 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
             file.write(json.dumps(line) + "\n")
 
     try:
-        with one_thread():  # more workers do use more cores
+        # To use more cores, use more workers.
+        with one_thread():
             return run(
                 job["streamed"] if job["streamed"] is not None else Inputs.map(folder / "inputs", "train"),
                 Inputs.map(folder / "inputs", "valid"),
@@ -230,7 +240,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes checkpoints that Ray does not know of: of a worker or driver that was killed while it wrote."""
+    """Remove checkpoints that Ray does not list, from a worker or driver killed while it wrote."""
     result = ray.train.Result.from_path(folder)
     known = {Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints or []}
     known.add(Path(result.checkpoint.path).name)
@@ -240,10 +250,10 @@ def _sweep(folder: Path) -> None:
 
 
 def _finished(folder: Path) -> State | None:
-    """The state of a run that needs no more training.
+    """Return the state of a run that has finished training, or None.
 
-    A run is gone on from by Ray's own books of its checkpoints. Where these were cut in a write, the newest state is
-    kept in a folder that is otherwise new; one that holds none is removed.
+    Ray resumes a run from its own record of the checkpoints. If that record is torn, keep only the
+    newest state in a new folder; remove a folder without any state.
     """
     if not folder.exists():
         return None
@@ -252,7 +262,8 @@ def _finished(folder: Path) -> State | None:
         return newest
     try:
         ray.train.Result.from_path(folder)
-    except Exception:  # Ray says it in many ways
+    # Ray raises many types for a torn record.
+    except Exception:
         shutil.rmtree(folder)
         if newest is not None:
             folder.mkdir()
@@ -261,16 +272,17 @@ def _finished(folder: Path) -> State | None:
 
 
 def _states(folder: Path) -> Iterator[State]:
-    """Every whole state in a run's folder."""
+    """Yield every whole state in a run's folder."""
     for path in (*folder.glob(f"*/{STATE}"), *folder.glob(RESUMED)):
-        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):  # torn
+        # Skip a torn file.
+        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):
             yield State.load(path)
 
 
 def _fingerprint(
     sets: dict[str, Inputs], encoder: Encoder, config: FitConfig, streamed: Streamed | None = None
 ) -> str:
-    """Names a run by all that its result depends on, so that only the same run goes on from a checkpoint."""
+    """Return a name from all that the result depends on, so that only the same run resumes."""
     digest = hashlib.sha256(encoder.to_json().encode())
     digest.update(_LAYOUT)
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
@@ -285,7 +297,7 @@ def _fingerprint(
 
 @contextlib.contextmanager
 def _following(path: Path, progress: Progress) -> Iterator[None]:
-    """Tells `progress` of the lines that are added to a file while the block runs."""
+    """Report each line that is added to a file to `progress`, while the block runs."""
     path.touch()
     over = threading.Event()
     with path.open() as file:
@@ -309,7 +321,7 @@ def _following(path: Path, progress: Progress) -> Iterator[None]:
 
 
 def _check_room(num_workers: int, kind: str) -> None:
-    """Refuses more workers than fit, for which Ray would wait."""
+    """Refuse more workers than Ray has resources for, because Ray would wait for them."""
     room = int(ray.cluster_resources().get(kind, 0))
     if num_workers > room:
         raise TabrankError(

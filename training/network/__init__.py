@@ -1,1 +1,4 @@
-"""TabNet, its inputs, calibration and export. Imports `world` and below."""
+"""TabNet: its inputs, training passes, calibration and export.
+
+Imports `world`, `terminal`, `serve`.
+"""

@@ -1,4 +1,4 @@
-"""Calibration: Platt's map from the network's logits to probabilities, which keeps their order."""
+"""Platt calibration: fit the monotone map from the network's logits to probabilities."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError
 from serve.model.graph import Calibration
 
+# Lower bound of a. Where logits and labels are unrelated or inversely related, the calibrated
+# scores keep the order of the logits and have almost no spread.
 MIN_SLOPE = 1e-3
-"""The least a: where the logits say nothing, or the opposite, the order is kept and the spread taken away."""
 
+# Bound Newton's iteration, which normally ends earlier on its gradient.
 _MAX_STEPS = 100
 
 
 def fit_platt(logit: NDArray[np.floating], label: NDArray[np.generic]) -> Calibration:
-    """The a and b of least logloss of sigmoid(a · logit + b) on logits [R] and labels 0 or 1 [R].
+    """Fit a and b of sigmoid(a · logit + b) to logits [R] and labels 0 or 1 [R] by least logloss.
 
-    Labels are drawn in as Platt (1999) does, to (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2), which keeps a and b
-    finite for separable and one-sided rows. Damped Newton (Lin, Lin & Weng 2007); the loss is convex.
+    The targets are those of Platt (1999), (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2): they keep a and b
+    finite for separable and one-sided rows. Damped Newton (Lin, Lin & Weng 2007); the loss is
+    convex.
 
     Raises:
-        TabrankError: no rows, or a logit that is not finite.
+        TabrankError: if there are no rows, or a logit is not finite.
     """
     x, y = np.asarray(logit, np.float64), np.asarray(label) > 0.5
     if not len(x) or not np.isfinite(x).all():
         raise TabrankError(
-            f"calibration: {len(x)} logits, of which all must be finite; the training diverged"
+            f"calibration: {len(x)} logits must be at least 1 and all finite; the training diverged: "
+            "lower the learning rate"
         )
     num_positive = int(y.sum())
     target = np.where(y, (num_positive + 1) / (num_positive + 2), 1 / (len(x) - num_positive + 2))
@@ -42,7 +46,7 @@ def fit_platt(logit: NDArray[np.floating], label: NDArray[np.generic]) -> Calibr
 def _newton(
     x: NDArray[np.float64], target: NDArray[np.float64], *, free: bool, slope: float = 0.0
 ) -> tuple[float, float]:
-    """Slope and offset of least loss; the slope stays as given unless `free`."""
+    """Return slope and offset of least loss; `slope` stays as given unless `free`."""
     mean = target.mean()
     at = np.array([slope, np.log(mean / (1.0 - mean))])
     rows = np.stack([x if free else np.zeros_like(x), np.ones_like(x)])

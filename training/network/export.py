@@ -1,4 +1,4 @@
-"""The inference graph as ONNX, and the files that make a trained network an artifact."""
+"""Export of a trained network: the inference graph as ONNX, and the artifact's other files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ from serve.model.torch_ops import TorchOps
 from training.network.network import Network
 
 OPSET = 18
+# IR version 9 can be read by every ONNX Runtime that the serving install allows.
 IR_VERSION = 9
-"""Old enough for each ONNX Runtime that the serving install allows."""
 
+# Rows from which golden rows are chosen.
 _NUM_TRIED = 1024
-_STEADY = 2e-6
-"""Golden rows differ by this at most between the trained network and its graph, a fifth of the tolerance."""
+# Largest difference of a golden row between the trained network and its graph: a fifth of the
+# loader's tolerance.
+_TOLERANCE = 2e-6
 
 
 def build(network: Network, encoder: Encoder, calibration: Calibration) -> dict[str, bytes]:
-    """The files of an artifact that the network itself makes, by name, for `serve.model.artifact.save`."""
+    """Return the files that the network contributes to an artifact, by name.
+
+    `serve.model.artifact.save` writes them.
+    """
     weights = _weights(network)
     folded = fold(weights, encoder, asdict(network.config), calibration)
     return {
@@ -49,13 +54,13 @@ def golden(
     category: NDArray[np.uint64],
     num_rows: int = 64,
 ) -> bytes:
-    """`golden.safetensors`: rows of the matrix, evenly taken, with the trained network's own scores.
+    """Return `golden.safetensors`: evenly spaced rows with the trained network's scores.
 
-    The first is all missing. Deep networks enlarge rounding, by more than a loader tolerates on single rows:
-    such rows say nothing about the loader and are passed over.
+    The first row is all missing. Deep networks amplify rounding, on single rows beyond the
+    tolerance of a loader. Such rows do not test the loader and are left out.
 
     Raises:
-        TabrankError: on most rows the inference graph does not score as the trained network does.
+        TabrankError: if the inference graph differs from the trained network on most rows.
     """
     numeric, category = _evenly(numeric, _NUM_TRIED), _evenly(category, _NUM_TRIED)
     numeric[:1], category[:1] = np.nan, 0
@@ -65,21 +70,21 @@ def golden(
     folded = fold(_weights(network), network.encoder, asdict(network.config), calibration)
     served, _ = forward(TorchOps(), folded, *parts, exact=True)
     off = np.abs(served.numpy() - score)
-    if not np.median(off) <= _STEADY:
+    if not np.median(off) <= _TOLERANCE:
         raise TabrankError(
-            f"export: the inference graph scores {np.median(off):.1e} (median) off the trained network, more "
-            f"than {_STEADY}; this is a defect of the export, the model cannot be served"
+            f"export: the inference graph differs from the trained network by {np.median(off):.1e} "
+            f"(median), more than {_TOLERANCE}; the model cannot be served: report this defect of the export"
         )
-    steady = np.flatnonzero(off <= _STEADY)
+    stable = np.flatnonzero(off <= _TOLERANCE)
     rows: dict[str, NDArray[Any]] = {"numeric": numeric, "category": category, "score": score}
-    return save_safetensors({name: _evenly(array[steady], num_rows) for name, array in rows.items()})
+    return save_safetensors({name: _evenly(array[stable], num_rows) for name, array in rows.items()})
 
 
 def export(folded: Folded, exact: bool) -> bytes:
-    """The graph as a serialised ONNX model over any number of rows.
+    """Return the graph as a serialised ONNX model over any number of rows.
 
-    Inputs are numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1], without those that have no columns;
-    outputs are probability f32 [R] and residual f32 [R].
+    Inputs are numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1], without those that have no
+    columns; outputs are probability f32 [R] and residual f32 [R].
     """
     ops = _OnnxOps()
     num_single = sum(len(group.columns) for group in folded.embedded)
@@ -114,13 +119,13 @@ def _weights(network: Network) -> dict[str, NDArray[Any]]:
 
 
 def _evenly(array: NDArray[Any], num_rows: int) -> NDArray[Any]:
-    """At most `num_rows` rows, from the first to the last, as an array of their own."""
+    """Return at most `num_rows` rows, evenly spaced from first to last, as a new array."""
     at = np.linspace(0, len(array) - 1, min(num_rows, len(array))).astype(np.int64)
     return np.ascontiguousarray(array[at])
 
 
 class _OnnxOps:
-    """Builds a node for each operation; a value is its name."""
+    """Operations of `serve.model.graph.forward` as ONNX nodes; a value is its node's name."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -128,7 +133,7 @@ class _OnnxOps:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def name(self, value: str, name: str) -> None:
-        """Gives a value the name of an output of the graph."""
+        """Name a value as an output of the graph."""
         self.nodes.append(helper.make_node("Identity", [value], [name]))
 
     def constant(self, array: NDArray[Any]) -> str:
@@ -209,7 +214,8 @@ class _OnnxOps:
         return self._node("Gather", a, self.constant(columns), axis=0)
 
     def embed(self, table: str, index: str) -> str:
-        rows = self._node("Gather", table, index, axis=0)  # [K, R, e]
+        # [K, R, e]
+        rows = self._node("Gather", table, index, axis=0)
         columns = self._node("Transpose", rows, perm=[0, 2, 1])
         return self._node("Flatten", columns, axis=2)
 

@@ -1,4 +1,4 @@
-"""Rows encoded for the network, in memory and as tensors."""
+"""Encoded rows for the network: as NumPy arrays and as the tensors that the training loop reads."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ from torch import Tensor
 from serve.model.encoder import Encoder
 from training.network.network import Network, NetworkConfig
 
+# Rows in one forward pass without gradients. The limit bounds memory and does not change results.
 EVALUATION_BATCH = 16_384
-"""Rows per forward pass where no gradient is kept; bounds the memory, changes no result."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows as `Encoder.encode` gives them, with their labels (0 or 1)."""
+class EncodedRows:
+    """Rows as `Encoder.encode` returns them, with labels and positions."""
 
-    numeric: NDArray[np.float32]  # [N, F]
-    hot: NDArray[np.float32]  # [N, V]
-    index: NDArray[np.int64]  # [N, K]
-    label: NDArray[np.float32]  # [N], 0 or 1; a share between them where it is another model's opinion
-    position: NDArray[np.int64]  # [N], where the row was shown, from 0
+    # [N, F]
+    numeric: NDArray[np.float32]
+    # [N, V]
+    hot: NDArray[np.float32]
+    # [N, K]
+    index: NDArray[np.int64]
+    # [N], 0 or 1; a probability in between where the label is the prediction of another model.
+    label: NDArray[np.float32]
+    # [N], the position in the slate at which the row was shown, from 0.
+    position: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows as the loop sees them, in memory: x f32 [N, D] is ready for `Network.forward`."""
+    """Rows in memory as the training loop reads them; `Network.forward` takes x f32 [N, D]."""
 
     x: Tensor
     label: Tensor  # f32 [N]
@@ -41,31 +46,35 @@ class Inputs:
         return len(self.label)
 
     def to(self, device: torch.device) -> Inputs:
-        """The same rows on `device`."""
+        """Return the same rows on `device`."""
         return Inputs(self.x.to(device), self.label.to(device), self.position.to(device))
 
     def save(self, folder: Path, name: str) -> None:
-        """Writes the rows, for `map`; the folder is made where there is none."""
+        """Write the rows to files that `map` reads; create the folder if it is missing."""
         folder.mkdir(parents=True, exist_ok=True)
         for what, tensor in vars(self).items():
             np.save(folder / f"{name}-{what}.npy", tensor.numpy())
 
     @classmethod
     def map(cls, folder: Path, name: str) -> Inputs:
-        """What `save` wrote, mapped into memory; processes share the pages (torch wants them writable: "c")."""
+        """Map the files of `save` into memory; processes share the pages."""
+        # Mode "c" makes the pages writable, which torch requires.
         paths = {f.name: folder / f"{name}-{f.name}.npy" for f in fields(cls)}
         return cls(**{what: torch.from_numpy(np.load(path, mmap_mode="c")) for what, path in paths.items()})
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        """As `Source` says; the order is drawn for all ranks, so their number does not change it."""
+        """Yield the batches of one rank in random order, as `Source.batches` defines it.
+
+        The order is drawn for all ranks, so it does not depend on their number.
+        """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for start in range(0, len(self) - size + 1, size):
             rows = order[start : start + size][mine].to(self.x.device)
             yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.position)))
 
 
-def inputs(rows: Rows, encoder: Encoder, config: NetworkConfig) -> Inputs:
-    """Transforms all rows once; an epoch then only picks rows from the result."""
+def inputs(rows: EncodedRows, encoder: Encoder, config: NetworkConfig) -> Inputs:
+    """Transform all rows once, so that an epoch only selects rows from the result."""
     network = Network(encoder, config)
     num_rows = len(rows.label)
     x = torch.empty(num_rows, len(encoder.input_names))

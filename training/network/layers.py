@@ -1,11 +1,12 @@
-"""TabNet's layers, each with its way back written by hand; `training.network.forward` strings them together.
+"""TabNet's layers with hand-written backward passes; `training.network.forward` combines them.
 
-A layer is built once around pytorch_tabnet's modules and holds nothing of a pass: what a pass must remember is
-on its tape. Everything is laid out [columns, rows]: the statistics of a virtual batch and the halves of a gated
-layer are contiguous, and sums over columns run along whole rows of memory.
+A layer is built once around pytorch_tabnet's modules and keeps no state of a pass: the tape holds
+what the backward pass needs. Every tensor is laid out [columns, rows]: the statistics of a virtual
+batch and the halves of a gated layer are contiguous, and sums over columns run along rows of
+memory.
 
-Letters: R rows, B virtual batches of V rows each, I inputs and C outputs of a linear map, G columns that the
-masks choose among, H hidden units, twice the width.
+Letters: R rows, B virtual batches of V rows each, I inputs and C outputs of a linear map, G columns
+that the masks choose among, H hidden units, twice the width.
 """
 
 from __future__ import annotations
@@ -18,45 +19,45 @@ from torch import Tensor
 
 from serve.model.masks import MaskType, num_passes
 
+# TabNet scales each residual sum by √0.5 to keep the variance; pytorch_tabnet rounds it to float32.
 _HALVING = torch.tensor(0.5).sqrt().item()
-"""TabNet scales each residual sum by this, to keep the variance; pytorch_tabnet rounds it to float32."""
+# pytorch_tabnet adds this to a mask before it takes the logarithm.
 _LEAST = 1e-15
-"""What pytorch_tabnet adds to a mask before it takes the logarithm."""
 
 
 class Tape:
-    """What one pass of `num_batches` virtual batches remembers for its way back, and the gradients found there."""
+    """Values that one pass over `num_batches` virtual batches saves, and the gradients it finds."""
 
     def __init__(self, num_batches: int, *, training: bool) -> None:
         self.num_batches, self.training = num_batches, training
         self.gradients: dict[Tensor, Tensor] = {}
         self._saved: list[tuple[Any, ...]] = []
-        self._seen: list[tuple[Any, Tensor, Tensor]] = []
+        self._statistics: list[tuple[Any, Tensor, Tensor]] = []
         self._unbiased = 1.0
-        self._found: list[tuple[Any, Tensor, Tensor]] = []
+        self._norm_gradients: list[tuple[Any, Tensor, Tensor]] = []
 
     def save(self, *values: Any) -> None:
-        """Keeps what `load` gives back, last first; nothing where no way back is taken."""
+        """Save values for the backward pass; save nothing outside of training."""
         if self.training:
             self._saved.append(values)
 
     def load(self) -> tuple[Any, ...]:
-        """What was saved last and not loaded yet."""
+        """Remove and return the values that were saved last."""
         return self._saved.pop()
 
-    def see(self, norm: Any, mean: Tensor, variance: Tensor, num_rows: int) -> None:
-        """Takes a norm's mean and biased variance [C, B, 1] of virtual batches of `num_rows`."""
-        self._seen.append((norm, mean, variance))
+    def add_statistics(self, norm: Any, mean: Tensor, variance: Tensor, num_rows: int) -> None:
+        """Add a norm's mean and biased variance [C, B, 1] of virtual batches of `num_rows`."""
+        self._statistics.append((norm, mean, variance))
         self._unbiased = num_rows / (num_rows - 1)
 
-    def move_on(self) -> None:
-        """Updates the running statistics of the norms, all of one momentum m, in a few calls.
+    def update_statistics(self) -> None:
+        """Update the running statistics of the norms, all of one momentum m, in a few calls.
 
-        After B updates r ← (1 - m) r + m s[b] they are (1 - m)^B r + Σ m (1 - m)^(B-1-b) s[b].
+        B updates r ← (1 - m) r + m s[b] give (1 - m)^B r + Σ m (1 - m)^(B-1-b) s[b].
         """
-        if not self._seen:
+        if not self._statistics:
             return
-        norms, means, variances = zip(*self._seen, strict=True)
+        norms, means, variances = zip(*self._statistics, strict=True)
         momentum = norms[0].momentum
         running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
         weights = _weights(momentum, self.num_batches, running[0].dtype, running[0].device)
@@ -67,19 +68,19 @@ class Tape:
         torch._foreach_add_([norm.num_batches_tracked for norm in norms], self.num_batches)
 
     def add(self, weight: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
-        """Adds factor · left @ right to the gradient of a weight, which several layers may share."""
+        """Add factor · left @ right to the gradient of a weight, which several layers may share."""
         if weight in self.gradients:
             self.gradients[weight].addmm_(left, right, alpha=factor)
         else:
             self.gradients[weight] = (left @ right).mul_(factor)
 
     def add_norm(self, norm: Any, by_weight: Tensor, by_bias: Tensor) -> None:
-        """Takes the gradients [C · B] of a norm's weight and bias, by virtual batch."""
-        self._found.append((norm, by_weight, by_bias))
+        """Add the gradients [C · B] of a norm's weight and bias, by virtual batch."""
+        self._norm_gradients.append((norm, by_weight, by_bias))
 
     def sum_norms(self) -> None:
-        """Sums what `add_norm` took over the virtual batches, in a few calls."""
-        norms, by_weight, by_bias = zip(*self._found, strict=True)
+        """Sum the gradients of `add_norm` over the virtual batches, in a few calls."""
+        norms, by_weight, by_bias = zip(*self._norm_gradients, strict=True)
         parameters = [norm.weight for norm in norms] + [norm.bias for norm in norms]
         total = torch.cat(by_weight + by_bias).view(-1, self.num_batches).sum(1)
         self.gradients.update(
@@ -89,45 +90,48 @@ class Tape:
 
 @lru_cache(maxsize=64)
 def _weights(momentum: float, num_batches: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[B]: what each virtual batch adds to a running statistic."""
+    """Return the weight of each virtual batch in a running statistic, [B]."""
     age = torch.arange(num_batches - 1, -1, -1, dtype=torch.float64)
     return (momentum * (1 - momentum) ** age).to(device, dtype)
 
 
 class _Linear:
-    """A linear map of `factor` times what comes in, and its ghost batch norm."""
+    """Linear map of `factor` times the input, followed by its ghost batch norm."""
 
     def __init__(self, fc: Any, norm: Any, factor: float) -> None:
         self.fc, self.norm, self.factor = fc, norm, factor
 
     def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        """[I, R] → [C, R], which the caller may change."""
+        """Map [I, R] to [C, R]; the caller may change the result in place."""
         norm = self.norm
         weight: Tensor = self.fc.weight * self.factor
-        if not tape.training:  # the norm is linear: a part of the map
+        # Outside of training the norm is linear, so it is folded into the map.
+        if not tape.training:
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt_()
             shift = norm.bias - scale * norm.running_mean
-            answer: Tensor = torch.addmm(shift[:, None], weight * scale[:, None], x)
-            return answer
+            out: Tensor = torch.addmm(shift[:, None], weight * scale[:, None], x)
+            return out
         centred = (weight @ x).view(len(weight), tape.num_batches, -1)
         num_rows = centred.shape[2]
-        mean = centred.sum(2, keepdim=True).div_(num_rows)  # in a third of the time that `mean` takes
+        # A sum takes a third of the time of `mean`.
+        mean = centred.sum(2, keepdim=True).div_(num_rows)
         centred -= mean
         variance = torch.linalg.vector_norm(centred, dim=2, keepdim=True).square_().div_(num_rows)
         scale = (variance + norm.eps).rsqrt_()
         normed: Tensor = centred * (norm.weight[:, None, None] * scale)
         normed += norm.bias[:, None, None]
-        tape.see(norm, mean, variance, num_rows)
+        tape.add_statistics(norm, mean, variance, num_rows)
         tape.save(x, weight, centred, scale)
         return normed.view(len(weight), -1)
 
     def backward(
         self, gradient: Tensor, tape: Tape, times: float = 1.0, onto: Tensor | None = None
     ) -> Tensor:
-        """The gradient of x from `times` that of the answer, added to `onto` if given."""
+        """Return the gradient of x from `times` that of the output, added to `onto` if given."""
         x, weight, centred, scale = tape.load()
         channels, num_batches, num_rows = centred.shape
-        images = (1, channels * num_batches, num_rows)  # a channel per virtual batch
+        # One channel for each virtual batch.
+        images = (1, channels * num_batches, num_rows)
         flat = scale.view(-1)
         by_z, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             gradient.view(images),
@@ -150,10 +154,10 @@ class _Linear:
 
 
 class _Gated:
-    """A linear map, its norm and a gated linear unit, [I, R] → [H, R]; all but the first are added to what came in.
+    """Linear map, norm and gated linear unit, [I, R] → [H, R]; a residual from the second layer on.
 
-    pytorch_tabnet halves the variance of each sum: out = h · (in + unit). Here u = out / h^depth is passed on, so
-    that the scale is a factor of small weights rather than a pass over the rows.
+    pytorch_tabnet halves the variance of each sum: out = h · (in + unit). This layer returns
+    u = out / h^depth, so that the scale is a factor of small weights, not a pass over the rows.
     """
 
     def __init__(self, layer: Any, depth: int) -> None:
@@ -168,7 +172,7 @@ class _Gated:
         return torch.addcmul(x, value, gate, value=self.times) if self.skips else value * gate
 
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
-        """The gradient of x, in the place of the answer's where it can be."""
+        """Return the gradient of x, in the memory of the output's gradient where possible."""
         value, gate = tape.load()
         by_normed = gradient.new_empty(2 * len(value), gradient.shape[1])
         by_value, by_gate = by_normed.chunk(2)
@@ -179,7 +183,7 @@ class _Gated:
 
 
 class Transformer:
-    """A feature transformer, [I, R] → [H, R]: gated layers. Its answer times `factor` is pytorch_tabnet's."""
+    """Feature transformer: gated layers, [I, R] → [H, R], but for the scale `factor`."""
 
     def __init__(self, transformer: Any) -> None:
         blocks = (transformer.shared, transformer.specifics)
@@ -188,27 +192,27 @@ class Transformer:
         self.factor = _HALVING ** (len(layers) - 1)
 
     def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        """What pytorch_tabnet's answers, but for `factor`."""
+        """Return the output of pytorch_tabnet's transformer divided by `factor`."""
         for layer in self.layers:
             x = layer.forward(x, tape)
         return x
 
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
-        """The gradient of x; what is given is written over."""
+        """Return the gradient of x; `gradient` is overwritten."""
         for layer in reversed(self.layers):
             gradient = layer.backward(gradient, tape)
         return gradient
 
 
 class Attention:
-    """A linear map of `factor` times what comes in, its norm, the prior and a mask."""
+    """Attentive transformer: a linear map of `factor` times the input, norm, prior and mask."""
 
     def __init__(self, attention: Any, factor: float, mask_type: MaskType) -> None:
         self.linear = _Linear(attention.fc, attention.bn.bn, factor)
         self.mask = MASKS[mask_type]
 
     def forward(self, x: Tensor, prior: Tensor | None, tape: Tape) -> tuple[Tensor, Tensor | None]:
-        """(M [G, R], log M in training, which nothing else needs)."""
+        """Return (M [G, R], log M in training or None); only training needs log M."""
         normed = self.linear.forward(x, tape)
         chosen, slope = self.mask(normed if prior is None else normed * prior)
         logarithm = chosen.add(_LEAST).log_() if tape.training else None
@@ -216,9 +220,9 @@ class Attention:
         return chosen, logarithm
 
     def backward(self, gradient: Tensor, by_entropy: float, tape: Tape) -> tuple[Tensor, Tensor | None]:
-        """The gradients of x and the prior from those of M and of the sum of M · log M."""
+        """Return the gradients of x and the prior from those of M and of the sum of M · log M."""
         prior, normed, slope, logarithm = tape.load()
-        # d(M log M) = 1 + log M, of which a mask, whose sum is fixed, does not feel the 1.
+        # d(M log M) = 1 + log M. The 1 has no effect on a mask, because a mask's sum is fixed.
         by_logits = torch.add(gradient, logarithm, alpha=by_entropy).mul_(slope)
         by_logits.addcmul_(by_logits.sum(0) / slope.sum(0), slope, value=-1.0)
         by_prior = None
@@ -229,7 +233,7 @@ class Attention:
 
 
 def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(1.5-entmax M of each row of logits [G, R], √M, on which its Jacobian hangs)."""
+    """Return (1.5-entmax M [G, R] of logits [G, R], √M, from which its Jacobian follows)."""
     num_columns = len(logits)
     logits = logits * 0.5
     threshold = logits.mean(0) - num_columns**-0.5
@@ -243,7 +247,7 @@ def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(sparsemax M of each row of logits [G, R], 1 where M is above 0)."""
+    """Return (sparsemax M [G, R] of logits [G, R], 1 where M is above 0)."""
     threshold = logits.mean(0) - 1.0 / len(logits)
     excess, support = torch.empty_like(logits), torch.empty_like(logits)
     for _ in range(_passes("sparsemax", logits)):
@@ -255,7 +259,8 @@ def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _passes(mask_type: MaskType, logits: Tensor) -> int:
-    # Near its threshold each pass doubles the right digits: one more for those of float64.
+    # Near the threshold each pass doubles the correct digits, so float64 needs one more than
+    # float32.
     return num_passes(mask_type, len(logits)) + (logits.dtype == torch.float64)
 
 

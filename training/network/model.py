@@ -1,4 +1,4 @@
-"""A trained model in memory: network, encoder and calibration together, from the matrix to P(label)."""
+"""Trained model in memory: network, encoder and calibration, from features to P(label)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from serve.model.graph import Calibration
 from training.network.inputs import EVALUATION_BATCH
 from training.network.network import Network, NetworkConfig
 
+# Identity map: the probability is the sigmoid of the network's logit.
 UNCALIBRATED = Calibration(1.0, 0.0)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: networks this small gain nothing from a second, and on busy cores they wait for each
-    other (a network of width 64 was eight times slower on two)."""
+    """Run torch on one thread within the block.
+
+    Networks this small gain nothing from a second thread, and on busy cores the threads wait for
+    each other: a network of width 64 was eight times slower on two threads.
+    """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -33,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Model:
-    """What is exported; `weights` are the TabNet's state dict."""
+    """Trained network with its encoder and calibration, as it is exported."""
 
     encoder: Encoder
     network: Network
@@ -47,14 +51,14 @@ class Model:
         weights: Mapping[str, NDArray[np.generic]],
         calibration: Calibration = UNCALIBRATED,
     ) -> Model:
-        """The model of these weights, a state dict of the TabNet."""
+        """Build the model from the TabNet's state dict `weights`."""
         network = Network(encoder, config)
         network.tabnet.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
         return cls(encoder, network.eval(), calibration)
 
     @torch.no_grad()
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:
-        """The network's logits [R], before calibration."""
+        """Return the network's logits [R], before calibration."""
         chunks = []
         with one_thread():
             for start in range(0, len(matrix.numeric), EVALUATION_BATCH):
@@ -64,6 +68,6 @@ class Model:
         return torch.cat(chunks).numpy().astype(np.float64)
 
     def probability(self, matrix: Matrix) -> NDArray[np.float64]:
-        """P(label) [R]."""
+        """Return P(label) [R]."""
         logit = self.calibration.a * self.logits(matrix) + self.calibration.b
         return np.asarray(1.0 / (1.0 + np.exp(-logit)), np.float64)

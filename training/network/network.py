@@ -1,7 +1,7 @@
-"""The trained network: pytorch_tabnet's TabNet (Arik & Pfister 2021) behind an encoder's inputs.
+"""Trainable network: pytorch_tabnet's TabNet (Arik & Pfister 2021) on the inputs of an encoder.
 
-Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category columns,
-D0 = F + I + V, E embedded columns.
+Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
+columns, D0 = F + I + V, E embedded columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.network.forward import Passes
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What shapes and regularises the network; `width` is both n_d and n_a of the paper."""
+    """Shape and regularisation of the network; `width` is both n_d and n_a of the paper."""
 
     width: int = 32
     n_steps: int = 2
@@ -35,7 +35,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if self.mask_type not in ("entmax", "sparsemax"):
-            raise TabrankError(f"network: mask_type {self.mask_type!r} is none of entmax, sparsemax")
+            raise TabrankError(f"network: mask_type {self.mask_type!r} must be entmax or sparsemax")
         for name, least in (("width", 1), ("n_steps", 1), ("virtual_batch_size", 2)):
             if getattr(self, name) < least:
                 raise TabrankError(f"network: {name} {getattr(self, name)} must be {least} or more")
@@ -49,7 +49,7 @@ class NetworkConfig:
 
 
 def shape(encoder: Encoder, config: NetworkConfig) -> dict[str, Any]:
-    """What pytorch_tabnet is told of a network's shape, by its network and its classifier alike."""
+    """Return the arguments that shape pytorch_tabnet's network and its classifier alike."""
     num_inputs, single = len(encoder.input_names), encoder.single
     return {
         "n_d": config.width,
@@ -66,9 +66,10 @@ def shape(encoder: Encoder, config: NetworkConfig) -> dict[str, Any]:
 
 
 class Network(nn.Module):
-    """TabNet with one output, fed by `encoder.encode`; its own state dict is `network.tabnet.state_dict()`.
+    """TabNet with one output on the columns of `encoder.input_names`.
 
-    The TabNet attends to the columns of `encoder.input_names`; an embedded category is one of them.
+    Its inputs come from `encoder.encode`; an embedded category is one column. Export the state dict
+    `network.tabnet.state_dict()`.
     """
 
     mean: Tensor
@@ -95,9 +96,10 @@ class Network(nn.Module):
             momentum=config.momentum,
             group_attention_matrix=torch.eye(num_inputs),
         )
-        # pytorch_tabnet never calls this one: it gets no gradient, and weight decay would move it.
+        # pytorch_tabnet never calls initial_bn: it gets no gradient, and weight decay would move
+        # it.
         self.tabnet.tabnet.initial_bn.requires_grad_(False)
-        # An input and the column that it belongs to: an embedded category has one mask, which its inputs share.
+        # Map each input to its column: the inputs of an embedded category share one mask.
         share, spread = self.tabnet.embedder.embedding_group_matrix.max(dim=0)
         is_spread = len(spread) != num_inputs
         self.register_buffer("_spread", spread if is_spread else None, persistent=False)
@@ -119,10 +121,10 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def inputs(self, numeric: Tensor, hot: Tensor, index: Tensor) -> Tensor:
-        """Transforms what `encoder.encode` gives: (f32 [R, F], f32 [R, V], i64 [R, K1]) → x f32 [R, D0 + K1].
+        """Transform encoded rows (f32 [R, F], f32 [R, V], i64 [R, K1]) to x f32 [R, D0 + K1].
 
-        Numbers are transformed, standardised and clipped, missing ones are 0. Done once per row: nothing
-        in here is learned.
+        Numbers are transformed, standardised and clipped; missing ones are 0. The transform is not
+        learned, so it runs once for each row.
         """
         missing = torch.isnan(numeric)
         logged = torch.sign(numeric) * torch.log(1.0 + torch.abs(numeric))
@@ -131,9 +133,10 @@ class Network(nn.Module):
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [R, D0 + K1] → (logit [R], sparsity): the loss to minimise is logloss + lambda_sparse · sparsity.
+        """Map x [R, D0 + K1] to (logit [R], sparsity).
 
-        `sparsity` is the masks' mean entropy over steps and rows, 0 where each step looks at one column.
+        The loss to minimise is logloss + lambda_sparse · sparsity. `sparsity` is the mean entropy
+        of the masks over steps and rows: 0 where each step uses one column.
         """
         if self.training:
             logit, negative_entropy = self._passes(self._normed(x))
@@ -143,16 +146,16 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
-        """The logit [R] of `forward`, up to rounding, in less time."""
+        """Return the logit [R] of `forward`, up to rounding, in less time."""
         return self._passes(self._normed(x))[0]
 
     def _normed(self, x: Tensor) -> Tensor:
-        """What the TabNet's first norm, over all rows, makes of x: [D, R], columns first."""
+        """Apply the TabNet's input norm, over all rows, to x; return [D, R], columns first."""
         normed: Tensor = self.tabnet.tabnet.encoder.initial_bn(self._embedded(x)[None])[0]
         return normed
 
     def _embedded(self, x: Tensor) -> Tensor:
-        """What tabnet.embedder does, columns first [D, R], with one look-up for all tables."""
+        """Do the work of tabnet.embedder with one look-up for all tables; return [D, R]."""
         dense, index = x[:, : self.num_dense].T, x[:, self.num_dense :].T
         tables = getattr(self.tabnet.embedder, "embeddings", ())
         if not len(tables):
@@ -164,7 +167,7 @@ class Network(nn.Module):
         return torch.cat([dense, found])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
-        """Moves the group matrices too: pytorch_tabnet keeps them outside of its buffers."""
+        """Move the group matrices too, because pytorch_tabnet does not register them as buffers."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for owner, name in (
             (self.tabnet.embedder, "embedding_group_matrix"),

@@ -1,6 +1,7 @@
-"""What a row's position does to its label, learned beside the network so that the network need not learn it.
+"""Position bias: the effect of a row's position on its label, learned beside the network.
 
-Only the network is exported: it answers as for the first position, where no bias acts.
+The network then need not learn it. Only the network is exported: it scores every candidate as if it
+were shown at the first position, where the bias is 0.
 """
 
 from __future__ import annotations
@@ -13,41 +14,44 @@ from torch.nn.functional import softplus
 
 from serve.features.surface import PositionBias
 
+# Initial τ, before anything is learned: positions matter little.
 START = 50.0
-"""τ before anything is learned: positions matter little."""
 
-_PACE = 5.0
-"""The bias moves so many times as far in a step as a weight does: AdamW moves both by about the learning rate,
-and a bias has further to go in the few hundred steps of a short run."""
+# Factor from the learned parameter to log τ. AdamW moves every parameter by about the learning
+# rate, and the bias has further to go than a weight in the few hundred steps of a short run.
+_STEP_FACTOR = 5.0
 
+# Lower bound of position / τ before its logarithm is taken.
 _LEAST = 1e-6
-"""Of 1 - θ, for its logarithm."""
 
 
 class Bias(nn.Module):
-    """Turns the logits of an unbiased label into those of the label at a position.
+    """Map from the logits of an unbiased label to the logits of the label at a position.
 
-    `examined`: P(label) = θ(position) · sigmoid(logit), the position-based model of Craswell et al. (2008): who does
-    not look does not click. θ is a curve, 1 / (1 + position / τ), with τ learned: a table of one θ for each position
-    learns too slowly, since what is popular explains the position before the table does.
+    `examined`: P(label) = θ(position) · sigmoid(logit), the position-based model of Craswell et al.
+    (2008): a viewer who does not examine a candidate does not click it. θ is the curve
+    1 / (1 + position / τ) with τ learned. A table with one θ for each position learns too slowly,
+    because popularity explains the position before the table does.
     """
 
     def __init__(self, kind: PositionBias) -> None:
         super().__init__()
-        learned = nn.Parameter(torch.tensor(math.log(START) / _PACE))
+        learned = nn.Parameter(torch.tensor(math.log(START) / _STEP_FACTOR))
         self.value = learned if kind == "examined" else None
 
     @property
     def tau(self) -> float | None:
-        """The position, from 0, at which half still look; None where position is ignored."""
-        return None if self.value is None else math.exp(_PACE * self.value.item())
+        """Position, from 0, that half of the viewers examine; None where position is ignored."""
+        return None if self.value is None else math.exp(_STEP_FACTOR * self.value.item())
 
     def forward(self, logit: Tensor, position: Tensor) -> Tensor:
-        """logit [R], position i64 [R] from 0 → logit of the label as it was shown [R]."""
+        """Map logit [R] and position i64 [R] (from 0) to the logit of the label as shown [R]."""
         if self.value is None:
             return logit
-        share = position.to(logit.dtype) * torch.exp(-_PACE * self.value)  # position / τ
-        # θσ / (1 - θσ) = θ e^logit / (1 + (1 - θ) e^logit), with θ = 1 / (1 + share), 1 - θ = share · θ
+        # position / τ
+        share = position.to(logit.dtype) * torch.exp(-_STEP_FACTOR * self.value)
+        # θσ / (1 - θσ) = θ e^logit / (1 + (1 - θ) e^logit),
+        # with θ = 1 / (1 + share) and 1 - θ = share · θ.
         below = torch.log1p(share)
         hidden = torch.log(torch.clamp(share, min=_LEAST)) - below
         return torch.where(position == 0, logit, logit - below - softplus(logit + hidden))

@@ -1,1 +1,4 @@
-"""Many networks on Ray Tune beside their rivals. Imports `drafting` and below."""
+"""Architecture search on Ray Tune: the best TabNet within a time budget and a serving cost.
+
+Imports `drafting`, `fit`, `evaluation`, `data`, `network`, `world`, `terminal` and `serve`.
+"""

@@ -1,4 +1,4 @@
-"""`python -m training search` and `refresh`."""
+"""Commands `python -m training search` and `python -m training refresh`."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from serve.contract.validation import duration_ms
 from serve.features.surface import load_surface
 from training.terminal import PUBLISHED, Json, LogFolder, Models, Seed, SurfaceName, answer, decimal
 
-Budget = Annotated[str, typer.Option(help="How long it may take in all, such as 5m, 30m or 2h.")]
+Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
 MostUs = Annotated[
     float | None,
-    typer.Option("--max-us-per-candidate", help="What scoring may cost on one core of this machine."),
+    typer.Option("--max-us-per-candidate", help="Largest scoring time in µs, on one core of this machine."),
 ]
 Teachers = Annotated[
-    int, typer.Option(min=0, help="Networks like the winner whose mean teaches the published one; 0: none.")
+    int, typer.Option(min=0, help="Number of networks whose mean teaches the published one; 0: none.")
 ]
 
 
 def search(
     surface: SurfaceName,
     log: LogFolder,
-    out: Annotated[Path, typer.Option(help="The search's folder; a search that was killed goes on there.")],
+    out: Annotated[Path, typer.Option(help="Folder of the search; a killed search resumes there.")],
     budget: Budget = "30m",
     max_us: MostUs = None,
     teachers: Teachers = 4,
     models: Annotated[
         Path | None,
-        typer.Option(help="Start from the current model there; publish there a winner that beats popular."),
+        typer.Option(help="Start from the current model in this folder; publish the winner if it passes."),
     ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Find the best network that serves within its cost; exit code 1 where the winner does not beat popular.
+    """Find the best network within a serving cost; exit code 1 if the winner does not pass.
 
-    The winner is OUT/artifact, its report OUT/artifact/report.html.
+    The winner is written to OUT/artifact, its report to OUT/artifact/report.html.
     """
     found = _search(surface, log, out, budget, max_us, teachers, models, seed=seed)
     _answer_search(found, as_json)
@@ -47,21 +47,22 @@ def search(
 def refresh(
     surface: SurfaceName,
     log: LogFolder,
-    days: Annotated[float | None, typer.Option(help="Learn from the newest days alone.")] = None,
+    days: Annotated[float | None, typer.Option(help="Train on the newest days only.")] = None,
     budget: Budget = "30m",
     max_us: MostUs = None,
     teachers: Teachers = 4,
     models: Models = PUBLISHED,
-    out: Annotated[Path, typer.Option(help="The search's folder, begun anew each time.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the search; replaces a finished one.")] = Path(
         "var/refresh"
     ),
     as_json: Json = False,
 ) -> None:
-    """The upkeep in one command: search from the current model on, publish what passes; 1 where it does not.
+    """Search from the current model on and publish the winner; exit code 1 if it does not pass.
 
-    It passes if it beats popular by two standard errors and the current model does not beat it so.
+    A winner passes if it beats popular by two standard errors and the current model does not beat
+    it by two.
     """
-    found = _search(surface, log, out, budget, max_us, teachers, models, days=days, anew=True)
+    found = _search(surface, log, out, budget, max_us, teachers, models, days=days, restart=True)
     _answer_search(found, as_json)
 
 
@@ -83,7 +84,7 @@ def _search(
         log,
         out,
         budget_s=duration_ms(budget, "--budget") / 1e3,
-        most_us=max_us,
+        max_us=max_us,
         num_teachers=teachers,
         models=models,
         progress=SearchProgress(sys.stderr),
@@ -108,7 +109,7 @@ def _answer_search(found: dict[str, Any], as_json: bool) -> None:
     )
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
     if found["test_looks"] > 1:
-        lines.append(f"the test rows were looked at {found['test_looks']} times, which flatters what is kept")
+        lines.append(f"the test rows were used {found['test_looks']} times: measures on them are optimistic")
     if found["published"]:
         lines.append(
             f"{found['version']} is published{' and current' if found['promoted'] else ', not current'}"

@@ -1,4 +1,4 @@
-"""What a network costs to serve: microseconds a candidate of its exported graph, measured on this machine."""
+"""Serving cost of a network: µs a candidate of its exported graph, measured on this machine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from serve.model.graph import Calibration, fold
 from training.evaluation.rivals import us_per_candidate as measured
 from training.network.export import export
 from training.network.network import Network, NetworkConfig
-from training.search.leaderboard import Entry
+from training.search.leaderboard import BoardEntry
 
+# The settings of a network that determine its serving cost.
 SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")
-"""The choices that serving costs hang on."""
 
 
 def us_per_candidate(
@@ -29,10 +29,10 @@ def us_per_candidate(
     numeric: NDArray[np.float32],
     category: NDArray[np.uint64],
 ) -> float:
-    """µs a candidate, on one thread, of a network of this shape on rows like these ([R, F], [R, K]): from the matrix
-    to the probability, look-ups included.
+    """Measure the µs a candidate of a network of this shape, on one thread.
 
-    The weights are random: what the graph computes does not depend on them.
+    The rows are numeric [R, F] and category [R, K]. The time covers look-ups, network and
+    calibration. The weights are random, because the cost of the graph does not depend on them.
     """
     session = _session(encoder, config)
     names = [node.name for node in session.get_inputs()]
@@ -61,11 +61,14 @@ def _session(encoder: Encoder, config: NetworkConfig) -> Any:
 
 
 class Costs:
-    """µs a candidate by a network's shape, each measured once a search: it decides what may win, so it may not
-    change with what else the machine does."""
+    """Serving cost by the shape of a network, in µs a candidate.
 
-    def __init__(self, measure: Callable[[NetworkConfig], float], past: Iterable[Entry]) -> None:
-        """`past` was measured by earlier calls."""
+    Each shape is measured once in a search. The cost decides which network may win, so it must
+    not vary with the machine's load.
+    """
+
+    def __init__(self, measure: Callable[[NetworkConfig], float], past: Iterable[BoardEntry]) -> None:
+        """Take over the costs that earlier calls measured, from the entries in `past`."""
         self._measure = measure
         self._known: dict[tuple[Any, ...], float] = {}
         for entry in past:
@@ -74,7 +77,7 @@ class Costs:
                 self._known.setdefault(shape, entry.us_per_candidate)
 
     def __call__(self, network: NetworkConfig) -> float:
-        """µs a candidate of networks of this shape."""
+        """Return the µs a candidate of networks of this shape."""
         shape = tuple(getattr(network, name) for name in SHAPE)
         if shape not in self._known:
             self._known[shape] = self._measure(network)

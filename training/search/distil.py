@@ -1,7 +1,7 @@
-"""Distillation: what the mean of several networks says, as labels for one (Hinton, Vinyals and Dean 2015).
+"""Distillation: labels for one network from the mean of several (Hinton, Vinyals and Dean 2015).
 
-Networks that differ by their seed alone err apart: the mean of a few is better than each, and one network that is
-taught by it keeps most of that, at the cost of one.
+Networks that differ only in their seed make different errors. The mean of a few is better than
+each of them. One network trained on that mean keeps most of the gain at the cost of one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from training.network.network import Network
 from training.network.position_bias import Bias
 from training.search.trial import device, needs
 
-SHARE = 0.7
-"""Of a label, how much is the teachers' word; the rest is what was seen."""
+# Share of the teachers' mean in a distilled label; the rest is the observed label.
+TEACHER_SHARE = 0.7
 
 
 def distilled(
@@ -35,19 +35,19 @@ def distilled(
     num_teachers: int,
     say: Callable[[str], None],
 ) -> NDArray[np.float32]:
-    """Labels [N] drawn from `label` towards the mean of `num_teachers` networks trained on it.
+    """Return labels [N]: `label` mixed with the mean of `num_teachers` networks trained on it.
 
-    The rows, `train` and `valid` of `Inputs.save`, lie in `folder`; each teacher's word is kept beside them, so that
-    a killed search goes on. Ray must run.
+    `folder` holds the rows `train` and `valid` of `Inputs.save`. The predictions of each teacher
+    are stored beside them, so that a killed search can resume. Ray must be running.
     """
-    asks = needs()
-    teach = ray.remote(num_cpus=asks["cpu"], num_gpus=asks.get("gpu", 0))(_teach)
-    said: dict[int, NDArray[np.float32]] = {}
+    resources = needs()
+    teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
+    logits: dict[int, NDArray[np.float32]] = {}
     pending = {}
     for number in range(1, num_teachers + 1):
         path = _path(folder, number)
         if path.exists():
-            said[number] = np.load(path)
+            logits[number] = np.load(path)
         else:
             pending[teach.remote(folder, encoder.to_json(), replace(config, seed=config.seed + number))] = (
                 number
@@ -55,19 +55,19 @@ def distilled(
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
         number = pending.pop(done)
-        word = ray.get(done)
-        if word is None:
+        logit = ray.get(done)
+        if logit is None:
             say(f"teacher {number} diverged and is left out")
             continue
-        said[number] = word
+        logits[number] = logit
         partial = _path(folder, number).with_suffix(".partial.npy")
-        np.save(partial, said[number])
+        np.save(partial, logits[number])
         partial.replace(_path(folder, number))
-        say(f"teacher {len(said)}/{num_teachers} is trained")
-    if not said:
+        say(f"teacher {len(logits)}/{num_teachers} is trained")
+    if not logits:
         return label
-    mean = np.mean(list(said.values()), axis=0)
-    return np.asarray(SHARE / (1.0 + np.exp(-mean)) + (1.0 - SHARE) * label, np.float32)
+    mean = np.mean(list(logits.values()), axis=0)
+    return np.asarray(TEACHER_SHARE / (1.0 + np.exp(-mean)) + (1.0 - TEACHER_SHARE) * label, np.float32)
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -75,7 +75,10 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32] | None:
-    """The logits [N] of a network on the rows that it was trained on, as they were shown; None if it diverges."""
+    """Train a network; return its logits [N] on the training rows at the shown positions.
+
+    Returns None if the training diverges.
+    """
     torch.set_num_threads(1)
     encoder = Encoder.from_json(as_json)
     rows, valid = (Inputs.map(folder, name) for name in ("train", "valid"))

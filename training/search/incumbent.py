@@ -1,4 +1,4 @@
-"""What a search follows: the model that was current when it began, and whether its winner takes that one's place."""
+"""Incumbent of a search: the current model at its start, and whether the winner replaces it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 
 
 def followed(models: Path, version: str, surface: Surface, say: Say) -> Artifact | None:
-    """The model of a version, where it is of this surface as it is now."""
+    """Load the model of a version, or return None if it was trained for another surface."""
     artifact = load(models / version)
     if artifact.manifest.get("surface_fingerprint") == surface.fingerprint:
         return artifact
@@ -28,15 +28,17 @@ def followed(models: Path, version: str, surface: Surface, say: Say) -> Artifact
     parts = ("events", "label", "popular", "fields", "features", "position_bias")
     differs = [part for part in parts if getattr(surface, part) != getattr(theirs, part)]
     say(
-        f"the current model {version} was made for another form of the surface, which differs in "
-        f"{', '.join(differs) or 'how it is written down'}: it is not compared"
+        f"the current model {version} was trained for another version of the surface, which differs in "
+        f"{', '.join(differs) or 'its TOML text'}: it is not compared"
     )
     return None
 
 
 def configuration(manifest: Mapping[str, Any], base: FitConfig, say: Say) -> list[FitConfig]:
-    """The configuration that a model was trained with, its seed and workers aside; of another release's what this
-    one knows, or none."""
+    """Return the configuration that a model was trained with, except its seed and workers.
+
+    Ignore the settings that this release does not have. Return [] if the rest is not valid here.
+    """
     own = {name: getattr(base, name) for name in ("seed", "num_workers", "position_bias")}
     try:
         network = NetworkConfig(**_known(NetworkConfig, manifest["network"]))
@@ -52,13 +54,13 @@ def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reasons(manifest: Mapping[str, Any]) -> list[str]:
-    """Why a winner does not pass, as far as its measures say; none where it does."""
+    """Return the reasons why a winner does not pass; an empty list if it passes."""
     found = []
     pair, beats = manifest["paired"]["model-popular"], manifest["gate"]["beats"]
     if not beats:
-        said = "it does not beat popular by two standard errors"
-        said = said if beats is False else "the test rows cannot say whether it beats popular"
-        found.append(f"{said}: {difference(pair, pair['gate']['by'])}")
+        reason = "it does not beat popular by two standard errors"
+        reason = reason if beats is False else "the test rows cannot say whether it beats popular"
+        found.append(f"{reason}: {difference(pair, pair['gate']['by'])}")
     pair = manifest["paired"].get("model-current")
     if pair and is_behind(pair):
         found.append(f"the current model beats it: {difference(pair, pair['gate']['by'])}")
@@ -66,13 +68,14 @@ def reasons(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def take_place(artifact: Path, models: Path, follows: str | None, say: Say) -> bool:
-    """Publishes a winner, and makes it current where what it `follows` still is; whether it is current then.
+    """Publish a winner; return whether it is now the current model.
 
-    What a person made current while the search ran stays so.
+    The winner becomes current only if `follows` still is. A version that a person made current
+    while the search ran stays current.
     """
     now = current(models)
     takes = now in (follows, load(artifact).version)
     version = publish(artifact, models, make_current=takes)
     if not takes:
-        say(f"{models}: {now} was made current meanwhile, and stays so; {version} is published beside it")
+        say(f"{models}: {now} was made current during the search and stays current; published {version}")
     return takes

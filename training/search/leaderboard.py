@@ -1,4 +1,4 @@
-"""The leaderboard of a search: every model tried, on disk as it comes, and who wins."""
+"""Leaderboard of a search: append-only file of all models tried, and choice of the winner."""
 
 from __future__ import annotations
 
@@ -29,89 +29,93 @@ TITLES: dict[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One model on the validation rows."""
+class BoardEntry:
+    """Result of one model on the validation rows."""
 
     name: str
     kind: Kind
-    valid_logloss: float | None  # after the last epoch; None where it could not be trained
+    # Logloss after the last epoch; None if the training failed.
+    valid_logloss: float | None
     valid_auc: float | None = None
     valid_ndcg: float | None = None
     us_per_candidate: float | None = None
+    # Duration of the training.
     seconds: float = 0.0
-    """Of training."""
+    # Row passes of the training, as `training.search.budget.work` counts them.
     rows: float = 0.0
-    """What was trained in these: rows, as often as each was seen (`training.search.budget.work`)."""
+    # Share of the schedule that the training completed; below 1 if it was stopped early.
     share: float = 1.0
-    """How much of its schedule it ran; what was stopped early for its poor start has less than 1."""
+    # The model's point in the search space.
     point: dict[str, Any] = field(default_factory=dict)
-    """The choices that made it, for the search space."""
     history: list[Any] = field(default_factory=list)
-    calibration: list[float] | None = None  # a and b of Platt's map, fitted on the validation rows
+    # Parameters a and b of Platt scaling, fitted on the validation rows.
+    calibration: list[float] | None = None
     failed: str | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether it was trained to its end."""
+        """Return whether the training ran to its end."""
         return self.valid_logloss is not None and self.share >= 1.0
 
     @property
     def logloss(self) -> float:
-        """The validation logloss, of an entry that has one."""
+        """Return the validation logloss; the entry must have one."""
         assert self.valid_logloss is not None
         return self.valid_logloss
 
-    def fits(self, most_us: float | None) -> bool:
-        """Whether it serves within the budget of µs a candidate."""
-        return most_us is None or (self.us_per_candidate is not None and self.us_per_candidate <= most_us)
+    def fits(self, max_us: float | None) -> bool:
+        """Return whether the model serves within so many µs a candidate."""
+        return max_us is None or (self.us_per_candidate is not None and self.us_per_candidate <= max_us)
 
 
 class Leaderboard:
-    """The entries of a search in a file of JSON lines, of which each is there whole or not at all."""
+    """Entries of a search in a file of JSON lines; an incomplete last line is discarded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: list[Entry] = []
+        self.entries: list[BoardEntry] = []
         if path.exists():
             lines = path.read_bytes().split(b"\n")
-            whole = lines[:-1]  # behind the last line break is what a killed search had not yet written
+            # A killed search leaves an incomplete line behind the last line break.
+            whole = lines[:-1]
             if lines[-1]:
                 with path.open("r+b") as file:
                     file.truncate(sum(len(line) + 1 for line in whole))
-            known = {f.name for f in fields(Entry)}  # another release may have written more
+            # Another release may have written fields that this one does not have.
+            known = {f.name for f in fields(BoardEntry)}
             made = (json.loads(line) for line in whole)
-            self.entries = [Entry(**{k: v for k, v in line.items() if k in known}) for line in made]
+            self.entries = [BoardEntry(**{k: v for k, v in line.items() if k in known}) for line in made]
 
-    def add(self, entry: Entry) -> None:
-        """Keeps an entry, on disk before it returns."""
+    def add(self, entry: BoardEntry) -> None:
+        """Append an entry and fsync the file."""
         with self.path.open("ab") as file:
             file.write(json.dumps(asdict(entry), allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.entries.append(entry)
 
-    def tried(self) -> list[Entry]:
-        """The networks, in the order in which they ended."""
+    def tried(self) -> list[BoardEntry]:
+        """Return the entries of networks, in the order in which their trials ended."""
         return [entry for entry in self.entries if entry.kind == "tabnet"]
 
-    def of(self, kind: Kind) -> Entry | None:
-        """The first entry of a kind."""
+    def of(self, kind: Kind) -> BoardEntry | None:
+        """Return the first entry of a kind."""
         return next((entry for entry in self.entries if entry.kind == kind), None)
 
-    def ranking(self, most_us: float | None) -> list[Entry]:
-        """The networks that were trained to their end and fit the cost, the least validation logloss first."""
-        return sorted((e for e in self.tried() if e.finished and e.fits(most_us)), key=_logloss)
+    def ranking(self, max_us: float | None) -> list[BoardEntry]:
+        """Return the finished networks within the cost, lowest validation logloss first."""
+        return sorted((e for e in self.tried() if e.finished and e.fits(max_us)), key=_logloss)
 
-    def winner(self, most_us: float | None) -> Entry | None:
-        """The first of the ranking."""
-        return next(iter(self.ranking(most_us)), None)
+    def winner(self, max_us: float | None) -> BoardEntry | None:
+        """Return the best network of the ranking."""
+        return next(iter(self.ranking(max_us)), None)
 
-    def best_rival(self) -> Entry:
-        """What is not a network, of least validation logloss."""
+    def best_rival(self) -> BoardEntry:
+        """Return the rival with the lowest validation logloss."""
         return min((entry for entry in self.entries if entry.kind != "tabnet"), key=_logloss)
 
-    def table(self, most_us: float | None) -> list[dict[str, Any]]:
-        """The leaderboard as the report shows it, the best first; those not trained to their end are left out."""
+    def table(self, max_us: float | None) -> list[dict[str, Any]]:
+        """Return the finished models as rows for the report, the best first."""
         finished = [entry for entry in self.entries if entry.finished]
         front = {entry.name for entry in _front(self.tried())}
         return [
@@ -122,7 +126,7 @@ class Leaderboard:
                 "valid_auc": entry.valid_auc,
                 "valid_ndcg": entry.valid_ndcg,
                 "us_per_candidate": entry.us_per_candidate,
-                "fits": entry.fits(most_us),
+                "fits": entry.fits(max_us),
                 "front": entry.name in front,
                 "epochs": entry.point.get("epochs"),
                 "config": entry.point,
@@ -131,13 +135,13 @@ class Leaderboard:
         ]
 
 
-def _logloss(entry: Entry) -> float:
+def _logloss(entry: BoardEntry) -> float:
     return entry.logloss
 
 
-def _front(entries: Sequence[Entry]) -> list[Entry]:
-    """Those of which none other is at once as good and as cheap, the cheapest first (the Pareto front)."""
-    front: list[Entry] = []
+def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
+    """Return the Pareto front of validation logloss and serving cost, the cheapest first."""
+    front: list[BoardEntry] = []
     ready = [entry for entry in entries if entry.finished and entry.us_per_candidate is not None]
     for entry in sorted(ready, key=lambda e: (e.us_per_candidate or 0.0, _logloss(e))):
         if not front or _logloss(entry) < _logloss(front[-1]):
@@ -148,7 +152,7 @@ def _front(entries: Sequence[Entry]) -> list[Entry]:
 def compete(
     board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, say: Callable[[str], None]
 ) -> None:
-    """Puts what is not a network on the leaderboard, as far as it is not there: `RIVALS`, and popular.
+    """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
 
     Popular is calibrated on the validation rows themselves, which favours it.
     """
@@ -160,10 +164,10 @@ def compete(
         kind = cast(Kind, name)
         if board.of(kind) is None:
             say(f"training {TITLES[kind]}")
-            begun = time.perf_counter()
+            started_s = time.perf_counter()
             rival = make(encoder, train)
             chance = rival(valid.matrix)
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started_s
             board.add(
                 _entry(
                     kind,
@@ -178,9 +182,9 @@ def compete(
 
 def _entry(
     kind: Kind, slates: Slates, chance: NDArray[np.float64], us: float, seconds: float, rows: int
-) -> Entry:
+) -> BoardEntry:
     measured = measure(slates, chance, is_probability=True)
-    return Entry(
+    return BoardEntry(
         TITLES[kind],
         kind,
         measured["logloss"],

@@ -1,4 +1,4 @@
-"""What a search says while it goes on: a bar with the best so far on a terminal, plain lines elsewhere."""
+"""Progress of a search on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from training.fit.loop import Epoch
-from training.search.leaderboard import Entry
+from training.search.leaderboard import BoardEntry
 
 
 class SearchProgress:
-    """Told of each step and trial; `stream` is stderr, so that stdout stays free for the answer."""
+    """Printer of steps and trials; `stream` defaults to stderr, because stdout holds the answer."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -24,31 +24,31 @@ class SearchProgress:
         self._shared = 0.0
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
 
     def share(self, share: float) -> None:
-        """How much of the features is computed; said every quarter."""
+        """Print the share of the features that is computed, at every quarter."""
         if share - self._shared >= 0.25:
             self._shared = share
             self.say(f"features {share:.0%}")
 
     def start(self, epochs: int) -> None:
-        """The winner's training begins."""
+        """Start the winner's training."""
         self._epochs = epochs
 
     def epoch(self, line: Epoch) -> None:
-        """An epoch of it is done."""
+        """Print an epoch of the winner's training."""
         self.say(f"epoch {line['epoch']}/{self._epochs}  train logloss {line['train_logloss']:.4f}")
 
     def finish(self, best_epoch: int | None) -> None:
-        """It is trained."""
+        """End the winner's training."""
 
     def searching(self, budget_s: float) -> None:
-        """The trials begin; `elapsed` moves the bar to `budget_s`."""
+        """Start the trials; on a terminal, show a bar of `budget_s` that `elapsed` moves."""
         if self._stream.isatty():
             columns = (TextColumn("search"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             console = Console(file=self._stream)
@@ -57,12 +57,12 @@ class SearchProgress:
             self._bar.start()
 
     def elapsed(self, seconds: float) -> None:
-        """So much of the budget is spent."""
+        """Update the bar with the seconds spent."""
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=seconds, best=self._best)
 
-    def trial(self, entry: Entry, best: Entry | None, left_s: float) -> None:
-        """A trial has ended."""
+    def trial(self, entry: BoardEntry, best: BoardEntry | None, left_s: float) -> None:
+        """Print the result of a trial and the best one so far."""
         point = entry.point
         what = f"{point['width']} wide, {point['n_steps']} steps, {point['mask_type']}" if point else ""
         if entry.valid_logloss is None:
@@ -77,7 +77,7 @@ class SearchProgress:
         self.say(f"{line}; {max(left_s, 0) / 60:.1f} min left")
 
     def searched(self) -> None:
-        """The trials are over; gives the terminal back."""
+        """End the trials and remove the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = None

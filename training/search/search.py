@@ -1,4 +1,4 @@
-"""Search: from a surface, a log and a budget to the best network that serves within its cost."""
+"""Search: find the best network for a log within a time budget and a serving cost."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.cost import Costs, us_per_candidate
 from training.search.incumbent import configuration, followed, reasons, take_place
-from training.search.leaderboard import Entry, Leaderboard, compete
+from training.search.leaderboard import BoardEntry, Leaderboard, compete
 from training.search.progress import SearchProgress
 from training.search.task import Task
 from training.search.trial import num_at_once
 from training.search.trials import check_cost, run_trials
-from training.search.winner import LOOKS, finish, headline
+from training.search.winner import TEST_LOOKS, finish, headline
 
 
 def search(
@@ -32,34 +32,36 @@ def search(
     out: Path,
     *,
     budget_s: float,
-    most_us: float | None = None,
+    max_us: float | None = None,
     num_teachers: int = 0,
     seed: int = 0,
     days: float | None = None,
     models: Path | None = None,
-    anew: bool = False,
-    most_trials: int | None = None,
+    restart: bool = False,
+    max_trials: int | None = None,
     progress: SearchProgress,
 ) -> dict[str, Any]:
-    """Search for `budget_s` seconds and write the winner, measured and reported, to `out`/artifact.
+    """Search for `budget_s` seconds and write the winner with its report to `out`/artifact.
 
-    A search that was killed goes on when it is called again with the same `out`, and loses the trials that were
-    under way; `budget_s` is that of all calls together. `most_us` bounds the µs a candidate of what may win;
-    `num_teachers` networks like the winner, of other seeds, teach the one that is written (`training.search.distil`).
-    `days` leaves out rows that are older than so many days before the log's end (they still make the state).
-    `anew` begins again where `out` holds a search that is over, or one of other rows. `most_trials`, of all calls
-    together, end the trials however much time is left.
+    A killed search resumes when it is called again with the same `out`; it loses the trials that
+    were running. `budget_s` and `max_trials` bound all calls together. `max_us` bounds the
+    winner's serving cost in µs a candidate. The mean of `num_teachers` networks like the winner,
+    with other seeds, teaches the network that is written (`training.search.distil`). `days`
+    drops rows older than that before the log's end; their events still build the state. With
+    `restart`, start again if `out` holds a search that has ended, or one of other rows.
 
-    With `models`, the search starts from their current model's configuration, and a winner is published there and
-    promoted where it passes: it beats popular by two standard errors, the current model does not beat it so, and no
-    feature looks as if it knew the future. What keeps it from that is in the answer's `reasons`. Where another model
-    was made current meanwhile it is published and not promoted.
+    With `models`, the search starts from their current model's configuration. A winner that
+    passes is published there and promoted. It passes if it beats popular by two standard errors,
+    the current model does not beat it by two, and no feature looks like target leakage. The
+    answer's `reasons` say why it does not pass. If another model was made current during the
+    search, the winner is published and not promoted.
 
     Raises:
-        TabrankError: for a bad log, too little data, an `out` of another search, or a `most_us` that nothing fits.
+        TabrankError: the log is bad or has too few rows, `out` belongs to another search, or no
+            network fits `max_us`.
     """
-    if most_us is not None and not 0 < most_us < math.inf:
-        raise TabrankError(f"--max-us-per-candidate {most_us:g}: must be above 0, and finite")
+    if max_us is not None and not 0 < max_us < math.inf:
+        raise TabrankError(f"--max-us-per-candidate {max_us:g}: must be a finite number above 0")
     if models:
         check_surface(models, surface.name)
     with Clock(out, budget_s) as clock:
@@ -68,19 +70,19 @@ def search(
             surface,
             log,
             FitConfig(seed=seed, position_bias=surface.position_bias),
-            most_us=most_us,
+            max_us=max_us,
             num_teachers=num_teachers,
             days=days,
             progress=progress.share,
         )
-        clock.claim(task.identity, anew=anew)
+        clock.claim(task.identity, restart=restart)
         board = Leaderboard(out / "leaderboard.jsonl")
-        follows = clock.keep("follows", current(models)) if models else None
+        follows = clock.setdefault("follows", current(models)) if models else None
         last = followed(models, follows, surface, progress.say) if models and follows else None
         suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
         for suspect in suspected:
             progress.say(suspect)
-        winner, manifest = _run(task, board, clock, last, most_trials, progress)
+        winner, manifest = _run(task, board, clock, last, max_trials, progress)
         why_not = [*reasons(manifest), *suspected]
         passed = not why_not
         promoted = (
@@ -88,11 +90,11 @@ def search(
         )
         clock.save(over=True)
     return {
-        "headline": headline(board, winner, most_us),
+        "headline": headline(board, winner, max_us),
         "winner": winner.name,
         "config": winner.point,
         "us_per_candidate": winner.us_per_candidate,
-        "max_us_per_candidate": most_us,
+        "max_us_per_candidate": max_us,
         "artifact": str(out / "artifact"),
         "version": manifest["version"],
         "metrics": manifest["metrics"],
@@ -104,10 +106,10 @@ def search(
         "published": bool(models and passed),
         "promoted": promoted,
         "trials": len(board.tried()),
-        "test_looks": clock.counted(LOOKS),
+        "test_looks": clock.get_count(TEST_LOOKS),
         "rows": {name: len(part) for name, part in task.parts.items()},
         "seconds": round(clock.spent(), 1),
-        "leaderboard": board.table(most_us),
+        "leaderboard": board.table(max_us),
     }
 
 
@@ -116,17 +118,20 @@ def _run(
     board: Leaderboard,
     clock: Clock,
     last: Artifact | None,
-    most_trials: int | None,
+    max_trials: int | None,
     progress: SearchProgress,
-) -> tuple[Entry, Mapping[str, Any]]:
-    """Rivals, trials and the end: the winner and its manifest; `last` is what it would follow."""
+) -> tuple[BoardEntry, Mapping[str, Any]]:
+    """Run rivals, trials and the final training; return the winner and its manifest.
+
+    `last` is the incumbent.
+    """
 
     def measured(network: NetworkConfig) -> float:
         matrix = task.valid.matrix
         return us_per_candidate(task.encoder, network, matrix.numeric, matrix.category)
 
     costs = Costs(measured, board.entries)
-    check_cost(costs, task.most_us)
+    check_cost(costs, task.max_us)
     compete(board, task.encoder, task.parts["training"], task.valid, progress.say)
     with ray_session():
         forecast = Forecast(
@@ -143,16 +148,16 @@ def _run(
             costs=costs,
             forecast=forecast,
             first=configuration(last.manifest, task.base, progress.say) if last else [],
-            most_trials=most_trials,
+            max_trials=max_trials,
             progress=progress,
         )
-        ranking = board.ranking(task.most_us)
+        ranking = board.ranking(task.max_us)
         for winner in ranking:
-            progress.say(headline(board, winner, task.most_us))
+            progress.say(headline(board, winner, task.max_us))
             try:
                 return winner, finish(task, board, winner, clock, forecast, last, progress)
             except Diverged as error:
                 if winner is ranking[-1]:
                     raise
-                progress.say(f"{winner.name} failed on all rows, the next one follows: {error}")
+                progress.say(f"{winner.name} failed on all rows, the next best follows: {error}")
     raise AssertionError("run_trials answers with a network, or not at all")

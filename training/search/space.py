@@ -1,4 +1,4 @@
-"""The search space: what a search may choose of network and optimiser, by how many rows there are."""
+"""Search space of network and optimiser settings, scaled to the number of training rows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from training.network.network import NetworkConfig
 WIDTHS = (8, 16, 24, 32, 48, 64)
 BATCHES = (128, 256, 512, 1024, 2048, 4096)
 VIRTUAL_BATCHES = (64, 128, 256, 512)
-SEEN_ROWS = (300_000, 3_000_000)
-"""How many rows a run sees in all its epochs, from and to, where the epochs' own bounds allow."""
+# Bounds of the row passes of a training in all epochs. The bounds of the epochs take precedence.
+ROW_PASSES = (300_000, 3_000_000)
 
+# The cheapest network of the space.
 SMALLEST = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1)
-"""The cheapest network of the space."""
 
 _NETWORK = (
     "width",
@@ -33,14 +33,17 @@ _NETWORK = (
 
 
 class Space:
-    """The choices for `num_rows` training rows: fewer rows, narrower networks, smaller batches, more epochs."""
+    """Distributions of the settings for `num_rows` training rows.
+
+    With fewer rows, networks are narrower, batches smaller and epochs more.
+    """
 
     def __init__(self, num_rows: int) -> None:
         widths = [w for w in WIDTHS if w <= 16 or num_rows >= w * 500]
         batches = [b for b in BATCHES if num_rows / 3_000 <= b <= num_rows / 20] or [BATCHES[0]]
         if num_rows / 3_000 > BATCHES[-1]:
             batches = [BATCHES[-1]]
-        fewest = min(max(round(SEEN_ROWS[0] / num_rows), 2), 20)
+        fewest = min(max(round(ROW_PASSES[0] / num_rows), 2), 20)
         self.distributions: dict[str, BaseDistribution] = {
             "width": CategoricalDistribution(widths),
             "n_steps": IntDistribution(1, 4),
@@ -53,7 +56,7 @@ class Space:
             "virtual_batch_size": CategoricalDistribution(VIRTUAL_BATCHES),
             "batch_size": CategoricalDistribution(batches),
             "epochs": IntDistribution(
-                fewest, max(min(round(SEEN_ROWS[1] / num_rows), 100), fewest + 4), log=True
+                fewest, max(min(round(ROW_PASSES[1] / num_rows), 100), fewest + 4), log=True
             ),
             "learning_rate": FloatDistribution(3e-3, 6e-2, log=True),
             "weight_decay": FloatDistribution(1e-5, 1.0, log=True),
@@ -61,13 +64,13 @@ class Space:
 
     @staticmethod
     def config(point: Mapping[str, Any], base: FitConfig) -> FitConfig:
-        """`base` with the choices of a point."""
+        """Return `base` with the settings of a point."""
         network = {name: point[name] for name in (*_NETWORK, "virtual_batch_size")}
         rest = {name: value for name, value in point.items() if name not in network}
         return replace(base, **rest, network=replace(base.network, **network), patience=rest["epochs"])
 
     def point(self, config: FitConfig) -> dict[str, Any]:
-        """The point of the space that is nearest to a configuration."""
+        """Return the point of the space nearest to a configuration."""
         wanted = {
             name: getattr(config, name, getattr(config.network, name, None)) for name in self.distributions
         }

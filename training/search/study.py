@@ -1,4 +1,4 @@
-"""The study: Optuna's choice of what to try next, as a searcher of Ray Tune that knows what serving costs."""
+"""Study: Optuna as a searcher of Ray Tune, with a limit on the serving cost."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from ray.tune.search import Searcher
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
 from training.search.cost import SHAPE
-from training.search.leaderboard import Entry, Leaderboard
+from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.space import SMALLEST, Space
 
+# Draw this many points at random before the sampler learns from the results.
 NUM_RANDOM = 8
-"""Points drawn at random before the sampler learns from those that it has seen."""
-NUM_ASKED = 20
-"""How often the sampler may name a network that is too dear or takes too long."""
+# Reject at most this many suggestions that cost too much or take too long.
+MAX_SUGGESTIONS = 20
 
 
 class Study(Searcher):  # type: ignore[misc]
-    """Asks Optuna for points of least validation logloss and least µs a candidate, and keeps the leaderboard.
+    """Searcher that minimises validation logloss and serving cost, and writes the leaderboard.
 
-    A network's cost is measured before it is trained, here, where nothing else runs but other trials: one that
-    is dearer than `most_us` is told to Optuna as no better than the constant `rate`, and never trained.
+    It measures the cost of a network before its training, in the driver process, where only
+    trials run beside it. A network that costs more than `max_us` is never trained; Optuna
+    receives the logloss of the constant `rate` for it.
     """
 
     def __init__(
@@ -38,15 +39,19 @@ class Study(Searcher):  # type: ignore[misc]
         *,
         first: Sequence[FitConfig],
         cost: Callable[[NetworkConfig], float],
-        most_us: float | None,
+        max_us: float | None,
         rate: float,
         in_time: Callable[[FitConfig], bool],
-        told: Callable[[Entry], None],
+        on_entry: Callable[[BoardEntry], None],
     ) -> None:
-        """`cost` gives µs a candidate; `in_time` says whether what is trained from now on would end in time."""
+        """Create the study.
+
+        `first` are tried before all others. `cost` returns µs a candidate, `in_time` whether a
+        training that starts now would end in time. `on_entry` receives each new entry.
+        """
         super().__init__(metric="valid_logloss", mode="min")
         self._space, self._base, self._leaderboard = space, base, leaderboard
-        self._cost, self._most_us, self._in_time, self._told = cost, most_us, in_time, told
+        self._cost, self._max_us, self._in_time, self._on_entry = cost, max_us, in_time, on_entry
         self._worst = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
         self._cheapest = replace(base, network=SMALLEST)
         self._running: dict[str, tuple[optuna.trial.Trial, float]] = {}
@@ -63,72 +68,74 @@ class Study(Searcher):  # type: ignore[misc]
                 self._study.enqueue_trial(point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next point to train, or `FINISHED` where none that fits the cost would end in time."""
-        for _ in range(NUM_ASKED):
-            asked = self._study.ask(self._space.distributions)
-            if self._fits(asked) and self._starts(trial_id, asked):
-                return dict(asked.params)
-        # The budget leaves little of the space: the cheapest network, with another optimiser each time.
+        """Return the next point to train, or `FINISHED` if none fits cost and time."""
+        for _ in range(MAX_SUGGESTIONS):
+            trial = self._study.ask(self._space.distributions)
+            if self._fits(trial) and self._starts(trial_id, trial):
+                return dict(trial.params)
+        # Little of the space is affordable: take the cheapest network with new optimiser settings.
         self._study.enqueue_trial({n: v for n, v in self._space.point(self._cheapest).items() if n in SHAPE})
-        asked = self._study.ask(self._space.distributions)
-        if self._fits(asked) and self._starts(trial_id, asked):
-            return dict(asked.params)
+        trial = self._study.ask(self._space.distributions)
+        if self._fits(trial) and self._starts(trial_id, trial):
+            return dict(trial.params)
         return str(Searcher.FINISHED)
 
-    def _fits(self, asked: optuna.trial.Trial) -> bool:
-        us = self._cost(self._space.config(asked.params, self._base).network)
-        if self._most_us is None or us <= self._most_us:
+    def _fits(self, trial: optuna.trial.Trial) -> bool:
+        us = self._cost(self._space.config(trial.params, self._base).network)
+        if self._max_us is None or us <= self._max_us:
             return True
-        self._study.tell(asked, (self._worst, us))
+        self._study.tell(trial, (self._worst, us))
         return False
 
-    def _starts(self, trial_id: str, asked: optuna.trial.Trial) -> bool:
-        config = self._space.config(asked.params, self._base)
+    def _starts(self, trial_id: str, trial: optuna.trial.Trial) -> bool:
+        config = self._space.config(trial.params, self._base)
         if self._in_time(config):
-            self._running[trial_id] = (asked, self._cost(config.network))
+            self._running[trial_id] = (trial, self._cost(config.network))
             return True
-        self._study.tell(asked, state=optuna.trial.TrialState.FAIL)  # says nothing of the point
+        # Lack of time says nothing about the quality of the point.
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return False
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Puts a trial on the leaderboard, whether it ran to its end, was stopped early or failed."""
-        asked, us = self._running.pop(trial_id)
+        """Add a trial to the leaderboard, whether it finished, was stopped early or failed."""
+        trial, us = self._running.pop(trial_id)
         result = result or {}
         logloss = result.get("valid_logloss")
         if error or logloss is None or not math.isfinite(logloss):
-            entry = self._entry(asked, us, None, failed=result.get("failed", "its process died"))
-            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            entry = self._entry(trial, us, None, failed=result.get("failed", "its process died"))
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             known = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration")
             rest = {name: result[name] for name in known if name in result}
-            entry = self._entry(asked, us, float(logloss), **rest)
-            self._study.tell(asked, (float(logloss), us))
+            entry = self._entry(trial, us, float(logloss), **rest)
+            self._study.tell(trial, (float(logloss), us))
         self._leaderboard.add(entry)
-        self._told(entry)
+        self._on_entry(entry)
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing: the leaderboard is what a search goes on from, and no pickle is ever read."""
+        """Return no state: a search resumes from the leaderboard, and nothing is unpickled."""
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, see `get_state`."""
+        """Save nothing, see `get_state`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `get_state`."""
+        """Restore nothing, see `get_state`."""
 
-    def _entry(self, asked: optuna.trial.Trial, us: float, logloss: float | None, **rest: Any) -> Entry:
+    def _entry(self, trial: optuna.trial.Trial, us: float, logloss: float | None, **rest: Any) -> BoardEntry:
         name = f"TabNet {len(self._leaderboard.tried()) + 1}"
-        return Entry(name, "tabnet", logloss, us_per_candidate=us, point=dict(asked.params), **rest)
+        return BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(trial.params), **rest)
 
-    def _remember(self, entry: Entry) -> None:
-        """Tells Optuna of a trial of an earlier run."""
+    def _remember(self, entry: BoardEntry) -> None:
+        """Report a trial of an earlier call to Optuna."""
         failed = entry.valid_logloss is None
-        with contextlib.suppress(ValueError):  # another release's space may have held other points
+        # The space of another release may have held other points.
+        with contextlib.suppress(ValueError):
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,

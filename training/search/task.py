@@ -1,4 +1,4 @@
-"""What a search is over: the rows in three parts by time, and what every model of it shares."""
+"""Input of a search: the log's rows split by time, and what all its models share."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, Plan
+from training.data.dataset import Dataset, DatasetPlan
 from training.data.encoding import category_strings, fit_encoder
-from training.data.prepare import available_bytes, by_time, row_bytes
+from training.data.prepare import available_bytes, row_bytes, split_by_time
 from training.fit.loop import FitConfig
 
+# Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
-"""Of the rows by time: models are compared on validation rows, the winner alone is measured on test rows."""
-MOST_VALID_ROWS = 200_000
+# Bound the time to score a model after each epoch.
+MAX_VALID_ROWS = 200_000
 
 
 @dataclass(frozen=True)
 class Task:
-    """The rows of a log for a search; `base` is what no trial changes of a configuration."""
+    """Rows of a log and settings of a search; `base` holds the settings that no trial changes."""
 
     schema: Schema
     data: Dataset
     strings: dict[int, str]
     base: FitConfig
-    most_us: float | None
-    """µs a candidate that the winner may take."""
+    # Largest serving cost of the winner, in µs a candidate.
+    max_us: float | None
+    # Networks of the winner's kind whose mean teaches the one that is written.
     num_teachers: int = 0
-    """Networks of the winner's kind whose mean teaches the one that is written."""
 
     @classmethod
     def read(
@@ -46,62 +47,62 @@ class Task:
         log: Path,
         base: FitConfig,
         *,
-        most_us: float | None,
+        max_us: float | None,
         num_teachers: int,
         days: float | None,
         progress: Callable[[float], None] = lambda share: None,
     ) -> Task:
-        """The task of a log, of the rows of its newest `days` where they are given.
+        """Read the task from a log, limited to the rows of its newest `days` if given.
 
         Raises:
-            TabrankError: for a bad log, one that is too short, or one whose rows do not fit in memory.
+            TabrankError: the log is bad or too short, or its rows do not fit in memory.
         """
         if days is not None and not days > 0:
             raise TabrankError(f"--days {days:g}: must be above 0")
         table, schema = read_log(log, surface), Schema(surface)
-        plan = Plan(schema, table)
+        plan = DatasetPlan(schema, table)
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:
             raise TabrankError(
-                f"{log}: a search over its {len(plan):,} rows would take {need / 2**30:.1f} GiB of memory, and "
-                f"{have / 2**30:.1f} are free; search in a part of the log, or fit without a search"
+                f"{log}: a search over its {len(plan):,} rows needs {need / 2**30:.1f} GiB of memory, and "
+                f"{have / 2**30:.1f} GiB are free; search in a part of the log, or use `fit`"
             )
         (data,) = plan.parts(len(plan), progress)
         if days is not None:
             data = data.take(
                 slice(int(np.searchsorted(data.ts_ms, data.ts_ms[-1] - days * UNITS_MS["d"])), None)
             )
-        return cls(schema, data, category_strings(surface, table), base, most_us, num_teachers)
+        return cls(schema, data, category_strings(surface, table), base, max_us, num_teachers)
 
     @cached_property
     def parts(self) -> dict[str, Dataset]:
-        """The rows for training, validation and test."""
-        parts = by_time(self.data, SHARES, self.schema.surface.label.within_ms)
+        """Return the rows for training, validation and test."""
+        parts = split_by_time(self.data, SHARES, self.schema.surface.label.within_ms)
         return dict(zip(SHARES, parts, strict=True))
 
     @cached_property
     def valid(self) -> Dataset:
-        """The validation rows by which every model is compared: all, or a sample of them."""
-        return sample(self.parts["validation"], MOST_VALID_ROWS)
+        """Return the validation rows that compare the models: all, or a sample of them."""
+        return sample(self.parts["validation"], MAX_VALID_ROWS)
 
     @cached_property
     def before(self) -> Dataset:
-        """All rows before the test rows."""
+        """Return all rows before the test rows."""
         shares = {"training": SHARES["training"] + SHARES["validation"], "test": SHARES["test"]}
-        return by_time(self.data, shares, self.schema.surface.label.within_ms)[0]
+        return split_by_time(self.data, shares, self.schema.surface.label.within_ms)[0]
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Of the training rows, as the trials and their rivals see them."""
+        """Return the encoder of the training rows, which trials and rivals share."""
         return self.encoder_of(self.parts["training"])
 
     def encoder_of(self, rows: Dataset) -> Encoder:
-        """The encoder of some rows, which alone it knows of."""
+        """Fit an encoder on these rows only."""
         return fit_encoder(self.schema.surface, rows.columns, rows.matrix, self.strings)
 
     @cached_property
     def identity(self) -> str:
-        """Changes with the surface, the rows and the seed: with all that trials of one search share."""
+        """Return a digest of surface, rows and seed, which all trials of a search share."""
         data = self.data
         digest = hashlib.sha256(f"{self.schema.surface.fingerprint} {self.base.seed}".encode())
         for array in (data.label, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
@@ -110,7 +111,7 @@ class Task:
 
 
 def sample(data: Dataset, most: int) -> Dataset:
-    """At most about so many rows: whole slates, evenly over time."""
+    """Return about `most` rows at most: whole slates, evenly spread over time."""
     if len(data) <= most:
         return data
     slates = np.unique(data.slate)

@@ -1,4 +1,4 @@
-"""A trial: one network trained on the search's rows, as Ray Tune runs it in a process of its own."""
+"""Trial: train and evaluate one network of a search, as Ray Tune runs it in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates, auc
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
-from training.network.inputs import EVALUATION_BATCH, Inputs, Rows, inputs
+from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
 from training.network.network import Network
 from training.search.budget import work
 from training.search.space import Space
@@ -29,24 +29,25 @@ from training.search.space import Space
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a search share; the rows lie in `folder`, where workers map them into memory."""
+    """Shared input of all trials of a search; workers map the rows in `folder` into memory."""
 
     folder: Path
-    encoder: str  # as JSON
+    # Encoder as JSON.
+    encoder: str
     base: FitConfig
 
-    def save(self, name: str, rows: Rows) -> None:
-        """Writes the rows `train` or `valid`, for `Inputs.map`."""
+    def save(self, name: str, rows: EncodedRows) -> None:
+        """Write the rows `train` or `valid` for `Inputs.map`."""
         inputs(rows, Encoder.from_json(self.encoder), self.base.network).save(self.folder, name)
 
     @property
     def slates(self) -> Path:
-        """Where the numbers of the validation rows' slates are, [N]."""
+        """Return the path of the slate numbers [N] of the validation rows."""
         return self.folder / "slates.npy"
 
 
 def run_trial(point: Mapping[str, Any], job: Job) -> None:
-    """Trains the network of a point, reporting its validation logloss at each share of its schedule."""
+    """Train the network of a point and report its validation logloss after each epoch."""
     torch.set_num_threads(1)
     encoder = Encoder.from_json(job.encoder)
     config = Space.config(point, job.base)
@@ -54,47 +55,49 @@ def run_trial(point: Mapping[str, Any], job: Job) -> None:
     referee = Referee(encoder, config, len(train), valid)
 
     def after_epoch(state: State) -> None:
-        if len(state.history) < config.epochs:  # the last comes with all measures, below
+        # The last epoch is reported below, with all measures.
+        if len(state.history) < config.epochs:
             ray.tune.report(referee.report(state))
 
     try:
         state = run(train, valid, encoder, config, after_epoch=after_epoch, device=device())
         ray.tune.report(referee.verdict(state, np.load(job.slates)))
-    except Exception as error:  # whatever it was belongs on the leaderboard, and ends this trial alone
+    # Any error is reported on the leaderboard and ends only this trial.
+    except Exception as error:
         what = "" if isinstance(error, TabrankError) else f"{type(error).__name__}: "
         ray.tune.report({"percent": 100, "valid_logloss": float("inf"), "failed": f"{what}{error}"})
 
 
 def device() -> torch.device:
-    """What a network is trained on, here."""
+    """Return the device to train on in this process."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def num_at_once() -> int:
-    """How many networks are trained side by side."""
+    """Return how many networks are trained in parallel."""
     return int(ray.cluster_resources()["CPU"])
 
 
 def needs() -> dict[str, float]:
-    """What one network asks of Ray: a CPU, and its share of the GPUs where there are any."""
+    """Return the Ray resources of one training: a CPU, and its share of the GPUs, if any."""
     resources = ray.cluster_resources()
     gpus = resources.get("GPU", 0.0)
     return {"cpu": 1.0} | ({"gpu": gpus / resources["CPU"]} if gpus else {})
 
 
 class Referee:
-    """What is reported of a trial: measures of its network as it would serve, which knows no position."""
+    """Evaluator of a trial: measures its network as served, without positions."""
 
     def __init__(self, encoder: Encoder, config: FitConfig, num_train: int, valid: Inputs) -> None:
         self._config, self._num_train, self._valid = config, num_train, valid
         self._network = Network(encoder, config.network).eval()
 
     def report(self, state: State) -> dict[str, Any]:
-        """After any epoch: validation logloss and AUC, and what they took."""
+        """Return validation logloss, AUC and their cost after an epoch."""
         line, done = state.history[-1], len(state.history)
         logloss, auc = line["valid_logloss"], line["valid_auc"]
         if self._config.position_bias != "ignored":
-            # the history knows the positions, as no rival does
+            # The measures of the loop use the positions, which no rival does.
             logloss, auc, _ = self._without_position(self._logit(state))
         return {
             "percent": 100 * done // self._config.epochs,
@@ -106,7 +109,7 @@ class Referee:
         }
 
     def verdict(self, state: State, slate: NDArray[np.int64]) -> dict[str, Any]:
-        """After the last: the NDCG by slates [N], the calibration and the history too."""
+        """Return the last report, with NDCG by slates [N], calibration and history."""
         logit = self._logit(state)
         _, _, calibration = self._without_position(logit)
         slates = Slates(self._valid.label.numpy(), slate)
@@ -122,7 +125,10 @@ class Referee:
         return torch.cat(parts).double().numpy()
 
     def _without_position(self, logit: NDArray[np.float64]) -> tuple[float, float | None, Calibration]:
-        """(logloss, AUC, calibration) of calibrated logits: as if for the first position, they are too high."""
+        """Return (logloss, AUC, calibration) of calibrated logits.
+
+        Without calibration the logits are too high: they hold for the first position.
+        """
         label = self._valid.label.numpy()
         calibration = fit_platt(logit, label)
         shown = calibration.a * logit + calibration.b

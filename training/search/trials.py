@@ -1,4 +1,4 @@
-"""The trials of a search: networks trained side by side on Ray Tune until the time is up."""
+"""Trials of a search: train networks in parallel on Ray Tune until the time is up."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
-from training.data.prepare import encoded
+from training.data.prepare import encode_rows
 from training.fit.loop import FitConfig
 from training.search.budget import Clock, Deadline, Forecast
 from training.search.cost import Costs
-from training.search.leaderboard import Entry, Leaderboard
+from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import Task, sample
 from training.search.trial import Job, needs, num_at_once, run_trial
 
+# Training rows of a trial for each second of the budget. More rows would leave too few trials.
 ROWS_PER_S = 500
-"""Rows that a trial trains on for each second of the budget; with more there would be too few trials."""
-LEAST_ROWS = 15_000
+# Give each trial at least this many rows, however small the budget.
+MIN_TRIAL_ROWS = 15_000
+# Try stronger weight decay first below this number of rows.
 FEW_ROWS = 100_000
+# Environment variables for Ray Tune. A value that is already set takes precedence.
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which goes on when it is called again
+    # Let Ctrl-C end the command; the next call resumes the search.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-"""What Ray Tune must find in the environment; a value that is set already wins."""
 
 
 def run_trials(
@@ -45,16 +48,16 @@ def run_trials(
     costs: Costs,
     forecast: Forecast,
     first: Sequence[FitConfig],
-    most_trials: int | None,
+    max_trials: int | None,
     progress: SearchProgress,
 ) -> None:
-    """Trains networks until what is left of the budget is needed for the winner; `first` before all others.
+    """Train networks until the winner's training needs the rest of the budget; try `first` first.
 
     Raises:
         TabrankError: nothing fits the cost, or no network could be trained.
     """
-    # What the first call chose stays, whatever budget comes later: else trials could not be compared.
-    most = clock.keep("trial_rows", max(LEAST_ROWS, int(clock.budget_s * ROWS_PER_S)))
+    # Keep the size of the first call whatever the later budget, so that trials are comparable.
+    most = clock.setdefault("trial_rows", max(MIN_TRIAL_ROWS, int(clock.budget_s * ROWS_PER_S)))
     rows, valid = sample(task.parts["training"], most), task.valid
     deadline = Deadline(
         clock,
@@ -62,15 +65,15 @@ def run_trials(
         forecast,
         num_train=len(rows),
         num_valid=len(valid),
-        most_us=task.most_us,
-        most_trials=most_trials,
+        max_us=task.max_us,
+        max_trials=max_trials,
         progress=progress,
     )
     if not deadline.is_over():
         study = _study(task, board, clock, len(rows), costs, forecast, first, deadline, progress)
         job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
         for name, part in (("train", rows), ("valid", valid)):
-            job.save(name, encoded(task.encoder, part))
+            job.save(name, encode_rows(task.encoder, part))
         np.save(job.slates, valid.slate)
         progress.searching(clock.budget_s)
         try:
@@ -78,27 +81,27 @@ def run_trials(
         finally:
             progress.searched()
             shutil.rmtree(job.folder, ignore_errors=True)
-    _check_winner(board, task.most_us)
+    _check_winner(board, task.max_us)
 
 
-def check_cost(costs: Costs, most_us: float | None) -> None:
-    """Raises TabrankError where not even the smallest network serves within the cost."""
-    if most_us is not None and (cheapest := costs(SMALLEST)) > most_us:
+def check_cost(costs: Costs, max_us: float | None) -> None:
+    """Raise TabrankError if even the smallest network costs more than `max_us`."""
+    if max_us is not None and (cheapest := costs(SMALLEST)) > max_us:
         raise TabrankError(
-            f"--max-us-per-candidate {most_us:g}: the smallest network takes {cheapest:.2f} µs on this "
+            f"--max-us-per-candidate {max_us:g}: the smallest network takes {cheapest:.2f} µs on this "
             "machine; allow more, or give the surface fewer features"
         )
 
 
-def _check_winner(board: Leaderboard, most_us: float | None) -> None:
-    if board.winner(most_us) is None:
+def _check_winner(board: Leaderboard, max_us: float | None) -> None:
+    if board.winner(max_us) is None:
         failures = [entry.failed for entry in board.tried() if entry.failed]
         if any(entry.finished for entry in board.tried()):
             raise TabrankError(
-                f"search: none of {len(board.tried())} networks serves within {most_us:g} µs a candidate, and the "
+                f"search: none of {len(board.tried())} networks serves within {max_us:g} µs a candidate, and the "
                 "budget is spent; give more --budget, or allow more --max-us-per-candidate"
             )
-        raise TabrankError(f"search: no network could be trained; the last one: {failures[-1]}")
+        raise TabrankError(f"search: no network could be trained; last failure: {failures[-1]}")
 
 
 def _study(
@@ -114,11 +117,11 @@ def _study(
 ) -> Study:
     began_s, num_before = clock.spent(), len(board.tried())
 
-    def told(entry: Entry) -> None:
+    def on_entry(entry: BoardEntry) -> None:
         if len(board.tried()) == num_before + 1:
             forecast.started(clock.spent() - began_s - entry.seconds)
         clock.save(over=False)
-        progress.trial(entry, board.winner(task.most_us), deadline.left_s())
+        progress.trial(entry, board.winner(task.max_us), deadline.left_s())
 
     return Study(
         Space(num_rows),
@@ -126,15 +129,18 @@ def _study(
         board,
         first=[*first, *_known_good(task.base, num_rows)],
         cost=costs,
-        most_us=task.most_us,
+        max_us=task.max_us,
         rate=float(task.valid.label.mean()),
         in_time=deadline.in_time,
-        told=told,
+        on_entry=on_entry,
     )
 
 
 def _known_good(base: FitConfig, num_rows: int) -> list[FitConfig]:
-    """What is tried before the sampler's own: the default and the smallest network; few rows want strong decay."""
+    """Return the first points to try: the default network and the smallest one.
+
+    A small training set needs stronger weight decay.
+    """
     if num_rows < FEW_ROWS:
         base = replace(base, weight_decay=0.3)
     return [base, replace(base, network=SMALLEST)]
@@ -147,7 +153,7 @@ def _tuner(job: Job, study: Study, deadline: Deadline) -> tune.Tuner:
         tune.with_resources(tune.with_parameters(run_trial, job=job), needs()),
         tune_config=tune.TuneConfig(
             search_alg=study,
-            # of those that come to a quarter and a half of their schedule the worse half is stopped there
+            # Stop the worse half of the trials at a quarter and at half of their schedule.
             scheduler=ASHAScheduler(
                 time_attr="percent",
                 metric="valid_logloss",
@@ -167,16 +173,17 @@ def _tuner(job: Job, study: Study, deadline: Deadline) -> tune.Tuner:
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
-    """The deadline as Ray Tune asks for it."""
+    """Adapter from `Deadline` to Ray Tune's stopper."""
 
     def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune keeps a copy of what it runs, which nobody reads
+        # Ray Tune stores a copy of its configuration, which nobody reads.
+        return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is ended for itself: that is the scheduler's."""
+        """Never stop a single trial: the scheduler does."""
         return False
 
     def stop_all(self) -> bool:

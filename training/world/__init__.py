@@ -1,1 +1,4 @@
-"""The simulated world, with a known data-generating process. Imports `terminal` and `serve`."""
+"""Simulated world with a known data-generating process, and logs of it.
+
+Imports `terminal` and `serve`.
+"""

@@ -1,4 +1,4 @@
-"""Who is in which Space: the one thing in the simulated world that today's rankings change for tomorrow's."""
+"""Audience of each Space, through which earlier rankings affect later ones."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from training.world.population import Ints
 
 
 class Audience:
-    """Listeners of each Space as time goes on; joins and leaves are told ahead, take effect in time order."""
+    """Listeners of each Space over time; joins and leaves are queued and applied in time order."""
 
     def __init__(self, num_spaces: int) -> None:
-        self.listeners: Ints = np.zeros(num_spaces, dtype=np.int64)  # [S], as of the last `advance`
+        # [S], as of the last `advance`.
+        self.listeners: Ints = np.zeros(num_spaces, dtype=np.int64)
         self._ahead: list[tuple[int, int, int]] = []
         self._stays: defaultdict[int, dict[int, int]] = defaultdict(dict)
 
     def enter(self, viewer: int, space: int, join_ms: int, leave_ms: int) -> None:
-        """A viewer will be in a Space from join_ms to leave_ms."""
+        """Queue the stay of a viewer in a Space from join_ms to leave_ms."""
         heapq.heappush(self._ahead, (join_ms, space, 1))
         heapq.heappush(self._ahead, (leave_ms, space, -1))
         self._stays[viewer][space] = leave_ms
 
     def advance(self, ts_ms: int) -> None:
-        """Let all that happens strictly before ts_ms take effect."""
+        """Apply all joins and leaves strictly before ts_ms."""
         while self._ahead and self._ahead[0][0] < ts_ms:
             _, space, change = heapq.heappop(self._ahead)
             self.listeners[space] += change
 
     def of(self, viewer: int, ts_ms: int) -> Ints:
-        """The Spaces that the viewer is in at ts_ms, or about to be."""
+        """Return the Spaces that the viewer is in at ts_ms, or about to join."""
         stays = self._stays.get(viewer)
         if not stays:
             return np.empty(0, dtype=np.int64)

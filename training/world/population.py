@@ -1,4 +1,4 @@
-"""Who and what lives in the simulated world: viewers, hosts and Spaces, drawn once from a seed.
+"""Population of the simulated world: viewers, hosts and Spaces, drawn once from a seed.
 
 Shapes: V viewers, H hosts, S Spaces, T topics. All times are epoch milliseconds, UTC.
 """
@@ -40,7 +40,7 @@ DEVICE_SHARES = (0.38, 0.5, 0.12)
 
 
 class Place(NamedTuple):
-    """A language in a country, its share of the people, and its clock."""
+    """Language in a country, with its share of the people and its clock."""
 
     language: str
     country: str
@@ -80,24 +80,26 @@ _PLACE_OFFSET_H = np.array([place.utc_offset_h for place in PLACES])
 
 NUM_HOSTS = 3_000
 NUM_FOLLOWS = 32
-STARTS_PER_HOUR = 265  # spaces that would start in an hour, were no host live already
+# Spaces that would start in an hour if no host were live already.
+STARTS_PER_HOUR = 265
 MIN_LIFE_MS = 10 * MINUTE_MS
 MAX_LIFE_MS = 5 * HOUR_MS
-CLOSING_MS = 10_000  # in its last ten seconds a Space is not listed: who is shown it can still get in
+# A Space is not listed in its last ten seconds, so that a viewer who is shown it can still join.
+CLOSING_MS = 10_000
 
 
 def local_hour(ts_ms: int | Ints, utc_offset_h: float | Floats) -> Floats:
-    """The hour of the day, 0 <= hour < 24, on the clock of a place."""
+    """Return the hour of the day, 0 <= hour < 24, on the clock of a place."""
     return np.asarray((np.asarray(ts_ms) / HOUR_MS + utc_offset_h) % 24.0, dtype=np.float64)
 
 
 def rhythm(hour: Floats) -> Floats:
-    """How busy an hour of the day is, 1 on average: quiet before dawn, busy in the evening."""
+    """Return the activity of an hour, 1 on average: low before dawn, high in the evening."""
     return np.asarray(1.0 + 0.75 * np.cos((hour - 20.5) / 24.0 * 2.0 * np.pi), dtype=np.float64)
 
 
 def times(rng: Generator, utc_offset_h: Floats, start_ms: int, end_ms: int) -> Ints:
-    """For each clock one time in [start_ms, end_ms), drawn by the daily rhythm of that clock."""
+    """Draw one time in [start_ms, end_ms) for each clock, by the daily rhythm of that clock."""
     edges = np.linspace(start_ms, end_ms, max(2, (end_ms - start_ms) // (5 * MINUTE_MS)) + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     u = rng.random(len(utc_offset_h))
@@ -110,7 +112,7 @@ def times(rng: Generator, utc_offset_h: Floats, start_ms: int, end_ms: int) -> I
 
 
 def topics_by_language(rng: Generator) -> Floats:
-    """How popular each topic is in each language: [num languages, T], rows sum to 1."""
+    """Draw the popularity of topics in each language: [num languages, T], rows sum to 1."""
     everywhere = rng.dirichlet(np.full(len(TOPICS), 2.0))
     here = rng.dirichlet(np.full(len(TOPICS), 0.8), size=len(LANGUAGES))
     return np.asarray(0.4 * everywhere + 0.55 * here + 0.05 / len(TOPICS), dtype=np.float64)
@@ -118,7 +120,7 @@ def topics_by_language(rng: Generator) -> Floats:
 
 @dataclass
 class Placed:
-    """Those who live at a place, by its index into PLACES."""
+    """People at a place, by its index into PLACES."""
 
     place: Ints
 
@@ -129,22 +131,26 @@ class Placed:
 
     @property
     def utc_offset_h(self) -> Floats:
-        """Hours that their clock is ahead of UTC."""
+        """Hours by which their clock is ahead of UTC."""
         return _PLACE_OFFSET_H[self.place]
 
 
 @dataclass
 class Hosts(Placed):
-    """Who opens Spaces; H rows."""
+    """Hosts, who open Spaces; H rows."""
 
-    fame: Floats  # what the followers come by; heavy-tailed, sums to 1
-    activity: Floats  # share of all Spaces; sums to 1
+    # Weight by which hosts gain followers; heavy-tailed, sums to 1.
+    fame: Floats
+    # Share of all Spaces; sums to 1.
+    activity: Floats
     quality: Floats
-    topics: Floats  # [H, T], what they talk about: one to three home topics and a little of the rest
+    # [H, T], shares of the topics they talk about: one to three home topics and a little of the
+    # rest.
+    topics: Floats
 
     @classmethod
     def draw(cls, rng: Generator, popularity: Floats) -> Hosts:
-        """NUM_HOSTS hosts, with home topics that are popular in their language."""
+        """Draw NUM_HOSTS hosts, with home topics that are popular in their language."""
         place = rng.choice(len(PLACES), size=NUM_HOSTS, p=_PLACE_SHARES)
         fame = rng.pareto(1.1, size=NUM_HOSTS) + 0.1
         activity = rng.lognormal(0.0, 0.5, size=NUM_HOSTS) * fame**0.3
@@ -157,17 +163,21 @@ class Hosts(Placed):
 
 @dataclass
 class Viewers(Placed):
-    """Who looks at the tab; V rows. `tastes` is hidden from the log, and moves with what they join."""
+    """Viewers, who visit the tab; V rows. `tastes` is not in the log and moves with each join."""
 
     device: Ints
-    tastes: Floats  # [V, T], about 0 for what leaves them cold and 2 for a favourite
-    eagerness: Floats  # how readily they click at all, hidden
-    activity: Floats  # share of all visits; sums to 1
-    follows: Ints  # [V, NUM_FOLLOWS], hosts; -1 where there is none
+    # [V, T], about 0 for a topic of no interest and 2 for a favourite.
+    tastes: Floats
+    # General inclination to click; not in the log.
+    eagerness: Floats
+    # Share of all visits; sums to 1.
+    activity: Floats
+    # [V, NUM_FOLLOWS], hosts, padded with -1.
+    follows: Ints
 
     @classmethod
     def draw(cls, rng: Generator, num: int, hosts: Hosts, popularity: Floats) -> Viewers:
-        """`num` viewers, who follow famous hosts of their language and taste."""
+        """Draw `num` viewers, who follow famous hosts of their language and taste."""
         place = rng.choice(len(PLACES), size=num, p=_PLACE_SHARES)
         device = rng.choice(len(DEVICES), size=num, p=DEVICE_SHARES)
         favourite = _favourites(rng, popularity[_PLACE_LANGUAGE[place]], rng.integers(2, 6, size=num))
@@ -184,7 +194,7 @@ class Viewers(Placed):
         return len(self.place)
 
     def visits(self, rng: Generator, num: int, start_ms: int, end_ms: int) -> tuple[Ints, Ints]:
-        """`num` visits in the order of time: when, and by whom."""
+        """Draw `num` visits; return their times in order, and their viewers."""
         viewer = rng.choice(len(self), size=num, p=self.activity)
         ts_ms = times(rng, self.utc_offset_h[viewer], start_ms, end_ms)
         order = np.argsort(ts_ms, kind="stable")
@@ -204,7 +214,10 @@ class Viewers(Placed):
 
 @dataclass
 class Spaces:
-    """The audio rooms, in the order of their start; S rows. `quality`, `peak` and a future end are hidden."""
+    """Audio rooms in the order of their start; S rows.
+
+    `quality`, `peak` and a future end are not in the log.
+    """
 
     started_ms: Ints
     ends_ms: Ints
@@ -212,29 +225,32 @@ class Spaces:
     topic: Ints
     language: Ints
     quality: Floats
-    peak: Floats  # where in its life a Space is at its best, 0 to 1
+    # Share of its life at which a Space is at its best, 0 to 1.
+    peak: Floats
     speakers: Ints
-    grown_ms: Ints  # when more speakers come up on stage; past the end where none do
+    # Time when more speakers join the stage; after the end if none do.
+    grown_ms: Ints
     grown_speakers: Ints
 
     @classmethod
     def draw(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
-        """All Spaces that are live at some time in [start_ms, end_ms); a host has one at a time."""
+        """Draw all Spaces that are live at some time in [start_ms, end_ms); one a host."""
         spaces = cls._starting(rng, hosts, start_ms - MAX_LIFE_MS, end_ms)
         alone = _one_at_a_time(spaces) & (spaces.ends_ms > start_ms)
         return spaces._at(np.flatnonzero(alone)[np.argsort(spaces.started_ms[alone], kind="stable")])
 
-    def going_on(self, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
-        """These, all of which began before start_ms, and after them those that begin in [start_ms, end_ms)."""
+    def extended(self, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
+        """Return these Spaces, which began before start_ms, then new ones of [start_ms, end_ms)."""
         more = self._starting(rng, hosts, start_ms, end_ms)
         columns = vars(more).items()
         both = Spaces(**{name: np.concatenate([getattr(self, name), column]) for name, column in columns})
-        alone = _one_at_a_time(both)  # which these are already
+        # These Spaces never overlap, so the filter keeps all of them.
+        alone = _one_at_a_time(both)
         return both._at(np.flatnonzero(alone)[np.argsort(both.started_ms[alone], kind="stable")])
 
     @classmethod
     def _starting(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
-        """What hosts would begin in [start_ms, end_ms), were none live already; in no order."""
+        """Draw the Spaces of [start_ms, end_ms) as if no host were live already; unordered."""
         num = round(STARTS_PER_HOUR * (end_ms - start_ms) / HOUR_MS)
         host = rng.choice(NUM_HOSTS, size=num, p=hosts.activity)
         started_ms = times(rng, hosts.utc_offset_h[host], start_ms, end_ms)
@@ -265,20 +281,20 @@ class Spaces:
         return len(self.started_ms)
 
     def live(self, ts_ms: int) -> Ints:
-        """The Spaces that are listed at a time: begun before it, and not closing."""
+        """Return the Spaces that are listed at a time: begun before it, and not closing."""
         low, high = np.searchsorted(self.started_ms, [ts_ms - MAX_LIFE_MS, ts_ms])
         return np.asarray(low + np.flatnonzero(self.ends_ms[low:high] >= ts_ms + CLOSING_MS), dtype=np.int64)
 
 
 def _favourites(rng: Generator, weights: Floats, num: Ints) -> Floats:
-    """For each row of weights [N, T] a 0/1 row with num[n] topics, drawn without replacement."""
+    """Draw, for each row of weights [N, T], a 0/1 row with num[n] topics without replacement."""
     key = np.log(weights) + rng.gumbel(size=weights.shape)
     rank = np.argsort(np.argsort(-key, axis=1), axis=1)
     return (rank < num[:, None]).astype(np.float64)
 
 
 def _one_at_a_time(spaces: Spaces) -> NDArray[np.bool_]:
-    """False for a Space that would start while an earlier one of the same host goes on."""
+    """Return a mask that drops a Space that starts during an earlier one of the same host."""
     kept = np.zeros(len(spaces), dtype=np.bool_)
     free_ms: dict[int, int] = {}
     hosts, starts, ends = spaces.host.tolist(), spaces.started_ms.tolist(), spaces.ends_ms.tolist()

@@ -1,4 +1,4 @@
-"""What happened in the simulated world, put down as the tables of the canonical log and of the truth."""
+"""Record simulated visits, and convert them to the tables of the canonical log and of the truth."""
 
 from __future__ import annotations
 
@@ -68,29 +68,29 @@ SCHEMAS = {
 
 
 @dataclass
-class Record:
-    """What happened, in the order of the visits; what the log is made of."""
+class VisitLog:
+    """Exposures and responses in the order of the visits."""
 
     shown: list[Ints] = field(default_factory=list)
     responses: list[Response] = field(default_factory=list)
 
     def add(self, shown: Ints, response: Response) -> None:
-        """One exposure (Spaces in the shown order) and what came of it."""
+        """Add one exposure (Spaces in the shown order) and its response."""
         self.shown.append(shown)
         self.responses.append(response)
 
     def flat(self, name: str) -> Any:
-        """One field of the responses, all rows of all exposures end to end."""
+        """Return one field of the responses, all rows of all exposures end to end."""
         return np.concatenate([getattr(response, name) for response in self.responses])
 
     @property
     def offsets(self) -> pa.Array:
-        """Where each exposure's rows begin: [exposures + 1], int32."""
+        """Index of each exposure's first row: [exposures + 1], int32."""
         return pa.array(np.cumsum([0, *map(len, self.shown)]), pa.int32())
 
 
-def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: Record) -> dict[str, pa.Table]:
-    """The tables by SCHEMAS of a record of visits at `ts_ms` by `viewer`, both one per exposure."""
+def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
+    """Return the tables of SCHEMAS for visits at `ts_ms` by `viewer`, one for each exposure."""
     num_exposures = len(ts_ms)
     viewer_ids = _ids("v", len(world.viewers))
     space_ids = _ids("s", len(world.spaces))
@@ -133,7 +133,10 @@ def _viewer_columns(world: World, viewer_ids: pa.Array) -> dict[str, pa.Array]:
 
 
 def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]:
-    """A row as each Space starts, one as more speakers come up, and one as it ends: no end is told ahead."""
+    """Return candidate rows: one at a Space's start, one when more speakers join, one at its end.
+
+    No row holds an end in the future.
+    """
     spaces = world.spaces
     every = np.arange(len(spaces))
     grown = np.flatnonzero(spaces.grown_ms < np.minimum(spaces.ends_ms, world.end_ms))
@@ -159,7 +162,7 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
 def _event_columns(
     world: World,
     viewer: Ints,
-    record: Record,
+    record: VisitLog,
     viewer_ids: pa.Array,
     space_ids: pa.Array,
     request_ids: pa.Array,
@@ -175,7 +178,7 @@ def _event_columns(
         ]
     )
     order = np.argsort(ts_ms, kind="stable")
-    # What comes after the log's end has not happened yet.
+    # Drop events after the log's end: they have not happened yet.
     order = order[ts_ms[order] < world.end_ms]
     row = row[order]
     exposure = np.repeat(np.arange(len(viewer)), [len(shown) for shown in record.shown])[row]

@@ -1,9 +1,12 @@
-"""`training simulate`: a log of the `spaces` surface as the popular arm would have made it, and its truth.
+"""`training simulate`: write a log of `spaces` as ranked by the popular arm, with the truth.
 
-Beside the canonical log's four tables the folder holds `truth.parquet`: for each exposure, aligned with its
-candidates, p_click and p_join (as if examined) and the examination probability of the position;
-`request.json` and `event.json`, bodies for `POST /v1/rank` and `/v1/events` of what is live when the log ends; and
-`world.json`, from which `training experiment simulate` goes on with this very world.
+Beside the canonical log's four tables the folder holds:
+
+* `truth.parquet`: for each exposure, aligned with its candidates, p_click and p_join (as if
+  examined) and the examination probability of the position;
+* `request.json` and `event.json`: bodies for `POST /v1/rank` and `/v1/events` of Spaces that are
+  live when the log ends;
+* `world.json`: the provenance, from which `training experiment simulate` continues this world.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.log.writer import write_log
 from training.world.population import DAY_MS
-from training.world.provenance import Origin
+from training.world.provenance import Provenance
 from training.world.record import KINDS, log_tables
 from training.world.world import SLATE, World
 
-START_MS = 1_767_571_200_000  # 2026-01-05T00:00:00Z, a Monday
+# 2026-01-05T00:00:00Z, a Monday.
+START_MS = 1_767_571_200_000
 DEFAULT_ROWS = 1_000_000
 DEFAULT_DAYS = 2.0
 VISITS_PER_VIEWER = 12
@@ -42,15 +46,15 @@ def simulate(
     end_ms: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Simulate `days` of the world with at least `rows` exposed candidates and write the log folder `out`.
+    """Simulate `days` of the world with at least `rows` exposed candidates; write the log `out`.
 
-    The same arguments give the same tables. The log ends at `end_ms`, by default `days` after a fixed Monday, so
-    that a service may be filled with a world that is live now. `viewers` defaults to one per
-    VISITS_PER_VIEWER exposures; `progress` is told the share done, 0 to 1. Nothing is left at `out`
-    unless all of it was written.
+    The same arguments give the same tables. The log ends at `end_ms`, by default `days` after a
+    fixed Monday; with the current time a service can be filled with a world that is live now.
+    `viewers` defaults to one for each VISITS_PER_VIEWER exposures. `progress` is called with the
+    share done, 0 to 1. If an error occurs, nothing is left at `out`.
 
     Raises:
-        TabrankError: `out` exists, or an argument cannot be simulated.
+        TabrankError: if `out` exists, or an argument cannot be simulated.
     """
     _refuse_impossible(rows=rows, viewers=viewers, days=days, seed=seed)
     refuse_existing(out)
@@ -59,19 +63,19 @@ def simulate(
     num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
     start_ms = START_MS if end_ms is None else end_ms - round(days * DAY_MS)
     end_ms = start_ms + round(days * DAY_MS)
-    origin = Origin(seed, num_viewers, num_exposures, start_ms, end_ms)
-    world = origin.world()
-    ts_ms, viewer = origin.visits(world)
-    record, _ = origin.lived(world, progress)
+    provenance = Provenance(seed, num_viewers, num_exposures, start_ms, end_ms)
+    world = provenance.world()
+    ts_ms, viewer = provenance.visits(world)
+    record, _ = provenance.simulate_visits(world, progress)
     tables = log_tables(world, ts_ms, viewer, record)
     if not len(tables["events"]):
         raise TabrankError(
-            f"--rows {rows} --days {days}: nobody clicked on anything in that time, and a log needs events; "
-            "ask for more rows or days"
+            f"--rows {rows} --days {days}: no viewer clicked in that time, and a log needs events; "
+            "give more rows or days"
         )
     write_log(out, tables)
     request = _request(world, int(viewer[-1]), end_ms)
-    origin.write(out)
+    provenance.write(out)
     (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
     (out / "event.json").write_text(json.dumps({"records": [_event(request)]}), encoding="utf-8")
     progress(1.0)
@@ -96,23 +100,23 @@ def simulate(
 
 
 def _request(world: World, viewer: int, end_ms: int) -> dict[str, Any]:
-    """A ranking to ask for when the log has ended: the last viewer, and some Spaces that are live then."""
+    """Return a ranking request for the log's end: the last viewer, and some Spaces live then."""
     live = world.spaces.live(end_ms)[-REQUESTED:].tolist()
     return {"viewer": f"v{viewer:07d}", "candidates": [f"s{i:07d}" for i in live], "explain": True}
 
 
 def _event(request: Mapping[str, Any]) -> dict[str, Any]:
-    """That the viewer joins the last of them."""
-    who, what = request["viewer"], request["candidates"][-1]
-    return {"type": "event", "id": "e1", "viewer": who, "candidate": what, "kind": "join"}
+    """Return the event that the request's viewer joins its last candidate."""
+    viewer, candidate = request["viewer"], request["candidates"][-1]
+    return {"type": "event", "id": "e1", "viewer": viewer, "candidate": candidate, "kind": "join"}
 
 
 def _refuse_impossible(*, rows: int, viewers: int | None, days: float, seed: int) -> None:
     if rows < 1:
-        raise TabrankError(f"--rows {rows}: nothing to simulate; ask for at least 1 exposed candidate")
+        raise TabrankError(f"--rows {rows}: nothing to simulate; give at least 1 exposed candidate")
     if viewers is not None and viewers < 1:
-        raise TabrankError(f"--viewers {viewers}: somebody has to visit; ask for at least 1, or leave it out")
+        raise TabrankError(f"--viewers {viewers}: must be at least 1; give more, or omit the option")
     if not (math.isfinite(days) and days * DAY_MS >= 1_000):
-        raise TabrankError(f"--days {days}: no time for a visit; ask for a span above 0, such as 0.5 or 2")
+        raise TabrankError(f"--days {days}: no time for a visit; give a span above 0, such as 0.5 or 2")
     if seed < 0:
-        raise TabrankError(f"--seed {seed}: a seed is a whole number from 0 up")
+        raise TabrankError(f"--seed {seed}: must be a whole number from 0 up")

@@ -1,4 +1,4 @@
-"""The law of the simulated world: what a viewer would click and join, if they looked.
+"""World simulator: the data-generating process of clicks and joins, and responses drawn from it.
 
 R rows, each a (viewer, Space) pair.
 """
@@ -25,36 +25,47 @@ from training.world.population import (
 
 Flags = NDArray[np.bool_]
 
-SLATE = 55  # candidates in an exposure, where so many are live
-NUM_POPULAR = 12  # of these, how many come from the top of the whole world whatever their language
+# Candidates in an exposure, if that many are live.
+SLATE = 55
+# Candidates in it that come from the most popular of all languages.
+NUM_POPULAR = 12
 
 
 @dataclass(frozen=True)
-class Law:
-    """The weights of the two logits: a click if examined, and a join once clicked."""
+class Process:
+    """Data-generating process: weights of the click logit and the join logit."""
 
     click: float = -3.6
     taste: float = 0.85
     same_language: float = 1.9
     follows: float = 1.6
     quality: float = 0.4
-    audience: float = 0.15  # social proof, times log1p(audience)
-    peak: float = 1.2  # what a Space loses at its very start or end against its best moment, roughly
-    age: float = 0.15  # what a Space loses by growing old, times log1p(age / 30 min)
-    hour: float = 0.4  # each topic has its time of day
+    # Social proof, times log1p(audience).
+    audience: float = 0.15
+    # Approximate penalty at the very start or end of a Space, compared with its best moment.
+    peak: float = 1.2
+    # Penalty for age, times log1p(age / 30 min).
+    age: float = 0.15
+    # Effect of the topic's preferred time of day.
+    hour: float = 0.4
     eagerness: float = 0.4
     join: float = -0.7
     join_taste: float = 0.3
     join_quality: float = 0.4
     join_same_language: float = 0.8
-    examination: float = 12.0  # the position (from 0) at which only half of the viewers still look
-    drift: float = 0.04  # how far a join moves the taste for its topic towards `fondest`
-    fondest: float = 2.5
+    # Position, from 0, that half of the viewers examine.
+    examination: float = 12.0
+    # Share of the distance to `max_taste` by which a join moves the taste for its topic.
+    drift: float = 0.04
+    max_taste: float = 2.5
 
 
 @dataclass(frozen=True)
 class Response:
-    """What one viewer does with one answer; R rows in the shown order. Times hold where the flag does."""
+    """Response of one viewer to one slate; R rows as shown.
+
+    A time is valid where its flag is set.
+    """
 
     p_click: Floats
     p_join: Floats
@@ -67,13 +78,13 @@ class Response:
 
 
 class World:
-    """A population and its law. The same seed, viewers and span give the same world."""
+    """Population and process; the same seed, viewers and span give the same world."""
 
     def __init__(
-        self, *, seed: int, viewers: int, start_ms: int, end_ms: int, law: Law | None = None
+        self, *, seed: int, viewers: int, start_ms: int, end_ms: int, process: Process | None = None
     ) -> None:
         streams = [default_rng(child) for child in SeedSequence(seed).spawn(4)]
-        self.law = law or Law()
+        self.process = process or Process()
         self.start_ms = start_ms
         self.end_ms = end_ms
         popularity = topics_by_language(streams[0])
@@ -82,23 +93,25 @@ class World:
         self.spaces = Spaces.draw(streams[2], self.hosts, start_ms, end_ms)
         self.viewers = Viewers.draw(streams[3], viewers, self.hosts, popularity)
 
-    def go_on(self, rng: Generator, end_ms: int) -> None:
-        """Let the world last until end_ms: with more Spaces, whose numbers follow those that there are."""
-        self.spaces = self.spaces.going_on(rng, self.hosts, self.end_ms, end_ms)
+    def extend(self, rng: Generator, end_ms: int) -> None:
+        """Extend the world to end_ms with more Spaces, numbered after the existing ones."""
+        self.spaces = self.spaces.extended(rng, self.hosts, self.end_ms, end_ms)
         self.end_ms = end_ms
 
     def hour(self, viewer: int | Ints, ts_ms: int | Ints) -> Floats:
-        """The hour of the day where the viewer is."""
+        """Return the hour of the day at the viewer's place."""
         return local_hour(ts_ms, self.viewers.utc_offset_h[viewer])
 
     def follows(self, viewer: int | Ints, space: Ints) -> Flags:
-        """[R]: whether the viewer follows the Space's host."""
+        """Return whether the viewer follows the Space's host, [R]."""
         host = self.spaces.host[space][:, None]
         return np.asarray((host == self.viewers.follows[viewer]).any(axis=1), dtype=np.bool_)
 
     def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Ints, *, without: Ints) -> Ints:
-        """Up to SLATE live Spaces for a visit, unordered: of followed hosts, widely popular, else of the
-        viewer's language, else any. `audience` is [S]; the Spaces in `without` are left out.
+        """Return up to SLATE live Spaces for a visit, unordered.
+
+        Spaces of followed hosts and widely popular ones come first, then those of the viewer's
+        language, then any. `audience` is [S]; the Spaces in `without` are left out.
         """
         live = self.spaces.live(ts_ms)
         if len(without):
@@ -114,11 +127,12 @@ class World:
     def probabilities(
         self, viewer: int | Ints, space: Ints, ts_ms: int | Ints, audience: Ints
     ) -> tuple[Floats, Floats]:
-        """The true P(click) and P(join) of each row if it is examined, whatever its position.
+        """Return the true P(click) and P(join) of each row if examined, at any position.
 
-        `space` and `audience` (listeners in that Space) are [R]; `viewer` and `ts_ms` are [R] or one for all.
+        `space` and `audience` (listeners in that Space) are [R]; `viewer` and `ts_ms` are [R] or
+        one for all.
         """
-        law, spaces, viewers = self.law, self.spaces, self.viewers
+        process, spaces, viewers = self.process, self.spaces, self.viewers
         topic = spaces.topic[space]
         taste = viewers.tastes[viewer, topic]
         same_language = spaces.language[space] == viewers.language[viewer]
@@ -127,39 +141,40 @@ class World:
         phase = age_ms / (spaces.ends_ms[space] - spaces.started_ms[space])
         angle = (self.hour(viewer, ts_ms) - self.topic_hour[topic]) * (2.0 * np.pi / 24.0)
         click = (
-            law.click
-            + law.taste * taste
-            + law.same_language * same_language
-            + law.follows * self.follows(viewer, space)
-            + law.quality * quality
-            + law.audience * np.log1p(audience)
-            - law.peak * (2.0 * (phase - spaces.peak[space])) ** 2
-            - law.age * np.log1p(age_ms / (30 * MINUTE_MS))
-            + law.hour * np.cos(angle)
-            + law.eagerness * viewers.eagerness[viewer]
+            process.click
+            + process.taste * taste
+            + process.same_language * same_language
+            + process.follows * self.follows(viewer, space)
+            + process.quality * quality
+            + process.audience * np.log1p(audience)
+            - process.peak * (2.0 * (phase - spaces.peak[space])) ** 2
+            - process.age * np.log1p(age_ms / (30 * MINUTE_MS))
+            + process.hour * np.cos(angle)
+            + process.eagerness * viewers.eagerness[viewer]
         )
         join = (
-            law.join
-            + law.join_taste * taste
-            + law.join_quality * quality
-            + law.join_same_language * same_language
+            process.join
+            + process.join_taste * taste
+            + process.join_quality * quality
+            + process.join_same_language * same_language
         )
         p_click = _sigmoid(click)
         return p_click, p_click * _sigmoid(join)
 
     def examination(self, num: int) -> Floats:
-        """The probability that a viewer looks at each of the first `num` positions."""
-        return np.asarray(1.0 / (1.0 + np.arange(num) / self.law.examination), dtype=np.float64)
+        """Return the probability that a viewer examines each of the first `num` positions."""
+        return np.asarray(1.0 / (1.0 + np.arange(num) / self.process.examination), dtype=np.float64)
 
     def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Ints) -> Response:
-        """Draw what a viewer does with Spaces shown in this order; `audience` is [R].
+        """Draw a viewer's response to Spaces shown in this order; `audience` is [R].
 
-        Clicks come within a minute, a join within 90 s of its click; who joined leaves by the Space's end.
+        Clicks come within a minute, a join within 90 s of its click; a viewer who joined leaves by
+        the Space's end.
         """
         p_click, p_join = self.probabilities(viewer, shown, ts_ms, audience)
         examination = self.examination(len(shown))
         draw = rng.random((4, len(shown)))
-        # One number decides both: below p_join it's a join, below p_click a click.
+        # One number decides both: below p_join is a join, below p_click a click.
         clicked = (draw[0] < examination) & (draw[1] < p_click)
         joined = clicked & (draw[1] < p_join)
         left_ms = self.spaces.ends_ms[shown] - ts_ms
@@ -169,11 +184,11 @@ class World:
         leave_ms = np.minimum(join_ms + listen_ms, self.spaces.ends_ms[shown])
         return Response(p_click, p_join, examination, clicked, joined, click_ms, join_ms, leave_ms)
 
-    def enjoy(self, viewer: int, joined: Ints) -> None:
-        """Move the viewer's tastes a little towards the topics of the Spaces that they joined."""
+    def update_tastes(self, viewer: int, joined: Ints) -> None:
+        """Move the viewer's tastes a little towards the topics of the Spaces joined."""
+        tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
-            taste = self.viewers.tastes[viewer, topic]
-            self.viewers.tastes[viewer, topic] = taste + self.law.drift * max(0.0, self.law.fondest - taste)
+            tastes[topic] += self.process.drift * max(0.0, self.process.max_taste - tastes[topic])
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -1,1 +1,1 @@
-"""`loadtest chaos`: one class a fault."""
+"""`loadtest chaos`: faults, one class each. Imports `scenarios.bench`, `report` and below."""

@@ -1,4 +1,4 @@
-"""Changes that everybody makes: a redeploy, another model, another setting. Not one request may fail."""
+"""Faults that are routine changes: redeploy, model promotion, live setting. No request may fail."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ PAUSE_S = 2.0
 
 
 class Change(Fault):
-    """Five changes, one after the other, at 80 % of the knee.
+    """Fault of five changes, one after the other, at 80 % of the knee.
 
-    What is held against them is answers that are none, or not 200: on a small machine the start of new replicas makes
-    others late, which the p99 tells.
+    Only missing answers and answers other than 200 count as failures. On a small machine the start
+    of new replicas delays requests, which the p99 shows.
     """
 
     allowed = Allowed(failed_share=0.0, first="none")
     load, watch_s, timeout_s = 0.8, 5.0, TIMEOUT_S
 
     def inject(self, target: Target) -> None:
-        """Make the changes; each is waited for."""
+        """Make the changes, and wait for each."""
         for number in range(TIMES):
             self.change(target, number)
             time.sleep(PAUSE_S)
 
     def change(self, target: Target, number: int) -> None:
-        """Make one."""
+        """Make one change."""
         raise NotImplementedError
 
 
 class Redeploy(Change):
-    """The application is built anew: a setting in `args`."""
+    """Fault that redeploys the application, through a setting in `args`."""
 
     name, what = "redeploy", f"{TIMES} redeploys"
 
     def change(self, target: Target, number: int) -> None:
-        """Keep the log a day longer."""
+        """Keep the log one day longer."""
         document = target.document()
         arguments = document["applications"][0]["args"]
         arguments["keep_log_days"] = int(arguments.get("keep_log_days", 30)) + 1
@@ -49,12 +49,12 @@ class Redeploy(Change):
 
 
 class InPlace(Change):
-    """A live setting: `user_config`."""
+    """Fault that changes a live setting in `user_config`."""
 
     name, what = "in-place", f"{TIMES} changes of a live setting"
 
     def change(self, target: Target, number: int) -> None:
-        """Log a little more of the features."""
+        """Log a slightly larger share of the features."""
         document = target.document()
         for deployment in document["applications"][0]["deployments"]:
             if deployment["name"] == "FeatureFetch":
@@ -63,7 +63,7 @@ class InPlace(Change):
 
 
 class ModelSwap(Change):
-    """Another version is promoted: the same model, published twice."""
+    """Fault that promotes another version: the same kind of model, published twice."""
 
     name, what = "model-swap", f"{TIMES} models promoted"
 
@@ -71,7 +71,7 @@ class ModelSwap(Change):
         self._versions: list[str] = []
 
     def prepare(self, document: Document, folder: Path) -> None:
-        """Publish a second model, fitted once to the workspace's log for an epoch."""
+        """Publish a second model, fitted once to the workspace's log for one epoch."""
         data, log = next(folder.glob("spaces-*/log")).parent, folder / "chaos.log"
         second, models = folder / f"second-{data.name}", folder / "chaos" / "models"
         if not second.exists():
@@ -82,7 +82,7 @@ class ModelSwap(Change):
         self._versions = sorted(path.parent.name for path in models.glob("*/manifest.json"))
 
     def change(self, target: Target, number: int) -> None:
-        """Promote the one of the two that does not rank."""
+        """Promote the one of the two versions that is not in use."""
         models = target.folder / "chaos" / "models"
         version = self._versions[(number + 1) % 2]
         log = target.folder / "chaos.log"

@@ -1,4 +1,4 @@
-"""What a fault is, and what is allowed to come of it."""
+"""Base class of faults, and the limits on their effects."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from loadtest.scenarios.chaos.target import Target
 
 First = Literal["none", "in flight", "any"]
 Document = dict[str, Any]
-CLIENT_TIMEOUT_S = 0.25  # the shipped client's: a later answer is a failure
+# Timeout of the shipped client: a later answer is a failure.
+CLIENT_TIMEOUT_S = 0.25
 ONE = {"FeatureFetch": 1, "Scorer": 1}
 TWO = {"FeatureFetch": 2, "Scorer": 2}
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may come of a fault; None: whatever it is.
+    """Allowed effects of a fault; None: no limit.
 
-    `first`: requests whose first try may fail; `failed_share`: of all, those that may have failed with the client's
-    one retry too. `outage_s`: the longest time without a good answer, and from the first failure to the last.
-    `p99_back_s` and `strength_s` (all replicas run) count from the fault, `whole_s` (p99, and full answers) from its
-    end.
+    `first` limits the requests whose first try fails, `failed_share` the share of requests that
+    fail despite the client's one retry. `outage_s` limits the longest time without a good answer,
+    and the time from the first failure to the last. `p99_back_s` and `strength_s` (all replicas
+    run) count from the fault, `whole_s` (p99 and full answers) from its end.
     """
 
     failed_share: float | None = 0.0
@@ -35,29 +36,29 @@ class Allowed:
     p99_back_s: float | None = None
     whole_s: float | None = None
 
-    def told(self) -> str:
-        """In words."""
+    def describe(self) -> str:
+        """Return the limits as text."""
         parts = []
         if self.failed_share is not None:
             share = f"{self.failed_share:.0%} failed" if self.failed_share else "0 failed"
             parts.append(share + ("" if self.first == "none" else " with one retry"))
         if self.first == "in flight":
-            parts.append("without it at most those in flight")
-        for limit_s, what in (
+            parts.append("without it at most the requests in flight")
+        for limit_s, name in (
             (self.outage_s, "outage"),
             (self.strength_s, "all replicas back"),
-            (self.p99_back_s, "p99 back"),
-            (self.whole_s, "whole again"),
+            (self.p99_back_s, "p99 recovered"),
+            (self.whole_s, "fully recovered"),
         ):
             if limit_s is not None:
-                parts.append(f"{what} ≤ {limit_s:g} s")
+                parts.append(f"{name} ≤ {limit_s:g} s")
         return ", ".join(parts)
 
 
 class Fault(ABC):
-    """One thing that goes wrong. `load`: the share of the knee under which; `hold_s`: how long it stays.
+    """Fault to inject. `load` is a share of the knee; `hold_s` is the duration of the fault.
 
-    A fault of its own kind of cluster has its own place: it only must come to the same numbers.
+    A fault that needs another kind of cluster overrides `place`; its report has the same numbers.
     """
 
     name: str
@@ -66,40 +67,41 @@ class Fault(ABC):
     replicas: Mapping[str, int] = ONE
     load: float = 0.6
     hold_s: float = 0.0
-    watch_s: float = 20.0  # after its end
+    # Seconds of load after the end of the fault.
+    watch_s: float = 20.0
     timeout_s: float = CLIENT_TIMEOUT_S
 
     def missing(self) -> str | None:
-        """Why it cannot be tried here."""
+        """Return the reason why the fault is impossible here, or None."""
         return None
 
-    def prepare(self, document: Document, folder: Path) -> None:  # noqa: B027 # most need no more than their replicas
-        """Change the `cluster.yaml` before the service starts; paths in it are relative to `folder`."""
+    def prepare(self, document: Document, folder: Path) -> None:  # noqa: B027
+        """Change the `cluster.yaml` before the start; its paths are relative to `folder`."""
 
     def aim(self, target: Target) -> None:  # noqa: B027
-        """Find what is to be hurt, so that `inject` takes no time."""
+        """Find the target of the fault in advance, so that `inject` takes no time."""
 
     def place(self, file: Path) -> AbstractContextManager[Target] | None:
-        """A service of its own kind of cluster for the `cluster.yaml`; None: that of `serve up`."""
+        """Return a context with the service on another kind of cluster, or None for `serve up`."""
         return None
 
     def inject(self, target: Target) -> None:
-        """Do it."""
+        """Inject the fault."""
         raise NotImplementedError
 
     def look(self, target: Target) -> None:  # noqa: B027
-        """Look at the service, several times a second while the load lasts."""
+        """Look at the service, several times a second during the load."""
 
-    def heal(self, target: Target) -> None:  # noqa: B027 # what was killed comes back by itself
-        """Undo it, `hold_s` later."""
+    def heal(self, target: Target) -> None:  # noqa: B027
+        """Undo the fault after `hold_s`. Killed processes restart by themselves."""
 
     def end(self) -> None:  # noqa: B027
-        """Leave nothing running of what `prepare` started."""
+        """End all processes that `prepare` started."""
 
     def reasons(self) -> list[str]:
-        """What did not hold beyond what the load tells."""
+        """Return limits that did not hold and that the load does not show."""
         return []
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """What else two looks at the page of metrics say."""
+        """Return more numbers, from the metrics pages before and after the fault."""
         return {}

@@ -1,4 +1,4 @@
-"""Floods of what is just accepted, several requests at once beside the load."""
+"""Chaos faults that flood the service: requests of the largest accepted size, beside the load."""
 
 from __future__ import annotations
 
@@ -17,35 +17,37 @@ from loadtest.measure.service import EVENTS_PATH, PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.scenarios.chaos.target import REPLICA, Target
 
-# With four digits, an id or a string of the greatest length. A thousand are just within a ranking's body.
+# With four digits, an id or a string of the maximum length. A ranking's body holds just a thousand
+# of them.
 LONGEST = "\N{ROCKET}" * 252
 NUM_CANDIDATES = 1_000
-# Of so many members each is kept, and so many records are just within a body of events.
+# The service keeps this many members. A body of events holds just this many records.
 NUM_MEMBERS, NUM_RECORDS = 32, 30
-# With so many small records more, all batches have 100,000: the log is written at once, whatever their bytes.
+# With this many small records more, all batches have 100,000 records: the log is then written at
+# once, whatever their size.
 NUM_SMALL = 170
 FLOOD_S, GROWTH, MAX_BYTES = 20.0, 1.2, 2 << 30
 
 
 class Flood(Fault):
-    """`num` requests, eight at once, for at most 20 s, while the memory of a deployment is watched."""
+    """Flood of `num` requests, eight at once, for at most 20 s, with a watch on memory."""
 
     path: str
     deployment: str
     num: int
     rest_s = 0.0
     allowed = Allowed(failed_share=0.0, whole_s=5.0)
-    # Not 0: whole again counts from the end of the flood.
+    # Not 0: recovery counts from the end of the flood.
     hold_s, watch_s = 0.1, 20.0
 
     def __init__(self) -> None:
-        # The first is that of before.
+        # The first value is the size before the flood.
         self._sizes: list[int] = []
         self._pids: set[int] = set()
         self._done: list[int] = []
 
     def look(self, target: Target) -> None:
-        """Note the memory, and end what takes too much, as a machine would."""
+        """Record the memory, and kill a process that uses too much, as the kernel would."""
         for process in target.find(REPLICA + self.deployment):
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._sizes.append(process.memory_info().rss)
@@ -54,7 +56,7 @@ class Flood(Fault):
                     process.kill()
 
     def inject(self, target: Target) -> None:
-        """Send them; what was refused is not sent again."""
+        """Send the requests; rejected ones are not repeated."""
         self._url, until = target.url, time.monotonic() + FLOOD_S
         self._sizes = [target.replica(self.deployment).memory_info().rss]
 
@@ -74,34 +76,34 @@ class Flood(Fault):
         raise NotImplementedError
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """Return how many requests were answered, and what became of the memory."""
+        """Return the number of answered requests and the memory before, at most and after."""
         first, most, last = (size >> 20 for size in (self._sizes[0], max(self._sizes), self._sizes[-1]))
         memory = {"memory_before_mib": first, "memory_most_mib": most, "memory_mib": last}
         return {"flood": len(self._done), "restarts": len(self._pids) - 1, **memory}
 
 
 class ExposureFlood(Flood):
-    """Rankings whose exposures are far more than a call from replica to replica may hold."""
+    """Flood of rankings whose exposures far exceed the limit of a call between replicas."""
 
     name, what = "exposure-flood", "24 rankings of 1,000 ids of 256 characters in 3 s"
     path, deployment, num, rest_s = PATH, "FeatureFetch", 24, 1.0
 
     def body(self, number: int) -> bytes:
-        """Return a ranking of ids that nobody knows."""
+        """Return a ranking of unknown ids."""
         ids = [f"{i:04d}{LONGEST}" for i in range(NUM_CANDIDATES)]
         return json.dumps({"viewer": None, "candidates": ids, "traffic": "test"}, ensure_ascii=False).encode()
 
     def reasons(self) -> list[str]:
-        """Return what did not go back."""
+        """Return the memory that was not released, as a reason."""
         before, after = self._sizes[0] >> 20, self._sizes[-1] >> 20
-        grown = f"{self.deployment} went from {before:,} to {after:,} MiB; {GROWTH:g} x are allowed"
+        grown = f"{self.deployment} grew from {before:,} to {after:,} MiB (limit {GROWTH:g} x)"
         return [grown] if after > GROWTH * before else []
 
 
 class LongStrings(Flood):
-    """The largest records of viewers, in batches that each name a candidate of their own."""
+    """Flood of the largest viewer records; each batch contains a separate candidate."""
 
-    name, what = "long-strings", "600 MB of the longest records, Ingest ended above 2 GiB"
+    name, what = "long-strings", "600 MB of the longest records, Ingest killed above 2 GiB"
     path, deployment, num = EVENTS_PATH, "Ingest", 600
 
     def body(self, number: int) -> bytes:
@@ -114,17 +116,17 @@ class LongStrings(Flood):
         return pack([*viewers, *small, candidate(f"long-{number}")])
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """Return how many batches are lost, too."""
+        """Return the numbers of a flood, and the number of lost batches."""
         ids = [f"long-{number}" for number in self._done]
-        asked = json.dumps({"viewer": None, "candidates": ids, "traffic": "test"}).encode()
-        self._lost = len(json.loads(ask(self._url, PATH, asked)[1])["unknown_candidates"])
+        ranking = json.dumps({"viewer": None, "candidates": ids, "traffic": "test"}).encode()
+        self._lost = len(json.loads(ask(self._url, PATH, ranking)[1])["unknown_candidates"])
         return {**super().counted(before, after), "lost": self._lost}
 
     def reasons(self) -> list[str]:
-        """Return what was lost."""
+        """Return restarts and lost batches, as reasons."""
         restarts = len(self._pids) - 1
         return [
-            *([f"{self.deployment} restarted {restarts} times; once is allowed"] if restarts > 1 else []),
+            *([f"{self.deployment} restarted {restarts} times (limit 1)"] if restarts > 1 else []),
             *([f"{self._lost} of {len(self._done)} acknowledged batches are lost"] if self._lost else []),
         ]
 

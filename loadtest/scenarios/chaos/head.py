@@ -1,4 +1,4 @@
-"""The head is gone: all of its processes killed, and only a while later started again over its state on disk."""
+"""Fault of the head node: all its processes are killed, and later restart from state on disk."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ DEAD_S = 50.0
 RECOVER_S, CHANGE_S, SCALE_S, ANSWER_S = 60.0, 15.0, 30.0, 30.0
 POLL_S = 0.1
 SCALED = "Scorer"
-SHARE_CPU = 0.25  # for placement only, and never 0: that has room on the head too
+# CPU share for placement. It must not be 0, for which the head also has room.
+SHARE_CPU = 0.25
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """What was seen of a head that came back; None: not in time.
+    """Recovery of a head; None: not in time.
 
-    `recovered_s`: from its start until Serve said RUNNING and all proxies were well; `in_place_s` and `scaled_s`: how
-    long a live setting took to reach the ingress, and one more replica to run. `replaced`: replicas that are not those
-    of before.
+    `recovered_s`: from its start until Serve is RUNNING and all proxies are healthy. `in_place_s`:
+    time for a live setting to reach the ingress. `scaled_s`: time for one more replica to run.
+    `replaced`: number of replicas that are not those from before.
     """
 
     recovered_s: float | None
@@ -41,38 +42,41 @@ class Recovered:
     scaled_s: float | None = None
 
     def reasons(self) -> Iterator[str]:
-        """What did not come back, each in a sentence."""
+        """Yield each failure to recover, as a sentence."""
         if self.recovered_s is None:
-            yield f"the head was not back {RECOVER_S:g} s after its start"
+            yield f"the head did not recover within {RECOVER_S:g} s of its start"
         if self.replaced:
-            yield f"{self.replaced} replicas were replaced: the state was not recovered"
+            yield f"{self.replaced} replicas were replaced: Serve did not recover its state"
         if self.recovered_s is not None and self.in_place_s is None:
-            yield f"a live setting did not reach the ingress in {CHANGE_S:g} s after the head was back"
+            yield f"a live setting did not reach the ingress within {CHANGE_S:g} s of the recovery"
         if self.recovered_s is not None and self.scaled_s is None:
-            yield f"{SCALED} did not scale in {SCALE_S:g} s after the head was back"
+            yield f"{SCALED} did not scale within {SCALE_S:g} s of the recovery"
 
 
 @dataclass(frozen=True)
 class OnTwoNodes(Target):
-    """The service on two nodes: its processes are the worker's, but for those of `roles`."""
+    """Service on two nodes: its processes are the worker's, except those of `roles`."""
 
     nodes: TwoNodes
 
     @property
     def run(self) -> Path:
-        """No folder: what runs is told by the head."""
+        """Return a missing folder: the head reports the state of the service."""
         return self.nodes.cluster.folder / "none"
 
     def roles(self) -> Counter[str]:
-        """Of both nodes: a process of the killed head must not be left beside the new one's."""
-        there = [one for node in self.nodes.environments for one in marked(self.nodes.marker(node))]
-        names = Counter(title(process).partition(".")[0] for process in there)
+        """Count HAProxy, GCS and raylet processes of both nodes.
+
+        No process of the killed head may remain beside those of the new one.
+        """
+        processes = [one for node in self.nodes.environments for one in marked(self.nodes.marker(node))]
+        names = Counter(title(process).partition(".")[0] for process in processes)
         return Counter(
             {name: number for name, number in names.items() if name in ("haproxy", "gcs_server", "raylet")}
         )
 
     def replicas(self) -> dict[str, dict[str, int]]:
-        """As Serve says; empty without a head."""
+        """Return the replicas as Serve reports them; empty without a head."""
         return {
             name: dict(Counter(one["state"] for one in deployment["replicas"]))
             for application in self.nodes.cluster.applications().values()
@@ -80,14 +84,14 @@ class OnTwoNodes(Target):
         }
 
     def deploy(self, document: Mapping[str, Any]) -> None:
-        """By `serve deploy`."""
+        """Deploy with `serve deploy`."""
         self.nodes.deploy(document)
 
 
 class HeadGone(Fault):
-    """`kill -9` of the whole head; `heal` starts it again and looks whether the cluster is still to be governed."""
+    """Fault that kills the whole head; `heal` restarts it and checks that it is in control."""
 
-    name, what = "head", f"kill -9 all of the head, for {DEAD_S:g} s: two nodes, the way in on the worker"
+    name, what = "head", f"kill -9 the whole head for {DEAD_S:g} s: two nodes, ingress on the worker"
     allowed = Allowed(failed_share=0.0, first="none")
     hold_s, watch_s = DEAD_S, 8.0
 
@@ -97,36 +101,37 @@ class HeadGone(Fault):
         self._target: Target | None = None
 
     def prepare(self, document: Document, folder: Path) -> None:
-        """An HAProxy on each node, and no replica on the head."""
+        """Run an HAProxy on each node, and no replica on the head."""
         document["proxy_location"] = "EveryNode"
         for deployment in document["applications"][0]["deployments"]:
             deployment.setdefault("ray_actor_options", {})["num_cpus"] = SHARE_CPU
 
     @contextlib.contextmanager
     def place(self, file: Path) -> Iterator[Target]:
-        """A service of its own, on two nodes, until the block ends."""
+        """Run a separate service on two nodes until the block ends."""
         with two_nodes(file) as nodes:
             if within(ANSWER_S, lambda: _is_ready(nodes.url)) is None:
                 raise LoadtestError(
-                    f"the worker's way in was not ready in {ANSWER_S:g} s; see {nodes.url}/readyz"
+                    f"the worker's ingress was not ready within {ANSWER_S:g} s; see {nodes.url}/readyz"
                 )
             yield OnTwoNodes(nodes.url, file.parent, nodes.marker("workers"), nodes)
 
     def inject(self, target: Target) -> None:
-        """Kill it."""
+        """Kill the head."""
         nodes = _nodes(target)
         self._before, self._seen = nodes.identities(), None
         nodes.kill_head()
 
     def heal(self, target: Target) -> None:
-        """Start it."""
+        """Start the head."""
         self._target, self._seen = target, recover(_nodes(target), self._before)
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """Seconds of coming back, and replicas that were replaced; the load is over, and the head is put to work.
+        """Test the head's control after the load; return recovery times and replaced replicas.
 
-        Not sooner: while the one FeatureFetch takes a live setting, Ray 2.60 sends its requests to the proxy on the
-        head, which here has what time the others leave (0.7 s of time-outs at 300 req/s).
+        The test waits for the end of the load. While the one FeatureFetch applies a live setting,
+        Ray 2.60 sends its requests to the proxy on the head, which gets little CPU here (0.7 s of
+        timeouts at 300 req/s).
         """
         if self._target is not None and self._seen is not None and self._seen.recovered_s is not None:
             self._seen = govern(_nodes(self._target), self._before, self._target.document(), self._seen)
@@ -134,12 +139,12 @@ class HeadGone(Fault):
         return {name: value for name, value in seen.items() if value is not None}
 
     def reasons(self) -> list[str]:
-        """What of the state did not come back."""
+        """Return each failure to recover, as a sentence."""
         return list(self._seen.reasons()) if self._seen else []
 
 
 def recover(nodes: TwoNodes, before: Mapping[str, list[Identity]]) -> Recovered:
-    """Start the head again, and see whose replicas it has."""
+    """Start the head again, and wait until it controls the replicas from before."""
     begun, numbers = time.monotonic(), _numbers(before)
     nodes.start_head()
     if within(RECOVER_S, lambda: nodes.is_running() and _numbers(nodes.identities()) == numbers) is None:
@@ -150,11 +155,10 @@ def recover(nodes: TwoNodes, before: Mapping[str, list[Identity]]) -> Recovered:
 def govern(
     nodes: TwoNodes, before: Mapping[str, list[Identity]], document: Document, seen: Recovered
 ) -> Recovered:
-    """Have the head change a setting and scale a deployment, and undo the latter."""
+    """Let the head change a setting and scale a deployment, and undo the scaling."""
     in_place_s = _change(nodes, document)
-    within(
-        CHANGE_S, lambda: _numbers(nodes.identities()) == _numbers(before)
-    )  # one that changes is not yet RUNNING
+    # A replica that applies a change is not yet RUNNING.
+    within(CHANGE_S, lambda: _numbers(nodes.identities()) == _numbers(before))
     replaced = max(seen.replaced, _replaced(before, nodes.identities()))
     return Recovered(seen.recovered_s, replaced, in_place_s, _scale(nodes, document))
 
@@ -168,7 +172,7 @@ def _numbers(identities: Mapping[str, list[Identity]]) -> dict[str, int]:
 
 
 def _change(nodes: TwoNodes, document: Document) -> float | None:
-    """A deadline of a millisecond more."""
+    """Raise the deadline by a millisecond, and return the seconds until it applies."""
     settings = _deployment(document, "FeatureFetch").setdefault("user_config", {})
     settings["deadline_ms"] = wanted = int(settings.get("deadline_ms", 100)) + 1
     nodes.deploy(document)
@@ -176,7 +180,7 @@ def _change(nodes: TwoNodes, document: Document) -> float | None:
 
 
 def _scale(nodes: TwoNodes, document: Document) -> float | None:
-    """One more replica, and back."""
+    """Add a replica, remove it, and return the seconds until it ran."""
     scaling = _deployment(document, SCALED)["autoscaling_config"]
     number = int(scaling["max_replicas"])
     took = []
@@ -188,7 +192,7 @@ def _scale(nodes: TwoNodes, document: Document) -> float | None:
 
 
 def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
-    """How long it took until it held; None if it did not. What cannot be told does not hold."""
+    """Return the seconds until `holds` is true, or None. It counts as false while it raises."""
     begun = time.monotonic()
     while (took := time.monotonic() - begun) < limit_s:
         with contextlib.suppress(LoadtestError, OSError, ValueError, KeyError, http.client.HTTPException):
@@ -199,7 +203,8 @@ def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
 
 
 def _nodes(target: Target) -> TwoNodes:
-    assert isinstance(target, OnTwoNodes)  # `place` made it
+    # `place` created this target.
+    assert isinstance(target, OnTwoNodes)
     return target.nodes
 
 

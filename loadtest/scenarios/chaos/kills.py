@@ -1,4 +1,4 @@
-"""Processes that are killed, or stopped for a while."""
+"""Faults that kill a process, or stop it for a while."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import psutil
 
 from loadtest.scenarios.chaos.fault import ONE, TWO, Allowed, Fault
-from loadtest.scenarios.chaos.target import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, signalled
+from loadtest.scenarios.chaos.target import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
 
 ONE_OF_TWO = Allowed(failed_share=0.0, first="in flight", strength_s=15.0)
 NOTHING = Allowed(failed_share=0.0, first="none")
@@ -17,7 +17,7 @@ INGRESS = Allowed(failed_share=None, outage_s=5.0, whole_s=15.0)
 
 
 class Kill(Fault):
-    """`kill -9` of one process."""
+    """Fault that kills one process with `kill -9`."""
 
     def __init__(
         self, name: str, what: str, role: str, allowed: Allowed, replicas: Mapping[str, int] = TWO
@@ -27,17 +27,17 @@ class Kill(Fault):
         self._aimed: psutil.Process | None = None
 
     def aim(self, target: Target) -> None:
-        """At the oldest process of the role."""
+        """Find the oldest process of the role."""
         self._aimed = target.one(self._role)
 
     def inject(self, target: Target) -> None:
-        """Kill it."""
+        """Kill the process."""
         assert self._aimed is not None
-        signalled(self._aimed, signal.SIGKILL)
+        send_signal(self._aimed, signal.SIGKILL)
 
 
 class Stop(Fault):
-    """A Scorer that hangs: SIGSTOP, and SIGCONT after half a minute, if it is still there."""
+    """Fault that hangs a Scorer: SIGSTOP, and SIGCONT after half a minute if it still exists."""
 
     name, what, replicas = "scorer-stopped", "SIGSTOP one of two Scorers for 30 s", TWO
     allowed = Allowed(failed_share=0.01, p99_back_s=5.0, whole_s=15.0)
@@ -47,18 +47,19 @@ class Stop(Fault):
         self._stopped: psutil.Process | None = None
 
     def aim(self, target: Target) -> None:
-        """At the oldest Scorer."""
+        """Find the oldest Scorer."""
         self._stopped = target.replica("Scorer")
 
     def inject(self, target: Target) -> None:
-        """Stop it."""
+        """Stop the process."""
         assert self._stopped is not None
-        signalled(self._stopped, signal.SIGSTOP)
+        send_signal(self._stopped, signal.SIGSTOP)
 
     def heal(self, target: Target) -> None:
-        """Have it go on."""
+        """Continue the process."""
         if self._stopped is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):  # replaced by Serve meanwhile
+            # Serve may have replaced it meanwhile.
+            with contextlib.suppress(psutil.NoSuchProcess):
                 self._stopped.send_signal(signal.SIGCONT)
 
 

@@ -1,4 +1,4 @@
-"""What a fault came to, from each request of the load and what was seen of the replicas, against what is allowed."""
+"""Measure the effect of a fault from the requests and replicas, and compare it with the limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.generator.offer import Offered
+from loadtest.generator.offer import OfferResult
 from loadtest.measure.measure import Measurement, measure, rounded
 from loadtest.measure.phases import in_time, recovered_s
 from loadtest.scenarios.chaos.fault import Allowed
@@ -17,14 +17,16 @@ from loadtest.scenarios.overload.found import is_normal
 from loadtest.workload.profiles import Slo
 from loadtest.workload.shapes import Phase
 
-WARM_S = 3.0  # of the load, before anything counts
-EDGE_S = 0.02  # a request that was sent so soon after the fault may have met it
+# Start of the load that does not count.
+WARM_S = 3.0
+# A request sent this soon after the fault may have met it.
+EDGE_S = 0.02
 Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the load: the fault began and was done, it ended, and the load ended."""
+    """Seconds of the load at which the fault began, was injected, and ended, and the load ended."""
 
     begun_s: float
     done_s: float
@@ -34,14 +36,17 @@ class Times:
 
 @dataclass(frozen=True)
 class Seen:
-    """A look at the replicas: whether all that should run do."""
+    """Observation of the replicas: `whole` if all required replicas run."""
 
     at_s: float
     whole: bool
 
 
-def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> Found:
-    """The numbers of one fault. `failed` is after the client's one retry, `failed_first` without it."""
+def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo) -> Found:
+    """Return the numbers of one fault.
+
+    `failed` is after the client's one retry, `failed_first` before it.
+    """
     requests = offered.requests
     after = requests.where(requests.at_s >= times.begun_s)
     bad = after.at_s[~after.ok] + after.latency_ms[~after.ok] / 1000
@@ -76,33 +81,33 @@ def describe(offered: Offered, times: Times, seen: Sequence[Seen], slo: Slo) -> 
 
 
 def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
-    """What was not allowed, each in a sentence."""
+    """Yield each broken limit, as a sentence."""
     if allowed.failed_share is not None and found["failed"] > allowed.failed_share * found["requests"]:
         kinds = ", ".join(f"{number} {kind}" for kind, number in found["failed_kinds"].items())
-        yield f"{found['failed']} of {found['requests']:,} requests failed with the client's one retry ({kinds})"
+        yield f"{found['failed']} of {found['requests']:,} requests failed despite the client's one retry ({kinds})"
     first = {"none": 0, "in flight": found["in_flight"], "any": found["requests"]}[allowed.first]
     if found["failed_first"] > first:
         kinds = ", ".join(f"{number} {kind}" for kind, number in found["failed_first_kinds"].items())
-        yield f"{found['failed_first']} first tries failed ({kinds}); {first} may"
-    for name, limit_s, what in (
+        yield f"{found['failed_first']} first tries failed ({kinds}; limit {first})"
+    for name, limit_s, effect in (
         ("outage_s", allowed.outage_s, "the outage took"),
         ("strength_s", allowed.strength_s, "all replicas ran again after"),
-        ("p99_back_s", allowed.p99_back_s, "the p99 was back after"),
-        ("whole_s", allowed.whole_s, "all was whole again after"),
+        ("p99_back_s", allowed.p99_back_s, "the p99 recovered after"),
+        ("whole_s", allowed.whole_s, "the service recovered fully after"),
     ):
         if limit_s is not None and (found[name] is None or found[name] > limit_s):
-            took = "longer than was looked" if found[name] is None else f"{found[name]:g} s"
-            yield f"{what} {took}; {limit_s:g} s are allowed"
+            took = "more than the observed time" if found[name] is None else f"{found[name]:g} s"
+            yield f"{effect} {took} (limit {limit_s:g} s)"
     if found["orphans"]:
-        yield f"processes are left: {', '.join(found['orphans'])}"
+        yield f"processes were left behind: {', '.join(found['orphans'])}"
 
 
-def _part(offered: Offered, begins_s: float, ends_s: float) -> Measurement:
+def _part(offered: OfferResult, begins_s: float, ends_s: float) -> Measurement:
     return measure(offered.requests.counted_from(begins_s), max(ends_s - begins_s, 1e-9))
 
 
-def _rungs(offered: Offered, times: Times) -> dict[str, int]:
-    """By rung, of the answers since the fault."""
+def _rungs(offered: OfferResult, times: Times) -> dict[str, int]:
+    """Count the answers since the fault by rung."""
     rungs: Counter[str] = Counter()
     for outcome, number in offered.requests.where(offered.requests.at_s >= times.begun_s).counts().items():
         if outcome.ok:
@@ -110,20 +115,20 @@ def _rungs(offered: Offered, times: Times) -> dict[str, int]:
     return dict(rungs)
 
 
-def _first_kinds(offered: Offered, since_s: float) -> dict[str, int]:
+def _first_kinds(offered: OfferResult, since_s: float) -> dict[str, int]:
     pairs = zip(offered.failed_at_s.tolist(), offered.failed_kinds, strict=True)
     return dict(Counter(kind for at_s, kind in pairs if at_s >= since_s))
 
 
-def _in_flight(offered: Offered, times: Times) -> int:
-    """Requests that were open when the fault came."""
+def _in_flight(offered: OfferResult, times: Times) -> int:
+    """Return the number of requests in flight at the time of the fault."""
     requests = offered.requests
     begun = requests.at_s + requests.late_ms / 1000
     return int(((begun <= times.begun_s + EDGE_S) & (requests.ended_s >= times.begun_s)).sum())
 
 
-def _gap_s(offered: Offered, times: Times) -> float:
-    """The longest time without a good answer, from just before the fault on."""
+def _gap_s(offered: OfferResult, times: Times) -> float:
+    """Return the longest time without a good answer, from one second before the fault."""
     ended = np.sort(offered.requests.ended_s[offered.requests.ok])
     ended = ended[(ended >= times.begun_s - 1.0) & (ended <= times.ends_s)]
     edges = np.concatenate([[times.begun_s - 1.0], ended, [times.ends_s]]) if not len(ended) else ended
@@ -131,7 +136,10 @@ def _gap_s(offered: Offered, times: Times) -> float:
 
 
 def _strength_s(seen: Sequence[Seen], times: Times) -> float | None:
-    """From the fault until all replicas ran, for good; 0 if none was ever seen missing, None if one is to the end."""
+    """Return the seconds from the fault until all replicas ran for good.
+
+    0: no replica was missing at any look. None: one was missing at the last look.
+    """
     short = [look.at_s for look in seen if look.at_s >= times.begun_s and not look.whole]
     if not short:
         return 0.0

@@ -1,4 +1,4 @@
-"""`loadtest chaos`: one fault after the other, each under an open-loop load, on a service of its own."""
+"""`loadtest chaos`: inject faults one after the other, each under an open-loop load."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.offer import Load, offering
-from loadtest.measure.cluster import Sample, read_service
+from loadtest.generator.offer import OfferedLoad, offering
+from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.metrics_page import read_page
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict
@@ -33,13 +33,14 @@ from loadtest.scenarios.chaos.measured import WARM_S, Found, Seen, Times, broken
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.chaos.supervisor import SUPERVISOR
 from loadtest.scenarios.chaos.target import Target
-from loadtest.scenarios.search import Plan, find_knee
+from loadtest.scenarios.search import KneePlan, find_knee
 from loadtest.targets.processes import started
-from loadtest.targets.services import Service, tabrank
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.services import TargetService, tabrank
+from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.shapes import Block
 
-FAULTS: tuple[Fault, ...] = (  # those on one service one after the other: a start takes 20 s
+# Faults that use the same service follow each other: a start takes 20 s.
+FAULTS: tuple[Fault, ...] = (
     *(*KILLS, *FILES, *SUPERVISOR),
     *(ONLY_SCORER, DiskFull(), *FLOODS, *CHANGES),
     RedisKilled(),
@@ -48,24 +49,29 @@ FAULTS: tuple[Fault, ...] = (  # those on one service one after the other: a sta
 CANDIDATES = 55
 BEFORE_S = 8.0
 LOOK_S = 0.25
-SETTLE_S = 30.0  # for a service to be whole again, before the next fault
-PAGE_S = 2.5  # the page of metrics is renewed every two seconds
-SHARE_CPU = 0.25  # for placement only: two of each and what surges must find room on two cores
-SEARCH = Plan(
+# Time for a service to recover fully before the next fault.
+SETTLE_S = 30.0
+# The metrics page is refreshed every two seconds.
+PAGE_S = 2.5
+# CPU share for placement: two cores must have room for two replicas of each and their successors.
+SHARE_CPU = 0.25
+SEARCH = KneePlan(
     start_rps=300.0, resolution=1.1, warm_up_s=6.0, step_s=5.0, confirm_s=10.0, budget_s=30.0, rest_s=2.0
 )
-KNEE_LOAD = 0.6  # which --rate says outright
+# Share of the knee that most faults use; `--rate` sets the rate at this share.
+KNEE_LOAD = 0.6
 Report = dict[str, Any]
 
 
 @dataclass
-class Run:
-    """A run of chaos: the service that is up, if one is, and the rate that its load is a share of."""
+class ChaosRun:
+    """Run of chaos: the current service, if there is one, and the knee that its loads depend on."""
 
-    work: Workspace  # held, and its store and models copied: what is hurt is never the workspace's
+    # The caller holds its lock. Faults use copies of its store and models.
+    work: Workspace
     bench: Bench
-    say: Say
-    service: Service
+    emit: Progress
+    service: TargetService
     base: Document
     knee_rps: float | None
     up: ExitStack
@@ -73,27 +79,35 @@ class Run:
     target: Target | None = None
 
     @classmethod
-    def of(cls, work: Workspace, config: Path, say: Say, rate_rps: float | None, up: ExitStack) -> Run:
-        """With a workspace made where it is missing; it must be held. Raises LoadtestError for what is no such file."""
-        service = tabrank(work, config)  # what is wrong with the file is told before a minute of preparing
+    def of(
+        cls, work: Workspace, config: Path, emit: Progress, rate_rps: float | None, up: ExitStack
+    ) -> ChaosRun:
+        """Create a run; make the workspace if it is missing. The caller holds its lock.
+
+        Raises:
+            LoadtestError: if `config` is unusable.
+        """
+        # Report an invalid file before the preparation, which takes a minute.
+        service = tabrank(work, config)
         base = yaml.safe_load((work.path / "cluster.yaml").read_text())
         base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
-        bench = Bench.prepared(work, CANDIDATES, say)
+        bench = Bench.prepared(work, CANDIDATES, emit)
         folder = work.path / "chaos"
         shutil.rmtree(folder, ignore_errors=True)
         for name in ("store", "models"):
             shutil.copytree(work.data / name, folder / name)
-        return cls(work, bench, say, service, base, rate_rps / KNEE_LOAD if rate_rps else None, up)
+        return cls(work, bench, emit, service, base, rate_rps / KNEE_LOAD if rate_rps else None, up)
 
-    def on(self, fault: Fault) -> Target:
-        """The service that a fault wants: the one that is up, if it is such a one and well, or a new one."""
-        document = self._wanted(fault)
-        if self.target and self.document == document and _is_well(self.target, fault):
+    def provide_service(self, fault: Fault) -> Target:
+        """Return the current service if it suits the fault and is healthy, or a new one."""
+        document = self._required_document(fault)
+        if self.target and self.document == document and _is_healthy(self.target, fault):
             return self.target
-        self.leave()
-        self.say(f"starting a service with {_counts(fault)}")
+        self.end_service()
+        self.emit(f"starting a service with {_counts(fault)}")
         (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-        self.up.callback(fault.end)  # after the service: what it stands on outlives it
+        # The callback runs after the end of the service, which depends on what `prepare` started.
+        self.up.callback(fault.end)
         folder = self.work.path.resolve()
         place = fault.place(folder / "cluster.yaml")
         if place is not None:
@@ -104,22 +118,22 @@ class Run:
         self.document = document
         return self.target
 
-    def leave(self) -> None:
-        """End the service that is up."""
+    def end_service(self) -> None:
+        """End the current service."""
         self.target = self.document = None
         self.up.close()
 
     def rate_rps(self, fault: Fault, target: Target) -> float:
-        """What is offered under a fault."""
+        """Return the rate of the load for a fault."""
         if self.knee_rps is None:
-            self.say("looking for the knee of this service")
+            self.emit("searching for the knee of this service")
             found = find_knee(partial(self.bench.offered_step, target.url), SEARCH)
             if found.confirmed is None:
-                raise LoadtestError("no rate held its limits; name one with --rate")
+                raise LoadtestError("no rate met the limits; set one with --rate")
             self.knee_rps = found.confirmed.rate_rps
         return round(fault.load * self.knee_rps, 1)
 
-    def _wanted(self, fault: Fault) -> Document:
+    def _required_document(self, fault: Fault) -> Document:
         document = deepcopy(self.base)
         for deployment in document["applications"][0]["deployments"]:
             number = fault.replicas.get(deployment["name"])
@@ -134,21 +148,21 @@ class Run:
 
 
 def run_chaos(
-    work: Workspace, config: Path, names: Sequence[str], rate_rps: float | None, out: Path, say: Say
+    work: Workspace, config: Path, names: Sequence[str], rate_rps: float | None, out: Path, emit: Progress
 ) -> tuple[Report, Verdict]:
-    """Try the faults that are named, all by default, and write the report to the new folder `out`.
+    """Inject the named faults (default: all), and write the report to the new folder `out`.
 
-    `rate_rps`: what is offered, instead of 60 % of the knee.
+    `rate_rps`: the rate of the load, instead of 60 % of the knee.
 
     Raises:
-        LoadtestError: if it cannot be run: the input, the workspace or the service is at fault.
+        LoadtestError: if the input, the workspace or the service prevents the run.
     """
-    faults = chosen(names)
+    faults = select_faults(names)
     refuse_existing(out)
     lines: dict[str, list[Moment]] = {}
     with work.locked(), ExitStack() as up:
-        run = Run.of(work, config, say, rate_rps, up)
-        found = [tried(run, fault, lines) for fault in faults]
+        run = ChaosRun.of(work, config, emit, rate_rps, up)
+        found = [run_fault(run, fault, lines) for fault in faults]
     verdict = verdict_of(found)
     report = {"verdict": verdict, "knee_rps": run.knee_rps, "config": str(config), "faults": found}
     report |= {"client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
@@ -156,17 +170,20 @@ def run_chaos(
     return report, verdict
 
 
-def chosen(names: Sequence[str]) -> list[Fault]:
-    """The faults of these names; all, if none is named."""
+def select_faults(names: Sequence[str]) -> list[Fault]:
+    """Return the faults of these names; all faults if there are no names."""
     known = {fault.name: fault for fault in FAULTS}
     for name in names:
         if name not in known:
-            raise LoadtestError(f"--fault {name}: there is none; there are {', '.join(known)}")
+            raise LoadtestError(f"--fault {name}: unknown fault; use {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names)] if names else list(FAULTS)
 
 
 def verdict_of(found: Sequence[Found]) -> Verdict:
-    """Void only where each fault that did not hold is, or none was tried; what could not be tried does not count."""
+    """Return the verdict on all faults; faults that were not run do not count.
+
+    Void: no fault was run, or each one that did not hold is void.
+    """
     if all(one["held"] is None for one in found):
         return "void"
     failed = [one for one in found if one["held"] is False]
@@ -175,35 +192,37 @@ def verdict_of(found: Sequence[Found]) -> Verdict:
     return "void" if all(one["void"] for one in failed) else "not held"
 
 
-def tried(run: Run, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
-    """Try one fault; what it came to, whether that is allowed, and, into `lines`, second by second."""
-    head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.told()}
+def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
+    """Inject one fault; return its numbers and verdict, and add its timeline to `lines`."""
+    head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
     why = fault.missing()
     if why:
-        run.say(f"{fault.name}: not run: {why}")
+        run.emit(f"{fault.name}: not run: {why}")
         return {**head, "held": None, "void": False, "reasons": [f"not run: {why}"]}
-    target = run.on(fault)
+    target = run.provide_service(fault)
     rate_rps = run.rate_rps(fault, target)
-    run.say(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
+    run.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
     try:
         found, moments = _under_load(run, fault, target, rate_rps)
-    except LoadtestError as error:  # one fault that cannot be told of takes not the others' report along
-        run.leave()
-        run.say(f"  not held: {error}")
+    # A fault without a measurement must not stop the report on the others.
+    except LoadtestError as error:
+        run.end_service()
+        run.emit(f"  not held: {error}")
         return {**head, "held": False, "void": False, "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *fault.reasons()]
     late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
     lines[fault.name] = moments
-    told = {**head, "held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}
-    run.say(fault_line(told))
-    return told
+    report = {**head, "held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}
+    run.emit(fault_line(report))
+    return report
 
 
-def _under_load(run: Run, fault: Fault, target: Target, rate_rps: float) -> tuple[Found, list[Moment]]:
+def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) -> tuple[Found, list[Moment]]:
     url = read_service(target.run).get("metrics_url", "")
     before, roles = read_page(url), target.roles()
-    longest_s = BEFORE_S + fault.hold_s + fault.watch_s + 240.0  # changes take as long as they take
-    load = Load(
+    # The duration of changes is not known in advance.
+    longest_s = BEFORE_S + fault.hold_s + fault.watch_s + 240.0
+    load = OfferedLoad(
         target.url,
         run.bench.bodies,
         CANDIDATES,
@@ -234,26 +253,28 @@ def _under_load(run: Run, fault: Fault, target: Target, rate_rps: float) -> tupl
     found["rate_rps"], found["injected_s"] = rate_rps, round(begun_s, 3)
     counted = result.requests.counted_from(WARM_S)
     return found, timeline(
-        counted, ends_s - WARM_S, [Sample(s.at_s - WARM_S, s.replicas, None) for s in samples]
+        counted, ends_s - WARM_S, [ClusterSample(s.at_s - WARM_S, s.replicas, None) for s in samples]
     )
 
 
 @contextmanager
-def _watching(target: Target, fault: Fault, begun_s: float) -> Iterator[tuple[list[Seen], list[Sample]]]:
-    """Look at the replicas again and again while the block runs."""
+def _watching(
+    target: Target, fault: Fault, begun_s: float
+) -> Iterator[tuple[list[Seen], list[ClusterSample]]]:
+    """Look at the replicas periodically while the block runs."""
     seen: list[Seen] = []
-    samples: list[Sample] = []
+    samples: list[ClusterSample] = []
     over = threading.Event()
 
     def look() -> None:
         while not over.wait(LOOK_S):
             at_s = time.monotonic() - begun_s
             fault.look(target)
-            there = target.replicas()
-            if there:
+            counts = target.replicas()
+            if counts:
                 seen.append(Seen(at_s, target.at_full_strength(fault.replicas)))
-                running = {name: states.get("RUNNING", 0) for name, states in there.items()}
-                samples.append(Sample(at_s, running, None))
+                running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
+                samples.append(ClusterSample(at_s, running, None))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -264,8 +285,8 @@ def _watching(target: Target, fault: Fault, begun_s: float) -> Iterator[tuple[li
         thread.join()
 
 
-def _is_well(target: Target, fault: Fault) -> bool:
-    """Whether all replicas run, and no more of anything than one HAProxy."""
+def _is_healthy(target: Target, fault: Fault) -> bool:
+    """Wait until all required replicas run beside exactly one HAProxy; return False on timeout."""
     until = time.monotonic() + SETTLE_S
     while time.monotonic() < until:
         if target.at_full_strength(fault.replicas) and len(target.find("haproxy")) == 1:

@@ -1,4 +1,4 @@
-"""A store that is gone for a while, and a disk that is full. The store is the run's own copy, never a user's."""
+"""Faults of a store, and a full disk. They affect only a copy of the store."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from loadtest.scenarios.chaos.target import REPLICA, Target
 from loadtest.targets.services import free_port
 
 GARBAGE_BYTES = 1 << 20
-FULL_BYTES = 8192  # LMDB's two meta pages: what a commit needs beyond them is not there
+# Size of LMDB's two meta pages: a commit needs more, and fails.
+FULL_BYTES = 8192
 HEALED = Allowed(failed_share=0.0, first="none", whole_s=5.0)
 START_S = 20.0
 INGEST = REPLICA + "Ingest"
 
 
 class FileReplaced(Fault):
-    """The store's file gives way to another, and comes back."""
+    """Fault that replaces the store's file by another one, and restores it."""
 
     replicas, allowed, hold_s, watch_s = TWO, HEALED, 6.0, 12.0
 
@@ -38,24 +39,24 @@ class FileReplaced(Fault):
         self.name, self.what, self._garbage = name, what, garbage
 
     def inject(self, target: Target) -> None:
-        """Put garbage, or an empty file, in the place of the store's."""
+        """Replace the store's file by garbage, or by an empty file."""
         data = _data(target.folder)
         os.replace(data, _aside(data))
         data.write_bytes(os.urandom(GARBAGE_BYTES) if self._garbage else b"")
 
     def heal(self, target: Target) -> None:
-        """Put the store's own file back."""
+        """Restore the store's file."""
         data = _data(target.folder)
         os.replace(_aside(data), data)
 
 
 class DiskFull(Fault):
-    """No file of Ingest's can grow: what a full disk does to a commit, by the limit of its process (RLIMIT_FSIZE).
+    """Fault like a full disk for Ingest, by a limit on the size of its files (RLIMIT_FSIZE).
 
-    Nothing else of the machine is touched, which a full file system would.
+    Unlike a full file system, the limit affects nothing else on the machine.
     """
 
-    name, what = "disk-full", "no room on the disk for Ingest, 20 s"
+    name, what = "disk-full", "disk full for Ingest, 20 s"
     allowed = Allowed(failed_share=0.0, first="none", whole_s=5.0)
     hold_s, watch_s = 20.0, 10.0
 
@@ -64,11 +65,11 @@ class DiskFull(Fault):
         limit_files(target.find(INGEST), FULL_BYTES)
 
     def heal(self, target: Target) -> None:
-        """Lift the limit, of whichever Ingest there is."""
+        """Lift the limit of the current Ingest."""
         limit_files(target.find(INGEST), resource.RLIM_INFINITY)
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """What became of the rankings' exposures, as the service counts them."""
+        """Return how many rankings the service counted, and exposures it logged and dropped."""
 
         def gained(name: str, **labels: str) -> float:
             return total(after, name, **labels) - total(before, name, **labels)
@@ -81,7 +82,7 @@ class DiskFull(Fault):
 
 
 class RedisKilled(Fault):
-    """A Redis server of our own, killed and started again."""
+    """Fault that kills a separate Redis server, and starts it again."""
 
     name, what = "redis", "kill -9 redis, back after 6 s"
     replicas, allowed, hold_s, watch_s = TWO, HEALED, 6.0, 12.0
@@ -91,12 +92,13 @@ class RedisKilled(Fault):
         self._port, self._folder = 0, Path()
 
     def missing(self) -> str | None:
-        """Needs the server's program."""
+        """Return a reason if the server's program is missing."""
         return None if _program() else "redis-server is not installed"
 
     def prepare(self, document: Document, folder: Path) -> None:
-        """Start a server, fill it from the workspace's log, and have the service use it."""
-        self.end()  # of an earlier time
+        """Start a server, fill it from the workspace's log, and set it as the service's store."""
+        # The fault may have run before.
+        self.end()
         self._port, self._folder = free_port(), folder / "redis"
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
@@ -107,15 +109,15 @@ class RedisKilled(Fault):
         document["applications"][0]["args"]["store"] = store
 
     def inject(self, target: Target) -> None:
-        """Kill it."""
+        """Kill the server."""
         self.end()
 
     def heal(self, target: Target) -> None:
-        """Start it again; it finds what it kept."""
+        """Start the server again, with its persisted data."""
         self._start()
 
     def end(self) -> None:
-        """Kill it, if it runs."""
+        """Kill the server if it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -134,10 +136,10 @@ class RedisKilled(Fault):
         while time.monotonic() < deadline:
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self._port), 1.0) as asked,
+                socket.create_connection(("127.0.0.1", self._port), 1.0) as client,
             ):
-                asked.sendall(b"PING\r\n")
-                if asked.recv(64).startswith(b"+PONG"):
+                client.sendall(b"PING\r\n")
+                if client.recv(64).startswith(b"+PONG"):
                     return
             time.sleep(0.01)
         raise LoadtestError("redis did not start:\n  " + "\n  ".join(last_lines(self._folder / "server.log")))
@@ -156,7 +158,7 @@ def _aside(data: Path) -> Path:
 
 
 def limit_files(processes: Iterable[psutil.Process], num_bytes: int) -> None:
-    """Let no file of these processes grow beyond so many bytes."""
+    """Limit the size to which these processes can grow a file."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
@@ -164,6 +166,6 @@ def limit_files(processes: Iterable[psutil.Process], num_bytes: int) -> None:
 
 
 FILES: tuple[Fault, ...] = (
-    FileReplaced("store-replaced", "the lmdb file replaced by an empty one, and put back", garbage=False),
-    FileReplaced("store-corrupt", "the lmdb file replaced by garbage, and put back", garbage=True),
+    FileReplaced("store-replaced", "LMDB file replaced by an empty one, then restored", garbage=False),
+    FileReplaced("store-corrupt", "LMDB file replaced by garbage, then restored", garbage=True),
 )

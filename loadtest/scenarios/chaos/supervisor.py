@@ -1,4 +1,4 @@
-"""Faults of the process that watches the service, and of the folder that it writes to."""
+"""Faults of the service's supervisor, and of the run folder that it writes to."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ from loadtest.measure.cluster import read_service
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
 from loadtest.scenarios.chaos.kills import NOTHING, ONE_OF_TWO
 from loadtest.scenarios.chaos.stores import limit_files
-from loadtest.scenarios.chaos.target import Target, signalled
+from loadtest.scenarios.chaos.target import Target, send_signal
 
 
 class Unwatched(Fault):
-    """The supervisor cannot do its work for a while: what serves goes on, and `serve status` says what is missing."""
+    """Fault that disables the supervisor: the service continues, and `serve status` reports it."""
 
     replicas: Mapping[str, int] = TWO
-    # Starting the command takes some seconds more, of the 10 after which `status` must say so.
+    # `status` must report it after 10 s. Starting the command takes some of these seconds.
     hold_s, watch_s = 7.0, 8.0
 
     _supervisor: psutil.Process
-    _said: Mapping[str, Any] = {}
+    _status: Mapping[str, Any] = {}
 
     def aim(self, target: Target) -> None:
         """Find the supervisor."""
         try:
             self._supervisor = psutil.Process(read_service(target.run)["pid"])
         except (KeyError, psutil.NoSuchProcess):
-            raise LoadtestError("the service has no supervisor; is it up?") from None
+            raise LoadtestError("the service has no supervisor; check that it is up") from None
 
     def heal(self, target: Target) -> None:
-        """Ask for the status."""
+        """Read the status."""
         log = target.folder / "chaos.log"
-        self._said = run_command("serve", "status", "--run", str(target.run), log=log, accept=(0, 1))
+        self._status = run_command("serve", "status", "--run", str(target.run), log=log, accept=(0, 1))
 
     def reasons(self) -> list[str]:
-        """Return what the status left out."""
-        if self._said.get("unwatched"):
+        """Return a reason if the status does not report the fault."""
+        if self._status.get("unwatched"):
             return []
-        state = self._said.get("state")
-        return [f"asked {self.hold_s:g} s later, `status` said {state!r}, and not what is no longer watched"]
+        state = self._status.get("state")
+        return [f"after {self.hold_s:g} s `status` reported {state!r}, but not that the service is unwatched"]
 
 
 class SupervisorKilled(Unwatched):
-    """`kill -9` of the supervisor; the next `up` takes over."""
+    """Fault that kills the supervisor with `kill -9`; the next `up` replaces it."""
 
     name, what, allowed = "supervisor", "kill -9 the supervisor; `up` again", NOTHING
 
     def inject(self, target: Target) -> None:
-        """Kill it."""
-        signalled(self._supervisor, signal.SIGKILL)
+        """Kill the supervisor."""
+        send_signal(self._supervisor, signal.SIGKILL)
 
     def heal(self, target: Target) -> None:
-        """Ask for the status, then start the service of the same file."""
+        """Read the status, then start the service again from the same file."""
         super().heal(target)
         target.deploy(target.document())
 
 
 class RunDiskFull(Unwatched):
-    """No file of the supervisor can grow, as on a full disk, while a Scorer is killed."""
+    """Fault like a full disk for the supervisor's files, while a Scorer is killed."""
 
-    name, what = "run-disk-full", "no room for the run folder, and kill -9 one of two Scorers"
-    # Only what is written after the end tells that all replicas are back.
+    name, what = "run-disk-full", "disk full for the run folder, and kill -9 one of two Scorers"
+    # The state written after the fault shows that all replicas are back.
     allowed: Allowed = ONE_OF_TWO
 
     def aim(self, target: Target) -> None:
@@ -76,12 +76,12 @@ class RunDiskFull(Unwatched):
         self._scorer = target.replica("Scorer")
 
     def inject(self, target: Target) -> None:
-        """Limit the size of its files, then kill the Scorer."""
+        """Limit the size of the supervisor's files, then kill the Scorer."""
         limit_files([self._supervisor], 0)
-        signalled(self._scorer, signal.SIGKILL)
+        send_signal(self._scorer, signal.SIGKILL)
 
     def heal(self, target: Target) -> None:
-        """Ask for the status, then lift the limit."""
+        """Read the status, then lift the limit."""
         super().heal(target)
         limit_files([self._supervisor], resource.RLIM_INFINITY)
 

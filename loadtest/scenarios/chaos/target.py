@@ -1,4 +1,4 @@
-"""The service that is hurt: its processes by their role, its files, and how many replicas run."""
+"""Service under fault injection: its processes by role, its files and its running replicas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDLE = "ray::IDLE"
 
 @dataclass(frozen=True)
 class Target:
-    """A running service: `folder` holds its `cluster.yaml`, run folder, and its own copies of store and models."""
+    """Running service; `folder` holds its `cluster.yaml`, run folder, and copy of its data."""
 
     url: str
     folder: Path
@@ -34,60 +34,60 @@ class Target:
 
     @property
     def file(self) -> Path:
-        """Its `cluster.yaml`."""
+        """Return the path of its `cluster.yaml`."""
         return self.folder / "cluster.yaml"
 
     @property
     def run(self) -> Path:
-        """Its run folder."""
+        """Return its run folder."""
         return self.folder / "run"
 
     def find(self, role: str) -> list[psutil.Process]:
-        """Its processes whose title begins so, the oldest first."""
+        """Return its processes whose title starts with `role`, the oldest first."""
         found = [process for process in marked(self.marker) if title(process).startswith(role)]
         return sorted(found, key=lambda process: process.create_time())
 
     def one(self, role: str) -> psutil.Process:
-        """The oldest of them; LoadtestError if there is none."""
+        """Return the oldest of them; LoadtestError if there is none."""
         found = self.find(role)
         if not found:
-            raise LoadtestError(f"the service has no process {role}; is it up?")
+            raise LoadtestError(f"the service has no process {role}; check that it is up")
         return found[0]
 
     def replica(self, deployment: str) -> psutil.Process:
-        """A replica's process."""
+        """Return the process of the oldest replica of a deployment."""
         return self.one(REPLICA + deployment)
 
     def roles(self) -> Counter[str]:
-        """How many processes of each title there are, those without a task left out."""
+        """Count its processes by title, without idle ones."""
         names = Counter(title(process).partition(".")[0] for process in marked(self.marker))
         return Counter({name: number for name, number in names.items() if name and name != IDLE})
 
     def replicas(self) -> dict[str, dict[str, int]]:
-        """How many of each deployment there are in each state, as the service itself says."""
+        """Return the number of replicas by deployment and state, as the service reports it."""
         return {
             name: deployment["replicas"]
             for name, deployment in deployments(read_service(self.run).get("applications", {}))
         }
 
     def at_full_strength(self, wanted: Mapping[str, int]) -> bool:
-        """Whether exactly these replicas run, and none is on its way."""
-        there = self.replicas()
-        return all(there.get(name) == {"RUNNING": number} for name, number in wanted.items())
+        """Return whether exactly these replicas run and none is starting or stopping."""
+        counts = self.replicas()
+        return all(counts.get(name) == {"RUNNING": number} for name, number in wanted.items())
 
     def document(self) -> dict[str, Any]:
-        """Its `cluster.yaml`."""
+        """Return its parsed `cluster.yaml`."""
         document: dict[str, Any] = yaml.safe_load(self.file.read_text())
         return document
 
     def deploy(self, document: Mapping[str, Any]) -> None:
-        """Bring what runs to a changed document, in place."""
+        """Deploy a changed document in place."""
         self.file.write_text(yaml.safe_dump(dict(document), sort_keys=False))
         run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "chaos.log")
 
 
 def title(process: psutil.Process) -> str:
-    """A process's title, empty where it has ended; a Ray worker's says what it runs."""
+    """Return a process's title, empty if it has ended; a Ray worker's title names its task."""
     with contextlib.suppress(psutil.Error):
         line = process.cmdline()
         if line:
@@ -95,9 +95,9 @@ def title(process: psutil.Process) -> str:
     return ""
 
 
-def signalled(process: psutil.Process, number: signal.Signals) -> None:
-    """Send a signal; LoadtestError if the process had ended already."""
+def send_signal(process: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal; LoadtestError if the process has already ended."""
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
-        raise LoadtestError(f"process {process.pid} ended before it could be hurt") from None
+        raise LoadtestError(f"process {process.pid} ended before the fault; run it again") from None

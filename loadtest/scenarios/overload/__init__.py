@@ -1,1 +1,1 @@
-"""`loadtest overload`: two and three times the knee."""
+"""`loadtest overload`: load above the knee. Imports `scenarios.bench`, `report` and below."""

@@ -1,4 +1,4 @@
-"""What an overload came to: goodput by rung, refusals, failures, and how soon all was normal again."""
+"""Numbers and verdict of an overload: goodput by rung, refusals, failures and recovery time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from loadtest.workload.profiles import Slo
 from loadtest.workload.shapes import Block, Phase
 
 REFUSED = "HTTP 429"
-GOODPUT = ((2.0, 0.9), (float("inf"), 0.7))  # up to so many times the knee, this share of it
-REFUSAL_MS = 10.0  # in the replica
+# (Multiple of the knee, least goodput as a share of the knee) up to that multiple.
+GOODPUT = ((2.0, 0.9), (float("inf"), 0.7))
+# Limit of the time that a replica takes to refuse a request.
+REFUSAL_MS = 10.0
 BACK_S = 5.0
 Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Seconds at 60 % of the knee, at so many times it, and at 60 % again, without a pause between them."""
+class OverloadPlan:
+    """Seconds at 60 % of the knee, at a multiple of it, and at 60 % again, without pauses."""
 
     seconds: float = 60.0
     before_s: float = 5.0
@@ -32,15 +34,15 @@ class Plan:
     normal: float = 0.6
 
     def blocks(self, times: float) -> list[Block]:
-        """As pieces of the load, whose rate is the knee."""
+        """Return the blocks of the load; its rate is the knee."""
         level = ((self.before_s, self.normal), (self.seconds, times), (self.after_s, self.normal))
         return [Block(seconds, factor, factor) for seconds, factor in level]
 
 
 def describe(
-    requests: Requests, times: float, knee_rps: float, deadline_ms: float, plan: Plan, slo: Slo
+    requests: Requests, times: float, knee_rps: float, deadline_ms: float, plan: OverloadPlan, slo: Slo
 ) -> Found:
-    """The numbers of one run; latencies count from when a request was due."""
+    """Return the numbers of one run; latencies count from the due time of a request."""
     begins_s, ends_s = plan.before_s, plan.before_s + plan.seconds
     due = requests.where((requests.at_s >= begins_s) & (requests.at_s < ends_s))
     ended = due.named_counts()
@@ -72,19 +74,19 @@ def describe(
 
 
 def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
-    """Hold a run against what is allowed; void if the generator was late: it was not the service that was slow."""
-    remedy = f"{found['offered_rps']:.0f} requests a second are more than its core can send"
+    """Compare a run with the limits; void if the load generator was late."""
+    remedy = f"{found['offered_rps']:.0f} requests/s are more than its core can send"
     late_ms, limit_ms = found["generator_late_ms_p99"], slo.generator_late_ms_p99
     return verdict_on(list(_broken(found, slo)), late_ms, limit_ms, remedy)
 
 
 def is_normal(measured: Measurement, slo: Slo) -> bool:
-    """Whether p99 and full answers are within the SLO, a failed request being none."""
+    """Return whether p99 and full answers are within the SLO; failed requests count as not full."""
     return in_time(measured, slo) and in_full(measured, slo)
 
 
 def in_flight_most(requests: Requests) -> int:
-    """The most requests that were open at one time."""
+    """Return the largest number of requests in flight at one time."""
     sent = ~_named(requests, NOT_SENT.name)
     begun = requests.at_s[sent] + requests.late_ms[sent] / 1000
     at = np.concatenate([begun, requests.ended_s[sent]])
@@ -95,22 +97,19 @@ def in_flight_most(requests: Requests) -> int:
 def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
     wanted = next(share for times, share in GOODPUT if found["times"] <= times)
     if found["goodput_share"] < wanted:
-        yield f"goodput is {found['goodput_share']:.1%} of the knee; {wanted:.0%} are needed"
+        yield f"goodput is {found['goodput_share']:.1%} of the knee, but at least {wanted:.0%} are needed"
     if found["p99_ms"] is None or found["p99_ms"] > slo.p99_ms:
-        said = (
-            "nothing was answered"
-            if found["p99_ms"] is None
-            else f"the p99 of answers is {found['p99_ms']:.1f} ms"
-        )
-        yield f"{said}; {slo.p99_ms:g} ms are allowed"
+        no_answer = found["p99_ms"] is None
+        p99 = "no request was answered" if no_answer else f"the p99 of answers is {found['p99_ms']:.1f} ms"
+        yield f"{p99} (limit {slo.p99_ms:g} ms)"
     if found["failures"]:
-        yield f"requests failed that were not refused: {listed(found['failures'])}"
+        yield f"requests failed without a refusal: {listed(found['failures'])}"
     replica_ms = found.get("refused_in_replica_p99_ms")
     if replica_ms is not None and replica_ms > REFUSAL_MS:
-        yield f"refusals took up to {replica_ms:g} ms in the replica (p99); {REFUSAL_MS:g} ms are allowed"
+        yield f"the p99 of refusals in the replica is {replica_ms:g} ms (limit {REFUSAL_MS:g} ms)"
     if found["back_s"] is None or found["back_s"] > BACK_S:
-        after = "in no time that was looked at" if found["back_s"] is None else f"after {found['back_s']} s"
-        yield f"all was normal again {after}; {BACK_S:g} s are allowed"
+        back = "not normal again" if found["back_s"] is None else f"normal again {found['back_s']} s"
+        yield f"the service was {back} after the overload (limit {BACK_S:g} s)"
 
 
 def _goodput(due: Requests, deadline_ms: float, seconds: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`loadtest overload`: a service on one core, the generator on another; the knee, then twice and three times it."""
+"""`loadtest overload`: pin service and generator to a core each, find the knee, then exceed it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from loadtest.commands import CommandFailed, run_command
 from loadtest.errors import LoadtestError
-from loadtest.generator.offer import Load, offered
+from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
 from loadtest.measure.metrics_page import Page, read_page, total, within
 from loadtest.measure.timeline import Moment, timeline
@@ -23,34 +23,36 @@ from loadtest.measure.verdict import Verdict
 from loadtest.report.overload import run_line, write_overload
 from loadtest.report.report import refuse_existing
 from loadtest.scenarios.bench import Bench, Report
-from loadtest.scenarios.overload.found import Found, Plan, describe, judge
-from loadtest.scenarios.search import Plan as Search
-from loadtest.scenarios.search import Step, find_knee
+from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
+from loadtest.scenarios.search import KneePlan, KneeStep, find_knee
 from loadtest.targets.processes import started
 from loadtest.targets.services import tabrank
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.workspace import Progress, Workspace
 
 CANDIDATES = 55
-SEARCH = Search(
+SEARCH = KneePlan(
     start_rps=300.0, resolution=1.06, warm_up_s=8.0, step_s=6.0, confirm_s=15.0, budget_s=75.0, rest_s=2.0
 )
 CONTROL_TIMES = 2.0
-CONTROL_S = 20.0  # long enough to see it collapse, and a queue of the system's own ends sooner
-REFUSED_MS = "ray_tabrank_refused_ms_total"  # the histogram of how long refusals took
-PAGE_S = 4.5  # the page of metrics is renewed every two seconds
+# Long enough for the collapse without load shedding: the system's own queues fill sooner.
+CONTROL_S = 20.0
+# Histogram of the duration of refusals.
+REFUSED_MS = "ray_tabrank_refused_ms_total"
+# The metrics page is refreshed every two seconds.
+PAGE_S = 4.5
 
 
 @dataclass(frozen=True)
 class Offering:
-    """What is offered to one service, and by which measure."""
+    """Service to overload, with its benchmark and deadline."""
 
     url: str
     bench: Bench
     deadline_ms: float
 
-    def run(self, times: float, knee_rps: float, plan: Plan) -> tuple[Found, list[Moment]]:
-        """So many times the knee; what came of it, and second by second."""
-        load = Load(self.url, self.bench.bodies, self.bench.candidates, knee_rps, plan.blocks(times))
+    def run(self, times: float, knee_rps: float, plan: OverloadPlan) -> tuple[Found, list[Moment]]:
+        """Offer a multiple of the knee; return the numbers and the timeline."""
+        load = OfferedLoad(self.url, self.bench.bodies, self.bench.candidates, knee_rps, plan.blocks(times))
         requests = offered(load).requests
         found = describe(requests, times, knee_rps, self.deadline_ms, plan, self.bench.slo)
         return found, timeline(requests, load.seconds, [])
@@ -60,33 +62,33 @@ def run_overload(
     work: Workspace,
     config: Path,
     times: Sequence[float],
-    plan: Plan,
+    plan: OverloadPlan,
     out: Path,
-    say: Say,
+    emit: Progress,
     known_rps: float | None = None,
-    search: Search = SEARCH,
+    search: KneePlan = SEARCH,
 ) -> tuple[Report, Verdict]:
-    """Start the service on its core, measure its knee, overload it, switch its ladder off, and overload it again.
+    """Start the service on its core, find its knee, overload it; repeat without load shedding.
 
     `known_rps`: the knee, if it was measured before.
 
     Raises:
-        LoadtestError: if it cannot be measured: the input, the workspace, the service or a lack of cores.
+        LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
     """
     refuse_existing(out)
     cores = _two_cores()
     with work.locked():
         service = tabrank(work, config)
         file, run = work.path / "cluster.yaml", work.path / "run"
-        bench = Bench.prepared(work, CANDIDATES, say)
+        bench = Bench.prepared(work, CANDIDATES, emit)
         offering = Offering(service.url, bench, _deadline_ms(file))
-        say(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
+        emit(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
         with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
             os.sched_setaffinity(0, {cores[1]})
-            knee_rps, steps = (known_rps, []) if known_rps else _knee(offering, search, say)
+            knee_rps, steps = (known_rps, []) if known_rps else _knee(offering, search, emit)
             page = read_service(run).get("metrics_url", "")
-            runs, lines = _overload(offering, times, knee_rps, plan, page, say)
-            control, moments = _control(offering, knee_rps, plan, file, run, work, say)
+            runs, lines = _overload(offering, times, knee_rps, plan, page, emit)
+            control, moments = _control(offering, knee_rps, plan, file, run, emit)
     lines |= {"the control": moments} if moments else {}
     verdict = verdict_of(runs, control)
     report = {
@@ -105,7 +107,7 @@ def run_overload(
 
 
 def read_times(given: str) -> list[float]:
-    """`2,3` as numbers.
+    """Return `2,3` as numbers.
 
     Raises:
         LoadtestError: for anything else.
@@ -120,7 +122,7 @@ def read_times(given: str) -> list[float]:
 
 
 def _overload(
-    offering: Offering, times: Sequence[float], knee_rps: float, plan: Plan, page: str, say: Say
+    offering: Offering, times: Sequence[float], knee_rps: float, plan: OverloadPlan, page: str, emit: Progress
 ) -> tuple[list[Found], dict[str, list[Moment]]]:
     runs, lines = [], {}
     for factor in times:
@@ -131,21 +133,21 @@ def _overload(
         verdict, reasons = judge(found, offering.bench.slo)
         runs.append({"verdict": verdict, "reasons": reasons, **found})
         lines[f"{factor:g} times the knee"] = moments
-        say(run_line(runs[-1]))
+        emit(run_line(runs[-1]))
     return runs, lines
 
 
-def _knee(offering: Offering, search: Search, say: Say) -> tuple[float, list[Step]]:
-    """The knee under this pinning, and the steps to it."""
+def _knee(offering: Offering, search: KneePlan, emit: Progress) -> tuple[float, list[KneeStep]]:
+    """Return the knee with this CPU pinning, and its steps."""
     found = find_knee(partial(offering.bench.offered_step, offering.url), search)
     if found.confirmed is None:
-        raise LoadtestError("no rate held its limits, so that there is no knee to overload")
-    say(f"knee under this pinning: {found.confirmed.rate_rps:g} req/s")
+        raise LoadtestError("no rate met the limits, so there is no knee to overload; use a faster machine")
+    emit(f"knee with this pinning: {found.confirmed.rate_rps:g} req/s")
     return found.confirmed.rate_rps, found.steps
 
 
 def _refusals(before: Page, after: Page) -> Found:
-    """What the replicas themselves say of their refusals: how many, and how long they took."""
+    """Return the number of refusals and their duration, as the replicas report them."""
     return {
         "refused_counted": total(after, REFUSED_MS, le="+Inf") - total(before, REFUSED_MS, le="+Inf"),
         "refused_in_replica_p99_ms": within(before, after, REFUSED_MS, 0.99),
@@ -153,27 +155,32 @@ def _refusals(before: Page, after: Page) -> Found:
 
 
 def _control(
-    offering: Offering, knee_rps: float, plan: Plan, file: Path, run: Path, work: Workspace, say: Say
+    offering: Offering, knee_rps: float, plan: OverloadPlan, file: Path, run: Path, emit: Progress
 ) -> tuple[Found, list[Moment]]:
-    """The same with the ladder off: it must not hold, or it is not the ladder that holds."""
-    say("the control: the ladder off")
-    switch_off_the_ladder(file)
+    """Repeat the overload without load shedding, as a control: it must not hold."""
+    emit("control run without load shedding")
+    disable_load_shedding(file)
     try:
-        run_command("serve", "up", str(file), "--run", str(run), log=work.path / "overload.log")
+        run_command(
+            "serve", "up", str(file), "--run", str(run), log=offering.bench.work.path / "overload.log"
+        )
     except CommandFailed as error:
         reason = str(error).splitlines()[-1].strip()
-        say(f"  not run: {reason}")
+        emit(f"  not run: {reason}")
         return {"run": False, "reason": reason}, []
     shorter = replace(plan, seconds=min(plan.seconds, CONTROL_S))
     found, moments = offering.run(CONTROL_TIMES, knee_rps, shorter)
     verdict, reasons = judge(found, offering.bench.slo)
     control = {"run": True, "verdict": verdict, "reasons": reasons, **found}
-    say(run_line(control))
+    emit(run_line(control))
     return control, moments
 
 
 def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
-    """Void only where each run that did not hold is; the control holds by not holding, and without it nothing does."""
+    """Return the verdict on all runs; void if each run that did not hold is void.
+
+    The control must not hold; if it did not run, the verdict is void.
+    """
     failed: list[Any] = [run["verdict"] for run in runs if run["verdict"] != "held"]
     if not control["run"]:
         failed.append("void")
@@ -184,7 +191,7 @@ def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
     return "void" if set(failed) == {"void"} else "not held"
 
 
-def switch_off_the_ladder(file: Path) -> None:
+def disable_load_shedding(file: Path) -> None:
     """Write `ladder: false` into a `cluster.yaml`."""
     document = yaml.safe_load(file.read_text())
     for deployment in document["applications"][0].get("deployments", []):
@@ -204,16 +211,16 @@ def _deadline_ms(file: Path) -> float:
 
 def _two_cores() -> tuple[int, int]:
     if not hasattr(os, "sched_setaffinity"):
-        raise LoadtestError("processes cannot be pinned to cores on this system; run it on Linux")
+        raise LoadtestError("this system cannot pin processes to cores; run the test on Linux")
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise LoadtestError("there is one core; the service and the load generator need one each")
+        raise LoadtestError("only one core is available; the service and the load generator need one each")
     return cores[0], cores[-1]
 
 
 @contextlib.contextmanager
 def _pinned(core: int) -> Iterator[None]:
-    """Pin this process, and what it starts, to one core; afterwards to all that it had."""
+    """Pin this process and its children to one core during the block."""
     had = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:

@@ -1,1 +1,1 @@
-"""`loadtest scale`: replicas and nodes that follow the load."""
+"""`loadtest scale`: replicas and nodes that follow the load. Imports `report` and below."""

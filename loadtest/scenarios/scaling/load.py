@@ -1,4 +1,4 @@
-"""A load beside what is done to the service: `python -m loadtest run` in a process of its own, and its report."""
+"""Run `python -m loadtest run` as a separate process during a scaling test, and read its report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from loadtest.measure.verdict import listed
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import Profile
 
-OVERTIME_S = 60.0  # for a run to write its report, and to get going
+# Time for a run to start and to write its report.
+OVERTIME_S = 60.0
 
 
 @dataclass
-class Load:
-    """A run under way; its report folder once it has ended."""
+class LoadProcess:
+    """Running load test, and its report folder once it has ended."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -32,17 +33,17 @@ class Load:
     seconds: float
 
     def report(self) -> dict[str, Any]:
-        """The report of the run, once it has ended.
+        """Wait for the end of the run and return its report.
 
         Raises:
-            LoadtestError: if it could not be run.
+            LoadtestError: if the run failed.
         """
         try:
             self.process.wait(self.seconds + OVERTIME_S)
         except subprocess.TimeoutExpired:
             raise LoadtestError(f"the load did not end; see {self.log}") from None
         if not (self.folder / "report.json").exists():
-            raise LoadtestError("the load could not be run:\n  " + "\n  ".join(last_lines(self.log)))
+            raise LoadtestError("the load test failed:\n  " + "\n  ".join(last_lines(self.log)))
         report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
         return report
 
@@ -50,26 +51,27 @@ class Load:
 @contextlib.contextmanager
 def loading(
     profile: Profile, url: str, cluster: str, work: Workspace, folder: Path, token: str = ""
-) -> Iterator[Load]:
-    """Load a service while the block runs, and longer if the load takes longer; its report goes to `folder`.
+) -> Iterator[LoadProcess]:
+    """Load a service while the block runs, or longer; the report goes to `folder`.
 
-    `cluster` and `token`: whose replicas and nodes are watched, as `run --cluster` takes it, and its secret.
+    `cluster` names the cluster whose replicas and nodes are counted, as in `run --cluster`; `token`
+    is its secret.
     """
     log, file = work.path / f"{profile.name}-load.log", work.path / f"{profile.name}.toml"
     file.write_text(_toml(profile))
     command = [sys.executable, "-m", "loadtest", "run", "--json", "--profile", str(file)]
     command += ["--url", url, "--log", str(work.log), "--cluster", cluster]
-    with log.open("wb") as talk:
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--out", str(folder)],
             env={**os.environ, **({"RAY_AUTH_TOKEN": token} if token else {})},
             stdin=subprocess.DEVNULL,
-            stdout=talk,
-            stderr=talk,
+            stdout=output,
+            stderr=output,
             preexec_fn=die_with_parent,
         )
     try:
-        yield Load(process, folder, log, profile.warmup_s + profile.duration_s)
+        yield LoadProcess(process, folder, log, profile.warmup_s + profile.duration_s)
     finally:
         if process.poll() is None:
             process.kill()
@@ -77,7 +79,7 @@ def loading(
 
 
 def moments(folder: Path) -> list[Mapping[str, float | None]]:
-    """The rows of a run's timeline.csv."""
+    """Return the rows of a run's timeline.csv."""
     with (folder / "timeline.csv").open(newline="") as file:
         return [
             {key: float(value) if value else None for key, value in row.items()}
@@ -86,14 +88,14 @@ def moments(folder: Path) -> list[Mapping[str, float | None]]:
 
 
 def failures(found: Mapping[str, Any]) -> list[str]:
-    """Return the reason why a run in which requests failed does not hold; nothing where none did."""
+    """Return the failed requests of a run as a reason; empty if none failed."""
     if not found["errors"]:
         return []
     return [f"{found['errors']} of {found['requests']} requests failed: {listed(found['error_kinds'])}"]
 
 
 def after(seconds: float | None) -> str:
-    """Return how long after something else came, as text."""
+    """Return the seconds after an event as text."""
     return "never after" if seconds is None else f"{seconds:g} s after"
 
 

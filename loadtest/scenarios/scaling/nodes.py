@@ -1,4 +1,4 @@
-"""A node that comes with the load and goes with it: Ray's autoscaler over fake nodes, each a raylet of this machine."""
+"""Scale nodes with the load: Ray's autoscaler over fake nodes, each a raylet on this machine."""
 
 from __future__ import annotations
 
@@ -14,42 +14,43 @@ from loadtest.measure.answer import read_answer
 from loadtest.measure.service import PATH, ask
 from loadtest.scenarios.scaling.load import after, failures, loading, moments
 from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
-from loadtest.scenarios.scaling.step import AUTOSCALING, LOAD, Moments, Plan
+from loadtest.scenarios.scaling.step import AUTOSCALING, LOAD, Moments, StepPlan
 from loadtest.targets.fake_cluster import fake_cluster
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile
 
-PLAN = Plan(before_s=15.0, held_s=45.0, after_s=45.0)
-# The head has room for one Scorer; the next finds none, and a worker has room for one.
+PLAN = StepPlan(before_s=15.0, held_s=45.0, after_s=45.0)
+# The head has room for one Scorer. The second needs a worker, which has room for one.
 NUM_CPUS = {"FeatureFetch": 0.3, "Scorer": 0.6, "Ingest": 0.0}
 NODES = {
     "head": {"num_cpus": 1, "min_nodes": 1, "max_nodes": 1},
     "workers": {"num_cpus": 1, "min_nodes": 0, "max_nodes": 2},
 }
-IDLE_S = 5.0  # after which a node without a replica goes
+# Ray removes a node without a replica after this time.
+IDLE_S = 5.0
 ANSWER_S = 60.0
 
 
-def prove_nodes(work: Workspace, config: Path, body: bytes, out: Path, say: Say) -> dict[str, Any]:
-    """Start a cluster of fake nodes, double its load and lower it again; when a node came, went, and what failed."""
+def prove_nodes(work: Workspace, config: Path, body: bytes, out: Path, emit: Progress) -> dict[str, Any]:
+    """Start a cluster of fake nodes, double its load, lower it, and return the node changes."""
     scaled = Scaled.of(work, config, AUTOSCALING)
     _place(scaled.file)
     rate_rps = round(LOAD * capacity_rps())
     profile = Profile("nodes", rate_rps, CANDIDATES, 5.0, PLAN.shape[-1][0], 1.0, PLAN.shape)
-    say("starting a cluster of fake nodes with the throttled Scorer")
+    emit("starting a cluster of fake nodes with the throttled Scorer")
     with fake_cluster(scaled.file, idle_s=IDLE_S) as cluster:
         _await_full_answer(scaled.service.url, body)
-        say(f"nodes: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {profile.duration_s:g} s")
+        emit(f"nodes: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {profile.duration_s:g} s")
         with loading(profile, scaled.service.url, cluster.dashboard, work, out, token=cluster.token) as load:
             report = load.report()
     found = judge_nodes(report, moments(out), PLAN)
-    came, went = (after(found[key]) for key in ("node_up_s", "node_gone_s"))
-    say(f"  a node {came} the step, gone {went} its end")
+    added, removed = (after(found[key]) for key in ("node_up_s", "node_gone_s"))
+    emit(f"  node added {added} the step, removed {removed} its end")
     return found
 
 
-def judge_nodes(report: Mapping[str, Any], seen: Moments, plan: Plan) -> dict[str, Any]:
-    """What the run's report and its timeline say of the nodes."""
+def judge_nodes(report: Mapping[str, Any], seen: Moments, plan: StepPlan) -> dict[str, Any]:
+    """Return the node changes from the run's report and timeline, with the verdict."""
     up_s, down_s = plan.before_s, plan.before_s + plan.held_s
     counts = [(row["t_s"] or 0.0, row.get("nodes")) for row in seen]
     first = next((number for _, number in counts if number is not None), None)
@@ -71,14 +72,14 @@ def judge_nodes(report: Mapping[str, Any], seen: Moments, plan: Plan) -> dict[st
 def _broken(found: Mapping[str, Any]) -> Sequence[str]:
     reasons = []
     if found["node_up_s"] is None:
-        reasons.append("no node came with the load")
+        reasons.append("no node was added under the load")
     elif found["node_gone_s"] is None or found["nodes_after"] != found["nodes_before"]:
-        reasons.append("the node that came did not go when the load was over")
+        reasons.append("the added node was not removed after the load")
     return reasons + failures(found)
 
 
 def _place(file: Path) -> None:
-    """Give the deployments shares that fill the head, and the file its pools."""
+    """Set CPU shares that fill the head, and the node pools."""
     document = yaml.safe_load(file.read_text())
     for deployment in document["applications"][0]["deployments"]:
         deployment["ray_actor_options"] = {"num_cpus": NUM_CPUS[deployment["name"]]}
@@ -87,14 +88,14 @@ def _place(file: Path) -> None:
 
 
 def _await_full_answer(url: str, body: bytes) -> None:
-    until_s, said = time.monotonic() + ANSWER_S, "nothing"
+    until_s, last = time.monotonic() + ANSWER_S, "nothing"
     while time.monotonic() < until_s:
         try:
             outcome, _ = read_answer(*ask(url, PATH, body), CANDIDATES)
             if outcome.full:
                 return
-            said = outcome.name
+            last = outcome.name
         except LoadtestError as error:
-            said = str(error)
+            last = str(error)
         time.sleep(0.2)
-    raise LoadtestError(f"the cluster of fake nodes gave no full answer in {ANSWER_S:g} s (it said: {said})")
+    raise LoadtestError(f"the fake nodes gave no full answer within {ANSWER_S:g} s (last answer: {last})")

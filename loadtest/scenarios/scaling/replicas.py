@@ -1,4 +1,4 @@
-"""Replicas 1 → 3 → 1 under load, again and again: no request may fail."""
+"""Scale replicas 1 → 3 → 1 under load, several times: no request may fail."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from typing import Any
 
 from loadtest.scenarios.scaling.load import failures, loading
 from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile
 
 FEW, MANY = 1, 3
 SCALED = ("FeatureFetch", "Scorer")
 FIXED = {name: {"min_replicas": FEW, "max_replicas": FEW} for name in SCALED}
-LOAD = 0.6  # of what one Scorer replica can do
+# Share of the capacity of one Scorer replica.
+LOAD = 0.6
 SETTLE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How often, and how many seconds there are for a change of replicas and the load on what it led to."""
+class ReplicasPlan:
+    """Number of cycles, and seconds for each change of replicas with the load after it."""
 
     cycles: int = 5
     hold_s: float = 15.0
 
 
-def prove_replicas(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: Say) -> dict[str, Any]:
-    """Scale the running service up and down under load; what was asked for, how long it took and what failed."""
+def prove_replicas(
+    scaled: Scaled, work: Workspace, plan: ReplicasPlan, out: Path, emit: Progress
+) -> dict[str, Any]:
+    """Scale the running service up and down under load; return the changes and failures."""
     seconds = plan.cycles * 2 * plan.hold_s
     profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds, 1.0)
     changes: list[dict[str, Any]] = []
-    say(f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {seconds:g} s")
+    emit(f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {seconds:g} s")
     with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
         time.sleep(profile.warmup_s + SETTLE_S)
         begun = time.monotonic()
         for number in range(2 * plan.cycles):
             until_s = begun + (number + 1) * plan.hold_s
             changes.append(_change(scaled, MANY if number % 2 == 0 else FEW, plan.hold_s, work))
-            say(f"  {changes[-1]['replicas']} of each: {_took(changes[-1]['seconds'])}")
+            emit(f"  {changes[-1]['replicas']} of each: {_took(changes[-1]['seconds'])}")
             time.sleep(max(0.0, until_s - time.monotonic()))
         report = load.report()
     return _judged(report, changes, plan)
@@ -54,13 +57,13 @@ def _change(scaled: Scaled, number: int, within_s: float, work: Workspace) -> di
     return {"replicas": number, "seconds": round(seconds, 1) if seconds <= within_s else None}
 
 
-def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: ReplicasPlan) -> dict[str, Any]:
     reasons = failures(report)
     late = sum(change["seconds"] is None for change in changes)
     if late:
         reasons.append(
-            f"{late} of {len(changes)} changes were not done within {plan.hold_s:g} s, so that the load may have been "
-            "over before they were; name a longer --hold"
+            f"{late} of {len(changes)} changes took longer than {plan.hold_s:g} s, so the load may have ended "
+            "before they were complete; raise --hold"
         )
     return {
         "held": not reasons,

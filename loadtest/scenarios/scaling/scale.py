@@ -1,4 +1,4 @@
-"""`loadtest scale`: the proofs of scaling, one after the other, each with a service of its own."""
+"""`loadtest scale`: run the scaling tests one after the other, each with its own service."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from loadtest.report.machine import describe_machine
 from loadtest.report.report import draft_of, refuse_existing
 from loadtest.report.scaling import write_scale
 from loadtest.scenarios.scaling import nodes, replicas, step
+from loadtest.scenarios.scaling.replicas import ReplicasPlan
 from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
 from loadtest.targets.processes import started
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile
 
 AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
@@ -27,23 +28,24 @@ Found = dict[str, Any]
 
 
 def run_scale(
-    work: Workspace, config: Path, parts: Sequence[str], cycles: replicas.Plan, out: Path, say: Say
+    work: Workspace, config: Path, parts: Sequence[str], cycles: ReplicasPlan, out: Path, emit: Progress
 ) -> Found:
-    """Run the parts that are named, and write their report, with each part's own, to the new folder `out`.
+    """Run the named parts, and write their reports and a summary to the new folder `out`.
 
     Raises:
-        LoadtestError: if one cannot be run: the input, the workspace or the service is at fault.
+        LoadtestError: if the input, the workspace or the service prevents a part.
     """
     for name in parts:
         if name not in PARTS:
-            raise LoadtestError(f"--part {name}: there is no such part; there are {', '.join(PARTS)}")
+            raise LoadtestError(f"--part {name}: unknown part; use {', '.join(PARTS)}")
     refuse_existing(out)
     begun = time.monotonic()
     with work.locked(), draft_of(out) as folder:
-        for name in parts:  # what is wrong with the file is told before a minute of preparing
+        # Report an invalid file before the preparation, which takes a minute.
+        for name in parts:
             Scaled.of(work, config, AUTOSCALING[name])
-        work.prepare(say)
-        found = {name: _prove(name, work, config, cycles, folder / name, say) for name in parts}
+        work.prepare(emit)
+        found = {name: _prove(name, work, config, cycles, folder / name, emit) for name in parts}
         report = {
             "verdict": verdict_of(found),
             "parts": found,
@@ -58,32 +60,34 @@ def run_scale(
     return report
 
 
-def _prove(name: str, work: Workspace, config: Path, cycles: replicas.Plan, out: Path, say: Say) -> Found:
+def _prove(
+    name: str, work: Workspace, config: Path, cycles: ReplicasPlan, out: Path, emit: Progress
+) -> Found:
     body = make_bodies(read_log_ids(work.log, CANDIDATES), PROBE, count=1)[0]
     if name == "nodes":
-        return nodes.prove_nodes(work, config, body, out, say)
+        return nodes.prove_nodes(work, config, body, out, emit)
     if name == "replicas":
         scaled = Scaled.of(work, config, AUTOSCALING[name])
         return _with_service(
-            work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, say), say
+            work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, emit), emit
         )
     scaled = Scaled.of(work, config, AUTOSCALING[name])
     return _with_service(
-        work, scaled, body, lambda: step.prove_step(scaled, work, step.Plan(), out, say), say
+        work, scaled, body, lambda: step.prove_step(scaled, work, step.StepPlan(), out, emit), emit
     )
 
 
 def _with_service(
-    work: Workspace, scaled: Scaled, body: bytes, prove: Callable[[], Found], say: Say
+    work: Workspace, scaled: Scaled, body: bytes, prove: Callable[[], Found], emit: Progress
 ) -> Found:
-    say("starting the service with the throttled Scorer")
+    emit("starting the service with the throttled Scorer")
     with started(scaled.service, work, body, CANDIDATES) as footprint:
-        say(f"{scaled.service.url} answers after {footprint.start_s} s")
+        emit(f"{scaled.service.url} answers after {footprint.start_s} s")
         return prove()
 
 
 def verdict_of(found: Mapping[str, Found]) -> Verdict:
-    """Void only where each part that did not hold is."""
+    """Return the verdict on all parts; void if each part that did not hold is void."""
     if all(part["held"] for part in found.values()):
         return "held"
     failed = [part for part in found.values() if not part["held"]]

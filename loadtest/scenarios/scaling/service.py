@@ -1,4 +1,4 @@
-"""The service whose replicas are scaled: the measured `cluster.yaml` with the throttled Scorer, changed in place."""
+"""Service with a throttled Scorer that is scaled in place through its `cluster.yaml`."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ import yaml
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import deployments, read_service
-from loadtest.targets.services import Service, tabrank
+from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Workspace
 
 APPLICATION = "loadtest.targets.throttled:build"
 PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
-CANDIDATES = 55  # of a request
-REQUESTS = 8  # of a full batch: a Scorer six times as slow as the real one gets smaller ones
+# Candidates per request.
+CANDIDATES = 55
+# Requests per full batch. The Scorer is six times slower than the real one, so batches are smaller.
+REQUESTS = 8
 POLL_S = 0.1
 
 
 def capacity_rps() -> float:
-    """What one Scorer replica can do, in full batches."""
+    """Return the capacity of one Scorer replica with full batches."""
     batch_s = PACE["ms_per_batch"] / 1e3 + REQUESTS * CANDIDATES * PACE["us_per_candidate"] / 1e6
     return REQUESTS / batch_s
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A service of the throttled application: its file, which may be changed while it runs, and its run folder."""
+    """Throttled service, its run folder, and its `cluster.yaml`, which changes while it runs."""
 
-    service: Service
+    service: TargetService
     file: Path
     run: Path
 
     @classmethod
     def of(cls, work: Workspace, config: Path, autoscaling: Mapping[str, Mapping[str, Any]]) -> Scaled:
-        """From a `cluster.yaml`, with keys of each deployment's `autoscaling_config` replaced.
+        """Create a throttled service from a `cluster.yaml`, with overrides of `autoscaling_config`.
+
+        `autoscaling` holds the overrides by deployment.
 
         Raises:
-            LoadtestError: if the file is not such a one.
+            LoadtestError: if the file is not a usable `cluster.yaml`.
         """
         service = tabrank(work, config)
         folder = work.path.resolve()
@@ -54,11 +58,10 @@ class Scaled:
         for name in autoscaling:
             given = [each for each in application.get("deployments", []) if each.get("name") == name]
             if not given or not isinstance(given[0].get("autoscaling_config"), dict):
-                raise LoadtestError(
-                    f"--config {config}: {name} has no autoscaling_config; there is nothing to prove"
-                )
+                raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
         for deployment in application["deployments"]:
-            # shares for placement only: three of each must find room on two cores
+            # Small CPU shares, for placement only: two cores must have room for three replicas of
+            # each.
             deployment["ray_actor_options"] = {"num_cpus": 0.1}
             if "user_config" in deployment:
                 deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
@@ -68,7 +71,7 @@ class Scaled:
         return scaled
 
     def scale(self, replicas: Mapping[str, int], log: Path) -> None:
-        """Ask for so many replicas of these deployments: the file is changed and deployed in place."""
+        """Set the replicas of these deployments: change the file and deploy it in place."""
         document = yaml.safe_load(self.file.read_text())
         for deployment in document["applications"][0]["deployments"]:
             if deployment["name"] in replicas:
@@ -78,12 +81,15 @@ class Scaled:
         run_command("serve", "up", str(self.file), "--run", str(self.run), log=log)
 
     def replicas(self) -> dict[str, dict[str, int]]:
-        """How many of each deployment there are in each state."""
+        """Return the number of replicas of each deployment by state."""
         applications = read_service(self.run).get("applications", {})
         return {name: deployment["replicas"] for name, deployment in deployments(applications)}
 
     def await_replicas(self, wanted: Mapping[str, int], until_s: float) -> bool:
-        """Whether by then (of `time.monotonic()`) exactly these run, and none is on its way."""
+        """Wait until exactly these replicas run and none is starting or stopping.
+
+        Return False if that is not so at `until_s` of `time.monotonic()`.
+        """
         while True:
             found = self.replicas()
             if all(found.get(name) == {"RUNNING": number} for name, number in wanted.items()):

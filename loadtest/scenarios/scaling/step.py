@@ -1,4 +1,4 @@
-"""A doubled load: more replicas, and the p99 back, within ten seconds; and none that comes or goes for no reason."""
+"""Double the load: replicas must be added and the p99 recover in ten seconds, without flapping."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 
 from loadtest.scenarios.scaling.load import after, failures, loading, moments
 from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
-from loadtest.targets.workspace import Say, Workspace
+from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Shape
 
-LOAD = 0.6  # of what one Scorer replica can do; twice that is more than one can
+# Share of the capacity of one Scorer replica; twice that exceeds the capacity.
+LOAD = 0.6
 WITHIN_S = 10.0
 MAX_REPLICAS = 4
 SCORER = "Scorer_replicas"
-# Down soon, so that a doubled load is held for longer than that: a policy that would take the replica away again is
-# found out.
+# Scale down earlier than the doubled load ends, so that a policy that removes the added replica too
+# early is detected.
 AUTOSCALING = {
     "FeatureFetch": {"min_replicas": 1, "max_replicas": 1},
     "Scorer": {"min_replicas": 1, "max_replicas": MAX_REPLICAS, "downscale_delay_s": 15},
@@ -28,8 +29,8 @@ Moments = Sequence[Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Seconds at the rate before, at twice that, and at half of it."""
+class StepPlan:
+    """Seconds at the initial rate, at twice that rate, and at half of it."""
 
     before_s: float = 20.0
     held_s: float = 50.0
@@ -37,7 +38,7 @@ class Plan:
 
     @property
     def shape(self) -> Shape:
-        """As factors of the rate."""
+        """Return the shape of the load, as factors of the rate."""
         up_s, down_s = self.before_s, self.before_s + self.held_s
         return (
             (0.0, 1.0),
@@ -49,21 +50,21 @@ class Plan:
         )
 
 
-def prove_step(scaled: Scaled, work: Workspace, plan: Plan, out: Path, say: Say) -> dict[str, Any]:
-    """Double the load of the running service and lower it again; when the replicas were there, and the p99."""
+def prove_step(scaled: Scaled, work: Workspace, plan: StepPlan, out: Path, emit: Progress) -> dict[str, Any]:
+    """Double the load of the running service, lower it; return the times of replicas and p99."""
     rate_rps = round(LOAD * capacity_rps())
     seconds = plan.shape[-1][0]
     profile = Profile("step", rate_rps, CANDIDATES, 10.0, seconds, 1.0, plan.shape)
-    say(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
+    emit(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
     with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
         report = load.report()
     found = judge_step(report, moments(out), plan)
-    say(f"  replicas {after(found['replicas_up_s'])}, p99 {after(found['p99_recovered_s'])} the step")
+    emit(f"  replicas {after(found['replicas_up_s'])}, p99 {after(found['p99_recovered_s'])} the step")
     return found
 
 
-def judge_step(report: Mapping[str, Any], seen: Moments, plan: Plan) -> dict[str, Any]:
-    """What the run's report and its timeline say of the step."""
+def judge_step(report: Mapping[str, Any], seen: Moments, plan: StepPlan) -> dict[str, Any]:
+    """Return the numbers of the step from the run's report and timeline, with the verdict."""
     up_s, down_s = plan.before_s, plan.before_s + plan.held_s
     counts = [(row["t_s"] or 0.0, int(row.get(SCORER) or 0)) for row in seen]
     before = {number for at_s, number in counts if at_s < up_s}
@@ -90,10 +91,10 @@ def judge_step(report: Mapping[str, Any], seen: Moments, plan: Plan) -> dict[str
 def _broken(found: Mapping[str, Any], since_up: Sequence[int]) -> list[str]:
     reasons = []
     if len(found["replicas_before"]) != 1:
-        reasons.append(f"replicas came or went before the step: {found['replicas_before']}")
-    for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 was back", "p99_recovered_s")):
+        reasons.append(f"replicas changed before the step: {found['replicas_before']}")
+    for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 recovered", "p99_recovered_s")):
         if found[key] is None or found[key] > WITHIN_S:
-            reasons.append(f"{name} {after(found[key])} the step; {WITHIN_S:g} s are allowed")
+            reasons.append(f"{name} {after(found[key])} the step (limit {WITHIN_S:g} s)")
     if any(later < earlier for earlier, later in pairwise(since_up)):
-        reasons.append("a replica was taken away while the load was still doubled")
+        reasons.append("a replica was removed while the load was still doubled")
     return reasons + failures(found)

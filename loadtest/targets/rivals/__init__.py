@@ -1,1 +1,1 @@
-"""Two rivals with the same reads and features. Imports `serve`."""
+"""Rivals of tabrank with the same store reads and features. Imports `serve`."""

@@ -1,4 +1,4 @@
-"""The rivals' bodies in pydantic, as a FastAPI service declares them: what tabrank's API checks is checked here."""
+"""Request and answer bodies of the rivals in pydantic, with the same checks as tabrank's API."""
 
 import time
 import uuid
@@ -10,7 +10,7 @@ Id = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class RankRequest(BaseModel):
-    """What to rank, and for whom."""
+    """Viewer and candidates to rank."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -25,12 +25,12 @@ class RankRequest(BaseModel):
     @classmethod
     def _each_once(cls, candidates: list[str]) -> list[str]:
         if len(set(candidates)) != len(candidates):
-            raise ValueError("a candidate is there twice; list each once")
+            raise ValueError("a candidate occurs twice; list each once")
         return candidates
 
 
 class Ranked(BaseModel):
-    """A candidate in its place."""
+    """Candidate at its position."""
 
     candidate: str
     score: float | None
@@ -38,7 +38,7 @@ class Ranked(BaseModel):
 
 
 class RankAnswer(BaseModel):
-    """The ranking, and what made it."""
+    """Ranking, with its model and duration."""
 
     request_id: str
     model: str
@@ -50,9 +50,11 @@ class RankAnswer(BaseModel):
 def answer(
     request: RankRequest, model: str, ordered: list[tuple[int, float | None]], begun: float
 ) -> dict[str, Any]:
-    """What becomes a `RankAnswer`; `ordered`: places and scores, best first, `begun`: its `time.perf_counter()`.
+    """Return the content of a `RankAnswer`.
 
-    A plain dict, which FastAPI validates and writes in Rust: 55 objects of a model class would take 60 µs more.
+    `ordered` holds places and scores, best first; `begun` is the start by `time.perf_counter()`.
+    The result is a plain dict, which FastAPI validates and encodes in Rust: 55 objects of a model
+    class would take 60 µs more.
     """
     names = request.candidates
     return {

@@ -1,12 +1,14 @@
-"""Ray Serve as its own guide composes a model service: a FastAPI ingress, and a scorer behind `@serve.batch`.
+"""Rival: Ray Serve as in its guide, a FastAPI ingress and a scorer behind `@serve.batch`.
 
-Run as `python -m loadtest.targets.rivals.idiomatic PORT FOLDER` it starts a Ray cluster of its own, serves until
-SIGTERM and ends it again. Everything is Serve's default (proxy, one replica each, access log) but for two things
-that the guide itself tells to change, named below, and one that a shared machine asks for: Ray runs its workers at
-nice 15, behind the load generator on the same cores; the environment that starts this file sets 0, as tabrank has it.
+    python -m loadtest.targets.rivals.idiomatic PORT FOLDER
+
+It starts a separate Ray cluster, serves until SIGTERM and ends the cluster. Everything is Serve's
+default (proxy, one replica each, access log) with three exceptions. Two are recommended by the
+guide; comments mark them. The third: the environment that starts this file sets the workers' nice
+level to 0, as for tabrank, since Ray's default of 15 would yield to the load generator.
 """
 
-# No `from __future__ import annotations`: FastAPI reads the annotations of a class that Ray has pickled.
+# No `from __future__ import annotations`: FastAPI reads annotations of a class that Ray pickled.
 import os
 import signal
 import sys
@@ -24,22 +26,23 @@ from loadtest.targets.rivals.bodies import RankAnswer, RankRequest, answer
 from loadtest.targets.rivals.reader import Floats, Reader, order, promoted_model, work_folder
 from serve.features.matrix import Matrix
 
-# The guide: raise it for code that is async (the default of 5 would keep batches at 5), and at least to the batch size.
+# The guide says to raise it for async code, and at least to the batch size. The default of 5 would
+# limit batches to 5.
 MAX_ONGOING = 100
 app = FastAPI(title="spaces")
 
 
 @serve.deployment(max_ongoing_requests=MAX_ONGOING)
 class Scorer:
-    """The model, one call a batch."""
+    """Model, called once per batch."""
 
     def __init__(self) -> None:
         self._version, self._scorer = promoted_model(work_folder())
 
-    # The guide's own wait; 16 requests are 880 candidates, where a larger batch scores hardly faster.
+    # The guide's own wait. 16 requests are 880 candidates; larger batches score hardly faster.
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
     async def score(self, matrices: list[Matrix]) -> list[tuple[str, Floats]]:
-        """The version and the probabilities `[C]` of each request's matrix."""
+        """Return the version and the probabilities [C] for each request's matrix."""
         scores = self._scorer.score(
             np.concatenate([matrix.numeric for matrix in matrices]),
             np.concatenate([matrix.category for matrix in matrices]),
@@ -51,7 +54,7 @@ class Scorer:
 @serve.deployment(max_ongoing_requests=MAX_ONGOING)
 @serve.ingress(app)
 class Ranking:
-    """The HTTP ingress: validates, reads, computes features, asks `Scorer`, answers."""
+    """HTTP ingress: validate, read, compute features, call `Scorer`, answer."""
 
     def __init__(self, scorer: DeploymentHandle) -> None:
         self._scorer = scorer
@@ -69,17 +72,21 @@ class Ranking:
 
 
 def main(port: int, temp: Path) -> None:
-    """Serve on a port of 127.0.0.1 until SIGTERM; sockets and logs go to the new folder `temp`."""
+    """Serve on a port of 127.0.0.1 until SIGTERM; the new folder `temp` gets sockets and logs."""
     temp.mkdir(mode=0o700)
     try:
         ray.init(
-            address="local",  # never a cluster that happens to run here
-            num_cpus=max(2, os.cpu_count() or 1),  # each of the two replicas asks for one
+            # Do not join another cluster on this machine.
+            address="local",
+            # Each of the two replicas requires one CPU.
+            num_cpus=max(2, os.cpu_count() or 1),
             include_dashboard=False,
-            log_to_driver=False,  # as after `serve deploy`: no terminal follows the replicas' logs
+            # As after `serve deploy`: no terminal shows the replicas' logs.
+            log_to_driver=False,
             _temp_dir=str(temp),
         )
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # ray.init() has put its own
+        # Replace the handler that ray.init() installed.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         ranking = Ranking.bind(Scorer.bind())  # type: ignore[attr-defined]
         serve.run(ranking, name="spaces", route_prefix="/")

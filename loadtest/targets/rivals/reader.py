@@ -1,7 +1,8 @@
-"""What both rivals do for a request before it is scored: tabrank's own store reads and feature code.
+"""Store reads and features of both rivals, with tabrank's own code.
 
-Like tabrank they hold the live candidates in memory, and one read of the embedded store brings the viewer and what
-changed among the candidates since the read before. So what is compared is the serving around it.
+As in tabrank, the live candidates are in memory, and one read of the embedded store returns the
+viewer and the changes of candidates since the last read. So a comparison measures only the serving
+around it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.model.artifact import current
 from serve.model.scorers import Scorer, load_scorer
-from serve.ranking.candidate_table import LiveTable
+from serve.ranking.candidate_table import CandidateTable
 from serve.stores.factory import open_store
 
-WORK = "TABRANK_RIVAL_WORK"  # the environment variable that names the folder of store and models
+# Environment variable with the folder of store and models.
+WORK = "TABRANK_RIVAL_WORK"
 Floats = NDArray[np.float32]
 
 
 class Reader:
-    """The live table, the viewers' store and the features of the surface `spaces`; one to a process."""
+    """Live table, viewer store and features of the surface `spaces`; one per process."""
 
     def __init__(self, work: Path) -> None:
         surface = load_surface("spaces")
@@ -37,13 +39,14 @@ class Reader:
         open_reader = partial(
             open_store, "lmdb:store", surface.name, self._schema.fingerprint, base=work, writable=False
         )
-        self._live = LiveTable(self._schema, open_reader)
-        self._live.read([])  # here, or the first request would wait for all of it
+        self._live = CandidateTable(self._schema, open_reader)
+        # Read now, so that the first request does not wait for the whole table.
+        self._live.read([])
 
     def read(
         self, viewer: str | None, candidates: Sequence[str], context: Mapping[str, Any], now_ms: int
     ) -> tuple[Matrix, NDArray[np.bool_]]:
-        """The matrix `[C]` of one request, and which of its candidates have ended `[C]`."""
+        """Return the matrix [C] of one request, and a mask [C] of its ended candidates."""
         packed = next(iter(self._live.read([] if viewer is None else [viewer])), None)
         rows = self._live.rows.table.take(self._live.rows.find(candidates))
         viewers = (
@@ -60,19 +63,22 @@ class Reader:
 
 
 def order(scores: Floats, ended: NDArray[np.bool_]) -> list[tuple[int, float | None]]:
-    """Places and scores, best first; what has ended comes last, without a score. Ties stay as given."""
+    """Return places and scores, best first, with ties in the given order.
+
+    Ended candidates come last, without a score.
+    """
     places = np.lexsort((-scores, ended)).tolist()
     values, over = scores.tolist(), ended.tolist()
     return [(place, None if over[place] else values[place]) for place in places]
 
 
 def work_folder() -> Path:
-    """The folder that holds `store/` and `models/`."""
+    """Return the folder that holds `store/` and `models/`."""
     return Path(os.environ[WORK])
 
 
 def promoted_model(work: Path) -> tuple[str, Scorer]:
-    """The promoted version, and ONNX Runtime ready to score with it, as tabrank's `Scorer` holds it."""
+    """Return the promoted version, and its ONNX Runtime scorer as in tabrank's `Scorer`."""
     version = current(work / "models")
     if version is None:
         raise FileNotFoundError(f"{work}/models: no model is promoted; publish one first")

@@ -1,1 +1,4 @@
-"""How a file differs from what runs, and what a deploy of it does. Imports `operate.host`."""
+"""`serve diff` and `serve popular`: compare a file with the running service, and deploy in place.
+
+Imports `operate.host`, and the layers from `runtime` down.
+"""

@@ -1,4 +1,4 @@
-"""Bring what runs to another document, in place: the file's, or the same with the kill switch turned."""
+"""Run `serve diff` and `serve popular`: compare, and deploy another document in place."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def diff(
     timeout_s: float,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str], bool]:
-    """How the file differs from what runs, for JSON and in lines; and whether it holds: no difference, or applied.
+    """Compare the file with the running service, and with `apply` deploy it in place.
 
-    With `apply` the file is deployed in place; where Serve would have to restart, nothing is.
+    Return the result for JSON, the lines to print, and whether the command held: no change was
+    found, or it was applied. Nothing is deployed where Serve would have to restart.
     """
     config = read(config_path)
     running = find(run, address)
@@ -44,44 +45,43 @@ def diff(
     }
     lines = found.lines()
     if running.error:
-        lines.append(f"the last deploy failed, and what is compared was deployed before it: {running.error}")
+        lines.append(f"the last deploy failed; the comparison is with the deploy before it: {running.error}")
     if running.under_way:
         file, since = running.under_way["config"], running.under_way["since"]
         lines.append(
-            f"a deploy of {file} is under way since {since}: what is compared was deployed before it"
+            f"a deploy of {file} is under way since {since}; the comparison is with the deploy before it"
         )
     if not apply or not (found.changes or running.error or running.under_way):
         return result, lines, not found.changes
     if found.worst == Consequence.RESTART:
-        lines.append(
-            f"refused: Serve reads this only when it starts: {running.restart(config_path)} restarts it"
-        )
+        command = running.restart_command(config_path)
+        lines.append(f"refused: Serve reads this setting only at its start; restart it with: {command}")
         return result, lines, False
     for line in lines:
         progress(line)
     begin = time.monotonic()
     running.deploy(config, timeout_s, progress)
     result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1)}
-    return result, [f"applied, and it runs ({result['seconds']} s)"], True
+    return result, [f"applied and running ({result['seconds']} s)"], True
 
 
 def popular(
     run: Path | None, address: str | None, on: bool, timeout_s: float, progress: Progress
 ) -> tuple[dict[str, Any], str]:
-    """Turn the kill switch of every application of ours, for JSON and in a line."""
+    """Set the kill switch of each of our applications; return the result for JSON and a line."""
     begin = time.monotonic()
     running = find(run, address)
-    turned = switched(running.document, on)
-    action = "none" if turned == running.document else "deployed"
+    switched_document = switched(running.document, on)
+    action = "none" if switched_document == running.document else "deployed"
     if action == "deployed":
         try:
-            running.deploy(running.config(turned), timeout_s, progress)
+            running.deploy(running.config(switched_document), timeout_s, progress)
         except KeyboardInterrupt:
-            side = "on" if on else "off"
-            progress(f"the switch may be {side} already; look with: python -m serve status")
+            state = "on" if on else "off"
+            progress(f"the kill switch may be {state} already; look with: python -m serve status")
             raise
     seconds = round(time.monotonic() - begin, 1)
-    back = "come back with: python -m serve popular --off (or up, or diff --apply: the file is as it was)"
+    back = "undo it with: python -m serve popular --off (or up, or diff --apply: the file is unchanged)"
     line = f"every ranking is in popular order ({seconds} s); {back}"
     if not on:
         line = f"the kill switch is off ({seconds} s); the arms rank again"
@@ -89,11 +89,11 @@ def popular(
 
 
 def switched(document: Mapping[str, Any], on: bool) -> dict[str, Any]:
-    """The document with the kill switch of every application of ours on, or as if nobody had touched it."""
-    turned: dict[str, Any] = unshared(document)
-    ours = [app for app in turned["applications"] if app["import_path"] == OUR_APPLICATION]
+    """Return the document with the kill switch of each of our applications set, or removed."""
+    switched_document: dict[str, Any] = unshared(document)
+    ours = [app for app in switched_document["applications"] if app["import_path"] == OUR_APPLICATION]
     if not ours:
-        raise TabrankError(f"no application of {OUR_APPLICATION} runs here; only those have a popular order")
+        raise TabrankError(f"no application of {OUR_APPLICATION} runs here; only those have a kill switch")
     for app in ours:
         deployments = app.setdefault("deployments", [])
         ingress = [deployment for deployment in deployments if deployment["name"] == OUR_INGRESS]
@@ -105,4 +105,4 @@ def switched(document: Mapping[str, Any], on: bool) -> dict[str, Any]:
             ingress[0]["user_config"] = {**knobs, SWITCH: True}
         elif knobs.get(SWITCH):
             ingress[0]["user_config"] = {key: value for key, value in knobs.items() if key != SWITCH}
-    return turned
+    return switched_document

@@ -1,7 +1,8 @@
-"""What a change of `cluster.yaml` does to the replicas that run, asked of the installed Ray's own code.
+"""Predict what a change of `cluster.yaml` does to the running replicas, with Ray's own code.
 
-Nothing here lists options. Ray builds the targets of the old and the new document, as its controller does, and its
-`DeploymentVersion` and code version say whether replicas are replaced, reconfigured or left alone.
+This module keeps no list of options. Ray builds the targets of the old and the new document, as its
+controller does. Its `DeploymentVersion` and code version then decide whether replicas are replaced,
+reconfigured or left alone.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from serve.operate.diff.field import unshared
 if TYPE_CHECKING:
     from ray.serve._private.deployment_info import DeploymentInfo
 
-# What Serve reads once, when it starts; all else in the file can be deployed in place.
+# Serve reads these keys once, at its start. Everything else in the file can be deployed in place.
 FIXED_KEYS = ("proxy_location", "http_options", "grpc_options", "controller_options", "tracing_config")
-_Code = dict[str, dict[str, Any]]  # by deployment, and "" for the application: keys that may name code
+# The options that may name code to import, by deployment; "" stands for the application itself.
+_Code = dict[str, dict[str, Any]]
 
 
 class Consequence(IntEnum):
-    """What a change does, the mildest first."""
+    """Effect of a change on the running service, the mildest first."""
 
     NOTHING = 0
     IN_PLACE = 1
@@ -36,7 +38,7 @@ class Consequence(IntEnum):
 
     @property
     def sentence(self) -> str:
-        """As the list of changes says it."""
+        """Return the wording in the list of changes."""
         return SENTENCES[self]
 
 
@@ -53,16 +55,17 @@ SENTENCES = {
 
 @dataclass(frozen=True)
 class Shape:
-    """An application as its code builds it, which the file does not tell: its deployments, and which takes requests."""
+    """Deployments of an application and its ingress, which the file alone does not say."""
 
     deployments: tuple[str, ...] = ()
     ingress: str | None = None
 
 
 class Targets:
-    """Where a document leads: what Serve reads when it starts, and each application as Ray's controller has it.
+    """Target state of a document: Serve's start options, and applications as Ray sees them.
 
-    Options that a document leaves out are Ray's defaults: what the application's own code sets is not known here.
+    An option that the document leaves out has Ray's default here: options that the application's
+    code sets cannot be seen.
     """
 
     def __init__(self, document: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
@@ -76,39 +79,40 @@ class Targets:
         self.applications: dict[str, Application] = {}
         for app in self.schema.applications:
             if app.logging_config is None:
-                app.logging_config = self.schema.logging_config  # as the controller does it
+                # The controller does the same.
+                app.logging_config = self.schema.logging_config
             shape = shapes.get(app.name, Shape())
             self.applications[app.name] = Application(app, code[app.name], shape)
 
-    def of_deployments(self, later: Targets, application: str) -> dict[str, Consequence]:
-        """What happens to each deployment of an application that is in both."""
+    def consequences(self, later: Targets, application: str) -> dict[str, Consequence]:
+        """Return the consequence for each deployment of an application that both targets have."""
         old, new = self.applications[application], later.applications[application]
         if old.code_version != new.code_version:
             return dict.fromkeys({**old.infos, **new.infos}, Consequence.REBUILT)
         return {name: _consequence(info, new.infos[name]) for name, info in old.infos.items()}
 
     def worst(self, later: Targets) -> Consequence:
-        """The worst that happens on the way to `later`."""
+        """Return the worst consequence of moving to `later`."""
         if self.start != later.start:
             return Consequence.RESTART
         worst = [Consequence.IN_PLACE if self.logging != later.logging else Consequence.NOTHING]
         for name in self.applications:
             gone = name not in later.applications
-            worst += [Consequence.DELETED] if gone else self.of_deployments(later, name).values()
+            worst += [Consequence.DELETED] if gone else self.consequences(later, name).values()
         if set(later.applications) - set(self.applications):
             worst.append(Consequence.ADDED)
         return max(worst)
 
     def same(self, later: Targets) -> bool:
-        """Whether both lead to the very same, so that the documents differ in words only."""
+        """Return whether both targets are equal, so that the documents differ in wording only."""
         return (
             self.worst(later) == Consequence.NOTHING
             and self.schema.target_capacity == later.schema.target_capacity
             and self.applications == later.applications
         )
 
-    def holder(self, path: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
-        """The object that has the value of a field, with defaults filled in, and the rest of the path in it."""
+    def owner(self, path: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
+        """Return the object that holds a field's value, and the rest of the path in it."""
         if path[0] != "applications":
             return self.schema, path
         app = self.applications.get(path[1])
@@ -120,15 +124,15 @@ class Targets:
         inside = hasattr(info.deployment_config, path[4])
         return info.deployment_config if inside else info.replica_config, path[4:]
 
-    def passed_over(self, later: Targets, application: str, deployment: str) -> bool:
-        """Whether Ray takes a deployment for unchanged though its replicas would have to restart."""
+    def ignored_by_ray(self, later: Targets, application: str, deployment: str) -> bool:
+        """Return whether Ray takes a deployment for unchanged though it needs a restart."""
         infos = [targets.applications[application].infos[deployment] for targets in (self, later)]
         before, after = map(_version, infos)
         return not infos[0].config_changed(infos[1]) and bool(before.requires_actor_restart(after))
 
 
 class Application:
-    """An application's code version, and Ray's `DeploymentInfo` of each deployment."""
+    """Code version of an application, and Ray's `DeploymentInfo` of each of its deployments."""
 
     def __init__(self, app: Any, code: _Code, shape: Shape) -> None:
         from ray.serve._private.application_state import override_deployment_info
@@ -142,7 +146,7 @@ class Application:
         except (TypeError, ValueError) as error:
             raise TabrankError(f"applications[{app.name}]: {str(error).splitlines()[0]}") from None
         for name, info in self.infos.items():
-            # The controller does both, when it applies the target.
+            # The controller sets both when it applies the target.
             if app.logging_config and info.deployment_config.logging_config is None:
                 info.deployment_config.logging_config = app.logging_config.model_dump()
             if name == shape.ingress:
@@ -167,8 +171,8 @@ class Application:
 
 
 def _consequence(old: DeploymentInfo, new: DeploymentInfo) -> Consequence:
-    # What `DeploymentState.deploy` asks before anything else. It looks at no placement group and not at
-    # max_replicas_per_node: where only they change, Ray does nothing.
+    # `DeploymentState.deploy` makes this check first. The check ignores placement groups and
+    # max_replicas_per_node: where nothing else changes, Ray does nothing.
     if not old.config_changed(new) and old.route_prefix == new.route_prefix:
         return Consequence.NOTHING
     before, after = _version(old), _version(new)
@@ -184,7 +188,7 @@ def _version(info: DeploymentInfo) -> Any:
 
 
 def _built(name: str, code_version: str) -> DeploymentInfo:
-    """A deployment whose code sets no option."""
+    """Return a deployment whose code sets no option."""
     from ray.serve._private.config import ReplicaConfig
     from ray.serve._private.deployment_info import DeploymentInfo
 
@@ -196,11 +200,12 @@ def _built(name: str, code_version: str) -> DeploymentInfo:
 def _bare_config() -> Any:
     from ray.serve._private.config import DeploymentConfig
 
-    return DeploymentConfig()  # pickles a class each time: 10 ms
+    # Cached because it pickles a class on each call, which takes 10 ms.
+    return DeploymentConfig()
 
 
 def _take_code(app: dict[str, Any]) -> _Code:
-    """Take out what Ray would import when it reads it; only the code version depends on it."""
+    """Remove and return the keys that make Ray import code; only the code version needs them."""
     taken: _Code = {"": {"autoscaling_policy": app.pop("autoscaling_policy", None)}}
     for deployment in app.get("deployments") or ():
         keys = [key for key in ("request_router_config", "deployment_actors") if key in deployment]

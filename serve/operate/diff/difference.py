@@ -1,4 +1,4 @@
-"""How a `cluster.yaml` differs from what runs, field by field, and what each difference does when it is deployed."""
+"""Compare a `cluster.yaml` with the running service: each changed field and its consequence."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from serve.operate.diff.consequence import Consequence, Shape, Targets
 from serve.operate.diff.field import Absent, Path, differing, get, replaced, text
 
 Document = Mapping[str, Any]
-MAX_SHOWN = 60  # characters of a value in the list
+# Characters of a value in the list of changes, so that old and new value fit on one line.
+MAX_SHOWN = 60
 USER = re.compile(r"^(rediss?://)\S*@")
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
-NODES = "on this machine; a cluster's nodes follow when it is rendered and launched again"
-GAP = "a gap where one replica runs: it stops before the next one starts (max_surge_percent: 0)"
-PASSED_OVER = "Ray passes over it until another option of this deployment changes too"
+NODES = "on this machine; to change a cluster's nodes, render and launch it again"
+GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
+IGNORED_BY_RAY = "Ray ignores it until another option of this deployment changes too"
 AT_WORST = {
     Consequence.REBUILT: ": a rolling restart of all its replicas",
     Consequence.RESTART: ": a gap in service",
@@ -32,66 +33,67 @@ AT_WORST = {
 
 @dataclass(frozen=True)
 class Change:
-    """One field that differs, and what its change alone does."""
+    """One field that differs, and the consequence of changing this field alone."""
 
     path: str
     old: Any
     new: Any
     consequence: Consequence
     note: str = ""
-    touched: tuple[str, ...] = ()  # the deployments, as application/deployment
+    # The deployments that the change affects, as application/deployment.
+    touched: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """For JSON; a value that a document leaves out is missing, its default beside it where that is known."""
-        told: dict[str, Any] = {"path": self.path}
+        """Return the change for JSON, without absent values but with their known defaults."""
+        sides: dict[str, Any] = {"path": self.path}
         for side, value in (("old", self.old), ("new", self.new)):
             if not isinstance(value, Absent):
-                told[side] = value
+                sides[side] = value
             elif value.default is not ...:
-                told[f"{side}_default"] = value.default
-        what = {
+                sides[f"{side}_default"] = value.default
+        effect = {
             "consequence": self.consequence.name.lower(),
             "touched": list(self.touched),
             "note": self.note,
         }
-        return told | what
+        return sides | effect
 
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs; `deployments` are the consequences of all changes together, by application."""
+    """All changes, with the consequences of all of them together by application and deployment."""
 
     changes: tuple[Change, ...]
     deployments: Mapping[str, Mapping[str, tuple[Consequence, str]]]
     worst: Consequence
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the difference for JSON."""
         return {
             "consequence": self.worst.name.lower() if self.changes else "none",
             "changes": [change.plain() for change in self.changes],
             "deployments": {
-                app: {name: what.name.lower() for name, (what, _) in by_name.items()}
+                app: {name: effect.name.lower() for name, (effect, _) in by_name.items()}
                 for app, by_name in self.deployments.items()
             },
         }
 
     def lines(self) -> list[str]:
-        """For a reader: each change, each deployment that is touched, and the worst."""
+        """Return the lines to print: changes, affected deployments, worst consequence."""
         if not self.changes:
             return ["no differences"]
-        told = []
+        listed = []
         for change in self.changes:
-            told.append(f"{change.path}: {shown(change.old)} → {shown(change.new)}")
-            told.append(f"    {change.consequence.sentence}{f' ({change.note})' if change.note else ''}")
+            listed.append(f"{change.path}: {shown(change.old)} → {shown(change.new)}")
+            listed.append(f"    {change.consequence.sentence}{f' ({change.note})' if change.note else ''}")
         touched = [
-            f"{app}/{name}: {what.sentence}{f'; {note}' if note else ''}"
+            f"{app}/{name}: {effect.sentence}{f'; {note}' if note else ''}"
             for app, by_name in self.deployments.items()
-            for name, (what, note) in by_name.items()
-            if what != Consequence.NOTHING
+            for name, (effect, note) in by_name.items()
+            if effect != Consequence.NOTHING
         ]
         count = f"{len(self.changes)} change{'s' if len(self.changes) > 1 else ''}"
-        return [*told, *touched, f"{count}; at worst: {self.worst.sentence}{AT_WORST.get(self.worst, '')}"]
+        return [*listed, *touched, f"{count}; at worst: {self.worst.sentence}{AT_WORST.get(self.worst, '')}"]
 
 
 def compare(
@@ -100,12 +102,13 @@ def compare(
     shapes: Mapping[str, Shape] | None = None,
     nodes: tuple[Document, Document] = ({}, {}),
 ) -> Difference:
-    """What differs between two documents that Serve takes, and between the pools of `nodes:` beside them.
+    """Return the difference between two Serve documents and between their pools of `nodes`.
 
-    `shapes` tell what is known of the applications that run beyond their document.
+    `shapes` gives the deployments of the running applications, which their documents may not list.
     """
     for path in list(differing(old, new)):
-        if _same_knob(path, old, new):  # Serve would hand it on, and nothing would change
+        # Writing out a default changes nothing, but Serve would pass it on as a change.
+        if _same_setting(path, old, new):
             old = replaced(old, path, get(new, path))
     shapes = _shapes((old, new), shapes or {})
     with _quiet():
@@ -117,7 +120,7 @@ def compare(
         ]
         worst = before.worst(after)
     if worst > max((change.consequence for change in changes), default=Consequence.NOTHING):
-        # Such as another order of deployments: the code version is of the list of their policies.
+        # For example another order of deployments: the code version covers the list of policies.
         changes.append(Change("the document", "as it runs", "as written", worst, "all of it together"))
     changes += [
         Change(f"nodes.{text(path)}", get(nodes[0], path), get(nodes[1], path), Consequence.NOTHING, NODES)
@@ -127,11 +130,11 @@ def compare(
 
 
 def shown(value: Any) -> str:
-    """A value as the list shows it."""
+    """Return a value as the list of changes shows it."""
     if isinstance(value, Absent):
         return "(not set)" if value.default is ... else f"(default {shown(value.default)})"
-    told = "none" if value is None else json.dumps(value, default=str, ensure_ascii=False)
-    return told if len(told) <= MAX_SHOWN else told[: MAX_SHOWN - 1] + "…"
+    line = "none" if value is None else json.dumps(value, default=str, ensure_ascii=False)
+    return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 1] + "…"
 
 
 def _change(
@@ -140,7 +143,7 @@ def _change(
     ends: tuple[Targets, Targets],
     shapes: Mapping[str, Shape],
 ) -> Change | None:
-    """The change of one field; None if it has no effect, such as a default that is written out."""
+    """Return the change of one field, or None if it has no effect (a default written out)."""
     before, after = _alone(path, documents, ends, shapes)
     if before.same(after):
         return None
@@ -152,15 +155,15 @@ def _change(
     touched = [
         f"{app}/{name}"
         for app, by_name in _touched(before, after).items()
-        for name, (what, _) in by_name.items()
-        if what != Consequence.NOTHING
+        for name, (effect, _) in by_name.items()
+        if effect != Consequence.NOTHING
     ]
     note = _note(path, (before, after), ends)
     return Change(text(path), was, now, before.worst(after), note, tuple(touched))
 
 
 def without_user(value: Any) -> Any:
-    """A value without the user and the password of any address in it."""
+    """Return a value without the user and the password of any address in it."""
     if isinstance(value, Mapping):
         return {key: without_user(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -174,9 +177,10 @@ def _alone(
     ends: tuple[Targets, Targets],
     shapes: Mapping[str, Shape],
 ) -> tuple[Targets, Targets]:
-    """Targets that this field alone, or as little as can be beside it, tells apart.
+    """Return two targets that differ in this field alone, or in as little beside it as possible.
 
-    One field alone may be against Ray's rules, such as a min above the old max: then it is the last to change.
+    Ray may refuse the change of one field alone, such as a minimum above the old maximum. Then the
+    field is changed last.
     """
     old, new = documents
     for step in (path[:depth] for depth in range(len(path), 0, -1)):
@@ -189,14 +193,14 @@ def _alone(
 
 def _note(path: Path, alone: tuple[Targets, Targets], ends: tuple[Targets, Targets]) -> str:
     if path[0] == "target_capacity":
-        return "it scales all bounds of replicas: some may start or stop"
+        return "scales all replica bounds: some replicas may start or stop"
     if len(path) < 5 or path[2] != "deployments":
         return ""
     app, name, last = path[1], path[3], path[-1]
-    if alone[0].passed_over(alone[1], app, name):
-        return PASSED_OVER
+    if alone[0].ignored_by_ray(alone[1], app, name):
+        return IGNORED_BY_RAY
     if last == "initial_replicas":
-        return "Ray sets the number of replicas to it, now and at each later change of this deployment"
+        return "Ray sets the number of replicas to it now and at each later change of this deployment"
     if last in BOUNDS:
         return _moves(*(_bounds(targets, app, name) for targets in ends))
     return ""
@@ -211,11 +215,11 @@ def _bounds(targets: Targets, app: str, name: str) -> tuple[int, int]:
 
 
 def _moves(old: tuple[int, int], new: tuple[int, int]) -> str:
-    """What other bounds do to the number of replicas."""
+    """Describe the effect of new bounds on the number of replicas."""
     if old == new:
         return ""
     more = "starts replicas" if new[0] > old[0] else "may start replicas" if new[1] > old[1] else ""
-    less = "stops what is above" if new[1] < old[1] else "may stop replicas" if new[0] < old[0] else ""
+    less = "stops the excess" if new[1] < old[1] else "may stop replicas" if new[0] < old[0] else ""
     spans = [f"{low}" if low == high else f"{low} to {high}" for low, high in (old, new)]
     return f"replicas {spans[0]} → {spans[1]}: {' and '.join(filter(None, (more, less)))}"
 
@@ -224,20 +228,20 @@ def _touched(before: Targets, after: Targets) -> dict[str, dict[str, tuple[Conse
     touched: dict[str, dict[str, tuple[Consequence, str]]] = {}
     for app in before.applications:
         if app in after.applications:
-            found = before.of_deployments(after, app)
-            touched[app] = {name: (what, _gap(what, after, app, name)) for name, what in found.items()}
+            found = before.consequences(after, app)
+            touched[app] = {name: (effect, _gap(effect, after, app, name)) for name, effect in found.items()}
     return touched
 
 
-def _gap(what: Consequence, after: Targets, app: str, name: str) -> str:
-    if what not in (Consequence.ROLLING, Consequence.REBUILT):
+def _gap(effect: Consequence, after: Targets, app: str, name: str) -> str:
+    if effect not in (Consequence.ROLLING, Consequence.REBUILT):
         return ""
     surge = after.applications[app].infos[name].deployment_config.max_surge_percent
     return GAP if surge == 0 and _bounds(after, app, name)[0] == 1 else ""
 
 
 def _shapes(documents: tuple[Document, Document], known: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Each application's deployments, as far as anything tells of them, and its ingress: most files name it first."""
+    """Return each application's known deployments and ingress; files usually list it first."""
     shapes: dict[str, Shape] = {}
     for document in documents:
         for app in document.get("applications") or ():
@@ -251,12 +255,13 @@ def _shapes(documents: tuple[Document, Document], known: Mapping[str, Shape]) ->
     return shapes
 
 
-def _same_knob(path: Path, old: Document, new: Document) -> bool:
-    """Whether a live knob of ours differs in being written out only."""
+def _same_setting(path: Path, old: Document, new: Document) -> bool:
+    """Return whether a live setting differs only because one document writes the default out."""
     was, now = (get(document, path) for document in (old, new))
-    if path[-1:] == ("user_config",):  # all of it is in one document only
+    # One document has no `user_config` at all.
+    if path[-1:] == ("user_config",):
         given = now if isinstance(was, Absent) else was
-        return isinstance(given, Mapping) and all(_same_knob((*path, key), old, new) for key in given)
+        return isinstance(given, Mapping) and all(_same_setting((*path, key), old, new) for key in given)
     default = _our_default(path, new)
     if path[-2:-1] != ("user_config",) or default is ...:
         return False
@@ -264,7 +269,7 @@ def _same_knob(path: Path, old: Document, new: Document) -> bool:
 
 
 def _our_default(path: Path, document: Document) -> Any:
-    """The default of a live knob or an argument of ours; ... where it is none, or no plain value."""
+    """Return the default of a live setting or argument of ours, or ... without a plain value."""
     if get(document, (*path[:2], "import_path")) != OUR_APPLICATION:
         return ...
     owner: Any = {("deployments", OUR_INGRESS, "user_config"): UserConfig, ("args",): AppArgs}.get(path[2:-1])
@@ -277,11 +282,11 @@ def _our_default(path: Path, document: Document) -> Any:
 
 
 def _default(path: Path, targets: Targets, document: Document) -> Any:
-    """What holds where a document leaves a field out, by our code or Ray's; ... where that is not known."""
+    """Return the value of a field that a document leaves out, or ... where it is not known."""
     default = _our_default(path, document)
     if default is not ...:
         return default
-    value, keys = targets.holder(path)
+    value, keys = targets.owner(path)
     for key in keys:
         value = value.get(key, ...) if isinstance(value, Mapping) else getattr(value, key, ...)
     if hasattr(value, "model_dump"):
@@ -291,7 +296,7 @@ def _default(path: Path, targets: Targets, document: Document) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray warns of its own field declarations, and of what it sees each time that it builds a target."""
+    """Silence Ray's warnings about its field declarations and about each target it builds."""
     log = logging.getLogger("ray.serve")
     was, log.disabled = log.disabled, True
     try:

@@ -1,16 +1,18 @@
-"""The fields of a Serve config document: their paths, in which applications and deployments go by their names."""
+"""Read and replace fields of a Serve config document by path; list items go by their names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Path = tuple[str, ...]  # keys; in the lists of applications and of deployments, names
-NAMED = {1: "applications", 3: "deployments"}  # the lists whose items have names, by how deep they lie
+# Keys from the root down; in the lists of applications and of deployments, the items' names.
+Path = tuple[str, ...]
+# The lists whose items have names, by the depth at which they lie.
+NAMED = {1: "applications", 3: "deployments"}
 
 
 class Absent:
-    """The value of a field that a document leaves out; `default` holds then, where that is known."""
+    """Value of a field that a document leaves out, with its default where that is known."""
 
     def __init__(self, default: Any = ...) -> None:
         self.default = default
@@ -22,10 +24,11 @@ class Absent:
 
 
 def differing(old: Any, new: Any, path: Path = ()) -> Iterator[Path]:
-    """The paths of the fields that differ, as deep as both sides have tables."""
+    """Yield the paths of the fields that differ, as deep as both sides have tables."""
     if path and NAMED.get(len(path)) == path[-1]:
         old, new = _by_name(old), _by_name(new)
-        if path[-1] == "deployments":  # one that is not listed is there, without options
+        # A deployment that is not listed exists with no options.
+        if path[-1] == "deployments":
             old, new = ({name: side.get(name, {}) for name in {**old, **new}} for side in (old, new))
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         if old != new:
@@ -37,7 +40,7 @@ def differing(old: Any, new: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def get(document: Mapping[str, Any], path: Path) -> Any:
-    """The value at a path, `Absent` where there is none."""
+    """Return the value at a path, or `Absent`."""
     value: Any = document
     for depth, key in enumerate(path):
         if NAMED.get(depth) == path[depth - 1]:
@@ -47,7 +50,7 @@ def get(document: Mapping[str, Any], path: Path) -> Any:
 
 
 def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """The document with another value at a path; `Absent` takes the field out."""
+    """Return the document with another value at a path; `Absent` removes the field."""
     changed: dict[str, Any] = unshared(document)
     here: Any = changed
     for depth, key in enumerate(path[:-1], 1):
@@ -66,14 +69,14 @@ def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, A
 
 
 def unshared(value: Any) -> Any:
-    """A copy in which no two places are one: where YAML has an alias, deepcopy keeps both one."""
+    """Return a copy that shares no part with itself; `deepcopy` would keep YAML aliases shared."""
     if isinstance(value, Mapping):
         return {key: unshared(item) for key, item in value.items()}
     return [unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def text(path: Path) -> str:
-    """As it is shown: applications[spaces].deployments[Scorer].max_ongoing_requests."""
+    """Return a path for people: applications[spaces].deployments[Scorer].max_ongoing_requests."""
     shown = ""
     for depth, key in enumerate(path):
         shown += f"[{key}]" if NAMED.get(depth) == path[depth - 1] else f".{key}"

@@ -1,4 +1,4 @@
-"""The service that runs: in a run folder of this machine, or behind the dashboard address of a Ray cluster."""
+"""Read the running service and deploy to it: in a run folder, or at a Ray cluster's dashboard."""
 
 from __future__ import annotations
 
@@ -23,48 +23,51 @@ from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.state import RUN, up_command
 
 Progress = Callable[[str], None]
-SETTLE_S = 1.0  # Serve may report the old state for some rounds of its 0.1 s loop
-# What Serve's details tell of a document, beside its applications.
-TOLD = ("proxy_location", "http_options", "grpc_options", "target_capacity")
-UNWATCHED = "the supervisor is gone; have a new one take over with: python -m serve up"
+# Serve's control loop runs every 0.1 s and may report the old state for some iterations.
+SETTLE_S = 1.0
+# The keys that Serve's details report of a document, beside its applications.
+REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
 
 
-class Running(ABC):
-    """What runs: `document` is what Serve was given, `nodes` the pools beside it, None where nobody knows them."""
+class RunningService(ABC):
+    """Running service: its Serve `document`, and its pools of `nodes` or None if unknown."""
 
     where: str
     document: dict[str, Any]
     nodes: dict[str, Any] | None
     shapes: dict[str, Shape]
     not_compared: tuple[str, ...] = ()
-    error = ""  # why the last deploy failed, empty if it did not; what is compared was deployed before it
-    under_way: Mapping[str, str] | None = None  # the file of a deploy under way, and since when; likewise
+    # The reason why the last deploy failed, or empty. The comparison is with the deploy before it.
+    error = ""
+    # The file of a deploy under way and its start. The comparison is with the deploy before it.
+    under_way: Mapping[str, str] | None = None
 
     def difference(self, config: Config) -> Difference:
-        """How the file differs from it."""
+        """Return the difference between the running service and the file."""
         nodes = ({}, {}) if self.nodes is None else (self.nodes, plain_nodes(config))
         return compare(self.document, self.comparable(config.serve), self.shapes, nodes)
 
     def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a document, what can be compared with what runs."""
+        """Return the part of a document that can be compared with the running service."""
         return dict(document)
 
     @abstractmethod
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
-        """Deploy in place and wait until it runs; raises TabrankError with the reason if it does not."""
+        """Deploy in place and wait until it runs; raise TabrankError with the reason."""
 
     @abstractmethod
-    def restart(self, config: Path) -> str:
-        """The command that restarts Serve with this file."""
+    def restart_command(self, config: Path) -> str:
+        """Return the command that restarts Serve with this file."""
 
     @abstractmethod
     def config(self, document: Mapping[str, Any]) -> Config:
-        """A document as if it were read from the file that runs, to deploy it."""
+        """Return a document as if it were read from the running file, to deploy it."""
 
 
-class InFolder(Running):
-    """The service of `python -m serve up`."""
+class LocalService(RunningService):
+    """Service that `python -m serve up` started in a run folder."""
 
     def __init__(self, run: RunFolder) -> None:
         service = run.service()
@@ -75,7 +78,7 @@ class InFolder(Running):
         if not deployed:
             again = up_command(Path(service["config"]), run)
             raise TabrankError(
-                f"{run.path}: what runs was started by an earlier version; restart it with: {again}"
+                f"{run.path}: the service was started by an earlier version; restart it with: {again}"
             )
         self.where, self.url, self.error = str(run.path), str(service["url"]), str(service.get("error", ""))
         self.under_way = service.get("deploying")
@@ -87,7 +90,7 @@ class InFolder(Running):
         }
 
     def difference(self, config: Config) -> Difference:
-        """How the file differs from it; another folder moves what the file's relative paths lead to."""
+        """Return the difference; another folder is one too, since relative paths start there."""
         found = super().difference(config)
         home = Path(self._service["config"]).parent
         if home == config.path.parent:
@@ -97,24 +100,24 @@ class InFolder(Running):
         )
         return Difference((*found.changes, moved), found.deployments, Consequence.RESTART)
 
-    def restart(self, config: Path) -> str:
-        """`up`, which stops what runs and starts anew where it has to."""
+    def restart_command(self, config: Path) -> str:
+        """Return the command `up`, which restarts Serve where it has to."""
         return up_command(config, self._run)
 
     def config(self, document: Mapping[str, Any]) -> Config:
-        """A document as if it were read from the file that runs, to deploy it."""
+        """Return a document as if it were read from the running file, to deploy it."""
         return Config(Path(self._service["config"]), document, self.nodes or {}, "")
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
-        """Have the supervisor deploy in place, and wait until it did."""
+        """Have the supervisor deploy in place, and wait until it has done so."""
         with self._run.locked(timeout_s):
-            hand_over(config, self._run, timeout_s, progress)
+            request_deploy(config, self._run, timeout_s, progress)
 
 
-class AtAddress(Running):
-    """The service of a Ray cluster, by the REST interface of its dashboard."""
+class RemoteService(RunningService):
+    """Service of a Ray cluster, through the REST interface of the cluster's dashboard."""
 
-    # Serve's details do not tell them; a top-level logging_config is told as each application's.
+    # Serve's details do not contain these. They report a top-level logging_config per application.
     not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
 
     def __init__(self, address: str, client: Any = None) -> None:
@@ -133,24 +136,24 @@ class AtAddress(Running):
         by_code = [name for name, app in applications.items() if not app.get("deployed_app_config")]
         if by_code:
             raise TabrankError(
-                f"{address}: {by_code[0]!r} was deployed by code and not by a file; deploy the file"
+                f"{address}: {by_code[0]!r} was deployed from code and not from a file; deploy the file"
             )
-        told = {key: self.details.get(key) for key in TOLD}
-        self.document = {key: value for key, value in told.items() if value is not None}
+        reported = {key: self.details.get(key) for key in REPORTED_KEYS}
+        self.document = {key: value for key, value in reported.items() if value is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in applications.values()]
         self.shapes = {name: shape_of(app) for name, app in applications.items()}
 
-    def restart(self, config: Path) -> str:
-        """Ray's own commands."""
+    def restart_command(self, config: Path) -> str:
+        """Return the restart with Ray's own commands."""
         address = shlex.quote(self.where)
         return f"serve shutdown --address {address} && serve deploy --address {address} {shlex.quote(str(config))}"
 
     def config(self, document: Mapping[str, Any]) -> Config:
-        """A document to deploy; no file is behind it."""
+        """Return a document to deploy; no file belongs to it."""
         return Config(Path(self.where), document, {}, "")
 
     def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a document, what can be compared with what runs."""
+        """Return the part of a document that can be compared with the running service."""
         given: dict[str, Any] = unshared({k: v for k, v in document.items() if k not in self.not_compared})
         if document.get("logging_config"):
             for app in given["applications"]:
@@ -159,7 +162,7 @@ class AtAddress(Running):
         return given
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
-        """Put the document, as `serve deploy` does, and wait until every application runs."""
+        """Put the document as `serve deploy` does, and wait until each application runs."""
         deadline = time.monotonic() + timeout_s
         progress(f"deploying at {self.where}")
         with _sentences(self.where):
@@ -183,22 +186,23 @@ class AtAddress(Running):
             time.sleep(POLL_S * 3)
 
     def service(self) -> dict[str, Any]:
-        """What `service.json` would tell of it, as far as it can be told."""
+        """Return the content of `service.json` as far as the dashboard reports it."""
         applications = {name: application_of(app) for name, app in self.details["applications"].items()}
         statuses = {app["status"] for app in applications.values()}
-        told = [app["message"] for app in self.details["applications"].values() if app["message"]]
+        messages = [app["message"] for app in self.details["applications"].values() if app["message"]]
         options = self.details.get("http_options") or {}
         host = urlsplit(self.where).hostname
         return {
             "state": "ready" if statuses == {"RUNNING"} else min(statuses - {"RUNNING"}).lower(),
             "url": f"http://{host}:{options.get('port', 8000)}",
-            "error": cause(told) if told else "",
+            "error": cause(messages) if messages else "",
             "applications": applications,
             "nodes": self._nodes(),
         }
 
     def _nodes(self) -> list[dict[str, Any]]:
-        with contextlib.suppress(Exception):  # the list of nodes is another interface of the dashboard
+        # The nodes come from a separate interface of the dashboard; the status can do without.
+        with contextlib.suppress(Exception):
             answer = self.client._do_request("GET", "/api/v0/nodes").json()
             return [
                 {
@@ -215,24 +219,24 @@ class AtAddress(Running):
             return dict(self.client.get_serve_details())
 
 
-def find(run: Path | None, address: str | None) -> Running:
-    """What runs in a run folder, or else at an address; raises TabrankError if nothing does."""
-    return AtAddress(address) if address and run is None else InFolder(RunFolder.of(run or RUN))
+def find(run: Path | None, address: str | None) -> RunningService:
+    """Return the service of a run folder or at an address; raise TabrankError if none runs."""
+    return RemoteService(address) if address and run is None else LocalService(RunFolder.of(run or RUN))
 
 
 def plain_nodes(config: Config) -> dict[str, Any]:
-    """The pools of `nodes:` as the file has them."""
+    """Return the pools of `nodes` as the file has them."""
     return {name: pool if isinstance(pool, dict) else asdict(pool) for name, pool in config.nodes.items()}
 
 
 def shape_of(app: Mapping[str, Any]) -> Shape:
-    """The deployments of an application, of Serve's details, and which takes its requests."""
+    """Return the deployments of an application and its ingress, from Serve's details."""
     topology = app.get("deployment_topology") or {}
     return Shape(tuple(app["deployments"]), topology.get("ingress_deployment"))
 
 
 def application_of(details: Mapping[str, Any]) -> dict[str, Any]:
-    """What `service.json` tells of an application, of Serve's details."""
+    """Return an application's entry of `service.json`, from Serve's details."""
     deployments = {}
     for name, deployment in details["deployments"].items():
         states = Counter(replica["state"] for replica in deployment["replicas"])
@@ -253,21 +257,21 @@ def application_of(details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cause(messages: list[str]) -> str:
-    """The line that says what went wrong, from Serve's messages with their tracebacks."""
+    """Return the line with the cause, from Serve's messages with their tracebacks."""
     lines = [line for message in messages for line in message.splitlines() if line.strip()]
     outer = [line for line in lines if not line.startswith(" ")]
-    # Our own errors are sentences; their class adds nothing.
+    # Our own errors are sentences; the name of their class adds nothing.
     return (
         outer[-1].removeprefix("serve.contract.errors.TabrankError: ") if outer else "Serve gives no reason"
     )
 
 
-def hand_over(config: Config, run: RunFolder, timeout_s: float, progress: Progress) -> None:
-    """Have the supervisor of a run folder deploy a document in place; the caller holds the folder's lock."""
+def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: Progress) -> None:
+    """Have a run folder's supervisor deploy in place; the caller holds the folder's lock."""
     supervisors, service = run.supervisors(), run.service()
     if not supervisors:
         raise TabrankError(f"{run.path}: {NOTHING_RUNS}")
-    run.want(config.path, config.sha256, {**config.serve, "nodes": plain_nodes(config)})
+    run.save_wanted(config.path, config.sha256, {**config.serve, "nodes": plain_nodes(config)})
     supervisors[0].send_signal(signal.SIGHUP)
     follow(run, timeout_s, progress, lambda now: now["num_deploys"] > service["num_deploys"])
 
@@ -275,11 +279,12 @@ def hand_over(config: Config, run: RunFolder, timeout_s: float, progress: Progre
 def follow(
     run: RunFolder, timeout_s: float, progress: Progress, done: Callable[[Any], bool], known: str = ""
 ) -> None:
-    """Report the supervisor's stages until `done`; raise TabrankError with its `error`, unless that was known."""
+    """Report the supervisor's stages until `done`; raise TabrankError on an error but `known`."""
     deadline = time.monotonic() + timeout_s
     stage = ""
     while True:
-        alive = bool(run.supervisors())  # asked before its file is read: its last words count
+        # Read before the file, so that the last stage of an ending supervisor is not missed.
+        alive = bool(run.supervisors())
         service = run.service()
         if service.get("stage", stage) != stage:
             stage = service["stage"]
@@ -302,13 +307,14 @@ def _last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _sentences(address: str) -> Iterator[None]:
-    """Whatever goes wrong between here and the dashboard, in one sentence."""
+    """Turn any failure between here and the dashboard into one sentence."""
     if urlsplit(address).scheme not in ("http", "https"):
         raise TabrankError(f"--address {address}: name the dashboard, such as http://127.0.0.1:8265")
     try:
         yield
     except TabrankError:
         raise
-    except Exception as error:  # requests, Ray's own RuntimeError with a whole page in it, JSON
+    # `requests`, JSON decoding, or Ray's own RuntimeError with a whole page in it.
+    except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TabrankError(f"--address {address}: {lines[0][:200]}") from None

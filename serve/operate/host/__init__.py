@@ -1,1 +1,4 @@
-"""A run folder and its processes on this machine. Imports the layers below `operate`."""
+"""Run folder of a service and its processes on this machine.
+
+Imports the layers from `runtime` down, and no other tool.
+"""

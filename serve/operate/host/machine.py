@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on."""
+"""Describe this machine (processor, cores, memory, versions) for the report of any benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """Its processor, the cores that this process may use, its memory and its Python."""
+    """Return its processor, the cores that this process may use, its memory and its Python."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

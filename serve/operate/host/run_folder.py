@@ -1,8 +1,9 @@
-"""The folder of one running service: its files, its lock, and how its processes are found.
+"""Run folder of one service: its files, its lock, and how to find its processes.
 
-Every process of the service's cluster inherits one environment variable that names the folder. So what a
-kill -9 leaves behind is found in `/proc/<pid>/environ`, and no other cluster on the machine is ever touched.
-The temporary folder holds a file of the same name, so that it is found again after the run folder was deleted.
+Each process of the service's cluster inherits one environment variable that names the folder. So
+the processes that a kill -9 leaves behind are found in `/proc/<pid>/environ`, and no other cluster
+on the machine is ever touched. The temporary folder holds a file of the same name, so that it is
+found again after the run folder was deleted.
 """
 
 from __future__ import annotations
@@ -29,119 +30,120 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
 
 MARKER = "TABRANK_CLUSTER"
-RAY = "r"  # Ray opens its folder to every user: so it lies in one of ours, which lets nobody in
+# Ray opens its folder to every user, so it lies inside a private folder of ours.
+RAY = "r"
 SUPERVISE = "--supervise"
 POLL_S = 0.1
 TEMP = Path("/tmp")
-# The processes that a Ray node stands on.
+# The processes without which a Ray node cannot run.
 NODE = RAYLET, GCS = ("raylet", "gcs_server")
-# A raylet ends its workers in 1 s; on a full machine it may take longer.
+# A raylet ends its workers in 1 s; on a busy machine it may take longer.
 STOP_S = 5.0
-# For running requests and the replicas' own shutdown; then processes are killed.
+# Time for running requests and for the replicas' own shutdown; then processes are killed.
 GRACE_S = 15.0
-# The logs of one session of some days fit; the newest are kept where they do not.
+# Enough for one session of some days; otherwise the newest lines are kept.
 KEPT_SESSIONS, KEPT_BYTES = 3, 64 << 20
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder, and the names that follow from its path."""
+    """Run folder at a path, with the names that follow from the path."""
 
     path: Path
     cluster_id: str
 
     @classmethod
     def of(cls, path: Path) -> RunFolder:
-        """The run folder at this path, which need not exist yet; raises TabrankError where a file is."""
+        """Return the run folder at this path, which may not exist; refuse a file."""
         path = path.resolve()
         refuse_file(path)
         return cls(path, hashlib.sha256(str(path).encode()).hexdigest()[:8])
 
     @property
     def temp(self) -> Path | None:
-        """The folder of sockets and Ray's own logs, None while there is none."""
+        """Return the folder of sockets and Ray's own logs, or None."""
         for mark in TEMP.glob(f"tabrank-*/{self.cluster_id}"):
             with contextlib.suppress(OSError):
-                # Another user may make such a folder too.
+                # Another user may create a folder with such a name too.
                 if mark.parent.lstat().st_uid == os.getuid():
                     return mark.parent
         return None
 
     def make_temp(self) -> Path:
-        """Make that folder under a name that nobody can foresee; let nobody else in.
+        """Create the temporary folder under an unpredictable name, closed to other users.
 
-        The name is short, because the path of a Unix socket ends at 107 characters.
+        The name is short, because the path of a Unix socket has at most 107 characters.
         """
         folder = Path(tempfile.mkdtemp(prefix="tabrank-", dir=TEMP))
         (folder / self.cluster_id).touch()
         return folder
 
     def hold_temp(self) -> None:
-        """Lock that folder until this process ends: systemd-tmpfiles deletes nothing old in a locked folder."""
+        """Lock the temporary folder until this process ends, so that systemd-tmpfiles spares it."""
         if self.temp is not None:
             fcntl.flock(os.open(self.temp, os.O_RDONLY), fcntl.LOCK_SH)
 
     @property
     def log(self) -> Path:
-        """What the supervisor writes."""
+        """Return the path of the supervisor's log."""
         return self.path / "supervisor.log"
 
     @property
     def replica_logs(self) -> Path | None:
-        """The folder of what replicas, controller and proxies write, a file each; None while there is none."""
+        """Return the folder of the logs of replicas, controller and proxies, or None."""
         return self.temp and self.temp / RAY / "session_latest" / "logs" / "serve"
 
     @property
     def kept_logs(self) -> Path:
-        """The folder of the last sessions' logs, a folder each."""
+        """Return the folder that keeps one folder of logs for each of the last sessions."""
         return self.path / "logs"
 
     def service(self) -> dict[str, Any]:
-        """The content of `service.json`, empty where there is none."""
+        """Return the content of `service.json`, empty where there is none."""
         return self._read("service.json", json.loads)
 
     def write(self, service: Mapping[str, Any]) -> None:
-        """Replace `service.json` in one step: a reader sees the old or the new content."""
+        """Replace `service.json` atomically: a reader sees the old or the new content."""
         self._replace("service.json", json.dumps(service, indent=1) + "\n")
 
     def write_pid(self) -> None:
-        """Name the supervisor, for systemd."""
+        """Write the supervisor's process id, for systemd."""
         self._replace("supervisor.pid", f"{os.getpid()}\n")
 
     def age_s(self) -> float:
-        """Return how long ago `service.json` was written."""
+        """Return the seconds since `service.json` was written."""
         try:
             return time.time() - (self.path / "service.json").stat().st_mtime
         except FileNotFoundError:
             return math.inf
 
     def deployed(self) -> dict[str, Any]:
-        """The document that Serve was given last and that runs, with the pools of `nodes:`; empty if none does."""
+        """Return the running Serve document with the pools of `nodes`, or empty if none runs."""
         return self._read("deployed.yaml", yaml.safe_load)
 
     def has_deployed(self) -> bool:
-        """Return whether the document that runs is noted."""
+        """Return whether the running document is stored."""
         return (self.path / "deployed.yaml").exists()
 
-    def keep(self, document: Mapping[str, Any]) -> None:
-        """Note the document that runs."""
+    def save_deployed(self, document: Mapping[str, Any]) -> None:
+        """Store the running document."""
         self._write_yaml("deployed.yaml", document)
 
-    def want(self, config: Path, sha256: str, document: Mapping[str, Any]) -> None:
-        """Leave for the supervisor what it is to deploy at the next SIGHUP, and the file that it is from."""
+    def save_wanted(self, config: Path, sha256: str, document: Mapping[str, Any]) -> None:
+        """Store the document to deploy at the supervisor's next SIGHUP, and its file's path."""
         self._write_yaml("wanted.yaml", {"config": str(config), "sha256": sha256, "document": dict(document)})
 
     def wanted(self) -> dict[str, Any]:
-        """What `want` left."""
+        """Return the content of `save_wanted`."""
         return self._read("wanted.yaml", yaml.safe_load)
 
-    def forget(self) -> None:
-        """Remove what tells of a service that runs no more."""
+    def remove_state(self) -> None:
+        """Remove the files that describe a running service."""
         for name in ("service.json", "deployed.yaml", "wanted.yaml", "supervisor.pid"):
             (self.path / name).unlink(missing_ok=True)
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-        """Return a file's mapping, empty where there is none; raise TabrankError where it cannot be read."""
+        """Return a file's mapping, or empty; raise TabrankError where it cannot be read."""
         path = self.path / name
         try:
             content = parse(path.read_text())
@@ -155,20 +157,21 @@ class RunFolder:
         self._replace(name, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
     def _replace(self, name: str, text: str) -> None:
-        """Raises TabrankError where there is no room for it, or nobody may write there."""
+        """Replace a file; raise TabrankError where the disk is full or the folder not writable."""
         fresh = self.path / f"{name}.new"
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh.touch(mode=0o600)  # a store's password may be in it
+            # A store's password may be in it.
+            fresh.touch(mode=0o600)
             fresh.write_text(text)
             fresh.replace(self.path / name)
         except OSError as error:
-            raise TabrankError(f"{fresh}: {error.strerror}; make room for it there") from None
+            raise TabrankError(f"{fresh}: {error.strerror}; free some space, or make it writable") from None
 
     def keep_logs(self) -> Path | None:
-        """Copy the logs of the session that ends, and remove those of the oldest; return where they are.
+        """Copy the logs of the ending session, remove the oldest logs, and return the new folder.
 
-        Raises OSError where there is no room; what was copied by then stays.
+        Raise OSError where the disk is full; logs copied by then stay.
         """
         if self.replica_logs is None:
             return None
@@ -188,13 +191,13 @@ class RunFolder:
             target = kept / (path.name if path == self.log else "_".join(path.relative_to(source).parts))
             target.touch(mode=0o600)
             with path.open("rb") as old, target.open("wb") as new:
-                # Of a log without an end the last lines count.
+                # A log that is too long keeps its last lines.
                 old.seek(-size, os.SEEK_END)
                 new.write(old.read(size))
         return kept if kept.exists() else None
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process of this run's cluster."""
+        """Return each living process of this run's cluster."""
         found = []
         for process in psutil.process_iter():
             # Processes of other users, and those that end meanwhile, cannot be read.
@@ -204,7 +207,7 @@ class RunFolder:
         return found
 
     def supervisors(self) -> list[psutil.Process]:
-        """The supervisor, if it lives."""
+        """Return the supervisor, if it lives."""
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -213,15 +216,15 @@ class RunFolder:
         return found
 
     def node(self) -> list[psutil.Process]:
-        """The processes that the Ray node stands on; where one is missing, the service has ended or soon will."""
+        """Return the Ray node's processes; without one of them the service ends."""
         return [process for process in self.processes() if _name(process) in NODE]
 
     def end(self) -> list[str]:
-        """End every process of the cluster by its id; return the names of those that had to be killed.
+        """End each process of the cluster by its id; return the names of killed processes.
 
-        Raises TabrankError if one of them cannot be ended.
+        Raise TabrankError if one of them cannot be ended.
         """
-        # The raylet first: it ends its workers. Ray's state last: the others need it to end well.
+        # The raylet goes first: it ends its workers. The GCS goes last: the others need it to end.
         others = {_name(process) for process in self.processes()} - {*NODE}
         for names in ({RAYLET}, others, {GCS}):
             asked = [process for process in self.processes() if _name(process) in names]
@@ -231,7 +234,7 @@ class RunFolder:
             psutil.wait_procs(asked, timeout=STOP_S)
         killed = []
         deadline = time.monotonic() + GRACE_S
-        # Again and again, because a dying parent may have just started a child.
+        # Repeated, because a dying parent may have just started a child.
         while left := self.processes():
             for process in left:
                 killed.append(_name(process))
@@ -244,7 +247,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, timeout_s: float) -> Iterator[None]:
-        """Hold the folder, so that two commands do not start and stop one service at once."""
+        """Hold the folder's lock, so that two commands do not start and stop one service."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         deadline = time.monotonic() + timeout_s
         with (self.path / "lock").open("w") as lock:
@@ -254,7 +257,7 @@ class RunFolder:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise TabrankError(f"{self.path}: another up or down is at work here") from None
+                        raise TabrankError(f"{self.path}: another up or down runs; retry later") from None
                     time.sleep(POLL_S)
             yield
 

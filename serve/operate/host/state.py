@@ -1,4 +1,4 @@
-"""State of the service of a run folder: whether it runs, is watched and answers."""
+"""Read the state of a run folder's service: whether it runs, is supervised and answers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from serve.config.application import OUR_APPLICATION
 from serve.operate.host.run_folder import RunFolder
 
 RUN = Path("var/run")
-# A deployment of which only the name is known.
+# A deployment whose name alone is known.
 UNKNOWN: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
 
 
 def up_command(config: Path, run: RunFolder) -> str:
-    """The command that starts, or restarts, the service of a run folder with a file."""
+    """Return the command that starts or restarts the service of a run folder with a file."""
     given = "" if run == RunFolder.of(RUN) else f" --run {shlex.quote(str(run.path))}"
     return f"python -m serve up {shlex.quote(str(config))}{given}"
 
 
 def route(document: Mapping[str, Any]) -> str:
-    """Where the application is that tells whether the service is there: the first of ours, else the first."""
+    """Return the route of the application to probe: the first of ours, else the first."""
     applications = document.get("applications", ())
     ours = [app for app in applications if app["import_path"] == OUR_APPLICATION]
     first: Mapping[str, Any] = next(iter([*ours, *applications]), {})
@@ -37,8 +37,9 @@ def route(document: Mapping[str, Any]) -> str:
 
 
 def status_code(url: str) -> int:
-    """The HTTP status that `url` answers with; 0 without an answer."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a local address needs no proxy
+    """Return the HTTP status of `url`, or 0 without an answer."""
+    # A local address needs no proxy.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(url, timeout=2.0) as response:
             return int(response.status)
@@ -50,8 +51,8 @@ def status_code(url: str) -> int:
 
 
 UNWATCHED = "unwatched"
-# A supervisor writes its state once a second, but during a deploy it waits for Serve: 30 s for the proxies alone. On a
-# full machine all takes some seconds more.
+# A supervisor writes its state once a second. During a deploy it waits for Serve: 30 s for the
+# proxies alone. On a busy machine each step takes some seconds more.
 STALE_S = {"ready": 6.0, "deploying": 60.0}
 GONE = (
     "the supervisor is gone. The service still answers, and replicas that die are replaced, but changes are not"
@@ -64,10 +65,11 @@ STALE = (
 
 
 def status(run_dir: Path) -> dict[str, Any]:
-    """What runs in this run folder: `state`, and, unless it is stopped, `service.json`, the memory used and the logs.
+    """Return the state of a run folder's service.
 
-    `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and `unwatched` says
-    what is not watched) or "dead" (killed; `down` clears it).
+    Unless `state` is "stopped", the result also has `service.json`, the memory used and the logs.
+    `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and
+    `unwatched` gives the reason) or "dead" (killed; `down` clears it).
     """
     run = RunFolder.of(run_dir)
     service, processes = run.service(), run.processes()
@@ -87,17 +89,18 @@ def status(run_dir: Path) -> dict[str, Any]:
     memory = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            memory += process.memory_full_info().pss  # shared pages are counted once
+            # The proportional share counts a page shared by processes once.
+            memory += process.memory_full_info().pss
     found = {"state": state, "unwatched": unwatched, "processes": len(processes), "memory_mib": memory >> 20}
     logs = run.replica_logs
     return {**service, **found, "log": str(run.log), "replica_logs": logs and str(logs), **kept}
 
 
 def _unwatched(run: RunFolder, service: Mapping[str, Any]) -> str:
-    """Return why what `service.json` says of a service is no longer so; empty where it is."""
+    """Return why `service.json` no longer describes the service, or empty."""
     if not run.supervisors():
         return GONE.format(up=up_command(Path(service.get("config", "cluster.yaml")), run))
-    # A start has a timeout of its own.
+    # A start has its own timeout.
     if (age := run.age_s()) > STALE_S.get(service.get("state", ""), math.inf):
         return STALE.format(age=age, run=run.path, log=run.log)
     return ""

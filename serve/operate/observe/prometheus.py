@@ -1,4 +1,4 @@
-"""A local Prometheus on the running service: `python -m serve observe`. It listens on 127.0.0.1 only."""
+"""Run a local Prometheus on the running service for `serve observe`, on 127.0.0.1 only."""
 
 from __future__ import annotations
 
@@ -23,46 +23,47 @@ from serve.operate.host.run_folder import RunFolder
 HERE = Path(__file__).parent
 RULES = (HERE / "rules.yml", HERE / "alerts.yml")
 DASHBOARD = HERE / "dashboard.json"
-JOBS = {"tabrank": "metrics_url", "haproxy": "haproxy_metrics_url"}  # and where `service.json` tells the page
+# The scrape jobs, each with the key of `service.json` for the URL of its page.
+JOBS = {"tabrank": "metrics_url", "haproxy": "haproxy_metrics_url"}
 HOST = "127.0.0.1"
 RETENTION = "7d"
-SCRAPE_EVERY_S = 5.0  # Ray renews its page every 2 s
+# Ray renews its page every 2 s.
+SCRAPE_EVERY_S = 5.0
 LOOK_EVERY_S = 1.0
 STOP_S = 10.0
-MISSING = "prometheus is not on PATH; install it (Debian: apt-get install prometheus) and try again"
+MISSING = "prometheus is not on PATH; install it (Debian: apt-get install prometheus) and retry"
 
 
 def observe(
     run: RunFolder, data: Path, port: int, progress: Callable[[str], None], every_s: float = SCRAPE_EVERY_S
 ) -> None:
-    """Watch the service of a run folder until interrupted, wherever a restart of it puts its page.
+    """Watch the service of a run folder until interrupted, and follow it after a restart.
 
-    Raises:
-        TabrankError: Prometheus is missing, the port is taken, or no service runs.
+    Raise TabrankError if Prometheus is missing, the port is in use, or no service runs.
     """
     if "metrics_url" not in run.service():
         raise TabrankError(f"no service runs in {run.path}; start one with: python -m serve up")
-    with started(run, data, port, every_s) as process:
-        progress(f"Prometheus on http://{HOST}:{port} (rules and alerts: /rules, /alerts); Ctrl-C ends it")
+    with run_prometheus(run, data, port, every_s) as process:
+        progress(f"Prometheus on http://{HOST}:{port} (rules and alerts: /rules, /alerts); Ctrl-C stops it")
         progress(f"in Grafana, add it as a data source, then import {DASHBOARD}")
         while process.poll() is None:
             write_targets(run, data)
             time.sleep(LOOK_EVERY_S)
     raise TabrankError(
-        f"Prometheus has ended by itself with code {process.returncode}; see what it says above"
+        f"Prometheus ended unexpectedly with code {process.returncode}; see its messages above"
     )
 
 
 @contextlib.contextmanager
-def started(
+def run_prometheus(
     run: RunFolder, data: Path, port: int, every_s: float = SCRAPE_EVERY_S
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Prometheus on the service, with our rules, until the block ends."""
+    """Run a Prometheus on the service, with our rules, until the block ends."""
     binary = shutil.which("prometheus")
     if binary is None:
         raise TabrankError(MISSING)
     with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, port), timeout=1.0):
-        raise TabrankError(f"--port: {port} is taken on {HOST}; give another")
+        raise TabrankError(f"--port: {port} is in use on {HOST}; choose another")
     refuse_file(data)
     refuse_unwritable(data)
     data = data.resolve()
@@ -90,7 +91,7 @@ def started(
 
 
 def configuration(data: Path, every_s: float) -> dict[str, Any]:
-    """What Prometheus is told: our rules, and files of targets that it reads again when they change."""
+    """Return Prometheus' configuration: our rules, and target files that it watches."""
     scrapes = [{"job_name": job, "file_sd_configs": [{"files": [str(_targets(data, job))]}]} for job in JOBS]
     every = f"{round(every_s * 1e3)}ms"
     return {
@@ -101,7 +102,7 @@ def configuration(data: Path, every_s: float) -> dict[str, Any]:
 
 
 def write_targets(run: RunFolder, data: Path) -> None:
-    """Tell where the service's pages are now; a service that is gone keeps its place, so that it is missed."""
+    """Write the current pages as targets; a stopped service stays one, so that alerts fire."""
     service = run.service()
     for job, key in JOBS.items():
         path = _targets(data, job)

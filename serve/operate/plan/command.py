@@ -1,4 +1,4 @@
-"""`python -m serve plan`: a configuration, costs and a trace in, a plan out; beside a real run where there was one."""
+"""Run `serve plan`: simulate a configuration under a load trace, or compare it with a real run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from serve.contract.validation import refuse_existing
 from serve.operate.plan.comparison import Comparison, check_timeline, compare
 from serve.operate.plan.costs import load_costs
 from serve.operate.plan.folder import write_plan
-from serve.operate.plan.outcome import Outcome, unsettled
-from serve.operate.plan.progress import Progress
+from serve.operate.plan.outcome import Outcome, chance_warnings
+from serve.operate.plan.progress import ProgressReporter
 from serve.operate.plan.report import Report, make_report
 from serve.operate.plan.service import FETCH, SCORER, read_service
 from serve.operate.plan.simulation import simulate
 from serve.operate.plan.trace import read_trace
 
-NUM_SEEDS = 3  # the first is the plan; the others tell how much of it is chance
+# The first seed makes the plan; the others show how much of it is chance.
+NUM_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked of a plan. Either `trace` is given, or `timeline`, which is a trace and its own comparison."""
+class PlanRequest:
+    """Input of a plan: either `trace`, or `timeline`, which is a trace with a real run's counts."""
 
     config: Path
     trace: Path | None
@@ -34,15 +35,15 @@ class Request:
     seed: int = 0
 
 
-def plan(request: Request, progress: Callable[[str], None] = lambda message: None) -> Report:
-    """Plan; what the report holds. `comparison.holds` says whether a real run was met.
+def plan(request: PlanRequest, progress: Callable[[str], None] = lambda message: None) -> Report:
+    """Return the report of a plan; `comparison.holds` is whether the plan met a real run.
 
-    Raises TabrankError for what cannot be read or planned.
+    Raise TabrankError for a file that cannot be read or planned.
     """
     path = request.timeline or request.trace
     if path is None or (request.timeline and request.trace):
         raise TabrankError(
-            "give --trace a CSV with t_s and offered_rps, or --compare a run's timeline.csv, not both"
+            "give either --trace, a CSV with t_s and offered_rps, or --compare, a run's timeline.csv"
         )
     if request.out is not None:
         refuse_existing(request.out)
@@ -51,18 +52,18 @@ def plan(request: Request, progress: Callable[[str], None] = lambda message: Non
     if request.timeline:
         if not service.scaled:
             raise TabrankError(
-                f"{config.path}: nothing scales in this file: nothing was compared; give {FETCH} or {SCORER} a "
+                f"{config.path}: no deployment scales, so there is nothing to compare; give {FETCH} or {SCORER} a "
                 f"max_replicas above its min_replicas, or plan with --trace"
             )
         check_timeline(trace, path, [each.name for each in service.scaled])
     progress(f"simulating {trace.num_requests:,} requests in {trace.end_s - trace.t_s[0]:g} s")
-    share = Progress(progress, NUM_SEEDS)
+    share = ProgressReporter(progress, NUM_SEEDS)
     outcome, *others = (
         simulate(service, costs, trace, request.seed + i, share.of(i)) for i in range(NUM_SEEDS)
     )
     comparison = compare(outcome) if request.timeline else None
     report = make_report(config, path, costs, request.seed, outcome, comparison)
-    report["warnings"] += unsettled([outcome, *others])
+    report["warnings"] += chance_warnings([outcome, *others])
     if request.out is not None:
         write_plan(request.out, report, outcome, _plot(outcome, comparison, progress))
         progress(f"{request.out}/report.html, plan.json, plan.csv")
@@ -74,7 +75,7 @@ def _plot(outcome: Outcome, comparison: Comparison | None, progress: Callable[[s
         from serve.operate.plan.plot import draw
     except ImportError:
         progress(
-            "no plot: matplotlib is missing; it comes with the extra loadtest: pip install 'tabrank[loadtest]'"
+            "no plot: matplotlib is missing; install the extra loadtest: pip install 'tabrank[loadtest]'"
         )
         return None
     return draw(outcome, comparison)

@@ -1,4 +1,4 @@
-"""A plan beside what a real run counted: whether its replica counts held."""
+"""Compare a plan with the counts of a real run, and judge whether its replica counts held."""
 
 from __future__ import annotations
 
@@ -12,77 +12,83 @@ from serve.contract.errors import TabrankError
 from serve.operate.plan.outcome import Outcome
 from serve.operate.plan.trace import NODES, REPLICAS, Phase, Trace
 
-SHIFT_S = 5.0  # a start takes as long as the machine lets it: counts may come this much earlier or later
-MOST_OFF = 1.0
+# A start's duration depends on the machine, so counts may come this much earlier or later.
+SHIFT_S = 5.0
+MAX_OFF = 1.0
 F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One count, planned and real, over all rows of the timeline that have it."""
+    """Planned and real values of one count, over all rows of the timeline that have it."""
 
     name: str
-    real: F64  # nan where the run counted nothing
+    # nan where the run has no count.
+    real: F64
     planned: F64
-    holds: bool  # at each row some count planned within SHIFT_S of it is at most one off
-    exact_share: float  # of the rows, as they lie beside each other
+    # Each row has a planned count within SHIFT_S that is at most one off.
+    holds: bool
+    # Shares and means over the rows, compared without a shift.
+    exact_share: float
     within_one_share: float
     mean_off: float
     most_off: float
     most_off_shifted: float
-    mean_off_unplanned: float  # had nothing been planned: as many as at first, all the time
+    # The mean error without a plan, that is if the first count stayed all the time.
+    mean_off_unplanned: float
 
 
 @dataclass(frozen=True)
 class PhaseFit:
-    """The means of one count in one phase."""
+    """Means of one count in one phase."""
 
     phase: Phase
     name: str
     real: float
     planned: float
-    most_off: float  # shifted
+    # Compared within SHIFT_S.
+    most_off: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The plan against the run. It holds if it does for each deployment that scales; nodes are only shown."""
+    """Plan against run; it holds if each scaling deployment does, and nodes are only shown."""
 
     fits: list[Fit]
     phases: list[PhaseFit]
 
     @property
     def holds(self) -> bool:
-        """Whether no replica count is more than one off, at any row."""
+        """Return whether no replica count is more than one off in any row."""
         return all(fit.holds for fit in self.fits if fit.name != NODES)
 
 
 def check_timeline(trace: Trace, path: Path, names: list[str]) -> None:
-    """Raise TabrankError if the timeline counts none of what is planned."""
+    """Raise TabrankError if the timeline counts none of the planned replicas."""
     for name in names:
         counts = trace.counted.get(f"{name}{REPLICAS}", ())
         if not np.isfinite(np.array(counts, float)).any():
             raise TabrankError(
-                f"{path}: the column {name}{REPLICAS} is missing or empty; a run writes it when it is told of the "
-                f"cluster: python -m loadtest run --cluster"
+                f"{path}: the column {name}{REPLICAS} is missing or empty; a run writes it with: "
+                f"python -m loadtest run --cluster"
             )
 
 
 def compare(outcome: Outcome) -> Comparison:
-    """The plan of a timeline against that timeline's own counts."""
+    """Return the plan of a timeline against that timeline's own counts."""
     columns = {each.name: f"{each.name}{REPLICAS}" for each in outcome.service.scaled} | {NODES: NODES}
     fits, phases = [], []
     for name, column in columns.items():
         if column in outcome.trace.counted:
-            off = _Off(outcome, name, column)
+            off = _Deviation(outcome, name, column)
             if off.any:
                 fits.append(off.fit())
                 phases += [found for phase in outcome.trace.phases() if (found := off.phase(phase))]
     return Comparison(fits, phases)
 
 
-class _Off:
-    """How far a planned count is off the real one, row by row."""
+class _Deviation:
+    """Deviation of a planned count from the real one, row by row."""
 
     def __init__(self, outcome: Outcome, name: str, column: str) -> None:
         self.name = name
@@ -106,9 +112,9 @@ class _Off:
             self.name,
             self.real,
             self.planned,
-            most <= MOST_OFF,
+            most <= MAX_OFF,
             float((off == 0).mean()),
-            float((off <= MOST_OFF).mean()),
+            float((off <= MAX_OFF).mean()),
             float(off.mean()),
             float(off.max()),
             most,

@@ -1,4 +1,4 @@
-"""What the service takes, measured: by request, batch and candidate; and how long replicas and nodes take to start."""
+"""Read the measured costs: times per request, batch and candidate, and start times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).with_name("costs.toml")
 
 @dataclass(frozen=True)
 class FetchCosts:
-    """One replica of FeatureFetch: its event loop's time, spent on one thing after the other."""
+    """Costs of a FeatureFetch replica, whose event loop does one thing at a time."""
 
     us_per_request: float
     ms_per_batch: float
@@ -26,7 +26,7 @@ class FetchCosts:
 
 @dataclass(frozen=True)
 class ScorerCosts:
-    """One replica of Scorer, which scores one batch after the other."""
+    """Costs of a Scorer replica, which scores one batch at a time."""
 
     ms_per_batch: float
     us_per_candidate: float
@@ -36,7 +36,7 @@ class ScorerCosts:
 
 @dataclass(frozen=True)
 class NodeCosts:
-    """How long a machine takes to come, and stays without work."""
+    """Time that a machine takes to start, and time that it stays without work."""
 
     start_s: float
     idle_timeout_s: float
@@ -44,18 +44,19 @@ class NodeCosts:
 
 @dataclass(frozen=True)
 class Costs:
-    """All of it, and where the figures are from."""
+    """All costs, with the source of the figures."""
 
     source: str
     machine: str
     candidates: int
-    spread: float  # of a batch's time: its standard deviation over its mean
+    # The standard deviation of a batch's time over its mean.
+    spread: float
     fetch: FetchCosts
     scorer: ScorerCosts
     nodes: NodeCosts
 
-    def drawn(self, seconds: float, rng: random.Random) -> float:
-        """What a batch takes this time, that takes so long on average."""
+    def draw_s(self, seconds: float, rng: random.Random) -> float:
+        """Return a random duration of a batch with this mean, from a gamma distribution."""
         if self.spread == 0:
             return seconds
         shape = 1 / self.spread**2
@@ -63,9 +64,9 @@ class Costs:
 
 
 def load_costs(path: Path | None = None) -> Costs:
-    """The shipped figures, or those of a TOML file with the same keys, read strictly.
+    """Return the shipped costs, or those of a TOML file with the same keys, read strictly.
 
-    Raises TabrankError naming the file, the key, the value and the remedy.
+    Raise TabrankError naming the file, the key, the value and the remedy.
     """
     path = path or SHIPPED
     try:
@@ -75,7 +76,7 @@ def load_costs(path: Path | None = None) -> Costs:
             f"{path}: {error.strerror or 'unreadable'}; name a TOML file with the keys of {SHIPPED}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TabrankError(f"{path}: not TOML: {error}") from None
+        raise TabrankError(f"{path}: invalid TOML: {error}") from None
     keys = ("source", "machine", "candidates", "spread", "FeatureFetch", "Scorer", "nodes")
     given = table(values, str(path), keys, keys)
     return Costs(

@@ -1,4 +1,4 @@
-"""One simulated replica of FeatureFetch: one event loop, and the rules of `serve.ranking.batcher` on it."""
+"""Simulate one FeatureFetch replica: its event loop with the rules of `ranking.batcher`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from serve.operate.plan.agenda import Agenda
 from serve.operate.plan.costs import Costs
+from serve.operate.plan.event_queue import EventQueue
 from serve.operate.plan.ledger import FULL, LATE, QUEUED, REFUSED, TAKEN, Ledger
 from serve.operate.plan.scoring import Call, Handle
-from serve.ranking.admission import LAST_WORD_S
-from serve.ranking.batcher import LEAST_S, PATIENCE_S
+from serve.ranking.admission import ANSWER_MARGIN_S
+from serve.ranking.batcher import MIN_WORK_S, PATIENCE_S
 
 
 @dataclass(eq=False, slots=True)
@@ -24,25 +24,31 @@ class _Batch:
 
 @dataclass(eq=False)
 class FetchReplica:
-    """Takes requests, batches them, asks the Scorer through its `handle`, answers.
+    """Replica that takes requests, batches them, calls the Scorer through `handle`, and answers.
 
-    What its loop computes is done one after the other, so that what comes meanwhile is seen later, as in the service.
+    Its loop does one thing at a time, so that it sees a request that arrives meanwhile later, as
+    the real service does.
     """
 
     name: str
-    agenda: Agenda
+    events: EventQueue
     costs: Costs
     ledger: Ledger
     handle: Handle
     rng: random.Random
-    free_s: float = 0.0  # when the loop has done what it was given
+    # When the loop has finished its work so far.
+    free_s: float = 0.0
     busy_s: float = 0.0
-    num_ongoing: int = 0  # running requests, which is what Ray counts at an ingress
-    num_connected: int = 0  # what HAProxy counts
+    # Running requests, which Ray counts at an ingress.
+    num_ongoing: int = 0
+    # Connections, which HAProxy counts.
+    num_connected: int = 0
     is_gone: bool = False
-    _backlog: deque[int] = field(default_factory=deque)  # above max_ongoing_requests
+    # Requests above max_ongoing_requests.
+    _backlog: deque[int] = field(default_factory=deque)
     _queue: deque[tuple[float, int]] = field(default_factory=deque)
-    _num_queued: int = 0  # of the queue, those that have not expired
+    # Requests of the queue that have not expired.
+    _num_queued: int = 0
     _deadlines: deque[tuple[float, int]] = field(default_factory=deque)
     _has_alarm: bool = False
     _has_patience: bool = False
@@ -53,7 +59,7 @@ class FetchReplica:
         service = self.ledger.service
         self._half_s = self.costs.fetch.us_per_request / 2e6
         self._batch_s = self.costs.fetch.ms_per_batch / 1e3
-        self._patient_s = max(service.deadline_s - LAST_WORD_S, 0.0)
+        self._patient_s = max(service.deadline_s - ANSWER_MARGIN_S, 0.0)
         self._cap = max(service.batch_candidates // self.costs.candidates, 1)
         self._half_cap = service.batch_candidates / self.costs.candidates / 2
         self._slots = service.slots
@@ -61,13 +67,13 @@ class FetchReplica:
         self._max_queued = service.fetch.max_queued
 
     def take(self, request: int) -> None:
-        """A request has come in; the loop sees it when it gets there."""
+        """Accept a request; the loop sees it once it is free."""
         self.num_connected += 1
-        self.agenda.at(self._work(self._half_s), self._admit, request)
+        self.events.at(self._work(self._half_s), self._admit, request)
 
     def _work(self, seconds: float) -> float:
-        """Spend the loop's time; when it is done."""
-        self.free_s = max(self.agenda.now_s, self.free_s) + seconds
+        """Spend time of the loop and return the time at which the work is done."""
+        self.free_s = max(self.events.now_s, self.free_s) + seconds
         self.busy_s += seconds
         return self.free_s
 
@@ -78,26 +84,26 @@ class FetchReplica:
             self._backlog.append(request)
         else:
             self.num_connected -= 1
-            self.ledger.end(request, REFUSED, self.agenda.now_s)
+            self.ledger.end(request, REFUSED, self.events.now_s)
 
     def _begin(self, request: int) -> None:
         self.num_ongoing += 1
-        now_s = self.agenda.now_s
+        now_s = self.events.now_s
         if not self.ledger.by_model[request]:
             self.ledger.end(request, FULL, self._work(self._half_s))
-            self.agenda.at(self.free_s, self._answered, 1)
+            self.events.at(self.free_s, self._answered, 1)
             return
         self.ledger.state[request] = QUEUED
         self._deadlines.append((now_s + self._patient_s, request))
         if not self._has_alarm:
             self._has_alarm = True
-            self.agenda.at(self._deadlines[0][0], self._alarm)
+            self.events.at(self._deadlines[0][0], self._alarm)
         self._queue.append((now_s, request))
         self._num_queued += 1
         self._fill_slots()
         if self.ledger.state[request] == QUEUED and not self._has_patience:
             self._has_patience = True
-            self.agenda.at(now_s + PATIENCE_S, self._out_of_patience)
+            self.events.at(now_s + PATIENCE_S, self._out_of_patience)
 
     def _answered(self, num_requests: int) -> None:
         self.num_ongoing -= num_requests
@@ -106,19 +112,19 @@ class FetchReplica:
             self._begin(self._backlog.popleft())
 
     def _alarm(self) -> None:
-        """Answer what is at its deadline in popular order."""
+        """Answer the requests at their deadline in popular order."""
         state, num_late = self.ledger.state, 0
         while self._deadlines:
             deadline_s, request = self._deadlines[0]
             if state[request] < FULL:
-                if deadline_s > self.agenda.now_s:
+                if deadline_s > self.events.now_s:
                     break
                 self._expire(request)
                 num_late += 1
             self._deadlines.popleft()
         self._has_alarm = bool(self._deadlines)
         if self._deadlines:
-            self.agenda.at(self._deadlines[0][0], self._alarm)
+            self.events.at(self._deadlines[0][0], self._alarm)
         self._answered(num_late)
 
     def _expire(self, request: int) -> None:
@@ -134,28 +140,28 @@ class FetchReplica:
             batch = self._next_batch()
             if batch:
                 self._num_under_way += 1
-                under_way = _Batch([request for _, request in batch], self.agenda.now_s)
-                took_s = self.costs.drawn(self._batch_s, self.rng)
-                self.agenda.at(self._work(took_s), self._score, under_way)
-                until_s = max(batch[-1][0] + self._patient_s, self.agenda.now_s + LEAST_S)
-                self.agenda.at(until_s, self._give_up, under_way)
+                under_way = _Batch([request for _, request in batch], self.events.now_s)
+                took_s = self.costs.draw_s(self._batch_s, self.rng)
+                self.events.at(self._work(took_s), self._score, under_way)
+                until_s = max(batch[-1][0] + self._patient_s, self.events.now_s + MIN_WORK_S)
+                self.events.at(until_s, self._give_up, under_way)
 
     def _may_leave(self) -> bool:
         if not self._num_under_way:
             return True
         if self._num_under_way >= self._slots:
             return False
-        return self._num_queued >= self._half_cap or self.agenda.now_s - self._queue[0][0] >= PATIENCE_S
+        return self._num_queued >= self._half_cap or self.events.now_s - self._queue[0][0] >= PATIENCE_S
 
     def _out_of_patience(self) -> None:
         self._has_patience = False
         self._fill_slots()
         if self._queue:
             self._has_patience = True
-            self.agenda.at(self.agenda.now_s + PATIENCE_S, self._out_of_patience)
+            self.events.at(self.events.now_s + PATIENCE_S, self._out_of_patience)
 
     def _next_batch(self) -> list[tuple[float, int]]:
-        queue, state, now_s = self._queue, self.ledger.state, self.agenda.now_s
+        queue, state, now_s = self._queue, self.ledger.state, self.events.now_s
         done_by_s = now_s + (min(self._took_s, default=0.0) if self._num_under_way else 0.0)
         batch: list[tuple[float, int]] = []
         num_late = 0
@@ -171,7 +177,7 @@ class FetchReplica:
                 state[request] = TAKEN
                 batch.append((since_s, request))
         if num_late:
-            self.agenda.at(self.agenda.now_s, self._answered, num_late)
+            self.events.at(self.events.now_s, self._answered, num_late)
         return batch
 
     def _score(self, batch: _Batch) -> None:
@@ -181,13 +187,13 @@ class FetchReplica:
 
     def _scored(self, batch: _Batch) -> None:
         batch.is_over = True
-        self._took_s.append(self.agenda.now_s - batch.begun_s)
+        self._took_s.append(self.events.now_s - batch.begun_s)
         state, num_answered = self.ledger.state, 0
         for request in batch.requests:
             if state[request] == TAKEN:
                 self.ledger.end(request, FULL, self._work(self._half_s))
                 num_answered += 1
-        self.agenda.at(max(self.free_s, self.agenda.now_s), self._leave, num_answered)
+        self.events.at(max(self.free_s, self.events.now_s), self._leave, num_answered)
 
     def _leave(self, num_answered: int) -> None:
         self._num_under_way -= 1
@@ -195,7 +201,7 @@ class FetchReplica:
         self._fill_slots()
 
     def _give_up(self, batch: _Batch) -> None:
-        """Nobody waits for the batch any more: its slot is free."""
+        """Free the slot of a batch for which no request waits any more."""
         if not batch.is_over:
             batch.is_over = True
             if batch.call is not None:

@@ -1,4 +1,4 @@
-"""The folder that a plan leaves: `plan.json`, `plan.csv`, and `report.html` with the plot."""
+"""Write the folder of a plan: `plan.json`, `plan.csv`, and `report.html` with the plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, shown
 
 
 def to_csv(outcome: Outcome) -> str:
-    """One row a second, with the columns of a load test's timeline and what Ray wanted and counted."""
+    """Return a row per second: a load test's columns, and Ray's wanted and ongoing counts."""
     names = outcome.deployments
     scaled = [each.name for each in outcome.service.deployments if each.target is not None][:2]
     out = io.StringIO()
@@ -46,7 +46,7 @@ def to_csv(outcome: Outcome) -> str:
 
 
 def write_plan(folder: Path, report: Report, outcome: Outcome, plot: str | None) -> None:
-    """Write the folder whole or not at all."""
+    """Write the whole folder or nothing."""
     with draft_of(folder) as draft:
         (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (draft / "plan.csv").write_text(to_csv(outcome), encoding="utf-8")
@@ -68,13 +68,14 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Plan of {trace}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; }}
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 pre {{ overflow-x: auto; font-size: .85rem; }}
 svg {{ width: 100%; height: auto; }}
 footer {{ color: #555; font-size: .85rem; margin-top: 2rem; }}
 </style>
 <h1>Plan of {trace}</h1>
-<p>What {config} would give: Ray's own scaling code, run over a simulation of the service.</p>
+<p>Replicas and nodes for {config}: Ray's own scaling code over a simulation of the service.</p>
 {figure}
 <pre>{table}</pre>
 <footer>{machine}. <a href="plan.json">plan.json</a>, <a href="plan.csv">plan.csv</a>.</footer>

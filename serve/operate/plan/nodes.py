@@ -1,4 +1,4 @@
-"""The machines of `nodes:`: which replica starts where, and which Ray's own autoscaler adds and takes away."""
+"""Simulate the machines of `nodes`: place replicas, and scale nodes with Ray's autoscaler."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Needs = Mapping[str, float]
 
 @dataclass(eq=False)
 class Node:
-    """One machine; replicas start on it from `joins_s` on."""
+    """One machine, on which replicas can start from `joins_s` on."""
 
     name: str
     pool: str
@@ -37,13 +37,13 @@ class Node:
     idle_since_s: float = 0.0
 
     def fits(self, needs: Needs) -> bool:
-        """Whether a replica finds room."""
+        """Return whether a replica finds room."""
         return all(self.free.get(name, 0.0) + EPS >= amount for name, amount in needs.items())
 
 
 @dataclass(eq=False)
 class _Provider:
-    """What Ray's scheduler asks of a cloud: what kind a node is, and its address."""
+    """Interface that Ray's scheduler calls on a cloud: a node's kind and its address."""
 
     head: str
     pools: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class _Provider:
 
 
 class Cluster:
-    """The nodes that there are, and are to come."""
+    """Running and starting nodes."""
 
     def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts, now_s: float) -> None:
         self._pools = pools
@@ -66,7 +66,7 @@ class Cluster:
         self._provider = _Provider(self._head)
         self.nodes: list[Node] = []
         self._num_launched = 0
-        # Ray counts the head beside the workers of its type
+        # Ray counts the head in addition to the workers of its type.
         types: dict[str, dict[str, Any]] = {
             name: {
                 "resources": _resources(pool),
@@ -82,15 +82,15 @@ class Cluster:
                 self._launch(name, now_s)
 
     def joined(self, now_s: float) -> list[Node]:
-        """The nodes that replicas can start on."""
+        """Return the nodes on which replicas can start."""
         return [node for node in self.nodes if node.joins_s <= now_s]
 
     def is_head(self, node: Node) -> bool:
-        """Whether it is of the pool that cannot be done without."""
+        """Return whether a node is of the pool of the head."""
         return node.pool == self._head
 
     def place(self, needs: Needs, now_s: float) -> Node | None:
-        """Take room for a replica on the node with the fewest: Serve spreads its replicas. None: no node has room."""
+        """Place a replica on the node with the fewest, as Serve does; return None without room."""
         fitting = [node for node in self.joined(now_s) if node.fits(needs)]
         if not fitting:
             return None
@@ -100,16 +100,16 @@ class Cluster:
         node.num_replicas += 1
         return node
 
-    def give_back(self, node: Node, needs: Needs, now_s: float) -> None:
-        """A replica has stopped."""
+    def release(self, node: Node, needs: Needs, now_s: float) -> None:
+        """Free the room of a replica that has stopped."""
         for name, amount in needs.items():
             node.free[name] += amount
         node.num_replicas -= 1
         node.idle_since_s = now_s
 
     def update(self, now_s: float, unplaced: Sequence[Needs], at_once: bool = False) -> None:
-        """What Ray's autoscaler does every `UPDATE_S`: add nodes for what finds no room, take idle ones away."""
-        self._take_idle_away(now_s)
+        """Run one autoscaler iteration: add nodes for unplaced replicas, remove idle ones."""
+        self._remove_idle(now_s)
         wanted = self._wanted([dict(needs) for needs in unplaced if needs], now_s)
         for pool, count in wanted.items():
             for _ in range(count):
@@ -119,7 +119,8 @@ class Cluster:
         ready = {node.name: dict(node.free) for node in self.joined(now_s)}
         logger = logging.getLogger(ResourceDemandScheduler.__module__)
         level = logger.level
-        logger.setLevel(logging.ERROR)  # it warns of each demand that no pool fits; the plan says so once
+        # Ray warns on each call about a demand that no pool fits; the plan warns once.
+        logger.setLevel(logging.ERROR)
         try:
             wanted, _ = self._scheduler.get_nodes_to_launch(
                 [node.name for node in self.nodes],
@@ -135,7 +136,7 @@ class Cluster:
             logger.setLevel(level)
         return {str(name): int(count) for name, count in wanted.items()}
 
-    def _take_idle_away(self, now_s: float) -> None:
+    def _remove_idle(self, now_s: float) -> None:
         for node in reversed(self.joined(now_s)):
             of_pool = sum(each.pool == node.pool for each in self.nodes)
             may_go = not self.is_head(node) and of_pool > self._pools[node.pool].min_nodes

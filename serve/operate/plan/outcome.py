@@ -1,4 +1,4 @@
-"""What a simulation gives: second by second, in all, and what an SRE should know of it."""
+"""Result of a simulation: counts by second, totals, and warnings for the operator."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ from numpy.typing import NDArray
 
 from serve.config.pools import HEAD
 from serve.operate.plan.ledger import LATE, REFUSED, Ledger
-from serve.operate.plan.service import Service
+from serve.operate.plan.service import PlannedService
 from serve.operate.plan.trace import Phase, Trace
 
 F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One second of the trace: the counts at its end, by deployment."""
+class SecondCounts:
+    """Counts at the end of one second of the trace, by deployment."""
 
     t_s: float
     wanted: Mapping[str, int]
     running: Mapping[str, int]
-    ongoing: Mapping[str, float]  # as Ray counts them, of the deployments that scale
-    unplaced: int  # replicas that no node has room for
+    # As Ray counts them, for the deployments that scale.
+    ongoing: Mapping[str, float]
+    # Replicas without room on a node.
+    unplaced: int
     nodes: int
-    busy_s: float  # of all replicas' processors, since the start
+    # The processor time of all replicas since the start.
+    busy_s: float
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How a stretch of the trace was answered. Latencies are of the simulation: an indication, no promise."""
+    """Answers in a part of the trace; simulated latencies are an indication, not a promise."""
 
     requests: int
-    late_share: float  # answered in popular order, at the deadline
+    # Answered in popular order at the deadline.
+    late_share: float
     refused_share: float
     p50_ms: float
     p99_ms: float
@@ -43,30 +47,30 @@ class Answers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A plan: `samples` one a second."""
+    """Result of a plan, with one of `samples` per second."""
 
     trace: Trace
-    service: Service
-    samples: list[Sample]
+    service: PlannedService
+    samples: list[SecondCounts]
     ledger: Ledger
 
     @property
     def deployments(self) -> list[str]:
-        """Their names, those that were simulated first."""
+        """Return the names of the deployments, simulated ones first."""
         return [deployment.name for deployment in self.service.deployments]
 
     def column(self, name: str) -> F64:
-        """One deployment's running replicas, second by second; `nodes` counts machines."""
+        """Return one deployment's running replicas by second; `nodes` counts machines."""
         return np.array(
             [sample.nodes if name == "nodes" else sample.running[name] for sample in self.samples], float
         )
 
-    def rows_of(self, phase: Phase) -> list[Sample]:
-        """The seconds of a phase."""
+    def rows_of(self, phase: Phase) -> list[SecondCounts]:
+        """Return the seconds of a phase."""
         return [sample for sample in self.samples if phase.begin_s <= sample.t_s < phase.end_s]
 
     def answers(self, begin_s: float, end_s: float) -> Answers:
-        """Of the requests that came in this stretch."""
+        """Return the answers to the requests that arrived in this time."""
         first, last = np.searchsorted(self._arrived, [begin_s, end_s])
         state = self._state[first:last]
         answered = state != REFUSED
@@ -94,7 +98,7 @@ class Outcome:
         return np.frombuffer(bytes(self.ledger.state), np.uint8)
 
     def warnings(self) -> list[str]:
-        """What keeps the service from following its load, with the key to turn."""
+        """Return why the service does not follow its load, each with the key to change."""
         return [
             *self._hidden(),
             *self._overloaded(),
@@ -114,7 +118,7 @@ class Outcome:
         return [
             f"the Scorer can never scale: at most slots x FeatureFetch replicas = {service.slots} x "
             f"{service.fetch.max_replicas} = {most} calls are ongoing, and target_ongoing_requests is {target:g}; "
-            f"take more slots or replicas, or a lower target"
+            f"use more slots or replicas, or a lower target"
         ]
 
     def _overloaded(self) -> list[str]:
@@ -129,11 +133,11 @@ class Outcome:
         if slow:
             p99_ms, when = max(slow)
             found.append(
-                f"p99 is {p99_ms:.0f} ms at {when}, above deadline_ms ({deadline_ms:g}), which begins only where a "
-                f"replica takes a request in"
+                f"p99 is {p99_ms:.0f} ms at {when}, above deadline_ms ({deadline_ms:g}), which starts only when a "
+                f"replica accepts a request"
             )
         if refused:
-            found.append(f"up to {refused:.1%} of a phase are refused (max_queued_requests)")
+            found.append(f"up to {refused:.1%} of a phase's requests are refused (max_queued_requests)")
         return [f"overloaded: {'; '.join(found)}"] if found else []
 
     def _at_limit(self) -> list[str]:
@@ -149,8 +153,8 @@ class Outcome:
             )
             if seconds:
                 found.append(
-                    f"{deployment.name}: max_replicas ({most}) is reached, with more ongoing than they aim at, "
-                    f"for {seconds} of {len(self.samples)} s"
+                    f"{deployment.name}: max_replicas ({most}) is reached, with more ongoing requests than the "
+                    f"target, for {seconds} of {len(self.samples)} s"
                 )
         return found
 
@@ -158,11 +162,11 @@ class Outcome:
         found = []
         for deployment in (self.service.fetch, self.service.scorer):
             steps = np.diff([sample.wanted[deployment.name] for sample in self.samples])
-            turns = int((np.diff(np.sign(steps[steps != 0])) != 0).sum())
-            if turns > self.trace.num_turns + 1:
+            reversals = int((np.diff(np.sign(steps[steps != 0])) != 0).sum())
+            if reversals > self.trace.num_reversals + 1:
                 found.append(
-                    f"{deployment.name}: flaps: its replicas turn from more to fewer or back {turns} times, the load "
-                    f"{self.trace.num_turns}; take a policy with two thresholds, or a longer downscale_delay_s"
+                    f"{deployment.name}: flaps: its replica count reverses {reversals} times, the load "
+                    f"{self.trace.num_reversals} times; use two thresholds or a longer downscale_delay_s"
                 )
         return found
 
@@ -172,8 +176,8 @@ class Outcome:
             return []
         pools = ", ".join(f"{name} {pool.max_nodes}" for name, pool in self.service.pools.items())
         if self.samples[-1].unplaced:
-            return [f"nodes: replicas wait for room to the end; max_nodes: {pools}"]
-        return [f"nodes: for {waiting} of {len(self.samples)} s a replica waits for a node to come"]
+            return [f"nodes: replicas wait for room until the end; max_nodes: {pools}"]
+        return [f"nodes: a replica waits for a new node for {waiting} of {len(self.samples)} s"]
 
     def _short_of_cores(self) -> list[str]:
         pools = self.service.pools
@@ -186,13 +190,13 @@ class Outcome:
         if not short:
             return []
         return [
-            f"for {short} s the replicas on the first node compute more than its {head_cores} cores can: a replica is "
-            f"simulated on a core of its own, so that it really scales no further there"
+            f"for {short} s the replicas on the first node use more than its {head_cores} cores: the simulation gives "
+            f"each replica a core of its own, so the real service scales less there"
         ]
 
 
-def unsettled(outcomes: Sequence[Outcome]) -> list[str]:
-    """Where plans of the same load differ, which has other arrivals in each: there one of them says little."""
+def chance_warnings(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return where plans of one load, with different arrivals, differ by more than a replica."""
     first, found = outcomes[0], []
     for deployment in first.service.deployments[:2]:
         name = deployment.name
@@ -209,7 +213,7 @@ def unsettled(outcomes: Sequence[Outcome]) -> list[str]:
         if off.max() > 1:
             phase = first.trace.phases()[int(off.argmax())].name
             found.append(
-                f"{name}: with other arrivals of the same load the plan is {off.max():.1f} replicas off on average "
-                f"at {phase}: it hangs by chance there, so do not count on it"
+                f"{name}: with other arrivals of the same load the plan differs by {off.max():.1f} replicas on "
+                f"average at {phase}: it depends on chance there, so do not rely on it"
             )
     return found

@@ -1,6 +1,6 @@
-"""A plan as one picture (SVG): what is offered, what Ray counts, the replicas and the nodes, over time.
+"""Draw a plan as an SVG: offered load, Ray's counts, replicas and nodes over time.
 
-Drawn to be read in grey. matplotlib comes with the extra `loadtest`.
+The plot is readable in grey. matplotlib comes with the extra `loadtest`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(outcome: Outcome, comparison: Comparison | None) -> str:
-    """The picture; a real run's counts are dotted beside the planned ones."""
+    """Return the plot as SVG; a real run's counts are dotted beside the planned ones."""
     scaled = [each for each in outcome.service.deployments[:2] if each.target is not None]
     at_s = np.array([sample.t_s for sample in outcome.samples])
     with matplotlib.rc_context(STYLE):

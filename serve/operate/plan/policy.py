@@ -1,4 +1,4 @@
-"""Ray Serve's own autoscaling, run on simulated time: the code that the controller runs, fed with simulated counts."""
+"""Run Ray Serve's own autoscaling code on simulated time, with simulated counts."""
 
 from __future__ import annotations
 
@@ -29,31 +29,32 @@ from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.config import AutoscalingPolicy
 
 from serve.contract.errors import TabrankError
-from serve.operate.plan.agenda import Agenda
-from serve.operate.plan.service import Service
+from serve.operate.plan.event_queue import EventQueue
+from serve.operate.plan.service import PlannedService
 
 LOOP_S: float = CONTROL_LOOP_INTERVAL_S
-EPOCH_S = 1e9  # simulated second 0 as Ray sees it: it rounds times to 10 ms and takes them for positive
+# Simulated second 0 in Ray's clock: Ray rounds times to 10 ms and expects them to be positive.
+EPOCH_S = 1e9
 Points = Sequence[tuple[float, float]]
 
 
 class _Clock:
-    """Stands for the module `time` in Ray's two modules that measure delays and age counts."""
+    """Replacement for the module `time` in Ray's two modules that measure delays and age counts."""
 
-    def __init__(self, agenda: Agenda) -> None:
-        self._agenda = agenda
+    def __init__(self, events: EventQueue) -> None:
+        self._events = events
 
     def time(self) -> float:
-        return EPOCH_S + self._agenda.now_s
+        return EPOCH_S + self._events.now_s
 
     monotonic = time
 
 
 @contextlib.contextmanager
-def simulated_time(agenda: Agenda) -> Iterator[None]:
-    """Ray's policy code sees the agenda's time. The one place where Ray's code is touched.
+def simulated_time(events: EventQueue) -> Iterator[None]:
+    """Make Ray's policy code use the simulated time; this is the only place that patches Ray.
 
-    A policy of one's own must take its time from `ctx.current_time`, as Ray's documentation has it.
+    A custom policy must read its time from `ctx.current_time`, as Ray's documentation requires.
     """
     modules = (autoscaling_state, autoscaling_policy)
     real = [module.time for module in modules]
@@ -61,8 +62,9 @@ def simulated_time(agenda: Agenda) -> Iterator[None]:
     level = logger.level
     try:
         for module in modules:
-            module.time = _Clock(agenda)
-        logger.setLevel(logging.WARNING)  # it tells of each registration
+            module.time = _Clock(events)
+        # Ray logs each registration.
+        logger.setLevel(logging.WARNING)
         yield
     finally:
         logger.setLevel(level)
@@ -71,20 +73,22 @@ def simulated_time(agenda: Agenda) -> Iterator[None]:
 
 
 class Policy:
-    """How many replicas Ray wants of each deployment that scales. Use within `simulated_time`."""
+    """Ray's decision on the replicas of each scaling deployment; use it within `simulated_time`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: PlannedService) -> None:
         self._application = service.application
         self._manager = autoscaling_state.AutoscalingStateManager()
-        self._scaled: dict[str, Any] = {}  # Ray's own reading of `autoscaling_config`, with its defaults
+        # Ray's own parsed `autoscaling_config`, with its defaults.
+        self._scaled: dict[str, Any] = {}
         try:
             self._register(service)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise TabrankError(f"the autoscaling policy cannot be used: {error}") from None
 
-    def _register(self, service: Service) -> None:
+    def _register(self, service: PlannedService) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as in serve.config.reader
+            # Ray warns about its own field declarations, as in serve.config.reader.
+            warnings.simplefilter("ignore")
             if service.policy is not None:
                 self._manager.register_application(self._application, AutoscalingPolicy(**service.policy))
             for deployment in (service.fetch, service.scorer):
@@ -99,24 +103,24 @@ class Policy:
                     self._scaled[deployment.name] = config.autoscaling_config
 
     def scales(self, name: str) -> bool:
-        """Whether the deployment scales at all."""
+        """Return whether the deployment scales."""
         return name in self._scaled
 
     def push_s(self, name: str) -> float:
-        """How often counts are sent to the controller."""
+        """Return the interval at which counts are sent to the controller."""
         return float(self._scaled[name].metrics_interval_s)
 
     def record_s(self, name: str) -> float:
-        """How often what is ongoing is counted."""
+        """Return the interval at which ongoing requests are counted."""
         share: float = RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR
         return min(self.look_back_s(name) * share, self.push_s(name))
 
     def look_back_s(self, name: str) -> float:
-        """How old a count may be that is sent."""
+        """Return the maximum age of a count that is sent."""
         return float(self._scaled[name].look_back_period_s)
 
     def replica_reports(self, name: str, replica: str, running: Points, at_s: float) -> None:
-        """What was running at one of the deployment's replicas: how an ingress behind HAProxy is counted."""
+        """Report the running requests of a replica, as Ray counts an ingress behind HAProxy."""
         metrics = {RUNNING_REQUESTS_KEY: _series(running)} if running else {}
         report = ReplicaMetricReport(self._replica(name, replica), metrics, EPOCH_S + at_s)
         self._manager.record_request_metrics_for_replica(report)
@@ -124,7 +128,7 @@ class Policy:
     def handle_reports(
         self, name: str, handle: str, queued: Points, running: Mapping[str, Points], at_s: float
     ) -> None:
-        """What waited at a handle to the deployment, and was under way through it: how all others are counted."""
+        """Report the calls of a handle, queued and running, as Ray counts other deployments."""
         by_replica = {
             self._replica(name, replica).to_full_id_str(): _series(points)
             for replica, points in running.items()
@@ -143,7 +147,7 @@ class Policy:
     def decide(
         self, running: Mapping[str, Sequence[str]], wanted: Mapping[str, int], handles: Iterable[str]
     ) -> dict[str, int]:
-        """What is wanted from now on; `handles` are those that live."""
+        """Return the replicas wanted from now on; `handles` are the living ones."""
         if not self._scaled:
             return {}
         for name in self._scaled:
@@ -160,7 +164,7 @@ class Policy:
         return {deployment.name: int(count) for deployment, count in decided.items()}
 
     def ongoing(self, name: str) -> float:
-        """The ongoing requests from which Ray decided last."""
+        """Return the ongoing requests on which Ray's last decision was based."""
         return float(self._manager.get_last_decision_total_num_requests_for_deployment(self._id(name)))
 
     def _id(self, name: str) -> DeploymentID:

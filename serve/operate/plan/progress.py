@@ -1,4 +1,4 @@
-"""How far a plan is: a line every few seconds, for a trace of a day takes minutes."""
+"""Report the progress of a plan every few seconds: a trace of a day takes minutes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 EVERY_S = 3.0
 
 
-class Progress:
-    """Tells the share of several simulations that is done, not more often than every `EVERY_S`."""
+class ProgressReporter:
+    """Reporter of the finished share of several simulations, at most once every `EVERY_S`."""
 
     def __init__(
-        self, say: Callable[[str], None], num: int, clock: Callable[[], float] = time.monotonic
+        self, log: Callable[[str], None], num: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._say, self._num, self._clock = say, num, clock
-        self._said_s = clock()
+        self._log, self._num, self._clock = log, num, clock
+        self._logged_s = clock()
 
     def of(self, i: int) -> Callable[[float], None]:
-        """What simulation `i`, from 0 on, is to tell its own share."""
+        """Return the callback to which simulation `i`, counted from 0, reports its own share."""
 
-        def told(share: float) -> None:
+        def report(share: float) -> None:
             now_s = self._clock()
-            if now_s - self._said_s >= EVERY_S:
-                self._said_s = now_s
-                self._say(f"{(i + share) / self._num:.0%} simulated")
+            if now_s - self._logged_s >= EVERY_S:
+                self._logged_s = now_s
+                self._log(f"{(i + share) / self._num:.0%} simulated")
 
-        return told
+        return report

@@ -1,4 +1,4 @@
-"""What a plan says: the figures of `plan.json`, and the table for a terminal."""
+"""Report of a plan: the content of `plan.json`, and the table for a terminal."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from serve.operate.plan.trace import NODES, RATE, Phase
 
 Report = dict[str, Any]
 LEGEND = (
-    "late: in popular order, at a deadline that begins where a replica takes the request in; "
-    "p99 counts the wait before that too"
+    "late: answered in popular order at the deadline, which starts when a replica accepts the request; "
+    "p99 includes the wait before that"
 )
 
 
 def make_report(
     config: Config, trace: Path, costs: Costs, seed: int, outcome: Outcome, comparison: Comparison | None
 ) -> Report:
-    """What plan.json holds and `--json` prints. Latencies are of the simulation, on a core for each replica."""
+    """Return the content of plan.json and `--json`; latencies assume a core for each replica."""
     begin_s, end_s = outcome.trace.t_s[0], outcome.trace.end_s
     return {
         "config": str(config.path),
@@ -52,12 +52,13 @@ def _counts(outcome: Outcome, name: str) -> dict[str, float]:
         "mean": round(float(counts.mean()), 2),
         "max": int(counts.max()),
         "changes": int((np.diff(counts) != 0).sum()),
-        "seconds": int(counts.sum()),  # of all together: what is paid for
+        # The sum over all replicas or nodes, which is the cost.
+        "seconds": int(counts.sum()),
     }
 
 
 def answers_of(answers: Answers) -> dict[str, float | None]:
-    """Rounded; None: nothing was answered."""
+    """Return the rounded answers; a value is None where nothing was answered."""
     numbers = {name: round(value, 4) for name, value in asdict(answers).items()}
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
@@ -110,7 +111,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def table(report: Report) -> str:
-    """The plan for a terminal."""
+    """Return the plan as text for a terminal."""
     names = [name for name, counts in report["deployments"].items() if counts["max"] != counts["min"]]
     names = names or list(report["deployments"])[:2]
     head = ["", "req/s", *(f"{name} mean/max" for name in names), NODES, "late", "refused", "p99 ms"]
@@ -154,7 +155,7 @@ def _text(value: float | None) -> str:
 
 
 def comparison_lines(report: Report) -> list[str]:
-    """The plan beside the real run, in words."""
+    """Return the lines that compare the plan with the real run."""
     compared = report["comparison"]
     if compared is None:
         return []
@@ -162,9 +163,9 @@ def comparison_lines(report: Report) -> list[str]:
     lines = [
         f"against the real run: {verdict} (at most one replica off, within {compared['shift_s']:g} s)",
         *(
-            f"  {name}: most {counts['most_off_shifted']:g} off, {counts['most_off']:g} as they lie beside each other; "
-            f"mean {counts['mean_off']:.2f} off ({counts['mean_off_unplanned']:.2f} had nothing changed); "
-            f"the same in {counts['exact_share']:.0%} of the seconds, one off at most in "
+            f"  {name}: at most {counts['most_off_shifted']:g} off, {counts['most_off']:g} without a shift; "
+            f"mean {counts['mean_off']:.2f} off ({counts['mean_off_unplanned']:.2f} with no change at all); "
+            f"equal in {counts['exact_share']:.0%} of the seconds, at most one off in "
             f"{counts['within_one_share']:.0%}"
             for name, counts in compared["counts"].items()
         ),

@@ -1,4 +1,4 @@
-"""Simulated replicas of Scorer, and the handles through which FeatureFetch asks them."""
+"""Simulate Scorer replicas, and the handles through which FeatureFetch calls them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve.operate.plan.agenda import Agenda
 from serve.operate.plan.costs import Costs
+from serve.operate.plan.event_queue import EventQueue
 
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A batch on its way; `then` is called when it is scored."""
+    """Call with one batch; `then` runs when the batch is scored."""
 
     handle: Handle
     num_candidates: int
@@ -24,10 +24,10 @@ class Call:
 
 @dataclass(eq=False)
 class ScorerReplica:
-    """Scores one batch after the other."""
+    """Replica that scores one batch at a time."""
 
     name: str
-    agenda: Agenda
+    events: EventQueue
     costs: Costs
     rng: random.Random
     num_ongoing: int = 0
@@ -37,7 +37,7 @@ class ScorerReplica:
     _is_busy: bool = False
 
     def take(self, call: Call) -> None:
-        """A call has come in."""
+        """Accept a call."""
         self._queue.append(call)
         if not self._is_busy:
             self._next()
@@ -45,13 +45,14 @@ class ScorerReplica:
     def _next(self) -> None:
         while self._queue:
             call = self._queue.popleft()
-            if not call.is_over:  # whoever gave up on it is not worked for
+            # A call that its caller has given up is skipped.
+            if not call.is_over:
                 costs = self.costs.scorer
                 mean_s = costs.ms_per_batch / 1e3 + costs.us_per_candidate * call.num_candidates / 1e6
-                took_s = self.costs.drawn(mean_s, self.rng)
+                took_s = self.costs.draw_s(mean_s, self.rng)
                 self.busy_s += took_s
                 self._is_busy = True
-                self.agenda.at(self.agenda.now_s + took_s, self._done, call)
+                self.events.at(self.events.now_s + took_s, self._done, call)
                 return
         self._is_busy = False
 
@@ -64,9 +65,9 @@ class ScorerReplica:
 
 @dataclass(eq=False)
 class Router:
-    """Whom a call goes to: of two replicas drawn, the one with less to do. All full: it waits at its handle."""
+    """Router by two choices: of two random replicas the less busy one; if both are full, wait."""
 
-    agenda: Agenda
+    events: EventQueue
     costs: Costs
     max_ongoing: int
     rng: random.Random
@@ -74,13 +75,13 @@ class Router:
     _waiting: deque[Call] = field(default_factory=deque)
 
     def send(self, call: Call) -> None:
-        """Send a call on, or have it wait."""
+        """Send a call to a replica, or let it wait."""
         if not self._dispatch(call):
             call.handle.num_queued += 1
             self._waiting.append(call)
 
     def over(self, call: Call) -> None:
-        """The call is done, or given up; its place is free."""
+        """Free the place of a call that is done or given up."""
         call.is_over = True
         if call.replica is None:
             call.handle.num_queued -= 1
@@ -90,7 +91,7 @@ class Router:
         self.retry()
 
     def retry(self) -> None:
-        """Send what waits on, as far as there is room."""
+        """Send waiting calls as far as there is room."""
         while self._waiting:
             call = self._waiting[0]
             if not call.is_over:
@@ -100,35 +101,35 @@ class Router:
             self._waiting.popleft()
 
     def _dispatch(self, call: Call) -> bool:
-        drawn = self.running if len(self.running) <= 2 else self.rng.sample(self.running, 2)
-        if not drawn:
+        choices = self.running if len(self.running) <= 2 else self.rng.sample(self.running, 2)
+        if not choices:
             return False
-        # of two that have as much to do either will do, or the first would get all when there is little
-        replica = min(drawn, key=lambda each: (each.num_ongoing, self.rng.random()))
+        # Ties are broken at random. Otherwise the first replica would get all calls at low load.
+        replica = min(choices, key=lambda each: (each.num_ongoing, self.rng.random()))
         if replica.num_ongoing >= self.max_ongoing:
             return False
         call.replica = replica
         replica.num_ongoing += 1
         call.handle.running[replica.name] = call.handle.running.get(replica.name, 0) + 1
-        self.agenda.at(self.agenda.now_s + self.costs.scorer.ms_per_call / 1e3, replica.take, call)
+        self.events.at(self.events.now_s + self.costs.scorer.ms_per_call / 1e3, replica.take, call)
         return True
 
 
 @dataclass(eq=False)
 class Handle:
-    """One FeatureFetch replica's way to the Scorer. Ray counts its calls here: waiting, and under way by replica."""
+    """Handle of a FeatureFetch replica to the Scorer; Ray counts queued and running calls here."""
 
     router: Router
     num_queued: int = 0
     running: dict[str, int] = field(default_factory=dict)
 
     def call(self, num_candidates: int, then: Callable[[], None]) -> Call:
-        """Have candidates scored."""
+        """Call the Scorer for a number of candidates."""
         call = Call(self, num_candidates, then)
         self.router.send(call)
         return call
 
     def cancel(self, call: Call) -> None:
-        """Wait no longer for a call."""
+        """Stop waiting for a call."""
         if not call.is_over:
             self.router.over(call)

@@ -1,4 +1,4 @@
-"""What of a `cluster.yaml` decides how the service scales: the two deployments of the request path, and the pools."""
+"""Read the part of a `cluster.yaml` that decides scaling: the request path and the pools."""
 
 from __future__ import annotations
 
@@ -12,67 +12,73 @@ from serve.config.settings import HEURISTICS, UserConfig
 from serve.contract.errors import TabrankError
 
 FETCH, SCORER = "FeatureFetch", "Scorer"
-DEFAULT_MAX_ONGOING = 5  # Ray's own
+# Ray's default.
+DEFAULT_MAX_ONGOING = 5
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment as the file has it. `autoscaling` is None where `num_replicas` is fixed."""
+    """One deployment as the file has it; `autoscaling` is None where `num_replicas` is fixed."""
 
     name: str
     autoscaling: Mapping[str, Any] | None
     num_replicas: int
     max_ongoing: int
-    max_queued: int  # -1: no limit
-    needs: Mapping[str, float]  # Ray's resources of a replica: {"CPU": 0.5}
+    # -1: no limit.
+    max_queued: int
+    # Ray's resources of a replica, such as {"CPU": 0.5}.
+    needs: Mapping[str, float]
     stop_s: float
 
     @property
     def min_replicas(self) -> int:
-        """The fewest there are."""
+        """Return the minimum number of replicas."""
         return int((self.autoscaling or {}).get("min_replicas", 1 if self.autoscaling else self.num_replicas))
 
     @property
     def max_replicas(self) -> int:
-        """The most there may be."""
+        """Return the maximum number of replicas."""
         return int((self.autoscaling or {}).get("max_replicas", 1 if self.autoscaling else self.num_replicas))
 
     @property
     def target(self) -> float | None:
-        """Ongoing requests a replica that Ray aims at; None where it does not scale."""
+        """Return Ray's target of ongoing requests per replica, or None without autoscaling."""
         return None if self.autoscaling is None else float(self.autoscaling.get("target_ongoing_requests", 2))
 
 
 @dataclass(frozen=True)
-class Service:
-    """The request path and what it runs on."""
+class PlannedService:
+    """Request path, and the pools on which it runs."""
 
     application: str
     fetch: Deployment
     scorer: Deployment
-    others: tuple[Deployment, ...]  # not simulated; they take their place on the nodes
+    # Not simulated; they only use room on the nodes.
+    others: tuple[Deployment, ...]
     pools: Mapping[str, NodePool]
     deadline_s: float
     slots: int
     batch_candidates: int
-    model_share: float  # of the rankings that the Scorer is asked for
-    policy: Mapping[str, Any] | None  # an autoscaling policy of the whole application
+    # The share of rankings for which the Scorer is called.
+    model_share: float
+    # An autoscaling policy of the whole application.
+    policy: Mapping[str, Any] | None
 
     @property
     def deployments(self) -> tuple[Deployment, ...]:
-        """All of them."""
+        """Return all deployments."""
         return (self.fetch, self.scorer, *self.others)
 
     @property
     def scaled(self) -> list[Deployment]:
-        """Those of the request path whose number may change."""
+        """Return the deployments of the request path whose number of replicas may change."""
         return [each for each in (self.fetch, self.scorer) if each.max_replicas > each.min_replicas]
 
 
-def read_service(config: Config) -> Service:
-    """The application whose deployments are FeatureFetch and Scorer.
+def read_service(config: Config) -> PlannedService:
+    """Return the application with the deployments FeatureFetch and Scorer.
 
-    Raises TabrankError where there is none, or one that cannot be planned.
+    Raise TabrankError where there is none, or one that cannot be planned.
     """
     named = [
         (i, application)
@@ -89,10 +95,10 @@ def read_service(config: Config) -> Service:
     deployments = {name: _deployment(values, f"{where}: {name}") for name, values in declared.items()}
     if deployments[FETCH].min_replicas < 1:
         raise TabrankError(
-            f"{where}: {FETCH}: min_replicas is 0; starting from nothing is not simulated: take 1"
+            f"{where}: {FETCH}: min_replicas is 0; starting from zero replicas is not simulated: use 1"
         )
     knobs = declared[FETCH].get("user_config") or {}
-    return Service(
+    return PlannedService(
         application=str(application.get("name", "default")),
         fetch=deployments.pop(FETCH),
         scorer=deployments.pop(SCORER),
@@ -118,11 +124,12 @@ def _model_share(knobs: Mapping[str, Any]) -> float:
 def _deployment(values: Mapping[str, Any], where: str) -> Deployment:
     autoscaling = values.get("autoscaling_config")
     if values.get("num_replicas") == "auto":
-        autoscaling = {"min_replicas": 1, "max_replicas": 100, **(autoscaling or {})}  # as Ray fills in
+        # Ray fills in the same bounds.
+        autoscaling = {"min_replicas": 1, "max_replicas": 100, **(autoscaling or {})}
     options = values.get("ray_actor_options") or {}
     needs = {"CPU": float(options.get("num_cpus", 1)), "GPU": float(options.get("num_gpus", 0))}
     if autoscaling is None and values.get("num_replicas", 1) == 0:
-        raise TabrankError(f"{where}: num_replicas is 0; nothing runs")
+        raise TabrankError(f"{where}: num_replicas is 0, so no replica runs; use 1 or more")
     return Deployment(
         name=str(values["name"]),
         autoscaling=autoscaling,

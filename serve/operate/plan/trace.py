@@ -1,4 +1,4 @@
-"""A load trace: how many requests a second are offered, from when on; and what a real run counted beside it."""
+"""Read a load trace: offered requests per second over time, and a real run's counts if present."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from serve.contract.errors import TabrankError, unknown_key
 
 TIME, RATE = "t_s", "offered_rps"
 REPLICAS, NODES = "_replicas", "nodes"
-MAX_REQUESTS = 5_000_000  # some minutes of computing
-MAX_SECONDS = 86_400  # likewise: Ray is asked ten times in each, loaded or not
+# Limits the computing time to some minutes.
+MAX_REQUESTS = 5_000_000
+# Limits the computing time likewise: Ray's policy runs ten times a second, loaded or not.
+MAX_SECONDS = 86_400
 MAX_PHASES = 12
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the trace that is reported on one line, from `begin_s` up to `end_s`."""
+    """Part of the trace that is reported on one line, from `begin_s` to `end_s`."""
 
     name: str
     begin_s: float
@@ -31,9 +33,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Trace:
-    """`offered_rps[i]` is offered from `t_s[i]` on; the last row lasts as long as the one before it.
+    """Load trace: `offered_rps[i]` applies from `t_s[i]`.
 
-    `counted` holds what a real run's timeline says beside it, by column (`Scorer_replicas`, `nodes`); nan: nothing.
+    The last row lasts as long as the one before. `counted` has the counts of a real run's timeline
+    by column (`Scorer_replicas`, `nodes`); nan where the run has none.
     """
 
     t_s: tuple[float, ...]
@@ -42,35 +45,35 @@ class Trace:
 
     @property
     def end_s(self) -> float:
-        """When the last row ends."""
+        """Return the end of the last row."""
         return 2 * self.t_s[-1] - self.t_s[-2]
 
     @property
     def num_requests(self) -> int:
-        """How many requests are offered in all."""
+        """Return the total number of offered requests."""
         return round(float(np.dot(self.offered_rps, np.diff([*self.t_s, self.end_s]))))
 
     def rate_rps(self, at_s: float) -> float:
-        """What is offered at a time."""
+        """Return the offered rate at a time."""
         return self.offered_rps[max(int(np.searchsorted(self.t_s, at_s, side="right")) - 1, 0)]
 
     @property
-    def num_turns(self) -> int:
-        """How often the load turns from rising to falling or back; what is less than a fifth of its peak is noise."""
-        turns, low, high, rising = 0, self.offered_rps[0], self.offered_rps[0], None
+    def num_reversals(self) -> int:
+        """Return how often the load changes direction; less than a fifth of its peak is noise."""
+        reversals, low, high, rising = 0, self.offered_rps[0], self.offered_rps[0], None
         least = max(self.offered_rps) / 5
         for rate in self.offered_rps:
             low, high = min(low, rate), max(high, rate)
             if rising is not False and rate < high - least:
-                turns, rising, low = turns + (rising is not None), False, rate
+                reversals, rising, low = reversals + (rising is not None), False, rate
             elif rising is not True and rate > low + least:
-                turns, rising, high = turns + (rising is not None), True, rate
-        return turns
+                reversals, rising, high = reversals + (rising is not None), True, rate
+        return reversals
 
     def arrivals(self, rng: np.random.Generator) -> list[float]:
-        """The seconds at which requests come, ascending: a Poisson process given each row's count.
+        """Return the arrival times in seconds, ascending: a Poisson process given each row's count.
 
-        A row has the count that its rate expects, what is left of a request carried over to the next one.
+        A row has the count that its rate gives; a fraction of a request is carried to the next row.
         """
         begins = np.asarray(self.t_s)
         lasts = np.diff([*self.t_s, self.end_s])
@@ -79,7 +82,7 @@ class Trace:
         return list(np.sort(begins[row] + rng.random(len(row)) * lasts[row]).tolist())
 
     def phases(self) -> list[Phase]:
-        """Each row, where they are few; twelve equal stretches, where they are many."""
+        """Return each row as a phase if they are few, otherwise twelve equal parts."""
         bounds = [*self.t_s, self.end_s]
         if len(self.t_s) > MAX_PHASES:
             bounds = [float(bound) for bound in np.linspace(self.t_s[0], self.end_s, MAX_PHASES + 1)]
@@ -90,7 +93,7 @@ class Trace:
 
 
 def shown(at_s: float) -> str:
-    """A time as it is written: a Unix time too has all its digits."""
+    """Return a time as text, with all digits of a Unix time."""
     return f"{round(at_s, 3):.15g}"
 
 
@@ -99,9 +102,9 @@ def _rounded(at_s: float, stretch_s: float) -> str:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a CSV with the columns `t_s` and `offered_rps`, strictly; further columns are let be.
+    """Read a CSV with the columns `t_s` and `offered_rps` strictly; ignore other columns.
 
-    Raises TabrankError naming the file, the line, the column and the remedy.
+    Raise TabrankError naming the file, the line, the column and the remedy.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -111,7 +114,7 @@ def read_trace(path: Path) -> Trace:
             f"{path}: {error.strerror or 'unreadable'}; name a CSV with the columns {TIME} and {RATE}"
         ) from None
     except UnicodeDecodeError:
-        raise TabrankError(f"{path}: no text in UTF-8; name a CSV") from None
+        raise TabrankError(f"{path}: not UTF-8 text; name a CSV") from None
 
 
 def _trace(path: Path, file: Iterator[str]) -> Trace:
@@ -123,7 +126,7 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
             raise TabrankError(_missing(path, name, columns))
     twice = [name for i, name in enumerate(columns) if name in columns[:i]]
     if twice:
-        raise TabrankError(f"{path}:1: the column {twice[0]!r} is there twice")
+        raise TabrankError(f"{path}:1: the column {twice[0]!r} appears twice; remove one")
     counted = [name for name in columns if name.endswith(REPLICAS) or name == NODES]
     rows: dict[str, list[float]] = {name: [] for name in (TIME, RATE, *counted)}
     try:
@@ -135,19 +138,19 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
                 values.append(_number(row[name], f"{where}: column {name}", name in counted))
             _check_row(rows, where)
     except csv.Error as error:
-        raise TabrankError(f"{path}:{reader.line_num}: no CSV: {error}") from None
+        raise TabrankError(f"{path}:{reader.line_num}: invalid CSV: {error}") from None
     if len(rows[TIME]) < 2:
         raise TabrankError(
-            f"{path}: {len(rows[TIME])} rows; there must be two or more: the last lasts as long as the one before"
+            f"{path}: {len(rows[TIME])} rows; at least two are needed: the last lasts as long as the one before"
         )
     trace = Trace(tuple(rows[TIME]), tuple(rows[RATE]), {name: tuple(rows[name]) for name in counted})
     if trace.end_s - trace.t_s[0] > MAX_SECONDS:
         raise TabrankError(
-            f"{path}: lasts {trace.end_s - trace.t_s[0]:,.0f} s; at most {MAX_SECONDS:,} are simulated: cut it shorter"
+            f"{path}: lasts {trace.end_s - trace.t_s[0]:,.0f} s; at most {MAX_SECONDS:,} s are simulated: shorten it"
         )
     if trace.num_requests > MAX_REQUESTS:
         raise TabrankError(
-            f"{path}: offers {trace.num_requests:,} requests; at most {MAX_REQUESTS:,} are simulated: cut it shorter"
+            f"{path}: offers {trace.num_requests:,} requests; at most {MAX_REQUESTS:,} are simulated: shorten it"
         )
     return trace
 
@@ -162,8 +165,8 @@ def _check_row(rows: dict[str, list[float]], where: str) -> None:
         raise TabrankError(f"{where}: column {RATE}: {rows[RATE][-1]:g} must be 0 or more")
 
 
-def _number(text: str | None, where: str, may_lack: bool) -> float:
-    if may_lack and not (text or "").strip():
+def _number(text: str | None, where: str, is_optional: bool) -> float:
+    if is_optional and not (text or "").strip():
         return math.nan
     if not (text or "").strip():
         raise TabrankError(f"{where} is missing")
@@ -172,7 +175,7 @@ def _number(text: str | None, where: str, may_lack: bool) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise TabrankError(f"{where}: {text!r} is no number")
+        raise TabrankError(f"{where}: {text!r} is not a number")
     return value
 
 

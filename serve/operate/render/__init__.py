@@ -1,1 +1,4 @@
-"""`serve render`: the launcher file and the RayService. Imports `operate.host`."""
+"""`serve render`: write the launcher file, the RayService or the systemd unit of a service.
+
+Imports `operate.host`, and the layers from `runtime` down.
+"""

@@ -1,4 +1,4 @@
-"""`python -m serve render`: its options, and where the text goes."""
+"""`python -m serve render`: parse and check the options, and write the text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from serve.contract.commands import CONFIG, RUN, ConfigFile, Json, RunFolder
 from serve.contract.errors import TabrankError
 
 render = typer.Typer(no_args_is_help=True)
-OBJECT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the name of an object of Kubernetes
-Out = Annotated[Path | None, typer.Option(help="Write it there instead of to stdout.")]
-Name = Annotated[str, typer.Option(help="What the cluster is called: lower case, digits and dashes.")]
+# The name of a Kubernetes object.
+OBJECT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+Out = Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")]
+Name = Annotated[str, typer.Option(help="Name of the cluster: lower case, digits and dashes.")]
 
-# Which options only some providers have a use for.
+# The options that apply to some providers only.
 OWN = {
     "region": ("aws", "gcp", "azure"),
     "project": ("gcp", "azure"),
@@ -42,37 +43,36 @@ def launcher(
     out: Out = None,
     name: Name = "tabrank",
     image: Annotated[str | None, typer.Option(help="Container image, made from the Dockerfile.")] = None,
-    region: Annotated[str | None, typer.Option(help="Of the cloud; us-east-1, us-central1, eastus.")] = None,
+    region: Annotated[str | None, typer.Option(help="Cloud region: us-east-1, us-central1, eastus.")] = None,
     project: Annotated[str | None, typer.Option(help="gcp: project id; azure: resource group.")] = None,
-    instance: Annotated[list[str] | None, typer.Option(help="POOL=TYPE; otherwise by its CPUs.")] = None,
+    instance: Annotated[list[str] | None, typer.Option(help="POOL=TYPE; else chosen by CPUs.")] = None,
     machine_image: Annotated[
-        str | None, typer.Option(help="The machines' image; needed by aws, else Ubuntu 24.04.")
+        str | None, typer.Option(help="Machine image; required by aws, else Ubuntu 24.04.")
     ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="CIDR that may reach the service's port.")] = None,
     head_ip: Annotated[str | None, typer.Option(help="local: the head's address.")] = None,
-    worker_ip: Annotated[list[str] | None, typer.Option(help="local: a worker's address, each once.")] = None,
-    ssh_user: Annotated[str, typer.Option(help="Who logs in to the machines.")] = "ubuntu",
-    ssh_key: Annotated[str | None, typer.Option(help="Their private key, where Ray makes none.")] = None,
-    idle_minutes: Annotated[float, typer.Option(min=0, help="How long an idle machine stays.")] = 5.0,
+    worker_ip: Annotated[list[str] | None, typer.Option(help="local: a worker's address; repeat it.")] = None,
+    ssh_user: Annotated[str, typer.Option(help="User that logs in to the machines.")] = "ubuntu",
+    ssh_key: Annotated[str | None, typer.Option(help="Private key, where Ray makes none.")] = None,
+    idle_minutes: Annotated[float, typer.Option(min=0, help="Minutes that an idle machine stays.")] = 5.0,
     gcs_port: Annotated[int | None, typer.Option(help="fake: port of the control store.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The file that `ray up` takes, checked by Ray's own schema."""
+    """Write the launcher file for `ray up`, checked against Ray's own schema."""
     from serve.config.reader import read
     from serve.contract.validation import one_of
     from serve.operate.render.launcher import GCS_PORT, PROVIDERS, Launch, unreachable
     from serve.operate.render.launcher import launcher as text_of
-    from serve.operate.render.providers import Order
+    from serve.operate.render.providers import ProviderOptions
 
     if not provider:
         raise TabrankError(f"--provider is missing; it is one of {', '.join(PROVIDERS)}")
     one_of(provider, PROVIDERS, "--provider")
     given = {
         "image": image, "region": region, "project": project, "instance": instance, "allow": allow,
-        "machine-image": machine_image, "head-ip": head_ip, "worker-ip": worker_ip, "gcs-port": gcs_port,
-    }  # fmt: skip
-    _refuse_others(provider, [key for key, value in given.items() if value])
-    order = Order(
+        "machine-image": machine_image, "head-ip": head_ip, "worker-ip": worker_ip, "gcs-port": gcs_port}  # fmt: skip
+    _refuse_foreign_options(provider, [key for key, value in given.items() if value])
+    options = ProviderOptions(
         refuse_name(name),
         region,
         project,
@@ -84,7 +84,7 @@ def launcher(
         ssh_user,
         ssh_key,
     )
-    launch = Launch(provider, order, image, idle_minutes=idle_minutes, gcs_port=gcs_port or GCS_PORT)
+    launch = Launch(provider, options, image, idle_minutes=idle_minutes, gcs_port=gcs_port or GCS_PORT)
     declared = read(config)
     text = text_of(declared, launch)
     if reason := unreachable(declared, launch):
@@ -96,14 +96,14 @@ def launcher(
 def rayservice(
     config: ConfigFile = CONFIG,
     image: Annotated[str, typer.Option(help="Container image, made from the Dockerfile.")] = "",
-    namespace: Annotated[str, typer.Option(help="Where the service lives.")] = "tabrank",
+    namespace: Annotated[str, typer.Option(help="Namespace of the service.")] = "tabrank",
     out: Out = None,
     name: Name = "tabrank",
     volume: Annotated[
-        list[str] | None, typer.Option(help="CLAIM=FOLDER: a claim, mounted in every pod.")
+        list[str] | None, typer.Option(help="CLAIM=FOLDER: a claim, mounted in each pod.")
     ] = None,
     redis: Annotated[
-        str | None, typer.Option(help="HOST:PORT for Ray's own state; else the store's.")
+        str | None, typer.Option(help="HOST:PORT for Ray's own state; else the store's server.")
     ] = None,
     token_secret: Annotated[str | None, typer.Option(help="Secret with the key auth_token.")] = None,
     redis_secret: Annotated[str | None, typer.Option(help="Secret with the key password.")] = None,
@@ -112,11 +112,11 @@ def rayservice(
     ] = None,
     monitoring: Annotated[str, typer.Option(help="Namespace of Prometheus.")] = "monitoring",
     operator: Annotated[str, typer.Option(help="Namespace of the KubeRay operator.")] = "kuberay-system",
-    idle_minutes: Annotated[float, typer.Option(min=0, help="How long an idle pod stays.")] = 5.0,
-    memory_gib_per_cpu: Annotated[int, typer.Option(min=1, help="Memory of a pod.")] = 2,
+    idle_minutes: Annotated[float, typer.Option(min=0, help="Minutes that an idle pod stays.")] = 5.0,
+    memory_gib_per_cpu: Annotated[int, typer.Option(min=1, help="Memory of a pod per CPU.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """The RayService and the NetworkPolicy that `kubectl apply` takes."""
+    """Write the RayService and the NetworkPolicy for `kubectl apply`."""
     from serve.config.reader import read
     from serve.operate.render.network_policy import Allowed
     from serve.operate.render.rayservice import Manifest
@@ -129,7 +129,7 @@ def rayservice(
              ("--redis-secret", [redis_secret]), ("--allow", allow or []), ("--monitoring", [monitoring]),
              ("--operator", [operator]))  # fmt: skip
     for option, values in named:
-        _refuse_no_object(option, filter(None, values))
+        _refuse_object_names(option, filter(None, values))
     manifest = Manifest(
         name=refuse_name(name),
         namespace=namespace,
@@ -153,7 +153,7 @@ def systemd(
     name: Name = "tabrank",
     as_json: Json = False,
 ) -> None:
-    """Write the systemd unit that runs the service on this machine for good."""
+    """Write the systemd unit that keeps the service running on this machine."""
     from serve.config.reader import read
     from serve.operate.render.systemd import systemd as text_of
 
@@ -161,22 +161,22 @@ def systemd(
 
 
 def refuse_name(name: str) -> str:
-    """The name of a cluster, as every cloud and Kubernetes take it; TabrankError otherwise."""
+    """Return a cluster's name that every cloud and Kubernetes accept; else raise TabrankError."""
     from serve.config.pools import NAME
 
     if not NAME.fullmatch(name):
         raise TabrankError(
-            f"--name {name}: up to 40 lower-case letters, digits and dashes, beginning with a letter"
+            f"--name {name}: use up to 40 lower-case letters, digits and dashes, starting with a letter"
         )
     return name
 
 
-def _refuse_no_object(option: str, names: Iterable[str]) -> None:
+def _refuse_object_names(option: str, names: Iterable[str]) -> None:
     for name in names:
         if not OBJECT.fullmatch(name):
             raise TabrankError(
-                f"{option} {name}: Kubernetes takes up to 63 lower-case letters, digits and dashes, a letter or a "
-                "digit at both ends"
+                f"{option} {name}: Kubernetes takes up to 63 lower-case letters, digits and dashes, with a letter or "
+                "a digit at both ends"
             )
 
 
@@ -188,11 +188,11 @@ def _server(address: str) -> str:
     return address
 
 
-def _refuse_others(provider: str, given: Iterable[str]) -> None:
+def _refuse_foreign_options(provider: str, given: Iterable[str]) -> None:
     for key in given:
         if provider not in OWN[key]:
             raise TabrankError(
-                f"--{key} is for {', '.join(OWN[key])}; --provider {provider} has no use for it"
+                f"--{key} is for {', '.join(OWN[key])}; leave it out with --provider {provider}"
             )
 
 
@@ -203,7 +203,7 @@ def _pairs(values: Iterable[str], option: str, form: str) -> dict[str, str]:
         if not (key and equals and right):
             raise TabrankError(f"{option} {value}: must be {form}")
         if key in pairs:
-            raise TabrankError(f"{option} {value}: {key} comes twice; leave one of them out")
+            raise TabrankError(f"{option} {value}: {key} appears twice; leave one out")
         pairs[key] = right
     return pairs
 
@@ -223,7 +223,7 @@ def _write(text: str, out: Path | None, as_json: bool) -> None:
         try:
             out.write_text(text)
         except OSError as error:
-            raise TabrankError(f"--out {out}: {error.strerror}") from None
+            raise TabrankError(f"--out {out}: {error.strerror}; name a file that can be written") from None
         print(f"written: {out}", file=sys.stderr)
     if as_json:
         print(json.dumps({"out": str(out) if out else None, "text": None if out else text}))

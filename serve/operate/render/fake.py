@@ -1,4 +1,4 @@
-"""Ray's fake multi-node provider: every node of the cluster is a raylet on this machine, and the autoscaler is real."""
+"""Launcher sections of Ray's fake multi-node provider: each node is a raylet on this machine."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Any
 from serve.config.pools import HEAD
 from serve.operate.render.pools import Pools
 
-HEAD_TYPE = "ray.head.default"  # the provider knows the head by no other name
-OBJECT_STORE_BYTES = 128 << 20  # nothing travels through it
+# The provider recognizes the head by this name only.
+HEAD_TYPE = "ray.head.default"
+# The service puts nothing into the object store.
+OBJECT_STORE_BYTES = 128 << 20
 
 
 def provider(gcs_port: int) -> dict[str, Any]:
-    """The provider section, of a cluster whose control store listens on this port of 127.0.0.1."""
+    """Return the provider section; the control store listens on this port of 127.0.0.1."""
     return {
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
         "gcs_address": f"127.0.0.1:{gcs_port}",
-        "use_node_id_as_ip": True,  # all share one address: without it no node is ever found idle
+        # All nodes share one address. Without this no node is ever found idle.
+        "use_node_id_as_ip": True,
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
     }
 
 
 def node_types(pools: Pools) -> dict[str, Any]:
-    """The pools as node types, the head first."""
+    """Return the pools as node types, the head first."""
     types = {}
     for name, pool in pools.all.items():
         is_head = name == HEAD

@@ -1,4 +1,4 @@
-"""The file that `ray up` takes, from the pools of `cluster.yaml`: one flag names the provider."""
+"""Render the launcher file for `ray up` from the pools of `cluster.yaml`, for any provider."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import rendered_environment
 from serve.operate.render import fake
-from serve.operate.render.head_state import FOLDER, head_environment, without_head, worker_environment
+from serve.operate.render.head_state import FOLDER, head_environment, head_loss_notes, worker_environment
 from serve.operate.render.pods import METRICS_PORT
 from serve.operate.render.pools import Pools, backends_of, pools_of
-from serve.operate.render.providers import CLOUDS, Cloud, Order
+from serve.operate.render.providers import CLOUDS, Cloud, ProviderOptions
 from serve.operate.render.schema import refuse_invalid
 
 PROVIDERS = (*CLOUDS, "local", "fake")
 HOME = "$HOME/tabrank"
-HOME_IN_IMAGE = "/home/tabrank/tabrank"  # the same within a container
+# The same folder inside a container.
+HOME_IN_IMAGE = "/home/tabrank/tabrank"
 GCS_PORT, DASHBOARD_PORT, OBJECT_MANAGER_PORT = 6379, 8265, 8076
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Of the source tree, what no machine needs.
+# The parts of the source tree that no machine needs.
 LEFT_OUT = [".git", ".venv", "var", "tests", "__pycache__"]
 
 BEFORE_UP = [
-    "For nobody outside: HAProxy's pages (8404, 9101) and its fallback (8500), metrics (8080), the replicas' ports "
-    "(from 30000 on), and Ray's own.",
-    "The token of Ray's own ports is in no line of this file: `ray get-auth-token --generate` makes it in "
-    "~/.ray/auth_token, which is copied to every machine.",
-    "Folders that the arguments name by absolute paths are yours to mount on every machine.",
+    "Keep closed to the outside: HAProxy's pages (8404, 9101) and its fallback (8500), metrics (8080), the replicas' "
+    "ports (from 30000 on), and Ray's own.",
+    "This file does not contain the token of Ray's own ports: `ray get-auth-token --generate` writes it to "
+    "~/.ray/auth_token, which is copied to each machine.",
+    "Mount folders that the arguments name by absolute paths on each machine yourself.",
 ]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How the machines run tabrank: from a container image, or installed from the source tree."""
+    """Choices for a launch: the provider, and a container image or an installation from source."""
 
     provider: str
-    order: Order
+    options: ProviderOptions
     image: str | None = None
     idle_minutes: float = 5.0
     gcs_port: int = GCS_PORT
 
 
 def launcher(config: Config, launch: Launch) -> str:
-    """The launcher file's text, which Ray's own schema has accepted.
+    """Return the text of the launcher file, checked by Ray's own schema.
 
-    Raises TabrankError where the pools or the options cannot be brought to that provider.
+    Raise TabrankError where the provider cannot run the pools or the options.
     """
     pools = pools_of(config)
     document, notes = _document(config, pools, launch)
@@ -61,12 +62,12 @@ def launcher(config: Config, launch: Launch) -> str:
 
 
 def _document(config: Config, pools: Pools, launch: Launch) -> tuple[dict[str, Any], list[str]]:
-    head_line = f"`ray up` file for {launch.provider}, rendered from {config.path.name}: edit that one."
+    head_line = f"`ray up` file for {launch.provider}, rendered from {config.path.name}: edit that file."
     if launch.provider == "fake":
-        return _fake(config, pools, launch), [head_line, "Every node is a process of one machine; for tests."]
+        return _fake(config, pools, launch), [head_line, "For tests: each node is a process of one machine."]
     _refuse_unreachable(config, launch)
     sections = {
-        "cluster_name": launch.order.name,
+        "cluster_name": launch.options.name,
         "max_workers": pools.max_workers,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": launch.idle_minutes,
@@ -76,62 +77,60 @@ def _document(config: Config, pools: Pools, launch: Launch) -> tuple[dict[str, A
         own, commands, notes = _local(pools, launch)
     else:
         own, commands, notes = _cloud(CLOUDS[launch.provider], config, pools, launch)
-    notes = [head_line, *notes, *BEFORE_UP, *without_head(config, pools)]
+    notes = [head_line, *notes, *BEFORE_UP, *head_loss_notes(config, pools)]
     return {**sections, **own, **_files(config, launch), **_setup(config, pools, launch, commands)}, notes
 
 
 def _cloud(
     cloud: Cloud, config: Config, pools: Pools, launch: Launch
 ) -> tuple[dict[str, Any], tuple[str, str], list[str]]:
-    order = launch.order
-    if any(pool.num_gpus for pool in pools.all.values()) and not order.machine_image:
+    options = launch.options
+    if any(pool.num_gpus for pool in pools.all.values()) and not options.machine_image:
         raise TabrankError(
-            f"--provider {launch.provider}: a pool has GPUs; name an image that holds their driver: --machine-image"
+            f"--provider {launch.provider}: a pool has GPUs; name an image with their driver: --machine-image"
         )
-    for name in order.instances or ():
+    for name in options.instances or ():
         if name not in pools.all:
-            raise TabrankError(
-                f"--instance {name}: there is no such pool under `nodes`; there are {', '.join(pools.all)}"
-            )
+            raise TabrankError(f"--instance {name}: `nodes` has no such pool; it has {', '.join(pools.all)}")
     types = {}
     for name, pool in pools.all.items():
         resources = {"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}
         types[name] = {
             "resources": resources,
-            "node_config": cloud.node_config(order, cloud.instance(name, pool, order)),
+            "node_config": cloud.node_config(options, cloud.instance(name, pool, options)),
             "labels": {"pool": name},
             "min_workers": 0 if name == HEAD else pool.min_nodes,
             "max_workers": 0 if name == HEAD else pool.max_nodes,
         }
     own = {
-        "provider": cloud.provider(order, order.region or cloud.region, config.port),
-        "auth": _auth(order),
+        "provider": cloud.provider(options, options.region or cloud.region, config.port),
+        "auth": _auth(options),
         "available_node_types": types,
         "head_node_type": HEAD,
     }
-    return own, (f"--labels=pool={HEAD}", ""), cloud.left(order, config.port)
+    return own, (f"--labels=pool={HEAD}", ""), cloud.remaining_steps(options, config.port)
 
 
 def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str], list[str]]:
-    order = launch.order
-    if not order.head_ip or (pools.max_workers and not order.worker_ips):
+    options = launch.options
+    if not options.head_ip or (pools.max_workers and not options.worker_ips):
         raise TabrankError(
             "--provider local: give the addresses of your machines with --head-ip and --worker-ip"
         )
     if len(pools.workers) > 1:
         names = ", ".join(pools.workers)
-        raise TabrankError(f"--provider local: Ray knows one kind of worker there, and `nodes` has {names}")
+        raise TabrankError(f"--provider local: only one kind of worker is possible, not {names}; keep one")
     name, pool = next(iter(pools.workers.items()), ("", None))
     least, most = (pool.min_nodes, pool.max_nodes) if pool else (0, 0)
-    if len(order.worker_ips) < least:
+    if len(options.worker_ips) < least:
         raise TabrankError(
-            f"nodes.{name}.min_nodes is {least}, and --worker-ip names {len(order.worker_ips)} machines; add some"
+            f"nodes.{name}.min_nodes is {least}, but --worker-ip names {len(options.worker_ips)} machines; add some"
         )
     own = {
-        "max_workers": min(most, len(order.worker_ips)),
+        "max_workers": min(most, len(options.worker_ips)),
         "min_workers": least,
-        "provider": {"type": "local", "head_ip": order.head_ip, "worker_ips": list(order.worker_ips)},
-        "auth": _auth(order),
+        "provider": {"type": "local", "head_ip": options.head_ip, "worker_ips": list(options.worker_ips)},
+        "auth": _auth(options),
     }
     commands = (f"--num-cpus={pools.head.num_cpus} --labels=pool={HEAD}", "")
     if pool:
@@ -140,10 +139,10 @@ def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str
         own,
         commands,
         [
-            "Ray opens and closes no port of these machines. Left to you: a firewall that admits only your gateway to "
-            "the service's port, only your Prometheus to 8080, and only these machines to each other, on every port "
-            "(Ray's 6379, 8076, 10001-19999 and those it draws, HAProxy's 8404, 8500 and 9101, the replicas' from "
-            "30000 on); Python 3.11 or newer on each."
+            "Ray changes no firewall of these machines. Left to you: a firewall that admits only your gateway to "
+            "the service's port, only your Prometheus to 8080, and only these machines to each other on all ports "
+            "(Ray's 6379, 8076, 10001-19999 and its random ones, HAProxy's 8404, 8500 and 9101, the replicas' from "
+            "30000 on); Python 3.11 or newer on each machine."
         ],
     )
 
@@ -151,10 +150,10 @@ def _local(pools: Pools, launch: Launch) -> tuple[dict[str, Any], tuple[str, str
 def _fake(config: Config, pools: Pools, launch: Launch) -> dict[str, Any]:
     if config.serve.get("proxy_location", "EveryNode") != "HeadOnly":
         raise TabrankError(
-            f"{config.path}: proxy_location: on one machine the proxies of several nodes would fight for one port; "
+            f"{config.path}: proxy_location: on one machine the proxies of several nodes conflict on one port; "
             "set HeadOnly for --provider fake"
         )
-    # Who starts such a cluster reads from here what its processes need; `loadtest.targets.fake_cluster` does.
+    # The starter of such a cluster, `loadtest.targets.fake_cluster`, reads the environment here.
     environment = {**rendered_environment(str(config.path.parent)), "RAY_FAKE_CLUSTER": "1"}
     empty: dict[str, Any] = {
         "docker": {},
@@ -172,7 +171,7 @@ def _fake(config: Config, pools: Pools, launch: Launch) -> dict[str, Any]:
         "worker_start_ray_commands": [],
     }
     return {
-        "cluster_name": launch.order.name,
+        "cluster_name": launch.options.name,
         "max_workers": pools.max_workers,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": launch.idle_minutes,
@@ -190,10 +189,11 @@ def _docker(launch: Launch, pools: Pools) -> dict[str, Any]:
     docker: dict[str, Any] = {
         "image": launch.image,
         "container_name": "tabrank",
-        # each waiting request is a connection at HAProxy and at a replica
+        # Each waiting request is a connection at HAProxy and at a replica.
         "run_options": ["--ulimit nofile=65536:65536"],
     }
-    if pools.max_workers:  # a container that ends is removed with all that lies in it
+    # A container that ends is removed with all its files, so the head's state lies outside it.
+    if pools.max_workers:
         docker["head_run_options"] = [f"--volume {HOME}/{FOLDER}:{HOME_IN_IMAGE}/{FOLDER}"]
     return {"docker": docker}
 
@@ -201,13 +201,14 @@ def _docker(launch: Launch, pools: Pools) -> dict[str, Any]:
 def _files(config: Config, launch: Launch) -> dict[str, Any]:
     mounts = {
         "~/tabrank/cluster.yaml": str(config.path),
-        "~/.ray/auth_token": "~/.ray/auth_token",  # where Ray looks for the token
+        # Ray reads the token there.
+        "~/.ray/auth_token": "~/.ray/auth_token",
     }
     if launch.image:
         return {"file_mounts": mounts}
     source = Path(__file__).resolve().parents[3]
     if not (source / "pyproject.toml").is_file():
-        raise TabrankError(f"{source}: not tabrank's source tree; name an image that holds it with --image")
+        raise TabrankError(f"{source}: not tabrank's source tree; name a container image with --image")
     return {"file_mounts": {**mounts, "~/tabrank/source": str(source)}, "rsync_exclude": LEFT_OUT}
 
 
@@ -247,13 +248,14 @@ def _before_container(launch: Launch, several: bool) -> list[str]:
     install = (
         "sudo apt-get update -q && sudo apt-get install -y -q docker.io && sudo usermod -aG docker $USER"
     )
-    # made here, it belongs to who logs in, as the container does; made by docker it would be root's
+    # Created here, the folder belongs to the login user, like the container; docker would use root.
     return [f"command -v docker || ({install})", *([f"mkdir -p {HOME}/{FOLDER}"] if several else [])]
 
 
 def _installation(config: Config, launch: Launch) -> list[str]:
+    # The image contains the installation.
     if launch.image:
-        return []  # the image holds it
+        return []
     extras = ",".join(["redis", *sorted(backends_of(config) & {"torch"})])
     pip = "~/tabrank/venv/bin/python -m pip install --quiet"
     lock = "~/tabrank/source/lock.txt"
@@ -262,7 +264,7 @@ def _installation(config: Config, launch: Launch) -> list[str]:
     return [
         "python3 -c 'import ensurepip' || (sudo apt-get update -q && sudo apt-get install -y -q python3-venv)",
         "test -x ~/tabrank/venv/bin/python || python3 -m venv ~/tabrank/venv",
-        # The lock's own pip first: older ones do not check the hashes of constraints.
+        # Install the lock's own pip first: older ones do not check the hashes of constraints.
         f"sed -n '/^pip==/,/[^\\\\]$/p' {lock} > ~/tabrank/pip.txt",
         f"{pip} --require-hashes --requirement ~/tabrank/pip.txt",
         f'{pip} --no-require-hashes --only-binary :all: {pinned} "$HOME/tabrank/source[{extras}]"',
@@ -270,24 +272,24 @@ def _installation(config: Config, launch: Launch) -> list[str]:
     ]
 
 
-def _auth(order: Order) -> dict[str, Any]:
-    key = {"ssh_private_key": order.ssh_key} if order.ssh_key else {}
-    return {"ssh_user": order.ssh_user, **key}
+def _auth(options: ProviderOptions) -> dict[str, Any]:
+    key = {"ssh_private_key": options.ssh_key} if options.ssh_key else {}
+    return {"ssh_user": options.ssh_user, **key}
 
 
 def unreachable(config: Config, launch: Launch) -> str | None:
-    """Why nobody beside the machines would reach a service of several; None where somebody does, or is not meant to."""
+    """Return why only the machines themselves could reach the service; None if others can."""
     if launch.provider == "fake" or config.host not in LOOPBACK or not pools_of(config).max_workers:
         return None
     return (
-        f"{config.path}: http_options.host is {config.host}: each machine's way in is for that machine alone; set it "
-        "to 0.0.0.0 behind a firewall"
+        f"{config.path}: http_options.host is {config.host}: only the machines themselves can reach the service; set "
+        "it to 0.0.0.0 behind a firewall"
     )
 
 
 def _refuse_unreachable(config: Config, launch: Launch) -> None:
-    if launch.order.allow and config.host in LOOPBACK:
+    if launch.options.allow and config.host in LOOPBACK:
         raise TabrankError(
-            f"{config.path}: http_options.host is {config.host}: nobody that --allow admits would reach it; "
+            f"{config.path}: http_options.host is {config.host}: no address that --allow admits could reach it; "
             "set it to 0.0.0.0"
         )

@@ -1,4 +1,4 @@
-"""Who may reach which port of the pods: the service's callers, Prometheus, the operator, and the pods each other."""
+"""Render the NetworkPolicy: which clients may reach which port of the pods."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from serve.operate.render.pods import METRICS_PORT, pod_labels
 
 DASHBOARD_PORT = 8265
-NAMESPACE_LABEL = "kubernetes.io/metadata.name"  # Kubernetes puts it on every namespace
+# Kubernetes sets this label on each namespace.
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Namespaces by what they may do."""
+    """Namespaces that may reach the pods, by purpose."""
 
     callers: tuple[str, ...]
     monitoring: str
@@ -21,9 +22,10 @@ class Allowed:
 
 
 def network_policy(name: str, namespace: str, port: int, allowed: Allowed) -> dict[str, Any]:
-    """The NetworkPolicy of the service's pods. What goes out of them is not restricted.
+    """Return the NetworkPolicy of the service's pods; outgoing traffic is not restricted.
 
-    Ray's own ports, HAProxy's statistics (8404, 9101) and the replicas' (30000 and up) are for the pods alone.
+    Only the pods reach Ray's own ports, HAProxy's statistics (8404, 9101) and the replicas' ports
+    (30000 and up).
     """
     labels = pod_labels(name)
     return {
@@ -37,7 +39,7 @@ def network_policy(name: str, namespace: str, port: int, allowed: Allowed) -> di
                 {"from": [{"podSelector": {"matchLabels": dict(labels)}}]},
                 _rule(allowed.callers, port),
                 _rule((allowed.monitoring,), METRICS_PORT),
-                # It deploys the file, and asks the head's HAProxy for its health.
+                # The operator deploys the file, and checks the health of the head's HAProxy.
                 _rule((allowed.operator,), DASHBOARD_PORT, port),
             ],
         },

@@ -1,4 +1,4 @@
-"""The pods of a RayService: what the head's and every worker's have in common, and where they differ."""
+"""Render the pods of a RayService: the common part, the head and the workers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from serve.config.pools import NodePool
 from serve.operate.host.environment import rendered_environment
 from serve.operate.render.head_state import worker_environment
 
-HOME = "/home/tabrank/app"  # of the image: what relative paths count from
+# The image's folder, from which relative paths start.
+HOME = "/home/tabrank/app"
 USER = 1000
 AGENT_PORT = 52365
-STORE_PASSWORD = "TABRANK_REDIS_PASSWORD"  # serve.stores.redis_client reads it; importing that wants redis
-METRICS_PORT = 8080  # of each node's metrics; KubeRay has them there
+# Also in serve.stores.redis_client, whose import would need redis.
+STORE_PASSWORD = "TABRANK_REDIS_PASSWORD"
+# Each node's metrics; KubeRay expects this port.
+METRICS_PORT = 8080
 
 
 @dataclass(frozen=True)
-class PodOrder:
-    """What every pod is made of; `volumes`: the folder in the pod by the name of its PersistentVolumeClaim."""
+class PodOptions:
+    """Options of all pods; `volumes` maps a PersistentVolumeClaim to its folder in the pod."""
 
     name: str
     image: str
@@ -30,31 +33,33 @@ class PodOrder:
     store_password: bool
 
 
-def head_template(order: PodOrder, pool: NodePool, *, serves: bool) -> dict[str, Any]:
-    """The head's pod: it is ready when Ray is, whether or not it serves."""
-    ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": order.port}
-    container = _container(order, "ray-head", pool, ports)
+def head_template(options: PodOptions, pool: NodePool, *, serves: bool) -> dict[str, Any]:
+    """Return the head's pod, which is ready when Ray is, with or without replicas."""
+    ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": options.port}
+    container = _container(options, "ray-head", pool, ports)
     container["readinessProbe"] = _probe("/api/healthz", AGENT_PORT, period_s=5, failures=3)
-    return _template(order, "head", container, reads_kubernetes=not serves)
+    return _template(options, "head", container, reads_kubernetes=not serves)
 
 
-def worker_template(order: PodOrder, name: str, pool: NodePool) -> dict[str, Any]:
-    """A worker's pod: it is ready while its HAProxy takes requests, so that the service's list is of those."""
-    container = _container(order, "ray-worker", pool, {"serve": order.port})
+def worker_template(options: PodOptions, name: str, pool: NodePool) -> dict[str, Any]:
+    """Return a worker's pod, which is ready while its HAProxy takes requests."""
+    container = _container(options, "ray-worker", pool, {"serve": options.port})
     container["env"] += [{"name": key, "value": value} for key, value in worker_environment().items()]
-    container["readinessProbe"] = _probe("/-/healthz", order.port, period_s=5, failures=1)
-    return _template(order, name, container, reads_kubernetes=False)
+    container["readinessProbe"] = _probe("/-/healthz", options.port, period_s=5, failures=1)
+    return _template(options, name, container, reads_kubernetes=False)
 
 
 def _template(
-    order: PodOrder, pool_name: str, container: dict[str, Any], *, reads_kubernetes: bool
+    options: PodOptions, pool_name: str, container: dict[str, Any], *, reads_kubernetes: bool
 ) -> dict[str, Any]:
-    claims = [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in order.volumes]
+    claims = [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in options.volumes]
     return {
-        "metadata": {"labels": {**pod_labels(order.name), "app.kubernetes.io/component": pool_name}},
+        "metadata": {"labels": {**pod_labels(options.name), "app.kubernetes.io/component": pool_name}},
         "spec": {
-            "automountServiceAccountToken": reads_kubernetes,  # the autoscaler beside the head asks for pods
-            "restartPolicy": "Never",  # the autoscaler replaces a pod; one that restarts would be counted twice
+            # The autoscaler beside the head reads pods from Kubernetes.
+            "automountServiceAccountToken": reads_kubernetes,
+            # The autoscaler replaces a pod; a restarting one would be counted twice.
+            "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 60,
             "securityContext": {
                 "runAsNonRoot": True,
@@ -69,18 +74,22 @@ def _template(
     }
 
 
-def _container(order: PodOrder, name: str, pool: NodePool, ports: Mapping[str, int]) -> dict[str, Any]:
-    resources = {"cpu": str(pool.num_cpus), "memory": f"{order.memory_gib_per_cpu * max(pool.num_cpus, 1)}Gi"}
+def _container(options: PodOptions, name: str, pool: NodePool, ports: Mapping[str, int]) -> dict[str, Any]:
+    resources = {
+        "cpu": str(pool.num_cpus),
+        "memory": f"{options.memory_gib_per_cpu * max(pool.num_cpus, 1)}Gi",
+    }
     if pool.num_gpus:
         resources["nvidia.com/gpu"] = str(pool.num_gpus)
     all_ports = {**ports, "metrics": METRICS_PORT}
-    mounts = [{"name": claim, "mountPath": path} for claim, path in order.volumes.items()]
+    mounts = [{"name": claim, "mountPath": path} for claim, path in options.volumes.items()]
     return {
         "name": name,
-        "image": order.image,
-        "env": _environment(order),
+        "image": options.image,
+        "env": _environment(options),
         "ports": [{"name": key, "containerPort": port} for key, port in all_ports.items()],
-        "resources": {"requests": resources, "limits": dict(resources)},  # equal: no neighbour takes its CPUs
+        # Equal requests and limits, so that no other pod takes the CPUs.
+        "resources": {"requests": resources, "limits": dict(resources)},
         "securityContext": container_security(),
         "livenessProbe": _probe("/api/healthz", AGENT_PORT, period_s=5, failures=24),
         **({"volumeMounts": mounts} if mounts else {}),
@@ -88,21 +97,22 @@ def _container(order: PodOrder, name: str, pool: NodePool, ports: Mapping[str, i
 
 
 def container_security() -> dict[str, Any]:
-    """No more rights than any process needs."""
+    """Return a security context without privileges."""
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def pod_labels(name: str) -> dict[str, str]:
-    """What marks every pod of this service, of an old and a new cluster alike during an upgrade."""
+    """Return the labels of all pods of this service, in both clusters of an upgrade."""
     return {"app.kubernetes.io/name": "tabrank", "app.kubernetes.io/instance": name}
 
 
-def _environment(order: PodOrder) -> list[dict[str, Any]]:
+def _environment(options: PodOptions) -> list[dict[str, Any]]:
     values = rendered_environment(HOME)
-    del values["RAY_AUTH_MODE"]  # KubeRay sets it, and the token, by authOptions
+    # KubeRay sets the mode and the token by authOptions.
+    del values["RAY_AUTH_MODE"]
     env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in values.items()]
-    if order.store_password:
-        secret = {"secretKeyRef": {"name": order.redis_secret, "key": "password"}}
+    if options.store_password:
+        secret = {"secretKeyRef": {"name": options.redis_secret, "key": "password"}}
         env.append({"name": STORE_PASSWORD, "valueFrom": secret})
     return env
 

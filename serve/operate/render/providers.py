@@ -1,4 +1,4 @@
-"""What differs between the clouds: where a machine comes from, its type, its image, and who may reach it."""
+"""Differences between the clouds: provider section, machine types, images, and firewall rules."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 from serve.config.pools import NodePool
 from serve.contract.errors import TabrankError
 
-UBUNTU = "24.04"  # its Python is 3.12
+# Its Python is 3.12.
+UBUNTU = "24.04"
 DISK_GB = 100
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is asked of a provider beyond `cluster.yaml`; an option that it has no use for is refused.
+class ProviderOptions:
+    """Options for a provider beyond `cluster.yaml`; options of other providers are refused.
 
-    `instances`: the machine's type by pool, where the table's is not wanted. `allow`: address ranges that may
-    reach the service's port.
+    `instances` gives a pool's machine type instead of the table's. `allow` lists address ranges
+    that may reach the service's port.
     """
 
     name: str = "tabrank"
@@ -33,24 +34,27 @@ class Order:
     ssh_key: str | None = None
 
 
-Sizes = Mapping[tuple[int, int], str]  # (CPUs, GPUs) of a machine → its type
+# (CPUs, GPUs) of a machine, and its type.
+Sizes = Mapping[tuple[int, int], str]
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """One cloud: its defaults, its machines, and the functions that write its sections of the file."""
+    """One cloud: its defaults, its machine types, and the functions that write its sections."""
 
     region: str
     sizes: Sizes
-    provider: Callable[[Order, str, int], dict[str, Any]]
-    node_config: Callable[[Order, str], dict[str, Any]]
-    head_packages: str  # what its autoscaler on the head imports
-    left: Callable[[Order, int], list[str]]  # what remains to be done, as sentences
+    provider: Callable[[ProviderOptions, str, int], dict[str, Any]]
+    node_config: Callable[[ProviderOptions, str], dict[str, Any]]
+    # The packages that the cloud's autoscaler imports on the head.
+    head_packages: str
+    # Returns the steps that remain for the user, as sentences.
+    remaining_steps: Callable[[ProviderOptions, int], list[str]]
 
-    def instance(self, pool_name: str, pool: NodePool, order: Order) -> str:
-        """The machine's type: the one asked for, else the smallest of the table with that many CPUs and GPUs."""
-        if order.instances and pool_name in order.instances:
-            return order.instances[pool_name]
+    def instance(self, pool_name: str, pool: NodePool, options: ProviderOptions) -> str:
+        """Return the requested machine type, or else the smallest with enough CPUs and GPUs."""
+        if options.instances and pool_name in options.instances:
+            return options.instances[pool_name]
         fitting = [
             (gpus, cpus, name)
             for (cpus, gpus), name in self.sizes.items()
@@ -65,35 +69,36 @@ class Cloud:
 
 
 def cpu_sizes(prefix: str, suffixes: Mapping[int, str]) -> dict[tuple[int, int], str]:
-    """A family of machines without GPUs, by their CPUs."""
+    """Return a family of machine types without GPUs, by their CPUs."""
     return {(cpus, 0): prefix + suffix for cpus, suffix in suffixes.items()}
 
 
-def _aws_provider(order: Order, region: str, port: int) -> dict[str, Any]:
-    # Its id differs by region, and Ray's own table names images of 2023 that have no Python 3.11.
-    if not order.machine_image:
+def _aws_provider(options: ProviderOptions, region: str, port: int) -> dict[str, Any]:
+    # The image's id differs by region, and Ray's own table has images of 2023 without Python 3.11.
+    if not options.machine_image:
         name = f"/aws/service/canonical/ubuntu/server/{UBUNTU}/stable/current/amd64/hvm/ebs-gp3/ami-id"
         raise TabrankError(
-            f"--provider aws: --machine-image is missing; for Ubuntu {UBUNTU}, take what this prints: "
+            f"--provider aws: --machine-image is missing; for Ubuntu {UBUNTU}, use the output of: "
             f"`aws ssm get-parameter --region {region} --name {name} --query Parameter.Value --output text`"
         )
     rules = [
         {"FromPort": port, "ToPort": port, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": cidr}]}
-        for cidr in order.allow
+        for cidr in options.allow
     ]
-    group: dict[str, Any] = {"GroupName": f"ray-{order.name}"}
+    group: dict[str, Any] = {"GroupName": f"ray-{options.name}"}
     return {
         "type": "aws",
         "region": region,
-        "cache_stopped_nodes": False,  # a stopped machine still costs its disk
+        # A stopped machine still costs its disk.
+        "cache_stopped_nodes": False,
         "security_group": {**group, "IpPermissions": rules} if rules else group,
     }
 
 
-def _aws_node(order: Order, instance: str) -> dict[str, Any]:
+def _aws_node(options: ProviderOptions, instance: str) -> dict[str, Any]:
     return {
         "InstanceType": instance,
-        "ImageId": order.machine_image,
+        "ImageId": options.machine_image,
         "BlockDeviceMappings": [
             {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": DISK_GB, "VolumeType": "gp3"}}
         ],
@@ -101,37 +106,35 @@ def _aws_node(order: Order, instance: str) -> dict[str, Any]:
     }
 
 
-def _aws_left(order: Order, port: int) -> list[str]:
+def _aws_remaining_steps(options: ProviderOptions, port: int) -> list[str]:
     return [
-        f"Reachable from outside, by the security group ray-{order.name}: SSH (22), from anywhere, which Ray adds; "
+        f"Reachable from outside, by the security group ray-{options.name}: SSH (22) from anywhere, a rule of Ray's; "
         + (
-            f"{port} from {', '.join(order.allow)}."
-            if order.allow
+            f"{port} from {', '.join(options.allow)}."
+            if options.allow
             else "nothing else (--allow CIDR opens the service)."
         ),
-        "Left to you: to narrow SSH in that group, and a load balancer with TLS before the service.",
+        "Left to you: restrict SSH in that group, and put a load balancer with TLS before the service.",
     ]
 
 
-def _gcp_provider(order: Order, region: str, port: int) -> dict[str, Any]:
-    if not order.project:
-        raise TabrankError(
-            "--provider gcp: --project is missing; name the project that the machines belong to"
-        )
+def _gcp_provider(options: ProviderOptions, region: str, port: int) -> dict[str, Any]:
+    if not options.project:
+        raise TabrankError("--provider gcp: --project is missing; name the project of the machines")
     return {
         "type": "gcp",
         "region": region,
         "availability_zone": f"{region}-a",
-        "project_id": order.project,
+        "project_id": options.project,
     }
 
 
-def _gcp_node(order: Order, instance: str) -> dict[str, Any]:
+def _gcp_node(options: ProviderOptions, instance: str) -> dict[str, Any]:
     newest = f"projects/ubuntu-os-cloud/global/images/family/ubuntu-{UBUNTU.replace('.', '')}-lts-amd64"
-    image = order.machine_image or newest
+    image = options.machine_image or newest
     node: dict[str, Any] = {
         "machineType": instance,
-        "tags": {"items": [order.name]},
+        "tags": {"items": [options.name]},
         "disks": [
             {
                 "boot": True,
@@ -142,45 +145,44 @@ def _gcp_node(order: Order, instance: str) -> dict[str, Any]:
         ],
     }
     if instance.startswith("g2-"):
-        node["scheduling"] = [
-            {"onHostMaintenance": "TERMINATE"}
-        ]  # such machines cannot be moved while they run
+        # Such machines cannot be moved while they run.
+        node["scheduling"] = [{"onHostMaintenance": "TERMINATE"}]
     return node
 
 
-def _gcp_left(order: Order, port: int) -> list[str]:
-    ranges = ",".join(order.allow) or "CIDR"
+def _gcp_remaining_steps(options: ProviderOptions, port: int) -> list[str]:
+    ranges = ",".join(options.allow) or "CIDR"
     return [
-        "Reachable from outside, by the rules of the network 'default': SSH (22) and ping. Ray makes no rule here.",
-        f"Left to you: gcloud compute firewall-rules create {order.name}-service --allow tcp:{port} "
-        f"--target-tags {order.name} --source-ranges {ranges}; a load balancer with TLS before the service. In a "
-        "network of your own: a rule that lets the machines reach each other.",
+        "Reachable from outside, by the rules of the network 'default': SSH (22) and ping. Ray adds no rule here.",
+        f"Left to you: gcloud compute firewall-rules create {options.name}-service --allow tcp:{port} "
+        f"--target-tags {options.name} --source-ranges {ranges}; and put a load balancer with TLS before the service. "
+        "A network of your own also needs a rule that lets the machines reach each other.",
     ]
 
 
-def _azure_provider(order: Order, region: str, port: int) -> dict[str, Any]:
-    return {"type": "azure", "location": region, "resource_group": order.project or order.name}
+def _azure_provider(options: ProviderOptions, region: str, port: int) -> dict[str, Any]:
+    return {"type": "azure", "location": region, "resource_group": options.project or options.name}
 
 
-def _azure_node(order: Order, instance: str) -> dict[str, Any]:
+def _azure_node(options: ProviderOptions, instance: str) -> dict[str, Any]:
     newest = f"Canonical:ubuntu-{UBUNTU.replace('.', '_')}-lts:server:latest"
-    parts = (order.machine_image or newest).split(":")
+    parts = (options.machine_image or newest).split(":")
     if len(parts) != 4:
         raise TabrankError(
-            f"--machine-image {order.machine_image}: on azure it is PUBLISHER:OFFER:SKU:VERSION, such as {newest}"
+            f"--machine-image {options.machine_image}: on azure use PUBLISHER:OFFER:SKU:VERSION, such as {newest}"
         )
     keys = ("imagePublisher", "imageOffer", "imageSku", "imageVersion")
     return {"azure_arm_parameters": {"vmSize": instance, **dict(zip(keys, parts, strict=True))}}
 
 
-def _azure_left(order: Order, port: int) -> list[str]:
-    group = order.project or order.name
-    ranges = " ".join(order.allow) or "CIDR"
+def _azure_remaining_steps(options: ProviderOptions, port: int) -> list[str]:
+    group = options.project or options.name
+    ranges = " ".join(options.allow) or "CIDR"
     return [
-        "Reachable from outside, by the security group that Ray makes: SSH (22), from anywhere.",
+        "Reachable from outside, by the security group that Ray creates: SSH (22) from anywhere.",
         f"Left to you: az network nsg rule create --resource-group {group} --nsg-name NAME --name service "
-        f"--priority 1100 --destination-port-ranges {port} --source-address-prefixes {ranges}; to narrow SSH in that "
-        "group, and a load balancer with TLS before the service.",
+        f"--priority 1100 --destination-port-ranges {port} --source-address-prefixes {ranges}; restrict SSH in that "
+        "group, and put a load balancer with TLS before the service.",
     ]
 
 
@@ -214,7 +216,7 @@ CLOUDS: Mapping[str, Cloud] = {
         provider=_aws_provider,
         node_config=_aws_node,
         head_packages="boto3",
-        left=_aws_left,
+        remaining_steps=_aws_remaining_steps,
     ),
     "gcp": Cloud(
         region="us-central1",
@@ -232,7 +234,7 @@ CLOUDS: Mapping[str, Cloud] = {
         provider=_gcp_provider,
         node_config=_gcp_node,
         head_packages="google-api-python-client google-auth cryptography",
-        left=_gcp_left,
+        remaining_steps=_gcp_remaining_steps,
     ),
     "azure": Cloud(
         region="eastus",
@@ -249,6 +251,6 @@ CLOUDS: Mapping[str, Cloud] = {
             "azure-cli-core azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource "
             "azure-common msrestazure"
         ),
-        left=_azure_left,
+        remaining_steps=_azure_remaining_steps,
     ),
 }

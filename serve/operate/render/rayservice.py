@@ -1,4 +1,4 @@
-"""The RayService that KubeRay takes, and its NetworkPolicy, from `cluster.yaml`."""
+"""Render the RayService for KubeRay, with its NetworkPolicy, from `cluster.yaml`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serve.contract.errors import TabrankError
 from serve.operate.render.network_policy import Allowed, network_policy
 from serve.operate.render.pods import (
     HOME,
-    PodOrder,
+    PodOptions,
     container_security,
     head_template,
     pod_labels,
@@ -26,19 +26,21 @@ from serve.operate.render.pods import (
 from serve.operate.render.pools import Pools, our_arguments, paths_of, pools_of, refuse_without_keys
 from serve.operate.render.serve_text import serve_text
 
-KUBERAY = "1.6"  # the first whose authOptions take a Secret of one's own
-HOST: dict[tuple[str, ...], str] = {("http_options", "host"): "0.0.0.0"}  # of a pod, behind the NetworkPolicy
+# The first version whose authOptions accept a Secret of the user's own.
+KUBERAY = "1.6"
+# A pod listens on all addresses, behind the NetworkPolicy.
+HOST: dict[tuple[str, ...], str] = {("http_options", "host"): "0.0.0.0"}
 REDIS_PORT = 6379
-PROXIES: dict[tuple[str, ...], str] = {
-    ("proxy_location",): "EveryNode"
-}  # an HAProxy in each pod that serves, for Kubernetes to choose from
+# Each serving pod runs an HAProxy, and Kubernetes balances over them.
+PROXIES: dict[tuple[str, ...], str] = {("proxy_location",): "EveryNode"}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is asked for beyond `cluster.yaml`. Secrets are named here, and never written.
+    """Options beyond `cluster.yaml`; Secrets are named here and never written.
 
-    `volumes`: the folder in the pods by the name of its claim. `redis`: HOST:PORT of the control store's memory.
+    `volumes` maps a claim to its folder in the pods. `redis` is HOST:PORT of the server for the
+    control store's state.
     """
 
     name: str
@@ -54,13 +56,13 @@ class Manifest:
 
 
 def rayservice(config: Config, manifest: Manifest) -> str:
-    """The text of both objects; raises TabrankError where the file cannot be served by pods."""
+    """Return the text of both objects; raise TabrankError where pods cannot serve the file."""
     pools = pools_of(config)
-    _refuse_what_no_volume_holds(config, manifest)
+    _refuse_unmounted_paths(config, manifest)
     _refuse_secrets(config)
     refuse_without_keys(config)
     if pools.max_workers:
-        _refuse_what_fits_no_worker(config, pools)
+        _refuse_excess_replicas(config, pools)
     objects = [
         _service(config, pools, manifest),
         network_policy(manifest.name, manifest.namespace, config.port, manifest.allowed),
@@ -73,7 +75,7 @@ def _service(config: Config, pools: Pools, manifest: Manifest) -> dict[str, Any]
     alone = not pools.max_workers
     changes = HOST if alone else HOST | PROXIES
     spec: dict[str, Any] = {
-        # Two clusters at once, the new one before the old one goes; but an embedded store has room for one writer.
+        # The new cluster starts before the old one ends. An embedded store allows only one writer.
         "upgradeStrategy": {"type": "None" if alone else "NewCluster"},
         "excludeHeadPodFromServeSvc": not alone,
         "serveConfigV2": serve_text(config.path.read_text(encoding="utf-8-sig"), changes),
@@ -93,7 +95,7 @@ def _service(config: Config, pools: Pools, manifest: Manifest) -> dict[str, Any]
 
 def _cluster(config: Config, pools: Pools, manifest: Manifest) -> dict[str, Any]:
     alone = not pools.max_workers
-    order = _pod_order(config, manifest)
+    options = _pod_options(config, manifest)
     cluster: dict[str, Any] = {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token", "secretName": manifest.token_secret},
@@ -108,19 +110,20 @@ def _cluster(config: Config, pools: Pools, manifest: Manifest) -> dict[str, Any]
             "securityContext": container_security(),
         }
         cluster["gcsFaultToleranceOptions"] = _fault_tolerance(config, manifest)
-    num_cpus = str(pools.head.num_cpus) if alone else "0"  # its loss then costs no replica
+    # Without replicas, the loss of the head costs none.
+    num_cpus = str(pools.head.num_cpus) if alone else "0"
     return {
         **cluster,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": num_cpus, "dashboard-host": "0.0.0.0"},
             "labels": {"pool": HEAD},
-            "template": head_template(order, pools.head, serves=alone),
+            "template": head_template(options, pools.head, serves=alone),
         },
-        "workerGroupSpecs": [_group(order, name, pool) for name, pool in pools.workers.items()],
+        "workerGroupSpecs": [_group(options, name, pool) for name, pool in pools.workers.items()],
     }
 
 
-def _group(order: PodOrder, name: str, pool: NodePool) -> dict[str, Any]:
+def _group(options: PodOptions, name: str, pool: NodePool) -> dict[str, Any]:
     return {
         "groupName": name,
         "replicas": pool.min_nodes,
@@ -128,13 +131,13 @@ def _group(order: PodOrder, name: str, pool: NodePool) -> dict[str, Any]:
         "maxReplicas": pool.max_nodes,
         "rayStartParams": {},
         "labels": {"pool": name},
-        "template": worker_template(order, name, pool),
+        "template": worker_template(options, name, pool),
     }
 
 
-def _pod_order(config: Config, manifest: Manifest) -> PodOrder:
+def _pod_options(config: Config, manifest: Manifest) -> PodOptions:
     redis = any(args.store.startswith("redis") for _, args in our_arguments(config))
-    return PodOrder(
+    return PodOptions(
         manifest.name,
         manifest.image,
         manifest.redis_secret,
@@ -151,14 +154,14 @@ def _fault_tolerance(config: Config, manifest: Manifest) -> dict[str, Any]:
     )
     if not address:
         raise TabrankError(
-            "--redis is missing: HOST:PORT of the server that keeps Ray's state through a loss of the head"
+            "--redis is missing: name HOST:PORT of the server that keeps Ray's state when the head is lost"
         )
     secret = {"secretKeyRef": {"name": manifest.redis_secret, "key": "password"}}
     return {"redisAddress": address, "redisPassword": {"valueFrom": secret}}
 
 
 def _server(store: str) -> str:
-    """A store's server, as Ray takes it: with its port, and the scheme where that asks for TLS."""
+    """Return a store's server as Ray takes it: with its port, and the scheme for TLS."""
     parts = urlsplit(store)
     address = f"{parts.hostname}:{parts.port or REDIS_PORT}"
     return f"rediss://{address}" if parts.scheme == "rediss" else address
@@ -168,12 +171,12 @@ def _refuse_secrets(config: Config) -> None:
     for where, args in our_arguments(config):
         if "@" in args.store and "://" in args.store:
             raise TabrankError(
-                f"{where}.store: holds a user or a password, which a rendered file must not; leave them out, and put "
-                "the password into the Secret that --redis-secret names"
+                f"{where}.store: has a user or a password, which a rendered file must not contain; remove them, and "
+                "put the password into the Secret that --redis-secret names"
             )
 
 
-def _refuse_what_no_volume_holds(config: Config, manifest: Manifest) -> None:
+def _refuse_unmounted_paths(config: Config, manifest: Manifest) -> None:
     folders = [PurePosixPath(path) for path in manifest.volumes.values()]
     for where, args in our_arguments(config):
         paths = paths_of(args)
@@ -183,27 +186,27 @@ def _refuse_what_no_volume_holds(config: Config, manifest: Manifest) -> None:
             full = PurePosixPath(HOME) / path
             if "://" not in path and not any(full.is_relative_to(folder) for folder in folders):
                 raise TabrankError(
-                    f"{where}.{key}: {full} would be lost with its pod; name the claim that holds it with "
+                    f"{where}.{key}: {full} would be lost with its pod; name its claim with "
                     f"--volume CLAIM={full if key == 'store' else full.parent}"
                 )
 
 
-def _refuse_what_fits_no_worker(config: Config, pools: Pools) -> None:
+def _refuse_excess_replicas(config: Config, pools: Pools) -> None:
     for unit in ("num_cpus", "num_gpus"):
         room = sum(getattr(pool, unit) * pool.max_nodes for pool in pools.workers.values())
         needed = sum(getattr(size, unit) * size.max_replicas for size in config.sizes)
         if needed > room:
             raise TabrankError(
-                f"{config.path}: nodes: all replicas take {needed:g} {unit}, and the pools beside the head have "
-                f"{room:g}: on Kubernetes the head runs none; raise max_nodes, or lower max_replicas"
+                f"{config.path}: nodes: all replicas need {needed:g} {unit}, and the worker pools have {room:g}: on "
+                f"Kubernetes the head runs no replica; raise max_nodes, or lower max_replicas"
             )
 
 
 def _notes(config: Config, pools: Pools, manifest: Manifest) -> list[str]:
     namespace, secret = manifest.namespace, "kubectl create secret generic"
     notes = [
-        f"RayService and NetworkPolicy, rendered from {config.path.name}: edit that one. KubeRay {KUBERAY} or newer.",
-        f"The service is {manifest.name}-serve-svc.{namespace}:{config.port}; TLS is for what stands before it.",
+        f"RayService and NetworkPolicy, rendered from {config.path.name}: edit that file. KubeRay {KUBERAY} or newer.",
+        f"The service is {manifest.name}-serve-svc.{namespace}:{config.port}; terminate TLS before it.",
         f"First: {secret} -n {namespace} {manifest.token_secret} --from-literal=auth_token=$(openssl rand -hex 32)",
     ]
     if pools.max_workers:
@@ -219,7 +222,7 @@ def _equal(resources: dict[str, str]) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Long texts as blocks, so that the Serve part stays readable; nothing as an alias."""
+    """Dumper that writes long texts as blocks, for a readable Serve part, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Ray's own check of a launcher file, by the code that `ray up` runs first."""
+"""Check a launcher file with the code that `ray up` runs first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from serve.contract.errors import TabrankError
 
 
 def refuse_invalid(document: dict[str, Any]) -> None:
-    """Raise TabrankError where the installed Ray would not take the launcher file."""
+    """Raise TabrankError where the installed Ray would refuse the launcher file."""
     from jsonschema import ValidationError  # type: ignore[import-untyped]
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    said = io.StringIO()  # it prints and logs what it fills in
+    # Ray prints and logs the defaults that it fills in.
+    output = io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             validate_config(prepare_config(copy.deepcopy(document)))
     except ValidationError as error:
         place = ".".join(map(str, error.absolute_path)) or "the top"

@@ -1,4 +1,4 @@
-"""The Serve part of `cluster.yaml` as its author wrote it, comments and all, but for what a place demands otherwise."""
+"""Extract the Serve part of `cluster.yaml` with its comments, and replace some values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import yaml
 from serve.contract.errors import TabrankError
 
 Path = tuple[str, ...]
-COMMENT = re.compile(r"""[^#'"\n]*?([ \t]+#[^\n]*)""")  # after a value, to the end of its line
+# A comment after a value, to the end of its line.
+COMMENT = re.compile(r"""[^#'"\n]*?([ \t]+#[^\n]*)""")
 
 
 def serve_text(text: str, changes: Mapping[Path, str]) -> str:
-    """The file's text without the block `nodes:`, with other values for the keys of `changes` that it sets.
+    """Return the file's text without the block `nodes`, and with the values of `changes`.
 
-    A comment beside a value that is changed spoke of the old one, and goes.
+    A comment beside a changed value is removed, because it describes the old value.
     """
     top = yaml.compose(text, yaml.SafeLoader)
-    assert isinstance(top, yaml.MappingNode)  # the strict reader has seen it
+    # The strict reader has checked the file.
+    assert isinstance(top, yaml.MappingNode)
     edits = [*_without_nodes(top, len(text)), *_changed(top, text, changes)]
     for begin, end, new in sorted(edits, reverse=True):
         text = text[:begin] + new + text[end:]
@@ -29,8 +31,8 @@ def serve_text(text: str, changes: Mapping[Path, str]) -> str:
         yaml.safe_load(text)
     except yaml.YAMLError:
         raise TabrankError(
-            "nodes: cannot be cut out of the file; write every top-level key on a line of its own, and in `nodes` no "
-            "anchor that other keys use"
+            "nodes: cannot be removed from the file; write each top-level key on its own line, and define no anchor "
+            "in `nodes` that other keys use"
         ) from None
     return text
 

@@ -1,4 +1,4 @@
-"""The systemd unit of one machine's service."""
+"""Render the systemd unit of a service on one machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNIT = Path(__file__).with_name("unit.service")
 
 
 def systemd(config: Config, run: Path, name: str) -> str:
-    """Return the unit that starts, reloads and stops the service of `config` as the user who asks for it."""
+    """Return the unit that starts, reloads and stops the service as the current user."""
     serve = [sys.executable, "-m", "serve"]
     return Template(UNIT.read_text()).substitute(
         name=name,
@@ -30,11 +30,11 @@ def systemd(config: Config, run: Path, name: str) -> str:
 
 
 def _escaped(path: str | Path) -> str:
-    """Return a path in which systemd finds no specifier of its own."""
+    """Return a path with systemd's specifiers escaped."""
     return str(path).replace("%", "%%")
 
 
 def _command(words: list[str | Path]) -> str:
-    """Return a command line in which systemd finds no word's end, escape, variable or specifier but ours."""
+    """Return a command line with quotes, escapes, variables and specifiers escaped for systemd."""
     quoted = (_escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$") for word in words)
     return " ".join(f'"{word}"' for word in quoted)

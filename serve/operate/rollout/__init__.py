@@ -1,1 +1,4 @@
-"""`serve models`: its commands and tables. Imports `operate.status`."""
+"""`serve models`: commands and tables for published versions.
+
+Imports `operate.status`, and the layers from `runtime` down.
+"""

@@ -1,4 +1,4 @@
-"""`python -m serve models`: the published versions, which of them ranks, and how that changes."""
+"""`python -m serve models`: list the published versions, and change which of them ranks."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from serve.contract.errors import TabrankError
 models = typer.Typer(no_args_is_help=True)
 Folder = Annotated[Path, typer.Option("--models", help="The folder of published artifacts.")]
 Version = Annotated[str, typer.Argument(help="A published version; `list` names them.")]
-Reason = Annotated[str, typer.Option(help="Why; it is kept beside the version.")]
+Reason = Annotated[str, typer.Option(help="The reason, stored with the version.")]
 MODELS = Path("var/models")
 BY_HAND = "by hand"
 
 
 @models.command("list")
 def show(folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Every published version: its state, when it was made, its metrics."""
+    """List each published version with its state, date and metrics."""
     from serve.operate.rollout.tables import versions
-    from serve.rollout.registry import Releases
+    from serve.rollout.registry import ModelRegistry
 
-    found = Releases(folder).table()
-    _answer({"versions": found}, as_json, versions(found) or f"{folder}: nothing is published")
+    found = ModelRegistry(folder).table()
+    _answer({"versions": found}, as_json, versions(found) or f"{folder}: no version is published")
 
 
 @models.command()
 def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Have a version rank for the arms whose scorer is `current`; the service takes it up within a second."""
-    from serve.rollout.registry import Releases
+    """Let a version rank for arms with the scorer `current`; the service loads it within 1 s."""
+    from serve.rollout.registry import ModelRegistry
 
-    was = Releases(folder).promote(version)
+    was = ModelRegistry(folder).promote(version)
     before = "it was already" if was == version else f"before: {was}"
     _answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
 
 
 @models.command()
 def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Come back from the current version to the good one before it. Exit code 1 where there is none."""
-    from serve.rollout.registry import NothingBefore, Releases
+    """Go back from the current version to the good one before it. Exit code 1 if there is none."""
+    from serve.rollout.registry import ModelRegistry, NothingBefore
 
-    releases = Releases(folder)
+    releases = ModelRegistry(folder)
     was = releases.current
     try:
         now = releases.roll_back(None, reason)
@@ -63,25 +63,25 @@ def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = 
 
 @models.command()
 def canary(
-    version: Annotated[str | None, typer.Argument(help="The candidate; `list` names the published.")] = None,
-    end: Annotated[bool, typer.Option("--end", help="Have no canary any more.")] = False,
+    version: Annotated[str | None, typer.Argument(help="A published version; `list` names them.")] = None,
+    end: Annotated[bool, typer.Option("--end", help="End the canary.")] = False,
     reason: Reason = BY_HAND,
     folder: Folder = MODELS,
     as_json: Json = False,
 ) -> None:
-    """Have a version rank for the arms whose scorer is `canary`; these rank with the current one once it ends."""
-    from serve.rollout.registry import Releases
+    """Let a version rank for arms with the scorer `canary`; --end returns the arms to `current`."""
+    from serve.rollout.registry import ModelRegistry
 
     if (version is None) != end:
         raise TabrankError("models canary: name the version, or end it with --end alone")
-    releases = Releases(folder)
+    releases = ModelRegistry(folder)
     if version is not None:
         releases.start_canary(version)
         line = f"{version} is the canary: it ranks for the arms whose scorer is canary (their share: cluster.yaml)"
         _answer({"canary": version}, as_json, line)
         return
     ended = releases.end_canary(reason)
-    _answer({"canary": None, "ended": ended}, as_json, f"{ended} is a canary no more")
+    _answer({"canary": None, "ended": ended}, as_json, f"{ended} has ended as the canary")
 
 
 @models.command()
@@ -97,18 +97,19 @@ def shift(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """How far the scores of two versions are apart, of rows that the running service scored with both.
+    """Compare the scores of two versions on rows that the running service scored with both.
 
-    These are the shadow's (`user_config.shadow`), the canary's and a freshly promoted one's, since each replica began.
+    The pairs come from the shadow (`user_config.shadow`), the canary and a newly promoted version,
+    since the start of each replica.
     """
-    from serve.operate.rollout.shift import found_in
+    from serve.operate.rollout.shift import read_shifts
     from serve.operate.rollout.tables import shifts
     from serve.operate.status.scrape import read_pages
     from serve.operate.status.vitals import metrics_pages
 
-    found = found_in(read_pages(metrics_pages(run, address)))
+    found = read_shifts(read_pages(metrics_pages(run, address)))
     nothing = (
-        "nothing was scored by two versions yet: there is no canary, no shadow and no version just promoted"
+        "no rows were scored by two versions yet: there is no canary, no shadow and no newly promoted version"
     )
     _answer({"shifts": found}, as_json, shifts(found) or nothing)
 

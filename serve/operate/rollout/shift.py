@@ -1,4 +1,4 @@
-"""The score-shift report: what the metrics pages say of rows that two versions scored."""
+"""Read the score-shift report from the metrics pages: rows that two versions scored."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from serve.contract.metric_catalog import PAIRS
 from serve.operate.status.scrape import Page
-from serve.rollout.score_comparison import Sums
+from serve.rollout.score_comparison import ScoreSums
 
 
-def found_in(page: Page) -> list[dict[str, Any]]:
-    """One report for each pair of versions, over all replicas."""
+def read_shifts(page: Page) -> list[dict[str, Any]]:
+    """Return one report for each pair of versions, over all replicas."""
     pairs: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (name, labels), value in page.values.items():
         if name == PAIRS.exported:
             label = dict(labels)
             pairs[label["new"], label["old"]][label["measure"]] += value
     return [
-        {"new": new, "old": old, **Sums.of(measures).report()}
+        {"new": new, "old": old, **ScoreSums.of(measures).report()}
         for (new, old), measures in sorted(pairs.items(), reverse=True)
     ]

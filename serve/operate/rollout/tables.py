@@ -1,4 +1,4 @@
-"""What `python -m serve models` prints."""
+"""Render the tables of `python -m serve models`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 from serve.contract.logs import escaped
 
 NOTHING = "–"
-METRICS = ("ndcg@10", "auc", "logloss")  # of those that an artifact has
+# The metrics of an artifact that fit a line.
+METRICS = ("ndcg@10", "auc", "logloss")
 
 
 def versions(found: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each version."""
+    """Return the table of versions, a line for each."""
     rows = [
         (
             each["version"],
             each["state"] + (" (current)" if each["current"] and each["state"] != "current" else ""),
             each["made"],
             "  ".join(f"{name} {value:.4f}" for name, value in _measured(each["metrics"]).items()),
-            escaped(each["reason"]),  # what a file or a library said
+            # Escaped because the text comes from a file or a library.
+            escaped(each["reason"]),
         )
         for each in found
     ]
@@ -27,20 +29,20 @@ def versions(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shifts(found: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each pair of versions."""
+    """Return the table of score shifts, a line for each pair of versions."""
     columns = ("rows", "mean_score", "mean_shift", "psi", "top10_kept", "latency_ratio")
-    rows = [(each["new"], each["old"], *(_told(each[name]) for name in columns)) for each in found]
+    rows = [(each["new"], each["old"], *(_number(each[name]) for name in columns)) for each in found]
     heads = ("new", "old", "rows", "mean score", "mean shift", "PSI", "top 10 kept", "time, new/old")
     return _aligned(heads, rows) if rows else ""
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The few that fit a line, of those that were measured on the test rows, else on the validation's."""
+    """Return the metrics for a line, measured on the test rows or else on the validation rows."""
     found = metrics.get("test") or metrics.get("validation") or {}
     return {name: found[name] for name in METRICS if isinstance(found.get(name), int | float)}
 
 
-def _told(value: float | int | None) -> str:
+def _number(value: float | int | None) -> str:
     if value is None:
         return NOTHING
     return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,1 +1,4 @@
-"""`serve up` and `serve down`: one supervised local cluster. Imports `operate.status` and below."""
+"""`serve up` and `serve down`: start, supervise and stop one local cluster.
+
+Imports `operate.status`, `operate.diff`, `operate.host`, and the layers from `runtime` down.
+"""

@@ -1,4 +1,4 @@
-"""Start, watch and stop the service on this machine: a detached supervisor with its own Ray cluster."""
+"""Start and stop the service on this machine: a detached supervisor with its own Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.difference import Difference
-from serve.operate.diff.running import InFolder, Progress, follow, hand_over
+from serve.operate.diff.running import LocalService, Progress, follow, request_deploy
 from serve.operate.host.environment import environment
 from serve.operate.host.run_folder import GRACE_S, NODE, SUPERVISE, RunFolder
 from serve.operate.host.state import route, status, status_code
@@ -40,13 +40,16 @@ def up(
 ) -> dict[str, Any]:
     """Start the service of `config_path` and return once it answers.
 
-    A service that already runs with the same file is left alone; a changed file is deployed in place, without
-    a restart where Serve allows it. One whose supervisor is gone gets a new one, without a gap; what another killed run
-    of this folder left behind is ended first.
-    Returns the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken over" or "none"),
-    `changes` and `degraded`: why it would not rank as the file says, such as that there is no model.
-    Raises TabrankError with the reason. What a failed start has begun is stopped again; after a failed deploy or
-    takeover the service goes on as it was.
+    A service that already runs with the same file is left alone. A changed file is deployed in
+    place, without a restart where Serve allows it. A service without a supervisor gets a new one,
+    without a gap. Processes that a killed start of this folder left behind are ended first.
+
+    Return the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
+    over" or "none"), `changes` and `degraded`: the reasons why it would not rank as the file says,
+    such as a missing model.
+
+    Raise TabrankError with the reason. A failed start is cleaned up; after a failed deploy or
+    takeover the service goes on as before.
     """
     begin = time.monotonic()
     config = read(config_path)
@@ -61,10 +64,10 @@ def up(
 
 
 def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[str, Any]:
-    """Stop the service of this run folder, whatever state it is in; nothing running is no error.
+    """Stop the service of this run folder, whatever its state; a stopped service is not an error.
 
-    Returns `was` (the state found, NEVER where there is no such folder), `killed` (names of processes that had to be
-    killed), `kept_logs` (the folder of this session's logs, None if there are none) and `seconds`.
+    Return `was` (the state found, NEVER where there is no such folder), `killed` (names of
+    processes that had to be killed), `kept_logs` (the folder of the logs, or None) and `seconds`.
     """
     begin = time.monotonic()
     run = RunFolder.of(run_dir)
@@ -80,7 +83,7 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
 def _act(
     config: Config, run: RunFolder, haproxy: bool, timeout_s: float, progress: Progress
 ) -> tuple[str, list[Any]]:
-    """Bring the service to `config` by the mildest means, nothing, a deploy in place or a start; what changed."""
+    """Bring the service to `config` by the mildest means; return the action and the changes."""
     taken_over = _take_over(run, timeout_s, progress)
     difference = _difference(config, run)
     changes = difference.plain()["changes"] if difference else []
@@ -95,14 +98,15 @@ def _act(
                 progress(line)
             if difference.worst < Consequence.RESTART:
                 progress("deploying the changed file in place")
-                hand_over(config, run, timeout_s, progress)
+                request_deploy(config, run, timeout_s, progress)
                 return "deployed", changes
-            progress("restarting: the file changes what Serve reads only when it starts")
+            progress("restarting: the file changes a setting that Serve reads only at its start")
         if config.port != urlsplit(service["url"]).port:
-            _refuse_busy_port(config)  # before what runs well is stopped for it
+            # Checked before a healthy service is stopped for the new port.
+            _refuse_busy_port(config)
     _clean(run, progress)
     _refuse_busy_port(config)
-    # HAProxy's admin socket is open to everyone who can reach it.
+    # The folder is private because everyone who can reach HAProxy's admin socket may use it.
     temp = run.make_temp()
     try:
         _detach(config.path, run, haproxy, environment(config, run, temp, haproxy))
@@ -114,9 +118,9 @@ def _act(
 
 
 def _difference(config: Config, run: RunFolder) -> Difference | None:
-    """How the file differs from what runs and answers here; None if nothing does."""
+    """Return how the file differs from the service that answers here, or None if none answers."""
     try:
-        running = InFolder(run)
+        running = LocalService(run)
     except TabrankError:
         return None
     alive = status_code(running.url + route(running.document) + "/livez") == 200
@@ -124,22 +128,22 @@ def _difference(config: Config, run: RunFolder) -> Difference | None:
 
 
 def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
-    """Give a service that serves without a supervisor a new one; return whether it was such a one."""
+    """Supervise a running service that has no supervisor; return whether that was needed."""
     service = run.service()
     is_known = service.get("state") in ("ready", "deploying") and run.has_deployed()
     if run.supervisors() or not is_known or len(node := run.node()) < len(NODE):
         return False
-    progress("taking over what runs without a supervisor")
-    # Of a node of this cluster: it has the token and the ports of its start.
+    progress("taking over a running service that has no supervisor")
+    # The environment of one of the cluster's processes has the token and the ports of its start.
     _detach(Path(service["config"]), run, service["haproxy"], node[0].environ())
     follow(run, timeout_s, progress, lambda now: now["pid"] != service["pid"], known=service["error"])
     return True
 
 
 def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
-    """Stop what runs, end what is left, keep the logs, and remove the files.
+    """Stop the service, end remaining processes, keep the logs, and remove the files.
 
-    Returns the names of what had to be killed, and where the logs are.
+    Return the names of the processes that had to be killed, and the folder of the logs.
     """
     supervisors = run.supervisors()
     if supervisors:
@@ -152,10 +156,10 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
     try:
         kept = run.keep_logs()
     except OSError as error:
-        progress(f"not all logs are kept: {error}")
+        progress(f"some logs could not be kept: {error}")
     if run.temp is not None:
         shutil.rmtree(run.temp, ignore_errors=True)
-    run.forget()
+    run.remove_state()
     return killed, kept
 
 
@@ -166,7 +170,7 @@ def _refuse_busy_port(config: Config) -> None:
     except OSError as error:
         place = f"{config.path}: http_options: {config.host}:{config.port}"
         if error.errno != errno.EADDRINUSE:
-            raise TabrankError(f"{place}: {error.strerror}; give an address of this machine") from None
+            raise TabrankError(f"{place}: {error.strerror}; use an address of this machine") from None
         holder = "another process"
         with contextlib.suppress(psutil.Error):
             for connection in psutil.net_connections("tcp"):
@@ -174,13 +178,13 @@ def _refuse_busy_port(config: Config) -> None:
                     continue
                 if connection.laddr.port == config.port:
                     holder = f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-        raise TabrankError(f"{place} is taken by {holder}; stop that, or give another port") from None
+        raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 
 
 def _detach(config: Path, run: RunFolder, haproxy: bool, env: Mapping[str, str]) -> None:
-    """Start the supervisor in a session of its own; it outlives the command that started it."""
+    """Start the supervisor in its own session, so that it outlives the command that started it."""
     command = [sys.executable, "-m", "serve.operate.run.supervisor", SUPERVISE, str(config), str(run.path)]
-    # What an earlier supervisor of what runs wrote stays.
+    # Append while the cluster runs, so that the log of its earlier supervisor stays.
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if run.node() else os.O_TRUNC), 0o600)
     with open(log, "wb") as file:
         subprocess.run(

@@ -1,1 +1,4 @@
-"""What runs, its vital signs, on one screen. Imports `operate.diff` and `operate.host`."""
+"""`serve status`: read the state, answers and traffic of a service, and show them on one screen.
+
+Imports `operate.diff`, `operate.host`, and the layers from `runtime` down.
+"""

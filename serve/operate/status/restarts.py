@@ -1,4 +1,4 @@
-"""Restarts of replicas, controller and proxies since the cluster started, from Ray's own table of actors."""
+"""Count restarts of replicas, controller and proxies, from Ray's table of actors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNHEALTHY = "did not answer its health checks"
 
 
 class Restarts:
-    """Count of what had to be started again, with the last reason; a stop by a deploy or a lower count is none."""
+    """Counter of restarts with the last reason; planned stops do not count."""
 
     def __init__(self) -> None:
         self._unhealthy: set[str] = set()
@@ -20,13 +20,15 @@ class Restarts:
     def found(
         self, actors: Iterable[Mapping[str, Any]], applications: Mapping[str, Any]
     ) -> dict[str, dict[str, Any]]:
-        """Return `count`, `last` (the reason) and `at`, by controller, proxy or APPLICATION/DEPLOYMENT.
+        """Return `count`, `last` (the reason) and `at` by controller, proxy and deployment.
+
+        A deployment goes by APPLICATION/DEPLOYMENT.
 
         `actors` are rows of Ray's table, `applications` is as in `service.json`.
         """
         for app in applications.values():
             for deployment in app["deployments"].values():
-                # Ray tells of a replica that it was stopped, and not why: Serve says so meanwhile.
+                # Ray reports that a replica was stopped, but not why. Serve reports it meanwhile.
                 if deployment["status"] == "UNHEALTHY":
                     self._unhealthy |= {*deployment["ids"]}
                 elif deployment["status"] == "HEALTHY":
@@ -59,7 +61,7 @@ REPLICA, CONTROLLER, PROXY = "SERVE_REPLICA::", "SERVE_CONTROLLER_ACTOR", "SERVE
 
 
 def _name(actor: str) -> str:
-    """Return what an actor of Serve is called here; empty for others."""
+    """Return the reported name of one of Serve's actors; empty for others."""
     if actor.startswith(REPLICA):
         return "/".join(actor.removeprefix(REPLICA).split("#")[:2])
     return {CONTROLLER: "controller", PROXY: "proxy"}.get(actor.split("-")[0], "")

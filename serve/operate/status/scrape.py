@@ -1,4 +1,4 @@
-"""What the service answered between two looks at its Prometheus pages: rate, latency quantiles, rungs."""
+"""Read the service's Prometheus pages; derive rate, latency quantiles and rungs between reads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from typing import Any
 PREFIX = "ray_tabrank_"
 RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_ms_total"
 FRESHNESS, REASONS = "ray_tabrank_freshness_ms", "ray_tabrank_degraded_total"
-REPLICA = "WorkerId"  # Ray's label of the process
-MOST_S = 6.0  # that one look may take
+# Ray's label of the process.
+REPLICA = "WorkerId"
+# Limits how long `status` waits for rates, so that the command stays interactive.
+MAX_READ_S = 6.0
 QUANTILES = (0.5, 0.9, 0.99)
 
-Series = tuple[str, frozenset[tuple[str, str]]]  # a metric's name, and its labels
+# A metric's name and its labels.
+Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
 class Page:
-    """The series of ours on the pages of all nodes, at one time."""
+    """Our series on the metrics pages of all nodes at one time."""
 
     at_s: float
     values: Mapping[Series, float] = field(default_factory=dict)
@@ -32,21 +35,23 @@ class Page:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What was answered between two pages; None where nothing tells."""
+    """Traffic between two pages; None where no metric shows it."""
 
     seconds: float
     rate_rps: float
     p50_ms: float | None
     p90_ms: float | None
     p99_ms: float | None
-    rungs: Mapping[str, float]  # the share of each
-    reasons: Mapping[str, float]  # the share of rankings by why they were degraded
-    arms: Mapping[str, float]  # the share of each
-    freshness_ms: float | None  # of the stalest replica
+    # The share of rankings by rung, by reason of degradation and by arm.
+    rungs: Mapping[str, float]
+    reasons: Mapping[str, float]
+    arms: Mapping[str, float]
+    # The age of the features of the stalest replica.
+    freshness_ms: float | None
 
 
 def read_pages(urls: Iterable[str]) -> Page:
-    """The pages as they are now; a node that does not answer counts nothing."""
+    """Return the current pages as one; a node that does not answer adds nothing."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     texts = []
     for url in urls:
@@ -59,10 +64,11 @@ def read_pages(urls: Iterable[str]) -> Page:
 
 
 def parse(text: str, at_s: float) -> Page:
-    """Our series in Prometheus' text format; of the same series on two nodes the sum."""
+    """Return our series of Prometheus' text format; a series of several nodes is summed."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    ours = "\n".join(line for line in text.splitlines() if line.startswith(PREFIX))  # Ray's own are thousands
+    # Parse our series alone, because Ray's own are thousands.
+    ours = "\n".join(line for line in text.splitlines() if line.startswith(PREFIX))
     values: defaultdict[Series, float] = defaultdict(float)
     for family in text_string_to_metric_families(ours + "\n"):
         for sample in family.samples:
@@ -70,11 +76,11 @@ def parse(text: str, at_s: float) -> Page:
     return Page(at_s, values)
 
 
-class Looks:
-    """The pages of the last ten seconds, and what was answered meanwhile.
+class PageHistory:
+    """Pages of the last ten seconds, from which the traffic is derived.
 
-    Each replica hands its counters on every `every_s`: a page holds what was true up to so long ago, and a rate is
-    right only between two moments at which the same replica's counters moved.
+    Each replica reports its counters every `every_s`, so that a page is up to that old. A rate is
+    exact only between two moments at which the same replica's counters moved.
     """
 
     def __init__(self, every_s: float) -> None:
@@ -82,13 +88,13 @@ class Looks:
         self._pages: list[Page] = []
 
     def add(self, page: Page) -> None:
-        """One more look."""
+        """Add a page and drop those that are too old."""
         keep_s = max(10.0, 3 * self.every_s)
         self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
 
-    def until_known(self, urls: list[str], *, read: Callable[[Iterable[str]], Page] = read_pages) -> None:
-        """Look until every replica has handed on twice; where it does so seldom, not as long."""
-        wait_s = min(2.5 * self.every_s, MOST_S)
+    def fill(self, urls: list[str], *, read: Callable[[Iterable[str]], Page] = read_pages) -> None:
+        """Read pages until each replica has reported twice, for at most `MAX_READ_S`."""
+        wait_s = min(2.5 * self.every_s, MAX_READ_S)
         deadline = time.monotonic() + wait_s
         self.add(read(urls))
         while time.monotonic() < deadline:
@@ -96,7 +102,7 @@ class Looks:
             self.add(read(urls))
 
     def traffic(self) -> Traffic | None:
-        """What was answered; None where nobody counts rankings."""
+        """Return the traffic, or None where no page counts rankings."""
         after = self._pages[-1]
         if not any(name == RANKINGS for name, _ in after.values):
             return None
@@ -118,8 +124,9 @@ class Looks:
         )
 
     def _rate_rps(self) -> float:
-        """The sum of what each replica answered between the first and the last moment that its counters moved."""
-        moved: dict[str, list[tuple[float, float]]] = {}  # by replica: when, and what it had answered by then
+        """Return the sum of the replicas' rates, each between its first and last moved counter."""
+        # By replica: the times at which its counter moved, and the counter by then.
+        moved: dict[str, list[tuple[float, float]]] = {}
         for before, after in itertools.pairwise(self._pages):
             now = _grown(Page(0.0), after, RANKINGS, REPLICA)
             for replica, count in _grown(before, after, RANKINGS, REPLICA).items():
@@ -134,7 +141,7 @@ class Looks:
 
 
 def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]:
-    """By how much a counter grew, by a label's value; a series that fell began anew."""
+    """Return the growth of a counter by a label's value; a counter that fell has started again."""
     grown: defaultdict[str, float] = defaultdict(float)
     for series, value in after.values.items():
         if series[0] == name:
@@ -148,12 +155,15 @@ def _shares(counts: Mapping[str, float], total: float) -> dict[str, float]:
 
 
 def _quantile(within: Mapping[str, float], quantile: float) -> float | None:
-    """As Prometheus' histogram_quantile: linear between bounds; the last bound where it lies above."""
+    """Return a quantile as Prometheus' histogram_quantile does: linear between the bounds.
+
+    A quantile above the last bound is reported as that bound.
+    """
     from serve.contract.metric_catalog import BOUNDS_MS
 
     if not within.get("+Inf"):
         return None
-    # A series comes with its first count, so a bound that is missing has none.
+    # A series appears with its first count, so that a missing bound has none.
     bounds = [(float(bound), within.get(str(bound), 0.0)) for bound in (*BOUNDS_MS, "+Inf")]
     wanted = quantile * bounds[-1][1]
     for (low, below), (high, count) in itertools.pairwise([(0.0, 0.0), *bounds]):
@@ -165,6 +175,5 @@ def _quantile(within: Mapping[str, float], quantile: float) -> float | None:
 
 
 def plain(found: Traffic) -> dict[str, Any]:
-    """For JSON."""
-    told = dict(vars(found))
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in told.items()}
+    """Return the traffic for JSON."""
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in vars(found).items()}

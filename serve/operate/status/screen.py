@@ -1,4 +1,4 @@
-"""The screen of `python -m serve status`."""
+"""Render the screen of `python -m serve status`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from serve.operate.status.scrape import Looks
+from serve.operate.status.scrape import PageHistory
 
-NOTHING = "–"  # what nobody tells
+# Shown for an unknown value.
+NOTHING = "–"
 WIDTH = 110
-UNSEEN: dict[str, Any] = {"state": "unknown", "degraded": []}  # before the first look
+# The state before the first read.
+UNSEEN: dict[str, Any] = {"state": "unknown", "degraded": []}
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """The screen as plain text."""
+    """Return the screen as plain text."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     console.print(screen(found))
-    told: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in told.rstrip().splitlines())
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
 
 def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> dict[str, Any]:
-    """Show the screen anew every so many seconds, or a line of JSON, until Ctrl-C; the last that was found."""
+    """Refresh the screen, or print a line of JSON, until Ctrl-C; return the last state."""
     from serve.operate.status.vitals import look
 
-    looks, found = Looks(every_s), UNSEEN
+    history, found = PageHistory(every_s), UNSEEN
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         found = look(run, address)
         while True:
@@ -43,12 +45,12 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
             else:
                 live.update(screen(found), refresh=True)
             time.sleep(every_s)
-            found = look(run, address, looks)
+            found = look(run, address, history)
     return found
 
 
 def screen(found: Mapping[str, Any]) -> RenderableType:
-    """What was found, on one screen."""
+    """Return the screen for a state."""
     parts: list[RenderableType] = [_head(found)]
     if found.get("applications"):
         parts += [_deployments(found["applications"]), _traffic(found), _nodes(found.get("nodes") or [])]
@@ -109,7 +111,7 @@ def _traffic(found: Mapping[str, Any]) -> Table:
 
 
 def _arms(experiment: Mapping[str, Any] | None, seen: Mapping[str, float]) -> str:
-    """Each arm's share as it is dealt, and as it was seen."""
+    """Return each arm's assigned share and its share of the traffic."""
     if not experiment:
         return NOTHING
     arms = [
@@ -122,14 +124,14 @@ def _arms(experiment: Mapping[str, Any] | None, seen: Mapping[str, float]) -> st
 
 
 def _restarts(restarts: Mapping[str, Any] | None) -> str:
-    """Each part's count since the start, and why it was started again last; nobody knows where no cluster tells."""
+    """Return each part's restarts since the start with the last reason, or – where unknown."""
     if restarts is None:
         return NOTHING
-    told = [
+    lines = [
         f"{name} {one['count']} ({one['last']}{' at ' + one['at'] if one['at'] else ''})"
         for name, one in sorted(restarts.items())
     ]
-    return "\n".join(told) or "none"
+    return "\n".join(lines) or "none"
 
 
 def _nodes(nodes: Iterable[Mapping[str, Any]]) -> Text:

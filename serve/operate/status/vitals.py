@@ -1,4 +1,4 @@
-"""How the service is: what its supervisor or its cluster tells, its applications' own answers, its counters."""
+"""Read the health of a service: its supervisor's or cluster's state, its answers, its counters."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff.running import cause
 from serve.operate.status import scrape
 
-API_KEY = "TABRANK_API_KEY"  # without it, of a service with keys, what /v1/model tells is not known
-STARTS_WITHIN = timedelta(seconds=10)  # a replica that finds its room
+# The variable with a key. Without it, the /v1/model of a service with keys is unknown.
+API_KEY = "TABRANK_API_KEY"
+# A replica that finds room on a node starts within this time.
+STARTS_WITHIN = timedelta(seconds=10)
 
 
-def look(run: Path | None, address: str | None, looks: scrape.Looks | None = None) -> dict[str, Any]:
-    """All that is told of what runs; what nobody tells is None.
+def look(run: Path | None, address: str | None, history: scrape.PageHistory | None = None) -> dict[str, Any]:
+    """Return the state of the running service; unknown values are None.
 
-    It takes some seconds to know the rates, but with the `looks` of earlier ones, to which it adds its own.
+    Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added.
     """
-    from serve.operate.diff.running import AtAddress
+    from serve.operate.diff.running import RemoteService
     from serve.operate.host.run_folder import RunFolder
     from serve.operate.host.state import RUN, status
 
     waits: list[str] = []
     if address and run is None:
-        running = AtAddress(address)
+        running = RemoteService(address)
         service, document = running.service(), running.document
     else:
         folder = RunFolder.of(run or RUN)
@@ -47,33 +49,33 @@ def look(run: Path | None, address: str | None, looks: scrape.Looks | None = Non
         "waits": waits,
         "kill_switch": killed_in(document),
         "surfaces": answers,
-        "traffic": _traffic(service, looks),
+        "traffic": _traffic(service, history),
     }
 
 
-def _traffic(service: Mapping[str, Any], looks: scrape.Looks | None) -> dict[str, Any] | None:
+def _traffic(service: Mapping[str, Any], history: scrape.PageHistory | None) -> dict[str, Any] | None:
     pages = _pages(service)
     if not pages:
         return None
-    if looks is None:
-        looks = scrape.Looks(service.get("metrics_every_s", 10.0))
-        looks.until_known(pages)
+    if history is None:
+        history = scrape.PageHistory(service.get("metrics_every_s", 10.0))
+        history.fill(pages)
     else:
-        looks.add(scrape.read_pages(pages))
-    found = looks.traffic()
+        history.add(scrape.read_pages(pages))
+    found = history.traffic()
     return scrape.plain(found) if found else None
 
 
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
-    """Where the nodes of what runs have their pages of metrics. Raises TabrankError where nothing runs."""
-    from serve.operate.diff.running import AtAddress
+    """Return the URLs of the nodes' metrics pages; raise TabrankError where none is known."""
+    from serve.operate.diff.running import RemoteService
     from serve.operate.host.state import RUN, status
 
-    service = AtAddress(address).service() if address and run is None else status(run or RUN)
+    service = RemoteService(address).service() if address and run is None else status(run or RUN)
     pages = _pages(service)
     if not pages:
         raise TabrankError(
-            f"no page of metrics is known of {address or run or RUN}; start the service: python -m serve up"
+            f"{address or run or RUN}: no page of metrics is known; start the service: python -m serve up"
         )
     return pages
 
@@ -84,9 +86,9 @@ def _pages(service: Mapping[str, Any]) -> list[str]:
 
 
 def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each application of ours says of itself, by its name: /readyz, with what /v1/model adds; empty if nothing.
+    """Return each of our applications' /readyz, with the experiment of /v1/model; empty if silent.
 
-    `service` is as `service.json`.
+    `service` has the form of `service.json`.
     """
     found = {}
     for name, app in service.get("applications", {}).items():
@@ -98,7 +100,7 @@ def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def degraded_by(answers: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any]) -> list[str]:
-    """Why rankings are not what the file promises, a sentence each; `document` is what Serve was given."""
+    """Return why rankings differ from the file, a sentence each; `document` is Serve's document."""
     reasons = []
     for name, answer in answers.items():
         if not answer:
@@ -110,51 +112,52 @@ def degraded_by(answers: Mapping[str, Mapping[str, Any]], document: Mapping[str,
         without = [a["name"] for a in arms if a["scorer"] not in HEURISTICS and a["share"] and not a["model"]]
         if without:
             reasons.append(f"{name}: no model for {', '.join(without)}: these get the popular order")
-        given = _knobs(document, name).get("experiment", {}).get("arms")
-        if given and arms and _dealt(given) != _dealt({arm["name"]: arm for arm in arms}):
-            # Such as an artifact that fails its golden rows: the file is right, and the replica stays as it was.
+        given = _settings(document, name).get("experiment", {}).get("arms")
+        if given and arms and _assignment(given) != _assignment({arm["name"]: arm for arm in arms}):
+            # For example an artifact fails its golden rows: the replica keeps its earlier arms.
             reasons.append(f"{name}: a replica refused the arms of the file; its log has the reason")
     return reasons + [f"{name}: the kill switch is on" for name in killed_in(document)]
 
 
 def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) -> list[str]:
-    """A deploy under way, and after a while why its replicas do not start, as far as anything tells; else empty.
+    """Return the deploy under way and, after a while, why its replicas do not start; else empty.
 
-    `service` is as `service.json`, `wanted` the document that is deployed.
+    `service` has the form of `service.json`, `wanted` is the document that is being deployed.
     """
     under_way = service.get("deploying")
     if service["state"] != "deploying" or not under_way:
         return []
-    told = [f"a deploy of {under_way['config']} is under way since {under_way['since']}"]
+    lines = [f"a deploy of {under_way['config']} is under way since {under_way['since']}"]
     if now - datetime.fromisoformat(under_way["since"]) < STARTS_WITHIN:
-        return told
+        return lines
     for app, details in service["applications"].items():
         for name, deployment in details["deployments"].items():
             starting = deployment["replicas"].get("STARTING", 0)
             if starting:
                 options = _deployment(wanted, app, name).get("ray_actor_options") or {}
-                num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # Serve's default
+                # Serve's default is 1.
+                num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
                 room = f"no room? {starting} of its replicas wait for {num_cpus:g} CPUs each"
                 reason = cause([deployment["message"]]) if deployment["message"] else room
-                told.append(f"{app}/{name}: {reason}")
-    return told
+                lines.append(f"{app}/{name}: {reason}")
+    return lines
 
 
 def killed_in(document: Mapping[str, Any]) -> list[str]:
-    """The applications of ours whose kill switch is on in a document."""
+    """Return our applications whose kill switch is on in a document."""
     names = [app["name"] for app in document.get("applications", ())]
-    return [name for name in names if _knobs(document, name).get("kill_switch")]
+    return [name for name in names if _settings(document, name).get("kill_switch")]
 
 
-def _knobs(document: Mapping[str, Any], application: str) -> dict[str, Any]:
-    """The live knobs of an application of ours."""
+def _settings(document: Mapping[str, Any], application: str) -> dict[str, Any]:
+    """Return the live settings of one of our applications."""
     return _deployment(document, application, OUR_INGRESS, OUR_APPLICATION).get("user_config") or {}
 
 
 def _deployment(
     document: Mapping[str, Any], application: str, name: str, import_path: str | None = None
 ) -> dict[str, Any]:
-    """What a document says of a deployment, of the application with that import path if one is given."""
+    """Return the options of a deployment, empty for another `import_path` than the given one."""
     for app in document.get("applications", ()):
         if app["name"] == application and import_path in (None, app.get("import_path")):
             for deployment in app.get("deployments") or ():
@@ -163,7 +166,7 @@ def _deployment(
     return {}
 
 
-def _dealt(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+def _assignment(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     return {name: (arm["scorer"], float(arm["share"])) for name, arm in arms.items()}
 
 

@@ -1,4 +1,4 @@
-"""The Poisson schedule."""
+"""Tests of the Poisson arrival times."""
 
 from __future__ import annotations
 
@@ -61,4 +61,5 @@ def test_a_falling_block_to_nothing_thins_out():
     times = schedule(100, (Block(10.0, 2.0, 0.0),))
     assert np.all(np.diff(times) >= 0)
     assert times[-1] <= 10
-    assert abs(np.sum(times < 5) - 750) < 80  # three quarters of the triangle lie in its first half
+    # The first half of the triangle has three quarters of its area.
+    assert abs(np.sum(times < 5) - 750) < 80

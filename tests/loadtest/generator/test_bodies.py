@@ -1,4 +1,4 @@
-"""The bodies sent."""
+"""Tests of the request bodies."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_the_context_is_the_viewers_own():
 
 
 def test_the_first_viewers_ask_most_and_by_the_zipf_law():
-    asked = Counter(body["viewer"] for body in decoded(viewer_skew=1.0))
-    assert asked["v0"] == pytest.approx(2000 / 5.187, rel=0.15)
-    assert asked["v0"] > 1.5 * asked["v1"] > asked["v9"]
+    counts = Counter(body["viewer"] for body in decoded(viewer_skew=1.0))
+    assert counts["v0"] == pytest.approx(2000 / 5.187, rel=0.15)
+    assert counts["v0"] > 1.5 * counts["v1"] > counts["v9"]
 
 
 def test_without_skew_viewers_ask_evenly():
-    asked = Counter(body["viewer"] for body in decoded(viewer_skew=0.0))
-    assert max(asked.values()) < 45
+    counts = Counter(body["viewer"] for body in decoded(viewer_skew=0.0))
+    assert max(counts.values()) < 45
 
 
 def test_the_same_seed_gives_the_same_bodies():
@@ -57,6 +57,6 @@ def test_the_same_seed_gives_the_same_bodies():
 
 def test_too_few_candidates_are_refused():
     with pytest.raises(
-        LoadtestError, match="9 distinct candidates and a request of the profile headline needs 10"
+        LoadtestError, match="9 distinct candidates, but a request of the profile headline needs 10"
     ):
         make_bodies(IDS, replace(PROFILE, candidates=10))

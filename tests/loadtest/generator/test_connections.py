@@ -1,4 +1,4 @@
-"""Kept connections against a socket that answers byte for byte as told."""
+"""Tests of the keep-alive connections, against a socket with scripted answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUEST_END = b"\r\n\r\n{}"
 
 
 class Peer:
-    """A listening socket; each connection answers as many requests as it has answers, then closes."""
+    """Listening socket; each connection sends its answers to as many requests, then closes."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))

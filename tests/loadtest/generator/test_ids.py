@@ -1,4 +1,4 @@
-"""Ids from a file and from a log."""
+"""Tests of ids from a file and from a log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_ids_are_read_from_a_file_each_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "not JSON"),
         ([], "must hold an object"),
@@ -36,10 +36,10 @@ def test_ids_are_read_from_a_file_each_once(tmp_path):
         ({"viewers": [""], "candidates": ["c"]}, "viewers[0] is ''"),
     ],
 )
-def test_a_bad_file_is_refused(tmp_path, content, said):
+def test_a_bad_file_is_refused(tmp_path, content, message):
     with pytest.raises(LoadtestError) as refused:
         read_ids(file_of(tmp_path, content))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -115,17 +115,17 @@ def test_tables_may_be_folders_of_segments_and_dictionaries(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"exposures": {"ts_ms": pa.array([1], pa.int64())}}, "the column 'viewer' is missing"),
-        ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "its exposures name no viewer"),
-        ({"candidates": {"id": ["a"]}}, "holds 1 candidates and a request needs 5"),
+        ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "its exposures have no viewer"),
+        ({"candidates": {"id": ["a"]}}, "holds 1 candidates, but a request needs 5"),
     ],
 )
-def test_a_log_that_cannot_be_used_is_refused(tmp_path, change, said):
+def test_a_log_that_cannot_be_used_is_refused(tmp_path, change, message):
     with pytest.raises(LoadtestError) as refused:
         read_log_ids(log_of(tmp_path, **change), 5)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_no_log_and_no_parquet_are_refused(tmp_path):
@@ -146,5 +146,5 @@ def test_kinds_of_events_are_counted_without_impressions(tmp_path):
 
 def test_a_log_of_impressions_alone_has_no_kinds(tmp_path):
     pq.write_table(pa.table({"kind": ["impression"]}), tmp_path / "events.parquet")
-    with pytest.raises(LoadtestError, match="its events are none of a viewer's"):
+    with pytest.raises(LoadtestError, match="it holds no viewer events"):
         read_log_kinds(tmp_path)

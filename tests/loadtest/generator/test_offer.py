@@ -1,4 +1,4 @@
-"""A load in a process of its own, against a service that answers as told."""
+"""Tests of a load from a separate process, against a stub of the service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.offer import Load, offered, offering
+from loadtest.generator.offer import OfferedLoad, offered, offering
 from loadtest.scenarios.bench import Bench
 from loadtest.workload.profiles import load_slo
 from loadtest.workload.shapes import Block
@@ -18,15 +18,15 @@ BODY = json.dumps({"viewer": "ann", "candidates": ["a"]}).encode()
 
 
 def test_each_block_gets_its_share_of_the_rate(stub):
-    requests = offered(Load(stub.url, [BODY], 1, 100.0, [Block(1.0), Block(1.0, 2.0, 2.0)])).requests
+    requests = offered(OfferedLoad(stub.url, [BODY], 1, 100.0, [Block(1.0), Block(1.0, 2.0, 2.0)])).requests
     assert requests.ok.all()
     assert [int((requests.at_s < 1).sum()), len(requests.ok)] == [100, 300]
     assert {(o.name, o.full): n for o, n in requests.counts().items()} == {("full", True): 300}
 
 
-def test_first_tries_that_failed_are_told_beside_what_became_of_the_request(stub):
+def test_first_tries_that_failed_are_reported_beside_the_final_outcomes(stub):
     stub.status, stub.share_bad = 503, 0.1
-    found = offered(Load(stub.url, [BODY], 1, 100.0, [Block(1.0)], retry=True, timeout_s=0.25))
+    found = offered(OfferedLoad(stub.url, [BODY], 1, 100.0, [Block(1.0)], retry=True, timeout_s=0.25))
     assert len(found.failed_at_s) == len(found.failed_kinds) >= 10
     assert set(found.failed_kinds) == {"HTTP 503"}
     assert len(found.requests.ok) == 100
@@ -34,22 +34,22 @@ def test_first_tries_that_failed_are_told_beside_what_became_of_the_request(stub
 
 
 def test_a_step_of_a_search_counts_what_comes_after_its_warm_up(stub):
-    said = []
-    bench = Bench(None, 1, load_slo(), [BODY], said.append, 0.0)
+    lines = []
+    bench = Bench(None, 1, load_slo(), [BODY], lines.append, 0.0)
     step = bench.offered_step(stub.url, 100.0, 0.2, 0.5, "search")
-    # Answers count in the half second in which they come: one or two at its ends may come beside it.
+    # The half second counts the answers that arrive in it: one or two at its ends may differ.
     assert (step.rate_rps, step.rps) == (100.0, pytest.approx(100.0, abs=4.0))
     assert (step.errors, step.full_share) == (0, 1.0)
     assert step.kept_up
-    assert len(said) == 1
+    assert len(lines) == 1
 
 
 def test_a_load_that_is_stopped_tells_what_it_sent(stub):
-    with offering(Load(stub.url, [BODY], 1, 100.0, [Block(60.0)])) as offer:
+    with offering(OfferedLoad(stub.url, [BODY], 1, 100.0, [Block(60.0)])) as offer:
         offer.stop()
         assert len(offer.result().requests.ok) < 100
 
 
 def test_a_generator_that_cannot_start_says_why():
     with pytest.raises(LoadtestError, match=r"did not start:[\s\S]*--url nowhere"):
-        offered(Load("nowhere", [BODY], 1, 1.0, [Block(1.0)]))
+        offered(OfferedLoad("nowhere", [BODY], 1, 1.0, [Block(1.0)]))

@@ -1,4 +1,4 @@
-"""The records that are posted."""
+"""Tests of the posted records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer is worth."""
+"""Tests of the classification of answers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_records_that_are_not_taken_are_an_error_and_the_others_count():
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "name"), [(503, b"", "HTTP 503"), (200, b"{}", "unreadable answer")]
+    ("status", "answer", "name"), [(503, b"", "HTTP 503"), (200, b"{}", "unreadable answer")]
 )
-def test_posted_records_without_an_acknowledgement_are_an_error(status, said, name):
-    assert read_acknowledgement(status, said, 1) == (Outcome(name, False), 0)
+def test_posted_records_without_an_acknowledgement_are_an_error(status, answer, name):
+    assert read_acknowledgement(status, answer, 1) == (Outcome(name, False), 0)

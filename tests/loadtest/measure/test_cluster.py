@@ -1,4 +1,4 @@
-"""What runs beside the load, as a run folder and as a dashboard tell it."""
+"""Tests of the counts of replicas and nodes from a run folder and a dashboard."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_without_a_name_only_the_service_under_load_is_watched(tmp_path, monkeyp
 
 @pytest.mark.parametrize("named", ["nowhere", "http://127.0.0.1:9"])
 def test_a_cluster_that_is_not_there_is_refused_with_what_to_name(named):
-    with pytest.raises(LoadtestError, match=f"--cluster {named}: no "):
+    with pytest.raises(LoadtestError, match=f"--cluster {named}: found no "):
         find_cluster(named, "http://127.0.0.1:8000")
 
 

@@ -1,4 +1,4 @@
-"""The verdict on freshness."""
+"""Tests of the verdict on freshness."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pytest
 
 from loadtest.measure.answer import Outcome
 from loadtest.measure.freshness_verdict import judge_freshness
-from loadtest.measure.measure import Record, measure
+from loadtest.measure.measure import RequestLog, measure
 from loadtest.report.freshness import event_numbers, freshness_numbers, rank_numbers
 
 OK = Outcome("full", True, True)
 
 
 def record(num=1000, latency_ms=5.0, slow=0, slow_ms=0.0, bad=0, seconds=10.0, scored=10, late_ms=1.0):
-    """`num` rows, of which the last `slow` are slow and the first `bad` failed."""
-    made = Record()
+    """Return `num` rows; the last `slow` are slow, and the first `bad` failed."""
+    made = RequestLog()
     for i in range(num):
         outcome = Outcome("HTTP 503", False) if i < bad else OK
         made.add(
@@ -63,17 +63,17 @@ def test_events_that_never_showed_are_the_slowest():
 def test_a_few_samples_say_nothing():
     verdict, reasons = judged(viewer=record(10, 200.0), candidate=record(89, 200.0))
     assert verdict == "not held"
-    assert reasons == ["99 probes, 100 are needed; run longer, or raise --probes"]
+    assert reasons == ["99 probes, but at least 100 are needed; run longer, or raise --probes"]
 
 
 @pytest.mark.parametrize(
     ("load", "reason"),
     [
         ({"rank": record(bad=1)}, "1 of 1000 rankings failed (1 HTTP 503)"),
-        ({"rank": record(940)}, "94 rankings a second were answered of 100; 95% are needed"),
+        ({"rank": record(940)}, "94 rankings/s were answered, the target is 100; at least 95% are needed"),
         (
             {"events": record(bad=60)},
-            "940 events a second were acknowledged of 1000; 95% are needed (60 HTTP 503)",
+            "940 events/s were acknowledged, the target is 1000; at least 95% are needed (60 HTTP 503)",
         ),
     ],
 )

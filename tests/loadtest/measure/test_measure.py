@@ -1,4 +1,4 @@
-"""Exact percentiles and the numbers of a window."""
+"""Tests of exact percentiles, and of the numbers of a window."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.measure.answer import Outcome
-from loadtest.measure.measure import Record, measure, percentile
+from loadtest.measure.measure import RequestLog, measure, percentile
 
 FULL = Outcome("full", True, True)
 FALLBACK = Outcome("fallback", True, False)
@@ -49,7 +49,7 @@ def test_without_requests_there_is_no_percentile():
     st.sampled_from([0.5, 0.9, 0.99, 1.0]),
     st.floats(0, 1000),
 )
-def test_a_percentile_is_within_a_limit_exactly_if_that_share_was_answered_within_it(rows, share, limit):
+def test_a_percentile_holds_exactly_if_that_share_was_answered_in_time(rows, share, limit):
     latencies = np.array([ms for ms, _ in rows])
     ok = np.array([good for _, good in rows])
     value = percentile(latencies, ok, share)
@@ -58,10 +58,10 @@ def test_a_percentile_is_within_a_limit_exactly_if_that_share_was_answered_withi
 
 
 def recorded(*rows):
-    record = Record()
+    log = RequestLog()
     for at_s, latency_ms, outcome, scored in rows:
-        record.add(at_s, 1.0, latency_ms, outcome, scored)
-    return record.requests()
+        log.add(at_s, 1.0, latency_ms, outcome, scored)
+    return log.requests()
 
 
 def test_the_warm_up_counts_for_nothing():
@@ -91,21 +91,22 @@ def test_rungs_errors_and_shares_are_counted():
 
 
 def test_lateness_is_the_p99_of_all_requests_of_the_window():
-    record = Record()
+    log = RequestLog()
     for number in range(100):
-        record.add(0.5, float(number), 1.0, DOWN, 0)
-    assert measure(record.requests(), 1.0).generator_late_ms_p99 == 98.0
+        log.add(0.5, float(number), 1.0, DOWN, 0)
+    assert measure(log.requests(), 1.0).generator_late_ms_p99 == 98.0
 
 
 def test_rows_can_be_read_from_the_middle():
-    record = Record()
-    record.add(0.0, 0.0, 1.0, FULL, 1)
-    record.add(1.0, 0.0, 2.0, DOWN, 0)
-    rows = record.requests(1)
+    log = RequestLog()
+    log.add(0.0, 0.0, 1.0, FULL, 1)
+    log.add(1.0, 0.0, 2.0, DOWN, 0)
+    rows = log.requests(1)
     assert rows.at_s.tolist() == [1.0]
     assert rows.counts() == {DOWN: 1}
-    record.add(2.0, 0.0, 3.0, FULL, 1)  # a view into the columns would forbid this
-    assert len(record) == 3
+    # A view of the columns would forbid this call.
+    log.add(2.0, 0.0, 3.0, FULL, 1)
+    assert len(log) == 3
 
 
 def test_nothing_answered_measures_nothing_and_does_not_fail():

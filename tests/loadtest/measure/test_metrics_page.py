@@ -1,4 +1,4 @@
-"""What is read from a page of metrics."""
+"""Tests of the metrics page."""
 
 from __future__ import annotations
 

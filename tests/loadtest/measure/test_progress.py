@@ -1,21 +1,21 @@
-"""The line that says how a run goes."""
+"""Tests of the progress line."""
 
 from __future__ import annotations
 
 from loadtest.measure.answer import Outcome
-from loadtest.measure.measure import Record
+from loadtest.measure.measure import RequestLog
 from loadtest.measure.progress import progress_line
 
 FULL = Outcome("full", True, True)
 
 
 def rows(*latencies, failed=0):
-    record = Record()
+    log = RequestLog()
     for latency_ms in latencies:
-        record.add(1.0, 0.0, latency_ms, FULL, 55)
+        log.add(1.0, 0.0, latency_ms, FULL, 55)
     for _ in range(failed):
-        record.add(1.0, 0.0, 1.0, Outcome("HTTP 503", False), 0)
-    return record.requests()
+        log.add(1.0, 0.0, 1.0, Outcome("HTTP 503", False), 0)
+    return log.requests()
 
 
 def test_a_line_says_seconds_rate_percentiles_and_errors():

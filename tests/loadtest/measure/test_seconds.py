@@ -1,9 +1,9 @@
-"""A run second by second."""
+"""Tests of the statistics by second."""
 
 from __future__ import annotations
 
 from loadtest.measure.answer import Outcome
-from loadtest.measure.measure import Record
+from loadtest.measure.measure import RequestLog
 from loadtest.measure.seconds import by_second, to_csv
 
 FULL = Outcome("full", True, True)
@@ -11,15 +11,15 @@ DOWN = Outcome("HTTP 503", False)
 
 
 def run():
-    record = Record()
-    record.add(-0.5, 0.1, 700.0, FULL, 1)
-    record.add(0.2, 0.2, 5.0, FULL, 1)
-    record.add(0.3, 0.3, 1.0, DOWN, 0)
-    record.add(1.1, 0.4, 8.0, FULL, 1)
-    return by_second(record.requests())
+    log = RequestLog()
+    log.add(-0.5, 0.1, 700.0, FULL, 1)
+    log.add(0.2, 0.2, 5.0, FULL, 1)
+    log.add(0.3, 0.3, 1.0, DOWN, 0)
+    log.add(1.1, 0.4, 8.0, FULL, 1)
+    return by_second(log.requests())
 
 
-def test_requests_stand_in_the_second_in_which_they_were_due_and_answers_in_which_they_came():
+def test_requests_count_in_their_due_second_and_answers_on_arrival():
     assert [(row.second, row.requests, row.answered, row.errors) for row in run()] == [
         (-1, 1, 0, 0),
         (0, 2, 2, 1),

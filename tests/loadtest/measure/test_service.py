@@ -1,4 +1,4 @@
-"""Where the service is, and whether it answers."""
+"""Tests of the address of the service, and of the request before a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_service_in_trouble_is_left_to_the_run(stub, status):
 
 def test_a_refused_request_ends_the_run_with_the_services_own_words(stub):
     stub.status = 422
-    with pytest.raises(LoadtestError, match="refuses the requests of this run: 422 as the test says"):
+    with pytest.raises(LoadtestError, match="rejects the requests of this run: 422 as the test says"):
         probe(stub.url, BODY)
 
 

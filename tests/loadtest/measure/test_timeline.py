@@ -1,13 +1,13 @@
-"""A run second by second beside what ran, its phases, and how soon after a step all was well again."""
+"""Tests of the timeline by second, of phases, and of recoveries after a step."""
 
 from __future__ import annotations
 
 import pytest
 
 from loadtest.measure.answer import Outcome
-from loadtest.measure.cluster import Sample
-from loadtest.measure.measure import Record
-from loadtest.measure.phases import describe_phases, describe_steps, recovery, told
+from loadtest.measure.cluster import ClusterSample
+from loadtest.measure.measure import RequestLog
+from loadtest.measure.phases import describe_phases, describe_steps, phase_lines, recovery
 from loadtest.measure.timeline import timeline, timeline_csv
 from loadtest.workload.profiles import Profile, load_slo
 from loadtest.workload.shapes import blocks, phases, steps_up
@@ -17,20 +17,20 @@ STEP = Profile("step", 10, 5, 0, 12, 0, ((0, 1), (4, 1), (4, 2), (10, 2), (10, 1
 
 
 def run(slow_until=0, outcome=FULL):
-    """Ten requests a second, from the step on twice as many; those before `slow_until` come late."""
-    record = Record()
+    """Ten requests a second, twice as many from the step on; those before `slow_until` are slow."""
+    log = RequestLog()
     for second in range(12):
         num = 20 if 4 <= second < 10 else 10
         for i in range(num):
             slow = 4 <= second < slow_until
             at_s = second + (i + 0.5) / num
-            record.add(at_s, 0.1, 150.0 if slow else 8.0, outcome if slow else FULL, 5)
-    return record.requests()
+            log.add(at_s, 0.1, 150.0 if slow else 8.0, outcome if slow else FULL, 5)
+    return log.requests()
 
 
 def test_a_second_tells_what_was_offered_answered_and_there():
-    samples = [Sample(at_s, {"Scorer": 1}, 1) for at_s in (-0.2, 3.9)]
-    samples += [Sample(at_s, {"Scorer": 2}, 2) for at_s in (5.1, 8.0)]
+    samples = [ClusterSample(at_s, {"Scorer": 1}, 1) for at_s in (-0.2, 3.9)]
+    samples += [ClusterSample(at_s, {"Scorer": 2}, 2) for at_s in (5.1, 8.0)]
     moments = timeline(run(slow_until=6, outcome=POPULAR), 12, samples)
     assert [moment.offered_rps for moment in moments] == [10] * 4 + [20] * 6 + [10] * 2
     assert [moment.replicas["Scorer"] for moment in moments] == [1] * 5 + [2] * 7
@@ -40,7 +40,7 @@ def test_a_second_tells_what_was_offered_answered_and_there():
 
 
 def test_what_was_seen_long_ago_is_not_taken_for_what_is_there():
-    moments = timeline(run(), 12, [Sample(1.2, {"Scorer": 3}, 2)])
+    moments = timeline(run(), 12, [ClusterSample(1.2, {"Scorer": 3}, 2)])
     assert [moment.nodes for moment in moments] == [None] + [2] * 5 + [None] * 6
     assert [moment.replicas["Scorer"] for moment in moments] == [None] + [3] * 5 + [None] * 6
 
@@ -51,10 +51,10 @@ def test_a_request_that_failed_is_not_among_those_answered_in_full():
 
 
 def test_a_second_in_which_nothing_was_asked_is_there_too():
-    record = Record()
-    record.add(0.5, 0.0, 5.0, FULL, 5)
-    record.add(2.5, 0.0, 5.0, DOWN, 0)
-    moments = timeline(record.requests(), 3, [])
+    log = RequestLog()
+    log.add(0.5, 0.0, 5.0, FULL, 5)
+    log.add(2.5, 0.0, 5.0, DOWN, 0)
+    moments = timeline(log.requests(), 3, [])
     assert [(m.offered_rps, m.failed, m.full_share) for m in moments] == [
         (1, 0, 1.0),
         (0, 0, None),
@@ -64,7 +64,7 @@ def test_a_second_in_which_nothing_was_asked_is_there_too():
 
 def test_the_csv_is_a_trace_with_a_column_for_each_deployment():
     lines = timeline_csv(
-        timeline(run(), 12, [Sample(2.0, {"FeatureFetch": 1, "Scorer": 3}, None)])
+        timeline(run(), 12, [ClusterSample(2.0, {"FeatureFetch": 1, "Scorer": 3}, None)])
     ).splitlines()
     assert lines[0] == (
         "t_s,offered_rps,answered_rps,p50_ms,p99_ms,full_share,failed,"
@@ -93,56 +93,55 @@ def test_a_day_rises_and_falls():
 
 
 @pytest.mark.parametrize(
-    ("slow_until", "after_s", "said"),
+    ("slow_until", "after_s", "message"),
     [
         (0, 0, "p99 held at once"),
         (7, 3, "p99 held again after 3 s"),
-        (12, None, "p99 did not come back in that phase"),
+        (12, None, "p99 did not recover in that phase"),
     ],
 )
-def test_the_recovery_counts_from_the_step(slow_until, after_s, said):
+def test_the_recovery_counts_from_the_step(slow_until, after_s, message):
     (step,) = describe_steps(run(slow_until), STEP, load_slo())
     assert (step["begins_s"], step["ends_s"], step["name"]) == (4, 10, "×1 to ×2")
     assert step["p99_recovered_s"] == after_s
-    assert recovery(step).startswith(said)
+    assert recovery(step).startswith(message)
     assert "full answers held at once" in recovery(step)
 
 
 def test_one_good_second_is_no_recovery():
-    record = Record()
+    log = RequestLog()
     for second in range(12):
         slow = 4 <= second < 8 and second != 5
-        record.add(second + 0.5, 0.0, 150.0 if slow else 5.0, FULL, 5)
-    (step,) = describe_steps(record.requests(), STEP, load_slo())
-    assert step["p99_recovered_s"] is None  # two good seconds are left of the phase
+        log.add(second + 0.5, 0.0, 150.0 if slow else 5.0, FULL, 5)
+    (step,) = describe_steps(log.requests(), STEP, load_slo())
+    # Two good seconds remain in the phase.
+    assert step["p99_recovered_s"] is None
 
 
 @pytest.mark.parametrize("outcome", [POPULAR, DOWN])
-def test_what_holds_at_first_and_not_to_the_end_of_the_phase_has_not_come_back(outcome):
-    record = Record()
+def test_a_recovery_that_does_not_last_to_the_end_of_the_phase_is_none(outcome):
+    log = RequestLog()
     for second in range(12):
         bad = 7 <= second < 10
-        record.add(second + 0.5, 0.0, 150.0 if bad else 5.0, outcome if bad else FULL, 5)
-    (step,) = describe_steps(record.requests(), STEP, load_slo())
+        log.add(second + 0.5, 0.0, 150.0 if bad else 5.0, outcome if bad else FULL, 5)
+    (step,) = describe_steps(log.requests(), STEP, load_slo())
     assert (step["p99_recovered_s"], step["full_recovered_s"]) == (None, None)
-    assert recovery(step) == (
-        "p99 did not come back in that phase, full answers did not come back in that phase"
-    )
+    assert recovery(step) == ("p99 did not recover in that phase, full answers did not recover in that phase")
 
 
 def test_a_few_slow_requests_later_on_take_no_recovery_back():
-    record = Record()
+    log = RequestLog()
     for i in range(1_200):
         at_s = (i + 0.5) / 100
-        record.add(at_s, 0.0, 150.0 if 4 <= at_s < 6 or 9 <= at_s < 9.03 else 5.0, FULL, 5)
-    (step,) = describe_steps(record.requests(), STEP, load_slo())
+        log.add(at_s, 0.0, 150.0 if 4 <= at_s < 6 or 9 <= at_s < 9.03 else 5.0, FULL, 5)
+    (step,) = describe_steps(log.requests(), STEP, load_slo())
     assert step["p99_recovered_s"] == 2
 
 
 def test_thirds_of_a_second_are_told_to_a_tenth():
     profile = Profile("spike", 10, 5, 0, 10, 0, ((0, 1), (10 / 3, 1), (10 / 3, 3), (10, 3)))
     report = {"phases": describe_phases(run(), profile), "steps": describe_steps(run(), profile, load_slo())}
-    assert [line.split(" (")[0] for line in told(report)] == ["  0–3.3 s", "  3.3–10 s", "  at 3.3 s"]
+    assert [line.split(" (")[0] for line in phase_lines(report)] == ["  0–3.3 s", "  3.3–10 s", "  at 3.3 s"]
 
 
 def test_a_phase_in_which_nothing_was_asked_has_no_share_of_anything():
@@ -150,7 +149,7 @@ def test_a_phase_in_which_nothing_was_asked_has_no_share_of_anything():
     requests = run()
     requests = requests.where(requests.at_s >= 4)
     report = {"phases": describe_phases(requests, pause), "steps": []}
-    assert told(report)[:2] == [
+    assert phase_lines(report)[:2] == [
         "  0–4 s (×0): no requests",
         "  4–10 s (×2): p99 8.0 ms, 100.00% full, 0 errors",
     ]
@@ -162,7 +161,7 @@ def test_a_shaped_report_is_told_in_lines():
         "phases": describe_phases(requests, STEP),
         "steps": describe_steps(requests, STEP, load_slo()),
     }
-    assert told(report)[1] == "  4–10 s (×2): p99 150.0 ms, 66.70% full, 0 errors"
-    assert told(report)[3] == (
+    assert phase_lines(report)[1] == "  4–10 s (×2): p99 150.0 ms, 66.70% full, 0 errors"
+    assert phase_lines(report)[3] == (
         "  at 4 s (×1 to ×2): p99 held again after 2 s, full answers held again after 2 s"
     )

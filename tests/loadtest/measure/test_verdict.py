@@ -1,4 +1,4 @@
-"""Held, not held, void: at the limits."""
+"""Tests of the verdicts at the limits: held, not held, void."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_run_at_every_limit_holds():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"p90_ms": 50.001}, "p90 is 50.001 ms, above 50 ms"),
         ({"p99_ms": 100.001}, "p99 is 100.001 ms, above 100 ms"),
@@ -42,15 +42,15 @@ def test_a_run_at_every_limit_holds():
         ({"errors": 1, "error_kinds": {"HTTP 503": 1}}, "1 of 1000 requests failed (1 HTTP 503)"),
         ({"errors": 1, "error_kinds": {"not sent": 1}}, "1 of 1000 requests failed (1 not sent)"),
         ({"full_share": 0.998, "rungs": {"full": 998, "fallback": 2}}, "99.800% of the answers were full"),
-        ({"full_share": 0.0, "heuristic": 1000}, "1000 full ones came from a heuristic"),
-        ({"full_share": 0.0, "rungs": {}}, "there were none"),
+        ({"full_share": 0.0, "heuristic": 1000}, "1000 full answers came from a heuristic"),
+        ({"full_share": 0.0, "rungs": {}}, "no answers"),
     ],
 )
-def test_anything_beyond_a_limit_does_not_hold_and_says_what(change, said):
+def test_anything_beyond_a_limit_does_not_hold_and_says_what(change, message):
     verdict, reasons = judge(replace(GOOD, **change), SLO)
     assert verdict == "not held"
     assert len(reasons) == 1
-    assert said in reasons[0]
+    assert message in reasons[0]
 
 
 def test_errors_up_to_the_allowed_share_hold():

@@ -1,4 +1,4 @@
-"""The reports of `knee` and `compare`: their keys, their page, their summary."""
+"""Tests of the reports of `knee` and `compare`: keys, page and summary."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from loadtest.errors import LoadtestError
 from loadtest.report.knee import compare_summary, knee_summary, step_line, write_compare, write_knee
 from loadtest.report.machine import describe_machine
 from loadtest.scenarios.knee import run_knee
-from loadtest.scenarios.search import Step
+from loadtest.scenarios.search import KneeStep
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import load_slo
 
-AROUND = {"candidates": 55, "slo": asdict(load_slo()), "machine": describe_machine(), "seconds": 200.0}
+CONDITIONS = {"candidates": 55, "slo": asdict(load_slo()), "machine": describe_machine(), "seconds": 200.0}
 
 
 def step(rate_rps, p99_ms, verdict="held", **changes):
-    made = Step(rate_rps, verdict, [], True, False, rate_rps, 55 * rate_rps, 1.0, 5.0, 9.0, p99_ms, 0, 1.0)
+    made = KneeStep(
+        rate_rps, verdict, [], True, False, rate_rps, 55 * rate_rps, 1.0, 5.0, 9.0, p99_ms, 0, 1.0
+    )
     return {**asdict(made), **changes}
 
 
@@ -42,12 +44,12 @@ def comparison():
         "ratio_idiomatic": 30.0,
         "ratio_fastapi": 1.5,
         "services": services,
-        **AROUND,
+        **CONDITIONS,
     }
 
 
 def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
-    report = {**found(450.0), "config": "cluster.yaml", **AROUND}
+    report = {**found(450.0), "config": "cluster.yaml", **CONDITIONS}
     write_knee(tmp_path / "out", report)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     page = (tmp_path / "out" / "report.html").read_text()
@@ -68,12 +70,12 @@ def test_the_folder_of_a_comparison_holds_every_service_and_the_ratios(tmp_path)
 
 
 def test_a_report_is_never_overwritten(tmp_path):
-    with pytest.raises(LoadtestError, match="exists already"):
-        write_knee(tmp_path, {**found(450.0), **AROUND})
+    with pytest.raises(LoadtestError, match="already exists"):
+        write_knee(tmp_path, {**found(450.0), **CONDITIONS})
 
 
 def test_a_service_without_a_knee_is_reported_too(tmp_path):
-    report = {**found(None), "config": "cluster.yaml", **AROUND}
+    report = {**found(None), "config": "cluster.yaml", **CONDITIONS}
     write_knee(tmp_path / "out", report)
     assert "the lowest tried was 10 req/s" in knee_summary(report)
     services = comparison() | {"ratio_idiomatic": None}
@@ -83,19 +85,19 @@ def test_a_service_without_a_knee_is_reported_too(tmp_path):
 
 
 def test_the_summaries_name_what_was_found():
-    assert "knee: 450 req/s of 55 candidates" in knee_summary({**found(450.0), **AROUND})
+    assert "knee: 450 req/s of 55 candidates" in knee_summary({**found(450.0), **CONDITIONS})
     assert "tabrank     knee   1,500 req/s" in compare_summary(comparison())
 
 
 def test_a_step_is_one_line():
     assert step_line(step(300.0, 12.0)) == "  300 req/s: held, p50 5.0 ms, p90 9.0 ms, p99 12.0 ms"
     late = step(300.0, None, "void", reasons=["the generator was late"], phase="again")
-    assert step_line(late).endswith("(again): void, p50 5.0 ms, p90 9.0 ms, p99 – (the generator was late)")
+    assert step_line(late).endswith("(repeat): void, p50 5.0 ms, p90 9.0 ms, p99 – (the generator was late)")
     assert step_line(step(50.0, 9.9, phase="warm-up")).startswith("  50 req/s (warm-up): p50")
 
 
 def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path):
-    said = []
+    lines = []
     with pytest.raises(LoadtestError, match=r"none\.yaml: cannot be read"):
-        run_knee(Workspace(tmp_path / "work"), tmp_path / "none.yaml", 55, tmp_path / "out", said.append)
-    assert said == []
+        run_knee(Workspace(tmp_path / "work"), tmp_path / "none.yaml", 55, tmp_path / "out", lines.append)
+    assert lines == []

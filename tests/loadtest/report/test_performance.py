@@ -1,3 +1,5 @@
+"""Tests of the plots of docs/performance.md."""
+
 from __future__ import annotations
 
 from loadtest.report.performance import write_plots
@@ -22,7 +24,7 @@ def cell(viewers, candidates, batch, slate=55):
     }
 
 
-def test_the_plots_of_the_document_are_made_from_what_the_benchmarks_printed(tmp_path):
+def test_the_plots_of_the_document_are_made_from_the_benchmark_output(tmp_path):
     sizes = [(10_000, 10_000), (100_000, 10_000), (100_000, 1_000)]
     fetch = {
         "cells": [cell(*size, batch) for size in sizes for batch in (1, 16)],

@@ -1,4 +1,4 @@
-"""The folder of a run."""
+"""Tests of the report folder of a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.answer import Outcome
-from loadtest.measure.cluster import Sample
-from loadtest.measure.measure import Record, measure
+from loadtest.measure.cluster import ClusterSample
+from loadtest.measure.measure import RequestLog, measure
 from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import judge
 from loadtest.report.report import refuse_existing
@@ -21,21 +21,23 @@ from loadtest.workload.profiles import load_profile, load_slo
 
 PROFILE = load_profile("headline", target_rps=100, warmup_s=1, duration_s=3)
 SLO = load_slo()
+# fmt: off
 KEYS = {
     "profile", "url", "target_rps", "offered_rps", "rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms",
     "p99_ms", "max_ms", "errors", "error_kinds", "rungs", "requests", "generator_late_ms_p99", "verdict", "reasons",
     "seconds", "slo", "machine", "phases", "steps", "watched",
-}  # fmt: skip
+}
+# fmt: on
 
 
 FULL = Outcome("full", True, True)
 
 
 def made(outcome=FULL, samples=()):
-    record = Record()
+    log = RequestLog()
     for at_s in np.linspace(-1, 2.99, 400):
-        record.add(float(at_s), 0.5, 10.0 + 5 * float(at_s), outcome, 55)
-    requests = record.requests()
+        log.add(float(at_s), 0.5, 10.0 + 5 * float(at_s), outcome, 55)
+    requests = log.requests()
     measured = measure(requests, PROFILE.duration_s)
     moments = timeline(requests, PROFILE.duration_s, samples)
     verdict = judge(measured, SLO)
@@ -47,27 +49,33 @@ def test_the_report_has_exactly_its_documented_keys():
     report, _, _ = made()
     assert set(report) == KEYS
     assert set(report["machine"]) == {"cpu", "cores", "memory_gib", "python", "platform"}
+    # fmt: off
     assert set(report["slo"]) == {
         "p90_ms", "p99_ms", "max_error_share", "min_full_share", "generator_late_ms_p99"
-    }  # fmt: skip
+    }
+    # fmt: on
 
 
 def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     report, requests, moments = made()
     folder = tmp_path / "new" / "run"
     write_run(folder, report, requests, PROFILE, SLO, "<html>locust</html>", moments)
+    # fmt: off
     assert sorted(path.name for path in folder.iterdir()) == [
         "locust.html", "report.html", "report.json", "requests.csv", "timeline.csv"
-    ]  # fmt: skip
+    ]
+    # fmt: on
     assert list(folder.parent.iterdir()) == [folder]
     assert json.loads((folder / "report.json").read_text()) == report
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 4
     assert "headline: held" in page
-    assert "were not watched" in page
+    assert "without replicas and nodes" in page
+    # fmt: off
     assert set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', page)) == {
         "report.json", "requests.csv", "timeline.csv", "locust.html"
-    }  # fmt: skip
+    }
+    # fmt: on
 
 
 def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
@@ -83,7 +91,7 @@ def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
 
 def test_a_report_is_never_overwritten(tmp_path):
     report, requests, moments = made()
-    with pytest.raises(LoadtestError, match="exists already"):
+    with pytest.raises(LoadtestError, match="already exists"):
         write_run(tmp_path, report, requests, PROFILE, SLO, "", moments)
 
 
@@ -102,11 +110,11 @@ def test_the_summary_says_verdict_rate_and_limits():
 
 
 def test_what_was_watched_is_drawn_with_its_replicas(tmp_path):
-    report, requests, moments = made(samples=[Sample(0.5, {"Scorer": 2}, 1)])
+    report, requests, moments = made(samples=[ClusterSample(0.5, {"Scorer": 2}, 1)])
     write_run(tmp_path / "run", report, requests, PROFILE, SLO, "", moments)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Scorer replicas" in page
-    assert "were not watched" not in page
+    assert "without replicas and nodes" not in page
 
 
 def test_a_level_run_is_told_without_phases():

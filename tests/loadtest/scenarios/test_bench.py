@@ -1,4 +1,4 @@
-"""`knee` and `compare` with real services and short steps; and the commands where they cannot run."""
+"""Tests of `knee` and `compare` with real services and short steps, and with bad input."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
 NUMBERS = {"knee_rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms"}
-# In a process of its own, because a load patches the standard library. Whether a machine holds the shipped limits
-# is not for a test to say: these are held by any.
+# Run in a separate process, because a load patches the standard library. Every machine holds these
+# limits: the shipped ones depend on the machine.
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from loadtest import bench, processes
+from loadtest.scenarios import bench
 from loadtest.scenarios.compare import run_compare
 from loadtest.scenarios.knee import run_knee
 from loadtest.workload.profiles import Slo
-from loadtest.scenarios.search import Plan
+from loadtest.scenarios.search import KneePlan
+from loadtest.targets import processes
 from loadtest.targets.workspace import Workspace
 
 processes.SETTLE_S = 0.5
 bench.load_slo = lambda: Slo(8000, 9000, 1.0, 0.0, 9000)
-plan = Plan(start_rps=20, highest_rps=20, warm_up_rps=10, warm_up_s=1, step_warmup_s=0.5, step_s=1, confirm_s=2)
-say = lambda line: print(line, file=sys.stderr)
+steps = {"warm_up_s": 1, "step_warmup_s": 0.5, "step_s": 1, "confirm_s": 2}
+plan = KneePlan(start_rps=20, highest_rps=20, warm_up_rps=10, **steps)
+emit = lambda line: print(line, file=sys.stderr)
 command, work, out = sys.argv[1], Workspace(Path(sys.argv[2])), Path(sys.argv[3])
 if command == "knee":
-    report = run_knee(work, Path("cluster.yaml"), 55, out, say, plan)
+    report = run_knee(work, Path("cluster.yaml"), 55, out, emit, plan)
 else:
-    report = run_compare(work, out, say, plan)
+    report = run_compare(work, out, emit, plan)
 print(json.dumps(report))
 """
 
@@ -51,7 +53,7 @@ def environment():
 
 @pytest.fixture
 def bench(bench_work, tmp_path, environment):
-    """Run a benchmark over the small workspace; its report."""
+    """Return a function that runs a benchmark over the small workspace and returns its report."""
 
     def run(command):
         out = tmp_path / "out"
@@ -93,6 +95,7 @@ def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, ben
     assert left(bench_work.id) == []
 
 
+@pytest.mark.proof
 def test_compare_measures_three_services_and_leaves_nothing_running(bench, bench_work):
     report = bench("compare")
     assert report["knee_rps"] == {"idiomatic": 20, "fastapi": 20, "tabrank": 20}
@@ -120,26 +123,26 @@ def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path, environment)
     while not left(bench_work.id) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=120)
+    printed, message = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "interrupted" in said
-    assert "Traceback" not in said
+    assert "interrupted" in message
+    assert "Traceback" not in message
     assert printed == ""
     assert left(bench_work.id) == []
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("knee", "--config", "none.yaml"), "none.yaml: cannot be read"),
-        (("knee", "--out", "."), "exists already"),
-        (("compare", "--out", "."), "exists already"),
+        (("knee", "--out", "."), "already exists"),
+        (("compare", "--out", "."), "already exists"),
     ],
 )
-def test_what_cannot_be_run_is_one_sentence(bench_work, environment, tmp_path, arguments, said):
+def test_what_cannot_be_run_is_one_sentence(bench_work, environment, tmp_path, arguments, message):
     command = [sys.executable, "-m", "loadtest", *arguments, "--work", str(bench_work.path), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 2
-    assert said in json.loads(done.stdout)["error"]
+    assert message in json.loads(done.stdout)["error"]
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The demo's story, told to a service that takes events, and the row that its report makes of it."""
+"""Tests of the demo's topic story against a stub that accepts events, and of its report row."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TOPICS = ("music", "music", "music", "chess", "chess")
 
 @pytest.fixture
 def story(tmp_path):
-    """Of viewer `a`, who comes most often and joined music only, and `b`, who speaks the same language."""
-    return told_at(tmp_path, 0)
+    """Story of viewer `a`, who is most active and joined only music; `b` has the same language."""
+    return story_at(tmp_path, 0)
 
 
-def told_at(tmp_path, hour):
-    """The story of a log that ends at that hour; the first rooms have ended at its beginning."""
+def story_at(tmp_path, hour):
+    """Return the story of a log that ends at that hour; its first rooms ended at its beginning."""
     rooms = [
         {
             "id": f"c{i}",
@@ -50,7 +50,7 @@ def told_at(tmp_path, hour):
 
 @pytest.fixture
 def ranks(live_stub, story):
-    """The service puts the new Space in the middle, and first for those viewers of `rises_for` whose events show."""
+    """Rank the new Space in the middle, and first for viewers in `rises_for` once events show."""
 
     def rank(*rises_for):
         def score(viewer, candidate):
@@ -60,21 +60,21 @@ def ranks(live_stub, story):
 
         live_stub.score = score
         story.open(live_stub.url)
-        return story.told(live_stub.url)
+        return story.play(live_stub.url)
 
     return rank
 
 
 def test_the_new_space_rises_for_who_joined_its_topic(live_stub, story, ranks):
-    told = ranks("a")
-    assert (story.viewer, story.control, told["topic"]) == ("a", "b", "chess")
-    assert told["viewer"]["after"] == 1 < told["viewer"]["before"]
-    assert told["control"]["before"] == told["control"]["after"]
-    assert told["rose"] is True
-    assert 0.05 <= told["seconds"] <= 1.0
+    result = ranks("a")
+    assert (story.viewer, story.control, result["topic"]) == ("a", "b", "chess")
+    assert result["viewer"]["after"] == 1 < result["viewer"]["before"]
+    assert result["control"]["before"] == result["control"]["after"]
+    assert result["rose"] is True
+    assert 0.05 <= result["seconds"] <= 1.0
 
 
-def test_what_is_posted_are_a_space_with_its_fields_and_five_joins_with_their_clicks(live_stub, story, ranks):
+def test_the_posted_records_are_a_space_and_five_joins_with_clicks(live_stub, story, ranks):
     begun_ms = time.time() * 1000
     ranks("a")
     opened, *events = live_stub.records
@@ -92,44 +92,44 @@ def test_what_is_posted_are_a_space_with_its_fields_and_five_joins_with_their_cl
     assert joined == ["c3", "c4", "c8", "c9", "c13"]
 
 
-def test_rooms_that_ended_long_ago_are_not_joined_since_the_service_may_have_dropped_them(tmp_path):
-    story = told_at(tmp_path, 2)
+def test_rooms_that_ended_long_ago_are_not_joined(tmp_path):
+    story = story_at(tmp_path, 2)
     joined = [event["candidate"] for event in story._joins() if event["kind"] == "join"]
     assert joined == ["c8", "c9", "c13", "c14", "c18"]
 
 
 def test_a_space_that_rises_for_everybody_does_not_rise_for_the_viewer(ranks):
-    told = ranks("a", "b")
-    assert told["control"]["after"] == 1
-    assert told["rose"] is False
+    result = ranks("a", "b")
+    assert result["control"]["after"] == 1
+    assert result["rose"] is False
 
 
 def test_a_space_that_rises_late_does_not_rise(live_stub, ranks, monkeypatch):
     assert demo.RISES_S == 1.0
     monkeypatch.setattr(demo, "RISES_S", 0.3)
     live_stub.shows_after_s = 0.5
-    told = ranks("a")
-    assert 0.4 < told["seconds"] < 1.5
-    assert told["viewer"]["after"] == 1
-    assert told["rose"] is False
+    result = ranks("a")
+    assert 0.4 < result["seconds"] < 1.5
+    assert result["viewer"]["after"] == 1
+    assert result["rose"] is False
 
 
 def test_a_space_that_never_rises_is_waited_for_a_while(ranks, monkeypatch):
     monkeypatch.setattr(demo, "WAIT_S", 0.3)
-    told = ranks()
-    assert (told["seconds"], told["rose"]) == (None, False)
+    result = ranks()
+    assert (result["seconds"], result["rose"]) == (None, False)
 
 
 def test_a_space_that_no_ranking_knows_ends_the_demo(live_stub, ranks, monkeypatch):
     monkeypatch.setattr(demo, "WAIT_S", 0.3)
     live_stub.shows_after_s = None
-    with pytest.raises(CommandFailed, match="no ranking knew the new Space"):
+    with pytest.raises(CommandFailed, match="the new Space was unknown to rankings"):
         ranks("a")
 
 
 def test_events_that_are_not_taken_end_the_demo(live_stub, ranks):
     live_stub.events_status = 503
-    with pytest.raises(CommandFailed, match=r"took no events: 503 .*the log is full"):
+    with pytest.raises(CommandFailed, match=r"failed on events: 503 .*the log is full"):
         ranks("a")
     live_stub.events_status, live_stub.refuses = 200, "join"
     with pytest.raises(CommandFailed, match="no such kind"):
@@ -141,7 +141,7 @@ def reported(seconds):
     load = {"verdict": "held", "target_rps": 900}
     train = {"paired": {"ndcg@10": None}}
     rows = claims({"load": load, "train": train, "topic": topic, "machine": {"cores": 2}})
-    return next(here for what, _, here in rows if what == "follows the viewer")
+    return next(here for what, _, here in rows if what == "adapts to the viewer")
 
 
 def test_the_report_says_how_soon_it_rose():

@@ -1,4 +1,4 @@
-"""`python -m loadtest freshness` against a service that shows events as late as told, over real HTTP."""
+"""Tests of `python -m loadtest freshness` over HTTP, against a stub that shows events late."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
+# fmt: off
 KEYS = {
     "verdict", "reasons", "url", "seconds", "freshness_ms", "answered_freshness_ms", "rank", "events", "left_behind",
     "machine",
-}  # fmt: skip
+}
+# fmt: on
 SPREAD = {"p50", "p90", "p99", "max", "samples", "missed", "missed_kinds"}
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 
 
 @pytest.fixture
@@ -34,22 +36,14 @@ def fresh(live_stub, tmp_path):
 
 
 def measured(live_stub, folder):
-    """Runs the command with --json; its exit code, the object that it printed and what it said."""
+    """Return a function that runs the command with --json: exit code, printed object and stderr."""
     (folder / "ids.json").write_text(json.dumps(IDS))
-    # A busy machine makes the generator late; that is for the tests of `run`.
+    # A busy machine makes the generator late; the tests of `run` cover that.
     (folder / "slo.toml").write_text("generator_late_ms_p99 = 2000\n")
 
-    def run(*more, url=None, who=("--ids", "ids.json")):
-        command = [
-            sys.executable,
-            "-m",
-            "loadtest",
-            "freshness",
-            "--json",
-            "--url",
-            url or live_stub.url,
-            *who,
-        ]
+    def run(*more, url=None, source=("--ids", "ids.json")):
+        command = [sys.executable, "-m", "loadtest", "freshness", "--json"]
+        command += ["--url", url or live_stub.url, *source]
         command += ["--rate", "50", "--events", "100", "--probes", "60", "--duration", "2", "--warmup", "0.5"]
         command += ["--slo", "slo.toml", "--out", "out", *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -63,29 +57,29 @@ def measured(live_stub, folder):
 
 @pytest.fixture(scope="module")
 def soon(shared_live_stub, tmp_path_factory):
-    """A service that shows events soon: the stub, the folder of the run, and what the command answered."""
+    """Stub that shows events soon: the stub, the folder of the run, and the command's results."""
     folder = tmp_path_factory.mktemp("soon")
     return shared_live_stub, folder, measured(shared_live_stub, folder)()
 
 
 def test_events_that_show_soon_hold(soon):
-    _, folder, (code, report, said) = soon
+    _, folder, (code, report, messages) = soon
     assert (code, report["verdict"], report["reasons"]) == (0, "held", [])
     assert set(report) == KEYS
-    told = report["freshness_ms"]
-    assert set(told) == SPREAD | {"candidate", "viewer"}
-    assert set(told["candidate"]) == set(told["viewer"]) == SPREAD
-    assert [told[kind]["samples"] for kind in ("candidate", "viewer")] == [60, 60]
-    assert (told["samples"], told["missed"]) == (120, 0)
-    # never sooner than it was shown, and no later than the next question and a busy machine
-    assert 100 <= told["p50"] < 200
-    assert told["p50"] <= told["p90"] <= told["p99"] <= told["max"]
+    spread = report["freshness_ms"]
+    assert set(spread) == SPREAD | {"candidate", "viewer"}
+    assert set(spread["candidate"]) == set(spread["viewer"]) == SPREAD
+    assert [spread[kind]["samples"] for kind in ("candidate", "viewer")] == [60, 60]
+    assert (spread["samples"], spread["missed"]) == (120, 0)
+    # Not before the stub shows it, and not after the next poll on a busy machine.
+    assert 100 <= spread["p50"] < 200
+    assert spread["p50"] <= spread["p90"] <= spread["p99"] <= spread["max"]
     assert report["answered_freshness_ms"] == dict.fromkeys(("p50", "p90", "p99", "max"), 7.5)
     assert report["rank"]["rps"] == pytest.approx(50, rel=0.1)
     assert (report["rank"]["errors"], report["rank"]["full_share"]) == (0, 1.0)
     assert report["events"]["acknowledged_per_s"] == pytest.approx(100, rel=0.1)
     assert report["events"]["p99_ms"] is not None
-    assert "out/report.html" in said
+    assert "out/report.html" in messages
     assert json.loads((folder / "out" / "report.json").read_text()) == report
 
 
@@ -111,8 +105,8 @@ def test_kinds_of_events_come_from_the_log(live_stub, fresh, tmp_path):
         ("events", {"kind": kinds}),
     ):
         pq.write_table(pa.table(columns), log / f"{name}.parquet")
-    code, _, said = fresh(who=("--log", "log"))
-    assert code == 0, said
+    code, _, messages = fresh(source=("--log", "log"))
+    assert code == 0, messages
     load = [record for record in live_stub.records if record.get("viewer") in IDS["viewers"]]
     assert set(Counter(record["kind"] for record in load)) == {"click", "leave"}
 
@@ -121,7 +115,8 @@ def test_nothing_of_the_probes_is_left(soon):
     live_stub, _, (_, report, _) = soon
     candidates = [record for record in live_stub.records if record["type"] == "candidate"]
     begun = {record["id"] for record in candidates if "ends_ms" not in record}
-    assert len(begun) == 61  # the probes', and the one that their viewers go to
+    # The candidates of the probes, and the anchor of their viewers.
+    assert len(begun) == 61
     assert begun == {
         record["id"] for record in candidates if record.get("ends_ms", 1e99) <= time.time() * 1000
     }
@@ -146,13 +141,14 @@ def test_events_that_never_show_do_not_hold(live_stub, fresh, tmp_path):
     assert (code, report["freshness_ms"]["p50"], report["freshness_ms"]["missed"]) == (1, None, 20)
     assert report["freshness_ms"]["missed_kinds"] == {"not shown within 5 s": 20}
     assert [reason[:9] for reason in report["reasons"]] == ["20 probes", "20 of 20 "]
-    # 5 s at a question every 20 ms would be 250
+    # Polling every 20 ms for 5 s would make 250 requests.
     rows = list(csv.DictReader((tmp_path / "out" / "probes.csv").read_text().splitlines()))
     assert max(int(row["rankings_asked"]) for row in rows) < 110
 
 
 def test_a_fallback_shows_nothing(live_stub, fresh):
-    live_stub.full_until = 0  # its answers call no viewer unknown, since they look none up
+    # Fallback answers report no viewer as unknown, as they read none.
+    live_stub.full_until = 0
     code, report, _ = fresh("--duration", "1", "--probes", "20")
     assert (code, report["freshness_ms"]["missed"]) == (1, 20)
 
@@ -168,10 +164,10 @@ def test_rankings_that_fail_do_not_hold(live_stub, fresh):
 
 def test_a_service_without_events_is_no_case_for_a_verdict(live_stub, fresh, tmp_path):
     live_stub.events_status = 404
-    code, report, said = fresh()
+    code, report, messages = fresh()
     assert (code, report["verdict"]) == (2, "void")
-    assert "there is no POST /v1/events there" in report["reasons"][0]
-    assert said.strip() == report["reasons"][0]
+    assert "the service has no POST /v1/events" in report["reasons"][0]
+    assert messages.strip() == report["reasons"][0]
     assert not (tmp_path / "out").exists()
 
 
@@ -179,7 +175,7 @@ def test_a_service_that_takes_no_events_now_says_why(live_stub, fresh):
     live_stub.events_status = 503
     code, report, _ = fresh()
     assert code == 2
-    assert "takes no events: 503 the log is full" in report["reasons"][0]
+    assert "does not accept events: 503 the log is full" in report["reasons"][0]
 
 
 def test_a_refused_kind_of_event_is_told_before_the_run(live_stub, fresh):
@@ -187,13 +183,14 @@ def test_a_refused_kind_of_event_is_told_before_the_run(live_stub, fresh):
     code, report, _ = fresh()
     assert code == 2
     assert "/records/1: no such kind" in report["reasons"][0]
-    assert len(live_stub.requests) == 1  # the ranking that asked whether there is a service
+    # Only the ranking that checks the service before the run.
+    assert len(live_stub.requests) == 1
 
 
 def test_another_service_than_tabrank_is_told_so(stub, fresh):
     code, report, _ = fresh(url=stub.url)
     assert code == 2
-    assert "GET /v1/model does not say which event is predicted" in report["reasons"][0]
+    assert "GET /v1/model does not name the predicted event" in report["reasons"][0]
 
 
 def test_without_a_service_nothing_is_measured(fresh):
@@ -212,9 +209,9 @@ def test_an_interrupted_run_ends_its_probes_too(live_stub, tmp_path):
     while len(live_stub.requests) < 40 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, messages = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert said.strip().splitlines()[-1] == "interrupted: no verdict"
+    assert messages.strip().splitlines()[-1] == "interrupted: no verdict"
     candidates = [record for record in live_stub.records if record["type"] == "candidate"]
     assert {r["id"] for r in candidates if "ends_ms" not in r} == {
         r["id"] for r in candidates if "ends_ms" in r
@@ -225,12 +222,14 @@ def test_an_interrupted_run_ends_its_probes_too(live_stub, tmp_path):
 def test_the_page_has_its_plots_and_the_numbers_beside_it(live_stub, fresh, tmp_path):
     live_stub.share_bad = 1.0
     fresh("--duration", "1")
+    # fmt: off
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "probes.csv", "report.html", "report.json"
-    ]  # fmt: skip
+    ]
+    # fmt: on
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") == 2
-    assert "60 probes, 100 are needed" in page
+    assert "60 probes, but at least 100 are needed" in page
     rows = list(csv.DictReader((tmp_path / "out" / "probes.csv").read_text().splitlines()))
     assert Counter(row["kind"] for row in rows) == {"candidate": 30, "viewer": 30}
     assert all(float(row["freshness_ms"]) >= 100 for row in rows)

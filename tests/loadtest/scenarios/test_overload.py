@@ -1,4 +1,4 @@
-"""What an overload came to, on loads as they might have gone."""
+"""Tests of the numbers and the verdict of an overload, on synthetic loads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import yaml
 from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.overload.found import Plan, describe, judge
-from loadtest.scenarios.overload.run import read_times, switch_off_the_ladder, verdict_of
+from loadtest.scenarios.overload.found import OverloadPlan, describe, judge
+from loadtest.scenarios.overload.run import disable_load_shedding, read_times, verdict_of
 from loadtest.workload.profiles import load_slo
 from serve.config.settings import UserConfig
 
-PLAN = Plan(seconds=10.0, before_s=2.0, after_s=8.0)
+PLAN = OverloadPlan(seconds=10.0, before_s=2.0, after_s=8.0)
 SLO = load_slo()
 KNEE_RPS = 100.0
 CLUSTER = Path(__file__).parents[3] / "cluster.yaml"
@@ -26,7 +26,7 @@ def found(offering, times=2.0):
 
 
 def overloaded():
-    """Twice the knee of 100: half of it answered, three quarters of that in full; the rest refused at once."""
+    """Twice the knee: half is answered, three quarters of that in full, the rest is refused."""
     offering = Offering(20, rate_rps=200).between(2, 12, REFUSED, latency_ms=2.0, every=2)
     return offering.between(4, 9, FALLBACK, every=2)
 
@@ -47,7 +47,7 @@ def test_an_answer_after_its_deadline_is_no_goodput():
     assert numbers["answers_late"] == numbers["answers"] == 2000
     verdict, reasons = judge(numbers, SLO)
     assert verdict == "not held"
-    assert reasons[0] == "goodput is 0.0% of the knee; 90% are needed"
+    assert reasons[0] == "goodput is 0.0% of the knee, but at least 90% are needed"
     assert "p99 of answers is 100.5 ms" in reasons[1]
 
 
@@ -64,7 +64,7 @@ def test_less_is_needed_the_more_is_offered(times, every, verdict):
 def test_a_request_that_fails_without_being_refused_is_not_allowed():
     numbers = found(overloaded().between(5, 5.01, BROKEN))
     assert numbers["http_5xx"] == 2
-    assert judge(numbers, SLO) == ("not held", ["requests failed that were not refused: 2 HTTP 500"])
+    assert judge(numbers, SLO) == ("not held", ["requests failed without a refusal: 2 HTTP 500"])
 
 
 def test_a_late_generator_says_nothing_of_the_service():
@@ -85,7 +85,7 @@ def test_it_must_be_normal_again_soon(until_s, back_s, verdict):
 
 def test_refusals_that_take_long_in_the_replica_are_not_allowed():
     numbers = found(overloaded()) | {"refused_in_replica_p99_ms": 15.0}
-    assert judge(numbers, SLO)[1] == ["refusals took up to 15 ms in the replica (p99); 10 ms are allowed"]
+    assert judge(numbers, SLO)[1] == ["the p99 of refusals in the replica is 15 ms (limit 10 ms)"]
 
 
 def test_times_are_numbers_above_one():
@@ -95,9 +95,9 @@ def test_times_are_numbers_above_one():
             read_times(given)
 
 
-def test_the_control_is_the_shipped_file_with_its_ladder_off(tmp_path):
+def test_the_control_is_the_shipped_file_without_load_shedding(tmp_path):
     file = Path(shutil.copy(CLUSTER, tmp_path))
-    switch_off_the_ladder(file)
+    disable_load_shedding(file)
     deployments = yaml.safe_load(file.read_text())["applications"][0]["deployments"]
     knobs = next(one["user_config"] for one in deployments if one["name"] == "FeatureFetch")
     assert UserConfig.from_mapping(knobs).ladder is False

@@ -1,4 +1,4 @@
-"""`python -m loadtest run` and the locustfile against a service that answers as told, over real HTTP."""
+"""Tests of `python -m loadtest run` and the locustfile over HTTP, against a stub of the service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def load(stub, tmp_path):
 
 
 def loaded(stub, folder):
-    """Runs the command with --json; its exit code, the object that it printed and what it said."""
+    """Return a function that runs the command with --json: exit code, printed object and stderr."""
     (folder / "ids.json").write_text(json.dumps(IDS))
 
     def run(*more, url=None, rps=100, duration=1):
@@ -44,25 +44,25 @@ def loaded(stub, folder):
 
 @pytest.fixture(scope="module")
 def good(shared_stub, tmp_path_factory):
-    """A good service under load: the stub, the folder of the run, and what the command answered."""
+    """Good service under load: the stub, the folder of the run, and the command's results."""
     folder = tmp_path_factory.mktemp("good")
     return shared_stub, folder, loaded(shared_stub, folder)(*slo(folder))
 
 
 def slo(tmp_path, **limits):
-    # A busy machine makes the generator late; only the tests of that ask for 10 ms.
+    # A busy machine makes the generator late; only the tests of lateness use 10 ms.
     limits = {"generator_late_ms_p99": 1000, "p90_ms": 2000, "p99_ms": 3000, **limits}
     (tmp_path / "slo.toml").write_text("".join(f"{key} = {value}\n" for key, value in limits.items()))
     return "--slo", "slo.toml"
 
 
 def test_a_good_service_holds(good):
-    _, tmp_path, (code, report, said) = good
+    _, tmp_path, (code, report, messages) = good
     assert (code, report["verdict"], report["reasons"]) == (0, "held", [])
     assert (report["requests"], report["errors"], report["rungs"]) == (100, 0, {"full": 100})
     assert report["rps"] == pytest.approx(100, rel=0.1)
     assert report["candidates_per_s"] == pytest.approx(5500, rel=0.1)
-    assert "out/report.html" in said
+    assert "out/report.html" in messages
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     rows = list(csv.DictReader((tmp_path / "out" / "requests.csv").read_text().splitlines()))
     assert sum(int(row["requests"]) for row in rows) == 150
@@ -90,15 +90,16 @@ def test_a_shaped_load_is_told_by_phase_beside_the_replicas_that_ran(stub, load,
 
 
 def test_a_cluster_that_is_not_there_is_refused_before_the_load(stub, load, tmp_path):
-    code, report, said = load("--cluster", "nowhere")
+    code, report, messages = load("--cluster", "nowhere")
     assert (code, report["verdict"]) == (2, "void")
-    assert said.startswith("--cluster nowhere: no deployment is known there")
+    assert messages.startswith("--cluster nowhere: found no deployment there")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_sent_is_what_the_profile_says(good):
     stub, *_ = good
-    assert len(stub.requests) == 1 + 150  # the probe, the warm-up and the measured ones
+    # The probe, the warm-up and the measured requests.
+    assert len(stub.requests) == 1 + 150
     for request in stub.requests:
         assert len(set(request["candidates"])) == 55
         assert request["viewer"] in IDS["viewers"]
@@ -174,17 +175,17 @@ def test_a_late_generator_voids_the_run(stub, load, tmp_path):
 def test_without_a_service_nothing_is_written(load, tmp_path):
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        code, report, said = load(url=f"http://127.0.0.1:{sock.getsockname()[1]}")
+        code, report, messages = load(url=f"http://127.0.0.1:{sock.getsockname()[1]}")
     assert (code, report["verdict"]) == (2, "void")
-    assert report["reasons"] == [said.strip()]
-    assert "Traceback" not in said
+    assert report["reasons"] == [messages.strip()]
+    assert "Traceback" not in messages
     assert not (tmp_path / "out").exists()
 
 
 def test_a_profile_that_is_not_there_is_one_sentence(load):
-    code, report, said = load("--profile", "headlin")
+    code, report, messages = load("--profile", "headlin")
     assert (code, report["verdict"]) == (2, "void")
-    assert said.startswith("no profile 'headlin'")
+    assert messages.startswith("no profile 'headlin'")
 
 
 def test_an_interrupted_run_has_no_verdict_and_leaves_nothing(stub, tmp_path):
@@ -196,9 +197,9 @@ def test_an_interrupted_run_has_no_verdict_and_leaves_nothing(stub, tmp_path):
     while len(stub.requests) < 20 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, messages = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert said.strip().splitlines()[-1] == "interrupted: no verdict"
+    assert messages.strip().splitlines()[-1] == "interrupted: no verdict"
     assert not (tmp_path / "var").exists()
 
 
@@ -211,10 +212,11 @@ def test_the_locustfile_divides_the_rate_among_workers(stub, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
-    [entry] = json.loads(done.stdout[done.stdout.index("[\n") :])  # the workers print an empty list each
+    # The workers print an empty list each.
+    [entry] = json.loads(done.stdout[done.stdout.index("[\n") :])
     assert entry["name"] == "/v1/rank full"
     assert 200 < entry["num_requests"] < 450
-    # Locust's own histogram would say 100 or 110.
+    # Locust's own histogram would report 100 or 110.
     assert any(100 < float(ms) < 110 for ms in entry["response_times"])
 
 

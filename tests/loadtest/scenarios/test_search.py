@@ -1,4 +1,4 @@
-"""The search, against models of a service: nothing is sent and no time passes."""
+"""Tests of the search for the knee, against models of a service, without requests or waiting."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.scenarios.search import Plan, Step, find_knee
+from loadtest.scenarios.search import KneePlan, KneeStep, find_knee
 
-PLAN = Plan()
+PLAN = KneePlan()
 
 
 class Model:
-    """A service with a knee: above it latencies break, above 1.1 times it answers are missing too."""
+    """Service with a knee: above it latencies break, above 1.1 times it answers are missing too."""
 
     def __init__(self, knee_rps, generator_rps=float("inf"), hiccups=()):
         self.knee_rps = knee_rps
-        self.generator_rps = generator_rps  # from here on the generator is late
-        self.hiccups = set(hiccups)  # steps, counted from 0, that a neighbour on the machine breaks
-        self.asked = []
+        # The generator is late from this rate on.
+        self.generator_rps = generator_rps
+        # Steps, counted from 0, that another program on the machine breaks.
+        self.hiccups = set(hiccups)
+        self.steps_run = []
         self.now_s = 0.0
 
     def measure(self, rate_rps, warmup_s, seconds, phase):
         self.now_s += warmup_s + seconds
         if phase not in ("warm-up", "look"):
-            self.asked.append((round(rate_rps, 1), warmup_s, seconds, phase))
-        held = rate_rps <= self.knee_rps and (phase == "look" or len(self.asked) - 1 not in self.hiccups)
+            self.steps_run.append((round(rate_rps, 1), warmup_s, seconds, phase))
+        held = rate_rps <= self.knee_rps and (phase == "look" or len(self.steps_run) - 1 not in self.hiccups)
         late = rate_rps >= self.generator_rps
         kept_up = rate_rps <= 1.1 * self.knee_rps
-        return Step(
+        return KneeStep(
             rate_rps=rate_rps,
             verdict="void" if late else "held" if held else "not held",
             reasons=[] if held and not late else ["as the model says"],
@@ -65,7 +67,8 @@ def test_the_knee_is_found_within_the_resolution_and_never_above(knee_rps):
 def test_the_rate_doubles_until_it_is_out_of_reach_then_the_gap_is_halved():
     found = Model(1_000).search()
     looks = [step.rate_rps for step in found.steps if step.phase == "look"]
-    assert looks[:6] == [150, 300, 600, 1200, 1200, 600]  # what is out of reach is looked at twice
+    # A rate out of reach is tried twice.
+    assert looks[:6] == [150, 300, 600, 1200, 1200, 600]
     judged = [step.rate_rps for step in found.steps if step.phase == "search"]
     assert judged[:2] == [600, 848.5]
     assert found.steps[-1].phase == "confirm"
@@ -73,7 +76,7 @@ def test_the_rate_doubles_until_it_is_out_of_reach_then_the_gap_is_halved():
 
 def test_what_is_within_reach_but_slow_is_halved_until_it_holds():
     class Slow(Model):
-        """Keeps up with any rate, and is in time up to its knee."""
+        """Service that keeps up with any rate, and is in time up to its knee."""
 
         def measure(self, *how):
             step = super().measure(*how)
@@ -99,7 +102,7 @@ def test_a_hiccup_is_tried_again_and_costs_nothing():
     assert found.confirmed.rate_rps > 950
 
 
-def test_a_step_of_which_the_generator_was_late_is_not_held_and_stays_marked():
+def test_a_step_with_a_late_generator_does_not_hold_and_stays_marked():
     found = Model(5_000, generator_rps=2_000).search()
     assert found.confirmed.rate_rps < 2_000
     assert {step.verdict for step in found.steps if step.rate_rps >= 2_000} == {"void"}
@@ -108,7 +111,8 @@ def test_a_step_of_which_the_generator_was_late_is_not_held_and_stays_marked():
 def test_a_rate_that_does_not_hold_for_longer_is_lowered_until_one_does():
     plain = Model(1_000)
     plain.search()
-    unlucky = Model(1_000, hiccups=[len(plain.asked) - 1, len(plain.asked)])  # both first confirmations
+    # Break the first two confirmations.
+    unlucky = Model(1_000, hiccups=[len(plain.steps_run) - 1, len(plain.steps_run)])
     found = unlucky.search()
     confirming = [step for step in found.steps if step.phase == "confirm"]
     assert [step.verdict for step in confirming] == ["not held", "not held", "held"]
@@ -120,7 +124,7 @@ def test_a_rate_that_does_not_hold_for_longer_is_lowered_until_one_does():
 def test_what_never_holds_for_longer_has_no_knee():
     plain = Model(1_000)
     plain.search()
-    found = Model(1_000, hiccups=range(len(plain.asked) - 1, 100)).search()
+    found = Model(1_000, hiccups=range(len(plain.steps_run) - 1, 100)).search()
     assert found.confirmed is None
     assert len([step for step in found.steps if step.phase == "confirm"]) == 1 + len(PLAN.step_down)
 
@@ -147,14 +151,14 @@ def test_a_look_that_met_what_an_overload_left_is_repeated():
 
 
 def test_when_the_budget_is_spent_what_held_is_confirmed():
-    found = Model(1_000).search(Plan(budget_s=30))
+    found = Model(1_000).search(KneePlan(budget_s=30))
     judged = [(step.rate_rps, step.phase) for step in found.steps if step.phase != "look"]
     assert judged == [(600, "search"), (600, "confirm")]
     assert found.confirmed.rate_rps == 600
 
 
 def test_no_rate_above_the_highest_is_tried():
-    found = Model(1e9).search(Plan(highest_rps=1_000))
+    found = Model(1e9).search(KneePlan(highest_rps=1_000))
     assert 1_000 / PLAN.resolution <= found.confirmed.rate_rps == max(rates(found)) <= 1_000
 
 

@@ -1,4 +1,4 @@
-"""Nodes that come and go, by Ray's own autoscaler, under the file that `serve render` writes for it."""
+"""Tests of nodes that Ray's autoscaler adds and removes, with the file of `serve render`."""
 
 import shutil
 from collections import Counter
@@ -31,7 +31,8 @@ def with_port(source, folder, port):
 
 
 @pytest.mark.integration
-def test_a_load_brings_a_node_and_its_end_takes_it_away_and_no_request_fails(tmp_path):
+@pytest.mark.proof
+def test_a_node_is_added_and_removed_with_the_load_and_no_request_fails(tmp_path):
     port = free_port()
     shutil.copy(FOLDER / "sleeper.py", tmp_path)
     config = with_port(FOLDER / "cluster.yaml", tmp_path, port)
@@ -40,15 +41,15 @@ def test_a_load_brings_a_node_and_its_end_takes_it_away_and_no_request_fails(tmp
         assert pools(cluster) == ["head"]
         with asking(port, 1, outcomes):
             with asking(port, 10, outcomes):
-                came = wait_for(lambda: cluster.replicas() == {"Sleeper": 2}, UP_S)
-                assert came, (pools(cluster), cluster.replicas())
+                added = wait_for(lambda: cluster.replicas() == {"Sleeper": 2}, UP_S)
+                assert added, (pools(cluster), cluster.replicas())
                 assert pools(cluster) == ["head", "workers"]
             assert wait_for(lambda: pools(cluster) == ["head"], DOWN_S), cluster.replicas()
         assert set(outcomes) == {(200, b"ok")}, outcomes
         assert outcomes.total() > 100
         marker = cluster.environment[MARKER]
 
-        # The file as it is shipped, by the same command.
+        # The shipped file, deployed by the same command.
         cluster.deploy(with_port(SHIPPED, tmp_path / "..", port))
         cluster.wait_until_running()
         assert set(cluster.replicas()) == {"FeatureFetch", "Scorer", "Ingest"}

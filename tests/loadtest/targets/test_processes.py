@@ -1,4 +1,4 @@
-"""Starting, finding and ending a service, on small ones in plain Python."""
+"""Tests of starting, finding and ending a service, on small ones in plain Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from loadtest.errors import LoadtestError
 from loadtest.targets import processes
 from loadtest.targets.processes import MARKER, started
-from loadtest.targets.services import Service, free_port
+from loadtest.targets.services import TargetService, free_port
 from loadtest.targets.workspace import Workspace
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 BODY = b'{"viewer": "v", "candidates": ["a"]}'
 SERVER = """
     import http.server, json, subprocess, sys
-    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    helper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    helper = subprocess.Popen(helper, start_new_session=True)
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.dumps({"rung": RUNG, "model": "m", "ranking": [{"score": 0.5}]}).encode()
@@ -42,7 +43,7 @@ def work(tmp_path, monkeypatch):
 def service(code, rung="full"):
     port = free_port()
     code = textwrap.dedent(code).replace("RUNG", repr(rung))
-    return Service("small", port, (sys.executable, "-c", code, str(port)), dict(os.environ))
+    return TargetService("small", port, (sys.executable, "-c", code, str(port)), dict(os.environ))
 
 
 def left(work):
@@ -58,7 +59,8 @@ def left(work):
 
 def test_every_process_of_a_service_is_counted_and_ended(work):
     with started(service(SERVER), work, BODY, 1) as footprint:
-        assert footprint.num_processes == 2  # its helper runs in a session of its own
+        # Its helper runs in a separate session.
+        assert footprint.num_processes == 2
         assert footprint.memory_mib > 5
         assert footprint.start_s >= 0
     assert left(work) == []
@@ -92,7 +94,7 @@ def test_a_service_that_ends_early_says_why(work):
 def test_a_service_that_answers_without_its_model_is_not_measured(work, monkeypatch):
     monkeypatch.setattr(processes, "START_S", 1.0)
     with (
-        pytest.raises(LoadtestError, match=r"no full answer in 1 s \(it said: fallback\)"),
+        pytest.raises(LoadtestError, match=r"no full answer within 1 s \(last answer: fallback\)"),
         started(service(SERVER, "fallback"), work, BODY, 1),
     ):
         pass

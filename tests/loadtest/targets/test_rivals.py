@@ -1,4 +1,4 @@
-"""The rivals rank as tabrank does: the same scores for the same requests, in this process, without servers."""
+"""Tests that the rivals rank as tabrank: the same scores for the same requests, without servers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(autouse=True)
 def _same_moment(bench_work, monkeypatch):
-    """One clock for all, for features depend on it, and the environment that starts a rival."""
+    """Fix the clock, which features depend on, and set the environment of a rival."""
     monkeypatch.setattr(time, "time", lambda: NOW_S)
     monkeypatch.setenv(WORK, str(bench_work.data))
 
@@ -49,7 +49,7 @@ def bodies(bench_work):
 
 @pytest.fixture(scope="module")
 def ours(bench_work, bodies):
-    """tabrank's answers, from the same store and models."""
+    """Return tabrank's answers, from the same store and models."""
 
     async def answers():
         models = ModelHolder(bench_work.data / "models", "onnx")
@@ -76,7 +76,7 @@ def ours(bench_work, bodies):
 
 @pytest.fixture(scope="module")
 def idiomatic():
-    """The module, whose import of Ray warns of Ray's own field declarations."""
+    """Return the module, and ignore Ray's own warnings on import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from loadtest.targets.rivals import idiomatic
@@ -94,7 +94,7 @@ def in_plain(scenario):
 
 
 def same(ours, theirs):
-    """That both rank the same candidates with the same scores, best first; which has ended has none in both."""
+    """Assert that both rank the same candidates with the same scores; ended ones have none."""
     assert ours.rung == theirs["rung"] == "full"
     assert ours.model == theirs["model"]
     scores = {ranked["candidate"]: ranked["score"] for ranked in theirs["ranking"]}
@@ -116,17 +116,18 @@ def test_plain_fastapi_scores_as_tabrank(bodies, ours):
         same(mine, theirs.json())
         assert read_answer(theirs.status_code, theirs.content, 55)[0].full
         spread |= {ranked.score for ranked in mine.ranking}
-    assert len(spread) > NUM_REQUESTS  # else equal scores would say nothing
+    # Otherwise equal scores would not prove anything.
+    assert len(spread) > NUM_REQUESTS
 
 
 def test_the_idiomatic_composition_scores_as_tabrank(idiomatic, bodies, ours):
     def plain_class(deployment):
-        """The class as it is written, without what Ray Serve puts around it."""
+        """Return the class without Ray Serve's wrappers."""
         made = deployment.func_or_class
         return next(c for c in made.__mro__ if "rank" in vars(c) or "score" in vars(c))
 
     class Handle:
-        """Calls the scorer with batches of whatever came in the meantime, as `@serve.batch` would."""
+        """Call the scorer with batches of all waiting requests, as `@serve.batch` does."""
 
         def __init__(self):
             kind = plain_class(idiomatic.Scorer)
@@ -146,8 +147,8 @@ def test_the_idiomatic_composition_scores_as_tabrank(idiomatic, bodies, ours):
 
     async def scenario():
         ranking = plain_class(idiomatic.Ranking)(Handle())
-        asked = [RankRequest.model_validate_json(body) for body in bodies]
-        return await asyncio.gather(*(ranking.rank(request) for request in asked))
+        requests = [RankRequest.model_validate_json(body) for body in bodies]
+        return await asyncio.gather(*(ranking.rank(request) for request in requests))
 
     for mine, theirs in zip(ours, asyncio.run(scenario()), strict=True):
         same(mine, RankAnswer.model_validate(theirs).model_dump())
@@ -188,7 +189,7 @@ def test_what_changes_in_the_store_is_seen_at_the_next_read(bench_work):
         return reader.read(None, [name], {}, int(NOW_S * 1e3))[1].tolist()
 
     store = open_store("lmdb:store", "spaces", schema.fingerprint, base=bench_work.data, writable=True)
-    store.take_lease()
+    store.take_epoch()
     try:
         live = read_changes(store, 0).rows[name]
         ended = np.frombuffer(live, schema.candidate).copy()

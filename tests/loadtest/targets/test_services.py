@@ -1,4 +1,4 @@
-"""The services as commands, and what becomes of a `cluster.yaml` that is measured."""
+"""Tests of the commands of the services, and of the `cluster.yaml` that is measured."""
 
 from __future__ import annotations
 
@@ -55,25 +55,25 @@ def test_the_model_arm_gets_all_viewers(work, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda a: a["args"].update(surface="ranklens"), "its surface is 'ranklens'"),
         (lambda a: a.update(import_path="other:app"), "exactly one application"),
         (lambda a: arms(a)["model"].update(scorer="noop"), "the scorer 'current'"),
     ],
 )
-def test_a_file_that_cannot_be_measured_is_refused(work, tmp_path, change, said):
-    with pytest.raises(LoadtestError, match=said):
+def test_a_file_that_cannot_be_measured_is_refused(work, tmp_path, change, message):
+    with pytest.raises(LoadtestError, match=message):
         tabrank(work, changed(tmp_path, change))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "cannot be read"), ("a: [", "not YAML"), ("- a", "no mapping")]
+    ("text", "message"), [(None, "cannot be read"), ("a: [", "not YAML"), ("- a", "is not a mapping")]
 )
-def test_what_is_no_such_file_is_one_sentence(work, tmp_path, text, said):
+def test_what_is_no_such_file_is_one_sentence(work, tmp_path, text, message):
     if text is not None:
         (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(LoadtestError, match=said):
+    with pytest.raises(LoadtestError, match=message):
         tabrank(work, tmp_path / "mine.yaml")
 
 

@@ -1,4 +1,4 @@
-"""The workspace: made once and whole, by commands that are faked here."""
+"""Tests of the workspace, with fake commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve.stores.lmdb_environment import FORMAT
 
 
 class Commands:
-    """Makes a folder for every --out, --models and --store that it is given."""
+    """Fake commands that make a folder for every --out, --models and --store."""
 
     def __init__(self, fail=None):
         self.fail = fail
@@ -37,20 +37,20 @@ def work(tmp_path):
 
 
 def test_what_is_missing_is_made_and_said(work):
-    commands, said = Commands(), []
-    work.prepare(said.append, commands)
+    commands, lines = Commands(), []
+    work.prepare(lines.append, commands)
     assert commands.names == ["training simulate", "training fit", "training publish", "serve load"]
     assert sorted(path.name for path in work.data.iterdir()) == ["log", "model", "models", "store"]
-    assert f"{VIEWERS:,} viewers" in said[0]
+    assert f"{VIEWERS:,} viewers" in lines[0]
     assert str(ROWS) in work.data.name
 
 
 def test_what_is_there_is_used_again(work):
     work.prepare(lambda line: None, Commands())
-    commands, said = Commands(), []
-    work.prepare(said.append, commands)
+    commands, lines = Commands(), []
+    work.prepare(lines.append, commands)
     assert commands.names == []
-    assert str(work.data) in said[0]
+    assert str(work.data) in lines[0]
 
 
 def test_a_store_of_a_format_before_is_made_anew(work, monkeypatch):
@@ -81,7 +81,7 @@ def test_what_else_lies_in_the_folder_stays(work):
 
 
 def test_two_benchmarks_do_not_share_a_folder(work):
-    with pytest.raises(LoadtestError, match="another benchmark is at work there"), work.locked():
+    with pytest.raises(LoadtestError, match="another benchmark uses it"), work.locked():
         pass
 
 

@@ -1,4 +1,4 @@
-"""Profiles and SLOs."""
+"""Tests of profiles and SLOs."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_a_duration_stretches_the_shape():
 
 def test_an_unknown_profile_is_refused_with_those_there_are():
     with pytest.raises(
-        LoadtestError, match="no profile 'headlines'; there are headline, modest, step, spike, diurnal"
+        LoadtestError, match="no profile 'headlines'; use headline, modest, step, spike, diurnal"
     ):
         load_profile("headlines")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (MINE.replace("candidates", "candidate"), "unknown key 'candidate'; did you mean 'candidates'"),
         (MINE + "name = 'x'\n", "unknown key 'name'"),
@@ -77,7 +77,7 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
         (MINE.replace("50", "0"), "target_rps is 0; it must be above 0"),
         (MINE.replace("20", "1001"), "candidates is 1001; it must be a whole number from 1 to 1000"),
         (MINE.replace("20", "2.5"), "candidates is 2.5; it must be a whole number"),
-        (MINE.replace("50", "0.01"), "not one request is sent in it"),
+        (MINE.replace("50", "0.01"), "it is too short for one request"),
         ("target_rps = ", "not TOML"),
         (MINE + "shape = [[0, 1], [4, 1]]", "shape goes from 0 to 4 s; it must go from 0 to duration_s, 5"),
         (MINE + "shape = [[0, 1], [3, 1], [2, 1], [5, 1]]", "shape has second 2 after 3"),
@@ -85,17 +85,17 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
         (MINE + "shape = [[0, 0], [5, 0]]", "not all 0"),
         (MINE + "shape = [[0, 1], [5, 'x']]", "shape holds [5, 'x']; it must be a list of [second, factor]"),
         (MINE + "shape = [[0, 1], [2, 1], [2, 3], [2, 2], [5, 2]]", "shape has three points at second 2"),
-        (MINE + "shape = [[0, 0.001], [5, 0.001]]", "not one request is sent in it"),
+        (MINE + "shape = [[0, 0.001], [5, 0.001]]", "it is too short for one request"),
         (MINE + "shape = 2", "shape is 2; it must be a list"),
         (MINE + "shap = [[0, 1], [5, 1]]", "unknown key 'shap'; did you mean 'shape'"),
     ],
 )
-def test_a_bad_profile_is_refused_in_one_sentence(tmp_path, text, said):
+def test_a_bad_profile_is_refused_in_one_sentence(tmp_path, text, message):
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(LoadtestError) as refused:
         load_profile(str(path))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert str(path) in str(refused.value)
 
 
@@ -111,7 +111,7 @@ def test_an_slo_file_names_only_what_it_changes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("p95_ms = 10", "unknown key 'p95_ms'; did you mean 'p9"),
         ("p99_ms = -1", "p99_ms is -1"),
@@ -119,9 +119,9 @@ def test_an_slo_file_names_only_what_it_changes(tmp_path):
         ("p99_ms = '80'", "p99_ms is '80'; it must be a number"),
     ],
 )
-def test_a_bad_slo_is_refused(tmp_path: Path, text: str, said: str):
+def test_a_bad_slo_is_refused(tmp_path: Path, text: str, message: str):
     path = tmp_path / "slo.toml"
     path.write_text(text)
     with pytest.raises(LoadtestError) as refused:
         load_slo(path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)

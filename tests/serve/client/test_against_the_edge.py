@@ -1,4 +1,4 @@
-"""The client and the service's own edge, over HTTP; and the code of docs/client.md, as it stands."""
+"""The client against the service's HTTP application, and the code of docs/client.md."""
 
 from __future__ import annotations
 
@@ -59,16 +59,18 @@ def test_a_mistake_comes_back_with_its_place(live):
     )
 
 
-def test_a_scorer_that_hangs_is_met_by_an_answer_within_the_timeout_not_by_an_error(live):
+def test_a_hanging_scorer_leads_to_an_answer_within_the_timeout(live):
     async def never(version, payload):
         await asyncio.sleep(60)
 
     live.score = never
     answers = []
     with live.listening() as url, Client(url, timeout_s=0.2) as client:
-        for _ in range(5):  # the machine of a test may be busy just when an answer is due
+        # Repeat, because a busy test machine may delay an answer.
+        for _ in range(5):
             with suppress(TimedOut):
                 answers.append(client.rank("ann", ["a", "b"]))
     assert answers
     assert {answer.rung for answer in answers} == {"fallback"}
-    assert {*answers[0].degraded} <= {"deadline", "scorer_unavailable"}  # it is left alone after three
+    # After three failures the circuit breaker is open.
+    assert {*answers[0].degraded} <= {"deadline", "scorer_unavailable"}

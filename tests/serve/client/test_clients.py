@@ -30,14 +30,15 @@ RANKING = {
     "ranking": [{"candidate": "b", "score": 0.5, "position": 1}],
 }
 RANKED = answer(200, RANKING)
-BARE = answer(500, b"Internal Server Error", "text/plain")  # HAProxy's, for a replica that died
+# HAProxy's answer for a replica that died.
+BARE = answer(500, b"Internal Server Error", "text/plain")
 TAKEN = answer(200, {"accepted": 1, "duplicates": 0, "rejected": [{"pointer": "/records/1", "detail": "no"}]})
 EVENT = Event("e1", "ann", "a", "join", ts_ms=5)
 
 
 @pytest.fixture(params=["threads", "asyncio"])
 def call(request):
-    """Runs a call of a client, in either way."""
+    """Return a function that runs a call with each kind of client."""
 
     def sync(url, use, **settings):
         with Client(url, **settings) as client:
@@ -90,7 +91,7 @@ def test_a_ranking_is_asked_for_in_full_and_comes_back_typed(call):
 
 
 @pytest.mark.parametrize("first", [problem(503), problem(429, retry_after=0), DROP, BARE], ids=str)
-def test_what_the_service_did_not_do_is_asked_once_more_as_the_same_request(call, first):
+def test_a_refused_or_failed_request_is_retried_once_unchanged(call, first):
     with scripted(first, RANKED) as server:
         assert call(server.url, rank).rung == "full"
     (_, before, asked), (_, after, again) = server.asked
@@ -135,7 +136,8 @@ def test_an_answer_that_comes_byte_by_byte_costs_the_timeout_and_no_more(call):
     begun = time.monotonic()
     with scripted(Slowly(RANKED)) as server, pytest.raises(TimedOut, match=r"did not answer within 0\.05 s"):
         call(server.url, lambda client: client.rank("ann", ["a"]), timeout_s=0.05)
-    assert time.monotonic() - begun < 0.5  # whole it takes 4 s
+    # The whole answer takes 4 s.
+    assert time.monotonic() - begun < 0.5
 
 
 def test_no_service_is_told_with_its_address(call):
@@ -188,8 +190,8 @@ def test_a_service_in_trouble_gets_a_tenth_more_and_not_as_much_again():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"url": "localhost:8000"}, "url 'localhost:8000' is no address of a service; use http://HOST:PORT"),
-        ({"url": "http://h:x"}, "url 'http://h:x' is no address"),
+        ({"url": "localhost:8000"}, "url 'localhost:8000' is not a service address; use http://HOST:PORT"),
+        ({"url": "http://h:x"}, "url 'http://h:x' is not a service address"),
         ({"timeout_s": 0}, "timeout_s is 0; use a number of seconds above 0"),
         ({"api_key": "a\nb"}, "api_key must be 1 to 256 printable ASCII characters"),
     ],

@@ -14,14 +14,14 @@ class Clock:
 
 
 def begun(clock, timeout_s=0.25, random=lambda: 0.5):
-    steps = Exchange("/v1/rank", b"{}", {}, timeout_s, tells_deadline=True).steps(
+    steps = Exchange("/v1/rank", b"{}", {}, timeout_s, sends_deadline=True).steps(
         Retries(random=random, clock=clock), clock
     )
     return steps, next(steps)
 
 
 def end(steps, reply):
-    """What the exchange returns on this reply, or the step it asks for."""
+    """Return the next step after this reply, or the result of the exchange."""
     try:
         return steps.send(reply)
     except StopIteration as stopped:

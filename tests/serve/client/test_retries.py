@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.client.retries import FLOOR_PER_S, INITIALLY, JITTER_S, LEAST_S, SAVED, Retries
+from serve.client.retries import FLOOR_PER_S, INITIAL_TOKENS, JITTER_S, MAX_TOKENS, MIN_LEFT_S, Retries
 
 
 class Clock:
@@ -40,8 +40,9 @@ def test_a_spent_budget_grows_again_with_requests_and_with_time():
     clock = Clock()
     policy = retries(clock=clock)
     made = sum(policy.delay_s(503, 1.0) is not None for _ in range(50))
-    assert made == INITIALLY
-    for _ in range(11):  # eleven tenths, in floats, are surely one
+    assert made == INITIAL_TOKENS
+    # Ten tenths may be less than one in floats; eleven are not.
+    for _ in range(11):
         policy.sent()
     assert policy.delay_s(503, 1.0) is not None
     assert policy.delay_s(503, 1.0) is None
@@ -53,12 +54,12 @@ def test_a_spent_budget_grows_again_with_requests_and_with_time():
 def test_a_retry_that_is_not_made_costs_nothing():
     policy = retries()
     for _ in range(50):
-        assert policy.delay_s(503, LEAST_S / 2) is None
+        assert policy.delay_s(503, MIN_LEFT_S / 2) is None
         assert policy.delay_s(500, 1.0) is None
     assert policy.delay_s(503, 1.0) is not None
 
 
-def test_a_budget_of_nothing_never_retries_and_an_impossible_one_is_refused():
+def test_budget_0_never_retries_and_an_invalid_budget_is_refused():
     clock = Clock()
     policy = retries(0.0, clock=clock)
     clock.now_s = 100.0
@@ -80,7 +81,7 @@ steps = st.lists(
 
 
 def holds_its_bounds(budget, drawn, steps):
-    """Whatever comes: no more retries than the budget, none too late, none before it is asked for."""
+    """Retries stay within the budget and the deadline, and never precede `Retry-After`."""
     clock, num_sent, num_retries = Clock(), 0, 0
     policy = retries(budget, lambda: drawn, clock)
     for kind, *details in steps:
@@ -96,15 +97,17 @@ def holds_its_bounds(budget, drawn, steps):
             if delay_s is not None:
                 num_retries += 1
                 assert status != 500
-                assert retry_after_s <= delay_s <= left_s - LEAST_S + 1e-9
+                assert retry_after_s <= delay_s <= left_s - MIN_LEFT_S + 1e-9
                 assert delay_s <= retry_after_s + JITTER_S
-        assert num_retries <= INITIALLY + budget * num_sent + FLOOR_PER_S * clock.now_s + 1e-6
+        assert num_retries <= INITIAL_TOKENS + budget * num_sent + FLOOR_PER_S * clock.now_s + 1e-6
 
 
 anything = given(st.floats(0.0, 1.0), st.floats(0.0, 1.0, exclude_max=True), steps)
 test_no_history_breaks_the_bounds = settings(max_examples=30, deadline=None)(anything(holds_its_bounds))
-test_no_long_history_does = pytest.mark.integration(
-    pytest.mark.no_ray(settings(max_examples=2_000, deadline=None)(anything(holds_its_bounds)))
+test_no_long_history_does = pytest.mark.proof(
+    pytest.mark.integration(
+        pytest.mark.no_ray(settings(max_examples=2_000, deadline=None)(anything(holds_its_bounds)))
+    )
 )
 
 
@@ -112,4 +115,4 @@ def test_what_is_saved_is_bounded():
     policy = retries(1.0)
     for _ in range(10_000):
         policy.sent()
-    assert sum(policy.delay_s(None, 1.0) is not None for _ in range(500)) == SAVED
+    assert sum(policy.delay_s(None, 1.0) is not None for _ in range(500)) == MAX_TOKENS

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.application import DRAIN_ENV, DRAIN_S
 from serve.config.reader import read
-from serve.config.yaml_positions import Refused
+from serve.config.yaml_positions import ConfigRefused
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import environment
 from serve.operate.host.run_folder import RunFolder
@@ -26,14 +26,17 @@ ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "cluster.yaml"
 TEXT = SHIPPED.read_text()
 BROKEN = sorted((Path(__file__).parent / "broken").glob("*.yaml"))
-EXPECTED = re.compile(r"# (refused|warned) at (\d+):(\d+): (.+)")  # the first lines of a broken file
-INTENDED = ("there is no folder", "must be a folder that every node mounts")  # whatever else the file says
-CHOSEN = ("arms", "nodes", "api_keys")  # what stands directly under these is a name of the user's, and no key
+# The first lines of a broken file.
+EXPECTED = re.compile(r"# (refused|warned) at (\d+):(\d+): (.+)")
+# Warnings that every file has here.
+INTENDED = ("there is no folder", "must be a folder that every node mounts")
+# The keys directly under these are names that the user chooses.
+CHOSEN = ("arms", "nodes", "api_keys")
 
 
 @pytest.fixture(autouse=True)
 def usual(monkeypatch):
-    """No setting of the shell's, and the signal handlers as they were."""
+    """Remove the shell's settings, and restore the signal handlers."""
     monkeypatch.delenv(DRAIN_ENV, raising=False)
     kept = signal.getsignal(signal.SIGTERM)
     yield
@@ -58,26 +61,28 @@ def text(problem: dict) -> str:
 def test_a_broken_file_is_refused_at_the_right_place_with_the_right_hint(path):
     lines = path.read_text().splitlines()
     expected = [match.groups() for line in lines if (match := EXPECTED.fullmatch(line))]
-    code, told = checked(path)
+    code, result = checked(path)
     found = {
-        "refused": told["problems"],
-        "warned": [one for one in told["warnings"] if not any(note in one["detail"] for note in INTENDED)],
+        "refused": result["problems"],
+        "warned": [one for one in result["warnings"] if not any(note in one["detail"] for note in INTENDED)],
     }
     for kind, line, column, hint in expected:
-        at = [one for one in told["problems"] + told["warnings"] if place(one) == (int(line), int(column))]
-        assert any(hint in text(one) for one in at), (kind, line, column, hint, told)
-    assert len(found["refused"]) == sum(kind == "refused" for kind, *_ in expected), told["problems"]
+        at = [
+            one for one in result["problems"] + result["warnings"] if place(one) == (int(line), int(column))
+        ]
+        assert any(hint in text(one) for one in at), (kind, line, column, hint, result)
+    assert len(found["refused"]) == sum(kind == "refused" for kind, *_ in expected), result["problems"]
     assert {place(one) for one in found["warned"]} <= {
         (int(line), int(column)) for _, line, column, _ in expected
     }
-    assert (code, told["accepted"]) == ((1, False) if found["refused"] else (0, True))
+    assert (code, result["accepted"]) == ((1, False) if found["refused"] else (0, True))
 
 
 def test_no_secret_of_a_broken_file_is_repeated():
     secret = "hunter2"
-    told = {path.stem: checked(path)[1] for path in BROKEN if secret in path.read_text()}
-    assert len(told) >= 3
-    assert not [name for name, one in told.items() if secret in repr(one)]
+    result = {path.stem: checked(path)[1] for path in BROKEN if secret in path.read_text()}
+    assert len(result) >= 3
+    assert not [name for name, one in result.items() if secret in repr(one)]
 
 
 def test_forty_files_of_the_corpus_and_more_are_refused():
@@ -85,7 +90,7 @@ def test_forty_files_of_the_corpus_and_more_are_refused():
 
 
 def keys(node: yaml.Node, above: str = "") -> list[yaml.ScalarNode]:
-    """Every key of a document that is not a name of the user's."""
+    """Yield every key of a document that is not a name of the user's."""
     if isinstance(node, yaml.SequenceNode):
         return [found for child in node.value for found in keys(child, above)]
     if not isinstance(node, yaml.MappingNode):
@@ -95,7 +100,7 @@ def keys(node: yaml.Node, above: str = "") -> list[yaml.ScalarNode]:
 
 
 KEYS = keys(yaml.compose(TEXT))
-SLIPS = {
+TYPOS = {
     "dropped": lambda name, i: name[:i] + name[i + 1 :],
     "doubled": lambda name, i: name[: i + 1] + name[i:],
     "swapped": lambda name, i: name[:i] + name[i : i + 2][::-1] + name[i + 2 :],
@@ -109,17 +114,17 @@ def renamed(key: yaml.ScalarNode, name: str) -> str:
 
 
 def refused_at(key: yaml.ScalarNode, name: str, folder: Path) -> bool:
-    """Whether the shipped file with one key renamed is refused, at that key."""
+    """Return True if the shipped file with one key renamed is refused at that key."""
     path = folder / "cluster.yaml"
     path.write_text(renamed(key, name))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ConfigRefused) as caught:
         read(path)
     where = (key.start_mark.line + 1, key.start_mark.column + 1)
     return where in {(one.line, one.column) for one in caught.value.problems}
 
 
 def test_no_key_of_the_shipped_file_is_accepted_under_another_name(tmp_path):
-    slips = list(SLIPS.values())
+    slips = list(TYPOS.values())
     assert len(KEYS) > 80
     for i, key in enumerate(KEYS):
         name = slips[i % len(slips)](key.value, len(key.value) // 2)
@@ -127,22 +132,22 @@ def test_no_key_of_the_shipped_file_is_accepted_under_another_name(tmp_path):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(key=st.sampled_from(KEYS), slip=st.sampled_from(sorted(SLIPS)), at=st.integers(0, 40))
-def test_renaming_any_key_of_the_shipped_file_is_never_accepted(tmp_path_factory, key, slip, at):
-    name = SLIPS[slip](key.value, at % len(key.value))
+@given(key=st.sampled_from(KEYS), typo=st.sampled_from(sorted(TYPOS)), at=st.integers(0, 40))
+def test_renaming_any_key_of_the_shipped_file_is_never_accepted(tmp_path_factory, key, typo, at):
+    name = TYPOS[typo](key.value, at % len(key.value))
     assert name == key.value or refused_at(key, name, tmp_path_factory.getbasetemp())
 
 
-def test_the_shipped_file_is_accepted_without_a_warning_but_for_models_that_are_still_to_come():
-    code, told = checked(SHIPPED)
-    assert (code, told["accepted"], told["problems"]) == (0, True, [])
-    assert all(INTENDED[0] in warning["detail"] for warning in told["warnings"])
+def test_the_shipped_file_is_accepted_with_a_warning_only_for_models():
+    code, result = checked(SHIPPED)
+    assert (code, result["accepted"], result["problems"]) == (0, True, [])
+    assert all(INTENDED[0] in warning["detail"] for warning in result["warnings"])
 
 
 def test_the_members_of_an_enumeration_are_shown_by_their_values(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(TEXT.replace("logging_config:\n", "logging_config:\n  encoding: XML\n"))
-    with pytest.raises(Refused, match=r"Encoding must be one of TEXT or JSON\."):
+    with pytest.raises(ConfigRefused, match=r"Encoding must be one of TEXT or JSON\."):
         read(path)
 
 
@@ -150,18 +155,19 @@ def test_the_file_of_the_rerun_experiment_is_accepted():
     assert checked(ROOT / "training/experiment/rerun/cluster.yaml")[0] == 0
 
 
-def test_the_shipped_file_becomes_a_cluster_by_the_changes_that_its_last_comment_names(tmp_path):
-    changes = re.findall(r"#   (nodes|args):\s+(.+?)\s+#", TEXT[TEXT.index("\nnodes:") :])
+def test_the_shipped_file_becomes_a_cluster_as_its_last_comment_says(tmp_path):
+    changes = re.findall(r"#   (nodes|args):\s+(.+)", TEXT[TEXT.index("\nnodes:") :])
     document = yaml.safe_load(TEXT)
     arguments = document["applications"][0]["args"]
     for block, change in changes:
         (document["nodes"] if block == "nodes" else arguments).update(yaml.safe_load(f"{{{change}}}"))
+    log, arguments["log"] = arguments["log"], "var/log"
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(Refused, match=r"args\.log: 'var/log' is local to each machine") as caught:
+    with pytest.raises(ConfigRefused, match=r"args\.log: 'var/log' is local to each machine") as caught:
         read(path)
     assert len(caught.value.problems) == 1
-    arguments["log"] = "/mnt/tabrank/log"
+    arguments["log"] = log
     path.write_text(yaml.safe_dump(document))
     assert sum(pool.max_nodes for pool in read(path).nodes.values()) == 5
     assert any("no replica ever needs a node of this pool" in one.detail for one in read(path).warnings)
@@ -178,7 +184,7 @@ def test_without_json_each_problem_is_a_line_with_its_place(tmp_path):
     done = CliRunner().invoke(app, ["check", str(path)])
     lines = done.stdout.splitlines()
     assert (done.exit_code, len(lines)) == (1, TEXT.count("min_replicas") + 1)
-    assert re.fullmatch(rf"{path}:\d+:\d+: http_options\.host: 0\.0\.0\.0 lets everyone.*", lines[0])
+    assert re.fullmatch(rf"{path}:\d+:\d+: http_options\.host: 0\.0\.0\.0 admits everyone.*", lines[0])
     assert all(
         re.fullmatch(rf"{path}:\d+:\d+: applications\[0\]\.deployments\S+: unknown key.*", line)
         for line in lines[1:]
@@ -236,7 +242,7 @@ def test_whatever_a_value_is_it_ends_in_a_sentence_or_is_accepted(tmp_path):
 
 
 def replaced(value, key, new):
-    """A copy in which each value of that key is another."""
+    """Return a copy in which each value of that key is replaced."""
     if isinstance(value, list):
         return [replaced(child, key, new) for child in value]
     if not isinstance(value, dict):
@@ -247,7 +253,7 @@ def replaced(value, key, new):
 def test_a_file_that_ray_could_not_open_is_refused(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_bytes(TEXT.encode("utf-16"))
-    with pytest.raises(Refused, match="it is UTF-16; save it as UTF-8 text"):
+    with pytest.raises(ConfigRefused, match="it is UTF-16; save it as UTF-8 text"):
         read(path)
 
 

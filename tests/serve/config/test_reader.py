@@ -151,7 +151,7 @@ def test_broken_yaml_is_refused_with_its_line(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "applications"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
-    with pytest.raises(TabrankError, match="a mapping with the key 'applications' was expected"):
+    with pytest.raises(TabrankError, match="expected a mapping with the key 'applications'"):
         read(written(tmp_path, text))
 
 
@@ -195,7 +195,7 @@ def test_a_second_application_of_a_surface_is_refused(tmp_path):
     twice = shipped[:end] + shipped[begin:end].replace("name: spaces", "name: again").replace(
         "_prefix: /", "_prefix: /2"
     )
-    with pytest.raises(TabrankError, match="the surface 'spaces' has an application already"):
+    with pytest.raises(TabrankError, match="the surface 'spaces' already has an application"):
         read(written(tmp_path, twice + shipped[end:]))
 
 

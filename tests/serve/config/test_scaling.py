@@ -1,4 +1,4 @@
-"""The autoscaling policy, alone and in the service whose queue it is meant for."""
+"""The autoscaling policy, alone and in the service whose queue it is designed for."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_how_far_below_the_target_is_for_the_file_to_say():
 
 
 def ongoing(load, num_replicas):
-    """Requests in a queue of which each replica serves one at a time (M/M/1 each), bounded by a deadline."""
+    """Queueing requests, if each replica serves one at a time (M/M/1), bounded by a deadline."""
     share = load / num_replicas
     return num_replicas * (min(share / (1 - share), 6.0) if share < 1 else 6.0)
 
 
 def settled(load, decide):
-    """The numbers of replicas that a constant load goes through."""
+    """Return the numbers of replicas that a constant load goes through."""
     has, seen = 1, [1]
     for _ in range(20):
         has = min(max(decide(ongoing(load, has), has), 1), 4)
@@ -72,8 +72,9 @@ def test_a_constant_load_comes_to_rest(load):
 
 
 def test_rays_own_rule_does_not_come_to_rest():
-    """Why there is a policy at all: when this fails, take Ray's."""
-    with warnings.catch_warnings():  # Ray warns of its own declarations
+    """The reason for our own policy: when this test fails, use Ray's."""
+    # Ray warns about its own declarations.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.serve._private.common import DeploymentID
         from ray.serve.autoscaling_policy import default_autoscaling_policy

@@ -1,4 +1,4 @@
-"""Every way in which a command can end, of a small application whose commands are `Commands`."""
+"""Exit codes and messages of commands, tested on a small application of `Commands`."""
 
 from __future__ import annotations
 

@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 
 from serve.contract.hashing import hash64
 
-HASHES = [
-    4488425305882972689,
-    5345941074273896054,
-    17818300888406019453,
-]  # of '', 'jazz', 'Ünïcode ☂': stored rows hold them
+# Hashes of '', 'jazz' and 'Ünïcode ☂'. Stored rows hold them, so they must not change.
+HASHES = [4488425305882972689, 5345941074273896054, 17818300888406019453]
 
 
 class Zeros:

@@ -1,4 +1,4 @@
-"""A log line is one line, under the request that it is about, in Ray's JSON too."""
+"""Log records take one line and carry their request id, also in Ray's JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 import pytest
 from ray._common.formatters import JSONFormatter
 
-from serve.contract.logs import OURS, RAYS, join_ray, of_request
+from serve.contract.logs import RAY_LOGGER, SERVICE_LOGGER, join_ray, of_request
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -20,8 +20,8 @@ with warnings.catch_warnings():
 
 @pytest.fixture
 def handler():
-    """A handler with a stream of its own in the place of Ray's, of a replica that has joined."""
-    ours, rays = logging.getLogger(OURS), logging.getLogger(RAYS)
+    """Replace Ray's handlers by one with its own stream, and join Ray's logger."""
+    ours, rays = logging.getLogger(SERVICE_LOGGER), logging.getLogger(RAY_LOGGER)
     before = ours.parent, ours.filters, rays.handlers, rays.filters, rays.level, rays.propagate
     handler = logging.StreamHandler(io.StringIO())
     rays.handlers, rays.filters, rays.propagate = [handler], [], False
@@ -34,14 +34,14 @@ def handler():
 
 @pytest.fixture
 def lines(handler):
-    """What Ray's log of a replica gets, as JSON, from our logger."""
+    """Return the JSON records that Ray's log of a replica receives from our logger."""
     handler.setFormatter(JSONFormatter())
     return lambda: [json.loads(line) for line in handler.stream.getvalue().splitlines()]
 
 
 def test_our_lines_are_in_ray_s_log_with_level_application_and_request(lines):
-    logging.getLogger(OURS).warning("%s: too slow", "scorer", extra=of_request("r1", "ab" * 16))
-    logging.getLogger(OURS).info("ranking with model %s", "v1")
+    logging.getLogger(SERVICE_LOGGER).warning("%s: too slow", "scorer", extra=of_request("r1", "ab" * 16))
+    logging.getLogger(SERVICE_LOGGER).info("ranking with model %s", "v1")
     slow, model = lines()
     assert slow["message"] == "scorer: too slow"
     assert (slow["request_id"], slow["trace_id"], slow["application"]) == ("r1", "ab" * 16, "tab")
@@ -51,7 +51,7 @@ def test_our_lines_are_in_ray_s_log_with_level_application_and_request(lines):
 
 def test_what_a_client_writes_begins_no_line_of_its_own(lines):
     forged = "r1\nINFO all is well\r\x1b[2J\u2028"
-    logging.getLogger(OURS).warning("viewer %s", forged, extra=of_request(forged))
+    logging.getLogger(SERVICE_LOGGER).warning("viewer %s", forged, extra=of_request(forged))
     (line,) = lines()
     assert line["message"] == "viewer r1\\nINFO all is well\\r\\x1b[2J\\x2028"
     assert line["request_id"] == "r1\\nINFO all is well\\r\\x1b[2J\\x2028"
@@ -59,11 +59,11 @@ def test_what_a_client_writes_begins_no_line_of_its_own(lines):
 
 def test_joining_twice_says_nothing_twice(lines):
     join_ray("tab")
-    logging.getLogger(OURS).warning("once")
+    logging.getLogger(SERVICE_LOGGER).warning("once")
     assert len(lines()) == 1
 
 
-@pytest.mark.parametrize("name", [OURS, RAYS])
+@pytest.mark.parametrize("name", [SERVICE_LOGGER, RAY_LOGGER])
 def test_a_traceback_is_readable_though_ray_replaces_print(handler, monkeypatch, name):
     monkeypatch.setattr(builtins, "print", redirected_print)
     handler.setFormatter(ServeFormatter("ServeReplica:tab:Ingest", "r1"))

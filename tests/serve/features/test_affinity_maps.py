@@ -1,4 +1,4 @@
-"""Many records at once change the maps and sums as the rule says that one after the other would."""
+"""Vectorized updates of maps and sums equal a plain reference implementation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import TOML, run_of
 
 from serve.features.affinity_maps import Parts
-from serve.features.rows import AT_ONCE, RECORD, WORTH_A_ROUND, Schema, State
+from serve.features.rows import MAX_CANDIDATES_AT_ONCE, MIN_RECORDS_AT_ONCE, RECORD_COST, Schema, State
 from serve.features.surface import read_surface
 
 CLICKS = (
@@ -21,7 +21,8 @@ CLICKS = (
 SCHEMA = Schema(read_surface(TOML.replace("keep = 4", "keep = 3") + CLICKS))
 VIEWERS, CANDIDATES = 3, 9
 HOUR_MS = 3_600_000
-TIMES = st.integers(0, 8).map(lambda n: n * HOUR_MS // 2) | st.integers(0, 4 * HOUR_MS)  # ties, and late ones
+# Times with ties, and times out of order.
+TIMES = st.integers(0, 8).map(lambda n: n * HOUR_MS // 2) | st.integers(0, 4 * HOUR_MS)
 ROWS = st.integers(0, CANDIDATES)
 RECORDS = st.lists(
     st.tuples(st.just("impression"), st.integers(0, VIEWERS), st.lists(ROWS, min_size=0, max_size=7), TIMES)
@@ -31,14 +32,15 @@ RECORDS = st.lists(
         st.lists(ROWS, min_size=1, max_size=1),
         TIMES,
     ),
-    max_size=4 * WORTH_A_ROUND,
+    max_size=4 * MIN_RECORDS_AT_ONCE,
 )
-KEYS = st.integers(0, 7)  # 0 is none
+# Key 0 means no value.
+KEYS = st.integers(0, 7)
 WORLDS = st.lists(st.tuples(KEYS, st.lists(KEYS, min_size=3, max_size=3)), min_size=9, max_size=9)
 
 
 def world(values) -> State:
-    """Viewers and candidates; `values`: each candidate's topic and tags."""
+    """Return a state with viewers and candidates; `values` are each candidate's topic and tags."""
     state = State(SCHEMA)
     for i in range(VIEWERS):
         state.upsert("viewer", f"v{i}", {})
@@ -51,11 +53,12 @@ def world(values) -> State:
 
 
 class Plain:
-    """The rule of `kinds.Map` in plain words: one record after the other, one entry after the other."""
+    """Reference implementation of `slots.Map`: one record and one entry at a time."""
 
     def __init__(self, candidates):
         self.candidates = candidates
-        self.held = defaultdict(dict)  # by map and viewer: event, over and ms by key, the oldest key first
+        # By map and viewer: [event, over, ms] by key, the oldest key first.
+        self.held = defaultdict(dict)
 
     def observe(self, event, viewer, candidates, ts_ms):
         for i, m in enumerate(SCHEMA.maps):
@@ -87,7 +90,7 @@ class Plain:
 
 
 def held(state):
-    """What `Plain` holds, read from packed rows."""
+    """Read from packed rows the content that `Plain` holds."""
     found = {}
     for i, _ in enumerate(SCHEMA.maps):
         parts = Parts.of(state.viewers.table, i)
@@ -97,7 +100,7 @@ def held(state):
     return found
 
 
-@given(WORLDS, RECORDS, st.integers(1, 4 * WORTH_A_ROUND))
+@given(WORLDS, RECORDS, st.integers(1, 4 * MIN_RECORDS_AT_ONCE))
 @settings(deadline=None, max_examples=150)
 def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, records, length):
     state = world(values)
@@ -108,12 +111,13 @@ def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, recor
         plain.observe(*record)
     for place, entries in held(state).items():
         ours = plain.held[place]
-        assert [key for key, *_ in entries] == list(ours)  # the same went, and the others kept their order
+        # The same entries were evicted, and the others kept their order.
+        assert [key for key, *_ in entries] == list(ours)
         np.testing.assert_allclose([entry[1:] for entry in entries], list(ours.values()), rtol=1e-12)
     assert state.viewers.table[0].tobytes() == SCHEMA.blank("viewer")[0].tobytes()
 
 
-@given(RECORDS, st.integers(1, 4 * WORTH_A_ROUND))
+@given(RECORDS, st.integers(1, 4 * MIN_RECORDS_AT_ONCE))
 @settings(deadline=None, max_examples=100)
 def test_runs_leave_the_sums_of_their_records(records, length):
     state, now_ms = world([(0, [])] * CANDIDATES), 5 * HOUR_MS
@@ -131,7 +135,15 @@ def test_runs_leave_the_sums_of_their_records(records, length):
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("num", [1, WORTH_A_ROUND, AT_ONCE // RECORD, 2 * AT_ONCE // RECORD + 88])
+@pytest.mark.parametrize(
+    "num",
+    [
+        1,
+        MIN_RECORDS_AT_ONCE,
+        MAX_CANDIDATES_AT_ONCE // RECORD_COST,
+        2 * MAX_CANDIDATES_AT_ONCE // RECORD_COST + 88,
+    ],
+)
 def test_a_long_run_leaves_the_maps_of_its_records_to_the_last_bit(num):
     random = np.random.default_rng(0)
     topics, tags = random.integers(0, 8, CANDIDATES), random.integers(0, 8, (CANDIDATES, 3))

@@ -1,4 +1,4 @@
-"""Fields that a client sends are bounded: in characters, in members of a set, in bytes of a record."""
+"""Limits of client fields: characters, members of a set, bytes of a record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serve.http.decoding import decode_request
 from serve.http.openapi import openapi
 from serve.log.events import MAX_CALL_BYTES, Exposure, decode_batch, pack
 from serve.log.replay import _stated
-from serve.ranking.exposure_buffer import Outbox
+from serve.ranking.exposure_buffer import ExposureBuffer
 
 FIELDS = 'place = "category"\nlabels = "set"\nx = "number"\n'
 STATED = (
@@ -128,7 +128,7 @@ def test_a_ranking_of_the_most_and_longest_ids_is_logged():
     exposure = Exposure(
         "r", 1, None, ids, bytes(4 * MAX_CANDIDATES), "launch", "model", "full", 1, stated=stated
     )
-    buffer = Outbox(lambda payload: None)
+    buffer = ExposureBuffer(lambda payload: None)
     buffer.put(exposure)
     assert (buffer.num_too_large, buffer.num_dropped) == (0, 0)
     assert buffer.age_s > 0

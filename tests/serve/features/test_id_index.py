@@ -8,7 +8,7 @@ from serve.features.id_index import Buckets
 
 
 class Index:
-    """A dict and its buckets, changed together."""
+    """Dict and its buckets, changed together."""
 
     def __init__(self, num_ids):
         self.rows = {f"a{i}": i + 1 for i in range(num_ids)}
@@ -54,7 +54,8 @@ def test_a_table_that_grows_by_many_and_by_few_stays_whole():
         for i in range(first, first + num):
             index.set(f"id{i}", i + 1)
         index.check([f"id{i}" for i in range(first + num + 5)])
-    for _ in range(40):  # by few at a time, past what the buckets were made for
+    # Add a few at a time, until the ids exceed the capacity of the first table.
+    for _ in range(40):
         for _ in range(1_000):
             index.set(f"id{len(index.rows)}", len(index.rows) + 1)
         index.check(["id0", f"id{len(index.rows) - 1}", f"id{len(index.rows)}"])

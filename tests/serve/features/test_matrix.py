@@ -10,7 +10,7 @@ from serve.features.rows import Schema, State
 
 
 class World:
-    """A state and its features, driven by names."""
+    """State and its features, addressed by ids."""
 
     def __init__(self, surface):
         self.schema = Schema(surface)

@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOML, run_of
 
-from serve.features.rows import Rows, Schema, State
+from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import read_surface
 
 SCHEMA = Schema(read_surface(TOML))
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["join", "leave", "impression"]),
-        st.integers(0, 2),  # viewers and candidates by row; 0 is nobody
+        # Row numbers of viewers and candidates; 0 stands for unknown ids.
+        st.integers(0, 2),
         st.integers(0, 3),
         st.integers(0, 100_000),
     ),
@@ -31,12 +32,12 @@ def fresh():
 
 
 def see(state, kind, viewer, candidate, ts_ms):
-    """One record of one candidate."""
+    """Apply one record of one candidate."""
     state.observe(run_of(SCHEMA, [(kind, viewer, [candidate], ts_ms)]))
 
 
 def sums_at(state, now_ms):
-    """The decayed sums: the same state may be written with other reference times."""
+    """Return the sums decayed to one time: equal states may have different reference times."""
     found = []
     for rows in (state.viewers, state.candidates):
         n = len(rows) + 1
@@ -90,7 +91,8 @@ def test_a_full_map_evicts_the_entry_that_says_least():
         state.upsert("candidate", f"c{i}", {"topic": f"t{i}"})
     for i in range(4):
         see(state, "impression", 1, i + 1, 1_000 * i)
-    see(state, "join", 1, 1, 4_000)  # the oldest, but joined
+    # The oldest entry, but the only one with a join.
+    see(state, "join", 1, 1, 4_000)
     see(state, "impression", 1, 5, 5_000)
     i = next(i for i, m in enumerate(SCHEMA.maps) if m.field.name == "topic")
     held = set(state.viewers.table[f"map{i}_keys"][1].tolist())
@@ -104,13 +106,13 @@ def test_a_full_map_evicts_the_entry_that_says_least():
 def test_rows_survive_packing():
     state = fresh()
     see(state, "join", 1, 2, 7)
-    copy = Rows(SCHEMA, "candidate")
+    copy = RowTable(SCHEMA, "candidate")
     copy.put("b", state.candidates.table[2].tobytes())
     assert copy.table[copy.index["b"]].tobytes() == state.candidates.table[2].tobytes()
 
 
 def test_a_dropped_rows_place_is_used_again_and_the_id_is_unknown():
-    rows = Rows(SCHEMA, "candidate")
+    rows = RowTable(SCHEMA, "candidate")
     for i in range(100):
         rows.add(f"c{i}")
     place = rows.index["c7"]

@@ -34,7 +34,7 @@ def test_a_surface_is_read_from_a_path(tmp_path):
         ("max = 4", "max = 1000", "1000 must be from 1 to 256"),
         ('price = { type = "number"', 'price = { type = "nummer"', "did you mean 'number'?"),
         ('field = "candidate.started_ms"', 'field = "candidate.price"', "it must be time"),
-        ('language = "category"\nfollows', 'id = "category"\nfollows', "taken by the log itself"),
+        ('language = "category"\nfollows', 'id = "category"\nfollows', "reserved for the log"),
         ('name = "tiny"', 'name = "Tiny!"', "lower-case"),
         ('name = "tiny"', 'nme = "tiny"', "unknown key 'nme'; did you mean 'name'?"),
         ('name = "tiny"', "name = [", "not valid TOML"),
@@ -58,7 +58,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
         load_surface("spcaes")
 
 
-def test_the_state_fingerprint_follows_the_state_and_not_the_features_that_read_it():
+def test_the_state_fingerprint_depends_on_state_and_not_on_features():
     base = Schema(read_surface(TOML)).fingerprint
     assert Schema(read_surface("# a comment\n" + TOML)).fingerprint == base
     assert Schema(read_surface(TOML.replace('transform = "log1p"', 'transform = "none"'))).fingerprint == base

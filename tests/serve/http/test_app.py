@@ -1,4 +1,4 @@
-"""The request path over ASGI: real stores, table, features and batcher; the scorer is a small fake."""
+"""The request path over ASGI: real stores, table, features and batcher; the scorer is a fake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serve.features.surface import load_surface
 from serve.http.app import Edge
 from serve.http.tracing import trace_id_of
 from serve.ingest.backfill import load
-from serve.log.events import Taken, unpack
+from serve.log.events import IngestResult, unpack
 from serve.model.artifact import CURRENT, point
 from serve.ranking.assignment import assign
 from serve.ranking.service import FeatureFetcher
@@ -32,7 +32,7 @@ NOW_MS = 50_000
 
 
 class FakeScorer:
-    """Scores a candidate by its price, 0.5 where it has none."""
+    """Scores a candidate by its price, 0.5 without a price."""
 
     def __init__(self):
         self.calls = 0
@@ -72,7 +72,7 @@ class Service:
 
     async def ingest(self, payload):
         self.taken += unpack(payload)
-        return Taken()
+        return IngestResult()
 
     def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
         async def scenario():
@@ -176,13 +176,14 @@ def test_the_popular_arm_never_calls_the_scorer(tmp_path, log_folder):
     assert service.scorer.calls == 0
 
 
-def test_an_explored_order_is_drawn_from_the_scores_and_its_propensity_logged(tmp_path, log_folder):
+def test_an_explored_order_is_drawn_and_its_propensity_logged(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, explore=1.0)
-    service.scorer.answer = lambda price: np.full(len(price), 0.5)  # so that any order is as probable
+    # Equal scores make every order equally probable.
+    service.scorer.answer = lambda price: np.full(len(price), 0.5)
     answers = [service.ask(body(candidates=["a", "b", "c", "d"])).json() for _ in range(20)]
     assert len({tuple(order(answer)[:3]) for answer in answers}) > 1
     assert {order(answer)[3] for answer in answers} == {"c"}  # it has ended, and stays last
-    asyncio.run(service.fetcher.outbox.flush())
+    asyncio.run(service.fetcher.exposure_buffer.flush())
     for exposure, answer in zip(service.taken, answers, strict=True):
         assert exposure.candidates == order(answer)
         assert exposure.propensity == pytest.approx([1 / 3, 1 / 2, 1, 1])
@@ -190,7 +191,7 @@ def test_an_explored_order_is_drawn_from_the_scores_and_its_propensity_logged(tm
 
 def test_what_is_not_explored_has_no_propensity(service):
     service.ask(body())
-    asyncio.run(service.fetcher.outbox.flush())
+    asyncio.run(service.fetcher.exposure_buffer.flush())
     (exposure,) = service.taken
     assert (exposure.propensity, exposure.experiment, exposure.share) == (None, "launch", 1.0)
     assert 0 < exposure.latency_ms < 1_000
@@ -200,7 +201,7 @@ def test_what_is_not_explored_has_no_propensity(service):
 def test_an_anonymous_ranking_counts_for_no_experiment(service):
     answer = service.ask(body(viewer=None)).json()
     assert (answer["experiment"], answer["arm"], answer["rung"]) == (None, "model", "full")
-    asyncio.run(service.fetcher.outbox.flush())
+    asyncio.run(service.fetcher.exposure_buffer.flush())
     assert (service.taken[0].experiment, service.taken[0].share) == (None, None)
 
 
@@ -221,7 +222,7 @@ def api_key(name, requests_per_s=1_000.0, **may):
     return ApiKey(name, hashlib.sha256(f"of {name}".encode()).hexdigest(), requests_per_s, **may)
 
 
-def test_with_keys_everything_but_the_probes_and_documents_needs_one_and_they_change_in_place(service):
+def test_all_but_probes_and_documents_need_a_key_and_keys_change_live(service):
     got = ["/v1/model", "/v1/nothing", "/livez", "/readyz", "/openapi.json", "/docs"]
 
     async def scenario(key):
@@ -339,11 +340,11 @@ def test_the_popular_arm_does_not_wait_for_a_scorer_that_hangs(tmp_path, log_fol
     assert {(a.arm, a.rung) for a in answers} == {("model", "fallback"), ("popular", "full")}
 
 
-def test_the_model_endpoint_tells_the_experiment_and_which_artifact_each_arm_has(service):
+def test_the_model_endpoint_returns_the_experiment_and_each_arms_artifact(service):
     service.fetcher.configure(both(MODEL))
-    told = service.ask(path="/v1/model", method="GET").json()["experiment"]
-    assert (told["name"], told["holdout"], told["end_ms"]) == ("launch", 0.0, None)
-    assert [(arm["name"], arm["model"]) for arm in told["arms"]] == [("model", MODEL), ("popular", None)]
+    described = service.ask(path="/v1/model", method="GET").json()["experiment"]
+    assert (described["name"], described["holdout"], described["end_ms"]) == ("launch", 0.0, None)
+    assert [(arm["name"], arm["model"]) for arm in described["arms"]] == [("model", MODEL), ("popular", None)]
 
 
 def test_the_popular_order_is_explained_in_words_too(service, tmp_path):
@@ -395,12 +396,10 @@ def test_past_its_deadline_a_request_gets_the_popular_order(service):
     assert (response.json()["rung"], response.json()["degraded"]) == ("fallback", ["deadline"])
 
 
-def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_popularity(
-    tmp_path, log_folder
-):
+def test_under_load_only_the_most_popular_candidates_are_scored(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
     popular = order(service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}, headers={}).json())
-    service.fetcher.admission.ladder.level = 0.5  # of three candidates the model gets two
+    service.fetcher.admission.load_shedder.level = 0.5  # of three candidates the model gets two
     whole = service.scorer.answer
     sizes = []
     service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
@@ -415,7 +414,7 @@ def test_under_load_the_best_known_candidates_are_scored_and_the_rest_follow_by_
 
 def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.ladder.level = 0.5
+    service.fetcher.admission.load_shedder.level = 0.5
     service.scorer.answer = lambda price: np.array([np.nan, 0.5])
     answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
     assert (answer["rung"], answer["degraded"]) == ("partial", ["overload", "non_finite_score"])
@@ -423,7 +422,7 @@ def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
 
 def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.ladder.level = 2.0
+    service.fetcher.admission.load_shedder.level = 2.0
     answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
     assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["overload"], None)
     assert service.scorer.calls == 0
@@ -431,7 +430,7 @@ def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_fold
 
 def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.ladder.refuses = lambda waited_s, deadline_s: True
+    service.fetcher.admission.load_shedder.refuses = lambda waited_s, deadline_s: True
     took_ms = []
     service.fetcher._metrics.refused = took_ms.append
     refused = service.ask(raw=b"not even JSON")
@@ -442,7 +441,7 @@ def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_fold
     assert refused.json()["title"] == "busy"
 
 
-def test_a_scorer_that_hangs_is_left_alone_and_nobody_waits_for_it(service):
+def test_a_hanging_scorer_is_not_called_and_no_request_waits(service):
     service.scorer.delay_s = 5.0
 
     async def scenario():
@@ -528,14 +527,14 @@ def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path,
     assert (len(scored), answers[10]["rung"]) == (5, "partial")
 
 
-def test_request_ids_come_from_the_body_then_the_header_and_are_minted_otherwise(service):
+def test_request_ids_come_from_the_body_then_the_header_else_are_new(service):
     assert service.ask(body(request_id="mine"), headers={"x-request-id": "h"}).json()["request_id"] == "mine"
     assert service.ask(body(), headers={"x-request-id": "h"}).json()["request_id"] == "h"
     assert service.ask(body()).json()["request_id"] != service.ask(body()).json()["request_id"]
 
 
 REFUSED = [
-    (body(candidates=["a", "b", "a"]), 422, "/candidates/2", "twice"),
+    (body(candidates=["a", "b", "a"]), 422, "/candidates/2", "duplicate"),
     (body(candidates=["a"] * 1_001), 422, "/candidates", "1000"),
     (body(candidates=["a", 3]), 422, "/candidates/1", "str"),
     (body(candidates=["a", ""]), 422, "/candidates/1", "length >= 1"),
@@ -629,7 +628,7 @@ def test_what_cannot_be_taken_is_refused_as_a_problem(service, asked, status):
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_a_websocket_handshake_is_refused_with_the_code_that_ray_s_proxy_reads(service):
+def test_a_websocket_handshake_is_refused_with_a_code_for_rays_proxy(service):
     sent = []
 
     async def send(message):
@@ -680,7 +679,7 @@ def test_with_a_key_any_host_is_let_in_and_pages_of_others_are_not(service):
         {"candidates": ["x" * 200 + "\n", "x" * 200 + "\n"]},
     ],
 )
-def test_what_a_client_wrote_comes_back_short_and_without_control_characters(service, changes):
+def test_echoed_input_is_short_and_without_control_characters(service, changes):
     response = service.ask(body(**changes))
     assert response.status_code == 422
     assert len(response.content) < 1_000
@@ -704,7 +703,7 @@ def test_a_fault_in_the_batch_still_ends_in_the_popular_order(service):
 
 
 @pytest.mark.parametrize("arm", ["model", "popular"])
-def test_with_the_kill_switch_on_all_get_the_popular_order_in_their_own_arm(service, arm):
+def test_with_the_kill_switch_every_arm_gets_the_popular_order(service, arm):
     service.fetcher.configure(replace(both(MODEL), kill_switch=True))
     viewer = viewer_of(service.fetcher, arm)
     answer = service.ask(body(viewer=viewer, candidates=["a", "b", "zz"])).json()
@@ -737,7 +736,7 @@ def test_a_trace_that_the_caller_samples_hears_of_its_ranking(service, monkeypat
     assert (heard_id, answer.request_id) == (trace_id, "01")
 
 
-def test_an_exporter_that_raises_costs_no_ranking_and_is_told_once(service, monkeypatch, caplog):
+def test_an_exporter_that_raises_fails_no_ranking_and_is_logged_once(service, monkeypatch, caplog):
     def broken(parent, answer):
         raise RuntimeError("the collector is gone")
 
@@ -831,4 +830,4 @@ def test_a_client_that_is_slow_to_send_its_body_is_refused(service, monkeypatch)
 
     response = asyncio.run(scenario())
     assert (response.status_code, response.headers["connection"]) == (408, "close")
-    assert "had not come within 0.05 s" in response.json()["detail"]
+    assert "was not complete within 0.05 s" in response.json()["detail"]

@@ -1,4 +1,4 @@
-"""The callers' keys: their rates, on a clock of the test's, and where none is needed."""
+"""API keys: their rates, on an injected clock, and requests without keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.settings import ApiKey, UserConfig
 from serve.contract.errors import RequestError
-from serve.http.auth import Keys, mint
+from serve.http.auth import Authenticator, mint
 
 
 def key_of(secret, requests_per_s=10.0):
@@ -29,7 +29,7 @@ class Clock:
 
 
 def admitted(keys, known, seconds, each_s, clock):
-    """How many requests, sent every `each_s`, are let in."""
+    """Return how many requests, one every `each_s`, are admitted."""
     count = 0
     for _ in range(round(seconds / each_s)):
         with contextlib.suppress(RequestError):
@@ -40,9 +40,9 @@ def admitted(keys, known, seconds, each_s, clock):
 
 
 @pytest.mark.parametrize(("num_replicas", "expected"), [(1, 100), (4, 25)])
-def test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_once(num_replicas, expected):
+def test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s(num_replicas, expected):
     clock = Clock()
-    keys, known = Keys(num_replicas=num_replicas, clock=clock), (key_of(b"secret"),)
+    keys, known = Authenticator(num_replicas=num_replicas, clock=clock), (key_of(b"secret"),)
     burst = admitted(keys, known, 1e-3, 1e-5, clock)
     assert burst == pytest.approx(10 / num_replicas, abs=1)
     clock.now_s += 1.0
@@ -51,11 +51,11 @@ def test_a_key_gets_its_rate_divided_by_the_replicas_and_a_second_s_worth_at_onc
 
 def test_a_change_of_keys_forgives_no_debt():
     clock = Clock()
-    keys = Keys(clock=clock)
+    keys = Authenticator(clock=clock)
     known = (key_of(b"secret", 0.1),)
     keys.admit(known, b"secret")
     for known_now in (known, (*known, key_of(b"other"))):
-        with pytest.raises(RequestError, match=r"may ask 0\.1 times a second") as error:
+        with pytest.raises(RequestError, match=r"may send 0\.1 requests per second") as error:
             keys.admit(known_now, b"secret")
         assert (error.value.status, error.value.retry_after_s) == (429, 9)
     assert keys.admit(known_now, b"other").sha256 == known_now[1].sha256
@@ -63,28 +63,28 @@ def test_a_change_of_keys_forgives_no_debt():
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_without_keys_whoever_is_on_the_machine_may_ask(host):
-    assert Keys(host=host).admit((), None) is None
+    assert Authenticator(host=host).admit((), None) is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "ranker.example", ""])
-def test_without_keys_nobody_beyond_it_may_and_the_remedy_is_told(host):
+def test_without_keys_other_machines_are_refused_with_the_remedy(host):
     with pytest.raises(RequestError, match=r"user_config\.api_keys .*http_options\.host") as error:
-        Keys(host=host).admit((), b"anything")
+        Authenticator(host=host).admit((), b"anything")
     assert error.value.status == 401
     assert host == "" or host not in str(error.value)
 
 
 @pytest.mark.parametrize("given", [None, b"", b"secret ", b"\xff" * 9_000])
 def test_what_is_no_key_is_refused(given):
-    with pytest.raises(RequestError, match="a valid key is needed in X-Api-Key") as error:
-        Keys().admit((key_of(b"secret"),), given)
+    with pytest.raises(RequestError, match="X-Api-Key must hold a valid API key") as error:
+        Authenticator().admit((key_of(b"secret"),), given)
     assert error.value.status == 401
 
 
 def test_a_minted_key_is_admitted_by_its_hash_and_cannot_be_guessed():
     key, sha256 = mint()
     assert len(key) >= 40
-    assert Keys().admit((ApiKey("app", sha256, 1.0),), key.encode()).name == "app"
+    assert Authenticator().admit((ApiKey("app", sha256, 1.0),), key.encode()).name == "app"
     assert mint() != (key, sha256)
 
 
@@ -94,13 +94,13 @@ def test_the_command_prints_a_key_once_and_the_line_that_the_file_takes():
     secret = first.removeprefix("X-Api-Key: ")
     (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(line)}).api_keys
     assert (known.name, known.requests_per_s, known.may_choose_arm) == ("app", 5.0, False)
-    assert Keys().admit((known,), secret.encode()) is known
+    assert Authenticator().admit((known,), secret.encode()) is known
     *_, line = CliRunner().invoke(app, ["key", "on: {", "--rps", "1000000"]).stdout.splitlines()
     (known,) = UserConfig.from_mapping({"api_keys": yaml.safe_load(f"{{{line}}}")}).api_keys
     assert (known.name, known.requests_per_s) == ("on: {", 1e6)
-    told = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
-    (known,) = UserConfig.from_mapping({"api_keys": told["api_keys"]}).api_keys
-    assert Keys().admit((known,), told["key"].encode()) is known
+    result = json.loads(CliRunner().invoke(app, ["key", "--json"]).stdout)
+    (known,) = UserConfig.from_mapping({"api_keys": result["api_keys"]}).api_keys
+    assert Authenticator().admit((known,), result["key"].encode()) is known
 
 
 @pytest.mark.parametrize("arguments", [[""], ["app", "--rps", "1e9"]])

@@ -1,4 +1,4 @@
-"""Bodies on their way: cut off by time, by their number and by their size."""
+"""Reading of request bodies: limits on time, number and size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 import pytest
 
 from serve.contract.errors import RequestError
-from serve.http.body_reader import Bodies
+from serve.http.body_reader import BodyReader
 
 LIMIT = 1_000
 
 
 def arriving(*parts, then=None):
-    """What receives the parts, and then waits for the event `then`, or for ever."""
+    """A `receive` that returns the parts and then waits for the event `then`, or forever."""
     waiting = list(parts)
 
     async def receive():
@@ -43,7 +43,7 @@ def at_once(body):
 @pytest.fixture
 def bodies(monkeypatch):
     monkeypatch.setattr("serve.http.body_reader.LOOK_S", 0.01)
-    return Bodies()
+    return BodyReader()
 
 
 def test_a_slow_body_is_cut_off_and_the_others_go_on(bodies, monkeypatch):
@@ -66,7 +66,7 @@ def test_a_slow_body_is_cut_off_and_the_others_go_on(bodies, monkeypatch):
     asyncio.run(scenario())
 
 
-def test_where_too_many_wait_the_longest_is_cut_off_and_never_one_that_is_whole(bodies, monkeypatch):
+def test_with_too_many_bodies_the_oldest_incomplete_one_is_cut_off(bodies, monkeypatch):
     monkeypatch.setattr("serve.http.body_reader.MAX_WAITING", 2)
 
     async def scenario():
@@ -111,7 +111,7 @@ def test_a_body_that_says_it_is_too_large_is_not_read(bodies, declared):
 
 
 @pytest.mark.parametrize("declared", [b"2", b"-1", b"\xb2"])
-def test_one_that_says_less_than_it_is_is_cut_off_where_it_is_too_large(bodies, declared):
+def test_a_body_longer_than_declared_is_cut_off_at_the_limit(bodies, declared):
     headers = {b"content-length": declared}
     assert asyncio.run(status_of(bodies.read(headers, arriving(b"x" * 600, b"x" * 600), LIMIT))) == 413
 
@@ -128,7 +128,7 @@ def test_another_cancellation_stays_one(bodies):
     asyncio.run(scenario())
 
 
-def test_what_is_left_of_a_refused_body_is_dropped_up_to_its_end_a_size_or_a_time(bodies, monkeypatch):
+def test_the_rest_of_a_refused_body_is_dropped_within_limits(bodies, monkeypatch):
     monkeypatch.setattr("serve.http.body_reader.BODY_S", 0.1)
     monkeypatch.setattr("serve.http.body_reader.LINGER_BYTES", 3 * LIMIT)
     left = [b"x" * LIMIT] * 10

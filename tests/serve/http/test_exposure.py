@@ -28,7 +28,7 @@ RANKING = {"viewer": None, "candidates": ["a", "b"], "traffic": "test"}
 
 
 def start(folder, port, **keys):
-    """The shipped file for the small surface, with these keys; deployed in place where it runs."""
+    """Deploy the shipped file for the small surface with these keys, in place if it runs."""
     document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     document["http_options"]["port"] = port
     application = document["applications"][0]
@@ -57,10 +57,8 @@ def ask(url, key=None):
     return httpx.post(f"{url}/v1/rank", json=RANKING, headers={"x-api-key": key} if key else {})
 
 
-def test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slots_are_free(
-    service, monkeypatch
-):
-    told, _, port = service
+def test_five_hundred_slow_clients_hold_no_slots_and_delay_no_others(service, monkeypatch):
+    started, _, port = service
     monkeypatch.setenv(API_KEY, OLD[0])
 
     async def scenario():
@@ -68,7 +66,7 @@ def test_beside_five_hundred_slow_clients_the_others_are_answered_and_their_slot
         running = asyncio.create_task(senders.run(500))
         statuses, until = [], time.monotonic() + 8.0
         limits = httpx.Limits(max_connections=4)
-        async with httpx.AsyncClient(base_url=told["url"], limits=limits, timeout=5) as client:
+        async with httpx.AsyncClient(base_url=started["url"], limits=limits, timeout=5) as client:
             while time.monotonic() < until:
                 asked = [
                     client.post("/v1/rank", json=RANKING, headers={"x-api-key": OLD[0]}) for _ in range(4)
@@ -106,7 +104,7 @@ def test_a_websocket_handshake_is_refused(service):
     assert b" 403 " in status_line(service[2], *head, *upgrade, key, b"", b"")
 
 
-def test_behind_haproxy_too_a_client_that_sends_all_before_it_reads_sees_the_413(service):
+def test_behind_haproxy_a_client_that_reads_late_still_sees_the_413(service):
     client = http.client.HTTPConnection("127.0.0.1", service[2], timeout=20)
     headers = {"X-Api-Key": OLD[0], "Content-Type": "application/json"}
     with closing(client):
@@ -115,8 +113,8 @@ def test_behind_haproxy_too_a_client_that_sends_all_before_it_reads_sees_the_413
 
 
 def test_keys_are_rotated_in_place(service):
-    told, folder, port = service
-    url = told["url"]
+    started, folder, port = service
+    url = started["url"]
     assert [ask(url, key).status_code for key in (OLD[0], NEW[0], None)] == [200, 401, 401]
     refused = ask(url)
     assert refused.headers["content-type"] == "application/problem+json"
@@ -126,14 +124,17 @@ def test_keys_are_rotated_in_place(service):
     assert [ask(url, key).status_code for key in (OLD[0], NEW[0])] == [200, 200]
     again = start(folder, port, app_2027=NEW)
     assert [ask(url, key).status_code for key in (OLD[0], NEW[0])] == [401, 200]
-    assert again["pid"] == told["pid"]
+    assert again["pid"] == started["pid"]
 
 
-def test_only_the_token_opens_ray_s_own_ports_and_only_the_service_s_are_open(service):
-    told, _, _ = service
+def test_only_the_token_opens_rays_own_ports(service):
+    started, _, _ = service
     processes = {
         process.pid: process.name()
-        for process in [psutil.Process(told["pid"]), *psutil.Process(told["pid"]).children(recursive=True)]
+        for process in [
+            psutil.Process(started["pid"]),
+            *psutil.Process(started["pid"]).children(recursive=True),
+        ]
     }
     listening = [
         (processes[one.pid], one.laddr.ip.removeprefix("::ffff:"), one.laddr.port)
@@ -141,7 +142,8 @@ def test_only_the_token_opens_ray_s_own_ports_and_only_the_service_s_are_open(se
         if one.status == psutil.CONN_LISTEN and one.pid in processes
     ]
     beyond = [(name, port) for name, address, port in listening if not address.startswith("127.")]
-    assert {name.partition(":")[0] for name, _ in beyond} <= {"ray", "haproxy"}  # gRPC with the token; counts
+    # Ray's gRPC port needs the token; HAProxy's port only counts.
+    assert {name.partition(":")[0] for name, _ in beyond} <= {"ray", "haproxy"}
     (gcs,) = [port for name, _, port in listening if name == "gcs_server"]
     replicas = [port for name, port in beyond if name != "haproxy"]
     assert len(replicas) == 3
@@ -151,7 +153,7 @@ def test_only_the_token_opens_ray_s_own_ports_and_only_the_service_s_are_open(se
 
 
 def called(port, method):
-    """How a port of Ray's answers a call without the token."""
+    """Return the answer of one of Ray's ports to a call without the token."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary(method)
         with pytest.raises(grpc.RpcError) as refused:

@@ -1,4 +1,4 @@
-"""Whatever comes in: a valid value or the documented error, soon. A few draws here, thousands in the longer lane."""
+"""Hostile input ends soon, in a valid value or a documented error; a long lane draws thousands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ from serve.model.artifact import save
 from serve.model.scorers import load_scorer
 from training.network.network import NetworkConfig
 
-CPU_S = 1.0  # the most that any of it may take
+# The most CPU time that one input may take.
+CPU_S = 1.0
 REQUEST = {
     "viewer": "ann",
     "candidates": ["a", {"candidate": "b", "fields": {"price": 1.0}}, "c"],
@@ -72,8 +73,10 @@ RECORDS = {
 
 
 def drawn(few: int, many: int) -> pytest.MarkDecorator:
-    """So many seeds in the fast lane, and so many others in the longer one."""
-    rest = pytest.param(range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray])
+    """Seeds of the fast lane, and others of the longer one."""
+    rest = pytest.param(
+        range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof]
+    )
     return pytest.mark.parametrize("seeds", [range(few), rest], ids=["few", "many"])
 
 
@@ -85,13 +88,13 @@ def soon(what: object) -> Iterator[None]:
 
 
 def body(draw: random.Random, valid: Any) -> bytes:
-    """A JSON body with odd values in odd places, or damaged bytes."""
+    """Draw a JSON body with odd values in odd places, or with damaged bytes."""
     content = json.dumps(mutated(draw, valid, draw.choice([1, 1, 2, 4]))).encode()
     return damaged(draw, content) if draw.random() < 0.4 else content
 
 
 def refusal_of(call: Callable[[], object], kind: type[TabrankError] = TabrankError) -> TabrankError | None:
-    """What it was refused with; None where it was not. Anything else that is raised fails the test."""
+    """Return the error of the refusal, None if accepted; any other exception fails the test."""
     try:
         call()
     except kind as refusal:
@@ -148,7 +151,7 @@ def test_a_key_that_comes_twice_is_found_soon_among_many() -> None:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML, which has no null."""
+    """Format a value as TOML, which has no null."""
     if isinstance(value, dict):
         return (
             "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items() if v is not None) + "}"
@@ -159,7 +162,7 @@ def toml(value: Any) -> str:
 
 
 def read_to_the_end(text: str) -> None:
-    """A surface that is read can be served: its state is laid out and its features are computed."""
+    """A surface that can be read can be served: its state and features are computed."""
     with soon(text[:80]):
         refusal = refusal_of(lambda: read_surface(text, "tiny.toml"))
         if refusal is not None:
@@ -215,15 +218,15 @@ def laughs(first: str, line: str, num_lines: int) -> str:
     [
         (
             laughs("a: &a [1,1,1,1]", "{new}: &{new} [*{old},*{old},*{old},*{old}]", 12),
-            "each alias counted as what",
+            "each alias counted as its",
         ),
         (
             laughs("a: &a {{k: 1}}".format(), "{new}: &{new} {{<<: [*{old},*{old}]}}", 20),
-            "each alias counted as what",
+            "each alias counted as its",
         ),
         (
             laughs("a: &a {{k: 1}}".format(), "{new}: &{new} {{x: *{old}, y: *{old}}}", 22),
-            "each alias counted as what",
+            "each alias counted as its",
         ),
         ("a: &a [*a]", "an alias that contains itself"),
         ("a: " + "[" * 100_000, "nest"),
@@ -285,7 +288,7 @@ def test_a_damaged_log_is_read_or_refused(seeds: range, tmp_path: Path, surface:
 
 
 def replayed_or_refused(log: Path, surface: Surface) -> None:
-    """A log that is read can be replayed."""
+    """A log that can be read can be replayed."""
     refusal_of(lambda: Replay(Schema(surface), read_log(log, surface)).finish())
 
 
@@ -338,7 +341,7 @@ def test_a_log_of_odd_columns_is_read_or_refused(seeds: range, tmp_path: Path, s
 
 @drawn(12, 300)
 def test_an_artifact_of_anything_is_loaded_or_refused(seeds: range, tmp_path: Path) -> None:
-    """Of one whose hashes are right: whoever made it meant harm, or has a defect."""
+    """Damage an artifact whose hashes are right, as an attacker or a defective export would."""
     rng = np.random.default_rng(0)
     network = random_network(rng, random_encoder(rng, 4, 1, 1), NetworkConfig(n_steps=2))
     files, manifest = artifact_files(network, rng)

@@ -1,4 +1,4 @@
-"""Spans of a ranking under the caller's trace, where it samples."""
+"""Spans of a ranking below the caller's trace, if the caller samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The edge behind a real HTTP server, as clients meet it."""
+"""The ASGI application behind a real HTTP server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_websocket_handshake_is_refused(url):
         assert connection.makefile("rb").readline().startswith(b"HTTP/1.1 403")
 
 
-def test_a_client_that_sends_all_before_it_reads_is_told_that_its_body_is_too_large(url):
+def test_a_client_that_reads_only_after_sending_sees_the_413(url):
     at = urlsplit(url)
     client = http.client.HTTPConnection(at.hostname, at.port, timeout=20)
     headers = {"Content-Type": "application/json"}

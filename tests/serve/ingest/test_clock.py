@@ -8,7 +8,7 @@ HOUR_S = 3_600.0
 
 
 class Machine:
-    """A machine's two clocks."""
+    """Fake of a machine's two clocks."""
 
     def __init__(self):
         self.wall_s, self.elapsed_s = 1_800_000_000.0, 500.0

@@ -1,4 +1,4 @@
-"""Ingest killed again and again under load: what it acknowledged is there, once and whole."""
+"""Ingest killed repeatedly under load keeps every acknowledged record exactly once."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from serve.log.snapshots import numbers
 from serve.stores.factory import open_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
-ROUNDS = 20
-BATCH = 50  # events a payload, ten payloads a second
+# Events of a payload, at ten payloads a second.
+BATCH = 50
 
 
 class Client:
-    """Sends payloads in turn, and each again until it is acknowledged."""
+    """Client that sends payloads in order and resends each until it is acknowledged."""
 
     def __init__(self, folder, store):
         self.command = [sys.executable, "tests/support/ingest_process.py", str(folder), store]
@@ -46,7 +46,7 @@ class Client:
         self._process.kill()
 
     def forget(self):
-        """Let go of a process that was killed."""
+        """Release a killed process."""
         self._process.wait()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -58,7 +58,7 @@ class Client:
         self._process.stdout.close()
 
     def send(self, number):
-        """One payload of events and an exposure, until it is acknowledged or the process is gone."""
+        """Send events and an exposure, until acknowledged or the process ended."""
         ids = [f"e{number}-{i}" for i in range(BATCH)]
         now_ms = 60_000 + number
         records = [
@@ -83,7 +83,8 @@ def store(request):
     return request.getfixturevalue("redis_server").url
 
 
-def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_folder, store):
+@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.proof)])
+def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_folder, store, rounds):
     (tmp_path / "tiny.toml").write_text(TOML)
     surface = load_surface(str(tmp_path / "tiny.toml"))
     load(surface, log_folder, store, tmp_path)
@@ -91,7 +92,7 @@ def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_
     draw, number = random.Random(1), 0
     client.start()
     client.send(number)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         timer = threading.Timer(draw.uniform(0.3, 0.9), client.kill)
         timer.start()
         try:
@@ -102,14 +103,16 @@ def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_
             timer.join()
         client.forget()
         client.start()
-        client.send(number)  # again: it may have been taken
+        # Resend: the records may have been stored.
+        client.send(number)
     client.finish()
 
     assert numbers(log_folder), "some kills came while a snapshot was written"
     log = read_log(log_folder, surface)
     ids = [id_ for id_ in log.events["id"].to_pylist() if "-" in id_]
     assert sorted(ids) == sorted(client.acknowledged)
-    for name, column in (("events", "id"), ("exposures", "request_id")):  # a record may be in two segments
+    # A record may be in two segments.
+    for name, column in (("events", "id"), ("exposures", "request_id")):
         served = pq.read_table(log_folder / name)
         assert len(set(zip(served["seq"].to_pylist(), served[column].to_pylist(), strict=True))) == len(
             getattr(log, name)["seq"].drop_null()

@@ -1,4 +1,4 @@
-"""The live loop through its public face: events and rankings in over HTTP, features and the log out."""
+"""The live loop over HTTP: events and rankings change features and the log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_a_ranking_counts_as_an_impression_of_what_it_showed(service):
     before, same_time, after = service.run(scenario)
     shown = before["ranking"][0]["candidate"]
     seen = [features(answer, shown)["seen"] for answer in (before, same_time, after)]
-    assert seen == [seen[0], seen[0], seen[0] + 2 + 3]  # ties are unseen
+    # A ranking does not see records of its own time.
+    assert seen == [seen[0], seen[0], seen[0] + 2 + 3]
 
 
 def test_an_event_is_counted_once_however_often_it_is_sent(service):
@@ -74,10 +75,8 @@ def test_good_records_are_kept_and_the_others_named(service):
     assert answer["accepted"] == 1
     assert num_rejected == [len(answer["rejected"])]
     told = {rejected["pointer"]: rejected["detail"] for rejected in answer["rejected"]}
-    assert list(told) == [
-        "/records/1/kind", "/records/2", "/records/3/fields/topik", "/records/4/fields/language", "/records/5/type",
-        "/records/6", "/records/7/vewer", "/records/8/ts_ms",
-    ]  # fmt: skip
+    fields = ["kind", "", "fields/topik", "fields/language", "type", "", "vewer", "ts_ms"]
+    assert list(told) == [f"/records/{i}/{field}".rstrip("/") for i, field in enumerate(fields, 1)]
     assert "did you mean 'join'" in told["/records/1/kind"]
     assert "did you mean 'topic'" in told["/records/3/fields/topik"]
     assert "did you mean 'viewer'" in told["/records/7/vewer"]
@@ -95,10 +94,11 @@ def test_a_new_candidate_is_known_at_once_and_one_that_ended_goes_last(service):
     assert first["unknown_candidates"] == []
     assert [r["candidate"] for r in first["ranking"]] == ["new", "a"]
     assert [r["candidate"] for r in ended["ranking"]] == ["a", "new"]
-    assert features(ended, "new")["price"] == 9.0  # what is not named stays
+    # A field that is not named keeps its value.
+    assert features(ended, "new")["price"] == 9.0
 
 
-def test_attributes_of_the_time_of_a_ranking_are_there_when_it_counts_and_were_not_when_it_was_made(service):
+def test_attributes_with_the_time_of_a_ranking_are_not_seen_by_it(service):
     async def scenario(service):
         ranked = await service.rank(candidates=["a", "new"], now_ms=50_000)
         await service.events({"type": "candidate", "id": "new", "ts_ms": 50_000, "fields": {"price": 9.0}})
@@ -107,9 +107,8 @@ def test_attributes_of_the_time_of_a_ranking_are_there_when_it_counts_and_were_n
 
     ranked, later = service.run(scenario)
     assert ranked["unknown_candidates"] == ["new"]
-    assert features(later, "new")["join_rate"] == pytest.approx(
-        0.1 * 10 / 11
-    )  # the ranking was an impression
+    # The ranking counts as an impression.
+    assert features(later, "new")["join_rate"] == pytest.approx(0.1 * 10 / 11)
 
 
 def test_a_forgotten_viewer_is_unknown(service):
@@ -159,7 +158,7 @@ def test_a_retried_request_is_one_exposure(service):
     assert served["request_id"].to_pylist() == ["once"]
 
 
-def test_events_that_cannot_be_taken_are_answered_503_with_a_time_to_come_again(service):
+def test_events_that_cannot_be_taken_are_answered_503_with_retry_after(service):
     async def scenario(service):
         async def broken(payload):
             raise OSError("gone")
@@ -212,14 +211,14 @@ def test_a_batch_of_too_many_records_is_refused_whole(service):
     assert (response.status_code, response.json()["pointer"]) == (422, "/records")
 
 
-def test_rankings_go_on_and_say_that_their_features_are_old_where_ingest_is_gone(tmp_path, log_folder):
+def test_rankings_continue_with_stale_features_without_ingest(tmp_path, log_folder):
     service = Live(tmp_path, log_folder, clock="wall", stale_after_ms=300)
 
     async def scenario(service):
         async def broken(payload):
             raise OSError("gone")
 
-        service.fetcher.outbox._send = broken
+        service.fetcher.exposure_buffer._send = broken
         fresh = await service.rank()
         await asyncio.sleep(0.4)
         return fresh, await service.rank()

@@ -1,4 +1,4 @@
-"""Records that come late, twice or from a wrong clock: the state follows their order and their times."""
+"""State after late records, repeated records and records from wrong clocks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def candidate(id_, ts_ms, ends_ms=None, **fields):
 
 
 def language(service, viewer="ann"):
-    """The viewer's language as its row in the store holds it."""
+    """Return the viewer's language from its row in the store."""
     schema = Schema(service.surface)
     store = open_store(service.args.store, "tiny", schema.fingerprint, base=service.folder, writable=False)
     viewers, _ = stored_rows(schema, store)
@@ -91,7 +91,7 @@ def test_what_a_forgotten_viewer_did_before_comes_too_late(service, restarted):
 
     async def first(service):
         await service.ingester.take([forget], 100)
-        await asyncio.to_thread(service.ingester.roll)
+        await asyncio.to_thread(service.ingester.flush_journal)
         await service.ingester.take([Viewer("bob", {}, ts_ms=53_001)], 100)
         return None if restarted else await service.ingester.take(late, 100)
 
@@ -136,7 +136,7 @@ def test_a_removed_candidate_does_not_come_back_with_what_was_said_before(servic
 
 
 class Machine:
-    """A machine whose wall clock can be set."""
+    """Fake machine whose wall clock can be set."""
 
     def __init__(self):
         self.wall_s, self.elapsed_s = 1_800_000_000.0, 0.0
@@ -154,7 +154,7 @@ class Machine:
 
 
 class Writer:
-    """One Ingest after the other over one store and log, on a machine of its own."""
+    """Successive ingesters over one store and log, on a fake machine."""
 
     def __init__(self, folder):
         self.folder, self.machine = folder, Machine()
@@ -167,10 +167,10 @@ class Writer:
         self.ingester = ingester(self.args, self.folder, clock=self.machine.clock())
 
     async def take(self, *records):
-        """Commit records of one call; what became of them."""
+        """Commit the records of one call; return its result."""
         taking = asyncio.ensure_future(self.ingester.take(records, 100 * len(records)))
         await asyncio.sleep(0)
-        await self.ingester.flush()
+        await self.ingester.commit_waiting()
         return await taking
 
     async def stop(self):
@@ -188,7 +188,7 @@ class Writer:
         return replay
 
 
-def test_a_step_of_the_clock_during_a_commit_ends_no_candidate_and_freezes_no_count(tmp_path):
+def test_a_clock_step_during_a_commit_ends_no_candidate(tmp_path):
     writer = Writer(tmp_path)
     begin_ms = writer.machine.now_ms
 
@@ -209,7 +209,7 @@ def test_a_step_of_the_clock_during_a_commit_ends_no_candidate_and_freezes_no_co
     assert counts["time_ahead"] == 1
 
 
-def test_an_exposure_from_a_clock_ahead_counts_as_now_and_without_its_features(tmp_path):
+def test_an_exposure_from_a_clock_ahead_counts_as_now_without_features(tmp_path):
     writer = Writer(tmp_path)
     ahead = exposure("r1", ts_ms=writer.machine.now_ms + HOUR_MS)
     ahead.numeric = ahead.category = b"\0" * 8
@@ -311,7 +311,7 @@ STEPS = st.one_of(
 
 
 def record(number, step, now_ms):
-    """The record of a step."""
+    """Return the record of a step."""
     kind, viewer, name, back_ms, more = step
     ts_ms = None if back_ms == 1 and kind != "exposure" else now_ms - back_ms
     match kind:
@@ -329,16 +329,7 @@ def record(number, step, now_ms):
             return Forget(viewer, ts_ms=ts_ms)
 
 
-@pytest.mark.integration
-@pytest.mark.no_ray
-@settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
-)
-@given(steps=st.lists(STEPS, min_size=200, max_size=220))
-def test_the_state_is_a_replay_of_the_log_whatever_comes_late_or_twice(tmp_path_factory, steps):
+def holds_its_replay(tmp_path_factory, steps):
     writer = Writer(tmp_path_factory.mktemp("writer"))
 
     async def scenario():
@@ -369,6 +360,19 @@ def test_the_state_is_a_replay_of_the_log_whatever_comes_late_or_twice(tmp_path_
     assert_same_state(writer.stored(), writer.replayed(), tolerance=1e-6)
 
 
+def after_steps(num_examples):
+    """Return a test of `holds_its_replay` with so many examples of 200 to 220 steps."""
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    sized = settings(max_examples=num_examples, deadline=None, derandomize=True, suppress_health_check=slow)
+    return sized(given(steps=st.lists(STEPS, min_size=200, max_size=220))(holds_its_replay))
+
+
+test_the_state_is_a_replay_of_the_log = pytest.mark.integration(pytest.mark.no_ray(after_steps(8)))
+test_after_ten_thousand_steps_the_state_is_a_replay_of_the_log = pytest.mark.proof(
+    pytest.mark.integration(pytest.mark.no_ray(after_steps(50)))
+)
+
+
 def copied(sent):
-    """A record as it comes once more: Ingest dates those that it is given."""
+    """Return a copy of a record to resend, because Ingest sets the time of the original."""
     return type(sent)(**{name: getattr(sent, name) for name in sent.__struct_fields__})

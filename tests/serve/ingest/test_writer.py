@@ -1,4 +1,4 @@
-"""The one writer when things go wrong: another writer, a store that fails, a log that cannot be written."""
+"""The writer under failures: another writer, a failing store, a log that cannot be written."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_a_store_that_is_loaded_under_a_running_service_is_written_on(service, l
     assert audience(after) == audience(loaded) + 1
 
 
-def test_what_waits_in_the_journal_while_the_store_is_loaded_gets_into_the_log(service, log_folder):
+def test_journal_entries_reach_the_log_despite_a_load_of_the_store(service, log_folder):
     async def scenario(service):
-        service.ingester.roll = lambda: None
+        service.ingester.flush_journal = lambda: None
         await service.events(event("e9"))
         load(service.surface, log_folder, "lmdb:store", service.folder)
         return (await service.events(event("e9")))["duplicates"]
@@ -77,7 +77,8 @@ def test_two_writers_take_turns_and_lose_nothing(service):
         return await service.rank(now_ms=54_000, explain=True)
 
     after = service.run(scenario)
-    assert audience(after) == 8 + 1 - 1  # beside the log's own join and leave
+    # Eight joins, and the join and leave of the log.
+    assert audience(after) == 8 + 1 - 1
     ids = served(service, "events")["id"].to_pylist()
     assert sorted(ids) == sorted([f"mine{i}" for i in range(4)] + [f"other{i}" for i in range(4)])
     seqs = served(service, "events")["seq"].to_pylist() + served(service, "exposures")["seq"].to_pylist()
@@ -143,7 +144,7 @@ def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monke
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
-        service.ingester.roll = lambda: None
+        service.ingester.flush_journal = lambda: None
         calls = [service.events(event(f"e{i}", ts_ms=None)) for i in range(20)]
         answers = await asyncio.gather(*calls)
         commits = [len(entry.records) for _, entry in entries(service.ingester._store)]
@@ -157,7 +158,7 @@ def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monke
     assert max(commits) <= 10
 
 
-def test_a_new_candidate_that_a_full_table_has_no_room_for_is_rejected_by_name(tmp_path, log_folder):
+def test_a_full_table_rejects_a_new_candidate_by_name(tmp_path, log_folder):
     service = Live(tmp_path, log_folder)
     service.run(lambda service: service.rank())
     num_live = len(service.fetcher.live.rows)
@@ -205,28 +206,30 @@ def test_a_store_that_is_gone_is_not_made_anew(service):
     assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
 
 
-def test_how_old_events_are_and_how_long_a_call_waits_is_counted_until_they_are_durable(service):
+def test_event_lags_and_call_durations_end_when_records_are_durable(service):
     tallies = []
-    service.tell = tallies.append
+    service.on_tally = tallies.append
 
     async def scenario(service):
         await service.events(event("e9"), event("e10", "click"))
         await service.rank(now_ms=54_000)
-        await service.fetcher.outbox.flush()
-        await service.events({"type": "forget", "viewer": "bob"})  # which has told what came before
+        await service.fetcher.exposure_buffer.flush()
+        # The tally after this call contains the earlier events.
+        await service.events({"type": "forget", "viewer": "bob"})
 
     service.run(scenario)
     lags_ms = [lag_ms for tally in tallies for lag_ms in tally.event_lags_ms]
     now_ms = time.time() * 1e3
-    assert [now_ms - lag_ms for lag_ms in lags_ms] == pytest.approx([51_000] * 2, abs=60_000)  # no exposure
+    # The exposure has no lag.
+    assert [now_ms - lag_ms for lag_ms in lags_ms] == pytest.approx([51_000] * 2, abs=60_000)
     commits_ms = [took_ms for tally in tallies for took_ms in tally.commits_ms]
     assert sum(tally.counts["exposure"] for tally in tallies) == 1
     assert len(commits_ms) == 2
     assert all(0 < took_ms < 5_000 for took_ms in commits_ms)
-    assert max(tally.num_unrolled for tally in tallies) > 0
+    assert max(tally.num_unflushed for tally in tallies) > 0
 
 
-@pytest.mark.parametrize(("bound", "value"), [("ROLL_RECORDS", 5), ("ROLL_BYTES", 250)])
+@pytest.mark.parametrize(("bound", "value"), [("FLUSH_RECORDS", 5), ("FLUSH_BYTES", 250)])
 def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch, bound, value):
     monkeypatch.setattr(serve.ingest.writer, bound, value)
     service.args = replace(service.args, clock="wall")
@@ -243,7 +246,7 @@ def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch, bound,
 
 
 def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 3)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 3)
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
@@ -257,7 +260,7 @@ def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monk
 
 
 def test_a_compaction_that_fails_is_counted_and_the_log_goes_on(service, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 1)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 1)
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
@@ -299,7 +302,7 @@ def test_a_restarted_writer_does_not_make_a_lost_store_anew(service):
     assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
 
 
-def test_events_are_known_again_after_a_restart_however_many_rankings_came_since(service, monkeypatch):
+def test_event_ids_survive_a_restart_after_any_number_of_rankings(service, monkeypatch):
     monkeypatch.setattr("serve.ingest.intake.WINDOW", 5)
 
     async def scenario(service):
@@ -312,14 +315,15 @@ def test_events_are_known_again_after_a_restart_however_many_rankings_came_since
     assert (again["accepted"], again["duplicates"]) == (0, 1)
 
 
-def test_of_two_writers_the_one_that_lost_the_lease_does_not_write_the_log_last(service):
+def test_a_fenced_writer_does_not_write_the_log_last(service):
     async def scenario(service):
         await service.events(event("e9"))
         other = ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
-        await asyncio.to_thread(other.roll)
-        service.ingester.roll()  # it does not know yet that the lease is gone
+        await asyncio.to_thread(other.flush_journal)
+        # This writer has not noticed yet that it is fenced.
+        service.ingester.flush_journal()
         other.stop()
         await running
 
@@ -327,7 +331,7 @@ def test_of_two_writers_the_one_that_lost_the_lease_does_not_write_the_log_last(
     assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
 
 
-def test_numbers_that_only_json_can_hold_are_logged_or_refused_but_stop_nothing(service):
+def test_numbers_that_only_json_can_hold_are_logged_or_refused(service):
     async def scenario(service):
         answers = []
         for i, hour in enumerate((2**53 + 1, 10**20, 10**40)):
@@ -350,7 +354,7 @@ def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
     monkeypatch.setattr("serve.ingest.rolling.SEGMENT_BYTES", 200)
 
     async def scenario(service):
-        roll, service.ingester.roll = service.ingester.roll, lambda: None
+        roll, service.ingester.flush_journal = service.ingester.flush_journal, lambda: None
         for i in range(8):
             await service.events(event(f"e{i}"))
         await asyncio.to_thread(roll)
@@ -375,7 +379,7 @@ def test_a_surface_of_viewers_without_any_state_takes_events(tmp_path):
         writer = ingester(service.args, tmp_path)
         taking = asyncio.ensure_future(writer.take([Event("e1", "ann", "a", "join", ts_ms=1)], 100))
         await asyncio.sleep(0)
-        await writer.flush()
+        await writer.commit_waiting()
         return await taking
 
     assert asyncio.run(scenario()).rejected == {}
@@ -410,16 +414,16 @@ def test_a_live_table_holds_a_bounded_number_of_bytes(tmp_path, log_folder, monk
     assert service.run(scenario)["accepted"] == 2, "four are there before"
 
 
-def test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_written(service, monkeypatch):
+def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service, monkeypatch):
     (service.folder / "served").mkdir()
     (service.folder / "served" / "events").write_text("in the way")
 
     async def scenario(service):
         await service.events(event("e9"))
-        monkeypatch.setattr("serve.ingest.rolling.MAX_UNROLLED_BYTES", 10)
+        monkeypatch.setattr("serve.ingest.rolling.MAX_UNFLUSHED_BYTES", 10)
         refused = await service.post("/v1/events", {"records": [event("e10")]})
         (service.folder / "served" / "events").unlink()
-        await asyncio.to_thread(service.ingester.roll)
+        await asyncio.to_thread(service.ingester.flush_journal)
         return refused, await service.events(event("e10"))
 
     refused, taken = service.run(scenario)
@@ -429,11 +433,9 @@ def test_a_journal_that_holds_too_many_bytes_takes_nothing_until_the_log_is_writ
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("rolling.MAX_UNROLLED", 3), ("rolling.MAX_UNROLLED_BYTES", 1_200)]
+    ("bound", "value"), [("rolling.MAX_UNFLUSHED", 3), ("rolling.MAX_UNFLUSHED_BYTES", 1_200)]
 )
-def test_a_journal_that_cannot_be_written_to_the_log_takes_events_and_no_more_rankings(
-    service, monkeypatch, bound, value
-):
+def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)
 
     async def scenario(service):

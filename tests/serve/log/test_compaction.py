@@ -1,4 +1,4 @@
-"""Small segments become few: the same records, whatever comes in between."""
+"""Compaction keeps every record, also when readers, writers or crashes interfere."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from serve.contract.records import Candidate, Event, Viewer
 from serve.features.surface import read_surface
 from serve.log.atomic_files import put
 from serve.log.compaction import compact
-from serve.log.events import Entry, Exposure
+from serve.log.events import Exposure, JournalEntry
 from serve.log.reader import TABLES, read_log, read_table
 from serve.log.segments import Segments
 
-WORTH_SEGMENTS = 6  # each is synced to disk
+# Fewer than in production, because each segment is synced to disk.
+MIN_SEGMENTS = 6
 
 
 @pytest.fixture
 def segments(log_folder, surface, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", WORTH_SEGMENTS)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", MIN_SEGMENTS)
     return Segments(log_folder, surface)
 
 
 def write(segments, num, first=1):
-    """So many segments of each table, a minute's each; the number after the last."""
+    """Write segments of one minute to each table; return the number after the last record."""
     for i in range(first, first + 4 * num, 4):
         records = [
             Viewer(f"v{i}", {"language": "fr"}, i),
@@ -36,7 +37,7 @@ def write(segments, num, first=1):
             Exposure(f"x{i}", 70_000 + i, "ann", ["a", "b"], b"\0" * 8, "e", "m", "full", i - 1),
             Event(f"s{i}", "ann", "a", "join", 70_000 + i),
         ]
-        segments.write([(i + 3, Entry(0, records))])
+        segments.write([(i + 3, JournalEntry(0, records))])
     return first + 4 * num
 
 
@@ -49,17 +50,17 @@ def rows(segments):
 
 
 def test_many_segments_become_one_with_the_same_records(segments):
-    write(segments, WORTH_SEGMENTS)
+    write(segments, MIN_SEGMENTS)
     before = rows(segments)
     compact(segments.folder)
     assert [files(segments, name) for name in TABLES] == [[f"{1:020d}.parquet"]] * 4
     assert rows(segments) == before
     assert pq.ParquetFile(segments.folder / "events" / files(segments)[0]).num_row_groups == 1
-    assert segments.last_seq() == 4 * WORTH_SEGMENTS
+    assert segments.last_seq() == 4 * MIN_SEGMENTS
 
 
 def test_a_segment_that_is_written_in_parts_holds_the_same(segments, monkeypatch, tmp_path, surface):
-    entries = [(i, Entry(0, [Event(f"s{i}", "ann", "a", "join", 70_000 + i)])) for i in range(1, 21)]
+    entries = [(i, JournalEntry(0, [Event(f"s{i}", "ann", "a", "join", 70_000 + i)])) for i in range(1, 21)]
     assert segments.write(entries) == (20, 20, 0)
     monkeypatch.setattr("serve.log.segments.AT_ONCE", 5)
     steps = []
@@ -68,21 +69,24 @@ def test_a_segment_that_is_written_in_parts_holds_the_same(segments, monkeypatch
     (whole,), (path,) = (sorted((log.folder / "events").glob("*")) for log in (segments, parted))
     assert pq.ParquetFile(path).num_row_groups == 4
     assert (path.name, pq.read_table(path)) == (whole.name, pq.read_table(whole))
-    assert len(steps) == 24  # after each entry, and after each part
+    # One call after each entry, and one after each part.
+    assert len(steps) == 24
 
 
 def test_a_row_group_holds_a_bounded_number_of_bytes(segments, monkeypatch):
     monkeypatch.setattr("serve.log.segments.AT_ONCE_BYTES", 1_000)
-    entries = [(i, Entry(0, [Event(f"s{i}", "ann", "a", "join", 70_000 + i)], 300)) for i in range(1, 13)]
+    entries = [
+        (i, JournalEntry(0, [Event(f"s{i}", "ann", "a", "join", 70_000 + i)], 300)) for i in range(1, 13)
+    ]
     assert segments.write(entries) == (12, 12, 3_600)
     (path,) = (segments.folder / "events").glob("*")
     assert pq.ParquetFile(path).num_row_groups == 3
 
 
 def test_fewer_stay_as_they_are(segments):
-    write(segments, WORTH_SEGMENTS - 1)
+    write(segments, MIN_SEGMENTS - 1)
     compact(segments.folder)
-    assert len(files(segments)) == WORTH_SEGMENTS - 1
+    assert len(files(segments)) == MIN_SEGMENTS - 1
 
 
 def test_few_that_fill_a_segment_are_merged(segments, monkeypatch):
@@ -96,21 +100,21 @@ def test_few_that_fill_a_segment_are_merged(segments, monkeypatch):
 
 
 def test_what_is_large_already_stays(segments, monkeypatch):
-    write(segments, WORTH_SEGMENTS)
+    write(segments, MIN_SEGMENTS)
     monkeypatch.setattr(serve.log.compaction, "DONE_BYTES", 1)
     compact(segments.folder)
-    assert len(files(segments)) == WORTH_SEGMENTS
+    assert len(files(segments)) == MIN_SEGMENTS
 
 
 def test_none_is_merged_across_a_cut(segments):
-    write(segments, 2 * WORTH_SEGMENTS)
-    cut = 4 * WORTH_SEGMENTS
+    write(segments, 2 * MIN_SEGMENTS)
+    cut = 4 * MIN_SEGMENTS
     compact(segments.folder, [cut])
     assert files(segments) == [f"{1:020d}.parquet", f"{cut + 1:020d}.parquet"]
 
 
 def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surface, monkeypatch):
-    write(segments, WORTH_SEGMENTS)
+    write(segments, MIN_SEGMENTS)
     before = read_log(segments.folder, surface)
 
     def cut_short(draft, path):
@@ -120,10 +124,10 @@ def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surfa
     monkeypatch.setattr(serve.log.compaction, "put", cut_short)
     with pytest.raises(OSError, match="the end"):
         compact(segments.folder)
-    assert len(read_table(segments.folder, "viewers")[1]) == 2 + 2 * WORTH_SEGMENTS - 1
+    assert len(read_table(segments.folder, "viewers")[1]) == 2 + 2 * MIN_SEGMENTS - 1
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
-    assert (before.counts["repeated_rows"], after.counts["repeated_rows"]) == (0, WORTH_SEGMENTS - 1)
+    assert (before.counts["repeated_rows"], after.counts["repeated_rows"]) == (0, MIN_SEGMENTS - 1)
     monkeypatch.setattr(serve.log.compaction, "put", put)
     compact(segments.folder)
     after = read_log(segments.folder, surface)
@@ -137,7 +141,7 @@ def test_a_reader_meanwhile_finds_every_record(segments, surface):
     def merge():
         nonlocal first
         for _ in range(4):
-            first = write(segments, WORTH_SEGMENTS, first)
+            first = write(segments, MIN_SEGMENTS, first)
             compact(segments.folder)
         done.set()
 
@@ -152,7 +156,7 @@ def test_a_reader_meanwhile_finds_every_record(segments, surface):
 
 
 def test_what_cannot_be_merged_is_left_as_it_was(segments):
-    write(segments, WORTH_SEGMENTS)
+    write(segments, MIN_SEGMENTS)
     (segments.folder / "events" / files(segments)[3]).write_bytes(b"no parquet")
     before = files(segments)
     with pytest.raises(TabrankError, match="not readable as Parquet"):
@@ -161,9 +165,9 @@ def test_what_cannot_be_merged_is_left_as_it_was(segments):
 
 
 def test_segments_of_a_surface_that_gained_a_field_stay_apart(segments, surface):
-    first = write(segments, WORTH_SEGMENTS - 1)
+    first = write(segments, MIN_SEGMENTS - 1)
     wider = read_surface(TOML.replace("[context]\n", '[context]\nday = "number"\n'), "tiny.toml")
     write(Segments(segments.folder, wider), 2, first)
     compact(segments.folder)
     assert files(segments, "exposures") == [f"{1:020d}.parquet", f"{first:020d}.parquet"]
-    assert len(read_log(segments.folder, wider).exposures) == 3 + WORTH_SEGMENTS + 1
+    assert len(read_log(segments.folder, wider).exposures) == 3 + MIN_SEGMENTS + 1

@@ -149,7 +149,7 @@ def test_a_log_is_never_overwritten_and_a_failed_write_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
 
 
-def test_the_draft_of_a_killed_writer_is_swept_and_that_of_a_living_one_is_not(tmp_path):
+def test_only_drafts_of_dead_writers_are_deleted(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )

@@ -27,7 +27,8 @@ def test_a_record_is_seen_strictly_after_its_time(log_folder, surface):
 
 def test_a_candidate_is_nobody_before_its_row_came(log_folder, surface):
     run = replay(log_folder, surface)
-    shown = np.arange(run.first[1], run.first[2])  # a, d (from 15 s), zz (never)
+    # a, d (known from 15 s), zz (never known).
+    shown = np.arange(run.first[1], run.first[2])
     run.advance(15_000)
     assert (run.candidate_rows(shown) > 0).tolist() == [True, False, False]
     run.advance(15_001)
@@ -48,7 +49,8 @@ def test_viewers_without_a_record_stay_unknown(log_folder, surface):
     run = replay(log_folder, surface)
     run.advance(10_000)
     known = {name for name, row in run.state.viewers.index.items() if run.known["viewer"][row]}
-    assert known == {"ann", "bob"}  # both have a row that holds since ever
+    # Both have a row without a time, which holds from the start.
+    assert known == {"ann", "bob"}
     assert not run.known["candidate"][run.state.candidates.index["zz"]]
 
 
@@ -66,13 +68,15 @@ def test_a_viewers_maps_hold_what_they_were_shown_and_what_they_did(log_folder, 
             if key
         }
     news, jazz = hash64("news"), hash64("jazz")
-    # ann was shown a (news), b, c (jazz), then b, a; joined a and b. bob was shown a, d (news) and joined d.
+    # ann was shown a (news), b, c (jazz), then b, a, and joined a and b.
+    # bob was shown a, d (news), and joined d.
     assert held == {"ann": {news: (1, 2), jazz: (1, 3)}, "bob": {news: (1, 2)}}
 
 
-def test_an_event_whose_clock_is_behind_does_not_come_before_the_exposure_that_it_names(tmp_path, surface):
+def test_an_event_is_never_earlier_than_its_exposure(tmp_path, surface):
     parts = tables()
-    behind = pa.array([11_000, 9_000, 21_000, 45_000, 60_000], pa.int64())  # e2 joins in r1, which is of 10 s
+    # e2, at 9 s, is a join of r1, which was shown at 10 s.
+    behind = pa.array([11_000, 9_000, 21_000, 45_000, 60_000], pa.int64())
     parts["events"] = parts["events"].set_column(1, "ts_ms", behind)
     write_log(tmp_path / "log", parts)
     run = replay(tmp_path / "log", surface)

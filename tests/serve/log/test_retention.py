@@ -1,4 +1,4 @@
-"""A log that is kept for some days: what was deleted, a snapshot stands for."""
+"""Retention of some days: a snapshot replaces the deleted records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serve.ingest.backfill import load
 from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
 from serve.log.retention import Retention
-from serve.log.snapshots import begin, snapshots
+from serve.log.snapshots import snapshots, truncation_point
 from serve.log.writer import write_log
 from training.audit.audit import audit
 from training.data.dataset import build
@@ -38,7 +38,7 @@ KEEP_DAYS = 8
 
 
 class Kept(Logging):
-    """A service whose own retention does nothing; `tend` does it, at the time that it is told."""
+    """Service without its own retention; `tend` applies it at a given time."""
 
     def __init__(self, folder, log_folder):
         super().__init__(folder, log_folder)
@@ -48,7 +48,7 @@ class Kept(Logging):
         retention = Retention(self.folder / "log", Schema(self.surface).fingerprint, int(keep_days * DAY_MS))
         store = self.store()
         try:
-            retention.tend(store, lambda: now_ms, wanted)
+            retention.enforce(store, lambda: now_ms, wanted)
         finally:
             store.close()
 
@@ -62,7 +62,7 @@ class Kept(Logging):
 
 
 async def a_day(service, day):
-    """Rankings and events of a day, with a new candidate and a viewer who is forgotten now and then."""
+    """Record a day's rankings and events, a new candidate, and sometimes a forgotten viewer."""
     rng = np.random.default_rng(day)
     ids = ["a", "b", "d", "zz", f"new{day - 1}", f"new{day}"]
     now_ms = 50_000 + day * DAY_MS
@@ -83,10 +83,10 @@ async def a_day(service, day):
 
 
 async def weeks(service):
-    """Each day the log is rolled and tended, but records go on between the two, and after."""
+    """Write out the log and apply retention each day; records continue between and after."""
     for day in range(1, DAYS + 1):
         now_ms = await a_day(service, day)
-        await asyncio.to_thread(service.ingester.roll)
+        await asyncio.to_thread(service.ingester.flush_journal)
         await service.events(event(f"late{day}", "click", "a", "ann", now_ms))
         await asyncio.to_thread(service.tend, now_ms)
 
@@ -106,7 +106,7 @@ def service(tmp_path, made):
 
 
 def horizon(service):
-    return begin(service.folder / "log")
+    return truncation_point(service.folder / "log")
 
 
 def test_a_replay_of_what_is_left_ends_in_the_state_of_the_store(service):
@@ -123,7 +123,7 @@ def test_every_ranking_that_is_left_saw_the_features_that_the_log_gives(service)
     assert replay.before_snapshot.sum() == len(service.log().exposures) - len(compared) >= 3
 
 
-def test_a_store_that_is_filled_from_what_is_left_is_the_one_that_was_served_from(service):
+def test_a_store_filled_from_the_rest_of_a_log_equals_the_served_one(service):
     before = service.stored()
     load(service.surface, service.folder / "log", "lmdb:store", service.folder)
     assert_same_sums(before, service.stored())
@@ -164,10 +164,11 @@ def test_what_is_kept_for_ever_has_no_snapshot(service, tmp_path):
 
 
 def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 2)
-    serve.log.compaction.compact(service.folder / "log")  # as if there were no snapshots
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 2)
+    # Compact as if there were no snapshots.
+    serve.log.compaction.compact(service.folder / "log")
     assert len(service.segments("exposures")) == 1
-    monkeypatch.setattr(serve.log.compaction, "WORTH_SEGMENTS", 100)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 100)
     service.run(lambda service: a_day(service, DAYS + 1))
     service.tend((DAYS + 3) * DAY_MS)
     assert horizon(service) > min(service.segments("exposures"))
@@ -178,27 +179,28 @@ def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
     assert_same_state(service.stored(), replay)
 
 
-@pytest.mark.parametrize("step", ["rows", "put", "set_begin", "unlink", "rmtree"])
+@pytest.mark.parametrize("step", ["rows", "put", "set_truncation_point", "unlink", "rmtree"])
 def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     exposures = set(service.log().exposures["request_id"].to_pylist())
-    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)  # one is due
+    # A snapshot is due.
+    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
     now_ms = (DAYS + 3) * DAY_MS
 
     def end(*args):
         raise OSError("the end")
 
-    def set_begin(log, seq):
-        serve.log.snapshots.set_begin(log, seq)
+    def set_truncation_point(log, seq):
+        serve.log.snapshots.set_truncation_point(log, seq)
         end()
 
     if step == "rows":
         monkeypatch.setattr(serve.log.snapshots, "_write_rows", end)
     elif step == "put":
         monkeypatch.setattr(serve.log.snapshots, "put", end)
-    elif step == "set_begin":
-        monkeypatch.setattr(serve.log.retention, "set_begin", end)
+    elif step == "set_truncation_point":
+        monkeypatch.setattr(serve.log.retention, "set_truncation_point", end)
     elif step == "unlink":
-        monkeypatch.setattr(serve.log.retention, "set_begin", set_begin)
+        monkeypatch.setattr(serve.log.retention, "set_truncation_point", set_truncation_point)
     else:
         monkeypatch.setattr(serve.log.retention, "shutil", SimpleNamespace(rmtree=end))
     with pytest.raises(OSError, match="the end"):
@@ -209,7 +211,7 @@ def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     replay.finish()
     assert_same_state(service.stored(), replay)
     assert {f"r{day}-{i}x" for day in range(DAYS - 3, DAYS + 1) for i in range(6)} <= set(compared)
-    if step in ("rows", "put", "set_begin"):
+    if step in ("rows", "put", "set_truncation_point"):
         assert exposures == set(service.log().exposures["request_id"].to_pylist())
     service.tend(now_ms)
     replay = service.replay()
@@ -265,7 +267,7 @@ def test_a_damaged_snapshot_is_refused_and_nothing_deleted_for_it(service):
         service.replay()
     for snapshot in snapshots(log):
         shutil.rmtree(snapshot.path)
-    with pytest.raises(TabrankError, match="the snapshot that stood for them is missing"):
+    with pytest.raises(TabrankError, match="the snapshot that replaced them is missing"):
         service.log()
 
 
@@ -287,7 +289,7 @@ def test_before_takes_the_snapshot_along_and_after_goes_on_from_it(service):
     before, after = service.folder / "before", service.folder / "after"
     split(log, 0.6, before, after)
     assert not (after / "snapshots").exists()
-    assert begin(before) == horizon(service)
+    assert truncation_point(before) == horizon(service)
     past, rest = (read_log(folder, service.surface) for folder in (before, after))
     assert len(build(schema, past))
     data = build(schema, rest, history=past)
@@ -298,7 +300,7 @@ def test_before_takes_the_snapshot_along_and_after_goes_on_from_it(service):
 
 
 def test_a_cut_before_the_snapshot_is_refused(service):
-    with pytest.raises(TabrankError, match="before the snapshot that the log begins with"):
+    with pytest.raises(TabrankError, match="before the snapshot at the beginning of the log"):
         split(service.folder / "log", 0.04, service.folder / "before", service.folder / "after")
     first_ms = snapshots(service.folder / "log")[0].ts_ms
     with pytest.raises(TabrankError, match="--until: the log begins with a snapshot"):
@@ -312,7 +314,8 @@ def test_numbers_go_on_above_a_snapshots_where_the_store_was_lost(service, monke
     async def more(service):
         await a_day(service, DAYS + 1)
         await asyncio.to_thread(service.tend, (DAYS + 2) * DAY_MS)
-        store, service.ingester._store = service.ingester._store, None  # ends before it has rolled
+        # The service ends before it has written out the journal.
+        store, service.ingester._store = service.ingester._store, None
         store.close()
 
     service.run(more)
@@ -335,16 +338,17 @@ def test_a_running_service_writes_snapshots_and_deletes_what_is_too_old(tmp_path
             for _ in range(200):
                 if not service.ingester._waiting and service.store().journal(0, 1) == []:
                     break
-                if day < 16:  # the last day's end comes by itself, a second after its last record
+                # The last day ends by itself, a second after its last record.
+                if day < 16:
                     service.ingester._arrived.set()
                 await asyncio.sleep(0.05)
         for _ in range(200):
-            if begin(tmp_path / "log"):
+            if truncation_point(tmp_path / "log"):
                 break
             await asyncio.sleep(0.05)
 
     service.run(scenario)
-    assert begin(tmp_path / "log") > 0
+    assert truncation_point(tmp_path / "log") > 0
     replay = service.replay()
     assert replay.before_snapshot.any()
     assert_served_features(service, replay)
@@ -367,7 +371,8 @@ def test_an_audit_holds_and_counts_what_it_cannot_compare(service):
     assert found["held"]
     num_before = found["before_snapshot"]
     assert num_before == replay.before_snapshot.sum() - len(tables()["exposures"])
-    service.tend((DAYS + 80) * DAY_MS)  # all is too old; one is written
+    # All records are expired; one snapshot is written.
+    service.tend((DAYS + 80) * DAY_MS)
     service.tend((DAYS + 160) * DAY_MS)
     with pytest.raises(TabrankError, match="ranked before the snapshot"):
         audit(log, service.surface)

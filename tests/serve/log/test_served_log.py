@@ -1,4 +1,4 @@
-"""What a service logs, replayed: the state that it left, and the very features that it ranked with."""
+"""Replaying the log of a service gives its final state and the features that it ranked with."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_ranking_saw_the_features_that_the_log_gives(service):
     assert len(assert_served_features(service, service.replay())) == 60
 
 
-def test_a_store_that_is_filled_from_the_log_is_the_one_that_was_served_from(service):
+def test_a_store_filled_from_the_log_equals_the_served_one(service):
     before = service.stored()
     load(service.surface, service.folder / "log", "lmdb:store", service.folder)
     assert_same_sums(before, service.stored())

@@ -1,14 +1,14 @@
-"""Long work rests between its parts for as long as it is wanted, and hurries when it no longer is."""
+"""Background work sleeps between its steps while it is wanted, and not afterwards."""
 
 from __future__ import annotations
 
 import pytest
 
-from serve.log.throttle import Pace
+from serve.log.throttle import CpuThrottle
 
 
 class Clock:
-    """CPU time that passes only where it is told to, and rests that are noted."""
+    """Fake CPU time that tests advance, and record of all sleeps."""
 
     def __init__(self, monkeypatch):
         self.worked_s, self.rests = 0.0, []
@@ -22,22 +22,22 @@ def clock(monkeypatch):
 
 
 def test_it_rests_three_times_as_long_as_it_worked_for_a_quarter_of_a_core(clock):
-    pace = Pace(0.25, lambda: True)
+    throttle = CpuThrottle(0.25, lambda: True)
     for worked_s in (0.1, 0.4):
         clock.worked_s += worked_s
-        assert pace()
+        assert throttle()
     assert clock.rests == pytest.approx([0.3, 1.2])
 
 
 def test_what_is_no_longer_wanted_does_not_rest(clock):
-    pace = Pace(0.25, lambda: False)
+    throttle = CpuThrottle(0.25, lambda: False)
     clock.worked_s += 0.1
-    assert not pace()
+    assert not throttle()
     assert clock.rests == []
 
 
 def test_a_whole_core_needs_no_rest(clock):
-    pace = Pace(1.0, lambda: True)
+    throttle = CpuThrottle(1.0, lambda: True)
     clock.worked_s += 0.1
-    assert pace()
+    assert throttle()
     assert clock.rests == [0.0]

@@ -42,7 +42,7 @@ def test_a_raw_hash_in_a_vocabulary_stands_for_itself() -> None:
 
 
 def test_hashes_that_crowd_together_are_told_apart() -> None:
-    """Raw hashes may be any numbers: the smallest, neighbours of each other, and the largest that there is."""
+    """Raw hashes may be any number: the smallest, neighbours, and the largest."""
     known = [1, 2, 3, 4, 5, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
     crowded = SingleColumn("crowded", tuple(vocabulary_entry(hashed) for hashed in known))
     encoder = Encoder((), (SingleColumn("empty", ()), crowded, SingleColumn("one", ("jazz",))))
@@ -137,7 +137,7 @@ def test_columns_of_another_surface_are_refused_by_name() -> None:
     ("change", "message"),
     [
         ({"numeric": [{"name": "a", "std": 0.0}]}, "'a': mean 0.0 must be finite, std 0.0"),
-        ({"numeric": [{"name": "a", "mean": float("nan")}]}, "NaN is no number"),
+        ({"numeric": [{"name": "a", "mean": float("nan")}]}, "NaN is not a JSON number"),
         ({"numeric": [{"name": "a", "transform": "log"}]}, "transform 'log' is neither"),
         ({"numeric": [{"name": "a", "stdd": 1.0}]}, "unknown key 'stdd'; did you mean 'std'"),
         ({"numeric": [{"std": 1.0}]}, "must be an object with a name"),

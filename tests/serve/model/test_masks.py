@@ -16,7 +16,7 @@ BOTH = pytest.mark.parametrize("mask_type", list(MASKS))
 
 
 def ours(mask_type: MaskType, logits: np.ndarray, *, exact: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Mask [R, G] and its sum [R] of logits [R, G]."""
+    """Return the mask [R, G] and its sum [R] of logits [R, G]."""
     halved = logits / 2 if mask_type == "entmax" else logits
     columns = torch.from_numpy(np.ascontiguousarray(halved.T, np.float32))
     chosen, total = mask(TorchOps(), mask_type, columns, logits.shape[1], exact=exact)
@@ -83,15 +83,16 @@ def test_more_passes_never_choose_more_until_the_sum_is_1(mask_type: MaskType, v
             chosen, total = ours(mask_type, logits, exact=False)
         sums.append(total[0])
         masks.append(chosen[0])
-    # A first threshold lies as far off as the logits are spread, and is rounded to float32 there; each unit
-    # in its last place moves a sum by up to twice that. What the last pass leaves is tested above, to 1e-6.
+    # The first threshold can be as far off as the spread of the logits, and is rounded to float32
+    # there. Each unit in its last place moves a sum by up to twice that. The remainder after the
+    # last pass is tested above, to 1e-6.
     rounding = max(1e-6, 4 * float(np.finfo(np.float32).eps) * float(np.ptp(logits)))
     assert min(sums) >= 1.0 - rounding
     assert np.diff(sums).max() <= rounding
     assert np.diff(masks, axis=0).max() <= rounding
 
 
-def test_logits_that_the_passes_do_not_settle_show_in_the_sum_and_a_sort_settles_them() -> None:
+def test_unsettled_logits_show_in_the_sum_and_a_sort_settles_them() -> None:
     logits = geometric_logits(10)
     chosen, total = ours("sparsemax", logits, exact=False)
     assert total[0] - 1.0 > 1e-6

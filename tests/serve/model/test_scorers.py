@@ -48,7 +48,7 @@ def rows(network: Network, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_attending(folder: Path, logits: np.ndarray, config: NetworkConfig) -> tuple[Path, Network]:
-    """An artifact whose masks have these logits [G], whatever the row."""
+    """An artifact whose masks have these logits [G] for every row."""
     rng = np.random.default_rng(8)
     encoder = Encoder(tuple(NumericColumn(f"n{i}") for i in range(len(logits))))
     network = random_network(rng, encoder, config)
@@ -126,9 +126,8 @@ def test_a_row_that_the_passes_do_not_settle_changes_no_bit_of_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "serve.model.masks.num_passes", lambda mask_type, num_columns: 3
-    )  # too few for some rows
+    # Three passes are too few for some rows.
+    monkeypatch.setattr("serve.model.masks.num_passes", lambda mask_type, num_columns: 3)
     rng = np.random.default_rng(11)
     network = random_network(rng, random_encoder(rng, 8, 1, 1), NetworkConfig(n_steps=1, mask_type=mask_type))
     artifact = load(write_artifact(tmp_path / "a", network, rng))
@@ -275,18 +274,18 @@ def test_a_graph_that_is_not_ours_is_refused(
     tmp_path: Path, network: Network, folder: Path, name: str
 ) -> None:
     message = refused(tmp_path / "1", network, {name: b"not a graph"})
-    assert f"{name} is not a graph of ours: it is no ONNX file" in message
+    assert f"{name} is not a supported graph: it is not an ONNX file" in message
     model = onnx.load_from_string((folder / name).read_bytes())
     model.graph.output.pop()
     message = refused(tmp_path / "2", network, {name: model.SerializeToString()})
-    assert f"{name} is not a graph of ours" in message
+    assert f"{name} is not a supported graph" in message
 
 
 def test_a_graph_with_data_outside_of_it_is_refused(tmp_path: Path, network: Network, folder: Path) -> None:
     model = onnx.load_from_string((folder / "model.onnx").read_bytes())
     convert_model_to_external_data(model, location="weights.safetensors", size_threshold=0)
     message = refused(tmp_path, network, {"model.onnx": model.SerializeToString()})
-    assert "it has a tensor with a field 13, such as refers to other data or code" in message
+    assert "it has a tensor with the unsupported field 13, which may refer to other data or code" in message
 
 
 def test_weights_that_do_not_fit_the_encoder_are_refused(tmp_path: Path, network: Network) -> None:

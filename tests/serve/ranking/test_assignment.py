@@ -8,7 +8,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from serve.config.settings import ApiKey, AppArgs, Arm, Experiment, UserConfig
 from serve.contract.errors import RequestError, TabrankError
-from serve.ranking.assignment import HOLDOUT, assign, chosen
+from serve.ranking.assignment import HOLDOUT, assign, requested_arm
 
 NOW_MS = 1_000
 
@@ -46,11 +46,12 @@ def test_an_arm_without_a_share_gets_nobody():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
+@pytest.mark.proof
 def test_a_million_viewers_are_dealt_evenly_and_two_salts_apart():
     arms = tuple(Arm(name, "popular", share) for name, share in (("a", 0.5), ("b", 0.3), ("c", 0.2)))
     first, second = (arms_of(Experiment("e", salt, arms), MANY) for salt in ("s", "t"))
-    for dealt in (first, second):
-        counts = Counter(dealt)
+    for assigned in (first, second):
+        counts = Counter(assigned)
         assert chisquare([counts[a.name] for a in arms], [a.share * len(MANY) for a in arms]).pvalue > 0.001
     both = Counter(zip(first, second, strict=True))
     table = [[both[a.name, b.name] for b in arms] for a in arms]
@@ -59,6 +60,7 @@ def test_a_million_viewers_are_dealt_evenly_and_two_salts_apart():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
+@pytest.mark.proof
 def test_of_a_million_viewers_nobody_moves_but_into_the_arm_that_grows():
     moved = Counter(zip(arms_of(experiment(0.1), MANY), arms_of(experiment(0.5), MANY), strict=True))
     assert moved["model", "popular"] == 0
@@ -95,7 +97,7 @@ def test_nobody_takes_part_before_the_start_and_from_the_end_on():
     assert {assign(timed, viewer, 999).arm.name for viewer in VIEWERS} == {"model"}
 
 
-def test_the_held_out_get_the_popular_order_and_are_the_same_in_every_experiment():
+def test_the_holdout_gets_the_popular_order_in_every_experiment():
     held = [
         {viewer for viewer in VIEWERS if assign(one, viewer, NOW_MS).arm.name == HOLDOUT}
         for one in (
@@ -115,7 +117,7 @@ APP = ApiKey("app", "1" * 64, 1.0)
 
 
 def test_a_tester_with_the_key_chooses_the_arm():
-    assert chosen(experiment(0.5), "popular", TESTER).name == "popular"
+    assert requested_arm(experiment(0.5), "popular", TESTER).name == "popular"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_a_tester_with_the_key_chooses_the_arm():
 )
 def test_an_arm_is_chosen_by_nobody_else(name, key, status, said):
     with pytest.raises(RequestError) as error:
-        chosen(experiment(0.5), name, key)
+        requested_arm(experiment(0.5), name, key)
     assert error.value.status == status
     assert said in error.value.detail
     assert len(error.value.detail) < 300
@@ -155,14 +157,14 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
         ({"api_keys": {"app": {"sha256": HASH}}}, "api_keys.app: the key 'requests_per_s' is missing"),
         ({"api_keys": {"app": KEY | {"requests_per_s": 0}}}, "must be from 0.01"),
         ({"api_keys": {"app": KEY | {"may_chose_arm": True}}}, "did you mean 'may_choose_arm'?"),
-        ({"api_keys": {"app": KEY, "other": KEY}}, "api_keys.other.sha256: it is the key of 'app' too"),
+        ({"api_keys": {"app": KEY, "other": KEY}}, "api_keys.other.sha256: it is also the key of 'app'"),
         ({"api_keys": {True: KEY}}, "put it in quotes"),
         (
             {"experiment": GOOD | {"arms": {"a": {"scorer": "popular", "share": 0.5}}}},
             "the shares sum to 0.5; they must sum to 1",
         ),
         ({"experiment": {"name": "e", "salt": "s"}}, "the key 'arms' is missing"),
-        ({"experiment": GOOD | {"arms": {}}}, "experiment.arms: there is none"),
+        ({"experiment": GOOD | {"arms": {}}}, "experiment.arms: the table is empty"),
         ({"experiment": GOOD | {"arms": {"a": {"share": 1.0}}}}, "arms.a: the key 'scorer' is missing"),
         (
             {"experiment": GOOD | {"arms": {"a": {"scorer": "populer", "share": 1.0}}}},
@@ -170,11 +172,11 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
         ),
         (
             {"experiment": GOOD | {"arms": {"a": {"scorer": "popular", "share": 1.0, "explore": 0.1}}}},
-            "arms.a.explore: an order is drawn from a model's scores",
+            "arms.a.explore: orders are drawn from a model's scores",
         ),
         (
             {"api_keys": {"app": KEY | {"sha256": hashlib.sha256(b"").hexdigest()}}},
-            "is the SHA-256 of nothing",
+            "is the SHA-256 of an empty key",
         ),
         (
             {"experiment": GOOD | {"name": ""}},
@@ -182,7 +184,7 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
         ),
         ({"experiment": GOOD | {"salt": None}}, "experiment.salt: None must be a string"),
         ({"experiment": GOOD | {"arms": {True: {"scorer": "popular", "share": 1.0}}}}, "put it in quotes"),
-        ({"experiment": GOOD | {"arms": {"holdout": ARMS["a"]}}}, "is that of the viewers held out"),
+        ({"experiment": GOOD | {"arms": {"holdout": ARMS["a"]}}}, "is reserved for the viewers held out"),
         (
             {
                 "experiment": GOOD
@@ -190,8 +192,8 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
             },
             "they name 4 artifacts by version; a scorer holds 3 beside the promoted one",
         ),
-        ({"experiment": GOOD | {"start": "now"}}, "each replica and each report has another now"),
-        ({"experiment": GOOD | {"start": "tomorrow"}}, "experiment.start: 'tomorrow' is no time"),
+        ({"experiment": GOOD | {"start": "now"}}, "each replica and report would have another now"),
+        ({"experiment": GOOD | {"start": "tomorrow"}}, "experiment.start: 'tomorrow' is not a time"),
         ({"experiment": GOOD | {"start": 20261201}}, "experiment.start: 20261201 must be in quotes"),
         (
             {"experiment": GOOD | {"start": "2026-12-02", "end": "2026-12-01"}},

@@ -8,7 +8,7 @@ from serve.ranking.batcher import Batcher
 
 
 class Work:
-    """Doubles its items when it is let go; remembers its batches."""
+    """Doubles its items when it is released; remembers its batches."""
 
     def __init__(self):
         self.batches = []
@@ -79,7 +79,7 @@ def test_no_more_batches_are_under_way_than_there_are_slots():
     run(scenario)
 
 
-def test_a_further_batch_leaves_beside_the_first_only_when_it_is_worth_its_cost():
+def test_a_second_batch_runs_in_parallel_only_when_half_the_cap_waits():
     async def scenario():
         work = Work()
         batcher = Batcher(work, slots=2, cap=40)
@@ -88,7 +88,8 @@ def test_a_further_batch_leaves_beside_the_first_only_when_it_is_worth_its_cost(
         tasks.append(asyncio.create_task(batcher.submit(2, 10, soon())))
         await asyncio.sleep(0.005)
         assert work.batches == [[1]]
-        tasks.append(asyncio.create_task(batcher.submit(3, 10, soon())))  # now half of the cap waits
+        # Now half of the cap waits.
+        tasks.append(asyncio.create_task(batcher.submit(3, 10, soon())))
         await asyncio.sleep(0.005)
         assert work.batches == [[1], [2, 3]]
         work.gate.set()
@@ -141,13 +142,15 @@ def test_what_cannot_be_done_by_its_deadline_is_not_begun():
             return items
 
         batcher = Batcher(work, slots=2, cap=10)
-        await batcher.submit(1, 10, soon())  # now it is known to take 200 ms
+        # From now on the batcher expects 200 ms.
+        await batcher.submit(1, 10, soon())
         busy = [asyncio.create_task(batcher.submit(2, 10, soon()))]
         await asyncio.sleep(0.1)
         busy.append(asyncio.create_task(batcher.submit(3, 10, soon())))
         await asyncio.sleep(0.005)
         deadline = soon(0.25)
-        with pytest.raises(TimeoutError):  # a slot is free in 100 ms, and the work would end after 300
+        # A slot is free in 100 ms, and the work would end after 300 ms.
+        with pytest.raises(TimeoutError):
             await batcher.submit(4, 10, deadline)
         assert asyncio.get_running_loop().time() < deadline
         assert await asyncio.gather(*busy) == [2, 3]
@@ -156,7 +159,7 @@ def test_what_cannot_be_done_by_its_deadline_is_not_begun():
     run(scenario)
 
 
-def test_a_request_that_waits_too_long_is_told_so_and_never_worked_on():
+def test_a_request_that_waits_too_long_times_out_without_work():
     async def scenario():
         work = Work()
         batcher = Batcher(work, slots=1, cap=100)
@@ -173,7 +176,7 @@ def test_a_request_that_waits_too_long_is_told_so_and_never_worked_on():
 
 
 def test_work_that_outlasts_every_deadline_gives_its_slot_back(monkeypatch):
-    monkeypatch.setattr("serve.ranking.batcher.LEAST_S", 0.01)
+    monkeypatch.setattr("serve.ranking.batcher.MIN_WORK_S", 0.01)
 
     async def scenario():
         work = Work()
@@ -238,7 +241,7 @@ def test_a_client_that_left_is_not_worked_for():
 
 
 def test_a_patient_item_does_not_hold_its_slot_for_ever(monkeypatch):
-    monkeypatch.setattr("serve.ranking.batcher.LONGEST_S", 0.06)
+    monkeypatch.setattr("serve.ranking.batcher.MAX_WORK_S", 0.06)
 
     async def scenario():
         work = Work()

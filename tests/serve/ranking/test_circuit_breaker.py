@@ -1,4 +1,4 @@
-"""The circuit breaker before a scorer that fails, hangs, and comes back."""
+"""Circuit breaker around a scorer that fails, hangs and recovers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from serve.contract.errors import ScorerUnavailable
-from serve.ranking.circuit_breaker import FAILURES, Breaker
+from serve.ranking.circuit_breaker import FAILURES, CircuitBreaker
 
 
 class FakeScorer:
-    """Answers what it is sent; raises or hangs as told."""
+    """Scorer that answers, raises or hangs on request."""
 
     def __init__(self):
         self.error, self.hangs = None, False
@@ -46,10 +46,10 @@ def quickly(monkeypatch):
     monkeypatch.setattr("serve.ranking.circuit_breaker.RETRY_S", 0.01)
 
 
-def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batch_that_it_knows():
+def test_a_scorer_that_fails_repeatedly_is_probed_until_it_answers():
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         assert await breaker("v", b"good") == b"good"
         scorer.error = ConnectionError("gone")
         await fail(breaker)
@@ -64,12 +64,12 @@ def test_a_scorer_that_fails_several_times_is_left_alone_until_it_answers_a_batc
     asyncio.run(scenario())
 
 
-def test_one_that_nobody_asks_any_more_is_tried_no_more_until_somebody_does(monkeypatch):
-    monkeypatch.setattr("serve.ranking.circuit_breaker.FORGOTTEN_S", 0.05)
+def test_an_unused_scorer_is_not_probed_until_the_next_request(monkeypatch):
+    monkeypatch.setattr("serve.ranking.circuit_breaker.MAX_UNUSED_S", 0.05)
 
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         scorer.error = FileNotFoundError("the version is gone")
         for _ in range(FAILURES):
             with pytest.raises(FileNotFoundError):
@@ -92,7 +92,7 @@ def test_one_that_nobody_asks_any_more_is_tried_no_more_until_somebody_does(monk
 def test_a_failure_now_and_then_is_none_of_its_business():
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         for _ in range(3):
             scorer.error = ConnectionError("gone")
             await fail(breaker, FAILURES - 1)
@@ -102,10 +102,10 @@ def test_a_failure_now_and_then_is_none_of_its_business():
     asyncio.run(scenario())
 
 
-def test_one_that_hangs_is_left_alone_after_its_callers_have_given_up_and_the_calls_go_on():
+def test_a_hanging_scorer_opens_the_circuit_and_its_calls_go_on():
     async def scenario():
         scorer = FakeScorer()
-        breaker = Breaker(scorer)
+        breaker = CircuitBreaker(scorer)
         scorer.hangs = True
         for _ in range(FAILURES):
             with pytest.raises(TimeoutError):

@@ -18,7 +18,7 @@ def drawn(scores, seed=0):
 
 
 @given(SCORES, st.integers(0, 2**32))
-def test_every_candidate_has_one_place_and_the_unscored_follow_in_their_order(scores, seed):
+def test_every_candidate_has_one_place_and_the_unscored_come_last(scores, seed):
     score, order, propensity = drawn(scores, seed)
     assert sorted(order.tolist()) == list(range(len(score)))
     num_scored = int((~np.isnan(score)).sum())
@@ -49,7 +49,8 @@ def test_orders_are_drawn_as_often_as_their_propensity_says():
         counts[tuple(draw(score, rng)[0].tolist())] += 1
     expected = np.array([probability[order] * num for order in counts])
     chi2 = ((np.array(list(counts.values())) - expected) ** 2 / expected).sum()
-    assert chi2 < 49.7  # the 99.9 % point of χ² with 23 degrees of freedom
+    # The 99.9 % point of χ² with 23 degrees of freedom.
+    assert chi2 < 49.7
 
 
 def test_the_same_seed_draws_the_same_order():

@@ -1,4 +1,4 @@
-"""The live loop while what it stands on is gone, full or hung, and once that is over."""
+"""The live loop while a dependency is gone, full or hung, and after it recovers."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def logged(service, table, column):
 
 
 async def until_well(service):
-    """Until rankings are whole again, and what waited in the meantime is durable."""
+    """Wait until rankings are full again and all records are durable."""
     end = time.monotonic() + 30
     while True:
         answer = await service.rank(traffic="test")
-        if answer["rung"] == "full" and service.fetcher.outbox.age_s < 0.5:
+        if answer["rung"] == "full" and service.fetcher.exposure_buffer.age_s < 0.5:
             return
         assert time.monotonic() < end, answer
         await asyncio.sleep(0.05)
@@ -51,13 +51,13 @@ async def audience(service):
 
 
 async def timed(call):
-    """What it answers, and how many seconds it took."""
+    """Return the answer and the seconds that it took."""
     begun = time.monotonic()
     return await call, time.monotonic() - begun
 
 
 class Client:
-    """Ranks and sends events, each again until it is acknowledged, as a good client does."""
+    """Client that ranks and sends events, and retries each until it is acknowledged."""
 
     def __init__(self, service):
         self.service = service
@@ -89,7 +89,7 @@ class Client:
 
     @asynccontextmanager
     async def at_work(self):
-        """Both, until the block ends and what is on its way has arrived."""
+        """Run both until the block ends and all answers have arrived."""
         tasks = [asyncio.create_task(work) for work in (self.rank_forever(), self.send_forever())]
         try:
             yield
@@ -110,7 +110,7 @@ def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redi
                 await asyncio.sleep(0.5)
                 await asyncio.to_thread(empty_redis_server.kill)
                 await asyncio.sleep(1.0)
-                waits_s = service.fetcher.outbox.age_s
+                waits_s = service.fetcher.exposure_buffer.age_s
                 await asyncio.to_thread(empty_redis_server.start)
                 await until_well(service)
         await service.events(event("last", ts_ms=None))
@@ -133,7 +133,7 @@ def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redi
 @pytest.mark.integration
 @pytest.mark.no_ray
 def test_a_hung_redis_is_waited_for_once_and_then_left_alone(on_redis, empty_redis_server):
-    # no ranking here may end by its deadline: what is looked at is how long the store holds one up
+    # No ranking may end at its deadline here: the test measures how long the store delays one.
     on_redis.config = replace(on_redis.config, deadline_ms=10_000)
 
     async def scenario(service):
@@ -165,7 +165,7 @@ def test_a_hung_redis_is_waited_for_once_and_then_left_alone(on_redis, empty_red
 
 @contextmanager
 def full_disk():
-    """No file can be written beyond LMDB's two meta pages: what a commit needs of a disk is not there."""
+    """Limit files to LMDB's two meta pages, so that a commit finds no disk space."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     try:
@@ -174,7 +174,7 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_refuses_events_and_lets_features_grow_old_until_there_is_room(tmp_path, log_folder):
+def test_a_full_disk_refuses_events_and_features_age_until_there_is_room(tmp_path, log_folder):
     service = Live(tmp_path, log_folder, clock="wall", stale_after_ms=400)
 
     async def scenario(service):
@@ -200,7 +200,7 @@ def test_a_full_disk_refuses_events_and_lets_features_grow_old_until_there_is_ro
     assert {"fresh", "stale"} <= set(exposures)
 
 
-def test_exposures_beyond_what_the_outbox_holds_are_dropped_and_counted(tmp_path, log_folder, monkeypatch):
+def test_exposures_beyond_the_buffer_are_dropped_and_counted(tmp_path, log_folder, monkeypatch):
     monkeypatch.setattr("serve.ranking.exposure_buffer.MAX_HELD", 3)
     service = Live(tmp_path, log_folder, clock="wall")
 
@@ -208,13 +208,13 @@ def test_exposures_beyond_what_the_outbox_holds_are_dropped_and_counted(tmp_path
         async def broken(payload):
             raise OSError("gone")
 
-        outbox = service.fetcher.outbox
-        outbox._send, send = broken, outbox._send
+        buffer = service.fetcher.exposure_buffer
+        buffer._send, send = broken, buffer._send
         answers = [await service.rank(request_id=f"r{i}") for i in range(5)]
-        num_dropped = outbox.num_dropped
-        outbox._send = send
-        assert await outbox.flush()
-        return answers, num_dropped, await service.rank(request_id="after"), outbox.num_dropped
+        num_dropped = buffer.num_dropped
+        buffer._send = send
+        assert await buffer.flush()
+        return answers, num_dropped, await service.rank(request_id="after"), buffer.num_dropped
 
     answers, num_dropped, after, in_the_end = service.run(scenario)
     assert [(answer["rung"], answer["degraded"]) for answer in (*answers, after)] == [("full", [])] * 6
@@ -258,9 +258,7 @@ def locks_cut_short(data):
 @pytest.mark.parametrize(
     "fault", [replaced_by_garbage, replaced_by_nothing, deleted, overwritten_in_place, locks_cut_short]
 )
-def test_a_store_file_that_is_gone_or_damaged_fails_no_ranking_and_is_taken_up_again(
-    tmp_path, log_folder, fault
-):
+def test_a_lost_or_damaged_store_fails_no_ranking_and_is_reopened(tmp_path, log_folder, fault):
     service = Live(tmp_path, log_folder, clock="wall")
 
     async def scenario(service):
@@ -288,10 +286,10 @@ def test_a_store_file_that_is_gone_or_damaged_fails_no_ranking_and_is_taken_up_a
 
 
 def between_two_commits(data, fault):
-    """Copies the file and has the fault befall it, so that the copy has all that was acknowledged."""
+    """Copy the file and damage it, so that the copy has everything that was acknowledged."""
     used = environment(data.parent.resolve())
     with used._changed:
-        used._changed.wait_for(lambda: used._num_leases == 0)
+        used._changed.wait_for(lambda: used._num_uses == 0)
         kept = data.with_name("kept")
         shutil.copy(data, kept)
         fault(data)
@@ -300,7 +298,7 @@ def between_two_commits(data, fault):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 6 MiB of its own."""
+    """A separate disk of 6 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -314,9 +312,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_a_disk_that_fills_under_load_costs_no_ranking_and_nothing_acknowledged(
-    small_disk, log_folder, monkeypatch
-):
+def test_a_disk_that_fills_under_load_fails_no_ranking_and_keeps_events(small_disk, log_folder, monkeypatch):
     monkeypatch.setattr("serve.ranking.exposure_buffer.MAX_HELD", 30)
     service = Live(small_disk, log_folder, clock="wall", stale_after_ms=500)
 
@@ -329,8 +325,8 @@ def test_a_disk_that_fills_under_load_costs_no_ranking_and_nothing_acknowledged(
                 while True:
                     file.write(bytes(4096))
             await asyncio.sleep(2.0)
-            refused, num_dropped = len(client.refusals), service.fetcher.outbox.num_dropped
-            await asyncio.to_thread(service.ingester.roll)  # nor can the log be written
+            refused, num_dropped = len(client.refusals), service.fetcher.exposure_buffer.num_dropped
+            await asyncio.to_thread(service.ingester.flush_journal)  # nor can the log be written
             partial = list(small_disk.rglob("*.partial"))
             filler.unlink()
             begun = time.monotonic()
@@ -351,15 +347,13 @@ def test_a_disk_that_fills_under_load_costs_no_ranking_and_nothing_acknowledged(
     assert set(client.acknowledged) <= set(events)
     exposures = logged(service, "exposures", "request_id")
     assert len(set(exposures)) == len(exposures)
-    assert 0 < len(set(client.ranked) - set(exposures)) <= service.fetcher.outbox.num_dropped, (
+    assert 0 < len(set(client.ranked) - set(exposures)) <= service.fetcher.exposure_buffer.num_dropped, (
         "each is counted"
     )
     assert not list(small_disk.rglob("*.partial"))
 
 
-def test_a_damaged_newest_segment_is_named_and_writing_goes_on_above_its_numbers(
-    tmp_path, log_folder, caplog
-):
+def test_a_damaged_newest_segment_is_named_and_its_numbers_skipped(tmp_path, log_folder, caplog):
     service = Live(tmp_path, log_folder, clock="wall")
     tallies = []
 
@@ -377,7 +371,7 @@ def test_a_damaged_newest_segment_is_named_and_writing_goes_on_above_its_numbers
     newest = max((tmp_path / "served" / "events").glob("[0-9]*.parquet"))
     before, whole = numbers(), newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2])
-    service.tell = tallies.append
+    service.on_tally = tallies.append
     assert sent("e1", "e4") == {"accepted": 1, "duplicates": 1, "rejected": []}
     assert sum(tally.counts["segment_damaged"] for tally in tallies) == 1
     assert f"{newest}: not readable as Parquet" in caplog.text
@@ -387,7 +381,7 @@ def test_a_damaged_newest_segment_is_named_and_writing_goes_on_above_its_numbers
     assert sent("e3", "e4")["duplicates"] == 2
 
 
-def test_numbers_go_on_above_damaged_segments_where_the_store_was_loaded_anew(tmp_path, log_folder):
+def test_numbers_skip_damaged_segments_after_the_store_was_reloaded(tmp_path, log_folder):
     service = Live(tmp_path, log_folder, clock="wall")
     service.run(lambda service: service.events(*(event(f"e{i}", ts_ms=None) for i in range(20))))
     last = logged(service, "events", "seq")[-1]

@@ -1,21 +1,21 @@
-"""How long a request may have waited to be seen, on a real event loop."""
+"""Upper bound of queueing time, on a real event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from serve.ranking.loop_lag import Turns
+from serve.ranking.loop_lag import LoopLag
 
 BUSY_S = 0.02
 
 
 def test_the_first_after_a_rest_has_not_waited():
     async def scenario():
-        turns = Turns()
-        first = turns.waited_s()
+        lag = LoopLag()
+        first = lag.waited_s()
         await asyncio.sleep(2 * BUSY_S)
-        return first, turns.waited_s()
+        return first, lag.waited_s()
 
     first, later = asyncio.run(scenario())
     assert first == 0.0
@@ -24,20 +24,23 @@ def test_the_first_after_a_rest_has_not_waited():
 
 def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
     async def scenario():
-        turns, waits, works = Turns(), [], []
+        lag, waits, works = LoopLag(), [], []
 
         async def request():
-            waits.append(turns.waited_s())
-            time.sleep(BUSY_S)  # no work: others have the CPU
-            works.append(turns.worked_s())
+            waits.append(lag.waited_s())
+            # Sleep, do not work: other processes have the CPU.
+            time.sleep(BUSY_S)
+            works.append(lag.worked_s())
 
         loop = asyncio.get_running_loop()
-        both = asyncio.gather(request(), request())  # one turn of twice the time
+        # One iteration of twice the time.
+        both = asyncio.gather(request(), request())
         await asyncio.sleep(0)
-        loop.call_soon(lambda: waits.append(turns.waited_s()))  # read in the turn after
+        # Read in the next iteration.
+        loop.call_soon(lambda: waits.append(lag.waited_s()))
         await both
         await asyncio.sleep(0)
-        return waits, works, turns.take_longest_s(), turns.take_longest_s()
+        return waits, works, lag.take_longest_s(), lag.take_longest_s()
 
     (first, second, third), works, longest, again = asyncio.run(scenario())
     assert first == 0.0
@@ -50,10 +53,10 @@ def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
 
 def test_the_work_that_goes_before_is_counted_in_cpu_time():
     async def scenario():
-        turns, works = Turns(), []
+        lag, works = LoopLag(), []
 
         async def request():
-            works.append(turns.worked_s())
+            works.append(lag.worked_s())
             end = time.thread_time() + BUSY_S
             while time.thread_time() < end:
                 pass
@@ -67,8 +70,8 @@ def test_the_work_that_goes_before_is_counted_in_cpu_time():
 
 def test_where_nothing_comes_the_loop_rests():
     async def scenario():
-        turns, loop = Turns(), asyncio.get_running_loop()
-        turns.waited_s()
+        lag, loop = LoopLag(), asyncio.get_running_loop()
+        lag.waited_s()
         began, cpu_s = loop.time(), time.process_time()
         await asyncio.sleep(0.1)
         return time.process_time() - cpu_s, loop.time() - began

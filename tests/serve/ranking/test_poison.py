@@ -1,4 +1,4 @@
-"""A row that is poisoned changes no bit of another row's score, whatever way the poison came in."""
+"""A poisoned row changes no bit of another row's score, however the poison came in."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from networks import random_network, write_artifact
 from serve.config.settings import Arm
 from serve.contract.records import Candidate, Event
 from serve.features.matrix import Features, Matrix
-from serve.features.rows import Rows, Schema, State
+from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
-from serve.ingest.apply import Changes, packed
+from serve.ingest.apply import RecordApplier, packed
 from serve.model.artifact import load
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn
 from serve.model.scorers import OnnxScorer, TorchScorer
-from serve.ranking.candidate_table import LiveTable
+from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.stores.memory import MemoryStore
 from training.network.network import NetworkConfig
@@ -33,7 +33,7 @@ EXTREME_MS = (0, -1, 2**63 - 1, -(2**63))
 
 
 class Service:
-    """A store with candidates and viewers, and a ranker with a real scorer over it."""
+    """A store with candidates and viewers, and a ranker with a real scorer."""
 
     def __init__(self, surface: Surface, folder: Path, backend: str) -> None:
         self.schema = Schema(surface)
@@ -51,9 +51,9 @@ class Service:
         self.rows = self._filled()
 
     def _filled(self) -> dict[str, dict[str, bytes]]:
-        """Packed rows of viewers and candidates, after some events."""
+        """Return packed rows of viewers and candidates, after some events."""
         state = State(self.schema)
-        changes = Changes(state)
+        changes = RecordApplier(state)
         draw = random.Random(4)
         for i in range(NUM_CANDIDATES):
             fields = {
@@ -75,20 +75,21 @@ class Service:
     def rank(
         self, poison: Callable[[Service], None] = lambda service: None, **more: Any
     ) -> dict[tuple[int, str], float]:
-        """The score of each request's candidates, after the rows were poisoned; they are as before afterwards."""
+        """Return the scores of each request with poisoned rows; restore the rows afterwards."""
         before = {entity: dict(rows) for entity, rows in self.rows.items()}
         poison(self)
         store = MemoryStore(writable=True)
-        store.take_lease()
+        store.take_epoch()
         store.commit(1, self.rows["viewer"], self.rows["candidate"])
         self.rows = before
 
         async def score(version: str, matrix: Matrix, request_of_row: Any) -> Any:
             return self.scorer.score(matrix.numeric, matrix.category)
 
-        ranker = Ranker(self.features, LiveTable(self.schema, lambda: store), score, _fail)
+        ranker = Ranker(self.features, CandidateTable(self.schema, lambda: store), score, _fail)
         queries = [query(i, **more) for i in range(5)]
-        with np.errstate(all="ignore"):  # a warning tells of the poison; here it would be an error
+        # NumPy warns about the poison, which would be an error here.
+        with np.errstate(all="ignore"):
             slates = asyncio.run(ranker.rank(queries))
         return {(i, name): s for i, slate in enumerate(slates) for name, s in scores(slate).items()}
 
@@ -125,7 +126,9 @@ def service(request: Any, surface: Surface, tmp_path_factory: pytest.TempPathFac
 
 
 def drawn(few: int, many: int) -> pytest.MarkDecorator:
-    rest = pytest.param(range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray])
+    rest = pytest.param(
+        range(few, many), marks=[pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof]
+    )
     return pytest.mark.parametrize("seeds", [range(few), rest], ids=["few", "many"])
 
 
@@ -186,7 +189,7 @@ def test_a_row_of_another_size_is_unknown_and_changes_no_other_score(
 
 def test_two_damaged_rows_whose_sizes_make_up_for_each_other_are_not_mixed(surface: Surface) -> None:
     schema = Schema(surface)
-    rows, size = Rows(schema, "candidate"), schema.candidate.itemsize
+    rows, size = RowTable(schema, "candidate"), schema.candidate.itemsize
     whole = schema.blank("candidate")
     whole["price"] = 7.0
     rows.apply({"a": bytes(size - 8), "b": whole.tobytes(), "c": bytes(size + 8)})

@@ -1,4 +1,4 @@
-"""When a version on trial is to come back, by a clock that the test turns."""
+"""Decisions to roll back a version on trial, on an injected clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from serve.config.settings import Limits
 from serve.rollout.guard import MIN_PAIRS, MIN_ROWS, PERIOD_S, Trial
-from serve.rollout.score_comparison import EDGES, Pair, Sums, histogram, psi, top_kept
+from serve.rollout.score_comparison import EDGES, ScorePair, ScoreSums, histogram, psi, top_kept
 
 RNG = np.random.default_rng(0)
 
@@ -21,12 +21,14 @@ def probability(log_odds):
 
 
 def pair(rng, shift=0.0, noise=0.0, slower=1.0, requests=2, length=55):
-    """A batch whose new scores are the old ones, moved; 5 ms in the old version."""
+    """A batch whose new scores are the old ones, shifted; 5 ms with the old version."""
     odds = rng.normal(-3.0, 0.8, requests * length)
     new = odds + shift + noise * rng.standard_normal(len(odds))
     old_ms = 5.0 * rng.uniform(0.8, 1.6)
     new_ms = old_ms * slower * rng.uniform(0.7, 1.4)
-    return Pair(probability(new), probability(odds), new_ms, old_ms, np.repeat(np.arange(requests), length))
+    return ScorePair(
+        probability(new), probability(odds), new_ms, old_ms, np.repeat(np.arange(requests), length)
+    )
 
 
 def verdict_of(held, *, num=40, **moved):
@@ -104,7 +106,8 @@ def test_failures_count_against_the_calls_of_the_last_minutes():
     for _ in range(50):
         held.failed(ValueError("no kernel"), 11.0)
     assert held.verdict is None, "50 of 1,050"
-    for i in range(3):  # the thousand are forgotten after two periods
+    # The thousand rows are forgotten after two periods.
+    for i in range(3):
         held.failed(ValueError("no kernel"), 2 * PERIOD_S + i)
     assert held.verdict.kind == "failed"
     assert "no kernel" in held.verdict.reason
@@ -141,15 +144,16 @@ def test_the_top_ten_is_compared_within_each_request():
     old = np.linspace(1.0, 0.0, 40, dtype=np.float32)
     request = np.repeat([7, 3, 5], [20, 12, 8])
     new = old.copy()
-    new[:20] = old[:20][::-1]  # of 20 turned round none of the first ten stays
-    assert top_kept(Pair(new, old, 1.0, 1.0, request)) == (1.0, 2)
+    # Reversing 20 replaces all of the first ten.
+    new[:20] = old[:20][::-1]
+    assert top_kept(ScorePair(new, old, 1.0, 1.0, request)) == (1.0, 2)
 
 
 def test_sums_go_through_a_page_of_metrics_and_back():
-    sums = Sums()
+    sums = ScoreSums()
     for _ in range(3):
         sums.add(pair(np.random.default_rng(4), shift=0.5))
-    back = Sums.of({name: float(str(value)) for name, value in sums.measures().items()} | {"other": 1.0})
+    back = ScoreSums.of({name: float(str(value)) for name, value in sums.measures().items()} | {"other": 1.0})
     assert back.report() == sums.report()
     assert back.report()["mean_shift"] > 0.01
-    assert Sums().report() == dict.fromkeys(sums.report()) | {"rows": 0}
+    assert ScoreSums().report() == dict.fromkeys(sums.report()) | {"rows": 0}

@@ -1,11 +1,11 @@
-"""Versions that go out and come back while rankings are asked for: the edge, the store and Ingest are the real ones."""
+"""Promotions and rollbacks under load, with the real HTTP application, store and Ingest."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -23,8 +23,10 @@ from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.model.artifact import save
 from serve.model.scorer_cache import ModelHolder, timed
-from serve.rollout.registry import Releases
-from serve.rollout.score_comparison import Sums
+from serve.ranking.telemetry import Metrics
+from serve.rollout.guard import MIN_ROWS
+from serve.rollout.registry import ModelRegistry
+from serve.rollout.score_comparison import ScoreSums
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
@@ -36,9 +38,30 @@ pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    """Pairs come four times as often as they do, so that twenty are there within a second or two."""
+    """Compare pairs four times as often, so that twenty exist within two seconds."""
     for name in ("PAIR_EVERY_S", "PATIENCE_S"):
         monkeypatch.setattr(f"serve.rollout.monitor.{name}", 0.05)
+
+
+class Pairs(Metrics):
+    """Receiver that adds up the comparisons of two versions."""
+
+    def __init__(self):
+        self._measures = {}
+
+    def tick(self, moment):
+        for versions, sums in moment.pairs.items():
+            measures = self._measures.setdefault(versions, Counter())
+            measures.update(sums.measures())
+
+    def pairs(self):
+        """Return the sums by (new, old) version, as a scrape of the metrics gives them."""
+        return {versions: ScoreSums.of(dict(measures)) for versions, measures in self._measures.items()}
+
+    def rows(self, new, old):
+        """Return the number of rows compared."""
+        sums = self.pairs().get((new, old))
+        return sums.report()["rows"] if sums else 0
 
 
 class Out(Live):
@@ -48,12 +71,13 @@ class Out(Live):
         super().__init__(folder, log_folder, clock="wall", **config)
         for version in (NEW, NEWER):
             publish_stub(folder / "models", TOML, version)
-        self.releases = Releases(folder / "models")
+        self.releases = ModelRegistry(folder / "models")
         self.releases.promote(MODEL)
         arms = (Arm("model", "current", 1 - SHARE), Arm("canary", "canary", SHARE))
         self.config = replace(self.config, experiment=Experiment("launch", "s", arms))
         self.fault = fault
         self.answers, self.failed = [], []
+        self.metrics = Pairs()
 
     async def load(self, version):
         if version == NEW and self.fault == "refused":
@@ -91,7 +115,7 @@ class Out(Live):
 
     @asynccontextmanager
     async def asked(self):
-        """Four clients, until the block ends."""
+        """Run four clients until the block ends."""
         clients = [asyncio.create_task(self.ask_forever(np.random.default_rng(i))) for i in range(4)]
         try:
             yield
@@ -146,7 +170,7 @@ def test_a_broken_version_comes_back_by_itself_and_no_request_fails(tmp_path, lo
 
 
 class Real(Out):
-    """As Out, with networks and the real scorers: NEW's is far larger than the others'."""
+    """Like Out, with real networks and scorers; the network of NEW is far larger."""
 
     def __init__(self, folder, log_folder, **config):
         super().__init__(folder, log_folder, **config)
@@ -175,7 +199,7 @@ def test_a_network_that_is_too_large_is_slow_by_the_scorer_s_own_clock(tmp_path,
     service = Real(tmp_path, log_folder, guard=Limits(max_psi=100.0))
     service.run(scenario)
     assert not service.failed
-    assert f"of which {MODEL} takes" in service.state(NEW)["reason"]
+    assert f"with {MODEL}" in service.state(NEW)["reason"]
 
 
 @pytest.mark.parametrize("way", ["canary", "promote"])
@@ -183,61 +207,56 @@ def test_a_version_that_is_well_stays(tmp_path, log_folder, way):
     async def scenario(service):
         async with service.asked():
             (service.releases.start_canary if way == "canary" else service.releases.promote)(NEW)
-            await asyncio.sleep(3.0)
-        return service.fetcher.rollout._trials[NEW]
+            await service.until(lambda: service.metrics.rows(NEW, MODEL) > 2 * MIN_ROWS, 20)
 
     service = Out(tmp_path, log_folder)
-    trial = service.run(scenario)
-    assert len(trial._times) > 20, "it was compared"
-    assert trial.verdict is None
+    service.run(scenario)
     assert not service.failed
     assert service.state(NEW)["state"] == ("canary" if way == "canary" else "current")
 
 
-def test_a_rolled_back_version_stays_away_over_a_restart_and_comes_again_when_it_is_named(
-    tmp_path, log_folder
-):
+def test_a_rolled_back_version_stays_out_until_it_is_promoted_again(tmp_path, log_folder):
     service = Out(tmp_path, log_folder)
     service.releases.promote(NEW)
     service.releases.roll_back(None, "wrong topic")
-    (tmp_path / "models" / "CURRENT").write_text(NEW)  # as if the pointer had not moved
+    # As if the pointer had not moved.
+    (tmp_path / "models" / "CURRENT").write_text(NEW)
 
     async def asked(service):
         return (await service.rank())["model"]
 
-    assert [service.run(asked) for _ in range(2)] == [MODEL, MODEL]  # each run is a new replica
+    # Each run is a new replica.
+    assert [service.run(asked) for _ in range(2)] == [MODEL, MODEL]
     service.releases.promote(NEW)
     assert service.run(asked) == NEW
 
 
-def test_while_the_writer_is_away_a_bad_version_is_not_used_and_it_is_told_again(
-    tmp_path, log_folder, monkeypatch
-):
-    monkeypatch.setattr("serve.rollout.monitor.TELL_EVERY_S", 0.2)
-    told = []
+def test_without_the_writer_a_bad_version_is_unused_and_reported_again(tmp_path, log_folder, monkeypatch):
+    monkeypatch.setattr("serve.rollout.monitor.REPORT_EVERY_S", 0.2)
+    reports = []
 
     async def scenario(service):
         async with service.asked():
             service.releases.promote(NEW)
-            await service.until(lambda: len(told) == 2, 20)
+            await service.until(lambda: len(reports) == 2, 20)
             gone = len(service.answers)
             await service.until(lambda: service.state(NEW)["state"] == "rolled back", 20)
         return gone
 
     class Away(Out):
         async def _roll_back(self, version, verdict):
-            told.append(verdict.kind)
-            if len(told) < 4:
+            reports.append(verdict.kind)
+            if len(reports) < 4:
                 raise OSError("gone")
             await super()._roll_back(version, verdict)
 
     service = Away(tmp_path, log_folder, "non_finite")
     gone = service.run(scenario)
-    assert set(told) == {"non_finite"}
+    assert set(reports) == {"non_finite"}
     assert {model for _, _, model, _ in service.answers[gone:]} == {MODEL}
 
 
-def test_swaps_and_rollbacks_under_load_fail_no_request_and_mix_no_versions(tmp_path, log_folder):
+def test_swaps_and_rollbacks_under_load_fail_no_request(tmp_path, log_folder):
     async def scenario(service):
         async with service.asked():
             for i in range(5):
@@ -255,17 +274,15 @@ def test_swaps_and_rollbacks_under_load_fail_no_request_and_mix_no_versions(tmp_
 
 
 def test_a_shadow_ranks_nothing_and_tells_how_far_it_is(tmp_path, log_folder):
-    told = []
     service = Out(tmp_path, log_folder, "shifted", guard=Limits(), shadow=Shadow(NEW, 1.0))
 
     async def scenario(service):
-        service.fetcher._metrics.tick = lambda moment: told.append(moment.pairs)
         async with service.asked():
-            await asyncio.sleep(2.0)
+            await service.until(lambda: service.metrics.rows(NEW, MODEL) > 100, 20)
 
     service.run(scenario)
     assert {model for _, _, model, _ in service.answers} == {MODEL}
-    ((versions, sums),) = _added(told).items()
+    ((versions, sums),) = service.metrics.pairs().items()
     assert versions == (NEW, MODEL)
     report = sums.report()
     assert report["rows"] > 100
@@ -273,13 +290,3 @@ def test_a_shadow_ranks_nothing_and_tells_how_far_it_is(tmp_path, log_folder):
     assert report["psi"] > 1.0
     assert report["top10_kept"] == 1.0, "a shift keeps the order"
     assert service.state(NEW)["state"] == "published"
-
-
-def _added(told):
-    added = {}
-    for pairs in told:
-        for versions, sums in pairs.items():
-            measures = added.setdefault(versions, {})
-            for name, value in sums.measures().items():
-                measures[name] = measures.get(name, 0.0) + value
-    return {versions: Sums.of(json.loads(json.dumps(measures))) for versions, measures in added.items()}

@@ -1,4 +1,4 @@
-"""What becomes of the pointers and the history of a models folder, by the commands and by the service."""
+"""Version pointers and history of a models folder, by the commands and by the service."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.model.artifact import CURRENT, point
 from serve.rollout import history
-from serve.rollout.active_models import Models
-from serve.rollout.registry import NothingBefore, Releases
+from serve.rollout.active_models import ActiveModels
+from serve.rollout.registry import ModelRegistry, NothingBefore
 
 A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"
 
@@ -40,7 +40,7 @@ def models(tmp_path):
 
 @pytest.fixture
 def releases(models):
-    return Releases(models)
+    return ModelRegistry(models)
 
 
 def states(releases):
@@ -58,17 +58,18 @@ def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releas
         releases.promote(version)
     assert states(releases) == {A: "published", B: "previous", C: "current"}
     assert releases.roll_back(None, "wrong topic") == B
-    assert states(Releases(models)) == {A: "previous", B: "current", C: "rolled back"}
+    assert states(ModelRegistry(models)) == {A: "previous", B: "current", C: "rolled back"}
     assert releases.table()[0]["reason"] == "wrong topic"
     assert releases.roll_back(None, "that one too") == A
     with pytest.raises(NothingBefore, match="no good version was current before"):
         releases.roll_back(None, "and that")
     assert releases.current == A
-    releases.promote(C)  # by name it may come again
+    # Promoting it by name clears the rollback.
+    releases.promote(C)
     assert states(releases) == {A: "previous", B: "rolled back", C: "current"}
 
 
-def test_what_was_promoted_before_there_was_a_history_is_known_to_come_back_to(models, releases):
+def test_a_version_promoted_before_the_history_can_be_rolled_back_to(models, releases):
     point(models, CURRENT, A)
     releases.promote(B)
     assert releases.roll_back(B, "slow") == A
@@ -84,7 +85,7 @@ def test_the_service_takes_back_only_what_is_still_in_use(releases):
 
 
 def test_a_canary_comes_and_goes_beside_the_current_version(releases):
-    with pytest.raises(TabrankError, match="none to come back to; promote one"):
+    with pytest.raises(TabrankError, match="needs a current version to fall back to"):
         releases.start_canary(B)
     releases.promote(A)
     with pytest.raises(TabrankError, match="is the current version; name another"):
@@ -109,9 +110,7 @@ def test_a_version_whose_files_were_deleted_is_not_gone_back_to(models, releases
     assert releases.roll_back(None, "slow") == A
 
 
-def test_a_replica_that_starts_with_a_broken_version_ranks_with_the_last_good_one_that_is_there(
-    models, releases
-):
+def test_a_replica_that_starts_on_a_broken_version_ranks_with_a_good_one(models, releases):
     for version in (A, B, C):
         releases.promote(version)
     (models / B).rename(models.parent / "gone")
@@ -121,7 +120,7 @@ def test_a_replica_that_starts_with_a_broken_version_ranks_with_the_last_good_on
             raise ArtifactRefused("golden.safetensors: row 3 scores otherwise")
 
     async def followed():
-        replica = Models(models, Features(Schema(read_surface(TOML))).columns, load)
+        replica = ActiveModels(models, Features(Schema(read_surface(TOML))).columns, load)
         for _ in range(2):
             with contextlib.suppress(ArtifactRefused):
                 await replica.follow(Experiment("x", "s", ()))
@@ -173,7 +172,7 @@ def test_what_a_killed_writer_leaves_is_old_or_new(models, releases):
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nimport serve.rollout.registry as r\n"
         "r.point = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "r.Releases(Path(sys.argv[1])).promote(sys.argv[2])"
+        "r.ModelRegistry(Path(sys.argv[1])).promote(sys.argv[2])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(models), B], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -187,7 +186,7 @@ def test_what_a_killed_writer_leaves_is_old_or_new(models, releases):
 
 
 def test_the_history_is_followed_as_it_changes(models, releases):
-    followed = history.Followed(models)
+    followed = history.CachedHistory(models)
     assert followed.read().entries == ()
     releases.promote(A)
     assert [entry.version for entry in followed.read().entries] == [A]
@@ -198,10 +197,11 @@ def test_a_history_that_cannot_be_read_is_neither_forgotten_nor_replaced(models,
     releases.promote(A)
     releases.promote(B)
     releases.roll_back(None, "slow")
-    followed = history.Followed(models)
+    followed = history.CachedHistory(models)
     assert list(followed.read().rolled_back) == [B]
     (models / "HISTORY").rename(models / "kept")
-    (models / "HISTORY").mkdir()  # a read of it fails, and not because there is none
+    # Reading it fails, although it exists.
+    (models / "HISTORY").mkdir()
     assert list(followed.read().rolled_back) == [B]
     (models / "HISTORY").rmdir()
     (models / "kept").rename(models / "HISTORY")
@@ -216,8 +216,8 @@ def _failing(path):
     raise OSError(errno.EIO, "input/output error")
 
 
-def test_a_version_is_on_trial_from_its_promotion_and_not_where_a_rollback_brought_it(models):
-    releases = Releases(models, clock=lambda: 7.0)
+def test_a_version_is_on_trial_after_promotion_and_not_after_a_rollback(models):
+    releases = ModelRegistry(models, clock=lambda: 7.0)
     releases.promote(A)
     releases.promote(B)
     assert history.read(models).promoted_ms(B) == 7_000
@@ -239,14 +239,14 @@ def test_the_commands_promote_list_and_roll_back(models):
     assert "no good version" in command(models, "rollback", code=1)
     assert "did you mean" in command(models, "promote", B[:-1] + "c", code=2)
     assert "name the version, or end it" in command(models, "canary", code=2)
-    assert "there is no such folder" in command(models.parent / "none", "rollback", code=2)
+    assert "the folder does not exist" in command(models.parent / "none", "rollback", code=2)
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(models):
     (models / "HISTORY").mkdir()
     with pytest.raises(TabrankError, match="HISTORY cannot be written"):
-        Releases(models).promote(A)
-    assert Releases(models).current is None
+        ModelRegistry(models).promote(A)
+    assert ModelRegistry(models).current is None
 
 
 def test_a_writer_that_was_stopped_holds_up_nobody_for_long(models, releases, monkeypatch):

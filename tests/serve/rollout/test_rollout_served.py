@@ -1,4 +1,4 @@
-"""Real artifacts go out on a running cluster, under load, and the broken ones come back by themselves."""
+"""Real artifacts on a running cluster under load; the broken ones are rolled back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from serve.log.reader import read_log
 from serve.model.artifact import save
 from serve.model.graph import Calibration
 from serve.operate.run.local_cluster import down, up
-from serve.rollout.registry import Releases
+from serve.rollout.registry import ModelRegistry
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
@@ -37,11 +37,11 @@ GOOD, SHIFTED, ALTERED = (f"2026010{i}T000000Z-000{i}" for i in (1, 2, 3))
 
 
 class Service:
-    """The service, and what its clients got."""
+    """The service, and the answers of its clients."""
 
     def __init__(self, folder):
         self.folder = folder
-        self.releases = Releases(folder / "models")
+        self.releases = ModelRegistry(folder / "models")
         self.statuses, self.models = [], []
         surface = load_surface("spaces")
         simulate(folder / "log", rows=8_000, viewers=60, days=0.2)
@@ -69,9 +69,8 @@ class Service:
         document["http_options"] |= {"port": port, "request_timeout_s": 30}
         application = document["applications"][0]
         application["args"] |= {"store": "lmdb:store", "models": "models", "log": "served"}
-        application["deployments"][0]["user_config"]["deadline_ms"] = (
-            5_000  # the machine of a test may be busy
-        )
+        # The test machine may be busy.
+        application["deployments"][0]["user_config"]["deadline_ms"] = 5_000
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(document))
         return f"http://127.0.0.1:{port}"
 
@@ -82,7 +81,7 @@ class Service:
 
     @contextmanager
     def asked(self):
-        """Two clients, until the block ends."""
+        """Run two clients until the block ends."""
         over = threading.Event()
         clients = [threading.Thread(target=self._ask, args=(over, seed)) for seed in range(2)]
         for client in clients:
@@ -126,7 +125,7 @@ def service(tmp_path_factory):
     down(run)
 
 
-def test_artifacts_that_are_shifted_or_altered_come_back_within_a_minute_and_no_request_fails(service):
+def test_shifted_or_altered_artifacts_are_rolled_back_within_a_minute(service):
     with service.asked():
         time.sleep(1.0)
         for version in (SHIFTED, ALTERED):

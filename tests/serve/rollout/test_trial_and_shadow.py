@@ -1,4 +1,4 @@
-"""Who gets the one place in which a batch waits to be scored a second time."""
+"""Precedence for the one batch that may wait to be scored a second time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.config.settings import Shadow, UserConfig
 from serve.features.matrix import Matrix
 from serve.model.scorer_cache import timed
 from serve.rollout.history import History
-from serve.rollout.monitor import Rollout, told_nobody
+from serve.rollout.monitor import RolloutMonitor, no_rollback
 
 OLD, NEW, OTHER = (f"2026010{day}T000000Z-0000" for day in (1, 2, 3))
 MATRIX = Matrix(np.zeros((5, 1), np.float32), np.zeros((5, 0), np.uint64))
@@ -33,7 +33,7 @@ def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons():
         return timed(np.full(5, 0.5, np.float32).tobytes(), 1.0)
 
     async def scenario():
-        rollout = Rollout(models, call, lambda: True, told_nobody, lambda *what: warned.append(what))
+        rollout = RolloutMonitor(models, call, lambda: True, no_rollback, lambda *what: warned.append(what))
         rollout.configure(UserConfig(shadow=Shadow(OTHER, 1.0)))
         await rollout.settle()
         running = asyncio.create_task(rollout.run())

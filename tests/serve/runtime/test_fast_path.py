@@ -1,4 +1,4 @@
-"""The short way of a ranking, on a replica that has what Ray 2.60's has."""
+"""Fast path of a ranking, on a fake of Ray 2.60's replica."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 
 from serve.contract.errors import RequestError
 from serve.http.app import Edge
-from serve.runtime.fast_path import ShortWay
+from serve.runtime.fast_path import FastPath
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
+# Ray warns about its own models at import.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 
 class Answering(Edge):
-    """An edge that answers with a status when it is let go."""
+    """ASGI application that answers with a status when it is released."""
 
     def __init__(self, status=200):
         self.refused_ms = []
@@ -99,7 +100,7 @@ class Replica:
 
 
 class Wrapped:
-    """What stands between us and the replica in Ray: its own middleware."""
+    """Stand-in for Ray's own middleware between us and the replica."""
 
     def __init__(self, app):
         self._app = app
@@ -108,8 +109,8 @@ class Wrapped:
         await self._app(scope, receive, send)
 
 
-def short_way(replica):
-    return ShortWay(Wrapped(replica._direct_ingress_asgi))
+def fast_path(replica):
+    return FastPath(Wrapped(replica._direct_ingress_asgi))
 
 
 def ranking(**changes):
@@ -130,10 +131,10 @@ async def ask(way, scope, receive=whole_body):
     return sent
 
 
-def test_a_ranking_goes_straight_to_the_edge_and_holds_a_slot_while_it_runs():
+def test_a_ranking_takes_the_fast_path_and_holds_a_slot_while_it_runs():
     async def scenario():
         replica = Replica(Answering())
-        task = asyncio.create_task(ask(short_way(replica), ranking()))
+        task = asyncio.create_task(ask(fast_path(replica), ranking()))
         await asyncio.sleep(0.005)
         assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (1, 1)
         replica._user_callable_asgi_app.gate.set()
@@ -149,16 +150,16 @@ def test_a_failure_gives_its_slot_back():
         replica = Replica(Answering(status=None))
         replica._user_callable_asgi_app.gate.set()
         with pytest.raises(RuntimeError, match="the edge failed"):
-            await ask(short_way(replica), ranking())
+            await ask(fast_path(replica), ranking())
         assert (replica._semaphore.free, replica._metrics_manager.ongoing) == (2, 0)
 
     asyncio.run(scenario())
 
 
-def test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_counted():
+def test_without_a_free_slot_a_request_is_refused_unread_and_counted():
     async def scenario():
         replica = Replica(Answering(), num_slots=1)
-        way = short_way(replica)
+        way = fast_path(replica)
         first = asyncio.create_task(ask(way, ranking()))
         await asyncio.sleep(0.005)
         start, body = await ask(way, ranking(headers=[(b"x-request-id", b"mine")]), receive=None)
@@ -169,7 +170,7 @@ def test_without_a_free_slot_a_request_is_refused_before_its_body_is_read_and_co
         assert (replica.rays_way, replica._metrics_manager.ongoing, replica._semaphore.free) == ([], 1, 0)
         replica._user_callable_asgi_app.gate.set()
         await first
-        way._accounts._flush()
+        way._replica._flush()
         (http,) = replica._metrics_manager._cached_ingress_request_counter.values()
         assert {dict(tags)["status_code"]: count for tags, count in http.items()} == {"200": 1, "429": 1}
 
@@ -185,17 +186,17 @@ def test_the_last_request_id_comes_back_and_only_if_it_is_valid(given, repeated)
         replica = Replica(Answering(), num_slots=1)
         replica._user_callable_asgi_app.gate.set()
         headers = [(b"x-request-id", value) for value in given]
-        start, *_ = await ask(short_way(replica), ranking(headers=headers))
+        start, *_ = await ask(fast_path(replica), ranking(headers=headers))
         (answered,) = (value for name, value in start["headers"] if name == b"x-request-id")
         assert answered == repeated if repeated else answered not in given
 
     asyncio.run(scenario())
 
 
-def test_a_body_that_is_on_its_way_holds_no_slot_and_finds_none_where_others_were_faster():
+def test_an_incomplete_body_holds_no_slot_and_may_find_none_later():
     async def scenario():
         replica = Replica(Answering(), num_slots=1)
-        way, rest = short_way(replica), asyncio.Event()
+        way, rest = fast_path(replica), asyncio.Event()
         parts = [{"type": "http.request", "body": b"{", "more_body": True}]
 
         async def receive():
@@ -221,13 +222,13 @@ def test_a_body_that_is_on_its_way_holds_no_slot_and_finds_none_where_others_wer
 
 
 @pytest.mark.parametrize("root", ["", "/front"])
-def test_events_and_what_is_below_a_route_prefix_go_straight_to_the_edge_too(root):
+def test_events_and_paths_below_a_route_prefix_take_the_fast_path_too(root):
     replica = Replica(Answering())
     replica._route_prefix = "/spaces"
     edge = replica._user_callable_asgi_app
     edge.gate.set()
     scope = ranking(path=f"{root}/spaces/v1/events", root_path=root)
-    assert asyncio.run(ask(short_way(replica), scope))[0]["status"] == 200
+    assert asyncio.run(ask(fast_path(replica), scope))[0]["status"] == 200
     assert (edge.root_path, replica.rays_way) == (f"{root}/spaces", [])
 
 
@@ -243,32 +244,33 @@ def test_events_and_what_is_below_a_route_prefix_go_straight_to_the_edge_too(roo
 )
 def test_everything_else_goes_ray_s_way(scope):
     replica = Replica(Answering())
-    asyncio.run(ask(short_way(replica), scope))
+    asyncio.run(ask(fast_path(replica), scope))
     assert replica.rays_way == [scope]
 
 
 def test_no_client_switches_off_ray_s_guards():
     replica = Replica(Answering())
     headers = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1"), (b"a", b"b")]
-    asyncio.run(ask(short_way(replica), ranking(path="/v1/model", headers=headers)))
+    asyncio.run(ask(fast_path(replica), ranking(path="/v1/model", headers=headers)))
     assert replica.rays_way[0]["headers"] == [(b"a", b"b")]
 
 
 def test_a_request_id_that_is_not_valid_does_not_go_ray_s_way():
     replica = Replica(Answering())
     headers = [(b"x-request-id", value) for value in (b"\xff", b"x" * 257, b"mine")]
-    asyncio.run(ask(short_way(replica), ranking(path="/v1/model", headers=headers)))
+    asyncio.run(ask(fast_path(replica), ranking(path="/v1/model", headers=headers)))
     assert replica.rays_way[0]["headers"] == [(b"x-request-id", b"mine")]
 
 
-def test_ray_s_counters_hear_of_every_ranking_and_its_histograms_of_some(monkeypatch):
+def test_rays_counters_get_every_ranking_and_its_histograms_some(monkeypatch):
     monkeypatch.setattr("serve.runtime.fast_path.FLUSH_EVERY_S", 0.01)
 
     async def scenario():
         replica = Replica(Answering())
         replica._user_callable_asgi_app.gate.set()
-        way = short_way(replica)
-        replica._metrics_manager._cached_ingress_request_counter.clear()  # as Ray does at each of its reports
+        way = fast_path(replica)
+        # Ray clears the counter at each of its reports.
+        replica._metrics_manager._cached_ingress_request_counter.clear()
         for _ in range(40):
             await ask(way, ranking())
         replica._user_callable_asgi_app.status = 422
@@ -289,10 +291,10 @@ def test_with_an_unknown_ray_every_request_takes_its_way(caplog):
     replica = Replica(Answering())
     del replica._semaphore
     with caplog.at_level(logging.WARNING, logger="tabrank"):
-        way = short_way(replica)
+        way = fast_path(replica)
     asyncio.run(ask(way, ranking()))
     assert len(replica.rays_way) == 1
-    assert "take Ray's own way" in caplog.text
+    assert "take Ray's own path" in caplog.text
 
 
 def test_in_ray_s_own_proxy_nothing_is_short():
@@ -301,5 +303,5 @@ def test_in_ray_s_own_proxy_nothing_is_short():
     async def proxy(scope, receive, send):
         seen.append(scope)
 
-    asyncio.run(ask(ShortWay(Wrapped(proxy)), ranking()))
+    asyncio.run(ask(FastPath(Wrapped(proxy)), ranking()))
     assert len(seen) == 1

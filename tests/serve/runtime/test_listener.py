@@ -1,4 +1,4 @@
-"""Accepting under load, with the server and the event loop that Ray uses."""
+"""Accepting connections under load, with the server and the event loop that Ray uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_CLIENTS = 64
 
 
 async def num_turns():
-    """How many turns of the loop pass until all clients that wait are accepted."""
+    """Return how many event-loop iterations pass until all waiting clients are accepted."""
     seen = set()
 
     async def app(scope, receive, send):
@@ -33,15 +33,15 @@ async def num_turns():
         client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         clients.append(client)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
-    turns = 0
-    while len(seen) < NUM_CLIENTS and turns < 1_000:
-        turns += bool(seen)
+    iterations = 0
+    while len(seen) < NUM_CLIENTS and iterations < 1_000:
+        iterations += bool(seen)
         await asyncio.sleep(0)
     server.should_exit = True
     for client in clients:
         client.close()
     await serving
-    return turns
+    return iterations
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_waiting_connections_are_accepted_many_a_turn(startup):
 
 
 async def headers_seen(*parts):
-    """The headers that an application has seen of a request once it has read its body."""
+    """Return the headers that an application sees once it has read the request's body."""
     seen = []
 
     async def app(scope, receive, send):

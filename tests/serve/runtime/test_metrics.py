@@ -1,4 +1,4 @@
-"""What is told Ray of rankings and records, and the table that documents it."""
+"""Metrics reported to Ray for rankings and records, and the table that documents them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """All that Ray was told, by metric and labels: a gauge's value, a counter's sum."""
+def reported(monkeypatch):
+    """All values reported to Ray, by metric and labels: a gauge's value, a counter's sum."""
     values: dict[tuple, float] = {}
 
-    def tell(metric, labels, application):
+    def recorder(metric, labels, application):
         def record(value, tags):
             assert set(tags) == set(labels)
             key = (metric.name, *(tags[label] for label in labels))
@@ -31,7 +31,7 @@ def told(monkeypatch):
 
         return record
 
-    monkeypatch.setattr(metrics, "told", tell)
+    monkeypatch.setattr(metrics, "recorder", recorder)
     monkeypatch.setattr(metrics, "FLUSH_EVERY_S", 0.0)
     return values
 
@@ -53,22 +53,23 @@ def moment(**changes):
     return Moment(**healthy | {"level": 0.0} | changes)
 
 
-def test_rankings_are_counted_by_arm_rung_and_model(told):
+def test_rankings_are_counted_by_arm_rung_and_model(reported):
     tab = RankMetrics("tab")
     tab.ranked(slate(), 12.0)
     tab.ranked(slate(), 12.0)
     tab.ranked(slate("popular", "fallback", None, ("deadline",), 10), 70.0)
     tab.tick(moment())
-    assert told["tabrank_rankings", "launch", "model", "full"] == 2
-    assert told["tabrank_rankings", "launch", "popular", "fallback"] == 1
-    assert told["tabrank_candidates", "launch", "model", "full"] == 110
-    assert told["tabrank_model_rankings", "v1"] == 2
-    assert told["tabrank_model_rankings", ""] == 1
-    assert told["tabrank_degraded", "deadline"] == 1
-    assert told["tabrank_degraded", "kill_switch"] == 0  # a counter's first sample is no increase
+    assert reported["tabrank_rankings", "launch", "model", "full"] == 2
+    assert reported["tabrank_rankings", "launch", "popular", "fallback"] == 1
+    assert reported["tabrank_candidates", "launch", "model", "full"] == 110
+    assert reported["tabrank_model_rankings", "v1"] == 2
+    assert reported["tabrank_model_rankings", ""] == 1
+    assert reported["tabrank_degraded", "deadline"] == 1
+    # A counter's first sample is not an increase.
+    assert reported["tabrank_degraded", "kill_switch"] == 0
 
 
-def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(told):
+def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(reported):
     tab = RankMetrics("tab")
     for latency_ms in (12.0, 50.0, 99.0, 5_000.0):
         tab.ranked(slate(), latency_ms)
@@ -78,55 +79,55 @@ def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(told):
     tab.rejected(2)
     tab.tick(moment())
     latency = {
-        le: told["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")
+        le: reported["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")
     }
     assert latency == {"1": 0, "15": 1, "50": 2, "100": 3, "+Inf": 4}
-    assert told["tabrank_records_rejected",] == 2
-    assert (told["tabrank_refused_ms", "1"], told["tabrank_refused_ms", "5"]) == (1, 2)
-    assert told["tabrank_queue_ms", "5"] == 1  # 12 ms less the 7 of its batch
-    assert (told["tabrank_stage_ms", "score", "2"], told["tabrank_stage_ms", "score", "5"]) == (0, 1)
-    assert (told["tabrank_batch_candidates", "60"], told["tabrank_batch_candidates", "120"]) == (0, 1)
+    assert reported["tabrank_records_rejected",] == 2
+    assert (reported["tabrank_refused_ms", "1"], reported["tabrank_refused_ms", "5"]) == (1, 2)
+    assert reported["tabrank_queue_ms", "5"] == 1  # 12 ms less the 7 of its batch
+    assert (reported["tabrank_stage_ms", "score", "2"], reported["tabrank_stage_ms", "score", "5"]) == (0, 1)
+    assert (reported["tabrank_batch_candidates", "60"], reported["tabrank_batch_candidates", "120"]) == (0, 1)
 
 
-def test_nothing_is_counted_twice(told):
+def test_nothing_is_counted_twice(reported):
     tab = RankMetrics("tab")
     tab.ranked(slate(), 12.0)
     for _ in range(3):
         tab.tick(moment(num_dropped=4, num_too_large=2))
-    assert told["tabrank_rankings", "launch", "model", "full"] == 1
-    assert told["tabrank_latency_ms", "launch", "model", "+Inf"] == 1
-    assert told["tabrank_exposures_dropped",] == 4
-    assert told["tabrank_exposures_too_large",] == 2
+    assert reported["tabrank_rankings", "launch", "model", "full"] == 1
+    assert reported["tabrank_latency_ms", "launch", "model", "+Inf"] == 1
+    assert reported["tabrank_exposures_dropped",] == 4
+    assert reported["tabrank_exposures_too_large",] == 2
 
 
-def test_a_version_that_is_replaced_is_in_use_no_more(told):
+def test_a_version_that_is_replaced_is_in_use_no_more(reported):
     tab = RankMetrics("tab")
     tab.tick(moment())
     tab.tick(moment(model="v2", kill_switch=True, freshness_ms=None))
-    assert (told["tabrank_model_info", "v1"], told["tabrank_model_info", "v2"]) == (0, 1)
-    assert told["tabrank_kill_switch",] == 1
-    assert told["tabrank_freshness_ms",] == 90.0
+    assert (reported["tabrank_model_info", "v1"], reported["tabrank_model_info", "v2"]) == (0, 1)
+    assert reported["tabrank_kill_switch",] == 1
+    assert reported["tabrank_freshness_ms",] == 90.0
 
 
-def test_the_age_told_is_the_highest_since_the_last_time(told, monkeypatch):
+def test_the_age_told_is_the_highest_since_the_last_time(reported, monkeypatch):
     tab = RankMetrics("tab")
     monkeypatch.setattr(metrics, "FLUSH_EVERY_S", 60.0)
     tab.tick(moment(freshness_ms=7_000.0))
     monkeypatch.setattr(metrics, "FLUSH_EVERY_S", 0.0)
     tab.tick(moment())
-    assert told["tabrank_freshness_ms",] == 7_000.0
+    assert reported["tabrank_freshness_ms",] == 7_000.0
     tab.tick(moment())
-    assert told["tabrank_freshness_ms",] == 90.0
+    assert reported["tabrank_freshness_ms",] == 90.0
 
 
-def test_records_are_counted_with_how_late_they_came(told):
+def test_records_are_counted_with_how_late_they_came(reported):
     ingest = IngestMetrics("tab")
     ingest.tick(Tally(Counter(event=2, exposure=3), [90.0, 40_000.0], [120.0], 5))
-    assert told["tabrank_records", "event"] == 2
-    assert told["tabrank_records", "exposure_dropped"] == 0
-    assert [told["tabrank_event_lag_ms", le] for le in ("50", "100", "60000", "+Inf")] == [0, 1, 2, 2]
-    assert [told["tabrank_commit_ms", le] for le in ("100", "150", "+Inf")] == [0, 1, 1]
-    assert told["tabrank_unrolled_records",] == 5
+    assert reported["tabrank_records", "event"] == 2
+    assert reported["tabrank_records", "exposure_dropped"] == 0
+    assert [reported["tabrank_event_lag_ms", le] for le in ("50", "100", "60000", "+Inf")] == [0, 1, 2, 2]
+    assert [reported["tabrank_commit_ms", le] for le in ("100", "150", "+Inf")] == [0, 1, 1]
+    assert reported["tabrank_unrolled_records",] == 5
 
 
 def test_the_table_is_what_the_code_has():

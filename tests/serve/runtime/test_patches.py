@@ -9,7 +9,8 @@ import pytest
 from serve.runtime.patches import keep_ingress
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Ray's own, of pydantic
+    # Ray's own, about pydantic.
+    warnings.simplefilter("ignore")
     from ray.serve._private.application_state import ApplicationState
     from ray.serve.schema import APIType
 
@@ -32,7 +33,7 @@ def test_ray_forgets_the_ingress_while_an_application_is_built(application):
     assert application.ingress_deployment is None, "Ray remembers it now: `serve.runtime.patches` can go"
 
 
-def test_taught_it_keeps_the_ingress_until_the_application_is_built(application):
+def test_the_patch_keeps_the_ingress_until_the_application_is_built(application):
     keep_ingress()
     application._set_target_state(deployment_infos=None, **NEW)
     assert application.ingress_deployment == "FeatureFetch"

@@ -1,4 +1,4 @@
-"""What every store promises, run over each of them. A new store joins by an address in `ADDRESSES`."""
+"""Contract suite that every store must pass; a new store joins by an address in `ADDRESSES`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reading import read_changes, read_viewers
 from redis_server import RedisServer
 
-from serve.contract.errors import LeaseLost, StoreUnavailable, TabrankError
+from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
 from serve.stores.factory import open_store
 from serve.stores.protocol import MAX_REMOVED, Changes, Store
 
@@ -54,20 +54,20 @@ Open = Callable[..., Store]
     ]
 )
 def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
-    """Opens the test's own store, as its writer with the lease unless told otherwise."""
+    """Opener of the test's own store; by default as its writer, with a fencing epoch."""
     url = ADDRESSES[request.param](request)
     opened: list[Store] = []
 
     def call(
         *,
         writable: bool = True,
-        lease: bool = True,
+        fenced: bool = True,
         surface: str = "spaces",
         fingerprint: str = FINGERPRINT,
     ) -> Store:
         opened.append(open_store(url, surface, fingerprint, base=tmp_path, writable=writable))
-        if writable and lease:
-            opened[-1].take_lease()
+        if writable and fenced:
+            opened[-1].take_epoch()
         return opened[-1]
 
     yield call
@@ -218,26 +218,26 @@ def test_a_store_opened_for_reading_cannot_commit(open_: Open) -> None:
     assert read_viewers(writer, ["ann"]) == [None]
 
 
-def test_a_store_whose_lease_was_not_taken_cannot_write(open_: Open) -> None:
-    store = open_(lease=False)
+def test_a_handle_without_an_epoch_cannot_write(open_: Open) -> None:
+    store = open_(fenced=False)
     for write in (lambda: store.commit(1, {"ann": b"1"}, {}), lambda: store.trim(0)):
-        with pytest.raises(RuntimeError, match=r"take_lease\(\)"):
+        with pytest.raises(RuntimeError, match=r"take_epoch\(\)"):
             write()
     assert (store.seq(), read_viewers(store, ["ann"])) == (0, [None])
     with pytest.raises(RuntimeError, match="writable=True"):
-        open_(writable=False).take_lease()
+        open_(writable=False).take_epoch()
 
 
-def test_each_lease_has_an_epoch_of_its_own(open_: Open) -> None:
-    first, second = open_(lease=False), open_(lease=False)
-    assert [first.take_lease(), second.take_lease(), first.take_lease()] == [1, 2, 3]
+def test_each_writer_gets_the_next_epoch(open_: Open) -> None:
+    first, second = open_(fenced=False), open_(fenced=False)
+    assert [first.take_epoch(), second.take_epoch(), first.take_epoch()] == [1, 2, 3]
     first.commit(1, {}, {}, replace=True)
-    assert open_(lease=False).take_lease() == 4, "no commit resets it"
-    assert open_(lease=False, surface="spaces-2").take_lease() == 1
+    assert open_(fenced=False).take_epoch() == 4, "no commit resets it"
+    assert open_(fenced=False, surface="spaces-2").take_epoch() == 1
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_writer_that_lost_the_lease_writes_no_more(open_: Open, replace: bool) -> None:
+def test_a_fenced_writer_cannot_write(open_: Open, replace: bool) -> None:
     first = open_()
     first.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
     second = open_()
@@ -246,16 +246,16 @@ def test_a_writer_that_lost_the_lease_writes_no_more(open_: Open, replace: bool)
         lambda: first.trim(1),
     )
     for write in writes:
-        with pytest.raises(LeaseLost, match="its epoch is 2, this one's was 1"):
+        with pytest.raises(WriterFenced, match="its epoch is 2, this one's was 1"):
             write()
     assert second.read(["ann", "bob"], 0) == ([b"1", None], Changes(1, {"x": b"1"}))
     assert second.journal(0, 10) == [(1, b"one")]
     second.commit(2, {"ann": b"3"}, {}, replace=replace)
-    with pytest.raises(LeaseLost):
+    with pytest.raises(WriterFenced):
         first.commit(3, {"ann": b"4"}, {}, replace=replace)
-    first.take_lease()
+    first.take_epoch()
     first.commit(3, {"ann": b"5"}, {})
-    with pytest.raises(LeaseLost, match="its epoch is 3, this one's was 2"):
+    with pytest.raises(WriterFenced, match="its epoch is 3, this one's was 2"):
         second.commit(4, {"ann": b"6"}, {})
     assert read_viewers(second, ["ann"]) == [b"5"]
 
@@ -270,7 +270,7 @@ def test_a_read_is_of_viewers_and_changes_alike(open_: Open) -> None:
     assert store.read(["ann"], 3) == ([b"1"], Changes(0, {}))
 
 
-def test_the_journal_keeps_entries_under_their_number_until_they_are_trimmed(open_: Open) -> None:
+def test_the_journal_keeps_entries_until_they_are_trimmed(open_: Open) -> None:
     store = open_()
     entries = [(1, b"one"), (5, b"\0" * 3000), (300, bytes(range(256))), (70_000, b"four")]
     for seq, entry in entries:
@@ -342,7 +342,8 @@ def test_a_dump_stays_of_its_commit_while_others_follow(open_: Open) -> None:
         rows = []
         for i, row in enumerate(dump.rows):
             rows.append(row)
-            if i < 60:  # changed, added, removed, and there again
+            # Change, add, remove and add again.
+            if i < 60:
                 changed = {VIEWERS[i]: b"2", VIEWERS[-i]: b"", VIEWERS[-i // 2]: b"3", f"new {i}": b"2"}
                 store.commit(2 + i, changed, {str(i): b"", "n": b"2"})
         assert (dump.seq, sorted(rows)) == expected
@@ -350,12 +351,12 @@ def test_a_dump_stays_of_its_commit_while_others_follow(open_: Open) -> None:
 
 
 def test_a_dump_never_passes_what_another_wrote_meanwhile_as_its_own(open_: Open) -> None:
-    store, other = open_(), open_(lease=False)
+    store, other = open_(), open_(fenced=False)
     store.commit(1, dict.fromkeys(VIEWERS, b"1"), {"x": b"1"})
     expected = dumped(store)
     with contextlib.suppress(StoreUnavailable), store.dump() as dump:
         rows = [next(dump.rows)]
-        other.take_lease()
+        other.take_epoch()
         other.commit(2, {"eve": b"2"}, {}, replace=True)
         rows += dump.rows
         assert (dump.seq, sorted(rows)) == expected
@@ -388,7 +389,7 @@ def test_a_reader_ahead_of_the_store_is_told_to_start_again(open_: Open) -> None
     assert read_changes(store, 6) == Changes(0, {})
 
 
-def test_the_oldest_removals_are_forgotten_and_who_missed_them_is_told_to_start_again(open_: Open) -> None:
+def test_a_reader_that_missed_forgotten_removals_has_to_start_again(open_: Open) -> None:
     store = open_()
     ids = [f"room {number}" for number in range(MAX_REMOVED + 1)]
     store.commit(1, {}, dict.fromkeys([*ids, "stays"], b"1"))
@@ -508,7 +509,7 @@ def test_a_reader_that_pulls_changes_holds_what_was_committed(
 
 def test_an_unnamed_memory_store_is_new_each_time(tmp_path: Path) -> None:
     first = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=True)
-    first.take_lease()
+    first.take_epoch()
     first.commit(1, {"ann": b"1"}, {})
     second = open_store("memory:", "spaces", FINGERPRINT, base=tmp_path, writable=False)
     assert (read_viewers(first, ["ann"]), read_viewers(second, ["ann"])) == ([b"1"], [None])

@@ -1,4 +1,4 @@
-"""What is LMDB's own: other processes, crashes, and files that go, change or break under a reader."""
+"""LMDB store: several processes, crashes, and files deleted, replaced or damaged while in use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import lmdb
 import pytest
 from reading import read_changes, read_viewers
 
-from serve.contract.errors import LeaseLost, StoreUnavailable
+from serve.contract.errors import StoreUnavailable, WriterFenced
 from serve.stores.factory import open_store
 from serve.stores.lmdb import LmdbStore
 from serve.stores.lmdb_environment import MAP_SIZE
@@ -36,7 +36,7 @@ COMMIT_FOREVER = (
     IMPORT
     + """
 store = LmdbStore(F, writable=True)
-store.take_lease()
+store.take_epoch()
 seq = store.seq()
 print("ready", flush=True)
 while True:
@@ -46,7 +46,7 @@ while True:
     store.trim(seq - 3)
 """
 )
-# The limit of a file's size stands for a disk that has run full: the write fails in the same place.
+# A limit of the file size simulates a full disk: the write fails at the same place.
 FILL_THE_DISK = (
     IMPORT
     + """
@@ -54,7 +54,7 @@ import resource, signal
 from serve.contract.errors import StoreUnavailable
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = LmdbStore(F, writable=True)
-store.take_lease()
+store.take_epoch()
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, ((F / "data.mdb").stat().st_size + 65536, most))
 rows = {str(number): bytes(4000) for number in range(1000)}
@@ -92,7 +92,7 @@ def run(code: str, *arguments: object) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store with one candidate, and one viewer among many."""
+    """Return the folder of a store with one candidate and many viewers."""
     folder = tmp_path / "store" / "spaces-0123456789ab"
     fill(folder, 1)
     return folder
@@ -100,7 +100,7 @@ def folder(tmp_path: Path) -> Path:
 
 def writer(folder: Path) -> LmdbStore:
     store = LmdbStore(folder, writable=True)
-    store.take_lease()
+    store.take_epoch()
     return store
 
 
@@ -146,7 +146,8 @@ def test_the_slots_of_killed_readers_are_freed_at_the_next_open(folder: Path) ->
     count = (
         "import sys, lmdb; print(lmdb.open(sys.argv[1], readonly=True, max_dbs=5).readers().count('\\n') - 1)"
     )
-    store = LmdbStore(folder, writable=True)  # holds the lock file, or the next open would make it anew
+    # An open store keeps the lock file; otherwise the next open would create a new one.
+    store = LmdbStore(folder, writable=True)
     with start(READ_AND_WAIT, folder) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -202,7 +203,7 @@ def test_a_reader_of_a_replaced_store_is_told_to_start_again(
     if in_another_process:
         larger = "{'eve': bytes(1 << 20)}"
         write = (
-            f"s = LmdbStore(F, writable=True); s.take_lease(); s.commit({new_seq}, {larger}, {{'y': b'1'}})"
+            f"s = LmdbStore(F, writable=True); s.take_epoch(); s.commit({new_seq}, {larger}, {{'y': b'1'}})"
         )
         run(IMPORT + write, folder)
     else:
@@ -248,7 +249,7 @@ def test_a_store_cut_short_while_open_is_unavailable_until_it_is_mended(folder: 
     store.close()
 
 
-def test_a_few_pages_that_lmdb_left_unwritten_are_not_taken_for_a_file_cut_short(folder: Path) -> None:
+def test_a_few_unwritten_pages_are_not_reported_as_a_truncated_file(folder: Path) -> None:
     env = lmdb.open(str(folder), map_size=MAP_SIZE, max_dbs=5)
     viewers, changes = env.open_db(b"viewers"), env.open_db(b"changes")
     with env.begin(write=True) as txn:
@@ -273,7 +274,7 @@ def test_a_store_emptied_in_one_commit_opens_again(folder: Path) -> None:
     assert run(READ, folder).startswith("3 [b'1', None]")
 
 
-def test_reads_under_way_end_well_whatever_is_replaced_opened_or_closed_beside_them(folder: Path) -> None:
+def test_reads_complete_while_the_store_is_replaced_opened_or_closed(folder: Path) -> None:
     ids = ["ann", *(f"viewer {number % 100}" for number in range(2000))]
     failed: list[Exception] = []
     done = threading.Event()
@@ -394,7 +395,7 @@ def test_a_full_store_says_so_and_is_opened_afresh(tmp_path: Path, monkeypatch: 
     store.close()
 
 
-def test_a_full_disk_leaves_the_commit_before_and_the_next_one_goes_through(folder: Path) -> None:
+def test_a_full_disk_keeps_the_last_commit_and_a_later_one_succeeds(folder: Path) -> None:
     says = run(FILL_THE_DISK, folder).splitlines()
     assert len(says) == 3
     for line in says:
@@ -406,26 +407,26 @@ def test_a_full_disk_leaves_the_commit_before_and_the_next_one_goes_through(fold
     store.close()
 
 
-def test_a_lease_of_a_store_that_was_replaced_is_lost(folder: Path) -> None:
+def test_replacing_the_store_fences_its_writer(folder: Path) -> None:
     store = writer(folder)
     shutil.rmtree(folder)
     LmdbStore(folder, writable=True).close()
     for epoch in (1, 2):
-        with pytest.raises(LeaseLost):
+        with pytest.raises(WriterFenced):
             store.commit(2, {"ann": b"2"}, {})
         other = LmdbStore(folder, writable=True)
-        assert other.take_lease() == epoch
+        assert other.take_epoch() == epoch
         other.close()
-    with pytest.raises(LeaseLost):
+    with pytest.raises(WriterFenced):
         store.commit(2, {"ann": b"2"}, {})
     store.close()
 
 
-def test_a_lease_outlives_its_process(folder: Path) -> None:
+def test_an_epoch_outlives_its_process(folder: Path) -> None:
     store = writer(folder)
-    code = IMPORT + "s = LmdbStore(F, writable=True); print(s.take_lease())"
+    code = IMPORT + "s = LmdbStore(F, writable=True); print(s.take_epoch())"
     assert run(code, folder) == "3"
-    with pytest.raises(LeaseLost, match="its epoch is 3, this one's was 2"):
+    with pytest.raises(WriterFenced, match="its epoch is 3, this one's was 2"):
         store.commit(2, {"ann": b"2"}, {})
     store.close()
 

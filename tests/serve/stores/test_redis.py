@@ -1,4 +1,4 @@
-"""What is Redis's own: a server that ends, hangs, fills up or is emptied, and what may not be said of it."""
+"""Redis store: a server that stops, hangs, fills up or is flushed; messages hide the password."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.contract.errors import LeaseLost, StoreUnavailable, TabrankError
+from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.stores.factory import open_store
@@ -51,9 +51,9 @@ def client(server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def store(server: RedisServer) -> Iterator[RedisStore]:
-    """A writer that holds the lease; one commit was made."""
+    """Return a writer with a fencing epoch and one commit."""
     store = RedisStore(server.url, NAME, writable=True)
-    store.take_lease()
+    store.take_epoch()
     store.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
     yield store
     store.close()
@@ -62,7 +62,7 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
 @pytest.mark.parametrize(
     ("url", "used"), [("redis://h:1/0", "kept apart"), ("redis://:given@h:1/0", "given")]
 )
-def test_a_password_may_come_from_the_environment_and_one_in_the_address_wins(url, used, monkeypatch):
+def test_a_password_in_the_address_overrides_the_environment(url, used, monkeypatch):
     monkeypatch.setenv(PASSWORD, "kept apart")
     assert connect(url).connection_pool.connection_kwargs["password"] == used
 
@@ -90,7 +90,7 @@ def test_a_server_that_is_gone_is_unavailable_until_it_is_back(
         lambda: read_changes(reader, 1),
         lambda: reader.read(["ann"], 0),
         lambda: reader.journal(0, 1),
-        store.take_lease,
+        store.take_epoch,
         lambda: store.commit(2, {}, {}),
         lambda: store.commit(2, {}, {}, replace=True),
         lambda: store.trim(1),
@@ -205,13 +205,13 @@ def test_a_read_where_nothing_changed_is_one_command(store: RedisStore, client: 
 
 
 @needs_server
-def test_a_store_larger_than_a_piece_is_replaced_and_nothing_of_the_old_one_stays(
+def test_replacing_a_store_larger_than_one_chunk_leaves_no_old_rows(
     server: RedisServer, store: RedisStore, client: redis.Redis
 ) -> None:
     reader = RedisStore(server.url, NAME, writable=False)
     assert read_viewers(reader, ["ann"]) == [b"1"]
     other = RedisStore(server.url, "spaces-eu-0123456789ab", writable=True)
-    other.take_lease()
+    other.take_epoch()
     other.commit(1, {"ann": b"eu"}, {})
     for seq in (2, 3):
         viewers = {f"viewer {number}": b"%d" % seq for number in range(2 * CHUNK + 1)}
@@ -227,7 +227,7 @@ def test_a_store_larger_than_a_piece_is_replaced_and_nothing_of_the_old_one_stay
 
 
 @needs_server
-def test_a_replacing_commit_that_breaks_off_leaves_what_was_there_and_the_next_one_cleans_up(
+def test_an_interrupted_replacement_keeps_the_content_and_is_cleaned_up(
     store: RedisStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(server: redis.Redis, script: object, *arguments: object) -> object:
@@ -248,7 +248,7 @@ def test_a_replacing_commit_that_breaks_off_leaves_what_was_there_and_the_next_o
 
 
 @needs_server
-def test_a_lease_that_is_taken_while_another_writer_replaces_is_respected(
+def test_an_epoch_taken_during_a_replacing_commit_fences_it(
     server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = RedisStore(server.url, NAME, writable=True)
@@ -256,11 +256,11 @@ def test_a_lease_that_is_taken_while_another_writer_replaces_is_respected(
 
     def taken_meanwhile(*arguments: Any) -> Any:
         if arguments[1] is REPLACE:
-            second.take_lease()
+            second.take_epoch()
         return run(*arguments)
 
     monkeypatch.setattr(store, "_run", taken_meanwhile)
-    with pytest.raises(LeaseLost):
+    with pytest.raises(WriterFenced):
         store.commit(2, {"bob": b"2"}, {"y": b"2"}, replace=True, journal=b"two")
     assert holds_the_first_commit(store)
     second.close()
@@ -292,7 +292,7 @@ def test_an_emptied_server_has_no_store_and_its_writer_begins_none(
         lambda: read_viewers(reader, ["ann"]),
         lambda: read_changes(reader, 1),
         lambda: reader.journal(0, 1),
-        store.take_lease,
+        store.take_epoch,
         lambda: store.commit(8, {"ann": b"8"}, {}),
         lambda: store.commit(8, {"ann": b"8"}, {}, replace=True),
         lambda: store.trim(8),
@@ -315,9 +315,10 @@ def test_a_reader_of_a_store_that_was_begun_again_is_told_to_start_again(
     client.flushall()
     new = RedisStore(server.url, NAME, writable=True)
     for _ in range(2):
-        with pytest.raises(LeaseLost):
+        with pytest.raises(WriterFenced):
             store.commit(10, {"ann": b"9"}, {})
-        new.take_lease()  # the first has the number that the lost one had
+        # The first epoch taken here equals the lost one.
+        new.take_epoch()
     new.commit(new_seq, {}, {"y": b"1"})
     assert read_changes(reader, 3) == Changes(0, {})
     assert reader.read(["ann"], 3) == ([None], Changes(0, {})), "until it does"
@@ -398,7 +399,7 @@ def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> No
 
 
 def refusal(url: str, says: str) -> str:
-    """The message of opening this address, with the traceback that a log would hold."""
+    """Return the message of opening this address, with the traceback that a log would hold."""
     with pytest.raises(TabrankError, match=says) as refused:
         open_store(url, "spaces", "0123456789ab", base=Path(), writable=True)
     lines = traceback.format_exception(refused.value)

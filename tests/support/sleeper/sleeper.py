@@ -1,4 +1,4 @@
-"""An ingress that sleeps for every request: how many replicas there are is all that sets its rate."""
+"""Ingress that sleeps for each request, so that only the number of replicas limits its rate."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The audit of a served log, through its command: what was served, what was altered, what cannot be said."""
+"""Test the audit command on a served log: unchanged, altered, and not comparable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from training.network.network import NetworkConfig
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with the log of a served hour in which some of the rankings were tests."""
+    """Return a folder with the log of a served hour in which some rankings were test traffic."""
     home = tmp_path_factory.mktemp("audit")
     write_log(home / "log", tables())
     Logging(home, home / "log").run(busy_hour)
@@ -48,14 +48,14 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def log(home, tmp_path):
-    """A copy of that log, to be altered."""
+    """Return a copy of that log, to be altered."""
     shutil.copytree(home / "log", tmp_path / "log")
     return tmp_path / "log"
 
 
 @pytest.fixture(scope="module")
 def model(home):
-    """An artifact of the small surface that keeps the distributions of the log's rows."""
+    """Return an artifact of the small surface with the distributions of the log's rows."""
     return write_model(home / "model", home / "log")
 
 
@@ -128,14 +128,13 @@ def test_a_feature_that_differs_is_named_with_its_ranking(home, log):
     assert max(most for name, most in found["features"].items() if name != "seen") <= 1e-6
 
 
-def test_what_is_missing_on_one_side_or_of_another_category_is_infinitely_far(home, log):
+def test_a_missing_value_or_another_category_is_infinitely_far(home, log):
     altered(log, "r7x", "category", lambda values: [hash64("another"), *values[1:]])
     found = audit(home, log, code=1)
     assert found["max"] is found["features"]["viewer_language"] is None
     assert found["worst"]["feature"] == "viewer_language"
-    assert difference(np.array([np.nan, 1.0, np.nan, 2.1]), np.array([np.nan, np.nan, 1.0, 2.0])).tolist() == [
-        0.0, np.inf, np.inf, pytest.approx(0.05)
-    ]  # fmt: skip
+    far = difference(np.array([np.nan, 1.0, np.nan, 2.1]), np.array([np.nan, np.nan, 1.0, 2.0]))
+    assert far.tolist() == [0.0, np.inf, np.inf, pytest.approx(0.05)]
 
 
 def test_a_log_that_lacks_events_does_not_give_what_was_served(home, log):
@@ -145,21 +144,21 @@ def test_a_log_that_lacks_events_does_not_give_what_was_served(home, log):
     assert audit(home, log, code=1)["worst"] is not None
 
 
-def test_a_ranking_is_held_against_what_it_had_seen_and_not_against_its_time(home, log):
+def test_a_ranking_is_compared_with_the_state_that_it_saw(home, log):
     altered(log, "r30x", "seen_seq", lambda seq: seq - 40)
     assert audit(home, log, code=1)["worst"]["request_id"] == "r30x"
 
 
-def test_without_features_it_says_how_to_have_them_logged(home, tmp_path):
+def test_a_log_without_features_is_refused_with_the_remedy(home, tmp_path):
     write_log(tmp_path / "plain", tables())
     assert "set log_features" in audit(home, tmp_path / "plain", code=2)
 
 
 def test_features_of_another_surface_are_refused(home, log):
     altered(log, "r7x", "numeric", lambda values: values[1:])
-    said = audit(home, log, code=2)
-    assert "'r7x'" in said
-    assert "name the surface that was served" in said
+    printed = audit(home, log, code=2)
+    assert "'r7x'" in printed
+    assert "name the surface that was served" in printed
 
 
 def test_people_get_a_table_with_the_worst_feature_first(home, log):
@@ -171,7 +170,7 @@ def test_people_get_a_table_with_the_worst_feature_first(home, log):
 
 
 def scored_by(log, model):
-    """Put into the log that the model scored it."""
+    """Write scores of the model into the log."""
     for path in (log / "exposures").glob("*.parquet"):
         table = pq.read_table(path)
         rows, scores = [len(shown) for shown in table["candidates"].to_pylist()], []
@@ -196,11 +195,12 @@ def test_scores_are_compared_where_the_model_gave_them(home, log, model):
     assert found["model"]["max_difference"] <= 1e-6
     altered(log, "r7x", "scores", lambda scores: [scores[0] + 0.01, *scores[1:]])
     found = audit(home, log, "--model", model, code=1)
-    assert found["max"] <= 1e-6  # it is the scores that do not hold
+    # Only the scores differ.
+    assert found["max"] <= 1e-6
     assert found["model"]["max_difference"] == pytest.approx(0.01, abs=1e-4)
 
 
-def test_drift_is_said_of_live_rankings_and_fails_nothing(home, log, model):
+def test_drift_is_reported_for_live_rankings_and_fails_nothing(home, log, model):
     found = audit(home, log, "--model", model)["drift"]
     live = pq.read_table(log / "exposures").filter(pa.compute.field("traffic") == "live")
     assert found["rows"] == sum(map(len, live["candidates"].to_pylist()))
@@ -208,7 +208,7 @@ def test_drift_is_said_of_live_rankings_and_fails_nothing(home, log, model):
     assert found["score"] >= 0.0
 
 
-def test_an_artifact_without_distributions_says_so(home, log, tmp_path):
+def test_an_artifact_without_distributions_is_reported(home, log, tmp_path):
     old = write_model(tmp_path / "old", log, keeps=False)
     found = audit(home, log, "--model", old)
     assert found["drift"] is None

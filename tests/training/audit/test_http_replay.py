@@ -1,4 +1,4 @@
-"""A log played through a service over real HTTP: its scores are the evaluation's, its log passes the audit."""
+"""Test the replay of a log over HTTP: its scores are the evaluation's, and its log holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stub import MODEL
 
 from serve.config.settings import Arm, Experiment
 from serve.features.rows import Schema
-from serve.log.snapshots import set_begin, write
+from serve.log.snapshots import set_truncation_point, write
 from serve.stores.factory import open_store
 from training.data.split import split
 from training.world.simulate import simulate
@@ -21,7 +21,7 @@ from training.world.simulate import simulate
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A simulated log in two parts, and an artifact for it."""
+    """Return a simulated log in two parts, and an artifact for it."""
     home = tmp_path_factory.mktemp("replay")
     simulate(home / "log", rows=6_000, viewers=60, days=0.15)
     split(home / "log", 0.4, home / "a", home / "b")
@@ -34,7 +34,7 @@ def service(home, tmp_path):
     return Service(home, tmp_path)
 
 
-def test_a_played_log_is_scored_as_it_is_evaluated_and_leaves_a_log_that_passes_the_audit(home, service):
+def test_a_replayed_log_has_the_evaluations_scores_and_passes_the_audit(home, service):
     model, history = ("--model", home / "model"), ("--history", home / "a")
     with service.listening() as url:
         out = service.folder / "out"
@@ -60,8 +60,8 @@ def test_a_played_log_is_scored_as_it_is_evaluated_and_leaves_a_log_that_passes_
 
 def test_a_service_of_the_wall_clock_is_refused(home, tmp_path):
     with Service(home, tmp_path, clock="wall").listening() as url:
-        said = command("replay", "--log", home / "b", "--url", url, code=2)
-    assert "`clock: event`" in said
+        printed = command("replay", "--log", home / "b", "--url", url, code=2)
+    assert "`clock: event`" in printed
 
 
 def test_a_service_of_another_surface_or_model_is_refused(home, tmp_path, service):
@@ -73,16 +73,16 @@ def test_a_service_of_another_surface_or_model_is_refused(home, tmp_path, servic
     with service.listening() as url:
         by_surface = command("replay", *log, "--url", url, "--surface", tmp_path / "other.toml", code=2)
         by_model = command("replay", *log, "--url", url, "--model", tmp_path / "model", code=2)
-    assert "fingerprints differ" in by_surface
+    assert "(by fingerprint)" in by_surface
     assert "20270102T030405Z-0a1b; publish it" in by_model
 
 
-def test_without_a_service_it_says_so(home):
-    said = command("replay", "--log", home / "b", "--url", "http://127.0.0.1:9", code=2)
-    assert "http://127.0.0.1:9 does not answer" in said
+def test_a_service_that_does_not_answer_is_reported(home):
+    printed = command("replay", "--log", home / "b", "--url", "http://127.0.0.1:9", code=2)
+    assert "http://127.0.0.1:9 does not answer" in printed
     for wrong in ("localhost", "http://127.0.0.1:http", "ftp://127.0.0.1"):
-        said = command("replay", "--log", home / "b", "--url", wrong, code=2)
-        assert f"{wrong!r} is not an address" in said
+        printed = command("replay", "--log", home / "b", "--url", wrong, code=2)
+        assert f"{wrong!r} is not an address" in printed
 
 
 def test_a_log_that_begins_with_a_snapshot_is_refused_with_the_way_out(home, tmp_path, service):
@@ -90,12 +90,12 @@ def test_a_log_that_begins_with_a_snapshot_is_refused_with_the_way_out(home, tmp
     fingerprint = Schema(SURFACE).fingerprint
     store = open_store("lmdb:store", "spaces", fingerprint, base=tmp_path, writable=False)
     write(tmp_path / "b", store, fingerprint, lambda: 0, lambda: True)
-    set_begin(tmp_path / "b", store.seq())
+    set_truncation_point(tmp_path / "b", store.seq())
     store.close()
     with service.listening() as url:
-        said = command("replay", "--log", tmp_path / "b", "--url", url, code=2)
-    assert "begins with a snapshot" in said
-    assert "--history" in said
+        printed = command("replay", "--log", tmp_path / "b", "--url", url, code=2)
+    assert "begins with a snapshot" in printed
+    assert "--history" in printed
 
 
 def test_a_ranking_that_is_refused_is_named(home, tmp_path, service):
@@ -105,22 +105,23 @@ def test_a_ranking_that_is_refused_is_named(home, tmp_path, service):
     table = table.set_column(table.column_names.index("candidates"), "candidates", many)
     pq.write_table(table, tmp_path / "b" / "exposures.parquet")
     with service.listening() as url:
-        said = command("replay", "--log", tmp_path / "b", "--url", url, code=2)
-    assert said.startswith(f"ranking {table['request_id'][0].as_py()!r} is answered 422: /candidates")
+        printed = command("replay", "--log", tmp_path / "b", "--url", url, code=2)
+    assert printed.startswith(
+        f"ranking {table['request_id'][0].as_py()!r}: the service answers 422: /candidates"
+    )
 
 
-def test_a_service_that_has_seen_the_log_is_refused_and_the_answers_of_an_hour_are_not_overwritten(
-    home, service
-):
+def test_a_second_replay_and_an_existing_output_are_refused(home, service):
     log = ("--log", home / "b", "--out", service.folder / "out")
     with service.listening() as url:
         command("replay", *log, "--url", url)
         assert "exists already" in command("replay", *log, "--url", url, code=2)
-        assert "has had" in command("replay", *log[:2], "--url", url, code=2)
+        assert "already has" in command("replay", *log[:2], "--url", url, code=2)
 
 
 def test_rankings_that_the_model_did_not_make_do_not_hold(home, tmp_path):
-    arms = (Arm("model", "current", 0.5), Arm("refused", MODEL, 0.5))  # it is of another surface
+    # The second arm's model is of another surface.
+    arms = (Arm("model", "current", 0.5), Arm("refused", MODEL, 0.5))
     service = Service(home, tmp_path, experiment=Experiment("launch", "s", arms))
     with service.listening() as url:
         found = command("replay", "--log", home / "b", "--url", url, code=1)
@@ -132,4 +133,6 @@ def test_rankings_that_the_model_did_not_make_do_not_hold(home, tmp_path):
 def test_where_nothing_is_scored_there_is_nothing_to_measure(home, tmp_path):
     experiment = Experiment("launch", "s", (Arm("popular", "popular", 1.0),))
     with Service(home, tmp_path, experiment=experiment).listening() as url:
-        assert "no candidate has been scored" in command("replay", "--log", home / "b", "--url", url, code=2)
+        assert "the service scored no candidate" in command(
+            "replay", "--log", home / "b", "--url", url, code=2
+        )

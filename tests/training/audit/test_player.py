@@ -1,4 +1,4 @@
-"""The order and the bodies of the requests that play a log."""
+"""Test the order and the bodies of the requests that replay a log."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from tiny import tables
 
 from serve.log.reader import read_log
 from serve.log.writer import write_log
-from training.audit.player import steps
+from training.audit.player import replay_requests
 
 
 def played(folder, surface, **changed):
-    """What is sent for the small log with some of its tables changed: rankings by id, records in their posts."""
+    """Return the requests for the small log with some tables changed.
+
+    Rankings are by id, records in their posts.
+    """
     write_log(folder / "played", tables() | changed)
     sent = []
-    for step in steps(read_log(folder / "played", surface), surface):
+    for step in replay_requests(read_log(folder / "played", surface), surface):
         body = json.loads(step.body)
         sent.append(body if step.kind == "rank" else body["records"])
     return sent
 
 
 def names(sent):
-    """Rankings by their id, posts by the ids of what is in them."""
+    """Return rankings by their id, and posts by the ids of their records."""
     return [
         step["request_id"] if isinstance(step, dict) else [record.get("id") for record in step]
         for step in sent
@@ -32,9 +35,8 @@ def names(sent):
 
 
 def test_what_came_before_a_ranking_is_sent_before_it(tmp_path, surface):
-    assert names(played(tmp_path, surface)) == [
-        ["ann", "bob", "a", "b", "c"], "r1", ["e1", "e2", "d"], "r2", ["e3"], "r3", ["e4", "e5"],
-    ]  # fmt: skip
+    order = [["ann", "bob", "a", "b", "c"], "r1", ["e1", "e2", "d"], "r2", ["e3"], "r3", ["e4", "e5"]]
+    assert names(played(tmp_path, surface)) == order
 
 
 def test_at_one_time_rankings_come_first_then_attributes_alone_then_events(tmp_path, surface):
@@ -47,12 +49,13 @@ def test_at_one_time_rankings_come_first_then_attributes_alone_then_events(tmp_p
     events = given["events"].set_column(
         1, "ts_ms", pa.array([11_000, 12_000, 20_000, 45_000, 60_000], pa.int64())
     )
-    assert names(played(tmp_path, surface, candidates=candidates, exposures=exposures, events=events)) == [
-        ["ann", "bob", "a", "b"], "r1", ["e1", "e2"], "r2", "r3", ["c", "d"], ["e3", "e4", "e5"],
-    ]  # fmt: skip
+    order = [["ann", "bob", "a", "b"], "r1", ["e1", "e2"], "r2", "r3", ["c", "d"], ["e3", "e4", "e5"]]
+    assert (
+        names(played(tmp_path, surface, candidates=candidates, exposures=exposures, events=events)) == order
+    )
 
 
-def test_a_ranking_says_what_its_exposure_says(tmp_path, surface):
+def test_a_ranking_request_equals_its_exposure(tmp_path, surface):
     stated = pa.array([json.dumps({"b": {"price": 2.0}}), None, None], pa.string())
     sent = played(tmp_path, surface, exposures=tables()["exposures"].append_column("stated", stated))
     rankings = [step for step in sent if isinstance(step, dict)]
@@ -71,12 +74,10 @@ def test_records_carry_all_their_fields(tmp_path, surface):
     fields = {"language": "en", "follows": ["hal"]}
     assert first[0] == {"type": "viewer", "id": "ann", "fields": fields, "ts_ms": 0}
     assert first[4]["ends_ms"] == 30_000
-    assert first[4]["fields"] == {
-        "host": "jon", "topic": "jazz", "language": None, "tags": None, "price": 3.0, "started_ms": None
-    }  # fmt: skip
-    assert last[-1] == {
-        "type": "event", "id": "e5", "viewer": "bob", "candidate": "a", "kind": "leave", "ts_ms": 60_000
-    }  # fmt: skip
+    stated = {"host": "jon", "topic": "jazz", "price": 3.0}
+    assert first[4]["fields"] == {**stated, "language": None, "tags": None, "started_ms": None}
+    ids = {"id": "e5", "viewer": "bob", "candidate": "a"}
+    assert last[-1] == {"type": "event", **ids, "kind": "leave", "ts_ms": 60_000}
 
 
 def test_an_event_is_sent_as_of_its_ranking_where_a_clock_ran_behind(tmp_path, surface):
@@ -87,7 +88,7 @@ def test_an_event_is_sent_as_of_its_ranking_where_a_clock_ran_behind(tmp_path, s
     assert names(sent)[1:3] == ["r1", ["e1", "e2", "d"]]
 
 
-def test_of_a_served_log_only_what_was_stated_is_sent_and_who_was_forgotten_is_forgotten(tmp_path, surface):
+def test_a_served_log_is_sent_with_stated_fields_and_forgets(tmp_path, surface):
     viewers = pa.table(
         {
             "id": ["ann", "bob", "cyd", "cyd"],
@@ -102,9 +103,8 @@ def test_of_a_served_log_only_what_was_stated_is_sent_and_who_was_forgotten_is_f
     records = [record for step in sent if isinstance(step, list) for record in step]
     (bob,) = (record for record in records if record.get("id") == "bob")
     assert bob["fields"] == {"language": "fr"}
-    assert [r["ts_ms"] for r in records if r["type"] == "forget"] == [
-        15_000
-    ]  # the earlier one is in the store
+    # The earlier forget is in the store.
+    assert [r["ts_ms"] for r in records if r["type"] == "forget"] == [15_000]
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_RECORDS", 2), ("MAX_POST_BYTES", 300)])

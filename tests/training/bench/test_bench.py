@@ -42,7 +42,7 @@ def test_the_table_has_a_line_for_each_contender(result):
         assert f"  {name} " in text
 
 
-def test_the_reference_networks_have_forty_features_and_disagree_between_rows(tmp_path):
+def test_reference_networks_have_forty_features_and_differ_between_rows(tmp_path):
     for folder in references(tmp_path).values():
         result = bench_scorer(folder, sizes=(8,), rounds=1)
         assert result["features"] == 40

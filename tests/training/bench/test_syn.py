@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from serve.contract.errors import TabrankError
-from training.bench.syn import PAPER, bench_syn, draw, exponent, fitted, table
+from training.bench.syn import PAPER, bench_syn, draw, exponent, table, train_scorer
 from training.evaluation.slates import auc
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
@@ -43,7 +43,7 @@ def row(**columns):
         ("syn3", row(X7=1.0, X8=-2.0, X9=0.5, X10=-1.0), -10 * math.sin(0.2) + 2 + 0.5 + math.e - 2.4),
     ],
 )
-def test_a_law_is_what_the_formula_gives_by_hand(name, x, z):
+def test_the_exponent_is_the_formula_computed_by_hand(name, x, z):
     assert exponent(name, x) == pytest.approx([z])
 
 
@@ -51,7 +51,7 @@ def test_a_law_is_what_the_formula_gives_by_hand(name, x, z):
     ("name", "below", "above"),
     [("syn4", "syn1", "syn2"), ("syn5", "syn1", "syn3"), ("syn6", "syn2", "syn3")],
 )
-def test_the_eleventh_column_switches_between_two_laws_and_zero_is_above(name, below, above):
+def test_the_eleventh_column_switches_the_exponent_and_zero_is_above(name, below, above):
     x = drawn(name, 500).x
     x[0, 10] = 0.0
     expected = np.where(x[:, 10] < 0, exponent(below, x), exponent(above, x))
@@ -67,8 +67,8 @@ def test_labels_come_up_with_one_over_one_plus_the_exponential():
         assert rows.label.mean() == pytest.approx(expected, abs=4 * math.sqrt(0.25 / len(rows.label)))
 
 
-def test_the_true_probability_of_every_set_beats_the_published_figure_by_less_than_a_twentieth():
-    # This is what tells Syn3's three published forms apart: with the other two it is 0.09 and more above.
+def test_the_true_probability_beats_the_paper_by_less_than_a_twentieth():
+    # This distinguishes Syn3's three published forms: with the other two the gap is 0.09 or more.
     for name, paper in PAPER.items():
         rows = drawn(name)
         bayes = auc(rows.label, rows.probability)
@@ -82,16 +82,17 @@ def test_the_columns_are_standard_normal_and_independent():
     assert np.abs(np.cov(x.T) - np.eye(11)).max() < 0.02
 
 
-def test_a_trained_network_finds_the_law_on_rows_it_has_not_seen():
+def test_a_trained_network_generalises_to_rows_it_has_not_seen():
     network = NetworkConfig(width=4, n_steps=2, mask_type="sparsemax", virtual_batch_size=100, momentum=0.3)
-    score = fitted(drawn("syn3", 2_000), FitConfig(network=network, epochs=6, batch_size=100))
+    score = train_scorer(drawn("syn3", 2_000), FitConfig(network=network, epochs=6, batch_size=100))
     test = draw("syn3", 4_000, np.random.default_rng(6))
     assert auc(test.label, score(test.x).numpy()) > 0.75
 
 
 def test_a_result_has_each_set_beside_the_paper(result):
     assert result["sets"].keys() == {"syn1", "syn5"}
-    assert result["held"] is False  # one epoch of 600 rows
+    # One epoch of 600 rows is too little.
+    assert result["held"] is False
     assert result["machine"]["cores"] >= 1
     for name, found in result["sets"].items():
         assert len(found["aucs"]) == 2
@@ -109,7 +110,7 @@ def test_the_same_seed_gives_the_same_figures(result):
     assert again["sets"]["syn5"]["aucs"] == result["sets"]["syn5"]["aucs"][1:]
 
 
-def test_the_table_has_a_line_for_each_set_and_says_which_is_too_low(result):
+def test_the_table_has_a_line_for_each_set_and_marks_a_low_one(result):
     lines = table(result).splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["syn1", "syn5"]
     assert lines[1].endswith("too low")
@@ -121,5 +122,5 @@ def test_the_table_has_a_line_for_each_set_and_says_which_is_too_low(result):
 
 
 def test_an_unknown_set_is_named_with_those_that_there_are():
-    with pytest.raises(TabrankError, match="'syn7' is none of syn1, syn2"):
+    with pytest.raises(TabrankError, match="'syn7' must be one of syn1, syn2"):
         bench_syn(sets=("syn7",))

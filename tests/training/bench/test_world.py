@@ -1,4 +1,4 @@
-"""How far a model comes in the simulated world."""
+"""Test the benchmark on the simulated world: the gap between popular and the oracle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.world.simulate import simulate
 
 
 class Measured:
-    """A world, split in two, and an untrained network measured in it."""
+    """Split a world in two, and measure an untrained network in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,9 +54,9 @@ class Measured:
         )
         self.data = build(schema, read_log(folder / "b", schema.surface), history=past)
         rows = pq.read_table(folder / "world/truth.parquet").to_pylist()
-        law = {row["request_id"]: row["p_join"] for row in rows}
+        truth = {row["request_id"]: row["p_join"] for row in rows}
         places = zip(self.data.slate, self.data.position, strict=True)
-        self.chance = np.array([law[self.data.request_ids[slate]][place] for slate, place in places])
+        self.chance = np.array([truth[self.data.request_ids[slate]][place] for slate, place in places])
         self.found = self.measure()
 
     def measure(self, world: str = "world") -> dict:
@@ -68,7 +68,7 @@ def measured(tmp_path_factory) -> Measured:
     return Measured(tmp_path_factory.mktemp("world"))
 
 
-def test_the_oracle_knows_each_row_by_the_law_of_its_exposure(measured):
+def test_the_oracle_scores_each_row_with_its_true_probability(measured):
     data, chance = measured.data, measured.chance
     hit, miss = chance[data.label > 0], chance[data.label == 0]
     won = (hit[:, None] > miss).mean() + (hit[:, None] == miss).mean() / 2

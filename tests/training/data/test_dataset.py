@@ -12,7 +12,7 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
-from training.data.dataset import Plan, build, concat
+from training.data.dataset import DatasetPlan, build, concat
 from training.data.split import split
 
 
@@ -25,11 +25,13 @@ def rows(data):
 def test_a_row_is_positive_if_its_label_event_follows_in_the_window(log_folder, surface):
     data = build(Schema(surface), read_log(log_folder, surface))
     assert rows(data) == {
-        ("r1", "a"): 1.0,  # joined, named by request
+        # Joined, named by request.
+        ("r1", "a"): 1.0,
         ("r1", "b"): 0.0,
         ("r1", "c"): 0.0,
         ("r2", "a"): 0.0,
-        ("r2", "d"): 1.0,  # joined without a request id: the viewer's latest exposure
+        # Joined without a request id: the viewer's latest exposure.
+        ("r2", "d"): 1.0,
         ("r2", "zz"): 0.0,
         ("r3", "b"): 1.0,
         ("r3", "a"): 0.0,
@@ -38,7 +40,8 @@ def test_a_row_is_positive_if_its_label_event_follows_in_the_window(log_folder, 
 
 def test_rows_whose_window_is_open_are_left_out(tmp_path, surface):
     parts = tables()
-    parts["events"] = parts["events"].slice(0, 4)  # the log now ends at 45 s, r3's window at 50 s
+    # The log now ends at 45 s, and r3's window at 50 s.
+    parts["events"] = parts["events"].slice(0, 4)
     write_log(tmp_path / "log", parts)
     data = build(Schema(surface), read_log(tmp_path / "log", surface))
     assert {request for request, _ in rows(data)} == {"r1", "r2"}
@@ -47,7 +50,8 @@ def test_rows_whose_window_is_open_are_left_out(tmp_path, surface):
 
 def test_an_event_outside_of_its_window_makes_no_positive(tmp_path, surface):
     parts = tables()
-    late = pa.array([11_000, 20_001, 21_000, 45_000, 60_000], pa.int64())  # r1 is of 10 s, the window is 10 s
+    # r1 is at 10 s, and its window is 10 s long.
+    late = pa.array([11_000, 20_001, 21_000, 45_000, 60_000], pa.int64())
     parts["events"] = parts["events"].set_column(1, "ts_ms", late)
     write_log(tmp_path / "log", parts)
     data = build(Schema(surface), read_log(tmp_path / "log", surface))
@@ -65,7 +69,7 @@ def test_a_slates_own_events_never_reach_its_features(log_folder, surface):
 
 
 def test_a_planted_future_does_not_change_the_past(tmp_path, log_folder, surface):
-    """Whatever is appended after a time, the rows from before it keep their bits."""
+    """Rows from before a time keep their bits, whatever is appended after it."""
     before = build(Schema(surface), read_log(log_folder, surface))
     parts = tables()
     leak = {
@@ -94,7 +98,7 @@ def test_history_moves_the_state_and_gives_no_rows(tmp_path, log_folder, surface
 
 
 def with_impressions(folder, *seen, within="10s"):
-    """The log with client impressions of (viewer's request, candidate, time), and its surface."""
+    """Write the log with client impressions (viewer's request, candidate, time)."""
     from tiny import TOML
 
     parts = tables()
@@ -121,12 +125,13 @@ def test_client_impressions_decide_what_was_seen(tmp_path):
 
 
 def test_the_window_begins_with_the_impression_where_there_is_one(tmp_path):
-    """r3 is of 40 s and its b was joined at 45 s; r1 is of 10 s and its a was joined at 12 s."""
+    """r3 is at 40 s and its b was joined at 45 s; r1 is at 10 s and its a was joined at 12 s."""
     seen = ("r1", "a", 13_000), ("r1", "b", 11_000), ("r3", "b", 44_000)
     schema, log = with_impressions(tmp_path / "log", *seen)
     data = build(schema, log)
     assert rows(data) == {("r1", "a"): 0.0, ("r1", "b"): 0.0, ("r3", "b"): 1.0}
-    assert data.counts["unmatched_label_events"] == 2  # before a was seen, and bob's, who saw nothing
+    # One event precedes a's impression; the other is bob's, who has no impression.
+    assert data.counts["unmatched_label_events"] == 2
     late = tables()["events"].set_column(
         1, "ts_ms", pa.array([11_000, 12_000, 21_000, 53_500, 60_000], pa.int64())
     )
@@ -137,7 +142,7 @@ def test_the_window_begins_with_the_impression_where_there_is_one(tmp_path):
 
 
 def test_a_row_whose_impression_is_too_late_for_the_logs_end_is_left_out(tmp_path):
-    """The log ends at 60 s: the window of r3, which is of 40 s, is closed, but not that of its impression."""
+    """The log ends at 60 s: r3's window, from 40 s, is closed, but its impression's is not."""
     seen = ("r1", "b", 11_000), ("r3", "a", 46_000)
     data = build(*with_impressions(tmp_path / "log", *seen, within="15s"))
     assert rows(data) == {("r1", "b"): 0.0}
@@ -147,7 +152,7 @@ def test_a_row_whose_impression_is_too_late_for_the_logs_end_is_left_out(tmp_pat
 def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
     log = read_log(log_folder, surface)
     whole = build(Schema(surface), log)
-    plan = Plan(Schema(surface), log)
+    plan = DatasetPlan(Schema(surface), log)
     assert plan.ts_ms.tolist() == whole.ts_ms.tolist()
     parts = list(plan.parts(2))
     assert [len(part) for part in parts] == [3, 3, 2]
@@ -155,12 +160,13 @@ def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
     assert rows(joined) == rows(whole)
     np.testing.assert_array_equal(joined.matrix.numeric, whole.matrix.numeric)
     np.testing.assert_array_equal(joined.matrix.category, whole.matrix.category)
-    assert [len(part) for part in Plan(Schema(surface), log).parts(4)] == [6, 2]
+    assert [len(part) for part in DatasetPlan(Schema(surface), log).parts(4)] == [6, 2]
 
 
 def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_path, surface):
     parts = tables()
-    behind = pa.array([11_000, 9_000, 21_000, 45_000, 60_000], pa.int64())  # r1 is of 10 s
+    # r1 is at 10 s.
+    behind = pa.array([11_000, 9_000, 21_000, 45_000, 60_000], pa.int64())
     parts["events"] = parts["events"].set_column(1, "ts_ms", behind)
     write_log(tmp_path / "log", parts)
     data = build(Schema(surface), read_log(tmp_path / "log", surface))
@@ -178,7 +184,7 @@ def test_a_log_without_a_closed_window_is_refused(tmp_path):
         build(Schema(surface), read_log(tmp_path / "log", surface))
 
 
-def test_a_split_keeps_what_is_of_one_time_together_and_refuses_an_empty_side(tmp_path, log_folder):
+def test_a_split_keeps_one_time_together_and_refuses_an_empty_side(tmp_path, log_folder):
     counts = split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
     assert (counts["before_exposures"], counts["after_exposures"]) == (1, 2)
     assert counts["before_events"] == 2
@@ -191,7 +197,7 @@ def test_a_split_keeps_what_is_of_one_time_together_and_refuses_an_empty_side(tm
         split(log_folder, 1.5, tmp_path / "d", tmp_path / "e")
 
 
-def test_a_viewers_slates_have_one_number_and_nobodys_slates_each_their_own(log_folder, surface):
+def test_slates_without_a_viewer_each_have_a_viewer_number(log_folder, surface):
     log = read_log(log_folder, surface)
     viewers = log.exposures["viewer"].to_pylist()
     assert len(set(viewers)) < len(viewers)
@@ -206,7 +212,7 @@ def test_a_viewers_slates_have_one_number_and_nobodys_slates_each_their_own(log_
     assert len(pairs) == len(set(alone.slate.tolist())) == len(set(alone.viewer.tolist())) > 1
 
 
-def test_a_row_knows_its_position_and_what_was_shown_before_it(log_folder, surface):
+def test_a_row_has_its_position_and_counts_of_earlier_exposures(log_folder, surface):
     data = build(Schema(surface), read_log(log_folder, surface))
     seen = {
         (data.request_ids[s], c): (int(p), int(v), int(n))

@@ -33,7 +33,7 @@ COLUMNS = Features(Schema(SURFACE)).columns
 
 
 def fitted(topics=("news",), tags=((),), price=(1.0,), hour=(0.0,), strings=None) -> Encoder:
-    """The encoder of rows; a column that is shorter than the longest is repeated."""
+    """Fit the encoder of rows; a column that is shorter than the longest is repeated."""
     rows = max(map(len, (topics, tags, price, hour)))
     width = dict(COLUMNS.multi)["tags"]
     category = np.zeros((rows, 1 + width), np.uint64)
@@ -95,7 +95,7 @@ def test_a_set_counts_each_of_its_places():
     assert encoder.multi[0].width == 3
 
 
-def test_numbers_are_standardised_as_they_are_transformed_and_missing_ones_left_out():
+def test_numbers_are_standardised_after_the_transform_without_missing_ones():
     encoder = fitted(price=(0.0, np.e - 1, np.nan, np.nan), hour=(2.0, 4.0))
     price, hour = encoder.numeric
     assert (price.transform, price.indicator) == ("log1p", True)
@@ -114,22 +114,24 @@ def test_a_constant_and_an_empty_column_have_a_spread_of_one():
     assert (hour.mean, hour.std) == (7.0, 1.0)
 
 
-def test_it_is_fitted_on_the_rows_it_is_given_and_knows_nothing_of_others(log_folder, surface):
-    """As `fit` uses it: the rows that validate change neither a mean nor a vocabulary."""
+def test_the_encoder_depends_on_the_given_rows_alone(log_folder, surface):
+    """Validation rows change neither a mean nor a vocabulary, as in `fit`."""
     log = read_log(log_folder, surface)
     data = build(Schema(surface), log)
     strings = category_strings(surface, log)
     early = data.take(np.flatnonzero(data.ts_ms < 20_000))
     encoder = fit_encoder(surface, data.columns, early.matrix, strings)
     price = next(column for column in encoder.numeric if column.name == "price")
-    assert price.mean == pytest.approx((np.log1p(1.0) + np.log1p(3.0)) / 2)  # of a and c, shown in r1
+    # The prices of a and c, shown in r1.
+    assert price.mean == pytest.approx((np.log1p(1.0) + np.log1p(3.0)) / 2)
     topic = next(column for column in encoder.single if column.name == "topic")
-    assert topic.vocabulary == ("jazz",)  # of b and c; news is there once only
+    # The topics of b and c; news occurs only once.
+    assert topic.vocabulary == ("jazz",)
     whole = fit_encoder(surface, data.columns, data.matrix, strings)
     assert whole != encoder
 
 
-def test_strings_are_known_of_every_field_and_a_hash_without_one_is_spelt_in_hex(log_folder, surface):
+def test_every_field_gives_strings_and_an_unknown_hash_is_hexadecimal(log_folder, surface):
     strings = category_strings(surface, read_log(log_folder, surface))
     assert set(strings.values()) == {"en", "fr", "hal", "ida", "jon", "news", "jazz", "x", "y", "z"}
     assert all(hash64(value) == hashed for hashed, value in strings.items())

@@ -13,7 +13,7 @@ from training.data import disk_rows as spilling
 from training.data import prepare as preparing
 from training.data.dataset import Dataset
 from training.data.disk_rows import Spill, read
-from training.data.prepare import by_time, prepare
+from training.data.prepare import prepare, split_by_time
 from training.data.stream import Streamed
 from training.network.inputs import Inputs, inputs
 from training.network.network import NetworkConfig
@@ -23,7 +23,7 @@ REPEATS = 40
 
 @pytest.fixture
 def long_log(tmp_path):
-    """The small log, again and again: 320 rows."""
+    """Repeat the small log to 320 rows."""
     parts = tables()
     for name in ("exposures", "events"):
         again = []
@@ -54,7 +54,7 @@ def sorted_rows(x, label, position):
 
 
 def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
-    """What `Streamed.batches` gives, end to end, without Ray."""
+    """Return the batches of `Streamed.batches`, end to end, without Ray."""
     rows = np.concatenate([read(job) for job in train._jobs(size, slice(begin, end), seed)])
     return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "position")))
 
@@ -96,7 +96,7 @@ def test_validation_rows_beyond_the_bound_are_thinned_out_by_whole_slates(
     assert max(kept) > max(slates) - 3
 
 
-def test_the_encoder_of_a_spilled_log_comes_from_a_sample_of_its_training_rows(
+def test_the_encoder_of_a_spilled_log_is_fitted_to_a_sample(
     long_log, surface, tmp_path, small_parts, monkeypatch
 ):
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as whole:
@@ -124,7 +124,7 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
     write_log(tmp_path / "log", parts)
     for memory_bytes in (1, 1 << 30):
         with (
-            pytest.raises(TabrankError, match="hold 0 positives"),
+            pytest.raises(TabrankError, match="have 0 positives"),
             prepare(surface, tmp_path / "log", tmp_path, memory_bytes=memory_bytes),
         ):
             pass
@@ -132,7 +132,7 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
 
 @pytest.fixture
 def streamed(tmp_path, monkeypatch) -> Streamed:
-    """1,000 rows in 16 files, the number of each in its one input and its position."""
+    """Write 1,000 rows to 16 files, each row's number in its one input and its position."""
     monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
     spill = Spill(tmp_path / "spill", 1_000, 1)
     for part in np.split(np.arange(1_000), [300, 301, 900]):
@@ -182,7 +182,7 @@ def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_pat
         candidate_ids=[],
         counts={},
     )
-    early, late = by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=5_000)
+    early, late = split_by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=5_000)
     assert late.ts_ms[0] - early.ts_ms[-1] > 5_000
     assert late.ts_ms[0] - early.ts_ms[-1] <= 6_000
-    assert len(late) == len(by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=0)[1])
+    assert len(late) == len(split_by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=0)[1])

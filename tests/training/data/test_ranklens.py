@@ -44,7 +44,7 @@ def imported(tmp_path, source):
     return {name: pq.read_table(tmp_path / "log" / f"{name}.parquet").to_pylist() for name in TABLES}
 
 
-def test_a_ranking_becomes_an_exposure_in_the_order_shown_and_rankings_come_by_time(imported):
+def test_a_ranking_becomes_an_exposure_and_exposures_are_sorted_by_time(imported):
     assert imported["exposures"] == [
         {"request_id": "7", "ts_ms": 1_000, "viewer": "1", "candidates": ["10", "20", "99"]},
         {"request_id": "8", "ts_ms": 9_000, "viewer": "2", "candidates": ["30", "10"]},
@@ -61,7 +61,7 @@ def test_a_click_is_an_event_five_seconds_after_its_slate(imported):
     ]
 
 
-def test_what_the_file_does_not_say_is_null_and_a_movie_without_metadata_is_a_candidate(imported):
+def test_missing_values_are_null_and_a_movie_without_metadata_is_kept(imported):
     movies = {movie.pop("id"): movie for movie in imported["candidates"]}
     assert set(movies) == {"10", "20", "30", "40", "99"}
     assert movies["10"]["genres"] == ["drama", "crime"]
@@ -90,7 +90,7 @@ def test_a_missing_file_and_a_missing_column_are_named(tmp_path, source):
     ):
         import_ranklens(source, tmp_path / "log")
     (source / "impressions.csv.gz").unlink()
-    with pytest.raises(TabrankError, match=r"impressions.csv.gz: is missing; --source names the folder"):
+    with pytest.raises(TabrankError, match=r"impressions.csv.gz: missing; --source names the folder"):
         import_ranklens(source, tmp_path / "log")
     assert not (tmp_path / "log").exists()
 

@@ -25,7 +25,7 @@ def test_every_exposure_and_event_lies_on_one_side_of_the_cut(tmp_path, log_fold
     assert after["events"]["id"].to_pylist() == ["e3", "e4", "e5"]
 
 
-def test_before_knows_nothing_of_later_and_after_keeps_every_candidate(tmp_path):
+def test_before_holds_nothing_later_and_after_keeps_every_candidate(tmp_path):
     parts = tables()
     late = parts["candidates"].column_names.index("ts_ms")
     parts["candidates"] = parts["candidates"].set_column(
@@ -76,7 +76,7 @@ def test_nothing_is_left_behind_where_the_second_side_cannot_be_written(tmp_path
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
-        ("events", lambda t: t.drop_columns("ts_ms"), "events.parquet: the column 'ts_ms' must be there"),
+        ("events", lambda t: t.drop_columns("ts_ms"), "events.parquet: the column 'ts_ms' must exist"),
         ("exposures", lambda t: t.slice(0, 0), "exposures.parquet: has no rows"),
         (
             "events",

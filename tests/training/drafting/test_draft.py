@@ -26,14 +26,14 @@ START_MS = 1_700_000_000_000
 
 
 def read(folder) -> tuple[Surface, Dataset, str]:
-    """The drafted surface of a log, the data set that it gives at once, and the text."""
+    """Return the drafted surface of a log, the data set built with it, and the text."""
     text = draft(folder).text
     surface = read_surface(text)
     return surface, build(Schema(surface), read_log(folder, surface)), text
 
 
 def market(**candidate) -> dict[str, pa.Table]:
-    """A log of one offer an exposure, nobody and nothing twice, of which 60 % are bought, each after a view."""
+    """Return a log with one offer an exposure and no repeated ids; 60 % are bought after a view."""
     rng = np.random.default_rng(0)
     bought, viewed = np.arange(NUM) % 5 < 3, np.arange(NUM) % 10 < 9
     ids = [f"o{i}" for i in range(NUM)]
@@ -102,7 +102,7 @@ def test_the_tiny_log_gives_a_surface_that_builds(log_folder):
     }
 
 
-def test_the_simulated_tab_gets_the_label_and_the_kinds_that_its_own_surface_has(spaces):
+def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
     surface, data, text = spaces
     assert surface.label.event == "join"
     assert 60_000 <= surface.label.within_ms <= 1_800_000
@@ -118,10 +118,10 @@ def test_the_simulated_tab_gets_the_label_and_the_kinds_that_its_own_surface_has
     base = data.label.mean()
     rates = [k for k in kinds if isinstance(k, Rate) and k.event == "join"]
     assert all(abs(k.prior.rate - base) < 0.2 * base for k in rates)
-    assert "no label: takes back a join" in text
+    assert "not the label: undoes a join" in text
 
 
-def test_a_log_of_categories_without_ids_that_repeat_and_a_base_rate_above_one_half(market_log):
+def test_a_log_without_repeated_ids_and_a_base_rate_above_one_half(market_log):
     surface, data, text = read(market_log)
     assert surface.name == "market-7"
     assert (surface.label.event, surface.label.within_ms) == ("buy", 60_000)
@@ -170,7 +170,7 @@ def test_fields_that_know_the_future_are_left_out_with_the_reason(tmp_path):
 
 
 def test_a_total_of_the_whole_log_is_left_out_unless_its_rows_are_dated(tmp_path):
-    """Each offer is shown in five exposures; how often it was viewed in all of them is not known in the first."""
+    """Each offer has five exposures; the first cannot use the views of all five."""
     rng = np.random.default_rng(1)
     parts = market()
     num = NUM // 5
@@ -241,7 +241,7 @@ def test_a_log_that_is_none_is_refused_with_table_and_column(tmp_path, table, ch
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("impressions", [True, False])
 def test_the_draft_counts_the_positives_that_the_labels_will_have(tmp_path, named, impressions):
-    """Clients' clocks are two seconds behind, and what is on screen is there five seconds after the answer."""
+    """Client clocks are 2 s slow, and impressions come 5 s after the answer."""
     parts = market()
     events = parts["events"].to_pylist()
     if impressions:
@@ -259,12 +259,12 @@ def test_the_draft_counts_the_positives_that_the_labels_will_have(tmp_path, name
     surface = read_surface(draft(tmp_path / "log").text)
     log = read_log(tmp_path / "log", surface)
     for kind in ("buy", "view"):
-        happening = one.happenings[kind]
-        asked = dataclasses.replace(
-            surface, label=dataclasses.replace(surface.label, event=kind, within_ms=happening.within_ms)
+        stats = one.event_stats[kind]
+        changed = dataclasses.replace(
+            surface, label=dataclasses.replace(surface.label, event=kind, within_ms=stats.within_ms)
         )
-        labels = label(Replay(Schema(asked), log), log, asked)
-        assert happening.positives == labels.positive.sum()
-    # a view a second after the answer, on a clock that is two behind, is one only where it names the answer
-    assert one.happenings["view"].positives == (NUM * 9 // 10 if named and not impressions else 0)
-    assert one.happenings["buy"].positives > 0
+        labels = label(Replay(Schema(changed), log), log, changed)
+        assert stats.positives == labels.positive.sum()
+    # A view 1 s after the answer, on a clock 2 s slow, counts only if it names the request.
+    assert one.event_stats["view"].positives == (NUM * 9 // 10 if named and not impressions else 0)
+    assert one.event_stats["buy"].positives > 0

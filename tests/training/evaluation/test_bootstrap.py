@@ -9,7 +9,7 @@ from training.evaluation.slates import Slates, pairs_won
 
 
 def clustered(seed: int, num_slates: int = 400, per: int = 8):
-    """Slates that differ from one another, so that their rows are not independent."""
+    """Return slates that differ from one another, so that their rows are not independent."""
     rng = np.random.default_rng(seed)
     mood, luck = np.repeat(rng.normal(size=(2, num_slates)), per, axis=1)
     score = 0.3 * rng.normal(size=num_slates * per) + mood
@@ -25,7 +25,7 @@ def test_draws_of_a_mean_spread_as_the_mean_itself_does():
     assert draws.std() == pytest.approx(values.std() / np.sqrt(num_slates), rel=0.15)
 
 
-def test_draws_of_the_auc_are_those_of_a_bootstrap_that_draws_slates_and_counts_pairs_anew():
+def test_draws_of_the_auc_equal_a_bootstrap_that_counts_all_pairs():
     slates, score = clustered(1)
     drawn = Bootstrap(slates.cluster).auc(slates, pairs_won(slates.label > 0, score))
     rng = np.random.default_rng(2)
@@ -36,7 +36,8 @@ def test_draws_of_the_auc_are_those_of_a_bootstrap_that_draws_slates_and_counts_
         anew.append(roc_auc_score(slates.label[chosen], score[chosen]))
     assert drawn.mean() == pytest.approx(roc_auc_score(slates.label, score), abs=0.002)
     assert drawn.std() == pytest.approx(np.std(anew), rel=0.2)
-    apart = Slates(slates.label, np.arange(len(score)))  # as if rows were independent: too sure of itself
+    # Each row is its own slate, as if rows were independent: the interval is too narrow.
+    apart = Slates(slates.label, np.arange(len(score)))
     assert Bootstrap(apart.cluster).auc(apart, pairs_won(apart.label > 0, score)).std() < 0.8 * np.std(anew)
 
 

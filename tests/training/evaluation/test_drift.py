@@ -1,4 +1,4 @@
-"""What an artifact keeps of its training rows, and the index by which later rows are told from them."""
+"""Test the stored statistics of training rows, and the drift of later rows from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from assessed import dataset, truth
 
 from serve.contract.hashing import hash64
-from training.data.prepare import evenly
+from training.data.prepare import take_evenly
 from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, statistics
 
 
@@ -20,7 +20,7 @@ def data(surface):
 
 
 def kept(data, score=None):
-    """The statistics as they come back from an artifact."""
+    """Return the statistics as they come back from an artifact."""
     found = statistics(data.columns, data.matrix, truth(data) if score is None else score)
     return json.loads(json.dumps(found, allow_nan=False))
 
@@ -32,21 +32,20 @@ def against(made_from, data, **changed):
 
 def test_the_rows_that_it_was_made_from_have_not_moved(data):
     found = drift(kept(data), data.columns, data.matrix, truth(data))
-    assert set(found["features"]) == {
-        *data.columns.numeric, *data.columns.single, *(name for name, _ in data.columns.multi)
-    }  # fmt: skip
+    sets = [name for name, _ in data.columns.multi]
+    assert set(found["features"]) == {*data.columns.numeric, *data.columns.single, *sets}
     assert max(found["features"].values()) == found["score"] == 0.0
     assert found["rows"] == found["training_rows"] == len(data)
 
 
-def test_rows_of_the_same_law_have_moved_by_chance_alone(data, surface):
+def test_rows_of_the_same_process_have_moved_by_chance_alone(data, surface):
     other = dataset(surface, seed=1)
     found = drift(kept(data), data.columns, other.matrix, truth(other))
     assert 0.0 < max(found["features"].values()) < MOVED
     assert 0.0 < found["score"] < MOVED
 
 
-def test_the_feature_that_moved_is_told_and_so_are_the_scores_that_follow_it(data):
+def test_drift_shows_in_the_moved_feature_and_in_dependent_scores(data):
     numeric = data.matrix.numeric.copy()
     numeric[:, data.columns.numeric.index("topic_affinity")] += 1.0
     found = against(kept(data), data, numeric=numeric)
@@ -57,7 +56,8 @@ def test_the_feature_that_moved_is_told_and_so_are_the_scores_that_follow_it(dat
 
 def test_a_number_that_goes_missing_has_moved(data):
     numeric = data.matrix.numeric.copy()
-    numeric[:600, 0] = np.nan  # a quarter
+    # A quarter of the rows.
+    numeric[:600, 0] = np.nan
     name = data.columns.numeric[0]
     assert against(kept(data), data, numeric=numeric)["features"][name] > CHANGED
     cells = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))["numeric"][name]
@@ -71,9 +71,8 @@ def test_a_cell_ends_with_the_value_that_is_its_decile(data):
     cells = kept(replace(data, matrix=replace(data.matrix, numeric=numeric)))["numeric"][
         data.columns.numeric[0]
     ]
-    assert cells == {
-        "common": None, "deciles": list(range(1, 19, 2)), "shares": [0.0, 0.0, *[pytest.approx(0.1)] * 10]
-    }  # fmt: skip
+    shares = [0.0, 0.0, *[pytest.approx(0.1)] * 10]
+    assert cells == {"common": None, "deciles": list(range(1, 19, 2)), "shares": shares}
 
 
 def test_a_value_that_most_rows_have_is_a_cell_of_its_own(data):
@@ -132,7 +131,7 @@ def test_the_index_is_the_formulas():
 
 
 def test_few_of_many_rows_are_kept_from_the_first_to_the_last(data):
-    few = evenly(data.matrix, 10)
+    few = take_evenly(data.matrix, 10)
     assert len(few.numeric) == len(few.category) == 10
     assert few.numeric[-1].tolist() == data.matrix.numeric[-1].tolist()
-    assert len(evenly(data.matrix, 10**6).numeric) == len(data)
+    assert len(take_evenly(data.matrix, 10**6).numeric) == len(data)

@@ -28,7 +28,8 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     assert found["contenders"] == ["model", "popular", "lightgbm"]
     assert found["rows"] == len(data)
     assert found["model"] == measure(Slates(data.label, data.slate), truth(data), is_probability=True)
-    assert found["popular"]["logloss"] is None  # an audience is no probability
+    # An audience is not a probability.
+    assert found["popular"]["logloss"] is None
     assert found["popular"]["calibrated_logloss"] > found["model"]["logloss"]
     assert set(found["paired"]) == {"model-popular", "model-lightgbm"}
     pair = found["paired"]["model-popular"]
@@ -41,7 +42,8 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
 
 
 def test_the_answer_is_plain_data_whatever_is_not_defined(data, surface):
-    rows = np.flatnonzero(data.position == 0)  # slates of one candidate
+    # Keep slates of one candidate.
+    rows = np.flatnonzero(data.position == 0)
     alone = data.take(rows)
     found = json.loads(json.dumps(assess(alone, {"model": truth(alone)}, surface), allow_nan=False))
     assert found["model"]["ndcg@10"] is found["intervals"]["model"]["ndcg@10"] is None
@@ -81,12 +83,13 @@ def test_a_slice_of_few_rows_has_its_counts_and_no_figures(data, surface):
     assert new["model"] is new["popular"] is new["paired"] is None
 
 
-def test_viewers_are_sliced_by_their_categories_under_the_names_that_the_encoder_knows(data, surface):
+def test_viewers_are_sliced_by_category_under_the_encoders_names(data, surface):
     encoder = Encoder((), (SingleColumn("viewer_language", LANGUAGES[:2]),))
     found = assess(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
     names = {part["value"] for part in found if part["by"] == "viewer_language"}
     assert names == {"en", "fr", f"#{hash64('de'):016x}"}
-    assert not any(part["by"] == "topic" for part in found)  # a candidate's
+    # The topic is a candidate's field.
+    assert not any(part["by"] == "topic" for part in found)
     hours = [part for part in found if part["by"] == "hour (UTC)"]
     assert [part["value"] for part in hours][:2] == ["00–03", "03–06"]
     assert sum(part["rows"] for part in hours) == len(data)

@@ -26,21 +26,20 @@ def test_what_the_score_does_not_use_is_not_missed(surface):
     assert all(line == {"auc": 0, "logloss": 0} for line in rest)
 
 
-def test_the_columns_of_a_set_are_dealt_out_together():
+def test_the_columns_of_a_set_are_permuted_together():
     category = np.arange(1, 601, dtype=np.uint64).reshape(200, 3)
     columns = Columns((), ("a",), (("b", 2),))
     label = (np.arange(200) % 2).astype(np.float32)
     seen = []
-    by_permutation(
-        lambda matrix: (seen.append(matrix.category), np.full(200, 0.5))[1],
-        columns, Matrix(np.zeros((200, 0), np.float32), category), label,
-    )  # fmt: skip
+    rows = Matrix(np.zeros((200, 0), np.float32), category)
+    by_permutation(lambda matrix: (seen.append(matrix.category), np.full(200, 0.5))[1], columns, rows, label)
     whole, without_a, without_b = seen
     np.testing.assert_array_equal(whole, category)
     assert (without_a[:, 0] != category[:, 0]).any()
     np.testing.assert_array_equal(without_a[:, 1:], category[:, 1:])
     assert (without_b[:, 1] != category[:, 1]).any()
-    np.testing.assert_array_equal(without_b[:, 2] - without_b[:, 1], np.ones(200))  # rows stay whole
+    # All columns of a row stay together.
+    np.testing.assert_array_equal(without_b[:, 2] - without_b[:, 1], np.ones(200))
     np.testing.assert_array_equal(without_b[:, 0], category[:, 0])
 
 

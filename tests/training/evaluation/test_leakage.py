@@ -24,7 +24,7 @@ def dataset(
     label=LABEL,
     slates=80,
 ) -> Dataset:
-    """A data set of one-column features; a list of lists of strings is a set."""
+    """Return a data set of one-column features; a list of lists of strings is a set."""
     numeric = {"noise": NOISE[: len(label)]} | (numeric or {})
     single, multi, hashes = [], [], []
     for name, values in (category or {}).items():
@@ -59,7 +59,7 @@ def found(data: Dataset) -> dict[str, str]:
     return {suspect.feature: suspect.sign for suspect in suspects(data)}
 
 
-def test_a_number_that_is_the_label_is_named_with_its_figure_and_the_remedy():
+def test_a_number_that_is_the_label_is_reported_with_auc_and_remedy():
     (suspect,) = suspects(dataset({"outcome": LABEL * 2 + NOISE / 10}))
     assert (suspect.feature, suspect.sign, suspect.auc, suspect.rows) == ("outcome", "value", 1.0, ROWS)
     assert "'outcome'" in str(suspect)
@@ -96,12 +96,13 @@ def test_a_category_that_is_there_for_positives_alone_is_one():
 
 
 def test_a_category_with_a_value_for_each_row_is_none():
-    """In sample its rates would be the labels; the other folds know nothing of it."""
+    """In the sample the rates would be the labels; the other folds do not contain the value."""
     assert found(dataset(category={"name": [f"n{i}" for i in range(ROWS)]})) == {}
 
 
 def test_a_category_with_a_value_for_each_slate_is_none():
-    label = (np.arange(ROWS) % 80 % 4 == 0).astype(np.float32)  # the same for all of a slate
+    # All rows of a slate have the same label.
+    label = (np.arange(ROWS) % 80 % 4 == 0).astype(np.float32)
     assert found(dataset(category={"session": [f"s{i % 80}" for i in range(ROWS)]}, label=label)) == {}
 
 
@@ -112,8 +113,9 @@ def test_a_category_is_found_where_the_label_has_the_rhythm_of_the_folds():
     }
 
 
-def test_a_few_rows_accuse_nobody():
-    label = LABEL[:40]  # ten positives
+def test_few_rows_give_no_suspect():
+    # Ten positives.
+    label = LABEL[:40]
     assert found(dataset({"outcome": label}, label=label)) == {}
 
 
@@ -121,8 +123,11 @@ def test_no_column_and_no_positive_are_no_error():
     assert found(dataset(label=np.zeros(ROWS, np.float32))) == {}
 
 
-def test_a_candidates_final_outcome_in_a_log_is_caught_and_its_dated_row_is_not(tmp_path):
-    """`won` says how it ended. Without `ts_ms` it holds since ever; dated after the exposure it is not known yet."""
+def test_an_outcome_without_a_date_is_suspect_and_with_a_date_is_not(tmp_path):
+    """`won` holds the outcome.
+
+    Without `ts_ms` it holds from the beginning; dated after the exposure, it is not known yet.
+    """
     surface = read_surface(
         TOML.replace("[context]", 'won = "number"\n[context]').replace(
             "[features]", '[features]\nwon = { kind = "number", field = "candidate.won" }'

@@ -12,7 +12,7 @@ from training.evaluation.slates import Slates
 
 
 def rows(num_slates: int = 500, per: int = 6, seed: int = 0):
-    """Slates with labels drawn from known probabilities."""
+    """Return slates with labels drawn from known probabilities."""
     rng = np.random.default_rng(seed)
     chance = 1 / (1 + np.exp(2 - rng.normal(size=num_slates * per)))
     label = (rng.random(len(chance)) < chance).astype(np.float32)
@@ -36,9 +36,8 @@ def test_a_score_that_is_no_probability_has_only_measures_of_order():
 def test_what_one_label_or_slates_of_one_candidate_do_not_define_is_none():
     apart = Slates(np.float32([0, 1, 0]), np.arange(3))
     measured = measure(apart, np.float64([0.1, 0.5, 0.2]), is_probability=True)
-    assert {name for name, value in measured.items() if value is None} == {
-        "ndcg@10", "ndcg@5", "map", "mrr", "slate_auc",
-    }  # fmt: skip
+    undefined = {name for name, value in measured.items() if value is None}
+    assert undefined == {"ndcg@10", "ndcg@5", "map", "mrr", "slate_auc"}
     one_label = measure(
         Slates(np.float32([0, 0]), np.int64([0, 0])), np.float64([0.1, 0.2]), is_probability=True
     )
@@ -68,7 +67,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert all(33 <= count <= 40 for count in hits.values()), hits
 
 
-def test_relative_cross_entropy_is_0_for_the_base_rate_and_100_for_the_truth():
+def test_rce_is_0_for_the_base_rate_and_100_for_the_truth():
     label = np.float32([0, 0, 0, 1])
     assert rce(label, np.full(4, 0.25)) == pytest.approx(0, abs=1e-9)
     assert rce(label, np.clip(label.astype(float), 1e-9, 1 - 1e-9)) == pytest.approx(100, abs=1e-4)
@@ -96,7 +95,8 @@ def test_lift_and_gain_go_by_decile_of_score():
     found = deciles(label, score)
     assert found["lift"] == [5, 0, 0, 0, 0, 5, 0, 0, 0, 0]
     assert found["gain"] == [0, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 1, 1, 1]
-    assert deciles(label, np.zeros(1_000))["lift"][0] == pytest.approx(1, abs=0.5)  # not the log's order
+    # Ties are not broken by the log's order.
+    assert deciles(label, np.zeros(1_000))["lift"][0] == pytest.approx(1, abs=0.5)
     assert deciles(np.zeros(100, np.float32), np.zeros(100)) == {"lift": None, "gain": None}
 
 

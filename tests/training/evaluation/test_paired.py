@@ -10,7 +10,7 @@ from training.evaluation.slates import Slates
 
 
 def pair_of(num_slates: int, per: int, noise: float, seed: int = 0, *, probability: bool = True):
-    """Truth against truth with noise, on the same rows."""
+    """Compare the truth with the truth plus noise, on the same rows."""
     rng = np.random.default_rng(seed)
     logit = rng.normal(size=num_slates * per) - 1
     label = (rng.random(len(logit)) < 1 / (1 + np.exp(-logit))).astype(np.float32)
@@ -44,7 +44,7 @@ def test_slates_of_one_candidate_are_decided_by_logloss():
     assert pair["gate"] == {"by": "logloss", "beats": True}
 
 
-def test_where_nothing_can_be_compared_the_gate_says_so():
+def test_the_gate_is_undefined_where_nothing_can_be_compared():
     pair = compare(*pair_of(4_000, 1, noise=1.5, probability=False))
     assert pair["logloss"] is None
     assert pair["gate"] == {"by": "logloss", "beats": None}
@@ -80,8 +80,8 @@ def test_where_each_is_on_its_own_the_error_is_that_of_a_mean():
     assert mean_and_error(values, np.zeros(50, np.int64)) == (None, None)
 
 
-def test_viewers_of_many_slates_make_a_comparison_less_sure_and_of_one_slate_change_nothing():
-    """Ours is right about half of the viewers and wrong about the rest, whatever they are shown."""
+def test_viewers_of_many_slates_widen_the_standard_error():
+    """Ours is right about half of the viewers and wrong about the rest, in all their slates."""
     rng = np.random.default_rng(3)
     num_viewers, visits, per = 60, 20, 5
     viewer = np.repeat(np.arange(num_viewers), visits * per)

@@ -1,4 +1,4 @@
-"""Features know the past alone: the guard on small random logs, and on replays that were made to look ahead."""
+"""Test that features use the past alone, on small random logs and on replays that look ahead."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ TOLERANCE = 1e-6
 SURFACE = read_surface(TOML)
 SCHEMA = Schema(SURFACE)
 CLIENTS = Schema(read_surface(TOML.replace('["click"', '["impression", "click"')))
-VIEWERS, CANDIDATES = ("ann", "bob", "eve"), ("a", "b", "c", "d", "zz")  # eve and zz have no rows
-TIME = st.integers(0, 12).map(lambda s: 1_000 * s)  # so few that ties abound
+# eve and zz have no rows.
+VIEWERS, CANDIDATES = ("ann", "bob", "eve"), ("a", "b", "c", "d", "zz")
+# So few times that ties are frequent.
+TIME = st.integers(0, 12).map(lambda s: 1_000 * s)
 MAYBE_TIME = st.none() | TIME
 WORD = st.sampled_from([None, "en", "fr", "news", "jazz", "hal", "ida"])
 WORDS = st.none() | st.lists(st.sampled_from(["x", "y", "hal", "ida"]), max_size=5)
@@ -31,7 +33,11 @@ CONTEXT = pa.struct([("hour", pa.float64())])
 
 @st.composite
 def logs(draw, kinds=("click", "join", "leave")) -> Log:
-    """Upserts dated and not, repeated; exposures to nobody and of unknown ids; events late, early and of one time."""
+    """Draw random logs.
+
+    Upserts with and without a date, repeated; exposures without a viewer and of unknown ids; events
+    late, early and at the same time.
+    """
     viewers = draw(
         st.lists(st.tuples(st.sampled_from(["ann", "bob"]), MAYBE_TIME, WORD, WORDS), min_size=1, max_size=4)
     )
@@ -59,13 +65,13 @@ def logs(draw, kinds=("click", "join", "leave")) -> Log:
 
 
 def log_of(viewers, candidates, exposures, events) -> Log:
-    """A log of rows; the fields in the order of its tables."""
+    """Write a log of rows; the fields are in the order of its tables."""
 
     def column(rows, i, kind):
         return pa.array([row[i] for row in rows], kind)
 
     def unserved(rows, **kinds):
-        """What only a service's log has."""
+        """Add the columns that only a service's log has."""
         return {name: pa.nulls(len(rows), kind) for name, kind in ({"seq": pa.int64()} | kinds).items()}
 
     text, whole, real = pa.string(), pa.int64(), pa.float64()
@@ -110,7 +116,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
 
 @settings(max_examples=60, deadline=None)
 @given(logs(), st.floats(0, 1))
-def test_every_kind_knows_the_past_alone(log, at):
+def test_every_kind_uses_the_past_alone(log, at):
     largest = point_in_time(SCHEMA, log, at)
     assert set(largest) == set(SURFACE.features)
     assert max(largest.values()) <= TOLERANCE, largest
@@ -121,14 +127,15 @@ def test_every_kind_knows_the_past_alone(log, at):
 def test_it_holds_where_clients_report_impressions(log, at):
     try:
         largest = point_in_time(CLIENTS, log, at)
-    except TabrankError:  # nothing was seen before the cut
+    # There are no rows before the cut.
+    except TabrankError:
         event("nothing to compare")
     else:
         assert max(largest.values()) <= TOLERANCE, largest
 
 
 def plain(**changes) -> Log:
-    """Three exposures; a join at the instant of the last one and one after it."""
+    """Write three exposures, a join at the instant of the last one, and one after it."""
     rows = {
         "viewers": [("ann", None, "en", ["hal"])],
         "candidates": [("a", None, None, "hal", "news", "en", ["x"], 1.0, 0)],
@@ -143,14 +150,14 @@ def plain(**changes) -> Log:
 
 
 class SeesTies(Replay):
-    """Applies the records of the instant too."""
+    """Apply the records of the same instant too."""
 
     def position(self, before_ms):
         return super().position(before_ms + 1)
 
 
 class SeesASecondAhead(Replay):
-    """Applies what happens within a second."""
+    """Apply events of the next second."""
 
     def position(self, before_ms):
         return super().position(before_ms + 1_000)
@@ -170,7 +177,7 @@ def test_a_replay_that_goes_too_far_is_caught(monkeypatch, replay):
 
 
 def test_a_slate_that_sees_its_own_impressions_is_caught(monkeypatch):
-    """Nothing but exposures happens at that instant, so that the twins alone can show it."""
+    """Only exposures happen at that instant, so only the duplicates can show the difference."""
     monkeypatch.setattr(training.data.dataset, "Replay", SeesTies)
     largest = point_in_time(SCHEMA, plain(events=[(1_500, "ann", "a", "join", None)]), 1.0)
     assert largest["seen"] > TOLERANCE
@@ -178,7 +185,10 @@ def test_a_slate_that_sees_its_own_impressions_is_caught(monkeypatch):
 
 
 def test_an_attribute_taken_before_its_time_is_caught(monkeypatch):
-    """Dated rows applied from the start: a category that differs is infinitely far, a number as far as it is."""
+    """Dated rows applied from the start differ.
+
+    A category that differs is infinitely far, a number as far as its difference.
+    """
 
     class SinceEver(Replay):
         def __init__(self, schema, log):

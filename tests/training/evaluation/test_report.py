@@ -56,7 +56,7 @@ def test_the_searchs_headline_comes_first_escaped_then_the_verdict(page, evaluat
     assert Page(report_page(MANIFEST, without)).tags.count("svg") == 4
 
 
-def test_the_verdict_says_whether_popular_is_beaten_and_by_what_the_model_is(evaluation):
+def test_the_verdict_compares_the_model_with_popular_and_its_rivals(evaluation):
     changed = copy.deepcopy(evaluation)
     pair, rival = changed["paired"]["model-popular"], changed["paired"]["model-lightgbm"]
     rival.update({"ndcg@10": -0.05, "se": 0.01})
@@ -66,10 +66,10 @@ def test_the_verdict_says_whether_popular_is_beaten_and_by_what_the_model_is(eva
     rival["ndcg@10"] = -0.015
     assert "LightGBM" not in verdict(changed)
     pair.update({"logloss": None, "gate": {"by": "logloss", "beats": None}})
-    assert verdict(changed).startswith("Whether the model beats popular cannot be said")
+    assert verdict(changed).startswith("These rows do not show whether the model beats popular")
 
 
-def test_the_card_says_what_the_model_is_and_where_it_is_worst(evaluation):
+def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
     card = model_card(MANIFEST, evaluation)
     assert "12,345 rows" in card
     assert "`join` within 10 s" in card
@@ -80,8 +80,9 @@ def test_the_card_says_what_the_model_is_and_where_it_is_worst(evaluation):
     )
     listed = card[card.index("## Where it gains least") :]
     assert listed.index(worst["value"]) < 600
-    assert "looks slightly better" not in card  # it was measured on test rows
-    assert "looks slightly better" in model_card({**MANIFEST, "measured_on": "validation"}, evaluation)
+    # The model was measured on test rows.
+    assert "slightly optimistic" not in card
+    assert "slightly optimistic" in model_card({**MANIFEST, "measured_on": "validation"}, evaluation)
 
 
 def test_both_can_be_made_again_from_the_artifact_byte_for_byte(tmp_path, evaluation):
@@ -98,5 +99,5 @@ def test_both_can_be_made_again_from_the_artifact_byte_for_byte(tmp_path, evalua
         assert (tmp_path / "out" / "again" / name).read_bytes() == files[name]
     files["evaluation.json"] = b"{}"
     save(tmp_path / "b", files, manifest)
-    with pytest.raises(TabrankError, match="fit again"):
+    with pytest.raises(TabrankError, match="fit the model again"):
         regenerate(tmp_path / "b", tmp_path / "out")

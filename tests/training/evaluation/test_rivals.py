@@ -19,7 +19,7 @@ ENCODER = Encoder(
 
 
 def dataset(num_rows: int, seed: int) -> Dataset:
-    """Rows whose label hangs on a number and on a topic."""
+    """Return rows whose label depends on a number and on a topic."""
     rng = np.random.default_rng(seed)
     numeric = rng.gamma(2.0, 4.0, (num_rows, 2)).astype(np.float32)
     numeric[rng.random(num_rows) < 0.1, 0] = np.nan
@@ -61,7 +61,7 @@ def test_each_rival_learns_from_numbers_and_categories(board):
         assert board.of(kind).valid_auc > popular.valid_auc + 0.02
 
 
-def test_every_rival_says_what_it_costs(board):
+def test_every_rival_has_a_cost(board):
     assert all(board.of(kind).us_per_candidate > 0 for kind in RIVALS)
 
 
@@ -80,6 +80,6 @@ def test_a_rivals_scores_are_probabilities_whatever_the_numbers():
         assert ((chance >= 0) & (chance <= 1)).all()
 
 
-def test_a_network_says_what_it_costs_before_it_is_trained():
+def test_the_cost_of_a_network_is_known_before_it_is_trained():
     rows = dataset(500, 1).matrix
     assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), rows.numeric, rows.category) > 0

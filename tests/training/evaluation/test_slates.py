@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
-from training.evaluation.slates import Slates, pairs_won, sunk
+from training.evaluation.slates import Slates, pairs_won, sink_non_finite
 
 
 def ragged(seed: int = 0, num_slates: int = 60):
-    """Slates of 1 to 15 rows, the rows of all of them shuffled; some have one label only; few distinct scores."""
+    """Return slates of 1 to 15 shuffled rows; some have one label only, and scores often tie."""
     rng = np.random.default_rng(seed)
     slate = rng.permutation(np.repeat(np.arange(num_slates) * 7, rng.integers(1, 16, num_slates)))
     label = (rng.random(len(slate)) < 0.3).astype(np.float32)
@@ -32,7 +32,8 @@ def has_both(label):
 def test_ndcg_of_each_slate_is_that_of_scikit_learn(k):
     slates, score, _ = ragged()
     expected = by_slate(slates, score, lambda y, s: ndcg_score([y], [s], k=k), has_order)
-    assert len(expected) < len(slates)  # some slates do not count
+    # Some slates are not rankable.
+    assert len(expected) < len(slates)
     np.testing.assert_allclose(slates.ndcg(score, k), expected)
 
 
@@ -58,10 +59,10 @@ def test_ties_are_broken_at_random_and_always_the_same_way():
     slates, score, _ = ragged(num_slates=2_000)
     level = np.zeros(len(score))
     np.testing.assert_array_equal(slates.ndcg(level), slates.ndcg(level))
-    assert slates.ndcg(level).mean() == pytest.approx(slates.ndcg(score).mean(), abs=0.02)  # score is random
-    by_label = Slates(
-        np.sort(slates.label)[::-1].copy(), slates.slate
-    )  # the log's order is no order of merit
+    # The score is random.
+    assert slates.ndcg(level).mean() == pytest.approx(slates.ndcg(score).mean(), abs=0.02)
+    # The log's order does not break ties.
+    by_label = Slates(np.sort(slates.label)[::-1].copy(), slates.slate)
     assert by_label.ndcg(level).mean() == pytest.approx(slates.ndcg(score).mean(), abs=0.02)
 
 
@@ -80,11 +81,11 @@ def test_what_no_slate_defines_is_empty():
     assert len(slates.rank(slates.order(score)[:0]).ndcg(10)) == 0
 
 
-def test_a_row_wins_the_rows_of_the_other_label_that_it_is_rightly_ordered_with():
+def test_a_row_wins_its_correctly_ordered_pairs():
     won = pairs_won(np.array([True, False, True, False]), np.float64([1, 1, 3, 2]))
     assert won.tolist() == [0.5, 1.5, 2.0, 1.0]
 
 
 def test_scores_that_are_not_finite_go_below_all_others():
-    assert sunk(np.float32([np.nan, -3, np.inf, 5])).tolist() == [-4, -3, -4, 5]
-    assert sunk(np.float32([np.nan, np.nan])).tolist() == [-1, -1]
+    assert sink_non_finite(np.float32([np.nan, -3, np.inf, 5])).tolist() == [-4, -3, -4, 5]
+    assert sink_non_finite(np.float32([np.nan, np.nan])).tolist() == [-1, -1]

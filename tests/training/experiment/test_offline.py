@@ -1,4 +1,4 @@
-"""What a new artifact would have earned: the estimates on worlds whose truth is known, and the command on logs."""
+"""Test the offline estimates on simulated logs with known truth, and the command on logs."""
 
 from __future__ import annotations
 
@@ -61,22 +61,22 @@ def test_bins_hold_every_place_once_and_single_ones_first():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_what_is_looked_at_comes_out_whatever_the_candidates_are_worth():
+def test_examination_is_recovered_whatever_the_attractions():
     many = sample(np.random.default_rng(0), 4_000)
     bins = Bins(NUM_CANDIDATES)
     known = Counterfactual(
         many.drawn, bins, place_counts(many.drawn.weight, bins, np.random.default_rng(1), 100)
     )
-    assert known.looked == pytest.approx(examination(), abs=0.04)
+    assert known.examination == pytest.approx(examination(), abs=0.04)
 
 
-def test_rankings_go_by_score_and_leave_what_was_not_drawn_in_its_place():
+def test_candidates_that_were_not_drawn_keep_their_positions():
     is_drawn = np.array([[True, True, True, False], [True, True, False, False]])
     place = ranked(np.array([[0.2, np.nan, 0.7, 0.9], [0.1, 0.3, np.nan, np.nan]]), is_drawn)
     assert place.tolist() == [[1, 2, 0, 3], [1, 0, 2, 3]]
 
 
-def test_ties_do_not_favour_what_was_drawn_first():
+def test_ties_do_not_favour_the_order_shown():
     place = ranked(np.zeros((2_000, 4)), np.ones((2_000, 4), bool))
     assert place.mean(axis=0) == pytest.approx(np.full(4, 1.5), abs=0.1)
 
@@ -84,7 +84,7 @@ def test_ties_do_not_favour_what_was_drawn_first():
 @pytest.mark.parametrize(
     ("scorer", "verdict"), [("better", "better"), ("worse", "worse"), ("reversed", "worse")]
 )
-def test_a_ranking_is_called_what_it_is(world, scorer, verdict):
+def test_a_ranking_gets_its_true_verdict(world, scorer, verdict):
     found = compare(world.drawn, scores(world.odds[scorer]))
     assert found["verdict"] == verdict
     order = np.argsort(-world.odds[scorer], axis=1)
@@ -98,7 +98,7 @@ def test_a_ranking_is_called_what_it_is(world, scorer, verdict):
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_viewers_who_leave_once_they_have_found_something_are_noticed():
+def test_viewers_who_leave_after_an_event_are_detected():
     many, bins = sample(np.random.default_rng(3), 2_500).drawn, Bins(NUM_CANDIDATES)
     leaving = replace(many, reward=many.reward * (np.cumsum(many.reward, axis=1) - many.reward == 0))
     for drawn, matters in ((many, False), (leaving, True)):
@@ -107,7 +107,7 @@ def test_viewers_who_leave_once_they_have_found_something_are_noticed():
     assert effect.interval(leaving.cluster)[1] < 0
 
 
-def test_people_read_the_verdict_first_and_what_makes_it_doubtful(world):
+def test_the_text_opens_with_the_verdict_and_names_doubts(world):
     found = compare(world.drawn, scores(world.odds["better"]))
     assert text(found).startswith("better: +0.")
     assert "doubtful" not in text(found)
@@ -119,17 +119,15 @@ def test_the_served_ranking_itself_shows_no_difference(world):
     found = compare(world.drawn, scores(world.drawn.weight))
     assert found["verdict"] == "no difference shown"
     assert found["difference"]["served"]["dr"]["value"] == pytest.approx(0.0, abs=1e-9)
-    assert found["difference"]["drawn"]["dr"]["value"] > 0  # to explore costs
+    # Exploration costs reward.
+    assert found["difference"]["drawn"]["dr"]["value"] > 0
 
 
-def test_what_is_never_drawn_earns_the_same_in_every_ranking(world):
+def test_candidates_never_drawn_earn_the_same_in_every_ranking(world):
     drawn, odds = world.drawn, world.odds["better"]
-    beside = Drawn(
-        *(np.pad(x, ((0, 0), (0, 1)), constant_values=fill) for x, fill in (
-            (drawn.weight, -np.inf), (drawn.is_shown, True), (drawn.reward, 1.0)
-        )),
-        drawn.cluster,
-    )  # fmt: skip
+    columns = ((drawn.weight, -np.inf), (drawn.is_shown, True), (drawn.reward, 1.0))
+    padded = [np.pad(x, ((0, 0), (0, 1)), constant_values=fill) for x, fill in columns]
+    beside = Drawn(*padded, drawn.cluster)
     alone = compare(drawn, scores(odds))
     found = compare(beside, np.pad(scores(odds), ((0, 0), (0, 1)), constant_values=np.nan))
     for name in ("model", "served"):
@@ -141,7 +139,7 @@ def test_the_first_places_earn_less_than_all(world):
     one, all_of_them = (compare(world.drawn, scores(world.odds["better"]), k) for k in (3, None))
     assert 0 < one["model"]["dr"]["value"] < all_of_them["model"]["dr"]["value"]
     assert one["events"] < all_of_them["events"]
-    with pytest.raises(TabrankError, match="--positions: 0 must be at least 1"):
+    with pytest.raises(TabrankError, match="--positions 0: must be at least 1"):
         compare(world.drawn, scores(world.odds["better"]), 0)
 
 
@@ -165,14 +163,14 @@ def test_the_check_reports_what_it_measured():
 
 
 def write_bandit(folder, *, shift=0.0):
-    """Two policies on ten items in the data set's form; `shift`: by how much more the second's users click."""
+    """Write two policies on ten items in the data set's form; `shift` adds to BTS's clicks."""
     rng = np.random.default_rng(0)
     rates = np.linspace(0.02, 0.2, 10)
     for campaign in ("all", "men", "women"):
-        for policy, law in (("random", np.full(10, 0.1)), ("bts", np.arange(1, 11) / 55)):
-            item = rng.choice(10, 4_000, p=law)
+        for policy, choice in (("random", np.full(10, 0.1)), ("bts", np.arange(1, 11) / 55)):
+            item = rng.choice(10, 4_000, p=choice)
             click = rng.random(4_000) < rates[item] + shift * (policy == "bts")
-            rows = zip(item, rng.integers(1, 4, 4_000), click.astype(int), law[item], strict=True)
+            rows = zip(item, rng.integers(1, 4, 4_000), click.astype(int), choice[item], strict=True)
             path = folder / policy / campaign / f"{campaign}.csv"
             path.parent.mkdir(parents=True)
             lines = ["item_id,position,click,propensity_score", *(",".join(map(str, row)) for row in rows)]
@@ -180,12 +178,12 @@ def write_bandit(folder, *, shift=0.0):
     return folder
 
 
-def test_bandit_logs_agree_where_the_users_are_the_same_and_not_where_they_differ(tmp_path):
+def test_bandit_logs_agree_only_if_their_users_are_the_same(tmp_path):
     assert open_bandit(write_bandit(tmp_path / "same"))["agree"] == 6
     assert not open_bandit(write_bandit(tmp_path / "other", shift=0.05))["held"]
 
 
-def test_what_holds_no_bandit_logs_is_refused_with_the_way_to_get_them(tmp_path):
+def test_a_path_without_bandit_logs_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("no wheel")
     for path in (tmp_path, tmp_path / "file", tmp_path / "missing"):
         with pytest.raises(TabrankError, match=r"pip download obp==0\.4\.1 --no-deps"):
@@ -194,7 +192,7 @@ def test_what_holds_no_bandit_logs_is_refused_with_the_way_to_get_them(tmp_path)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A log with drawn orders and an artifact that has learned nothing."""
+    """A log with drawn orders and an untrained artifact."""
     home = tmp_path_factory.mktemp("offline")
     write_drawn(home / "log")
     write_random_model(home / "model", home / "log", TOML)
@@ -208,7 +206,7 @@ def offline(home, log, *more, code=0):
     return json.loads(done.stdout) if code == 0 else done.stderr.splitlines()[-1]
 
 
-def test_an_artifact_that_knows_nothing_is_called_worse(home):
+def test_an_untrained_artifact_is_called_worse(home):
     found = offline(home, home / "log")
     assert found["verdict"] == "worse"
     assert (found["exposures"], found["viewers"]) == (400, 50)
@@ -227,13 +225,13 @@ def test_an_unknown_event_is_refused_with_the_nearest(home):
     assert "did you mean 'join'" in offline(home, home / "log", "--event", "joined", code=2)
 
 
-def test_propensities_that_the_scores_do_not_give_are_refused(home, tmp_path):
+def test_propensities_that_do_not_match_the_scores_are_refused(home, tmp_path):
     def warmer(exposures):
         exposures["propensity"][7] = [1 / (len(SHOWN) - k) for k in range(len(SHOWN))]
         return exposures
 
-    said = offline(home, write_drawn(tmp_path / "log", warmer), code=2)
-    assert "'r7' are not those of its scores" in said
+    message = offline(home, write_drawn(tmp_path / "log", warmer), code=2)
+    assert "'r7' are not those of its scores" in message
 
 
 def test_exposures_cut_to_a_limit_are_left_out_and_counted(home, tmp_path):
@@ -247,7 +245,7 @@ def test_exposures_cut_to_a_limit_are_left_out_and_counted(home, tmp_path):
     assert found["exposures"] == 370
 
 
-def test_test_traffic_is_no_evidence(home, tmp_path):
+def test_test_traffic_is_ignored(home, tmp_path):
     def tests(exposures):
         exposures["traffic"][10:110] = ["test"] * 100
         return exposures
@@ -255,7 +253,7 @@ def test_test_traffic_is_no_evidence(home, tmp_path):
     assert offline(home, write_drawn(tmp_path / "log", tests))["exposures"] == 300
 
 
-def test_known_viewers_in_no_experiment_are_left_out_and_anonymous_ones_stay(home, tmp_path):
+def test_known_viewers_outside_experiments_are_dropped_anonymous_stay(home, tmp_path):
     def some_outside(exposures):
         exposures["experiment"] = [None] * 60 + ["launch"] * (len(exposures["viewer"]) - 60)
         exposures["viewer"][:20] = [None] * 20
@@ -267,7 +265,7 @@ def test_known_viewers_in_no_experiment_are_left_out_and_anonymous_ones_stay(hom
     assert len(found.drawn) == 360
 
 
-def test_a_weight_that_is_cut_does_not_move_with_what_is_looked_at(world, monkeypatch):
+def test_a_clipped_weight_does_not_depend_on_examination(world, monkeypatch):
     monkeypatch.setattr("training.experiment.offline.counterfactual.MAX_WEIGHT", 1e-6)
     bins = Bins(NUM_CANDIDATES)
     counts = place_counts(world.drawn.weight, bins, np.random.default_rng(1))
@@ -275,12 +273,13 @@ def test_a_weight_that_is_cut_does_not_move_with_what_is_looked_at(world, monkey
     place = ranked(world.odds["better"], known.is_drawn)
     sums = known.value(place, np.zeros(place.shape), NUM_CANDIDATES)
     assert sums.clipped > 0.99
-    assert not sums.moved[0].any()  # Σ w·reward, of which every w is the bound
+    # Every w in Σ w·reward is clipped.
+    assert not sums.moved[0].any()
 
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_in_the_simulated_world_a_worse_artifact_is_called_worse_and_the_truth_is_covered(tmp_path):
+def test_a_worse_artifact_of_a_simulated_world_is_called_worse(tmp_path):
     toml = (Path(serve.__file__).parent / "surfaces" / "spaces.toml").read_text()
     log = write_world(tmp_path / "log")
     write_random_model(tmp_path / "model", log, toml)
@@ -291,11 +290,12 @@ def test_in_the_simulated_world_a_worse_artifact_is_called_worse_and_the_truth_i
 
 
 def true_value(log, model, toml):
-    """What the law says of the artifact's ranking of the exposures that the estimate is of."""
+    """Return the true value of the artifact's ranking, from the data-generating process."""
     surface = read_surface(toml)
     found = explored(log, load(model), surface, "click")
     known = pq.read_table(log / "truth.parquet")
-    num = len(found.drawn)  # the open ones are the last
+    # The open exposures are the last ones.
+    num = len(found.drawn)
     worth, looked = (
         np.array([row + [0.0] * (found.score.shape[1] - len(row)) for row in known[name].to_pylist()[:num]])
         for name in ("p_click", "examination")

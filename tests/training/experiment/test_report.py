@@ -1,4 +1,4 @@
-"""From a served log to a verdict."""
+"""Test the report of an experiment, from a served log to a verdict."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def handlers():
 
 @pytest.fixture(scope="module")
 def won(tmp_path_factory):
-    """A log in which the model adds a third to clicks and joins."""
+    """A log in which the model raises clicks and joins by 40 %."""
     folder = tmp_path_factory.mktemp("won")
     return write_experiment(folder / "log", uplift=0.4, before_days=4, num_viewers=1_500)
 
@@ -66,13 +66,18 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
         [shown("ann", 1), shown("bob", 2, "popular"), shown("ann", 23), shown("ann", 25), shown("cyd", 30)],
         [
             did("ann", "click", 1.1, request_id="r0"),
-            did("ann", "join", 24.5, request_id="r2"),  # the next day, of the ranking of the day before
+            # On the next day, for a ranking of the day before.
+            did("ann", "join", 24.5, request_id="r2"),
             did("ann", "leave", 24.75),
-            did("bob", "click", 3),  # names no ranking: of the viewer and the day
-            did("bob", "click", 1),  # before the viewer came
-            did("bob", "click", 26),  # no exposure on that day
+            # Without a request: counts for the viewer and the day.
+            did("bob", "click", 3),
+            # Before the viewer's first exposure.
+            did("bob", "click", 1),
+            # A day without an exposure.
+            did("bob", "click", 26),
             did("cyd", "click", 31, request_id="unheard of"),
-            did("cyd", "join", 31),  # nobody knows for how long
+            # No leave follows.
+            did("cyd", "join", 31),
         ],
     )
     people = panel_of(log)
@@ -80,7 +85,7 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
         (int(viewer), int(day)): tuple(float(people.sums[name][i]) for name in people.sums)
         for i, (viewer, day) in enumerate(zip(people.viewer, people.day, strict=True))
     }
-    # exposures, active days, clicks, joins, minutes
+    # Order: exposures, active days, clicks, joins, minutes.
     assert cells == {
         (0, 0): (2, 1, 1, 1, 15),
         (0, 1): (1, 1, 0, 0, 0),
@@ -89,10 +94,10 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
     }
     assert people.num_unattributed == 3
     assert people.totals()["exposures"].tolist() == [3, 1, 1]
-    assert people.came.tolist() == [0, 0, 1]
+    assert people.first_day.tolist() == [0, 0, 1]
 
 
-def test_the_interval_of_any_look_goes_by_the_first_24_hours_whatever_the_midnights(tmp_path):
+def test_the_interval_of_any_look_uses_the_first_24_hours(tmp_path):
     rng = np.random.default_rng(0)
     exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(60)]
     events = [did(f"v{i}", "click", 23 + i, request_id=f"r{i}") for i in range(60) if rng.random() < 0.5]
@@ -142,7 +147,8 @@ def test_the_window_begins_when_the_shares_last_changed(tmp_path):
     assert result["window"]["exposures_left_out"] == 10
     assert result["sample_ratio"]["viewers"] == {"popular": 5, "model": 5}
     assert result["sample_ratio"]["crossing_viewers"] == 0
-    assert result["viewers_seen_before"] == 0  # two arms were shown then: what was done may be of either
+    # Two arms were served before, and both may have changed behaviour.
+    assert result["viewers_seen_before"] == 0
 
 
 def test_the_time_of_one_arm_alone_is_before_the_experiment(tmp_path):
@@ -154,23 +160,25 @@ def test_the_time_of_one_arm_alone_is_before_the_experiment(tmp_path):
 def test_a_model_that_is_better_has_won(won):
     result = report(won, LAUNCH)
     assert (result["verdict"], result["days_needed"]) == ("won", 0)
-    told = {metric["name"]: metric for metric in result["metrics"]}
-    assert list(told) == ["active_days", "join_rate", "clicks", "joins", "minutes"]
+    metrics = {metric["name"]: metric for metric in result["metrics"]}
+    assert list(metrics) == ["active_days", "join_rate", "clicks", "joins", "minutes"]
     for name in ("join_rate", "clicks", "joins"):
-        effect, always = told[name]["effect"], told[name]["always_valid"]
+        effect, always = metrics[name]["effect"], metrics[name]["always_valid"]
         assert 0 < effect["relative_low"] < 0.4 < effect["relative_high"]
         assert always["low"] < effect["low"] < effect["high"] < always["high"]
         assert effect["p"] <= effect["p_holm"] <= 5 * effect["p"]
-        assert 0.02 < told[name]["variance_removed"] < 0.9
-        assert told[name]["effect"]["difference"] == pytest.approx(told[name]["days"][-1]["difference"])
-    assert told["minutes"]["control"] == pytest.approx(told["joins"]["control"], rel=0.05)  # one minute each
+        assert 0.02 < metrics[name]["variance_removed"] < 0.9
+        assert metrics[name]["effect"]["difference"] == pytest.approx(metrics[name]["days"][-1]["difference"])
+    # A join lasts one minute.
+    assert metrics["minutes"]["control"] == pytest.approx(metrics["joins"]["control"], rel=0.05)
     assert result["claims"][0][1] == "claimed of the original"
     assert [row[1] for row in result["claims"][1:]] == ["+1.96%", "+1.99%", "+8.42%"]
-    assert "ray_tabrank_latency_ms_total" in result["not_in_the_log"]  # as Ray exports it
-    told = result["guardrails"]["model"]
-    assert told["degraded_share"] == pytest.approx(0.02, abs=0.01)
-    assert told["reasons"] == {"deadline": pytest.approx(told["degraded_share"])}
-    assert (result["guardrails"]["popular"]["p99_ms"], told["p99_ms"]) == (5.0, 10.0)
+    # The name is that of Ray's export.
+    assert "ray_tabrank_latency_ms_total" in result["not_in_the_log"]
+    guardrails = result["guardrails"]["model"]
+    assert guardrails["degraded_share"] == pytest.approx(0.02, abs=0.01)
+    assert guardrails["reasons"] == {"deadline": pytest.approx(guardrails["degraded_share"])}
+    assert (result["guardrails"]["popular"]["p99_ms"], guardrails["p99_ms"]) == (5.0, 10.0)
 
 
 def clicks_of(result):
@@ -185,15 +193,15 @@ def test_what_the_arms_did_before_a_late_start_is_not_adjusted_by(tmp_path):
     assert 0.25 < effect["relative_low"] < 0.4 < effect["relative_high"]
 
 
-def test_an_earlier_experiment_that_dealt_alike_is_not_adjusted_by(tmp_path):
+def test_an_earlier_experiment_with_the_same_salt_does_not_adjust(tmp_path):
     log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="alike")
     result = report(log, LAUNCH)
     assert (result["window"]["dealt_alike"], result["viewers_seen_before"]) == (["rehearsal"], 0)
     assert 0.25 < clicks_of(result)["effect"]["relative_low"] < 0.4
-    assert "rehearsal dealt viewers as this experiment does (the same salt)" in text(result)
+    assert "rehearsal assigned viewers as this experiment does (the same salt)" in text(result)
 
 
-def test_an_earlier_experiment_that_dealt_anew_explains(tmp_path):
+def test_an_earlier_experiment_with_another_salt_adjusts(tmp_path):
     log = write_experiment(tmp_path / "log", uplift=0.4, num_viewers=1_500, before_days=4, earlier="anew")
     result = report(log, LAUNCH)
     assert (result["window"]["dealt_alike"], result["viewers_seen_before"] > 1_000) == ([], True)
@@ -221,7 +229,8 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
         shown(f"v{i}", i, ("popular", "model")[i % 2], model=("new" if i > 40 else "old") if i % 2 else None)
         for i in range(60)
     ]
-    exposures.append(shown("v1", 59.5, rung="fallback", model=None))  # of no model, in whatever arm
+    # No model ranks a fallback, in any arm.
+    exposures.append(shown("v1", 59.5, rung="fallback", model=None))
     log = write_rows(tmp_path / "log", exposures, [did("v1", "join", 1.1), did("v3", "join", 3.1)])
     done = run("report", "--log", log, "--experiment", "launch", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
@@ -237,12 +246,14 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
     assert report(log, Declared("launch", start_ms=since))["warnings"] == []
 
 
-def test_a_primary_metric_that_nobody_declared_is_said(won):
-    assert "primary metric, join_rate, was taken by default" in text(report(won, LAUNCH))
-    assert "by default" not in text(report(won, Declared("launch", primary="clicks", source="cluster.yaml")))
+def test_a_default_primary_metric_is_reported(won):
+    assert "primary metric, join_rate, is the default" in text(report(won, LAUNCH))
+    assert "is the default" not in text(
+        report(won, Declared("launch", primary="clicks", source="cluster.yaml"))
+    )
 
 
-def test_an_arm_that_comes_again_in_another_file_is_no_new_one(tmp_path):
+def test_an_arm_in_two_files_has_one_code(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, f"arm{i}") for i in range(60)])
     again = pq.read_table(next((log / "exposures").iterdir()))
     for column in ("request_id", "seq"):
@@ -268,7 +279,8 @@ def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
 
 
 def test_a_day_of_23_hours_is_whole_after_23_hours(tmp_path):
-    spring = int(np.datetime64("2025-03-29T23:00", "ms").astype(int)) - START_MS  # midnight in Berlin
+    # Midnight in Berlin.
+    spring = int(np.datetime64("2025-03-29T23:00", "ms").astype(int)) - START_MS
     hours = spring / HOUR_MS + np.arange(0, 23, 0.5)
     log = write_rows(tmp_path / "log", [shown(f"v{i}", at) for i, at in enumerate(hours)])
     span = window(read_exposures(log, "launch"), LAUNCH, "Europe/Berlin")
@@ -298,11 +310,11 @@ def test_what_a_service_has_written_is_read(tmp_path, log_folder):
     assert len(events) == sum(row["viewer"] is not None for row in written.events.to_pylist())
 
 
-def test_where_nothing_differs_the_days_still_needed_are_said(tmp_path):
+def test_without_a_difference_the_report_names_the_days_needed(tmp_path):
     result = report(write_experiment(tmp_path / "log"), LAUNCH)
     assert result["verdict"] == "no difference shown"
     assert result["days_needed"] > 10
-    assert f"in {result['days_needed']} more days, at a look then" in result["outlook"]
+    assert f"after {result['days_needed']} more days, at a look at that time" in result["outlook"]
     join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_rate")
     assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
 
@@ -332,7 +344,7 @@ def test_a_sample_ratio_mismatch_blocks_the_report(tmp_path):
     assert "The report is blocked: no effects are shown" in text(result)
 
 
-def test_a_split_that_was_meant_so_is_none(tmp_path):
+def test_an_intended_uneven_split_is_valid(tmp_path):
     assert report(write_experiment(tmp_path / "log", split=0.8, share=0.8), LAUNCH)["verdict"] != "invalid"
 
 
@@ -368,22 +380,22 @@ def test_the_verdict_comes_first(won, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (("--experiment", "lunch"), "it holds launch"),
+        (("--experiment", "lunch"), "its experiments are launch"),
         (("--experiment", "launch", "--control", "best"), "its arms are model, popular"),
         (("--experiment", "launch", "--treatment", "popular"), "name the arm to compare with popular"),
         (("--experiment", "launch", "--timezone", "Mars"), "--timezone Mars: unknown"),
     ],
 )
-def test_what_cannot_be_reported_is_said_in_a_sentence(won, arguments, said):
+def test_invalid_arguments_are_refused_in_a_sentence(won, arguments, message):
     done = run("report", "--log", won, *arguments)
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_no_log_is_refused(tmp_path):
+def test_a_missing_log_is_refused(tmp_path):
     done = run("report", "--log", tmp_path / "missing", "--experiment", "launch")
     assert done.exit_code == 2
     assert "missing" in done.stderr
@@ -422,7 +434,7 @@ INGRESS = (
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ("applications: {spaces: 1}", "applications: {'spaces': 1} must be a list"),
         ("applications: [spaces]", "applications[0]"),
@@ -433,21 +445,21 @@ INGRESS = (
         ("applications: []\napplications: []", "comes twice"),
         ("applications: [", "not valid YAML"),
         ("- applications", "a mapping"),
-        (None, "name the cluster.yaml that declares launch"),
+        (None, "give the cluster.yaml that declares launch"),
     ],
 )
-def test_a_cluster_file_that_cannot_be_read_is_refused_in_a_sentence(won, tmp_path, written, said):
+def test_a_cluster_file_that_cannot_be_read_is_refused_in_a_sentence(won, tmp_path, written, message):
     path = tmp_path / "mine.yaml"
     if written is not None:
         path.write_text(written)
     done = run("report", "--log", won, "--experiment", "launch", "--config", path)
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_cluster_file_the_log_alone_is_taken_and_that_is_said(won, tmp_path, monkeypatch):
+def test_without_a_cluster_file_the_report_uses_the_log_alone(won, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("report", "--log", won, "--experiment", "launch")
     assert done.exit_code == 0
-    assert "there is no cluster.yaml here: taken from the log alone" in done.stderr
+    assert "cluster.yaml does not exist: using the log alone" in done.stderr

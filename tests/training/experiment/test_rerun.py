@@ -1,4 +1,4 @@
-"""A simulated world that goes on at a service over real HTTP, in both arms: its log and the law agree."""
+"""Test the continued simulation at a service over HTTP: its log and the true effects agree."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
-from training.audit.http_replay import Service as Client
+from training.audit.http_replay import ReplayClient
 from training.experiment.rerun.drive import drive
-from training.experiment.rerun.service import Alone, Remote
-from training.experiment.rerun.simulator_state import Scene
+from training.experiment.rerun.service import InProcessArm, Remote
+from training.experiment.rerun.simulator_state import SimulatorState
 from training.experiment.rerun.truth import effects
 from training.world.simulate import simulate
 
@@ -29,7 +29,7 @@ TABNET, POPULAR = Arm("tabnet", "current", 0.5), Arm("popular", "popular", 0.5)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A simulated log, and an artifact for it."""
+    """Folder with a simulated log and an artifact for it."""
     home = tmp_path_factory.mktemp("experiment")
     simulate(home / "a", rows=3_300, viewers=40, days=0.1)
     write_model(home / "model", home / "a")
@@ -47,7 +47,7 @@ def experiment(url, *more, log, code=0):
 
 @pytest.fixture(scope="module")
 def done(home, tmp_path_factory):
-    """An experiment of both arms, with its summary, its folder and the log that the service wrote."""
+    """Return the summary of an experiment of both arms, its folder, and the service's log."""
     folder = tmp_path_factory.mktemp("service")
     service = served_by(home, folder, TABNET, POPULAR)
     with service.listening() as url:
@@ -56,7 +56,7 @@ def done(home, tmp_path_factory):
     return found, folder / "out", read_log(folder / "a", SURFACE)
 
 
-def test_the_services_log_holds_what_its_viewers_were_shown_and_did_by_the_arms_that_it_dealt(home, done):
+def test_the_log_of_the_service_holds_the_exposures_of_both_arms(home, done):
     found, out, log = done
     past = read_log(home / "a", SURFACE)
     truth = pq.read_table(out / "truth.parquet").to_pylist()
@@ -74,7 +74,7 @@ def test_the_services_log_holds_what_its_viewers_were_shown_and_did_by_the_arms_
     assert set(log.events["candidate"].to_pylist()) <= set(log.candidates["id"].to_pylist())
 
 
-def test_the_popular_arm_shows_the_largest_audience_first_as_the_world_counts_it(done):
+def test_the_popular_arm_shows_the_largest_audience_first(done):
     _, out, log = done
     arms = {row["request_id"]: row["arm"] for row in pq.read_table(out / "truth.parquet").to_pylist()}
     events = sorted((e for e in log.events.to_pylist() if e["kind"] != "click"), key=lambda e: e["ts_ms"])
@@ -90,25 +90,25 @@ def test_the_popular_arm_shows_the_largest_audience_first_as_the_world_counts_it
     assert compared > 10
 
 
-def test_the_truth_is_the_laws_expectation_of_what_was_shown(done):
+def test_the_truth_is_the_expectation_of_the_data_generating_process(done):
     found, out, _ = done
     truth = pq.read_table(out / "truth.parquet").to_pylist()
     assert json.loads((out / "truth.json").read_text()) == found
-    for arm, told in found["shown"]["arms"].items():
+    for arm, values in found["shown"]["arms"].items():
         mine = [row for row in truth if row["arm"] == arm]
         for name, chance in (("clicks", "p_click"), ("joins", "p_join")):
             total = sum(np.dot(row["examination"], row[chance]) for row in mine)
-            assert told["expected"][f"{name}_per_exposure"] == pytest.approx(total / len(mine))
-            assert told["expected"][f"{name}_per_viewer"] == pytest.approx(total / told["viewers"])
+            assert values["expected"][f"{name}_per_exposure"] == pytest.approx(total / len(mine))
+            assert values["expected"][f"{name}_per_viewer"] == pytest.approx(total / values["viewers"])
     both = [arm["expected"]["clicks_per_exposure"] for arm in found["shown"]["arms"].values()]
     effect = found["shown"]["effect"]["tabnet"]
     assert abs(effect["clicks_per_exposure"]["absolute"]) == pytest.approx(abs(both[0] - both[1]))
     assert effect["daily_active_viewers"] == {"absolute": 0.0, "relative": 0.0}
 
 
-def test_alone_each_arm_ranks_for_every_visit(done):
+def test_each_arm_alone_ranks_all_visits(done):
     alone = done[0]["alone"]
-    assert {arm: told["exposures"] for arm, told in alone["arms"].items()} == {
+    assert {arm: values["exposures"] for arm, values in alone["arms"].items()} == {
         "tabnet": RANKINGS,
         "popular": RANKINGS,
     }
@@ -116,24 +116,24 @@ def test_alone_each_arm_ranks_for_every_visit(done):
 
 
 @pytest.mark.no_ray
-@pytest.mark.integration  # two services
+@pytest.mark.integration
 @pytest.mark.parametrize("arm", [TABNET, POPULAR])
-def test_an_arm_alone_in_this_process_shows_what_a_service_of_that_arm_shows(home, tmp_path, arm):
-    scenes = [Scene.after(home / "a", DAYS, 0) for _ in range(2)]
-    visits = scenes[0].visits(RANKINGS, 0)
+def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, arm):
+    simulators = [SimulatorState.after(home / "a", DAYS, 0) for _ in range(2)]
+    visits = simulators[0].visits(RANKINGS, 0)
     service = served_by(home, tmp_path, Arm(arm.name, arm.scorer, 1.0))
-    with service.listening() as url, closing(Client(url)) as client:
-        theirs = drive(scenes[0], visits, Remote(client), 0)
+    with service.listening() as url, closing(ReplayClient(url)) as client:
+        theirs = drive(simulators[0], visits, Remote(client), 0)
     replay = Replay(Schema(SURFACE), read_log(home / "a", SURFACE))
     replay.finish()
     scorer = load_scorer(home / "model", "onnx") if arm is TABNET else None
-    ours = drive(scenes[1], visits, Alone(arm.name, replay.state, scorer), 0)
+    ours = drive(simulators[1], visits, InProcessArm(arm.name, replay.state, scorer), 0)
     assert ours.record.flat("joined").sum() > 5
     for mine, yours in zip(ours.record.shown, theirs.record.shown, strict=True):
         assert mine.tolist() == yours.tolist()
 
 
-def test_an_effect_is_against_the_control_and_has_no_relative_size_where_that_is_nothing():
+def test_an_effect_on_a_control_of_zero_has_no_relative_size():
     arms = {
         "old": {"expected": {"joins": 0.0, "clicks": 2.0}},
         "new": {"expected": {"joins": 1.0, "clicks": 3.0}},
@@ -143,7 +143,7 @@ def test_an_effect_is_against_the_control_and_has_no_relative_size_where_that_is
     assert effect["joins"] == {"absolute": 1.0, "relative": None}
 
 
-def test_what_cannot_be_an_experiment_is_refused_with_the_remedy(done, home, tmp_path):
+def test_invalid_settings_are_refused_with_the_remedy(done, home, tmp_path):
     (tmp_path / "nothing").mkdir()
     served = done[1].parent / "a"
     with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
@@ -155,29 +155,29 @@ def test_what_cannot_be_an_experiment_is_refused_with_the_remedy(done, home, tmp
 
 
 @pytest.mark.no_ray
-@pytest.mark.integration  # a service more
+@pytest.mark.integration
 def test_a_service_of_one_arm_is_refused(home, tmp_path):
     with served_by(home, tmp_path, Arm("tabnet", "current", 1.0)).listening() as url:
         assert "give two of them shares" in experiment(url, log=home / "a", code=2)
 
 
-def test_a_world_that_goes_on_keeps_its_spaces_and_lives_its_past_again(home):
-    scene = Scene.after(home / "a", DAYS, 0)
-    spaces, before = scene.world.spaces, scene.origin.world().spaces
+def test_a_continued_world_keeps_its_spaces_and_its_past(home):
+    simulator = SimulatorState.after(home / "a", DAYS, 0)
+    spaces, before = simulator.world.spaces, simulator.provenance.world().spaces
     assert (spaces.started_ms[: len(before)] == before.started_ms).all()
-    assert (spaces.started_ms[len(before) :] >= scene.origin.end_ms).all()
+    assert (spaces.started_ms[len(before) :] >= simulator.provenance.end_ms).all()
     assert len(spaces) > len(before)
     for host in np.unique(spaces.host):
         mine = np.flatnonzero(spaces.host == host)
         assert (spaces.started_ms[mine][1:] > spaces.ends_ms[mine][:-1]).all()
-    told = scene.agenda.before(scene.world.end_ms)
-    assert min(record.ts_ms for record in told) >= scene.origin.end_ms
-    assert [record.ts_ms for record in told] == sorted(record.ts_ms for record in told)
+    queued = simulator.queue.before(simulator.world.end_ms)
+    assert min(record.ts_ms for record in queued) >= simulator.provenance.end_ms
+    assert [record.ts_ms for record in queued] == sorted(record.ts_ms for record in queued)
 
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_orders_that_the_service_drew_tell_what_the_served_artifact_earns(home, tmp_path):
+def test_exploration_estimates_the_reward_of_the_served_artifact(home, tmp_path):
     drawing = Arm("tabnet", "current", 0.5, explore=1.0)
     with served_by(home, tmp_path, drawing, POPULAR).listening() as url:
         days = ("--days", 0.5, "--rankings", 1_500, "--seed", 4)
@@ -186,4 +186,5 @@ def test_orders_that_the_service_drew_tell_what_the_served_artifact_earns(home, 
         "experiment", "offline", "--log", tmp_path / "a", "--model", home / "model", "--event", "click"
     )
     assert found["exposures"] > 300
-    assert found["verdict"] == "no difference shown"  # the artifact is the one that was served
+    # The artifact is the served one.
+    assert found["verdict"] == "no difference shown"

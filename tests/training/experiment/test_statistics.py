@@ -1,4 +1,4 @@
-"""What the statistics promise."""
+"""Test the guarantees of the statistics."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from training.experiment import validation
 from training.experiment.comparison import comparisons
 from training.experiment.confidence_sequence import always_valid, factor
 from training.experiment.metrics import METRICS
-from training.experiment.statistics import Plan, aggregates, compare, viewers_needed
+from training.experiment.statistics import PowerDesign, aggregates, compare, viewers_needed
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
 
 
-def test_the_interval_of_any_look_is_narrowest_where_it_was_meant_to_be():
+def test_the_interval_of_any_look_is_narrowest_at_best_at():
     wide = [factor(num, 7_000) for num in (100, 1_000, 7_000, 50_000, 1_000_000)]
     assert min(wide) == wide[2] == pytest.approx(3.035, abs=0.001)
-    assert 20 * 2 * norm.sf(wide[2]) < 0.05  # Bonferroni over twenty looks
+    # Bonferroni's bound for twenty looks.
+    assert 20 * 2 * norm.sf(wide[2]) < 0.05
     assert wide[2] < factor(21_000, 7_000) < 1.04 * wide[2]
 
 
-def test_a_sample_grows_by_its_parts():
+def test_aggregates_of_two_parts_add_up():
     rng = np.random.default_rng(0)
     parts = [{"clicks": rng.poisson(2.0, 50) * 1.0, "joins": rng.poisson(1.0, 50) * 1.0} for _ in range(2)]
     whole = aggregates({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -33,7 +34,7 @@ def test_a_sample_grows_by_its_parts():
     assert summed.cov("clicks", "joins") == pytest.approx(whole.cov("clicks", "joins"))
 
 
-def test_a_difference_of_means_is_welchs():
+def test_a_difference_of_means_uses_welchs_test():
     rng = np.random.default_rng(2)
     control, treatment = rng.gamma(2.0, 1.0, 300), rng.gamma(3.0, 1.0, 100)
     effect = compare(CLICKS, *(aggregates({"clicks": arm}) for arm in (control, treatment)), adjusted=False)
@@ -42,23 +43,24 @@ def test_a_difference_of_means_is_welchs():
     assert (effect.low, effect.high) == pytest.approx(tuple(welch.confidence_interval()))
 
 
-def test_viewers_needed_are_those_of_the_textbook():
+def test_viewers_needed_match_the_textbook_formula():
     rng = np.random.default_rng(0)
     both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
-    needed = viewers_needed(CLICKS, both, 0.02, Plan(ratio=1.0, adjusted=False))
+    needed = viewers_needed(CLICKS, both, 0.02, PowerDesign(ratio=1.0, adjusted=False))
     per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
     assert needed == pytest.approx(2 * per_arm, rel=0.02)
 
 
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("smallest", [0.02, 0.5])
-def test_power_is_that_of_the_interval_that_decides(ended, smallest):
-    people = validation.dealt(np.random.default_rng(0), 0.0)
+def test_power_is_that_of_the_deciding_interval(ended, smallest):
+    people = validation.simulated_panel(np.random.default_rng(0), 0.0)
     (clicks,) = comparisons(people, (0, 1), [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
-    best_at = 7 * int((people.came == 0).sum())
+    best_at = 7 * int((people.first_day == 0).sum())
     asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
     values = people.totals()["clicks"]
-    error = 2 * values.std() / values.mean() / np.sqrt(len(values))  # of the relative effect
+    # Standard error of the relative effect.
+    error = 2 * values.std() / values.mean() / np.sqrt(len(values))
     assert clicks["detectable"] == pytest.approx((asked + norm.isf(0.2)) * error, rel=0.01)
     assert clicks["power"] == pytest.approx(
         norm.sf(asked - smallest / error) + norm.sf(asked + smallest / error), abs=0.01
@@ -69,12 +71,12 @@ def test_power_is_that_of_the_interval_that_decides(ended, smallest):
     assert needed == pytest.approx(2 * per_arm, rel=0.03)
 
 
-def test_what_does_not_vary_has_no_effect():
+def test_a_constant_metric_has_no_effect():
     same = aggregates({"clicks": np.ones(10)})
     assert compare(CLICKS, same, same, adjusted=False) is None
 
 
-def test_an_arm_that_has_nothing_at_all_has_an_effect():
+def test_an_arm_without_any_event_has_an_effect():
     rng = np.random.default_rng(0)
     before = rng.poisson(0.2, (2, 500)) * 1.0
     some, none = rng.poisson(0.1, 500) * 1.0, np.zeros(500)
@@ -107,12 +109,13 @@ def test_a_few_runs_of_the_validation_hold():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
+@pytest.mark.proof
 def test_the_validation_holds():
     result = validation.validate(300, seed=1)
     assert result["held"], validation.table(result)
     assert len(result["checks"]) == 14
 
 
-def test_the_metrics_that_an_experiment_may_declare_are_those_of_the_report():
+def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():
     assert tuple(metric.name for metric in METRICS) == settings.METRICS
     assert Experiment.primary in settings.METRICS

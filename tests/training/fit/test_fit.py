@@ -24,7 +24,7 @@ CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A log and the model of it, which was trained in this process."""
+    """Fit a model of a log in this process; return both."""
     folder = tmp_path_factory.mktemp("fit")
     write_shop(folder / "log", slates=1_000)
     surface = read_surface(draft(folder / "log").text)
@@ -47,15 +47,17 @@ def test_a_model_is_earlier_than_rows_that_come_after_all_it_has_seen(fitted):
     assert not _is_earlier(artifact, artifact.manifest["span_ms"][1] + 1)
 
 
-def test_a_model_keeps_the_distributions_of_the_rows_and_scores_that_it_was_trained_on(fitted):
+def test_an_artifact_keeps_the_distributions_of_rows_and_scores(fitted):
     log, model, surface = fitted
     artifact = load(model)
     kept = json.loads(artifact.read("evaluation.json"))[STATISTICS]
     assert kept["rows"] == artifact.manifest["rows"]
     data = build(Schema(surface), read_log(log, surface))
-    early = data.matrix.rows(slice(0, kept["rows"]))  # validation rows come last
+    # Validation rows come last.
+    early = data.matrix.rows(slice(0, kept["rows"]))
     found = drift(kept, data.columns, early, score(model, early))
     assert max(found["features"].values()) < 1e-9
-    assert found["score"] < 0.001  # by another implementation, so that some lie across an edge
+    # Another implementation computes these scores, so some fall into a neighbouring cell.
+    assert found["score"] < 0.001
     late = data.matrix.rows(slice(kept["rows"], None))
     assert max(drift(kept, data.columns, late, score(model, late))["features"].values()) > CHANGED

@@ -16,7 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from training.evaluation.slates import auc
 from training.fit.loop import Diverged, FitConfig, State, learning_rate, run
-from training.network.inputs import Inputs, Rows, inputs
+from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.network import Network, NetworkConfig
 from training.network.position_bias import START, Bias
 
@@ -39,13 +39,14 @@ PATIENT = replace(CONFIG, epochs=20, patience=2)
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small batches gain nothing from more, and threads wait for each other
+    # Small batches gain nothing from more threads, which would wait for each other.
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
 def made(num_rows: int, seed: int) -> Inputs:
-    """Rows whose label hangs on the product of two numbers and on the topic, so that no line fits it."""
+    """Return rows whose label depends on a product of two numbers and on the topic."""
     rng = np.random.default_rng(seed)
     numeric = rng.normal(size=(num_rows, 3)).astype(np.float32)
     index = rng.integers(2, 5, size=(num_rows, 1))
@@ -53,7 +54,9 @@ def made(num_rows: int, seed: int) -> Inputs:
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     numeric[rng.random(num_rows) < 0.1, 0] = np.nan
     hot = rng.integers(0, 2, size=(num_rows, 2)).astype(np.float32)
-    return inputs(Rows(numeric, hot, index, label, np.zeros(num_rows, np.int64)), ENCODER, CONFIG.network)
+    return inputs(
+        EncodedRows(numeric, hot, index, label, np.zeros(num_rows, np.int64)), ENCODER, CONFIG.network
+    )
 
 
 def first(rows: Inputs, num_rows: int) -> Inputs:
@@ -83,7 +86,7 @@ def upside_down() -> Inputs:
 
 @pytest.fixture(scope="module")
 def stopped(train, upside_down) -> State:
-    """A run that gets worse as it learns."""
+    """Run a training whose validation loss grows."""
     return run(train, upside_down, ENCODER, PATIENT)
 
 
@@ -97,7 +100,7 @@ def is_same(left: State, right: State) -> bool:
     )
 
 
-def test_a_law_that_no_line_fits_is_learned(trained, valid):
+def test_a_non_linear_label_is_learned(trained, valid):
     share = valid.label.mean().item()
     base = -(share * math.log(share) + (1 - share) * math.log(1 - share))
     assert trained.history[-1]["valid_logloss"] < 0.75 * base
@@ -171,7 +174,8 @@ def test_each_set_of_weights_is_that_of_its_epoch(stopped, upside_down, trained,
 
 def test_every_epoch_draws_its_rows_anew(valid):
     config = replace(CONFIG, batch_size=64, epochs=12)
-    label = valid.label[:127]  # one batch: 63 rows wait for another epoch
+    # One batch; 63 rows are left out.
+    label = valid.label[:127]
 
     def spoilt(row: int) -> Inputs:
         return replace(first(valid, 127), label=torch.where(torch.arange(127) == row, math.nan, label))
@@ -224,7 +228,8 @@ def test_too_few_rows_are_refused(train, valid):
 
 
 def test_a_handful_of_rows_is_enough_to_run(train, valid):
-    five = first(train, 5)  # 2 + 2 + 1: the one left over cannot be normalised alone
+    # 2 + 2 + 1: the row left over cannot be normalised alone.
+    five = first(train, 5)
     config = replace(CONFIG, network=replace(CONFIG.network, virtual_batch_size=2), epochs=2)
     assert len(run(five, first(valid, 50), ENCODER, config).history) == 2
 
@@ -278,7 +283,7 @@ TAU = 1.5
 
 
 def shown(num_rows: int, seed: int) -> Inputs:
-    """Rows at positions 0 to 3, which are looked at in the less cases the later they come."""
+    """Return rows at positions 0 to 3, examined less often at later positions."""
     rows = made(num_rows, seed)
     rng = np.random.default_rng(seed)
     position = rng.integers(0, 4, num_rows)
@@ -315,14 +320,16 @@ def test_clipping_bounds_the_first_step_of_all_weights_together(train, valid):
         config = replace(CONFIG, epochs=1, batch_size=3_000, clip_norm=clip_norm)
         return run(train, valid, ENCODER, config).optimiser["0.exp_avg"]
 
-    whole, clipped = moments(1e6), moments(1e-3)  # of one step: a tenth of its gradient
+    # The moments of one step are a tenth of its gradient.
+    whole, clipped = moments(1e6), moments(1e-3)
     assert whole.norm() > 1e-3
     assert 10 * clipped.norm().item() == pytest.approx(1e-3, rel=1e-2)
     torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm(), rtol=1e-3, atol=1e-6)
 
 
 def test_weight_decay_does_not_move_the_position_bias(valid):
-    train = made(1_000, seed=7)  # all first: nothing else moves it either
+    # All rows are at the first position, and nothing else moves the bias either.
+    train = made(1_000, seed=7)
     config = replace(CONFIG, epochs=2, weight_decay=0.5, position_bias="examined")
     bias = Bias("examined")
     bias.load_state_dict(run(train, valid, ENCODER, config).bias)
@@ -361,7 +368,7 @@ def test_examination_is_a_product_of_chances_and_stays_finite(value):
     assert torch.equal(found[0], logit[0])
 
 
-def test_ranks_share_the_batches_of_one_process_and_together_meet_each_row_once():
+def test_ranks_share_the_batches_of_one_process_and_read_each_row_once():
     number = torch.arange(1_000)
     rows = Inputs(number[:, None].float(), torch.zeros(1_000), number)
     alone, *ranks = (
@@ -374,9 +381,10 @@ def test_ranks_share_the_batches_of_one_process_and_together_meet_each_row_once(
 
 
 class FixedInputNorm(Network):
-    """The norm over all rows of a batch is the one thing that sees how a batch is shared among ranks.
+    """Network without the norm over all rows, which alone depends on the number of ranks.
 
-    In float64: in float32 training magnifies the rounding of another order of sums, on some processors past the bounds.
+    Uses float64: in float32, training amplifies the rounding of another order of sums, on some
+    processors beyond the bounds.
     """
 
     def __init__(self, encoder: Encoder, config: NetworkConfig) -> None:

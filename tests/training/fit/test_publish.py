@@ -16,6 +16,7 @@ def test_a_folder_of_models_is_of_one_surface(tmp_path):
     point(models, CURRENT, publish(tmp_path / "made", models))
     check_surface(models, "spaces")
     with pytest.raises(
-        TabrankError, match=r"models: its current model is of the surface 'spaces', not 'shop'.*own"
+        TabrankError,
+        match=r"models: its current model is of the surface 'spaces', not 'shop'.*separate folder",
     ):
         check_surface(models, "shop")

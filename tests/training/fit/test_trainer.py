@@ -20,7 +20,7 @@ from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from training.data import disk_rows as spill
 from training.data.stream import Streamed
 from training.fit.loop import FitConfig, State, run
-from training.network.inputs import Inputs, Rows, inputs
+from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.model import one_thread
 from training.network.network import NetworkConfig
 
@@ -59,7 +59,8 @@ runs = {
     "two workers": dataclasses.replace(short, num_workers=2),
     "in this process": dataclasses.replace(short, num_workers=0),
     "too many workers": dataclasses.replace(short, num_workers=99),
-    "streamed": dataclasses.replace(whole, epochs=4, num_workers=2),  # they hold both CPUs of a small machine
+    # Two workers hold both CPUs of a small machine.
+    "streamed": dataclasses.replace(whole, epochs=4, num_workers=2),
     "streamed alone": dataclasses.replace(short, num_workers=0),
 }
 with ray_session():
@@ -68,13 +69,14 @@ with ray_session():
         try:
             storage = folder / name.removesuffix(" again")
             given = spilled(rows, storage / "rows") if name.startswith("streamed") else rows
-            answer = train(given, more, encoder, runs[name], storage=storage, progress=Lines(sys.stderr))
+            lines = Lines(sys.stderr)
+            answer = train(given, more, encoder, runs[name], storage=storage, progress=lines)
         except TabrankError as error:
             print(json.dumps({"name": name, "error": str(error)}))
             continue
         weights = {name: float(array.sum()) for name, array in answer.weights.items()}
-        told = {"history": answer.history, "best_epoch": answer.best_epoch, "weights": weights}
-        print(json.dumps({"name": name, **told}), flush=True)
+        result = {"history": answer.history, "best_epoch": answer.best_epoch, "weights": weights}
+        print(json.dumps({"name": name, **result}), flush=True)
 """
 
 ENCODER = Encoder((NumericColumn("a"), NumericColumn("b")), (SingleColumn("topic", ("x", "y", "z")),))
@@ -83,20 +85,20 @@ CONFIG = FitConfig(
 )
 
 
-def made(num_rows: int, seed: int) -> Rows:
+def made(num_rows: int, seed: int) -> EncodedRows:
     rng = np.random.default_rng(seed)
     numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
     logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, index = np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1))
-    return Rows(numeric, hot, index, label, np.zeros(num_rows, np.int64))
+    return EncodedRows(numeric, hot, index, label, np.zeros(num_rows, np.int64))
 
 
 TRAIN, VALID = made(16_000, 1), made(1_000, 2)
 
 
 def write_case(folder: Path) -> None:
-    """What a `Driver` reads."""
+    """Record the progress lines of a `Driver`."""
     for name, rows in (("train", TRAIN), ("valid", VALID)):
         save_file(vars(rows), folder / name)
     (folder / "encoder").write_text(ENCODER.to_json())
@@ -105,7 +107,7 @@ def write_case(folder: Path) -> None:
 
 
 class Driver:
-    """A process that trains, as `python -m training fit` would."""
+    """Process that trains, as `python -m training fit` does."""
 
     def __init__(self, folder: Path, *names: str) -> None:
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
@@ -115,7 +117,7 @@ class Driver:
         self.lines: list[str] = []
 
     def wait_for(self, start: str) -> None:
-        """Reads what the driver says, up to a line with this start."""
+        """Read the driver's messages up to a line with this start."""
         for line in self.process.stderr:
             self.lines.append(line.strip())
             if line.startswith(start):
@@ -132,7 +134,7 @@ class Driver:
 class Story:
     """Runs that are killed, then called again in one process, with others.
 
-    Of one, on rows in memory, the worker is killed, then the driver; of one on streamed rows the driver.
+    One run, on rows in memory, loses its worker, then its driver; one on streamed rows its driver.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -158,13 +160,14 @@ class Story:
         worker.kill()
         self.first.wait_for("epoch 5/")
         self.family = psutil.Process(self.first.process.pid).children(recursive=True)
-        self.first.wait_for("epoch 6/")  # long before the last, however late this process learns of it
+        # Kill long before the last epoch, even if this process reads the line late.
+        self.first.wait_for("epoch 6/")
         self.first.process.send_signal(signal.SIGKILL)
         self.first.process.communicate()
         _, self.orphans = psutil.wait_procs(self.family, timeout=20)
 
-    def told(self, name: str) -> list[str]:
-        """What the second driver said of one of its runs."""
+    def messages(self, name: str) -> list[str]:
+        """Return the second driver's messages about one of its runs."""
         lines = self.second.lines[self.second.lines.index(name) + 1 :]
         names = {*self.answers} - {name}
         return lines[: next((i for i, line in enumerate(lines) if line in names), None)]
@@ -177,7 +180,7 @@ def story(tmp_path_factory) -> Story:
 
 @pytest.fixture(scope="module")
 def nearly(tmp_path_factory) -> Path:
-    """Where `uninterrupted` leaves its state two epochs before its end."""
+    """Return the folder where `uninterrupted` leaves its state two epochs before its end."""
     return tmp_path_factory.mktemp("nearly") / "state.safetensors"
 
 
@@ -208,7 +211,7 @@ def test_nothing_runs_on_when_the_driver_is_killed(story):
 
 
 def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story, uninterrupted):
-    assert epochs_of(story.told("whole"))[0] >= 6
+    assert epochs_of(story.messages("whole"))[0] >= 6
     answer = story.answers["whole"]
     assert [line["epoch"] for line in answer["history"]] == list(range(1, CONFIG.epochs + 1))
     for name in ("train_logloss", "valid_logloss", "valid_auc"):
@@ -219,12 +222,12 @@ def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story,
 
 
 def test_a_finished_run_is_answered_without_training(story):
-    assert epochs_of(story.told("whole again")) == []
+    assert epochs_of(story.messages("whole again")) == []
     assert story.answers["whole again"]["history"] == story.answers["whole"]["history"]
 
 
 def test_two_workers_come_to_the_end_of_the_same_run(story):
-    """That two ranks share each batch of one process, and make its steps, is in test_loop."""
+    """test_loop tests that two ranks share each batch of one process and take its steps."""
     both, alone = (story.answers[name]["history"] for name in ("two workers", "in this process"))
     assert [line["epoch"] for line in both] == [line["epoch"] for line in alone] == [1, 2]
     assert [line["learning_rate"] for line in both] == [line["learning_rate"] for line in alone]
@@ -262,7 +265,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(story, t
 
 
 def test_a_killed_streamed_run_goes_on_from_its_last_epoch(story):
-    assert epochs_of(story.told("streamed"))[0] >= 2
+    assert epochs_of(story.messages("streamed"))[0] >= 2
     assert [line["epoch"] for line in story.answers["streamed"]["history"]] == list(range(1, 5))
 
 
@@ -329,7 +332,8 @@ def test_a_state_outlives_books_that_were_cut_in_a_write(tmp_path):
     (tmp_path / "fit-0" / "checkpoint_3").mkdir()
     (tmp_path / "fit-0" / "checkpoint_3" / "state.safetensors").write_bytes(kept.read_bytes()[:20])
     (tmp_path / "fit-0" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
-    for _ in range(2):  # and again, if it is killed before its next checkpoint
+    # Run again, as if it were killed before its next checkpoint.
+    for _ in range(2):
         assert _finished(tmp_path / "fit-0") is None
         (left,) = (tmp_path / "fit-0").iterdir()
         assert len(State.load(left).history) == 2
@@ -353,7 +357,7 @@ def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uni
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_runs_are_told_apart_by_what_their_result_hangs_on():
+def test_the_fingerprint_covers_all_that_a_result_depends_on():
     from training.fit.trainer import _fingerprint
 
     sets = {"train": inputs(VALID, ENCODER, CONFIG.network)}

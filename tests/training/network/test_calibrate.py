@@ -21,7 +21,7 @@ def loss(a: float, b: float, logit: np.ndarray, label: np.ndarray) -> float:
     return float(np.sum(np.logaddexp(0, z) - target * z))
 
 
-def test_the_law_that_drew_the_labels_is_found() -> None:
+def test_the_map_that_drew_the_labels_is_found() -> None:
     calibration = fit_platt(*drawn(0.6, -2.0))
     assert calibration.a == pytest.approx(0.6, abs=0.03)
     assert calibration.b == pytest.approx(-2.0, abs=0.05)
@@ -47,7 +47,7 @@ def test_separable_and_one_sided_rows_stay_finite() -> None:
         assert p.mean() == pytest.approx(label.mean(), abs=0.02)
 
 
-def test_logits_that_point_the_wrong_way_keep_their_order_and_lose_their_spread() -> None:
+def test_inverse_logits_keep_their_order_and_lose_their_spread() -> None:
     logit, label = drawn(-1.0, 0.0)
     calibration = fit_platt(logit, label)
     assert calibration.a == pytest.approx(MIN_SLOPE)
@@ -62,5 +62,5 @@ def test_equal_logits_get_the_base_rate() -> None:
 
 def test_logits_that_are_not_finite_and_no_rows_are_refused() -> None:
     for logit in ([np.nan, 1.0], []):
-        with pytest.raises(TabrankError, match="must be finite"):
+        with pytest.raises(TabrankError, match="all finite"):
             fit_platt(np.array(logit), np.zeros(len(logit)))

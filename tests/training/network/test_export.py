@@ -96,7 +96,7 @@ def test_only_the_sorting_graph_sorts_and_neither_refers_to_other_files() -> Non
             assert b"location" not in files[name]
 
 
-def test_golden_rows_are_scored_by_the_trained_network_and_begin_with_all_missing() -> None:
+def test_golden_rows_have_the_networks_scores_and_begin_with_all_missing() -> None:
     rng, network = sample(4)
     numeric, category = random_rows(rng, network.encoder, 300)
     kept = numeric.copy()
@@ -112,18 +112,18 @@ def test_golden_rows_are_scored_by_the_trained_network_and_begin_with_all_missin
 def test_a_graph_that_differs_from_the_network_makes_no_golden_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rng, network = sample(4)
     monkeypatch.setattr("serve.model.graph._BATCH_NORM_EPSILON", 0.1)
-    with pytest.raises(TabrankError, match="off the trained network"):
+    with pytest.raises(TabrankError, match="differs from the trained network"):
         golden(network, CALIBRATION, *random_rows(rng, network.encoder, 300))
 
 
 def test_rows_whose_score_is_mostly_rounding_are_no_golden_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsteady(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def unstable(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         probability, residual = forward(*args, **kwargs)
         probability[::3] += 1e-4
         return probability, residual
 
     rng, network = sample(4)
     numeric, category = random_rows(rng, network.encoder, 30)
-    monkeypatch.setattr("training.network.export.forward", unsteady)
+    monkeypatch.setattr("training.network.export.forward", unstable)
     rows = load_safetensors(golden(network, CALIBRATION, numeric, category, 30))
     np.testing.assert_array_equal(rows["numeric"], np.delete(numeric, np.arange(0, 30, 3), axis=0))

@@ -1,4 +1,4 @@
-"""The training passes against pytorch_tabnet's own module, in float64, where rounding hides nothing."""
+"""Test the training passes against pytorch_tabnet's own module, in float64 to expose rounding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.network.network import Network, NetworkConfig
 
 
 def pair(encoder: Encoder, config: NetworkConfig) -> tuple[Network, Network]:
-    """Two equal networks, whose norms' weights differ by channel."""
+    """Return two equal networks, whose norms' weights differ by channel."""
     network = Network(encoder, config).double()
     with torch.no_grad():
         for module in network.modules():
@@ -38,14 +38,14 @@ def rows(encoder: Encoder, num_rows: int) -> Tensor:
 
 
 def theirs(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits and sparsity as pytorch_tabnet computes them."""
+    """Return the logits and sparsity as pytorch_tabnet computes them."""
     output, negative_entropy = network.tabnet(x)
-    # Its embedder rounds the other inputs to float32.
+    # pytorch_tabnet's embedder rounds the other inputs to float32.
     return output[:, 0], -negative_entropy
 
 
 def assert_same_step(ours: Network, reference: Network, x: Tensor, label: Tensor) -> None:
-    """Equal outputs, gradients and running statistics; then both take the same step."""
+    """Compare outputs, gradients and running statistics; then both networks take the same step."""
     found: list[tuple[Tensor, Tensor]] = []
     for network, answer in ((ours, ours(x)), (reference, theirs(reference, x))):
         network.zero_grad()
@@ -73,8 +73,8 @@ def test_steps_are_those_of_pytorch_tabnet(seed: int, mask_type: str, num_rows: 
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     encoder = random_encoder(rng, int(rng.integers(0, 6)), int(rng.integers(1, 4)), int(rng.integers(0, 2)))
-    # A norm of two or three rows that are nearly alike enlarges even float64's rounding: by such, pytorch_tabnet's
-    # own gradients move by 7e-7 where its weights move by 1e-15.
+    # A norm of two or three almost equal rows amplifies even float64's rounding: pytorch_tabnet's
+    # own gradients then change by 7e-7 if its weights change by 1e-15.
     size = int(rng.integers(8, 40))
     while 0 < num_rows % -(-num_rows // -(-num_rows // size)) < 4:
         size += 1
@@ -108,7 +108,7 @@ def test_masks_of_many_columns_sum_to_one_in_float32(mask_type: Any, scale: floa
 
 
 def test_gradients_of_two_passes_under_way_add_up() -> None:
-    """Nothing of a pass is kept with the network."""
+    """The network keeps no state of a pass."""
     torch.manual_seed(0)
     encoder = random_encoder(np.random.default_rng(0), 3, 2, 0)
     network = Network(encoder, NetworkConfig(width=4, virtual_batch_size=16)).double()

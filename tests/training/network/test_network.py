@@ -21,7 +21,7 @@ def test_the_logit_is_that_of_pytorch_tabnet_with_its_own_embedder(columns: tupl
     torch.testing.assert_close(logit, network.tabnet(x)[0][:, 0], rtol=0, atol=0)
 
 
-def test_numbers_are_transformed_standardised_clipped_and_missing_ones_marked() -> None:
+def test_numbers_are_transformed_standardised_clipped_and_marked_missing() -> None:
     encoder = Encoder(
         (NumericColumn("a", "log1p", 1.0, 2.0, indicator=True), NumericColumn("b", mean=10.0, std=5.0)),
         (SingleColumn("s", ("x",)),),
@@ -75,7 +75,7 @@ def test_moving_the_network_moves_the_group_matrices() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mask_type": "softmax"}, "mask_type 'softmax' is none of"),
+        ({"mask_type": "softmax"}, "mask_type 'softmax' must be"),
         ({"width": 0}, "width 0 must be 1 or more"),
         ({"n_steps": 0}, "n_steps 0 must be 1 or more"),
         ({"virtual_batch_size": 1}, "virtual_batch_size 1 must be 2 or more"),
@@ -85,9 +85,7 @@ def test_moving_the_network_moves_the_group_matrices() -> None:
         ({"gamma": float("nan")}, "gamma nan"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused_by_field_and_value(
-    fields: dict[str, object], message: str
-) -> None:
+def test_an_invalid_network_is_refused_by_field_and_value(fields: dict[str, object], message: str) -> None:
     with pytest.raises(TabrankError, match=message):
         NetworkConfig(**fields)
 

@@ -6,7 +6,7 @@ from serve.contract.errors import TabrankError
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
 from training.search.cost import Costs
-from training.search.leaderboard import Entry
+from training.search.leaderboard import BoardEntry
 from training.search.space import SMALLEST, Space
 from training.search.trials import check_cost
 
@@ -14,7 +14,7 @@ WIDE = NetworkConfig(width=64)
 
 
 class Busy:
-    """A machine on which each measurement takes longer than the one before."""
+    """Machine on which each measurement takes longer than the one before."""
 
     def __init__(self) -> None:
         self.us = 1.0
@@ -32,16 +32,17 @@ def test_a_shape_costs_what_it_cost_when_it_was_first_measured():
 def test_what_an_earlier_call_measured_stays():
     point = Space(150_000).point(FitConfig(network=SMALLEST))
     past = [
-        Entry("popular", "popular", 0.5, us_per_candidate=0.0),
-        Entry("TabNet 1", "tabnet", 0.4, point=point),
+        BoardEntry("popular", "popular", 0.5, us_per_candidate=0.0),
+        BoardEntry("TabNet 1", "tabnet", 0.4, point=point),
     ]
-    past.append(Entry("TabNet 2", "tabnet", 0.4, us_per_candidate=0.7, point=point))
+    past.append(BoardEntry("TabNet 2", "tabnet", 0.4, us_per_candidate=0.7, point=point))
     assert Costs(Busy(), past)(SMALLEST) == 0.7
 
 
-def test_a_cost_that_the_smallest_network_does_not_fit_is_refused_and_stays_refused():
+def test_a_cost_below_that_of_the_smallest_network_is_refused():
     costs = Costs(Busy(), [])
     check_cost(costs, 2.0)
-    check_cost(costs, 2.0)  # not measured again
+    # The cost is not measured again.
+    check_cost(costs, 2.0)
     with pytest.raises(TabrankError, match=r"--max-us-per-candidate 1.5: the smallest network takes 2.00 µs"):
         check_cost(costs, 1.5)

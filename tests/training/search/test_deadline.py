@@ -7,17 +7,19 @@ from types import SimpleNamespace
 import pytest
 
 from training.fit.loop import FitConfig
-from training.search.budget import FAILURES, Deadline, Forecast
-from training.search.leaderboard import Entry, Leaderboard
+from training.search.budget import MAX_FAILED_TRIALS, Deadline, Forecast
+from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
 
-# 100,000 rows seen in 10 s; the winner learns from 200,000
-TRIAL = Entry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, seconds=10.0, rows=1e5, point={"epochs": 6})
-RIVAL = Entry("LightGBM", "lightgbm", 0.41, us_per_candidate=5.0, seconds=6.0, rows=1e5)
+# The trial takes 10 s for 100,000 row passes; the winner trains on 200,000 rows.
+TRIAL = BoardEntry(
+    "TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, seconds=10.0, rows=1e5, point={"epochs": 6}
+)
+RIVAL = BoardEntry("LightGBM", "lightgbm", 0.41, us_per_candidate=5.0, seconds=6.0, rows=1e5)
 
 
 class Clock:
-    """A budget of 300 s of which the test says what is spent; reading took 20 s."""
+    """Budget of 300 s whose spent part the test sets; reading took 20 s."""
 
     budget_s = 300.0
     spent_s = 20.0
@@ -34,31 +36,33 @@ class Clock:
 
 @pytest.fixture
 def search(tmp_path) -> SimpleNamespace:
-    """A clock, a board and what makes forecasts and deadlines of them."""
+    """Clock, leaderboard and factories of forecasts and deadlines."""
     clock, board = Clock(), Leaderboard(tmp_path / "leaderboard.jsonl")
 
     def forecast(num_rows=200_000, num_teachers=4) -> Forecast:
         return Forecast(board, num_rows, num_test=20_000, num_teachers=num_teachers, num_at_once=2)
 
     def deadline(made=None, **options) -> Deadline:
-        rows = {"num_train": 20_000, "num_valid": 0, "most_us": None}
+        rows = {"num_train": 20_000, "num_valid": 0, "max_us": None}
         progress = SearchProgress(io.StringIO())
         return Deadline(clock, board, made or forecast(), **(rows | options), progress=progress)
 
     return SimpleNamespace(clock=clock, board=board, forecast=forecast, deadline=deadline)
 
 
-def test_the_end_takes_its_rounds_of_teachers_the_winner_and_the_rivals_again(search):
+def test_the_forecast_adds_rounds_of_teachers_the_winner_and_the_rivals(search):
     search.board.add(RIVAL)
     forecast = search.forecast()
     whole = forecast.whole(TRIAL)
     alone = replace(whole, num_teachers=0)
     took = [forecast.seconds(TRIAL, replace(whole, num_teachers=num)) for num in range(5)]
-    assert took[0] < took[1] == took[2] < took[3] == took[4]  # two at once
+    # Two teachers train in parallel.
+    assert took[0] < took[1] == took[2] < took[3] == took[4]
     half = forecast.seconds(TRIAL, replace(alone, epochs=whole.epochs // 2))
     assert half < took[0] < 2 * half
     without = replace(forecast, board=Leaderboard(search.board.path.with_name("empty")))
-    assert took[0] - without.seconds(TRIAL, alone) == pytest.approx(1.1 * 12.0)  # 6 s for half as many rows
+    # The rival took 6 s for half as many rows.
+    assert took[0] - without.seconds(TRIAL, alone) == pytest.approx(1.1 * 12.0)
 
 
 def test_the_teachers_are_as_many_as_the_time_allows(search):
@@ -70,7 +74,7 @@ def test_the_teachers_are_as_many_as_the_time_allows(search):
         assert forecast.seconds(TRIAL, forecast.within(TRIAL, needed - 1)) <= needed - 1
 
 
-def test_on_a_machine_where_the_first_worker_started_slowly_more_is_kept_for_the_others(search):
+def test_a_slow_start_of_the_first_worker_raises_the_forecast(search):
     forecast = search.forecast()
     whole = forecast.whole(TRIAL)
     idle = forecast.seconds(TRIAL, whole)
@@ -80,7 +84,7 @@ def test_on_a_machine_where_the_first_worker_started_slowly_more_is_kept_for_the
     assert forecast.seconds(TRIAL, whole) == pytest.approx(idle + 1.1 * 3 * 20.0)
 
 
-def test_without_time_for_the_winner_it_has_fewer_epochs_then_fewer_rows_but_no_less_than_its_trial(search):
+def test_little_time_cuts_epochs_then_rows_but_not_below_the_trial(search):
     forecast = search.forecast(num_teachers=0)
     whole = forecast.whole(TRIAL)
     alone = forecast.seconds(TRIAL, whole)
@@ -89,14 +93,15 @@ def test_without_time_for_the_winner_it_has_fewer_epochs_then_fewer_rows_but_no_
     assert 1 <= fewer.epochs < whole.epochs
     least = forecast.within(TRIAL, 0.0)
     assert (least.epochs, least.num_rows) == (1, 100_000)
-    assert "1 of 6 epochs on 100,000 of 200,000 rows" in least.falls_short_of(whole)
+    assert "1 of 6 epochs on 100,000 of 200,000 rows" in least.describe_shortfall(whole)
 
 
 def test_trials_go_on_until_what_is_left_is_needed_for_the_end(search):
     search.board.add(TRIAL)
     forecast = search.forecast(num_rows=30_000, num_teachers=2)
     needed = forecast.seconds(TRIAL, forecast.whole(TRIAL))
-    assert needed < 140  # of which half of 280 would be enough
+    # Half of the 280 s after reading are enough.
+    assert needed < 140
     deadline = search.deadline(forecast)
     search.clock.spent_s = 300 - needed - 0.1
     assert not deadline.is_over()
@@ -104,7 +109,7 @@ def test_trials_go_on_until_what_is_left_is_needed_for_the_end(search):
     assert deadline.is_over()
 
 
-def test_an_end_that_takes_more_than_half_of_the_time_is_cut_to_it_and_the_rest_is_for_trials(search):
+def test_the_final_training_takes_at_most_half_of_the_time(search):
     search.board.add(TRIAL)
     forecast = search.forecast()
     assert forecast.seconds(TRIAL, forecast.whole(TRIAL)) > 140
@@ -116,19 +121,21 @@ def test_an_end_that_takes_more_than_half_of_the_time_is_cut_to_it_and_the_rest_
 
 def test_a_trial_that_would_not_end_in_time_is_not_begun(search):
     deadline = search.deadline(search.forecast(num_rows=30_000, num_teachers=0))
-    assert deadline.in_time(FitConfig(epochs=1000))  # nobody knows yet how fast it is
+    # The speed is not known yet.
+    assert deadline.in_time(FitConfig(epochs=1000))
     search.board.add(TRIAL)
     search.clock.spent_s += deadline.left_s() - 11.0
-    assert deadline.in_time(FitConfig(epochs=5))  # of 20,000 rows: 10 s
+    # Five epochs of 20,000 rows take 10 s.
+    assert deadline.in_time(FitConfig(epochs=5))
     assert not deadline.in_time(FitConfig(epochs=6))
 
 
-def test_a_search_without_a_finished_trial_goes_on_until_it_has_one_or_enough_have_failed(search):
+def test_a_search_needs_a_finished_trial_or_enough_failures_to_end(search):
     deadline = search.deadline()
     search.clock.spent_s = 1000.0
     assert not deadline.is_over()
     search.board.add(replace(TRIAL, share=0.5))
-    for _ in range(FAILURES):
+    for _ in range(MAX_FAILED_TRIALS):
         assert not deadline.is_over()
         search.board.add(replace(TRIAL, valid_logloss=None, failed="it diverged"))
     assert deadline.is_over()
@@ -136,14 +143,14 @@ def test_a_search_without_a_finished_trial_goes_on_until_it_has_one_or_enough_ha
 
 def test_a_search_of_which_nothing_fits_the_cost_ends_with_its_budget(search):
     search.board.add(TRIAL)
-    deadline = search.deadline(most_us=1.0)
+    deadline = search.deadline(max_us=1.0)
     assert not deadline.is_over()
     search.clock.spent_s = 301.0
     assert deadline.is_over()
 
 
 def test_so_many_trials_end_a_search_before_its_time(search):
-    deadline = search.deadline(most_trials=1)
+    deadline = search.deadline(max_trials=1)
     assert not deadline.is_over()
     search.board.add(TRIAL)
     assert deadline.is_over()

@@ -25,7 +25,7 @@ def artifact(out: Path, version: str, surface: Surface) -> Path:
 
 @pytest.fixture
 def models(tmp_path, surface, monkeypatch) -> Path:
-    """Published models of which `OLD` is current; they hold no network, so none is scored."""
+    """Published models, `OLD` being current; they hold no network, and none is scored."""
     monkeypatch.setattr("training.fit.publish.load_scorer", lambda folder, backend: None)
     for version in (OLD, CHOSEN):
         artifact(tmp_path / "models" / version, version, surface)
@@ -34,30 +34,31 @@ def models(tmp_path, surface, monkeypatch) -> Path:
 
 
 def test_a_winner_takes_the_place_of_what_it_follows(models, tmp_path, surface):
-    winner, said = artifact(tmp_path / "out", NEW, surface), []
-    assert take_place(winner, models, OLD, said.append)
+    winner, messages = artifact(tmp_path / "out", NEW, surface), []
+    assert take_place(winner, models, OLD, messages.append)
     assert current(models) == NEW
-    assert take_place(winner, models, OLD, said.append)  # called again
-    assert said == []
+    # A second call changes nothing.
+    assert take_place(winner, models, OLD, messages.append)
+    assert messages == []
 
 
 def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, surface):
-    winner, said = artifact(tmp_path / "out", NEW, surface), []
+    winner, messages = artifact(tmp_path / "out", NEW, surface), []
     point(models, CURRENT, CHOSEN)
-    assert not take_place(winner, models, OLD, said.append)
+    assert not take_place(winner, models, OLD, messages.append)
     assert current(models) == CHOSEN
     assert (models / NEW).exists()
-    assert f"{CHOSEN} was made current meanwhile" in said[0]
+    assert f"{CHOSEN} was made current during the search" in messages[0]
 
 
-def test_a_model_of_another_form_of_the_surface_is_not_followed_and_the_difference_named(models, surface):
-    said = []
-    assert followed(models, OLD, surface, said.append).version == OLD
-    assert said == []
+def test_a_model_of_another_surface_is_not_followed_and_the_reason_printed(models, surface):
+    messages = []
+    assert followed(models, OLD, surface, messages.append).version == OLD
+    assert messages == []
     other = read_surface(surface.text, "tiny.toml")
     other = replace(other, position_bias="examined")
-    assert followed(models, OLD, other, said.append) is None
-    assert "differs in position_bias: it is not compared" in said[0]
+    assert followed(models, OLD, other, messages.append) is None
+    assert "differs in position_bias: it is not compared" in messages[0]
 
 
 def test_every_reason_is_named():
@@ -78,14 +79,14 @@ def manifest(fit: dict[str, object], network: dict[str, object]) -> dict[str, ob
 
 
 def test_a_search_starts_from_what_it_knows_of_a_models_configuration():
-    said = []
-    (config,) = configuration(manifest({"colour": "red"}, {"depth": 3}), FitConfig(seed=5), said.append)
+    messages = []
+    (config,) = configuration(manifest({"colour": "red"}, {"depth": 3}), FitConfig(seed=5), messages.append)
     assert (config.epochs, config.seed, config.network.width) == (9, 5, 24)
-    assert said == []
+    assert messages == []
 
 
 def test_a_configuration_that_this_release_refuses_is_no_start():
-    said = []
-    assert configuration(manifest({"epochs": 0}, {}), FitConfig(), said.append) == []
-    assert OLD in said[0]
-    assert "epochs 0" in said[0]
+    messages = []
+    assert configuration(manifest({"epochs": 0}, {}), FitConfig(), messages.append) == []
+    assert OLD in messages[0]
+    assert "epochs 0" in messages[0]

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from training.search.leaderboard import Entry, Leaderboard
+from training.search.leaderboard import BoardEntry, Leaderboard
 
-ONE = Entry("TabNet 1", "tabnet", 0.40, us_per_candidate=2.0, point={"epochs": 3})
+ONE = BoardEntry("TabNet 1", "tabnet", 0.40, us_per_candidate=2.0, point={"epochs": 3})
 
 
 @pytest.fixture
@@ -15,7 +15,8 @@ def board(tmp_path) -> Leaderboard:
 
 
 def test_a_leaderboard_read_again_holds_what_was_added(board):
-    entries = [ONE, Entry("popular", "popular", 0.5), replace(ONE, valid_logloss=None, failed="it diverged")]
+    failed = replace(ONE, valid_logloss=None, failed="it diverged")
+    entries = [ONE, BoardEntry("popular", "popular", 0.5), failed]
     for entry in entries:
         board.add(entry)
     assert Leaderboard(board.path).entries == entries
@@ -33,7 +34,7 @@ def test_a_line_that_was_cut_short_is_forgotten_and_the_next_one_kept(board):
 
 def test_a_line_of_a_release_that_wrote_more_is_read_as_far_as_it_is_known(board):
     board.path.write_text('{"name": "TabNet 1", "kind": "tabnet", "valid_logloss": 0.4, "colour": "red"}\n')
-    assert Leaderboard(board.path).entries == [Entry("TabNet 1", "tabnet", 0.4)]
+    assert Leaderboard(board.path).entries == [BoardEntry("TabNet 1", "tabnet", 0.4)]
 
 
 def test_the_winner_is_the_best_finished_network_that_fits_its_cost(board):
@@ -67,8 +68,8 @@ def test_the_table_is_sorted_and_names_the_front_of_cost_and_quality(board):
         ("dear", 0.40, 3.0),
     ):
         board.add(replace(ONE, name=name, valid_logloss=logloss, us_per_candidate=us))
-    board.add(Entry("popular", "popular", 0.5, us_per_candidate=0.0))
-    table = board.table(most_us=1.2)
+    board.add(BoardEntry("popular", "popular", 0.5, us_per_candidate=0.0))
+    table = board.table(max_us=1.2)
     assert [line["name"] for line in table] == ["good", "dear", "cheap", "worse", "popular"]
     assert [line["name"] for line in table if line["front"]] == ["good", "cheap"]
     assert [line["name"] for line in table if line["fits"]] == ["cheap", "popular"]

@@ -1,4 +1,4 @@
-"""A search by its command: killed, gone on with, and followed by a refresh."""
+"""Test the search command: a kill, the resumed search, and a refresh after it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[3]
 MOST_US = 3.5
 HANG_S = 900.0
-"""No call takes so long on any machine, unless it hangs."""
+"""A call that takes longer than this hangs."""
 GO_ON = """
 import json, sys
 from pathlib import Path
@@ -31,11 +31,12 @@ from serve.features.surface import load_surface
 from training.search.progress import SearchProgress
 from training.search.search import search
 
-given = {"budget_s": 3600.0, "num_teachers": 1, "models": Path("models"), "progress": SearchProgress()}
-given |= {"most_us": float(sys.argv[1]), "most_trials": int(sys.argv[2])}
+given = {"budget_s": 3600.0, "num_teachers": 1, "models": Path("models")}
+given["progress"] = SearchProgress()
+given |= {"max_us": float(sys.argv[1]), "max_trials": int(sys.argv[2])}
 print(json.dumps(search(load_surface("spaces"), Path("log"), Path("out"), **given)))
 """
-"""The second call: until so many trials have ended, however long they take on this machine."""
+"""Code of the second call, which ends after a number of trials, however long they take."""
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
@@ -59,7 +60,7 @@ def wait_for_trials(board: Path, num: int) -> None:
 
 
 class Story:
-    """A search that is killed after a trial and called again; then a refresh from its winner on."""
+    """A search that is killed after a trial and called again, then a refresh from its winner."""
 
     def __init__(self, folder: Path) -> None:
         simulate(folder / "log", rows=40_000, days=1.0)
@@ -83,8 +84,8 @@ class Story:
         self.killed_with = [entry for entry in Leaderboard(board).entries if entry.kind == "tabnet"]
         more = str(len(self.killed_with) + 1)
         second = run_python("-c", GO_ON, str(MOST_US), more, cwd=folder)
-        out, said = second.communicate(timeout=HANG_S)
-        assert second.returncode == 0, said
+        out, stderr = second.communicate(timeout=HANG_S)
+        assert second.returncode == 0, stderr
         self.found = json.loads(out)
         self.entries = Leaderboard(board).entries
         third = start(*searching, "--budget", "1s", cwd=folder)
@@ -100,10 +101,10 @@ class Story:
         other = start(
             "search", "--surface", "spaces", "--log", "log", "--out", "out", "--seed", "1", cwd=folder
         )
-        out, self.refresh_said = fourth.communicate(timeout=HANG_S)
-        assert fourth.returncode in (0, 1), self.refresh_said
+        out, self.refresh_stderr = fourth.communicate(timeout=HANG_S)
+        assert fourth.returncode in (0, 1), self.refresh_stderr
         self.refreshed = json.loads(out)
-        _, self.other_said = other.communicate(timeout=HANG_S)
+        _, self.other_stderr = other.communicate(timeout=HANG_S)
         self.other_code = other.returncode
         self.folder = folder
 
@@ -113,7 +114,7 @@ def story(tmp_path_factory) -> Story:
     return Story(tmp_path_factory.mktemp("search"))
 
 
-def test_a_killed_search_leaves_no_process_and_keeps_every_trial_that_had_ended(story):
+def test_a_killed_search_leaves_no_process_and_keeps_its_finished_trials(story):
     assert story.orphans == []
     names = [entry.name for entry in story.entries]
     assert story.killed_with
@@ -123,7 +124,7 @@ def test_a_killed_search_leaves_no_process_and_keeps_every_trial_that_had_ended(
     assert len(kept) > len(story.killed_with)
 
 
-def test_every_contender_stands_on_the_leaderboard_and_the_winner_fits_its_cost(story):
+def test_the_leaderboard_holds_all_kinds_and_the_winner_fits_the_cost(story):
     kinds = {line["kind"] for line in story.found["leaderboard"]}
     assert kinds == {"tabnet", "lightgbm", "logistic", "popular"}
     best = next(line for line in story.found["leaderboard"] if line["kind"] == "tabnet" and line["fits"])
@@ -131,12 +132,12 @@ def test_every_contender_stands_on_the_leaderboard_and_the_winner_fits_its_cost(
     assert story.found["us_per_candidate"] <= MOST_US
 
 
-def test_the_winner_keeps_the_distributions_of_the_rows_that_it_was_trained_on(story):
+def test_the_winner_stores_the_distributions_of_its_training_rows(story):
     kept = json.loads((story.folder / "out" / "artifact" / "evaluation.json").read_text())["statistics"]
     assert kept["rows"] == min(load(story.folder / "out" / "artifact").manifest["rows"], 50_000)
 
 
-def test_the_report_says_first_who_leads_and_the_exit_code_whether_it_passed(story):
+def test_the_report_opens_with_the_leader_and_the_exit_code_is_the_gate(story):
     assert story.code == (0 if story.found["passed"] else 1)
     leader = story.found["leaderboard"][0]["name"]
     assert story.found["headline"].startswith(leader)
@@ -151,19 +152,19 @@ def test_a_search_whose_budget_is_spent_answers_with_what_it_found(story):
     assert story.again["test_looks"] == 1
 
 
-def test_a_refresh_starts_from_the_current_model_and_follows_it_where_it_passes(story):
+def test_a_refresh_starts_from_the_current_model_and_may_replace_it(story):
     version, refreshed = story.found["version"], story.refreshed
-    assert story.found["reasons"] == [], "the simulated world has a taste that popular cannot know"
+    assert story.found["reasons"] == [], "popular cannot use the tastes of the simulated viewers"
     tried = Leaderboard(story.folder / "refresh" / "leaderboard.jsonl").tried()
     point = next(entry.point for entry in story.entries if entry.name == story.found["winner"])
     assert any(entry.point["learning_rate"] == point["learning_rate"] for entry in tried)
-    assert "the budget is too small" in story.refresh_said
-    # its test rows lie in what the current model was not trained on, or they are not compared
-    assert "model-current" in refreshed["paired"] or "not compared" in story.refresh_said
+    assert "the budget is too small" in story.refresh_stderr
+    # Compare with the current model only if none of the test rows was in its training.
+    assert "model-current" in refreshed["paired"] or "not compared" in story.refresh_stderr
     is_followed = refreshed["published"]
     assert current(story.folder / "models") == (refreshed["version"] if is_followed else version)
 
 
 def test_a_search_over_another_seed_is_refused_in_its_folder(story):
     assert story.other_code == 2
-    assert "name another folder" in story.other_said.splitlines()[-1]
+    assert "name another folder" in story.other_stderr.splitlines()[-1]

@@ -6,7 +6,7 @@ import pytest
 
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
-from training.search.leaderboard import Entry, Leaderboard
+from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 
@@ -23,20 +23,20 @@ def board(tmp_path) -> Leaderboard:
 
 
 def study(
-    board, *, first=(), most_us=None, cost=cost, in_time=lambda config: True, told=lambda entry: None
+    board, *, first=(), max_us=None, cost=cost, in_time=lambda config: True, on_entry=lambda entry: None
 ) -> Study:
-    known = {"first": first, "cost": cost, "most_us": most_us, "in_time": in_time, "told": told}
+    known = {"first": first, "cost": cost, "max_us": max_us, "in_time": in_time, "on_entry": on_entry}
     return Study(SPACE, FitConfig(), board, rate=0.2, **known)
 
 
 def finished(point) -> dict[str, object]:
-    """As Ray Tune tells the end of a trial: the best learning rate is 0.01, and wider is better."""
+    """Result of a trial as Ray Tune reports it: learning rate 0.01 is best, and wider is better."""
     loss = 0.4 + 0.02 * abs(math.log(point["learning_rate"] / 0.01)) - 0.0001 * point["width"]
     return {"valid_logloss": loss, "valid_auc": 0.8, "share": 1.0, "seconds": 2.0, "calibration": [1.0, 0.0]}
 
 
 def test_no_network_above_the_cost_is_ever_suggested(board):
-    searcher = study(board, most_us=2.0)
+    searcher = study(board, max_us=2.0)
     for number in range(25):
         point = searcher.suggest(str(number))
         assert cost(SPACE.config(point, FitConfig()).network) <= 2.0
@@ -44,14 +44,14 @@ def test_no_network_above_the_cost_is_ever_suggested(board):
     assert all(entry.us_per_candidate <= 2.0 for entry in board.entries)
 
 
-def test_a_cost_that_only_the_smallest_network_fits_gives_the_smallest_network(board):
-    searcher = study(board, most_us=cost(SMALLEST))
+def test_a_cost_that_only_the_smallest_network_fits_selects_it(board):
+    searcher = study(board, max_us=cost(SMALLEST))
     points = [searcher.suggest(str(number)) for number in range(3)]
     assert all(point["width"] == 8 and point["n_steps"] == 1 for point in points)
 
 
-def test_a_search_whose_cost_nothing_fits_any_more_ends_instead_of_training_what_may_not_win(board):
-    assert study(board, most_us=cost(SMALLEST) / 2).suggest("a") == Study.FINISHED
+def test_a_study_whose_cost_no_network_fits_ends(board):
+    assert study(board, max_us=cost(SMALLEST) / 2).suggest("a") == Study.FINISHED
 
 
 def test_what_would_not_end_in_time_is_not_begun(board):
@@ -60,7 +60,7 @@ def test_what_would_not_end_in_time_is_not_begun(board):
     assert study(board, in_time=lambda config: False).suggest("a") == Study.FINISHED
 
 
-def test_the_first_configurations_are_tried_first_and_not_again_after_a_kill(board):
+def test_the_first_configurations_are_tried_once_even_after_a_kill(board):
     first = [FitConfig(NetworkConfig(width=w)) for w in (48, 24, 16)]
     searcher = study(board, first=first)
     for name in ("a", "b"):
@@ -69,15 +69,15 @@ def test_the_first_configurations_are_tried_first_and_not_again_after_a_kill(boa
     assert study(Leaderboard(board.path), first=first).suggest("c")["width"] == 16
 
 
-def test_a_trial_that_dies_is_on_the_leaderboard_with_its_reason_and_ends_nothing(board):
-    told = []
-    searcher = study(board, told=told.append)
+def test_a_trial_that_dies_is_on_the_leaderboard_with_its_reason(board):
+    reported = []
+    searcher = study(board, on_entry=reported.append)
     searcher.suggest("a")
     searcher.on_trial_complete("a", None, error=True)
     searcher.suggest("b")
     searcher.on_trial_complete("b", {"valid_logloss": math.inf, "failed": "the gradient became nan"})
     assert [entry.failed for entry in board.entries] == ["its process died", "the gradient became nan"]
-    assert told == board.entries
+    assert reported == board.entries
     assert board.winner(None) is None
     assert searcher.suggest("c")
 
@@ -95,5 +95,5 @@ def test_nothing_of_a_study_is_pickled(board):
 
 
 def test_trials_of_another_releases_space_are_no_hindrance(board):
-    board.add(Entry("TabNet 1", "tabnet", 0.4, us_per_candidate=1.0, point={"width": 9_000}))
+    board.add(BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=1.0, point={"width": 9_000}))
     assert study(board).suggest("a")

@@ -23,7 +23,7 @@ FAR_MS = 1 << 62
 
 
 class Simulated:
-    """A log read back as plain Python, the way a reader without the simulator sees it."""
+    """Log read back as plain Python, without the simulator."""
 
     def __init__(self, folder: Path, summary: dict) -> None:
         self.folder, self.summary = folder, summary
@@ -43,7 +43,7 @@ class Simulated:
                 self.ends_ms[row["id"]] = row["ends_ms"]
 
     def audiences(self) -> Iterator[tuple[dict, list[int]]]:
-        """Each exposure, and the audience of its candidates from the events strictly before it."""
+        """Yield each exposure with its candidates' audience, from the events strictly before it."""
         audience: Counter[str] = Counter()
         ahead = iter([*(e for e in self.events if e["kind"] != "click"), None])
         event = next(ahead)
@@ -89,7 +89,7 @@ def test_the_tables_have_the_types_of_the_canonical_log(log):
         assert all(a["ts_ms"] <= b["ts_ms"] for a, b in itertools.pairwise(rows))
 
 
-def test_the_log_reader_accepts_it_and_finds_nobody_unknown(log):
+def test_the_log_reader_accepts_it_and_finds_no_unknown_id(log):
     assert set(read_log(log.folder, load_surface("spaces")).counts.values()) == {0}
 
 
@@ -141,7 +141,7 @@ def test_events_name_the_viewer_and_a_candidate_of_their_exposure(log):
         assert event["candidate"] in exposure["candidates"]
 
 
-def test_clicks_follow_exposures_within_a_minute_and_joins_follow_clicks_within_the_window(log):
+def test_clicks_follow_within_a_minute_and_joins_within_the_window(log):
     clicks, joins = log.times("click"), log.times("join")
     for (request_id, _), click_ms in clicks.items():
         assert 1_000 <= click_ms - log.by_request[request_id]["ts_ms"] <= 60_000
@@ -162,15 +162,15 @@ def test_a_space_does_not_tell_its_end_before_it_ends(log):
     for row in log.candidates:
         rows[row["id"]].append(row)
     changed = 0
-    for told in rows.values():
-        first, last = told[0], told[-1]
+    for versions in rows.values():
+        first, last = versions[0], versions[-1]
         assert first["ts_ms"] == first["started_ms"]
         assert first["ends_ms"] is None
-        assert all(row["ends_ms"] is None for row in told[:-1])
+        assert all(row["ends_ms"] is None for row in versions[:-1])
         assert last["ends_ms"] in (None, last["ts_ms"])
         for name in ("host", "topic", "language", "started_ms"):
-            assert len({row[name] for row in told}) == 1
-        changed += len({row["speakers"] for row in told}) > 1
+            assert len({row[name] for row in versions}) == 1
+        changed += len({row["speakers"] for row in versions}) > 1
     assert changed > 0, "speakers come up on stage"
 
 
@@ -204,13 +204,13 @@ def test_the_truth_is_aligned_and_the_joins_agree_with_it(log):
     assert (examination > 0).all()
     assert (examination <= 1).all()
     for p, happened in ((p_click * examination, clicked), (p_join * examination, joined)):
-        # Overall, and apart for likely and unlikely rows, for high and low positions.
+        # Compare overall, and separately for likely and unlikely rows, high and low positions.
         for part in (p >= 0, p > np.median(p), p <= np.median(p), examination > 0.5, examination <= 0.5):
             noise = np.sqrt((p * (1 - p))[part].sum())
             assert abs(happened[part].sum() - p[part].sum()) < 4 * noise
 
 
-def test_the_truth_is_the_law_of_the_world_with_tastes_that_follow_what_was_joined(log):
+def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
     summary = log.summary
     world = World(seed=0, viewers=summary["viewers"], start_ms=summary["start_ms"], end_ms=summary["end_ms"])
     has_joined: set[str] = set()
@@ -230,7 +230,7 @@ def test_the_truth_is_the_law_of_the_world_with_tastes_that_follow_what_was_join
     assert np.max(risen) > 0.01
 
 
-def test_the_law_gives_pairs_what_it_gives_one_viewer():
+def test_probabilities_of_pairs_equal_those_of_single_viewers():
     start_ms = 1_767_571_200_000
     world = World(seed=3, viewers=20, start_ms=start_ms, end_ms=start_ms + 3_600_000)
     now_ms = start_ms + 1_800_000
@@ -251,7 +251,7 @@ def test_viewers_take_to_their_language_their_topics_and_whom_they_follow():
     mine = world.spaces.language[space] == world.viewers.language[viewer]
     liked = world.viewers.tastes[viewer, world.spaces.topic[space]] > 1
     followed = world.follows(viewer, space)
-    # Each alone: who follows a host also tends to share its language and topics.
+    # Vary each alone, because a viewer who follows a host tends to share its language and topics.
     for flag, rest in ((mine, ~liked & ~followed), (liked, mine & ~followed), (followed, mine & ~liked)):
         for p in (p_click, p_join):
             assert p[flag & rest].mean() > 2 * p[~flag & rest].mean()
@@ -261,7 +261,7 @@ def test_a_join_moves_the_taste_for_its_topic_and_no_other():
     start_ms = 1_767_571_200_000
     world = World(seed=3, viewers=2, start_ms=start_ms, end_ms=start_ms + 3_600_000)
     before = world.viewers.tastes.copy()
-    world.enjoy(1, np.array([5]))
+    world.update_tastes(1, np.array([5]))
     moved = np.argwhere(world.viewers.tastes != before)
     np.testing.assert_array_equal(moved, [[1, world.spaces.topic[5]]])
     assert world.viewers.tastes.sum() > before.sum()
@@ -272,12 +272,12 @@ def test_the_number_of_viewers_can_be_given(tmp_path):
 
 
 def test_progress_rises_to_one(tmp_path):
-    told: list[float] = []
-    run(tmp_path / "log", rows=60_000, days=0.05, progress=told.append)
-    assert told == sorted(told)
-    assert told[0] == 0.0
-    assert told[-1] == 1.0
-    assert len(told) > 2
+    shares: list[float] = []
+    run(tmp_path / "log", rows=60_000, days=0.05, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0
+    assert len(shares) > 2
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_an_impossible_argument_is_refused_by_name(tmp_path, argument, value):
 
 
 def test_a_world_in_which_nothing_happens_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(TabrankError, match="ask for more rows or days"):
+    with pytest.raises(TabrankError, match="give more rows or days"):
         run(tmp_path / "log", rows=1, days=0.00002)
     assert list(tmp_path.iterdir()) == []
 

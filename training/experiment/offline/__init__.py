@@ -1,1 +1,4 @@
-"""The value of an artifact on explored rankings, before any traffic."""
+"""Offline evaluation: estimate the value of an artifact from rankings with a randomised order.
+
+Imports `audit` and the layers below it, and nothing else of `experiment`.
+"""

@@ -1,6 +1,7 @@
-"""A model of what candidates earn where they are looked at, and the places that scores rank them to.
+"""Model of the attraction of candidates, and the positions that scores rank them to.
 
-It need not be right: it only narrows the interval of the doubly robust estimate. N exposures, C candidates.
+Errors of the model do not bias the doubly robust estimate; a good model narrows its interval.
+Letters: N exposures, C candidates, S scorers.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from sklearn.preprocessing import StandardScaler
 from training.experiment.offline.counterfactual import Counterfactual
 from training.experiment.offline.placements import F64, I64, Flags
 
+# Predict each fold of viewers with a model of the other one.
 NUM_FOLDS = 2
 TIE_SEED = 0
+# Penalty of squared coefficients, small enough not to bias the predictions.
 _L2 = 1e-4
 
 
 def ranked(score: F64, is_drawn: Flags) -> I64:
-    """The place of each candidate `[N, C]` by its score, highest first; what is not drawn stays where it stands.
+    """Return the position `[N, C]` of each candidate by descending score.
 
-    Ties are broken at random: by the place shown would favour what the draw favoured.
+    Candidates that were not drawn keep their positions. Ties are broken at random: breaking them
+    by the shown position would favour the candidates that the draw favoured.
     """
     tie = np.random.default_rng(TIE_SEED).random(score.shape)
     key = np.where(is_drawn, -np.where(np.isfinite(score), score, -np.inf), np.inf)
@@ -33,28 +37,30 @@ def ranked(score: F64, is_drawn: Flags) -> I64:
 
 
 def attraction(known: Counterfactual, scores: F64) -> F64:
-    """`[N, C]` from the logarithms of odds `[N, C, S]` of S scorers, each fold of viewers by a model of the others.
+    """Return the predicted attraction `[N, C]` from the log odds `[N, C, S]` of S scorers.
 
-    A Poisson regression of events with the examination as exposure (McCullagh and Nelder 1989, section 6.2).
+    A Poisson regression of the events with the examination as exposure (McCullagh and Nelder
+    1989, section 6.2), cross-fitted over folds of viewers.
     """
     drawn, rows = known.drawn, known.is_drawn
     columns = scores[rows]
     columns = np.clip(np.where(np.isfinite(columns), columns, 0.0), -12.0, 12.0)
     pairs = [columns[:, i] * columns[:, j] for i in range(columns.shape[1]) for j in range(i + 1)]
     columns = StandardScaler().fit_transform(np.column_stack([columns, *pairs]))
-    looked = np.broadcast_to(known.looked, rows.shape)[rows]
-    rate = drawn.reward[rows] / looked
+    exposure = np.broadcast_to(known.examination, rows.shape)[rows]
+    rate = drawn.reward[rows] / exposure
     cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]
     number = np.unique(cluster, return_inverse=True)[1]
     fold = np.random.default_rng(0).integers(NUM_FOLDS, size=number.max() + 1)[number]
     modelled = np.empty(len(rate))
     for i in range(NUM_FOLDS):
         others = fold != i
-        if not rate[others].any():  # nothing to learn from: nothing is modelled, and the estimate is IPS
+        # Without any event there is nothing to fit: predict 0, and the estimate becomes IPS.
+        if not rate[others].any():
             modelled[~others] = 0.0
             continue
         model = PoissonRegressor(alpha=_L2, solver="newton-cholesky")
-        model.fit(columns[others], rate[others], sample_weight=looked[others])
+        model.fit(columns[others], rate[others], sample_weight=exposure[others])
         modelled[~others] = np.minimum(model.predict(columns[~others]), 1.0)
     found = np.zeros(rows.shape)
     found[rows] = modelled

@@ -1,4 +1,4 @@
-"""The check of the offline estimates: worlds whose truth is known, many times over, and the Open Bandit Dataset."""
+"""Check the offline estimators where truth is known: simulated logs, the Open Bandit Dataset."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactua
 from training.experiment.offline.open_bandit import open_bandit
 from training.experiment.offline.open_bandit import text as open_bandit_text
 from training.experiment.offline.placements import Bins, place_counts
-from training.experiment.offline.test_world import NUM_CANDIDATES, Sample, sample, true_values
+from training.experiment.offline.test_world import NUM_CANDIDATES, WorldSample, sample, true_values
 
 NUM_VIEWERS = 300
-LEAST_COVERED = 0.92
-LEAST_CALLED = 0.8
-MOST_MISCALLED = 0.04
-CALLS = {"better": "better", "worse": "worse", "reversed": "worse"}
-"""What each scorer's ranking is, against that of the scores that the orders were drawn from."""
+# A 95 % interval must cover the truth in at least this share of runs.
+MIN_COVERED = 0.92
+# A scorer must get its true verdict in at least this share of runs, and the opposite one in at
+# most MAX_OPPOSITE of them.
+MIN_CORRECT = 0.8
+MAX_OPPOSITE = 0.04
+# True verdict on each scorer, compared with the scores that the orders were drawn from.
+TRUE_VERDICTS = {"better": "better", "worse": "worse", "reversed": "worse"}
 
 
 def check(runs: int, obp: Path | None = None, progress: Progress = lambda share: None) -> dict[str, Any]:
-    """Simulated logs of NUM_VIEWERS viewers each, estimated and held against the truth.
+    """Estimate values on simulated logs of NUM_VIEWERS viewers, and compare with the truth.
 
-    The answer holds `runs`, `exposures` of a run, `truth` {scorer: value}; by estimator and scorer `covered`, the
-    share of 95 % intervals that hold the value's truth, `covered_difference`, that of the difference to `logging` (null
-    for itself), `bias` and `called` {better | worse | no difference shown: share}; `open_bandit`, as the function says,
-    where it is given; `held`: intervals cover in at least LEAST_COVERED, each scorer is called what it is in
-    at least LEAST_CALLED and the contrary in at most MOST_MISCALLED, and the real logs agree.
+    The result holds `runs`, `exposures` of a run, `truth` {scorer: value}; by estimator and scorer
+    `covered`, the share of 95 % intervals that cover the true value, `covered_difference`, the same
+    for the difference to `logging` (null for itself), `bias` and `called` {better | worse | no
+    difference shown: share}; `open_bandit`, the result of that function if `obp` is given; `held`:
+    intervals cover the truth in at least MIN_COVERED of the runs, each scorer gets its true
+    verdict in at least MIN_CORRECT and the opposite in at most MAX_OPPOSITE, and the real logs
+    agree.
 
     Raises:
-        TabrankError: `obp` holds no Open Bandit Dataset.
+        TabrankError: `obp` does not hold the Open Bandit Dataset.
     """
     real = None if obp is None else open_bandit(obp)
     truth = true_values()
@@ -47,7 +52,7 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
     simulated: dict[str, dict[str, Any]] = {how: {} for how in ESTIMATORS}
     for (how, name), rows in found.items():
         simulated[how][name] = _rates(rows, truth[name])
-        if name not in CALLS:
+        if name not in TRUE_VERDICTS:
             simulated[how][name]["covered_difference"] = None
     result: dict[str, Any] = {
         "runs": runs,
@@ -61,12 +66,11 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
     return result
 
 
-_Run = tuple[
-    float, bool, bool, str
-]  # the value, whether it and its difference are covered, what it is called
+# Value, whether its interval and that of the difference cover the truth, verdict.
+_Run = tuple[float, bool, bool, str]
 
 
-def _one(world: Sample, truth: Mapping[str, float], seed: int) -> dict[tuple[str, str], _Run]:
+def _one(world: WorldSample, truth: Mapping[str, float], seed: int) -> dict[tuple[str, str], _Run]:
     bins = Bins(NUM_CANDIDATES)
     counts = place_counts(world.drawn.weight, bins, np.random.default_rng([1, seed]))
     known = Counterfactual(world.drawn, bins, counts)
@@ -86,7 +90,7 @@ def _one(world: Sample, truth: Mapping[str, float], seed: int) -> dict[tuple[str
     return runs
 
 
-def _covers(estimate: Estimate, world: Sample, truth: float) -> bool:
+def _covers(estimate: Estimate, world: WorldSample, truth: float) -> bool:
     low, high = estimate.interval(world.drawn.cluster)
     return low <= truth <= high
 
@@ -102,17 +106,17 @@ def _rates(rows: list[_Run], truth: float) -> dict[str, Any]:
 
 
 def _holds(name: str, one: Mapping[str, Any]) -> bool:
-    covered = one["covered"] >= LEAST_COVERED
-    if name not in CALLS:
+    covered = one["covered"] >= MIN_COVERED
+    if name not in TRUE_VERDICTS:
         return bool(covered)
-    covered = covered and one["covered_difference"] >= LEAST_COVERED
-    other = "worse" if CALLS[name] == "better" else "better"
-    right, wrong = (one["called"].get(call, 0.0) for call in (CALLS[name], other))
-    return bool(covered and right >= LEAST_CALLED and wrong <= MOST_MISCALLED)
+    covered = covered and one["covered_difference"] >= MIN_COVERED
+    other = "worse" if TRUE_VERDICTS[name] == "better" else "better"
+    right, wrong = (one["called"].get(call, 0.0) for call in (TRUE_VERDICTS[name], other))
+    return bool(covered and right >= MIN_CORRECT and wrong <= MAX_OPPOSITE)
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """For people."""
+    """Format the result for people."""
     lines = [
         f"{result['runs']} simulated logs of {result['exposures']} exposures",
         "estimate  scorer    truth    bias     covered  difference  called better  worse",

@@ -1,19 +1,21 @@
-"""What another ranking would have earned on exposures whose order was drawn.
+"""Value of another ranking, estimated from exposures with a randomised order.
 
-The value of a ranking is E Σ θ(k')·a over its candidates: a candidate at its place k' is looked at with probability
-θ(k') and then earns its attraction `a`. The position-based estimator of Li, Abbasi-Yadkori, Kveton, Muthukrishnan,
-Vinay and Wen (2018, "Offline evaluation of ranking policies with click models") weights the event of a candidate by
-what it would be looked at over what it could expect to be, w = θ(k') / Σ π(k)θ(k), where π is the draw's law of its
-place. From the means over exposures of five sums over candidates, `Sums`,
+The value of a ranking is E Σ θ(k')·a over its candidates: a candidate at position k' is examined
+with probability θ(k') and then earns its attraction `a`. The position-based estimator of Li,
+Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay and Wen (2018, "Offline evaluation of ranking
+policies with click models") weights the event of a candidate with the ratio of its new to its
+expected examination, w = θ(k') / Σ π(k)θ(k), where π is the distribution of its position over
+draws. From the means over exposures of the five sums over candidates in `Sums`:
 
     SNIPS = A·D / B      DR = Q + A − R
 
-SNIPS normalises by the examination that was really had (Swaminathan and Joachims 2015, "The self-normalized
-estimator for counterfactual learning"); DR adds what is earned over a model of `a`, whose errors the draw averages out
-(Oosterhuis 2023, "Doubly robust estimation for correcting position bias in click feedback for unbiased learning to
-rank"). A decision between actions is the case of one place: θ = 1, w = π'(a) / π(a).
-Errors are linearised, that of θ included, with viewers as clusters. Letters: N exposures, C candidates, P parameters
-of θ.
+SNIPS normalises by the actual examination (Swaminathan and Joachims 2015, "The self-normalized
+estimator for counterfactual learning"). DR adds the reward beyond a model of `a`; the draw
+averages out the errors of the model (Oosterhuis 2023, "Doubly robust estimation for correcting
+position bias in click feedback for unbiased learning to rank"). A decision between actions is
+the case of one position: θ = 1, w = π'(a) / π(a).
+Errors are linearised, including that of θ, with viewers as clusters. Letters: N exposures,
+C candidates, P parameters of θ.
 """
 
 from __future__ import annotations
@@ -27,16 +29,20 @@ from training.evaluation.paired import mean_and_error
 from training.experiment.offline.examination import Curve, fit_curve
 from training.experiment.offline.placements import F64, I64, Bins, Counts, Flags
 
+# Clip weights at this value, which bounds the variance; the report holds the share clipped.
 MAX_WEIGHT = 50.0
-"""A weight is at most this; what that takes off is said."""
 Z95 = 1.959964
-_AT_ONCE = 1_000  # exposures, which bounds the memory
+# Process this many exposures at once, to bound the memory.
+_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """N exposures, candidates in the order shown: `weight` `[N, C]` in the draw (logarithms; −inf: not drawn, or none),
-    `is_shown` `[N, C]`, `reward` `[N, C]` 0 or 1, `cluster` `[N]`, the viewer's number."""
+    """N exposures with a randomised order, candidates in the order shown.
+
+    `weight` `[N, C]` are the log weights of the draw, −inf for candidates that were not drawn and
+    for padding. `is_shown` `[N, C]`, `reward` `[N, C]` 0 or 1, `cluster` `[N]` the viewer's number.
+    """
 
     weight: F64
     is_shown: Flags
@@ -49,17 +55,17 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value per exposure, and how far each exposure moves it, `influence` `[N]` of mean 0."""
+    """Value per exposure, with the `influence` `[N]` of each exposure on it, of mean 0."""
 
     value: float
     influence: F64
 
     def minus(self, other: Estimate) -> Estimate:
-        """The difference, where both are of the same exposures."""
+        """Return the difference of two estimates on the same exposures."""
         return Estimate(self.value - other.value, self.influence - other.influence)
 
     def interval(self, cluster: I64) -> tuple[float, float]:
-        """95 %, over clusters `[N]`."""
+        """Return the 95 % interval over clusters `[N]`."""
         _, error = mean_and_error(self.influence, cluster)
         reach = Z95 * (np.inf if error is None else error)
         return self.value - reach, self.value + reach
@@ -67,11 +73,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Sums:
-    """Each exposure's five sums `[5, N]`: A = Σ w·reward, B = Σ w·θ(k), D = Σ θ(k'), Q = Σ θ(k')·â, R = Σ w·θ(k)·â.
+    """Five sums of each exposure, `parts` `[5, N]`.
 
-    `fixed` `[N]` is what no ranking changes. `moved` `[5, N]`: by how much the means move with each exposure's
-    part in θ. `effective` events: (Σ w·reward)² / Σ (w·reward)², after Kish (1965). `clipped`: the share of the
-    weights that was cut off.
+    A = Σ w·reward, B = Σ w·θ(k), D = Σ θ(k'), Q = Σ θ(k')·â, R = Σ w·θ(k)·â. `fixed` `[N]` is the
+    reward that no ranking changes. `moved` `[5, N]` is the influence of each exposure on the means
+    through θ. `effective` is the effective number of events (Σ w·reward)² / Σ (w·reward)² (Kish
+    1965). `clipped` is the share of the weight that was clipped.
     """
 
     parts: F64
@@ -81,12 +88,12 @@ class Sums:
     clipped: float
 
     def snips(self) -> Estimate:
-        """Self-normalised."""
+        """Return the self-normalised estimate."""
         a, b, d, _, _ = self.parts.mean(axis=1)
         return self._estimate(a * d / b, np.array([d / b, -a * d / b**2, a / b, 0.0, 0.0]))
 
     def doubly_robust(self) -> Estimate:
-        """With the model of attraction."""
+        """Return the doubly robust estimate, with the model of attraction."""
         a, _, _, q, r = self.parts.mean(axis=1)
         return self._estimate(q + a - r, np.array([1.0, 0.0, 0.0, 1.0, -1.0]))
 
@@ -100,10 +107,10 @@ ESTIMATORS: Mapping[str, Callable[[Sums], Estimate]] = {"snips": Sums.snips, "dr
 
 
 class Counterfactual:
-    """The exposures with θ and the draws' marginals: what `value` asks of any ranking of them."""
+    """Evaluator of rankings on drawn exposures, with θ and the marginals of the draws."""
 
     def __init__(self, drawn: Drawn, bins: Bins, counts: Counts) -> None:
-        """`counts` are `place_counts` of the exposures' weights."""
+        """Fit θ; `counts` are the `place_counts` of the exposures' weights."""
         self.drawn, self.bins = drawn, bins
         self.is_drawn = drawn.is_shown & np.isfinite(drawn.weight)
         self._bin = bins.of[: drawn.weight.shape[1]]
@@ -116,24 +123,27 @@ class Counterfactual:
             some = slice(begin, begin + _AT_ONCE)
             moments[some] = counts[some].astype(np.float32) @ columns
         num_draws = np.maximum(counts.sum(axis=2, dtype=np.int64), 1)
-        self.expected: F64 = np.where(self.is_drawn, moments[..., 0] / num_draws, 1.0)  # [N, C], Σ π(k)θ(k)
+        # Σ π(k)θ(k), [N, C].
+        self.expected: F64 = np.where(self.is_drawn, moments[..., 0] / num_draws, 1.0)
         self._mean_basis = np.where(
             self.is_drawn[..., None], moments[..., 1:] / np.maximum(moments[..., :1], 1e-30), 0.0
         )
 
     @property
-    def looked(self) -> F64:
-        """`[C]`: θ of each place."""
+    def examination(self) -> F64:
+        """Return θ of each position `[C]`."""
         return self.curve.theta[self._bin]
 
     def logged(self, num_places: int) -> Estimate:
-        """What the drawn orders did earn at their first places."""
+        """Return the actual reward of the drawn orders at their first positions."""
         earned = self.drawn.reward[:, :num_places].sum(axis=1)
         return Estimate(float(earned.mean()), earned - earned.mean())
 
     def value(self, place: I64, attraction: F64, num_places: int) -> Sums:
-        """Of the ranking that puts each candidate at `place` `[N, C]`, over its first `num_places`, with a model of
-        `attraction` `[N, C]`."""
+        """Return the sums of a ranking over its first `num_places` positions.
+
+        The ranking puts each candidate at `place` `[N, C]`; `attraction` `[N, C]` is a model's.
+        """
         num = len(place)
         parts = np.empty((5, num))
         gradient = np.zeros((5, self.curve.basis.shape[1]))
@@ -159,8 +169,11 @@ class Counterfactual:
     def _rows(
         self, some: slice, place: I64, attraction: F64, num_places: int
     ) -> tuple[F64, tuple[F64, ...], F64]:
-        """Of some exposures the terms of the five sums `[5, n, C]`, ∂ log of each / ∂ parameters, each `[n, C, P]`, and
-        the weights before they are clipped `[n, C]`."""
+        """Return the terms of the sums of some exposures, their gradients, and the full weights.
+
+        The terms are `[5, n, C]`, ∂ log term / ∂ parameters `[n, C, P]` each, the weights before
+        clipping `[n, C]`.
+        """
         theta, basis = self.curve.theta, self.curve.basis
         counted = self.is_drawn[some] & (place < num_places)
         new, old = self._bin[np.where(counted, place, 0)], np.broadcast_to(self._bin, place.shape)
@@ -169,9 +182,8 @@ class Counterfactual:
         weight = np.minimum(full, MAX_WEIGHT)
         earned, had = weight * self.drawn.reward[some], weight * theta[old]
         of_new = basis[new]
-        of_weight = np.where(
-            (full < MAX_WEIGHT)[..., None], of_new - self._mean_basis[some], 0.0
-        )  # cut: fixed
+        # A clipped weight does not depend on the parameters.
+        of_weight = np.where((full < MAX_WEIGHT)[..., None], of_new - self._mean_basis[some], 0.0)
         of_had = of_weight + basis[old]
         rows = np.stack([earned, had, would, would * attraction, had * attraction])
         return rows, (of_weight, of_had, of_new, of_new, of_had), full

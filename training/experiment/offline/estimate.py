@@ -1,7 +1,6 @@
-"""The counterfactual check: what a new artifact would have earned on the exposures whose order was drawn, before it
-has any traffic.
+"""Offline estimate of an artifact's reward before any traffic, from a served log with exploration.
 
-What it is held against is `served`: the ranking by the logged scores, as it is where nothing is drawn.
+The reference is `served`, the ranking by the logged scores, which is served without exploration.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from training.experiment.offline.interference import effect_of_above, is_shown
 from training.experiment.offline.placements import F64, Bins, place_counts
 
 VERDICT_BY = "dr"
+# With fewer effective events, the interval itself is not reliable.
 MIN_EFFECTIVE = 50.0
-"""Effective events, below which an interval says too little of itself."""
+# Report an effect of the candidates above from this number of standard errors on.
 DOUBTFUL = 3.0
-"""Standard errors from 0 at which what stands above a candidate is said to matter."""
 SHOWN_PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000)
 SEED = 0
 
@@ -39,14 +38,15 @@ def offline(
     positions: int | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """The expected number of candidates that get `event` (by default the label's), per exposure, over the first
-    `positions` (by default all) of the ranking by `model`.
+    """Estimate the expected number of candidates with `event`, per exposure, in a model's ranking.
 
-    The answer holds what `compare` does, and `event`, `within_ms`, `version`, `served_versions`, `left_out` and
-    `seen_in_training`, exposures.
+    `event` defaults to that of the label, `positions` (the first ones that count) to all.
+    The result holds that of `compare`, and `event`, `within_ms`, `version`, `served_versions`,
+    `left_out` and `seen_in_training`, the last two in exposures.
 
     Raises:
-        TabrankError: for a bad artifact or log, one without propensities, and one with too few events.
+        TabrankError: the artifact or the log is invalid, the log has no propensities, or it has
+            too few events.
     """
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
@@ -64,23 +64,26 @@ def offline(
 
 
 def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str, Any]:
-    """The ranking by `score` `[N, C]`, in the order shown, against the ranking by the logged scores.
+    """Compare the ranking by `score` `[N, C]`, in the order shown, with that by the logged scores.
 
-    The answer holds
+    The result holds
 
-    * `exposures`, `viewers`, `events` (of drawn exposures, over the first `positions`), `positions`.
-    * `model`, `served`: `snips` and `dr`, each {value, interval}; `effective_events`; `clipped`, the share of weight.
-    * `drawn`: {value, interval}, what the drawn orders did earn.
-    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the model's value less theirs.
-    * `examination`: {place: θ}; `above`, whether what stands above a candidate matters, {value, interval, `matters`},
-      as `training.experiment.offline.interference` says; null where nothing tells.
+    * `exposures`, `viewers`, `events` (of drawn exposures, in the first `positions`), `positions`.
+    * `model`, `served`: `snips` and `dr`, each {value, interval}; `effective_events`; `clipped`,
+      the share of the weight.
+    * `drawn`: {value, interval}, the actual reward of the drawn orders.
+    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the
+      model's value less the reference.
+    * `examination`: {position: θ}; `above`: {value, interval, `matters`}, the effect of the
+      candidates above as `training.experiment.offline.interference` defines it, or null if the
+      log holds no information on it.
     * `verdict`: better, worse, or no difference shown, by the doubly robust difference to `served`.
 
     Raises:
-        TabrankError: for too few events, or too few effective ones.
+        TabrankError: there are too few events, or too few effective events.
     """
     if positions is not None and positions < 1:
-        raise TabrankError(f"--positions: {positions} must be at least 1; leave it out for all")
+        raise TabrankError(f"--positions {positions}: must be at least 1; leave it out for all positions")
     num_places = min(positions or drawn.weight.shape[1], drawn.weight.shape[1])
     bins = Bins(drawn.weight.shape[1])
     known = Counterfactual(drawn, bins, place_counts(drawn.weight, bins, np.random.default_rng(SEED)))
@@ -90,8 +93,8 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     for name, one in sums.items():
         if one.effective < MIN_EFFECTIVE:
             raise TabrankError(
-                f"the ranking by {name} rests on {one.effective:.0f} effective events, which is fewer than "
-                f"{MIN_EFFECTIVE:.0f}; gather more, or raise the arm's `explore`"
+                f"the ranking by {name} has {one.effective:.0f} effective events and needs at least "
+                f"{MIN_EFFECTIVE:.0f}; collect more, or raise the arm's `explore`"
             )
     values = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
     logged = known.logged(num_places)
@@ -107,14 +110,14 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
         "positions": positions,
     }
     for name, one in sums.items():
-        result[name] = {how: _told(values[name, how], drawn) for how in ESTIMATORS}
+        result[name] = {how: _summary(values[name, how], drawn) for how in ESTIMATORS}
         result[name] |= {"effective_events": round(one.effective, 1), "clipped": one.clipped}
-    result["drawn"] = _told(logged, drawn)
+    result["drawn"] = _summary(logged, drawn)
     result["difference"] = difference
-    looked = known.looked
-    result["examination"] = {str(at): float(looked[at - 1]) for at in SHOWN_PLACES if at <= len(looked)}
+    theta = known.examination
+    result["examination"] = {str(at): float(theta[at - 1]) for at in SHOWN_PLACES if at <= len(theta)}
     above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
-    result["above"] = above and _told(above, drawn) | {"matters": is_shown(above, drawn, DOUBTFUL)}
+    result["above"] = above and _summary(above, drawn) | {"matters": is_shown(above, drawn, DOUBTFUL)}
     low, high = difference["served"][VERDICT_BY]["interval"]
     result["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return result
@@ -125,25 +128,25 @@ def _log_odds(score: F64) -> F64:
     return np.asarray(np.log(p) - np.log1p(-p), np.float64)
 
 
-def _told(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
+def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
     low, high = estimate.interval(drawn.cluster)
     if not np.isfinite(low + high):
         raise TabrankError(
-            "every exposure with a drawn order is of one viewer; nothing can be said of others from it: gather more"
+            "every exposure with a drawn order is of the same viewer, and an interval needs several: collect more"
         )
     return {"value": estimate.value, "interval": [low, high]}
 
 
 def _difference(ours: Estimate, theirs: Estimate, drawn: Drawn) -> dict[str, Any]:
     relative = ours.value / theirs.value - 1.0 if theirs.value > 0 else None
-    return _told(ours.minus(theirs), drawn) | {"relative": relative}
+    return _summary(ours.minus(theirs), drawn) | {"relative": relative}
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """For people: the verdict first."""
+    """Format the result for people, the verdict first."""
     against = result["difference"]["served"][VERDICT_BY]
     relative = "" if against["relative"] is None else f" ({against['relative']:+.1%})"
-    scope = "all places" if result["positions"] is None else f"the first {result['positions']} places"
+    scope = "all positions" if result["positions"] is None else f"the first {result['positions']} positions"
     what = result.get("event", "event")
     lines = [
         f"{result['verdict']}: {against['value']:+.4f}{relative} {what}s an exposure, 95 % "
@@ -162,19 +165,19 @@ def text(result: Mapping[str, Any]) -> str:
     drawn = result["drawn"]
     lines.append(f"{'as drawn':<10}{'mean':<9}{drawn['value']:8.4f}    {_span(drawn['interval'])}")
     lines.append(
-        "looked at, by place: "
+        "examination by position: "
         + "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
     )
     if result["above"] and result["above"]["matters"]:
         change = np.expm1(result["above"]["value"])
         lines.append(
-            f"doubtful: each {what} to be expected further up changes the chance of one by {change:+.0%}, and should "
-            "not: trust the direction at most, not the size"
+            f"doubtful: each {what} expected further up changes the chance of one by {change:+.0%}, which the model "
+            "assumes to be 0: trust at most the direction, not the size"
         )
     if result.get("seen_in_training"):
         lines.append(
-            f"{result['seen_in_training']} of the exposures are from the time that the model was made from: these "
-            "figures flatter it; take a log of later ones"
+            f"{result['seen_in_training']} of the exposures are from the training period of the model: the estimate "
+            "is too optimistic; use a later log"
         )
     left = {name: num for name, num in result.get("left_out", {}).items() if num}
     if left:

@@ -1,7 +1,6 @@
-"""The explored exposures of a log: those whose order was drawn, with what each candidate earned and how a new artifact
-scores it.
+"""Exposures in randomised order, read from a served log: rewards and an artifact's scores.
 
-Letters: N exposures, C the most candidates of one; P shown candidates of all exposures of the log end to end.
+Letters: N exposures, C candidates of the longest one, P shown candidates of all exposures.
 """
 
 from __future__ import annotations
@@ -28,14 +27,15 @@ from serve.model.artifact import Artifact
 from serve.model.scorers import load_scorer
 from serve.ranking.exploration import log_weight, pick_probability
 from training.data.dataset import Progress
-from training.data.feature_replay import recomputed
+from training.data.feature_replay import recompute_features
 from training.data.labels import Owners
 from training.experiment.offline.counterfactual import Drawn
 from training.experiment.offline.placements import F64
 
+# Largest relative deviation of a logged propensity from the one that the logged scores give.
 TOLERANCE = 1e-3
-"""By how much a logged propensity may differ, relatively, from what the logged scores give."""
-ROWS_AT_ONCE = 4_096  # to score
+# Score about this many rows at once, to bound the memory.
+ROWS_AT_ONCE = 4_096
 CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
 COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
@@ -43,10 +43,10 @@ COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer"
 F32 = NDArray[np.float32]
 
 
-class _Pick(NamedTuple):
-    """A drawn exposure, as shown."""
+class _Draw(NamedTuple):
+    """Log entry of a drawn exposure, in the order shown; `score` is NaN for unscored candidates."""
 
-    score: F32  # NaN where unscored
+    score: F32
     propensity: F64
     model: str
     is_outside: bool
@@ -54,12 +54,13 @@ class _Pick(NamedTuple):
 
 @dataclass(frozen=True)
 class Explored:
-    """N drawn exposures; `score` `[N, C]` of the new artifact, in the order shown, NaN beyond a slate's end.
+    """N drawn exposures with the artifact's `score` `[N, C]` in the order shown, NaN for padding.
 
-    `left_out` counts drawn exposures that cannot be used: `cut` (candidates beyond the request's limit were not
-    logged), `open` (the event may still come), `before_snapshot` (its features cannot be computed again), `outside`
-    (a known viewer in no experiment: a tester, or before its start and after its end). `served` counts the versions
-    whose scores were drawn from. `num_seen` are from the time that the artifact was made from.
+    `left_out` counts drawn exposures that cannot be used: `cut` (the request's limit hid
+    candidates), `open` (the event may still come), `before_snapshot` (the features cannot be
+    recomputed), `outside` (a known viewer outside experiments: a tester, or before the start or
+    after the end). `served` counts the versions whose scores were drawn from. `num_seen` counts
+    exposures from the artifact's training period.
     """
 
     drawn: Drawn
@@ -72,48 +73,49 @@ class Explored:
 def explored(
     folder: Path, artifact: Artifact, surface: Surface, event: str, progress: Progress = lambda share: None
 ) -> Explored:
-    """Read a served log, and score its explored exposures.
+    """Read a served log and score its explored exposures.
 
     Raises:
-        TabrankError: for a bad log, an event that the surface has not, features of another surface, a log without
-            propensities or with some that its scores do not give, and one of which nothing is left.
+        TabrankError: the log is invalid, the surface does not have the event or the artifact's
+            features, the log has no propensities or some that do not match its scores, or no
+            exposure can be used.
     """
     one_of(event, surface.events, "--event")
     features = Features(Schema(surface))
     artifact.encoder.check(features.columns)
     log = read_log(folder, surface)
-    picks = _picks(folder, log)
+    draws = _draws(folder, log)
     replay = Replay(features.schema, log)
     open_ms = log.ends_ms - surface.label.within_ms
     why: dict[int, str] = {}
-    for i, pick in picks.items():
-        if pick.is_outside:
+    for i, draw in draws.items():
+        if draw.is_outside:
             why[i] = OUTSIDE
         elif replay.before_snapshot[i]:
             why[i] = FORGOTTEN
         elif replay.exposure_ms[i] > open_ms:
             why[i] = OPEN
-        elif _is_cut(pick, log.exposures["request_id"][i].as_py(), folder):
+        elif _is_cut(draw, log.exposures["request_id"][i].as_py(), folder):
             why[i] = CUT
     left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0, OUTSIDE: 0} | Counter(why.values())
-    rows = np.array([i for i in picks if i not in why], np.int64)
+    rows = np.array([i for i in draws if i not in why], np.int64)
     if not len(rows):
         raise TabrankError(
-            f"{folder}: none of the {len(picks)} exposures with a drawn order can be used ("
+            f"{folder}: none of the {len(draws)} exposures with a drawn order can be used ("
             + ", ".join(f"{name} {num}" for name, num in left_out.items())
-            + "); rank viewers in the experiment, without a limit, and let the window of the label pass after the last"
+            + "); rank viewers of the experiment without a limit, and wait until the label's window has passed"
         )
     lengths = np.diff(replay.first)[rows]
     is_shown = np.arange(lengths.max()) < lengths[:, None]
     flat = np.concatenate([np.arange(replay.first[i], replay.first[i + 1]) for i in rows])
     weight = np.full(is_shown.shape, -np.inf)
-    weight[is_shown] = np.concatenate([log_weight(picks[i].score) for i in rows.tolist()])
+    weight[is_shown] = np.concatenate([log_weight(draws[i].score) for i in rows.tolist()])
     reward = np.zeros(is_shown.shape)
     reward[is_shown] = _earned(replay, log, surface, event)[flat]
     viewer = replay.exposure_viewer[rows]
     new = np.full(is_shown.shape, np.nan)
     number = {i: n for n, i in enumerate(rows.tolist())}
-    scored = _scored(artifact, recomputed(features, log, replay, rows))
+    scored = _scored(artifact, recompute_features(features, log, replay, rows))
     for done, (i, values) in enumerate(scored, 1):
         new[number[i], : len(values)] = values
         progress(done / len(rows))
@@ -127,41 +129,43 @@ def explored(
         ),
         new,
         left_out,
-        dict(Counter(picks[i].model for i in rows.tolist())),
+        dict(Counter(draws[i].model for i in rows.tolist())),
         int((replay.exposure_ms[rows] <= made_until_ms).sum()),
     )
 
 
-def _picks(folder: Path, log: Log) -> dict[int, _Pick]:
-    """What was logged of each drawn exposure, by its place in the log."""
+def _draws(folder: Path, log: Log) -> dict[int, _Draw]:
+    """Return the log entries of drawn exposures by their row in the log."""
     _, table = read_table(folder, "exposures", COLUMNS)
     if not {"scores", "propensity"} <= set(table.column_names) or not len(
         table := table.filter(pc.is_valid(table["propensity"]))
     ):
         raise TabrankError(
-            f"{folder}: no exposure has propensities: no order was drawn, and what others would have earned cannot be "
-            "told; give the arm an `explore` in cluster.yaml, and use the log that this leaves"
+            f"{folder}: no exposure has propensities, so no order was drawn and another ranking cannot be evaluated; "
+            "set `explore` for the arm in cluster.yaml, and use the log served after that"
         )
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
     models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
     outside = _outside(table)
-    found: dict[int, _Pick] = {}
+    found: dict[int, _Draw] = {}
     for row, place in enumerate(at.to_pylist()):
-        if place is not None and place not in found:  # it may be test traffic, or there twice
+        # Test traffic has no place, and repeated requests have one already.
+        if place is not None and place not in found:
             score, propensity = (_numbers(table[name][row]) for name in ("scores", "propensity"))
-            found[place] = _Pick(score.astype(np.float32), propensity, models[row] or "unknown", outside[row])
+            found[place] = _Draw(score.astype(np.float32), propensity, models[row] or "unknown", outside[row])
     if not found:
         raise TabrankError(
-            f'{folder}: every exposure with propensities is test traffic (traffic = "test"); it holds nothing live'
+            f'{folder}: every exposure with propensities is test traffic (traffic = "test"); serve live traffic'
         )
     return found
 
 
 def _outside(table: pa.Table) -> list[bool]:
-    """Which exposures are of a known viewer in no experiment; none in a log without that column.
+    """Return flags of exposures of known viewers outside experiments.
 
-    A tester's rankings, under the arm that X-Arm names, are among them, and nothing in the log sets these apart.
-    Anonymous viewers are in no experiment either, and stay.
+    These include rankings of testers under an arm of the X-Arm header, which the log does not
+    mark. Anonymous viewers are outside experiments too, and stay. Without the columns no
+    exposure is flagged.
     """
     if not {"experiment", "viewer"} <= set(table.column_names):
         return [False] * len(table)
@@ -173,24 +177,25 @@ def _numbers(value: pa.ListScalar) -> F64:
     return np.asarray(value.values.to_numpy(zero_copy_only=False), np.float64)
 
 
-def _is_cut(pick: _Pick, request_id: str, folder: Path) -> bool:
-    """Whether candidates were drawn that are not logged."""
-    score, propensity = pick.score, pick.propensity
+def _is_cut(draw: _Draw, request_id: str, folder: Path) -> bool:
+    """Return whether the draw included candidates that were not logged."""
+    score, propensity = draw.score, draw.propensity
     is_drawn = ~np.isnan(score)
     if len(score) == len(propensity):
         logged, ours = propensity[is_drawn], pick_probability(log_weight(score[is_drawn]))
         if not is_drawn.any() or np.abs(logged / ours - 1.0).max() <= TOLERANCE:
             return False
         if is_drawn.all() and logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
-            return True  # even the last one shown had others beside it
+            # Even the last candidate shown had alternatives.
+            return True
     raise TabrankError(
-        f"{folder}: the propensities of exposure {request_id!r} are not those of its scores: another version drew "
-        "it, and otherwise; use that one, or a log that this one has served"
+        f"{folder}: the propensities of exposure {request_id!r} are not those of its scores: another release "
+        "drew the order; use that release, or a log served by this one"
     )
 
 
 def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
-    """`[P]`: 1 where the event followed within the label's window, which is taken for every event."""
+    """Return `[P]` 1 if the event followed within the label's window, else 0."""
     owners = Owners.in_replay(replay, log)
     shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     events = np.flatnonzero(replay.event_kind == event)
@@ -201,7 +206,7 @@ def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
 
 
 def _scored(artifact: Artifact, matrices: Iterator[tuple[int, Matrix]]) -> Iterator[tuple[int, F32]]:
-    """Each exposure's scores, some exposures at a time."""
+    """Yield each exposure's scores, computed for several exposures at once."""
     scorer = load_scorer(artifact.path, "onnx")
     waiting: list[tuple[int, Matrix]] = []
     num_rows = 0
@@ -209,12 +214,12 @@ def _scored(artifact: Artifact, matrices: Iterator[tuple[int, Matrix]]) -> Itera
         waiting.append(one)
         num_rows += len(one[1].numeric)
         if num_rows >= ROWS_AT_ONCE:
-            yield from _together(scorer.score, waiting)
+            yield from _score_batch(scorer.score, waiting)
             waiting, num_rows = [], 0
-    yield from _together(scorer.score, waiting)
+    yield from _score_batch(scorer.score, waiting)
 
 
-def _together(
+def _score_batch(
     score: Callable[[F32, NDArray[np.uint64]], F32], waiting: list[tuple[int, Matrix]]
 ) -> Iterator[tuple[int, F32]]:
     if not waiting:

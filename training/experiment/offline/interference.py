@@ -1,10 +1,12 @@
-"""Whether what stands above a candidate matters to what it earns: under examination × attraction it does not.
+"""Interference test: whether the candidates above a candidate change its reward.
 
-Given a slate and a candidate's place, the draw says at random who stands above. With z the sum of their logged scores
-and z̄ its mean over draws that put the candidate there too, Σ y·(z − z̄) has mean 0 if nothing but place and candidate
-matter: it is the score of γ = 0 in a chance of θ(k)·a·exp(γ(z − z̄)), and over its information one step to γ (Rao 1948,
-"Large sample tests of statistical hypotheses concerning several parameters"). Viewers who leave once they have found
-something give a γ below 0. It takes thousands of events to tell. Letters: N exposures, C candidates, D draws.
+Under examination × attraction they do not. Given the slate and a candidate's position, the draw
+determines at random which candidates are above. With z the sum of their logged scores and z̄ its
+mean over draws with the same position of the candidate, Σ y·(z − z̄) has mean 0 if only position
+and candidate matter. That sum is the score of γ = 0 in the model θ(k)·a·exp(γ(z − z̄)); divided by
+its information it is a one-step estimate of γ (Rao 1948, "Large sample tests of statistical
+hypotheses concerning several parameters"). Viewers who leave after they found something give
+γ < 0. The test needs thousands of events. Letters: N exposures, C candidates, D draws.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from training.experiment.offline.placements import F64, KEYS_AT_ONCE, NUM_DRAWS,
 
 
 def effect_of_above(drawn: Drawn, bins: Bins, rng: Generator) -> Estimate | None:
-    """γ: by what an expected event above multiplies the chance of one, as a logarithm; None where nothing tells."""
+    """Estimate γ, the log factor of an event's probability per expected event above.
+
+    Returns None if the log holds no information on γ.
+    """
     worth = np.where(np.isfinite(drawn.weight), 1.0 / (1.0 + np.exp(-drawn.weight)), 0.0)
     apart = np.cumsum(worth, axis=1) - worth - _expected(drawn.weight, worth, bins, rng)
     earned = drawn.reward * np.where(np.isfinite(drawn.weight), apart, np.nan)
-    tells = np.isfinite(earned)
-    score = np.where(tells, earned, 0.0).sum(axis=1)
-    information = np.where(tells, drawn.reward * apart**2, 0.0).sum(axis=1)
+    has_value = np.isfinite(earned)
+    score = np.where(has_value, earned, 0.0).sum(axis=1)
+    information = np.where(has_value, drawn.reward * apart**2, 0.0).sum(axis=1)
     if not information.any():
         return None
     gamma = float(score.sum() / information.sum())
@@ -32,13 +37,13 @@ def effect_of_above(drawn: Drawn, bins: Bins, rng: Generator) -> Estimate | None
 
 
 def is_shown(effect: Estimate, drawn: Drawn, num_errors: float) -> bool:
-    """Whether γ is so many standard errors from 0."""
+    """Return whether γ is more than `num_errors` standard errors from 0."""
     _, error = mean_and_error(effect.influence, drawn.cluster)
     return error is not None and abs(effect.value) > num_errors * error
 
 
 def _expected(weight: F64, worth: F64, bins: Bins, rng: Generator) -> F64:
-    """`[N, C]`: the mean sum of `worth` above each candidate where it stands, NaN where no draw put it there."""
+    """Return `[N, C]` the mean sum of `worth` above each candidate at its position, or NaN."""
     num, width = weight.shape
     total, times = np.zeros(num * width), np.zeros(num * width)
     here = bins.of[:width]
@@ -46,7 +51,8 @@ def _expected(weight: F64, worth: F64, bins: Bins, rng: Generator) -> F64:
     for begin in range(0, num, at_once):
         part = slice(begin, begin + at_once)
         order = drawn_orders(weight[part], rng, NUM_DRAWS)
-        stands = here[order] == here  # whether the candidate's own place is like the drawn one
+        # Keep the draws that put the candidate into its own bin.
+        stands = here[order] == here
         drawn = np.take_along_axis(np.broadcast_to(worth[part], order.shape), order, 2)
         above = np.cumsum(drawn, axis=2) - drawn
         cell = (np.arange(len(order[0]))[:, None] * width + order)[stands]

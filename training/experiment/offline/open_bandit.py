@@ -1,16 +1,19 @@
-"""The estimators on real logs: the Open Bandit Dataset, in which two policies showed the same items at the same time.
+"""Check of the estimators on the Open Bandit Dataset, where two policies ran at the same time.
 
-Saito, Aihara, Matsutani and Narita (2021, "Open Bandit Dataset and Pipeline"): a fashion shop's recommendations by a
-uniformly random policy and by Bernoulli Thompson sampling (BTS), a row an item shown, with its click and the
-propensity of the choice. What one policy earned on its own is what the other's log should tell. PyPI's `obp` holds
-10,000 rows of each of three campaigns.
+Saito, Aihara, Matsutani and Narita (2021, "Open Bandit Dataset and Pipeline"): recommendations
+of a fashion shop by a uniformly random policy and by Bernoulli Thompson sampling (BTS), with one
+row for each item shown, its click and the propensity of the choice. The estimate of a policy from
+the other's log must agree with its own click rate. PyPI's `obp` holds 10,000 rows of each of three
+campaigns.
 
-* The random policy's value from BTS's log: its choices are known (1 / items), and so it is identified as it is.
-* BTS's value from the random log: which choices it would have made there is not logged. It looks at no context, so
-  that its mean choice at a position is taken for its law: the frequencies in its own log, without their clicks. That
-  needs an item's worth not to change with BTS's learning; the frequencies' own error is in the interval.
+* The random policy's value from BTS's log: its choice probabilities are known (1 / items), so the
+  value is identified.
+* BTS's value from the random log: its choice probabilities there are not logged. BTS ignores the
+  context, so its mean choice at a position stands for its distribution: the frequencies in its
+  own log, without the clicks. This assumes that an item's worth does not change while BTS learns;
+  the interval includes the error of the frequencies.
 
-Letters: N rows of the log that is weighted, M of the other, K items.
+Letters: N rows of the weighted log, M of the other, K items.
 """
 
 from __future__ import annotations
@@ -31,28 +34,29 @@ from training.experiment.offline.placements import F64, I64
 CAMPAIGNS = ("all", "men", "women")
 COLUMNS = {"item_id", "position", "click", "propensity_score"}
 POLICIES = ("random", "bts")
+# Weight of the mean click rate in an item's rate, in rows, because clicks are rare.
 PRIOR_ROWS = 200.0
-"""What the mean click rate weighs in an item's: clicks are few."""
 NUM_FOLDS = 2
-MOST_APART = 1
-"""Of the six comparisons; at 95 % two or more miss in 3 % of data sets."""
+# Allow one of the six comparisons to fail: at 95 %, two or more fail in 3 % of data sets.
+MAX_DISAGREEING = 1
 
 
-class Rows(NamedTuple):
-    """Of one policy in one campaign."""
+class BanditLog(NamedTuple):
+    """Rows of one policy in one campaign; positions count from 0."""
 
     item: I64
-    position: I64  # from 0
+    position: I64
     click: F64
     propensity: F64
 
 
 def open_bandit(path: Path) -> dict[str, Any]:
-    """Each policy's click rate from the other's log, against what it was on its own.
+    """Estimate each policy's click rate from the other's log, and compare with its own.
 
-    The answer holds `comparisons`, each {policy, log, campaign, rows, clicks, on_policy {value, interval}, clipped,
-    effective, `snips`, `dr` {value, interval, difference, agrees}}, where the difference is the 95 % interval of the
-    estimate less the value on policy; how many `agree` in both estimates; and `held`.
+    The result holds `comparisons`, each {policy, log, campaign, rows, clicks, on_policy {value,
+    interval}, clipped, effective, `snips`, `dr` {value, interval, difference, agrees}}, where
+    `difference` is the 95 % interval of the estimate less the on-policy value; the number that
+    `agree` in both estimates; and `held`.
 
     Raises:
         TabrankError: `path` does not hold the data set.
@@ -67,23 +71,24 @@ def open_bandit(path: Path) -> dict[str, Any]:
     return {
         "comparisons": comparisons,
         "agree": agree,
-        "held": agree >= len(comparisons) - MOST_APART,
+        "held": agree >= len(comparisons) - MAX_DISAGREEING,
     }
 
 
-def _compare(own: Rows, log: Rows, *, is_known: bool) -> dict[str, Any]:
-    """The policy that made `own`, from `log`; `is_known`: it is the uniform one."""
+def _compare(own: BanditLog, log: BanditLog, *, is_known: bool) -> dict[str, Any]:
+    """Evaluate the policy of `own` from `log`; `is_known` says that the policy is uniform."""
     num_items, num_positions = int(max(own.item.max(), log.item.max())) + 1, int(own.position.max()) + 1
     if is_known:
-        law = np.full((num_positions, num_items), 1.0 / num_items)
+        choice = np.full((num_positions, num_items), 1.0 / num_items)
     else:
-        law = np.zeros((num_positions, num_items))
-        np.add.at(law, (own.position, own.item), 1.0)
-        law /= law.sum(axis=1, keepdims=True)
-    full = law[log.position, log.item] / log.propensity
+        choice = np.zeros((num_positions, num_items))
+        np.add.at(choice, (own.position, own.item), 1.0)
+        choice /= choice.sum(axis=1, keepdims=True)
+    full = choice[log.position, log.item] / log.propensity
     weight = np.minimum(full, MAX_WEIGHT)
     fold = np.random.default_rng(0).integers(NUM_FOLDS, size=len(log.item))
-    rate = np.stack([_rates(log, fold != i, num_items) for i in range(NUM_FOLDS)])  # [folds, K]
+    # [folds, K].
+    rate = np.stack([_rates(log, fold != i, num_items) for i in range(NUM_FOLDS)])
     modelled = rate[fold, log.item]
     sums = Sums(
         parts=np.stack(
@@ -91,7 +96,7 @@ def _compare(own: Rows, log: Rows, *, is_known: bool) -> dict[str, Any]:
                 weight * log.click,
                 weight,
                 np.ones(len(weight)),
-                (rate @ law.T)[fold, log.position],
+                (rate @ choice.T)[fold, log.position],
                 weight * modelled,
             ]
         ),
@@ -109,17 +114,17 @@ def _compare(own: Rows, log: Rows, *, is_known: bool) -> dict[str, Any]:
         "effective": round(sums.effective, 1),
         "clipped": sums.clipped,
     }
-    # a law that was counted in `own` has an error of its own: each row brought its item's rate in
+    # Estimated choice frequencies have an error too: each row of `own` contributes its item's rate.
     counted = np.zeros(len(own.item)) if is_known else rate.mean(axis=0)[own.item]
     for how, of in ESTIMATORS.items():
         estimate = of(sums)
         ours = _error(estimate.influence)
         alone, apart = np.hypot(ours, _error(counted)), np.hypot(ours, _error(own.click - counted))
-        result[how] = _told(estimate, float(alone), float(apart), on_policy)
+        result[how] = _summary(estimate, float(alone), float(apart), on_policy)
     return result
 
 
-def _told(estimate: Estimate, error: float, apart: float, on_policy: float) -> dict[str, Any]:
+def _summary(estimate: Estimate, error: float, apart: float, on_policy: float) -> dict[str, Any]:
     off = estimate.value - on_policy
     return {
         "value": estimate.value,
@@ -135,16 +140,16 @@ def _error(values: F64) -> float:
     return error
 
 
-def _rates(log: Rows, chosen: Any, num_items: int) -> F64:
-    """Each item's click rate in the chosen rows `[K]`, drawn to the mean."""
+def _rates(log: BanditLog, chosen: Any, num_items: int) -> F64:
+    """Return each item's click rate in the chosen rows `[K]`, shrunk to the mean."""
     item, click = log.item[chosen], log.click[chosen]
     num, clicks = np.bincount(item, minlength=num_items), np.bincount(item, click, num_items)
     return np.asarray((clicks + PRIOR_ROWS * click.mean()) / (num + PRIOR_ROWS), np.float64)
 
 
-def _read(path: Path, policy: str, campaign: str) -> Rows:
+def _read(path: Path, policy: str, campaign: str) -> BanditLog:
     name = f"{policy}/{campaign}/{campaign}.csv"
-    remedy = "get it with `pip download obp==0.4.1 --no-deps`, and name the wheel or where it is unpacked"
+    remedy = "get it with `pip download obp==0.4.1 --no-deps`, and give the wheel or its unpacked folder"
     if path.is_dir():
         found = sorted(path.rglob(name))
         if not found:
@@ -159,12 +164,12 @@ def _read(path: Path, policy: str, campaign: str) -> Rows:
                 with wheel.open(member) as file:
                     table = pd.read_csv(file, usecols=lambda column: column in COLUMNS)
         except (OSError, zipfile.BadZipFile):
-            raise TabrankError(f"--obp: {path} is no wheel and no folder; {remedy}") from None
+            raise TabrankError(f"--obp: {path} is neither a wheel nor a folder; {remedy}") from None
     if set(table.columns) != COLUMNS:
         missing = ", ".join(sorted(COLUMNS - set(table.columns)))
         raise TabrankError(f"--obp: {name} in {path} lacks {missing}; {remedy}")
     position = table["position"].to_numpy(np.int64)
-    return Rows(
+    return BanditLog(
         table["item_id"].to_numpy(np.int64),
         position - position.min(),
         table["click"].to_numpy(np.float64),
@@ -173,7 +178,7 @@ def _read(path: Path, policy: str, campaign: str) -> Rows:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """For people."""
+    """Format the result for people."""
     lines = ["Open Bandit Dataset, clicks a row:"]
     lines.append("policy  from    campaign  on policy  snips (95 %)               dr (95 %)")
     for one in result["comparisons"]:

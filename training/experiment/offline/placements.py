@@ -1,7 +1,8 @@
-"""Where drawn orders put their candidates: how often each one stands at each place, by drawing again.
+"""Placements: how often randomised orders put each candidate at each position, by repeated draws.
 
-The weights of a draw are logged, so that its law is known whole; only its marginals have no closed form, and are
-counted over draws. Letters: N exposures, C candidates (padded), B bins of places, D draws.
+The log holds the weights of a draw, and with them its full distribution. The marginals have no
+closed form and are counted over draws. Letters: N exposures, C candidates (padded), B bins of
+positions, D draws.
 """
 
 from __future__ import annotations
@@ -15,32 +16,37 @@ I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.uint8]
 
+# The mean of 200 draws makes 1 / examination too large by about 1 in 1,000. At most 255 (uint8).
 NUM_DRAWS = 200
-"""An expected examination is a mean over as many: 1 / it is too large by about 1 in 1,000 then. At most 255."""
-SINGLE = 24  # places from the first on that are a bin each
-WIDER = 1.08  # each bin after those ends so many times as far down as the one before
+# Give each of the first positions a bin of its own.
+SINGLE = 24
+# After those, each bin ends 8 % further down than the one before.
+WIDER = 1.08
+# Draw at most this many keys at once, to bound the memory.
 KEYS_AT_ONCE = 2_000_000
 _TINY = np.float32(1e-30)
 
 
 class Bins:
-    """The places of slates of up to C candidates; far down, where neighbours are looked at alike, several in one."""
+    """Bins of the positions of up to C candidates; lower positions, examined alike, share a bin."""
 
     def __init__(self, num_places: int) -> None:
         edges = list(range(min(num_places, SINGLE) + 1))
         while edges[-1] < num_places:
             edges.append(min(num_places, max(edges[-1] + 1, round(edges[-1] * WIDER))))
-        self.of: I64 = np.repeat(np.arange(len(edges) - 1), np.diff(edges))  # [C], each place's bin
-        self.centre: F64 = (np.array(edges[:-1]) + np.array(edges[1:]) - 1) / 2  # [B], in places from 0
+        # Bin of each position, [C].
+        self.of: I64 = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+        # Centre of each bin, [B], in positions from 0.
+        self.centre: F64 = (np.array(edges[:-1]) + np.array(edges[1:]) - 1) / 2
 
     def __len__(self) -> int:
         return len(self.centre)
 
 
 def place_counts(weight: F64, bins: Bins, rng: Generator, num_draws: int = NUM_DRAWS) -> Counts:
-    """Log weights `[N, C]`, −inf where nothing is drawn → in how many draws each was in each bin `[N, C, B]`.
+    """Count in how many draws each candidate is in each bin, `[N, C, B]`.
 
-    Those that are not drawn are in none.
+    `weight` `[N, C]` are log weights, −inf for candidates that are not drawn, whose counts are 0.
     """
     num, width = weight.shape
     counts = np.zeros((num, width, len(bins)), np.uint8)
@@ -57,8 +63,8 @@ def place_counts(weight: F64, bins: Bins, rng: Generator, num_draws: int = NUM_D
 
 
 def drawn_orders(weight: F64, rng: Generator, num_draws: int) -> I64:
-    """Orders `[D, n, C]` as `serve.ranking.exploration` draws them, of log weights `[n, C]`."""
+    """Draw orders `[D, n, C]` from log weights `[n, C]` as `serve.ranking.exploration` does."""
     keys = rng.standard_exponential((num_draws, *weight.shape), np.float32)
-    # −log of an exponential is Gumbel noise; float32 keys hardly ever tie, and sort twice as fast
+    # −log of an exponential is Gumbel noise. float32 keys rarely tie, and sort twice as fast.
     keys = np.log(np.maximum(keys, _TINY, out=keys), out=keys) - weight.astype(np.float32)
     return np.argsort(keys, axis=2)

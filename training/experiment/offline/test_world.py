@@ -1,8 +1,9 @@
-"""A world small enough for a thousand runs: its law is known, and so is the value of any ranking in it.
+"""Small simulated world with a known data-generating process, and so a known value of any ranking.
 
-A viewer is shown C candidates in an order drawn from noisy scores; each is looked at with θ(place) and then earns its
-attraction, which depends on the candidate and, through the viewer's eagerness, ties a viewer's exposures together.
-N exposures, C candidates.
+An exposure shows C candidates in an order drawn from noisy scores. Each candidate is examined
+with probability θ(position) and then earns its attraction. The attraction depends on the
+candidate and on the viewer's eagerness, which correlates the exposures of a viewer. The world is
+small enough for a thousand runs. Letters: N exposures, C candidates.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from training.experiment.offline.placements import F64
 
 NUM_CANDIDATES = 12
 PER_VIEWER = 3
-HALF_LOOK = 4.0  # the place, from 0, at which half still look
+# Position, from 0, that half of the viewers examine.
+HALF_LOOK = 4.0
+# Log odds of each scorer: factor on the true log odds, whose standard deviation is 1.2, and
+# standard deviation of the noise.
 SCORERS: Mapping[str, tuple[float, float]] = {
     "logging": (1.0, 1.0),
     "better": (1.0, 0.3),
     "worse": (1.0, 4.0),
     "reversed": (-1.0, 0.3),
 }
-"""Each scorer's log odds: so many times the truth's, and noise of this standard deviation; the truth's own is 1.2."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Exposures with their rewards, and each scorer's log odds `[N, C]` in the order shown; `worth` `[N, C]`: the
-    attractions themselves."""
+class WorldSample:
+    """Exposures with rewards, each scorer's log odds `[N, C]` in the order shown, and attractions.
+
+    `worth` `[N, C]` are the true attractions.
+    """
 
     drawn: Drawn
     odds: Mapping[str, F64]
@@ -40,12 +45,12 @@ class Sample:
 
 
 def examination() -> F64:
-    """`[C]`"""
+    """Return the true examination `[C]`."""
     return np.asarray(1.0 / (1.0 + np.arange(NUM_CANDIDATES) / HALF_LOOK), np.float64)
 
 
-def sample(rng: Generator, num_viewers: int) -> Sample:
-    """Some viewers' exposures, their orders drawn as `serve.ranking.exploration` draws them."""
+def sample(rng: Generator, num_viewers: int) -> WorldSample:
+    """Draw exposures of some viewers, with orders drawn as `serve.ranking.exploration` does."""
     shape = (num_viewers * PER_VIEWER, NUM_CANDIDATES)
     viewer = np.repeat(np.arange(num_viewers), PER_VIEWER)
     truth = rng.normal(-2.2, 1.2, shape)
@@ -57,14 +62,16 @@ def sample(rng: Generator, num_viewers: int) -> Sample:
     worth, weight = (np.take_along_axis(values, order, 1) for values in (worth, weight))
     reward = (rng.random(shape) < worth * examination()).astype(np.float64)
     drawn = Drawn(weight, np.ones(shape, bool), reward, viewer)
-    return Sample(drawn, {name: np.take_along_axis(values, order, 1) for name, values in odds.items()}, worth)
+    return WorldSample(
+        drawn, {name: np.take_along_axis(values, order, 1) for name, values in odds.items()}, worth
+    )
 
 
 def true_values(num_viewers: int = 60_000, seed: int = 1) -> dict[str, float]:
-    """What each scorer's ranking earns an exposure, over many of them."""
+    """Return the value per exposure of each scorer's ranking, from many exposures."""
     many = sample(np.random.default_rng([seed, 2**31]), num_viewers)
-    looked = examination()
+    theta = examination()
     return {
-        name: float((np.take_along_axis(many.worth, np.argsort(-odds, axis=1), 1) @ looked).mean())
+        name: float((np.take_along_axis(many.worth, np.argsort(-odds, axis=1), 1) @ theta).mean())
         for name, odds in many.odds.items()
     }

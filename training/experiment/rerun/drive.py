@@ -1,4 +1,4 @@
-"""The simulated viewers at a service: they come, look at what it ranks, and it is told what they do."""
+"""Driver of simulated viewers: request rankings from a service, and send it the events."""
 
 from __future__ import annotations
 
@@ -10,56 +10,59 @@ from numpy.random import default_rng
 
 from serve.contract.rankings import RankRequest
 from serve.contract.records import Event
-from training.experiment.rerun.service import Ranks
-from training.experiment.rerun.simulator_state import Scene
+from training.experiment.rerun.service import RankingService
+from training.experiment.rerun.simulator_state import SimulatorState
 from training.world.population import Ints
-from training.world.record import Record
+from training.world.record import VisitLog
 from training.world.world import Response
 
-RESPONSES = 5  # a stream of chance beside those of `scene`
+# Random stream beside those of `simulator_state`.
+RESPONSES = 5
 
 
 @dataclass
 class Served:
-    """What was shown to whom and what came of it, in the order of the visits."""
+    """Exposures and responses in the order of the visits."""
 
     ts_ms: Ints
     viewer: Ints
     request_id: list[str] = field(default_factory=list)
     arm: list[str] = field(default_factory=list)
     rung: list[str] = field(default_factory=list)
-    record: Record = field(default_factory=Record)
-    num_events: int = 0  # told of: clicks, joins and leaves
+    record: VisitLog = field(default_factory=VisitLog)
+    # Clicks, joins and leaves sent to the service.
+    num_events: int = 0
 
 
 def drive(
-    scene: Scene,
+    simulator: SimulatorState,
     visits: tuple[Ints, Ints],
-    service: Ranks,
+    service: RankingService,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Served:
-    """Have `visits` happen in `scene`, one after the other, each ranked by `service`.
+    """Run `visits` in the simulator one after another, each ranked by `service`.
 
-    Before a ranking the service is told all that happened strictly before it, and no more. What a visit draws is its
-    own: arms that show the same to the same people get the same from them. At the end all is told that happens before
-    the world ends; who would leave later has not left.
+    Before a ranking the service receives exactly the records from strictly before it. Each visit
+    has its own random numbers, so that arms that show the same candidates to the same viewers get
+    the same responses. At the end the service receives all records before the end of the world;
+    leaves after that are not sent.
     """
-    world, audience = scene.world, scene.audience
+    world, audience = simulator.world, simulator.audience
     served = Served(*visits)
     ts_ms, viewers = (column.tolist() for column in visits)
     for number, (now_ms, who) in enumerate(zip(ts_ms, viewers, strict=True)):
         if number % 100 == 0:
             progress(number / len(ts_ms))
         audience.advance(now_ms)
-        rng = default_rng([scene.origin.seed, RESPONSES, seed, number])
+        rng = default_rng([simulator.provenance.seed, RESPONSES, seed, number])
         found = world.retrieve(rng, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
-        _tell(scene, now_ms, service, served)
-        request_id = f"r{scene.origin.exposures + number:07d}"
+        _send(simulator, now_ms, service, served)
+        request_id = f"r{simulator.provenance.exposures + number:07d}"
         answer = service.rank(
             RankRequest(
                 viewer=f"v{who:07d}",
-                # the newest first, as popular has them among equals: where nothing else decides they stay as given
+                # The newest first, as popular breaks ties; equal candidates keep this order.
                 candidates=[f"s{space:07d}" for space in np.sort(found)[::-1].tolist()],
                 context={"hour": float(world.hour(who, now_ms))},
                 request_id=request_id,
@@ -72,30 +75,30 @@ def drive(
         served.arm.append(answer.arm)
         served.rung.append(answer.rung)
         served.record.add(shown, response)
-        _plan(scene, who, request_id, shown, response)
-    _tell(scene, world.end_ms, service, served)
+        _respond(simulator, who, request_id, shown, response)
+    _send(simulator, world.end_ms, service, served)
     progress(1.0)
     return served
 
 
-def _tell(scene: Scene, before_ms: int, service: Ranks, served: Served) -> None:
-    records = scene.agenda.before(before_ms)
+def _send(simulator: SimulatorState, before_ms: int, service: RankingService, served: Served) -> None:
+    records = simulator.queue.before(before_ms)
     if records:
-        service.tell(records)
+        service.send(records)
         served.num_events += sum(isinstance(record, Event) for record in records)
 
 
-def _plan(scene: Scene, who: int, request_id: str, shown: Ints, response: Response) -> None:
-    """What a viewer will do with what they were shown."""
+def _respond(simulator: SimulatorState, who: int, request_id: str, shown: Ints, response: Response) -> None:
+    """Schedule what a viewer does with the candidates shown."""
     for row in np.flatnonzero(response.clicked).tolist():
         space = int(shown[row])
         doing = {"click": response.click_ms[row]}
         if response.joined[row]:
             join_ms, leave_ms = int(response.join_ms[row]), int(response.leave_ms[row])
             doing |= {"join": join_ms, "leave": leave_ms}
-            scene.audience.enter(who, space, join_ms, leave_ms)
+            simulator.audience.enter(who, space, join_ms, leave_ms)
         for kind, ts_ms in doing.items():
-            scene.agenda.add(
+            simulator.queue.add(
                 Event(
                     id=f"{request_id}-{space}-{kind}",
                     viewer=f"v{who:07d}",
@@ -105,4 +108,4 @@ def _plan(scene: Scene, who: int, request_id: str, shown: Ints, response: Respon
                     request_id=request_id,
                 )
             )
-    scene.world.enjoy(who, shown[response.joined])
+    simulator.world.update_tastes(who, shown[response.joined])

@@ -1,4 +1,4 @@
-"""Who ranks for the simulated viewers: the running service, or one arm alone, in this process."""
+"""Ranking services for simulated viewers: the running service, or one arm in this process."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ import msgspec
 import numpy as np
 
 from serve.contract.rankings import RankRequest, candidate_ids
-from serve.contract.records import Sent
+from serve.contract.records import ClientRecord
 from serve.features.matrix import Features
 from serve.features.rows import State
-from serve.ingest.apply import Changes
+from serve.ingest.apply import RecordApplier
 from serve.log.events import Exposure
 from serve.model.scorers import Scorer
-from training.audit.http_replay import Service
-from training.audit.player import MAX_POST_BYTES, Step
+from training.audit.http_replay import ReplayClient
+from training.audit.player import MAX_POST_BYTES, ReplayRequest
 
+# A record of the simulated world has about 250 bytes; this many stay below the body limit.
 RECORDS_AT_ONCE = 1_000
-"""A record of the simulated world has some 250 bytes, so that a post stays within what a service takes."""
 assert RECORDS_AT_ONCE * 400 < MAX_POST_BYTES
 
 
 class Answer(NamedTuple):
-    """A ranking: the candidates in their order, whose arm it is, and whether it got what it was to get."""
+    """Ranking with its candidates in order, its arm and its rung."""
 
     shown: list[str]
     arm: str
     rung: str
 
 
-class Ranks(Protocol):
-    """Ranks, and is told what happened."""
+class RankingService(Protocol):
+    """Service that ranks and receives records."""
 
     def rank(self, request: RankRequest) -> Answer:
-        """The answer to one ranking."""
+        """Return a ranking."""
 
-    def tell(self, records: Sequence[Sent]) -> None:
-        """Take what happened since, in the order of time."""
+    def send(self, records: Sequence[ClientRecord]) -> None:
+        """Receive records, in order of time."""
 
 
 class Remote:
-    """The service behind a URL; it deals the viewers to its arms itself."""
+    """Client of the service behind a URL, which assigns the viewers to its arms."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ReplayClient) -> None:
         self._service = service
         self._encode = msgspec.json.Encoder().encode
 
     def rank(self, request: RankRequest) -> Answer:
-        """Ask it."""
-        answer = self._service.rank(Step("rank", self._encode(request)), request.request_id or "")
+        """Request a ranking."""
+        answer = self._service.rank(ReplayRequest("rank", self._encode(request)), request.request_id or "")
         return Answer([r["candidate"] for r in answer["ranking"]], answer["arm"], answer["rung"])
 
-    def tell(self, records: Sequence[Sent]) -> None:
-        """Post them."""
+    def send(self, records: Sequence[ClientRecord]) -> None:
+        """Post the records."""
         for begin in range(0, len(records), RECORDS_AT_ONCE):
             part = records[begin : begin + RECORDS_AT_ONCE]
-            self._service.post(Step("events", self._encode({"records": part})))
+            self._service.post(ReplayRequest("events", self._encode({"records": part})))
 
 
-class Alone:
-    """One arm for everybody, on a state of its own: the service's features and order, without the service.
+class InProcessArm:
+    """One arm for all viewers with its own state: features and order of the service, without HTTP.
 
     `scorer` is None for the popular arm.
     """
@@ -69,14 +69,15 @@ class Alone:
     def __init__(self, arm: str, state: State, scorer: Scorer | None) -> None:
         self._arm = arm
         self._state = state
-        self._changes = Changes(state)
+        self._changes = RecordApplier(state)
         self._features = Features(state.schema)
         self._scorer = scorer
 
     def rank(self, request: RankRequest) -> Answer:
-        """Rank as `serve.ranking.ranker` does, and count it as impressions."""
+        """Rank as `serve.ranking.ranker` does, and count the exposure as impressions."""
         self._changes.observe()
-        self._changes.viewers.clear()  # which rows to store: there is no store
+        # These are the rows to store, and there is no store.
+        self._changes.viewers.clear()
         self._changes.candidates.clear()
         ids, now_ms = candidate_ids(request), request.now_ms or 0
         order = self._order(request, ids, now_ms)
@@ -86,13 +87,13 @@ class Alone:
         )
         return Answer(shown, self._arm, "full")
 
-    def tell(self, records: Sequence[Sent]) -> None:
-        """Apply them."""
+    def send(self, records: Sequence[ClientRecord]) -> None:
+        """Apply the records."""
         for record in records:
             self._changes.apply(record)
 
     def _order(self, request: RankRequest, ids: list[str], now_ms: int) -> list[int]:
-        """Best first: by score where there is a scorer, else and among equals by popularity, then as given."""
+        """Order by score if there is a scorer, then by popularity, then as given; best first."""
         state = self._state
         candidates = state.candidates.table.take(state.candidates.find(ids))
         context = state.schema.context_rows([request.context])

@@ -1,4 +1,4 @@
-"""The original experiment, rerun: the simulated world's viewers at the running service, both arms at once."""
+"""Rerun of the experiment: run simulated viewers at the service, and summarise the effects."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.scorers import Scorer, load_scorer
-from training.audit.http_replay import Service, check
+from training.audit.http_replay import ReplayClient, check_service
 from training.experiment.rerun.drive import Served, drive
-from training.experiment.rerun.service import Alone, Remote
-from training.experiment.rerun.simulator_state import LAST_MS, Scene
+from training.experiment.rerun.service import InProcessArm, Remote
+from training.experiment.rerun.simulator_state import QUIET_MS, SimulatorState
 from training.experiment.rerun.truth import by_arm, control, effects, write_truth
 from training.world.population import DAY_MS, Ints
 
-SURFACE = "spaces"  # of the simulated world
+# Surface of the simulated world.
+SURFACE = "spaces"
+# Opens a context for a named step; the context yields a function that takes the share done.
 Progress = Callable[[str], AbstractContextManager[Callable[[float], None]]]
-"""Takes what is being done; while it is, answers who is told how much of it is."""
 
 
 def simulate(
@@ -44,38 +45,40 @@ def simulate(
     out: Path | None = None,
     progress: Progress = lambda what: nullcontext(lambda share: None),
 ) -> dict[str, Any]:
-    """Let the world of a simulated log go on for `days`, its viewers ranked by the service at `url`.
+    """Continue the world of a simulated log for `days`, with rankings by the service at `url`.
 
-    The service has the event clock and a store filled from that log. It deals the viewers to its arms and writes its
-    log; here is only noted which arm it says. `shown` holds the truth of what was shown, by arm and as the effect on
-    the control. With `model`, the artifact that is served, `alone` holds the same where each arm ranks for everybody,
-    over the same visits, computed here: arms that are served together share the audiences that both make.
-    `out` gets all of that as `truth.json`, and `truth.parquet` with each exposure's.
+    The service needs the event clock and a store filled from that log. It assigns the viewers to
+    its arms and writes the log. In the result, `shown` holds the truth on the exposures, by arm
+    and as effects on the control. With `model`, the served artifact, `alone` holds the same for
+    each arm ranking for all viewers over the same visits, computed in this process; arms that are
+    served together share their audiences. The result is written to `out`/truth.json, and the truth
+    of each exposure to `out`/truth.parquet.
 
     Raises:
-        TabrankError: no such log, no service that could do it, or one that has done it already.
+        TabrankError: the log does not exist, the service is not suitable, or it has already
+            continued this log.
     """
     _refuse_impossible(days, rankings, seed)
     if out is not None:
         refuse_existing(out)
     surface = load_surface(SURFACE)
     artifact = None if model is None else load_artifact(model)
-    with closing(Service(url)) as service:
+    with closing(ReplayClient(url)) as service:
         described = service.describe()
-        check(described, surface, artifact, url)
+        check_service(described, surface, artifact, url)
         arms = _arms(described, url)
         scorers = {} if artifact is None else {arm["name"]: _scorer(arm, artifact) for arm in arms}
         with progress("the days before") as share:
-            scene = Scene.after(log, days, seed, share)
-        visits = scene.visits(rankings, seed)
+            simulator = SimulatorState.after(log, days, seed, share)
+        visits = simulator.visits(rankings, seed)
         state = None if artifact is None else _state(log, surface)
-        begun = time.perf_counter()
+        started_s = time.perf_counter()
         with progress("experiment") as share:
-            served = drive(deepcopy(scene), visits, Remote(service), seed, share)
-        seconds = time.perf_counter() - begun
-    result = _result(served, arms, service, seconds, scene) | {"alone": None}
+            served = drive(deepcopy(simulator), visits, Remote(service), seed, share)
+        seconds = time.perf_counter() - started_s
+    result = _result(served, arms, service, seconds, simulator) | {"alone": None}
     if state is not None:
-        result["alone"] = _alone(scene, visits, state, scorers, seed, result["control"], progress)
+        result["alone"] = _alone(simulator, visits, state, scorers, seed, result["control"], progress)
     result["model"] = described["model"]
     if out is not None:
         out.mkdir(parents=True)
@@ -85,16 +88,16 @@ def simulate(
 
 
 def _refuse_impossible(days: float, rankings: int, seed: int) -> None:
-    if not 2 * LAST_MS <= days * DAY_MS <= 365 * DAY_MS:
+    if not 2 * QUIET_MS <= days * DAY_MS <= 365 * DAY_MS:
         raise TabrankError(f"--days {days}: an experiment lasts from 0.01 to 365 days")
     if rankings < 1:
-        raise TabrankError(f"--rankings {rankings}: nothing to ask for; ask for at least 1")
+        raise TabrankError(f"--rankings {rankings}: must be at least 1")
     if seed < 0:
-        raise TabrankError(f"--seed {seed}: a seed is a whole number from 0 up")
+        raise TabrankError(f"--seed {seed}: must be a whole number from 0 up")
 
 
 def _arms(described: Mapping[str, Any], url: str) -> list[dict[str, Any]]:
-    """The arms that have viewers."""
+    """Return the arms that have viewers."""
     arms = [arm for arm in described["experiment"]["arms"] if arm["share"] > 0]
     if len(arms) < 2:
         raise TabrankError(
@@ -120,22 +123,26 @@ def _scorer(arm: Mapping[str, Any], artifact: Artifact) -> Scorer | None:
 
 
 def _state(log: Path, surface: Surface) -> State:
-    """What `serve load` puts into the store: the log of a simulated world knows all ids that are in it."""
+    """Return the state that `serve load` stores; a simulated log declares all its ids."""
     replay = Replay(Schema(surface), read_log(log, surface))
     replay.finish()
     return replay.state
 
 
 def _result(
-    served: Served, arms: list[dict[str, Any]], service: Service, seconds: float, scene: Scene
+    served: Served,
+    arms: list[dict[str, Any]],
+    service: ReplayClient,
+    seconds: float,
+    simulator: SimulatorState,
 ) -> dict[str, Any]:
     found = by_arm(served)
     base = control(arms)
     rungs = Counter(served.rung)
     return {
         "control": base,
-        "start_ms": scene.origin.end_ms,
-        "end_ms": scene.world.end_ms,
+        "start_ms": simulator.provenance.end_ms,
+        "end_ms": simulator.world.end_ms,
         "rankings": len(served.arm),
         "seconds": round(seconds, 3),
         "rankings_per_s": round(len(served.arm) / seconds, 1),
@@ -150,7 +157,7 @@ def _result(
 
 
 def _alone(
-    scene: Scene,
+    simulator: SimulatorState,
     visits: tuple[Ints, Ints],
     state: State,
     scorers: Mapping[str, Scorer | None],
@@ -160,7 +167,7 @@ def _alone(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm, scorer in scorers.items():
-        service = Alone(arm, deepcopy(state), scorer)
+        service = InProcessArm(arm, deepcopy(state), scorer)
         with progress(f"{arm} alone") as share:
-            found |= by_arm(drive(deepcopy(scene), visits, service, seed, share))
+            found |= by_arm(drive(deepcopy(simulator), visits, service, seed, share))
     return {"arms": found, "effect": effects(found, base)}

@@ -1,4 +1,4 @@
-"""The simulated world at the time at which its log ends, made to last longer: where an experiment in it begins."""
+"""Simulator state at the end of a simulated log, from which an experiment continues."""
 
 from __future__ import annotations
 
@@ -15,81 +15,84 @@ import pyarrow.compute as pc
 from numpy.random import default_rng
 
 from serve.contract.errors import TabrankError
-from serve.contract.records import Candidate, Event, Sent
+from serve.contract.records import Candidate, ClientRecord, Event
 from serve.log.reader import read_table
 from serve.log.replay import EVENT, UPSERT
 from training.world.audience import Audience
 from training.world.population import DAY_MS, MINUTE_MS, Ints
-from training.world.provenance import Origin
+from training.world.provenance import Provenance
 from training.world.record import log_tables
 from training.world.world import World
 
-LAST_MS = 3 * MINUTE_MS
-"""Before the end nobody comes any more: clicks and joins, all within 2.5 minutes, are of the experiment's time."""
-SPACES, VISITS = 3, 4  # streams of chance beside the two of `Origin`
+# Stop visits 3 minutes before the end: clicks and joins, all within 2.5 minutes, then stay inside.
+QUIET_MS = 3 * MINUTE_MS
+# Random streams beside the two of `Origin`.
+SPACES, VISITS = 3, 4
 
 
-class Agenda:
-    """What a service is still to be told, in the order in which it happens."""
+class RecordQueue:
+    """Queue of the records that a service has not received, in order of time."""
 
     def __init__(self) -> None:
-        self._ahead: list[tuple[int, int, int, Sent]] = []
+        self._heap: list[tuple[int, int, int, ClientRecord]] = []
         self._number = count()
 
-    def add(self, record: Sent) -> None:
-        """It happens at its `ts_ms`; attributes come before events of the same time."""
+    def add(self, record: ClientRecord) -> None:
+        """Add a record at its `ts_ms`; attributes come before events of the same time."""
         kind = EVENT if isinstance(record, Event) else UPSERT
-        heapq.heappush(self._ahead, (record.ts_ms or 0, kind, next(self._number), record))
+        heapq.heappush(self._heap, (record.ts_ms or 0, kind, next(self._number), record))
 
-    def before(self, ts_ms: int) -> list[Sent]:
-        """What happens strictly before ts_ms and was not asked for yet."""
+    def before(self, ts_ms: int) -> list[ClientRecord]:
+        """Remove and return the records from strictly before `ts_ms`."""
         due = []
-        while self._ahead and self._ahead[0][0] < ts_ms:
-            due.append(heapq.heappop(self._ahead)[-1])
+        while self._heap and self._heap[0][0] < ts_ms:
+            due.append(heapq.heappop(self._heap)[-1])
         return due
 
 
 @dataclass
-class Scene:
-    """A world, who is in which of its Spaces, and what happens next; all of it moves on as time does."""
+class SimulatorState:
+    """World with its audiences and its queue of records; all advance with time."""
 
-    origin: Origin
+    provenance: Provenance
     world: World
     audience: Audience
-    agenda: Agenda
+    queue: RecordQueue
 
     @classmethod
     def after(
         cls, log: Path, days: float, seed: int, progress: Callable[[float], None] = lambda share: None
-    ) -> Scene:
-        """The world of a log that `training simulate` wrote, at its end, with `days` more to come.
+    ) -> SimulatorState:
+        """Build the state at the end of a log that `training simulate` wrote, with `days` to come.
 
-        The log's time is lived again: tastes have moved in it, and who joined shortly before its end is still there.
+        The log's time is simulated again, because tastes moved in it, and viewers who joined
+        shortly before its end are still in the audience.
 
         Raises:
-            TabrankError: no such log, or one that holds other events than this world.
+            TabrankError: the log does not exist, or holds other events than this world.
         """
-        origin = Origin.read(log)
-        world = origin.world()
-        world.go_on(default_rng([origin.seed, SPACES, seed]), origin.end_ms + round(days * DAY_MS))
-        record, audience = origin.lived(world, progress)
-        tables = log_tables(world, *origin.visits(world), record)
-        _check(log, tables["events"], origin)
-        agenda = Agenda()
-        for row in _since(tables["candidates"], origin.end_ms):
+        provenance = Provenance.read(log)
+        world = provenance.world()
+        world.extend(default_rng([provenance.seed, SPACES, seed]), provenance.end_ms + round(days * DAY_MS))
+        record, audience = provenance.simulate_visits(world, progress)
+        tables = log_tables(world, *provenance.visits(world), record)
+        _check(log, tables["events"], provenance)
+        queue = RecordQueue()
+        for row in _since(tables["candidates"], provenance.end_ms):
             about = {name: row.pop(name) for name in ("id", "ts_ms", "ends_ms")}
-            if about["ends_ms"] is None:  # a Candidate's default is not told
+            # Leave out the default, as a client does.
+            if about["ends_ms"] is None:
                 del about["ends_ms"]
-            agenda.add(Candidate(fields=row, **about))
-        for row in _since(tables["events"], origin.end_ms):
-            agenda.add(Event(**row))
-        return cls(origin, world, audience, agenda)
+            queue.add(Candidate(fields=row, **about))
+        for row in _since(tables["events"], provenance.end_ms):
+            queue.add(Event(**row))
+        return cls(provenance, world, audience, queue)
 
     def visits(self, num: int, seed: int) -> tuple[Ints, Ints]:
-        """`num` visits from the log's end on: when, and by whom; in the order of time."""
-        rng = default_rng([self.origin.seed, VISITS, seed])
-        end_ms = max(self.world.end_ms - LAST_MS, self.origin.end_ms + 1)
-        return self.world.viewers.visits(rng, num, self.origin.end_ms, end_ms)
+        """Return times and viewers of `num` visits after the log's end, in order of time."""
+        rng = default_rng([self.provenance.seed, VISITS, seed])
+        end_ms = max(self.world.end_ms - QUIET_MS, self.provenance.end_ms + 1)
+        return self.world.viewers.visits(rng, num, self.provenance.end_ms, end_ms)
 
 
 def _since(table: pa.Table, ts_ms: int) -> list[dict[str, Any]]:
@@ -97,16 +100,16 @@ def _since(table: pa.Table, ts_ms: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(log: Path, events: pa.Table, origin: Origin) -> None:
-    """Refuse a log that is not of this world, or in which a service has gone on already."""
-    ours = int(np.count_nonzero(events["ts_ms"].to_numpy() < origin.end_ms))
+def _check(log: Path, events: pa.Table, provenance: Provenance) -> None:
+    """Refuse a log of another world, and one that a service has continued."""
+    ours = int(np.count_nonzero(events["ts_ms"].to_numpy() < provenance.end_ms))
     theirs = len(read_table(log, "events", ["id"])[1])
     if theirs > ours:
         raise TabrankError(
-            f"--log: {log} holds {theirs} events, and its world had {ours}: a service has written to it since. "
-            "Stop it, simulate the log anew, and load the store from it"
+            f"--log {log}: holds {theirs} events, and its world had {ours}: a service has written to it since. "
+            "Stop the service, simulate the log again, and load the store from it"
         )
     if theirs < ours:
         raise TabrankError(
-            f"--log: {log} holds {theirs} events, and its world has {ours}: it is of another version; simulate it anew"
+            f"--log {log}: holds {theirs} events, and its world has {ours}: another release wrote it; simulate it again"
         )

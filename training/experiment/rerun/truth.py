@@ -1,6 +1,7 @@
-"""The true effect of what was shown: the law's own expectation, with none of the chance of who clicked.
+"""True effect of what was shown: expectations under the data-generating process, without noise.
 
-An exposure's expected clicks are the sum over its candidates of P(looked at) P(click), its joins likewise.
+The expected clicks of an exposure are the sum over its candidates of P(examined) P(click); the
+same holds for joins.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from training.experiment.rerun.drive import Served
 F64 = NDArray[np.float64]
 Measures = dict[str, float]
 Effect = dict[str, dict[str, float | None]]
-NOBODY_COMES_MORE = {"absolute": 0.0, "relative": 0.0}
-"""On daily active viewers: when people of this world come is drawn before anything is shown to them."""
+NO_EFFECT = {"absolute": 0.0, "relative": 0.0}
+# Effect on daily active viewers: the visits of this world are drawn before anything is shown.
+NO_EFFECT = {"absolute": 0.0, "relative": 0.0}
 
 
 def expected(served: Served) -> dict[str, F64]:
-    """The expected `clicks` and `joins` of each exposure."""
+    """Return the expected `clicks` and `joins` of each exposure."""
     looked = served.record.flat("examination")
     first = served.record.offsets.to_numpy()
     return {
@@ -35,14 +37,14 @@ def expected(served: Served) -> dict[str, F64]:
 
 
 def by_arm(served: Served) -> dict[str, dict[str, Any]]:
-    """Of each arm its exposures and viewers, and its clicks and joins by both: `expected`, and as `observed`."""
+    """Return exposures, viewers, and `expected` and `observed` clicks and joins, by arm."""
     arms = np.array(served.arm)
     first = served.record.offsets.to_numpy()
     seen = {
         name: _sums(served.record.flat(flag).astype(np.float64), first)
         for name, flag in (("clicks", "clicked"), ("joins", "joined"))
     }
-    lawful = expected(served)
+    means = expected(served)
     found = {}
     for arm in dict.fromkeys(served.arm):
         mine = arms == arm
@@ -50,31 +52,31 @@ def by_arm(served: Served) -> dict[str, dict[str, Any]]:
         found[arm] = {
             "exposures": int(mine.sum()),
             "viewers": num_viewers,
-            "expected": _measures({name: sums[mine] for name, sums in lawful.items()}, num_viewers),
+            "expected": _measures({name: sums[mine] for name, sums in means.items()}, num_viewers),
             "observed": _measures({name: sums[mine] for name, sums in seen.items()}, num_viewers),
         }
     return found
 
 
 def control(arms: Sequence[Mapping[str, object]]) -> str:
-    """The arm that the others are compared with: the one that ranks by popularity, else the first."""
+    """Return the arm to compare with: the one that ranks by popularity, else the first."""
     return str(next((arm for arm in arms if arm["scorer"] == "popular"), arms[0])["name"])
 
 
 def effects(arms: Mapping[str, Mapping[str, Any]], control: str, kind: str = "expected") -> dict[str, Effect]:
-    """Of each other arm against the control: absolute and relative, of each measure; 0 on who comes."""
+    """Return the effects of the other arms on each measure, absolute and relative."""
     base = arms[control][kind]
     return {
         arm: {name: _effect(value, base[name]) for name, value in found[kind].items()}
-        | {"daily_active_viewers": dict(NOBODY_COMES_MORE)}
+        | {"daily_active_viewers": dict(NO_EFFECT)}
         for arm, found in arms.items()
         if arm != control
     }
 
 
 def write_truth(path: Path, served: Served) -> None:
-    """A row for each exposure, its lists aligned with the candidates as they were shown and as the log has them."""
-    record, lawful = served.record, expected(served)
+    """Write a row for each exposure, with lists aligned with the logged order of candidates."""
+    record, means = served.record, expected(served)
     lists = {
         name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
         for name in ("p_click", "p_join", "examination")
@@ -85,24 +87,24 @@ def write_truth(path: Path, served: Served) -> None:
         "viewer": [f"v{who:07d}" for who in served.viewer.tolist()],
         "arm": served.arm,
         "rung": served.rung,
-        "expected_clicks": lawful["clicks"],
-        "expected_joins": lawful["joins"],
+        "expected_clicks": means["clicks"],
+        "expected_joins": means["joins"],
     }
     pq.write_table(pa.table(columns | lists), path, compression="zstd")
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The truth as lines for people."""
+    """Format the true effects as text."""
     lines = []
     for title, part in (("as shown", result["shown"]), ("each arm alone", result["alone"])):
         for arm, effect in (part or {"effect": {}})["effect"].items():
-            told = ", ".join(f"{name} {_percent(sizes['relative'])}" for name, sizes in effect.items())
-            lines.append(f"true effect of {arm} ({title}): {told}")
+            sizes = ", ".join(f"{name} {_percent(size['relative'])}" for name, size in effect.items())
+            lines.append(f"true effect of {arm} ({title}): {sizes}")
     return "\n".join(lines)
 
 
 def _sums(values: F64, first: Sequence[int] | NDArray[np.int32]) -> F64:
-    """The sum of each exposure's values; 0 where it has none."""
+    """Return the sum of each exposure's values, 0 for an empty one."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     return np.array([total[end] - total[begin] for begin, end in pairwise(first)])
 

@@ -1,4 +1,4 @@
-"""One fault, and a short soak, on the real service."""
+"""Tests of one fault, and of a short soak, on the real service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATE_RPS = 40.0
 
 
 class Controller(Kill):
-    """The Serve controller killed, and looked at for a moment only."""
+    """Killed Serve controller, watched only for a moment."""
 
     def __init__(self):
         super().__init__("controller", "kill -9 the Serve controller", CONTROLLER, NOTHING, ONE)
@@ -35,11 +35,12 @@ def run(bench_work):
         patch.setattr(processes, "SETTLE_S", 0.0)
         patch.setattr(chaos, "BEFORE_S", 4.0)
         with bench_work.locked():
-            yield chaos.Run.of(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
+            yield chaos.ChaosRun.of(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
 
 
+@pytest.mark.proof
 def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
-    target = run.on(Controller())
+    target = run.provide_service(Controller())
     out = tmp_path / "out"
     report, verdict = run_soak(
         target.url, 3.0, RATE_RPS, target.run, run.work.log, None, out, lambda line: None, warmup_s=1.0
@@ -55,9 +56,9 @@ def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
 
 def test_a_killed_controller_is_replaced_and_no_request_fails(run):
     fault, lines = Controller(), {}
-    target = run.on(fault)
+    target = run.provide_service(fault)
     before = target.one(CONTROLLER)
-    found = chaos.tried(run, fault, lines)
+    found = chaos.run_fault(run, fault, lines)
     assert target.one(CONTROLLER).pid != before.pid
     assert (found["rate_rps"], found["failed"], found["failed_first"]) == (RATE_RPS, 0, 0)
     assert found["orphans"] == []

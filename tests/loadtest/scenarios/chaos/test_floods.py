@@ -1,4 +1,4 @@
-"""Floods: what they send is just accepted, and what became of the memory and of the records is told."""
+"""Tests of the floods: the service accepts their requests, and they report memory and records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPACES = load_surface("spaces")
 
 @pytest.fixture
 def service():
-    """Refuses each third batch, forgets the candidate of the first, and answers rankings."""
+    """Reject each third batch, lose the candidate of the first, and answer rankings."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -36,11 +36,11 @@ def service():
                 status = 429 if int(name.removeprefix("long-")) % 3 == 2 else 200
             else:
                 answer = {"unknown_candidates": [name for name in body["candidates"] if name == "long-0"]}
-            said = json.dumps(answer).encode()
+            encoded = json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Content-Length", str(len(encoded)))
             self.end_headers()
-            self.wfile.write(said)
+            self.wfile.write(encoded)
 
         def log_message(self, *args):
             pass
@@ -57,7 +57,7 @@ def target(url="", *processes):
     return SimpleNamespace(url=url, find=lambda role: found, replica=lambda deployment: found[0])
 
 
-def test_the_largest_ranking_is_accepted_and_its_exposures_exceed_a_call_together():
+def test_the_largest_ranking_is_accepted_and_its_exposures_exceed_a_call():
     flood = ExposureFlood()
     body = flood.body(0)
     assert len(body) <= MAX_BODY_BYTES
@@ -75,14 +75,14 @@ def test_the_largest_records_are_accepted_and_fill_a_body():
     assert records[len(records) - 1].id == "long-7"
 
 
-def test_what_was_acknowledged_and_is_not_there_is_told_and_what_was_refused_is_not_asked_for(service):
+def test_lost_acknowledged_batches_are_reported_and_rejected_ones_are_not(service):
     flood = LongStrings()
     flood.num = 9
     here = target(service, os.getpid())
     flood.inject(here)
     flood.look(here)
-    told = flood.counted({}, {})
-    assert (told["flood"], told["restarts"], told["lost"]) == (6, 0, 1)
+    numbers = flood.counted({}, {})
+    assert (numbers["flood"], numbers["restarts"], numbers["lost"]) == (6, 0, 1)
     assert flood.reasons() == ["1 of 6 acknowledged batches are lost"]
 
 
@@ -96,7 +96,7 @@ def test_memory_that_stays_is_told_for_the_exposures(service):
     held = bytearray(psutil.Process().memory_info().rss)
     held[::4096] = b"x" * len(held[::4096])
     flood.look(here)
-    assert "FeatureFetch went from" in flood.reasons()[0]
+    assert "FeatureFetch grew from" in flood.reasons()[0]
 
 
 def test_a_process_beyond_its_memory_is_ended_and_counts_as_a_restart(monkeypatch, service):
@@ -110,4 +110,4 @@ def test_a_process_beyond_its_memory_is_ended_and_counts_as_a_restart(monkeypatc
         assert process.wait(10) == -9
         process.stdin.close()
     assert flood.counted({}, {})["restarts"] == 2
-    assert flood.reasons() == ["Ingest restarted 2 times; once is allowed"]
+    assert flood.reasons() == ["Ingest restarted 2 times (limit 1)"]

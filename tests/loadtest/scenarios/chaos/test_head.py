@@ -1,4 +1,4 @@
-"""A head that dies and comes back, on two nodes of this machine in the environment that `serve render` writes."""
+"""Tests of a head that dies and restarts, on two nodes in the environment of `serve render`."""
 
 import shutil
 import time
@@ -31,7 +31,8 @@ def sleeper(folder):
 
 
 @pytest.mark.integration
-def test_without_its_head_a_worker_answers_on_and_a_new_head_has_its_replicas_and_scales_them(tmp_path):
+@pytest.mark.proof
+def test_a_worker_answers_without_its_head_and_a_new_head_takes_over(tmp_path):
     config, document = sleeper(tmp_path)
     outcomes = Counter()
     with two_nodes(config) as nodes:
@@ -73,17 +74,17 @@ def test_a_head_that_governs_what_ran_before_has_nothing_to_answer_for():
 
 
 @pytest.mark.parametrize(
-    ("seen", "said"),
+    ("seen", "messages"),
     [
-        (Recovered(None, 0), ["the head was not back"]),
+        (Recovered(None, 0), ["the head did not recover"]),
         (Recovered(8.0, 2, 0.1, 2.0), ["2 replicas were replaced"]),
         (Recovered(8.0, 0, None, None), ["a live setting did not reach", "did not scale"]),
     ],
 )
-def test_what_did_not_come_back_with_the_head_is_told(seen, said):
+def test_what_did_not_come_back_with_the_head_is_told(seen, messages):
     reasons = list(seen.reasons())
-    assert len(reasons) == len(said)
-    assert all(part in reason for part, reason in zip(said, reasons, strict=True))
+    assert len(reasons) == len(messages)
+    assert all(part in reason for part, reason in zip(messages, reasons, strict=True))
 
 
 def test_what_cannot_be_told_does_not_hold():

@@ -1,4 +1,4 @@
-"""What a fault came to, and whether that is allowed, on loads as they might have gone."""
+"""Tests of the measured effects of a fault and of their limits, on synthetic loads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadtest.report.chaos import chaos_summary, write_chaos
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Allowed
 from loadtest.scenarios.chaos.measured import Seen, Times, broken, describe
-from loadtest.scenarios.chaos.run import FAULTS, chosen, tried, verdict_of
+from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults, verdict_of
 from loadtest.workload.profiles import load_slo
 
 SLO = load_slo()
@@ -43,15 +43,16 @@ def test_a_fault_that_nobody_notices_is_allowed():
 def test_what_the_retry_saved_counts_without_it_only():
     offering = Offering(28, latency_ms=30.0).failed_first(8.01, 8.02)
     assert reasons(Allowed(0.0, "in flight"), offering) == []
-    assert reasons(Allowed(0.0, "none"), offering) == ["2 first tries failed (2 connection closed); 0 may"]
+    assert reasons(Allowed(0.0, "none"), offering) == ["2 first tries failed (2 connection closed; limit 0)"]
 
 
 def test_more_first_tries_than_were_in_flight_may_not_fail():
     offering = Offering(28, latency_ms=30.0).failed_first(*(8 + i / 100 for i in range(40)))
     in_flight = found(offering)["in_flight"]
-    assert 5 <= in_flight <= 7  # 3 of 100 a second for 30 ms, and those sent in the 20 ms after it
+    # 3 requests of 100 a second for 30 ms, and those sent in the 20 ms after the fault.
+    assert 5 <= in_flight <= 7
     assert reasons(Allowed(0.0, "in flight"), offering) == [
-        f"40 first tries failed (40 connection closed); {in_flight} may"
+        f"40 first tries failed (40 connection closed; limit {in_flight})"
     ]
 
 
@@ -60,26 +61,26 @@ def test_a_failure_before_the_fault_is_not_its_own():
     assert (numbers["failed"], numbers["failed_first"], numbers["failed_before"]) == (0, 0, 1)
 
 
-def test_an_outage_is_from_the_first_failure_to_the_last_and_has_no_good_answer():
+def test_an_outage_lasts_from_the_first_failure_to_the_last():
     offering = Offering(28).between(8, 11, CLOSED)
     numbers = found(offering)
     assert numbers["outage_s"] == pytest.approx(3.0, abs=0.05)
     assert list(broken(numbers, Allowed(None, outage_s=3.1))) == []
     assert "the outage took" in next(iter(broken(numbers, Allowed(None, outage_s=2.9))))
     assert reasons(Allowed(0.01), offering) == [
-        "300 of 2,800 requests failed with the client's one retry (300 connection closed)"
+        "300 of 2,800 requests failed despite the client's one retry (300 connection closed)"
     ]
     assert reasons(Allowed(0.2), offering) == []
 
 
-def test_whole_again_wants_full_answers_and_counts_from_the_end_of_the_fault():
+def test_full_recovery_needs_full_answers_and_counts_from_the_fault_s_end():
     held = Times(8.0, 8.0, healed_s=14.0, ends_s=28.0)
     offering = Offering(28).between(8, 16, FALLBACK)
     numbers = found(offering, held)
     assert (numbers["whole_s"], numbers["p99_back_s"]) == (2, 0)
     assert numbers["rungs"] == {"full": 1200, "fallback": 800}
     assert reasons(Allowed(0.0, "none", whole_s=1.0), offering, held) == [
-        "all was whole again after 2 s; 1 s are allowed"
+        "the service recovered fully after 2 s (limit 1 s)"
     ]
 
 
@@ -91,21 +92,21 @@ def test_replicas_are_back_when_all_run_for_good():
     assert found(Offering(28), seen=seen)["strength_s"] == 4.5
     never = [*seen, Seen(27.0, False)]
     assert reasons(Allowed(strength_s=15.0), Offering(28), seen=never) == [
-        "all replicas ran again after longer than was looked; 15 s are allowed"
+        "all replicas ran again after more than the observed time (limit 15 s)"
     ]
 
 
 def test_a_process_that_is_left_is_never_allowed():
-    assert reasons(Allowed(), Offering(28), orphans=["haproxy"]) == ["processes are left: haproxy"]
+    assert reasons(Allowed(), Offering(28), orphans=["haproxy"]) == ["processes were left behind: haproxy"]
 
 
 def test_a_fault_has_a_name_and_says_what_is_allowed():
-    assert [fault.name for fault in chosen(["haproxy", "scorer", "haproxy"])] == ["haproxy", "scorer"]
-    assert chosen([]) == list(FAULTS)
+    assert [fault.name for fault in select_faults(["haproxy", "scorer", "haproxy"])] == ["haproxy", "scorer"]
+    assert select_faults([]) == list(FAULTS)
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
-    assert all(fault.what and fault.allowed.told() for fault in FAULTS)
-    with pytest.raises(LoadtestError, match="--fault scorr: there is none; there are scorer, "):
-        chosen(["scorr"])
+    assert all(fault.what and fault.allowed.describe() for fault in FAULTS)
+    with pytest.raises(LoadtestError, match="--fault scorr: unknown fault; use scorer, "):
+        select_faults(["scorr"])
 
 
 def test_a_run_is_void_only_where_each_fault_that_did_not_hold_is():
@@ -117,20 +118,21 @@ def test_a_run_is_void_only_where_each_fault_that_did_not_hold_is():
     assert verdict_of([not_held, void]) == "not held"
 
 
-def test_a_fault_that_cannot_be_told_of_does_not_hold_and_takes_no_other_s_report_along(
-    monkeypatch, tmp_path
-):
-    left, said = [], []
+def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp_path):
+    left, lines = [], []
     run = SimpleNamespace(
-        on=lambda fault: None, rate_rps=lambda *_: 10.0, say=said.append, leave=lambda: left.append(True)
+        provide_service=lambda fault: None,
+        rate_rps=lambda *_: 10.0,
+        emit=lines.append,
+        end_service=lambda: left.append(True),
     )
 
     def gone(*_):
-        raise LoadtestError("process 7 ended before it could be hurt")
+        raise LoadtestError("process 7 ended before the fault")
 
     monkeypatch.setattr(chaos, "_under_load", gone)
-    told = tried(run, chosen(["scorer"])[0], {})
-    assert (told["held"], told["void"], left) == (False, False, [True])
+    result = run_fault(run, select_faults(["scorer"])[0], {})
+    assert (result["held"], result["void"], left) == (False, False, [True])
     report = {
         "verdict": "not held",
         "knee_rps": None,
@@ -138,7 +140,7 @@ def test_a_fault_that_cannot_be_told_of_does_not_hold_and_takes_no_other_s_repor
         "machine": {},
         "seconds": 1.0,
     }
-    report |= {"faults": [told]}
+    report |= {"faults": [result]}
     assert "process 7 ended" in chaos_summary(report)
     write_chaos(tmp_path / "out", report, {}, SLO)
     assert "process 7 ended" in (tmp_path / "out" / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""The supervisor that is killed, or whose files cannot grow, of a service that is only a folder and two processes."""
+"""Tests of the faults of the supervisor, on a run folder and two plain processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loadtest.scenarios.chaos.target import Target
 
 
 class Folder(Target):
-    """A run folder without a service; its Scorer is the process whose id is in `scorer`."""
+    """Run folder without a service; the file `scorer` holds the id of its Scorer process."""
 
     def replica(self, deployment):
         return psutil.Process(int((self.folder / "scorer").read_text()))
@@ -61,5 +61,5 @@ def test_no_file_of_the_supervisor_can_grow_until_the_fault_ends(target, process
     assert psutil.Process(supervisor.pid).rlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_a_service_of_which_nobody_said_that_it_is_unwatched_does_not_hold():
-    assert "not what is no longer watched" in RunDiskFull().reasons()[0]
+def test_a_service_that_is_not_reported_as_unwatched_does_not_hold():
+    assert "but not that the service is unwatched" in RunDiskFull().reasons()[0]

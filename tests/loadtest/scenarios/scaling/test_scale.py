@@ -1,4 +1,4 @@
-"""`python -m loadtest scale` with the real service, one short cycle; and where it cannot run."""
+"""Tests of `python -m loadtest scale` with the real service, briefly, and with bad input."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def left(work_id):
     return found
 
 
+@pytest.mark.proof
 def test_replicas_come_and_go_under_load_and_no_request_fails(bench_work, tmp_path):
     out = tmp_path / "out"
     short = ("--part", "replicas", "--cycles", "1", "--hold", "10", "--out", str(out))
@@ -62,17 +63,17 @@ def test_replicas_come_and_go_under_load_and_no_request_fails(bench_work, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (("--part", "replica"), "--part replica: there is no such part; there are replicas, step, nodes"),
+        (("--part", "replica"), "--part replica: unknown part; use replicas, step, nodes"),
         (("--config", "none.yaml", "--part", "step"), "none.yaml: cannot be read"),
-        (("--out", "."), "exists already"),
+        (("--out", "."), "already exists"),
     ],
 )
-def test_what_cannot_be_run_is_one_sentence(bench_work, tmp_path, arguments, said):
+def test_what_cannot_be_run_is_one_sentence(bench_work, tmp_path, arguments, message):
     done = run(bench_work.path, *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert said in json.loads(done.stdout)["error"]
+    assert message in json.loads(done.stdout)["error"]
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""What a `cluster.yaml` must have for its scaling to be proven, and what the parts' verdicts come to."""
+"""Tests of the `cluster.yaml` of a scaled service, and of the verdict on all parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.scaling import replicas
-from loadtest.scenarios.scaling.replicas import FIXED
+from loadtest.scenarios.scaling.replicas import FIXED, ReplicasPlan
 from loadtest.scenarios.scaling.scale import PARTS, run_scale, verdict_of
 from loadtest.scenarios.scaling.service import APPLICATION, Scaled
 from loadtest.targets.workspace import Workspace
@@ -36,17 +35,17 @@ def test_a_deployment_that_does_not_scale_is_refused(tmp_path):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path, part):
-    said = []
+    lines = []
     with pytest.raises(LoadtestError, match=r"none\.yaml: cannot be read"):
         run_scale(
             Workspace(tmp_path / "work"),
             tmp_path / "none.yaml",
             [part],
-            replicas.Plan(),
+            ReplicasPlan(),
             tmp_path / "out",
-            said.append,
+            lines.append,
         )
-    assert said == []
+    assert lines == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,8 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path, 
     [
         ([{"held": True}, {"held": True, "void": False}], "held"),
         ([{"held": True}, {"held": False, "void": True}], "void"),
-        ([{"held": False}, {"held": False, "void": True}], "not held"),  # nobody else's fault takes that back
+        # A part that is void does not excuse another one.
+        ([{"held": False}, {"held": False, "void": True}], "not held"),
     ],
 )
 def test_a_late_generator_voids_only_its_own_part(parts, verdict):

@@ -1,4 +1,4 @@
-"""Each row of the table of consequences, on a service that runs: what `diff` says is what the replicas do."""
+"""Check each row of the table of consequences on a running service."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FRONT, BACK = f"{SHOP}/deployments/Front", f"{SHOP}/deployments/Back"
 
 
 class Service:
-    """The service, what it was given, and which replicas run."""
+    """The service, its document, and its running replicas."""
 
     def __init__(self, folder):
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -97,7 +97,7 @@ class Service:
         self.file.write_text(yaml.safe_dump(document))
 
     def differ(self, changes, *, apply=True):
-        """What `diff` finds after these changes of the file, and, with `apply`, does."""
+        """Return what `diff` finds after these changes of the file and, with `apply`, deploys."""
         document = self.document
         for path, value in changes.items():
             document = replaced(document, tuple(path.split("/")), value)
@@ -110,7 +110,7 @@ class Service:
         return result, lines, held
 
     def ids(self):
-        """The replicas that run, by deployment."""
+        """Return the ids of the running replicas, by deployment."""
         deployments = status(self.run)["applications"]["shop"]["deployments"]
         return {name: set(deployment["ids"]) for name, deployment in deployments.items()}
 
@@ -123,7 +123,8 @@ class Service:
 def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))  # whoever names a policy in a file can import it
+        # A process that names a policy in its file must be able to import it.
+        patch.syspath_prepend(str(folder))
         try:
             yield Service(folder)
         finally:
@@ -131,7 +132,7 @@ def service(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said", "new"),
+    ("changes", "expected", "new"),
     [
         (
             {
@@ -142,7 +143,8 @@ def service(tmp_path_factory):
                 f"{BACK}/num_replicas": 2,
             },
             "nothing",
-            {"Back": 1},  # more of them, and the one that ran goes on
+            # One replica is added, and the running one stays.
+            {"Back": 1},
         ),
         (
             {
@@ -162,7 +164,8 @@ def service(tmp_path_factory):
         ({f"{SHOP}/route_prefix": "/shop"}, "in_place", {}),
         ({f"{SHOP}/route_prefix": "/"}, "in_place", {}),
         ({f"{FRONT}/max_replicas_per_node": 8}, "rolling", {"Front": 1}),
-        ({f"{FRONT}/max_replicas_per_node": 9}, "nothing", {}),  # Ray passes over it
+        # Ray ignores this change.
+        ({f"{FRONT}/max_replicas_per_node": 9}, "nothing", {}),
         ({f"{BACK}/num_replicas": Absent()}, "nothing", {}),
         ({f"{BACK}/autoscaling_config": {"max_replicas": 2}}, "rebuilt", {"Front": 1, "Back": 1}),
         ({f"{SHOP}/args/word": "two"}, "rebuilt", {"Front": 1, "Back": 1}),
@@ -179,21 +182,21 @@ def service(tmp_path_factory):
         "+".join(path.rpartition("/")[2] for path in value) if isinstance(value, dict) else str(value)
     ),
 )
-def test_replicas_do_what_the_difference_says(service, changes, said, new):
+def test_replicas_do_what_the_difference_says(service, changes, expected, new):
     before = service.ids()
     result, _, held = service.differ(changes)
     after = service.ids()
-    assert (result["consequence"], result["applied"], held) == (said, True, True)
-    assert {change["consequence"] for change in result["changes"]} == {said}
+    assert (result["consequence"], result["applied"], held) == (expected, True, True)
+    assert {change["consequence"] for change in result["changes"]} == {expected}
     started = {name: len(after[name] - before[name]) for name in after if after[name] - before[name]}
     assert started == new
-    if said != "nothing":
+    if expected != "nothing":
         kept = {name for name in after if after[name] & before[name]}
         assert kept == set(after) - set(new)
     assert service.differ({})[2]
 
 
-def test_the_running_replicas_got_what_they_were_given(service):
+def test_the_running_replicas_have_the_settings_of_the_file(service):
     assert service.answer() == {"word": "two", "knob": 2, "label": "x"}
 
 
@@ -213,7 +216,7 @@ def test_an_application_comes_and_goes_and_the_other_is_not_touched(service):
     assert service.ids() == before
 
 
-def test_what_needs_a_restart_of_serve_is_refused_in_place(service):
+def test_a_change_that_needs_a_restart_of_serve_is_refused_in_place(service):
     before, deployed = service.ids(), RunFolder.of(service.run).deployed()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -222,13 +225,13 @@ def test_what_needs_a_restart_of_serve_is_refused_in_place(service):
     service.document = document
     service.write(document)
     assert (result["consequence"], result["applied"], held) == ("restart", False, False)
-    assert lines[-1].startswith("refused: Serve reads this only when it starts")
+    assert lines[-1].startswith("refused: Serve reads this setting only at its start")
     assert (service.ids(), RunFolder.of(service.run).deployed()) == (before, deployed)
     for path, value in (("proxy_location", "EveryNode"), ("grpc_options/port", 9001)):
         assert service.differ({path: value}, apply=False)[0]["consequence"] == "restart"
 
 
-def test_a_deploy_that_fails_says_why_and_leaves_what_runs_to_compare_with(service):
+def test_a_failed_deploy_reports_the_reason_and_leaves_the_service(service):
     from serve.contract.errors import TabrankError
 
     document = service.document
@@ -239,6 +242,7 @@ def test_a_deploy_that_fails_says_why_and_leaves_what_runs_to_compare_with(servi
     result, lines, _ = service.differ({}, apply=False)
     assert (result["consequence"], "no_such" in result["error"]) == ("none", True)
     assert "the last deploy failed" in lines[-1]
-    assert service.differ({})[0]["applied"]  # the file as it is brings the service back
+    # Deploying the unchanged file brings the service back.
+    assert service.differ({})[0]["applied"]
     assert service.differ({}, apply=False)[0]["error"] == ""
     assert service.answer()["word"] == "two"

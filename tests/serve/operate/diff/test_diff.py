@@ -1,4 +1,4 @@
-"""What a change does, by small documents: the table of docs/operations.md, and how the list says it."""
+"""Compare small documents: each row of the table in docs/operations.md, and the printed list."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SHOP = "applications/shop"
 FRONT, BACK = f"{SHOP}/deployments/Front", f"{SHOP}/deployments/Back"
 
 
-# What is changed, to what, what that does, and to which deployments.
+# The field that changes, its new value, the consequence, and the deployments it affects.
 TABLE = [
     (f"{FRONT}/autoscaling_config/max_replicas", 9, "nothing", ""),
     (f"{FRONT}/autoscaling_config/upscale_delay_s", 9, "nothing", ""),
@@ -90,8 +90,8 @@ def test_each_change_does_what_the_table_says_whatever_else_changes():
     for path, _, does, touched in TABLE:
         where = text(tuple(path.split("/")))
         change = next(c for name, c in found.items() if where.startswith(name))
-        told = (change.consequence.name.lower(), set(change.touched))
-        assert told == (does, {f"shop/{name}" for name in touched.split()}), path
+        effect = (change.consequence.name.lower(), set(change.touched))
+        assert effect == (does, {f"shop/{name}" for name in touched.split()}), path
 
 
 def test_a_logging_config_reaches_every_deployment_that_has_none():
@@ -103,7 +103,7 @@ def test_placement_groups_are_rolled_out():
     assert compared(f"{BACK}/placement_group_bundles", [{"CPU": 1}]).worst == Consequence.ROLLING
 
 
-def test_a_change_of_what_two_deployments_share_by_a_yaml_alias_is_of_both():
+def test_a_change_behind_a_yaml_alias_affects_one_deployment_only():
     options = {"num_cpus": 0.5}
     both = [{"name": name, "ray_actor_options": options} for name in ("Front", "Back")]
     old = {"applications": [{"name": "shop", "import_path": "shop:build", "deployments": both}]}
@@ -145,7 +145,7 @@ def test_applications_come_and_go():
     assert sorted(change.consequence.name for change in both.changes) == ["ADDED", "ADDED", "DELETED"]
 
 
-def test_each_field_is_told_with_what_it_does_alone_and_the_worst_comes_last():
+def test_each_field_is_listed_with_its_own_effect_and_the_worst_is_last():
     new = changed(f"{FRONT}/user_config/knob", 2, changed(f"{FRONT}/ray_actor_options/num_cpus", 1))
     new["applications"][0]["deployments"][0].pop("max_ongoing_requests")
     assert compare(DOCUMENT, new).lines() == [
@@ -163,7 +163,7 @@ def test_each_field_is_told_with_what_it_does_alone_and_the_worst_comes_last():
 def test_other_bounds_say_which_replicas_start_or_stop():
     wider = compare(DOCUMENT, changed(f"{FRONT}/autoscaling_config/max_replicas", 4))
     assert wider.changes[0].note == "replicas 1 to 2 → 1 to 4: may start replicas"
-    assert compared(f"{BACK}/num_replicas", 1).changes[0].note == "replicas 2 → 1: stops what is above"
+    assert compared(f"{BACK}/num_replicas", 1).changes[0].note == "replicas 2 → 1: stops the excess"
 
 
 def test_a_min_above_the_old_max_is_judged_after_the_max():
@@ -176,10 +176,10 @@ def test_a_min_above_the_old_max_is_judged_after_the_max():
     assert found == {"min_replicas": "NOTHING", "max_replicas": "NOTHING", "look_back_period_s": "IN_PLACE"}
 
 
-def test_what_ray_passes_over_says_so_and_comes_into_force_with_the_next_change():
+def test_a_change_that_ray_ignores_takes_effect_with_the_next_one():
     alone = compared(f"{FRONT}/max_replicas_per_node", 3)
     assert alone.worst == Consequence.NOTHING
-    assert alone.changes[0].note.startswith("Ray passes over it")
+    assert alone.changes[0].note.startswith("Ray ignores it")
     both = compare(
         DOCUMENT, changed(f"{FRONT}/user_config/knob", 2, changed(f"{FRONT}/max_replicas_per_node", 3))
     )
@@ -194,7 +194,7 @@ def test_a_restart_of_the_only_replica_without_surge_is_called_a_gap():
     new = changed(f"{BACK}/num_replicas", 1)
     assert compare(new, changed(f"{BACK}/ray_actor_options/num_cpus", 0, new)).lines()[-2] == (
         "shop/Back: rolling restart; "
-        "a gap where one replica runs: it stops before the next one starts (max_surge_percent: 0)"
+        "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
     )
 
 
@@ -211,7 +211,7 @@ def _reversed(document):
     return {**app, "deployments": app["deployments"][::-1]}
 
 
-def test_a_deployment_that_the_file_does_not_name_is_rebuilt_with_its_application():
+def test_a_deployment_missing_in_the_file_is_rebuilt_with_its_application():
     found = compare(
         DOCUMENT, changed(f"{SHOP}/args/days", 2), {"shop": Shape(("Front", "Back", "Third"), "Front")}
     )
@@ -225,12 +225,13 @@ def test_pools_of_nodes_touch_nothing():
     assert change.consequence == Consequence.NOTHING
 
 
-def test_a_live_knob_of_ours_that_is_written_out_as_its_default_is_no_change_but_an_argument_is():
-    knobs = "applications/spaces/deployments/FeatureFetch/user_config"
-    assert compare(OURS, changed(f"{knobs}/slots", 2, OURS)).changes == ()
-    assert compare(OURS, changed(f"{knobs}/slots", 3, OURS)).worst == Consequence.IN_PLACE
+def test_a_written_default_is_a_change_of_an_argument_but_not_of_a_setting():
+    settings = "applications/spaces/deployments/FeatureFetch/user_config"
+    assert compare(OURS, changed(f"{settings}/slots", 2, OURS)).changes == ()
+    assert compare(OURS, changed(f"{settings}/slots", 3, OURS)).worst == Consequence.IN_PLACE
     found = compare(OURS, changed("applications/spaces/args/keep_log_days", 30, OURS))
-    assert found.worst == Consequence.REBUILT  # Ray's code version is of the words
+    # Ray's code version covers the text of the arguments.
+    assert found.worst == Consequence.REBUILT
     assert set(found.deployments["spaces"]) == {"FeatureFetch", "Scorer", "Ingest"}
     assert found.plain()["changes"][0]["old_default"] == 30
 

@@ -1,4 +1,4 @@
-"""What runs behind a dashboard's address; the dashboard is a small fake."""
+"""Service at a dashboard's address; the dashboard is a small fake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff, popular, switched
 from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.running import AtAddress, find
+from serve.operate.diff.running import RemoteService, find
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, up_command
 from serve.operate.status.vitals import killed_in
@@ -35,7 +35,7 @@ FILE = {
 
 
 class Dashboard:
-    """Serve's details as Ray tells them after this file was deployed; what is put is told a while later."""
+    """Fake of Serve's details, as Ray reports them after a deploy; a put shows one call later."""
 
     def __init__(self, document=FILE, *, fails=False):
         self.put = []
@@ -56,10 +56,10 @@ class Dashboard:
             "http_options": {"host": "0.0.0.0", "port": 9000},
             "grpc_options": {"port": 9000},
             "target_capacity": None,
-            "applications": {app["name"]: self.told(app, status) for app in self.document["applications"]},
+            "applications": {app["name"]: self.details(app, status) for app in self.document["applications"]},
         }
 
-    def told(self, app, status):
+    def details(self, app, status):
         replicas = [{"state": "RUNNING", "replica_id": "a"}, {"state": "STARTING", "replica_id": "b"}]
         deployment = {"status": "HEALTHY", "message": "", "target_num_replicas": 2, "replicas": replicas}
         return {
@@ -89,43 +89,43 @@ def config(document):
 
 
 def test_the_file_that_was_deployed_does_not_differ():
-    assert AtAddress(URL, Dashboard()).difference(config(FILE)).changes == ()
+    assert RemoteService(URL, Dashboard()).difference(config(FILE)).changes == ()
 
 
 def test_a_changed_file_is_put_and_waited_for():
     dashboard = Dashboard()
     file = {**FILE, "logging_config": {"enable_access_log": True}}
-    running = AtAddress(URL, dashboard)
+    running = RemoteService(URL, dashboard)
     found = running.difference(config(file))
     assert [(change.path, change.consequence) for change in found.changes] == [
         ("applications[spaces].logging_config.enable_access_log", Consequence.IN_PLACE)
     ]
     running.deploy(config(file), 5.0, lambda line: None)
     assert dashboard.put == [file]
-    assert AtAddress(URL, dashboard).difference(config(file)).changes == ()
+    assert RemoteService(URL, dashboard).difference(config(file)).changes == ()
 
 
 def test_a_deploy_that_fails_says_why():
     with pytest.raises(TabrankError, match="'spaces' cannot be deployed: ValueError: it cannot"):
-        AtAddress(URL, Dashboard(fails=True)).deploy(config(FILE), 5.0, lambda line: None)
+        RemoteService(URL, Dashboard(fails=True)).deploy(config(FILE), 5.0, lambda line: None)
 
 
 def test_another_port_needs_a_restart():
     file = {**FILE, "http_options": {"port": 9001}}
-    assert AtAddress(URL, Dashboard()).difference(config(file)).worst == Consequence.RESTART
+    assert RemoteService(URL, Dashboard()).difference(config(file)).worst == Consequence.RESTART
 
 
-def test_the_kill_switch_of_a_cluster_is_turned_by_putting_what_runs():
+def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
     dashboard = Dashboard()
-    running = AtAddress(URL, dashboard)
+    running = RemoteService(URL, dashboard)
     running.deploy(running.config(switched(running.document, True)), 5.0, lambda line: None)
-    assert killed_in(AtAddress(URL, dashboard).document) == ["spaces"]
-    (change,) = AtAddress(URL, dashboard).difference(config(FILE)).changes
+    assert killed_in(RemoteService(URL, dashboard).document) == ["spaces"]
+    (change,) = RemoteService(URL, dashboard).difference(config(FILE)).changes
     assert (change.path.rpartition(".")[2], change.old) == ("kill_switch", True)
 
 
-class Fixed(AtAddress):
-    """What runs, of which a deploy is under way."""
+class Fixed(RemoteService):
+    """Running service with a deploy under way."""
 
     under_way: ClassVar = {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"}
 
@@ -137,52 +137,51 @@ def written(tmp_path):
     return path
 
 
-def test_a_deploy_under_way_is_told_and_what_is_refused_names_the_command(written, monkeypatch):
+def test_a_deploy_under_way_and_the_remedy_of_a_refusal_are_reported(written, monkeypatch):
     monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: Fixed(URL, Dashboard()))
     result, lines, held = diff(written, None, URL, True, 5.0, lambda line: None)
     assert (result["under_way"], held) == (Fixed.under_way, False)
-    told = "a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00: what is compared was"
-    assert lines[-2].startswith(told)
-    assert lines[-1].endswith(f"serve deploy --address {URL} {written} restarts it")
+    assert lines[-2].startswith("a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00; ")
+    assert lines[-1].endswith(f"serve deploy --address {URL} {written}")
 
 
 def test_the_command_that_restarts_names_the_file_and_another_run_folder(tmp_path):
     assert up_command(Path("my file.yaml"), RunFolder.of(RUN)) == "python -m serve up 'my file.yaml'"
-    told = up_command(Path("cluster.yaml"), RunFolder.of(tmp_path))
-    assert told == f"python -m serve up cluster.yaml --run {tmp_path}"
+    command = up_command(Path("cluster.yaml"), RunFolder.of(tmp_path))
+    assert command == f"python -m serve up cluster.yaml --run {tmp_path}"
 
 
-def test_that_nothing_runs_is_said_before_any_warning(written, tmp_path):
-    said: list[str] = []
+def test_the_error_that_nothing_runs_comes_before_any_warning(written, tmp_path):
+    messages: list[str] = []
     with pytest.raises(TabrankError, match="nothing runs here"):
-        diff(written, tmp_path / "run", None, False, 5.0, said.append)
-    assert said == []
+        diff(written, tmp_path / "run", None, False, 5.0, messages.append)
+    assert messages == []
 
 
 def test_an_interrupted_switch_says_that_it_may_be_on(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    running = AtAddress(URL, Dashboard())
+    running = RemoteService(URL, Dashboard())
     monkeypatch.setattr(running, "deploy", interrupted)
     monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: running)
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        popular(None, URL, True, 5.0, said.append)
-    assert said == ["the switch may be on already; look with: python -m serve status"]
+        popular(None, URL, True, 5.0, messages.append)
+    assert messages == ["the kill switch may be on already; look with: python -m serve status"]
 
 
-def test_the_screen_gets_what_a_dashboard_tells():
-    service = AtAddress(URL, Dashboard()).service()
+def test_the_screen_gets_the_content_of_a_dashboard():
+    service = RemoteService(URL, Dashboard()).service()
     assert (service["state"], service["url"], service["nodes"]) == ("ready", "http://127.0.0.1:9000", [])
-    told = service["applications"]["spaces"]["deployments"]["FeatureFetch"]
-    assert (told["target"], told["replicas"], told["ids"]) == (2, {"RUNNING": 1, "STARTING": 1}, ["a", "b"])
+    app = service["applications"]["spaces"]["deployments"]["FeatureFetch"]
+    assert (app["target"], app["replicas"], app["ids"]) == (2, {"RUNNING": 1, "STARTING": 1}, ["a", "b"])
 
 
 def test_where_nothing_runs_the_remedy_is_named(tmp_path):
     with pytest.raises(TabrankError, match="nothing runs here; start it with: python -m serve up"):
         find(tmp_path / "run", None)
     with pytest.raises(TabrankError, match="no application runs there"):
-        AtAddress(URL, Dashboard({**FILE, "applications": []}))
+        RemoteService(URL, Dashboard({**FILE, "applications": []}))
     with pytest.raises(TabrankError, match=r"--address localhost:8265: name the dashboard, such as http://"):
         find(None, "localhost:8265")

@@ -40,7 +40,7 @@ def test_paths_count_from_the_folder_of_the_file(tmp_path):
 
 
 def test_ray_reads_every_setting_of_its_own():
-    """One that a new Ray calls otherwise would do nothing, without a word."""
+    """A setting that a new Ray renames would have no effect and raise no error."""
     ray = Path(find_spec("ray").origin).parent
     source = "".join(path.read_text() for path in (ray / "serve/_private").glob("*.py"))
     for name in HAPROXY | FAST | ONE_MACHINE | SEVERAL_MACHINES:
@@ -50,7 +50,7 @@ def test_ray_reads_every_setting_of_its_own():
         assert name.encode() in raylet, name
 
 
-def test_the_memory_of_neighbours_ends_no_process_of_ours_unless_the_shell_says_so(tmp_path, monkeypatch):
+def test_the_memory_use_of_other_processes_kills_none_of_ours(tmp_path, monkeypatch):
     env = built(tmp_path)
     assert env["RAY_memory_monitor_refresh_ms"] == env["RAY_worker_oom_score_adjustment"] == "0"
     assert not set(OTHERS_MEMORY) & set(rendered_environment("/home"))
@@ -84,7 +84,7 @@ def test_the_plain_proxy_is_plain_whatever_the_shell_says(tmp_path, monkeypatch)
     env = built(tmp_path, haproxy=False)
     assert (env["RAY_SERVE_ENABLE_HA_PROXY"], env["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("0", "0")
     callback = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-    assert env[callback] == built(tmp_path)[callback], "trailers are no headers there either"
+    assert env[callback] == built(tmp_path)[callback], "the plain proxy drops trailers too"
 
 
 def test_two_clusters_share_no_port(tmp_path):
@@ -107,6 +107,6 @@ def test_an_installed_wheel_is_found_without_help(tmp_path, monkeypatch):
 
 def test_too_few_open_files_for_haproxy_are_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_MAXCONN", "2000000000")
-    with pytest.raises(TabrankError, match=r"and HAProxy needs 5000000256; raise it"):
+    with pytest.raises(TabrankError, match=r"and HAProxy needs 5000000256; raise the limit"):
         built(tmp_path)
     built(tmp_path, haproxy=False)

@@ -23,7 +23,7 @@ def test_the_longest_socket_path_fits_what_a_unix_socket_may_have(tmp_path):
     assert len(str(temp / "h" / ("f" * 56) / "admin.sock.4194304.tmp")) <= 107
 
 
-def test_the_temporary_folder_has_another_name_each_time_and_is_found_without_the_run_folder(tmp_path):
+def test_the_temporary_folder_has_a_new_name_each_time_and_is_found(tmp_path):
     run = RunFolder.of(tmp_path / "run")
     first = run.make_temp()
     assert first.stat().st_mode & 0o777 == 0o700
@@ -36,7 +36,7 @@ def test_the_temporary_folder_has_another_name_each_time_and_is_found_without_th
     shutil.rmtree(second)
 
 
-def test_the_temporary_folder_that_is_held_is_locked_so_that_nobody_cleans_it_up(tmp_path):
+def test_a_held_temporary_folder_is_locked_against_cleaners(tmp_path):
     run = RunFolder.of(tmp_path)
     run.hold_temp()
     folder = run.make_temp()
@@ -61,7 +61,7 @@ def test_a_temporary_folder_of_another_user_is_not_taken_for_ours(tmp_path, monk
 
 
 def session(run, **logs):
-    """A temporary folder with logs, as Ray leaves it."""
+    """Make a temporary folder with logs, as Ray leaves it."""
     folder = run.make_temp() / "r" / "session_latest" / "logs" / "serve"
     folder.mkdir(parents=True)
     for at, (name, content) in enumerate(logs.items()):
@@ -69,9 +69,7 @@ def session(run, **logs):
         os.utime(folder / name, (at, at))
 
 
-def test_logs_outlive_their_session_the_newest_where_not_all_fit_and_only_of_the_last_sessions(
-    tmp_path, monkeypatch
-):
+def test_the_newest_logs_of_the_last_sessions_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("serve.operate.host.run_folder.KEPT_BYTES", 10)
     run = RunFolder.of(tmp_path / "run")
     run.path.mkdir()
@@ -90,24 +88,24 @@ def test_logs_outlive_their_session_the_newest_where_not_all_fit_and_only_of_the
     assert len(list(run.kept_logs.glob("*/"))) == 3
 
 
-def test_a_folder_without_room_is_named_with_what_to_do(tmp_path):
+def test_the_error_of_a_full_disk_names_the_file_and_the_remedy(tmp_path):
     run, before = RunFolder.of(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     run.write({"state": "ready"})
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
-        with pytest.raises(TabrankError, match=r"service\.json\.new: .*; make room"):
+        with pytest.raises(TabrankError, match=r"service\.json\.new: .*; free some space"):
             run.write({"state": "failed"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert run.service() == {"state": "ready"}
 
 
-def test_what_is_written_is_read_back_and_rubbish_counts_as_nothing(tmp_path):
+def test_written_state_is_read_back_and_invalid_content_counts_as_none(tmp_path):
     run = RunFolder.of(tmp_path)
     assert run.service() == {}
     run.write({"state": "ready"})
     assert run.service() == {"state": "ready"}
-    run.keep({"applications": []})
+    run.save_deployed({"applications": []})
     assert run.deployed() == {"applications": []}
     (tmp_path / "service.json").write_text('{"state": ')
     (tmp_path / "deployed.yaml").write_text("applications: [")
@@ -142,17 +140,17 @@ def test_processes_are_found_by_the_marker_alone(tmp_path):
 
 def test_two_commands_cannot_hold_one_folder(tmp_path):
     run = RunFolder.of(tmp_path)
-    with run.locked(1.0), pytest.raises(TabrankError, match="another up or down is at work"), run.locked(0.0):
+    with run.locked(1.0), pytest.raises(TabrankError, match="another up or down runs"), run.locked(0.0):
         pass
     with run.locked(0.0):
         pass
 
 
-def test_what_may_hold_a_password_is_for_its_owner_alone(tmp_path):
+def test_files_that_may_hold_a_password_are_private(tmp_path):
     run = RunFolder.of(tmp_path)
     for _ in range(2):
-        run.keep({"applications": []})
-        run.want(tmp_path / "cluster.yaml", "", {"applications": []})
+        run.save_deployed({"applications": []})
+        run.save_wanted(tmp_path / "cluster.yaml", "", {"applications": []})
         run.write({})
     assert [
         (tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml", "service.json")

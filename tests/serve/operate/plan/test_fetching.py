@@ -1,4 +1,4 @@
-"""The simulated batches are those that the service's own batcher makes of the same requests."""
+"""The simulated batches equal those of the service's own batcher for the same requests."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.operate.plan.agenda import Agenda
 from serve.operate.plan.costs import load_costs
+from serve.operate.plan.event_queue import EventQueue
 from serve.operate.plan.fetching import FetchReplica
 from serve.operate.plan.ledger import FULL, LATE, Ledger
-from serve.operate.plan.service import Deployment, Service
+from serve.operate.plan.service import Deployment, PlannedService
 from serve.ranking.batcher import Batcher
 
-PATIENT_S, SLOTS, CAP = 0.095, 2, 10  # the deadline's last 5 ms are kept to answer in
-TOOK_S = (0.02, 0.05, 0.03, 0.2)  # of one batch after the other; the last outlasts every deadline
+# The last 5 ms of the deadline are reserved for the answer.
+PATIENT_S, SLOTS, CAP = 0.095, 2, 10
+# The durations of the batches in turn; the last one exceeds every deadline.
+TOOK_S = (0.02, 0.05, 0.03, 0.2)
 
 
 class _NoWait(selectors.SelectSelector):
-    """Lets a loop's time pass without waiting for it."""
+    """Selector that lets a loop's time pass without waiting."""
 
     now_s = 0.0
 
@@ -33,7 +35,7 @@ class _NoWait(selectors.SelectSelector):
 
 
 def real(arrived_s):
-    """(second of leaving, requests) of each batch of the real batcher, and whether each request was answered."""
+    """Return (time, requests) of each batch of the real batcher, and whether each was answered."""
     selector = _NoWait()
     loop = asyncio.SelectorEventLoop(selector)
     loop.time = lambda: selector.now_s
@@ -61,15 +63,15 @@ def real(arrived_s):
 
 
 class _Handle:
-    """Scores each batch in the time that it is due."""
+    """Handle that scores each batch after its duration."""
 
-    def __init__(self, agenda):
-        self.agenda, self.num_calls, self.sizes = agenda, 0, []
+    def __init__(self, events):
+        self.events, self.num_calls, self.sizes = events, 0, []
 
     def call(self, size, then):
-        self.sizes.append((round(self.agenda.now_s, 3), size))
+        self.sizes.append((round(self.events.now_s, 3), size))
         call = [then]
-        self.agenda.at(self.agenda.now_s + TOOK_S[self.num_calls % len(TOOK_S)], self._done, call)
+        self.events.at(self.events.now_s + TOOK_S[self.num_calls % len(TOOK_S)], self._done, call)
         self.num_calls += 1
         return call
 
@@ -82,26 +84,28 @@ class _Handle:
 
 
 def simulated(arrived_s):
-    """The same of the simulated replica, whose loop takes no time here."""
+    """Return the same of the simulated replica, whose loop takes no time here."""
     costs = load_costs()
     fetch = replace(costs.fetch, us_per_request=0, ms_per_batch=0)
     costs = replace(costs, candidates=1, spread=0.0, fetch=fetch)
     deployment = Deployment("FeatureFetch", None, 1, 10_000, -1, {}, 1.0)
-    service = Service("spaces", deployment, deployment, (), {}, PATIENT_S + 0.005, SLOTS, CAP, 1.0, None)
+    service = PlannedService(
+        "spaces", deployment, deployment, (), {}, PATIENT_S + 0.005, SLOTS, CAP, 1.0, None
+    )
     ledger = Ledger(arrived_s, [True] * len(arrived_s), service)
-    agenda = Agenda(0.0)
-    handle = _Handle(agenda)
-    replica = FetchReplica("one", agenda, costs, ledger, handle, random.Random(0))
+    events = EventQueue(0.0)
+    handle = _Handle(events)
+    replica = FetchReplica("one", events, costs, ledger, handle, random.Random(0))
     for request, at_s in enumerate(arrived_s):
-        agenda.run_until(at_s)
+        events.run_until(at_s)
         replica.take(request)
-    agenda.run_until(arrived_s[-1] + 1.0)
+    events.run_until(arrived_s[-1] + 1.0)
     assert (replica.num_ongoing, replica.num_connected) == (0, 0)
     return handle.sizes, [state == FULL for state in ledger.state], ledger
 
 
 @pytest.mark.parametrize("rate_rps", [20, 100, 250, 600])
-def test_batches_are_those_of_the_real_batcher(rate_rps):
+def test_simulated_batches_are_those_of_the_real_batcher(rate_rps):
     rng = np.random.default_rng(rate_rps)
     arrived_s = np.cumsum(rng.exponential(1 / rate_rps, 150)).tolist()
     batches, answered = real(arrived_s)

@@ -1,4 +1,4 @@
-"""A plan: what Ray's own code makes of a simulated load, and how it is held against a real run."""
+"""Plans: Ray's own decisions under a simulated load, and the comparison with a real run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from serve.config.pools import NodePool
 from serve.config.reader import read
 from serve.contract.errors import TabrankError
 from serve.operate.plan.costs import SHIPPED, load_costs
-from serve.operate.plan.progress import Progress
-from serve.operate.plan.service import Deployment, Service, read_service
+from serve.operate.plan.progress import ProgressReporter
+from serve.operate.plan.service import Deployment, PlannedService, read_service
 from serve.operate.plan.trace import Trace, read_trace
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's, at import
+# Ray's warning at import.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 SHIPPED_CLUSTER = Path(__file__).parents[4] / "cluster.yaml"
 SCALING = {
     "min_replicas": 1,
@@ -34,7 +35,7 @@ SCALING = {
     "upscale_delay_s": 3,
     "downscale_delay_s": 12,
 }
-# a slow Scorer, so that few requests are much: 120 req/s keep one busy, ten of them to a batch
+# A slow Scorer: 120 requests/s, in batches of ten, keep one replica busy.
 COSTS = load_costs()
 COSTS = replace(
     COSTS,
@@ -47,7 +48,7 @@ COSTS = replace(
 
 def service(scorer=SCALING, pools=None, num_cpus=0.5, **changes):
     needs = {"CPU": num_cpus}
-    return Service(
+    return PlannedService(
         "spaces",
         Deployment("FeatureFetch", None, 1, 256, 256, needs, 1.5),
         Deployment("Scorer", scorer, 1, 16, -1, needs, 1.5),
@@ -69,7 +70,7 @@ def wanted(outcome, name="Scorer"):
 
 
 def changes(counts):
-    """(second, count) at the beginning and wherever it changes."""
+    """Return (second, count) at the start and at each change."""
     return [(i, count) for i, count in enumerate(counts) if i == 0 or counts[i - 1] != count]
 
 
@@ -84,7 +85,7 @@ def test_a_doubled_load_scales_up_and_down_after_its_delays():
     (_, first), (up_s, most), (back_s, last) = changes(
         wanted(simulate(service(), COSTS, Trace((0, 8, 28), (60, 600, 10))))
     )
-    # the mean over the look back must first pass the target, and then stay there for the delay
+    # The mean over the look-back period must pass the target, and stay above it for the delay.
     assert up_s - 8 - SCALING["upscale_delay_s"] in range(5)
     assert back_s - 28 - SCALING["downscale_delay_s"] in range(6)
     assert (first, most, last) == (1, 4, 1)
@@ -100,7 +101,7 @@ def test_a_replica_takes_requests_when_it_has_started():
     assert after.late_share < 0.01
 
 
-def test_bounds_are_kept_and_reaching_the_upper_one_is_said():
+def test_bounds_are_kept_and_reaching_the_upper_one_is_reported():
     scaling = SCALING | {"min_replicas": 2, "max_replicas": 3}
     outcome = simulate(service(scaling), COSTS, Trace((0, 5, 15), (10, 400, 10)))
     assert {min(wanted(outcome)), max(wanted(outcome))} == {2, 3}
@@ -115,12 +116,12 @@ def test_the_same_seed_gives_the_same_plan():
     assert first.ledger.answered_s != other.ledger.answered_s
 
 
-def test_a_policy_of_ones_own_decides_in_place_of_rays():
+def test_a_custom_policy_decides_in_place_of_rays():
     scaling = SCALING | {"policy": {"policy_function": "plan_policies:three"}}
     assert changes(wanted(simulate(service(scaling), COSTS, Trace((0, 10), (10, 10))))) == [(0, 1), (3, 3)]
 
 
-def test_a_policys_clock_is_that_of_the_trace():
+def test_the_clock_of_a_policy_is_that_of_the_trace():
     scaling = SCALING | {"upscale_delay_s": 0, "policy": {"policy_function": "plan_policies:late_two"}}
     from ray.serve import autoscaling_policy
     from ray.serve._private import autoscaling_state
@@ -132,31 +133,31 @@ def test_a_policys_clock_is_that_of_the_trace():
     assert autoscaling_policy.time is time
 
 
-def test_a_policy_that_is_not_there_is_refused():
+def test_a_missing_policy_is_refused():
     scaling = SCALING | {"policy": {"policy_function": "plan_policies:four"}}
     with pytest.raises(TabrankError, match="four"):
         simulate(service(scaling), COSTS, Trace((0, 10), (10, 10)))
 
 
-def test_slots_that_hide_the_load_are_said():
+def test_slots_that_hide_the_load_are_reported():
     hidden = simulate(service(slots=1), COSTS, Trace((0, 5), (150, 150)))
     assert set(wanted(hidden)) == {1}
     assert "the Scorer can never scale" in hidden.warnings()[0]
     assert not any("never" in text for text in simulate(service(), COSTS, hidden.trace).warnings())
 
 
-def test_replicas_that_flap_are_said():
-    # what Ray counts falls when the queue is gone, so that its own rule takes away what helped
+def test_flapping_replicas_are_reported():
+    # Ray's count falls with the queue, so that Ray's own rule removes the replicas that helped.
     scaling = SCALING | {"downscale_delay_s": 6}
     outcome = simulate(service(scaling), COSTS, Trace((0, 3, 33), (50, 150, 150)))
     assert any("Scorer: flaps" in text for text in outcome.warnings())
 
 
 @pytest.mark.parametrize(
-    ("rates", "turns"), [((5, 5), 0), ((5, 9, 5), 1), ((5, 9, 8.5, 9, 2, 9), 2), ((9, 1, 9, 1), 2)]
+    ("rates", "reversals"), [((5, 5), 0), ((5, 9, 5), 1), ((5, 9, 8.5, 9, 2, 9), 2), ((9, 1, 9, 1), 2)]
 )
-def test_noise_of_a_load_is_no_turn(rates, turns):
-    assert Trace(tuple(range(len(rates))), rates).num_turns == turns
+def test_noise_of_a_load_is_not_a_reversal(rates, reversals):
+    assert Trace(tuple(range(len(rates))), rates).num_reversals == reversals
 
 
 def test_nodes_follow_replicas_by_bin_packing():
@@ -166,18 +167,19 @@ def test_nodes_follow_replicas_by_bin_packing():
     outcome = simulate(service(scaling, pools, num_cpus=1.0), COSTS, trace)
     asked = max(wanted(outcome))
     nodes = [sample.nodes for sample in outcome.samples]
-    assert max(nodes) == 1 + -(-(asked + 1 - 2) // 2)  # all but the two on the head, by twos
+    # Two replicas fit on the head, the others on workers, two on each.
+    assert max(nodes) == 1 + -(-(asked + 1 - 2) // 2)
     came = next(i for i, count in enumerate(nodes) if count > 1)
     assert came - next(i for i, sample in enumerate(outcome.samples) if sample.unplaced) in range(20, 28)
     assert nodes[-1] == 1
-    assert any("waits for a node" in text for text in outcome.warnings())
+    assert any("waits for a new node" in text for text in outcome.warnings())
 
 
-def test_nodes_that_are_too_few_are_said():
+def test_too_few_nodes_are_reported():
     pools = {"head": NodePool(1, 1, 1)}
     outcome = simulate(service(SCALING, pools), COSTS, Trace((0, 5, 15), (10, 400, 400)))
     assert max(sample.running["Scorer"] for sample in outcome.samples) == 1
-    assert any("wait for room to the end; max_nodes: head 1" in text for text in outcome.warnings())
+    assert any("wait for room until the end; max_nodes: head 1" in text for text in outcome.warnings())
 
 
 @settings(max_examples=3, deadline=None, database=None)
@@ -189,59 +191,60 @@ def test_more_load_never_needs_fewer_replicas(low, more):
     assert most[0] <= most[1]
 
 
-def test_what_the_model_does_not_rank_asks_no_scorer():
+def test_rankings_without_a_model_call_no_scorer():
     outcome = simulate(service(model_share=0.0), COSTS, Trace((0, 5), (150, 150)))
     assert outcome.samples[-1].ongoing["Scorer"] == 0
     assert outcome.answers(0, 10).late_share == 0
 
 
-def test_a_full_service_refuses_what_it_cannot_queue():
+def test_a_full_service_refuses_requests_beyond_its_queue():
     narrow = service()
     narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8, max_queued=8), slots=1)
     outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
     answers = outcome.answers(0, 4)
     assert answers.refused_share > 0.5
-    assert answers.late_share == 0  # a deadline runs from where a request is let in
-    (said,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
-    assert "of a phase are refused (max_queued_requests)" in said
+    # A deadline starts when a replica accepts the request.
+    assert answers.late_share == 0
+    (warning,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
+    assert "of a phase's requests are refused (max_queued_requests)" in warning
 
 
-def test_a_wait_before_the_deadline_begins_is_said():
+def test_a_wait_before_the_deadline_starts_is_reported():
     narrow = service(deadline_s=0.1)
     narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8), slots=1)
     outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
-    (said,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
-    assert "above deadline_ms (100), which begins only where a replica takes a request in" in said
+    (warning,) = [text for text in outcome.warnings() if text.startswith("overloaded")]
+    assert "above deadline_ms (100), which starts only when a replica accepts a request" in warning
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", ":1: empty"),
         ("t_s,rate\n0,1\n", ":1: the column offered_rps is missing; there are t_s, rate"),
         ("t_s,ofered_rps\n0,1\n", ":1: unknown key 'ofered_rps'; did you mean 'offered_rps'?"),
-        ("t_s,offered_rps\n0,900\n", "1 rows; there must be two or more"),
-        ("t_s,offered_rps\n0,900\n1,many\n", ":3: column offered_rps: 'many' is no number"),
+        ("t_s,offered_rps\n0,900\n", "1 rows; at least two are needed"),
+        ("t_s,offered_rps\n0,900\n1,many\n", ":3: column offered_rps: 'many' is not a number"),
         ("t_s,offered_rps\n0,900\n1\n", ":3: column offered_rps is missing"),
         ("t_s,offered_rps\n0,900\n1,\n", ":3: column offered_rps is missing"),
-        ("t_s,offered_rps\n0,900\n1,nan\n", ":3: column offered_rps: 'nan' is no number"),
+        ("t_s,offered_rps\n0,900\n1,nan\n", ":3: column offered_rps: 'nan' is not a number"),
         ("t_s,offered_rps\n0,900\n1,-1\n", ":3: column offered_rps: -1 must be 0 or more"),
         ("t_s,offered_rps\n0,1,000\n1,1,000\n", ":2: more fields than columns; write a thousand as 1000"),
-        ("t_s,offered_rps,offered_rps\n0,1,2\n1,1,2\n", ":1: the column 'offered_rps' is there twice"),
+        ("t_s,offered_rps,offered_rps\n0,1,2\n1,1,2\n", ":1: the column 'offered_rps' appears twice"),
         ("t_s,offered_rps\n5,900\n5,1\n", ":3: column t_s: 5 must be above 5"),
         ("t_s,offered_rps\n0,1e6\n60,1e6\n", "offers 120,000,000 requests; at most 5,000,000"),
-        ("t_s,offered_rps\n0,0\n1e6,0\n", "lasts 2,000,000 s; at most 86,400 are simulated"),
+        ("t_s,offered_rps\n0,0\n1e6,0\n", "lasts 2,000,000 s; at most 86,400 s are simulated"),
         ("t_s,offered_rps\n1790000001,1\n1790000000,1\n", "1790000000 must be above 1790000001, the row"),
-        ("t_s,offered_rps,nodes\n0,1,1\n1,1,x\n", ":3: column nodes: 'x' is no number"),
+        ("t_s,offered_rps,nodes\n0,1,1\n1,1,x\n", ":3: column nodes: 'x' is not a number"),
     ],
 )
-def test_a_trace_is_read_strictly(tmp_path, text, said):
+def test_a_trace_is_read_strictly(tmp_path, text, message):
     path = tmp_path / "trace.csv"
     path.write_text(text)
     with pytest.raises(TabrankError) as refused:
         read_trace(path)
     assert str(refused.value).startswith(str(path))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_trace_shorter_than_a_second_is_one_second():
@@ -250,7 +253,7 @@ def test_a_trace_shorter_than_a_second_is_one_second():
         assert wanted(outcome) == [1] * seconds
 
 
-def test_unix_times_and_the_mark_that_a_spreadsheet_puts_first_are_read_and_written(tmp_path):
+def test_unix_times_and_a_byte_order_mark_are_read_and_written(tmp_path):
     from serve.operate.plan.folder import to_csv
 
     path = tmp_path / "trace.csv"
@@ -270,7 +273,7 @@ def test_a_phase_is_named_to_a_tenth_of_a_second():
     assert Trace((0, 0.04), (1, 1)).phases()[1].name == "0.04–0.08 s"
 
 
-def test_a_trace_offers_what_it_says():
+def test_a_trace_offers_the_requests_of_its_rates():
     import numpy as np
 
     trace = Trace((0, 10, 20), (0.3, 100, 0))
@@ -280,21 +283,21 @@ def test_a_trace_offers_what_it_says():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("ms_per_batch = 1.8", "ms_per_batch = -1"), "FeatureFetch.ms_per_batch: -1 must be from 0"),
         (("us_per_candidate", "us_per_candidat"), "unknown key 'us_per_candidat'; did you mean"),
         (("candidates = 55", "candidates = 0"), "candidates: 0 must be from 1 to 1000"),
         (("machine = ", "# "), "the key 'machine' is missing"),
-        (("[nodes]", "[nodes"), "not TOML"),
+        (("[nodes]", "[nodes"), "invalid TOML"),
     ],
 )
-def test_costs_are_read_strictly(tmp_path, change, said):
+def test_costs_are_read_strictly(tmp_path, change, message):
     path = tmp_path / "costs.toml"
     path.write_text(SHIPPED.read_text().replace(*change, 1))
     with pytest.raises(TabrankError, match=r"costs\.toml") as refused:
         load_costs(path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_the_shipped_file_can_be_planned():
@@ -339,11 +342,11 @@ def test_a_plan_leaves_a_report_and_holds_against_itself(tmp_path):
     assert "svg" in page.tags
     assert set(page.links) == {"plan.json", "plan.csv"}
 
-    # what was planned is a timeline too, and the plan of its load is the same
+    # The planned counts are a timeline too, and the plan of its load is the same.
     held = call(*command, "--compare", out / "plan.csv", "--out", again)
     assert held.exit_code == 0, held.output
     assert "HOLDS" in held.stdout
-    assert "Scorer: most 0 off, 0 as they lie" in held.stdout
+    assert "Scorer: at most 0 off, 0 without a shift" in held.stdout
 
     refused = call(*command, "--trace", trace, "--out", out)
     assert refused.exit_code == 2
@@ -358,49 +361,49 @@ def test_a_plan_that_is_two_replicas_off_does_not_hold(tmp_path):
     done = call(*cluster(tmp_path, max_replicas=2), "--compare", timeline)
     assert done.exit_code == 1
     assert "DOES NOT HOLD" in done.stdout
-    assert "Scorer: most 2 off" in done.stdout
+    assert "Scorer: at most 2 off" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ([], "give --trace a CSV"),
-        (["--trace", "trace.csv", "--compare", "trace.csv"], "not both"),
+        ([], "give either --trace, a CSV"),
+        (["--trace", "trace.csv", "--compare", "trace.csv"], "give either --trace, a CSV"),
         (["--trace", "none.csv"], "none.csv: No such file"),
         (["--compare", "trace.csv"], "the column Scorer_replicas is missing or empty"),
         (["--trace", "trace.csv", "--costs", "none.toml"], "none.toml: No such file"),
         (["--trace", "trace.csv", "--out", "/proc/plan"], "/proc/plan: cannot be written"),
     ],
 )
-def test_what_cannot_be_planned_exits_with_2(tmp_path, monkeypatch, arguments, said):
+def test_a_file_that_cannot_be_planned_exits_with_2(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("trace.csv").write_text("t_s,offered_rps\n0,1\n1,1\n")
     done = call(*cluster(tmp_path)[:1], *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_where_nothing_scales_nothing_is_compared(tmp_path):
+def test_a_file_without_a_scaling_deployment_is_not_compared(tmp_path):
     timeline = tmp_path / "timeline.csv"
     timeline.write_text("t_s,offered_rps,Scorer_replicas\n0,1,1\n1,1,1\n")
     done = call(*cluster(tmp_path, max_replicas=1), "--compare", timeline)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "nothing scales in this file: nothing was compared" in done.stderr
+    assert "no deployment scales, so there is nothing to compare" in done.stderr
 
 
-def test_a_long_plan_says_every_few_seconds_how_far_it_is():
-    now_s, said = iter((0, 1, 3, 5, 6)), []
-    progress = Progress(said.append, 2, lambda: next(now_s))
+def test_a_long_plan_reports_its_progress_every_few_seconds():
+    now_s, messages = iter((0, 1, 3, 5, 6)), []
+    progress = ProgressReporter(messages.append, 2, lambda: next(now_s))
     for i, share in ((0, 0.1), (0, 0.5), (1, 0.0), (1, 0.25)):
         progress.of(i)(share)
-    assert said == ["25% simulated", "62% simulated"]
+    assert messages == ["25% simulated", "62% simulated"]
 
 
-def test_a_simulation_tells_the_share_that_is_done():
-    told = []
-    simulate(service(), COSTS, Trace((0, 2), (25, 25)), 0, told.append)
-    assert told[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert max(told) == 1.0
+def test_a_simulation_reports_its_finished_share():
+    shares = []
+    simulate(service(), COSTS, Trace((0, 2), (25, 25)), 0, shares.append)
+    assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert max(shares) == 1.0
 
 
 def test_a_file_without_the_request_path_cannot_be_planned(tmp_path):
@@ -412,13 +415,14 @@ def test_a_file_without_the_request_path_cannot_be_planned(tmp_path):
 
 @pytest.mark.parametrize("run", ["step", "spike", "diurnal"])
 def test_a_plan_meets_the_real_runs_it_was_not_fitted_to(run):
-    """Recorded with `loadtest run --cluster`; to step alone the costs were fitted, and to its latency only."""
+    """The runs come from `loadtest run --cluster`; only the latency of `step` was used to fit."""
     from serve.operate.plan.comparison import compare
 
     folder = Path(__file__).with_name("plan_runs")
     recorded = read_service(read(folder / "cluster.yaml"))
     outcome = simulate(recorded, load_costs(folder / "costs.toml"), read_trace(folder / f"{run}.csv"))
-    (fit,) = compare(outcome).fits  # one FeatureFetch, and nodes were not counted
+    # One FeatureFetch, and the runs did not count nodes.
+    (fit,) = compare(outcome).fits
     assert fit.holds
     assert fit.within_one_share > 0.95
     assert fit.mean_off < fit.mean_off_unplanned / 2

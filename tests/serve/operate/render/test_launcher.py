@@ -36,26 +36,26 @@ def rendered(provider, *options, config=CLUSTER, code=0):
 
 
 def one_pool(folder):
-    """The cluster without GPUs, as machines of one's own have it."""
+    """Write the cluster without GPUs, for machines of the user."""
     text = CLUSTER.read_text().replace("backend: torch", "backend: onnx").replace(", num_gpus: 1}", "}")
     (folder / "cluster.yaml").write_text(text[: text.index("  gpus:")])
     return folder / "cluster.yaml"
 
 
 def one_proxy(folder):
-    """The cluster with one way in, as a single machine has room for."""
+    """Write the cluster with one proxy, for which a single machine has room."""
     (folder / "cluster.yaml").write_text(CLUSTER.read_text().replace("EveryNode ", "HeadOnly "))
     return folder / "cluster.yaml"
 
 
 def plain(text):
-    """The text without what differs from checkout to checkout."""
+    """Return the text without the parts that depend on the checkout."""
     text = text.replace(str(FOLDER), "FOLDER").replace(str(ROOT), "SOURCE")
     return text.replace(f"gcs/{version('ray')}", "gcs/RAY")
 
 
 @pytest.mark.parametrize("provider", GOLDEN)
-def test_it_is_the_golden_file(provider):
+def test_the_text_is_the_golden_file(provider):
     text = plain(rendered(provider, *GOLDEN[provider]))
     golden = FOLDER / f"launcher.{provider}.golden.yaml"
     assert text == golden.read_text(), "render it again, and look at what changed"
@@ -64,12 +64,12 @@ def test_it_is_the_golden_file(provider):
 @pytest.mark.parametrize(
     ("provider", "options", "made"), [("local", LOCAL, one_pool), ("fake", (), one_proxy)]
 )
-def test_machines_of_ones_own_are_the_golden_file(provider, options, made, tmp_path):
+def test_the_text_for_machines_of_the_user_is_the_golden_file(provider, options, made, tmp_path):
     text = rendered(provider, *options, config=made(tmp_path)).replace(str(tmp_path), "FOLDER")
     assert plain(text) == (FOLDER / f"launcher.{provider}.golden.yaml").read_text()
 
 
-def test_ray_itself_refuses_what_its_schema_does_not_know():
+def test_ray_itself_refuses_a_field_outside_its_schema():
     document = yaml.safe_load(rendered("aws", *GOLDEN["aws"]))
     refuse_invalid(document)
     document["available_node_types"]["head"]["max_wokers"] = 1
@@ -118,13 +118,13 @@ def test_the_head_keeps_its_state_on_disk_and_workers_wait_for_it():
     assert head["RAY_gcs_storage_path"].startswith("$HOME/tabrank/gcs/")
     assert int(worker["RAY_gcs_rpc_server_reconnect_timeout_s"]) >= 600
     assert not set(worker) & {"RAY_gcs_storage", "RAY_gcs_storage_path"}
-    # In a container it must lie outside, and belong to who logs in.
+    # For a container it must lie outside, and belong to the login user.
     (volume,) = document["docker"]["head_run_options"]
     assert volume == "--volume $HOME/tabrank/gcs:/home/tabrank/tabrank/gcs"
     assert document["initialization_commands"][-1] == "mkdir -p $HOME/tabrank/gcs"
 
 
-def test_a_head_alone_keeps_nothing_since_all_ends_with_it(tmp_path):
+def test_a_head_alone_keeps_no_state(tmp_path):
     config = one_pool(tmp_path)
     text = config.read_text().replace("min_replicas: 2, max_replicas: 8", "min_replicas: 1, max_replicas: 1")
     config.write_text(text[: text.index("  workers:")])
@@ -133,21 +133,22 @@ def test_a_head_alone_keeps_nothing_since_all_ends_with_it(tmp_path):
     assert "Without its head" not in text
 
 
-def test_what_the_loss_of_the_head_would_take_along_is_told(tmp_path):
+def test_the_effects_of_losing_the_head_are_noted(tmp_path):
     config = one_pool(tmp_path)
-    said = rendered("gcp", "--project", "p", config=config)
-    assert "Without its head the service goes on for 60 min" in said
-    assert "num_cpus: 0 under nodes.head" in said
-    assert "So does the way in" not in said
+    text = rendered("gcp", "--project", "p", config=config)
+    assert "Without its head the service goes on for 60 min" in text
+    assert "num_cpus: 0 under nodes.head" in text
+    assert "The only ingress ends" not in text
     text = config.read_text().replace("head: {num_cpus: 4", "head: {num_cpus: 0")
     config.write_text(text.replace("EveryNode ", "HeadOnly "))
-    said = rendered("gcp", "--project", "p", "--instance", "head=e2-standard-2", config=config)
-    assert "num_cpus: 0" not in said
-    assert "So does the way in: proxy_location: EveryNode" in said
+    text = rendered("gcp", "--project", "p", "--instance", "head=e2-standard-2", config=config)
+    assert "num_cpus: 0" not in text
+    assert "The only ingress ends with it too: use proxy_location: EveryNode" in text
 
 
-@pytest.mark.parametrize("options", [GOLDEN["aws"], GOLDEN["aws"][:2]])  # in a container, and beside none
-def test_every_command_is_one_that_a_shell_can_read(options):
+# With a container and without one.
+@pytest.mark.parametrize("options", [GOLDEN["aws"], GOLDEN["aws"][:2]])
+def test_a_shell_can_read_every_command(options):
     document = yaml.safe_load(rendered("aws", *options))
     commands = [
         command for key, commands in document.items() if key.endswith("_commands") for command in commands
@@ -159,7 +160,7 @@ def test_every_command_is_one_that_a_shell_can_read(options):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_only_who_is_allowed_reaches_the_service_and_only_that():
+def test_only_allowed_addresses_reach_the_service():
     closed = [option for option in GOLDEN["aws"] if option not in ALLOW]
     assert "IpPermissions" not in yaml.safe_load(rendered("aws", *closed))["provider"]["security_group"]
     (rule,) = yaml.safe_load(rendered("aws", *GOLDEN["aws"]))["provider"]["security_group"]["IpPermissions"]
@@ -168,14 +169,14 @@ def test_only_who_is_allowed_reaches_the_service_and_only_that():
 
 
 @pytest.mark.parametrize("provider", GOLDEN)
-def test_every_file_says_which_ports_are_for_nobody_outside(provider):
+def test_every_file_names_the_ports_to_keep_closed(provider):
     text = rendered(provider, *GOLDEN[provider])
     head = " ".join(line for line in text.splitlines() if line.startswith("#"))
     assert all(port in head for port in ("8404", "9101", "8500", "8080", "30000"))
     assert "--dashboard-host=127.0.0.1" in text
 
 
-def test_a_machine_is_the_smallest_with_that_many_cpus_and_gpus_or_the_one_named():
+def test_a_machine_is_the_smallest_that_fits_or_the_one_named():
     document = yaml.safe_load(rendered("aws", *GOLDEN["aws"], "--instance", "workers=c7i.2xlarge"))
     kinds = document["available_node_types"]
     names = {name: kind["node_config"]["InstanceType"] for name, kind in kinds.items()}
@@ -183,29 +184,29 @@ def test_a_machine_is_the_smallest_with_that_many_cpus_and_gpus_or_the_one_named
 
 
 @pytest.mark.parametrize(
-    ("provider", "options", "said"),
+    ("provider", "options", "message"),
     [
         ("", (), "--provider is missing; it is one of aws, gcp, azure, local, fake"),
         ("asw", (), "did you mean 'aws'?"),
-        ("aws", (), "a pool has GPUs; name an image that holds their driver: --machine-image"),
+        ("aws", (), "a pool has GPUs; name an image with their driver: --machine-image"),
         ("gcp", ("--machine-image", "x"), "--project is missing"),
         ("azure", ("--machine-image", "x"), "PUBLISHER:OFFER:SKU:VERSION"),
         ("fake", (), "set HeadOnly for --provider fake"),
         ("local", (), "--head-ip and --worker-ip"),
-        ("local", LOCAL, "Ray knows one kind of worker there, and `nodes` has workers, gpus"),
+        ("local", LOCAL, "only one kind of worker is possible, not workers, gpus; keep one"),
         ("aws", ("--head-ip", "10.0.0.1"), "--head-ip is for local"),
         ("aws", ("--allow", "everybody"), "--allow everybody"),
         ("aws", ("--instance", "m7i.large"), "must be POOL=TYPE"),
         ("aws", ("--name", "My Cluster"), "--name My Cluster"),
-        ("aws", (*GOLDEN["aws"], "--instance", "wokers=x"), "--instance wokers: there is no such pool"),
-        ("aws", ("--instance", "head=a", "--instance", "head=b"), "head comes twice"),
+        ("aws", (*GOLDEN["aws"], "--instance", "wokers=x"), "--instance wokers: `nodes` has no such pool"),
+        ("aws", ("--instance", "head=a", "--instance", "head=b"), "head appears twice"),
     ],
 )
-def test_what_a_provider_cannot_use_is_refused_with_the_remedy(provider, options, said):
-    assert said in rendered(provider, *options, code=2)
+def test_options_that_a_provider_cannot_use_are_refused(provider, options, message):
+    assert message in rendered(provider, *options, code=2)
 
 
-def test_aws_tells_how_its_image_is_found_and_the_others_know_one(tmp_path):
+def test_aws_needs_an_image_with_a_command_to_find_it_and_others_have_one(tmp_path):
     config = one_pool(tmp_path)
     assert "aws ssm get-parameter --region eu-west-1" in rendered(
         "aws", "--region", "eu-west-1", config=config, code=2
@@ -214,21 +215,21 @@ def test_aws_tells_how_its_image_is_found_and_the_others_know_one(tmp_path):
     assert "ubuntu-24_04-lts" in rendered("azure", config=config)
 
 
-def test_a_pool_that_no_machine_has_asks_for_its_name(tmp_path):
+def test_a_pool_larger_than_any_machine_needs_a_type(tmp_path):
     config = one_pool(tmp_path)
     config.write_text(config.read_text().replace("workers: {num_cpus: 8", "workers: {num_cpus: 500"))
-    said = rendered("aws", *GOLDEN["aws"], config=config, code=2)
-    assert "nodes.workers: no machine in our table has 500 CPUs" in said
-    assert "--instance workers=TYPE" in said
+    message = rendered("aws", *GOLDEN["aws"], config=config, code=2)
+    assert "nodes.workers: no machine in our table has 500 CPUs" in message
+    assert "--instance workers=TYPE" in message
 
 
-def test_allowed_callers_who_would_reach_nothing_are_refused(tmp_path):
+def test_allowed_callers_of_an_unreachable_service_are_refused(tmp_path):
     config = one_pool(tmp_path)
     config.write_text(config.read_text().replace("host: 0.0.0.0", "host: 127.0.0.1"))
     assert "http_options.host is 127.0.0.1" in rendered("aws", *ALLOW, config=config, code=2)
 
 
-def test_a_service_of_several_machines_that_only_each_itself_would_reach_is_told(tmp_path, capfd):
+def test_a_service_that_only_its_machines_can_reach_is_reported(tmp_path, capfd):
     config = one_pool(tmp_path)
     config.write_text(config.read_text().replace("host: 0.0.0.0", "host: 127.0.0.1"))
     options = (*GOLDEN["gcp"][2:4], "--out", str(tmp_path / "up.yaml"))
@@ -237,7 +238,7 @@ def test_a_service_of_several_machines_that_only_each_itself_would_reach_is_told
     assert "http_options.host is 127.0.0.1" in done.stderr
 
 
-def test_it_goes_where_it_is_told_to(tmp_path):
+def test_the_text_is_written_to_the_file_of_out(tmp_path):
     out = tmp_path / "launcher.yaml"
     assert rendered("fake", "--out", str(out), config=one_proxy(tmp_path)) == ""
     assert yaml.safe_load(out.read_text())["provider"]["type"] == "external"

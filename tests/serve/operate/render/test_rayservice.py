@@ -39,14 +39,14 @@ def written(folder, old, new):
 
 
 def check(value, fact, where):
-    """Refuse what the facts do not know; as the API server would, which prunes or refuses an unknown field."""
+    """Refuse a field outside the facts, as the API server prunes or refuses an unknown field."""
     if isinstance(fact, dict):
         assert isinstance(value, dict), where
         for key, child in value.items():
-            assert key in fact, f"{where}.{key} is no field"
+            assert key in fact, f"{where}.{key}: unknown field"
             check(child, fact[key], f"{where}.{key}")
     elif fact in SCALARS:
-        assert type(value) is SCALARS[fact], f"{where}: {value!r} is no {fact}"
+        assert type(value) is SCALARS[fact], f"{where}: {value!r} is not of type {fact}"
     elif fact == "{string}":
         assert all(type(item) is str for pair in value.items() for item in pair), where
     elif fact.startswith("["):
@@ -64,14 +64,14 @@ def containers(service):
     return [group["template"]["spec"]["containers"][0] for group in groups]
 
 
-def test_it_is_the_golden_file():
+def test_the_text_is_the_golden_file():
     text = rendered(*OPTIONS).replace(version("ray"), "RAY")
     assert text == (FOLDER / "rayservice.golden.yaml").read_text(), (
         "render it again, and look at what changed"
     )
 
 
-def test_every_field_is_one_that_kuberay_and_kubernetes_know():
+def test_kuberay_and_kubernetes_have_every_field():
     for rendered_object in objects():
         check(rendered_object, rendered_object["kind"], rendered_object["kind"])
 
@@ -106,18 +106,19 @@ def test_host_and_proxies_are_those_of_pods_whatever_the_file_says(tmp_path):
     config.write_text(config.read_text().replace("EveryNode", "HeadOnly"))
     text = objects(config=config)[0]["spec"]["serveConfigV2"]
     assert yaml.safe_load(text) == read(CLUSTER).serve
-    assert "behind the firewall" not in text  # what was said of a value that was changed
+    # The comment on the changed value is gone.
+    assert "behind the rendered firewall" not in text
     assert "one for all machines" in text
 
 
-def test_a_service_without_keys_is_not_rendered_for_pods_which_listen_beyond_themselves(tmp_path):
+def test_a_service_without_keys_is_not_rendered_for_pods(tmp_path):
     config = written(tmp_path, "host: 0.0.0.0 ", "host: 127.0.0.1 ")
     text = config.read_text()
     keys = text[text.index("      api_keys:") : text.index("  - name: Scorer")]
     config.write_text(text.replace(keys, ""))
-    said = rendered(*OPTIONS, config=config, code=2)
-    assert "user_config.api_keys is missing" in said
-    assert "python -m serve key" in said
+    message = rendered(*OPTIONS, config=config, code=2)
+    assert "user_config.api_keys is missing" in message
+    assert "python -m serve key" in message
 
 
 def test_every_container_has_the_fast_path_and_equal_requests_and_limits():
@@ -151,15 +152,12 @@ def test_only_the_pods_reach_the_ports_of_ray_and_haproxy():
         assert own.items() <= group["template"]["metadata"]["labels"].items()
     among, *rules = policy["spec"]["ingress"]
     assert among == {"from": [{"podSelector": {"matchLabels": own}}]}
-    opened = {
-        peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]: [p["port"] for p in rule["ports"]]
-        for rule in rules
-        for peer in rule["from"]
-    }  # fmt: skip
+    opened = {peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]:
+              [p["port"] for p in rule["ports"]] for rule in rules for peer in rule["from"]}  # fmt: skip
     assert opened == {"gateway": [8000], "prometheus": [8080], "kuberay": [8265, 8000]}
 
 
-def test_the_pods_give_the_store_its_password_by_the_name_it_reads():
+def test_the_pods_set_the_password_variable_that_the_store_reads():
     assert STORE_PASSWORD == PASSWORD
 
 
@@ -175,37 +173,36 @@ def test_no_secret_is_written_and_each_is_named():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("redis://store", "redis://ann@store", "applications[0].args.store: holds a user or a password"),
+        ("redis://store", "redis://ann@store", "applications[0].args.store: has a user or a password"),
         ("redis://store", "redis://:hunter2@store", "set TABRANK_REDIS_PASSWORD in its environment"),
         ("redis://store.internal:6379/0", "lmdb:/mnt/tabrank/store", "store"),
         ("models: /mnt/tabrank/models", "models: var/models", "models"),
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
-        ("max_replicas: 2,", "max_replicas: 3,", "all replicas take 3 num_gpus, and the pools beside the head have 2"),
-        ("  head:", "  first:", "nodes: there is no pool 'head'"),
-        ("  gpus:", "  GPUs:", "a pool has up to 40 lower-case letters"),
-    ],
-)  # fmt: skip
-def test_what_pods_cannot_serve_is_refused(tmp_path, old, new, said):
-    message = rendered(*OPTIONS, config=written(tmp_path, old, new), code=2)
-    assert said in message
-    assert "hunter2" not in message
+        ("max_replicas: 2,", "max_replicas: 3,", "all replicas need 3 num_gpus, and the worker pools have 2"),
+        ("  head:", "  first:", "nodes: the pool 'head' is missing"),
+        ("  gpus:", "  GPUs:", "a pool's name has up to 40 lower-case letters")])  # fmt: skip
+def test_a_file_that_pods_cannot_serve_is_refused(tmp_path, old, new, message):
+    refusal = rendered(*OPTIONS, config=written(tmp_path, old, new), code=2)
+    assert message in refusal
+    assert "hunter2" not in refusal
 
 
-def test_what_the_file_leaves_to_ray_is_counted_as_ray_does(tmp_path):
-    config = written(tmp_path, "{num_cpus: 2}", "{num_cpus: null}")  # 1
+def test_options_that_the_file_leaves_out_count_with_rays_defaults(tmp_path):
+    # Ray's default is 1.
+    config = written(tmp_path, "{num_cpus: 2}", "{num_cpus: null}")
     assert objects(config=config)
     text = config.read_text().replace("max_replicas: 8", 'max_replicas: "8"')
     text = text.replace("num_cpus: 8, min_nodes: 1, max_nodes: 4", "num_cpus: 2, min_nodes: 1, max_nodes: 1")
     config.write_text(text.replace("num_cpus: 8, num_gpus: 1", "num_cpus: 2, num_gpus: 1"))
-    assert "all replicas take 10.5 num_cpus" in rendered(*OPTIONS, config=config, code=2)
+    assert "all replicas need 10.5 num_cpus" in rendered(*OPTIONS, config=config, code=2)
 
 
-def test_a_file_from_which_the_pools_cannot_be_cut_is_refused(tmp_path):
+def test_a_file_from_which_nodes_cannot_be_removed_is_refused(tmp_path):
     config = tmp_path / "cluster.yaml"
     config.write_text(json.dumps(yaml.safe_load(CLUSTER.read_text())))
-    assert "nodes: cannot be cut out of the file" in rendered(*OPTIONS, config=config, code=2)
+    assert "nodes: cannot be removed from the file" in rendered(*OPTIONS, config=config, code=2)
 
 
 def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
@@ -215,20 +212,20 @@ def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--volume", "Models=/mnt/models"), "--volume Models: Kubernetes takes up to 63 lower-case letters"),
-        (("--volume", "tabrank=/mnt/other"), "tabrank comes twice"),
+        (("--volume", "tabrank=/mnt/other"), "tabrank appears twice"),
         (("--namespace", "My Space"), "--namespace My Space: Kubernetes takes"),
         (("--allow", "everybody!"), "--allow everybody!: Kubernetes takes"),
         (("--redis", "ann:hunter2@store:6379"), "--redis: must be HOST:PORT"),
         (("--redis", "store"), "--redis: must be HOST:PORT"),
     ],
 )
-def test_what_kubernetes_does_not_take_is_refused(options, said):
-    message = rendered(*OPTIONS, *options, code=2)
-    assert said in message
-    assert "hunter2" not in message
+def test_names_that_kubernetes_does_not_accept_are_refused(options, message):
+    refusal = rendered(*OPTIONS, *options, code=2)
+    assert message in refusal
+    assert "hunter2" not in refusal
 
 
 @pytest.mark.parametrize(
@@ -247,7 +244,7 @@ def test_an_image_must_be_named():
     assert "--image is missing" in rendered(code=2)
 
 
-def test_a_head_alone_serves_itself_and_keeps_its_one_writer(tmp_path):
+def test_a_head_alone_serves_and_keeps_its_one_writer(tmp_path):
     config = written(tmp_path, "redis://store.internal:6379/0", "lmdb:/mnt/tabrank/store")
     text = config.read_text().replace("backend: torch", "backend: onnx").replace(", num_gpus: 1}", "}")
     text = text.replace("min_replicas: 2, max_replicas: 8", "min_replicas: 1, max_replicas: 1")

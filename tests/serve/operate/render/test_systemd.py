@@ -1,4 +1,4 @@
-"""The systemd unit: it is one to systemd, and a supervisor that dies takes nothing with it."""
+"""The systemd unit: systemd accepts it, and the service survives its supervisor."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from serve.config.application import OUR_APPLICATION
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.difference import Difference, compare
-from serve.operate.diff.running import InFolder
+from serve.operate.diff.running import LocalService
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.operate.host.state import route, status, status_code
 from serve.operate.run.local_cluster import NEVER, down, up
@@ -99,7 +99,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, port):
-    """A folder with an application, whose service is stopped at the end whatever happens."""
+    """Yield a folder with an application; its service is stopped at the end in any case."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "front.py").write_text(APPLICATION)
     yield folder
@@ -113,11 +113,11 @@ def service(
     knob: int = 1,
     fail: bool = False,
     haproxy: bool = True,
-    said: list[str] | None = None,
+    messages: list[str] | None = None,
 ) -> dict[str, Any]:
     (folder / "cluster.yaml").write_text(CONFIG.format(port=port, knob=knob, fail=str(fail).lower()))
-    told = [] if said is None else said
-    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy, progress=told.append)
+    progress = ([] if messages is None else messages).append
+    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy, progress=progress)
 
 
 def answer(port: int) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def idle_process(marker: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 def kill_supervisor(folder: Path) -> int:
-    """Kill it and return its id once it has ended."""
+    """Kill the supervisor and return its id once it has ended."""
     (supervisor,) = RunFolder.of(folder / "run").supervisors()
     supervisor.kill()
     supervisor.wait(10)
@@ -160,7 +160,7 @@ def assert_nothing_is_left(folder: Path, port: int) -> None:
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
+def test_down_ends_every_process_with_the_marker_and_no_other(tmp_path):
     run = RunFolder.of(tmp_path)
     with (
         idle_process(marker=run.cluster_id) as orphan,
@@ -175,16 +175,16 @@ def test_down_ends_what_carries_the_marker_and_nothing_else(tmp_path):
     assert status(tmp_path) == {"state": "stopped"}
 
 
-def test_a_service_that_failed_is_dead_and_nothing_says_that_it_goes_on(tmp_path):
+def test_a_failed_service_is_dead_and_its_error_is_shown(tmp_path):
     run = RunFolder.of(tmp_path)
     run.write({"state": "failed", "url": "http://127.0.0.1:1", "error": "no room", "applications": {}})
     found = look(tmp_path, None)
     assert (found["state"], found["unwatched"], found["waits"]) == ("dead", "", [])
-    told = "".join(render(found).splitlines()[1:])
-    assert told.replace(" ", "") == f"last error: no roomlogs   {run.log}".replace(" ", "")
+    shown = "".join(render(found).splitlines()[1:])
+    assert shown.replace(" ", "") == f"last error: no roomlogs   {run.log}".replace(" ", "")
 
 
-def test_a_state_that_a_deploy_writes_no_more_holds_for_a_minute(tmp_path):
+def test_a_deploy_that_stops_writing_its_state_is_dead_after_a_minute(tmp_path):
     run = RunFolder.of(tmp_path)
     run.write({"state": "deploying", "deploying": {"config": "a.yaml", "since": "2026-01-31T12:00:00+00:00"}})
     with idle_process(run.cluster_id, SUPERVISE) as supervisor:
@@ -195,7 +195,7 @@ def test_a_state_that_a_deploy_writes_no_more_holds_for_a_minute(tmp_path):
         supervisor.kill()
 
 
-def test_what_answers_no_http_on_the_port_is_no_answer():
+def test_an_answer_that_is_not_http_counts_as_none():
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer_rubbish():
@@ -214,7 +214,7 @@ def test_what_answers_no_http_on_the_port_is_no_answer():
         server.shutdown(socket.SHUT_RDWR)
 
 
-def test_of_a_service_that_is_dead_no_replica_is_said_to_run(tmp_path):
+def test_a_dead_service_shows_no_running_replica(tmp_path):
     run = RunFolder.of(tmp_path)
     applications = {"tab": {"deployments": {"Scorer": {"replicas": {"RUNNING": 1}}}, "import_path": "a:b"}}
     run.write({"state": "ready", "url": "http://127.0.0.1:1", "applications": applications})
@@ -226,12 +226,12 @@ def test_down_where_nothing_runs_is_no_error(tmp_path):
     assert down(tmp_path)["was"] == "stopped"
 
 
-def test_down_of_a_folder_that_is_not_there_says_so_and_makes_none(tmp_path):
+def test_down_of_a_missing_folder_reports_it_and_creates_none(tmp_path):
     assert down(tmp_path / "run")["was"] == NEVER
     assert not (tmp_path / "run").exists()
 
 
-def test_what_runs_is_not_stopped_for_a_port_that_is_taken(tmp_path, monkeypatch):
+def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch):
     nothing = compare({"applications": []}, {"applications": []})
     restart = Difference(nothing.changes, nothing.deployments, Consequence.RESTART)
     monkeypatch.setattr("serve.operate.run.local_cluster._difference", lambda config, run: restart)
@@ -239,14 +239,14 @@ def test_what_runs_is_not_stopped_for_a_port_that_is_taken(tmp_path, monkeypatch
     RunFolder.of(tmp_path / "run").write(
         {"url": "http://127.0.0.1:1", "haproxy": True, "state": "deploying", "error": ""}
     )
-    said: list[str] = []
-    with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(TabrankError, match="is taken by"):
-        service(tmp_path, holder.getsockname()[1], said=said)
-    assert said[-1].startswith("restarting")
+    messages: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(TabrankError, match="is in use by"):
+        service(tmp_path, holder.getsockname()[1], messages=messages)
+    assert messages[-1].startswith("restarting")
     assert RunFolder.of(tmp_path / "run").service()
 
 
-def test_a_deploy_is_done_once_no_replica_of_before_is_left():
+def test_a_deploy_is_done_once_no_old_replica_is_left():
     def application(**replicas):
         return {"tab": {"status": "RUNNING", "deployments": {"Front": {"replicas": replicas}}}}
 
@@ -257,7 +257,7 @@ def test_a_deploy_is_done_once_no_replica_of_before_is_left():
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (ValueError(), "ValueError"),
         (ValueError("\n"), "ValueError"),
@@ -265,29 +265,29 @@ def test_a_deploy_is_done_once_no_replica_of_before_is_left():
         (TabrankError("one line\nand another"), "one line\nand another"),
     ],
 )
-def test_every_failure_has_a_reason_one_without_a_text_too(error, told):
-    assert reason(error) == told
+def test_every_failure_has_a_reason_even_without_a_message(error, expected):
+    assert reason(error) == expected
 
 
-def test_a_port_that_somebody_else_holds_is_refused_and_its_holder_named(tmp_path):
+def test_a_busy_port_is_refused_and_its_holder_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        with pytest.raises(TabrankError, match=rf"127\.0\.0\.1:{port} is taken by .*{os.getpid()}"):
+        with pytest.raises(TabrankError, match=rf"127\.0\.0\.1:{port} is in use by .*{os.getpid()}"):
             service(tmp_path, port)
     assert status(tmp_path / "run") == {"state": "stopped"}
 
 
 @pytest.mark.integration
-def test_up_twice_starts_once_and_a_changed_knob_reaches_the_running_replica(folder, port):
+def test_up_twice_starts_once_and_deploys_a_changed_setting_in_place(folder, port):
     assert service(folder, port, knob=1)["action"] == "started"
     first = answer(port)
     assert (first["knob"], first["home"]) == (1, str(folder))
     assert service(folder, port, knob=1)["action"] == "none"
-    said: list[str] = []
-    deployed = service(folder, port, knob=2, said=said)
+    messages: list[str] = []
+    deployed = service(folder, port, knob=2, messages=messages)
     assert (deployed["action"], deployed["degraded"]) == ("deployed", [])
     knob = "applications[tab].deployments[FeatureFetch].user_config.knob"
-    assert said[:2] == [f"{knob}: 1 → 2", "    reconfigured in place"]
+    assert messages[:2] == [f"{knob}: 1 → 2", "    reconfigured in place"]
     assert [change["path"] for change in deployed["changes"]] == [knob]
     assert answer(port) == {**first, "knob": 2}
     now = status(folder / "run")
@@ -296,7 +296,7 @@ def test_up_twice_starts_once_and_a_changed_knob_reaches_the_running_replica(fol
 
 
 @pytest.mark.integration
-def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_deploys(folder, port):
+def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     started = service(folder, port, knob=1)
     first = answer(port)
     kill_supervisor(folder)
@@ -305,8 +305,8 @@ def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_d
     assert "python -m serve up" in now["waits"][0]
     assert "unknown" in render(now)
     assert "running" not in render(now)
-    with pytest.raises(TabrankError, match="have a new one take over"):
-        InFolder(RunFolder.of(folder / "run"))
+    with pytest.raises(TabrankError, match="the supervisor is gone; start a new one"):
+        LocalService(RunFolder.of(folder / "run"))
     for _ in range(50):
         assert answer(port) == first
         time.sleep(0.05)
@@ -324,22 +324,22 @@ def test_a_service_whose_supervisor_is_killed_goes_on_and_up_takes_it_over_and_d
 
 
 @pytest.mark.integration
-def test_a_supervisor_that_is_killed_after_or_during_a_deploy_that_fails_leaves_up_to_deploy(folder, port):
+def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, port):
     started, run = service(folder, port, knob=3), RunFolder.of(folder / "run")
     wanted = run.path / "wanted.yaml"
     wanted.unlink(missing_ok=True)
     wanted.mkdir()
     os.kill(started["pid"], signal.SIGHUP)
     until(lambda: "wanted.yaml: Is a directory" in run.service()["error"])
-    assert "the service goes on with what it had" in run.service()["error"]
+    assert "the service goes on with its previous configuration" in run.service()["error"]
     wanted.rmdir()
     kill_supervisor(folder)
-    said: list[str] = []
-    taken = service(folder, port, knob=5, said=said)
+    messages: list[str] = []
+    taken = service(folder, port, knob=5, messages=messages)
     assert (taken["action"], taken["error"], answer(port)["knob"]) == ("deployed", "", 5)
-    assert said[0].startswith("taking over")
-    # What no machine has room for.
-    run.want(folder / "cluster.yaml", "", unplaceable(run.deployed()))
+    assert messages[0].startswith("taking over")
+    # No machine has room for this deployment.
+    run.save_wanted(folder / "cluster.yaml", "", unplaceable(run.deployed()))
     os.kill(taken["pid"], signal.SIGHUP)
     until(lambda: status(folder / "run")["applications"]["tab"]["status"] == "DEPLOYING")
     kill_supervisor(folder)
@@ -350,7 +350,7 @@ def test_a_supervisor_that_is_killed_after_or_during_a_deploy_that_fails_leaves_
 
 
 @pytest.mark.integration
-def test_a_run_folder_that_was_deleted_comes_back_and_the_next_file_is_deployed_in_place(folder, port):
+def test_a_deleted_run_folder_comes_back_and_deploys_in_place(folder, port):
     service(folder, port, knob=3)
     first = answer(port)
     shutil.rmtree(folder / "run")
@@ -360,10 +360,10 @@ def test_a_run_folder_that_was_deleted_comes_back_and_the_next_file_is_deployed_
 
 
 @pytest.mark.integration
-def test_a_supervisor_that_can_write_nothing_goes_on_says_so_and_tells_what_happened_meanwhile(folder, port):
+def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, port):
     started, run = service(folder, port, knob=4), RunFolder.of(folder / "run")
     supervisor = psutil.Process(started["pid"])
-    # As on a full disk: of its log and its state no byte more is written.
+    # As on a full disk: not a byte more of its log and its state is written.
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
     for title in ("ray::ServeReplica:tab:Scorer", "ray::ServeController"):
         next(one for one in run.processes() if one.cmdline()[:1] == [title]).kill()
@@ -380,16 +380,15 @@ def test_a_supervisor_that_can_write_nothing_goes_on_says_so_and_tells_what_happ
 
 
 @pytest.mark.integration
-def test_after_a_kill_of_all_but_haproxy_up_starts_anew_and_down_leaves_nothing(folder, port):
+def test_up_after_a_kill_of_all_but_haproxy_starts_again(folder, port):
     run = RunFolder.of(folder / "run")
     service(folder, port)
     old = run.processes()
     names = {process.pid: process.name() for process in old}
-    # Among them those that set their own title, and with it would have lost the marker.
+    # These include processes that set their own title, which could overwrite the marker.
     assert {"haproxy", "raylet", "gcs_server", "ray::DashboardAgent"} <= set(names.values())
-    assert (
-        run.temp.stat().st_mode & 0o777 == 0o700
-    )  # HAProxy's admin socket and Ray's, open to all, lie in it
+    # HAProxy's admin socket and Ray's sockets, open to every user, lie in this folder.
+    assert run.temp.stat().st_mode & 0o777 == 0o700
     for process in old:
         if names[process.pid] != "haproxy":
             process.kill()
@@ -408,14 +407,14 @@ def test_after_a_kill_of_all_but_haproxy_up_starts_anew_and_down_leaves_nothing(
 
 
 @pytest.mark.integration
-def test_an_application_that_cannot_start_gives_its_reason_and_leaves_nothing(folder, port):
+def test_an_application_that_cannot_start_reports_why_and_is_cleaned_up(folder, port):
     with pytest.raises(TabrankError, match="'tab' cannot be deployed: RuntimeError: the store cannot be"):
         service(folder, port, fail=True, haproxy=False)
     assert_nothing_is_left(folder, port)
 
 
 @pytest.mark.integration
-def test_the_plain_proxy_serves_and_down_ends_what_a_killed_supervisor_leaves(folder, port):
+def test_down_ends_a_service_with_the_plain_proxy_and_no_supervisor(folder, port):
     started = service(folder, port, haproxy=False)
     assert answer(port)["knob"] == 1
     assert started["pid"] == kill_supervisor(folder)
@@ -432,5 +431,5 @@ def test_the_plain_proxy_serves_and_down_ends_what_a_killed_supervisor_leaves(fo
         ([{"import_path": "serve.app:build", "route_prefix": "/spaces"}], "/spaces"),
     ],
 )
-def test_the_service_is_asked_where_its_first_application_is(applications, where):
+def test_the_probed_route_is_that_of_our_first_application(applications, where):
     assert route({"applications": applications}) == where

@@ -1,4 +1,4 @@
-"""A machine whose memory others have taken, as Ray's own monitor sees it: its threshold is below what is in use."""
+"""Service on a full machine: the threshold of Ray's memory monitor is below the memory in use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serve.operate.host.state import status
 from serve.operate.run.local_cluster import down, up
 
 SLEEPER = Path(__file__).parents[3] / "support" / "sleeper"
-# Ray looks four times a second, and kills one process each time.
+# Ray's monitor checks four times a second, and kills one process each time.
 SECONDS = 5.0
 
 
@@ -38,7 +38,7 @@ def sleeper(folder):
 
 
 def serving(run):
-    """Controller, proxies and replicas, by process id; idle workers come and go, and a reload replaces HAProxy."""
+    """Return controller, proxies and replicas by process id, without idle workers and HAProxy."""
     named = {process.pid: title(process) for process in RunFolder.of(run).processes()}
     return {
         pid: name
@@ -49,7 +49,7 @@ def serving(run):
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("full_machine")
-def test_on_a_full_machine_no_process_of_the_service_is_taken_and_no_request_fails(tmp_path):
+def test_a_full_machine_kills_no_process_and_fails_no_request(tmp_path):
     config, port = sleeper(tmp_path)
     run, outcomes = tmp_path / "run", Counter()
     try:

@@ -1,4 +1,4 @@
-"""How often what runs was started again, and why, from rows of Ray's table of actors."""
+"""Count restarts and their reasons from rows of Ray's table of actors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scorers(status: str, *ids: str) -> dict[str, Any]:
     return {"spaces": {"deployments": {"Scorer": {"status": status, "ids": list(ids)}}}}
 
 
-def test_what_never_ended_is_not_told():
+def test_an_actor_that_never_ended_is_not_reported():
     found = Restarts().found([actor("SERVE_CONTROLLER_ACTOR"), actor(SCORER + "a"), actor("mine", DIED)], {})
     assert found == {}
 
@@ -55,14 +55,14 @@ def test_each_part_is_counted_with_its_last_reason_and_time():
     }
 
 
-@pytest.mark.parametrize(("status", "told"), [("UNHEALTHY", [(1, UNHEALTHY)]), ("UPDATING", [])])
-def test_a_replica_that_serve_stopped_counts_only_if_its_deployment_was_unhealthy(status, told):
+@pytest.mark.parametrize(("status", "expected"), [("UNHEALTHY", [(1, UNHEALTHY)]), ("UPDATING", [])])
+def test_a_stopped_replica_counts_only_if_its_deployment_was_unhealthy(status, expected):
     restarts = Restarts()
     restarts.found([actor(SCORER + "a")], scorers(status, "a", "b"))
     restarts.found([actor(SCORER + "a", KILLED, 30)], scorers("HEALTHY", "b", "c"))
     for table in ([], [actor(SCORER + "b", KILLED, 90)]):
         found = restarts.found([actor(SCORER + "a", KILLED, 30), *table], scorers("HEALTHY", "c"))
-        assert [(one["count"], one["last"]) for one in found.values()] == told
+        assert [(one["count"], one["last"]) for one in found.values()] == expected
 
 
 def test_a_planned_stop_hides_no_crash_before_it():

@@ -1,6 +1,6 @@
 import pytest
 
-from serve.operate.status.scrape import Looks, Page, parse
+from serve.operate.status.scrape import Page, PageHistory, parse
 from serve.runtime.metrics import BOUNDS_MS
 
 ARM = 'experiment="launch",arm="model"'
@@ -22,26 +22,26 @@ ray_serve_other_total{{WorkerId="{worker}"}} 7
     return parse(text, at_s)
 
 
-def looked(*pages):
-    looks = Looks(every_s=1.0)
+def traffic(*pages):
+    history = PageHistory(every_s=1.0)
     for one in pages:
-        looks.add(one)
-    return looks.traffic()
+        history.add(one)
+    return history.traffic()
 
 
-def test_the_rate_is_that_between_two_moments_at_which_the_counters_moved():
-    # 100 a second, handed on once a second; the looks come five times as often, and begin in between
+def test_the_rate_is_taken_between_two_moments_at_which_the_counters_moved():
+    # 100 rankings a second, reported once a second; the pages are read five times as often.
     pages = [page(0.1 + 0.2 * i, 100 * int(0.1 + 0.2 * i + 0.5)) for i in range(13)]
-    assert looked(*pages).rate_rps == pytest.approx(100, rel=0.11)
+    assert traffic(*pages).rate_rps == pytest.approx(100, rel=0.11)
     assert (pages[-1].at_s - pages[0].at_s) < 3
-    assert looked(page(0.0, 5), page(3.0, 5)).rate_rps == 0
+    assert traffic(page(0.0, 5), page(3.0, 5)).rate_rps == 0
 
 
-def test_replicas_add_up_and_one_that_comes_counts_from_nothing():
+def test_replicas_add_up_and_a_new_one_counts_from_zero():
     def both(at_s, one, two):
         return Page(at_s, {**page(at_s, one).values, **(page(at_s, two, worker="w2").values if two else {})})
 
-    found = looked(both(0, 100, 0), both(1, 200, 50), both(2, 300, 100), both(3, 400, 150))
+    found = traffic(both(0, 100, 0), both(1, 200, 50), both(2, 300, 100), both(3, 400, 150))
     assert found.rate_rps == pytest.approx(150)
     assert found.freshness_ms == 80
 
@@ -49,17 +49,17 @@ def test_replicas_add_up_and_one_that_comes_counts_from_nothing():
 def test_quantiles_lie_between_the_bounds_as_prometheus_has_them():
     before = page(0, 0)
     within = {"5": 50, "10": 90, **{str(b): 99 for b in BOUNDS_MS if b > 10}, "+Inf": 100}
-    found = looked(before, page(1, 100, within=within))
+    found = traffic(before, page(1, 100, within=within))
     assert (found.p50_ms, found.p90_ms, found.p99_ms) == (5.0, 10.0, 15.0)
-    assert looked(before, page(1, 1, within={"+Inf": 1})).p50_ms == BOUNDS_MS[-1]
+    assert traffic(before, page(1, 1, within={"+Inf": 1})).p50_ms == BOUNDS_MS[-1]
 
 
-def test_shares_are_of_what_was_answered_meanwhile():
-    found = looked(page(0, 1000, fallback=10), page(1, 1030, fallback=20))
+def test_shares_are_of_the_rankings_between_two_pages():
+    found = traffic(page(0, 1000, fallback=10), page(1, 1030, fallback=20))
     assert found.rungs == {"fallback": 0.25, "full": 0.75}
     assert found.reasons == {"no_model": 0.25}
     assert found.arms == {"model": 1.0}
 
 
-def test_where_nobody_counts_nothing_is_told():
-    assert looked(parse("", 0.0), parse("ray_serve_x_total 3\n", 1.0)) is None
+def test_pages_without_rankings_give_no_traffic():
+    assert traffic(parse("", 0.0), parse("ray_serve_x_total 3\n", 1.0)) is None

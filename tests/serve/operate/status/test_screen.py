@@ -55,7 +55,7 @@ FOUND = {
 }
 
 
-def test_one_screen_has_it_all():
+def test_the_screen_shows_everything():
     assert render(FOUND).splitlines() == [
         "ready  http://127.0.0.1:8000",
         "application  deployment    status     replicas",
@@ -75,17 +75,17 @@ def test_one_screen_has_it_all():
     ]
 
 
-def test_what_nobody_tells_is_a_dash_and_what_is_wrong_comes_first():
+def test_an_unknown_value_is_a_dash_and_problems_come_first():
     found = FOUND | {"traffic": None, "surfaces": {"spaces": {}}, "nodes": [], "error": "no such model"}
     found |= {"degraded": ["spaces: no answer to /readyz"], "kill_switch": ["spaces"]}
     lines = render(found).splitlines()
     assert lines[1:3] == ["degraded: spaces: no answer to /readyz", "last error: no such model"]
-    told = [" ".join(line.split()) for line in lines]
-    assert {"rankings/s –", "rungs –", "nodes –", "kill switch on for spaces"} <= set(told)
+    words = [" ".join(line.split()) for line in lines]
+    assert {"rankings/s –", "rungs –", "nodes –", "kill switch on for spaces"} <= set(words)
     assert render({"state": "stopped", "degraded": [], "kill_switch": []}) == "stopped"
 
 
-def test_a_deploy_that_waits_names_its_file_and_why_and_the_screen_ends_with_the_logs():
+def test_a_waiting_deploy_shows_its_file_and_reason_and_the_logs_come_last():
     service = {
         "state": "deploying",
         "deploying": {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
@@ -116,7 +116,7 @@ def test_a_deploy_that_waits_names_its_file_and_why_and_the_screen_ends_with_the
     assert lines[-1] == "logs   /run/supervisor.log; of replicas /tmp/serve"
 
 
-def test_ctrl_c_before_the_first_screen_ends_as_later(monkeypatch):
+def test_ctrl_c_before_the_first_screen_ends_the_command(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -124,7 +124,7 @@ def test_ctrl_c_before_the_first_screen_ends_as_later(monkeypatch):
     assert keep_showing(None, None, 2.0, False)["state"] == "unknown"
 
 
-def test_a_service_that_ranks_by_the_fallback_alone_is_degraded():
+def test_a_service_without_a_model_is_degraded():
     without = {
         **READY,
         "experiment": {"arms": [{"name": "model", "scorer": "current", "share": 1, "model": None}]},
@@ -140,18 +140,18 @@ def test_a_service_that_ranks_by_the_fallback_alone_is_degraded():
     ]
 
 
-def test_an_arm_that_gets_nobody_needs_no_model():
+def test_an_arm_without_viewers_needs_no_model():
     arms = [{"name": "new", "scorer": "current", "share": 0.0, "model": None}, READY["experiment"]["arms"][1]]
     assert degraded_by({"spaces": {**READY, "experiment": {"arms": arms}}}, {}) == []
 
 
-def deployed(**knobs):
-    ingress = {"name": "FeatureFetch", "user_config": knobs}
+def deployed(**settings):
+    ingress = {"name": "FeatureFetch", "user_config": settings}
     app = {"name": "spaces", "import_path": "serve.app:build", "deployments": [ingress]}
     return {"applications": [app]}
 
 
-def test_arms_that_a_replica_refused_are_told():
+def test_arms_that_a_replica_refused_are_reported():
     arms = {"model": {"scorer": "current", "share": 0.75}, "popular": {"scorer": "popular", "share": 0.25}}
     assert degraded_by({"spaces": READY}, deployed(experiment={"arms": arms})) == []
     arms["model"]["scorer"] = "20260201T120000Z-ab12"
@@ -160,7 +160,7 @@ def test_arms_that_a_replica_refused_are_told():
     ]
 
 
-def test_the_kill_switch_is_read_from_what_was_deployed():
+def test_the_kill_switch_is_read_from_the_deployed_document():
     document = deployed(kill_switch=True)
     assert killed_in(document) == ["spaces"]
     document["applications"][0]["import_path"] = "other:app"

@@ -1,4 +1,4 @@
-"""Simulated time: what happens when, in order."""
+"""Event queue of the simulation: call functions in the order of simulated time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from itertools import count
 from typing import Any
 
 
-class Agenda:
-    """Calls things at their times. `now_s` is the time of what is being called."""
+class EventQueue:
+    """Queue of calls by time; `now_s` is the time of the current call."""
 
     def __init__(self, now_s: float) -> None:
         self.now_s = now_s
-        self._next = count()  # those of one time go in the order in which they were put down
+        # Calls of the same time run in the order in which they were added.
+        self._next = count()
         self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
 
     def at(self, when_s: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Have something called, with these arguments; what is due in the past is called next."""
+        """Add a call with these arguments; a call due in the past runs next."""
         heapq.heappush(self._due, (when_s, next(self._next), call, arguments))
 
     def run_until(self, end_s: float) -> None:
-        """Call what is due up to and at `end_s`, and what that puts down for before it."""
+        """Run the calls due up to and including `end_s`, with those that they add for that time."""
         due = self._due
         while due and due[0][0] <= end_s:
             when_s, _, call, arguments = heapq.heappop(due)

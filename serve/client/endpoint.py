@@ -1,4 +1,4 @@
-"""A service as a client knows it: where it is, what is sent to it, and how its answers read."""
+"""Endpoint of a service: its address, and the steps of each call."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from serve.client.reply import read
 from serve.client.retries import Retries
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Candidate, RankAnswer, new_request_id
-from serve.contract.records import EventsAnswer, Sent
+from serve.contract.records import ClientRecord, EventsAnswer
 
 T = TypeVar("T")
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
-SEND_S = (
-    10.0  # the service itself takes up to 3 s to have records durable, and one retry comes a second later
-)
-IN_HEADER = re.compile(r"[\x21-\x7e]{1,256}")  # an id that a header may carry
+# Default timeout of `send`: records are durable within 3 s, and a retry follows a second later.
+SEND_TIMEOUT_S = 10.0
+# Ids that a header may contain.
+IN_HEADER = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 class _RankAnswer(RankAnswer):
-    """As a newer service may say it: with words that this client does not know."""
+    """Answer that accepts values of `rung` and `degraded` that only a newer service knows."""
 
     rung: str  # type: ignore[assignment]
     degraded: list[str]  # type: ignore[assignment]
@@ -36,8 +36,8 @@ _ranking: msgspec.json.Decoder[RankAnswer] = msgspec.json.Decoder(_RankAnswer)
 _events = msgspec.json.Decoder(EventsAnswer)
 
 
-class Service:
-    """The service at `url`. Its methods do no I/O: they give the steps of a call."""
+class Endpoint:
+    """Service at `url`; its methods do no I/O and return the steps of a call."""
 
     def __init__(self, url: str, timeout_s: float, api_key: str | None) -> None:
         self.url = _address(url)
@@ -58,48 +58,48 @@ class Service:
         traffic: Literal["live", "test"],
         timeout_s: float | None,
     ) -> Steps[RankAnswer]:
-        """The steps to a ranking."""
+        """Return the steps of a ranking."""
         id_ = new_request_id() if request_id is None else request_id
         body = {
             "viewer": viewer,
             "candidates": list(candidates),
             "limit": limit,
             "context": dict(context or {}),
-            "request_id": id_,  # the same in both tries: the exposure is counted once
+            # Both attempts have the same id, so the exposure counts once.
+            "request_id": id_,
             "explain": explain,
             "traffic": traffic,
         }
-        # In a header too, for those who refuse a request before they have read it.
+        # The header names the request to proxies and services that refuse it before they read it.
         named = {"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {}
         timeout_s = self.timeout_s if timeout_s is None else _timeout(timeout_s)
-        asked = Exchange(RANK, msgspec.json.encode(body), self._headers | named, timeout_s, True)
-        return self._answered(asked, _ranking, id_)
+        exchange = Exchange(RANK, msgspec.json.encode(body), self._headers | named, timeout_s, True)
+        return self._answered(exchange, _ranking, id_)
 
     def send(
-        self, records: Sequence[Sent | Mapping[str, Any]], timeout_s: float | None
+        self, records: Sequence[ClientRecord | Mapping[str, Any]], timeout_s: float | None
     ) -> Steps[EventsAnswer]:
-        """The steps to having records taken."""
-        timeout_s = SEND_S if timeout_s is None else _timeout(timeout_s)
+        """Return the steps of sending records."""
+        timeout_s = SEND_TIMEOUT_S if timeout_s is None else _timeout(timeout_s)
         body = msgspec.json.encode({"records": list(records)})
         return self._answered(Exchange(EVENTS, body, self._headers, timeout_s, False), _events, None)
 
     def _answered(
-        self, asked: Exchange, decoder: msgspec.json.Decoder[T], request_id: str | None
+        self, exchange: Exchange, decoder: msgspec.json.Decoder[T], request_id: str | None
     ) -> Steps[T]:
-        reply = yield from asked.steps(self.retries)
-        return read(reply, decoder, self.url, asked.timeout_s, request_id)
+        reply = yield from exchange.steps(self.retries)
+        return read(reply, decoder, self.url, exchange.timeout_s, request_id)
 
 
 def _address(url: str) -> str:
     try:
         parts = urlsplit(url)
         is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    # The port is not a number.
+    except ValueError:
         is_one = False
     if not is_one or parts.query or parts.fragment:
-        raise TabrankError(
-            f"url {url!r} is no address of a service; use http://HOST:PORT or https://HOST:PORT"
-        )
+        raise TabrankError(f"url {url!r} is not a service address; use http://HOST:PORT or https://HOST:PORT")
     return url.rstrip("/")
 
 
