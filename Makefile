@@ -87,9 +87,10 @@ check: install ## Format, lint, types and the fast tests; under a minute, starts
 
 test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
 	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray and not proof'
-	@$(BIN)/pytest -q -m 'integration and not no_ray and not proof'
+	@# The tests of a file share a service, so one worker runs them.
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'integration and not no_ray and not proof'
 
-proofs: install ## The long proofs: kills, fuzzing, a million viewers, searches, scaling (about 15 minutes).
+proofs: install ## The long proofs: the demo, kills, fuzzing, searches, scaling, a lost head (about 20 minutes).
 	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray'
 	@$(BIN)/pytest -q -m 'proof and not no_ray'
 

@@ -84,7 +84,7 @@ def config(home, **changes):
     return f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module", params=["haproxy", "no-haproxy"])
+@pytest.fixture(scope="module", params=["haproxy", pytest.param("no-haproxy", marks=pytest.mark.proof)])
 def url(home, request):
     # Rankings change the store.
     shutil.copytree(home / "store", home / f"store-{request.param}")
@@ -316,6 +316,7 @@ def wheel(tmp_path_factory):
     return installed
 
 
+@pytest.mark.proof
 def test_rays_own_command_serves_the_same_from_a_wheel(home, wheel):
     url = config(home)
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(wheel)}

@@ -273,6 +273,7 @@ def test_exposures_that_waited_for_ingest_are_logged_and_leave_no_memory(home, u
     assert max(grown) < 150e6, "the exposures take 20 MB, and no retry may leave as much behind"
 
 
+@pytest.mark.proof
 def test_acknowledged_events_are_stored_once_even_if_ingest_is_killed(home, url):
     poster = Poster(url)
     poster.start()

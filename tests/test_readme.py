@@ -90,6 +90,7 @@ def run_examples(tree):
     assert lines[3] == "EventsAnswer(accepted=1, duplicates=0, rejected=[])"
 
 
+@pytest.mark.proof
 def test_the_example_of_an_own_surface_goes_from_csv_to_a_ranking(tree):
     answer = json.loads(shell("examples/own_surface/run.sh", tree).stdout.splitlines()[-2])
     assert (answer["surface"], answer["rung"], len(answer["ranking"])) == ("bakery", "full", 5)
@@ -145,6 +146,7 @@ def test_your_own_data(tree):
     assert all(0.0 < ranked["score"] < 1.0 for ranked in answer["ranking"])
 
 
+@pytest.mark.proof
 def test_the_demo_tells_its_story_and_its_verdict(tree):
     """Run the demo with a load of five seconds instead of half a minute."""
     demo = tree / "loadtest/scenarios/demo.py"

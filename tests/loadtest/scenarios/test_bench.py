@@ -85,6 +85,7 @@ def left(work_id):
     return found
 
 
+@pytest.mark.proof
 def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, bench_work):
     report = bench("knee")
     assert set(report) >= NUMBERS | {"steps", "machine", "seconds", "slo", "candidates"}

@@ -32,11 +32,13 @@ from pathlib import Path
 from safetensors.numpy import load_file
 from serve.model.encoder import Encoder
 from serve.contract.errors import TabrankError
-from training import spill
-from training.fit.loop import FitConfig, Rows, inputs
+from training.data import disk_rows as spill
+from training.fit.loop import FitConfig
+from training.network.inputs import EncodedRows, inputs
 from training.network.network import NetworkConfig
 from training.data.stream import Streamed
-from training.fit.trainer import Lines, ray_session, train
+from training.fit.progress import Lines
+from training.fit.trainer import ray_session, train
 
 spill.ROWS_PER_FILE = 2_000
 
@@ -49,7 +51,7 @@ def spilled(rows, folder):
 
 folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
 encoder = Encoder.from_json((folder / "encoder").read_text())
-rows, more = (Rows(**load_file(folder / name)) for name in ("train", "valid"))
+rows, more = (EncodedRows(**load_file(folder / name)) for name in ("train", "valid"))
 about = json.loads((folder / "config").read_text())
 whole = FitConfig(NetworkConfig(**about.pop("network")), **about)
 short = dataclasses.replace(whole, epochs=2)

@@ -18,7 +18,7 @@ from serve.model.artifact import current, load
 from training.search.leaderboard import Leaderboard
 from training.world.simulate import simulate
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.proof]
 
 ROOT = Path(__file__).parents[3]
 MOST_US = 3.5

@@ -380,6 +380,7 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
 
 
 @pytest.mark.integration
+@pytest.mark.proof
 def test_up_after_a_kill_of_all_but_haproxy_starts_again(folder, port):
     run = RunFolder.of(folder / "run")
     service(folder, port)
@@ -414,6 +415,7 @@ def test_an_application_that_cannot_start_reports_why_and_is_cleaned_up(folder, 
 
 
 @pytest.mark.integration
+@pytest.mark.proof
 def test_down_ends_a_service_with_the_plain_proxy_and_no_supervisor(folder, port):
     started = service(folder, port, haproxy=False)
     assert answer(port)["knob"] == 1
