@@ -76,11 +76,11 @@ var/store/.filled: | install var/log
 	@$(BIN)/python -m serve load --log var/log
 	@touch $@
 
-check: install ## Format, lint, types and the fast tests; under a minute, starts no Ray.
+check: install ## Format, lint, prose, types and the fast tests; two minutes, starts no Ray.
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python tests/support/check_prose.py
+	@$(BIN)/mypy --no-error-summary
 	@found=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$found"; exit 1; }
 	@# One OpenMP thread a worker: on two cores, those of LightGBM spin for each other (12 s of one fixture become 2).
 	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration'

@@ -211,6 +211,7 @@ def _feature(
         elif key in ("entity", "transform"):
             arguments[parameter.name] = one_of(value, get_args(Entity if key == "entity" else Transform), at)
         else:
+            assert hint == str | None or hint is str, f"options of type {hint} are not read"
             arguments[parameter.name] = one_of(value, (*events, IMPRESSION), at)
     return cast(Kind, kind(**arguments))
 

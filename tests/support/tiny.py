@@ -1,4 +1,4 @@
-"""Small surface with every feature kind, and a log of it."""
+"""Small surface with many feature kinds, and a log of it."""
 
 from __future__ import annotations
 

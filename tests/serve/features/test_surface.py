@@ -4,6 +4,7 @@ import pytest
 from tiny import TOML
 
 from serve.contract.errors import TabrankError
+from serve.features.definitions import KINDS
 from serve.features.rows import Schema
 from serve.features.surface import load_surface, read_surface
 
@@ -56,6 +57,11 @@ def test_a_mistake_is_named_with_its_remedy(old, new, said):
 def test_an_unknown_name_is_refused_with_the_nearest_one():
     with pytest.raises(TabrankError, match="did you mean 'spaces'"):
         load_surface("spcaes")
+
+
+def test_every_numeric_kind_has_the_transform_that_training_reads():
+    numeric = [kind for kind in KINDS.values() if not kind.categorical]
+    assert {kind.transform for kind in numeric} <= {"none", "log1p"}
 
 
 def test_the_state_fingerprint_depends_on_state_and_not_on_features():
