@@ -14,11 +14,11 @@ from serve.client.endpoint import Endpoint
 from serve.client.exchange import Send, Steps, Wait
 from serve.client.reply import Lost, Reply
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import Candidate, RankAnswer
+from serve.contract.rankings import RankAnswer, StatedCandidate
 from serve.contract.records import ClientRecord, EventsAnswer
 
 T = TypeVar("T")
-Rankable = str | Candidate | Mapping[str, Any]
+Rankable = str | StatedCandidate | Mapping[str, Any]
 Traffic = Literal["live", "test"]
 # Close idle connections before the service does, after 90 s.
 IDLE_S = 60.0

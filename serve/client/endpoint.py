@@ -13,7 +13,7 @@ from serve.client.exchange import Exchange, Steps
 from serve.client.reply import read
 from serve.client.retries import Retries
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import Candidate, RankAnswer, new_request_id
+from serve.contract.rankings import RankAnswer, StatedCandidate, new_request_id
 from serve.contract.records import ClientRecord, EventsAnswer
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Endpoint:
     def rank(
         self,
         viewer: str | None,
-        candidates: Sequence[str | Candidate | Mapping[str, Any]],
+        candidates: Sequence[str | StatedCandidate | Mapping[str, Any]],
         limit: int | None,
         context: Mapping[str, Any] | None,
         request_id: str | None,

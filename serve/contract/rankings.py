@@ -36,7 +36,7 @@ Degraded = Literal[
 Rung = Literal["full", "partial", "fallback"]
 
 
-class Candidate(Struct, forbid_unknown_fields=True):
+class StatedCandidate(Struct, forbid_unknown_fields=True):
     """Candidate with the fields that the surface allows a request to state."""
 
     candidate: Id
@@ -48,7 +48,8 @@ class RankRequest(Struct, forbid_unknown_fields=True):
 
     viewer: Annotated[Id | None, Meta(description="The viewer to rank for; null is an anonymous viewer.")]
     candidates: Annotated[
-        list[Id | Candidate], Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once.")
+        list[Id | StatedCandidate],
+        Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once."),
     ]
     limit: Annotated[int, Meta(ge=1, le=MAX_MS, description="Items to return; default all.")] | None = None
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
@@ -130,4 +131,6 @@ def candidate_ids(request: RankRequest) -> list[str]:
 
 def stated_fields(request: RankRequest) -> dict[int, dict[str, Any]]:
     """Return the fields that the request states, by the index of the candidate."""
-    return {i: c.fields for i, c in enumerate(request.candidates) if isinstance(c, Candidate) and c.fields}
+    return {
+        i: c.fields for i, c in enumerate(request.candidates) if isinstance(c, StatedCandidate) and c.fields
+    }

@@ -8,7 +8,7 @@ import msgspec
 
 from serve.contract.errors import RequestError
 from serve.contract.messages import below, invalid, malformed, quoted
-from serve.contract.rankings import Candidate, RankRequest, candidate_ids
+from serve.contract.rankings import RankRequest, StatedCandidate, candidate_ids
 from serve.features.field_values import bounded
 
 # The client imports its types through this module and must not need NumPy.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from serve.features.surface import Surface
 
 _decoder = msgspec.json.Decoder(RankRequest)
-_FIELDS = {"": RankRequest.__struct_fields__, "/candidates": Candidate.__struct_fields__}
+_FIELDS = {"": RankRequest.__struct_fields__, "/candidates": StatedCandidate.__struct_fields__}
 
 
 def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankRequest:
@@ -61,7 +61,7 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
         return
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
     for i, candidate in enumerate(request.candidates):
-        if type(candidate) is Candidate:
+        if type(candidate) is StatedCandidate:
             for name, value in candidate.fields.items():
                 pointer = below(f"/candidates/{i}/fields", name)
                 candidate.fields[name] = bounded(stated, name, value, pointer)

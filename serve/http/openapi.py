@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from serve.contract import rankings, records
 from serve.contract.rankings import (
     MAX_FIELD_CHARACTERS,
     MAX_MS,
@@ -53,11 +52,8 @@ VALUES: dict[str, dict[str, Any]] = {
         "items": {"type": "string", "maxLength": MAX_FIELD_CHARACTERS},
     },
 }
-# msgspec names the schemas of the two Candidate types by module. Generated clients use these names.
-PUBLISHED = {
-    f"{rankings.Candidate.__module__}.Candidate": "serve.api.Candidate",
-    f"{records.Candidate.__module__}.Candidate": "serve.records.Candidate",
-}
+# Names of msgspec's schemas in the document. Generated clients use the published names.
+PUBLISHED = {"StatedCandidate": "serve.api.Candidate", "Candidate": "serve.records.Candidate"}
 # Without configured keys no key is needed.
 KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]
 
@@ -160,7 +156,9 @@ def _published(schemas: Any) -> Any:
     """Return msgspec's schemas under the names of `PUBLISHED`."""
     text = json.dumps(schemas)
     for name, published in PUBLISHED.items():
-        text = text.replace(name, published)
+        text = text.replace(f'"#/components/schemas/{name}"', f'"#/components/schemas/{published}"')
+        text = text.replace(f'"{name}": {{', f'"{published}": {{')
+        text = text.replace(f'"title": "{name}"', '"title": "Candidate"')
     return json.loads(text)
 
 

@@ -12,7 +12,7 @@ from scripted import DROP, HANG, Slowly, answer, problem, scripted
 
 from serve.client import AsyncClient, Client, ClientError, Refused, TimedOut, Unreachable
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import Candidate
+from serve.contract.rankings import StatedCandidate
 from serve.contract.records import Event, Rejected
 
 RANKING = {
@@ -64,7 +64,7 @@ def test_a_ranking_is_asked_for_in_full_and_comes_back_typed(call):
             server.url + "/front/",
             lambda client: client.rank(
                 None,
-                ["a", Candidate("b", {"price": 2.0}), {"candidate": "c"}],
+                ["a", StatedCandidate("b", {"price": 2.0}), {"candidate": "c"}],
                 limit=2,
                 context={"hour": 3},
                 request_id="mine",
