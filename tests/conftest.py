@@ -20,11 +20,17 @@ from serve.log.writer import write_log
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files whose tests with Ray take longest.
-LONGEST = ("test_readme.py", "test_end_to_end.py", "test_consequences.py", "test_local_cluster.py")
+LONGEST = (
+    "test_readme.py",
+    "test_end_to_end.py",
+    "test_trainer.py",
+    "test_consequences.py",
+    "test_local_cluster.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest files first, so that two workers end at the same time."""
+    """Start the longest files first, so that the workers end at about the same time."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
