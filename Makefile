@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
 STAMP := .venv/.installed
 EXPERIMENT := var/experiment
-# Ray turns token authentication on by itself in some settings: the mode is always said.
+# Ray turns token authentication on by itself in some settings: so set the mode explicitly.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml lock.txt constraints.txt
 	  echo 'tabrank needs Python 3.11 or newer; name one: make install PYTHON=python3.11' >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 	  echo '$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
-	@# No source is built: what it would need to be built has no hash here.
+	@# Build nothing from source: build dependencies have no hash here.
 	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement lock.txt
 	$(PIP) --no-require-hashes --constraint constraints.txt --constraint lock.txt torch
 	$(PIP) --no-deps --no-build-isolation --editable .
@@ -39,7 +39,7 @@ experiment: install ## The original experiment, rerun over HTTP, TabNet against 
 	@$(BIN)/python -m training simulate --out $(EXPERIMENT)/log --rows 600000 --viewers 6000 --days 3
 	@$(BIN)/python -m training fit --surface spaces --log $(EXPERIMENT)/log --out $(EXPERIMENT)/model
 	@$(BIN)/python -m training publish --model $(EXPERIMENT)/model --models $(EXPERIMENT)/models
-	@# Two commits a ranking, none of which has to survive: where memory can be had, none waits for the disk.
+	@# Keep the store in memory if possible: each ranking makes two commits, and none must survive.
 	@test ! -d /dev/shm || ln -s "$$(mktemp -d /dev/shm/tabrank.XXXXXX)" $(EXPERIMENT)/store
 	@cp training/experiment/rerun/cluster.yaml $(EXPERIMENT)/
 	@trap '$(BIN)/python -m serve down --run $(EXPERIMENT)/run; rm -rf "$$(readlink -f $(EXPERIMENT)/store)"' EXIT; \
@@ -97,14 +97,14 @@ proofs: install ## The long proofs: the demo, kills, fuzzing, searches, scaling,
 ranklens: install ## Fetch RankLens (github.com/metarank/ranklens, CC BY-SA 4.0) for its tests; the SHA-256 is verified.
 	@$(BIN)/python tests/support/fetch_ranklens.py var/ranklens
 
-dist: install ## The wheel and the sdist, in dist/: contents checked, commands tried in a new environment.
+dist: install ## The wheel and the sdist, in dist/: contents checked, the wheel tried with the packages of .venv.
 	@rm -rf dist
 	@$(BIN)/python -m hatchling build >/dev/null
 	@$(BIN)/python tests/support/check_dist.py dist
 
 audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand and in no other target.
 	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet 'pip-audit>=2.10,<3'; }
-	@# Strict: a package that could not be looked up is no package without weaknesses.
+	@# Strict: a failed look-up does not mean that a package is safe.
 	@.venv/audit/bin/pip-audit --requirement lock.txt --disable-pip --strict --progress-spinner off
 	@.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 

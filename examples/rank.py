@@ -24,7 +24,8 @@ def main(url: str) -> None:
         print(client.send(sent))
         # A change reaches the rankings within a second.
         time.sleep(1.0)
-        # Test traffic is logged, and training ignores it.
+        # Test traffic is logged, and training ignores it. The candidates and the event
+        # are real records: do not run this on a production service.
         answer = client.rank("example-viewer", list(rooms), traffic="test")
         for ranked in answer.ranking:
             print(ranked.position, ranked.candidate, ranked.score)

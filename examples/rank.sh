@@ -22,7 +22,8 @@ post /v1/events '{"records": [
 # A change reaches the rankings within a second.
 sleep 1
 
-# Test traffic is logged, and training ignores it.
+# Test traffic is logged, and training ignores it. The candidates and the event are real records: do
+# not run this on a production service.
 post /v1/rank '{"viewer": "example-viewer", "candidates": ["example-jazz", "example-news"],
     "request_id": "'"$ranking"'", "traffic": "test"}'
 

@@ -43,7 +43,12 @@ def test_the_root_of_serve_holds_the_entry_points_alone():
 def test_each_module_that_imports_private_parts_of_ray_is_in_the_table():
     page = (ROOT / "docs/architecture.md").read_text()
     table = page[page.index("## Private parts of Ray") : page.index("## One request")]
-    listed = set(re.findall(r"\]\(\.\./((?:serve|training|loadtest)/\S+?\.py)\)", table))
+    rows = [line.split(" | ") for line in table.splitlines() if "](../" in line]
+    listed = {path for row in rows for path in re.findall(r"\]\(\.\./(\S+?\.py)\)", row[0])}
+    for row in rows:
+        code = "".join((ROOT / path).read_text() for path in re.findall(r"\.\./(\S+?\.py)", row[0]))
+        parts = {name for part in re.findall(r"`([\w.]+)`", row[1]) for name in part.split(".")}
+        assert {name for name in parts if name not in code} == set(), row[0]
     found = {str(path.relative_to(ROOT)) for path in MODULES if any(map(PRIVATE.match, imports(path)))}
     assert found <= listed
 
@@ -89,7 +94,9 @@ def test_every_command_and_every_option_has_help(package):
     assert [(name, one.name) for name, one in options if not getattr(one, "help", "")] == []
 
 
-def test_what_make_offers_is_what_the_readme_calls():
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_every_make_target_that_a_document_names_exists(document):
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M))
-    called = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
-    assert called <= targets
+    called = set(re.findall(r"`make ([a-z]+)|^make ([a-z]+)", (ROOT / document).read_text(), re.M))
+    assert called
+    assert {name for pair in called for name in pair if name} <= targets

@@ -16,7 +16,7 @@ from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
 from serve.http import app as edge
 from serve.http import body_reader as bodies
-from serve.ingest import intake, rolling, waiting
+from serve.ingest import flushing, intake, waiting
 from serve.ingest import writer as ingest
 from serve.log import compaction, journal, snapshots
 from serve.log import events as records
@@ -180,11 +180,11 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/ingest/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
     ),
     "records in the journal, not in the log": (
-        (rolling.MAX_UNFLUSHED, mib(rolling.MAX_UNFLUSHED_BYTES)),
+        (flushing.MAX_UNFLUSHED, mib(flushing.MAX_UNFLUSHED_BYTES)),
         f"{INGEST}::test_a_journal_not_written_to_the_log_takes_events_but_not_exposures",
     ),
     "all records in the journal": (
-        (mib(2 * rolling.MAX_UNFLUSHED_BYTES),),
+        (mib(2 * flushing.MAX_UNFLUSHED_BYTES),),
         f"{INGEST}::test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written",
     ),
     "a read of the journal": (
@@ -196,7 +196,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{INGEST}::test_a_full_journal_is_rolled_before_its_minute",
     ),
     "a segment": (
-        (rolling.SEGMENT_ENTRIES, mib(rolling.SEGMENT_BYTES)),
+        (flushing.SEGMENT_ENTRIES, mib(flushing.SEGMENT_BYTES)),
         f"{INGEST}::test_a_segment_holds_a_bounded_number_of_bytes",
     ),
     "a row group of a segment": (

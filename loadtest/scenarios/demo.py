@@ -41,7 +41,7 @@ LOAD_S = 30
 
 
 def main() -> int:
-    """Run the demo and return its exit code, which is that of the load test."""
+    """Run the demo; return 0 if it held, 1 if load or new Space did not, 2 without a verdict."""
     die_with_parent()
     DEMO.mkdir(parents=True, exist_ok=True)
     with (DEMO / "lock").open("w") as lock:

@@ -47,7 +47,7 @@ class TooLarge(Exception):
 
 
 class StoreUnavailable(TabrankError):
-    """The store cannot be read; rankings continue without it."""
+    """The store cannot be read or written: rankings continue, records are refused."""
 
 
 class ScorerUnavailable(TabrankError):

@@ -20,7 +20,7 @@ from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
-from serve.ingest import intake, rolling
+from serve.ingest import flushing, intake
 from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
 from serve.ingest.intake import MAX_LIVE, Group, Intake
@@ -145,7 +145,7 @@ class Ingester:
         num_waiting, waiting_bytes = self._num_waiting + len(records), self._waiting_bytes + num_bytes
         if num_waiting > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES:
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
-        if self._unflushed[1] > 2 * rolling.MAX_UNFLUSHED_BYTES:
+        if self._unflushed[1] > 2 * flushing.MAX_UNFLUSHED_BYTES:
             raise Busy("the journal is full because the log cannot be written: see the replica log of Ingest")
         done: asyncio.Future[IngestResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(PendingCall(records, num_bytes, done))
@@ -236,7 +236,7 @@ class Ingester:
     def _commit_once(self, group: Sequence[PendingCall]) -> list[IngestResult]:
         store = self._opened()
         received_ms = self._clock()
-        admitted = Group(self._holds(rolling.MAX_UNFLUSHED, rolling.MAX_UNFLUSHED_BYTES))
+        admitted = Group(self._holds(flushing.MAX_UNFLUSHED, flushing.MAX_UNFLUSHED_BYTES))
         taken = [self._intake.admit(call.records, admitted, received_ms) for call in group]
         self.counts.update(admitted.counts)
         records = admitted.records
@@ -335,11 +335,16 @@ class Ingester:
             return
         except Exception as error:
             self.counts["roll_failed"] += 1
-            log.warning("the log stays as it is: %s: %s", type(error).__name__, error)
+            log.warning(
+                "the log in %s stays as it is; it is tried again: %s: %s",
+                self._segments.folder,
+                type(error).__name__,
+                error,
+            )
 
     def _flush_journal(self, store: Store, step: OnStep) -> None:
         # `_logged` belongs to this opening of the store; a takeover replaces the array meanwhile.
-        rolling.flush_journal(store, self._segments, self._logged, step)
+        flushing.flush_journal(store, self._segments, self._logged, step)
 
     def _enforce_retention(self, store: Store, step: OnStep) -> None:
         self._retention.enforce(store, self._now_ms, step)

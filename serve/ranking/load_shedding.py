@@ -1,9 +1,10 @@
 """Load shedding: reduce the work of each request under load, so that the p99 holds.
 
-A continuous controller moves one number, the level, up and down with the latency. From 0 to 1,
-answers are `partial`: fewer and fewer of their candidates, the most popular ones, go to the model.
-From 1 to 2, more and more answers are `fallback`: the popular order at once. A request that queued
-too long gets the popular order at any level. A request behind too much pending work is refused.
+A continuous controller moves one number, the level, up and down with the latency of scored requests
+and the loop lag. From 0 to 1, answers are `partial`: fewer and fewer of their candidates, the most
+popular ones, go to the model. From 1 to 2, more and more answers are `fallback`: the popular order
+at once. A request that queued too long gets the popular order at any level. A request behind too
+much pending work is refused.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ GRACE = 2.0
 # Use the least pressure of the last three ticks, as CoDel does (Nichols and Jacobson 2012): a burst
 # passes by itself, a standing queue does not.
 TICK_S, TICKS = 0.05, 3
-# Levels a second at a latency of twice the target.
-DOWN_PER_S = 8.0
-# Levels a second without load: from the last level back to full in 3 s.
-UP_PER_S = 0.7
+# Levels gained a second at a latency of twice the target.
+SHED_PER_S = 8.0
+# Levels lost a second without load: from the last level back to full in 3 s.
+RECOVER_PER_S = 0.7
 
 
 class LoadShedder:
@@ -85,5 +86,5 @@ class LoadShedder:
         self._scored_s.clear()
         self._pressures.append(max(mean_s / TARGET_LATENCY, max_lag_s / MAX_WAIT) / deadline_s - 1.0)
         pressure = min(self._pressures)
-        by = pressure * since_s * (DOWN_PER_S if pressure > 0 else UP_PER_S)
+        by = pressure * since_s * (SHED_PER_S if pressure > 0 else RECOVER_PER_S)
         self.level = min(max(self.level + by, 0.0), FALLBACK) if self.enabled else 0.0

@@ -73,7 +73,7 @@ NAMES = {
     "knows": "holds",
 }
 
-PRAGMA = re.compile(r"# (noqa|type|ruff|fmt|mypy)\b")
+PRAGMA = re.compile(r"# (noqa\b|type: ?ignore|ruff:|fmt:|mypy:)")
 CLOSING = re.compile(r"\s*[)\]}]+,?:?\s*$")
 TEXTS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
 
@@ -92,7 +92,7 @@ class Finding(NamedTuple):
 
 def check_wordings(prose: str) -> Iterator[str]:
     """Yield each wording of our own in a text; code in backticks is exempt."""
-    plain = re.sub(r"``[^`]*``|`[^`]*`", "`code`", prose)
+    plain = re.sub(r"\s+", " ", re.sub(r"``[^`]*``|`[^`]*`", "`code`", prose))
     for pattern, instead in WORDINGS.items():
         for found in re.finditer(pattern, plain, re.IGNORECASE):
             yield f"{found[0]!r}: write {instead}"

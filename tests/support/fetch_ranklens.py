@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import json
+import shutil
 import sys
 import urllib.request
 from datetime import UTC, datetime
@@ -26,13 +27,17 @@ RANKINGS = (
     "97201eab6efaa35943efbeb5782d1dcdd4dc9c6965c22c28775bbfa71f6f13a3",
 )
 ITEM = "item title popularity vote_avg vote_cnt budget runtime release_date genres tags actors director"
-FIRST = 0.8  # the share of rankings, by time, that the project's figures are about
+# The share of rankings, by time, that the project's figures are about.
+FIRST = 0.8
 
 
 def fetch(url: str, sha256: str) -> bytes:
     """Return the content of a URL; exit unless it has this SHA-256."""
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        content: bytes = answer.read()
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            content: bytes = answer.read()
+    except OSError as error:
+        sys.exit(f"{url}: {error}; set TABRANK_RANKLENS to a folder that has the files")
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         sys.exit(f"{url} has the SHA-256 {found}, not {sha256}: nothing was written")
     return content
@@ -69,5 +74,9 @@ def convert(metadata: bytes, rankings: bytes, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    convert(fetch(*METADATA), fetch(*RANKINGS), Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    draft = folder.with_name(f"{folder.name}.partial")
+    convert(fetch(*METADATA), fetch(*RANKINGS), draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
     print(f"{sys.argv[1]}: RankLens by Metarank Labs, CC BY-SA 4.0; metadata of TMDB and MovieLens")

@@ -27,7 +27,7 @@ SEGMENT_BYTES = 256 << 20
 def flush_journal(store: Store, segments: Segments, logged: I64, step: OnStep) -> None:
     """Write the journal's entries as segments, trim them, and add number and bytes to `logged`."""
     cuts, end = numbers(segments.folder), store.seq()
-    # Stop at the last entry of now: new entries would otherwise keep the loop running.
+    # Stop at the last entry that exists now: new entries would otherwise keep the loop running.
     waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
     for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
         last, num, num_bytes = segments.write((entry for _, entry in part), step)
