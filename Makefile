@@ -86,7 +86,7 @@ check: install ## Format, lint, prose, types and the fast tests; two minutes, st
 	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration'
 
 test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
-	@$(BIN)/pytest -q -n 2 -m 'integration and no_ray and not proof'
+	@$(BIN)/pytest -q -n 3 -m 'integration and no_ray and not proof'
 	@# The tests of a file share a service, so one worker runs them; three, because services mostly wait.
 	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'integration and not no_ray and not proof'
 
