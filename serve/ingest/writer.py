@@ -335,12 +335,7 @@ class Ingester:
             return
         except Exception as error:
             self.counts["roll_failed"] += 1
-            log.warning(
-                "the log in %s stays as it is; it is tried again: %s: %s",
-                self._segments.folder,
-                type(error).__name__,
-                error,
-            )
+            log.warning("log not written, will retry: %s: %s", type(error).__name__, error)
 
     def _flush_journal(self, store: Store, step: OnStep) -> None:
         # `_logged` belongs to this opening of the store; a takeover replaces the array meanwhile.
