@@ -19,22 +19,6 @@ from serve.log.writer import write_log
 # that. The commands that tests interrupt must not ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Order of the files with Ray: the longest first, so that three workers end at about the same time.
-# xdist gives the first worker its second file early, so that one is short.
-FIRST = (
-    "test_readme.py",
-    "test_end_to_end.py",
-    "test_trainer.py",
-    "test_memory_pressure.py",
-    "test_consequences.py",
-    "test_local_cluster.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests by `FIRST`."""
-    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
-
 
 @pytest.fixture(scope="session")
 def surface() -> Surface:

@@ -353,7 +353,9 @@ def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, 
 def test_a_deleted_run_folder_comes_back_and_deploys_in_place(folder, port):
     service(folder, port, knob=3)
     first = answer(port)
-    shutil.rmtree(folder / "run")
+    # Moved first: the supervisor writes into the folder while its files are deleted.
+    (folder / "run").rename(folder / "deleted")
+    shutil.rmtree(folder / "deleted")
     until(lambda: status(folder / "run")["state"] == "ready")
     assert service(folder, port, knob=4)["action"] == "deployed"
     assert answer(port) == {**first, "knob": 4}
