@@ -19,6 +19,29 @@ from serve.log.writer import write_log
 # that. The commands that tests interrupt must not ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The files that take longest. The lane hands one file after another to two processes: those that
+# begin last must be short, or one process waits for the other.
+LONGEST_FIRST = (
+    "tests/test_readme.py",
+    "tests/test_end_to_end.py",
+    "tests/serve/operate/run/test_local_cluster.py",
+    "tests/serve/operate/diff/test_consequences.py",
+    "tests/training/fit/test_trainer.py",
+    "tests/test_live_loop.py",
+    "tests/loadtest/scenarios/chaos/test_chaos.py",
+    "tests/serve/http/test_exposure.py",
+    "tests/serve/rollout/test_rollout_served.py",
+    "tests/serve/operate/run/test_memory_pressure.py",
+    "tests/loadtest/scenarios/test_run.py",
+    "tests/loadtest/scenarios/test_freshness.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Move the longest files to the front; the order within a file stays."""
+    places = {config.rootpath / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def surface() -> Surface:

@@ -134,27 +134,18 @@ class Driver:
 
 
 class Story:
-    """Runs that are killed, then called again in one process, with others.
+    """A run that loses its worker, then its driver, and is called again in one process with others."""
 
-    One run, on rows in memory, loses its worker, then its driver; one on streamed rows its driver.
-    """
+    names = "whole", "whole again", "too many workers"
 
     def __init__(self, folder: Path) -> None:
         write_case(folder)
         self.folder = folder
-        self._kill_whole(folder)
-        streamed = Driver(folder, "streamed")
-        streamed.wait_for("epoch 2/")
-        streamed.process.kill()
-        streamed.process.communicate()
-        self.second = Driver(
-            folder,
-            *("whole", "whole again", "two workers", "in this process", "too many workers"),
-            *("streamed", "streamed alone"),
-        )
+        self._kill(folder)
+        self.second = Driver(folder, *self.names)
         self.answers = self.second.answers()
 
-    def _kill_whole(self, folder: Path) -> None:
+    def _kill(self, folder: Path) -> None:
         self.first = Driver(folder, "whole")
         self.first.wait_for("epoch 2/")
         family = psutil.Process(self.first.process.pid).children(recursive=True)
@@ -175,9 +166,26 @@ class Story:
         return lines[: next((i for i, line in enumerate(lines) if line in names), None)]
 
 
+class TwoWorkersStory(Story):
+    """A run of two workers, on streamed rows, that loses its driver and is called again with others."""
+
+    names = "two workers", "in this process", "streamed", "streamed alone"
+
+    def _kill(self, folder: Path) -> None:
+        streamed = Driver(folder, "streamed")
+        streamed.wait_for("epoch 2/")
+        streamed.process.kill()
+        streamed.process.communicate()
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory) -> Story:
     return Story(tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory) -> Story:
+    return TwoWorkersStory(tmp_path_factory.mktemp("two_workers"))
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +236,10 @@ def test_a_finished_run_is_answered_without_training(story):
     assert story.answers["whole again"]["history"] == story.answers["whole"]["history"]
 
 
-def test_two_workers_come_to_the_end_of_the_same_run(story):
+@pytest.mark.proof
+def test_two_workers_come_to_the_end_of_the_same_run(two_workers):
     """test_loop tests that two ranks share each batch of one process and take its steps."""
-    both, alone = (story.answers[name]["history"] for name in ("two workers", "in this process"))
+    both, alone = (two_workers.answers[name]["history"] for name in ("two workers", "in this process"))
     assert [line["epoch"] for line in both] == [line["epoch"] for line in alone] == [1, 2]
     assert [line["learning_rate"] for line in both] == [line["learning_rate"] for line in alone]
 
@@ -255,20 +264,22 @@ class Pass:
             yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.position[rows])
 
 
-def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(story, tmp_path, monkeypatch):
+@pytest.mark.proof
+def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(two_workers, tmp_path, monkeypatch):
     train, valid = (inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID))
     with one_thread():
         memory = run(
             Pass(train, tmp_path / "rows", monkeypatch), valid, ENCODER, replace(CONFIG, epochs=2)
         ).history
-    history = story.answers["streamed alone"]["history"]
+    history = two_workers.answers["streamed alone"]["history"]
     for name in ("train_logloss", "valid_logloss"):
         assert [line[name] for line in history] == pytest.approx([line[name] for line in memory], abs=1e-5)
 
 
-def test_a_killed_streamed_run_goes_on_from_its_last_epoch(story):
-    assert epochs_of(story.messages("streamed"))[0] >= 2
-    assert [line["epoch"] for line in story.answers["streamed"]["history"]] == list(range(1, 5))
+@pytest.mark.proof
+def test_a_killed_streamed_run_goes_on_from_its_last_epoch(two_workers):
+    assert epochs_of(two_workers.messages("streamed"))[0] >= 2
+    assert [line["epoch"] for line in two_workers.answers["streamed"]["history"]] == list(range(1, 5))
 
 
 def test_more_workers_than_cpus_are_refused(story):
