@@ -38,12 +38,18 @@ def tree(tmp_path_factory):
     assert (tree / ".venv/.installed").exists(), (
         "run `make install` first: the README's commands need its .venv"
     )
-    # The test machine may be busy.
-    config = (tree / "cluster.yaml").read_text()
-    assert config.count("deadline_ms: 100\n") == 1
-    (tree / "cluster.yaml").write_text(config.replace("deadline_ms: 100\n", "deadline_ms: 3000\n"))
+    # The test machine may be busy; a small log and model start the same service.
+    replace(tree / "cluster.yaml", "deadline_ms: 100\n", "deadline_ms: 3000\n")
+    replace(tree / "Makefile", "--rows 200000 --days 1 ", "--rows 40000 --days 1 ")
+    replace(tree / "Makefile", "--epochs 5\n", "--epochs 2\n")
     yield tree
     shell("make down", tree)
+
+
+def replace(file, old, new):
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
 
 
 def shell(script, cwd, accept=(0,)):
@@ -154,9 +160,7 @@ def test_the_commands_that_it_only_names_are_there(tree):
 @pytest.mark.proof
 def test_the_demo_tells_its_story_and_its_verdict(tree):
     """Run the demo with a load of five seconds instead of half a minute."""
-    demo = tree / "loadtest/scenarios/demo.py"
-    assert "\nLOAD_S = 30\n" in demo.read_text()
-    demo.write_text(demo.read_text().replace("\nLOAD_S = 30\n", "\nLOAD_S = 5\n"))
+    replace(tree / "loadtest/scenarios/demo.py", "\nLOAD_S = 30\n", "\nLOAD_S = 5\n")
     # The test does not require that this machine holds the rate.
     done = shell(DEMO, tree, accept=(0, 1, 2))
     report = json.loads((tree / "var/demo/report.json").read_text())

@@ -134,7 +134,7 @@ class Driver:
 
 
 class Story:
-    """A run that loses its worker, then its driver, and is called again in one process with others."""
+    """A run that loses its worker, then its driver, and is called again beside others."""
 
     names = "whole", "whole again", "too many workers"
 
@@ -167,7 +167,7 @@ class Story:
 
 
 class TwoWorkersStory(Story):
-    """A run of two workers, on streamed rows, that loses its driver and is called again with others."""
+    """A run on streamed rows that loses its driver, and runs of two workers and of none."""
 
     names = "two workers", "in this process", "streamed", "streamed alone"
 
