@@ -1,6 +1,7 @@
 # The service's image, for KubeRay and for `ray up`: docker build --tag REGISTRY/tabrank:0.1 .
-# With a scorer on GPUs: --build-arg EXTRAS=redis,torch. Nothing in it is secret; tokens and passwords come when it runs.
-# By digest, the base stays the same: --build-arg BASE=python:3.11-slim@sha256:… (docker buildx imagetools inspect names it).
+# With a scorer on GPUs: --build-arg EXTRAS=redis,torch. The image holds no secret; tokens and
+# passwords come when it runs. A base named by its digest stays the same:
+# --build-arg BASE=python:3.11-slim@sha256:… (from docker buildx imagetools inspect).
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
@@ -15,16 +16,17 @@ COPY pyproject.toml README.md LICENSE lock.txt constraints.txt ./
 COPY serve serve
 COPY training training
 COPY loadtest loadtest
-# Into the system's own Python: a login shell, which `ray up` uses, forgets any other PATH. Every package must match a
-# hash of the lock, torch and its CUDA libraries apart. The lock's own pip first: older ones check no constraint's hash.
+# Into the system's own Python: a login shell, which `ray up` uses, forgets any other PATH. Every
+# package must match a hash of the lock, torch and its CUDA libraries apart. Install the lock's own
+# pip first: an older one does not check the hashes of constraints.
 RUN sed -n '/^pip==/,/[^\\]$/p' lock.txt > pip.txt \
  && python -m pip install --no-cache-dir --require-hashes --requirement pip.txt \
  && python -m pip install --no-cache-dir --no-require-hashes --only-binary :all: --constraint constraints.txt \
     --constraint lock.txt --build-constraint lock.txt ".[${EXTRAS}]" \
  && rm -rf /src
 
-# The number, because Kubernetes can tell only from it that this is not root; 1000 is also who logs in to a cloud's
-# Ubuntu, and what that one mounts must be readable here.
+# A number, because Kubernetes cannot see from a name that the user is not root. User 1000 also
+# logs in to a cloud's Ubuntu, and must be able to read what is mounted here.
 RUN useradd --uid 1000 --create-home tabrank \
  && install --directory --owner=1000 --group=1000 /home/tabrank/app/var
 USER 1000

@@ -30,10 +30,10 @@ $(STAMP): pyproject.toml lock.txt constraints.txt
 	@$(BIN)/python -m pip check
 	@touch $@
 
-demo: install ## From nothing to a verdict: simulate, train, serve, rank, load, report (under 8 minutes).
+demo: install ## From nothing to a verdict: simulate, train, serve, load, report (8 minutes).
 	@$(BIN)/python -m loadtest.scenarios.demo
 
-experiment: install ## The original experiment, rerun over HTTP, TabNet against popular, and its report (about 12 minutes).
+experiment: install ## The original experiment rerun over HTTP, and its report (12 minutes).
 	@test ! -d $(EXPERIMENT)/run || $(BIN)/python -m serve down --run $(EXPERIMENT)/run
 	@rm -rf "$$(readlink -f $(EXPERIMENT)/store)" $(EXPERIMENT)
 	@$(BIN)/python -m training simulate --out $(EXPERIMENT)/log --rows 600000 --viewers 6000 --days 3
@@ -59,7 +59,7 @@ down: ## Stop it, and whatever a demo or a benchmark left.
 	@test ! -d $(EXPERIMENT)/run || $(BIN)/python -m serve down --run $(EXPERIMENT)/run
 	@test ! -d var/bench/run || $(BIN)/python -m serve down --run var/bench/run
 
-observe: install ## A local Prometheus on the running service, with alerts and a dashboard, until Ctrl-C.
+observe: install ## A local Prometheus on the running service, with alerts, until Ctrl-C.
 	@$(BIN)/python -m serve observe
 
 var/log: | install
@@ -82,32 +82,33 @@ check: install ## Format, lint, prose, types and the fast tests; two minutes, st
 	@$(BIN)/python tests/support/check_prose.py
 	@$(BIN)/mypy --no-error-summary
 	@found=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$found"; exit 1; }
-	@# One OpenMP thread a worker: on two cores, those of LightGBM spin for each other (12 s of one fixture become 2).
+	@# One OpenMP thread a worker: on two cores, those of LightGBM spin for each other, and one
+	@# fixture takes 12 s instead of 2.
 	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration'
 
 test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
 	@# Two files at a time: a test that starts Ray leaves the processors idle for a third of its time.
 	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'integration and not proof'
 
-proofs: install ## The long proofs: the demo, kills, fuzzing, searches, scaling, a lost head (about 20 minutes).
+proofs: install ## The long proofs: demo, kills, fuzzing, searches, scaling (20 minutes).
 	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray'
 	@$(BIN)/pytest -q -m 'proof and not no_ray'
 
-ranklens: install ## Fetch RankLens (github.com/metarank/ranklens, CC BY-SA 4.0) for its tests; the SHA-256 is verified.
+ranklens: install ## Fetch RankLens (github.com/metarank/ranklens, CC BY-SA 4.0) by SHA-256.
 	@$(BIN)/python tests/support/fetch_ranklens.py var/ranklens
 
-dist: install ## The wheel and the sdist, in dist/: contents checked, the wheel tried with the packages of .venv.
+dist: install ## The wheel and the sdist, checked and tried with the packages of .venv.
 	@rm -rf dist
 	@$(BIN)/python -m hatchling build >/dev/null
 	@$(BIN)/python tests/support/check_dist.py dist
 
-audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand and in no other target.
+audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand.
 	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet 'pip-audit>=2.10,<3'; }
 	@# Strict: a failed look-up does not mean that a package is safe.
 	@.venv/audit/bin/pip-audit --requirement lock.txt --disable-pip --strict --progress-spinner off
 	@.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
-lock: ## Renew lock.txt with the newest versions, or some: UPGRADE='--upgrade-package NAME'; asks the internet.
+lock: ## Renew lock.txt from the internet, whole or UPGRADE='--upgrade-package NAME'.
 	@test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/pip install --quiet 'uv>=0.9,<1'; }
 	@.venv/lock/bin/uv pip compile pyproject.toml --all-extras --universal --generate-hashes $(UPGRADE) \
 	  --constraint constraints.txt --no-emit-package torch --no-annotate --custom-compile-command 'make lock' \

@@ -18,7 +18,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 MAX_LINE = 100
 CODE = ("serve", "training", "loadtest", "tests", "examples")
-DOCUMENTS = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster.yaml", "docs/*.md")
+DOCUMENTS = (
+    *("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md"),
+    *("cluster.yaml", "pyproject.toml", "Makefile", "Dockerfile", ".ci/run", ".github/workflows/*.yml"),
+)
 
 # A docstring opens with a verb in the imperative or with the standard noun.
 OPENINGS = ("What", "Whether", "How", "Who", "Which")
@@ -74,6 +77,8 @@ NAMES = {
 }
 
 PRAGMA = re.compile(r"# (noqa\b|type: ?ignore|ruff:|fmt:|mypy:)")
+# A line that is a comment, or the help of a Makefile's target.
+COMMENT = re.compile(r"\s*@?#|[a-z]+:.* ## ")
 CLOSING = re.compile(r"\s*[)\]}]+,?:?\s*$")
 TEXTS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
 
@@ -137,7 +142,7 @@ def check_openings(code: str) -> Iterator[tuple[int, str]]:
 
 def check_tokens(code: str) -> Iterator[tuple[int, str]]:
     """Yield findings in comments and texts, and trailing comments that break a statement."""
-    lines, documented = code.splitlines(), docstrings(code)
+    lines, documented, before = code.splitlines(), docstrings(code), None
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
         line, text = token.start[0], token.string
         is_comment = token.type == tokenize.COMMENT and not PRAGMA.match(text)
@@ -149,6 +154,14 @@ def check_tokens(code: str) -> Iterator[tuple[int, str]]:
             for number in range(line, token.end[0] + 1):
                 if len(lines[number - 1]) > MAX_LINE:
                     yield number, f"prose line of {len(lines[number - 1])} characters: at most {MAX_LINE}"
+        if is_comment and before and before.start == (line - 1, token.start[1]):
+            # A wording that is broken over two lines of a comment.
+            both = {*check_wordings(f"{before.string} {text.lstrip('# ')}")}
+            yield from (
+                (line, found) for found in both - {*check_wordings(text)} - {*check_wordings(before.string)}
+            )
+        if token.type not in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
+            before = token if is_comment else None
         if is_comment and CLOSING.match(lines[line - 1][: token.start[1]]):
             yield line, "a trailing comment breaks the statement over lines: put it above"
 
@@ -164,18 +177,22 @@ def check_code(path: Path) -> Iterator[Finding]:
 
 
 def check_document(path: Path) -> Iterator[Finding]:
-    """Yield findings in a document; code blocks and the length of table rows are exempt."""
-    in_code = False
+    """Yield findings in a document, or in the comments of a file of another language.
+
+    Code blocks, and the length of code and of table rows, are exempt.
+    """
+    in_code, only_comments = False, path.suffix != ".md"
     for line, text in enumerate(path.read_text().splitlines(), 1):
         if text.lstrip().startswith("```"):
             in_code = not in_code
             continue
-        if in_code or (path.suffix == ".yaml" and "#" not in text):
+        if in_code or (only_comments and "#" not in text):
             continue
-        prose = text[text.index("#") :] if path.suffix == ".yaml" else text
+        prose = text[text.index("#") :] if only_comments else text
         for said in check_wordings(re.sub(r"\]\([^)]*\)", "]", prose)):
             yield Finding(path.relative_to(ROOT), line, said)
-        if len(text) > MAX_LINE and not text.startswith("|") and "](http" not in text:
+        is_prose = COMMENT.match(text) if only_comments else not text.startswith("|") and "](http" not in text
+        if len(text) > MAX_LINE and is_prose:
             yield Finding(path.relative_to(ROOT), line, f"line of {len(text)} characters: at most {MAX_LINE}")
 
 
