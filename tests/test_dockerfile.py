@@ -4,7 +4,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from serve.operate.render.pods import HOME, USER
+import yaml
+
+from serve.operate.render.kubernetes import HOME
 
 ROOT = Path(__file__).parents[1]
 LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
@@ -33,7 +35,9 @@ def test_its_extras_exist():
 
 
 def test_it_runs_as_the_pods_do():
-    assert arguments("USER") == [str(USER)]
+    golden = (ROOT / "tests/serve/operate/render/rayservice.golden.yaml").read_text()
+    head = next(yaml.safe_load_all(golden))["spec"]["rayClusterConfig"]["headGroupSpec"]
+    assert arguments("USER") == [str(head["template"]["spec"]["securityContext"]["runAsUser"])]
     assert arguments("WORKDIR")[-1] == HOME
 
 

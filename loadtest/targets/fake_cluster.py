@@ -1,8 +1,8 @@
 """Ray cluster of several nodes on one machine, with the real autoscaler and fake nodes.
 
-It uses Ray's fake multi-node provider. `python -m serve render launcher --provider fake` renders
-the launcher file, and Ray's own `serve deploy` deploys the `cluster.yaml`. Every process has a
-marker in its environment, and is ended by its id.
+It uses Ray's fake multi-node provider. `python -m serve render fake` renders the launcher file, and
+Ray's own `serve deploy` deploys the `cluster.yaml`. Every process has a marker in its environment,
+and is ended by its id.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> I
 def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluster:
     gcs, dashboard, client = free_ports(3)
     launcher = folder / "launcher.yaml"
-    render = ["render", "launcher", str(config), "--provider", "fake", "--out", str(launcher)]
+    render = ["render", "fake", str(config), "--out", str(launcher)]
     options = ["--gcs-port", str(gcs), "--idle-minutes", str(idle_s / 60)]
     run_logged([sys.executable, "-m", "serve", *render, *options], os.environ, folder / "render.log")
     document = yaml.safe_load(launcher.read_text())

@@ -20,6 +20,7 @@ PACKAGES = ("serve", "training", "loadtest")
 COMMANDS = (
     *((package, "--help") for package in PACKAGES),
     ("serve", "check"),
+    ("serve", "render", "azure", "--image", "IMAGE"),
     ("training", "simulate", "--out", "log", "--rows", "2000", "--days", "0.1"),
     ("training", "surface", "--log", "log"),
 )

@@ -1,7 +1,7 @@
 """Cluster of two nodes on one machine: a head that can be killed, and a worker with all replicas.
 
 The worker also has the ingress. Both environments come from the output of
-`python -m serve render launcher` for several machines, so that the test covers the rendered file.
+`python -m serve render local` for several machines, so that the test covers the rendered file.
 Every process of a node has the node's marker in its environment, and is ended by its id.
 """
 
@@ -41,7 +41,7 @@ NODES = {
 # Arguments that `render` requires for several machines. They are unused: both nodes see the same
 # files.
 SHARED = {"store": "redis://store.internal:6379/0", "models": "/mnt/models", "log": "/mnt/log"}
-MACHINES = ("--provider", "local", "--head-ip", "127.0.0.1", "--worker-ip", "127.0.0.1")
+MACHINES = ("--head-ip", "127.0.0.1", "--worker-ip", "127.0.0.1")
 OBJECT_STORE_BYTES = 128 << 20
 # The head stands for another machine, so it must not take CPU from the worker.
 HEAD_NICE = "19"
@@ -138,7 +138,7 @@ def rendered(config: Path, folder: Path) -> dict[str, dict[str, str]]:
         arguments |= {name: place for name, place in SHARED.items() if name in arguments}
     declared, launcher = folder / "cluster.yaml", folder / "launcher.yaml"
     declared.write_text(yaml.safe_dump({**document, "nodes": NODES}, sort_keys=False))
-    command = [sys.executable, "-m", "serve", "render", "launcher", str(declared), *MACHINES]
+    command = [sys.executable, "-m", "serve", "render", "local", str(declared), *MACHINES]
     run_logged([*command, "--out", str(launcher)], os.environ, folder / "render.log")
     starts = yaml.safe_load(launcher.read_text())
     keys = {"head": "head_start_ray_commands", "workers": "worker_start_ray_commands"}
@@ -148,7 +148,7 @@ def rendered(config: Path, folder: Path) -> dict[str, dict[str, str]]:
 def _exported(commands: list[str], home: Path) -> dict[str, str]:
     found = re.search(r"export (.*?); ray start", "\n".join(commands))
     if found is None:
-        raise LoadtestError("the rendered file has no `ray start` with exports; see `serve render launcher`")
+        raise LoadtestError("the rendered file has no `ray start` with exports; see `serve render local`")
     words = shlex.split(found[1].replace("$HOME", str(home)))
     return dict(word.split("=", 1) for word in words)
 

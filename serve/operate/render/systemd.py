@@ -10,22 +10,23 @@ from string import Template
 
 from serve.config.reader import Config
 from serve.operate.host.environment import import_folders
+from serve.operate.render.options import Systemd
+from serve.operate.render.templates import FOLDER
 
-UNIT = Path(__file__).with_name("unit.service")
 
-
-def systemd(config: Config, run: Path, name: str) -> str:
+def systemd(config: Config, options: Systemd) -> str:
     """Return the unit that starts, reloads and stops the service as the current user."""
     serve = [sys.executable, "-m", "serve"]
-    return Template(UNIT.read_text()).substitute(
-        name=name,
+    run = options.run.resolve()
+    return Template((FOLDER / "unit.service").read_text()).substitute(
+        name=options.name,
         config=_escaped(config.path),
         user=getpass.getuser(),
         home=_escaped(config.path.parent),
         imports=_escaped(os.pathsep.join(import_folders(config))),
-        run=_escaped(run.resolve()),
-        up=_command([*serve, "up", config.path, "--run", run.resolve()]),
-        down=_command([*serve, "down", "--run", run.resolve()]),
+        run=_escaped(run),
+        up=_command([*serve, "up", config.path, "--run", run]),
+        down=_command([*serve, "down", "--run", run]),
     )
 
 

@@ -30,7 +30,8 @@ LOCAL = ("--head-ip", "10.0.0.1", "--worker-ip", "10.0.0.2", "--worker-ip", "10.
 
 @functools.cache
 def rendered(provider, *options, config=CLUSTER, code=0):
-    done = CliRunner().invoke(app, ["render", "launcher", str(config), "--provider", provider, *options])
+    # A wide terminal, so that no message is wrapped.
+    done = CliRunner().invoke(app, ["render", provider, str(config), *options], env={"COLUMNS": "300"})
     assert done.exit_code == code, done.stderr
     return done.stdout if code == 0 else done.stderr.strip()
 
@@ -186,18 +187,22 @@ def test_a_machine_is_the_smallest_that_fits_or_the_one_named():
 @pytest.mark.parametrize(
     ("provider", "options", "message"),
     [
-        ("", (), "--provider is missing; it is one of aws, gcp, azure, local, fake"),
-        ("asw", (), "did you mean 'aws'?"),
+        ("asw", (), "Did you mean 'aws'?"),
         ("aws", (), "a pool has GPUs; name an image with their driver: --machine-image"),
-        ("gcp", ("--machine-image", "x"), "--project is missing"),
+        ("gcp", ("--machine-image", "x"), "Missing option '--project'"),
         ("azure", ("--machine-image", "x"), "PUBLISHER:OFFER:SKU:VERSION"),
-        ("fake", (), "set HeadOnly for --provider fake"),
-        ("local", (), "--head-ip and --worker-ip"),
+        ("fake", (), "set HeadOnly for `render fake`"),
+        ("local", (), "Missing option '--head-ip'"),
+        ("fake", IMAGE, "No such option: --image"),
         ("local", LOCAL, "only one kind of worker is possible, not workers, gpus; keep one"),
-        ("aws", ("--head-ip", "10.0.0.1"), "--head-ip is for local"),
-        ("aws", ("--allow", "everybody"), "--allow everybody"),
-        ("aws", ("--instance", "m7i.large"), "must be POOL=TYPE"),
-        ("aws", ("--name", "My Cluster"), "--name My Cluster"),
+        ("aws", ("--head-ip", "10.0.0.1"), "No such option: --head-ip"),
+        (
+            "aws",
+            ("--allow", "everybody"),
+            "'--allow': 'everybody' does not appear to be an IPv4 or IPv6 network",
+        ),
+        ("aws", ("--instance", "m7i.large"), "'--instance': m7i.large: an equals sign must join two values"),
+        ("aws", ("--name", "My Cluster"), "'--name': My Cluster: use up to 40 lower-case letters"),
         ("aws", (*GOLDEN["aws"], "--instance", "wokers=x"), "--instance wokers: `nodes` has no such pool"),
         ("aws", ("--instance", "head=a", "--instance", "head=b"), "head appears twice"),
     ],
@@ -226,14 +231,14 @@ def test_a_pool_larger_than_any_machine_needs_a_type(tmp_path):
 def test_allowed_callers_of_an_unreachable_service_are_refused(tmp_path):
     config = one_pool(tmp_path)
     config.write_text(config.read_text().replace("host: 0.0.0.0", "host: 127.0.0.1"))
-    assert "http_options.host is 127.0.0.1" in rendered("aws", *ALLOW, config=config, code=2)
+    assert "http_options.host is 127.0.0.1" in rendered("aws", *GOLDEN["aws"], config=config, code=2)
 
 
 def test_a_service_that_only_its_machines_can_reach_is_reported(tmp_path, capfd):
     config = one_pool(tmp_path)
     config.write_text(config.read_text().replace("host: 0.0.0.0", "host: 127.0.0.1"))
     options = (*GOLDEN["gcp"][2:4], "--out", str(tmp_path / "up.yaml"))
-    done = CliRunner().invoke(app, ["render", "launcher", str(config), "--provider", "gcp", *options])
+    done = CliRunner().invoke(app, ["render", "gcp", str(config), *options])
     assert "warning: " in done.stderr
     assert "http_options.host is 127.0.0.1" in done.stderr
 
@@ -242,3 +247,29 @@ def test_the_text_is_written_to_the_file_of_out(tmp_path):
     out = tmp_path / "launcher.yaml"
     assert rendered("fake", "--out", str(out), config=one_proxy(tmp_path)) == ""
     assert yaml.safe_load(out.read_text())["provider"]["type"] == "external"
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        (("launcher", "cluster.yaml", "--provider", "azure", *IMAGE), "now `render azure`"),
+        (("launcher",), "now `render PROVIDER`"),
+        (("rayservice", *IMAGE, "--volume", "tabrank=/mnt/tabrank"), "now `render kubernetes`"),
+    ],
+)
+def test_a_former_command_is_refused_with_the_one_that_replaced_it(former, now):
+    done = CliRunner().invoke(app, ["render", *former])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert now in done.stderr
+
+
+def test_a_machine_with_a_gpu_stays_where_it_is_on_gcp():
+    kinds = yaml.safe_load(rendered("gcp", *GOLDEN["gcp"]))["available_node_types"]
+    fixed = [name for name, kind in kinds.items() if "scheduling" in kind["node_config"]]
+    assert fixed == ["gpus"]
+
+
+def test_more_workers_than_machines_are_refused(tmp_path):
+    config = one_pool(tmp_path)
+    message = rendered("local", "--head-ip", "10.0.0.1", config=config, code=2)
+    assert "nodes.workers needs 1 or more machines, but --worker-ip names 0; add some" in message

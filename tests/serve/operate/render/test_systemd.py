@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from serve.config.reader import read
+from serve.operate.render.options import Systemd
 from serve.operate.render.systemd import systemd
 
 CONFIG = Path(__file__).parents[4] / "cluster.yaml"
 
 
 def unit(config=CONFIG, run=Path("/srv/tabrank/run")):
-    text = systemd(read(config), run, "tabrank")
+    text = systemd(read(config), Systemd(config=config, run=run))
     parser = configparser.RawConfigParser(strict=True)
     parser.optionxform = str
     parser.read_string(text)

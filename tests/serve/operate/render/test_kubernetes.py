@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.config.reader import read
-from serve.operate.render.pods import STORE_PASSWORD
 from serve.stores.redis_client import PASSWORD
 
 FOLDER = Path(__file__).parent
@@ -21,7 +20,8 @@ SCALARS = {"string": str, "integer": int, "boolean": bool}
 
 @functools.cache
 def rendered(*options, config=CLUSTER, code=0):
-    done = CliRunner().invoke(app, ["render", "rayservice", str(config), *options])
+    # A wide terminal, so that no message is wrapped.
+    done = CliRunner().invoke(app, ["render", "kubernetes", str(config), *options], env={"COLUMNS": "300"})
     assert done.exit_code == code, done.stderr
     return done.stdout if code == 0 else done.stderr.strip()
 
@@ -158,7 +158,8 @@ def test_only_the_pods_reach_the_ports_of_ray_and_haproxy():
 
 
 def test_the_pods_set_the_password_variable_that_the_store_reads():
-    assert STORE_PASSWORD == PASSWORD
+    for container in containers(objects()[0]):
+        assert PASSWORD in [entry["name"] for entry in container["env"]]
 
 
 def test_no_secret_is_written_and_each_is_named():
@@ -214,12 +215,15 @@ def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--volume", "Models=/mnt/models"), "--volume Models: Kubernetes takes up to 63 lower-case letters"),
+        (
+            ("--volume", "Models=/mnt/models"),
+            "'--volume': Models: Kubernetes takes up to 63 lower-case letters",
+        ),
         (("--volume", "tabrank=/mnt/other"), "tabrank appears twice"),
-        (("--namespace", "My Space"), "--namespace My Space: Kubernetes takes"),
-        (("--allow", "everybody!"), "--allow everybody!: Kubernetes takes"),
-        (("--redis", "ann:hunter2@store:6379"), "--redis: must be HOST:PORT"),
-        (("--redis", "store"), "--redis: must be HOST:PORT"),
+        (("--namespace", "My Space"), "'--namespace': My Space: Kubernetes takes"),
+        (("--allow", "everybody!"), "'--allow': everybody!: Kubernetes takes"),
+        (("--redis", "ann:hunter2@store:6379"), "'--redis': must be HOST:PORT"),
+        (("--redis", "store"), "'--redis': must be HOST:PORT"),
     ],
 )
 def test_names_that_kubernetes_does_not_accept_are_refused(options, message):
@@ -241,7 +245,7 @@ def test_ray_keeps_its_state_at_the_server_of_the_store(tmp_path, store, address
 
 
 def test_an_image_must_be_named():
-    assert "--image is missing" in rendered(code=2)
+    assert "Missing option '--image'" in rendered(code=2)
 
 
 def test_a_head_alone_serves_and_keeps_its_one_writer(tmp_path):
