@@ -199,7 +199,7 @@ class Fake(Launcher):
 class Kubernetes(Options):
     """Write the RayService and the NetworkPolicy for `kubectl apply`.
 
-    Example: python -m serve render kubernetes --image IMAGE --volume CLAIM=/mnt/tabrank
+    Example: python -m serve render kubernetes --image IMAGE --volume tabrank=/mnt/tabrank
     """
 
     image: Annotated[str, Image]

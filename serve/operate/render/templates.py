@@ -1,9 +1,12 @@
 """Fill the YAML templates of the folder `templates`, and write the result.
 
-`$name` stands for a value; a key or an item without a value (None) is left out. `!name` before a
-table, a list or a text keeps it only if the value `name` is true. Where that value is a list of
-tables, the part is repeated with the values of each, and the parts become one table or one list. A
-list within a list becomes items of the outer one.
+A template looks like the file that comes out. These rules fill it:
+
+- `$name` stands for a value. A key or an item whose value is None is left out.
+- `!name` before a table, a list or a text keeps this part only if the value `name` is true.
+- Where that value is a table, the part is filled with its values too. Where it is a list of tables,
+  the part is repeated with the values of each, and becomes one table or one list.
+- A list within a list becomes items of the outer one.
 """
 
 from __future__ import annotations

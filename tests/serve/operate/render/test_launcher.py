@@ -249,20 +249,6 @@ def test_the_text_is_written_to_the_file_of_out(tmp_path):
     assert yaml.safe_load(out.read_text())["provider"]["type"] == "external"
 
 
-@pytest.mark.parametrize(
-    ("former", "now"),
-    [
-        (("launcher", "cluster.yaml", "--provider", "azure", *IMAGE), "now `render azure`"),
-        (("launcher",), "now `render PROVIDER`"),
-        (("rayservice", *IMAGE, "--volume", "tabrank=/mnt/tabrank"), "now `render kubernetes`"),
-    ],
-)
-def test_a_former_command_is_refused_with_the_one_that_replaced_it(former, now):
-    done = CliRunner().invoke(app, ["render", *former])
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert now in done.stderr
-
-
 def test_a_machine_with_a_gpu_stays_where_it_is_on_gcp():
     kinds = yaml.safe_load(rendered("gcp", *GOLDEN["gcp"]))["available_node_types"]
     fixed = [name for name, kind in kinds.items() if "scheduling" in kind["node_config"]]

@@ -1,0 +1,63 @@
+"""Tests of the sub-commands: their examples, where they write, and the former ones."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.operate.render.options import SUB_COMMANDS
+
+CLUSTER = Path(__file__).with_name("cluster.yaml")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Write a cluster that every provider can run: one proxy, one kind of worker, no GPU."""
+    text = CLUSTER.read_text().replace("EveryNode ", "HeadOnly ")
+    text = text.replace("backend: torch", "backend: onnx").replace(", num_gpus: 1}", "}")
+    (tmp_path / "cluster.yaml").write_text(text[: text.index("  gpus:")])
+    return tmp_path / "cluster.yaml"
+
+
+@pytest.mark.parametrize("options", SUB_COMMANDS)
+def test_the_example_in_the_help_renders_a_file(options, config, monkeypatch):
+    monkeypatch.chdir(config.parent)
+    words = re.search(r"Example: python -m serve (.*)", options.__doc__)[1].split()
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    text = Path(words[-1]).read_text() if "--out" in words else done.stdout
+    assert text.startswith("#")
+    assert "cluster.yaml" in text
+
+
+def test_json_is_one_object_with_the_text_or_its_place(config):
+    out = config.with_name("up.yaml")
+    shown, placed = (
+        json.loads(CliRunner().invoke(app, ["render", "azure", str(config), "--json", *more]).stdout)
+        for more in ([], ["--out", str(out)])
+    )
+    assert placed == {"out": str(out), "text": None}
+    assert shown == {"out": None, "text": out.read_text()}
+
+
+def test_a_place_that_cannot_be_written_is_refused(config):
+    done = CliRunner().invoke(app, ["render", "azure", str(config), "--out", str(config / "up.yaml")])
+    assert done.exit_code == 2
+    assert "name a file that can be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        (("launcher", "cluster.yaml", "--provider", "azure", "--image", "IMAGE"), "now `render azure`"),
+        (("launcher",), "now `render PROVIDER`"),
+        (("rayservice", "--image", "IMAGE", "--volume", "tabrank=/mnt/tabrank"), "now `render kubernetes`"),
+    ],
+)
+def test_a_former_command_is_refused_with_the_one_that_replaced_it(former, now):
+    done = CliRunner().invoke(app, ["render", *former])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert now in done.stderr
