@@ -10,12 +10,13 @@ import typer
 from loadtest.generator.ids import find_ids, read_log_kinds
 from loadtest.measure.service import DEFAULT_URL
 from loadtest.measure.verdict import Verdict
-from loadtest.report.report import Report, refuse_existing
+from loadtest.report.report import Report
 from loadtest.report.run import summary
 from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_benchmark, run_measurement
 from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
+from serve.contract.validation import refuse_existing
 
 app = typer.Typer(
     help=__doc__,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import typer
 
-from loadtest.errors import LoadtestError
 from loadtest.measure.verdict import EXIT_CODES, Verdict
 from loadtest.report.report import Report
+from serve.contract.errors import TabrankError
 
 
 def run_benchmark(
@@ -49,7 +49,7 @@ def run_measurement(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report, folder, verdict = measured()
-    except LoadtestError as error:
+    except TabrankError as error:
         if as_json:
             reason = str(error)
             invalid = {"verdict": "void", "reasons": [reason]}

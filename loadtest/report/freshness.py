@@ -75,7 +75,7 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
     """Write the report folder, complete or not at all.
 
     Raises:
-        LoadtestError: if `folder` exists.
+        TabrankError: if `folder` exists.
     """
     from loadtest.report.plots import freshness_distribution, freshness_over_time  # matplotlib
 

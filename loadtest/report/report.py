@@ -4,62 +4,22 @@ from __future__ import annotations
 
 import html
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from loadtest.errors import LoadtestError
+from serve.log.atomic_files import draft_of, write_whole
 
 Report = dict[str, Any]
 # Follows the machine in a footer.
 SAME_CORES = ", the load generator on the same cores. "
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raise `LoadtestError` if `folder` exists or is not writable; no report is overwritten."""
-    if folder.exists():
-        raise LoadtestError(f"--out {folder}: already exists; name another folder or remove it first")
-    for path in folder.parents:
-        if path.is_file():
-            raise LoadtestError(f"--out {folder}: {path} is a file; name another folder")
-    try:
-        above = next(path for path in folder.absolute().parents if path.exists())
-        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
-    except OSError as error:
-        raise LoadtestError(
-            f"--out {folder}: cannot be written ({error.strerror}); name another folder"
-        ) from None
-
-
-@contextmanager
-def draft_of(folder: Path) -> Iterator[Path]:
-    """Yield a draft folder that is renamed to `folder` when the block succeeds.
-
-    Raises:
-        LoadtestError: if `folder` exists.
-    """
-    refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.{os.getpid()}"
-    draft.mkdir()
-    try:
-        yield draft
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
     """Write files by name into a folder, each complete or not at all."""
     for name, text in files.items():
-        draft = folder / f".{name}"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
+        write_whole(folder / name, text.encode())
 
 
 def write_report(
@@ -75,7 +35,7 @@ def write_report(
     Other arguments are as in `report_files`.
 
     Raises:
-        LoadtestError: if `folder` exists.
+        TabrankError: if `folder` exists.
     """
     with draft_of(folder) as draft:
         write_files(draft, report_files(report, title, body, footer, more))

@@ -11,9 +11,9 @@ from loadtest.measure.phases import describe_phases, describe_steps, parts, phas
 from loadtest.measure.seconds import by_second, to_csv
 from loadtest.measure.timeline import Moment, timeline_csv
 from loadtest.measure.verdict import Verdict
-from loadtest.report.machine import describe_machine
 from loadtest.report.report import Report, bullets, figures, indented, measured_table, paragraph, write_report
 from loadtest.workload.profiles import Profile, Slo
+from serve.operate.host.machine import describe_machine
 
 
 def make_report(
@@ -74,7 +74,7 @@ def write_run(
     """Write the report folder, complete or not at all.
 
     Raises:
-        LoadtestError: if `folder` exists.
+        TabrankError: if `folder` exists.
     """
     # Import late: matplotlib is slow to import.
     from loadtest.report.plots import (

@@ -11,13 +11,13 @@ from loadtest.generator.ids import read_log_ids
 from loadtest.measure.measure import Measurement, measure, rounded
 from loadtest.measure.verdict import judge
 from loadtest.report.knee import step_line
-from loadtest.report.machine import describe_machine
 from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile, Slo, load_slo
 from loadtest.workload.shapes import Block
+from serve.operate.host.machine import describe_machine
 
 # Least share of the offered requests with a full answer in the measured seconds.
 KEPT_UP = 0.9

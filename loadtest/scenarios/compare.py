@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtest.report.knee import write_compare
-from loadtest.report.report import refuse_existing
 from loadtest.scenarios.bench import Bench, Report
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Progress, Workspace
+from serve.contract.validation import refuse_existing
 
 PLAN = KneePlan()
 # Limit of the whole comparison, without making the workspace. Each search gets an equal share.

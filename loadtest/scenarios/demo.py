@@ -21,8 +21,8 @@ import yaml
 
 from loadtest.commands import CommandFailed, die_with_parent, run_command
 from loadtest.report.demo import write_reports
-from loadtest.report.machine import describe_machine
 from loadtest.targets.services import free_port
+from serve.operate.host.machine import describe_machine
 
 DEMO = Path("var/demo")
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6

@@ -25,9 +25,9 @@ from loadtest.measure.freshness_verdict import judge_freshness
 from loadtest.measure.measure import RequestLog, Requests, measure
 from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
 from loadtest.report.freshness import event_numbers, freshness_numbers, percentiles, rank_numbers
-from loadtest.report.machine import describe_machine
 from loadtest.workload.profiles import Profile, Slo
 from loadtest.workload.shapes import Block
+from serve.operate.host.machine import describe_machine
 
 CLEAN_UP_BATCH = 500
 Report = dict[str, Any]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from loadtest.report.knee import write_knee
-from loadtest.report.report import refuse_existing
 from loadtest.scenarios.bench import Bench, Report
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
+from serve.contract.validation import refuse_existing
 
 PLAN = KneePlan()
 

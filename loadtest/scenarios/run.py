@@ -12,9 +12,10 @@ from loadtest.measure.measure import measure
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import judge
-from loadtest.report.report import Report, refuse_existing
+from loadtest.report.report import Report
 from loadtest.report.run import make_report, write_run
 from loadtest.workload.profiles import load_profile, load_slo
+from serve.contract.validation import refuse_existing
 
 
 def run_profile(

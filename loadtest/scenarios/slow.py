@@ -27,9 +27,9 @@ from loadtest.generator.ids import Ids
 from loadtest.measure.answer import read_answer
 from loadtest.measure.measure import RequestLog, measure, rounded
 from loadtest.measure.service import probe, read_address
-from loadtest.report.machine import describe_machine
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Block
+from serve.operate.host.machine import describe_machine
 
 # Start of each window that is not counted, while slow clients connect or disconnect.
 SETTLE_S = 5.0

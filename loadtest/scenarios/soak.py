@@ -22,13 +22,14 @@ from loadtest.measure.measure import Requests, measure, rounded
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, listed, verdict_on
-from loadtest.report.machine import describe_machine
-from loadtest.report.report import Report, refuse_existing
+from loadtest.report.report import Report
 from loadtest.report.soak import Footprint, write_soak
 from loadtest.targets.processes import processes_with
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile, Slo, load_slo
 from loadtest.workload.shapes import Block
+from serve.contract.validation import refuse_existing
+from serve.operate.host.machine import describe_machine
 
 # Environment variable of each process of a service that `serve up` started.
 CLUSTER = "TABRANK_CLUSTER"

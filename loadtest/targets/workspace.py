@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
+from serve.log.atomic_files import draft_of
 
 # A model's speed does not depend on the number of epochs.
 ROWS, EPOCHS = 300_000, 2
@@ -73,9 +73,10 @@ class Workspace:
         if self.data.exists():
             emit(f"using the log, model and store in {self.data}")
             return
-        draft = self.path / f".{self.data.name}.partial"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+        with draft_of(self.data) as draft:
+            self._make(draft, emit, run)
+
+    def _make(self, draft: Path, emit: Progress, run: RunCommand) -> None:
         log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
         emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
         size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
@@ -87,4 +88,3 @@ class Workspace:
         emit("publishing the model and filling the store")
         run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
         run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
-        draft.rename(self.data)

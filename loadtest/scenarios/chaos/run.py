@@ -22,7 +22,6 @@ from loadtest.measure.metrics_page import read_page
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict
 from loadtest.report.chaos import fault_line, write_chaos
-from loadtest.report.report import refuse_existing
 from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos.changes import CHANGES
 from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Document, Fault
@@ -38,6 +37,7 @@ from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.shapes import Block
+from serve.contract.validation import refuse_existing
 
 # Faults that use the same service follow each other: a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (

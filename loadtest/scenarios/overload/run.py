@@ -21,13 +21,13 @@ from loadtest.measure.metrics_page import Page, read_page, total, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict
 from loadtest.report.overload import run_line, write_overload
-from loadtest.report.report import refuse_existing
 from loadtest.scenarios.bench import Bench, Report
 from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
 from loadtest.scenarios.search import KneePlan, KneeStep, find_knee
 from loadtest.targets.processes import started
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
+from serve.contract.validation import refuse_existing
 
 CANDIDATES = 55
 SEARCH = KneePlan(

@@ -11,8 +11,6 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
 from loadtest.measure.verdict import Verdict
-from loadtest.report.machine import describe_machine
-from loadtest.report.report import draft_of, refuse_existing
 from loadtest.report.scaling import write_scale
 from loadtest.scenarios.scaling import nodes, replicas, step
 from loadtest.scenarios.scaling.replicas import ReplicasPlan
@@ -20,6 +18,9 @@ from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Scaled, capacit
 from loadtest.targets.processes import started
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile
+from serve.contract.validation import refuse_existing
+from serve.log.atomic_files import draft_of
+from serve.operate.host.machine import describe_machine
 
 AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
 PARTS = tuple(AUTOSCALING)

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.errors import LoadtestError
 from loadtest.measure.answer import Outcome
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog, measure
 from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import judge
-from loadtest.report.report import refuse_existing
 from loadtest.report.run import make_report, summary, write_run
 from loadtest.workload.profiles import load_profile, load_slo
+from serve.contract.errors import TabrankError
+from serve.contract.validation import refuse_existing
 
 PROFILE = load_profile("headline", target_rps=100, warmup_s=1, duration_s=3)
 SLO = load_slo()
@@ -91,12 +91,12 @@ def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
 
 def test_a_report_is_never_overwritten(tmp_path):
     report, requests, moments = made()
-    with pytest.raises(LoadtestError, match="already exists"):
+    with pytest.raises(TabrankError, match="exists already"):
         write_run(tmp_path, report, requests, PROFILE, SLO, "", moments)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
-    with pytest.raises(LoadtestError, match="--out /proc/out: cannot be written"):
+    with pytest.raises(TabrankError, match="/proc/out: cannot be written"):
         refuse_existing(Path("/proc/out"))
     refuse_existing(tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []

@@ -137,8 +137,8 @@ def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path, environment)
     ("arguments", "message"),
     [
         (("knee", "--config", "none.yaml"), "none.yaml: cannot be read"),
-        (("knee", "--out", "."), "already exists"),
-        (("compare", "--out", "."), "already exists"),
+        (("knee", "--out", "."), "exists already"),
+        (("compare", "--out", "."), "exists already"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(bench_work, environment, tmp_path, arguments, message):

@@ -67,7 +67,7 @@ def test_replicas_come_and_go_under_load_and_no_request_fails(bench_work, tmp_pa
     [
         (("--part", "replica"), "--part replica: unknown part; use replicas, step, nodes"),
         (("--config", "none.yaml", "--part", "step"), "none.yaml: cannot be read"),
-        (("--out", "."), "already exists"),
+        (("--out", "."), "exists already"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(bench_work, tmp_path, arguments, message):
