@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from loadtest.measure.verdict import Verdict
 from loadtest.report.report import SAME_CORES, Report, figures, paragraph, table, write_report
 from loadtest.workload.profiles import Slo
 
@@ -39,6 +40,13 @@ def knee_summary(report: Report) -> str:
         f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])}  p99 {_ms(report['p99_ms'])}, "
         f"{_share(report['full_share'])} full"
     )
+
+
+def knee_verdict(report: Report) -> Verdict:
+    """Return held if the service, or each of several services, has a knee."""
+    knees = report["knee_rps"]
+    found = knees.values() if isinstance(knees, dict) else [knees]
+    return "not held" if None in found else "held"
 
 
 def compare_summary(report: Report) -> str:

@@ -10,7 +10,6 @@ from loadtest.scenarios.bench import Bench, Report
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Progress, Workspace
-from serve.contract.validation import refuse_existing
 
 PLAN = KneePlan()
 # Limit of the whole comparison, without making the workspace. Each search gets an equal share.
@@ -29,7 +28,6 @@ def run_compare(work: Workspace, out: Path, emit: Progress, plan: KneePlan = PLA
     Raises:
         LoadtestError: if a service cannot be measured.
     """
-    refuse_existing(out)
     with work.locked():
         three = (idiomatic(work), fastapi(work), tabrank(work, CONFIG))
         bench = Bench.prepared(work, CANDIDATES, emit)

@@ -9,7 +9,6 @@ from loadtest.scenarios.bench import Bench, Report
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
-from serve.contract.validation import refuse_existing
 
 PLAN = KneePlan()
 
@@ -22,7 +21,6 @@ def run_knee(
     Raises:
         LoadtestError: if the input, the workspace or the service prevents the measurement.
     """
-    refuse_existing(out)
     with work.locked():
         # Report an invalid file before the preparation, which takes a minute.
         service = tabrank(work, config)

@@ -27,15 +27,13 @@ from loadtest.generator.ids import Ids
 from loadtest.measure.answer import read_answer
 from loadtest.measure.measure import RequestLog, measure, rounded
 from loadtest.measure.service import probe, read_address
+from loadtest.measure.verdict import MAX_SLOW_LATE_MS, MAX_SLOW_RATIO, judge_slow_clients
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Block
 from serve.operate.host.machine import describe_machine
 
 # Start of each window that is not counted, while slow clients connect or disconnect.
 SETTLE_S = 5.0
-MAX_RATIO = 1.2
-# Limit of the median lateness over the windows: above it, this process was slow.
-MAX_LATE_MS = 10.0
 Report = dict[str, Any]
 
 
@@ -102,13 +100,6 @@ def _read_report(process: subprocess.Popen[str]) -> dict[str, Any]:
     return {"connected": max((line.get("connected", 0) for line in lines), default=0), "ended": ended}
 
 
-def verdict_of(ratio: float, num_failed: int, late_ms: float) -> str:
-    """Return the verdict: slow clients may cost the p99 of others at most `MAX_RATIO`."""
-    if late_ms > MAX_LATE_MS:
-        return "void"
-    return "held" if ratio <= MAX_RATIO and not num_failed else "not held"
-
-
 def _report(plan: SlowPlan, url: str, log: RequestLog, reports: list[dict[str, Any]]) -> Report:
     connected = min(one["connected"] for one in reports)
     if connected < 0.9 * plan.num_slow:
@@ -122,13 +113,13 @@ def _report(plan: SlowPlan, url: str, log: RequestLog, reports: list[dict[str, A
     failed = sum(one.errors for one in windows)
     late_ms = median(one.generator_late_ms_p99 for one in windows)
     return {
-        "verdict": verdict_of(ratio, failed, late_ms),
+        "verdict": judge_slow_clients(ratio, failed, late_ms),
         "url": url,
         "target_rps": plan.profile.target_rps,
         "slow_clients": plan.num_slow,
         "p99_ms": {"without": [*map(rounded, quiet)], "beside": [*map(rounded, slowed)]},
         "ratio": rounded(ratio),
-        "max_ratio": MAX_RATIO,
+        "max_ratio": MAX_SLOW_RATIO,
         "errors": failed,
         "slow_ended": [one["ended"] for one in reports],
         "generator_late_ms_p99": rounded(late_ms),
@@ -141,7 +132,7 @@ def slow_summary(report: Report) -> str:
     shown = {key: ", ".join(f"{ms:.1f}" for ms in values) for key, values in report["p99_ms"].items()}
     return (
         f"{report['verdict']}: {report['slow_clients']} slow clients make the p99 of {report['target_rps']:g} req/s "
-        f"{report['ratio']:.2f} times as long (limit {MAX_RATIO:g}), with {report['errors']} errors\n"
+        f"{report['ratio']:.2f} times as long (limit {MAX_SLOW_RATIO:g}), with {report['errors']} errors\n"
         f"  p99 without them, by window: {shown['without']} ms\n  with them: {shown['beside']} ms\n"
-        f"  the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99; void above {MAX_LATE_MS:g})"
+        f"  the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99; void above {MAX_SLOW_LATE_MS:g})"
     )

@@ -15,12 +15,12 @@ import psutil
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
-from loadtest.generator.ids import find_ids
+from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import read_service
 from loadtest.measure.measure import Requests, measure, rounded
 from loadtest.measure.service import probe
-from loadtest.measure.timeline import Moment, timeline
+from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import Verdict, listed, verdict_on
 from loadtest.report.report import Report
 from loadtest.report.soak import Footprint, write_soak
@@ -28,7 +28,6 @@ from loadtest.targets.processes import processes_with
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile, Slo, load_slo
 from loadtest.workload.shapes import Block
-from serve.contract.validation import refuse_existing
 from serve.operate.host.machine import describe_machine
 
 # Environment variable of each process of a service that `serve up` started.
@@ -41,25 +40,19 @@ DRIFT = 0.10
 GROWTH = 0.05
 
 
-def run_soak(
-    url: str,
-    seconds: float,
-    rate_rps: float,
-    cluster: Path,
-    log: Path,
-    ids: Path | None,
-    out: Path,
-    emit: Progress,
-    warmup_s: float = WARMUP_S,
-) -> tuple[Report, Verdict]:
+def soak_profile(rate_rps: float, seconds: float, warmup_s: float = WARMUP_S) -> Profile:
+    """Return the constant load of a soak."""
+    return Profile("soak", rate_rps, CANDIDATES, warmup_s, seconds, 1.0)
+
+
+def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emit: Progress) -> Report:
     """Load the service at `url`, sample the processes of its run folder, write the report to `out`.
 
     Raises:
         LoadtestError: if there is no such service, or the input is unusable.
     """
-    refuse_existing(out)
-    profile, slo = Profile("soak", rate_rps, CANDIDATES, warmup_s, seconds, 1.0), load_slo()
-    bodies = make_bodies(find_ids(ids, log, CANDIDATES), profile)
+    rate_rps, seconds, warmup_s = profile.target_rps, profile.duration_s, profile.warmup_s
+    bodies, slo = make_bodies(ids, profile), load_slo()
     probe(url, bodies[0])
     service = processes_of(cluster, url)
     emit(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are sampled")
@@ -71,9 +64,8 @@ def run_soak(
     verdict, reasons = judge(report, slo)
     report = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps, **report}
     report |= {"machine": describe_machine()}
-    moments: list[Moment] = timeline(requests, seconds, [])
-    write_soak(out, report, moments, footprints, slo)
-    return report, verdict
+    write_soak(out, report, timeline(requests, seconds, []), footprints, slo)
+    return report
 
 
 def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float, slo: Slo) -> Report:

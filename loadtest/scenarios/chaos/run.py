@@ -20,7 +20,7 @@ from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.metrics_page import read_page
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict
+from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos.changes import CHANGES
@@ -37,7 +37,6 @@ from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.shapes import Block
-from serve.contract.validation import refuse_existing
 
 # Faults that use the same service follow each other: a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (
@@ -149,7 +148,7 @@ class ChaosRun:
 
 def run_chaos(
     work: Workspace, config: Path, names: Sequence[str], rate_rps: float | None, out: Path, emit: Progress
-) -> tuple[Report, Verdict]:
+) -> Report:
     """Inject the named faults (default: all), and write the report to the new folder `out`.
 
     `rate_rps`: the rate of the load, instead of 60 % of the knee.
@@ -158,7 +157,6 @@ def run_chaos(
         LoadtestError: if the input, the workspace or the service prevents the run.
     """
     faults = select_faults(names)
-    refuse_existing(out)
     lines: dict[str, list[Moment]] = {}
     with work.locked(), ExitStack() as up:
         run = ChaosRun.of(work, config, emit, rate_rps, up)
@@ -167,7 +165,7 @@ def run_chaos(
     report = {"verdict": verdict, "knee_rps": run.knee_rps, "config": str(config), "faults": found}
     report |= {"client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
     write_chaos(out, report, lines, run.bench.slo)
-    return report, verdict
+    return report
 
 
 def select_faults(names: Sequence[str]) -> list[Fault]:
@@ -180,16 +178,9 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
 
 
 def verdict_of(found: Sequence[Found]) -> Verdict:
-    """Return the verdict on all faults; faults that were not run do not count.
-
-    Void: no fault was run, or each one that did not hold is void.
-    """
-    if all(one["held"] is None for one in found):
-        return "void"
-    failed = [one for one in found if one["held"] is False]
-    if not failed:
-        return "held"
-    return "void" if all(one["void"] for one in failed) else "not held"
+    """Return the verdict on all faults that were run; void if none was."""
+    run = [one for one in found if one["held"] is not None]
+    return overall(map(part_verdict, run)) if run else "void"
 
 
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Found:

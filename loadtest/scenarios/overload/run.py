@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,7 +18,7 @@ from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
 from loadtest.measure.metrics_page import Page, read_page, total, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict
+from loadtest.measure.verdict import Verdict, overall
 from loadtest.report.overload import run_line, write_overload
 from loadtest.scenarios.bench import Bench, Report
 from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
@@ -27,7 +26,6 @@ from loadtest.scenarios.search import KneePlan, KneeStep, find_knee
 from loadtest.targets.processes import started
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
-from serve.contract.validation import refuse_existing
 
 CANDIDATES = 55
 SEARCH = KneePlan(
@@ -67,7 +65,7 @@ def run_overload(
     emit: Progress,
     known_rps: float | None = None,
     search: KneePlan = SEARCH,
-) -> tuple[Report, Verdict]:
+) -> Report:
     """Start the service on its core, find its knee, overload it; repeat without load shedding.
 
     `known_rps`: the knee, if it was measured before.
@@ -75,7 +73,6 @@ def run_overload(
     Raises:
         LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
     """
-    refuse_existing(out)
     cores = _two_cores()
     with work.locked():
         service = tabrank(work, config)
@@ -103,7 +100,7 @@ def run_overload(
         **bench.circumstances(),
     }
     write_overload(out, report, lines, bench.slo)
-    return report, verdict
+    return report
 
 
 def read_times(given: str) -> list[float]:
@@ -177,18 +174,12 @@ def _control(
 
 
 def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
-    """Return the verdict on all runs; void if each run that did not hold is void.
-
-    The control must not hold; if it did not run, the verdict is void.
-    """
-    failed: list[Any] = [run["verdict"] for run in runs if run["verdict"] != "held"]
+    """Return the verdict on all runs; the control must not hold, and is void if it did not run."""
     if not control["run"]:
-        failed.append("void")
-    elif control["verdict"] == "held":
-        failed.append("not held")
-    if not failed:
-        return "held"
-    return "void" if set(failed) == {"void"} else "not held"
+        collapsed: Verdict = "void"
+    else:
+        collapsed = "not held" if control["verdict"] == "held" else "held"
+    return overall([*(run["verdict"] for run in runs), collapsed])
 
 
 def disable_load_shedding(file: Path) -> None:

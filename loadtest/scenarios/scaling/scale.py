@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
-from loadtest.measure.verdict import Verdict
+from loadtest.measure.verdict import overall, part_verdict
 from loadtest.report.scaling import write_scale
 from loadtest.scenarios.scaling import nodes, replicas, step
 from loadtest.scenarios.scaling.replicas import ReplicasPlan
@@ -18,7 +18,6 @@ from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Scaled, capacit
 from loadtest.targets.processes import started
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile
-from serve.contract.validation import refuse_existing
 from serve.log.atomic_files import draft_of
 from serve.operate.host.machine import describe_machine
 
@@ -39,7 +38,6 @@ def run_scale(
     for name in parts:
         if name not in PARTS:
             raise LoadtestError(f"--part {name}: unknown part; use {', '.join(PARTS)}")
-    refuse_existing(out)
     begun = time.monotonic()
     with work.locked(), draft_of(out) as folder:
         # Report an invalid file before the preparation, which takes a minute.
@@ -48,7 +46,7 @@ def run_scale(
         work.prepare(emit)
         found = {name: _prove(name, work, config, cycles, folder / name, emit) for name in parts}
         report = {
-            "verdict": verdict_of(found),
+            "verdict": overall(map(part_verdict, found.values())),
             "parts": found,
             "config": str(config),
             "capacity_rps": round(capacity_rps(), 1),
@@ -85,11 +83,3 @@ def _with_service(
     with started(scaled.service, work, body, CANDIDATES) as footprint:
         emit(f"{scaled.service.url} answers after {footprint.start_s} s")
         return prove()
-
-
-def verdict_of(found: Mapping[str, Found]) -> Verdict:
-    """Return the verdict on all parts; void if each part that did not hold is void."""
-    if all(part["held"] for part in found.values()):
-        return "held"
-    failed = [part for part in found.values() if not part["held"]]
-    return "void" if all(part.get("void") for part in failed) else "not held"
