@@ -68,7 +68,7 @@ def write_run(
     requests: Requests,
     profile: Profile,
     slo: Slo,
-    locust_html: str,
+    locust_html: str | None,
     moments: list[Moment],
 ) -> None:
     """Write the report folder, complete or not at all.
@@ -97,7 +97,7 @@ def write_run(
     files = {
         "requests.csv": to_csv(seconds),
         "timeline.csv": timeline_csv(moments),
-        "locust.html": locust_html,
+        **({"locust.html": locust_html} if locust_html is not None else {}),
     }
     title = f"Load test {report['profile']}: {report['verdict']}"
     write_report(folder, report, title, body, FOOTER, files)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
-from loadtest.measure.cluster import Watch, find_cluster
-from loadtest.measure.measure import measure
+from loadtest.measure.cluster import ClusterSample, Watch, find_cluster
+from loadtest.measure.measure import Requests, measure
 from loadtest.measure.service import probe
-from loadtest.measure.timeline import timeline
+from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import judge
 from loadtest.report.report import Report
 from loadtest.report.run import make_report, write_run
@@ -32,9 +33,24 @@ def run_profile(profile: Profile, slo: Slo, url: str, ids: Ids, cluster: str | N
     from loadtest.scenarios.locust_run import run_load
 
     done = run_load(profile, url, bodies, [watch] if watch else [])
-    measured = measure(done.requests, profile.duration_s)
-    moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
-    verdict, reasons = judge(measured, slo)
-    report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
-    write_run(out, report, done.requests, profile, slo, done.locust_html, moments)
+    samples = watch.samples if watch else []
+    report, _ = report_run(profile, slo, url, done.requests, samples, out, done.locust_html)
     return report
+
+
+def report_run(
+    profile: Profile,
+    slo: Slo,
+    url: str,
+    requests: Requests,
+    samples: Sequence[ClusterSample],
+    out: Path,
+    locust_html: str | None = None,
+) -> tuple[Report, Sequence[Moment]]:
+    """Judge the requests of a load and write its report to `out`; return it and the timeline."""
+    measured = measure(requests, profile.duration_s)
+    moments = timeline(requests, profile.duration_s, samples)
+    verdict, reasons = judge(measured, slo)
+    report = make_report(profile, url, slo, measured, verdict, reasons, requests, moments)
+    write_run(out, report, requests, profile, slo, locust_html, moments)
+    return report, moments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import read_service
 from loadtest.measure.measure import Requests, measure, rounded
+from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import Verdict, listed, verdict_on
@@ -160,22 +160,15 @@ def _period_s(seconds: float) -> float:
 def _watching(cluster: Path, zero_s: float, period_s: float) -> Iterator[list[Footprint]]:
     """Sample the processes while the block runs, with times relative to `zero_s`."""
     seen: list[Footprint] = []
-    over = threading.Event()
     url = read_service(cluster)["url"]
 
     def look() -> None:
-        while not over.wait(period_s):
-            # The service may be in the middle of a replacement.
-            with contextlib.suppress(LoadtestError):
-                seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
+        # The service may be in the middle of a replacement.
+        with contextlib.suppress(LoadtestError):
+            seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, period_s):
         yield seen
-    finally:
-        over.set()
-        thread.join()
 
 
 def _rounded(value: Any) -> Any:

@@ -74,28 +74,28 @@ class FakeCluster:
     def applications(self) -> Mapping[str, Any]:
         """Return Serve's state of each application, by name; empty while unreadable."""
         try:
-            return self._rest.applications()
+            return self.rest.applications()
         except UNREADABLE_ERRORS:
             return {}
 
     def proxies(self) -> list[str]:
         """Return Serve's status of each node's proxy; empty while unreadable."""
         try:
-            return self._rest.proxies()
+            return self.rest.proxies()
         except UNREADABLE_ERRORS:
             return []
 
     def replicas(self) -> dict[str, int]:
         """Return the running replicas by deployment; empty while unreadable."""
         try:
-            return self._rest.replicas()
+            return self.rest.replicas()
         except UNREADABLE_ERRORS:
             return {}
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the live nodes with `id`, `pool` and `head`; empty while unreadable."""
         try:
-            found = self._rest.nodes()
+            found = self.rest.nodes()
         except UNREADABLE_ERRORS:
             return []
         return [
@@ -104,7 +104,8 @@ class FakeCluster:
         ]
 
     @property
-    def _rest(self) -> Dashboard:
+    def rest(self) -> Dashboard:
+        """Return the client of its REST API."""
         return Dashboard(self.dashboard, self.token)
 
 

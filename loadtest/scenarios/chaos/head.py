@@ -7,12 +7,13 @@ import http.client
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
+from loadtest.measure.polling import within
 from loadtest.measure.service import MODEL_PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Document, Fault
 from loadtest.scenarios.chaos.target import Target, title
@@ -21,7 +22,6 @@ from loadtest.targets.processes import marked
 
 DEAD_S = 50.0
 RECOVER_S, CHANGE_S, SCALE_S, ANSWER_S = 60.0, 15.0, 30.0, 30.0
-POLL_S = 0.1
 SCALED = "Scorer"
 # CPU share for placement. It must not be 0, for which the head also has room.
 SHARE_CPU = 0.25
@@ -189,17 +189,6 @@ def _scale(nodes: TwoNodes, document: Document) -> float | None:
         nodes.deploy(document)
         took.append(within(SCALE_S, lambda wanted=wanted: nodes.cluster.replicas()[SCALED] == wanted))  # type: ignore[misc]
     return None if None in took else took[0]
-
-
-def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
-    """Return the seconds until `holds` is true, or None. It counts as false while it raises."""
-    begun = time.monotonic()
-    while (took := time.monotonic() - begun) < limit_s:
-        with contextlib.suppress(LoadtestError, OSError, ValueError, KeyError, http.client.HTTPException):
-            if holds():
-                return round(took, 1)
-        time.sleep(POLL_S)
-    return None
 
 
 def _nodes(target: Target) -> TwoNodes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.metrics_page import read_page
+from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.chaos import fault_line, write_chaos
@@ -126,7 +126,7 @@ class ChaosRun:
         """Return the rate of the load for a fault."""
         if self.knee_rps is None:
             self.emit("searching for the knee of this service")
-            found = find_knee(partial(self.bench.offered_step, target.url), SEARCH)
+            found = find_knee(partial(self.bench.step, target.url), SEARCH)
             if found.confirmed is None:
                 raise LoadtestError("no rate met the limits; set one with --rate")
             self.knee_rps = found.confirmed.rate_rps
@@ -255,35 +255,27 @@ def _watching(
     """Look at the replicas periodically while the block runs."""
     seen: list[Seen] = []
     samples: list[ClusterSample] = []
-    over = threading.Event()
 
     def look() -> None:
-        while not over.wait(LOOK_S):
-            at_s = time.monotonic() - begun_s
-            fault.look(target)
-            counts = target.replicas()
-            if counts:
-                seen.append(Seen(at_s, target.at_full_strength(fault.replicas)))
-                running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
-                samples.append(ClusterSample(at_s, running, None))
+        at_s = time.monotonic() - begun_s
+        fault.look(target)
+        counts = target.replicas()
+        if counts:
+            seen.append(Seen(at_s, target.at_full_strength(fault.replicas)))
+            running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
+            samples.append(ClusterSample(at_s, running, None))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, LOOK_S):
         yield seen, samples
-    finally:
-        over.set()
-        thread.join()
 
 
 def _is_healthy(target: Target, fault: Fault) -> bool:
     """Wait until all required replicas run beside exactly one HAProxy; return False on timeout."""
-    until = time.monotonic() + SETTLE_S
-    while time.monotonic() < until:
-        if target.at_full_strength(fault.replicas) and len(target.find("haproxy")) == 1:
-            return True
-        time.sleep(LOOK_S)
-    return False
+
+    def is_healthy() -> bool:
+        return target.at_full_strength(fault.replicas) and len(target.find("haproxy")) == 1
+
+    return within(SETTLE_S, is_healthy) is not None
 
 
 def _until(at_s: float) -> None:

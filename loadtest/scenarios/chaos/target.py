@@ -16,7 +16,7 @@ import yaml
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import deployments, read_service
+from loadtest.measure.cluster import all_running, replica_states
 from loadtest.targets.processes import marked
 
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
@@ -65,15 +65,11 @@ class Target:
 
     def replicas(self) -> dict[str, dict[str, int]]:
         """Return the number of replicas by deployment and state, as the service reports it."""
-        return {
-            name: deployment["replicas"]
-            for name, deployment in deployments(read_service(self.run).get("applications", {}))
-        }
+        return replica_states(self.run)
 
     def at_full_strength(self, wanted: Mapping[str, int]) -> bool:
         """Return whether exactly these replicas run and none is starting or stopping."""
-        counts = self.replicas()
-        return all(counts.get(name) == {"RUNNING": number} for name, number in wanted.items())
+        return all_running(self.replicas(), wanted)
 
     def document(self) -> dict[str, Any]:
         """Return its parsed `cluster.yaml`."""

@@ -136,7 +136,7 @@ def _overload(
 
 def _knee(offering: Offering, search: KneePlan, emit: Progress) -> tuple[float, list[KneeStep]]:
     """Return the knee with this CPU pinning, and its steps."""
-    found = find_knee(partial(offering.bench.offered_step, offering.url), search)
+    found = find_knee(partial(offering.bench.step, offering.url), search)
     if found.confirmed is None:
         raise LoadtestError("no rate met the limits, so there is no knee to overload; use a faster machine")
     emit(f"knee with this pinning: {found.confirmed.rate_rps:g} req/s")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
+from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import overall, part_verdict
+from loadtest.report.report import Report
 from loadtest.report.scaling import write_scale
 from loadtest.scenarios.scaling import nodes, replicas, step
+from loadtest.scenarios.scaling.load import Proof
 from loadtest.scenarios.scaling.replicas import ReplicasPlan
 from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
 from loadtest.targets.processes import started
@@ -23,13 +25,12 @@ from serve.operate.host.machine import describe_machine
 
 AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
 PARTS = tuple(AUTOSCALING)
-PROBE = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
-Found = dict[str, Any]
+REQUESTS = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
 
 
 def run_scale(
     work: Workspace, config: Path, parts: Sequence[str], cycles: ReplicasPlan, out: Path, emit: Progress
-) -> Found:
+) -> Report:
     """Run the named parts, and write their reports and a summary to the new folder `out`.
 
     Raises:
@@ -44,7 +45,12 @@ def run_scale(
         for name in parts:
             Scaled.of(work, config, AUTOSCALING[name])
         work.prepare(emit)
-        found = {name: _prove(name, work, config, cycles, folder / name, emit) for name in parts}
+        bodies = make_bodies(read_log_ids(work.log, CANDIDATES), REQUESTS)
+        found: dict[str, Report] = {}
+        lines: dict[str, Sequence[Moment]] = {}
+        for name in parts:
+            scaled = Scaled.of(work, config, AUTOSCALING[name])
+            found[name], lines[name] = _prove(name, scaled, work, bodies, cycles, folder / name, emit)
         report = {
             "verdict": overall(map(part_verdict, found.values())),
             "parts": found,
@@ -55,31 +61,24 @@ def run_scale(
             "machine": describe_machine(),
             "seconds": round(time.monotonic() - begun, 1),
         }
-        write_scale(folder, report)
+        write_scale(folder, report, lines)
     return report
 
 
 def _prove(
-    name: str, work: Workspace, config: Path, cycles: ReplicasPlan, out: Path, emit: Progress
-) -> Found:
-    body = make_bodies(read_log_ids(work.log, CANDIDATES), PROBE, count=1)[0]
+    name: str,
+    scaled: Scaled,
+    work: Workspace,
+    bodies: Sequence[bytes],
+    cycles: ReplicasPlan,
+    out: Path,
+    emit: Progress,
+) -> Proof:
     if name == "nodes":
-        return nodes.prove_nodes(work, config, body, out, emit)
-    if name == "replicas":
-        scaled = Scaled.of(work, config, AUTOSCALING[name])
-        return _with_service(
-            work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, emit), emit
-        )
-    scaled = Scaled.of(work, config, AUTOSCALING[name])
-    return _with_service(
-        work, scaled, body, lambda: step.prove_step(scaled, work, step.StepPlan(), out, emit), emit
-    )
-
-
-def _with_service(
-    work: Workspace, scaled: Scaled, body: bytes, prove: Callable[[], Found], emit: Progress
-) -> Found:
+        return nodes.prove_nodes(scaled, bodies, out, emit)
     emit("starting the service with the throttled Scorer")
-    with started(scaled.service, work, body, CANDIDATES) as footprint:
+    with started(scaled.service, work, bodies[0], CANDIDATES) as footprint:
         emit(f"{scaled.service.url} answers after {footprint.start_s} s")
-        return prove()
+        if name == "replicas":
+            return replicas.prove_replicas(scaled, bodies, cycles, out, emit)
+        return step.prove_step(scaled, bodies, step.StepPlan(), out, emit)
