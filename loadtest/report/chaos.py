@@ -76,7 +76,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     body = [table(("fault", "allowed", "measured", "held"), rows)]
     for found in report["faults"]:
         if found["fault"] in lines:
-            plot = load_and_cluster(list(lines[found["fault"]]), slo)
+            plot = load_and_cluster(lines[found["fault"]], slo)
             body.append(figures({found["what"]: f"{bullets(found['reasons'])}\n{plot}"}))
     footer = FOOTER.format(
         knee=f"{report['knee_rps'] or 0:,.0f}", timeout=f"{report['client_timeout_s'] * 1000:g}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from loadtest.report.report import (
     SAME_CORES,
     Report,
     bullets,
+    csv_text,
     figures,
     indented,
     measured_table,
@@ -77,11 +76,15 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
     Raises:
         TabrankError: if `folder` exists.
     """
-    from loadtest.report.plots import freshness_distribution, freshness_over_time  # matplotlib
+    from loadtest.report.plots import distribution, freshness_over_time  # matplotlib
 
+    lines = {f"new {kind}": (part.latency_ms[part.ok], len(part.ok)) for kind, part in probes.items()}
+    every = np.concatenate([shown_ms for shown_ms, _ in lines.values()])
+    lines["all"] = (every, sum(total for _, total in lines.values()))
+    axes = ("ms from the event to the ranking", "share of events not yet shown")
     plots = {
         "Freshness over time": freshness_over_time(probes, LIMIT_MS),
-        "Freshness distribution": freshness_distribution(probes, LIMIT_MS),
+        "Freshness distribution": distribution(*axes, lines, {f"p99 < {LIMIT_MS:g} ms": (LIMIT_MS, 0.01)}),
     }
     notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
     lead = f"{report['seconds']:g} s at {report['url']}"
@@ -121,15 +124,13 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
 
 def _to_csv(probes: Mapping[str, Requests]) -> str:
     """Return the probes as CSV: due time, freshness (empty if never shown), outcome and polls."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"))
+    rows = []
     for kind, part in probes.items():
         for i in np.argsort(part.at_s).tolist():
-            shown = f"{part.latency_ms[i]:.3f}" if part.ok[i] else ""
+            shown_ms = float(part.latency_ms[i]) if part.ok[i] else None
             outcome = part.outcomes[part.codes[i]].name
-            writer.writerow((kind, f"{part.at_s[i]:.3f}", shown, outcome, int(part.scored[i])))
-    return out.getvalue()
+            rows.append((kind, float(part.at_s[i]), shown_ms, outcome, int(part.scored[i])))
+    return csv_text(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"), rows)
 
 
 def _numbers(measured: Measurement, *more: str) -> Report:

@@ -40,7 +40,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
-    plots = {title: load_and_cluster(list(moments), slo) for title, moments in lines.items()}
+    plots = {title: load_and_cluster(moments, slo) for title, moments in lines.items()}
     runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
     lead = (
         f"The knee is {report['knee_rps']:,.0f} requests/s, measured with the same pinning: the service on one "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +64,16 @@ def report_files(
         links=", ".join(f'<a href="{name}">{name}</a>' for name in files),
     )
     return {**files, "report.html": page}
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as CSV; floats have three decimals, and None is an empty field."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow(f"{value:.3f}" if isinstance(value, float) else value for value in row)
+    return out.getvalue()
 
 
 def paragraph(text: str) -> str:

@@ -22,8 +22,7 @@ def write_scale(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
     body = [
-        _part(name, part, load_and_cluster(list(lines[name]), load_slo()))
-        for name, part in report["parts"].items()
+        _part(name, part, load_and_cluster(lines[name], load_slo())) for name, part in report["parts"].items()
     ]
     footer = FOOTER.format(**report["pace"])
     write_files(folder, report_files(report, f"Scaling: {report['verdict']}", body, footer))

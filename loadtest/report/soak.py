@@ -54,7 +54,7 @@ def write_soak(
 
     at_s = [each.at_s for each in footprints]
     plots = {
-        "Load and latency": load_and_cluster(list(moments), slo),
+        "Load and latency": load_and_cluster(moments, slo),
         "Memory and open files of the service": memory_and_files(
             at_s, [each.own_mib for each in footprints], [each.files for each in footprints]
         ),

@@ -47,10 +47,13 @@ def report_run(
     out: Path,
     locust_html: str | None = None,
 ) -> tuple[Report, Sequence[Moment]]:
-    """Judge the requests of a load and write its report to `out`; return it and the timeline."""
+    """Judge the requests of a load and write its report to `out`.
+
+    Return it, and the timeline of the measurement.
+    """
     measured = measure(requests, profile.duration_s)
-    moments = timeline(requests, profile.duration_s, samples)
+    moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     verdict, reasons = judge(measured, slo)
     report = make_report(profile, url, slo, measured, verdict, reasons, requests, moments)
-    write_run(out, report, requests, profile, slo, locust_html, moments)
-    return report, moments
+    write_run(out, report, requests, slo, locust_html, moments)
+    return report, [moment for moment in moments if moment.t_s >= 0]

@@ -53,4 +53,4 @@ class Offering:
 
 def moment(second, replicas=None, nodes=None):
     """Return a second of a timeline in which one request was answered in full."""
-    return Moment(second, 1, 1, 5.0, 5.0, 1.0, 0, replicas or {}, nodes)
+    return Moment(second, 1, 1, 5.0, 5.0, 5.0, 1.0, 0, 0.0, replicas or {}, nodes)

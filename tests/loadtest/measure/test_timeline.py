@@ -8,7 +8,8 @@ from loadtest.measure.answer import Outcome
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.phases import describe_phases, describe_steps, phase_lines, recovery
-from loadtest.measure.timeline import timeline, timeline_csv
+from loadtest.measure.timeline import timeline
+from loadtest.report.run import requests_csv, timeline_csv
 from loadtest.workload.profiles import Profile, load_slo
 from loadtest.workload.shapes import blocks, phases, steps_up
 
@@ -60,6 +61,31 @@ def test_a_second_in_which_nothing_was_asked_is_there_too():
         (0, 0, None),
         (1, 1, None),
     ]
+
+
+def test_the_warm_up_has_negative_seconds_and_each_second_its_percentiles():
+    log = RequestLog()
+    log.add(-0.5, 0.1, 700.0, FULL, 1)
+    log.add(0.2, 0.2, 5.0, FULL, 1)
+    log.add(0.3, 0.3, 1.0, DOWN, 0)
+    log.add(1.1, 0.4, 8.0, FULL, 1)
+    moments = timeline(log.requests(), 2, [], warmup_s=0.5)
+    # A request counts in its due second, and its answer in the second of its arrival.
+    assert [(m.t_s, m.offered_rps, m.answered_rps, m.failed) for m in moments] == [
+        (-1, 1, 0, 0),
+        (0, 2, 2, 1),
+        (1, 1, 1, 0),
+    ]
+    warmup, first, last = moments
+    assert warmup.p50_ms == 700.0
+    assert (first.p50_ms, first.p99_ms, first.late_ms_p99) == (5.0, None, 0.3)
+    assert last.p99_ms == 8.0
+    assert requests_csv(moments).splitlines()[:3] == [
+        "second,requests,answered,errors,p50_ms,p90_ms,p99_ms,late_ms_p99",
+        "-1,1,0,0,700.000,700.000,700.000,0.100",
+        "0,2,2,1,5.000,,,0.300",
+    ]
+    assert timeline_csv(moments).splitlines()[1].startswith("0,2,2,5.000,,")
 
 
 def test_the_csv_is_a_trace_with_a_column_for_each_deployment():
