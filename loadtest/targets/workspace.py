@@ -54,18 +54,8 @@ class Workspace:
         Raises:
             LoadtestError: if another benchmark holds it, or it cannot be created.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("w")
-        except OSError as error:
-            raise LoadtestError(f"--work {self.path}: cannot be written to ({error.strerror})") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise LoadtestError(
-                    f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
-                ) from None
+        busy = f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
+        with exclusive(self.path, busy):
             yield
 
     def prepare(self, emit: Progress, run: RunCommand = run_command) -> None:
@@ -88,3 +78,24 @@ class Workspace:
         emit("publishing the model and filling the store")
         run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
         run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
+
+
+@contextmanager
+def exclusive(folder: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if it is missing.
+
+    Raises:
+        LoadtestError: with the message `busy`, if another process holds it, or if the folder cannot
+            be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise LoadtestError(f"{folder}: cannot be written to ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LoadtestError(busy) from None
+        yield
