@@ -11,17 +11,7 @@ import numpy as np
 
 from loadtest.measure.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
-from loadtest.report.report import (
-    SAME_CORES,
-    Report,
-    bullets,
-    csv_text,
-    figures,
-    indented,
-    measured_table,
-    paragraph,
-    write_report,
-)
+from loadtest.report.report import SAME_CORES, Findings, Report, csv_text, indented, write_report
 
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
@@ -55,19 +45,7 @@ def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
 
 def freshness_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
-    fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
-    lines = [
-        f"{report['verdict']}: event to visible in a ranking, {report['url']}, {report['seconds']:g} s",
-        f"  all        {_line(fresh)} (p99 limit: below {LIMIT_MS:g})",
-        *(f"  {kind:10} {_line(fresh[kind])}" for kind in ("candidate", "viewer")),
-        f"  {rank['rps']:,.0f} rankings/s of {rank['target_rps']:g}, p99 {milliseconds(rank['p99_ms'])}, "
-        f"{rank['full_share']:.2%} full, {rank['errors']} errors",
-        f"  {events['acknowledged_per_s']:,.0f} events/s acknowledged of {events['target_per_s']:g}, "
-        f"p50 {milliseconds(events['p50_ms'])}  p99 {milliseconds(events['p99_ms'])}, {events['errors']} posts failed",
-        *(f"  - {reason}" for reason in report["reasons"]),
-        *(f"  left behind: {what}" for what in report["left_behind"]),
-    ]
-    return "\n".join(lines)
+    return _findings(report).summary()
 
 
 def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]) -> None:
@@ -86,17 +64,14 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
         "Freshness over time": freshness_over_time(probes, LIMIT_MS),
         "Freshness distribution": distribution(*axes, lines, {f"p99 < {LIMIT_MS:g} ms": (LIMIT_MS, 0.01)}),
     }
-    notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
-    lead = f"{report['seconds']:g} s at {report['url']}"
-    body = [paragraph(lead), bullets(notes), measured_table(_rows(report)), figures(plots)]
-    title = f"Event to visible in a ranking: {report['verdict']}"
-    write_report(folder, report, title, body, FOOTER, {"probes.csv": _to_csv(probes)})
+    found = _findings(report)
+    write_report(folder, report, found.title, found.body(plots), FOOTER, {"probes.csv": _to_csv(probes)})
 
 
-def _rows(report: Report) -> list[tuple[str, str, str]]:
+def _findings(report: Report) -> Findings:
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     at_least = f"at least {MIN_ACHIEVED:.0%}"
-    return [
+    rows = [
         *(
             (f"{name} of all", milliseconds(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
             for name in ("p50", "p90", "p99", "max")
@@ -120,6 +95,9 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
         (f"posts of {events['events_a_post']} that failed", f"{events['errors']} of {events['posts']:,}", ""),
         *indented(events["error_kinds"]),
     ]
+    title = f"Event to visible in a ranking: {report['verdict']}"
+    notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
+    return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, notes)
 
 
 def _to_csv(probes: Mapping[str, Requests]) -> str:
@@ -148,11 +126,6 @@ def _spread(parts: Sequence[Requests]) -> Report:
                 missed[outcome.name] = missed.get(outcome.name, 0) + number
     counts = {"samples": len(ok), "missed": sum(missed.values()), "missed_kinds": missed}
     return percentiles(latency_ms, ok) | counts
-
-
-def _line(spread: Report) -> str:
-    numbers = "  ".join(f"{name} {milliseconds(spread[name])}" for name in ("p50", "p90", "p99", "max"))
-    return f"{numbers}, {spread['samples']} samples"
 
 
 FOOTER = f"""{SAME_CORES}Freshness is the time from sending an event to the first ranking that

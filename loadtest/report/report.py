@@ -7,6 +7,7 @@ import html
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from serve.log.atomic_files import draft_of, write_whole
 
 Report = dict[str, Any]
+Row = tuple[str, str, str]
+"""Name of a number, its measured value, and what is required."""
 # Follows the machine in a footer.
 SAME_CORES = ", the load generator on the same cores. "
 
@@ -66,6 +69,26 @@ def report_files(
     return {**files, "report.html": page}
 
 
+@dataclass(frozen=True)
+class Findings:
+    """Findings on one load, for the terminal and for the page; `notes` are sentences."""
+
+    title: str
+    lead: str
+    rows: Sequence[Row]
+    notes: Sequence[str]
+
+    def summary(self) -> str:
+        """Return them as lines for a terminal."""
+        numbers = [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
+        return "\n".join([f"{self.title}, {self.lead}", *numbers, *(f"  - {note}" for note in self.notes)])
+
+    def body(self, plots: Mapping[str, str]) -> list[str]:
+        """Return them and plots as parts of a page."""
+        numbers = table(("", "measured", "required"), self.rows, "measured")
+        return [paragraph(self.lead), bullets(self.notes), numbers, figures(plots)]
+
+
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return rows as CSV; floats have three decimals, and None is an empty field."""
     out = io.StringIO()
@@ -94,12 +117,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "plain
     return f'<table class="{kind}">\n' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
 
 
-def measured_table(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Return a table of (name, measured, required) in HTML."""
-    return table(("", "measured", "required"), rows, "measured")
-
-
-def indented(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def indented(numbers: Mapping[str, Any]) -> list[Row]:
     """Return indented table rows of numbers by kind, for use below their sum."""
     return [(f"\u2003{kind}", f"{number:,}", "") for kind, number in numbers.items()]
 

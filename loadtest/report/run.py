@@ -8,19 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.measure.measure import Measurement, Requests, milliseconds, rounded
-from loadtest.measure.phases import describe_phases, describe_steps, parts, phase_lines, recovery, span
+from loadtest.measure.phases import describe_phases, describe_steps, phase_rows
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import Verdict
-from loadtest.report.report import (
-    Report,
-    bullets,
-    csv_text,
-    figures,
-    indented,
-    measured_table,
-    paragraph,
-    write_report,
-)
+from loadtest.report.report import Findings, Report, csv_text, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
 
@@ -55,20 +46,7 @@ def make_report(
 
 def summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
-    slo = report["slo"]
-    lines = [
-        f"{report['verdict']}: profile {report['profile']} at {report['url']}, {report['seconds']:g} s",
-        f"  {report['rps']:,.0f} req/s of {report['offered_rps']:,.0f} offered, "
-        f"{report['candidates_per_s']:,.0f} candidates/s scored by the model, "
-        f"{report['full_share']:.2%} full",
-        f"  p50 {milliseconds(report['p50_ms'])}  p90 {milliseconds(report['p90_ms'])} (limit {slo['p90_ms']:g})  "
-        f"p99 {milliseconds(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {milliseconds(report['max_ms'])}",
-        f"  {report['errors']} errors in {report['requests']:,} requests; "
-        f"the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99)",
-        *phase_lines(report),
-        *(f"  - {reason}" for reason in report["reasons"]),
-    ]
-    return "\n".join(lines)
+    return _findings(report).summary()
 
 
 def write_run(
@@ -98,15 +76,13 @@ def write_run(
         _timeline_title(report): load_and_cluster(moments, slo),
         "Latency distribution": distribution(*axes, lines, marks),
     }
-    lead = f"{report['seconds']:g} s at {report['url']}"
-    body = [paragraph(lead), bullets(report["reasons"]), measured_table(_rows(report)), figures(plots)]
     files = {
         "requests.csv": requests_csv(moments),
         "timeline.csv": timeline_csv(moments),
         **({"locust.html": locust_html} if locust_html is not None else {}),
     }
-    title = f"Load test {report['profile']}: {report['verdict']}"
-    write_report(folder, report, title, body, FOOTER, files)
+    found = _findings(report)
+    write_report(folder, report, found.title, found.body(plots), FOOTER, files)
 
 
 def requests_csv(moments: Sequence[Moment]) -> str:
@@ -141,9 +117,9 @@ def _timeline_title(report: Report) -> str:
     return "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
 
 
-def _rows(report: Report) -> list[tuple[str, str, str]]:
+def _findings(report: Report) -> Findings:
     slo = report["slo"]
-    return [
+    rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
         ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
         ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
@@ -157,16 +133,7 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
             f"at most {slo['max_error_share']:g} of the requests",
         ),
         *indented(report["error_kinds"]),
-        *(
-            (
-                f"\u2003{phase['name']}, {span(phase)}",
-                f"{phase['requests']:,} requests",
-                ", ".join(parts(phase)),
-            )
-            for phase in report["phases"]
-            if len(report["phases"]) > 1
-        ),
-        *((f"\u2003step {step['name']}", "", recovery(step)) for step in report["steps"]),
+        *phase_rows(report),
         *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
         (
             "generator late, p99",
@@ -174,6 +141,8 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
             f"at most {slo['generator_late_ms_p99']:g} ms",
         ),
     ]
+    title = f"Load test {report['profile']}: {report['verdict']}"
+    return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, report["reasons"])
 
 
 FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
