@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -163,9 +164,7 @@ def knee(
     from loadtest.report.knee import knee_summary, knee_verdict
     from loadtest.scenarios.knee import run_knee
 
-    def measured(folder: Path) -> Report:
-        return run_knee(Workspace(work), config, candidates, folder, print_progress)
-
+    measured = partial(run_knee, Workspace(work), config, candidates, emit=print_progress)
     run_scenario("knee", out, measured, knee_summary, as_json, verdict=knee_verdict)
 
 
@@ -180,9 +179,7 @@ def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
     from loadtest.report.knee import compare_summary, knee_verdict
     from loadtest.scenarios.compare import run_compare
 
-    def measured(folder: Path) -> Report:
-        return run_compare(Workspace(work), folder, print_progress)
-
+    measured = partial(run_compare, Workspace(work), emit=print_progress)
     run_scenario("compare", out, measured, compare_summary, as_json, verdict=knee_verdict)
 
 
@@ -212,10 +209,8 @@ def scale(
     from loadtest.scenarios.scaling.replicas import ReplicasPlan
     from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
-    def measured(folder: Path) -> Report:
-        parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
-        return run_scale(Workspace(work), config, parts, plan, folder, print_progress)
-
+    parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
+    measured = partial(run_scale, Workspace(work), config, parts, plan, emit=print_progress)
     run_scenario("scale", out, measured, scale_summary, as_json)
 
 
@@ -277,9 +272,7 @@ def chaos(
     from loadtest.report.chaos import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
 
-    def measured(folder: Path) -> Report:
-        return run_chaos(Workspace(work), config, fault or (), rate, folder, print_progress)
-
+    measured = partial(run_chaos, Workspace(work), config, fault or (), rate, emit=print_progress)
     run_scenario("chaos", out, measured, chaos_summary, as_json)
 
 

@@ -99,6 +99,11 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
+def number(value: float | None, digits: int = 0) -> str:
+    """Format a number with thousands separators; None is a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
 def paragraph(text: str) -> str:
     """Return text as a paragraph in HTML."""
     return f"<p>{html.escape(text)}</p>"

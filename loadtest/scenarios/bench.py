@@ -72,18 +72,13 @@ class Bench:
             "steps": [asdict(step) for step in knee.steps],
         }
 
-    @property
-    def elapsed_s(self) -> float:
-        """Return the seconds since the start."""
-        return time.monotonic() - self.begun
-
     def circumstances(self) -> Report:
         """Return the conditions of the measurement, for the report."""
         return {
             "candidates": self.candidates,
             "slo": asdict(self.slo),
             "machine": describe_machine(),
-            "seconds": round(self.elapsed_s, 1),
+            "seconds": round(time.monotonic() - self.begun, 1),
         }
 
     def step(

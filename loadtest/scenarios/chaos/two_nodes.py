@@ -24,14 +24,9 @@ from typing import Any
 import yaml
 
 from loadtest.errors import LoadtestError
-from loadtest.targets.fake_cluster import (
-    FakeCluster,
-    free_ports,
-    haproxy_environment,
-    installed_program,
-    run_logged,
-)
+from loadtest.targets.fake_cluster import FakeCluster, HeadPorts, node_environment, run_logged, start_head
 from loadtest.targets.processes import MARKER, end_marked, marked
+from loadtest.targets.services import free_port
 
 # The head has room only for the controller and its own HAProxy.
 NODES = {
@@ -154,36 +149,20 @@ def _exported(commands: list[str], home: Path) -> dict[str, str]:
 
 
 def _described(config: Path, folder: Path, markers: Mapping[str, str]) -> tuple[TwoNodes, int]:
-    gcs, dashboard, client, ingress = free_ports(4)
+    ports, ingress = HeadPorts.free(), free_port()
     token = secrets.token_hex(32)
     exports = rendered(config, folder)
     environments = {
         node: {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **exports[node],
-            **haproxy_environment(folder / node[0]),
-            MARKER: markers[node],
-            # Keep the environment readable when a process sets its title.
-            "SPT_NOENV": "1",
+            **node_environment(exports[node], folder / node[0], markers[node], token),
             "TABRANK_HOME": str(config.parent),
             "PYTHONPATH": os.pathsep.join([str(config.parent), *filter(None, sys.path)]),
-            "RAY_AUTH_TOKEN": token,
-            # Bind all of Ray's own ports to 127.0.0.1.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             # Both nodes share an address, so their proxies need different ports.
             "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(ingress),
         }
         for node in NODES
     }
-    command = ["nice", "-n", HEAD_NICE, installed_program("ray"), "start", "--head"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
-    command += [
-        f"--num-cpus={NODES['head']['num_cpus']}",
-        "--labels=pool=head",
-        f"--temp-dir={folder / 'ray'}",
-    ]
-    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--dashboard-agent-listen-port=0"]
-    command += ["--disable-usage-stats"]
-    cluster = FakeCluster(folder, f"http://127.0.0.1:{dashboard}", token, environments["head"])
-    return TwoNodes(f"http://127.0.0.1:{ingress}", cluster, tuple(command), environments), gcs
+    start = start_head(folder, ports, NODES["head"]["num_cpus"], OBJECT_STORE_BYTES)
+    cluster = FakeCluster(folder, ports.dashboard_url, token, environments["head"])
+    command = ("nice", "-n", HEAD_NICE, *start)
+    return TwoNodes(f"http://127.0.0.1:{ingress}", cluster, command, environments), ports.gcs
