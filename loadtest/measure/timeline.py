@@ -56,7 +56,7 @@ def timeline(
     for second in range(-int(np.ceil(warmup_s)), int(np.ceil(seconds))):
         here = requests.where(due == second)
         num_ok = int(here.ok.sum())
-        p50_ms, p90_ms, p99_ms = (percentile(here.latency_ms, here.ok, share) for share in (0.5, 0.9, 0.99))
+        p50_ms, p90_ms, p99_ms = (percentile(here.latency_ms, share, here.ok) for share in (0.5, 0.9, 0.99))
         seen = next((sample for sample in reversed(samples) if sample.at_s < second + 1), None)
         if seen is not None and seen.at_s < second + 1 - STALE_S:
             seen = None
@@ -70,7 +70,7 @@ def timeline(
                 p99_ms=p99_ms,
                 full_share=int(full[due == second].sum()) / num_ok if num_ok else None,
                 failed=len(here.ok) - num_ok,
-                late_ms_p99=percentile(here.late_ms, np.ones(len(here.ok), dtype=bool), 0.99),
+                late_ms_p99=percentile(here.late_ms, 0.99),
                 replicas={name: seen.replicas.get(name) if seen else None for name in names},
                 nodes=seen.nodes if seen else None,
             )

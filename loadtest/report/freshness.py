@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,9 +39,8 @@ def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Rep
 
 def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
     """Return percentiles of the latencies; those that are not `ok` rank last."""
-    ok = np.ones(len(latency_ms), dtype=bool) if ok is None else ok
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    return {name: rounded(percentile(latency_ms, ok, share)) for name, share in shares.items()}
+    return {name: rounded(percentile(latency_ms, share, ok)) for name, share in shares.items()}
 
 
 def freshness_summary(report: Report) -> str:
@@ -119,12 +119,8 @@ def _numbers(measured: Measurement, *more: str) -> Report:
 def _spread(parts: Sequence[Requests]) -> Report:
     latency_ms = np.concatenate([part.latency_ms for part in parts])
     ok = np.concatenate([part.ok for part in parts])
-    missed: dict[str, int] = {}
-    for part in parts:
-        for outcome, number in part.counts().items():
-            if not outcome.ok:
-                missed[outcome.name] = missed.get(outcome.name, 0) + number
-    counts = {"samples": len(ok), "missed": sum(missed.values()), "missed_kinds": missed}
+    missed = sum((part.where(~part.ok).named_counts() for part in parts), Counter())
+    counts = {"samples": len(ok), "missed": missed.total(), "missed_kinds": dict(missed)}
     return percentiles(latency_ms, ok) | counts
 
 

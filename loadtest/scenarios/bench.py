@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
@@ -13,6 +12,7 @@ from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
 from loadtest.report.knee import step_line
+from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService
@@ -24,7 +24,6 @@ from serve.operate.host.machine import describe_machine
 # Least share of the offered requests with a full answer in the measured seconds.
 KEPT_UP = 0.9
 VIEWER_SKEW = 1.0
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtest.report.knee import write_compare
-from loadtest.scenarios.bench import Bench, Report
+from loadtest.report.report import Report
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Progress, Workspace

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.commands import die_with_parent, run_command
 from loadtest.errors import LoadtestError
 from loadtest.report.demo import write_reports
 from loadtest.report.report import Report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
+from loadtest.targets.cluster_file import read_document, write_document
 from loadtest.targets.services import free_port
 from loadtest.targets.workspace import exclusive
 from serve.operate.host.machine import describe_machine
@@ -116,12 +115,12 @@ def _publish_and_serve() -> str:
     show("3/6  Publish the model, fill the store and start the service on Ray Serve.")
     _run("training", "publish", "--model", MODEL, "--models", f"{DEMO}/models")
     _run("serve", "load", "--log", LOG, "--store", f"lmdb:{DEMO}/store")
-    config = yaml.safe_load(Path("cluster.yaml").read_text())
+    config = read_document(Path("cluster.yaml"))
     port = free_port()
     config["http_options"]["port"] = port
     places = {"store": "lmdb:store", "models": "models", "log": "log-served"}
     config["applications"][0]["args"] |= places
-    (DEMO / "cluster.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_document(DEMO / "cluster.yaml", config)
     _run("serve", "up", f"{DEMO}/cluster.yaml", "--run", RUN)
     url = f"http://127.0.0.1:{port}"
     show(f"     {url} answers; its API is at {url}/docs.")

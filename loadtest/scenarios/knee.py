@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loadtest.report.knee import write_knee
-from loadtest.scenarios.bench import Bench, Report
+from loadtest.report.report import Report
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -92,7 +91,8 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
         "generator_late_ms_p99": whole.generator_late_ms_p99,
         "criteria": {"p99_drift": DRIFT, "growth": GROWTH, "warm_up_share": WARM_SHARE},
     }
-    return {name: _rounded(value) for name, value in found.items()}
+    rounded_found: Report = rounded(found)
+    return rounded_found
 
 
 def growth(values: Sequence[float]) -> float | None:
@@ -169,7 +169,3 @@ def _watching(cluster: Path, zero_s: float, period_s: float) -> Iterator[list[Fo
 
     with repeated(look, period_s):
         yield seen
-
-
-def _rounded(value: Any) -> Any:
-    return [rounded(each) for each in value] if isinstance(value, list) else rounded(value)

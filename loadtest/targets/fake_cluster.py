@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
-
 from loadtest.commands import last_lines
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import UNREADABLE_ERRORS, Dashboard
+from loadtest.targets.cluster_file import read_document
 from loadtest.targets.processes import MARKER, POLL_S, end_marked
 from loadtest.targets.services import free_port
 from serve.operate.host.environment import haproxy_places
@@ -134,7 +133,7 @@ def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluste
     render = ["render", "launcher", str(config), "--provider", "fake", "--out", str(launcher)]
     options = ["--gcs-port", str(ports.gcs), "--idle-minutes", str(idle_s / 60)]
     run_logged([sys.executable, "-m", "serve", *render, *options], os.environ, folder / "render.log")
-    document = yaml.safe_load(launcher.read_text())
+    document = read_document(launcher)
     metadata = document["metadata"]
     imports = [str(Path(metadata["config"]).parent), os.environ.get("PYTHONPATH")]
     environment = {

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from loadtest.errors import LoadtestError
+from loadtest.targets.cluster_file import write_document
 from loadtest.targets.workspace import Workspace
 
 PORTS = range(20_000, 30_000)
@@ -68,7 +69,7 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     for deployment in application.get("deployments", []):
         _assign_all_to_model(config, deployment.get("user_config") or {})
     file, run = work.path.resolve() / "cluster.yaml", str(work.path.resolve() / "run")
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    write_document(file, document)
     serve = (sys.executable, "-m", "serve")
     environment = {"RAY_AUTH_MODE": "disabled", **os.environ}
     return TargetService(

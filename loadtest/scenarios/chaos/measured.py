@@ -62,7 +62,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo)
     found = {
         "requests": len(requests.ok),
         "failed": int((~after.ok).sum()),
-        "failed_kinds": {o.name: n for o, n in after.counts().items() if not o.ok},
+        "failed_kinds": dict(after.where(~after.ok).named_counts()),
         "failed_first": int((offered.failed_at_s >= times.begun_s).sum()),
         "failed_first_kinds": _first_kinds(offered, times.begun_s),
         "failed_before": int((offered.failed_at_s < times.begun_s).sum()),

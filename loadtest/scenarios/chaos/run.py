@@ -10,9 +10,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
@@ -22,9 +19,10 @@ from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.chaos import fault_line, write_chaos
+from loadtest.report.report import Report
 from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos.changes import CHANGES
-from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Document, Fault
+from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Fault
 from loadtest.scenarios.chaos.floods import FLOODS
 from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER
@@ -33,6 +31,7 @@ from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.chaos.supervisor import SUPERVISOR
 from loadtest.scenarios.chaos.target import Target
 from loadtest.scenarios.search import KneePlan, find_knee
+from loadtest.targets.cluster_file import Document, deployments_of, read_document, write_document
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -59,7 +58,6 @@ SEARCH = KneePlan(
 )
 # Share of the knee that most faults use; `--rate` sets the rate at this share.
 KNEE_LOAD = 0.6
-Report = dict[str, Any]
 
 
 @dataclass
@@ -88,7 +86,7 @@ class ChaosRun:
         """
         # Report an invalid file before the preparation, which takes a minute.
         service = tabrank(work, config)
-        base = yaml.safe_load((work.path / "cluster.yaml").read_text())
+        base = read_document(work.path / "cluster.yaml")
         base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
         bench = Bench.prepared(work, CANDIDATES, emit)
         folder = work.path / "chaos"
@@ -104,7 +102,7 @@ class ChaosRun:
             return self.target
         self.end_service()
         self.emit(f"starting a service with {_counts(fault)}")
-        (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+        write_document(self.work.path / "cluster.yaml", document)
         # The callback runs after the end of the service, which depends on what `prepare` started.
         self.up.callback(fault.end)
         folder = self.work.path.resolve()
@@ -134,8 +132,8 @@ class ChaosRun:
 
     def _required_document(self, fault: Fault) -> Document:
         document = deepcopy(self.base)
-        for deployment in document["applications"][0]["deployments"]:
-            number = fault.replicas.get(deployment["name"])
+        for name, deployment in deployments_of(document).items():
+            number = fault.replicas.get(name)
             if number is not None:
                 deployment.setdefault("ray_actor_options", {})["num_cpus"] = SHARE_CPU
                 if "autoscaling_config" in deployment:

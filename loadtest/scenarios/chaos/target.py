@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import all_running, replica_states
+from loadtest.targets.cluster_file import Document, read_document, write_document
 from loadtest.targets.processes import marked
 
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
@@ -71,14 +71,13 @@ class Target:
         """Return whether exactly these replicas run and none is starting or stopping."""
         return all_running(self.replicas(), wanted)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """Return its parsed `cluster.yaml`."""
-        document: dict[str, Any] = yaml.safe_load(self.file.read_text())
-        return document
+        return read_document(self.file)
 
     def deploy(self, document: Mapping[str, Any]) -> None:
         """Deploy a changed document in place."""
-        self.file.write_text(yaml.safe_dump(dict(document), sort_keys=False))
+        write_document(self.file, document)
         run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "chaos.log")
 
 

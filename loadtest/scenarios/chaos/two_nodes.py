@@ -8,7 +8,6 @@ Every process of a node has the node's marker in its environment, and is ended b
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import re
 import secrets
@@ -21,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.errors import LoadtestError
+from loadtest.targets.cluster_file import read_document, write_document
 from loadtest.targets.fake_cluster import FakeCluster, HeadPorts, node_environment, run_logged, start_head
 from loadtest.targets.processes import MARKER, end_marked, marked
 from loadtest.targets.services import free_port
@@ -71,7 +69,7 @@ class TwoNodes:
     def deploy(self, document: Mapping[str, Any]) -> None:
         """Deploy a changed `cluster.yaml` with `serve deploy`."""
         config = Path(self.environments["workers"]["TABRANK_HOME"]) / "cluster.yaml"
-        config.write_text(yaml.safe_dump(dict(document), sort_keys=False))
+        write_document(config, document)
         self.cluster.deploy(config)
 
     def identities(self) -> dict[str, list[Identity]]:
@@ -127,15 +125,15 @@ def rendered(config: Path, folder: Path) -> dict[str, dict[str, str]]:
 
     `folder` stands for $HOME.
     """
-    document = copy.deepcopy(yaml.safe_load(config.read_text()))
+    document = read_document(config)
     for application in document["applications"]:
         arguments = application.get("args", {})
         arguments |= {name: place for name, place in SHARED.items() if name in arguments}
     declared, launcher = folder / "cluster.yaml", folder / "launcher.yaml"
-    declared.write_text(yaml.safe_dump({**document, "nodes": NODES}, sort_keys=False))
+    write_document(declared, {**document, "nodes": NODES})
     command = [sys.executable, "-m", "serve", "render", "launcher", str(declared), *MACHINES]
     run_logged([*command, "--out", str(launcher)], os.environ, folder / "render.log")
-    starts = yaml.safe_load(launcher.read_text())
+    starts = read_document(launcher)
     keys = {"head": "head_start_ray_commands", "workers": "worker_start_ray_commands"}
     return {node: _exported(starts[key], folder) for node, key in keys.items()}
 

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from loadtest.commands import CommandFailed, run_command
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
@@ -20,9 +18,11 @@ from loadtest.measure.metrics_page import Page, read_page, total, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall
 from loadtest.report.overload import run_line, write_overload
-from loadtest.scenarios.bench import Bench, Report
+from loadtest.report.report import Report
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
 from loadtest.scenarios.search import KneePlan, KneeStep, find_knee
+from loadtest.targets.cluster_file import deployments_of, edited, read_document
 from loadtest.targets.processes import started
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -184,20 +184,14 @@ def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
 
 def disable_load_shedding(file: Path) -> None:
     """Write `ladder: false` into a `cluster.yaml`."""
-    document = yaml.safe_load(file.read_text())
-    for deployment in document["applications"][0].get("deployments", []):
-        if deployment.get("name") == "FeatureFetch":
-            deployment["user_config"] = {**(deployment.get("user_config") or {}), "ladder": False}
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    with edited(file) as document:
+        front = deployments_of(document).get("FeatureFetch", {})
+        front["user_config"] = {**(front.get("user_config") or {}), "ladder": False}
 
 
 def _deadline_ms(file: Path) -> float:
-    document = yaml.safe_load(file.read_text())
-    for deployment in document["applications"][0].get("deployments", []):
-        deadline_ms = (deployment.get("user_config") or {}).get("deadline_ms")
-        if deadline_ms is not None:
-            return float(deadline_ms)
-    return 100.0
+    front = deployments_of(read_document(file)).get("FeatureFetch", {})
+    return float((front.get("user_config") or {}).get("deadline_ms", 100.0))
 
 
 def _two_cores() -> tuple[int, int]:

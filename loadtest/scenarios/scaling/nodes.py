@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import Moment
 from loadtest.scenarios.scaling.load import Proof, after, failures, loading
 from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
 from loadtest.scenarios.scaling.step import LOAD, StepPlan
+from loadtest.targets.cluster_file import deployments_of, edited
 from loadtest.targets.fake_cluster import fake_cluster
 from loadtest.targets.processes import await_full_answer
 from loadtest.targets.workspace import Progress
@@ -82,8 +81,7 @@ def _broken(found: Mapping[str, Any]) -> Sequence[str]:
 
 def _place(file: Path) -> None:
     """Set CPU shares that fill the head, and the node pools."""
-    document = yaml.safe_load(file.read_text())
-    for deployment in document["applications"][0]["deployments"]:
-        deployment["ray_actor_options"] = {"num_cpus": NUM_CPUS[deployment["name"]]}
-    document["nodes"] = NODES
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    with edited(file) as document:
+        for name, deployment in deployments_of(document).items():
+            deployment["ray_actor_options"] = {"num_cpus": NUM_CPUS[name]}
+        document["nodes"] = NODES
