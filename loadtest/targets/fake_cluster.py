@@ -128,7 +128,7 @@ def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> I
 
 
 def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluster:
-    ports = HeadPorts.free()
+    ports = HeadPorts(*free_ports(3))
     launcher = folder / "launcher.yaml"
     render = ["render", "launcher", str(config), "--provider", "fake", "--out", str(launcher)]
     options = ["--gcs-port", str(ports.gcs), "--idle-minutes", str(idle_s / 60)]
@@ -157,11 +157,6 @@ class HeadPorts(NamedTuple):
     gcs: int
     dashboard: int
     client: int
-
-    @classmethod
-    def free(cls) -> HeadPorts:
-        """Return three free ports."""
-        return cls(*free_ports(3))
 
     @property
     def dashboard_url(self) -> str:

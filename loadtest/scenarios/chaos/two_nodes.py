@@ -22,9 +22,15 @@ from typing import Any
 
 from loadtest.errors import LoadtestError
 from loadtest.targets.cluster_file import read_document, write_document
-from loadtest.targets.fake_cluster import FakeCluster, HeadPorts, node_environment, run_logged, start_head
+from loadtest.targets.fake_cluster import (
+    FakeCluster,
+    HeadPorts,
+    free_ports,
+    node_environment,
+    run_logged,
+    start_head,
+)
 from loadtest.targets.processes import MARKER, end_marked, marked
-from loadtest.targets.services import free_port
 
 # The head has room only for the controller and its own HAProxy.
 NODES = {
@@ -147,7 +153,8 @@ def _exported(commands: list[str], home: Path) -> dict[str, str]:
 
 
 def _described(config: Path, folder: Path, markers: Mapping[str, str]) -> tuple[TwoNodes, int]:
-    ports, ingress = HeadPorts.free(), free_port()
+    *head, ingress = free_ports(4)
+    ports = HeadPorts(*head)
     token = secrets.token_hex(32)
     exports = rendered(config, folder)
     environments = {
