@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 
+from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
@@ -70,6 +71,17 @@ class Bench:
             **asdict(footprint),
             "steps": [asdict(step) for step in knee.steps],
         }
+
+    def require_knee(self, url: str, plan: KneePlan, remedy: str) -> tuple[float, list[KneeStep]]:
+        """Return the knee of a running service, and the steps of its search.
+
+        Raises:
+            LoadtestError: with the remedy, if no rate holds.
+        """
+        found = find_knee(partial(self.step, url), plan)
+        if found.confirmed is None:
+            raise LoadtestError(f"no rate met the limits, so there is no knee; {remedy}")
+        return found.confirmed.rate_rps, found.steps
 
     def circumstances(self) -> Report:
         """Return the conditions of the measurement, for the report."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from loadtest.errors import LoadtestError
@@ -30,7 +29,7 @@ from loadtest.scenarios.chaos.measured import WARM_S, Found, Seen, Times, broken
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.chaos.supervisor import SUPERVISOR
 from loadtest.scenarios.chaos.target import Target
-from loadtest.scenarios.search import KneePlan, find_knee
+from loadtest.scenarios.search import KneePlan
 from loadtest.targets.cluster_file import Document, deployments_of, read_document, write_document
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, tabrank
@@ -124,10 +123,7 @@ class ChaosRun:
         """Return the rate of the load for a fault."""
         if self.knee_rps is None:
             self.emit("searching for the knee of this service")
-            found = find_knee(partial(self.bench.step, target.url), SEARCH)
-            if found.confirmed is None:
-                raise LoadtestError("no rate met the limits; set one with --rate")
-            self.knee_rps = found.confirmed.rate_rps
+            self.knee_rps, _ = self.bench.require_knee(target.url, SEARCH, "set a rate with --rate")
         return round(fault.load * self.knee_rps, 1)
 
     def _required_document(self, fault: Fault) -> Document:
