@@ -180,7 +180,12 @@ def milliseconds(value: float | None) -> str:
 def rounded(value: Any) -> Any:
     """Return a value with its floats rounded to three decimals, also within a list or a dict."""
     if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
+        return rounded_numbers(value)
     if isinstance(value, list):
         return [rounded(each) for each in value]
     return round(value, 3) if isinstance(value, float) else value
+
+
+def rounded_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers by name with their floats rounded to three decimals."""
+    return {name: rounded(value) for name, value in found.items()}

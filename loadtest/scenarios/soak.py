@@ -16,7 +16,7 @@ from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import read_service
-from loadtest.measure.measure import Requests, measure, rounded
+from loadtest.measure.measure import Requests, measure, rounded_numbers
 from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import timeline
@@ -73,7 +73,7 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
     whole = measure(requests, seconds)
     warm = footprints[int(len(footprints) * WARM_SHARE) :]
     first, last = thirds[0].p99_ms, thirds[-1].p99_ms
-    found: Report = {
+    found = {
         "seconds": seconds,
         "requests": whole.requests,
         "errors": whole.errors,
@@ -91,8 +91,7 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
         "generator_late_ms_p99": whole.generator_late_ms_p99,
         "criteria": {"p99_drift": DRIFT, "growth": GROWTH, "warm_up_share": WARM_SHARE},
     }
-    rounded_found: Report = rounded(found)
-    return rounded_found
+    return rounded_numbers(found)
 
 
 def growth(values: Sequence[float]) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loadtest.generator.offer import OfferResult
-from loadtest.measure.measure import Measurement, measure, rounded
+from loadtest.measure.measure import Measurement, measure, rounded_numbers
 from loadtest.measure.phases import in_time, recovered_s
 from loadtest.measure.verdict import listed
 from loadtest.scenarios.chaos.fault import Allowed
@@ -78,7 +78,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo)
         "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,
         "seconds": times.ends_s,
     }
-    return {name: rounded(value) for name, value in found.items()}
+    return rounded_numbers(found)
 
 
 def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:

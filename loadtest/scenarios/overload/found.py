@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loadtest.generator.dispatcher import NOT_SENT
-from loadtest.measure.measure import Measurement, Requests, percentile, rounded
+from loadtest.measure.measure import Measurement, Requests, percentile, rounded_numbers
 from loadtest.measure.phases import in_full, in_time, recovered_s
 from loadtest.measure.verdict import Verdict, listed, verdict_on
 from loadtest.workload.profiles import Slo
@@ -70,8 +70,7 @@ def describe(
             requests, Phase(ends_s, ends_s + plan.after_s, "after"), lambda m: is_normal(m, slo)
         ),
     }
-    numbers: Found = rounded(found)
-    return numbers
+    return rounded_numbers(found)
 
 
 def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
