@@ -21,7 +21,7 @@ IDS = Ids(viewers=["ann"], candidates=["a", "b", "c", "d"])
 @pytest.mark.no_ray
 def test_windows_with_slow_clients_are_held_against_those_without(tmp_path, monkeypatch):
     monkeypatch.setattr(loadtest.scenarios.slow, "SETTLE_S", 1.0)
-    monkeypatch.setattr("serve.http.body_reader.BODY_S", 4.5)
+    monkeypatch.setattr("serve.http.body_reader.BODY_S", 3.0)
     write_log(tmp_path / "log", tables())
     service = Live(tmp_path, tmp_path / "log", clock="wall")
     with service.listening() as url:
