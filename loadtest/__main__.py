@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,11 @@ import typer
 
 from loadtest.generator.ids import find_ids, read_log_kinds
 from loadtest.measure.service import DEFAULT_URL
-from loadtest.measure.verdict import Verdict
-from loadtest.report.report import Report, refuse_existing
+from loadtest.report.report import Report
 from loadtest.report.run import summary
 from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
-from loadtest.terminal import print_progress, run_benchmark, run_measurement
+from loadtest.terminal import print_progress, run_scenario
 from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
 
 app = typer.Typer(
@@ -74,11 +74,11 @@ def run(
     unusable input.
     """
 
-    def measured() -> tuple[Report, Path, Verdict]:
-        report, folder = run_profile(profile, url, slo, log, ids, rps, duration, warmup, cluster, out)
-        return report, folder, report["verdict"]
+    def measured(folder: Path) -> Report:
+        load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
+        return run_profile(load, load_slo(slo), url, find_ids(ids, log, load.candidates), cluster, folder)
 
-    run_measurement(measured, summary, as_json, {"profile": profile, "url": url})
+    run_scenario(Path(profile).stem, out, measured, summary, as_json, of={"profile": profile, "url": url})
 
 
 @app.command()
@@ -107,21 +107,15 @@ def freshness(
     unusable input.
     """
     from loadtest.report.freshness import freshness_summary
+    from loadtest.scenarios.freshness import FreshnessPlan, run_freshness
 
-    def measured(folder: Path) -> tuple[Report, Verdict]:
-        from loadtest.report.freshness import write_freshness
-        from loadtest.scenarios.freshness import FreshnessPlan, run_freshness
-
+    def measured(folder: Path) -> Report:
         profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
-        refuse_existing(folder)
         kinds = None if ids else read_log_kinds(log)
-        ids_used = find_ids(ids, log, profile.candidates)
         plan = FreshnessPlan(profile, events, probes)
-        report, followed = run_freshness(plan, url, ids_used, kinds, load_slo(slo))
-        write_freshness(folder, report, followed)
-        return report, report["verdict"]
+        return run_freshness(plan, url, find_ids(ids, log, profile.candidates), kinds, load_slo(slo), folder)
 
-    run_benchmark("freshness", out, measured, freshness_summary, as_json, {"url": url})
+    run_scenario("freshness", out, measured, freshness_summary, as_json, of={"url": url})
 
 
 @app.command()
@@ -145,13 +139,12 @@ def slow(
     """
     from loadtest.scenarios.slow import SlowPlan, run_slow, slow_summary
 
-    def measured() -> tuple[Report, Path | None, Verdict]:
+    def measured(_: Path) -> Report:
         profile = load_profile("headline", target_rps=rps)
-        ids_used = find_ids(ids, log, profile.candidates)
-        report = run_slow(SlowPlan(profile, clients, pairs), url, ids_used)
-        return report, None, report["verdict"]
+        plan = SlowPlan(profile, clients, pairs)
+        return run_slow(plan, url, find_ids(ids, log, profile.candidates))
 
-    run_measurement(measured, slow_summary, as_json)
+    run_scenario("slow", None, measured, slow_summary, as_json)
 
 
 @app.command()
@@ -168,14 +161,11 @@ def knee(
 
     Exit codes: 0 found, 1 the lowest rate did not hold, 2 failed run.
     """
-    from loadtest.report.knee import knee_summary
+    from loadtest.report.knee import knee_summary, knee_verdict
     from loadtest.scenarios.knee import run_knee
 
-    def measured(folder: Path) -> tuple[Report, Verdict]:
-        report = run_knee(Workspace(work), config, candidates, folder, print_progress)
-        return report, "held" if report["knee_rps"] is not None else "not held"
-
-    run_benchmark("knee", out, measured, knee_summary, as_json)
+    measured = partial(run_knee, Workspace(work), config, candidates, emit=print_progress)
+    run_scenario("knee", out, measured, knee_summary, as_json, verdict=knee_verdict)
 
 
 @app.command()
@@ -186,14 +176,11 @@ def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
 
     Exit codes: 0 found, 1 one service did not hold the lowest rate, 2 failed run.
     """
-    from loadtest.report.knee import compare_summary
+    from loadtest.report.knee import compare_summary, knee_verdict
     from loadtest.scenarios.compare import run_compare
 
-    def measured(folder: Path) -> tuple[Report, Verdict]:
-        report = run_compare(Workspace(work), folder, print_progress)
-        return report, "held" if None not in report["knee_rps"].values() else "not held"
-
-    run_benchmark("compare", out, measured, compare_summary, as_json)
+    measured = partial(run_compare, Workspace(work), emit=print_progress)
+    run_scenario("compare", out, measured, compare_summary, as_json, verdict=knee_verdict)
 
 
 @app.command()
@@ -222,12 +209,9 @@ def scale(
     from loadtest.scenarios.scaling.replicas import ReplicasPlan
     from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
-    def measured(folder: Path) -> tuple[Report, Verdict]:
-        parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
-        report = run_scale(Workspace(work), config, parts, plan, folder, print_progress)
-        return report, report["verdict"]
-
-    run_benchmark("scale", out, measured, scale_summary, as_json)
+    parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
+    measured = partial(run_scale, Workspace(work), config, parts, plan, emit=print_progress)
+    run_scenario("scale", out, measured, scale_summary, as_json)
 
 
 @app.command()
@@ -257,11 +241,11 @@ def overload(
     from loadtest.scenarios.overload.found import OverloadPlan
     from loadtest.scenarios.overload.run import read_times, run_overload
 
-    def measured(folder: Path) -> tuple[Report, Verdict]:
+    def measured(folder: Path) -> Report:
         factors, plan = read_times(times), OverloadPlan(seconds)
         return run_overload(Workspace(work), config, factors, plan, folder, print_progress, knee)
 
-    run_benchmark("overload", out, measured, overload_summary, as_json)
+    run_scenario("overload", out, measured, overload_summary, as_json)
 
 
 @app.command()
@@ -288,10 +272,8 @@ def chaos(
     from loadtest.report.chaos import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
 
-    def measured(folder: Path) -> tuple[Report, Verdict]:
-        return run_chaos(Workspace(work), config, fault or (), rate, folder, print_progress)
-
-    run_benchmark("chaos", out, measured, chaos_summary, as_json)
+    measured = partial(run_chaos, Workspace(work), config, fault or (), rate, emit=print_progress)
+    run_scenario("chaos", out, measured, chaos_summary, as_json)
 
 
 @app.command()
@@ -319,12 +301,14 @@ def soak(
     unusable input.
     """
     from loadtest.report.soak import soak_summary
-    from loadtest.scenarios.soak import run_soak
+    from loadtest.scenarios.soak import run_soak, soak_profile
 
-    def measured(folder: Path) -> tuple[Report, Verdict]:
-        return run_soak(url, minutes * 60, rate, cluster, log, ids, folder, print_progress)
+    def measured(folder: Path) -> Report:
+        profile = soak_profile(rate, minutes * 60)
+        ids_used = find_ids(ids, log, profile.candidates)
+        return run_soak(profile, url, ids_used, cluster, folder, print_progress)
 
-    run_benchmark("soak", out, measured, soak_summary, as_json, {"url": url})
+    run_scenario("soak", out, measured, soak_summary, as_json, of={"url": url})
 
 
 if __name__ == "__main__":

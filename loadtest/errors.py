@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from serve.contract.errors import TabrankError
 
 
-class LoadtestError(Exception):
+class LoadtestError(TabrankError):
     """The run is impossible (exit 2). The message names the field, the value and the remedy."""
-
-
-def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    """Return the error message for an unknown key, with the nearest valid key."""
-    names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(names)}"
-    return f"{where}: unknown key {key!r}; {hint}"

@@ -8,48 +8,40 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 
 import typer
 
-from loadtest.errors import LoadtestError
 from loadtest.measure.verdict import EXIT_CODES, Verdict
 from loadtest.report.report import Report
+from serve.contract.errors import TabrankError
+from serve.contract.validation import refuse_existing
 
 
-def run_benchmark(
+def run_scenario(
     name: str,
     out: Path | None,
-    measured: Callable[[Path], tuple[Report, Verdict]],
+    measured: Callable[[Path], Report],
     summed_up: Callable[[Report], str],
     as_json: bool,
+    *,
     of: Report | None = None,
-) -> None:
-    """Measure into `out` (default var/loadtest/NAME-TIME), then act as `run_measurement`."""
-    folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-
-    def judged() -> tuple[Report, Path, Verdict]:
-        report, verdict = measured(folder)
-        return report, folder, verdict
-
-    run_measurement(judged, summed_up, as_json, of)
-
-
-def run_measurement(
-    measured: Callable[[], tuple[Report, Path | None, Verdict]],
-    summed_up: Callable[[Report], str],
-    as_json: bool,
-    of: Report | None = None,
+    verdict: Callable[[Report], Verdict] = itemgetter("verdict"),
 ) -> None:
     """Measure, print the report or the reason for its absence, and exit by the verdict.
 
-    `of` holds the fields that identify the measurement when there is no report.
+    `measured` writes its report, if it has one, to the given folder: `out`, or by default
+    var/loadtest/NAME-TIME. `of` holds the fields that identify the measurement when there is no
+    report.
     """
+    folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     # SIGTERM acts as Ctrl-C, so that context managers clean up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report, folder, verdict = measured()
-    except LoadtestError as error:
+        refuse_existing(folder)
+        report = measured(folder)
+    except TabrankError as error:
         if as_json:
             reason = str(error)
             invalid = {"verdict": "void", "reasons": [reason]}
@@ -63,9 +55,9 @@ def run_measurement(
         traceback.print_exc()
         raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
-    if folder is not None:
+    if folder.exists():
         print_progress(f"report: {folder / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[verdict])
+    raise typer.Exit(EXIT_CODES[verdict(report)])
 
 
 def print_progress(line: str) -> None:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from loadtest.errors import LoadtestError, unknown_key
+from loadtest.errors import LoadtestError
+from serve.contract.errors import unknown_key
 
 # Limit of POST /v1/rank.
 MAX_ID_LENGTH = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,16 +15,15 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.generator.connections import TIMEOUT_S
-from loadtest.generator.process import RESULT, SPEC, Spec
-from loadtest.measure.answer import Outcome
 from loadtest.measure.measure import Floats, Requests
 from loadtest.workload.shapes import Block
 
+# Files of the load and of its result, in the folder that both processes share.
+LOAD, RESULT = "load.msgpack", "result.pickle"
 # Time for the last answers, and to write the results.
 OVERTIME_S = 30.0
 
@@ -69,16 +69,7 @@ class Offer:
     def __init__(self, load: OfferedLoad, folder: Path) -> None:
         self._load, self._folder = load, folder
         self._log = folder / "generator.log"
-        spec = Spec(
-            load.url,
-            list(load.bodies),
-            load.num_candidates,
-            load.rate_rps,
-            [(block.seconds, block.factor) for block in load.blocks],
-            load.timeout_s,
-            load.retry,
-        )
-        (folder / SPEC).write_bytes(msgspec.msgpack.encode(spec))
+        (folder / LOAD).write_bytes(msgspec.msgpack.encode(load))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "loadtest.generator.process", str(folder)],
@@ -111,12 +102,8 @@ class Offer:
             raise LoadtestError("the load generator did not end in time") from None
         if not (self._folder / RESULT).exists():
             raise LoadtestError("the load generator failed:\n  " + "\n  ".join(last_lines(self._log)))
-        with np.load(self._folder / RESULT) as found:
-            columns = {name: found[name] for name in ("at_s", "late_ms", "latency_ms", "scored", "codes")}
-            outcomes = [_outcome(name) for name in found["outcomes"].tolist()]
-            ok = np.array([outcome.ok for outcome in outcomes], dtype=bool)[columns["codes"]]
-            requests = Requests(ok=ok, outcomes=outcomes, **columns)
-            return OfferResult(requests, found["failed_at_s"], found["failed_kinds"].tolist())
+        result: OfferResult = pickle.loads((self._folder / RESULT).read_bytes())
+        return result
 
     def end(self) -> None:
         """End the process, whatever its state."""
@@ -142,8 +129,3 @@ def offered(load: OfferedLoad) -> OfferResult:
     """Offer a load and wait for its end."""
     with offering(load) as offer:
         return offer.result()
-
-
-def _outcome(line: str) -> Outcome:
-    name, _, flags = line.rpartition("|")
-    return Outcome(name, flags[0] == "1", flags[1] == "1")

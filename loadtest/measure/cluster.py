@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -68,11 +69,11 @@ def find_cluster(named: str | None, url: str) -> Look | None:
     if named is None:
         found = read_service(DEFAULT_RUN)
         ours = found.get("url") is not None and found["url"].rstrip("/") == url.rstrip("/")
-        return _of_folder(DEFAULT_RUN) if ours else None
+        return partial(look_at_folder, DEFAULT_RUN) if ours else None
     if named.startswith(("http://", "https://")):
         look: Look = Dashboard(named, os.environ.get("RAY_AUTH_TOKEN")).look
     else:
-        look = _of_folder(Path(named))
+        look = partial(look_at_folder, Path(named))
     try:
         replicas, _ = look()
     except UNREADABLE_ERRORS as error:
@@ -94,17 +95,22 @@ def read_service(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _of_folder(folder: Path) -> Look:
-    def look() -> tuple[Mapping[str, int], int | None]:
-        found = read_service(folder)
-        nodes = found.get("nodes")
-        running = {
-            name: int(deployment["replicas"].get("RUNNING", 0))
-            for name, deployment in deployments(found.get("applications", {}))
-        }
-        return running, None if nodes is None else sum(bool(node["alive"]) for node in nodes)
+def replica_states(folder: Path) -> dict[str, dict[str, int]]:
+    """Return the number of replicas by deployment and state, as the service reports it."""
+    applications = read_service(folder).get("applications", {})
+    return {name: deployment["replicas"] for name, deployment in deployments(applications)}
 
-    return look
+
+def all_running(states: Mapping[str, Mapping[str, int]], wanted: Mapping[str, int]) -> bool:
+    """Return whether exactly these replicas run and none is starting or stopping."""
+    return all(states.get(name) == {"RUNNING": number} for name, number in wanted.items())
+
+
+def look_at_folder(folder: Path) -> tuple[Mapping[str, int], int | None]:
+    """Return the running replicas by deployment, and the number of nodes."""
+    nodes = read_service(folder).get("nodes")
+    running = {name: states.get("RUNNING", 0) for name, states in replica_states(folder).items()}
+    return running, None if nodes is None else sum(bool(node["alive"]) for node in nodes)
 
 
 @dataclass(frozen=True)

@@ -104,15 +104,17 @@ class Requests:
         return named
 
 
-def percentile(latency_ms: Floats, ok: NDArray[np.bool_], share: float) -> float | None:
+def percentile(latency_ms: Floats, share: float, ok: NDArray[np.bool_] | None = None) -> float | None:
     """Return the least latency within which at least `share` of the requests were answered.
+
+    `ok` tells which requests were answered; without it, all were.
 
     The method is nearest rank. Failed requests rank after all others, as they are never answered.
     The result is None if the rank falls on one of them. So `percentile <= limit` holds exactly if
     `share` of all requests were answered within the limit.
     """
-    rank = int(np.ceil(np.round(share * len(ok), 6)))
-    answered = latency_ms[ok]
+    rank = int(np.ceil(np.round(share * len(latency_ms), 6)))
+    answered = latency_ms if ok is None else latency_ms[ok]
     if not 1 <= rank <= len(answered):
         return None
     return float(np.partition(answered, rank - 1)[rank - 1])
@@ -148,7 +150,7 @@ def measure(requests: Requests, seconds: float) -> Measurement:
     due = requests.where((requests.at_s >= 0) & (requests.at_s < seconds))
     came = requests.where(requests.ok & (requests.ended_s >= 0) & (requests.ended_s < seconds))
     counts = due.counts()
-    errors = {o.name: n for o, n in counts.items() if not o.ok}
+    errors = dict(due.where(~due.ok).named_counts())
     rungs = due.where(due.ok).named_counts()
     full = sum(number for outcome, number in counts.items() if outcome.full)
     answered = rungs.total()
@@ -157,15 +159,15 @@ def measure(requests: Requests, seconds: float) -> Measurement:
         rps=len(came.ok) / seconds,
         candidates_per_s=int(came.scored.sum()) / seconds,
         full_share=full / answered if answered else 0.0,
-        p50_ms=percentile(due.latency_ms, due.ok, 0.5),
-        p90_ms=percentile(due.latency_ms, due.ok, 0.9),
-        p99_ms=percentile(due.latency_ms, due.ok, 0.99),
-        max_ms=percentile(due.latency_ms, due.ok, 1.0),
+        p50_ms=percentile(due.latency_ms, 0.5, due.ok),
+        p90_ms=percentile(due.latency_ms, 0.9, due.ok),
+        p99_ms=percentile(due.latency_ms, 0.99, due.ok),
+        max_ms=percentile(due.latency_ms, 1.0, due.ok),
         errors=sum(errors.values()),
         error_kinds=errors,
         rungs=dict(rungs),
         heuristic=rungs["full"] - full,
-        generator_late_ms_p99=percentile(due.late_ms, np.ones(len(due.ok), dtype=bool), 0.99) or 0.0,
+        generator_late_ms_p99=percentile(due.late_ms, 0.99) or 0.0,
         seconds=seconds,
     )
 
@@ -176,5 +178,14 @@ def milliseconds(value: float | None) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Return a float rounded to three decimals, and any other value unchanged."""
+    """Return a value with its floats rounded to three decimals, also within a list or a dict."""
+    if isinstance(value, dict):
+        return rounded_numbers(value)
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
     return round(value, 3) if isinstance(value, float) else value
+
+
+def rounded_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers by name with their floats rounded to three decimals."""
+    return {name: rounded(value) for name, value in found.items()}

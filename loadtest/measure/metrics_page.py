@@ -50,16 +50,8 @@ def within(before: Page, after: Page, name: str, share: float) -> float | None:
 
     None: the histogram did not increase.
     """
-    bounds = sorted({float(has["le"]) for has, _ in after.get(name, ()) if "le" in has})
-    gained = [
-        total(after, name, le=_le(after, name, le)) - total(before, name, le=_le(after, name, le))
-        for le in bounds
-    ]
+    bounds = sorted({has["le"] for has, _ in after.get(name, ()) if "le" in has}, key=float)
+    gained = [total(after, name, le=le) - total(before, name, le=le) for le in bounds]
     if not gained or gained[-1] <= 0:
         return None
-    return next(le for le, count in zip(bounds, gained, strict=True) if count >= share * gained[-1])
-
-
-def _le(page: Page, name: str, bound: float) -> str:
-    """Return a bound as the page writes it."""
-    return next(has["le"] for has, _ in page[name] if "le" in has and float(has["le"]) == bound)
+    return next(float(le) for le, count in zip(bounds, gained, strict=True) if count >= share * gained[-1])

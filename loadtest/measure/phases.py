@@ -71,31 +71,31 @@ def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], 
     return None
 
 
-def phase_lines(report: Report) -> list[str]:
-    """Return the phases and steps as lines for a terminal; empty for a constant load."""
+def phase_rows(report: Report) -> list[tuple[str, str, str]]:
+    """Return the phases and steps as rows of (name, requests, result); none for a constant load."""
     if len(report["phases"]) == 1 and not report["steps"]:
         return []
-    lines = [f"  {span(phase)} ({phase['name']}): {', '.join(parts(phase))}" for phase in report["phases"]]
-    return lines + [
-        f"  at {round(step['begins_s'], 1):g} s ({step['name']}): {recovery(step)}"
+    rows = [
+        (f"\u2003{phase['name']}, {_span(phase)}", f"{phase['requests']:,} requests", _result(phase))
+        for phase in report["phases"]
+    ]
+    return rows + [
+        (f"\u2003{step['name']}, at {round(step['begins_s'], 1):g} s", "", recovery(step))
         for step in report["steps"]
     ]
 
 
-def span(phase: Report) -> str:
+def _span(phase: Report) -> str:
     """Return the time range of a phase: `3.3–6.7 s`."""
     return f"{round(phase['begins_s'], 1):g}–{round(phase['ends_s'], 1):g} s"
 
 
-def parts(phase: Report) -> list[str]:
-    """Return the numbers of a phase as text; a phase without requests has no shares."""
+def _result(phase: Report) -> str:
+    """Return the numbers of a phase as text; a phase without requests has none."""
     if not phase["requests"]:
-        return ["no requests"]
-    return [
-        f"p99 {milliseconds(phase['p99_ms'])}",
-        f"{phase['full_share']:.2%} full",
-        f"{phase['errors']} errors",
-    ]
+        return ""
+    p99 = milliseconds(phase["p99_ms"])
+    return f"p99 {p99}, {phase['full_share']:.2%} full, {phase['errors']} errors"
 
 
 def recovery(step: Report) -> str:

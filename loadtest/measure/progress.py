@@ -19,7 +19,7 @@ def progress_line(requests: Requests, since_s: float, now_s: float) -> str:
     Example: `12 s  903 req/s  p50 8.1  p99 21 ms  errors 0`.
     """
     ok = int(requests.ok.sum())
-    p50_ms, p99_ms = (percentile(requests.latency_ms, requests.ok, share) for share in (0.5, 0.99))
+    p50_ms, p99_ms = (percentile(requests.latency_ms, share, requests.ok) for share in (0.5, 0.99))
     rate = f"{ok / (now_s - since_s):.0f} req/s"
     return f"{now_s:.0f} s  {rate}  p50 {_ms(p50_ms)}  p99 {_ms(p99_ms)} ms  errors {len(requests.ok) - ok}"
 

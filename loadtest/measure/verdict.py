@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 from loadtest.measure.measure import Measurement
 from loadtest.workload.profiles import Slo
 
 Verdict = Literal["held", "not held", "void"]
 REMEDY = "give it a core of its own or lower the rate"
+# Limits of `loadtest slow`: the p99 with slow clients to the one without, and the median lateness
+# over the windows, above which the generator was slow.
+MAX_SLOW_RATIO = 1.2
+MAX_SLOW_LATE_MS = 10.0
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
 
 
@@ -36,6 +40,28 @@ def verdict_on(
         )
         return "void", [late, *broken]
     return ("not held" if broken else "held"), broken
+
+
+def overall(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict on several parts; void if each part that did not hold is void."""
+    failed = {verdict for verdict in verdicts if verdict != "held"}
+    if not failed:
+        return "held"
+    return "void" if failed == {"void"} else "not held"
+
+
+def part_verdict(part: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on a part of a report that has the keys `held` and perhaps `void`."""
+    if part["held"]:
+        return "held"
+    return "void" if part.get("void") else "not held"
+
+
+def judge_slow_clients(ratio: float, num_failed: int, late_ms: float) -> Verdict:
+    """Return the verdict: slow clients may cost the p99 of others at most `MAX_SLOW_RATIO`."""
+    if late_ms > MAX_SLOW_LATE_MS:
+        return "void"
+    return "held" if ratio <= MAX_SLOW_RATIO and not num_failed else "not held"
 
 
 def listed(kinds: Mapping[str, int]) -> str:

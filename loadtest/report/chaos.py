@@ -10,6 +10,7 @@ from loadtest.measure.timeline import Moment
 from loadtest.report.report import SAME_CORES, Report, bullets, figures, table, write_report
 from loadtest.workload.profiles import Slo
 
+HEAD = ("fault", "allowed", "measured", "held")
 HELD = {True: "held", False: "not held", None: "not run"}
 
 
@@ -61,22 +62,18 @@ def measured(found: Report) -> str:
 
 def markdown(report: Report) -> str:
     """Return the table as Markdown, for a document."""
-    rows = [
-        (one["fault"], one["allowed"], _measured_cell(one), HELD[one["held"]]) for one in report["faults"]
-    ]
-    lines = ["| fault | allowed | measured | held |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    lines = [" | ".join(row) for row in (HEAD, ["---"] * len(HEAD), *_rows(report, "fault"))]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
-    rows = [(one["what"], one["allowed"], _measured_cell(one), HELD[one["held"]]) for one in report["faults"]]
-    body = [table(("fault", "allowed", "measured", "held"), rows)]
+    body = [table(HEAD, _rows(report, "what"))]
     for found in report["faults"]:
         if found["fault"] in lines:
-            plot = load_and_cluster(list(lines[found["fault"]]), slo)
+            plot = load_and_cluster(lines[found["fault"]], slo)
             body.append(figures({found["what"]: f"{bullets(found['reasons'])}\n{plot}"}))
     footer = FOOTER.format(
         knee=f"{report['knee_rps'] or 0:,.0f}", timeout=f"{report['client_timeout_s'] * 1000:g}"
@@ -85,8 +82,17 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     write_report(folder, report, f"Chaos: {report['verdict']}", body, footer, more)
 
 
-def _measured_cell(found: Report) -> str:
-    return measured(found) if "requests" in found else "; ".join(found["reasons"])
+def _rows(report: Report, name: str) -> list[tuple[str, ...]]:
+    """Return a row for each fault, named by its key `name`."""
+    return [
+        (
+            one[name],
+            one["allowed"],
+            measured(one) if "requests" in one else "; ".join(one["reasons"]),
+            HELD[one["held"]],
+        )
+        for one in report["faults"]
+    ]
 
 
 def _seconds(value: float | None) -> str:

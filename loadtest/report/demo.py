@@ -6,7 +6,7 @@ import html
 import json
 from pathlib import Path
 
-from loadtest.report.report import SAME_CORES, Report, figures, report_files, table, write_files
+from loadtest.report.report import SAME_CORES, Report, figures, number, report_files, table, write_files
 
 LINKS = {
     "load-headline/report.html": "The load test at 900 req/s",
@@ -42,11 +42,11 @@ def claims(report: Report) -> list[tuple[str, str, str]]:
         (
             "queries",
             "900 /s",
-            f"{_number(load.get('rps'), 0)} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}",
+            f"{number(load.get('rps'), 0)} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}",
         ),
-        ("candidates", "50,000 /s", f"{_number(load.get('candidates_per_s'), 0)} /s scored by the model"),
-        ("p90", "< 50 ms", f"{_number(load.get('p90_ms'), 1)} ms"),
-        ("p99", "< 100 ms", f"{_number(load.get('p99_ms'), 1)} ms"),
+        ("candidates", "50,000 /s", f"{number(load.get('candidates_per_s'), 0)} /s scored by the model"),
+        ("p90", "< 50 ms", f"{number(load.get('p90_ms'), 1)} ms"),
+        ("p99", "< 100 ms", f"{number(load.get('p99_ms'), 1)} ms"),
         (
             "errors",
             "–",
@@ -75,7 +75,3 @@ def claims(report: Report) -> list[tuple[str, str, str]]:
 
 def _after(seconds: float | None) -> str:
     return "" if seconds is None else f" within {seconds:.2f} s"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +12,7 @@ import numpy as np
 
 from loadtest.measure.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
-from loadtest.report.report import (
-    SAME_CORES,
-    Report,
-    bullets,
-    figures,
-    indented,
-    measured_table,
-    paragraph,
-    write_report,
-)
+from loadtest.report.report import SAME_CORES, Findings, Report, csv_text, indented, write_report
 
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
@@ -49,51 +39,39 @@ def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Rep
 
 def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
     """Return percentiles of the latencies; those that are not `ok` rank last."""
-    ok = np.ones(len(latency_ms), dtype=bool) if ok is None else ok
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    return {name: rounded(percentile(latency_ms, ok, share)) for name, share in shares.items()}
+    return {name: rounded(percentile(latency_ms, share, ok)) for name, share in shares.items()}
 
 
 def freshness_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
-    fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
-    lines = [
-        f"{report['verdict']}: event to visible in a ranking, {report['url']}, {report['seconds']:g} s",
-        f"  all        {_line(fresh)} (p99 limit: below {LIMIT_MS:g})",
-        *(f"  {kind:10} {_line(fresh[kind])}" for kind in ("candidate", "viewer")),
-        f"  {rank['rps']:,.0f} rankings/s of {rank['target_rps']:g}, p99 {milliseconds(rank['p99_ms'])}, "
-        f"{rank['full_share']:.2%} full, {rank['errors']} errors",
-        f"  {events['acknowledged_per_s']:,.0f} events/s acknowledged of {events['target_per_s']:g}, "
-        f"p50 {milliseconds(events['p50_ms'])}  p99 {milliseconds(events['p99_ms'])}, {events['errors']} posts failed",
-        *(f"  - {reason}" for reason in report["reasons"]),
-        *(f"  left behind: {what}" for what in report["left_behind"]),
-    ]
-    return "\n".join(lines)
+    return _findings(report).summary()
 
 
 def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]) -> None:
     """Write the report folder, complete or not at all.
 
     Raises:
-        LoadtestError: if `folder` exists.
+        TabrankError: if `folder` exists.
     """
-    from loadtest.report.plots import freshness_distribution, freshness_over_time  # matplotlib
+    from loadtest.report.plots import distribution, freshness_over_time  # matplotlib
 
+    lines = {f"new {kind}": (part.latency_ms[part.ok], len(part.ok)) for kind, part in probes.items()}
+    every = np.concatenate([shown_ms for shown_ms, _ in lines.values()])
+    lines["all"] = (every, sum(total for _, total in lines.values()))
+    axes = ("ms from the event to the ranking", "share of events not yet shown")
     plots = {
         "Freshness over time": freshness_over_time(probes, LIMIT_MS),
-        "Freshness distribution": freshness_distribution(probes, LIMIT_MS),
+        "Freshness distribution": distribution(*axes, lines, {f"p99 < {LIMIT_MS:g} ms": (LIMIT_MS, 0.01)}),
     }
-    notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
-    lead = f"{report['seconds']:g} s at {report['url']}"
-    body = [paragraph(lead), bullets(notes), measured_table(_rows(report)), figures(plots)]
-    title = f"Event to visible in a ranking: {report['verdict']}"
-    write_report(folder, report, title, body, FOOTER, {"probes.csv": _to_csv(probes)})
+    found = _findings(report)
+    write_report(folder, report, found.title, found.body(plots), FOOTER, {"probes.csv": _to_csv(probes)})
 
 
-def _rows(report: Report) -> list[tuple[str, str, str]]:
+def _findings(report: Report) -> Findings:
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     at_least = f"at least {MIN_ACHIEVED:.0%}"
-    return [
+    rows = [
         *(
             (f"{name} of all", milliseconds(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
             for name in ("p50", "p90", "p99", "max")
@@ -117,19 +95,20 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
         (f"posts of {events['events_a_post']} that failed", f"{events['errors']} of {events['posts']:,}", ""),
         *indented(events["error_kinds"]),
     ]
+    title = f"Event to visible in a ranking: {report['verdict']}"
+    notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
+    return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, notes)
 
 
 def _to_csv(probes: Mapping[str, Requests]) -> str:
     """Return the probes as CSV: due time, freshness (empty if never shown), outcome and polls."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"))
+    rows = []
     for kind, part in probes.items():
         for i in np.argsort(part.at_s).tolist():
-            shown = f"{part.latency_ms[i]:.3f}" if part.ok[i] else ""
+            shown_ms = float(part.latency_ms[i]) if part.ok[i] else None
             outcome = part.outcomes[part.codes[i]].name
-            writer.writerow((kind, f"{part.at_s[i]:.3f}", shown, outcome, int(part.scored[i])))
-    return out.getvalue()
+            rows.append((kind, float(part.at_s[i]), shown_ms, outcome, int(part.scored[i])))
+    return csv_text(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"), rows)
 
 
 def _numbers(measured: Measurement, *more: str) -> Report:
@@ -140,18 +119,9 @@ def _numbers(measured: Measurement, *more: str) -> Report:
 def _spread(parts: Sequence[Requests]) -> Report:
     latency_ms = np.concatenate([part.latency_ms for part in parts])
     ok = np.concatenate([part.ok for part in parts])
-    missed: dict[str, int] = {}
-    for part in parts:
-        for outcome, number in part.counts().items():
-            if not outcome.ok:
-                missed[outcome.name] = missed.get(outcome.name, 0) + number
-    counts = {"samples": len(ok), "missed": sum(missed.values()), "missed_kinds": missed}
+    missed = sum((part.where(~part.ok).named_counts() for part in parts), Counter())
+    counts = {"samples": len(ok), "missed": missed.total(), "missed_kinds": dict(missed)}
     return percentiles(latency_ms, ok) | counts
-
-
-def _line(spread: Report) -> str:
-    numbers = "  ".join(f"{name} {milliseconds(spread[name])}" for name in ("p50", "p90", "p99", "max"))
-    return f"{numbers}, {spread['samples']} samples"
 
 
 FOOTER = f"""{SAME_CORES}Freshness is the time from sending an event to the first ranking that

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtest.report.report import SAME_CORES, Report, figures, paragraph, table, write_report
+from loadtest.measure.verdict import Verdict
+from loadtest.report.report import SAME_CORES, Report, figures, number, paragraph, table, write_report
 from loadtest.workload.profiles import Slo
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "again": "repeat", "confirm": "confirmation"}
@@ -14,7 +15,7 @@ PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "again": "repeat",
 def write_knee(folder: Path, report: Report) -> None:
     """Write the report of one service."""
     lines = {name: _points(report, f"{name}_ms") for name in ("p50", "p90", "p99")}
-    title = f"The knee: {_number(report['knee_rps'])} requests a second of {report['candidates']} candidates"
+    title = f"The knee: {number(report['knee_rps'])} requests a second of {report['candidates']} candidates"
     body = [_numbers({"tabrank": report}), _figure(lines, report), figures({"Steps": _steps(report)})]
     write_report(folder, report, title, body, FOOTER)
 
@@ -34,17 +35,24 @@ def knee_summary(report: Report) -> str:
     if report["knee_rps"] is None:
         return f"no rate held; the lowest tried was {min(s['rate_rps'] for s in report['steps']):g} req/s"
     return (
-        f"knee: {_number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
-        f"{_number(report['candidates_per_s'])} candidates/s scored by the model\n"
+        f"knee: {number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
+        f"{number(report['candidates_per_s'])} candidates/s scored by the model\n"
         f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])}  p99 {_ms(report['p99_ms'])}, "
         f"{_share(report['full_share'])} full"
     )
 
 
+def knee_verdict(report: Report) -> Verdict:
+    """Return held if the service, or each of several services, has a knee."""
+    knees = report["knee_rps"]
+    found = knees.values() if isinstance(knees, dict) else [knees]
+    return "not held" if None in found else "held"
+
+
 def compare_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
     lines = [
-        f"{name:10}  knee {_number(found['knee_rps']):>7} req/s  p99 {_ms(found['p99_ms']):>9}  "
+        f"{name:10}  knee {number(found['knee_rps']):>7} req/s  p99 {_ms(found['p99_ms']):>9}  "
         f"{found['memory_mib']:>5} MiB  {found['num_processes']:>3} processes  start {found['start_s']:g} s"
         for name, found in report["services"].items()
     ]
@@ -73,15 +81,15 @@ def _figure(lines: Mapping[str, Sequence[tuple[float, float | None]]], report: R
 
 def _numbers(services: Mapping[str, Report]) -> str:
     shown = (
-        ("knee, requests a second", "knee_rps", _number),
-        ("candidates a second, scored by the model", "candidates_per_s", _number),
+        ("knee, requests a second", "knee_rps", number),
+        ("candidates a second, scored by the model", "candidates_per_s", number),
         ("p50 at the knee", "p50_ms", _ms),
         ("p90 at the knee", "p90_ms", _ms),
         ("p99 at the knee", "p99_ms", _ms),
         ("full answers from a model", "full_share", _share),
-        ("seconds to the first full answer", "start_s", _number),
-        ("memory when idle, MiB", "memory_mib", _number),
-        ("processes", "num_processes", _number),
+        ("seconds to the first full answer", "start_s", number),
+        ("memory when idle, MiB", "memory_mib", number),
+        ("processes", "num_processes", number),
     )
     rows = [[title, *(show(found[key]) for found in services.values())] for title, key, show in shown]
     return table(["", *services], rows)
@@ -107,12 +115,8 @@ def _steps(report: Report) -> str:
 
 def _ratios(report: Report) -> str:
     rivals = [name.removeprefix("ratio_") for name in report if name.startswith("ratio_")]
-    ratios = (f"{_number(report[f'ratio_{name}'], 2)} times {name}" for name in rivals)
+    ratios = (f"{number(report[f'ratio_{name}'], 2)} times {name}" for name in rivals)
     return f"tabrank's knee is {' and '.join(ratios)}"
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _ms(value: float | None) -> str:

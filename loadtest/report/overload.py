@@ -40,7 +40,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
-    plots = {title: load_and_cluster(list(moments), slo) for title, moments in lines.items()}
+    plots = {title: load_and_cluster(moments, slo) for title, moments in lines.items()}
     runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
     lead = (
         f"The knee is {report['knee_rps']:,.0f} requests/s, measured with the same pinning: the service on one "
@@ -49,7 +49,12 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     )
     reasons = [reason for run in report["runs"] for reason in run["reasons"]]
     rows = [_row(run, run is report["control"]) for run in runs]
-    body = [paragraph(lead), bullets(reasons), table(HEAD, rows), figures(plots)]
+    body = [
+        paragraph(lead),
+        bullets(reasons),
+        table(list(rows[0]), [list(row.values()) for row in rows]),
+        figures(plots),
+    ]
     write_report(folder, report, f"Overload: {report['verdict']}", body, FOOTER)
 
 
@@ -57,35 +62,24 @@ def _run_lines(run: Report) -> str:
     return "\n".join([run_line(run), *(f"    - {reason}" for reason in run["reasons"])])
 
 
-def _row(run: Report, control: bool) -> tuple[str, ...]:
+def _row(run: Report, control: bool) -> dict[str, str]:
+    """Return the cells of a run by the names of their columns."""
     rungs = ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items())
-    return (
-        f"{run['times']:g}×" + (", no load shedding" if control else ""),
-        f"{run['offered_rps']:,.0f}",
-        f"{run['goodput_share']:.1%}",
-        rungs,
-        milliseconds(run["p99_ms"]),
-        f"{run['refused']:,}",
-        milliseconds(run["refused_p99_ms"]),
-        str(run["http_5xx"]),
-        f"{run['not_sent']:,}",
-        "–" if run["back_s"] is None else f"{run['back_s']} s",
-        milliseconds(run["generator_late_ms_p99"]),
-        run["verdict"],
-    )
+    return {
+        "offered": f"{run['times']:g}×" + (", no load shedding" if control else ""),
+        "requests/s": f"{run['offered_rps']:,.0f}",
+        "goodput of the knee": f"{run['goodput_share']:.1%}",
+        "by rung, /s": rungs,
+        "p99 of answers": milliseconds(run["p99_ms"]),
+        "refused": f"{run['refused']:,}",
+        "p99 of refusals": milliseconds(run["refused_p99_ms"]),
+        "5xx": str(run["http_5xx"]),
+        "not sent": f"{run['not_sent']:,}",
+        "normal after": "–" if run["back_s"] is None else f"{run['back_s']} s",
+        "generator late, p99": milliseconds(run["generator_late_ms_p99"]),
+        "verdict": run["verdict"],
+    }
 
 
-HEAD = (
-    *(
-        "offered",
-        "requests/s",
-        "goodput of the knee",
-        "by rung, /s",
-        "p99 of answers",
-        "refused",
-        "p99 of refusals",
-    ),
-    *("5xx", "not sent", "normal after", "generator late, p99", "verdict"),
-)
 FOOTER = """. Open loop, Poisson arrivals; latency counts from the due time of a request.
 Not sent: 1,000 requests were unanswered at that moment, which is the generator's limit."""

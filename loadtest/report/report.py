@@ -2,64 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from loadtest.errors import LoadtestError
+from serve.log.atomic_files import draft_of, write_whole
 
 Report = dict[str, Any]
+Row = tuple[str, str, str]
+"""Name of a number, its measured value, and what is required."""
 # Follows the machine in a footer.
 SAME_CORES = ", the load generator on the same cores. "
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raise `LoadtestError` if `folder` exists or is not writable; no report is overwritten."""
-    if folder.exists():
-        raise LoadtestError(f"--out {folder}: already exists; name another folder or remove it first")
-    for path in folder.parents:
-        if path.is_file():
-            raise LoadtestError(f"--out {folder}: {path} is a file; name another folder")
-    try:
-        above = next(path for path in folder.absolute().parents if path.exists())
-        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
-    except OSError as error:
-        raise LoadtestError(
-            f"--out {folder}: cannot be written ({error.strerror}); name another folder"
-        ) from None
-
-
-@contextmanager
-def draft_of(folder: Path) -> Iterator[Path]:
-    """Yield a draft folder that is renamed to `folder` when the block succeeds.
-
-    Raises:
-        LoadtestError: if `folder` exists.
-    """
-    refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.{os.getpid()}"
-    draft.mkdir()
-    try:
-        yield draft
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
     """Write files by name into a folder, each complete or not at all."""
     for name, text in files.items():
-        draft = folder / f".{name}"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
+        write_whole(folder / name, text.encode())
 
 
 def write_report(
@@ -75,7 +40,7 @@ def write_report(
     Other arguments are as in `report_files`.
 
     Raises:
-        LoadtestError: if `folder` exists.
+        TabrankError: if `folder` exists.
     """
     with draft_of(folder) as draft:
         write_files(draft, report_files(report, title, body, footer, more))
@@ -104,6 +69,41 @@ def report_files(
     return {**files, "report.html": page}
 
 
+@dataclass(frozen=True)
+class Findings:
+    """Findings on one load, for the terminal and for the page; `notes` are sentences."""
+
+    title: str
+    lead: str
+    rows: Sequence[Row]
+    notes: Sequence[str]
+
+    def summary(self) -> str:
+        """Return them as lines for a terminal."""
+        numbers = [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
+        return "\n".join([f"{self.title}, {self.lead}", *numbers, *(f"  - {note}" for note in self.notes)])
+
+    def body(self, plots: Mapping[str, str]) -> list[str]:
+        """Return them and plots as parts of a page."""
+        numbers = table(("", "measured", "required"), self.rows, "measured")
+        return [paragraph(self.lead), bullets(self.notes), numbers, figures(plots)]
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as CSV; floats have three decimals, and None is an empty field."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow(f"{value:.3f}" if isinstance(value, float) else value for value in row)
+    return out.getvalue()
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Format a number with thousands separators; None is a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
 def paragraph(text: str) -> str:
     """Return text as a paragraph in HTML."""
     return f"<p>{html.escape(text)}</p>"
@@ -122,12 +122,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "plain
     return f'<table class="{kind}">\n' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
 
 
-def measured_table(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Return a table of (name, measured, required) in HTML."""
-    return table(("", "measured", "required"), rows, "measured")
-
-
-def indented(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def indented(numbers: Mapping[str, Any]) -> list[Row]:
     """Return indented table rows of numbers by kind, for use below their sum."""
     return [(f"\u2003{kind}", f"{number:,}", "") for kind, number in numbers.items()]
 

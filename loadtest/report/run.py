@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from loadtest.measure.measure import Measurement, Requests, milliseconds, rounded
-from loadtest.measure.phases import describe_phases, describe_steps, parts, phase_lines, recovery, span
-from loadtest.measure.seconds import by_second, to_csv
-from loadtest.measure.timeline import Moment, timeline_csv
+from loadtest.measure.phases import describe_phases, describe_steps, phase_rows
+from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import Verdict
-from loadtest.report.machine import describe_machine
-from loadtest.report.report import Report, bullets, figures, indented, measured_table, paragraph, write_report
+from loadtest.report.report import Findings, Report, csv_text, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
+from serve.operate.host.machine import describe_machine
 
 
 def make_report(
@@ -46,61 +46,69 @@ def make_report(
 
 def summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
-    slo = report["slo"]
-    lines = [
-        f"{report['verdict']}: profile {report['profile']} at {report['url']}, {report['seconds']:g} s",
-        f"  {report['rps']:,.0f} req/s of {report['offered_rps']:,.0f} offered, "
-        f"{report['candidates_per_s']:,.0f} candidates/s scored by the model, "
-        f"{report['full_share']:.2%} full",
-        f"  p50 {milliseconds(report['p50_ms'])}  p90 {milliseconds(report['p90_ms'])} (limit {slo['p90_ms']:g})  "
-        f"p99 {milliseconds(report['p99_ms'])} (limit {slo['p99_ms']:g})  max {milliseconds(report['max_ms'])}",
-        f"  {report['errors']} errors in {report['requests']:,} requests; "
-        f"the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99)",
-        *phase_lines(report),
-        *(f"  - {reason}" for reason in report["reasons"]),
-    ]
-    return "\n".join(lines)
+    return _findings(report).summary()
 
 
 def write_run(
     folder: Path,
     report: Report,
     requests: Requests,
-    profile: Profile,
     slo: Slo,
-    locust_html: str,
+    locust_html: str | None,
     moments: list[Moment],
 ) -> None:
     """Write the report folder, complete or not at all.
 
     Raises:
-        LoadtestError: if `folder` exists.
+        TabrankError: if `folder` exists.
     """
     # Import late: matplotlib is slow to import.
-    from loadtest.report.plots import (
-        latency_distribution,
-        latency_over_time,
-        load_and_cluster,
-        throughput_over_time,
-    )
+    from loadtest.report.plots import distribution, load_and_cluster
 
-    seconds = by_second(requests)
     due = requests.where((requests.at_s >= 0) & (requests.at_s < report["seconds"]))
+    lines = {"answered": (due.latency_ms[due.ok], len(due.ok))}
+    marks = {
+        f"p90 ≤ {slo.p90_ms:g} ms": (slo.p90_ms, 0.1),
+        f"p99 ≤ {slo.p99_ms:g} ms": (slo.p99_ms, 0.01),
+    }
+    axes = ("ms from the scheduled start", "share of requests not yet answered")
     plots = {
-        "Latency over time": latency_over_time(seconds, slo),
-        "Latency distribution": latency_distribution(due, slo),
-        "Throughput over time": throughput_over_time(seconds, profile),
         _timeline_title(report): load_and_cluster(moments, slo),
+        "Latency distribution": distribution(*axes, lines, marks),
     }
-    lead = f"{report['seconds']:g} s at {report['url']}"
-    body = [paragraph(lead), bullets(report["reasons"]), measured_table(_rows(report)), figures(plots)]
     files = {
-        "requests.csv": to_csv(seconds),
+        "requests.csv": requests_csv(moments),
         "timeline.csv": timeline_csv(moments),
-        "locust.html": locust_html,
+        **({"locust.html": locust_html} if locust_html is not None else {}),
     }
-    title = f"Load test {report['profile']}: {report['verdict']}"
-    write_report(folder, report, title, body, FOOTER, files)
+    found = _findings(report)
+    write_report(folder, report, found.title, found.body(plots), FOOTER, files)
+
+
+def requests_csv(moments: Sequence[Moment]) -> str:
+    """Return the seconds in which requests were due, with the warm-up, as CSV."""
+    head = ("second", "requests", "answered", "errors", "p50_ms", "p90_ms", "p99_ms", "late_ms_p99")
+    rows = [
+        (m.t_s, m.offered_rps, m.answered_rps, m.failed, m.p50_ms, m.p90_ms, m.p99_ms, m.late_ms_p99)
+        for m in moments
+        if m.offered_rps
+    ]
+    return csv_text(head, rows)
+
+
+def timeline_csv(moments: Sequence[Moment]) -> str:
+    """Return the measured seconds as CSV, a trace with one column of replicas per deployment.
+
+    An empty field is a percentile that was not reached, or a count without a sample.
+    """
+    numbers = ("t_s", "offered_rps", "answered_rps", "p50_ms", "p99_ms", "full_share", "failed")
+    names = list(moments[0].replicas) if moments else []
+    rows = [
+        (*(getattr(moment, name) for name in numbers), *moment.replicas.values(), moment.nodes)
+        for moment in moments
+        if moment.t_s >= 0
+    ]
+    return csv_text((*numbers, *(f"{name}_replicas" for name in names), "nodes"), rows)
 
 
 def _timeline_title(report: Report) -> str:
@@ -109,9 +117,9 @@ def _timeline_title(report: Report) -> str:
     return "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
 
 
-def _rows(report: Report) -> list[tuple[str, str, str]]:
+def _findings(report: Report) -> Findings:
     slo = report["slo"]
-    return [
+    rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
         ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
         ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
@@ -125,16 +133,7 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
             f"at most {slo['max_error_share']:g} of the requests",
         ),
         *indented(report["error_kinds"]),
-        *(
-            (
-                f"\u2003{phase['name']}, {span(phase)}",
-                f"{phase['requests']:,} requests",
-                ", ".join(parts(phase)),
-            )
-            for phase in report["phases"]
-            if len(report["phases"]) > 1
-        ),
-        *((f"\u2003step {step['name']}", "", recovery(step)) for step in report["steps"]),
+        *phase_rows(report),
         *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
         (
             "generator late, p99",
@@ -142,6 +141,8 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
             f"at most {slo['generator_late_ms_p99']:g} ms",
         ),
     ]
+    title = f"Load test {report['profile']}: {report['verdict']}"
+    return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, report["reasons"])
 
 
 FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);

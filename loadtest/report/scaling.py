@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import html
-import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from loadtest.measure.timeline import Moment
 from loadtest.report.report import SAME_CORES, Report, bullets, figures, report_files, write_files
+from loadtest.workload.profiles import load_slo
 
 TITLES = {
     "replicas": "Replicas 1 → 3 → 1 under load: no request may fail",
     "step": "Doubled load: more replicas, and the p99 within its limit, in ten seconds",
     "nodes": "Nodes are added and removed with the load: no request may fail",
 }
-PLOT = re.compile(r"<h2>Load[^<]*</h2>\n(<svg.*?</svg>)", re.S)
 
 
-def write_scale(folder: Path, report: Report) -> None:
-    """Write the report beside the reports of its parts."""
-    body = [_part(folder, name, part) for name, part in report["parts"].items()]
+def write_scale(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]]) -> None:
+    """Write the report beside the reports of its parts; `lines` holds their timelines."""
+    from loadtest.report.plots import load_and_cluster  # matplotlib
+
+    body = [
+        _part(name, part, load_and_cluster(lines[name], load_slo())) for name, part in report["parts"].items()
+    ]
     footer = FOOTER.format(**report["pace"])
     write_files(folder, report_files(report, f"Scaling: {report['verdict']}", body, footer))
 
@@ -46,13 +51,12 @@ def describe_part(name: str, part: Report) -> str:
     return f"{failed}; more replicas {up_s} after the step, p99 within its limit {back_s} after it; {counts}"
 
 
-def _part(folder: Path, name: str, part: Report) -> str:
-    plot = PLOT.search((folder / name / "report.html").read_text(encoding="utf-8"))
+def _part(name: str, part: Report, plot: str) -> str:
     text = (
         f"<p>{'Held' if part['held'] else 'Not held'}: {html.escape(describe_part(name, part))}. "
         f'<a href="{name}/report.html">The run</a>, <a href="{name}/timeline.csv">timeline.csv</a></p>'
     )
-    return figures({TITLES[name]: "\n".join((text, bullets(part["reasons"]), plot[1] if plot else ""))})
+    return figures({TITLES[name]: "\n".join((text, bullets(part["reasons"]), plot))})
 
 
 def _seconds(value: float | None) -> str:

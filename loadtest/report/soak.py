@@ -9,27 +9,13 @@ from pathlib import Path
 
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
-from loadtest.report.report import (
-    SAME_CORES,
-    Report,
-    bullets,
-    figures,
-    measured_table,
-    paragraph,
-    write_report,
-)
+from loadtest.report.report import SAME_CORES, Findings, Report, write_report
 from loadtest.workload.profiles import Slo
 
 
 def soak_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
-    lines = [
-        f"{report['verdict']}: {report['seconds']:g} s at {report['rate_rps']:g} req/s, {report['errors']} of "
-        f"{report['requests']:,} failed",
-        *(f"  {what}: {measured}, {allowed}" for what, measured, allowed in _rows(report)),
-        *(f"  - {reason}" for reason in report["reasons"]),
-    ]
-    return "\n".join(lines)
+    return _findings(report).summary()
 
 
 @dataclass(frozen=True)
@@ -54,30 +40,27 @@ def write_soak(
 
     at_s = [each.at_s for each in footprints]
     plots = {
-        "Load and latency": load_and_cluster(list(moments), slo),
+        "Load and latency": load_and_cluster(moments, slo),
         "Memory and open files of the service": memory_and_files(
             at_s, [each.own_mib for each in footprints], [each.files for each in footprints]
         ),
     }
-    lead = f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
-    body = [paragraph(lead), bullets(report["reasons"]), measured_table(_rows(report)), figures(plots)]
     files = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
-    write_report(folder, report, f"Soak: {report['verdict']}", body, FOOTER, files)
+    found = _findings(report)
+    write_report(folder, report, found.title, found.body(plots), FOOTER, files)
 
 
-def _rows(report: Report) -> list[tuple[str, str, str]]:
+def _findings(report: Report) -> Findings:
     thirds = " → ".join(milliseconds(value) for value in report["p99_ms"])
-    allowed = report["criteria"]
-    return [
-        (
-            "p99 of each third",
-            f"{thirds} ({_share(report['p99_drift'])})",
-            f"at most {allowed['p99_drift']:+.0%}",
-        ),
+    drift = f"at most {report['criteria']['p99_drift']:+.0%}"
+    rows = [
+        ("p99 of each third", f"{thirds} ({_share(report['p99_drift'])})", drift),
         ("private resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
         ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
         ("requests that failed", f"{report['errors']} of {report['requests']:,}", "none"),
     ]
+    lead = f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
+    return Findings(f"Soak: {report['verdict']}", lead, rows, report["reasons"])
 
 
 def _at_most(report: Report) -> str:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
 
+from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
-from loadtest.measure.measure import Measurement, measure, rounded
+from loadtest.generator.offer import OfferedLoad, offered
+from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
 from loadtest.report.knee import step_line
-from loadtest.report.machine import describe_machine
+from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile, Slo, load_slo
 from loadtest.workload.shapes import Block
+from serve.operate.host.machine import describe_machine
 
 # Least share of the offered requests with a full answer in the measured seconds.
 KEPT_UP = 0.9
 VIEWER_SKEW = 1.0
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Bench:
         """Create a benchmark; make the workspace if it is missing. The caller holds its lock."""
         begun = time.monotonic()
         work.prepare(emit)
-        bodies = make_bodies(read_log_ids(work.log, candidates), _profile(1.0, 0.0, 1.0, candidates))
+        requests = Profile("knee", 1.0, candidates, 0.0, 1.0, VIEWER_SKEW)
+        bodies = make_bodies(read_log_ids(work.log, candidates), requests)
         return cls(work, candidates, load_slo(), bodies, emit, begun)
 
     def knee_of(self, service: TargetService, plan: KneePlan) -> Report:
@@ -53,16 +56,13 @@ class Bench:
         Raises:
             LoadtestError: if the service does not start, or gives no full answer.
         """
-        # Import before any process starts: the module patches the standard library for gevent.
-        import loadtest.scenarios.locust_run  # noqa: F401
-
         self.emit(f"{service.name}: starting")
         with started(service, self.work, self.bodies[0], self.candidates) as footprint:
             self.emit(
                 f"{service.name}: {service.url} answers after {footprint.start_s} s, "
                 f"{footprint.num_processes} processes, {footprint.memory_mib} MiB"
             )
-            knee = find_knee(lambda *how: self._step(service.url, *how), plan)
+            knee = find_knee(partial(self.step, service.url), plan)
         numbers = ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
         at = knee.confirmed
         return {
@@ -72,10 +72,16 @@ class Bench:
             "steps": [asdict(step) for step in knee.steps],
         }
 
-    @property
-    def elapsed_s(self) -> float:
-        """Return the seconds since the start."""
-        return time.monotonic() - self.begun
+    def require_knee(self, url: str, plan: KneePlan, remedy: str) -> tuple[float, list[KneeStep]]:
+        """Return the knee of a running service, and the steps of its search.
+
+        Raises:
+            LoadtestError: with the remedy, if no rate holds.
+        """
+        found = find_knee(partial(self.step, url), plan)
+        if found.confirmed is None:
+            raise LoadtestError(f"no rate met the limits, so there is no knee; {remedy}")
+        return found.confirmed.rate_rps, found.steps
 
     def circumstances(self) -> Report:
         """Return the conditions of the measurement, for the report."""
@@ -83,29 +89,15 @@ class Bench:
             "candidates": self.candidates,
             "slo": asdict(self.slo),
             "machine": describe_machine(),
-            "seconds": round(self.elapsed_s, 1),
+            "seconds": round(time.monotonic() - self.begun, 1),
         }
 
-    def offered_step(
+    def step(
         self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase
     ) -> KneeStep:
         """Run one step of a search, with the load from a separate process."""
-        from loadtest.generator.offer import OfferedLoad, offered
-
         load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
-        return self._judged(measured, rate_rps, phase)
-
-    def _step(
-        self, url: str, rate_rps: float, warmup_s: float, duration_s: float, phase: SearchPhase
-    ) -> KneeStep:
-        from loadtest.scenarios.locust_run import run_load
-
-        profile = _profile(rate_rps, warmup_s, duration_s, self.candidates)
-        measured = measure(run_load(profile, url, self.bodies).requests, duration_s)
-        return self._judged(measured, rate_rps, phase)
-
-    def _judged(self, measured: Measurement, rate_rps: float, phase: SearchPhase) -> KneeStep:
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
         in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
@@ -124,7 +116,3 @@ class Bench:
         )
         self.emit(step_line(asdict(step)))
         return step
-
-
-def _profile(rate_rps: float, warmup_s: float, duration_s: float, candidates: int) -> Profile:
-    return Profile("knee", rate_rps, candidates, warmup_s, duration_s, VIEWER_SKEW)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtest.report.knee import write_compare
-from loadtest.report.report import refuse_existing
-from loadtest.scenarios.bench import Bench, Report
+from loadtest.report.report import Report
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -29,7 +29,6 @@ def run_compare(work: Workspace, out: Path, emit: Progress, plan: KneePlan = PLA
     Raises:
         LoadtestError: if a service cannot be measured.
     """
-    refuse_existing(out)
     with work.locked():
         three = (idiomatic(work), fastapi(work), tabrank(work, CONFIG))
         bench = Bench.prepared(work, CANDIDATES, emit)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,15 +22,21 @@ from loadtest.generator.prober import CANDIDATE, KINDS, VIEWER, Names, Prober
 from loadtest.generator.records import BATCH, candidate, event, forget, pack, viewer_events
 from loadtest.measure.answer import decode_acknowledgement, read_acknowledgement
 from loadtest.measure.freshness_verdict import judge_freshness
-from loadtest.measure.measure import RequestLog, Requests, measure
+from loadtest.measure.measure import RequestLog, measure
 from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
-from loadtest.report.freshness import event_numbers, freshness_numbers, percentiles, rank_numbers
-from loadtest.report.machine import describe_machine
+from loadtest.report.freshness import (
+    event_numbers,
+    freshness_numbers,
+    percentiles,
+    rank_numbers,
+    write_freshness,
+)
+from loadtest.report.report import Report
 from loadtest.workload.profiles import Profile, Slo
 from loadtest.workload.shapes import Block
+from serve.operate.host.machine import describe_machine
 
 CLEAN_UP_BATCH = 500
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ class FreshnessPlan:
 
 
 def run_freshness(
-    plan: FreshnessPlan, url: str, ids: Ids, kinds: Mapping[str, int] | None, slo: Slo
-) -> tuple[Report, Mapping[str, Requests]]:
-    """Load and probe the service, clean up, and return the report and the probes by kind.
+    plan: FreshnessPlan, url: str, ids: Ids, kinds: Mapping[str, int] | None, slo: Slo, out: Path
+) -> Report:
+    """Load and probe the service, clean up, and write the report to the new folder `out`.
 
     `kinds` counts viewer events by kind. If it is None, all events have the kind that the service
     predicts.
@@ -94,7 +100,9 @@ def run_freshness(
         "machine": describe_machine(),
     }
     verdict, reasons = judge_freshness(measured, slo.generator_late_ms_p99)
-    return {"verdict": verdict, "reasons": reasons, **measured}, probes
+    report = {"verdict": verdict, "reasons": reasons, **measured}
+    write_freshness(out, report, probes)
+    return report
 
 
 def _label_event(url: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loadtest.report.knee import write_knee
-from loadtest.report.report import refuse_existing
-from loadtest.scenarios.bench import Bench, Report
+from loadtest.report.report import Report
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -22,7 +22,6 @@ def run_knee(
     Raises:
         LoadtestError: if the input, the workspace or the service prevents the measurement.
     """
-    refuse_existing(out)
     with work.locked():
         # Report an invalid file before the preparation, which takes a minute.
         service = tabrank(work, config)

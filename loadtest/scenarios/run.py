@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.generator.bodies import make_bodies
-from loadtest.generator.ids import find_ids
-from loadtest.measure.cluster import Watch, find_cluster
-from loadtest.measure.measure import measure
+from loadtest.generator.ids import Ids
+from loadtest.measure.cluster import ClusterSample, Watch, find_cluster
+from loadtest.measure.measure import Requests, measure
 from loadtest.measure.service import probe
-from loadtest.measure.timeline import timeline
+from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import judge
-from loadtest.report.report import Report, refuse_existing
+from loadtest.report.report import Report
 from loadtest.report.run import make_report, write_run
-from loadtest.workload.profiles import load_profile, load_slo
+from loadtest.workload.profiles import Profile, Slo
 
 
-def run_profile(
-    profile_name: str,
-    url: str,
-    slo_file: Path | None,
-    log: Path,
-    ids_file: Path | None,
-    rps: float | None,
-    duration_s: float | None,
-    warmup_s: float | None,
-    cluster: str | None,
-    out: Path | None,
-) -> tuple[Report, Path]:
-    """Run the load; return the report and its new folder. Input is checked before the load.
+def run_profile(profile: Profile, slo: Slo, url: str, ids: Ids, cluster: str | None, out: Path) -> Report:
+    """Run the load and write the report to the new folder `out`.
+
+    `cluster` names the cluster whose replicas and nodes are counted.
 
     Raises:
-        LoadtestError: if there is no such service, or the input is unusable.
+        LoadtestError: if there is no such service or cluster, or the input is unusable.
     """
-    profile = load_profile(profile_name, target_rps=rps, duration_s=duration_s, warmup_s=warmup_s)
-    slo = load_slo(slo_file)
-    folder = out or Path("var/loadtest") / f"{profile.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    refuse_existing(folder)
-    ids = find_ids(ids_file, log, profile.candidates)
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
     look = find_cluster(cluster, url)
@@ -47,9 +33,27 @@ def run_profile(
     from loadtest.scenarios.locust_run import run_load
 
     done = run_load(profile, url, bodies, [watch] if watch else [])
-    measured = measure(done.requests, profile.duration_s)
-    moments = timeline(done.requests, profile.duration_s, watch.samples if watch else [])
+    samples = watch.samples if watch else []
+    report, _ = report_run(profile, slo, url, done.requests, samples, out, done.locust_html)
+    return report
+
+
+def report_run(
+    profile: Profile,
+    slo: Slo,
+    url: str,
+    requests: Requests,
+    samples: Sequence[ClusterSample],
+    out: Path,
+    locust_html: str | None = None,
+) -> tuple[Report, Sequence[Moment]]:
+    """Judge the requests of a load and write its report to `out`.
+
+    Return it, and the timeline of the measurement.
+    """
+    measured = measure(requests, profile.duration_s)
+    moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     verdict, reasons = judge(measured, slo)
-    report = make_report(profile, url, slo, measured, verdict, reasons, done.requests, moments)
-    write_run(folder, report, done.requests, profile, slo, done.locust_html, moments)
-    return report, folder
+    report = make_report(profile, url, slo, measured, verdict, reasons, requests, moments)
+    write_run(out, report, requests, slo, locust_html, moments)
+    return report, [moment for moment in moments if moment.t_s >= 0]

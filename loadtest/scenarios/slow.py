@@ -6,37 +6,28 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import cycle
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-import gevent
-import numpy as np
-
 from loadtest.commands import die_with_parent
 from loadtest.errors import LoadtestError
-from loadtest.generator.arrivals import arrivals
-from loadtest.generator.bodies import SEED, make_bodies
-from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
-from loadtest.measure.answer import read_answer
-from loadtest.measure.measure import RequestLog, measure, rounded
+from loadtest.generator.offer import OfferedLoad, offering
+from loadtest.measure.measure import Requests, measure, rounded
 from loadtest.measure.service import probe, read_address
-from loadtest.report.machine import describe_machine
+from loadtest.measure.verdict import MAX_SLOW_LATE_MS, MAX_SLOW_RATIO, judge_slow_clients
+from loadtest.report.report import Report
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Block
+from serve.operate.host.machine import describe_machine
 
 # Start of each window that is not counted, while slow clients connect or disconnect.
 SETTLE_S = 5.0
-MAX_RATIO = 1.2
-# Limit of the median lateness over the windows: above it, this process was slow.
-MAX_LATE_MS = 10.0
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,29 +49,21 @@ def run_slow(plan: SlowPlan, url: str, ids: Ids) -> Report:
     profile = plan.profile
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
-    log, connections = RequestLog(), Connections(url)
-    reports: list[dict[str, Any]] = []
-    background = gevent.spawn(_slow_windows, plan, url, reports)
-
-    seconds = 2 * plan.pairs * plan.window_s
-    times = arrivals(lambda: profile.target_rps, [Block(seconds)], np.random.default_rng([SEED, 2]))
-    read = partial(read_answer, num_candidates=profile.candidates)
-    try:
-        Dispatcher(connections, read, log.keep).run(times, map(connections.prepare, cycle(bodies)))
-        background.get()
-    finally:
-        background.kill()
-        connections.close()
-    return _report(plan, url, log, reports)
+    whole = [Block(2 * plan.pairs * plan.window_s)]
+    load = OfferedLoad(url, bodies, profile.candidates, profile.target_rps, whole)
+    with offering(load) as offer:
+        reports = [_slow_window(plan, url, offer.begun_s, number) for number in range(plan.pairs)]
+        requests = offer.result().requests
+    return _report(plan, url, requests, reports)
 
 
-def _slow_windows(plan: SlowPlan, url: str, reports: list[dict[str, Any]]) -> None:
-    for _ in range(plan.pairs):
-        gevent.sleep(plan.window_s)
-        with _senders(url, plan.num_slow) as senders:
-            # The slow clients disconnect before the next window begins.
-            gevent.sleep(plan.window_s - 0.5)
-        reports.append(_read_report(senders))
+def _slow_window(plan: SlowPlan, url: str, begun_s: float, number: int) -> dict[str, Any]:
+    """Run the slow clients in the second window of a pair; return their report."""
+    time.sleep(max(0.0, begun_s + (2 * number + 1) * plan.window_s - time.monotonic()))
+    with _senders(url, plan.num_slow) as senders:
+        # The slow clients disconnect before the next window begins.
+        time.sleep(plan.window_s - 0.5)
+    return _read_report(senders)
 
 
 @contextlib.contextmanager
@@ -102,18 +85,11 @@ def _read_report(process: subprocess.Popen[str]) -> dict[str, Any]:
     return {"connected": max((line.get("connected", 0) for line in lines), default=0), "ended": ended}
 
 
-def verdict_of(ratio: float, num_failed: int, late_ms: float) -> str:
-    """Return the verdict: slow clients may cost the p99 of others at most `MAX_RATIO`."""
-    if late_ms > MAX_LATE_MS:
-        return "void"
-    return "held" if ratio <= MAX_RATIO and not num_failed else "not held"
-
-
-def _report(plan: SlowPlan, url: str, log: RequestLog, reports: list[dict[str, Any]]) -> Report:
+def _report(plan: SlowPlan, url: str, requests: Requests, reports: list[dict[str, Any]]) -> Report:
     connected = min(one["connected"] for one in reports)
     if connected < 0.9 * plan.num_slow:
         raise LoadtestError(f"--url {url}: only {connected} of {plan.num_slow} slow clients could connect")
-    requests, counted_s = log.requests(), plan.window_s - SETTLE_S
+    counted_s = plan.window_s - SETTLE_S
     windows = [
         measure(requests.counted_from(i * plan.window_s + SETTLE_S), counted_s) for i in range(2 * plan.pairs)
     ]
@@ -122,13 +98,13 @@ def _report(plan: SlowPlan, url: str, log: RequestLog, reports: list[dict[str, A
     failed = sum(one.errors for one in windows)
     late_ms = median(one.generator_late_ms_p99 for one in windows)
     return {
-        "verdict": verdict_of(ratio, failed, late_ms),
+        "verdict": judge_slow_clients(ratio, failed, late_ms),
         "url": url,
         "target_rps": plan.profile.target_rps,
         "slow_clients": plan.num_slow,
         "p99_ms": {"without": [*map(rounded, quiet)], "beside": [*map(rounded, slowed)]},
         "ratio": rounded(ratio),
-        "max_ratio": MAX_RATIO,
+        "max_ratio": MAX_SLOW_RATIO,
         "errors": failed,
         "slow_ended": [one["ended"] for one in reports],
         "generator_late_ms_p99": rounded(late_ms),
@@ -141,7 +117,7 @@ def slow_summary(report: Report) -> str:
     shown = {key: ", ".join(f"{ms:.1f}" for ms in values) for key, values in report["p99_ms"].items()}
     return (
         f"{report['verdict']}: {report['slow_clients']} slow clients make the p99 of {report['target_rps']:g} req/s "
-        f"{report['ratio']:.2f} times as long (limit {MAX_RATIO:g}), with {report['errors']} errors\n"
+        f"{report['ratio']:.2f} times as long (limit {MAX_SLOW_RATIO:g}), with {report['errors']} errors\n"
         f"  p99 without them, by window: {shown['without']} ms\n  with them: {shown['beside']} ms\n"
-        f"  the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99; void above {MAX_LATE_MS:g})"
+        f"  the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99; void above {MAX_SLOW_LATE_MS:g})"
     )

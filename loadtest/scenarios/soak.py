@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
-from loadtest.generator.ids import find_ids
+from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import read_service
-from loadtest.measure.measure import Requests, measure, rounded
+from loadtest.measure.measure import Requests, measure, rounded_numbers
+from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
-from loadtest.measure.timeline import Moment, timeline
+from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import Verdict, listed, verdict_on
-from loadtest.report.machine import describe_machine
-from loadtest.report.report import Report, refuse_existing
+from loadtest.report.report import Report
 from loadtest.report.soak import Footprint, write_soak
 from loadtest.targets.processes import processes_with
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile, Slo, load_slo
 from loadtest.workload.shapes import Block
+from serve.operate.host.machine import describe_machine
 
 # Environment variable of each process of a service that `serve up` started.
 CLUSTER = "TABRANK_CLUSTER"
@@ -40,25 +39,19 @@ DRIFT = 0.10
 GROWTH = 0.05
 
 
-def run_soak(
-    url: str,
-    seconds: float,
-    rate_rps: float,
-    cluster: Path,
-    log: Path,
-    ids: Path | None,
-    out: Path,
-    emit: Progress,
-    warmup_s: float = WARMUP_S,
-) -> tuple[Report, Verdict]:
+def soak_profile(rate_rps: float, seconds: float, warmup_s: float = WARMUP_S) -> Profile:
+    """Return the constant load of a soak."""
+    return Profile("soak", rate_rps, CANDIDATES, warmup_s, seconds, 1.0)
+
+
+def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emit: Progress) -> Report:
     """Load the service at `url`, sample the processes of its run folder, write the report to `out`.
 
     Raises:
         LoadtestError: if there is no such service, or the input is unusable.
     """
-    refuse_existing(out)
-    profile, slo = Profile("soak", rate_rps, CANDIDATES, warmup_s, seconds, 1.0), load_slo()
-    bodies = make_bodies(find_ids(ids, log, CANDIDATES), profile)
+    rate_rps, seconds, warmup_s = profile.target_rps, profile.duration_s, profile.warmup_s
+    bodies, slo = make_bodies(ids, profile), load_slo()
     probe(url, bodies[0])
     service = processes_of(cluster, url)
     emit(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are sampled")
@@ -70,9 +63,8 @@ def run_soak(
     verdict, reasons = judge(report, slo)
     report = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps, **report}
     report |= {"machine": describe_machine()}
-    moments: list[Moment] = timeline(requests, seconds, [])
-    write_soak(out, report, moments, footprints, slo)
-    return report, verdict
+    write_soak(out, report, timeline(requests, seconds, []), footprints, slo)
+    return report
 
 
 def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float, slo: Slo) -> Report:
@@ -81,7 +73,7 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
     whole = measure(requests, seconds)
     warm = footprints[int(len(footprints) * WARM_SHARE) :]
     first, last = thirds[0].p99_ms, thirds[-1].p99_ms
-    found: Report = {
+    found = {
         "seconds": seconds,
         "requests": whole.requests,
         "errors": whole.errors,
@@ -99,7 +91,7 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
         "generator_late_ms_p99": whole.generator_late_ms_p99,
         "criteria": {"p99_drift": DRIFT, "growth": GROWTH, "warm_up_share": WARM_SHARE},
     }
-    return {name: _rounded(value) for name, value in found.items()}
+    return rounded_numbers(found)
 
 
 def growth(values: Sequence[float]) -> float | None:
@@ -167,23 +159,12 @@ def _period_s(seconds: float) -> float:
 def _watching(cluster: Path, zero_s: float, period_s: float) -> Iterator[list[Footprint]]:
     """Sample the processes while the block runs, with times relative to `zero_s`."""
     seen: list[Footprint] = []
-    over = threading.Event()
     url = read_service(cluster)["url"]
 
     def look() -> None:
-        while not over.wait(period_s):
-            # The service may be in the middle of a replacement.
-            with contextlib.suppress(LoadtestError):
-                seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
+        # The service may be in the middle of a replacement.
+        with contextlib.suppress(LoadtestError):
+            seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, period_s):
         yield seen
-    finally:
-        over.set()
-        thread.join()
-
-
-def _rounded(value: Any) -> Any:
-    return [rounded(each) for each in value] if isinstance(value, list) else rounded(value)

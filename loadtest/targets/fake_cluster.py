@@ -15,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, NamedTuple, TypeVar
 
 from loadtest.commands import last_lines
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import UNREADABLE_ERRORS, Dashboard
+from loadtest.targets.cluster_file import read_document
 from loadtest.targets.processes import MARKER, POLL_S, end_marked
 from loadtest.targets.services import free_port
+from serve.operate.host.environment import haproxy_places
 
 # The provider counts its nodes from this id.
 HEAD_ID = "f" * 51 + "00000"
@@ -34,6 +34,7 @@ HEAD_TYPE = "ray.head.default"
 START_S = 60.0
 # Interval of the autoscaler's updates.
 UPDATE_S = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,38 +74,33 @@ class FakeCluster:
 
     def applications(self) -> Mapping[str, Any]:
         """Return Serve's state of each application, by name; empty while unreadable."""
-        try:
-            return self._rest.applications()
-        except UNREADABLE_ERRORS:
-            return {}
+        return self._read(Dashboard.applications, {})
 
     def proxies(self) -> list[str]:
         """Return Serve's status of each node's proxy; empty while unreadable."""
-        try:
-            return self._rest.proxies()
-        except UNREADABLE_ERRORS:
-            return []
+        return self._read(Dashboard.proxies, [])
 
     def replicas(self) -> dict[str, int]:
         """Return the running replicas by deployment; empty while unreadable."""
-        try:
-            return self._rest.replicas()
-        except UNREADABLE_ERRORS:
-            return {}
+        return self._read(Dashboard.replicas, {})
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the live nodes with `id`, `pool` and `head`; empty while unreadable."""
-        try:
-            found = self._rest.nodes()
-        except UNREADABLE_ERRORS:
-            return []
+        found: list[Mapping[str, Any]] = self._read(Dashboard.nodes, [])
         return [
             {"id": node["node_id"], "pool": node["labels"].get("pool", ""), "head": node["is_head_node"]}
             for node in found
         ]
 
+    def _read(self, read: Callable[[Dashboard], T], empty: T) -> T:
+        try:
+            return read(self.rest)
+        except UNREADABLE_ERRORS:
+            return empty
+
     @property
-    def _rest(self) -> Dashboard:
+    def rest(self) -> Dashboard:
+        """Return the client of its REST API."""
         return Dashboard(self.dashboard, self.token)
 
 
@@ -132,67 +128,68 @@ def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> I
 
 
 def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluster:
-    gcs, dashboard, client = free_ports(3)
+    ports = HeadPorts(*free_ports(3))
     launcher = folder / "launcher.yaml"
     render = ["render", "fake", str(config), "--out", str(launcher)]
-    options = ["--gcs-port", str(gcs), "--idle-minutes", str(idle_s / 60)]
+    options = ["--gcs-port", str(ports.gcs), "--idle-minutes", str(idle_s / 60)]
     run_logged([sys.executable, "-m", "serve", *render, *options], os.environ, folder / "render.log")
-    document = yaml.safe_load(launcher.read_text())
-    environment = _environment(document, folder, marker)
-    resources = document["available_node_types"][HEAD_TYPE]["resources"]
-    command = [installed_program("ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    command += [f"--autoscaling-config={launcher}", f"--temp-dir={folder / 'ray'}", "--labels=pool=head"]
-    command += [f"--num-cpus={resources['CPU']}", f"--object-store-memory={resources['object_store_memory']}"]
-    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-    command += [
-        "--dashboard-agent-listen-port=0",
-        f"--ray-client-server-port={client}",
-        "--disable-usage-stats",
-    ]
-    run_logged(command, environment, folder / "start.log")
-    url = f"http://127.0.0.1:{dashboard}"
-    return FakeCluster(folder, url, environment["RAY_AUTH_TOKEN"], environment)
-
-
-def _environment(document: Mapping[str, Any], folder: Path, marker: str) -> dict[str, str]:
-    """Return the rendered file's environment, with settings for a second cluster on a machine."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {
-        **inherited,
-        **document["metadata"]["environment"],
-        MARKER: marker,
-        # Keep the environment readable when a process sets its title.
-        "SPT_NOENV": "1",
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(document["metadata"]["config"]).parent), os.environ.get("PYTHONPATH")])
-        ),
+    document = read_document(launcher)
+    metadata = document["metadata"]
+    imports = [str(Path(metadata["config"]).parent), os.environ.get("PYTHONPATH")]
+    environment = {
+        **node_environment(metadata["environment"], folder / "h", marker, secrets.token_hex(32)),
+        "PYTHONPATH": os.pathsep.join(filter(None, imports)),
         "AUTOSCALER_UPDATE_INTERVAL_S": str(UPDATE_S),
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        # Bind all of Ray's own ports to 127.0.0.1.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Drain quickly: the only HAProxy is on this machine.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
-        **haproxy_environment(folder / "h"),
     }
+    resources = document["available_node_types"][HEAD_TYPE]["resources"]
+    command = start_head(folder, ports, resources["CPU"], resources["object_store_memory"])
+    run_logged([*command, f"--autoscaling-config={launcher}"], environment, folder / "start.log")
+    return FakeCluster(folder, ports.dashboard_url, environment["RAY_AUTH_TOKEN"], environment)
 
 
-def haproxy_environment(sockets: Path) -> dict[str, str]:
-    """Return HAProxy's ports and sockets for one more node on this machine.
+class HeadPorts(NamedTuple):
+    """Ports of a head on 127.0.0.1."""
 
-    `sockets`: a folder with a short path.
+    gcs: int
+    dashboard: int
+    client: int
+
+    @property
+    def dashboard_url(self) -> str:
+        """Return the URL of the dashboard."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+
+def start_head(folder: Path, ports: HeadPorts, num_cpus: float, object_store_bytes: int) -> list[str]:
+    """Return the command that starts a head with its dashboard; its files go to `folder`."""
+    return [
+        *(installed_program("ray"), "start", "--head", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", f"--port={ports.gcs}", f"--ray-client-server-port={ports.client}"),
+        *(f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_bytes}", "--labels=pool=head"),
+        *(f"--dashboard-port={ports.dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
+        *("--dashboard-agent-listen-port=0", f"--temp-dir={folder / 'ray'}"),
+    ]
+
+
+def node_environment(rendered: Mapping[str, str], sockets: Path, marker: str, token: str) -> dict[str, str]:
+    """Return the environment of one more node on this machine, from the one of a rendered file.
+
+    `sockets`: a folder for HAProxy's files, with a short path.
     """
-    stats, metrics, fallback = free_ports(3)
     return {
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        **rendered,
+        **haproxy_places(sockets, *free_ports(3)),
+        MARKER: marker,
+        # Keep the environment readable when a process sets its title.
+        "SPT_NOENV": "1",
+        "RAY_AUTH_TOKEN": token,
+        # Bind all of Ray's own ports to 127.0.0.1.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import psutil
 
 from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.measure.answer import read_answer
-from loadtest.measure.service import PATH
+from loadtest.measure.service import PATH, ask
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Workspace
 
@@ -64,8 +62,18 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
             start_new_session=True,
             preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
+
+    def check_alive() -> None:
+        if process.poll():
+            raise LoadtestError(f"{service.name} did not start:\n  " + "\n  ".join(last_lines(log)))
+
     try:
-        _await_full_answer(service, process, log, body, num_candidates)
+        last = await_full_answer(service.url, body, num_candidates, START_S, check_alive)
+        if last is not None:
+            raise LoadtestError(
+                f"{service.name} gave no full answer within {START_S:g} s (last answer: {last}); see {log}, "
+                f"and remove {work.path} if another version of the code made it"
+            )
         start_s = round(time.monotonic() - begun, 1)
         # Wait for processes that start late.
         time.sleep(SETTLE_S)
@@ -74,34 +82,24 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
         _end(service, marker, process)
 
 
-def _await_full_answer(
-    service: TargetService, process: subprocess.Popen[bytes], log: Path, body: bytes, num_candidates: int
-) -> None:
-    deadline = time.monotonic() + START_S
-    last = "nothing"
+def await_full_answer(
+    url: str, body: bytes, num_candidates: int, limit_s: float, check: Callable[[], None] | None = None
+) -> str | None:
+    """Wait for a full answer to `body`; return None, or the last outcome if there was none in time.
+
+    `check` runs before each request, and may raise.
+    """
+    deadline, last = time.monotonic() + limit_s, "nothing"
     while time.monotonic() < deadline:
-        if process.poll():
-            raise LoadtestError(f"{service.name} did not start:\n  " + "\n  ".join(last_lines(log)))
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            outcome, _ = read_answer(*_post(service.port, body), num_candidates)
+        if check:
+            check()
+        with contextlib.suppress(LoadtestError):
+            outcome, _ = read_answer(*ask(url, PATH, body), num_candidates)
             if outcome.full:
-                return
+                return None
             last = outcome.name
         time.sleep(POLL_S)
-    raise LoadtestError(
-        f"{service.name} gave no full answer within {START_S:g} s (last answer: {last}); see {log}, "
-        f"and remove {log.parent} if another version of the code made it"
-    )
-
-
-def _post(port: int, body: bytes) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("POST", PATH, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+    return last
 
 
 def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] | None) -> None:

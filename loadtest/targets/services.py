@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.errors import LoadtestError
+from loadtest.targets.cluster_file import write_document
 from loadtest.targets.workspace import Workspace
+from serve.config.reader import parse
 
 PORTS = range(20_000, 30_000)
 OUR_APPLICATION = "serve.app:build"
@@ -68,7 +68,7 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     for deployment in application.get("deployments", []):
         _assign_all_to_model(config, deployment.get("user_config") or {})
     file, run = work.path.resolve() / "cluster.yaml", str(work.path.resolve() / "run")
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    write_document(file, document)
     serve = (sys.executable, "-m", "serve")
     environment = {"RAY_AUTH_MODE": "disabled", **os.environ}
     return TargetService(
@@ -131,16 +131,11 @@ def free_port() -> int:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return parse(config, config.read_bytes())
     except OSError as error:
         raise LoadtestError(
             f"--config {config}: cannot be read ({error.strerror}); name a cluster.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LoadtestError(f"--config {config}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise LoadtestError(f"--config {config}: is not a mapping; name a cluster.yaml")
-    return document
 
 
 def _only_application(config: Path, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
+from serve.log.atomic_files import draft_of
 
 # A model's speed does not depend on the number of epochs.
 ROWS, EPOCHS = 300_000, 2
@@ -54,18 +54,8 @@ class Workspace:
         Raises:
             LoadtestError: if another benchmark holds it, or it cannot be created.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("w")
-        except OSError as error:
-            raise LoadtestError(f"--work {self.path}: cannot be written to ({error.strerror})") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise LoadtestError(
-                    f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
-                ) from None
+        busy = f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
+        with exclusive(self.path, busy):
             yield
 
     def prepare(self, emit: Progress, run: RunCommand = run_command) -> None:
@@ -73,9 +63,10 @@ class Workspace:
         if self.data.exists():
             emit(f"using the log, model and store in {self.data}")
             return
-        draft = self.path / f".{self.data.name}.partial"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+        with draft_of(self.data) as draft:
+            self._make(draft, emit, run)
+
+    def _make(self, draft: Path, emit: Progress, run: RunCommand) -> None:
         log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
         emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
         size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
@@ -87,4 +78,24 @@ class Workspace:
         emit("publishing the model and filling the store")
         run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
         run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
-        draft.rename(self.data)
+
+
+@contextmanager
+def exclusive(folder: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if it is missing.
+
+    Raises:
+        LoadtestError: with the message `busy`, if another process holds it, or if the folder cannot
+            be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise LoadtestError(f"{folder}: cannot be written to ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LoadtestError(busy) from None
+        yield

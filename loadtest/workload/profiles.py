@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loadtest.errors import LoadtestError, unknown_key
+from loadtest.errors import LoadtestError
 from loadtest.workload.shapes import Block, Shape, blocks, check_shape, read_shape, stretched
+from serve.contract.errors import unknown_key
 
 PROFILES = Path(__file__).parents[1] / "profiles.toml"
 SLO = Path(__file__).parents[1] / "slo.toml"

@@ -7,6 +7,7 @@ import numpy as np
 from loadtest.generator.offer import OfferResult
 from loadtest.measure.answer import Outcome
 from loadtest.measure.measure import RequestLog
+from loadtest.measure.timeline import Moment
 
 FULL = Outcome("full", True, True)
 FALLBACK = Outcome("fallback", True, False)
@@ -48,3 +49,8 @@ class Offering:
         return OfferResult(
             self.requests, np.array([at for at, _ in self.failed]), [kind for _, kind in self.failed]
         )
+
+
+def moment(second, replicas=None, nodes=None):
+    """Return a second of a timeline in which one request was answered in full."""
+    return Moment(second, 1, 1, 5.0, 5.0, 5.0, 1.0, 0, 0.0, replicas or {}, nodes)

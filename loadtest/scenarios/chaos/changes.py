@@ -7,8 +7,9 @@ from pathlib import Path
 
 from loadtest.commands import run_command
 from loadtest.generator.connections import TIMEOUT_S
-from loadtest.scenarios.chaos.fault import Allowed, Document, Fault
+from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.scenarios.chaos.target import Target
+from loadtest.targets.cluster_file import Document, deployments_of
 
 TIMES = 5
 PAUSE_S = 2.0
@@ -56,9 +57,8 @@ class InPlace(Change):
     def change(self, target: Target, number: int) -> None:
         """Log a slightly larger share of the features."""
         document = target.document()
-        for deployment in document["applications"][0]["deployments"]:
-            if deployment["name"] == "FeatureFetch":
-                deployment.setdefault("user_config", {})["log_features"] = 0.001 * (number + 2)
+        front = deployments_of(document)["FeatureFetch"]
+        front.setdefault("user_config", {})["log_features"] = 0.001 * (number + 2)
         target.deploy(document)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loadtest.scenarios.chaos.target import Target
+from loadtest.targets.cluster_file import Document
 
 First = Literal["none", "in flight", "any"]
-Document = dict[str, Any]
 # Timeout of the shipped client: a later answer is a failure.
 CLIENT_TIMEOUT_S = 0.25
 ONE = {"FeatureFetch": 1, "Scorer": 1}

@@ -7,21 +7,22 @@ import http.client
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
+from loadtest.measure.polling import within
 from loadtest.measure.service import MODEL_PATH, ask
-from loadtest.scenarios.chaos.fault import Allowed, Document, Fault
+from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.scenarios.chaos.target import Target, title
 from loadtest.scenarios.chaos.two_nodes import Identity, TwoNodes, two_nodes
+from loadtest.targets.cluster_file import Document, deployments_of
 from loadtest.targets.processes import marked
 
 DEAD_S = 50.0
 RECOVER_S, CHANGE_S, SCALE_S, ANSWER_S = 60.0, 15.0, 30.0, 30.0
-POLL_S = 0.1
 SCALED = "Scorer"
 # CPU share for placement. It must not be 0, for which the head also has room.
 SHARE_CPU = 0.25
@@ -103,7 +104,7 @@ class HeadGone(Fault):
     def prepare(self, document: Document, folder: Path) -> None:
         """Run an HAProxy on each node, and no replica on the head."""
         document["proxy_location"] = "EveryNode"
-        for deployment in document["applications"][0]["deployments"]:
+        for deployment in deployments_of(document).values():
             deployment.setdefault("ray_actor_options", {})["num_cpus"] = SHARE_CPU
 
     @contextlib.contextmanager
@@ -173,7 +174,7 @@ def _numbers(identities: Mapping[str, list[Identity]]) -> dict[str, int]:
 
 def _change(nodes: TwoNodes, document: Document) -> float | None:
     """Raise the deadline by a millisecond, and return the seconds until it applies."""
-    settings = _deployment(document, "FeatureFetch").setdefault("user_config", {})
+    settings = deployments_of(document)["FeatureFetch"].setdefault("user_config", {})
     settings["deadline_ms"] = wanted = int(settings.get("deadline_ms", 100)) + 1
     nodes.deploy(document)
     return within(CHANGE_S, lambda: _model(nodes.url)["limits"]["deadline_ms"] == wanted)
@@ -181,7 +182,7 @@ def _change(nodes: TwoNodes, document: Document) -> float | None:
 
 def _scale(nodes: TwoNodes, document: Document) -> float | None:
     """Add a replica, remove it, and return the seconds until it ran."""
-    scaling = _deployment(document, SCALED)["autoscaling_config"]
+    scaling = deployments_of(document)[SCALED]["autoscaling_config"]
     number = int(scaling["max_replicas"])
     took = []
     for wanted in (number + 1, number):
@@ -191,26 +192,10 @@ def _scale(nodes: TwoNodes, document: Document) -> float | None:
     return None if None in took else took[0]
 
 
-def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
-    """Return the seconds until `holds` is true, or None. It counts as false while it raises."""
-    begun = time.monotonic()
-    while (took := time.monotonic() - begun) < limit_s:
-        with contextlib.suppress(LoadtestError, OSError, ValueError, KeyError, http.client.HTTPException):
-            if holds():
-                return round(took, 1)
-        time.sleep(POLL_S)
-    return None
-
-
 def _nodes(target: Target) -> TwoNodes:
     # `place` created this target.
     assert isinstance(target, OnTwoNodes)
     return target.nodes
-
-
-def _deployment(document: Document, name: str) -> Document:
-    found: Document = next(one for one in document["applications"][0]["deployments"] if one["name"] == name)
-    return found
 
 
 def _is_ready(url: str) -> bool:

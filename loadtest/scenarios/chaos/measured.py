@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from loadtest.generator.offer import OfferResult
-from loadtest.measure.measure import Measurement, measure, rounded
+from loadtest.measure.measure import Measurement, measure, rounded_numbers
 from loadtest.measure.phases import in_time, recovered_s
+from loadtest.measure.verdict import listed
 from loadtest.scenarios.chaos.fault import Allowed
 from loadtest.scenarios.overload.found import is_normal
 from loadtest.workload.profiles import Slo
@@ -61,7 +62,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo)
     found = {
         "requests": len(requests.ok),
         "failed": int((~after.ok).sum()),
-        "failed_kinds": {o.name: n for o, n in after.counts().items() if not o.ok},
+        "failed_kinds": dict(after.where(~after.ok).named_counts()),
         "failed_first": int((offered.failed_at_s >= times.begun_s).sum()),
         "failed_first_kinds": _first_kinds(offered, times.begun_s),
         "failed_before": int((offered.failed_at_s < times.begun_s).sum()),
@@ -72,22 +73,24 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo)
         "whole_s": recovered_s(
             requests, Phase(times.healed_s, times.ends_s, "healed"), lambda measured: is_normal(measured, slo)
         ),
-        "rungs": _rungs(offered, times),
+        "rungs": dict(after.where(after.ok).named_counts()),
         **{f"p99_{name}_ms": _part(offered, *span).p99_ms for name, span in parts.items()},
         "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,
         "seconds": times.ends_s,
     }
-    return {name: rounded(value) for name, value in found.items()}
+    return rounded_numbers(found)
 
 
 def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
     """Yield each broken limit, as a sentence."""
     if allowed.failed_share is not None and found["failed"] > allowed.failed_share * found["requests"]:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in found["failed_kinds"].items())
-        yield f"{found['failed']} of {found['requests']:,} requests failed despite the client's one retry ({kinds})"
+        yield (
+            f"{found['failed']} of {found['requests']:,} requests failed despite the client's one retry "
+            f"({listed(found['failed_kinds'])})"
+        )
     first = {"none": 0, "in flight": found["in_flight"], "any": found["requests"]}[allowed.first]
     if found["failed_first"] > first:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in found["failed_first_kinds"].items())
+        kinds = listed(found["failed_first_kinds"])
         yield f"{found['failed_first']} first tries failed ({kinds}; limit {first})"
     for name, limit_s, effect in (
         ("outage_s", allowed.outage_s, "the outage took"),
@@ -104,15 +107,6 @@ def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
 
 def _part(offered: OfferResult, begins_s: float, ends_s: float) -> Measurement:
     return measure(offered.requests.counted_from(begins_s), max(ends_s - begins_s, 1e-9))
-
-
-def _rungs(offered: OfferResult, times: Times) -> dict[str, int]:
-    """Count the answers since the fault by rung."""
-    rungs: Counter[str] = Counter()
-    for outcome, number in offered.requests.where(offered.requests.at_s >= times.begun_s).counts().items():
-        if outcome.ok:
-            rungs[outcome.name] += number
-    return dict(rungs)
 
 
 def _first_kinds(offered: OfferResult, since_s: float) -> dict[str, int]:

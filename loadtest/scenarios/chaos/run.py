@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.metrics_page import read_page
+from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict
+from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.chaos import fault_line, write_chaos
-from loadtest.report.report import refuse_existing
+from loadtest.report.report import Report
 from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos.changes import CHANGES
-from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Document, Fault
+from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Fault
 from loadtest.scenarios.chaos.floods import FLOODS
 from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER
@@ -33,7 +29,8 @@ from loadtest.scenarios.chaos.measured import WARM_S, Found, Seen, Times, broken
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.chaos.supervisor import SUPERVISOR
 from loadtest.scenarios.chaos.target import Target
-from loadtest.scenarios.search import KneePlan, find_knee
+from loadtest.scenarios.search import KneePlan
+from loadtest.targets.cluster_file import Document, deployments_of, read_document, write_document
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -60,7 +57,6 @@ SEARCH = KneePlan(
 )
 # Share of the knee that most faults use; `--rate` sets the rate at this share.
 KNEE_LOAD = 0.6
-Report = dict[str, Any]
 
 
 @dataclass
@@ -89,7 +85,7 @@ class ChaosRun:
         """
         # Report an invalid file before the preparation, which takes a minute.
         service = tabrank(work, config)
-        base = yaml.safe_load((work.path / "cluster.yaml").read_text())
+        base = read_document(work.path / "cluster.yaml")
         base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
         bench = Bench.prepared(work, CANDIDATES, emit)
         folder = work.path / "chaos"
@@ -105,7 +101,7 @@ class ChaosRun:
             return self.target
         self.end_service()
         self.emit(f"starting a service with {_counts(fault)}")
-        (self.work.path / "cluster.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+        write_document(self.work.path / "cluster.yaml", document)
         # The callback runs after the end of the service, which depends on what `prepare` started.
         self.up.callback(fault.end)
         folder = self.work.path.resolve()
@@ -127,16 +123,13 @@ class ChaosRun:
         """Return the rate of the load for a fault."""
         if self.knee_rps is None:
             self.emit("searching for the knee of this service")
-            found = find_knee(partial(self.bench.offered_step, target.url), SEARCH)
-            if found.confirmed is None:
-                raise LoadtestError("no rate met the limits; set one with --rate")
-            self.knee_rps = found.confirmed.rate_rps
+            self.knee_rps, _ = self.bench.require_knee(target.url, SEARCH, "set a rate with --rate")
         return round(fault.load * self.knee_rps, 1)
 
     def _required_document(self, fault: Fault) -> Document:
         document = deepcopy(self.base)
-        for deployment in document["applications"][0]["deployments"]:
-            number = fault.replicas.get(deployment["name"])
+        for name, deployment in deployments_of(document).items():
+            number = fault.replicas.get(name)
             if number is not None:
                 deployment.setdefault("ray_actor_options", {})["num_cpus"] = SHARE_CPU
                 if "autoscaling_config" in deployment:
@@ -149,7 +142,7 @@ class ChaosRun:
 
 def run_chaos(
     work: Workspace, config: Path, names: Sequence[str], rate_rps: float | None, out: Path, emit: Progress
-) -> tuple[Report, Verdict]:
+) -> Report:
     """Inject the named faults (default: all), and write the report to the new folder `out`.
 
     `rate_rps`: the rate of the load, instead of 60 % of the knee.
@@ -158,7 +151,6 @@ def run_chaos(
         LoadtestError: if the input, the workspace or the service prevents the run.
     """
     faults = select_faults(names)
-    refuse_existing(out)
     lines: dict[str, list[Moment]] = {}
     with work.locked(), ExitStack() as up:
         run = ChaosRun.of(work, config, emit, rate_rps, up)
@@ -167,7 +159,7 @@ def run_chaos(
     report = {"verdict": verdict, "knee_rps": run.knee_rps, "config": str(config), "faults": found}
     report |= {"client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
     write_chaos(out, report, lines, run.bench.slo)
-    return report, verdict
+    return report
 
 
 def select_faults(names: Sequence[str]) -> list[Fault]:
@@ -180,16 +172,9 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
 
 
 def verdict_of(found: Sequence[Found]) -> Verdict:
-    """Return the verdict on all faults; faults that were not run do not count.
-
-    Void: no fault was run, or each one that did not hold is void.
-    """
-    if all(one["held"] is None for one in found):
-        return "void"
-    failed = [one for one in found if one["held"] is False]
-    if not failed:
-        return "held"
-    return "void" if all(one["void"] for one in failed) else "not held"
+    """Return the verdict on all faults that were run; void if none was."""
+    run = [one for one in found if one["held"] is not None]
+    return overall(map(part_verdict, run)) if run else "void"
 
 
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
@@ -264,35 +249,27 @@ def _watching(
     """Look at the replicas periodically while the block runs."""
     seen: list[Seen] = []
     samples: list[ClusterSample] = []
-    over = threading.Event()
 
     def look() -> None:
-        while not over.wait(LOOK_S):
-            at_s = time.monotonic() - begun_s
-            fault.look(target)
-            counts = target.replicas()
-            if counts:
-                seen.append(Seen(at_s, target.at_full_strength(fault.replicas)))
-                running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
-                samples.append(ClusterSample(at_s, running, None))
+        at_s = time.monotonic() - begun_s
+        fault.look(target)
+        counts = target.replicas()
+        if counts:
+            seen.append(Seen(at_s, target.at_full_strength(fault.replicas)))
+            running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
+            samples.append(ClusterSample(at_s, running, None))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, LOOK_S):
         yield seen, samples
-    finally:
-        over.set()
-        thread.join()
 
 
 def _is_healthy(target: Target, fault: Fault) -> bool:
     """Wait until all required replicas run beside exactly one HAProxy; return False on timeout."""
-    until = time.monotonic() + SETTLE_S
-    while time.monotonic() < until:
-        if target.at_full_strength(fault.replicas) and len(target.find("haproxy")) == 1:
-            return True
-        time.sleep(LOOK_S)
-    return False
+
+    def is_healthy() -> bool:
+        return target.at_full_strength(fault.replicas) and len(target.find("haproxy")) == 1
+
+    return within(SETTLE_S, is_healthy) is not None
 
 
 def _until(at_s: float) -> None:

@@ -8,7 +8,6 @@ import resource
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ import psutil
 from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.metrics_page import total
-from loadtest.scenarios.chaos.fault import TWO, Allowed, Document, Fault
+from loadtest.measure.polling import within
+from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
 from loadtest.scenarios.chaos.target import REPLICA, Target
+from loadtest.targets.cluster_file import Document
 from loadtest.targets.services import free_port
 
 GARBAGE_BYTES = 1 << 20
@@ -132,17 +133,14 @@ class RedisKilled(Fault):
             self._process = subprocess.Popen(
                 [program, *place, *kept], stdout=log, stderr=log, preexec_fn=die_with_parent
             )
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self._port), 1.0) as client,
-            ):
-                client.sendall(b"PING\r\n")
-                if client.recv(64).startswith(b"+PONG"):
-                    return
-            time.sleep(0.01)
-        raise LoadtestError("redis did not start:\n  " + "\n  ".join(last_lines(self._folder / "server.log")))
+        if within(START_S, self._answers) is None:
+            last = "\n  ".join(last_lines(self._folder / "server.log"))
+            raise LoadtestError(f"redis did not start:\n  {last}")
+
+    def _answers(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self._port), 1.0) as client:
+            client.sendall(b"PING\r\n")
+            return client.recv(64).startswith(b"+PONG")
 
 
 def _program() -> str | None:

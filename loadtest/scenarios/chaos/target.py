@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import deployments, read_service
+from loadtest.measure.cluster import all_running, replica_states
+from loadtest.targets.cluster_file import Document, read_document, write_document
 from loadtest.targets.processes import marked
 
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
@@ -65,24 +65,19 @@ class Target:
 
     def replicas(self) -> dict[str, dict[str, int]]:
         """Return the number of replicas by deployment and state, as the service reports it."""
-        return {
-            name: deployment["replicas"]
-            for name, deployment in deployments(read_service(self.run).get("applications", {}))
-        }
+        return replica_states(self.run)
 
     def at_full_strength(self, wanted: Mapping[str, int]) -> bool:
         """Return whether exactly these replicas run and none is starting or stopping."""
-        counts = self.replicas()
-        return all(counts.get(name) == {"RUNNING": number} for name, number in wanted.items())
+        return all_running(self.replicas(), wanted)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """Return its parsed `cluster.yaml`."""
-        document: dict[str, Any] = yaml.safe_load(self.file.read_text())
-        return document
+        return read_document(self.file)
 
     def deploy(self, document: Mapping[str, Any]) -> None:
         """Deploy a changed document in place."""
-        self.file.write_text(yaml.safe_dump(dict(document), sort_keys=False))
+        write_document(self.file, document)
         run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "chaos.log")
 
 

@@ -8,7 +8,6 @@ Every process of a node has the node's marker in its environment, and is ended b
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import re
 import secrets
@@ -21,15 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.errors import LoadtestError
+from loadtest.targets.cluster_file import read_document, write_document
 from loadtest.targets.fake_cluster import (
     FakeCluster,
+    HeadPorts,
     free_ports,
-    haproxy_environment,
-    installed_program,
+    node_environment,
     run_logged,
+    start_head,
 )
 from loadtest.targets.processes import MARKER, end_marked, marked
 
@@ -76,7 +75,7 @@ class TwoNodes:
     def deploy(self, document: Mapping[str, Any]) -> None:
         """Deploy a changed `cluster.yaml` with `serve deploy`."""
         config = Path(self.environments["workers"]["TABRANK_HOME"]) / "cluster.yaml"
-        config.write_text(yaml.safe_dump(dict(document), sort_keys=False))
+        write_document(config, document)
         self.cluster.deploy(config)
 
     def identities(self) -> dict[str, list[Identity]]:
@@ -132,15 +131,15 @@ def rendered(config: Path, folder: Path) -> dict[str, dict[str, str]]:
 
     `folder` stands for $HOME.
     """
-    document = copy.deepcopy(yaml.safe_load(config.read_text()))
+    document = read_document(config)
     for application in document["applications"]:
         arguments = application.get("args", {})
         arguments |= {name: place for name, place in SHARED.items() if name in arguments}
     declared, launcher = folder / "cluster.yaml", folder / "launcher.yaml"
-    declared.write_text(yaml.safe_dump({**document, "nodes": NODES}, sort_keys=False))
+    write_document(declared, {**document, "nodes": NODES})
     command = [sys.executable, "-m", "serve", "render", "local", str(declared), *MACHINES]
     run_logged([*command, "--out", str(launcher)], os.environ, folder / "render.log")
-    starts = yaml.safe_load(launcher.read_text())
+    starts = read_document(launcher)
     keys = {"head": "head_start_ray_commands", "workers": "worker_start_ray_commands"}
     return {node: _exported(starts[key], folder) for node, key in keys.items()}
 
@@ -154,36 +153,21 @@ def _exported(commands: list[str], home: Path) -> dict[str, str]:
 
 
 def _described(config: Path, folder: Path, markers: Mapping[str, str]) -> tuple[TwoNodes, int]:
-    gcs, dashboard, client, ingress = free_ports(4)
+    *head, ingress = free_ports(4)
+    ports = HeadPorts(*head)
     token = secrets.token_hex(32)
     exports = rendered(config, folder)
     environments = {
         node: {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **exports[node],
-            **haproxy_environment(folder / node[0]),
-            MARKER: markers[node],
-            # Keep the environment readable when a process sets its title.
-            "SPT_NOENV": "1",
+            **node_environment(exports[node], folder / node[0], markers[node], token),
             "TABRANK_HOME": str(config.parent),
             "PYTHONPATH": os.pathsep.join([str(config.parent), *filter(None, sys.path)]),
-            "RAY_AUTH_TOKEN": token,
-            # Bind all of Ray's own ports to 127.0.0.1.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             # Both nodes share an address, so their proxies need different ports.
             "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(ingress),
         }
         for node in NODES
     }
-    command = ["nice", "-n", HEAD_NICE, installed_program("ray"), "start", "--head"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
-    command += [
-        f"--num-cpus={NODES['head']['num_cpus']}",
-        "--labels=pool=head",
-        f"--temp-dir={folder / 'ray'}",
-    ]
-    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--dashboard-agent-listen-port=0"]
-    command += ["--disable-usage-stats"]
-    cluster = FakeCluster(folder, f"http://127.0.0.1:{dashboard}", token, environments["head"])
-    return TwoNodes(f"http://127.0.0.1:{ingress}", cluster, tuple(command), environments), gcs
+    start = start_head(folder, ports, NODES["head"]["num_cpus"], OBJECT_STORE_BYTES)
+    cluster = FakeCluster(folder, ports.dashboard_url, token, environments["head"])
+    command = ("nice", "-n", HEAD_NICE, *start)
+    return TwoNodes(f"http://127.0.0.1:{ingress}", cluster, command, environments), ports.gcs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loadtest.generator.dispatcher import NOT_SENT
-from loadtest.measure.measure import Measurement, Requests, percentile, rounded
+from loadtest.measure.measure import Measurement, Requests, percentile, rounded_numbers
 from loadtest.measure.phases import in_full, in_time, recovered_s
 from loadtest.measure.verdict import Verdict, listed, verdict_on
 from loadtest.workload.profiles import Slo
@@ -57,20 +57,20 @@ def describe(
         "goodput_by_rung_rps": rungs,
         "answers": int(due.ok.sum()),
         "answers_late": int((due.latency_ms[due.ok] > deadline_ms).sum()),
-        **{f"p{share * 100:g}_ms": _of(due.latency_ms[due.ok], share) for share in (0.5, 0.9, 0.99)},
+        **{f"p{share * 100:g}_ms": percentile(due.latency_ms[due.ok], share) for share in (0.5, 0.9, 0.99)},
         "refused": len(refused),
-        "refused_p50_ms": _of(refused, 0.5),
-        "refused_p99_ms": _of(refused, 0.99),
+        "refused_p50_ms": percentile(refused, 0.5),
+        "refused_p99_ms": percentile(refused, 0.99),
         "http_5xx": sum(n for name, n in ended.items() if name.startswith("HTTP 5")),
         "not_sent": ended[NOT_SENT.name],
         "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
         "in_flight_most": in_flight_most(due),
-        "generator_late_ms_p99": _of(due.late_ms, 0.99) or 0.0,
+        "generator_late_ms_p99": percentile(due.late_ms, 0.99) or 0.0,
         "back_s": recovered_s(
             requests, Phase(ends_s, ends_s + plan.after_s, "after"), lambda m: is_normal(m, slo)
         ),
     }
-    return {name: _rounded(value) for name, value in found.items()}
+    return rounded_numbers(found)
 
 
 def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
@@ -119,13 +119,3 @@ def _goodput(due: Requests, deadline_ms: float, seconds: float) -> dict[str, flo
 
 def _named(requests: Requests, name: str) -> Any:
     return np.array([outcome.name == name for outcome in requests.outcomes], dtype=bool)[requests.codes]
-
-
-def _of(latency_ms: Any, share: float) -> float | None:
-    return percentile(latency_ms, np.ones(len(latency_ms), dtype=bool), share)
-
-
-def _rounded(value: Any) -> Any:
-    return (
-        {name: rounded(each) for name, each in value.items()} if isinstance(value, dict) else rounded(value)
-    )

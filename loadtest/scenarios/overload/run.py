@@ -7,11 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from loadtest.commands import CommandFailed, run_command
 from loadtest.errors import LoadtestError
@@ -19,12 +15,13 @@ from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
 from loadtest.measure.metrics_page import Page, read_page, total, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict
+from loadtest.measure.verdict import Verdict, overall
 from loadtest.report.overload import run_line, write_overload
-from loadtest.report.report import refuse_existing
-from loadtest.scenarios.bench import Bench, Report
+from loadtest.report.report import Report
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
-from loadtest.scenarios.search import KneePlan, KneeStep, find_knee
+from loadtest.scenarios.search import KneePlan, KneeStep
+from loadtest.targets.cluster_file import deployments_of, edited, read_document
 from loadtest.targets.processes import started
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -44,18 +41,32 @@ PAGE_S = 4.5
 
 @dataclass(frozen=True)
 class Offering:
-    """Service to overload, with its benchmark and deadline."""
+    """Service to overload, with its benchmark, deadline and knee."""
 
     url: str
     bench: Bench
     deadline_ms: float
+    knee_rps: float
 
-    def run(self, times: float, knee_rps: float, plan: OverloadPlan) -> tuple[Found, list[Moment]]:
-        """Offer a multiple of the knee; return the numbers and the timeline."""
-        load = OfferedLoad(self.url, self.bench.bodies, self.bench.candidates, knee_rps, plan.blocks(times))
+    def run(
+        self, times: float, plan: OverloadPlan, metrics_url: str | None = None
+    ) -> tuple[Found, list[Moment]]:
+        """Offer a multiple of the knee; return the judged numbers and the timeline.
+
+        The refusals, as the replicas report them, count only with the URL of the metrics page.
+        """
+        blocks = plan.blocks(times)
+        load = OfferedLoad(self.url, self.bench.bodies, self.bench.candidates, self.knee_rps, blocks)
+        before = read_page(metrics_url or "")
         requests = offered(load).requests
-        found = describe(requests, times, knee_rps, self.deadline_ms, plan, self.bench.slo)
-        return found, timeline(requests, load.seconds, [])
+        found = describe(requests, times, self.knee_rps, self.deadline_ms, plan, self.bench.slo)
+        if metrics_url is not None:
+            time.sleep(PAGE_S)
+            found |= _refusals(before, read_page(metrics_url))
+        verdict, reasons = judge(found, self.bench.slo)
+        run = {"verdict": verdict, "reasons": reasons, **found}
+        self.bench.emit(run_line(run))
+        return run, timeline(requests, load.seconds, [])
 
 
 def run_overload(
@@ -67,7 +78,7 @@ def run_overload(
     emit: Progress,
     known_rps: float | None = None,
     search: KneePlan = SEARCH,
-) -> tuple[Report, Verdict]:
+) -> Report:
     """Start the service on its core, find its knee, overload it; repeat without load shedding.
 
     `known_rps`: the knee, if it was measured before.
@@ -75,20 +86,21 @@ def run_overload(
     Raises:
         LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
     """
-    refuse_existing(out)
     cores = _two_cores()
     with work.locked():
         service = tabrank(work, config)
         file, run = work.path / "cluster.yaml", work.path / "run"
         bench = Bench.prepared(work, CANDIDATES, emit)
-        offering = Offering(service.url, bench, _deadline_ms(file))
         emit(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
         with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
             os.sched_setaffinity(0, {cores[1]})
-            knee_rps, steps = (known_rps, []) if known_rps else _knee(offering, search, emit)
-            page = read_service(run).get("metrics_url", "")
-            runs, lines = _overload(offering, times, knee_rps, plan, page, emit)
-            control, moments = _control(offering, knee_rps, plan, file, run, emit)
+            knee_rps, steps = (known_rps, []) if known_rps else _knee(bench, service.url, search)
+            offering = Offering(service.url, bench, _deadline_ms(file), knee_rps)
+            metrics_url = read_service(run).get("metrics_url", "")
+            found = [offering.run(factor, plan, metrics_url) for factor in times]
+            control, moments = _control(offering, plan, file, run)
+    runs = [one for one, _ in found]
+    lines = {f"{one['times']:g} times the knee": line for one, line in found}
     lines |= {"the control": moments} if moments else {}
     verdict = verdict_of(runs, control)
     report = {
@@ -103,7 +115,7 @@ def run_overload(
         **bench.circumstances(),
     }
     write_overload(out, report, lines, bench.slo)
-    return report, verdict
+    return report
 
 
 def read_times(given: str) -> list[float]:
@@ -121,29 +133,11 @@ def read_times(given: str) -> list[float]:
     return times
 
 
-def _overload(
-    offering: Offering, times: Sequence[float], knee_rps: float, plan: OverloadPlan, page: str, emit: Progress
-) -> tuple[list[Found], dict[str, list[Moment]]]:
-    runs, lines = [], {}
-    for factor in times:
-        before = read_page(page)
-        found, moments = offering.run(factor, knee_rps, plan)
-        time.sleep(PAGE_S)
-        found |= _refusals(before, read_page(page))
-        verdict, reasons = judge(found, offering.bench.slo)
-        runs.append({"verdict": verdict, "reasons": reasons, **found})
-        lines[f"{factor:g} times the knee"] = moments
-        emit(run_line(runs[-1]))
-    return runs, lines
-
-
-def _knee(offering: Offering, search: KneePlan, emit: Progress) -> tuple[float, list[KneeStep]]:
+def _knee(bench: Bench, url: str, search: KneePlan) -> tuple[float, list[KneeStep]]:
     """Return the knee with this CPU pinning, and its steps."""
-    found = find_knee(partial(offering.bench.offered_step, offering.url), search)
-    if found.confirmed is None:
-        raise LoadtestError("no rate met the limits, so there is no knee to overload; use a faster machine")
-    emit(f"knee with this pinning: {found.confirmed.rate_rps:g} req/s")
-    return found.confirmed.rate_rps, found.steps
+    knee_rps, steps = bench.require_knee(url, search, "use a faster machine")
+    bench.emit(f"knee with this pinning: {knee_rps:g} req/s")
+    return knee_rps, steps
 
 
 def _refusals(before: Page, after: Page) -> Found:
@@ -154,59 +148,41 @@ def _refusals(before: Page, after: Page) -> Found:
     }
 
 
-def _control(
-    offering: Offering, knee_rps: float, plan: OverloadPlan, file: Path, run: Path, emit: Progress
-) -> tuple[Found, list[Moment]]:
+def _control(offering: Offering, plan: OverloadPlan, file: Path, run: Path) -> tuple[Found, list[Moment]]:
     """Repeat the overload without load shedding, as a control: it must not hold."""
-    emit("control run without load shedding")
+    bench = offering.bench
+    bench.emit("control run without load shedding")
     disable_load_shedding(file)
     try:
-        run_command(
-            "serve", "up", str(file), "--run", str(run), log=offering.bench.work.path / "overload.log"
-        )
+        run_command("serve", "up", str(file), "--run", str(run), log=bench.work.path / "overload.log")
     except CommandFailed as error:
         reason = str(error).splitlines()[-1].strip()
-        emit(f"  not run: {reason}")
+        bench.emit(f"  not run: {reason}")
         return {"run": False, "reason": reason}, []
     shorter = replace(plan, seconds=min(plan.seconds, CONTROL_S))
-    found, moments = offering.run(CONTROL_TIMES, knee_rps, shorter)
-    verdict, reasons = judge(found, offering.bench.slo)
-    control = {"run": True, "verdict": verdict, "reasons": reasons, **found}
-    emit(run_line(control))
-    return control, moments
+    found, moments = offering.run(CONTROL_TIMES, shorter)
+    return {"run": True, **found}, moments
 
 
 def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
-    """Return the verdict on all runs; void if each run that did not hold is void.
-
-    The control must not hold; if it did not run, the verdict is void.
-    """
-    failed: list[Any] = [run["verdict"] for run in runs if run["verdict"] != "held"]
+    """Return the verdict on all runs; the control must not hold, and is void if it did not run."""
     if not control["run"]:
-        failed.append("void")
-    elif control["verdict"] == "held":
-        failed.append("not held")
-    if not failed:
-        return "held"
-    return "void" if set(failed) == {"void"} else "not held"
+        collapsed: Verdict = "void"
+    else:
+        collapsed = "not held" if control["verdict"] == "held" else "held"
+    return overall([*(run["verdict"] for run in runs), collapsed])
 
 
 def disable_load_shedding(file: Path) -> None:
     """Write `ladder: false` into a `cluster.yaml`."""
-    document = yaml.safe_load(file.read_text())
-    for deployment in document["applications"][0].get("deployments", []):
-        if deployment.get("name") == "FeatureFetch":
-            deployment["user_config"] = {**(deployment.get("user_config") or {}), "ladder": False}
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    with edited(file) as document:
+        front = deployments_of(document).get("FeatureFetch", {})
+        front["user_config"] = {**(front.get("user_config") or {}), "ladder": False}
 
 
 def _deadline_ms(file: Path) -> float:
-    document = yaml.safe_load(file.read_text())
-    for deployment in document["applications"][0].get("deployments", []):
-        deadline_ms = (deployment.get("user_config") or {}).get("deadline_ms")
-        if deadline_ms is not None:
-            return float(deadline_ms)
-    return 100.0
+    front = deployments_of(read_document(file)).get("FeatureFetch", {})
+    return float((front.get("user_config") or {}).get("deadline_ms", 100.0))
 
 
 def _two_cores() -> tuple[int, int]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.errors import LoadtestError
-from loadtest.measure.answer import read_answer
-from loadtest.measure.service import PATH, ask
-from loadtest.scenarios.scaling.load import after, failures, loading, moments
+from loadtest.measure.timeline import Moment
+from loadtest.scenarios.scaling.load import Proof, after, failures, loading
 from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
-from loadtest.scenarios.scaling.step import AUTOSCALING, LOAD, Moments, StepPlan
+from loadtest.scenarios.scaling.step import LOAD, StepPlan
+from loadtest.targets.cluster_file import deployments_of, edited
 from loadtest.targets.fake_cluster import fake_cluster
-from loadtest.targets.workspace import Progress, Workspace
+from loadtest.targets.processes import await_full_answer
+from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile
 
 PLAN = StepPlan(before_s=15.0, held_s=45.0, after_s=45.0)
@@ -31,28 +29,31 @@ IDLE_S = 5.0
 ANSWER_S = 60.0
 
 
-def prove_nodes(work: Workspace, config: Path, body: bytes, out: Path, emit: Progress) -> dict[str, Any]:
+def prove_nodes(scaled: Scaled, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
     """Start a cluster of fake nodes, double its load, lower it, and return the node changes."""
-    scaled = Scaled.of(work, config, AUTOSCALING)
     _place(scaled.file)
-    rate_rps = round(LOAD * capacity_rps())
+    url, rate_rps = scaled.service.url, round(LOAD * capacity_rps())
     profile = Profile("nodes", rate_rps, CANDIDATES, 5.0, PLAN.shape[-1][0], 1.0, PLAN.shape)
     emit("starting a cluster of fake nodes with the throttled Scorer")
     with fake_cluster(scaled.file, idle_s=IDLE_S) as cluster:
-        _await_full_answer(scaled.service.url, body)
+        last = await_full_answer(url, bodies[0], CANDIDATES, ANSWER_S)
+        if last is not None:
+            raise LoadtestError(
+                f"the fake nodes gave no full answer within {ANSWER_S:g} s (last answer: {last})"
+            )
         emit(f"nodes: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {profile.duration_s:g} s")
-        with loading(profile, scaled.service.url, cluster.dashboard, work, out, token=cluster.token) as load:
-            report = load.report()
-    found = judge_nodes(report, moments(out), PLAN)
+        with loading(profile, url, bodies, cluster.rest.look) as load:
+            report, moments = load.report(out)
+    found = judge_nodes(report, moments, PLAN)
     added, removed = (after(found[key]) for key in ("node_up_s", "node_gone_s"))
     emit(f"  node added {added} the step, removed {removed} its end")
-    return found
+    return found, moments
 
 
-def judge_nodes(report: Mapping[str, Any], seen: Moments, plan: StepPlan) -> dict[str, Any]:
+def judge_nodes(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepPlan) -> dict[str, Any]:
     """Return the node changes from the run's report and timeline, with the verdict."""
     up_s, down_s = plan.before_s, plan.before_s + plan.held_s
-    counts = [(row["t_s"] or 0.0, row.get("nodes")) for row in seen]
+    counts = [(moment.t_s, moment.nodes) for moment in moments]
     first = next((number for _, number in counts if number is not None), None)
     more = [at_s for at_s, number in counts if at_s >= up_s and number is not None and number > (first or 0)]
     last = max(more, default=None)
@@ -80,22 +81,7 @@ def _broken(found: Mapping[str, Any]) -> Sequence[str]:
 
 def _place(file: Path) -> None:
     """Set CPU shares that fill the head, and the node pools."""
-    document = yaml.safe_load(file.read_text())
-    for deployment in document["applications"][0]["deployments"]:
-        deployment["ray_actor_options"] = {"num_cpus": NUM_CPUS[deployment["name"]]}
-    document["nodes"] = NODES
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
-
-
-def _await_full_answer(url: str, body: bytes) -> None:
-    until_s, last = time.monotonic() + ANSWER_S, "nothing"
-    while time.monotonic() < until_s:
-        try:
-            outcome, _ = read_answer(*ask(url, PATH, body), CANDIDATES)
-            if outcome.full:
-                return
-            last = outcome.name
-        except LoadtestError as error:
-            last = str(error)
-        time.sleep(0.2)
-    raise LoadtestError(f"the fake nodes gave no full answer within {ANSWER_S:g} s (last answer: {last})")
+    with edited(file) as document:
+        for name, deployment in deployments_of(document).items():
+            deployment["ray_actor_options"] = {"num_cpus": NUM_CPUS[name]}
+        document["nodes"] = NODES

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.scenarios.scaling.load import failures, loading
+from loadtest.measure.polling import within
+from loadtest.scenarios.scaling.load import Proof, failures, loading
 from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
-from loadtest.targets.workspace import Progress, Workspace
+from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile
 
 FEW, MANY = 1, 3
@@ -29,32 +31,32 @@ class ReplicasPlan:
 
 
 def prove_replicas(
-    scaled: Scaled, work: Workspace, plan: ReplicasPlan, out: Path, emit: Progress
-) -> dict[str, Any]:
+    scaled: Scaled, bodies: Sequence[bytes], plan: ReplicasPlan, out: Path, emit: Progress
+) -> Proof:
     """Scale the running service up and down under load; return the changes and failures."""
     seconds = plan.cycles * 2 * plan.hold_s
     profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds, 1.0)
     changes: list[dict[str, Any]] = []
     emit(f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {seconds:g} s")
-    with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
+    with loading(profile, scaled.service.url, bodies, scaled.look) as load:
         time.sleep(profile.warmup_s + SETTLE_S)
         begun = time.monotonic()
         for number in range(2 * plan.cycles):
             until_s = begun + (number + 1) * plan.hold_s
-            changes.append(_change(scaled, MANY if number % 2 == 0 else FEW, plan.hold_s, work))
+            changes.append(_change(scaled, MANY if number % 2 == 0 else FEW, plan.hold_s))
             emit(f"  {changes[-1]['replicas']} of each: {_took(changes[-1]['seconds'])}")
             time.sleep(max(0.0, until_s - time.monotonic()))
-        report = load.report()
-    return _judged(report, changes, plan)
+        report, moments = load.report(out)
+    return _judged(report, changes, plan), moments
 
 
-def _change(scaled: Scaled, number: int, within_s: float, work: Workspace) -> dict[str, Any]:
+def _change(scaled: Scaled, number: int, limit_s: float) -> dict[str, Any]:
     begun = time.monotonic()
     wanted = dict.fromkeys(SCALED, number)
-    scaled.scale(wanted, work.path / "scale.log")
-    scaled.await_replicas(wanted, begun + within_s)
+    scaled.scale(wanted)
+    within(begun + limit_s - time.monotonic(), lambda: scaled.has_replicas(wanted))
     seconds = time.monotonic() - begun
-    return {"replicas": number, "seconds": round(seconds, 1) if seconds <= within_s else None}
+    return {"replicas": number, "seconds": round(seconds, 1) if seconds <= limit_s else None}
 
 
 def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: ReplicasPlan) -> dict[str, Any]:

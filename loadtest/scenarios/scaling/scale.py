@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
-from loadtest.measure.verdict import Verdict
-from loadtest.report.machine import describe_machine
-from loadtest.report.report import draft_of, refuse_existing
+from loadtest.measure.timeline import Moment
+from loadtest.measure.verdict import overall, part_verdict
+from loadtest.report.report import Report
 from loadtest.report.scaling import write_scale
 from loadtest.scenarios.scaling import nodes, replicas, step
+from loadtest.scenarios.scaling.load import Proof
 from loadtest.scenarios.scaling.replicas import ReplicasPlan
 from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
 from loadtest.targets.processes import started
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Profile
+from serve.log.atomic_files import draft_of
+from serve.operate.host.machine import describe_machine
 
 AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
 PARTS = tuple(AUTOSCALING)
-PROBE = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
-Found = dict[str, Any]
+REQUESTS = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
 
 
 def run_scale(
     work: Workspace, config: Path, parts: Sequence[str], cycles: ReplicasPlan, out: Path, emit: Progress
-) -> Found:
+) -> Report:
     """Run the named parts, and write their reports and a summary to the new folder `out`.
 
     Raises:
@@ -38,16 +39,20 @@ def run_scale(
     for name in parts:
         if name not in PARTS:
             raise LoadtestError(f"--part {name}: unknown part; use {', '.join(PARTS)}")
-    refuse_existing(out)
     begun = time.monotonic()
     with work.locked(), draft_of(out) as folder:
         # Report an invalid file before the preparation, which takes a minute.
         for name in parts:
             Scaled.of(work, config, AUTOSCALING[name])
         work.prepare(emit)
-        found = {name: _prove(name, work, config, cycles, folder / name, emit) for name in parts}
+        bodies = make_bodies(read_log_ids(work.log, CANDIDATES), REQUESTS)
+        found: dict[str, Report] = {}
+        lines: dict[str, Sequence[Moment]] = {}
+        for name in parts:
+            scaled = Scaled.of(work, config, AUTOSCALING[name])
+            found[name], lines[name] = _prove(name, scaled, work, bodies, cycles, folder / name, emit)
         report = {
-            "verdict": verdict_of(found),
+            "verdict": overall(map(part_verdict, found.values())),
             "parts": found,
             "config": str(config),
             "capacity_rps": round(capacity_rps(), 1),
@@ -56,39 +61,24 @@ def run_scale(
             "machine": describe_machine(),
             "seconds": round(time.monotonic() - begun, 1),
         }
-        write_scale(folder, report)
+        write_scale(folder, report, lines)
     return report
 
 
 def _prove(
-    name: str, work: Workspace, config: Path, cycles: ReplicasPlan, out: Path, emit: Progress
-) -> Found:
-    body = make_bodies(read_log_ids(work.log, CANDIDATES), PROBE, count=1)[0]
+    name: str,
+    scaled: Scaled,
+    work: Workspace,
+    bodies: Sequence[bytes],
+    cycles: ReplicasPlan,
+    out: Path,
+    emit: Progress,
+) -> Proof:
     if name == "nodes":
-        return nodes.prove_nodes(work, config, body, out, emit)
-    if name == "replicas":
-        scaled = Scaled.of(work, config, AUTOSCALING[name])
-        return _with_service(
-            work, scaled, body, lambda: replicas.prove_replicas(scaled, work, cycles, out, emit), emit
-        )
-    scaled = Scaled.of(work, config, AUTOSCALING[name])
-    return _with_service(
-        work, scaled, body, lambda: step.prove_step(scaled, work, step.StepPlan(), out, emit), emit
-    )
-
-
-def _with_service(
-    work: Workspace, scaled: Scaled, body: bytes, prove: Callable[[], Found], emit: Progress
-) -> Found:
+        return nodes.prove_nodes(scaled, bodies, out, emit)
     emit("starting the service with the throttled Scorer")
-    with started(scaled.service, work, body, CANDIDATES) as footprint:
+    with started(scaled.service, work, bodies[0], CANDIDATES) as footprint:
         emit(f"{scaled.service.url} answers after {footprint.start_s} s")
-        return prove()
-
-
-def verdict_of(found: Mapping[str, Found]) -> Verdict:
-    """Return the verdict on all parts; void if each part that did not hold is void."""
-    if all(part["held"] for part in found.values()):
-        return "held"
-    failed = [part for part in found.values() if not part["held"]]
-    return "void" if all(part.get("void") for part in failed) else "not held"
+        if name == "replicas":
+            return replicas.prove_replicas(scaled, bodies, cycles, out, emit)
+        return step.prove_step(scaled, bodies, step.StepPlan(), out, emit)

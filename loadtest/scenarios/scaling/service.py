@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import deployments, read_service
+from loadtest.measure.cluster import all_running, look_at_folder, replica_states
+from loadtest.targets.cluster_file import deployments_of, edited
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Workspace
 
@@ -22,7 +20,6 @@ PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
 CANDIDATES = 55
 # Requests per full batch. The Scorer is six times slower than the real one, so batches are smaller.
 REQUESTS = 8
-POLL_S = 0.1
 
 
 def capacity_rps() -> float:
@@ -51,49 +48,36 @@ class Scaled:
         service = tabrank(work, config)
         folder = work.path.resolve()
         scaled = cls(service, folder / "cluster.yaml", folder / "run")
-        document = yaml.safe_load(scaled.file.read_text())
-        application = document["applications"][0]
-        application["import_path"] = APPLICATION
-        application["args"] |= PACE
-        for name in autoscaling:
-            given = [each for each in application.get("deployments", []) if each.get("name") == name]
-            if not given or not isinstance(given[0].get("autoscaling_config"), dict):
-                raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
-        for deployment in application["deployments"]:
-            # Small CPU shares, for placement only: two cores must have room for three replicas of
-            # each.
-            deployment["ray_actor_options"] = {"num_cpus": 0.1}
-            if "user_config" in deployment:
-                deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
-            if deployment["name"] in autoscaling:
-                deployment["autoscaling_config"] |= autoscaling[deployment["name"]]
-        scaled.file.write_text(yaml.safe_dump(document, sort_keys=False))
+        with edited(scaled.file) as document:
+            document["applications"][0]["import_path"] = APPLICATION
+            document["applications"][0]["args"] |= PACE
+            declared = deployments_of(document)
+            for name, changes in autoscaling.items():
+                given = declared.get(name, {}).get("autoscaling_config")
+                if not isinstance(given, dict):
+                    raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
+                given |= changes
+            for deployment in declared.values():
+                # Small CPU shares, for placement only: two cores must have room for three replicas
+                # of each.
+                deployment["ray_actor_options"] = {"num_cpus": 0.1}
+                if "user_config" in deployment:
+                    deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
         return scaled
 
-    def scale(self, replicas: Mapping[str, int], log: Path) -> None:
+    def scale(self, replicas: Mapping[str, int]) -> None:
         """Set the replicas of these deployments: change the file and deploy it in place."""
-        document = yaml.safe_load(self.file.read_text())
-        for deployment in document["applications"][0]["deployments"]:
-            if deployment["name"] in replicas:
-                number = replicas[deployment["name"]]
-                deployment["autoscaling_config"] |= {"min_replicas": number, "max_replicas": number}
-        self.file.write_text(yaml.safe_dump(document, sort_keys=False))
+        with edited(self.file) as document:
+            declared = deployments_of(document)
+            for name, number in replicas.items():
+                declared[name]["autoscaling_config"] |= {"min_replicas": number, "max_replicas": number}
+        log = self.file.with_name("scale.log")
         run_command("serve", "up", str(self.file), "--run", str(self.run), log=log)
 
-    def replicas(self) -> dict[str, dict[str, int]]:
-        """Return the number of replicas of each deployment by state."""
-        applications = read_service(self.run).get("applications", {})
-        return {name: deployment["replicas"] for name, deployment in deployments(applications)}
+    def look(self) -> tuple[Mapping[str, int], int | None]:
+        """Return the running replicas by deployment, and the number of nodes."""
+        return look_at_folder(self.run)
 
-    def await_replicas(self, wanted: Mapping[str, int], until_s: float) -> bool:
-        """Wait until exactly these replicas run and none is starting or stopping.
-
-        Return False if that is not so at `until_s` of `time.monotonic()`.
-        """
-        while True:
-            found = self.replicas()
-            if all(found.get(name) == {"RUNNING": number} for name, number in wanted.items()):
-                return True
-            if time.monotonic() >= until_s:
-                return False
-            time.sleep(POLL_S)
+    def has_replicas(self, wanted: Mapping[str, int]) -> bool:
+        """Return whether exactly these replicas run and none is starting or stopping."""
+        return all_running(replica_states(self.run), wanted)

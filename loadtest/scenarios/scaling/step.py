@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from loadtest.scenarios.scaling.load import after, failures, loading, moments
+from loadtest.measure.timeline import Moment
+from loadtest.scenarios.scaling.load import Proof, after, failures, loading
 from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
-from loadtest.targets.workspace import Progress, Workspace
+from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Shape
 
@@ -18,14 +19,13 @@ from loadtest.workload.shapes import Shape
 LOAD = 0.6
 WITHIN_S = 10.0
 MAX_REPLICAS = 4
-SCORER = "Scorer_replicas"
+SCORER = "Scorer"
 # Scale down earlier than the doubled load ends, so that a policy that removes the added replica too
 # early is detected.
 AUTOSCALING = {
     "FeatureFetch": {"min_replicas": 1, "max_replicas": 1},
     "Scorer": {"min_replicas": 1, "max_replicas": MAX_REPLICAS, "downscale_delay_s": 15},
 }
-Moments = Sequence[Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class StepPlan:
         )
 
 
-def prove_step(scaled: Scaled, work: Workspace, plan: StepPlan, out: Path, emit: Progress) -> dict[str, Any]:
+def prove_step(scaled: Scaled, bodies: Sequence[bytes], plan: StepPlan, out: Path, emit: Progress) -> Proof:
     """Double the load of the running service, lower it; return the times of replicas and p99."""
     rate_rps = round(LOAD * capacity_rps())
     seconds = plan.shape[-1][0]
     profile = Profile("step", rate_rps, CANDIDATES, 10.0, seconds, 1.0, plan.shape)
     emit(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
-    with loading(profile, scaled.service.url, str(scaled.run), work, out) as load:
-        report = load.report()
-    found = judge_step(report, moments(out), plan)
+    with loading(profile, scaled.service.url, bodies, scaled.look) as load:
+        report, moments = load.report(out)
+    found = judge_step(report, moments, plan)
     emit(f"  replicas {after(found['replicas_up_s'])}, p99 {after(found['p99_recovered_s'])} the step")
-    return found
+    return found, moments
 
 
-def judge_step(report: Mapping[str, Any], seen: Moments, plan: StepPlan) -> dict[str, Any]:
+def judge_step(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepPlan) -> dict[str, Any]:
     """Return the numbers of the step from the run's report and timeline, with the verdict."""
     up_s, down_s = plan.before_s, plan.before_s + plan.held_s
-    counts = [(row["t_s"] or 0.0, int(row.get(SCORER) or 0)) for row in seen]
+    counts = [(moment.t_s, moment.replicas.get(SCORER) or 0) for moment in moments]
     before = {number for at_s, number in counts if at_s < up_s}
     held = [(at_s, number) for at_s, number in counts if up_s <= at_s < down_s]
     more = [at_s for at_s, number in held if number > max(before, default=1)]

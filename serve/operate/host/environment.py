@@ -133,6 +133,25 @@ EVERYWHERE = {
 }
 
 
+def haproxy_places(sockets: Path, stats: int, metrics: int, fallback: int) -> dict[str, str]:
+    """Return the ports and files of a node's HAProxy; `sockets` is a folder with a short path.
+
+    The node's 56-character id and the file's name are appended to a socket's path.
+    """
+    return {
+        # Ray fixes these ports, and a second cluster on the machine would fail on them.
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        HAPROXY_PORT: str(metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        # The default folder is shared by all clusters, with the admin socket open to every user.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
+    }
+
+
 def environment(config: Config, run: RunFolder, temp: Path, haproxy: bool) -> dict[str, str]:
     """Return the environment of each process of this cluster; `temp` is its temporary folder."""
     env = dict(os.environ)
@@ -142,21 +161,9 @@ def environment(config: Config, run: RunFolder, temp: Path, haproxy: bool) -> di
     if haproxy:
         _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
         tunable = {**FAST, **ONE_MACHINE}
-        # Short: the node's 56-character id and the file's name are appended to a socket's path.
-        sockets = temp / "h"
         forced = {
             **HAPROXY,
-            # Ray fixes these ports, and a second cluster on the machine would fail on them.
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-            HAPROXY_PORT: str(haproxy_metrics),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-            # The default folder is shared by all clusters, with the admin socket open to every
-            # user.
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "admin.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
+            **haproxy_places(temp / "h", stats, haproxy_metrics, fallback),
         }
     else:
         tunable = {}

@@ -10,12 +10,13 @@ import psutil
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """Return its processor, the cores that this process may use, its memory and its Python."""
+    """Return its processor, usable cores, memory, Python version and platform."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
+        "platform": platform.platform(),
     }
 
 

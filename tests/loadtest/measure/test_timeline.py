@@ -7,8 +7,9 @@ import pytest
 from loadtest.measure.answer import Outcome
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
-from loadtest.measure.phases import describe_phases, describe_steps, phase_lines, recovery
-from loadtest.measure.timeline import timeline, timeline_csv
+from loadtest.measure.phases import describe_phases, describe_steps, phase_rows, recovery
+from loadtest.measure.timeline import timeline
+from loadtest.report.run import requests_csv, timeline_csv
 from loadtest.workload.profiles import Profile, load_slo
 from loadtest.workload.shapes import blocks, phases, steps_up
 
@@ -60,6 +61,31 @@ def test_a_second_in_which_nothing_was_asked_is_there_too():
         (0, 0, None),
         (1, 1, None),
     ]
+
+
+def test_the_warm_up_has_negative_seconds_and_each_second_its_percentiles():
+    log = RequestLog()
+    log.add(-0.5, 0.1, 700.0, FULL, 1)
+    log.add(0.2, 0.2, 5.0, FULL, 1)
+    log.add(0.3, 0.3, 1.0, DOWN, 0)
+    log.add(1.1, 0.4, 8.0, FULL, 1)
+    moments = timeline(log.requests(), 2, [], warmup_s=0.5)
+    # A request counts in its due second, and its answer in the second of its arrival.
+    assert [(m.t_s, m.offered_rps, m.answered_rps, m.failed) for m in moments] == [
+        (-1, 1, 0, 0),
+        (0, 2, 2, 1),
+        (1, 1, 1, 0),
+    ]
+    warmup, first, last = moments
+    assert warmup.p50_ms == 700.0
+    assert (first.p50_ms, first.p99_ms, first.late_ms_p99) == (5.0, None, 0.3)
+    assert last.p99_ms == 8.0
+    assert requests_csv(moments).splitlines()[:3] == [
+        "second,requests,answered,errors,p50_ms,p90_ms,p99_ms,late_ms_p99",
+        "-1,1,0,0,700.000,700.000,700.000,0.100",
+        "0,2,2,1,5.000,,,0.300",
+    ]
+    assert timeline_csv(moments).splitlines()[1].startswith("0,2,2,5.000,,")
 
 
 def test_the_csv_is_a_trace_with_a_column_for_each_deployment():
@@ -141,7 +167,8 @@ def test_a_few_slow_requests_later_on_take_no_recovery_back():
 def test_thirds_of_a_second_are_told_to_a_tenth():
     profile = Profile("spike", 10, 5, 0, 10, 0, ((0, 1), (10 / 3, 1), (10 / 3, 3), (10, 3)))
     report = {"phases": describe_phases(run(), profile), "steps": describe_steps(run(), profile, load_slo())}
-    assert [line.split(" (")[0] for line in phase_lines(report)] == ["  0–3.3 s", "  3.3–10 s", "  at 3.3 s"]
+    names = [name.strip() for name, *_ in phase_rows(report)]
+    assert names == ["×1, 0–3.3 s", "×3, 3.3–10 s", "×1 to ×3, at 3.3 s"]
 
 
 def test_a_phase_in_which_nothing_was_asked_has_no_share_of_anything():
@@ -149,19 +176,25 @@ def test_a_phase_in_which_nothing_was_asked_has_no_share_of_anything():
     requests = run()
     requests = requests.where(requests.at_s >= 4)
     report = {"phases": describe_phases(requests, pause), "steps": []}
-    assert phase_lines(report)[:2] == [
-        "  0–4 s (×0): no requests",
-        "  4–10 s (×2): p99 8.0 ms, 100.00% full, 0 errors",
+    assert [row[1:] for row in phase_rows(report)[:2]] == [
+        ("0 requests", ""),
+        ("120 requests", "p99 8.0 ms, 100.00% full, 0 errors"),
     ]
 
 
-def test_a_shaped_report_is_told_in_lines():
+def test_a_shaped_report_is_told_in_rows():
     requests = run(slow_until=6, outcome=POPULAR)
     report = {
         "phases": describe_phases(requests, STEP),
         "steps": describe_steps(requests, STEP, load_slo()),
     }
-    assert phase_lines(report)[1] == "  4–10 s (×2): p99 150.0 ms, 66.70% full, 0 errors"
-    assert phase_lines(report)[3] == (
-        "  at 4 s (×1 to ×2): p99 held again after 2 s, full answers held again after 2 s"
+    assert phase_rows(report)[1] == (
+        "\u2003×2, 4–10 s",
+        "120 requests",
+        "p99 150.0 ms, 66.70% full, 0 errors",
+    )
+    assert phase_rows(report)[3] == (
+        "\u2003×1 to ×2, at 4 s",
+        "",
+        "p99 held again after 2 s, full answers held again after 2 s",
     )

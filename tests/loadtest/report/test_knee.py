@@ -10,11 +10,11 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.report.knee import compare_summary, knee_summary, step_line, write_compare, write_knee
-from loadtest.report.machine import describe_machine
 from loadtest.scenarios.knee import run_knee
 from loadtest.scenarios.search import KneeStep
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import load_slo
+from serve.operate.host.machine import describe_machine
 
 CONDITIONS = {"candidates": 55, "slo": asdict(load_slo()), "machine": describe_machine(), "seconds": 200.0}
 
@@ -67,11 +67,6 @@ def test_the_folder_of_a_comparison_holds_every_service_and_the_ratios(tmp_path)
     assert all(f"Steps of {name}" in page for name in ("idiomatic", "fastapi", "tabrank"))
     assert all(f"{name}, p99" in page for name in ("idiomatic", "fastapi", "tabrank"))
     assert "30.00 times idiomatic and 1.50 times fastapi" in page
-
-
-def test_a_report_is_never_overwritten(tmp_path):
-    with pytest.raises(LoadtestError, match="already exists"):
-        write_knee(tmp_path, {**found(450.0), **CONDITIONS})
 
 
 def test_a_service_without_a_knee_is_reported_too(tmp_path):

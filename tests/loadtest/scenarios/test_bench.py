@@ -1,26 +1,19 @@
-"""Tests of `knee` and `compare` with real services and short steps, and with bad input."""
+"""Tests of `knee` and `compare` with real services, and of bad input of every benchmark."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
-
-from loadtest.targets.processes import MARKER
+from loadtests import ENVIRONMENT, ROOT, interrupted, left, run_loadtest
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[3]
 NUMBERS = {"knee_rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms"}
-# Run in a separate process, because a load patches the standard library. Every machine holds these
-# limits: the shipped ones depend on the machine.
+# Every machine holds these limits: the shipped ones depend on the machine.
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -47,12 +40,7 @@ print(json.dumps(report))
 
 
 @pytest.fixture
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-
-
-@pytest.fixture
-def bench(bench_work, tmp_path, environment):
+def bench(bench_work, tmp_path):
     """Return a function that runs a benchmark over the small workspace and returns its report."""
 
     def run(command):
@@ -62,7 +50,7 @@ def bench(bench_work, tmp_path, environment):
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env=environment,
+            env=ENVIRONMENT,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2_000:]
@@ -74,17 +62,6 @@ def bench(bench_work, tmp_path, environment):
     return run
 
 
-def left(work_id):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARKER, "").startswith(work_id):
-                found.append(process.name())
-        except (psutil.Error, OSError):
-            pass
-    return found
-
-
 @pytest.mark.proof
 def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, bench_work):
     report = bench("knee")
@@ -93,7 +70,7 @@ def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, ben
     assert report["candidates_per_s"] == pytest.approx(20 * 55, rel=0.3)
     assert [step["phase"] for step in report["steps"]] == ["look", "look", "search", "confirm"]
     assert "raylet" in report["processes"]
-    assert left(bench_work.id) == []
+    assert left(bench_work) == []
 
 
 @pytest.mark.proof
@@ -106,44 +83,32 @@ def test_compare_measures_three_services_and_leaves_nothing_running(bench, bench
         assert set(found) >= NUMBERS | {"steps", "start_s", "memory_mib", "num_processes"}
         assert found["memory_mib"] > 50, name
         assert found["full_share"] > 0, name
-    assert left(bench_work.id) == []
+    assert left(bench_work) == []
     assert not Path(f"/tmp/rival-{bench_work.id}").exists()
 
 
-def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path, environment):
-    command = [sys.executable, "-m", "loadtest", "knee", "--work", str(bench_work.path), "--json"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out")],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not left(bench_work.id) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    printed, message = process.communicate(timeout=120)
-    assert process.returncode == 2
+def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
+    knee = ("knee", "--work", bench_work.path, "--json", "--out", tmp_path / "out")
+    code, printed, message = interrupted(ROOT, lambda: left(bench_work), *knee)
+    assert code == 2
     assert "interrupted" in message
     assert "Traceback" not in message
     assert printed == ""
-    assert left(bench_work.id) == []
+    assert left(bench_work) == []
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.no_ray
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("knee", "--config", "none.yaml"), "none.yaml: cannot be read"),
-        (("knee", "--out", "."), "already exists"),
-        (("compare", "--out", "."), "already exists"),
+        (("compare", "--out", "."), "exists already"),
+        (("scale", "--part", "replica"), "--part replica: unknown part; use replicas, step, nodes"),
     ],
 )
-def test_what_cannot_be_run_is_one_sentence(bench_work, environment, tmp_path, arguments, message):
-    command = [sys.executable, "-m", "loadtest", *arguments, "--work", str(bench_work.path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 2
-    assert message in json.loads(done.stdout)["error"]
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_run_is_one_sentence(tmp_path, arguments, message):
+    code, printed, messages = run_loadtest(tmp_path, *arguments, "--work", "work")
+    assert code == 2
+    assert message in printed["error"]
+    assert "Traceback" not in messages

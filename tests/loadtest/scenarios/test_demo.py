@@ -10,8 +10,8 @@ import pytest
 
 from loadtest.commands import CommandFailed
 from loadtest.report.demo import claims
-from loadtest.scenarios import demo
-from loadtest.scenarios.demo import NEW_SPACE, TopicStory
+from loadtest.scenarios import topic_story
+from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
 
 TOPICS = ("music", "music", "music", "chess", "chess")
 
@@ -45,7 +45,7 @@ def story_at(tmp_path, hour):
     viewers = [{"id": v, "language": "fr" if v == "c" else "en"} for v in "abc"]
     for name, rows in (("viewers", viewers), ("candidates", rooms), ("exposures", shown), ("events", joins)):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
-    return TopicStory(tmp_path)
+    return TopicStory(tmp_path, tmp_path / "run")
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_posted_records_are_a_space_and_five_joins_with_clicks(live_stub, st
 
 def test_rooms_that_ended_long_ago_are_not_joined(tmp_path):
     story = story_at(tmp_path, 2)
-    joined = [event["candidate"] for event in story._joins() if event["kind"] == "join"]
+    joined = [event["candidate"] for event in story.engagements() if event["kind"] == "join"]
     assert joined == ["c8", "c9", "c13", "c14", "c18"]
 
 
@@ -105,8 +105,8 @@ def test_a_space_that_rises_for_everybody_does_not_rise_for_the_viewer(ranks):
 
 
 def test_a_space_that_rises_late_does_not_rise(live_stub, ranks, monkeypatch):
-    assert demo.RISES_S == 1.0
-    monkeypatch.setattr(demo, "RISES_S", 0.3)
+    assert topic_story.RISES_S == 1.0
+    monkeypatch.setattr(topic_story, "RISES_S", 0.3)
     live_stub.shows_after_s = 0.5
     result = ranks("a")
     assert 0.4 < result["seconds"] < 1.5
@@ -115,13 +115,13 @@ def test_a_space_that_rises_late_does_not_rise(live_stub, ranks, monkeypatch):
 
 
 def test_a_space_that_never_rises_is_waited_for_a_while(ranks, monkeypatch):
-    monkeypatch.setattr(demo, "WAIT_S", 0.3)
+    monkeypatch.setattr(topic_story, "WAIT_S", 0.3)
     result = ranks()
     assert (result["seconds"], result["rose"]) == (None, False)
 
 
 def test_a_space_that_no_ranking_knows_ends_the_demo(live_stub, ranks, monkeypatch):
-    monkeypatch.setattr(demo, "WAIT_S", 0.3)
+    monkeypatch.setattr(topic_story, "WAIT_S", 0.3)
     live_stub.shows_after_s = None
     with pytest.raises(CommandFailed, match="the new Space was unknown to rankings"):
         ranks("a")

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loadtests import IDS, interrupted, run_loadtest, with_ids
 
-ROOT = Path(__file__).parents[3]
-IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
 # fmt: off
 KEYS = {
     "verdict", "reasons", "url", "seconds", "freshness_ms", "answered_freshness_ms", "rank", "events", "left_behind",
@@ -36,21 +30,15 @@ def fresh(live_stub, tmp_path):
 
 
 def measured(live_stub, folder):
-    """Return a function that runs the command with --json: exit code, printed object and stderr."""
-    (folder / "ids.json").write_text(json.dumps(IDS))
+    """Return a function that runs the command: exit code, printed object and stderr."""
+    ids = with_ids(folder)
     # A busy machine makes the generator late; the tests of `run` cover that.
     (folder / "slo.toml").write_text("generator_late_ms_p99 = 2000\n")
+    load = ("--rate", "50", "--events", "100", "--probes", "60", "--duration", "2", "--warmup", "0.5")
 
-    def run(*more, url=None, source=("--ids", "ids.json")):
-        command = [sys.executable, "-m", "loadtest", "freshness", "--json"]
-        command += ["--url", url or live_stub.url, *source]
-        command += ["--rate", "50", "--events", "100", "--probes", "60", "--duration", "2", "--warmup", "0.5"]
-        command += ["--slo", "slo.toml", "--out", "out", *more]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=folder, env=environment, timeout=90
-        )
-        return done.returncode, json.loads(done.stdout), done.stderr
+    def run(*more, url=None, source=ids):
+        service = ("--url", url or live_stub.url, *source, "--slo", "slo.toml", "--out", "out")
+        return run_loadtest(folder, "freshness", *service, *load, *more)
 
     return run
 
@@ -200,17 +188,10 @@ def test_without_a_service_nothing_is_measured(fresh):
 
 
 def test_an_interrupted_run_ends_its_probes_too(live_stub, tmp_path):
-    (tmp_path / "ids.json").write_text(json.dumps(IDS))
-    command = [sys.executable, "-m", "loadtest", "freshness", "--url", live_stub.url, "--ids", "ids.json"]
-    command += ["--rate", "20", "--events", "20", "--warmup", "0", "--probes", "20"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while len(live_stub.requests) < 40 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=30)
-    assert process.returncode == 2
+    load = ("--rate", "20", "--events", "20", "--warmup", "0", "--probes", "20")
+    command = ("freshness", "--url", live_stub.url, *with_ids(tmp_path), *load)
+    code, _, messages = interrupted(tmp_path, lambda: len(live_stub.requests) >= 40, *command)
+    assert code == 2
     assert messages.strip().splitlines()[-1] == "interrupted: no verdict"
     candidates = [record for record in live_stub.records if record["type"] == "candidate"]
     assert {r["id"] for r in candidates if "ends_ms" not in r} == {

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[3]
-IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
+from loadtests import ENVIRONMENT, IDS, ROOT, interrupted, run_loadtest, with_ids
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 
@@ -26,18 +21,12 @@ def load(stub, tmp_path):
 
 
 def loaded(stub, folder):
-    """Return a function that runs the command with --json: exit code, printed object and stderr."""
-    (folder / "ids.json").write_text(json.dumps(IDS))
+    """Return a function that runs the command: exit code, printed object and stderr."""
+    ids = with_ids(folder)
 
     def run(*more, url=None, rps=100, duration=1):
-        command = [sys.executable, "-m", "loadtest", "run", "--json", "--url", url or stub.url]
-        command += ["--ids", "ids.json", "--rps", str(rps), "--duration", str(duration), "--warmup", "0.5"]
-        command += ["--out", "out", *more]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=folder, env=environment, timeout=90
-        )
-        return done.returncode, json.loads(done.stdout), done.stderr
+        load = ("--rps", rps, "--duration", duration, "--warmup", "0.5", "--out", "out")
+        return run_loadtest(folder, "run", "--url", url or stub.url, *ids, *load, *more)
 
     return run
 
@@ -189,28 +178,24 @@ def test_a_profile_that_is_not_there_is_one_sentence(load):
 
 
 def test_an_interrupted_run_has_no_verdict_and_leaves_nothing(stub, tmp_path):
-    (tmp_path / "ids.json").write_text(json.dumps(IDS))
-    command = [sys.executable, "-m", "loadtest", "run", "--url", stub.url, "--ids", "ids.json", "--rps", "50"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while len(stub.requests) < 20 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=30)
-    assert process.returncode == 2
+    command = ("run", "--url", stub.url, *with_ids(tmp_path), "--rps", "50")
+    code, _, messages = interrupted(tmp_path, lambda: len(stub.requests) >= 20, *command)
+    assert code == 2
     assert messages.strip().splitlines()[-1] == "interrupted: no verdict"
     assert not (tmp_path / "var").exists()
 
 
-def test_the_locustfile_divides_the_rate_among_workers(stub, tmp_path):
-    (tmp_path / "ids.json").write_text(json.dumps(IDS))
-    stub.wait_s = 0.105
+def locust(stub, folder, *more):
+    """Run the locustfile with Locust alone."""
     command = [str(Path(sys.executable).with_name("locust")), "-f", str(ROOT / "loadtest" / "locustfile.py")]
-    command += ["--host", stub.url, "--headless", "--processes", "2", "-t", "4s", "--profile", "modest"]
-    command += ["--ids", "ids.json", "--rps", "100", "--json", "--only-summary", "--loglevel", "ERROR"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    command += ["--host", stub.url, "--headless", *more]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=60)
+
+
+def test_the_locustfile_divides_the_rate_among_workers(stub, tmp_path):
+    stub.wait_s = 0.105
+    load = ("--processes", "2", "-t", "4s", "--profile", "modest", *with_ids(tmp_path), "--rps", "100")
+    done = locust(stub, tmp_path, *load, "--json", "--only-summary", "--loglevel", "ERROR")
     assert done.returncode == 0, done.stderr
     # The workers print an empty list each.
     [entry] = json.loads(done.stdout[done.stdout.index("[\n") :])
@@ -221,9 +206,6 @@ def test_the_locustfile_divides_the_rate_among_workers(stub, tmp_path):
 
 
 def test_the_locustfile_refuses_ids_that_it_cannot_use(stub, tmp_path):
-    command = [str(Path(sys.executable).with_name("locust")), "-f", str(ROOT / "loadtest" / "locustfile.py")]
-    command += ["--host", stub.url, "--headless", "--ids", "none.json", "-t", "2s"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    done = locust(stub, tmp_path, "--ids", "none.json", "-t", "2s")
     assert done.returncode != 0
     assert "none.json: cannot be read" in done.stderr

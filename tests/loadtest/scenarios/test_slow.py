@@ -9,7 +9,7 @@ from tiny import tables
 import loadtest.scenarios.slow
 from loadtest.errors import LoadtestError
 from loadtest.generator.ids import Ids
-from loadtest.scenarios.slow import SlowPlan, run_slow, slow_summary, verdict_of
+from loadtest.scenarios.slow import SlowPlan, run_slow, slow_summary
 from loadtest.workload.profiles import Profile
 from serve.log.writer import write_log
 
@@ -21,7 +21,7 @@ IDS = Ids(viewers=["ann"], candidates=["a", "b", "c", "d"])
 @pytest.mark.no_ray
 def test_windows_with_slow_clients_are_held_against_those_without(tmp_path, monkeypatch):
     monkeypatch.setattr(loadtest.scenarios.slow, "SETTLE_S", 1.0)
-    monkeypatch.setattr("serve.http.body_reader.BODY_S", 4.5)
+    monkeypatch.setattr("serve.http.body_reader.BODY_S", 3.0)
     write_log(tmp_path / "log", tables())
     service = Live(tmp_path, tmp_path / "log", clock="wall")
     with service.listening() as url:
@@ -32,20 +32,6 @@ def test_windows_with_slow_clients_are_held_against_those_without(tmp_path, monk
     assert [len(windows) for windows in report["p99_ms"].values()] == [1, 1]
     assert list(report["slow_ended"][0]) == ["body: 408"]
     assert "20 slow clients make the p99 of 50 req/s" in slow_summary(report)
-
-
-@pytest.mark.parametrize(
-    ("ratio", "num_failed", "late_ms", "verdict"),
-    [
-        (1.2, 0, 10.0, "held"),
-        (1.21, 0, 10.0, "not held"),
-        (1.0, 1, 0.0, "not held"),
-        (1.0, 0, 10.1, "void"),
-        (9.0, 9, 10.1, "void"),
-    ],
-)
-def test_a_load_holds_within_a_fifth_more_latency_and_no_failure(ratio, num_failed, late_ms, verdict):
-    assert verdict_of(ratio, num_failed, late_ms) == verdict
 
 
 def test_without_a_service_it_says_so():

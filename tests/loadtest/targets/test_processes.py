@@ -7,12 +7,12 @@ import os
 import sys
 import textwrap
 
-import psutil
 import pytest
+from loadtests import left
 
 from loadtest.errors import LoadtestError
 from loadtest.targets import processes
-from loadtest.targets.processes import MARKER, started
+from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, free_port
 from loadtest.targets.workspace import Workspace
 
@@ -44,17 +44,6 @@ def service(code, rung="full"):
     port = free_port()
     code = textwrap.dedent(code).replace("RUNG", repr(rung))
     return TargetService("small", port, (sys.executable, "-c", code, str(port)), dict(os.environ))
-
-
-def left(work):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARKER, "").startswith(work.id):
-                found.append(process)
-        except (psutil.Error, OSError):
-            pass
-    return found
 
 
 def test_every_process_of_a_service_is_counted_and_ended(work):

@@ -10,6 +10,7 @@ import yaml
 from loadtest.errors import LoadtestError
 from loadtest.targets.services import fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Workspace
+from serve.contract.errors import TabrankError
 
 SHIPPED = Path(__file__).parents[3] / "cluster.yaml"
 
@@ -68,12 +69,12 @@ def test_a_file_that_cannot_be_measured_is_refused(work, tmp_path, change, messa
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "cannot be read"), ("a: [", "not YAML"), ("- a", "is not a mapping")]
+    ("text", "message"), [(None, "cannot be read"), ("a: [", "not valid YAML"), ("- a", "expected a mapping")]
 )
 def test_what_is_no_such_file_is_one_sentence(work, tmp_path, text, message):
     if text is not None:
         (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(LoadtestError, match=message):
+    with pytest.raises(TabrankError, match=message):
         tabrank(work, tmp_path / "mine.yaml")
 
 

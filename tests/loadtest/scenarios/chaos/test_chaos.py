@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.generator.ids import read_log_ids
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import ONE
 from loadtest.scenarios.chaos.kills import NOTHING, Kill
 from loadtest.scenarios.chaos.target import CONTROLLER
-from loadtest.scenarios.soak import run_soak
+from loadtest.scenarios.soak import CANDIDATES, run_soak, soak_profile
 from loadtest.targets import processes
 
 pytestmark = pytest.mark.integration
@@ -42,11 +43,10 @@ def run(bench_work):
 def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
     target = run.provide_service(Controller())
     out = tmp_path / "out"
-    report, verdict = run_soak(
-        target.url, 3.0, RATE_RPS, target.run, run.work.log, None, out, lambda line: None, warmup_s=1.0
-    )
+    ids = read_log_ids(run.work.log, CANDIDATES)
+    profile = soak_profile(RATE_RPS, 3.0, warmup_s=1.0)
+    report = run_soak(profile, target.url, ids, target.run, out, lambda line: None)
     assert json.loads((out / "report.json").read_text()) == report
-    assert verdict == report["verdict"]
     assert (report["requests"], report["errors"]) == (120, 0)
     assert report["samples"] >= 4
     assert report["memory_mib"][0] > 100

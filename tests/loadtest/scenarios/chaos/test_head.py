@@ -12,7 +12,8 @@ import yaml
 from asking import asking, wait_for
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.chaos.head import Recovered, within
+from loadtest.measure.polling import within
+from loadtest.scenarios.chaos.head import Recovered
 from loadtest.scenarios.chaos.two_nodes import two_nodes
 from loadtest.targets.processes import marked
 from loadtest.targets.services import free_port

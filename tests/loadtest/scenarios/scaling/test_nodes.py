@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from offers import moment
 
 from loadtest.report.scaling import describe_part
 from loadtest.scenarios.scaling.nodes import judge_nodes
 from loadtest.scenarios.scaling.step import StepPlan
 
 PLAN = StepPlan(before_s=3, held_s=10, after_s=12)
-GOOD = [1.0] * 3 + [1.0] * 4 + [2.0] * 13 + [1.0] * 5
+GOOD = [1] * 3 + [1] * 4 + [2] * 13 + [1] * 5
 
 
 def judged(nodes, **changes):
     report = {"requests": 100, "errors": 0, "error_kinds": {}, "phases": [], "steps": []}
-    return judge_nodes(report | changes, [{"t_s": float(i), "nodes": n} for i, n in enumerate(nodes)], PLAN)
+    moments = [moment(second, nodes=number) for second, number in enumerate(nodes)]
+    return judge_nodes(report | changes, moments, PLAN)
 
 
 def test_a_node_that_comes_and_goes_holds():
@@ -30,9 +32,9 @@ def test_a_node_that_comes_and_goes_holds():
 @pytest.mark.parametrize(
     ("nodes", "changes", "message"),
     [
-        ([1.0] * 25, {}, "no node was added under the load"),
+        ([1] * 25, {}, "no node was added under the load"),
         ([None] * 25, {}, "no node was added under the load"),
-        (GOOD[:20] + [2.0] * 5, {}, "the added node was not removed after the load"),
+        (GOOD[:20] + [2] * 5, {}, "the added node was not removed after the load"),
         (GOOD, {"errors": 2, "error_kinds": {"reset": 2}}, "2 of 100 requests failed: 2 reset"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tests of the `cluster.yaml` of a scaled service, and of the verdict on all parts."""
+"""Tests of the `cluster.yaml` of a scaled service."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 from loadtest.errors import LoadtestError
 from loadtest.scenarios.scaling.replicas import FIXED, ReplicasPlan
-from loadtest.scenarios.scaling.scale import PARTS, run_scale, verdict_of
+from loadtest.scenarios.scaling.scale import PARTS, run_scale
 from loadtest.scenarios.scaling.service import APPLICATION, Scaled
 from loadtest.targets.workspace import Workspace
 
@@ -46,16 +46,3 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path, 
             lines.append,
         )
     assert lines == []
-
-
-@pytest.mark.parametrize(
-    ("parts", "verdict"),
-    [
-        ([{"held": True}, {"held": True, "void": False}], "held"),
-        ([{"held": True}, {"held": False, "void": True}], "void"),
-        # A part that is void does not excuse another one.
-        ([{"held": False}, {"held": False, "void": True}], "not held"),
-    ],
-)
-def test_a_late_generator_voids_only_its_own_part(parts, verdict):
-    assert verdict_of(dict(enumerate(parts))) == verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from offers import moment
 
 from loadtest.report.scaling import describe_part
 from loadtest.scenarios.scaling.step import StepPlan, judge_step
@@ -23,8 +24,8 @@ def judged(counts, **changes):
         "generator_late_ms_p99": 1.0,
         "slo": {"generator_late_ms_p99": 10.0},
     }
-    rows = [{"t_s": float(i), "Scorer_replicas": float(number)} for i, number in enumerate(counts)]
-    return judge_step(report | changes, rows, PLAN)
+    moments = [moment(second, replicas={"Scorer": number}) for second, number in enumerate(counts)]
+    return judge_step(report | changes, moments, PLAN)
 
 
 GOOD = [1] * 3 + [1] * 8 + [2] * 12 + [2] * 3

@@ -1,0 +1,177 @@
+"""Story of the demo: a new Space rises for a viewer who engaged with its topic."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from loadtest.commands import CommandFailed
+from loadtest.generator.records import Record, event, pack
+from loadtest.measure.answer import decode_acknowledgement
+from loadtest.measure.service import EVENTS_PATH, PATH, ask, detail_of
+
+NUM_JOINS = 5
+RECENT_MS = 30 * 60_000
+# Choose a topic that few candidates of the slate have.
+COMMON_TOPICS = 8
+NEW_SPACE = "new-space"
+NUM_RIVALS = 54
+# Age of the new Space at the start. In its first seconds its age alone would change its place.
+OPENED_MS = 60_000
+# The demo holds only if the new Space rises within this time.
+RISES_S = 1.0
+WAIT_S = 5.0
+POLL_S = 0.02
+# The first rankings of a new service may take longer than its own deadline.
+DEADLINE = {"X-Deadline-Ms": "2000"}
+
+
+class TopicStory:
+    """Two viewers and a new Space on a topic that one of the viewers joins five times.
+
+    `run` is the run folder of the service, which messages name.
+    """
+
+    def __init__(self, log: Path, run: Path) -> None:
+        self._run = run
+        rows = pq.read_table(log / "candidates.parquet").to_pylist()
+        rooms = {row["id"]: row for row in rows}
+        ends_ms = {row["id"]: row["ends_ms"] for row in rows if row["ends_ms"] is not None}
+        live = [room for name, room in rooms.items() if name not in ends_ms]
+        exposures = pq.read_table(log / "exposures.parquet", columns=["ts_ms", "viewer"])
+        # The service may have dropped rooms that ended earlier; it would ignore joins of them.
+        since_ms = pc.max(exposures["ts_ms"]).as_py() - RECENT_MS
+        recent = [room for name, room in rooms.items() if ends_ms.get(name, since_ms) >= since_ms]
+        on_topic = _by_topic(recent)
+        # Use the language of most rooms: among few rooms of its language a new one is first at
+        # once.
+        language = Counter(room["language"] for room in live).most_common(1)[0][0]
+        viewers = pq.read_table(log / "viewers.parquet").to_pylist()
+        speakers = {row["id"] for row in viewers if row["language"] == language}
+        regulars = _most_frequent(viewer for viewer in exposures["viewer"].to_pylist() if viewer in speakers)
+        topics = [topic for topic in _rarest(live) if len(on_topic[topic]) >= NUM_JOINS]
+        joined = {(viewer, rooms[room]["topic"]) for viewer, room in _joins(log)}
+        new_to = ((v, t) for v in regulars for t in topics[:COMMON_TOPICS] if (v, t) not in joined)
+        self.viewer, self.topic = next(new_to, (regulars[0], topics[0]))
+        self.control = next(viewer for viewer in regulars if viewer != self.viewer)
+        self._examples = on_topic[self.topic][:NUM_JOINS]
+        new = {**live[0], "topic": self.topic, "language": language, "host": "a-new-host"}
+        not_fields = ("id", "ts_ms", "ends_ms")
+        self._fields = {k: value for k, value in new.items() if value is not None and k not in not_fields}
+        rivals = sorted(live, key=lambda room: bool(room["language"] == language))[-NUM_RIVALS:]
+        self._slate = [NEW_SPACE, *(room["id"] for room in rivals)]
+
+    def open(self, url: str) -> None:
+        """Open the new Space and wait until rankings include it."""
+        fields = {**self._fields, "started_ms": int(time.time() * 1000) - OPENED_MS}
+        self.post(url, [{"type": "candidate", "id": NEW_SPACE, "fields": fields}])
+        until = time.monotonic() + WAIT_S
+        while NEW_SPACE in self.rank(url, self.control)["unknown_candidates"]:
+            if time.monotonic() > until:
+                raise CommandFailed(
+                    f"the new Space was unknown to rankings for {WAIT_S:g} s; see {self._run}"
+                )
+            time.sleep(POLL_S)
+
+    def play(self, url: str) -> dict[str, Any]:
+        """Let the viewer join five Spaces on the topic; return when the new Space rises.
+
+        `seconds`: time from the acknowledgement of the joins to the first ranking in which the
+        Space rose; None if it did not rise within WAIT_S. `rose`: it rose within RISES_S, and more
+        than for the control viewer.
+        """
+        before = {who: self.place(url, who) for who in (self.viewer, self.control)}
+        self.post(url, self.engagements())
+        seconds, after = self._await_rise(url, before[self.viewer])
+        control_after = self.place(url, self.control)
+        risen, control_risen = before[self.viewer] - after, before[self.control] - control_after
+        return {
+            "topic": self.topic,
+            "viewer": {"before": before[self.viewer], "after": after},
+            "control": {"before": before[self.control], "after": control_after},
+            # The age of a room alone may change its place by one, for each viewer.
+            "rose": seconds is not None and seconds <= RISES_S and risen > max(control_risen, 0),
+            "seconds": seconds,
+        }
+
+    def engagements(self) -> list[Record]:
+        """Return a click and a join for each Space, as viewers open a room before they join it."""
+        return [
+            event(f"story-{kind}-{candidate}", self.viewer, candidate, kind)
+            for candidate in self._examples
+            for kind in ("click", "join")
+        ]
+
+    def post(self, url: str, records: Iterable[Record]) -> None:
+        """Post records; raise unless the service accepts all."""
+        status, body = ask(url, EVENTS_PATH, pack(records))
+        if status != 200:
+            raise CommandFailed(f"the service failed on events: {status} {detail_of(body)}; see {self._run}")
+        for refused in decode_acknowledgement(body).rejected:
+            raise CommandFailed(
+                f"the service rejected the demo's events: {refused.pointer}: {refused.detail}"
+            )
+
+    def rank(self, url: str, viewer: str) -> dict[str, Any]:
+        """Return the service's answer for the demo's slate."""
+        request = {"viewer": viewer, "candidates": self._slate, "traffic": "test"}
+        status, body = ask(url, PATH, json.dumps(request).encode(), DEADLINE)
+        if status != 200:
+            raise CommandFailed(f"the service did not rank: {status} {detail_of(body)}; see {self._run}")
+        answer: dict[str, Any] = json.loads(body)
+        if answer["rung"] != "full":
+            raise CommandFailed(
+                f"the service answered {answer['rung']}: {', '.join(answer['degraded'])}; see {self._run}"
+            )
+        return answer
+
+    def place(self, url: str, viewer: str) -> int:
+        """Return the position of the new Space for a viewer."""
+        ranking = self.rank(url, viewer)["ranking"]
+        return next(int(r["position"]) for r in ranking if r["candidate"] == NEW_SPACE)
+
+    def _await_rise(self, url: str, before: int) -> tuple[float | None, int]:
+        """Return the seconds until the Space ranks before place `before`, and its place then."""
+        begun = time.monotonic()
+        while True:
+            place = self.place(url, self.viewer)
+            waited_s = time.monotonic() - begun
+            if place < before:
+                return round(waited_s, 3), place
+            if waited_s > WAIT_S:
+                return None, place
+            time.sleep(POLL_S)
+
+
+def _by_topic(rooms: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the ids of rooms by topic."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for room in rooms:
+        names[room["topic"]].append(room["id"])
+    return names
+
+
+def _rarest(rooms: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the topics of rooms, the rarest first."""
+    counts = Counter(room["topic"] for room in rooms)
+    return sorted(counts, key=lambda topic: counts[topic])
+
+
+def _most_frequent(names: Iterable[str]) -> list[str]:
+    """Return the distinct names, the most frequent first."""
+    counts = Counter(names)
+    return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def _joins(log: Path) -> Iterable[tuple[str, str]]:
+    """Return the viewer and the room of each join."""
+    events = pq.read_table(log / "events.parquet", columns=["viewer", "candidate", "kind"])
+    joins = events.filter(pc.equal(events["kind"], "join"))
+    return zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
