@@ -31,10 +31,12 @@ from ray.serve.schema import (
 )
 
 from serve.config.diagnostics import Findings
-from serve.config.known_keys import APPLICATION, DEPLOYMENT, Level
+from serve.config.known_keys import APPLICATION, DEPLOYMENT
 from serve.config.sizes import Size
 from serve.config.yaml_positions import Steps
 from serve.contract.errors import did_you_mean
+from serve.contract.typed_reader import Level
+from serve.contract.typed_reader import levels as levels_of
 
 NESTED = {
     "autoscaling_config": AutoscalingConfig,
@@ -49,12 +51,12 @@ IMPORTED = ("policy_function", "request_router_class")
 
 def ray_levels() -> dict[Level, list[str]]:
     """Return the keys of each level of a Serve config."""
-    levels = dict(_levels(ServeDeploySchema, ()))
+    levels = dict(levels_of(ServeDeploySchema))
     # Ray declares these two keys here, and refuses them below the top level.
     levels[APPLICATION] = [name for name in levels[APPLICATION] if name not in ("host", "port")]
-    levels |= dict(_levels(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy")))
+    levels |= levels_of(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy"))
     actor = (*DEPLOYMENT, "deployment_actors", "actor_options")
-    levels |= dict(_levels(RayActorOptionsSchema, actor))
+    levels |= levels_of(RayActorOptionsSchema, actor)
     levels[(*DEPLOYMENT, "ray_actor_options", "fallback_strategy")] = ["label_selector"]
     known = [name for name in RuntimeEnv.known_fields if not name.startswith("_")]
     for owner in (APPLICATION, (*DEPLOYMENT, "ray_actor_options"), actor):
@@ -102,14 +104,6 @@ def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
         shutdown_wait_loop_s=float(own["graceful_shutdown_wait_loop_s"]),
         health_check_timeout_s=float(own["health_check_timeout_s"]),
     )
-
-
-def _levels(model: type[BaseModel], level: Level) -> Iterator[tuple[Level, list[str]]]:
-    yield level, list(model.model_fields)
-    for name, field in model.model_fields.items():
-        for part in _parts(field.annotation):
-            if _is_model(part):
-                yield from _levels(part, (*level, name))
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
