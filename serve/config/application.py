@@ -131,7 +131,7 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
     try:
         return args.load_surface(base)
     except TabrankError as error:
-        findings.refuse(steps, str(error))
+        findings.refuse(steps, str(error).replace("\n", "; "))
         return None
 
 

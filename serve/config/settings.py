@@ -332,7 +332,7 @@ class UserConfig:
         for key in keys:
             first = names.setdefault(key.sha256, key.name)
             if first != key.name:
-                raise refusal((key.name, "sha256"), f"it is also the key of {first!r}; create another")
+                raise refusal(((key.name, "sha256"), f"it is also the key of {first!r}; create another"))
         return keys
 
 

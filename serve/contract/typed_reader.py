@@ -57,23 +57,30 @@ class Problem(NamedTuple):
 class Invalid(TabrankError):
     """The values do not fit the model; the message has one line for each problem."""
 
-    def __init__(self, where: str, problems: Sequence[Problem]) -> None:
-        paths = (".".join([where, *map(str, problem.steps)]) for problem in problems)
+    def __init__(self, where: str, problems: Sequence[Problem], join: str = ".") -> None:
+        paths = (join.join([where, ".".join(map(str, one.steps))]).removesuffix(join) for one in problems)
         lines = (f"{path}: {problem.detail}" for path, problem in zip(paths, problems, strict=True))
         super().__init__("\n".join(lines))
         self.problems = problems
 
 
-def read(model: type[Model], values: object, where: str) -> Model:
-    """Return the values as an instance of a dataclass.
+def read(
+    model: type[Model],
+    values: object,
+    where: str,
+    join: str = ".",
+    context: Mapping[str, Any] | None = None,
+) -> Model:
+    """Return the values as an instance of a dataclass; validators may read the `context`.
 
     Raises:
-        Invalid: naming each path from `where`, the value and the remedy.
+        Invalid: naming each path, joined to `where`, the value and the remedy.
     """
     try:
-        return cast(Model, _adapter(cast(Any, model)).validate_python(values))
+        return cast(Model, _adapter(cast(Any, model)).validate_python(values, context=context))
     except ValidationError as error:
-        raise Invalid(where, [_problem(model, one) for one in error.errors()]) from None
+        problems = [_problem(model, one) for one in error.errors()]
+        raise Invalid(where, _causes(problems), join) from None
 
 
 @cache
@@ -144,10 +151,13 @@ def checked_by(check: Callable[..., Any], *arguments: object) -> BeforeValidator
     return BeforeValidator(validate)
 
 
-def refusal(steps: tuple[Any, ...], detail: str) -> ValidationError:
-    """Return the error of a validator that concerns a path below its own value."""
-    error = PydanticCustomError("refused", "{detail}", {"detail": detail})
-    return ValidationError.from_exception_data("", [InitErrorDetails(type=error, loc=steps, input=None)])
+def refusal(*problems: tuple[tuple[Any, ...], str]) -> ValidationError:
+    """Return the error of a validator that concerns paths below its own value."""
+    errors = []
+    for steps, detail in problems:
+        error = PydanticCustomError("refused", "{detail}", {"detail": detail})
+        errors.append(InitErrorDetails(type=error, loc=steps, input=None))
+    return ValidationError.from_exception_data("", errors)
 
 
 @cache
@@ -178,6 +188,13 @@ def _problem(model: Any, error: Any) -> Problem:
     else:
         detail = error["msg"].removeprefix("Value error, ")
     return Problem(steps, detail)
+
+
+def _causes(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the outer problems first, without missing keys for which a misspelt one stands."""
+    meant = {(one.steps[:-1], one.detail.rpartition("; ")[2]) for one in problems}
+    causes = [one for one in problems if (one.steps, f"did you mean {one.missing!r}?") not in meant]
+    return sorted(causes, key=lambda one: len(one.steps))
 
 
 def _known_at(model: Any, steps: tuple[Any, ...]) -> list[str]:

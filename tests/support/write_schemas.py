@@ -1,4 +1,4 @@
-"""Write the JSON Schemas of `cluster.yaml`: `python tests/support/write_schemas.py`.
+"""Write the JSON Schemas of our files: `python tests/support/write_schemas.py`.
 
 Editors complete and check files with them. They follow from the models of the settings, and from
 those of the installed Ray.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from serve.config.reader import OUR_POLICY
 from serve.config.scaling import KWARGS
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.typed_reader import json_schema
+from serve.features.definitions import KINDS
+from serve.features.surface import Surface
 
 FOLDER = Path(__file__).parents[2] / "serve/schemas"
 # An entry of the section `Attributes:` in the docstring of a dataclass.
@@ -31,12 +34,12 @@ TOP_LEVEL_KEYS = ("host", "port")
 
 def schemas() -> dict[str, str]:
     """Return the text of each schema, by file name."""
-    return {"cluster.json": as_text(cluster())}
+    return {"cluster.json": as_text(cluster()), "surface.json": as_text(surface())}
 
 
 def as_text(schema: dict[str, Any]) -> str:
     head = {"$schema": "http://json-schema.org/draft-07/schema#"}
-    return json.dumps(head | plain(schema), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(head | plain(schema), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def cluster() -> dict[str, Any]:
@@ -82,14 +85,36 @@ def cluster() -> dict[str, Any]:
     return schema
 
 
+def surface() -> dict[str, Any]:
+    """Return the schema of a surface file, with the options of each kind of feature."""
+    schema = described(json_schema(Surface))
+    definitions = schema["$defs"]
+    choices = []
+    for name, kind in KINDS.items():
+        model = described(json_schema(kind))
+        definitions |= model.pop("$defs", {}) | {kind.__name__: model}
+        model["properties"] = {"kind": {"const": name}} | model["properties"]
+        choices.append({"if": has("kind", [name]), "then": reference(kind.__name__)})
+    schema["properties"]["features"]["additionalProperties"] = {
+        "type": "object",
+        "properties": {"kind": {"description": "Kind of the feature.", "enum": list(KINDS)}},
+        "required": ["kind"],
+        "allOf": choices,
+    }
+    return schema
+
+
 def reference(name: str) -> dict[str, str]:
     return {"$ref": f"#/$defs/{name}"}
 
 
 def when(key: str, values: Sequence[str], properties: dict[str, Any]) -> dict[str, Any]:
     """Return keywords that apply `properties` where a key has one of these values."""
-    condition = {"properties": {key: {"enum": list(values)}}, "required": [key]}
-    return {"if": condition, "then": {"properties": properties}}
+    return {"if": has(key, values), "then": {"properties": properties}}
+
+
+def has(key: str, values: Sequence[str]) -> dict[str, Any]:
+    return {"properties": {key: {"enum": list(values)}}, "required": [key]}
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +134,9 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a copy in which the properties have the descriptions of the docstrings."""
     schema = copy.deepcopy(schema)
     for model in (schema, *schema.get("$defs", {}).values()):
-        if "properties" not in model:
+        summary, _, attributes = model.get("description", "").partition("\n\nAttributes:\n")
+        if not attributes:
             continue
-        summary, _, attributes = model["description"].partition("\n\nAttributes:\n")
         model["description"] = " ".join(summary.split())
         descriptions = {name: " ".join(text.split()) for name, text in ATTRIBUTE.findall(attributes)}
         assert descriptions.keys() == model["properties"].keys(), f"the docstring of {model['title']}"
@@ -121,12 +146,16 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a copy without pydantic's titles, which repeat the names."""
+    """Return a copy without pydantic's titles, which repeat the names, and without infinity."""
     if isinstance(value, list):
         return [plain(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {key: plain(item) for key, item in value.items() if key != "title" or not isinstance(item, str)}
+    return {
+        key: plain(item)
+        for key, item in value.items()
+        if not (key == "title" and isinstance(item, str)) and not (key == "default" and item == math.inf)
+    }
 
 
 if __name__ == "__main__":
