@@ -160,13 +160,13 @@ def key(
     as_json: Json = False,
 ) -> None:
     """Create a caller's API key; print it once, with its hash for `user_config.api_keys`."""
-    from serve.config.settings import ApiKey
+    from serve.config.settings import UserConfig
     from serve.http.auth import mint
 
     secret, sha256 = mint()
     entry = {name: {"sha256": sha256, "requests_per_s": rps}}
     # Refuse the values that `check` would refuse.
-    ApiKey.from_mapping(name, entry[name], f"api_keys.{name}")
+    UserConfig.from_mapping({"api_keys": entry})
     # JSON is valid YAML, whatever the name is.
     line = json.dumps(entry)[1:-1]
     text = f"X-Api-Key: {secret}\nput only its hash in the file, in user_config.api_keys of FeatureFetch:\n  {line}"

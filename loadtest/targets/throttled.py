@@ -7,27 +7,28 @@ any machine, and two cores suffice to test scaling; real Scorers would compete f
 
 import asyncio
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 from ray import serve
 from ray.serve import Application
 
-from serve.config.settings import ARGS, AppArgs
-from serve.contract.validation import number, table
+from serve.config.settings import AppArgs
+from serve.contract.typed_reader import STRICT, Between, read
 from serve.deployments import FeatureFetch, Ingest
 from serve.deployments import Scorer as RealScorer
 from serve.features.matrix import Matrix
 
-PACE = ("ms_per_batch", "us_per_candidate")
+Duration = Annotated[float, Between(0, 10_000)]
 
 
 @dataclass(frozen=True)
 class Pace:
     """Minimum duration of a batch."""
 
-    ms_per_batch: float
-    us_per_candidate: float
+    __pydantic_config__ = STRICT
+    ms_per_batch: Duration
+    us_per_candidate: Duration
 
     def seconds(self, num_candidates: int) -> float:
         """Return the minimum duration of a batch with this many candidates."""
@@ -60,9 +61,9 @@ class Throttled:
 def build(args: dict[str, Any]) -> Application:
     """Build as `serve.app:build`, from its `args` and those of the pace."""
     base = os.environ.get("TABRANK_HOME", os.getcwd())
-    table(dict(args), "args", (*ARGS, *PACE), PACE)
-    pace = Pace(**{name: number(args[name], f"args.{name}", 0, 10_000) for name in PACE})
-    settings = AppArgs.from_mapping({key: value for key, value in args.items() if key not in PACE}, "args")
+    names = [field.name for field in fields(Pace)]
+    pace = read(Pace, {key: value for key, value in args.items() if key in names}, "args")
+    settings = AppArgs.from_mapping({key: value for key, value in args.items() if key not in names})
     scorer = Throttled.bind(settings, base, pace)  # type: ignore[attr-defined]
     ingest = Ingest.bind(settings, base)  # type: ignore[attr-defined]
     return FeatureFetch.bind(settings, base, scorer, ingest)  # type: ignore[attr-defined]

@@ -10,20 +10,7 @@ from typing import Any, cast
 
 from serve.config.diagnostics import Findings
 from serve.config.known_keys import suggest
-from serve.config.settings import (
-    API_KEY_KEYS,
-    ARGS,
-    ARM_KEYS,
-    CANARY,
-    CURRENT,
-    EXPERIMENT_KEYS,
-    ApiKey,
-    AppArgs,
-    Arm,
-    Experiment,
-    UserConfig,
-    is_loopback,
-)
+from serve.config.settings import CANARY, AppArgs, UserConfig, is_loopback
 from serve.config.sizes import Size
 from serve.config.storage import check_storage
 from serve.config.yaml_positions import Steps, show
@@ -75,10 +62,13 @@ def check(
         _check_name(findings, here, name, deployment)
         if name == OUR_INGRESS:
             knobs_at = (*here, "user_config")
-            knobs = _read_knobs(findings, knobs_at, deployment.get("user_config"))
+            knobs = findings.read(
+                UserConfig, knobs_at, deployment.get("user_config") or {}, "give it a value"
+            )
     if knobs is not None and not knobs.api_keys and not is_loopback(file.host):
         _refuse_open(findings, file.host)
-    args = _read_args(findings, steps, application)
+    given = application.get("args", {})
+    args = findings.read(AppArgs, (*steps, "args"), given, "name a shipped surface, such as spaces")
     if args is None:
         return
     check_storage(findings, (*steps, "args"), args, base, file.num_nodes)
@@ -131,16 +121,6 @@ def _check_log(findings: Findings, steps: Steps, log: Path, owners: dict[Path, s
     owners.setdefault(log, show(steps))
 
 
-def _read_args(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> AppArgs | None:
-    """Read the arguments of our builder; None if they are refused."""
-    given, steps = application.get("args", {}), (*steps, "args")
-    if not isinstance(given, dict):
-        return None
-    if "surface" not in given:
-        findings.miss(steps, "surface", "name a shipped surface, such as spaces")
-    return findings.reading(AppArgs.from_mapping, steps, given, ARGS, {"surface": "spaces"})
-
-
 def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -> Surface | None:
     """Load the surface that the arguments name; None if it is refused."""
     shipped = [path.stem for path in SHIPPED.glob("*.toml")]
@@ -151,7 +131,7 @@ def _read_surface(findings: Findings, steps: Steps, args: AppArgs, base: Path) -
     try:
         return args.load_surface(base)
     except TabrankError as error:
-        findings.refuse(steps, str(error))
+        findings.refuse(steps, str(error).replace("\n", "; "))
         return None
 
 
@@ -164,40 +144,6 @@ def _check_name(findings: Findings, steps: Steps, name: str, deployment: Mapping
         findings.refuse(
             (*steps, "user_config"), f"{name} has no live settings; put them under {OUR_INGRESS}", key=True
         )
-
-
-def _read_knobs(findings: Findings, steps: Steps, given: Any) -> UserConfig | None:
-    """Read the live settings; None if they are refused. `steps` lead to `user_config`."""
-    if not isinstance(given, dict):
-        return None if given else UserConfig()
-    experiment = (*steps, "experiment")
-    if isinstance(declared := given.get("experiment"), dict):
-        arms = declared.get("arms")
-        for name, arm in arms.items() if isinstance(arms, dict) else ():
-            here = (*experiment, "arms", name)
-            if isinstance(arm, dict):
-                _read_arm(findings, here, name, arm)
-        filling = {"name": "x", "salt": "x", "arms": {"popular": {"scorer": "popular", "share": 1.0}}}
-        findings.reading(Experiment.from_mapping, experiment, declared, EXPERIMENT_KEYS, filling)
-    keys = given.get("api_keys")
-    for name, key in keys.items() if isinstance(keys, dict) else ():
-        if isinstance(key, dict):
-            _read_key(findings, (*steps, "api_keys", name), name, key)
-    return findings.reading(UserConfig.from_mapping, steps, given, UserConfig.__dataclass_fields__, {})
-
-
-def _read_arm(findings: Findings, steps: Steps, name: object, arm: Mapping[str, Any]) -> None:
-    filling = {"scorer": CURRENT, "share": 1.0}
-    findings.reading(
-        lambda values, where: Arm.from_mapping(name, values, where), steps, arm, ARM_KEYS, filling
-    )
-
-
-def _read_key(findings: Findings, steps: Steps, name: object, key: Mapping[str, Any]) -> None:
-    filling = {"sha256": "0" * 64, "requests_per_s": 1.0}
-    findings.reading(
-        lambda values, where: ApiKey.from_mapping(name, values, where), steps, key, API_KEY_KEYS, filling
-    )
 
 
 def _check_versions(findings: Findings, steps: Steps, knobs: UserConfig, models: Path) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from serve.config.yaml_positions import Document, Finding, Steps, show
-from serve.contract.errors import TabrankError
-
-Read = TypeVar("Read")
+from serve.contract.typed_reader import Invalid, Model, read
 
 
 class Findings:
@@ -61,38 +57,21 @@ class Findings:
         """Return True if nothing at or below a path was refused."""
         return all(known[: len(steps)] != steps for known, _ in self._refusals)
 
-    @contextlib.contextmanager
-    def noting(self, steps: Steps) -> Iterator[None]:
-        """Add a TabrankError of the block as an error, at the path in its message or at `steps`."""
-        try:
-            yield
-        except TabrankError as error:
-            found, detail = self.document.split(str(error))
-            related = found and (found[: len(steps)] == steps or found == steps[: len(found)])
-            self.refuse(found if related else steps, detail if related else str(error))
+    def read(self, model: type[Model], steps: Steps, values: object, remedy: str) -> Model | None:
+        """Read the values of a path into a dataclass; None if they are refused.
 
-    def reading(
-        self,
-        reader: Callable[[dict[str, Any], str], Read],
-        steps: Steps,
-        given: Mapping[str, Any],
-        known: Iterable[str],
-        filling: Mapping[str, Any],
-    ) -> Read | None:
-        """Read a mapping with `reader`; None if it is refused.
-
-        Each key is first read alone, with `filling` for the others, so that every key gets its
-        error. Keys that are not `known` are left out: the check of keys refuses them.
+        `remedy` is the advice for a missing key.
         """
-        given = {key: value for key, value in given.items() if key in known}
-        for key, value in given.items():
-            if self.are_none((*steps, key)):
-                with self.noting((*steps, key)):
-                    reader({**filling, key: value}, show(steps))
-        if self.are_none(steps):
-            with self.noting(steps):
-                return reader(given, show(steps))
-        return None
+        try:
+            found = read(model, values, show(steps))
+        except Invalid as error:
+            for problem in error.problems:
+                here = (*steps, *problem.steps)
+                if problem.missing:
+                    self.miss(here, problem.missing, remedy)
+                else:
+                    self.refuse(here, problem.detail)
+        return found if self.are_none(steps) else None
 
     def _problem(self, steps: Steps, detail: str, place: tuple[int, int]) -> Finding:
         return Finding(str(self.document.path), *place, show(steps), detail)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from serve.config.diagnostics import Findings
 from serve.config.pools import NodePool
-from serve.config.settings import API_KEY_KEYS, ARGS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
+from serve.config.settings import AppArgs, UserConfig
 from serve.config.yaml_positions import Steps
 from serve.contract.errors import did_you_mean, nearest
+from serve.contract.typed_reader import Level, levels
 
-# The keys on the way to a level; "*" for a name that the user chooses.
-Level = tuple[str, ...]
 Levels = Mapping[Level, Iterable[str]]
 # The keys directly under these are names that the user chooses.
 CHOSEN = ("nodes", "arms", "api_keys")
@@ -22,13 +20,10 @@ APPLICATION: Level = ("applications",)
 DEPLOYMENT: Level = ("applications", "deployments")
 LIVE: Level = (*DEPLOYMENT, "user_config")
 OURS: Levels = {
-    (*APPLICATION, "args"): ARGS,
-    LIVE: [field.name for field in fields(UserConfig)],
-    (*LIVE, "experiment"): EXPERIMENT_KEYS,
-    (*LIVE, "experiment", "arms", "*"): ARM_KEYS,
-    (*LIVE, "api_keys", "*"): API_KEY_KEYS,
+    **levels(AppArgs, (*APPLICATION, "args")),
+    **levels(UserConfig, LIVE),
 }
-POOLS: Levels = {("nodes", "*"): [field.name for field in fields(NodePool)]}
+POOLS: Levels = levels(NodePool, ("nodes", "*"))
 PLACES = {
     (): "at the top of the file",
     APPLICATION: "in the application",

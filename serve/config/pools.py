@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from serve.config.diagnostics import Findings
-from serve.config.yaml_positions import Steps, show
-from serve.contract.validation import whole
+from serve.config.yaml_positions import Steps
+from serve.contract.typed_reader import STRICT, Between
 
 # The pool of the machine with Ray's controller.
 HEAD = "head"
-# Upper limit of every count in a pool.
-MOST = 100_000
+Count = Annotated[int, Between(0, 100_000)]
 # Name of a pool or cluster, valid in every launcher and in Kubernetes.
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class NodePool:
-    """Machines of one kind: the resources of each, and the range of their number."""
+    """Machines of one kind: the resources of each, and the range of their number.
 
-    num_cpus: int
-    min_nodes: int
-    max_nodes: int
-    num_gpus: int = 0
+    Attributes:
+        num_cpus: CPUs of each machine.
+        min_nodes: Machines that always run.
+        max_nodes: Most machines.
+        num_gpus: GPUs of each machine.
+    """
+
+    __pydantic_config__ = STRICT
+    num_cpus: Count
+    min_nodes: Count
+    max_nodes: Count
+    num_gpus: Count = 0
 
 
 def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:
@@ -55,20 +62,8 @@ def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, Nod
 
 
 def _read_pool(findings: Findings, steps: Steps, sizes: Any) -> NodePool | None:
-    known = [field.name for field in fields(NodePool)]
-    if not isinstance(sizes, dict):
-        findings.refuse(steps, f"expected a pool of machines with {', '.join(known)} (got {sizes!r})")
-        return None
-    for key in known[:3]:
-        if key not in sizes:
-            findings.miss(steps, key, "give a number")
-    for key, value in sizes.items():
-        with findings.noting((*steps, key)):
-            whole(value, show((*steps, key)), 0, MOST)
-    if not findings.are_none(steps):
-        return None
-    pool = NodePool(**sizes)
-    if pool.min_nodes > pool.max_nodes:
+    pool = findings.read(NodePool, steps, sizes, "give a number")
+    if pool is not None and pool.min_nodes > pool.max_nodes:
         findings.refuse(
             (*steps, "min_nodes"), f"min_nodes ({pool.min_nodes}) is above max_nodes ({pool.max_nodes})"
         )

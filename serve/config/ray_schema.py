@@ -19,9 +19,6 @@ from ray.serve._private.utils import validate_route_prefix
 from ray.serve.config import (
     AutoscalingConfig,
     AutoscalingPolicy,
-    DeploymentActorConfig,
-    GangSchedulingConfig,
-    RequestRouterConfig,
 )
 from ray.serve.schema import (
     DeploymentSchema,
@@ -31,30 +28,27 @@ from ray.serve.schema import (
 )
 
 from serve.config.diagnostics import Findings
-from serve.config.known_keys import APPLICATION, DEPLOYMENT, Level
+from serve.config.known_keys import APPLICATION, DEPLOYMENT
 from serve.config.sizes import Size
 from serve.config.yaml_positions import Steps
 from serve.contract.errors import did_you_mean
+from serve.contract.typed_reader import Level
+from serve.contract.typed_reader import levels as levels_of
 
-NESTED = {
-    "autoscaling_config": AutoscalingConfig,
-    "request_router_config": RequestRouterConfig,
-    "gang_scheduling_config": GangSchedulingConfig,
-}
-"""Mappings of a deployment that Serve validates only when it deploys."""
-OUTLINE = ("name", "route_prefix", "import_path", "num_replicas")
+# Models of keys that Ray declares as plain mappings, and validates only when it deploys.
+LATE = {"autoscaling_policy": AutoscalingPolicy, "actor_options": RayActorOptionsSchema}
 # Import paths whose code Ray's models would import, and so run, to validate them.
 IMPORTED = ("policy_function", "request_router_class")
 
 
 def ray_levels() -> dict[Level, list[str]]:
     """Return the keys of each level of a Serve config."""
-    levels = dict(_levels(ServeDeploySchema, ()))
+    levels = dict(levels_of(ServeDeploySchema))
     # Ray declares these two keys here, and refuses them below the top level.
     levels[APPLICATION] = [name for name in levels[APPLICATION] if name not in ("host", "port")]
-    levels |= dict(_levels(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy")))
+    levels |= levels_of(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy"))
     actor = (*DEPLOYMENT, "deployment_actors", "actor_options")
-    levels |= dict(_levels(RayActorOptionsSchema, actor))
+    levels |= levels_of(RayActorOptionsSchema, actor)
     levels[(*DEPLOYMENT, "ray_actor_options", "fallback_strategy")] = ["label_selector"]
     known = [name for name in RuntimeEnv.known_fields if not name.startswith("_")]
     for owner in (APPLICATION, (*DEPLOYMENT, "ray_actor_options"), actor):
@@ -65,12 +59,7 @@ def ray_levels() -> dict[Level, list[str]]:
 
 def check_values(findings: Findings, document: dict[str, Any]) -> None:
     """Refuse the values that one of Ray's models refuses, now or when it deploys."""
-    applications = document.get("applications")
-    if isinstance(applications, list):
-        given = enumerate(applications)
-        applications = [item for i, item in given if _application(findings, ("applications", i), item)]
-        document = {**document, "applications": [_outline(item) for item in applications]}
-    _validate(findings, (), ServeDeploySchema, document)
+    _check(findings, (), ServeDeploySchema, document)
 
 
 def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
@@ -104,14 +93,6 @@ def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
     )
 
 
-def _levels(model: type[BaseModel], level: Level) -> Iterator[tuple[Level, list[str]]]:
-    yield level, list(model.model_fields)
-    for name, field in model.model_fields.items():
-        for part in _parts(field.annotation):
-            if _is_model(part):
-                yield from _levels(part, (*level, name))
-
-
 def _parts(annotation: Any) -> Iterator[Any]:
     """Yield the types in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]`."""
     yield annotation
@@ -119,65 +100,46 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from _parts(argument)
 
 
-def _outline(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a valid item that the rules of the surrounding models need."""
-    outline = {key: value for key, value in item.items() if key in OUTLINE}
-    if item.get("autoscaling_config") is not None:
-        outline["autoscaling_config"] = {}
-    return outline
-
-
-def _application(findings: Findings, steps: Steps, application: Any) -> bool:
-    if not isinstance(application, dict):
-        got = f"(got {application!r})"
-        findings.refuse(steps, f"expected an application, a mapping with the key 'import_path' {got}")
+def _check(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
+    """Refuse what a model refuses; first what is nested, because one error would hide others."""
+    if not isinstance(value, dict):
+        needed = [name for name, field in model.model_fields.items() if field.is_required()]
+        findings.refuse(
+            steps, f"expected a mapping{f' with the key {needed[0]!r}' if needed else ''} (got {value!r})"
+        )
         return False
-    deployments = application.get("deployments")
-    if isinstance(deployments, list):
-        given = enumerate(deployments)
-        sound = [item for i, item in given if _deployment(findings, (*steps, "deployments", i), item)]
-        application = {**application, "deployments": [_outline(item) for item in sound]}
-    if isinstance(policy := application.get("autoscaling_policy"), dict):
-        _validate(findings, (*steps, "autoscaling_policy"), AutoscalingPolicy, policy)
-    if not _validate(findings, steps, ServeApplicationSchema, application):
-        return False
-    _check_env(findings, (*steps, "runtime_env"), application.get("runtime_env", {}))
-    try:
-        validate_route_prefix(application.get("route_prefix"))
-    except ValueError as error:
-        findings.refuse((*steps, "route_prefix"), str(error))
+    sound = dict(value)
+    for key, child in value.items():
+        here = (*steps, key)
+        parts = list(_parts(model.model_fields[key].annotation)) if key in model.model_fields else []
+        nested = next(filter(_is_model, [*parts, LATE.get(key)]), None)
+        is_list = any(typing.get_origin(part) is list for part in parts)
+        if nested and is_list and isinstance(child, list):
+            items = enumerate(child)
+            sound[key] = [item for i, item in items if _check(findings, (*here, i), nested, item)]
+        elif nested and not is_list and child is not None:
+            _check(findings, here, nested, _scaling(value) if nested is AutoscalingConfig else child)
+        _check_plain(findings, here, child, parts)
+        if not is_list and not findings.are_none(here):
+            del sound[key]
+    if _validate(findings, steps, model, sound) and findings.are_none(steps):
+        _check_more(findings, steps, model, sound)
     return findings.are_none(steps)
 
 
-def _deployment(findings: Findings, steps: Steps, deployment: Any) -> bool:
-    if not isinstance(deployment, dict):
-        got = f"(got {deployment!r})"
-        findings.refuse(steps, f"expected a deployment, a mapping with the key 'name' {got}")
-        return False
-    _check_nested(findings, steps, deployment)
-    # A model that Ray creates inside another may raise other exceptions than ValidationError.
-    safe = {key: value for key, value in deployment.items() if findings.are_none((*steps, key))}
-    outline = {key: value for key, value in _outline(deployment).items() if key != "num_replicas"}
-    if _validate(findings, steps, DeploymentSchema, safe | outline) and findings.are_none(steps):
-        _when_deployed(findings, steps, safe)
-    return findings.are_none(steps)
-
-
-def _check_nested(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
-    """Validate the mappings that Serve validates only when it deploys."""
-    for key, model in NESTED.items():
-        if deployment.get(key) is not None:
-            given = _scaling(deployment) if model is AutoscalingConfig else deployment[key]
-            _validate(findings, (*steps, key), model, given)
-    scaling = deployment.get("autoscaling_config")
-    if isinstance(scaling, dict) and scaling.get("target_ongoing_requests", 0) is None:
-        where = (*steps, "autoscaling_config", "target_ongoing_requests")
+def _check_more(findings: Findings, steps: Steps, model: Any, value: Mapping[str, Any]) -> None:
+    """Refuse values that Ray refuses elsewhere than in the model."""
+    if model is ServeApplicationSchema:
+        _check_env(findings, (*steps, "runtime_env"), value.get("runtime_env", {}))
+        try:
+            validate_route_prefix(value.get("route_prefix"))
+        except ValueError as error:
+            findings.refuse((*steps, "route_prefix"), str(error))
+    if model is AutoscalingConfig and value.get("target_ongoing_requests", 0) is None:
+        where = (*steps, "target_ongoing_requests")
         findings.refuse(where, "Ray compares this value with max_ongoing_requests; give a number (got None)")
-    actors = deployment.get("deployment_actors")
-    for i, actor in enumerate(actors if isinstance(actors, list) else []):
-        here = (*steps, "deployment_actors", i)
-        if _validate(findings, here, DeploymentActorConfig, actor) and "actor_options" in actor:
-            _validate(findings, (*here, "actor_options"), RayActorOptionsSchema, actor["actor_options"])
+    if model is DeploymentSchema:
+        _when_deployed(findings, steps, value)
 
 
 def _scaling(deployment: Mapping[str, Any]) -> Any:
@@ -228,7 +190,6 @@ def _without_imports(value: Any) -> Any:
 
 def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
     try:
-        _check_plain(findings, steps, model, value)
         model.model_validate(_without_imports(value))
     except ValidationError as error:
         for problem in error.errors():
@@ -242,23 +203,12 @@ def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
     return True
 
 
-def _check_plain(findings: Findings, steps: Steps, model: Any, value: Any) -> None:
+def _check_plain(findings: Findings, steps: Steps, value: Any, parts: list[Any]) -> None:
     """Refuse what pydantic would accept or run: yes for 1, and the import path of code."""
-    for key, child in value.items() if isinstance(value, dict) else ():
-        field = model.model_fields.get(key)
-        if field is None:
-            continue
-        here, parts = (*steps, key), list(_parts(field.annotation))
-        if key in IMPORTED and not (isinstance(child, str) and re.fullmatch(r"\w+([.:]\w+)+", child)):
-            findings.refuse(here, f"expected an import path, such as package.module:name (got {child!r})")
-        if isinstance(child, bool) and {int, float} & {*filter(_is_type, parts)} and bool not in parts:
-            findings.refuse(here, f"expected a number (got {child}, which YAML reads for yes and no)")
-        for nested in filter(_is_model, parts):
-            _check_plain(findings, here, nested, child)
-
-
-def _is_type(part: Any) -> bool:
-    return isinstance(part, type)
+    if steps[-1] in IMPORTED and not (isinstance(value, str) and re.fullmatch(r"\w+([.:]\w+)+", value)):
+        findings.refuse(steps, f"expected an import path, such as package.module:name (got {value!r})")
+    if isinstance(value, bool) and (int in parts or float in parts) and bool not in parts:
+        findings.refuse(steps, f"expected a number (got {value}, which YAML reads for yes and no)")
 
 
 def _is_model(part: Any) -> bool:

@@ -15,12 +15,13 @@ from typing import Any
 from serve.config import application as ours
 from serve.config.application import OUR_APPLICATION
 from serve.config.diagnostics import Findings
-from serve.config.known_keys import APPLICATION, OURS, POOLS, Level, Levels, check_keys
+from serve.config.known_keys import APPLICATION, OURS, POOLS, Levels, check_keys
 from serve.config.pools import NodePool, read_pools
 from serve.config.scaling import KWARGS, Steady
 from serve.config.sizes import Size, check_room, check_size
 from serve.config.yaml_positions import ConfigRefused, Document, Finding, Steps
 from serve.contract.errors import TabrankError
+from serve.contract.typed_reader import Level
 
 OUR_POLICY = ("serve.config.scaling:Steady", "serve.config.scaling.Steady")
 OUR_EXPORTERS = ("serve.http.tracing:to_file", "serve.http.tracing:to_otlp")

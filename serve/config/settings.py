@@ -1,4 +1,8 @@
-"""Our settings in `cluster.yaml`: `args` rebuild the application, `user_config` changes live."""
+"""Our settings in `cluster.yaml`: `args` rebuild the application, `user_config` changes live.
+
+Each setting is stated here alone: its type, range, default and description. From these come
+validation, the suggestions for unknown keys, and `serve/schemas/cluster.json` for editors.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +10,90 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError
 from serve.contract.messages import nearest
-from serve.contract.validation import milliseconds, number, one_of, table, typed, whole
+from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
+from serve.contract.validation import milliseconds
 from serve.features.surface import Surface, load_surface
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
 Clock = Literal["wall", "event"]
-ARGS = ("surface", "store", "models", "log", "keep_log_days", "backend", "clock")
 # Name of an artifact's version.
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 # Metrics of an experiment's report.
-METRICS = ("active_days", "join_rate", "clicks", "joins", "minutes")
+Metric = Literal["active_days", "join_rate", "clicks", "joins", "minutes"]
+METRICS = get_args(Metric)
 POPULAR, CURRENT, CANARY, SHUFFLE, NOOP = "popular", "current", "canary", "shuffle", "noop"
 HEURISTICS = (POPULAR, SHUFFLE, NOOP)
+SCORERS = (CURRENT, CANARY, *HEURISTICS)
 # The arm of the viewers who take part in no experiment.
 HOLDOUT = "holdout"
-EXPERIMENT_KEYS = ("name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect")
-ARM_KEYS = ("scorer", "share", "explore")
-API_KEY_KEYS = ("sha256", "requests_per_s", "may_choose_arm")
-SHADOW_KEYS = ("version", "share")
 NO_KEY = hashlib.sha256(b"").hexdigest()
+
+
+def _check_name(value: object, where: str) -> str:
+    # YAML does not read a bare on, off or 1 as a string.
+    if not isinstance(value, str) or not value:
+        raise TabrankError(f"{where}: {value!r} must be a string of one character or more; put it in quotes")
+    return value
+
+
+def _check_time(value: object, where: str) -> int | None:
+    if value is None:
+        return None
+    if value == "now":
+        raise TabrankError(f"{where}: each replica and report would have another now; write the time")
+    # YAML reads it as a time, which Ray cannot pass on.
+    if not isinstance(value, str):
+        raise TabrankError(f'{where}: {value} must be in quotes: "2026-01-31T12:00:00Z"')
+    return milliseconds(value, where)
+
+
+def _refuse_a_key(values: object) -> object:
+    """Refuse anything but a table without repeating it: it may be a key itself."""
+    if not isinstance(values, dict):
+        raise ValueError(
+            "must be a table with the SHA-256 of the key, never the key; "
+            "`python -m serve key` creates one and prints the lines"
+        )
+    return values
+
+
+NoKey = BeforeValidator(_refuse_a_key)
+Name = Annotated[str, checked_by(_check_name), Field(min_length=1)]
+Share = Annotated[float, Between(0, 1)]
+Time = Annotated[int | None, checked_by(_check_time), WithJsonSchema({"type": ["string", "null"]})]
 
 
 @dataclass(frozen=True)
 class AppArgs:
-    """The application's `args`. Paths are relative to the folder of `cluster.yaml`."""
+    """The application's `args`. Paths are relative to the folder of `cluster.yaml`.
 
+    Attributes:
+        surface: Name of a shipped surface, or path of a TOML file.
+        store: lmdb:PATH on one machine, or redis://HOST:PORT/DB.
+        models: Folder of the published artifacts.
+        log: Folder of the log of exposures and events.
+        backend: What scores: onnx on the CPU, or torch, which pays off with a GPU only.
+        clock: `event` takes the time from requests, for replays and tests.
+        keep_log_days: Delete older segments and keep a snapshot in their place; 0 keeps all.
+    """
+
+    __pydantic_config__ = STRICT
     surface: str
     store: str = "lmdb:var/store"
     models: str = "var/models"
     log: str = "var/log"
     backend: Backend = "onnx"
     clock: Clock = "wall"
-    # Delete older segments and keep a snapshot in their place; 0 keeps all.
-    keep_log_days: int = 30
+    keep_log_days: Annotated[int, Between(0, 36_500)] = 30
 
     def load_surface(self, base: Path) -> Surface:
         """Load the surface: a shipped one, or a TOML file beside `cluster.yaml`."""
@@ -54,77 +102,84 @@ class AppArgs:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "args") -> AppArgs:
         """Read strictly; raise TabrankError with key, value and remedy."""
-        given = table(dict(values), where, ARGS, ("surface",))
-        backend = one_of(given.get("backend", "onnx"), get_args(Backend), f"{where}.backend")
-        clock = one_of(given.get("clock", "wall"), get_args(Clock), f"{where}.clock")
-        return cls(
-            surface=typed(given["surface"], str, f"{where}.surface"),
-            store=typed(given.get("store", cls.store), str, f"{where}.store"),
-            models=typed(given.get("models", cls.models), str, f"{where}.models"),
-            log=typed(given.get("log", cls.log), str, f"{where}.log"),
-            backend=cast(Backend, backend),
-            clock=cast(Clock, clock),
-            keep_log_days=whole(
-                given.get("keep_log_days", cls.keep_log_days), f"{where}.keep_log_days", 0, 36_500
-            ),
-        )
+        return read(cls, values, where)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of an experiment: a scorer by name, and its share of viewers."""
+    """One side of an experiment: a scorer by name, and its share of viewers.
 
-    name: str
-    # popular, shuffle, noop, current, canary (current without a canary), or an artifact's version.
-    scorer: str
-    share: float
-    # The share of rankings whose order is drawn, for `training experiment offline`.
-    explore: float = 0.0
+    Attributes:
+        scorer: popular, shuffle, noop, current, canary (current without a canary), or an artifact's
+            version.
+        share: Share of the viewers.
+        explore: Share of rankings whose order is drawn, for `training experiment offline`.
+    """
+
+    __pydantic_config__ = STRICT
+    name: ItemName
+    scorer: Annotated[
+        str,
+        Field(json_schema_extra={"anyOf": [{"enum": list(SCORERS)}, {"pattern": f"^{VERSION.pattern}$"}]}),
+    ]
+    share: Share
+    explore: Share = 0.0
 
     @property
     def by_model(self) -> bool:
         """Return True if an artifact ranks, rather than a heuristic."""
         return self.scorer not in HEURISTICS
 
+    @field_validator("name")
     @classmethod
-    def from_mapping(cls, name: object, values: object, where: str) -> Arm:
-        """Read strictly."""
-        # YAML does not read a bare on, off or 1 as a string.
-        name = _name(name, where)
+    def _is_free(cls, name: str) -> str:
         if name == HOLDOUT:
-            raise TabrankError(f"{where}: this name is reserved for the viewers held out; use another name")
-        given = table(values, where, ARM_KEYS, ARM_KEYS[:2])
-        scorer = typed(given["scorer"], str, f"{where}.scorer")
-        if not VERSION.fullmatch(scorer) and scorer not in (CURRENT, CANARY, *HEURISTICS):
-            names = (CURRENT, CANARY, *HEURISTICS)
-            near = nearest(scorer, names)
-            there = f"{' There' if near else '; there'} are {', '.join(names)} and the versions that are published"
-            raise TabrankError(f"{where}.scorer: there is no scorer {scorer!r}{near}{there}")
-        explore = number(given.get("explore", 0.0), f"{where}.explore", 0, 1)
+            raise ValueError("this name is reserved for the viewers held out; use another name")
+        return name
+
+    @field_validator("scorer")
+    @classmethod
+    def _is_known(cls, scorer: str) -> str:
+        if not VERSION.fullmatch(scorer) and scorer not in SCORERS:
+            near = nearest(scorer, SCORERS)
+            there = f"{' There' if near else '; there'} are {', '.join(SCORERS)} and the versions that are published"
+            raise ValueError(f"there is no scorer {scorer!r}{near}{there}")
+        return scorer
+
+    @field_validator("explore")
+    @classmethod
+    def _has_scores(cls, explore: float, info: ValidationInfo) -> float:
+        scorer = info.data.get("scorer")
         if explore and scorer in HEURISTICS:
-            raise TabrankError(
-                f"{where}.explore: orders are drawn from a model's scores, and {scorer} has none; leave it out"
-            )
-        return cls(name, scorer, number(given["share"], f"{where}.share", 0, 1), explore)
+            raise ValueError(f"orders are drawn from a model's scores, and {scorer} has none; leave it out")
+        return explore
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms, assigned by weighted rendezvous hash of (salt, viewer), and the report's settings."""
+    """Arms, assigned by weighted rendezvous hash of (salt, viewer), and the report's settings.
 
-    name: str
-    salt: str
-    arms: tuple[Arm, ...]
-    # The share of viewers who take part in no experiment and get the popular order.
-    holdout: float = 0.0
-    # Nobody takes part before the start, or from the end on.
-    start_ms: int | None = None
-    end_ms: int | None = None
-    # The metric that decides.
-    primary: str = "join_rate"
-    # Relative change of the primary metric below which a difference does not matter. The original
-    # system measured +1.96 % and +1.99 %.
-    smallest_effect: float = 0.02
+    Attributes:
+        name: Name of the experiment in the log and in reports.
+        salt: A new salt reassigns the viewers.
+        arms: Arms by name; their shares sum to 1.
+        holdout: Share of viewers who take part in no experiment and get the popular order.
+        start: ISO 8601 in quotes. Nobody takes part before.
+        end: ISO 8601 in quotes. Nobody takes part from then on.
+        primary: The metric that decides.
+        smallest_effect: Relative change of the primary metric below which a difference does not
+            matter. The original system measured +1.96 % and +1.99 %.
+    """
+
+    __pydantic_config__ = STRICT
+    name: Name
+    salt: Name
+    arms: Annotated[tuple[Arm, ...], ByName(Name)]
+    holdout: Annotated[float, Between(0, 0.5)] = 0.0
+    start_ms: Annotated[Time, Field(alias="start")] = None
+    end_ms: Annotated[Time, Field(alias="end")] = None
+    primary: Metric = "join_rate"
+    smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
 
     @property
     def versions(self) -> dict[str, str]:
@@ -137,207 +192,148 @@ class Experiment:
             self.end_ms is None or now_ms < self.end_ms
         )
 
+    @field_validator("arms")
     @classmethod
-    def from_mapping(cls, values: object, where: str) -> Experiment:
-        """Read strictly; the shares must sum to one."""
-        given = table(values, where, EXPERIMENT_KEYS, EXPERIMENT_KEYS[:3])
-        named = table(given["arms"], f"{where}.arms")
-        arms = [Arm.from_mapping(name, spec, f"{where}.arms.{name}") for name, spec in named.items()]
+    def _are_whole(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
         if not arms:
-            raise TabrankError(f"{where}.arms: the table is empty; add at least one arm, such as popular")
+            raise ValueError("the table is empty; add at least one arm, such as popular")
         total = sum(arm.share for arm in arms)
         if abs(total - 1) > 1e-9:
-            raise TabrankError(f"{where}.arms: the shares sum to {total:g}; they must sum to 1")
-        start_ms, end_ms = (_time(given.get(key), f"{where}.{key}") for key in ("start", "end"))
-        if start_ms is not None and end_ms is not None and start_ms >= end_ms:
-            raise TabrankError(f"{where}.end: {given['end']} must come after the start, {given['start']}")
-        experiment = cls(
-            _name(given["name"], f"{where}.name"),
-            _name(given["salt"], f"{where}.salt"),
-            tuple(arms),
-            number(given.get("holdout", cls.holdout), f"{where}.holdout", 0, 0.5),
-            start_ms,
-            end_ms,
-            one_of(given.get("primary", cls.primary), METRICS, f"{where}.primary"),
-            number(given.get("smallest_effect", cls.smallest_effect), f"{where}.smallest_effect", 1e-4, 1),
-        )
-        num_versions = len(set(experiment.versions.values()))
+            raise ValueError(f"the shares sum to {total:g}; they must sum to 1")
+        num_versions = len({arm.scorer for arm in arms if VERSION.fullmatch(arm.scorer)})
         if num_versions > MAX_VERSIONS:
-            raise TabrankError(
-                f"{where}.arms: they name {num_versions} artifacts by version; "
+            raise ValueError(
+                f"they name {num_versions} artifacts by version; "
                 f"a scorer holds {MAX_VERSIONS} beside the promoted one"
             )
-        return experiment
+        return arms
 
-
-def _name(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise TabrankError(f"{where}: {value!r} must be a string of one character or more; put it in quotes")
-    return value
-
-
-def _time(value: object, where: str) -> int | None:
-    if value is None:
-        return None
-    if value == "now":
-        raise TabrankError(f"{where}: each replica and report would have another now; write the time")
-    # YAML reads it as a time, which Ray cannot pass on.
-    if not isinstance(value, str):
-        raise TabrankError(f'{where}: {value} must be in quotes: "2026-01-31T12:00:00Z"')
-    return milliseconds(value, where)
+    @field_validator("end_ms", mode="wrap")
+    @classmethod
+    def _follows(cls, end: object, read_time: Any, info: ValidationInfo) -> int | None:
+        start_ms, end_ms = info.data.get("start_ms"), read_time(end)
+        if start_ms is not None and end_ms is not None and start_ms >= end_ms:
+            raise ValueError(f"{end} must come after the start")
+        return cast(int | None, end_ms)
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A caller's key and its permissions; only the key's hash is kept."""
+    """A caller's key and its permissions; only the key's hash is kept.
 
-    name: str
-    sha256: str
-    requests_per_s: float
-    # By X-Arm, for testers.
-    may_choose_arm: bool = False
+    Attributes:
+        sha256: SHA-256 of the key, as `python -m serve key` prints it.
+        requests_per_s: Requests per second that the caller may send.
+        may_choose_arm: The caller may send X-Arm, for testers.
+    """
 
+    __pydantic_config__ = STRICT
+    name: ItemName
+    sha256: Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
+    requests_per_s: Annotated[float, Between(0.01, 1_000_000)]
+    may_choose_arm: StrictBool = False
+
+    @field_validator("sha256", mode="before")
     @classmethod
-    def from_mapping(cls, name: object, values: object, where: str) -> ApiKey:
-        """Read strictly."""
-        given = table(_keys_table(values, where), where, API_KEY_KEYS, API_KEY_KEYS[:2])
-        return cls(
-            _name(name, where),
-            _digest(given["sha256"], f"{where}.sha256"),
-            number(given["requests_per_s"], f"{where}.requests_per_s", 0.01, 1_000_000),
-            typed(given.get("may_choose_arm", False), bool, f"{where}.may_choose_arm"),
-        )
-
-
-def _keys_table(values: object, where: str) -> dict[str, Any]:
-    # The value may be a key itself, so no message repeats it.
-    if not isinstance(values, dict):
-        raise TabrankError(
-            f"{where}: must be a table with the SHA-256 of the key, never the key; "
-            "`python -m serve key` creates one and prints the lines"
-        )
-    return values
-
-
-def _api_keys(values: object, where: str) -> tuple[ApiKey, ...]:
-    keys: dict[str, ApiKey] = {}
-    for name, spec in _keys_table(values, where).items():
-        key = ApiKey.from_mapping(name, spec, f"{where}.{name}")
-        if key.sha256 in keys:
-            raise TabrankError(
-                f"{where}.{name}.sha256: it is also the key of {keys[key.sha256].name!r}; create another"
+    def _is_a_hash(cls, value: object) -> object:
+        if not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)):
+            raise ValueError(
+                "must be the SHA-256 of the key, 64 hexadecimal digits in quotes; "
+                "`python -m serve key` creates a key and prints it"
             )
-        keys[key.sha256] = key
-    return tuple(keys.values())
+        if value == NO_KEY:
+            raise ValueError("is the SHA-256 of an empty key, which would admit everyone; use a real key")
+        return value
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """A version that also scores a share of the current one's batches, after their answers."""
+    """A version that also scores a share of the current one's batches, after their answers.
 
-    # canary, or an artifact's version.
-    version: str
-    share: float
+    Attributes:
+        version: canary, or an artifact's version.
+        share: Share of the batches.
+    """
 
+    __pydantic_config__ = STRICT
+    version: Annotated[str, Field(json_schema_extra={"pattern": f"^({CANARY}|{VERSION.pattern})$"})]
+    share: Share
+
+    @field_validator("version")
     @classmethod
-    def from_mapping(cls, values: object, where: str) -> Shadow:
-        """Read strictly."""
-        given = table(values, where, SHADOW_KEYS, SHADOW_KEYS)
-        version = typed(given["version"], str, f"{where}.version")
+    def _is_a_version(cls, version: str) -> str:
         if version != CANARY and not VERSION.fullmatch(version):
-            raise TabrankError(
-                f"{where}.version: {version!r} is neither {CANARY} nor the version of a published artifact"
-            )
-        return cls(version, number(given["share"], f"{where}.share", 0, 1))
+            raise ValueError(f"{version!r} is neither {CANARY} nor the version of a published artifact")
+        return version
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for a version on trial: `user_config.guard`."""
+    """Limits for a version on trial: `user_config.guard`.
 
-    enabled: bool = True
-    # A promoted version is on trial this long; a canary is on trial while it is one.
-    watch_s: float = 600.0
-    # PSI between its scores and those of the version it replaces, beyond the noise.
-    max_psi: float = 0.25
-    # Multiple of the scoring time of the version it replaces, for the same rows.
-    max_slowdown: float = 3.0
-    # Share of its calls that raise.
-    max_failed: float = 0.2
+    Attributes:
+        enabled: Roll back automatically.
+        watch_s: A promoted version is on trial this long; a canary is on trial while it is one.
+        max_psi: PSI between its scores and those of the version it replaces, beyond the noise.
+        max_slowdown: Multiple of the scoring time of the version it replaces, for the same rows.
+        max_failed: Share of its calls that raise.
+    """
 
-    @classmethod
-    def from_mapping(cls, values: object, where: str) -> Limits:
-        """Read strictly."""
-        given: Mapping[str, Any] = table(values, where, [each.name for each in fields(cls)])
-        return cls(
-            typed(given.get("enabled", cls.enabled), bool, f"{where}.enabled"),
-            number(given.get("watch_s", cls.watch_s), f"{where}.watch_s", 0, 86_400),
-            number(given.get("max_psi", cls.max_psi), f"{where}.max_psi", 0.01, 100),
-            number(given.get("max_slowdown", cls.max_slowdown), f"{where}.max_slowdown", 1.1, 1_000),
-            number(given.get("max_failed", cls.max_failed), f"{where}.max_failed", 0.01, 1),
-        )
+    __pydantic_config__ = STRICT
+    enabled: StrictBool = True
+    watch_s: Annotated[float, Between(0, 86_400)] = 600.0
+    max_psi: Annotated[float, Between(0.01, 100)] = 0.25
+    max_slowdown: Annotated[float, Between(1.1, 1_000)] = 3.0
+    max_failed: Annotated[float, Between(0.01, 1)] = 0.2
 
 
 @dataclass(frozen=True)
 class UserConfig:
-    """Live settings of `FeatureFetch`; a change restarts no replica."""
+    """Live settings of `FeatureFetch`; a change restarts no replica.
 
+    Attributes:
+        experiment: Arms, shares and what the report needs.
+        deadline_ms: For requests without a deadline. At its deadline, a request gets the popular
+            order.
+        batch_candidates: Most candidates in a batch.
+        slots: Batches in progress at once.
+        stale_after_ms: Above this age of the features, answers report `stale_features`.
+        log_features: Share of rankings whose feature matrix is logged, for the audit.
+        kill_switch: Answer every ranking with the popular order; arms stay assigned.
+        `ladder`: Load shedding: score less, and finally answer fewer requests, so that the p99
+            holds.
+        api_keys: Keys of the callers, by name. Without keys, requests from this machine need none.
+        shadow: A second version that also scores some batches, after their answers.
+        guard: When a canary, or a recently promoted version, is rolled back automatically.
+    """
+
+    __pydantic_config__ = STRICT
     experiment: Experiment = Experiment("launch", "launch", (Arm("model", CURRENT, 1.0),))
-    # For requests without a deadline. At its deadline, a request gets the popular order.
-    deadline_ms: int = 100
-    # Most candidates in a batch.
-    batch_candidates: int = 1760
-    # Batches in progress at once.
-    slots: int = 2
-    # Above this age of the features, answers report `stale_features`.
-    stale_after_ms: int = 5_000
-    # Share of rankings whose feature matrix is logged, for the audit.
-    log_features: float = 0.001
-    # Answer every ranking with the popular order; arms stay assigned.
-    kill_switch: bool = False
-    # Load shedding: score less, and finally answer fewer requests, so that the p99 holds.
-    ladder: bool = True
-    # Keys of the callers. Without keys, requests from this machine need none.
-    api_keys: tuple[ApiKey, ...] = ()
+    deadline_ms: Annotated[int, Between(1, 60_000)] = 100
+    batch_candidates: Annotated[int, Between(1, 100_000)] = 1760
+    slots: Annotated[int, Between(1, 64)] = 2
+    stale_after_ms: Annotated[int, Between(500, 3_600_000)] = 5_000
+    log_features: Share = 0.001
+    kill_switch: StrictBool = False
+    ladder: StrictBool = True
+    api_keys: Annotated[tuple[Annotated[ApiKey, NoKey], ...], ByName(Name), NoKey] = ()
     shadow: Shadow | None = None
-    # When a canary, or a recently promoted version, is rolled back automatically.
     guard: Limits = Limits()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
         """Read strictly; raise TabrankError with key, value and remedy."""
-        given = table(dict(values), where, [field.name for field in fields(cls)])
-        experiment = cls.experiment
-        if "experiment" in given:
-            experiment = Experiment.from_mapping(given["experiment"], f"{where}.experiment")
-        return cls(
-            experiment,
-            whole(given.get("deadline_ms", cls.deadline_ms), f"{where}.deadline_ms", 1, 60_000),
-            whole(
-                given.get("batch_candidates", cls.batch_candidates), f"{where}.batch_candidates", 1, 100_000
-            ),
-            whole(given.get("slots", cls.slots), f"{where}.slots", 1, 64),
-            whole(given.get("stale_after_ms", cls.stale_after_ms), f"{where}.stale_after_ms", 500, 3_600_000),
-            number(given.get("log_features", cls.log_features), f"{where}.log_features", 0, 1),
-            typed(given.get("kill_switch", cls.kill_switch), bool, f"{where}.kill_switch"),
-            typed(given.get("ladder", cls.ladder), bool, f"{where}.ladder"),
-            _api_keys(given.get("api_keys", {}), f"{where}.api_keys"),
-            Shadow.from_mapping(given["shadow"], f"{where}.shadow") if given.get("shadow") else None,
-            Limits.from_mapping(given.get("guard", {}), f"{where}.guard"),
-        )
+        return read(cls, values, where)
 
-
-def _digest(value: object, where: str) -> str:
-    if not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)):
-        raise TabrankError(
-            f"{where}: must be the SHA-256 of the key, 64 hexadecimal digits in quotes; "
-            "`python -m serve key` creates a key and prints it"
-        )
-    if value == NO_KEY:
-        raise TabrankError(
-            f"{where}: is the SHA-256 of an empty key, which would admit everyone; use a real key"
-        )
-    return value
+    @field_validator("api_keys")
+    @classmethod
+    def _differ(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        names: dict[str, str] = {}
+        for key in keys:
+            first = names.setdefault(key.sha256, key.name)
+            if first != key.name:
+                raise refusal(((key.name, "sha256"), f"it is also the key of {first!r}; create another"))
+        return keys
 
 
 def is_loopback(host: str) -> bool:

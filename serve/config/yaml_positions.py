@@ -106,27 +106,12 @@ class Document:
             mark = key_node.start_mark if key_node is not None and key and last else node.start_mark
         return mark.line + 1, mark.column + 1
 
-    def split(self, message: str) -> tuple[Steps, str]:
-        """Split a message into the path that it begins with, and the rest."""
-        steps: Steps = ()
-        value: Any = self.value
-        while True:
-            for step, child in sorted(_children(value), key=lambda pair: -len(str(pair[0]))):
-                shown = _shown(step) if steps else show((step,))
-                if message.startswith(shown) and message[len(shown) : len(shown) + 1] in (".", "[", ":", " "):
-                    steps, value, message = (*steps, step), child, message[len(shown) :]
-                    break
-            else:
-                return steps, message.lstrip(": ")
-
 
 def show(steps: Steps) -> str:
     """Format a path as text: `applications[0].deployments[1].name`."""
-    return "".join(map(_shown, steps)).lstrip(".")
-
-
-def _shown(step: Any) -> str:
-    return f"[{step}]" if isinstance(step, int) and not isinstance(step, bool) else f".{step}"
+    indices = (isinstance(step, int) and not isinstance(step, bool) for step in steps)
+    shown = (f"[{step}]" if index else f".{step}" for step, index in zip(steps, indices, strict=True))
+    return "".join(shown).lstrip(".")
 
 
 def _constructed(root: yaml.Node | None) -> Any:
@@ -138,13 +123,6 @@ def _constructed(root: yaml.Node | None) -> Any:
     except UNFIT as error:
         mark = root.start_mark
         raise yaml.MarkedYAMLError(problem=str(error), problem_mark=mark) from None
-
-
-def _children(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        yield from value.items()
-    elif isinstance(value, list):
-        yield from enumerate(value)
 
 
 def _child(node: yaml.Node, step: Any) -> tuple[yaml.Node | None, yaml.Node] | None:

@@ -15,6 +15,14 @@ from typing import Any, cast
 from serve.contract.errors import TabrankError, unknown_key
 
 MAX_DURATION_MS = 36_500 * 86_400_000
+TYPE_NAMES = {
+    dict: "a table",
+    list: "a list",
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -38,27 +46,21 @@ def typed(value: Any, kind: Any, where: str) -> Any:
     """Return the value, which must be of this type (or one of these); a boolean is not a number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        names = {
-            dict: "a table",
-            list: "a list",
-            str: "a string",
-            int: "a whole number",
-            float: "a number",
-            bool: "true or false",
-        }
-        raise TabrankError(f"{where}: {value!r} must be {names[kinds[-1]]}")
+        raise TabrankError(f"{where}: {value!r} must be {TYPE_NAMES[kinds[-1]]}")
     return value
 
 
 def one_of(value: object, known: Container[str] | Mapping[str, Any], where: str) -> str:
     """Return the value, which must be one of the known names."""
     if not isinstance(value, str) or value not in known:
-        names = cast(Iterable[str], known)
-        refused = unknown_key(where, str(value), names)
-        raise TabrankError(
-            refused.replace("unknown key", "unknown value").replace("valid keys", "valid values")
-        )
+        raise TabrankError(f"{where}: {unknown_value(value, cast(Iterable[str], known))}")
     return value
+
+
+def unknown_value(value: object, known: Iterable[str]) -> str:
+    """Return the message that refuses a value which is none of the known names."""
+    refused = unknown_key("", str(value), known).removeprefix(": ")
+    return refused.replace("unknown key", "unknown value").replace("valid keys", "valid values")
 
 
 def number(value: object, where: str, low: float, high: float) -> float:

@@ -8,14 +8,15 @@ an entity.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from dataclasses import field as declare
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.typed_reader import STRICT, Between
 from serve.features.batch import Batch
+from serve.features.options import Event, HalfLife, field_of
 from serve.features.slots import F64, U64, Entity, FieldRef, Map, Slot, Sum
 
 Transform = Literal["none", "log1p"]
@@ -25,8 +26,9 @@ Transform = Literal["none", "log1p"]
 class Prior:
     """Prior of a rate: `rate`, weighted like `weight` observations."""
 
-    rate: float
-    weight: float
+    __pydantic_config__ = STRICT
+    rate: Annotated[float, Between(0.0001, 0.9999)]
+    weight: Annotated[float, Between(0.01, 1e6)]
 
 
 class Kind(Protocol):
@@ -46,6 +48,7 @@ class Kind(Protocol):
 class Stateless:
     """Base of kinds that keep no state."""
 
+    __pydantic_config__ = STRICT
     categorical: ClassVar[bool] = False
 
     def slots(self) -> tuple[Slot, ...]:
@@ -53,16 +56,11 @@ class Stateless:
         return ()
 
 
-def types(*names: str) -> dict[str, tuple[str, ...]]:
-    """Return the metadata of a `FieldRef`: the field types that the kind accepts."""
-    return {"types": names}
-
-
 @dataclass(frozen=True)
 class Number(Stateless):
     """Numeric attribute, unchanged."""
 
-    field: FieldRef = declare(metadata=types("number", "time"))
+    field: Annotated[FieldRef, field_of("number", "time")]
     transform: Transform = "none"
 
     def value(self, batch: Batch) -> F64:
@@ -75,7 +73,7 @@ class Category(Stateless):
     """Category as its stable hash."""
 
     categorical = True
-    field: FieldRef = declare(metadata=types("category"))
+    field: Annotated[FieldRef, field_of("category")]
 
     def value(self, batch: Batch) -> U64:
         """Return `[R]`, 0 where missing."""
@@ -87,7 +85,7 @@ class MultiCategory(Stateless):
     """Set of categories as stable hashes, padded with 0."""
 
     categorical = True
-    field: FieldRef = declare(metadata=types("set"))
+    field: Annotated[FieldRef, field_of("set")]
 
     def value(self, batch: Batch) -> U64:
         """Return `[R, M]`."""
@@ -98,7 +96,7 @@ class MultiCategory(Stateless):
 class Context(Stateless):
     """Number from the context of the request."""
 
-    field: FieldRef = declare(metadata=types("number"))
+    field: Annotated[FieldRef, field_of("number")]
     transform: Transform = "none"
 
     def value(self, batch: Batch) -> F64:
@@ -110,7 +108,7 @@ class Context(Stateless):
 class Age(Stateless):
     """Seconds since a candidate's start; 0 where the start is in the future."""
 
-    field: FieldRef = declare(metadata=types("time"))
+    field: Annotated[FieldRef, field_of("time")]
     transform: Transform = "none"
 
     def value(self, batch: Batch) -> F64:
@@ -122,8 +120,8 @@ class Age(Stateless):
 class Match(Stateless):
     """1 where viewer and candidate have the same category, else 0."""
 
-    viewer: FieldRef = declare(metadata=types("category"))
-    candidate: FieldRef = declare(metadata=types("category"))
+    viewer: Annotated[FieldRef, field_of("category")]
+    candidate: Annotated[FieldRef, field_of("category")]
     transform: ClassVar[Transform] = "none"
 
     def value(self, batch: Batch) -> F64:
@@ -136,8 +134,8 @@ class Match(Stateless):
 class Member(Stateless):
     """1 where the candidate's category is in the viewer's set, else 0."""
 
-    viewer: FieldRef = declare(metadata=types("set"))
-    candidate: FieldRef = declare(metadata=types("category"))
+    viewer: Annotated[FieldRef, field_of("set")]
+    candidate: Annotated[FieldRef, field_of("category")]
     transform: ClassVar[Transform] = "none"
 
     def value(self, batch: Batch) -> F64:
@@ -151,10 +149,11 @@ class Member(Stateless):
 class Count:
     """Number of the viewer's or candidate's events, decayed with `half_life`."""
 
+    __pydantic_config__ = STRICT
     categorical: ClassVar[bool] = False
     entity: Entity
-    event: str
-    half_life_ms: float = np.inf
+    event: Event
+    half_life_ms: HalfLife = np.inf
     transform: Transform = "none"
 
     @cached_property
@@ -177,10 +176,11 @@ class Gauge:
     Example: joins − leaves is the size of the audience.
     """
 
+    __pydantic_config__ = STRICT
     categorical: ClassVar[bool] = False
     entity: Entity
-    up: str
-    down: str
+    up: Event
+    down: Event
     transform: Transform = "none"
 
     @cached_property
@@ -203,12 +203,13 @@ class Rate:
     This is the posterior mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
     """
 
+    __pydantic_config__ = STRICT
     categorical: ClassVar[bool] = False
     entity: Entity
-    event: str
-    over: str
+    event: Event
+    over: Event
     prior: Prior
-    half_life_ms: float = np.inf
+    half_life_ms: HalfLife = np.inf
     transform: Transform = "none"
 
     @cached_property
@@ -236,13 +237,14 @@ class Affinity:
     For a multi-valued field it is the mean over the candidate's values.
     """
 
+    __pydantic_config__ = STRICT
     categorical: ClassVar[bool] = False
-    event: str
-    over: str
-    field: FieldRef = declare(metadata=types("category", "set"))
+    event: Event
+    over: Event
+    field: Annotated[FieldRef, field_of("category", "set")]
     prior: Prior
-    keep: int
-    half_life_ms: float = np.inf
+    keep: Annotated[int, Between(1, 1024)]
+    half_life_ms: HalfLife = np.inf
     transform: Transform = "none"
 
     @cached_property

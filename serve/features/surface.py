@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, PlainValidator, StrictBool, ValidationInfo, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from serve.contract.errors import TabrankError, unknown_key
-from serve.contract.validation import duration_ms, number, one_of, table, typed, whole
-from serve.features.definitions import KINDS, Kind, Prior, Transform
-from serve.features.slots import IMPRESSION, Entity, FieldRef
+from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
+from serve.contract.validation import duration_ms, unknown_value
+from serve.features.definitions import KINDS, Kind
+from serve.features.options import DURATION_SCHEMA
+from serve.features.slots import IMPRESSION, OWNERS
 
 SHIPPED = Path(__file__).parents[1] / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
@@ -23,47 +29,119 @@ PositionBias = Literal["ignored", "examined"]
 MAX_CHARACTERS = 128 << 10
 # tomllib takes time quadratic in the parts of a dotted key.
 MAX_DOTS = 1_000
-OWNERS = ("viewer", "candidate", "context")
+NAME = re.compile("[a-z][a-z0-9_-]{0,63}")
+# The key under which the reader passes the text. No TOML file can have it by accident.
+TEXT_KEY = "<text>"
+WITHIN = pydantic.Field(alias="within")
 
 
 @dataclass(frozen=True)
 class Field:
     """Declared attribute of a viewer, a candidate or a request's context.
 
-    `max` limits the values kept of a set. With `request_time`, a request may state the field of a
-    candidate.
+    Attributes:
+        type: Type of the values.
+        max: Most values that are kept of a set.
+        request_time: A request may state the field, of a candidate only.
     """
 
+    __pydantic_config__ = STRICT
     type: FieldType
-    max: int = 16
-    request_time: bool = False
+    max: Annotated[int, Between(1, 256)] = 16
+    request_time: StrictBool = False
+
+
+def _check_field_name(name: str, where: str) -> str:
+    if re.fullmatch(r"id|ts_ms|ends_ms|stated_ms|sums|sums_ms|map\d+_.*", name):
+        raise TabrankError(f"{where}: the name {name!r} is reserved for the log; choose another")
+    return name
+
+
+def _spelled_out(field: object) -> object:
+    return field if isinstance(field, dict) else {"type": field}
+
+
+def _read_features(values: object, info: ValidationInfo) -> dict[str, Kind]:
+    """Read each feature; its options are the fields of the kind's dataclass."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r} must be a table")
+    features: dict[str, Kind] = {}
+    problems: list[tuple[tuple[Any, ...], str]] = []
+    for name, spec in values.items():
+        if not isinstance(spec, dict):
+            problems.append(((name,), f"{spec!r} must be a table"))
+        elif "kind" not in spec:
+            problems.append(((name,), f"the key 'kind' is missing; kinds are {', '.join(KINDS)}"))
+        elif not isinstance(kind := spec["kind"], str) or kind not in KINDS:
+            problems.append(((name, "kind"), unknown_value(kind, KINDS)))
+        else:
+            options = {key: value for key, value in spec.items() if key != "kind"}
+            try:
+                features[name] = read(KINDS[kind], options, "", context=info.data)
+            except Invalid as error:
+                problems += [((name, *problem.steps), problem.detail) for problem in error.problems]
+    if problems:
+        raise refusal(*problems)
+    return features
+
+
+Fields = Mapping[
+    Annotated[str, checked_by(_check_field_name)],
+    Annotated[Field, BeforeValidator(_spelled_out, json_schema_input_type=FieldType | Field)],
+]
 
 
 @dataclass(frozen=True)
 class Label:
-    """Event to predict, and the time after the impression within which it counts (inclusive)."""
+    """Event to predict, and the time within which it counts.
 
+    Attributes:
+        event: Name of the event.
+        within: Time after the impression, inclusive.
+    """
+
+    __pydantic_config__ = STRICT
     event: str
-    within_ms: int
+    within_ms: Annotated[int, BeforeValidator(int), checked_by(duration_ms), WITHIN, DURATION_SCHEMA]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surface:
     """Declaration of one ranked tab.
 
-    `fields` maps viewer, candidate and context to their fields. `text` is the TOML as written;
-    artifacts contain it. `position_bias` says whether training corrects for later positions being
-    examined less; serving does not use positions.
+    Attributes:
+        name: Name of the surface.
+        events: Events of viewers besides impressions. With `impression`, clients report these.
+        viewer: Fields of a viewer.
+        candidate: Fields of a candidate.
+        context: Fields of a request.
+        label: Event to predict.
+        features: Inputs of the model.
+        popular: The numeric feature that orders by popularity.
+        position_bias: `examined` corrects for later positions being examined less, in training;
+            serving does not use positions.
     """
 
-    name: str
+    __pydantic_config__ = STRICT
+    name: Annotated[str, pydantic.Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
     events: tuple[str, ...]
+    viewer: Fields = field(default_factory=dict)
+    candidate: Fields
+    context: Fields = field(default_factory=dict)
     label: Label
+    features: Annotated[
+        Mapping[str, Kind],
+        PlainValidator(_read_features, json_schema_input_type=dict[str, Any]),
+    ]
     popular: str
-    fields: Mapping[str, Mapping[str, Field]]
-    features: Mapping[str, Kind]
-    text: str
     position_bias: PositionBias = "ignored"
+    # The TOML as written; artifacts contain it.
+    text: Annotated[str, pydantic.Field(alias=TEXT_KEY), SkipJsonSchema()]
+
+    @cached_property
+    def fields(self) -> dict[str, Mapping[str, Field]]:
+        """The fields of viewer, candidate and context."""
+        return {owner: getattr(self, owner) for owner in OWNERS}
 
     @property
     def fingerprint(self) -> str:
@@ -83,6 +161,40 @@ class Surface:
     def impression_events(self) -> bool:
         """Return whether clients report impressions; if not, answered rankings count as seen."""
         return IMPRESSION in self.events
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} must be lower-case letters, digits, - and _")
+        return name
+
+    @field_validator("viewer", "context")
+    @classmethod
+    def _are_stored(cls, fields: Mapping[str, Field]) -> Mapping[str, Field]:
+        for name, each in fields.items():
+            if each.request_time:
+                detail = "only a candidate's field can be stated in the request"
+                raise refusal(((name, "request_time"), detail))
+        return fields
+
+    @field_validator("label")
+    @classmethod
+    def _is_declared(cls, label: Label, info: ValidationInfo) -> Label:
+        events = info.data.get("events", [label.event])
+        if label.event not in events:
+            raise refusal((("event",), unknown_value(label.event, events)))
+        return label
+
+    @field_validator("popular")
+    @classmethod
+    def _is_numeric(cls, popular: str, info: ValidationInfo) -> str:
+        features = info.data.get("features")
+        if features is not None and popular not in features:
+            raise ValueError(unknown_value(popular, features))
+        if features is not None and features[popular].categorical:
+            raise ValueError(f"{popular!r} is a category; name a numeric feature")
+        return popular
 
 
 def load_surface(name_or_path: str) -> Surface:
@@ -115,126 +227,9 @@ def read_surface(text: str, where: str = "surface") -> Surface:
         )
     try:
         document = tomllib.loads(text)
+        return read(Surface, {**document, TEXT_KEY: text}, where, ": ")
     except RecursionError:
         raise TabrankError(f"{where}: not valid TOML: is nested too deeply") from None
     # tomllib raises a plain ValueError for a number with thousands of digits.
     except ValueError as error:
         raise TabrankError(f"{where}: not valid TOML: {error}") from None
-    keys = (
-        "name",
-        "events",
-        "label",
-        "popular",
-        "position_bias",
-        "viewer",
-        "candidate",
-        "context",
-        "features",
-    )
-    table(document, where, keys, required=("name", "events", "label", "popular", "candidate", "features"))
-    name = typed(document["name"], str, f"{where}: name")
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
-        raise TabrankError(f"{where}: name: {name!r} must be lower-case letters, digits, - and _")
-    events = tuple(
-        typed(e, str, f"{where}: events") for e in typed(document["events"], list, f"{where}: events")
-    )
-    fields = {owner: _fields(document.get(owner, {}), owner, f"{where}: {owner}") for owner in OWNERS}
-    label = table(document["label"], f"{where}: label", ("event", "within"), ("event", "within"))
-    features = {
-        key: _feature(table(spec, f"{where}: features.{key}"), f"{where}: features.{key}", fields, events)
-        for key, spec in table(document["features"], f"{where}: features").items()
-    }
-    surface = Surface(
-        name=name,
-        events=events,
-        label=Label(
-            one_of(label["event"], events, f"{where}: label.event"),
-            int(duration_ms(label["within"], f"{where}: label.within")),
-        ),
-        popular=one_of(document["popular"], features, f"{where}: popular"),
-        fields=fields,
-        features=features,
-        text=text,
-        position_bias=cast(
-            PositionBias,
-            one_of(
-                document.get("position_bias", "ignored"), get_args(PositionBias), f"{where}: position_bias"
-            ),
-        ),
-    )
-    if features[surface.popular].categorical:
-        raise TabrankError(f"{where}: popular: {surface.popular!r} is a category; name a numeric feature")
-    return surface
-
-
-def _fields(declared: object, owner: str, where: str) -> dict[str, Field]:
-    fields = {}
-    for name, spec in table(declared, where).items():
-        at = f"{where}.{name}"
-        if re.fullmatch(r"id|ts_ms|ends_ms|stated_ms|sums|sums_ms|map\d+_.*", name):
-            raise TabrankError(f"{at}: the name {name!r} is reserved for the log; choose another")
-        spec = spec if isinstance(spec, dict) else {"type": spec}
-        table(spec, at, ("type", "max", "request_time"), required=("type",))
-        kind = cast(FieldType, one_of(spec["type"], get_args(FieldType), f"{at}.type"))
-        size = whole(spec.get("max", 16), f"{at}.max", 1, 256)
-        request_time = typed(spec.get("request_time", False), bool, f"{at}.request_time")
-        if request_time and owner != "candidate":
-            raise TabrankError(f"{at}.request_time: only a candidate's field can be stated in the request")
-        fields[name] = Field(kind, size, request_time)
-    return fields
-
-
-def _feature(
-    spec: dict[str, Any], where: str, fields: Mapping[str, Mapping[str, Field]], events: tuple[str, ...]
-) -> Kind:
-    """Read one feature; its keys are the fields of the kind's dataclass without `_ms`."""
-    if "kind" not in spec:
-        raise TabrankError(f"{where}: the key 'kind' is missing; kinds are {', '.join(KINDS)}")
-    kind = KINDS[one_of(spec["kind"], KINDS, f"{where}.kind")]
-    hints = get_type_hints(kind)
-    parameters = {p.name.removesuffix("_ms"): p for p in dataclasses.fields(kind)}
-    required = [key for key, p in parameters.items() if p.default is dataclasses.MISSING]
-    table(spec, where, ["kind", *parameters], required)
-    arguments: dict[str, Any] = {}
-    for key, parameter in parameters.items():
-        if key not in spec:
-            continue
-        value, hint, at = spec[key], hints[parameter.name], f"{where}.{key}"
-        if hint is FieldRef:
-            arguments[parameter.name] = _field_ref(value, at, fields, parameter.metadata["types"], key)
-        elif hint is Prior:
-            arguments[parameter.name] = _prior(value, at)
-        elif key == "half_life":
-            arguments[parameter.name] = duration_ms(value, at)
-        elif key == "keep":
-            arguments[parameter.name] = whole(value, at, 1, 1024)
-        elif key in ("entity", "transform"):
-            arguments[parameter.name] = one_of(value, get_args(Entity if key == "entity" else Transform), at)
-        else:
-            assert hint == str | None or hint is str, f"options of type {hint} are not read"
-            arguments[parameter.name] = one_of(value, (*events, IMPRESSION), at)
-    return cast(Kind, kind(**arguments))
-
-
-def _field_ref(
-    value: object, at: str, fields: Mapping[str, Mapping[str, Field]], accepted: tuple[str, ...], key: str
-) -> FieldRef:
-    text = typed(value, str, at)
-    known = [f"{owner}.{name}" for owner in OWNERS for name in fields[owner]]
-    if text not in known:
-        raise TabrankError(f"{unknown_key(at, text, known)}; a field is written owner.name")
-    owner, name = text.split(".", 1)
-    if key in ("viewer", "candidate") and owner != key:
-        raise TabrankError(f"{at}: {text!r} must be a {key}'s field")
-    if fields[owner][name].type not in accepted:
-        raise TabrankError(
-            f"{at}: {text!r} is a {fields[owner][name].type}; it must be {' or '.join(accepted)}"
-        )
-    return FieldRef(owner, name)
-
-
-def _prior(value: object, at: str) -> Prior:
-    spec = table(value, at, ("rate", "weight"), ("rate", "weight"))
-    return Prior(
-        number(spec["rate"], f"{at}.rate", 0.0001, 0.9999), number(spec["weight"], f"{at}.weight", 0.01, 1e6)
-    )

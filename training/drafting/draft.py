@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.features.rows import Schema
-from serve.features.slots import IMPRESSION
-from serve.features.surface import OWNERS, read_surface
+from serve.features.slots import IMPRESSION, OWNERS
+from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from training.data.dataset import build
 from training.drafting.funnel import Funnel, duration, funnel

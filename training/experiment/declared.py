@@ -11,6 +11,7 @@ from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import parse
 from serve.config.settings import POPULAR, Experiment
 from serve.contract.errors import TabrankError
+from serve.contract.typed_reader import read
 from serve.contract.validation import table
 
 
@@ -74,7 +75,7 @@ def _listed(value: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _declared(where: str, path: Path, given: Mapping[str, Any]) -> Declared:
-    experiment = Experiment.from_mapping(given, where)
+    experiment = read(Experiment, given, where)
     return Declared(
         name=experiment.name,
         shares={arm.name: arm.share for arm in experiment.arms},

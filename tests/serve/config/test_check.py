@@ -8,11 +8,13 @@ import re
 import signal
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
+from write_schemas import FOLDER, schemas
 
 from serve.__main__ import app
 from serve.config.application import DRAIN_ENV, DRAIN_S
@@ -26,10 +28,13 @@ ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "cluster.yaml"
 TEXT = SHIPPED.read_text()
 BROKEN = sorted((Path(__file__).parent / "broken").glob("*.yaml"))
+SCHEMA = jsonschema.Draft7Validator(json.loads((FOLDER / "cluster.json").read_text()))
 # The first lines of a broken file.
 EXPECTED = re.compile(r"# (refused|warned) at (\d+):(\d+): (.+)")
 # Warnings that every file has here.
 INTENDED = ("there is no folder", "must be a folder that every node mounts")
+# Errors of one key or value, which a JSON Schema can find too.
+KEY_ERRORS = re.compile(r"unknown (key|value)|the key '\w+' is missing|must be (a whole number|from)")
 # The keys directly under these are names that the user chooses.
 CHOSEN = ("arms", "nodes", "api_keys")
 
@@ -128,7 +133,9 @@ def test_no_key_of_the_shipped_file_is_accepted_under_another_name(tmp_path):
     assert len(KEYS) > 80
     for i, key in enumerate(KEYS):
         name = slips[i % len(slips)](key.value, len(key.value) // 2)
-        assert name == key.value or refused_at(key, name, tmp_path), (key.value, name, key.start_mark)
+        if name != key.value:
+            assert refused_at(key, name, tmp_path), (key.value, name, key.start_mark)
+            assert not SCHEMA.is_valid(yaml.safe_load(renamed(key, name))), (key.value, name)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -261,3 +268,25 @@ def test_code_of_others_whose_name_is_like_ours_is_theirs(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(TEXT.replace("serve.config.scaling:Steady", "shop.scaling:Steady"))
     assert read(path).nodes
+
+
+def test_the_schemas_are_those_of_the_models():
+    assert {path.name for path in FOLDER.glob("*.json")} == set(schemas())
+    for name, content in schemas().items():
+        remedy = "run python tests/support/write_schemas.py"
+        assert (FOLDER / name).read_text() == content, f"{name} differs from the models; {remedy}"
+
+
+@pytest.mark.parametrize("path", ["cluster.yaml", "training/experiment/rerun/cluster.yaml"])
+def test_a_shipped_cluster_file_is_accepted_and_names_the_schema(path):
+    content = (ROOT / path).read_text()
+    assert not list(SCHEMA.iter_errors(yaml.safe_load(content)))
+    _, _, named = content.splitlines()[0].partition("# yaml-language-server: $schema=")
+    assert (ROOT / path).parent.joinpath(named).resolve() == FOLDER / "cluster.json"
+
+
+@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
+def test_a_broken_key_is_refused_by_the_schema_too(path):
+    content = path.read_text()
+    if any(KEY_ERRORS.search(line) for line in content.splitlines() if EXPECTED.fullmatch(line)):
+        assert not SCHEMA.is_valid(yaml.safe_load(content))

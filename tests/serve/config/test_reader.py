@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from serve.config.reader import read
-from serve.config.settings import API_KEY_KEYS, ARM_KEYS, EXPERIMENT_KEYS, UserConfig
+from serve.config.settings import UserConfig
 from serve.contract.errors import TabrankError
+from serve.contract.typed_reader import levels
 
 SHIPPED = Path(__file__).resolve().parents[3] / "cluster.yaml"
 
@@ -206,12 +207,15 @@ def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path):
 
 
 def test_the_keys_of_an_experiment_are_frozen():
-    assert EXPERIMENT_KEYS == (
+    known = levels(UserConfig)
+    assert known["experiment",] == [
         "name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect",
-    )  # fmt: skip
-    assert ARM_KEYS == ("scorer", "share", "explore")
-    assert API_KEY_KEYS == ("sha256", "requests_per_s", "may_choose_arm")
-    assert "api_keys" in UserConfig.__dataclass_fields__
+    ]  # fmt: skip
+    assert known["experiment", "arms", "*"] == ["scorer", "share", "explore"]
+    assert known["api_keys", "*"] == ["sha256", "requests_per_s", "may_choose_arm"]
+    assert known["shadow",] == ["version", "share"]
+    assert known["guard",] == ["enabled", "watch_s", "max_psi", "max_slowdown", "max_failed"]
+    assert "api_keys" in known[()]
 
 
 def test_an_anchor_that_is_merged_and_overridden_is_no_repeated_key(tmp_path):

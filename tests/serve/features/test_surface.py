@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import functools
+import json
+import tomllib
+
+import jsonschema
 import pytest
 from tiny import TOML
+from write_schemas import FOLDER
 
 from serve.contract.errors import TabrankError
+from serve.contract.typed_reader import Invalid, read
 from serve.features.definitions import KINDS
 from serve.features.rows import Schema
-from serve.features.surface import load_surface, read_surface
+from serve.features.slots import OWNERS
+from serve.features.surface import SHIPPED, TEXT_KEY, Surface, load_surface, read_surface
+
+SCHEMA = jsonschema.Draft7Validator(json.loads((FOLDER / "surface.json").read_text()))
 
 
 @pytest.mark.parametrize("name", ["spaces", "ranklens"])
@@ -22,7 +32,11 @@ def test_a_surface_is_read_from_a_path(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("half_life", "halflife", "features.joins: unknown key 'halflife'; did you mean 'half_life'?"),
+        (
+            "half_life",
+            "halflife",
+            "features.joins.halflife: unknown key 'halflife'; did you mean 'half_life'?",
+        ),
         ('popular = "audience"', 'popular = "audiense"', "did you mean 'audience'?"),
         ('popular = "audience"', 'popular = "topic"', "'topic' is a category; name a numeric feature"),
         ("candidate.topic", "candidate.topc", "did you mean 'candidate.topic'?"),
@@ -69,3 +83,45 @@ def test_the_state_fingerprint_depends_on_state_and_not_on_features():
     assert Schema(read_surface("# a comment\n" + TOML)).fingerprint == base
     assert Schema(read_surface(TOML.replace('transform = "log1p"', 'transform = "none"'))).fingerprint == base
     assert Schema(read_surface(TOML.replace('half_life = "10s"', 'half_life = "20s"'))).fingerprint != base
+
+
+@pytest.mark.parametrize("name", ["spaces", "ranklens"])
+def test_a_shipped_surface_is_accepted_by_the_schema_that_it_names(name):
+    path = SHIPPED / f"{name}.toml"
+    first, *_ = path.read_text().splitlines()
+    assert path.parent.joinpath(first.removeprefix("#:schema ")).resolve() == FOLDER / "surface.json"
+    assert not list(SCHEMA.iter_errors(tomllib.loads(path.read_text())))
+
+
+def key_paths(value, above=()):
+    """Yield the path of every key of a surface that is not a name of the user's."""
+    for key, child in value.items() if isinstance(value, dict) else ():
+        if above not in [(owner,) for owner in (*OWNERS, "features")]:
+            yield (*above, key)
+        yield from key_paths(child, (*above, key))
+
+
+def test_no_key_of_a_surface_is_accepted_under_another_name():
+    paths = list(key_paths(tomllib.loads(TOML)))
+    assert len(paths) > 50
+    for *above, key in paths:
+        document = tomllib.loads(TOML)
+        table = functools.reduce(dict.__getitem__, above, document)
+        table[f"{key}_s"] = table.pop(key)
+        assert not SCHEMA.is_valid(document), (*above, key)
+        refused = "'kind' is missing" if key == "kind" else f"unknown key '{key}_s'; did you mean '{key}'"
+        with pytest.raises(Invalid, match=refused):
+            read(Surface, document | {TEXT_KEY: ""}, "tiny.toml")
+
+
+def test_all_mistakes_of_a_surface_are_named_at_once():
+    wrong = TOML.replace('"gauge"', '"gage"').replace("keep = 4", "keep = 0").replace('"10s"', '"ten"')
+    with pytest.raises(TabrankError) as error:
+        read_surface(wrong, "tiny.toml")
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == [
+        "label.within",
+        "features.audience.kind",
+        "features.joins.half_life",
+        "features.topic_affinity.keep",
+        "features.tag_affinity.keep",
+    ]
