@@ -1,7 +1,6 @@
 """Feature importance: attention of TabNet's masks, and loss by permutation.
 
-Letters: R rows, D0 network inputs that are not embedded, K1 embedded categories, E inputs after
-embedding.
+Letter: R rows.
 """
 
 from __future__ import annotations
@@ -45,14 +44,12 @@ def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
     return sorted(found, key=lambda line: -line["logloss"])
 
 
-@torch.no_grad()
 def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
     """Return the share of the network's attention on each feature; the shares sum to 1.
 
     The masks of each step are weighted by the step's contribution to the decision and summed over
-    steps and rows (Arik and Pfister 2021, "Interpretability of TabNet", as `forward_masks` of
-    pytorch_tabnet computes it). Attention to an embedded category, a missing indicator or the 0/1
-    columns of a set counts for their feature.
+    steps and rows (Arik and Pfister 2019, arXiv:1908.07442, "Interpretability of TabNet").
+    Attention to a missing indicator or to the 0/1 columns of a set counts for their feature.
     """
     network = model.network.eval()
     total: NDArray[np.float64] = np.zeros(0)
@@ -60,7 +57,7 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
         part = matrix.rows(slice(start, start + _CHUNK))
         encoded = model.encoder.encode(part.numeric, part.category)
         x = network.inputs(*(torch.from_numpy(array) for array in encoded))
-        explained = network.tabnet.forward_masks(x)[0].double().sum(dim=0).numpy()
+        explained = network.tabnet.explained(x).double().sum(dim=0).numpy()
         total = explained + total if len(total) else explained
     owners = _owners(model.encoder)
     names = list(dict.fromkeys(owners))
@@ -102,12 +99,12 @@ def _quality(label: NDArray[np.float32], chance: NDArray[np.floating]) -> tuple[
 
 
 def _owners(encoder: Encoder) -> list[str]:
-    """Return the feature of each of the E columns that the masks choose among, in order."""
+    """Return the feature of each of the columns that the masks choose among, in order."""
     return [
         *(column.name for column in encoder.numeric),
         *(encoder.numeric[i].name for i in encoder.indicators),
         *(column.name for column in encoder.multi for _ in column.vocabulary),
-        *(column.name for column in encoder.single for _ in range(column.embedding)),
+        *(column.name for column in encoder.single),
     ]
 
 

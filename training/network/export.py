@@ -65,7 +65,7 @@ def golden(
     numeric, category = _evenly(numeric, _NUM_TRIED), _evenly(category, _NUM_TRIED)
     numeric[:1], category[:1] = np.nan, 0
     parts = [torch.from_numpy(part) for part in network.encoder.encode(numeric, category)]
-    logit, _ = network(network.inputs(*parts))
+    logit = network.logit(network.inputs(*parts))
     score = torch.sigmoid(calibration.a * logit + calibration.b).numpy()
     folded = fold(_weights(network), network.encoder, asdict(network.config), calibration)
     served, _ = forward(TorchOps(), folded, *parts, exact=True)
