@@ -150,7 +150,7 @@ def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def compete(
-    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, say: Callable[[str], None]
+    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Callable[[str], None]
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
 
@@ -163,7 +163,7 @@ def compete(
     for name, make in RIVALS.items():
         kind = cast(Kind, name)
         if board.of(kind) is None:
-            say(f"training {TITLES[kind]}")
+            report(f"training {TITLES[kind]}")
             started_s = time.perf_counter()
             rival = make(encoder, train)
             chance = rival(valid.matrix)
