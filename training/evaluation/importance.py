@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, category_parts
 from training.evaluation.metrics import mean, probability, row_logloss
 from training.evaluation.slates import auc
 from training.network.model import Model
@@ -80,12 +80,14 @@ def by_permutation(
     """
     order = np.random.default_rng(SEED).permutation(len(label))
     whole = _quality(label, score(matrix))
-    places = _places(columns)
+    none = slice(0)
+    places = [(name, slice(i, i + 1), none) for i, name in enumerate(columns.numeric)]
+    places += [(name, none, part) for name, part in category_parts(columns)]
     lost: dict[str, dict[str, float | None]] = {}
-    for name, (numeric, category) in places.items():
+    for name, numeric, category in places:
         permuted = Matrix(matrix.numeric.copy(), matrix.category.copy())
-        permuted.numeric[:, numeric] = matrix.numeric[order][:, numeric]
-        permuted.category[:, category] = matrix.category[order][:, category]
+        permuted.numeric[:, numeric] = matrix.numeric[order, numeric]
+        permuted.category[:, category] = matrix.category[order, category]
         left = _quality(label, score(permuted))
         lost[name] = {
             "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
@@ -106,17 +108,3 @@ def _owners(encoder: Encoder) -> list[str]:
         *(column.name for column in encoder.multi for _ in column.vocabulary),
         *(column.name for column in encoder.single),
     ]
-
-
-def _places(columns: Columns) -> dict[str, tuple[list[int], list[int]]]:
-    """Return the numeric and the category columns of each feature."""
-    places: dict[str, tuple[list[int], list[int]]] = {}
-    for i, name in enumerate(columns.numeric):
-        places[name] = ([i], [])
-    for k, name in enumerate(columns.single):
-        places[name] = ([], [k])
-    at = len(columns.single)
-    for name, width in columns.multi:
-        places[name] = ([], list(range(at, at + width)))
-        at += width
-    return places
