@@ -37,7 +37,7 @@ def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
     rows = np.arange(len(data))
     if len(rows) > MOST_ROWS:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
-    matrix = Matrix(data.matrix.numeric[rows], data.matrix.category[rows])
+    matrix = data.matrix.rows(rows)
     masks = by_masks(model, matrix)
     lost = by_permutation(model.probability, data.columns, matrix, data.label[rows])
     found = [{"feature": name, "masks": masks[name], **lost[name]} for name in lost]

@@ -137,16 +137,9 @@ def notes(result: Report) -> list[str]:
 def _metrics(result: Report) -> list[list[str]]:
     if not result["metrics"]:
         return []
-    smallest = f"power at {result['smallest_effect']:.1%}"
-    head = [
-        "metric",
-        result["control"],
-        result["treatment"],
-        "difference",
-        "relative, 95 %",
-        "95 % at any look",
-    ]
-    rows = [[*head, "not adjusted", "variance removed", "p", "p (Holm)", smallest, "detectable"]]
+    head = ["metric", result["control"], result["treatment"], "difference", "relative, 95 %"]
+    head += ["95 % at any look", "not adjusted", "variance removed", "p", "p (Holm)"]
+    rows = [[*head, f"power at {result['smallest_effect']:.1%}", "detectable"]]
     for metric in result["metrics"]:
         effect = metric["effect"]
         name = metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")
@@ -176,35 +169,16 @@ def _metrics(result: Report) -> list[list[str]]:
 def _definitions(result: Report) -> list[list[str]]:
     from training.experiment.metrics import METRICS
 
-    zone = result["window"]["timezone"]
+    day = f"from midnight to midnight, {result['window']['timezone']}"
     rows = [["metric", "unit", "numerator", "denominator", "day"]]
-    for metric in METRICS:
-        rows.append(
-            [
-                metric.title,
-                metric.unit,
-                metric.numerator,
-                metric.denominator,
-                f"from midnight to midnight, {zone}",
-            ]
-        )
-    return rows
+    return rows + [[m.title, m.unit, m.numerator, m.denominator, day] for m in METRICS]
 
 
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
     rungs = sorted({rung for line in arms.values() for rung in line["rungs"]})
-    rows = [
-        [
-            "arm",
-            "ranked by",
-            "exposures",
-            "p50 ms",
-            "p99 ms",
-            *(f"rung {rung}" for rung in rungs),
-            "degraded by",
-        ]
-    ]
+    named = [f"rung {rung}" for rung in rungs]
+    rows = [["arm", "ranked by", "exposures", "p50 ms", "p99 ms", *named, "degraded by"]]
     for arm, line in arms.items():
         took = [NOTHING if line[key] is None else f"{line[key]:.1f}" for key in ("p50_ms", "p99_ms")]
         shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]

@@ -100,6 +100,4 @@ def _answer_search(found: dict[str, Any], as_json: bool) -> None:
             f"{found['version']} is published{' and current' if found['promoted'] else ', not current'}"
         )
     lines.append(found["artifact"])
-    answer(found, as_json, "\n".join(lines))
-    if not found["passed"]:
-        sys.exit(1)
+    answer(found, as_json, "\n".join(lines), held=found["passed"])

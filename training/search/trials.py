@@ -15,10 +15,9 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from training.data.prepare import encode_rows
 from training.fit.loop import FitConfig
-from training.search.budget import Deadline
 from training.search.cost import Costs
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.run import SearchRun
+from training.search.run import Deadline, SearchRun
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import sample
@@ -50,16 +49,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig], max_tri
     # Keep the size of the first call whatever the later budget, so that trials are comparable.
     most = clock.setdefault("trial_rows", max(MIN_TRIAL_ROWS, int(clock.budget_s * ROWS_PER_S)))
     rows, valid = sample(task.parts["training"], most), task.valid
-    deadline = Deadline(
-        clock,
-        board,
-        run.forecast,
-        num_train=len(rows),
-        num_valid=len(valid),
-        max_us=task.max_us,
-        max_trials=max_trials,
-        progress=run.progress,
-    )
+    deadline = Deadline(run, len(rows), len(valid), max_trials)
     if not deadline.is_over():
         study = _study(run, deadline, costs, first, len(rows))
         job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
@@ -106,7 +96,7 @@ def _study(
         if len(board.tried()) == num_before + 1:
             run.forecast.started(clock.spent() - began_s - entry.seconds)
         clock.save(over=False)
-        run.progress.trial(entry, board.winner(task.max_us), deadline.left_s())
+        run.progress.trial(entry, run.winner(), deadline.left_s())
 
     return Study(
         Space(num_rows),
