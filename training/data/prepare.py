@@ -52,11 +52,6 @@ class Prepared:
     span_ms: tuple[int, int]
     counts: dict[str, int]
 
-    @property
-    def streamed(self) -> bool:
-        """Report whether the training rows are on disk."""
-        return isinstance(self.train, Streamed)
-
 
 @contextlib.contextmanager
 def prepare(
