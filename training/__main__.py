@@ -253,9 +253,8 @@ def replay(
     ]
     if result["max_score_difference"] is not None:
         lines.append(f"scores differ by at most {result['max_score_difference']:.1e} from the evaluation's")
-    answer(result, as_json, "\n".join([*lines, "held" if result["held"] else "NOT held"]))
-    if not result["held"]:
-        raise typer.Exit(1)
+    lines.append("held" if result["held"] else "NOT held")
+    answer(result, as_json, "\n".join(lines), held=result["held"])
 
 
 @app.command()
@@ -285,9 +284,7 @@ def audit(
         result = run(
             log, load_surface(surface), None if model is None else artifact_of(model), progress=progress
         )
-    answer(result, as_json, table(result))
-    if not result["held"]:
-        raise typer.Exit(1)
+    answer(result, as_json, table(result), held=result["held"])
 
 
 @app.command()

@@ -19,9 +19,11 @@ PUBLISHED = Path("var/models")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
-def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print a command's result on stdout: one JSON object, or text."""
+def answer(result: dict[str, Any], as_json: bool, text: str, *, held: bool = True) -> None:
+    """Print a command's result on stdout, one JSON object or text; exit with 1 if not `held`."""
     print(json.dumps(result, allow_nan=False) if as_json else text)
+    if not held:
+        raise typer.Exit(1)
 
 
 def print_progress(message: str) -> None:

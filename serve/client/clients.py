@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import os
 import ssl
 import time
@@ -163,13 +165,11 @@ class AsyncClient:
 
 
 def _httpx() -> ModuleType:
-    try:
-        import httpx
-    except ImportError:
-        raise TabrankError(
-            "the client needs the package httpx; run `python -m pip install 'tabrank[client]'`"
-        ) from None
-    return httpx
+    """Return httpx2, or httpx where only that is installed: the client uses what both have."""
+    for name in ("httpx2", "httpx"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    raise TabrankError("the client needs the package httpx2; run `python -m pip install 'tabrank[client]'`")
 
 
 def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:

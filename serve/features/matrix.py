@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +44,14 @@ class Matrix:
     numeric: NDArray[np.float32]
     category: U64
 
-    def rows(self, part: slice) -> Matrix:
-        """Return a view of some rows."""
+    def rows(self, part: slice | NDArray[Any]) -> Matrix:
+        """Return some rows by index or flag; those of a slice are a view."""
         return Matrix(self.numeric[part], self.category[part])
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Matrix]) -> Matrix:
+        """Return the rows of all parts, one after the other."""
+        return cls(np.concatenate([m.numeric for m in parts]), np.concatenate([m.category for m in parts]))
 
     def to_bytes(self) -> bytes:
         """Pack the matrix for the call from `FeatureFetch` to `Scorer`: three sizes, two arrays."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from serve.model.artifact import save
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
+from training.bench.reference import module_of
 from training.network.export import build, golden
 from training.network.network import Network, NetworkConfig
 
@@ -103,6 +104,20 @@ def random_network(rng: np.random.Generator, encoder: Encoder, config: NetworkCo
     return network.eval()
 
 
+def reference(network: Network) -> Any:
+    """Return the same network in pytorch_tabnet, in the precision of this one."""
+    module = module_of(network)
+    # The package rounds to float32 what it embeds, and does not move its group matrices.
+    if next(network.parameters()).dtype == torch.float64:
+        module.double().load_state_dict(network.tabnet.state_dict())
+        for owner, name in (
+            (module.embedder, "embedding_group_matrix"),
+            (module.tabnet.encoder, "group_attention_matrix"),
+        ):
+            setattr(owner, name, getattr(owner, name).double())
+    return module
+
+
 def inputs(network: Network, numeric: NDArray[np.float32], category: NDArray[np.uint64]) -> torch.Tensor:
     """Return the network's training input for a matrix of rows."""
     parts = network.encoder.encode(numeric, category)
@@ -116,8 +131,8 @@ def trained_scores(
     category: NDArray[np.uint64],
     calibration: Calibration = CALIBRATION,
 ) -> NDArray[np.float32]:
-    """Return calibrated probabilities from pytorch_tabnet itself, with its own embedder."""
-    logit = network.tabnet(inputs(network, numeric, category))[0][:, 0]
+    """Return calibrated probabilities from pytorch_tabnet itself."""
+    logit = reference(network)(inputs(network, numeric, category))[0][:, 0]
     return torch.sigmoid(calibration.a * logit + calibration.b).numpy()
 
 
@@ -130,11 +145,7 @@ def tolerance(network: Network, numeric: NDArray[np.float32], category: NDArray[
     than 1e-5.
     """
     double = copy.deepcopy(network).double()
-    x = inputs(network, numeric, category).double()
-    parts = [x[:, : network.num_dense]]
-    for k, table in enumerate(getattr(double.tabnet.embedder, "embeddings", ())):
-        parts.append(table(x[:, network.num_dense + k].long()))
-    logit = double.tabnet.tabnet(torch.cat(parts, dim=1))[0][:, 0]
+    logit = reference(double)(inputs(network, numeric, category).double())[0][:, 0]
     score = torch.sigmoid(CALIBRATION.a * logit + CALIBRATION.b).numpy()
     return 1e-5 + 3 * float(np.abs(score - trained_scores(network, numeric, category)).max())
 

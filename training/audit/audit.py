@@ -242,7 +242,7 @@ def _logged(folder: Path) -> pa.Table:
 
 def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> dict[str, Any]:
     """Compare the logged scores of the artifact's version to its scores now, and measure drift."""
-    matrix = _stacked([one.matrix for one in served])
+    matrix = Matrix.stacked([one.matrix for one in served])
     ours = score(artifact.path, matrix)
     logged = np.concatenate([one.scores for one in served])
     lengths = [len(one.scores) for one in served]
@@ -259,15 +259,8 @@ def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> 
     elif not is_live.any():
         why = "every exposure with features is test traffic, which does not represent viewers"
     else:
-        live = Matrix(matrix.numeric[is_live], matrix.category[is_live])
-        return {"model": found, "drift": drift(made_from, columns, live, ours[is_live])}
+        return {"model": found, "drift": drift(made_from, columns, matrix.rows(is_live), ours[is_live])}
     return {"model": found, "drift": None, "no_drift": why}
-
-
-def _stacked(parts: Sequence[Matrix]) -> Matrix:
-    return Matrix(
-        np.concatenate([part.numeric for part in parts]), np.concatenate([part.category for part in parts])
-    )
 
 
 def _finite(value: float) -> float | None:

@@ -166,16 +166,16 @@ class ReplayClient:
             headers["X-Api-Key"] = key
         self.num_requests += 1
         try:
-            return self._send(method, path, body, headers)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            # The server had closed the idle connection; repeating a request is safe.
-            self._connection.close()
+            try:
+                return self._send(method, path, body, headers)
+            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                # The server had closed the idle connection; repeating a request is safe.
+                self._connection.close()
+                return self._send(method, path, body, headers)
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
-        try:
-            return self._send(method, path, body, headers)
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
+            raise TabrankError(
+                f"--url: {self.url} does not answer ({error}); start the service, or correct its address"
+            ) from None
 
     def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -183,11 +183,6 @@ class ReplayClient:
         self._connection.request(method, self._prefix + path, body, dict(headers))
         response = self._connection.getresponse()
         return response.status, response.read()
-
-    def _unreachable(self, error: Exception) -> TabrankError:
-        return TabrankError(
-            f"--url: {self.url} does not answer ({error}); start the service, or correct its address"
-        )
 
 
 def _play(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,9 +49,7 @@ def syn(
     from training.bench.syn import bench_syn, table
 
     result = bench_syn(seeds=range(seeds), progress=print_progress)
-    answer(result, as_json, table(result))
-    if not result["held"]:
-        sys.exit(1)
+    answer(result, as_json, table(result), held=result["held"])
 
 
 @bench.command("world")
@@ -71,6 +68,4 @@ def world(
 
     with ProgressBar("bench world") as progress:
         result = bench_world(artifact_of(model), world, history, log, progress=progress)
-    answer(result, as_json, table(result))
-    if not result["held"]:
-        sys.exit(1)
+    answer(result, as_json, table(result), held=result["held"])

@@ -21,8 +21,9 @@ from serve.model.artifact import Artifact, new_version, save
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
 from serve.model.scorers import load_scorer
+from training.bench.reference import module_of, trained_classifier
 from training.network.export import OPSET, build, golden
-from training.network.network import Network, NetworkConfig, shape
+from training.network.network import Network, NetworkConfig
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -51,8 +52,9 @@ class Contenders:
         state = load_safetensors(artifact.read("weights.safetensors"))
         self._network.tabnet.load_state_dict({name: torch.from_numpy(w) for name, w in state.items()})
         self._network.eval()
-        self._classifier = _classifier(self._network)
-        self._exported = _exported(self._network)
+        self._classifier = trained_classifier(self._network)
+        self._module = module_of(self._network)
+        self._exported = _exported(self._module, len(artifact.encoder.input_names))
         self._ours = load_scorer(artifact.path, "onnx")
         self._ours_torch = load_scorer(artifact.path, "torch", "cpu")
         self._calibration = Calibration(**artifact.manifest["calibration"])
@@ -60,10 +62,9 @@ class Contenders:
     def on(self, numeric: F32, category: U64) -> dict[str, Contender]:
         """Return the contenders by name, ready to score these rows of the matrix.
 
-        `predict_proba`: pytorch_tabnet's classifier; `eager`: the trained network on tensors;
-        `exported`: that network as torch's ONNX exporter writes it. These three start from the
-        network's inputs. `ours_torch` and `ours`, the service's scorers on the CPU, start from the
-        matrix.
+        `predict_proba`: pytorch_tabnet's classifier; `eager`: its module on tensors; `exported`:
+        that module as torch's ONNX exporter writes it. These three start from the network's inputs.
+        `ours_torch` and `ours`, the service's scorers on the CPU, start from the matrix.
         """
         parts = self._network.encoder.encode(numeric, category)
         tensor = self._network.inputs(*(torch.from_numpy(part) for part in parts))
@@ -71,13 +72,13 @@ class Contenders:
 
         @torch.no_grad()
         def eager() -> torch.Tensor:
-            logit: torch.Tensor = self._network(tensor)[0]
-            return logit
+            logit: torch.Tensor = self._module(tensor)[0]
+            return logit[:, 0]
 
         return {
             "predict_proba": Contender(lambda: self._classifier.predict_proba(x), self._of_classes),
             "eager": Contender(eager, self._of_logit),
-            "exported": Contender(lambda: self._exported.run(["logit"], {"x": x})[0], self._of_logit),
+            "exported": Contender(lambda: self._exported.run(["logit"], {"x": x})[0][:, 0], self._of_logit),
             "ours_torch": Contender(lambda: self._ours_torch.score(numeric, category), np.asarray),
             "ours": Contender(lambda: self._ours.score(numeric, category), np.asarray),
         }
@@ -91,41 +92,15 @@ class Contenders:
             return self._of_logit(np.log(share[:, 1]) - np.log(share[:, 0]))
 
 
-def _classifier(network: Network) -> Any:
-    """Return a classifier with the trained network.
-
-    Its softmax over (0, logit) is the sigmoid of the logit.
-    """
-    with warnings.catch_warnings():
-        # pytorch_tabnet imports a deprecated name of scipy.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from pytorch_tabnet.tab_model import TabNetClassifier
-
-    classifier = TabNetClassifier(
-        **shape(network.encoder, network.config),
-        input_dim=len(network.encoder.input_names),
-        output_dim=2,
-        device_name="cpu",
-        verbose=0,
-    )
-    classifier.virtual_batch_size = network.config.virtual_batch_size
-    classifier._set_network()
-    state = dict(network.tabnet.state_dict())
-    last = "tabnet.final_mapping.weight"
-    state[last] = torch.cat([torch.zeros_like(state[last]), state[last]])
-    classifier.network.load_state_dict(state)
-    return classifier
-
-
-def _exported(network: Network) -> Any:
-    """Return a one-thread session of the network as torch's own exporter writes it."""
-    x = torch.zeros(2, len(network.encoder.input_names))
+def _exported(module: torch.nn.Module, num_inputs: int) -> Any:
+    """Return a one-thread session of the module as torch's own exporter writes it."""
+    x = torch.zeros(2, num_inputs)
     file: Any = io.BytesIO()
     with warnings.catch_warnings():
         # The exporter warns about traced values that are constant here.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network,
+            module,
             (x,),
             file,
             input_names=["x"],

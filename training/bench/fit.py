@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import statistics
 import time
@@ -18,9 +17,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from serve.operate.host.machine import describe_machine
-from training.fit.loop import INPUT_MOMENTUM, FitConfig, learning_rate, run
+from training.bench.reference import classifier, module_of
+from training.fit.loop import FitConfig, learning_rate, run
 from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
-from training.network.network import Network, NetworkConfig, shape
+from training.network.network import Network, NetworkConfig
 
 CONFIG = FitConfig(
     NetworkConfig(width=16, n_steps=3, n_independent=2, n_shared=2, virtual_batch_size=256),
@@ -138,8 +138,7 @@ def _made(num_rows: int, seed: int) -> Inputs:
 def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
     """Train pytorch_tabnet's own module as our loop does; return the validation logloss."""
     torch.manual_seed(config.seed)
-    network = Network(ENCODER, config.network)
-    network.tabnet.tabnet.encoder.initial_bn.momentum = INPUT_MOMENTUM
+    network = module_of(Network(ENCODER, config.network))
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -150,7 +149,7 @@ def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
         network.train()
         for rows in train.batches(size, slice(None), config.seed * 1_000_003 + epoch):
             optimiser.param_groups[0]["lr"] = learning_rate(step, num_steps, config)
-            logit, negative_entropy = network.tabnet(rows.x)
+            logit, negative_entropy = network(rows.x)
             loss = binary_cross_entropy_with_logits(logit[:, 0], rows.label)
             optimiser.zero_grad()
             (loss - config.network.lambda_sparse * negative_entropy).backward()
@@ -158,35 +157,32 @@ def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
             optimiser.step()
             step += 1
         network.eval()
-        logloss = _logloss(lambda x: network.tabnet(x)[0][:, 0], valid)
+        logloss = _logloss(lambda x: network(x)[0][:, 0], valid)
     return logloss
 
 
 def _classifier(train: Inputs, valid: Inputs, config: FitConfig) -> float:
     """Train a `TabNetClassifier` with the same settings; return the validation logloss."""
+    num_steps = len(train) // config.batch_size * config.epochs
+    fitted = classifier(
+        ENCODER,
+        config.network,
+        lambda_sparse=config.network.lambda_sparse,
+        momentum=config.network.momentum,
+        clip_value=config.clip_norm,
+        seed=config.seed,
+        optimizer_fn=torch.optim.AdamW,
+        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True},
+        scheduler_fn=torch.optim.lr_scheduler.LambdaLR,
+        scheduler_params={
+            "is_batch_level": True,
+            "lr_lambda": lambda step: learning_rate(step, num_steps, config) / config.learning_rate,
+        },
+    )
     with warnings.catch_warnings():
-        # Ignore warnings of its imports and of how it steps the schedule.
+        # Ignore warnings of how it steps the schedule.
         warnings.simplefilter("ignore")
-        from pytorch_tabnet.tab_model import TabNetClassifier
-
-        num_steps = len(train) // config.batch_size * config.epochs
-        classifier = TabNetClassifier(
-            **copy.deepcopy(shape(ENCODER, config.network)),
-            lambda_sparse=config.network.lambda_sparse,
-            momentum=config.network.momentum,
-            clip_value=config.clip_norm,
-            seed=config.seed,
-            optimizer_fn=torch.optim.AdamW,
-            optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True},
-            scheduler_fn=torch.optim.lr_scheduler.LambdaLR,
-            scheduler_params={
-                "is_batch_level": True,
-                "lr_lambda": lambda step: learning_rate(step, num_steps, config) / config.learning_rate,
-            },
-            device_name="cpu",
-            verbose=0,
-        )
-        classifier.fit(
+        fitted.fit(
             train.x.numpy(),
             train.label.numpy().astype(np.int64),
             eval_set=[(valid.x.numpy(), valid.label.numpy().astype(np.int64))],
@@ -197,8 +193,8 @@ def _classifier(train: Inputs, valid: Inputs, config: FitConfig) -> float:
             virtual_batch_size=config.network.virtual_batch_size,
             compute_importance=False,
         )
-        classifier.network.eval()
-    return _logloss(lambda x: torch.diff(classifier.network(x)[0])[:, 0], valid)
+    fitted.network.eval()
+    return _logloss(lambda x: torch.diff(fitted.network(x)[0])[:, 0], valid)
 
 
 @torch.no_grad()

@@ -195,11 +195,10 @@ def train_scorer(rows: Drawn, config: FitConfig) -> Callable[[F64], torch.Tensor
     network.tabnet.load_state_dict(state.best if config.restore_best else state.last)
     network.eval()
 
-    @torch.no_grad()
     def score(x: F64) -> torch.Tensor:
         ready = _inputs(x, np.zeros(len(x), np.float32), config)
         parts = [ready.x[start : start + EVALUATION_BATCH] for start in range(0, len(x), EVALUATION_BATCH)]
-        return torch.cat([network(part)[0] for part in parts])
+        return torch.cat([network.logit(part) for part in parts])
 
     return score
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -66,19 +67,18 @@ class Dataset:
 
     def _each(self, made: Callable[[_Get], NDArray[Any]]) -> Dataset:
         """Replace each array by row with `made(get)`; `get` reads that array of a dataset."""
-        return replace(
-            self,
-            matrix=Matrix(made(lambda d: d.matrix.numeric), made(lambda d: d.matrix.category)),
-            label=made(lambda d: d.label),
-            slate=made(lambda d: d.slate),
-            viewer=made(lambda d: d.viewer),
-            shown=made(lambda d: d.shown),
-            ts_ms=made(lambda d: d.ts_ms),
-            popular=made(lambda d: d.popular),
-            position=made(lambda d: d.position),
-            viewer_seen=made(lambda d: d.viewer_seen),
-            candidate_seen=made(lambda d: d.candidate_seen),
-        )
+        matrix = Matrix(made(lambda d: d.matrix.numeric), made(lambda d: d.matrix.category))
+        names = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        arrays: dict[str, Any] = {name: made(attrgetter(name)) for name in names}
+        return replace(self, matrix=matrix, **arrays)
+
+
+def category_parts(columns: Columns) -> Iterator[tuple[str, slice]]:
+    """Yield the name and the category columns of each categorical feature."""
+    at = 0
+    for name, width in (*((name, 1) for name in columns.single), *columns.multi):
+        yield name, slice(at, at + width)
+        at += width
 
 
 _Get = Callable[[Dataset], NDArray[Any]]

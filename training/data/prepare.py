@@ -52,11 +52,6 @@ class Prepared:
     span_ms: tuple[int, int]
     counts: dict[str, int]
 
-    @property
-    def streamed(self) -> bool:
-        """Report whether the training rows are on disk."""
-        return isinstance(self.train, Streamed)
-
 
 @contextlib.contextmanager
 def prepare(
@@ -105,7 +100,7 @@ MAX_ROWS = 50_000
 def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
     """Return at most `most` rows, evenly spaced from the first to the last."""
     at = np.linspace(0, len(matrix.numeric) - 1, min(most, len(matrix.numeric))).astype(np.int64)
-    return Matrix(matrix.numeric[at], matrix.category[at])
+    return matrix.rows(at)
 
 
 def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress) -> Prepared:
@@ -148,7 +143,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
         if len(early):
             kept = part.take(early)
             low, high = np.searchsorted(wanted, (at, at + len(kept)))
-            sample.append(_rows(kept.matrix, wanted[low:high] - at))
+            sample.append(kept.matrix.rows(wanted[low:high] - at))
             raw.append(folder / "raw" / f"{number}.npz")
             np.savez(
                 raw[-1],
@@ -162,9 +157,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     held = concat(valid)
     _check_labels("training", num_train, num_positive)
     _check_labels("validation", len(held), int(held.label.sum()))
-    matrix = Matrix(
-        *(np.concatenate(p) for p in zip(*((m.numeric, m.category) for m in sample), strict=True))
-    )
+    matrix = Matrix.stacked(sample)
     encoder = fit_encoder(surface, plan.columns, matrix, category_strings(surface, log))
     spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
     for number, path in enumerate(raw):
@@ -179,10 +172,6 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
     return Prepared(train, held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
-
-
-def _rows(matrix: Matrix, rows: I64) -> Matrix:
-    return Matrix(matrix.numeric[rows], matrix.category[rows])
 
 
 def encode_rows(encoder: Encoder, data: Dataset) -> EncodedRows:

@@ -33,13 +33,14 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
     tables = {}
     for name in TABLES:
         path, tables[name] = read_table(log, name)
-        column = tables[name]["ts_ms"] if "ts_ms" in tables[name].column_names else None
-        if name in ("exposures", "events") and (column is None or not pa.types.is_integer(column.type)):
-            raise TabrankError(
-                f"{path}: the column 'ts_ms' must exist and hold whole numbers (ms since 1970)"
-            )
-        if name in ("exposures", "events") and column is not None and column.null_count:
-            raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; give every row a time")
+        if name in ("exposures", "events"):
+            column = tables[name]["ts_ms"] if "ts_ms" in tables[name].column_names else None
+            if column is None or not pa.types.is_integer(column.type):
+                raise TabrankError(
+                    f"{path}: the column 'ts_ms' must exist and hold whole numbers (ms since 1970)"
+                )
+            if column.null_count:
+                raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; give every row a time")
     times = np.sort(tables["exposures"]["ts_ms"].to_numpy())
     cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
     if cut_ms == times[0]:

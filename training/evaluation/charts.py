@@ -6,7 +6,8 @@ The same data gives the same bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -30,8 +31,7 @@ Point = Sequence[float]
 
 def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     """Plot training and validation logloss by epoch."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("epoch", "logloss")
+    with new_axes("epoch", "logloss") as (figure, axes):
         epochs = [line["epoch"] for line in history]
         axes.plot(epochs, [line["train_logloss"] for line in history], "--.", color="0.5", label="training")
         axes.plot(epochs, [line["valid_logloss"] for line in history], "-o", color="0", label="validation")
@@ -43,8 +43,7 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
 
 def reliability(points: Sequence[Point]) -> str:
     """Plot the observed rate against the predicted, both from 0."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("predicted", "observed")
+    with new_axes("predicted", "observed") as (figure, axes):
         top = 1.05 * max(max(point) for point in points)
         axes.plot([0, top], [0, top], "--", color="0.6", label="perfect")
         axes.plot([p for p, _ in points], [y for _, y in points], "o-", color="0", label="model")
@@ -54,8 +53,7 @@ def reliability(points: Sequence[Point]) -> str:
 
 def lift(model: Sequence[float]) -> str:
     """Plot the rate in each tenth of the rows over the base rate."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("tenth of the rows, by score, the highest first", "times the base rate")
+    with new_axes("tenth of the rows, by score, the highest first", "times the base rate") as (figure, axes):
         axes.bar(range(1, 11), model, color="0.6", edgecolor="0")
         axes.axhline(1, color="0", linestyle=":")
         axes.set_xticks(range(1, 11))
@@ -64,8 +62,7 @@ def lift(model: Sequence[float]) -> str:
 
 def gain(curves: Mapping[str, Sequence[float]]) -> str:
     """Plot the share of positives down to each tenth of the rows, with one line a contender."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("% of the rows, by score", "% of the positives")
+    with new_axes("% of the rows, by score", "% of the positives") as (figure, axes):
         at = list(range(0, 101, 10))
         for i, (name, curve) in enumerate(curves.items()):
             dash, grey = DASHES[i % len(DASHES)]
@@ -79,8 +76,7 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     """Plot each feature's share of attention and of the permutation loss, two bars a feature."""
     shown = list(lines)[:MOST_FEATURES]
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("% of all features", "", height=0.8 + 0.3 * len(shown))
+    with new_axes("% of all features", "", height=0.8 + 0.3 * len(shown)) as (figure, axes):
         at = range(len(shown))
         left = [100 * max(line["logloss"], 0.0) / lost for line in shown]
         masks = [100 * line["masks"] for line in shown]
@@ -97,8 +93,7 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
 def slices(parts: Sequence[Mapping[str, Any]]) -> str:
     """Plot the model's NDCG@10 above popular's in each part, with two standard errors."""
     shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("NDCG@10 above popular's", "", height=0.8 + 0.24 * len(shown))
+    with new_axes("NDCG@10 above popular's", "", height=0.8 + 0.24 * len(shown)) as (figure, axes):
         at = list(range(len(shown)))
         axes.errorbar(
             [part["paired"]["ndcg@10"] for part in shown],
@@ -122,8 +117,7 @@ def pareto(search: Mapping[str, Any]) -> str:
         for line in board
         if line["kind"] == "tabnet" and None not in (line["us_per_candidate"], line["valid_logloss"])
     ]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("µs a candidate, served on one core", "validation logloss", height=3.6)
+    with new_axes("µs a candidate, served on one core", "validation logloss", height=3.6) as (figure, axes):
         for fits, mark, name in ((True, "o", "network"), (False, "x", "network over the budget")):
             some = [line for line in tried if line["fits"] is fits]
             if some:
@@ -153,13 +147,15 @@ def _points(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float
     return [line["us_per_candidate"] for line in lines], [line["valid_logloss"] for line in lines]
 
 
-def new_axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
-    """Return a figure as wide as a page and its axes."""
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
+@contextmanager
+def new_axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
+    """Yield a figure as wide as a page and its axes; the style holds within the block."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        yield figure, axes
 
 
 def as_svg(figure: Figure) -> str:

@@ -7,7 +7,7 @@ category columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import entry_hash, vocabulary_entry
+from training.data.dataset import category_parts
 
 # Cells of equal count for a number.
 NUM_CELLS = 10
@@ -36,7 +37,7 @@ def statistics(columns: Columns, matrix: Matrix, score: NDArray[np.floating]) ->
     return {
         "rows": len(score),
         "numeric": {name: _numbers(matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)},
-        "category": {name: _categories(matrix.category[:, part]) for name, part in _parts(columns)},
+        "category": {name: _categories(matrix.category[:, part]) for name, part in category_parts(columns)},
         "score": _numbers(np.asarray(score, np.float32)),
     }
 
@@ -49,7 +50,7 @@ def drift(
         name: _index(made_from["numeric"][name], matrix.numeric[:, j])
         for j, name in enumerate(columns.numeric)
     }
-    for name, part in _parts(columns):
+    for name, part in category_parts(columns):
         cells = made_from["category"][name]
         features[name] = psi(np.array(cells["shares"]), _category_shares(cells, matrix.category[:, part]))
     return {
@@ -73,15 +74,6 @@ def psi(expected: Shares, found: Shares) -> float:
 def reading(index: float) -> str:
     """Return the usual interpretation of an index."""
     return "as in training" if index < MOVED else "has moved" if index < CHANGED else "has changed"
-
-
-def _parts(columns: Columns) -> Iterator[tuple[str, slice]]:
-    """Yield the name and the category columns of each categorical feature."""
-    widths = [*((name, 1) for name in columns.single), *columns.multi]
-    at = 0
-    for name, width in widths:
-        yield name, slice(at, at + width)
-        at += width
 
 
 def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Feature importance: attention of TabNet's masks, and loss by permutation.
 
-Letters: R rows, D0 network inputs that are not embedded, K1 embedded categories, E inputs after
-embedding.
+Letter: R rows.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, category_parts
 from training.evaluation.metrics import mean, probability, row_logloss
 from training.evaluation.slates import auc
 from training.network.model import Model
@@ -38,21 +37,19 @@ def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
     rows = np.arange(len(data))
     if len(rows) > MOST_ROWS:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
-    matrix = Matrix(data.matrix.numeric[rows], data.matrix.category[rows])
+    matrix = data.matrix.rows(rows)
     masks = by_masks(model, matrix)
     lost = by_permutation(model.probability, data.columns, matrix, data.label[rows])
     found = [{"feature": name, "masks": masks[name], **lost[name]} for name in lost]
     return sorted(found, key=lambda line: -line["logloss"])
 
 
-@torch.no_grad()
 def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
     """Return the share of the network's attention on each feature; the shares sum to 1.
 
     The masks of each step are weighted by the step's contribution to the decision and summed over
-    steps and rows (Arik and Pfister 2021, "Interpretability of TabNet", as `forward_masks` of
-    pytorch_tabnet computes it). Attention to an embedded category, a missing indicator or the 0/1
-    columns of a set counts for their feature.
+    steps and rows (Arik and Pfister 2019, arXiv:1908.07442, "Interpretability of TabNet").
+    Attention to a missing indicator or to the 0/1 columns of a set counts for their feature.
     """
     network = model.network.eval()
     total: NDArray[np.float64] = np.zeros(0)
@@ -60,7 +57,7 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
         part = matrix.rows(slice(start, start + _CHUNK))
         encoded = model.encoder.encode(part.numeric, part.category)
         x = network.inputs(*(torch.from_numpy(array) for array in encoded))
-        explained = network.tabnet.forward_masks(x)[0].double().sum(dim=0).numpy()
+        explained = network.tabnet.explained(x).double().sum(dim=0).numpy()
         total = explained + total if len(total) else explained
     owners = _owners(model.encoder)
     names = list(dict.fromkeys(owners))
@@ -83,12 +80,14 @@ def by_permutation(
     """
     order = np.random.default_rng(SEED).permutation(len(label))
     whole = _quality(label, score(matrix))
-    places = _places(columns)
+    none = slice(0)
+    places = [(name, slice(i, i + 1), none) for i, name in enumerate(columns.numeric)]
+    places += [(name, none, part) for name, part in category_parts(columns)]
     lost: dict[str, dict[str, float | None]] = {}
-    for name, (numeric, category) in places.items():
+    for name, numeric, category in places:
         permuted = Matrix(matrix.numeric.copy(), matrix.category.copy())
-        permuted.numeric[:, numeric] = matrix.numeric[order][:, numeric]
-        permuted.category[:, category] = matrix.category[order][:, category]
+        permuted.numeric[:, numeric] = matrix.numeric[order, numeric]
+        permuted.category[:, category] = matrix.category[order, category]
         left = _quality(label, score(permuted))
         lost[name] = {
             "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
@@ -102,24 +101,10 @@ def _quality(label: NDArray[np.float32], chance: NDArray[np.floating]) -> tuple[
 
 
 def _owners(encoder: Encoder) -> list[str]:
-    """Return the feature of each of the E columns that the masks choose among, in order."""
+    """Return the feature of each of the columns that the masks choose among, in order."""
     return [
         *(column.name for column in encoder.numeric),
         *(encoder.numeric[i].name for i in encoder.indicators),
         *(column.name for column in encoder.multi for _ in column.vocabulary),
-        *(column.name for column in encoder.single for _ in range(column.embedding)),
+        *(column.name for column in encoder.single),
     ]
-
-
-def _places(columns: Columns) -> dict[str, tuple[list[int], list[int]]]:
-    """Return the numeric and the category columns of each feature."""
-    places: dict[str, tuple[list[int], list[int]]] = {}
-    for i, name in enumerate(columns.numeric):
-        places[name] = ([i], [])
-    for k, name in enumerate(columns.single):
-        places[name] = ([], [k])
-    at = len(columns.single)
-    for name, width in columns.multi:
-        places[name] = ([], list(range(at, at + width)))
-        at += width
-    return places

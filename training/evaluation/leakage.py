@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, category_parts
 from training.evaluation.slates import auc
 
 F64 = NDArray[np.float64]
@@ -61,12 +61,9 @@ def suspects(data: Dataset) -> list[Suspect]:
     for j, name in enumerate(data.columns.numeric):
         values = data.matrix.numeric[rows, j].astype(np.float64)
         found += _judge(name, values, np.isfinite(values), label)
-    widths = [(name, 1) for name in data.columns.single] + list(data.columns.multi)
-    at = 0
-    for name, width in widths:
-        hashes = data.matrix.category[rows, at : at + width]
+    for name, part in category_parts(data.columns):
+        hashes = data.matrix.category[rows, part]
         found += _judge(name, _rates(hashes, label, fold), (hashes != 0).any(axis=1), label)
-        at += width
     return sorted(found, key=lambda suspect: -abs(suspect.auc - 0.5))
 
 

@@ -11,14 +11,8 @@ from typing import Any
 from serve.contract.errors import TabrankError
 from serve.model.artifact import load
 from training.evaluation import charts, verdict
+from training.evaluation.page import as_figure, as_table, whole_page
 
-STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse;font-size:.85em}div{overflow-x:auto}"
-    "td,th{border:1px solid #bbb;padding:.25em .6em;text-align:right;vertical-align:top}"
-    "td:first-child,th:first-child,td:last-child:nth-child(8){text-align:left}"
-    "svg{max-width:100%;height:auto}.lead{font-size:1.15em}figure{margin:0}figcaption{color:#444}"
-)
 CAPTIONS = {
     "pareto": "Lower and further left is better. No network is both cheaper and better than one on the front. "
     "The star is the best network within the budget.",
@@ -171,25 +165,7 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
 
 
 def _figure(name: str, svg: str) -> str:
-    return f"<figure>{svg}<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>"
-
-
-def whole_page(title: str, parts: Sequence[str]) -> str:
-    """Return a self-contained page of parts in HTML."""
-    title = html.escape(title)
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
-    )
-
-
-def as_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return an HTML table; the first row is its head."""
-    head, *body = [[html.escape(cell) for cell in row] for row in rows]
-    lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body]
-    return f"<div><table>{''.join(lines)}</table></div>"
+    return as_figure(svg, CAPTIONS[name])
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -64,7 +64,7 @@ def logistic(encoder: Encoder, train: Dataset) -> Rival:
     with warnings.catch_warnings():
         # Ignore the warning that the last digit has not converged.
         warnings.simplefilter("ignore")
-        model.fit(columns(Matrix(train.matrix.numeric[rows], train.matrix.category[rows])), train.label[rows])
+        model.fit(columns(train.matrix.rows(rows)), train.label[rows])
     return lambda matrix: np.asarray(model.predict_proba(columns(matrix))[:, 1], np.float64)
 
 
@@ -77,7 +77,7 @@ def us_per_candidate(rival: Rival, matrix: Matrix) -> float:
     Uses the lower quartile of the runs, because other work of the machine only adds time.
     """
     at = np.resize(np.arange(len(matrix.numeric)), NUM_ROWS)
-    rows = Matrix(matrix.numeric[at], matrix.category[at])
+    rows = matrix.rows(at)
     taken = []
     for _ in range(WARM_UPS + NUM_RUNS):
         begun = time.perf_counter()

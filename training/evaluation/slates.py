@@ -79,10 +79,6 @@ class Slates:
         """Return the ranking of these rows, all or some, which are in the order of `order`."""
         return Ranking(np.asarray(self.label[order], np.float64), self.code[order])
 
-    def ndcg(self, score: NDArray[np.floating], k: int = 10) -> F64:
-        """Return NDCG@k of each slate that can be ranked, `[S2]`, by slate number."""
-        return self.rank(self.order(score)).ndcg(k)
-
     def auc(self, score: NDArray[np.floating]) -> F64:
         """Return the AUC inside each slate with both labels, by slate number.
 

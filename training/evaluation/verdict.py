@@ -28,6 +28,8 @@ MEASURES = {
     "rce": "RCE, %",
     "ece": "ECE",
 }
+COUNTS = ("rows", "slates", "positives")
+SLICE_COLUMNS = ("slice", *COUNTS, "NDCG@10", "popular's", "difference", "AUC", "logloss", "ECE")
 Evaluation = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 
@@ -75,26 +77,13 @@ def differences(evaluation: Evaluation) -> Rows:
 
 def slices(parts: list[Mapping[str, Any]]) -> Rows:
     """Return a header, then a row for each slice."""
-    rows: Rows = [
-        (
-            "slice",
-            "rows",
-            "slates",
-            "positives",
-            "NDCG@10",
-            "popular's",
-            "difference",
-            "AUC",
-            "logloss",
-            "ECE",
-        )
-    ]
+    rows: Rows = [SLICE_COLUMNS]
     for part in parts:
         ours, theirs, pair = part["model"] or {}, part["popular"] or {}, part["paired"] or {}
         rows.append(
             (
                 f"{part['by']}: {part['value']}",
-                *(f"{part[key]:,}" for key in ("rows", "slates", "positives")),
+                *(f"{part[key]:,}" for key in COUNTS),
                 decimal(ours.get("ndcg@10")),
                 decimal(theirs.get("ndcg@10")),
                 _signed(pair.get("ndcg@10"), pair.get("se")),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 
-from training.evaluation.charts import DASHES, STYLE, as_svg, new_axes
+from training.evaluation.charts import DASHES, as_svg, new_axes
 
 # Label at most this many dates on an axis, so that they stay legible.
 MAX_DATES = 20
@@ -19,8 +18,7 @@ def cumulative(metric: Mapping[str, Any], days: Sequence[str]) -> str:
     relative = all(day["relative_low"] is not None for day in metric["days"])
     names = ("relative", "relative_low", "relative_high") if relative else ("difference", "low", "high")
     times = 100 if relative else 1
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("", "effect, %" if relative else f"effect, {metric['unit']}", height=2.6)
+    with new_axes("", "effect, %" if relative else f"effect, {metric['unit']}", height=2.6) as (figure, axes):
         at = [day["day"] for day in metric["days"]]
         middle, low, high = ([times * day[name] for day in metric["days"]] for name in names)
         axes.fill_between(at, low, high, color="0.8", label="95 %, fixed horizon")
@@ -35,8 +33,7 @@ def cumulative(metric: Mapping[str, Any], days: Sequence[str]) -> str:
 
 def viewers(daily: Mapping[str, Sequence[int]], days: Sequence[str]) -> str:
     """Plot the viewers with an exposure on each day, by arm."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("", "viewers of the day", height=2.4)
+    with new_axes("", "viewers of the day", height=2.4) as (figure, axes):
         for (arm, counts), (dash, grey) in zip(daily.items(), DASHES, strict=False):
             axes.plot(range(len(days)), counts, dash, marker="o", color=grey, label=arm)
         axes.set_ylim(0, 1.1 * max(max(counts) for counts in daily.values()))

@@ -50,9 +50,7 @@ def report(
     result = run(log, declaration, timezone=timezone, control=control, treatment=treatment)
     if out is not None:
         write_report(out, result)
-    answer(result, as_json, text(result))
-    if result["verdict"] == "invalid":
-        raise typer.Exit(1)
+    answer(result, as_json, text(result), held=result["verdict"] != "invalid")
 
 
 @experiment.command("validate")
@@ -66,9 +64,7 @@ def validate(
     from training.experiment.validation import validate as run
 
     result = run(runs, seed=seed, progress=print_progress)
-    answer(result, as_json, table(result))
-    if not result["held"]:
-        raise typer.Exit(1)
+    answer(result, as_json, table(result), held=result["held"])
 
 
 @experiment.command("offline")
@@ -115,9 +111,7 @@ def offline_check(
 
     with ProgressBar("offline-check") as progress:
         result = check(runs, obp, progress=progress)
-    answer(result, as_json, text(result))
-    if not result["held"]:
-        raise typer.Exit(1)
+    answer(result, as_json, text(result), held=result["held"])
 
 
 @experiment.command("simulate")
@@ -164,6 +158,4 @@ def simulate(
         table(result),
         "held" if result["held"] else f"NOT held: {result['not_full']} rankings were not full",
     ]
-    answer(result, as_json, "\n".join(lines))
-    if not result["held"]:
-        raise typer.Exit(1)
+    answer(result, as_json, "\n".join(lines), held=result["held"])

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.evaluation.report import as_table, whole_page
+from training.evaluation.page import as_figure, as_table, paragraph, whole_page
 from training.experiment import charts
 from training.experiment.verdict import sized, span
 
@@ -42,25 +42,29 @@ def text(result: Report) -> str:
 def page(result: Report) -> str:
     """Return the self-contained report.html, readable in grey."""
     days = result["window"]["days"]
-    parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(_rest(result))}</p>"]
+    why = f"{result['reason']}; {result['outlook']}."
+    parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(why)}</p>"]
     parts += [f"<p><b>Warning</b>: {html.escape(warning)}.</p>" for warning in result["warnings"]]
     if result["claims"]:
         parts += ["<h2>Claims of the original and effects here</h2>", as_table(result["claims"])]
-        parts += [f"<p>Here: {html.escape(_arms(result))}, fixed horizon.</p>"]
-    parts += ["<h2>Sample ratio</h2>", *_paragraphs(sample_ratio(result))]
+        parts.append(paragraph(f"Here: {result['treatment']} against {result['control']}, fixed horizon."))
+    parts += ["<h2>Sample ratio</h2>", *(paragraph(f"{line}.") for line in sample_ratio(result))]
     if result["metrics"]:
-        parts += ["<h2>Metrics</h2>", as_table(_metrics(result)), f"<p>{HOW_TO_READ}</p>"]
-    parts += ["<h2>Definitions</h2>", as_table(_definitions(result)), *_paragraphs(notes(result))]
-    if any(metric["effect"] for metric in result["metrics"]):
-        parts += ["<h2>Day by day</h2>"]
-        for metric in result["metrics"]:
-            if metric["effect"] and metric["days"]:
-                caption = f"{metric['title']}, cumulative by day"
-                parts.append(_figure(charts.cumulative(metric, days), caption))
-    caption = "Viewers with an exposure on the day; the first and last day may be partial"
-    parts += [_figure(charts.viewers(result["daily_viewers"], days), caption)]
+        parts += ["<h2>Metrics</h2>", as_table(_metrics(result)), paragraph(HOW_TO_READ)]
+    parts += ["<h2>Definitions</h2>", as_table(_definitions(result))]
+    parts += [paragraph(f"{line}.") for line in notes(result)]
+    shown = [metric for metric in result["metrics"] if metric["effect"]]
+    if shown:
+        parts.append("<h2>Day by day</h2>")
+    for metric in shown:
+        if metric["days"]:
+            curve = charts.cumulative(metric, days)
+            parts.append(as_figure(curve, f"{metric['title']}, cumulative by day."))
+    caption = "Viewers with an exposure on the day; the first and last day may be partial."
+    parts.append(as_figure(charts.viewers(result["daily_viewers"], days), caption))
+    not_logged = result["not_in_the_log"]
     parts += ["<h2>Guardrails</h2>", as_table(_guardrails(result))]
-    parts += [f"<p>{html.escape(_sentence(result['not_in_the_log']))}.</p>"]
+    parts.append(paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."))
     return whole_page(f"Experiment {result['experiment']}: {result['verdict']}", parts)
 
 
@@ -130,27 +134,12 @@ def notes(result: Report) -> list[str]:
     return lines
 
 
-def _rest(result: Report) -> str:
-    return f"{result['reason']}; {result['outlook']}."
-
-
-def _arms(result: Report) -> str:
-    return f"{result['treatment']} against {result['control']}"
-
-
 def _metrics(result: Report) -> list[list[str]]:
     if not result["metrics"]:
         return []
-    smallest = f"power at {result['smallest_effect']:.1%}"
-    head = [
-        "metric",
-        result["control"],
-        result["treatment"],
-        "difference",
-        "relative, 95 %",
-        "95 % at any look",
-    ]
-    rows = [[*head, "not adjusted", "variance removed", "p", "p (Holm)", smallest, "detectable"]]
+    head = ["metric", result["control"], result["treatment"], "difference", "relative, 95 %"]
+    head += ["95 % at any look", "not adjusted", "variance removed", "p", "p (Holm)"]
+    rows = [[*head, f"power at {result['smallest_effect']:.1%}", "detectable"]]
     for metric in result["metrics"]:
         effect = metric["effect"]
         name = metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")
@@ -180,35 +169,16 @@ def _metrics(result: Report) -> list[list[str]]:
 def _definitions(result: Report) -> list[list[str]]:
     from training.experiment.metrics import METRICS
 
-    zone = result["window"]["timezone"]
+    day = f"from midnight to midnight, {result['window']['timezone']}"
     rows = [["metric", "unit", "numerator", "denominator", "day"]]
-    for metric in METRICS:
-        rows.append(
-            [
-                metric.title,
-                metric.unit,
-                metric.numerator,
-                metric.denominator,
-                f"from midnight to midnight, {zone}",
-            ]
-        )
-    return rows
+    return rows + [[m.title, m.unit, m.numerator, m.denominator, day] for m in METRICS]
 
 
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
     rungs = sorted({rung for line in arms.values() for rung in line["rungs"]})
-    rows = [
-        [
-            "arm",
-            "ranked by",
-            "exposures",
-            "p50 ms",
-            "p99 ms",
-            *(f"rung {rung}" for rung in rungs),
-            "degraded by",
-        ]
-    ]
+    named = [f"rung {rung}" for rung in rungs]
+    rows = [["arm", "ranked by", "exposures", "p50 ms", "p99 ms", *named, "degraded by"]]
     for arm, line in arms.items():
         took = [NOTHING if line[key] is None else f"{line[key]:.1f}" for key in ("p50_ms", "p99_ms")]
         shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
@@ -224,15 +194,3 @@ def _lined(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return ["", *lines, ""]
-
-
-def _paragraphs(lines: Sequence[str]) -> list[str]:
-    return [f"<p>{html.escape(line)}.</p>" for line in lines]
-
-
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}.</figcaption></figure>"
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from training.experiment.panel import Panel, panel
 from training.experiment.served_log import Exposures, read_events, read_exposures
 from training.experiment.statistics import sample_ratio
 from training.experiment.treatments import change_warnings, treatments
-from training.experiment.verdict import claims, faults, outlook, verdict
+from training.experiment.verdict import Verdict, claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
 NOT_IN_THE_LOG = (
@@ -47,48 +48,34 @@ def report(
     exposures, events = read_exposures(log, declaration.name), read_events(log)
     span = window(exposures, declaration, timezone)
     people = panel(exposures, events, span)
-    names = _compared(exposures, people, declaration, control, treatment)
-    codes = tuple(exposures.arms.index(name) if name in exposures.arms else -2 for name in names)
     here = exposures.rows(span.holds(exposures.ts_ms))
-    shares, source = _shares(here, names, declaration)
-    viewers = {name: int((people.arm == code).sum()) for name, code in zip(names, codes, strict=True)}
-    ratio = shares[names[1]] / shares[names[0]] if shares[names[0]] else 0.0
-    srm_p = (
-        sample_ratio(viewers[names[0]], viewers[names[1]], ratio) if ratio and sum(viewers.values()) else None
-    )
-    crossing = int(people.crossing.sum())
-    crossing_share = crossing / len(people.arm)
-    why = faults(viewers, shares, srm_p, crossing_share)
-
+    arms = _arms(here, people, declaration, _compared(exposures, people, declaration, control, treatment))
+    split = _sample_ratio(arms, people)
+    why = faults(arms.viewers, arms.shares, split["p"], split["crossing_share"])
     last_ms = max(int(exposures.ts_ms[-1]), int(events.ts_ms[-1]) if len(events) else 0)
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms
     metrics = available(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
-    ranked_by = treatments(here, names, codes)
     rows: list[dict[str, Any]] = []
-    days: int | None = None
-    if why:
-        result, reason = "invalid", "; ".join(why)
-    else:
+    result: Verdict = "invalid"
+    reason, days = "; ".join(why), None
+    if not why:
         rows = comparisons(
-            people, (codes[0], codes[1]), metrics, ratio=ratio, smallest_effect=smallest, ended=ended
+            people, arms.codes, metrics, ratio=arms.ratio, smallest_effect=smallest, ended=ended
         )
         row = next(row for row in rows if row["name"] == primary.name)
         result, reason = verdict(row, smallest, ended=ended)
-        short = set(partial_days(span))
-        whole = [i for i, day in enumerate(span.days) if day not in short]
-        days = 0 if result != "no difference shown" else None
-        if days is None:
-            days = days_needed(people, codes, row.get("viewers_needed"), whole)
+        days = _days_needed(row, people, arms, span) if result == "no difference shown" else 0
+    ranked_by = treatments(here, arms.names, arms.codes)
     return {
         "experiment": declaration.name,
         "verdict": result,
         "reason": reason,
         "days_needed": days,
-        "outlook": outlook(result, days, smallest, ended),  # type: ignore[arg-type]
-        "control": names[0],
-        "treatment": names[1],
+        "outlook": outlook(result, days, smallest, ended),
+        "control": arms.names[0],
+        "treatment": arms.names[1],
         "primary_metric": primary.name,
         "primary_declared": declaration.primary is not None,
         "smallest_effect": smallest,
@@ -96,29 +83,72 @@ def report(
         "warnings": change_warnings(ranked_by),
         "ranked_by": ranked_by,
         "window": _window(span, exposures, declaration) | {"ended": ended},
-        "sample_ratio": {
-            "viewers": viewers,
-            "shares": shares,
-            "shares_from": source,
-            "p": srm_p,
-            "crossing_viewers": crossing,
-            "crossing_share": crossing_share,
-        },
+        "sample_ratio": split,
         "left_out": {
             "test_exposures": exposures.num_test,
             "anonymous_exposures": exposures.num_anonymous,
             "repeated_exposures": exposures.num_repeated,
-            "viewers_of_other_arms": len(people.arm) - sum(viewers.values()),
+            "viewers_of_other_arms": len(people.arm) - sum(arms.viewers.values()),
             "events_without_exposure": people.num_unattributed,
         },
         "viewers_seen_before": people.num_seen_before,
         "metrics": rows,
         "untold": [metric.title for metric in METRICS if metric not in metrics],
         "claims": [] if why else claims(rows),
-        "daily_viewers": _daily_viewers(people, names, codes, len(span.days)),
-        "guardrails": _guardrails(here, names, codes),
+        "daily_viewers": _daily_viewers(people, arms, len(span.days)),
+        "guardrails": _guardrails(here, arms),
         "not_in_the_log": NOT_IN_THE_LOG,
     }
+
+
+@dataclass(frozen=True)
+class _Arms:
+    """Control and treatment: names, codes in the log, viewers and intended shares."""
+
+    names: tuple[str, str]
+    codes: tuple[int, int]
+    viewers: dict[str, int]
+    shares: dict[str, float]
+    # Source of the shares.
+    shares_from: str
+
+    @property
+    def ratio(self) -> float:
+        """Return the treatment's share over the control's; 0 if the control has none."""
+        control, treatment = (self.shares[name] for name in self.names)
+        return treatment / control if control else 0.0
+
+
+def _arms(here: Exposures, people: Panel, declaration: Declared, names: tuple[str, str]) -> _Arms:
+    # The log has no code −2.
+    control, treatment = (here.arms.index(name) if name in here.arms else -2 for name in names)
+    shares, source = _shares(here, names, declaration)
+    viewers = {
+        name: int((people.arm == code).sum()) for name, code in zip(names, (control, treatment), strict=True)
+    }
+    return _Arms(names, (control, treatment), viewers, shares, source)
+
+
+def _sample_ratio(arms: _Arms, people: Panel) -> dict[str, Any]:
+    """Return how the viewers are split, the p-value of that split, and viewers of two arms."""
+    crossing = int(people.crossing.sum())
+    control, treatment = (arms.viewers[name] for name in arms.names)
+    has_test = arms.ratio and control + treatment
+    return {
+        "viewers": arms.viewers,
+        "shares": arms.shares,
+        "shares_from": arms.shares_from,
+        "p": sample_ratio(control, treatment, arms.ratio) if has_test else None,
+        "crossing_viewers": crossing,
+        "crossing_share": crossing / len(people.arm),
+    }
+
+
+def _days_needed(row: Mapping[str, Any], people: Panel, arms: _Arms, span: Window) -> int | None:
+    """Return the days until the metric of this row has enough viewers, by its latest whole days."""
+    partial = set(partial_days(span))
+    whole = [i for i, day in enumerate(span.days) if day not in partial]
+    return days_needed(people, arms.codes, row.get("viewers_needed"), whole)
 
 
 def write_report(out: Path, result: Mapping[str, Any]) -> None:
@@ -209,21 +239,19 @@ def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[s
     }
 
 
-def _daily_viewers(
-    people: Panel, names: Sequence[str], codes: Sequence[int], num_days: int
-) -> dict[str, list[int]]:
+def _daily_viewers(people: Panel, arms: _Arms, num_days: int) -> dict[str, list[int]]:
     """Return the number of viewers with an exposure on each day, by arm."""
     of_cell = people.arm[people.viewer]
     return {
         name: np.bincount(people.day[of_cell == code], minlength=num_days).tolist()
-        for name, code in zip(names, codes, strict=True)
+        for name, code in zip(arms.names, arms.codes, strict=True)
     }
 
 
-def _guardrails(here: Exposures, names: Sequence[str], codes: Sequence[int]) -> dict[str, Any]:
+def _guardrails(here: Exposures, arms: _Arms) -> dict[str, Any]:
     """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
     by_arm = {}
-    for name, code in zip(names, codes, strict=True):
+    for name, code in zip(arms.names, arms.codes, strict=True):
         mine = here.rows(here.arm == code)
         num = max(len(mine), 1)
         shares = {rung: float((mine.rung == i).sum() / num) for i, rung in enumerate(here.rungs)}

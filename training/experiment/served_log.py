@@ -7,7 +7,7 @@ Letters: N exposures, E events.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,7 @@ OPTIONAL = {
     "events": {"kind": pa.string(), "request_id": pa.string(), "seq": pa.int64()},
 }
 T = TypeVar("T")
+Table = TypeVar("Table", "Exposures", "Events")
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,7 @@ class Exposures:
 
     def rows(self, rows: NDArray[Any]) -> Exposures:
         """Return the exposures at these indices, or with these flags [N]."""
-        names = (
-            "viewer",
-            "ts_ms",
-            "request",
-            "arm",
-            "share",
-            "latency_ms",
-            "rung",
-            "degraded",
-            "other",
-            "model",
-        )
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        return _rows(self, rows)
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ def hashed(ids: Sequence[str | None]) -> U64:
 def _exposures(log: Path, experiment: str) -> Exposures:
     arms, rungs, reasons, others, models = _Codes(), _Codes(), *(_Codes(np.int16) for _ in range(3))
     names: set[str | None] = set()
-    parts: list[tuple[NDArray[Any], ...]] = []
+    parts: list[dict[str, NDArray[Any]]] = []
     num_test = num_anonymous = 0
     for batch in _batches(log, "exposures"):
         live = pc.fill_null(pc.not_equal(batch["traffic"], "test"), True)
@@ -160,49 +149,39 @@ def _exposures(log: Path, experiment: str) -> Exposures:
         names.update(pc.unique(batch["experiment"]).to_pylist())
         ours = pc.fill_null(pc.equal(batch["experiment"], experiment), False)
         parts.append(
-            (
-                _hashes(batch["viewer"]),
-                _whole(batch["ts_ms"]),
-                _hashes(batch["request_id"]),
-                arms(pc.if_else(ours, batch["arm"], None)),
-                batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
-                batch["latency_ms"].to_numpy(zero_copy_only=False).astype(np.float32),
-                rungs(batch["rung"]),
-                reasons(_joined(batch["degraded"])),
-                others(pc.if_else(ours, None, _with_arm(batch))),
-                models(batch["model"]),
-                _whole(batch["seq"]),
-            )
+            {
+                "viewer": _hashes(batch["viewer"]),
+                "ts_ms": _whole(batch["ts_ms"]),
+                "request": _hashes(batch["request_id"]),
+                "arm": arms(pc.if_else(ours, batch["arm"], None)),
+                "share": batch["share"].to_numpy(zero_copy_only=False).astype(np.float64),
+                "latency_ms": batch["latency_ms"].to_numpy(zero_copy_only=False).astype(np.float32),
+                "rung": rungs(batch["rung"]),
+                "degraded": reasons(_joined(batch["degraded"])),
+                "other": others(pc.if_else(ours, None, _with_arm(batch))),
+                "model": models(batch["model"]),
+                "seq": _whole(batch["seq"]),
+            }
         )
     if experiment not in names:
         known_names = ", ".join(sorted(filter(None, names))) or "none"
         raise TabrankError(
             f"--experiment {experiment}: {log} holds no exposure of it; its experiments are {known_names}"
         )
-    viewer, ts_ms, request, arm, share, latency_ms, rung, degraded, other, model, seq = (
-        np.concatenate(part) for part in zip(*parts, strict=True)
-    )
-    keep = _first(seq, request, ts_ms)
+    columns = _concatenated(parts)
+    seq = columns.pop("seq")
     exposures = Exposures(
-        viewer,
-        ts_ms,
-        request,
-        arm,
-        share,
-        latency_ms,
-        rung,
-        degraded,
-        other,
-        model,
-        tuple(arms.known),
-        tuple(rungs.known),
-        tuple(reasons.known),
-        tuple(_apart(name) for name in others.known),
-        tuple(models.known),
-        num_test,
-        num_anonymous,
+        **columns,
+        arms=tuple(arms.known),
+        rungs=tuple(rungs.known),
+        reasons=tuple(reasons.known),
+        others=tuple(_apart(name) for name in others.known),
+        models=tuple(models.known),
+        num_test=num_test,
+        num_anonymous=num_anonymous,
     )
-    return replace(exposures.rows(keep), num_repeated=len(viewer) - len(keep))
+    keep = _first(seq, exposures.request, exposures.ts_ms)
+    return replace(exposures.rows(keep), num_repeated=len(seq) - len(keep))
 
 
 def _with_arm(batch: pa.RecordBatch) -> pa.Array:
@@ -223,25 +202,28 @@ def _apart(name: str) -> tuple[str, str]:
 
 def _events(log: Path) -> Events:
     kinds = _Codes()
-    parts: list[tuple[NDArray[Any], ...]] = []
+    parts = []
     for batch in _batches(log, "events"):
         batch = batch.filter(pc.is_valid(batch["viewer"]))
-        parts.append(
-            (
-                _hashes(batch["viewer"]),
-                _whole(batch["ts_ms"]),
-                _hashes(batch["candidate"]),
-                _hashes(batch["request_id"]),
-                kinds(batch["kind"]),
-                _hashes(batch["id"]),
-            )
-        )
+        hashes = {name: _hashes(batch[name]) for name in ("viewer", "candidate", "request_id", "id")}
+        parts.append(hashes | {"ts_ms": _whole(batch["ts_ms"]), "kind": kinds(batch["kind"])})
     if not parts:
         none = np.zeros(0, np.uint64)
         return Events(none, none.astype(np.int64), none, none, none.astype(np.int8), ())
-    viewer, ts_ms, candidate, request, kind, id_ = (np.concatenate(part) for part in zip(*parts, strict=True))
-    keep = _first(np.zeros(len(id_), np.int64), id_, ts_ms)
-    return Events(viewer[keep], ts_ms[keep], candidate[keep], request[keep], kind[keep], tuple(kinds.known))
+    columns = _concatenated(parts)
+    ids, request = columns.pop("id"), columns.pop("request_id")
+    events = Events(**columns, request=request, kinds=tuple(kinds.known))
+    return _rows(events, _first(np.zeros(len(ids), np.int64), ids, events.ts_ms))
+
+
+def _concatenated(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _rows(table: Table, rows: NDArray[Any]) -> Table:
+    """Return these rows of all arrays."""
+    arrays = {name: value for name, value in vars(table).items() if isinstance(value, np.ndarray)}
+    return replace(table, **{name: value[rows] for name, value in arrays.items()})
 
 
 def _first(seq: I64, id_: U64, ts_ms: I64) -> I64:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -65,7 +65,7 @@ def golden(
     numeric, category = _evenly(numeric, _NUM_TRIED), _evenly(category, _NUM_TRIED)
     numeric[:1], category[:1] = np.nan, 0
     parts = [torch.from_numpy(part) for part in network.encoder.encode(numeric, category)]
-    logit, _ = network(network.inputs(*parts))
+    logit = network.logit(network.inputs(*parts))
     score = torch.sigmoid(calibration.a * logit + calibration.b).numpy()
     folded = fold(_weights(network), network.encoder, asdict(network.config), calibration)
     served, _ = forward(TorchOps(), folded, *parts, exact=True)
@@ -124,8 +124,32 @@ def _evenly(array: NDArray[Any], num_rows: int) -> NDArray[Any]:
     return np.ascontiguousarray(array[at])
 
 
+def _operator(name: str) -> Callable[..., str]:
+    """Return a method that adds a node of this operator on its inputs."""
+
+    def add_node(ops: _OnnxOps, *inputs: str) -> str:
+        return ops._node(name, *inputs)
+
+    return add_node
+
+
 class _OnnxOps:
     """Operations of `serve.model.graph.forward` as ONNX nodes; a value is its node's name."""
+
+    add = _operator("Add")
+    sub = _operator("Sub")
+    mul = _operator("Mul")
+    div = _operator("Div")
+    matmul = _operator("MatMul")
+    linear = _operator("Gemm")
+    relu = _operator("Relu")
+    sigmoid = _operator("Sigmoid")
+    sqrt = _operator("Sqrt")
+    abs = _operator("Abs")
+    log = _operator("Log")
+    is_nan = _operator("IsNaN")
+    less_equal = _operator("LessOrEqual")
+    where = _operator("Where")
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -146,41 +170,8 @@ class _OnnxOps:
     def scalar(self, value: float) -> str:
         return self.constant(np.array(value, np.float32))
 
-    def add(self, a: str, b: str) -> str:
-        return self._node("Add", a, b)
-
-    def sub(self, a: str, b: str) -> str:
-        return self._node("Sub", a, b)
-
-    def mul(self, a: str, b: str) -> str:
-        return self._node("Mul", a, b)
-
-    def div(self, a: str, b: str) -> str:
-        return self._node("Div", a, b)
-
-    def matmul(self, a: str, b: str) -> str:
-        return self._node("MatMul", a, b)
-
-    def linear(self, weight: str, x: str, bias: str) -> str:
-        return self._node("Gemm", weight, x, bias)
-
-    def relu(self, a: str) -> str:
-        return self._node("Relu", a)
-
     def positive(self, a: str) -> str:
         return self._node("HardSigmoid", a, alpha=LARGE, beta=0.0)
-
-    def sigmoid(self, a: str) -> str:
-        return self._node("Sigmoid", a)
-
-    def sqrt(self, a: str) -> str:
-        return self._node("Sqrt", a)
-
-    def abs(self, a: str) -> str:
-        return self._node("Abs", a)
-
-    def log(self, a: str) -> str:
-        return self._node("Log", a)
 
     def clip(self, a: str, low: float, high: float) -> str:
         return self._node("Clip", a, self.scalar(low), self.scalar(high))
@@ -191,15 +182,6 @@ class _OnnxOps:
     def sort(self, a: str) -> str:
         self._node("Shape", a, start=0, end=1)
         return self._node("TopK", a, f"n{len(self.nodes) - 1}", axis=0, largest=1, sorted=1)
-
-    def is_nan(self, a: str) -> str:
-        return self._node("IsNaN", a)
-
-    def less_equal(self, a: str, b: str) -> str:
-        return self._node("LessOrEqual", a, b)
-
-    def where(self, condition: str, a: str, b: str) -> str:
-        return self._node("Where", condition, a, b)
 
     def to_float(self, condition: str) -> str:
         return self._node("Cast", condition, to=TensorProto.FLOAT)

@@ -1,9 +1,9 @@
-"""TabNet's layers with hand-written backward passes; `training.network.forward` combines them.
+"""TabNet's layers with hand-written backward passes; `training.network.tabnet` combines them.
 
-A layer is built once around pytorch_tabnet's modules and keeps no state of a pass: the tape holds
-what the backward pass needs. Every tensor is laid out [columns, rows]: the statistics of a virtual
-batch and the halves of a gated layer are contiguous, and sums over columns run along rows of
-memory.
+Arik and Pfister 2019, "TabNet: Attentive Interpretable Tabular Learning" (arXiv:1908.07442),
+section 3. A layer keeps no state of a pass: the tape holds what the backward pass needs. Every
+tensor is laid out [columns, rows]: the statistics of a virtual batch and the halves of a gated
+layer are contiguous, and sums over columns run along rows of memory.
 
 Letters: R rows, B virtual batches of V rows each, I inputs and C outputs of a linear map, G columns
 that the masks choose among, H hidden units, twice the width.
@@ -11,18 +11,25 @@ that the masks choose among, H hidden units, twice the width.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve.model.masks import MaskType, num_passes
+from serve.model.masks import mask as exact_mask
+from serve.model.torch_ops import TorchOps
 
-# TabNet scales each residual sum by √0.5 to keep the variance; pytorch_tabnet rounds it to float32.
+# TabNet scales each residual sum by √0.5 to keep the variance. Rounded to float32, as in
+# pytorch_tabnet, whose weights give the same scores here.
 _HALVING = torch.tensor(0.5).sqrt().item()
-# pytorch_tabnet adds this to a mask before it takes the logarithm.
+# Added to a mask before the logarithm, which is infinite at 0.
 _LEAST = 1e-15
+# Largest deviation of a mask's sum from 1 that needs no further passes.
+_MAX_RESIDUAL = 1e-6
 
 
 class Tape:
@@ -95,15 +102,27 @@ def _weights(momentum: float, num_batches: int, dtype: torch.dtype, device: torc
     return (momentum * (1 - momentum) ** age).to(device, dtype)
 
 
-class _Linear:
+class GhostBatchNorm(nn.Module):
+    """Batch norm of each virtual batch by itself (Hoffer, Hubara and Soudry 2017)."""
+
+    def __init__(self, num_columns: int, momentum: float) -> None:
+        super().__init__()
+        self.bn: Any = nn.BatchNorm1d(num_columns, momentum=momentum)
+
+
+class NormedLinear(nn.Module):
     """Linear map of `factor` times the input, followed by its ghost batch norm."""
 
-    def __init__(self, fc: Any, norm: Any, factor: float) -> None:
-        self.fc, self.norm, self.factor = fc, norm, factor
+    def __init__(self, fc: nn.Linear, momentum: float, *, factor: float, gain: float) -> None:
+        """Draw the weights of `fc` with the variance `gain` / √I."""
+        super().__init__()
+        self.fc, self.factor = fc, factor
+        draw_weights(fc, gain)
+        self.bn = GhostBatchNorm(fc.out_features, momentum)
 
-    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+    def normed(self, x: Tensor, tape: Tape) -> Tensor:
         """Map [I, R] to [C, R]; the caller may change the result in place."""
-        norm = self.norm
+        norm = self.bn.bn
         weight: Tensor = self.fc.weight * self.factor
         # Outside of training the norm is linear, so it is folded into the map.
         if not tape.training:
@@ -124,10 +143,11 @@ class _Linear:
         tape.save(x, weight, centred, scale)
         return normed.view(len(weight), -1)
 
-    def backward(
+    def normed_backward(
         self, gradient: Tensor, tape: Tape, times: float = 1.0, onto: Tensor | None = None
     ) -> Tensor:
         """Return the gradient of x from `times` that of the output, added to `onto` if given."""
+        norm = self.bn.bn
         x, weight, centred, scale = tape.load()
         channels, num_batches, num_rows = centred.shape
         # One channel for each virtual batch.
@@ -136,37 +156,43 @@ class _Linear:
         by_z, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             gradient.view(images),
             centred.view(images),
-            (self.norm.weight[:, None] * times).expand(channels, num_batches).reshape(-1),
+            (norm.weight[:, None] * times).expand(channels, num_batches).reshape(-1),
             None,
             None,
             torch.zeros_like(flat),
             flat,
             True,
-            self.norm.eps,
+            norm.eps,
             [True, True, True],
         )
         by_z = by_z.view(channels, -1)
         if times != 1.0:
             by_weight, by_bias = by_weight * times, by_bias * times
-        tape.add_norm(self.norm, by_weight, by_bias)
+        tape.add_norm(norm, by_weight, by_bias)
         tape.add(self.fc.weight, by_z, x.T, self.factor)
         return weight.T @ by_z if onto is None else onto.addmm_(weight.T, by_z)
 
 
-class _Gated:
+def draw_weights(fc: nn.Linear, gain: float) -> None:
+    """Draw weights [C, I] with the variance `gain` / √I."""
+    nn.init.normal_(fc.weight, std=math.sqrt(gain / math.sqrt(fc.in_features)))
+
+
+class GatedLayer(NormedLinear):
     """Linear map, norm and gated linear unit, [I, R] → [H, R]; a residual from the second layer on.
 
-    pytorch_tabnet halves the variance of each sum: out = h · (in + unit). This layer returns
-    u = out / h^depth, so that the scale is a factor of small weights, not a pass over the rows.
+    TabNet halves the variance of each sum: out = h · (in + unit). This layer returns u = out /
+    h^depth, so that the scale is a factor of small weights, not a pass over the rows.
     """
 
-    def __init__(self, layer: Any, depth: int) -> None:
+    def __init__(self, fc: nn.Linear, momentum: float, depth: int) -> None:
+        super().__init__(fc, momentum, factor=_HALVING ** max(depth - 1, 0), gain=2.0)
         self.skips = depth > 0
         self.times = _HALVING ** (1 - depth) if self.skips else 1.0
-        self.linear = _Linear(layer.fc, layer.bn.bn, _HALVING ** max(depth - 1, 0))
 
     def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        value, gate = self.linear.forward(x, tape).chunk(2)
+        """Return u [H, R]."""
+        value, gate = self.normed(x, tape).chunk(2)
         gate.sigmoid_()
         tape.save(value, gate)
         return torch.addcmul(x, value, gate, value=self.times) if self.skips else value * gate
@@ -179,20 +205,36 @@ class _Gated:
         torch.mul(gradient, gate, out=by_value)
         torch.mul(gradient, value, out=by_gate)
         torch.ops.aten.sigmoid_backward(by_gate, gate, grad_input=by_gate)
-        return self.linear.backward(by_normed, tape, self.times, gradient if self.skips else None)
+        return self.normed_backward(by_normed, tape, self.times, gradient if self.skips else None)
 
 
-class Transformer:
-    """Feature transformer: gated layers, [I, R] → [H, R], but for the scale `factor`."""
+class Transformer(nn.Module):
+    """Feature transformer: gated layers, [I, R] → [H, R], but for the scale `factor`.
 
-    def __init__(self, transformer: Any) -> None:
-        blocks = (transformer.shared, transformer.specifics)
-        layers = [layer for block in blocks for layer in getattr(block, "glu_layers", ())]
-        self.layers = [_Gated(layer, depth) for depth, layer in enumerate(layers)]
+    All transformers share the linear maps of the first layers, but not their norms.
+    """
+
+    def __init__(
+        self, shared: Sequence[nn.Linear], num_own: int, num_inputs: int, width: int, momentum: float
+    ) -> None:
+        super().__init__()
+        layers: list[GatedLayer] = []
+        for depth in range(len(shared) + num_own):
+            own = depth >= len(shared)
+            fc = gated_linear(num_inputs if depth == 0 else width, width) if own else shared[depth]
+            layers.append(GatedLayer(fc, momentum, depth))
+        self.shared = nn.ModuleDict(
+            {
+                "shared_layers": nn.ModuleList(shared),
+                "glu_layers": nn.ModuleList(layers[: len(shared)]),
+            }
+        )
+        self.specifics = nn.ModuleDict({"glu_layers": nn.ModuleList(layers[len(shared) :])})
+        self.layers = tuple(layers)
         self.factor = _HALVING ** (len(layers) - 1)
 
     def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        """Return the output of pytorch_tabnet's transformer divided by `factor`."""
+        """Return the output of the paper's transformer divided by `factor`."""
         for layer in self.layers:
             x = layer.forward(x, tape)
         return x
@@ -204,20 +246,32 @@ class Transformer:
         return gradient
 
 
-class Attention:
+def gated_linear(num_inputs: int, width: int) -> nn.Linear:
+    """Return the linear map of a gated layer with H = `width`: values, then gates."""
+    return nn.Linear(num_inputs, 2 * width, bias=False)
+
+
+class Attention(NormedLinear):
     """Attentive transformer: a linear map of `factor` times the input, norm, prior and mask."""
 
-    def __init__(self, attention: Any, factor: float, mask_type: MaskType) -> None:
-        self.linear = _Linear(attention.fc, attention.bn.bn, factor)
-        self.mask = MASKS[mask_type]
+    def __init__(self, fc: nn.Linear, momentum: float, factor: float, mask_type: MaskType) -> None:
+        super().__init__(fc, momentum, factor=factor, gain=1.0)
+        self.mask_type = mask_type
 
     def forward(self, x: Tensor, prior: Tensor | None, tape: Tape) -> tuple[Tensor, Tensor | None]:
         """Return (M [G, R], log M in training or None); only training needs log M."""
-        normed = self.linear.forward(x, tape)
-        chosen, slope = self.mask(normed if prior is None else normed * prior)
-        logarithm = chosen.add(_LEAST).log_() if tape.training else None
-        tape.save(prior, normed, slope, logarithm)
-        return chosen, logarithm
+        normed = self.normed(x, tape)
+        logits = normed if prior is None else normed * prior
+        chosen, slope = MASKS[self.mask_type](logits)
+        if tape.training:
+            logarithm = chosen.add(_LEAST).log_()
+            tape.save(prior, normed, slope, logarithm)
+            return chosen, logarithm
+        # A few rows need a sort. Training does without: no served score must equal its own.
+        short = torch.nonzero(~((chosen.sum(0) - 1.0).abs() <= _MAX_RESIDUAL))[:, 0]
+        if len(short):
+            chosen[:, short] = _sorted(self.mask_type, logits[:, short])
+        return chosen, None
 
     def backward(self, gradient: Tensor, by_entropy: float, tape: Tape) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of x and the prior from those of M and of the sum of M · log M."""
@@ -229,11 +283,14 @@ class Attention:
         if prior is not None:
             by_prior = by_logits * normed
             by_logits *= prior
-        return self.linear.backward(by_logits, tape), by_prior
+        return self.normed_backward(by_logits, tape), by_prior
 
 
 def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (1.5-entmax M [G, R] of logits [G, R], √M, from which its Jacobian follows)."""
+    """Return (1.5-entmax M [G, R] of logits [G, R], √M, from which its Jacobian follows).
+
+    Peters, Niculae and Martins 2019, "Sparse Sequence-to-Sequence Models".
+    """
     num_columns = len(logits)
     logits = logits * 0.5
     threshold = logits.mean(0) - num_columns**-0.5
@@ -247,7 +304,10 @@ def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (sparsemax M [G, R] of logits [G, R], 1 where M is above 0)."""
+    """Return (sparsemax M [G, R] of logits [G, R], 1 where M is above 0).
+
+    Martins and Astudillo 2016, "From Softmax to Sparsemax".
+    """
     threshold = logits.mean(0) - 1.0 / len(logits)
     excess, support = torch.empty_like(logits), torch.empty_like(logits)
     for _ in range(_passes("sparsemax", logits)):
@@ -256,6 +316,13 @@ def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
         threshold += (excess.sum(0) - 1.0) / support.sum(0)
     torch.sub(logits, threshold, out=excess).relu_()
     return excess, torch.sign(excess, out=support)
+
+
+def _sorted(mask_type: MaskType, logits: Tensor) -> Tensor:
+    """Return the mask by a sort, in float32: [G, R] → [G, R]."""
+    scaled = logits.float() * (0.5 if mask_type == "entmax" else 1.0)
+    chosen: Tensor = exact_mask(TorchOps(logits.device), mask_type, scaled, len(logits), exact=True)[0]
+    return chosen.to(logits.dtype)
 
 
 def _passes(mask_type: MaskType, logits: Tensor) -> int:

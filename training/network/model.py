@@ -56,7 +56,6 @@ class Model:
         network.tabnet.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
         return cls(encoder, network.eval(), calibration)
 
-    @torch.no_grad()
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:
         """Return the network's logits [R], before calibration."""
         chunks = []
@@ -64,7 +63,7 @@ class Model:
             for start in range(0, len(matrix.numeric), EVALUATION_BATCH):
                 part = matrix.rows(slice(start, start + EVALUATION_BATCH))
                 parts = self.encoder.encode(part.numeric, part.category)
-                chunks.append(self.network(self.network.inputs(*(torch.from_numpy(p) for p in parts)))[0])
+                chunks.append(self.network.logit(self.network.inputs(*map(torch.from_numpy, parts))))
         return torch.cat(chunks).numpy().astype(np.float64)
 
     def probability(self, matrix: Matrix) -> NDArray[np.float64]:

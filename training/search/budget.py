@@ -1,4 +1,4 @@
-"""Time budget of a search: time spent, forecast of the final training, end of the trials."""
+"""Time budget of a search: time spent, and forecast of the final training."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import IO, Any, TypeVar
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
 from serve.log.atomic_files import write_whole
 from training.evaluation.importance import MOST_ROWS
-from training.fit.loop import FitConfig
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.progress import SearchProgress
 from training.search.space import Space
 
-# End the trials after this many failures. Fewer may be the fault of single points of the space.
-MAX_FAILED_TRIALS = 5
 # The newest 10 % of the winner's rows also serve as its validation rows, to monitor the training.
 MONITORED_SHARE = 0.1
 # Scoring a validation row takes a quarter of the time of training on a row.
@@ -253,58 +248,3 @@ def _smaller(whole: FinalTraining) -> Iterator[FinalTraining]:
     while num_rows > 0:
         yield FinalTraining(0, 1, num_rows)
         num_rows //= 2
-
-
-class Deadline:
-    """End of the trials: reserves the time that the winner's training and evaluation need."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        board: Leaderboard,
-        forecast: Forecast,
-        *,
-        num_train: int,
-        num_valid: int,
-        max_us: float | None,
-        max_trials: int | None = None,
-        progress: SearchProgress,
-    ) -> None:
-        """Create a deadline; `num_train` and `num_valid` count the rows of a trial."""
-        self._clock, self._board, self._forecast = clock, board, forecast
-        self._num_train, self._num_valid = num_train, num_valid
-        self._max_us, self._max_trials, self._progress = max_us, max_trials, progress
-        # Reserve at most half of the time after reading and rivals, to leave the other for trials.
-        self._max_end_s = max(clock.budget_s - clock.running(), 0.0) / 2
-
-    def left_s(self) -> float:
-        """Return the seconds left for trials."""
-        winner = self._board.winner(self._max_us)
-        if winner is None:
-            return self._clock.left()
-        training = self._forecast.within(winner, self._max_end_s)
-        return self._clock.left() - self._forecast.seconds(winner, training)
-
-    def in_time(self, config: FitConfig) -> bool:
-        """Return whether a new trial would end in time, judged by the trials before it.
-
-        Always allow trials while none has won.
-        """
-        paces = [row_s(entry) for entry in self._board.tried() if entry.rows]
-        if self._board.winner(self._max_us) is None or not paces:
-            return True
-        return work(config.epochs, self._num_train, self._num_valid) * median(paces) <= self.left_s()
-
-    def is_over(self) -> bool:
-        """Return whether to end the trials.
-
-        Without a finished trial, continue until one finishes or `MAX_FAILED_TRIALS` fail.
-        """
-        self._progress.elapsed(self._clock.spent())
-        tried, is_late = self._board.tried(), self.left_s() <= 0
-        if self._max_trials is not None and len(tried) >= self._max_trials:
-            is_late = True
-        failed = [entry for entry in tried if entry.failed]
-        if len(failed) >= MAX_FAILED_TRIALS and (is_late or len(failed) == len(tried)):
-            return True
-        return is_late and any(entry.finished for entry in tried)

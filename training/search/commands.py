@@ -40,8 +40,9 @@ def search(
 
     The winner is written to OUT/artifact, its report to OUT/artifact/report.html.
     """
-    found = _search(surface, log, out, budget, max_us, teachers, models, seed=seed)
-    _answer_search(found, as_json)
+    _search(
+        surface, log, out, budget, as_json, max_us=max_us, num_teachers=teachers, models=models, seed=seed
+    )
 
 
 def refresh(
@@ -62,34 +63,18 @@ def refresh(
     A winner passes if it beats popular by two standard errors and the current model does not beat
     it by two.
     """
-    found = _search(surface, log, out, budget, max_us, teachers, models, days=days, restart=True)
-    _answer_search(found, as_json)
+    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "days": days}
+    _search(surface, log, out, budget, as_json, **given, restart=True)
 
 
-def _search(
-    surface: str,
-    log: Path,
-    out: Path,
-    budget: str,
-    max_us: float | None,
-    teachers: int,
-    models: Path | None,
-    **more: Any,
-) -> dict[str, Any]:
+def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
+    """Search with the settings `given`, and print the answer."""
     from training.search.progress import SearchProgress
+    from training.search.run import SearchSettings
     from training.search.search import search as run
 
-    return run(
-        load_surface(surface),
-        log,
-        out,
-        budget_s=duration_ms(budget, "--budget") / 1e3,
-        max_us=max_us,
-        num_teachers=teachers,
-        models=models,
-        progress=SearchProgress(sys.stderr),
-        **more,
-    )
+    settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
+    _answer_search(run(load_surface(surface), log, out, settings, SearchProgress(sys.stderr)), as_json)
 
 
 def _answer_search(found: dict[str, Any], as_json: bool) -> None:
@@ -115,6 +100,4 @@ def _answer_search(found: dict[str, Any], as_json: bool) -> None:
             f"{found['version']} is published{' and current' if found['promoted'] else ', not current'}"
         )
     lines.append(found["artifact"])
-    answer(found, as_json, "\n".join(lines))
-    if not found["passed"]:
-        sys.exit(1)
+    answer(found, as_json, "\n".join(lines), held=found["passed"])

@@ -31,9 +31,8 @@ def distilled(
     folder: Path,
     encoder: Encoder,
     config: FitConfig,
-    *,
     num_teachers: int,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> NDArray[np.float32]:
     """Return labels [N]: `label` mixed with the mean of `num_teachers` networks trained on it.
 
@@ -57,13 +56,13 @@ def distilled(
         number = pending.pop(done)
         logit = ray.get(done)
         if logit is None:
-            say(f"teacher {number} diverged and is left out")
+            report(f"teacher {number} diverged and is left out")
             continue
         logits[number] = logit
         partial = _path(folder, number).with_suffix(".partial.npy")
         np.save(partial, logits[number])
         partial.replace(_path(folder, number))
-        say(f"teacher {len(logits)}/{num_teachers} is trained")
+        report(f"teacher {len(logits)}/{num_teachers} is trained")
     if not logits:
         return label
     mean = np.mean(list(logits.values()), axis=0)

@@ -16,10 +16,11 @@ from training.fit.loop import FitConfig
 from training.fit.publish import publish
 from training.network.network import NetworkConfig
 
-Say = Callable[[str], None]
+# Receives a line of progress.
+Report = Callable[[str], None]
 
 
-def followed(models: Path, version: str, surface: Surface, say: Say) -> Artifact | None:
+def followed(models: Path, version: str, surface: Surface, report: Report) -> Artifact | None:
     """Load the model of a version, or return None if it was trained for another surface."""
     artifact = load(models / version)
     if artifact.manifest.get("surface_fingerprint") == surface.fingerprint:
@@ -27,14 +28,14 @@ def followed(models: Path, version: str, surface: Surface, say: Say) -> Artifact
     theirs = read_surface(artifact.read("surface.toml").decode(), f"{models / version}/surface.toml")
     parts = ("events", "label", "popular", "fields", "features", "position_bias")
     differs = [part for part in parts if getattr(surface, part) != getattr(theirs, part)]
-    say(
+    report(
         f"the current model {version} was trained for another version of the surface, which differs in "
         f"{', '.join(differs) or 'its TOML text'}: it is not compared"
     )
     return None
 
 
-def configuration(manifest: Mapping[str, Any], base: FitConfig, say: Say) -> list[FitConfig]:
+def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) -> list[FitConfig]:
     """Return the configuration that a model was trained with, except its seed and workers.
 
     Ignore the settings that this release does not have. Return [] if the rest is not valid here.
@@ -44,7 +45,7 @@ def configuration(manifest: Mapping[str, Any], base: FitConfig, say: Say) -> lis
         network = NetworkConfig(**_known(NetworkConfig, manifest["network"]))
         return [FitConfig(**{**_known(FitConfig, manifest["fit"]), **own, "network": network})]
     except (TabrankError, TypeError, ValueError) as error:
-        say(f"the search does not start from {manifest['version']}, trained by another release: {error}")
+        report(f"the search does not start from {manifest['version']}, trained by another release: {error}")
         return []
 
 
@@ -67,7 +68,7 @@ def reasons(manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def take_place(artifact: Path, models: Path, follows: str | None, say: Say) -> bool:
+def take_place(artifact: Path, models: Path, follows: str | None, report: Report) -> bool:
     """Publish a winner; return whether it is now the current model.
 
     The winner becomes current only if `follows` still is. A version that a person made current
@@ -77,5 +78,5 @@ def take_place(artifact: Path, models: Path, follows: str | None, say: Say) -> b
     takes = now in (follows, load(artifact).version)
     version = publish(artifact, models, make_current=takes)
     if not takes:
-        say(f"{models}: {now} was made current during the search and stays current; published {version}")
+        report(f"{models}: {now} was made current during the search and stays current; published {version}")
     return takes

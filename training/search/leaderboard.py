@@ -150,7 +150,7 @@ def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def compete(
-    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, say: Callable[[str], None]
+    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Callable[[str], None]
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
 
@@ -159,38 +159,20 @@ def compete(
     slates = Slates(valid.label, valid.slate)
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular)
-        board.add(_entry("popular", slates, chance, us=0.0, seconds=0.0, rows=0))
+        board.add(_entry("popular", slates, chance, us_per_candidate=0.0))
     for name, make in RIVALS.items():
         kind = cast(Kind, name)
         if board.of(kind) is None:
-            say(f"training {TITLES[kind]}")
+            report(f"training {TITLES[kind]}")
             started_s = time.perf_counter()
             rival = make(encoder, train)
             chance = rival(valid.matrix)
-            seconds = time.perf_counter() - started_s
-            board.add(
-                _entry(
-                    kind,
-                    slates,
-                    chance,
-                    us=us_per_candidate(rival, valid.matrix),
-                    seconds=seconds,
-                    rows=len(train),
-                )
-            )
+            cost: dict[str, float] = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
+            us = us_per_candidate(rival, valid.matrix)
+            board.add(_entry(kind, slates, chance, us_per_candidate=us, **cost))
 
 
-def _entry(
-    kind: Kind, slates: Slates, chance: NDArray[np.float64], us: float, seconds: float, rows: int
-) -> BoardEntry:
-    measured = measure(slates, chance, is_probability=True)
-    return BoardEntry(
-        TITLES[kind],
-        kind,
-        measured["logloss"],
-        valid_auc=measured["auc"],
-        valid_ndcg=measured["ndcg@10"],
-        us_per_candidate=us,
-        seconds=seconds,
-        rows=rows,
-    )
+def _entry(kind: Kind, slates: Slates, chance: NDArray[np.float64], **cost: Any) -> BoardEntry:
+    found = measure(slates, chance, is_probability=True)
+    measured: dict[str, Any] = {"valid_auc": found["auc"], "valid_ndcg": found["ndcg@10"]}
+    return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **cost)

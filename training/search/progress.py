@@ -23,7 +23,7 @@ class SearchProgress:
         self._epochs = 0
         self._shared = 0.0
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Print a line."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
@@ -34,7 +34,7 @@ class SearchProgress:
         """Print the share of the features that is computed, at every quarter."""
         if share - self._shared >= 0.25:
             self._shared = share
-            self.say(f"features {share:.0%}")
+            self.report(f"features {share:.0%}")
 
     def start(self, epochs: int) -> None:
         """Start the winner's training."""
@@ -42,7 +42,7 @@ class SearchProgress:
 
     def epoch(self, line: Epoch) -> None:
         """Print an epoch of the winner's training."""
-        self.say(f"epoch {line['epoch']}/{self._epochs}  train logloss {line['train_logloss']:.4f}")
+        self.report(f"epoch {line['epoch']}/{self._epochs}  train logloss {line['train_logloss']:.4f}")
 
     def finish(self, best_epoch: int | None) -> None:
         """End the winner's training."""
@@ -74,7 +74,7 @@ class SearchProgress:
             self._best = f"best {best.valid_logloss:.4f} ({best.name})"
         line = f"{entry.name}: {what}, {entry.us_per_candidate:.1f} µs, {how}"
         line += f"; {self._best}" if self._best else ""
-        self.say(f"{line}; {max(left_s, 0) / 60:.1f} min left")
+        self.report(f"{line}; {max(left_s, 0) / 60:.1f} min left")
 
     def searched(self) -> None:
         """End the trials and remove the bar."""

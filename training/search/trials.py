@@ -15,13 +15,12 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from training.data.prepare import encode_rows
 from training.fit.loop import FitConfig
-from training.search.budget import Clock, Deadline, Forecast
 from training.search.cost import Costs
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.progress import SearchProgress
+from training.search.run import Deadline, SearchRun
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
-from training.search.task import Task, sample
+from training.search.task import sample
 from training.search.trial import Job, needs, num_at_once, run_trial
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
@@ -40,46 +39,28 @@ SETTINGS = {
 }
 
 
-def run_trials(
-    task: Task,
-    board: Leaderboard,
-    clock: Clock,
-    *,
-    costs: Costs,
-    forecast: Forecast,
-    first: Sequence[FitConfig],
-    max_trials: int | None,
-    progress: SearchProgress,
-) -> None:
+def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig], max_trials: int | None) -> None:
     """Train networks until the winner's training needs the rest of the budget; try `first` first.
 
     Raises:
         TabrankError: nothing fits the cost, or no network could be trained.
     """
+    task, board, clock = run.task, run.board, run.clock
     # Keep the size of the first call whatever the later budget, so that trials are comparable.
     most = clock.setdefault("trial_rows", max(MIN_TRIAL_ROWS, int(clock.budget_s * ROWS_PER_S)))
     rows, valid = sample(task.parts["training"], most), task.valid
-    deadline = Deadline(
-        clock,
-        board,
-        forecast,
-        num_train=len(rows),
-        num_valid=len(valid),
-        max_us=task.max_us,
-        max_trials=max_trials,
-        progress=progress,
-    )
+    deadline = Deadline(run, len(rows), len(valid), max_trials)
     if not deadline.is_over():
-        study = _study(task, board, clock, len(rows), costs, forecast, first, deadline, progress)
+        study = _study(run, deadline, costs, first, len(rows))
         job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
         for name, part in (("train", rows), ("valid", valid)):
             job.save(name, encode_rows(task.encoder, part))
         np.save(job.slates, valid.slate)
-        progress.searching(clock.budget_s)
+        run.progress.searching(clock.budget_s)
         try:
             _tuner(job, study, deadline).fit()
         finally:
-            progress.searched()
+            run.progress.searched()
             shutil.rmtree(job.folder, ignore_errors=True)
     _check_winner(board, task.max_us)
 
@@ -105,23 +86,17 @@ def _check_winner(board: Leaderboard, max_us: float | None) -> None:
 
 
 def _study(
-    task: Task,
-    board: Leaderboard,
-    clock: Clock,
-    num_rows: int,
-    costs: Costs,
-    forecast: Forecast,
-    first: Sequence[FitConfig],
-    deadline: Deadline,
-    progress: SearchProgress,
+    run: SearchRun, deadline: Deadline, costs: Costs, first: Sequence[FitConfig], num_rows: int
 ) -> Study:
+    """Return the study of trials on `num_rows` rows."""
+    task, board, clock = run.task, run.board, run.clock
     began_s, num_before = clock.spent(), len(board.tried())
 
     def on_entry(entry: BoardEntry) -> None:
         if len(board.tried()) == num_before + 1:
-            forecast.started(clock.spent() - began_s - entry.seconds)
+            run.forecast.started(clock.spent() - began_s - entry.seconds)
         clock.save(over=False)
-        progress.trial(entry, board.winner(task.max_us), deadline.left_s())
+        run.progress.trial(entry, run.winner(), deadline.left_s())
 
     return Study(
         Space(num_rows),

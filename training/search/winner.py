@@ -22,10 +22,11 @@ from training.fit.loop import FitConfig
 from training.fit.trainer import Trained, train
 from training.network.inputs import inputs
 from training.network.model import UNCALIBRATED, Model
-from training.search.budget import MONITORED_SHARE, Clock, FinalTraining, Forecast
+from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import distilled
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
+from training.search.run import SearchRun
 from training.search.space import Space
 from training.search.task import Task
 
@@ -33,15 +34,7 @@ from training.search.task import Task
 TEST_LOOKS = "test_looks"
 
 
-def finish(
-    task: Task,
-    board: Leaderboard,
-    winner: BoardEntry,
-    clock: Clock,
-    forecast: Forecast,
-    last: Artifact | None,
-    progress: SearchProgress,
-) -> Mapping[str, Any]:
+def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping[str, Any]:
     """Write the winner to the search's folder, unless it is there already; return the manifest.
 
     `last` is the incumbent; it is evaluated too if all its training rows are earlier.
@@ -50,117 +43,123 @@ def finish(
         Diverged: the training diverges on these rows.
     """
     started_s = time.perf_counter()
-    artifact = clock.out / "artifact"
+    task, out = run.task, run.clock.out
     stands_for = {
         "winner": winner.name,
         "config": winner.point,
         "asked_teachers": task.num_teachers,
         "follows": last.version if last else None,
     }
-    if artifact.exists():
-        made = load(artifact)
-        found = json.loads(made.read("evaluation.json"))["search"]
-        # Further trials that changed nothing do not justify another evaluation on the test rows.
-        if all(found.get(name) == value for name, value in stands_for.items()):
-            return made.manifest
-    training = _training(winner, clock, forecast, progress)
-    rows = task.before.take(slice(len(task.before) - training.num_rows, None))
+    made = _made(out / "artifact", stands_for)
+    if made is not None:
+        return made
+    size = _size(run, winner)
+    rows = task.before.take(slice(len(task.before) - size.num_rows, None))
     encoder, test = task.encoder_of(rows), task.parts["test"]
-    point = winner.point | {"epochs": training.epochs}
-    config = Space.config(point, replace(task.base, restore_best=False))
-    trained = _trained(task, winner, training, config, rows, encoder, clock.out / "fit", progress)
-    calibration = _calibration(task, winner, training.num_teachers)
-    model = Model.of(encoder, config.network, trained.weights, calibration)
-    progress.say("measuring it on the test rows, beside its rivals")
-    looks = clock.increment(TEST_LOOKS)
-    rivals: dict[str, Any] = {kind: make(encoder, rows)(test.matrix) for kind, make in RIVALS.items()}
-    if last is not None and _is_earlier(last, test.ts_ms[0]):
-        rivals["current"] = score(last.path, test.matrix)
-    elif last is not None:
-        progress.say(f"the current model {last.version} was trained on some test rows: it is not compared")
-    draft = clock.out / "artifact.new"
+    config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
+    trained = _trained(run, winner, size, config, rows, encoder)
+    calibration = _calibration(task, winner, size.num_teachers)
+    run.progress.report("measuring it on the test rows, beside its rivals")
+    search = {
+        "headline": headline(run.board, winner, task.max_us),
+        "budget_s": run.clock.budget_s,
+        "leaderboard": run.board.table(task.max_us),
+        "max_us_per_candidate": task.max_us,
+        "test_looks": run.clock.increment(TEST_LOOKS),
+        **stands_for,
+    }
+    draft = out / "artifact.new"
     shutil.rmtree(draft, ignore_errors=True)
     manifest = save(
         draft,
         task.schema,
-        model,
+        Model.of(encoder, config.network, trained.weights, calibration),
         config,
         test,
         "test",
         seen=take_evenly(rows.matrix),
-        rivals=rivals,
-        about={
-            "history": winner.history,
-            "best_epoch": len(winner.history),
-            "search": {
-                "headline": headline(board, winner, task.max_us),
-                "budget_s": clock.budget_s,
-                "leaderboard": board.table(task.max_us),
-                "max_us_per_candidate": task.max_us,
-                "test_looks": looks,
-                **stands_for,
-            },
-        },
+        rivals=_rival_scores(encoder, rows, test, last, run.progress),
+        about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
             "rows": len(rows),
             "span_ms": [int(rows.ts_ms[0]), int(rows.ts_ms[-1])],
             "seen_until_ms": int(rows.ts_ms[-1]),
             "counts": task.data.counts,
             "position_tau": trained.position_tau,
-            "teachers": training.num_teachers,
+            "teachers": size.num_teachers,
         },
         begun=started_s,
     )
-    shutil.rmtree(artifact, ignore_errors=True)
-    draft.rename(artifact)
-    shutil.rmtree(clock.out / "fit", ignore_errors=True)
+    shutil.rmtree(out / "artifact", ignore_errors=True)
+    draft.rename(out / "artifact")
+    shutil.rmtree(out / "fit", ignore_errors=True)
     return manifest
 
 
-def _training(
-    winner: BoardEntry, clock: Clock, forecast: Forecast, progress: SearchProgress
-) -> FinalTraining:
+def _made(artifact: Path, stands_for: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the manifest of an artifact that is there already for the same winner, or None.
+
+    Further trials that changed nothing do not justify another evaluation on the test rows.
+    """
+    if not artifact.exists():
+        return None
+    made = load(artifact)
+    found = json.loads(made.read("evaluation.json"))["search"]
+    return made.manifest if all(found.get(name) == value for name, value in stands_for.items()) else None
+
+
+def _size(run: SearchRun, winner: BoardEntry) -> FinalTraining:
     """Return the final training that the time allows; a killed one resumes with the same size."""
+    clock, forecast = run.clock, run.forecast
     whole = forecast.whole(winner)
     allowed = forecast.within(winner, clock.left())
     key = f"end of {winner.name}, {whole.num_teachers} asked"
-    training = FinalTraining(**clock.setdefault(key, asdict(allowed)))
-    if training != whole:
-        progress.say(training.describe_shortfall(whole))
-    over_s = forecast.seconds(winner, training) - clock.left()
+    size = FinalTraining(**clock.setdefault(key, asdict(allowed)))
+    if size != whole:
+        run.progress.report(size.describe_shortfall(whole))
+    over_s = forecast.seconds(winner, size) - clock.left()
     if over_s > 0.05 * clock.budget_s:
-        progress.say(f"the budget is too small: the smallest training takes about {over_s:.0f} s more")
-    return training
+        run.progress.report(f"the budget is too small: the smallest training takes about {over_s:.0f} s more")
+    return size
 
 
 def _trained(
-    task: Task,
+    run: SearchRun,
     winner: BoardEntry,
-    training: FinalTraining,
+    size: FinalTraining,
     config: FitConfig,
     data: Dataset,
     encoder: Encoder,
-    storage: Path,
-    progress: SearchProgress,
 ) -> Trained:
     """Train the winner's network on `data` and its teachers' labels.
 
-    `storage` holds the checkpoints with which a killed training resumes.
+    The search's folder holds the checkpoints with which a killed training resumes.
     """
-    progress.say(
-        f"training {winner.name} on {len(data):,} of the {len(task.before):,} rows before the test rows"
+    run.progress.report(
+        f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows"
     )
+    storage = run.clock.out / "fit"
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))
     rows, last_rows = encode_rows(encoder, data), encode_rows(encoder, watched)
-    if training.num_teachers:
-        folder = storage.resolve() / f"teachers of {winner.name}, {training.epochs} x {training.num_rows}"
+    if size.num_teachers:
+        folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
         for name, part in (("train", rows), ("valid", last_rows)):
             inputs(part, encoder, config.network).save(folder, name)
-        label = distilled(
-            rows.label, folder, encoder, config, num_teachers=training.num_teachers, say=progress.say
-        )
+        label = distilled(rows.label, folder, encoder, config, size.num_teachers, run.progress.report)
         rows = replace(rows, label=label)
-    return train(rows, last_rows, encoder, config, storage=storage, progress=progress)
+    return train(rows, last_rows, encoder, config, storage=storage, progress=run.progress)
+
+
+def _rival_scores(
+    encoder: Encoder, rows: Dataset, test: Dataset, last: Artifact | None, progress: SearchProgress
+) -> dict[str, Any]:
+    """Return the scores of the test rows by rivals trained on `rows`, and by the incumbent."""
+    scores: dict[str, Any] = {kind: make(encoder, rows)(test.matrix) for kind, make in RIVALS.items()}
+    if last is not None and _is_earlier(last, test.ts_ms[0]):
+        scores["current"] = score(last.path, test.matrix)
+    elif last is not None:
+        progress.report(f"the current model {last.version} was trained on some test rows: it is not compared")
+    return scores
 
 
 def _calibration(task: Task, winner: BoardEntry, num_teachers: int) -> Calibration:

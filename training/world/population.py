@@ -20,20 +20,9 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 TOPICS = (
-    *(
-        "music",
-        "football",
-        "news",
-        "politics",
-        "crypto",
-        "gaming",
-        "comedy",
-        "anime",
-        "technology",
-        "business",
-    ),
-    *("faith", "film", "fitness", "fashion", "books", "science", "health", "food", "travel", "art"),
-    *("education", "cricket", "dating", "cars"),
+    *("music", "football", "news", "politics", "crypto", "gaming", "comedy", "anime", "technology"),
+    *("business", "faith", "film", "fitness", "fashion", "books", "science", "health", "food", "travel"),
+    *("art", "education", "cricket", "dating", "cars"),
 )
 DEVICES = ("ios", "android", "web")
 DEVICE_SHARES = (0.38, 0.5, 0.12)

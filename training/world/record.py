@@ -13,57 +13,27 @@ from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
 from training.world.world import Response, World
 
 KINDS = ("click", "join", "leave")
-_PROBABILITIES = pa.list_(pa.float64())
+# Types of the columns that are not strings.
+_TYPES = {
+    "ts_ms": pa.int64(),
+    "ends_ms": pa.int64(),
+    "started_ms": pa.int64(),
+    "speakers": pa.float64(),
+    "follows": pa.list_(pa.string()),
+    "candidates": pa.list_(pa.string()),
+    "context": pa.struct({"hour": pa.float64()}),
+    **dict.fromkeys(("p_click", "p_join", "examination"), pa.list_(pa.float64())),
+}
+_COLUMNS = {
+    "viewers": ("id", "ts_ms", "language", "country", "device", "follows"),
+    "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms"),
+    "exposures": ("request_id", "ts_ms", "viewer", "candidates", "context"),
+    "events": ("id", "ts_ms", "viewer", "candidate", "kind", "request_id"),
+    "truth": ("request_id", "p_click", "p_join", "examination"),
+}
 SCHEMAS = {
-    "viewers": pa.schema(
-        {
-            "id": pa.string(),
-            "ts_ms": pa.int64(),
-            "language": pa.string(),
-            "country": pa.string(),
-            "device": pa.string(),
-            "follows": pa.list_(pa.string()),
-        }
-    ),
-    "candidates": pa.schema(
-        {
-            "id": pa.string(),
-            "ts_ms": pa.int64(),
-            "ends_ms": pa.int64(),
-            "host": pa.string(),
-            "topic": pa.string(),
-            "language": pa.string(),
-            "speakers": pa.float64(),
-            "started_ms": pa.int64(),
-        }
-    ),
-    "exposures": pa.schema(
-        {
-            "request_id": pa.string(),
-            "ts_ms": pa.int64(),
-            "viewer": pa.string(),
-            "candidates": pa.list_(pa.string()),
-            "context": pa.struct({"hour": pa.float64()}),
-        }
-    ),
-    "events": pa.schema(
-        {
-            "id": pa.string(),
-            "ts_ms": pa.int64(),
-            "viewer": pa.string(),
-            "candidate": pa.string(),
-            "kind": pa.string(),
-            "request_id": pa.string(),
-        }
-    ),
-    "truth": pa.schema(
-        {
-            "request_id": pa.string(),
-            "p_click": _PROBABILITIES,
-            "p_join": _PROBABILITIES,
-            "examination": _PROBABILITIES,
-        }
-    ),
+    table: pa.schema({name: _TYPES.get(name, pa.string()) for name in names})
+    for table, names in _COLUMNS.items()
 }
 
 

@@ -203,13 +203,22 @@ def test_a_setting_that_cannot_be_used_is_named(settings, message):
 
 
 def test_without_httpx_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "httpx", None)
+    for name in ("httpx2", "httpx"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(TabrankError, match=r"pip install 'tabrank\[client\]'"):
         Client("http://h")
 
 
+@pytest.mark.parametrize(("name", "other"), [("httpx2", "httpx"), ("httpx", "httpx2")])
+def test_either_of_both_packages_is_enough(call, monkeypatch, name, other):
+    pytest.importorskip(name, reason=f"run `make install`, which installs {name}")
+    monkeypatch.setitem(sys.modules, other, None)
+    with scripted(answer(200, RANKING)) as server:
+        assert call(server.url, rank).rung == "full"
+
+
 def test_it_needs_neither_ray_nor_numpy():
-    heavy = "{'ray', 'numpy', 'torch', 'pyarrow', 'httpx'}"
+    heavy = "{'ray', 'numpy', 'torch', 'pyarrow', 'httpx', 'httpx2'}"
     code = f"import sys, serve.client; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

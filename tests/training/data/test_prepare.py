@@ -61,9 +61,9 @@ def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inpu
 
 def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_path, small_parts):
     with prepare(surface, long_log, tmp_path, memory_bytes=1 << 30) as memory:
-        assert not memory.streamed
+        assert not isinstance(memory.train, Streamed)
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as disk:
-        assert disk.streamed
+        assert isinstance(disk.train, Streamed)
         assert len(disk.train.sizes) > 3
         assert disk.num_train == len(disk.train) == memory.num_train
         assert disk.encoder == memory.encoder

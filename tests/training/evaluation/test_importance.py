@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from assessed import dataset, truth
-from networks import random_encoder, random_network, random_rows
+from networks import random_encoder, random_network, random_rows, reference
 
 from serve.features.matrix import Columns, Matrix
 from training.evaluation.importance import by_masks, by_permutation, importance
@@ -52,7 +52,7 @@ def test_attention_is_that_of_pytorch_tabnet_summed_by_feature():
     import torch
 
     inputs = model.network.inputs(*map(torch.from_numpy, model.encoder.encode(numeric, category)))
-    explained = model.network.tabnet.forward_masks(inputs)[0].detach().double().sum(0).numpy()
+    explained = reference(model.network).forward_masks(inputs)[0].detach().double().sum(0).numpy()
     names = [c.name for c in model.encoder.numeric] + [
         model.encoder.numeric[i].name for i in model.encoder.indicators
     ]

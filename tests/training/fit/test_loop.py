@@ -166,8 +166,7 @@ def test_each_set_of_weights_is_that_of_its_epoch(stopped, upside_down, trained,
         for weights, epoch in ((state.best, state.best_epoch), (state.last, len(state.history))):
             network = Network(ENCODER, CONFIG.network).eval()
             network.tabnet.load_state_dict(weights)
-            with torch.no_grad():
-                logit = network(rows.x)[0]
+            logit = network.logit(rows.x)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, rows.label).item()
             assert loss == pytest.approx(state.history[epoch - 1]["valid_logloss"], abs=1e-5)
 

@@ -3,10 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import inputs, random_encoder, random_network, random_rows
+from networks import (
+    geometric_logits,
+    inputs,
+    random_config,
+    random_encoder,
+    random_network,
+    random_rows,
+    reference,
+)
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
+from training.bench.reference import untrained_module
 from training.network.network import Network, NetworkConfig
 
 
@@ -17,8 +26,7 @@ def test_the_logit_is_that_of_pytorch_tabnet_with_its_own_embedder(columns: tupl
     network = random_network(rng, encoder, NetworkConfig())
     x = inputs(network, *random_rows(rng, encoder, 30))
     assert x.shape == (30, len(encoder.input_names))
-    logit, _ = network(x)
-    torch.testing.assert_close(logit, network.tabnet(x)[0][:, 0], rtol=0, atol=0)
+    torch.testing.assert_close(network.logit(x), reference(network)(x)[0][:, 0], rtol=0, atol=1e-5)
 
 
 def test_numbers_are_transformed_standardised_clipped_and_marked_missing() -> None:
@@ -38,7 +46,7 @@ def test_numbers_are_transformed_standardised_clipped_and_marked_missing() -> No
 
 def test_sparsity_is_the_entropy_of_the_masks() -> None:
     encoder = Encoder(tuple(NumericColumn(f"n{i}") for i in range(8)))
-    network = Network(encoder, NetworkConfig(n_steps=2)).eval()
+    network = Network(encoder, NetworkConfig(n_steps=2))
     attention = network.tabnet.tabnet.encoder.att_transformers
     x = torch.randn(20, 8)
     with torch.no_grad():
@@ -66,10 +74,41 @@ def test_the_state_is_the_learned_one_alone() -> None:
     assert {name.split(".")[0] for name in network.state_dict()} == {"tabnet"}
 
 
-def test_moving_the_network_moves_the_group_matrices() -> None:
-    network = Network(random_encoder(np.random.default_rng(3), 3, 2, 0), NetworkConfig()).double()
-    assert network.tabnet.tabnet.encoder.group_attention_matrix.dtype == torch.float64
-    assert network.tabnet.embedder.embedding_group_matrix.dtype == torch.float64
+@pytest.mark.parametrize("seed", range(8))
+def test_names_shapes_and_initial_weights_are_those_of_pytorch_tabnet(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    network = Network(random_encoder(rng, 3, seed % 3, 1), random_config(rng, "entmax"))
+    torch.manual_seed(seed)
+    ours = Network(network.encoder, network.config).tabnet
+    torch.manual_seed(seed)
+    theirs = untrained_module(network.encoder, network.config)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-6, atol=0)
+    # An optimiser's state belongs to the parameters by their order.
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+
+
+def test_a_state_of_pytorch_tabnet_can_be_loaded() -> None:
+    rng = np.random.default_rng(3)
+    network = random_network(rng, random_encoder(rng, 3, 2, 1), NetworkConfig())
+    x = inputs(network, *random_rows(rng, network.encoder, 30))
+    other = Network(network.encoder, network.config).eval()
+    other.tabnet.load_state_dict(reference(network).state_dict())
+    torch.testing.assert_close(other.logit(x), network.logit(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
+def test_scoring_finds_masks_that_need_many_passes(mask_type: str) -> None:
+    logits = geometric_logits(20)
+    encoder = Encoder(tuple(NumericColumn(f"n{i}") for i in range(logits.shape[1])))
+    network = random_network(np.random.default_rng(0), encoder, NetworkConfig(mask_type=mask_type))
+    for attention in network.tabnet.tabnet.encoder.att_transformers:
+        with torch.no_grad():
+            attention.fc.weight.zero_()
+            attention.bn.bn.running_mean.zero_()
+            attention.bn.bn.bias.copy_(torch.from_numpy(logits[0]) * (2 if mask_type == "entmax" else 1))
+    x = torch.randn(5, len(encoder.numeric))
+    explained = network.tabnet.explained(x)
+    torch.testing.assert_close(explained, reference(network).forward_masks(x)[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from training.fit.loop import FitConfig
-from training.search.budget import MAX_FAILED_TRIALS, Deadline, Forecast
+from training.search.budget import Forecast
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
+from training.search.run import MAX_FAILED_TRIALS, Deadline, SearchRun
 
 # The trial takes 10 s for 100,000 row passes; the winner trains on 200,000 rows.
 TRIAL = BoardEntry(
@@ -42,10 +43,10 @@ def search(tmp_path) -> SimpleNamespace:
     def forecast(num_rows=200_000, num_teachers=4) -> Forecast:
         return Forecast(board, num_rows, num_test=20_000, num_teachers=num_teachers, num_at_once=2)
 
-    def deadline(made=None, **options) -> Deadline:
-        rows = {"num_train": 20_000, "num_valid": 0, "max_us": None}
-        progress = SearchProgress(io.StringIO())
-        return Deadline(clock, board, made or forecast(), **(rows | options), progress=progress)
+    def deadline(made=None, *, max_us=None, **options) -> Deadline:
+        task, progress = SimpleNamespace(max_us=max_us), SearchProgress(io.StringIO())
+        run = SearchRun(task, board, clock, made or forecast(), progress)
+        return Deadline(run, **({"num_train": 20_000, "num_valid": 0} | options))
 
     return SimpleNamespace(clock=clock, board=board, forecast=forecast, deadline=deadline)
 

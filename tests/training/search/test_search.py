@@ -29,12 +29,12 @@ import json, sys
 from pathlib import Path
 from serve.features.surface import load_surface
 from training.search.progress import SearchProgress
+from training.search.run import SearchSettings
 from training.search.search import search
 
-given = {"budget_s": 3600.0, "num_teachers": 1, "models": Path("models")}
-given["progress"] = SearchProgress()
-given |= {"max_us": float(sys.argv[1]), "max_trials": int(sys.argv[2])}
-print(json.dumps(search(load_surface("spaces"), Path("log"), Path("out"), **given)))
+given = {"num_teachers": 1, "models": Path("models"), "max_us": float(sys.argv[1])}
+settings = SearchSettings(3600.0, max_trials=int(sys.argv[2]), **given)
+print(json.dumps(search(load_surface("spaces"), Path("log"), Path("out"), settings, SearchProgress())))
 """
 """Code of the second call, which ends after a number of trials, however long they take."""
 

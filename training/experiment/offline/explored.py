@@ -224,9 +224,7 @@ def _score_batch(
 ) -> Iterator[tuple[int, F32]]:
     if not waiting:
         return
-    numeric, category = (
-        np.concatenate([getattr(matrix, name) for _, matrix in waiting]) for name in ("numeric", "category")
-    )
+    whole = Matrix.stacked([matrix for _, matrix in waiting])
     ends = np.cumsum([len(matrix.numeric) for _, matrix in waiting])
-    parts = np.split(score(numeric, category), ends[:-1])
+    parts = np.split(score(whole.numeric, whole.category), ends[:-1])
     yield from ((i, part) for (i, _), part in zip(waiting, parts, strict=True))

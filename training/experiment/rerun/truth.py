@@ -21,7 +21,6 @@ from training.experiment.rerun.drive import Served
 F64 = NDArray[np.float64]
 Measures = dict[str, float]
 Effect = dict[str, dict[str, float | None]]
-NO_EFFECT = {"absolute": 0.0, "relative": 0.0}
 # Effect on daily active viewers: the visits of this world are drawn before anything is shown.
 NO_EFFECT = {"absolute": 0.0, "relative": 0.0}
 
