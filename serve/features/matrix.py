@@ -42,8 +42,8 @@ class Matrix:
     numeric: NDArray[np.float32]
     category: U64
 
-    def rows(self, part: slice) -> Matrix:
-        """Return a view of some rows."""
+    def rows(self, part: slice | I64) -> Matrix:
+        """Return some rows; those of a slice are views."""
         return Matrix(self.numeric[part], self.category[part])
 
     def to_bytes(self) -> bytes:
