@@ -7,10 +7,10 @@ an entity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as declare
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,28 +29,19 @@ class Prior:
     weight: float
 
 
-class Kind(Protocol):
+class Kind:
     """Feature kind; its value is numeric `[R]`, or category hashes `[R]` or `[R, M]`."""
-
-    categorical: ClassVar[bool]
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return the slots of state that the kind keeps."""
-        ...
-
-    def value(self, batch: Batch) -> NDArray[np.generic]:
-        """Return the value of each row, from the state before `now`; NaN or 0 where missing."""
-        ...
-
-
-class Stateless:
-    """Base of kinds that keep no state."""
 
     categorical: ClassVar[bool] = False
 
+    @property
     def slots(self) -> tuple[Slot, ...]:
-        """Return no slots."""
+        """The slots of state that the kind keeps; most kinds keep none."""
         return ()
+
+    def value(self, batch: Batch) -> NDArray[np.generic]:
+        """Return the value of each row, from the state before `now`; NaN or 0 where missing."""
+        raise NotImplementedError
 
 
 def types(*names: str) -> dict[str, tuple[str, ...]]:
@@ -59,7 +50,7 @@ def types(*names: str) -> dict[str, tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Number(Stateless):
+class Number(Kind):
     """Numeric attribute, unchanged."""
 
     field: FieldRef = declare(metadata=types("number", "time"))
@@ -71,7 +62,7 @@ class Number(Stateless):
 
 
 @dataclass(frozen=True)
-class Category(Stateless):
+class Category(Kind):
     """Category as its stable hash."""
 
     categorical = True
@@ -83,7 +74,7 @@ class Category(Stateless):
 
 
 @dataclass(frozen=True)
-class MultiCategory(Stateless):
+class MultiCategory(Kind):
     """Set of categories as stable hashes, padded with 0."""
 
     categorical = True
@@ -95,19 +86,14 @@ class MultiCategory(Stateless):
 
 
 @dataclass(frozen=True)
-class Context(Stateless):
-    """Number from the context of the request."""
+class Context(Number):
+    """Number from the context of the request, NaN where the request does not state it."""
 
     field: FieldRef = declare(metadata=types("number"))
-    transform: Transform = "none"
-
-    def value(self, batch: Batch) -> F64:
-        """Return `[R]`, NaN where the request does not state the field."""
-        return batch.numbers(self.field)
 
 
 @dataclass(frozen=True)
-class Age(Stateless):
+class Age(Kind):
     """Seconds since a candidate's start; 0 where the start is in the future."""
 
     field: FieldRef = declare(metadata=types("time"))
@@ -119,7 +105,7 @@ class Age(Stateless):
 
 
 @dataclass(frozen=True)
-class Match(Stateless):
+class Match(Kind):
     """1 where viewer and candidate have the same category, else 0."""
 
     viewer: FieldRef = declare(metadata=types("category"))
@@ -133,7 +119,7 @@ class Match(Stateless):
 
 
 @dataclass(frozen=True)
-class Member(Stateless):
+class Member(Kind):
     """1 where the candidate's category is in the viewer's set, else 0."""
 
     viewer: FieldRef = declare(metadata=types("set"))
@@ -148,62 +134,53 @@ class Member(Stateless):
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(Kind):
     """Number of the viewer's or candidate's events, decayed with `half_life`."""
 
-    categorical: ClassVar[bool] = False
     entity: Entity
     event: str
     half_life_ms: float = np.inf
     transform: Transform = "none"
 
     @cached_property
-    def _sum(self) -> Sum:
-        return Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return one decayed sum."""
-        return (self._sum,)
+    def slots(self) -> tuple[Sum]:
+        """One decayed sum."""
+        return (Sum(self.entity, ((self.event, 1.0),), self.half_life_ms),)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, ≥ 0."""
-        return batch.sums(self._sum)
+        return batch.sums(*self.slots)
 
 
 @dataclass(frozen=True)
-class Gauge:
+class Gauge(Kind):
     """Current level: `up` events minus `down` events, at least 0.
 
     Example: joins − leaves is the size of the audience.
     """
 
-    categorical: ClassVar[bool] = False
     entity: Entity
     up: str
     down: str
     transform: Transform = "none"
 
     @cached_property
-    def _sum(self) -> Sum:
-        return Sum(self.entity, ((self.up, 1.0), (self.down, -1.0)))
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return one sum that does not decay."""
-        return (self._sum,)
+    def slots(self) -> tuple[Sum]:
+        """One sum that does not decay."""
+        return (Sum(self.entity, ((self.up, 1.0), (self.down, -1.0))),)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, ≥ 0."""
-        return np.maximum(batch.sums(self._sum), 0.0)
+        return np.maximum(batch.sums(*self.slots), 0.0)
 
 
 @dataclass(frozen=True)
-class Rate:
+class Rate(Kind):
     """Smoothed engagement rate: (events + rate · weight) / (over + weight), both decayed.
 
     This is the posterior mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
     """
 
-    categorical: ClassVar[bool] = False
     entity: Entity
     event: str
     over: str
@@ -212,31 +189,25 @@ class Rate:
     transform: Transform = "none"
 
     @cached_property
-    def _sums(self) -> tuple[Sum, Sum]:
-        event, over = (
-            Sum(self.entity, ((name, 1.0),), self.half_life_ms) for name in (self.event, self.over)
-        )
-        return event, over
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return the decayed sums of `event` and `over`."""
-        return self._sums
+    def slots(self) -> tuple[Sum, Sum]:
+        """The decayed sums of `event` and `over`."""
+        event = Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
+        return event, replace(event, weights=((self.over, 1.0),))
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`; the prior's rate where neither event occurred."""
         p = self.prior
-        event, over = (batch.sums(slot) for slot in self._sums)
+        event, over = (batch.sums(slot) for slot in self.slots)
         return (event + p.rate * p.weight) / (over + p.weight)
 
 
 @dataclass(frozen=True)
-class Affinity:
+class Affinity(Kind):
     """The viewer's `Rate` on candidates with the same field value (topic, host, genre, tag).
 
     For a multi-valued field it is the mean over the candidate's values.
     """
 
-    categorical: ClassVar[bool] = False
     event: str
     over: str
     field: FieldRef = declare(metadata=types("category", "set"))
@@ -246,17 +217,14 @@ class Affinity:
     transform: Transform = "none"
 
     @cached_property
-    def _map(self) -> Map:
-        return Map(self.event, self.over, self.field, self.half_life_ms, self.keep)
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return one map per viewer."""
-        return (self._map,)
+    def slots(self) -> tuple[Map]:
+        """One map per viewer."""
+        return (Map(self.event, self.over, self.field, self.half_life_ms, self.keep),)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`: the prior's rate without an entry, NaN without a value of the candidate."""
         p = self.prior
-        entries = batch.map(self._map)
+        entries = batch.map(*self.slots)
         # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
         gain = (entries.event - p.rate * entries.over) / (entries.over + p.weight)
         values = batch.hashes(self.field)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import MAX_REMOVED, Changes, Dump
+from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
 
 
 @dataclass
@@ -72,13 +72,7 @@ class MemoryStore:
             return self._epoch.take(b"", rows.epoch)
 
     def commit(
-        self,
-        seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
-        *,
-        replace: bool = False,
-        journal: bytes = b"",
+        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
     ) -> None:
         """See `Store`."""
         rows = self._open()

@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import redis
 from serve.contract.errors import StoreUnavailable
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump
+from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
 from serve.stores.redis_client import connect, where
 from serve.stores.redis_dump import RedisDump
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, Script
@@ -140,13 +140,7 @@ class RedisStore:
             return self._epoch.take(token, int(self._present(self._run(server, TAKE_EPOCH, token))))
 
     def commit(
-        self,
-        seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
-        *,
-        replace: bool = False,
-        journal: bytes = b"",
+        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
     ) -> None:
         """See `Store`. The server's settings determine the durability."""
         with self._writing, self._server() as server:
@@ -235,8 +229,8 @@ class RedisStore:
         server: redis.Redis,
         token: bytes,
         seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
+        viewers: Packed,
+        candidates: Packed,
         journal: bytes,
     ) -> None:
         found = self._run(server, STAGE, token)
@@ -323,7 +317,7 @@ def _removals(
     return numbers, floor
 
 
-def _flat(rows: Mapping[str, bytes]) -> Iterator[bytes]:
+def _flat(rows: Packed) -> Iterator[bytes]:
     for id_, row in rows.items():
         yield _encode(id_)
         yield row
