@@ -11,7 +11,7 @@ from typing import Any
 from serve.contract.rankings import RankAnswer, Ranked, Timing
 from serve.features.matrix import Columns, Matrix
 from serve.log.events import Exposure
-from serve.model.encoder import Encoder, entry_hash
+from serve.model.encoder import Encoder
 from serve.ranking.ranker import Slate
 
 
@@ -21,13 +21,7 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
     Categories are hashes in the service. The model's vocabularies name the hashes that they
     contain; other hashes are written `#<hash>`.
     """
-    known: dict[str, dict[int, str]] = {}
-    if encoder:
-        vocabularies = {column.name: column.vocabulary for column in encoder.single}
-        vocabularies |= {column.name: column.vocabulary for column in encoder.multi}
-        known = {
-            name: {entry_hash(entry): entry for entry in entries} for name, entries in vocabularies.items()
-        }
+    known = encoder.entry_by_hash if encoder else {}
 
     def word(name: str, hashed: int) -> str | None:
         return None if hashed == 0 else known.get(name, {}).get(hashed, f"#{hashed:016x}")
