@@ -27,6 +27,7 @@ from serve.http.introspection import description, readiness
 from serve.http.openapi import docs_page, openapi
 from serve.http.tracing import TRACEPARENT, parent_of, record, trace_id_of
 from serve.ranking.assignment import requested_arm
+from serve.ranking.record_intake import take
 from serve.ranking.service import FeatureFetcher
 
 log = logging.getLogger("tabrank")
@@ -204,7 +205,7 @@ class Edge:
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         _require_no_page(headers)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
-        return self._encoder.encode(await self._fetcher.records.take(body))
+        return self._encoder.encode(await take(self._fetcher, body))
 
 
 async def _answer(

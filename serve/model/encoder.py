@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,16 +207,12 @@ class Encoder:
     def from_json(cls, text: str | bytes) -> Encoder:
         """Parse the output of `to_json`; raise TabrankError for anything else."""
         raw = json_value(text, "encoder")
-        known = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
+        known: dict[str, type] = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
         if not isinstance(raw, dict) or not all(isinstance(raw.get(key), list) for key in known):
             raise TabrankError(f"encoder: must be an object with the lists {', '.join(known)}")
         for key in raw.keys() - known.keys():
             raise TabrankError(unknown_key("encoder", key, known))
-        return cls(
-            numeric=tuple(_column(NumericColumn, item) for item in raw["numeric"]),
-            single=tuple(_column(SingleColumn, item) for item in raw["single"]),
-            multi=tuple(_column(MultiColumn, item) for item in raw["multi"]),
-        )
+        return cls(**{key: tuple(_column(kind, item) for item in raw[key]) for key, kind in known.items()})
 
 
 class _HashTable(NamedTuple):
@@ -291,11 +287,7 @@ def _entry_by_hash(name: str, vocabulary: Iterable[str]) -> dict[int, str]:
     return seen
 
 
-_Column = TypeVar("_Column", NumericColumn, SingleColumn, MultiColumn)
-
-
-def _column(kind: type[_Column], item: Any) -> _Column:
-    make: Callable[..., _Column] = kind
+def _column(kind: type, item: Any) -> Any:
     names = [field.name for field in fields(kind)]
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
         raise TabrankError(f"encoder: a {kind.__name__} must be an object with a name, got {item!r}")
@@ -304,6 +296,6 @@ def _column(kind: type[_Column], item: Any) -> _Column:
         raise TabrankError(unknown_key(where, key, names))
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
     try:
-        return make(**values)
+        return kind(**values)
     except TypeError as error:
         raise TabrankError(f"{where}: {error}") from error

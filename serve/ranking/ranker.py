@@ -7,8 +7,9 @@ of one request.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
@@ -89,6 +90,8 @@ class _Batch(NamedTuple):
     """Hydrated queries: viewers `[B]`, candidates `[R]` and contexts `[B]` of one commit."""
 
     queries: Sequence[Query]
+    # The rows of each query.
+    parts: list[slice]
     viewers: PackedRows
     unknown_viewer: list[bool]
     # Why a query gets the popular order instead of its arm's; None if it does not.
@@ -101,13 +104,6 @@ class _Batch(NamedTuple):
     request_of_row: I64
     now_ms: I64
     seen_seq: int
-
-    def parts(self) -> Iterator[slice]:
-        """Yield the rows of each query."""
-        end = 0
-        for query in self.queries:
-            begin, end = end, end + len(query.candidates)
-            yield slice(begin, end)
 
 
 @dataclass
@@ -162,10 +158,13 @@ class Ranker:
         viewers = [packed.get(query.viewer or "", blank) for query in queries]
         numbers = self.live.rows.find([name for query in queries for name in query.candidates])
         candidates = self.live.rows.table.take(numbers)
-        request_of_row = np.repeat(np.arange(len(queries)), [len(query.candidates) for query in queries])
+        lengths = [len(query.candidates) for query in queries]
+        ends = accumulate(lengths)
+        request_of_row = np.repeat(np.arange(len(queries)), lengths)
         now_ms = np.array([query.now_ms for query in queries], np.int64)
         batch = _Batch(
             queries=queries,
+            parts=[slice(end - length, end) for length, end in zip(lengths, ends, strict=True)],
             viewers=np.frombuffer(b"".join([row or blank for row in viewers]), schema.viewer),
             unknown_viewer=[row is None for row in viewers],
             failed=failed,
@@ -183,7 +182,7 @@ class Ranker:
     def _overwrite_stated(self, batch: _Batch) -> None:
         """Overwrite candidate fields with the request-time fields that the requests state."""
         declared = self.features.schema.surface.fields["candidate"]
-        for query, part in zip(batch.queries, batch.parts(), strict=True):
+        for query, part in zip(batch.queries, batch.parts, strict=True):
             for place, fields in query.stated.items():
                 for name, value in fields.items():
                     batch.candidates[name][part.start + place] = encode(declared[name], value)
@@ -265,7 +264,7 @@ def _order(batch: _Batch, score: F32, popularity: F32) -> I64:
     Ties keep the given order.
     """
     worth = popularity.copy()
-    for query, part, failed in zip(batch.queries, batch.parts(), batch.failed, strict=True):
+    for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
         if failed is None and query.arm.scorer in HEURISTICS:
             worth[part] = HEURISTICS[query.arm.scorer](worth[part])
     # Sort keys above every score: the negated scores are -1 to 0.
@@ -284,7 +283,7 @@ def _slates(
     whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
     all_known = batch.numbers.all()
     slates = []
-    for b, (query, part) in enumerate(zip(batch.queries, batch.parts(), strict=True)):
+    for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
         degraded = _degraded(query, batch.failed[b], finite[part])
         by_model = query.arm.by_model and batch.failed[b] is None
         places, propensity = order[part] - part.start, None
@@ -318,8 +317,7 @@ def _degraded(query: Query, failed: str | None, finite: Bools) -> tuple[str, ...
         return (failed,)
     if not query.arm.by_model:
         return ()
-    reasons = {
-        "overload": query.num_scored < len(query.candidates),
-        "non_finite_score": np.count_nonzero(finite) < query.num_scored,
-    }
-    return tuple(reason for reason, holds in reasons.items() if holds)
+    overload = ("overload",) if query.num_scored < len(query.candidates) else ()
+    if np.count_nonzero(finite) < query.num_scored:
+        return (*overload, "non_finite_score")
+    return overload

@@ -18,7 +18,7 @@ from serve.contract.logs import SeldomWarning
 from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.log.events import MAX_CALL_BYTES
+from serve.log.events import MAX_CALL_BYTES, IngestResult
 from serve.model.artifact import Artifact, require
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
@@ -27,7 +27,6 @@ from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.circuit_breaker import CircuitBreaker
 from serve.ranking.exposure_buffer import ExposureBuffer
 from serve.ranking.ranker import Query, Ranker, Slate
-from serve.ranking.record_intake import RecordIntake, TakeRecords
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
 from serve.rollout.active_models import ActiveModels, LoadModel
@@ -35,6 +34,8 @@ from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
+# Takes packed records and returns once they are durable.
+TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
 
 class FeatureFetcher:
@@ -60,6 +61,7 @@ class FeatureFetcher:
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self.config = UserConfig()
+        self.ingest = ingest
         self.metrics = metrics or Metrics()
         self.warn = SeldomWarning()
 
@@ -79,9 +81,6 @@ class FeatureFetcher:
         self.rollout = RolloutMonitor(self.models, call, lambda: self._scored.is_idle, roll_back, self.warn)
         self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
         self.exposure_buffer = ExposureBuffer(ingest, self.warn)
-        self.records = RecordIntake(
-            self.surface, self.event_clock, self.exposure_buffer, ingest, self.metrics, self.warn
-        )
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)

@@ -12,68 +12,64 @@ from serve.ranking.telemetry import Moment
 REFRESH_S = 0.2
 
 
-class Upkeep:
-    """Background work beside the rankings of a `FeatureFetcher`; failures are retried."""
+async def keep_up(fetcher: FeatureFetcher) -> None:
+    """Keep table and models fresh, control load and send exposures, until cancelled.
 
-    def __init__(self, fetcher: FeatureFetcher) -> None:
-        self._fetcher = fetcher
-
-    async def run(self) -> None:
-        """Keep table and models fresh, control load and send exposures, until cancelled.
-
-        Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
-        internal error in one task ends all of them and is raised, so that the replica restarts.
-        """
-        fetcher = self._fetcher
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow_forever())
-            tasks.create_task(fetcher.exposure_buffer.run(IDLE_S if fetcher.event_clock else 0.0))
-            tasks.create_task(fetcher.admission.run())
-            tasks.create_task(fetcher.rollout.run())
-            while True:
-                self._pull()
-                fetcher.metrics.tick(self._moment())
-                await asyncio.sleep(REFRESH_S)
-
-    async def refresh(self) -> None:
-        """Update the candidate table and follow the model pointers once."""
-        self._pull()
-        await self._follow()
-
-    async def _follow_forever(self) -> None:
+    Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
+    internal error in one task ends all of them and is raised, so that the replica restarts.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_follow_forever(fetcher))
+        tasks.create_task(fetcher.exposure_buffer.run(IDLE_S if fetcher.event_clock else 0.0))
+        tasks.create_task(fetcher.admission.run())
+        tasks.create_task(fetcher.rollout.run())
         while True:
-            await self._follow()
+            _pull(fetcher)
+            fetcher.metrics.tick(_moment(fetcher))
             await asyncio.sleep(REFRESH_S)
 
-    def _pull(self) -> None:
-        """Update the candidate table from the store."""
-        try:
-            self._fetcher.live.read([])
-        # After any failure, go on serving from the table as it is.
-        except Exception as error:
-            self._fetcher.warn("store_unavailable", error)
 
-    async def _follow(self) -> None:
-        """Follow the model pointers and the arms, and settle finished trials."""
-        fetcher = self._fetcher
-        try:
-            await fetcher.models.follow(fetcher.config.experiment, fetcher.rollout.others())
-        except Exception as error:
-            fetcher.warn("model_refused", error)
-        try:
-            await fetcher.rollout.settle()
-        # For example, the history cannot be read.
-        except Exception as error:
-            fetcher.warn("rollout_unsettled", error)
+async def refresh(fetcher: FeatureFetcher) -> None:
+    """Update the candidate table and follow the model pointers once; failures are logged."""
+    _pull(fetcher)
+    await _follow(fetcher)
 
-    def _moment(self) -> Moment:
-        fetcher = self._fetcher
-        return Moment(
-            fetcher.freshness_ms,
-            fetcher.exposure_buffer.num_dropped,
-            fetcher.exposure_buffer.num_too_large,
-            fetcher.config.kill_switch,
-            fetcher.model.version if fetcher.model else None,
-            fetcher.admission.load_shedder.level,
-            fetcher.rollout.take_sums(),
-        )
+
+async def _follow_forever(fetcher: FeatureFetcher) -> None:
+    while True:
+        await _follow(fetcher)
+        await asyncio.sleep(REFRESH_S)
+
+
+def _pull(fetcher: FeatureFetcher) -> None:
+    """Update the candidate table from the store."""
+    try:
+        fetcher.live.read([])
+    # After any failure, go on serving from the table as it is.
+    except Exception as error:
+        fetcher.warn("store_unavailable", error)
+
+
+async def _follow(fetcher: FeatureFetcher) -> None:
+    """Follow the model pointers and the arms, and settle finished trials."""
+    try:
+        await fetcher.models.follow(fetcher.config.experiment, fetcher.rollout.others())
+    except Exception as error:
+        fetcher.warn("model_refused", error)
+    try:
+        await fetcher.rollout.settle()
+    # For example, the history cannot be read.
+    except Exception as error:
+        fetcher.warn("rollout_unsettled", error)
+
+
+def _moment(fetcher: FeatureFetcher) -> Moment:
+    return Moment(
+        fetcher.freshness_ms,
+        fetcher.exposure_buffer.num_dropped,
+        fetcher.exposure_buffer.num_too_large,
+        fetcher.config.kill_switch,
+        fetcher.model.version if fetcher.model else None,
+        fetcher.admission.load_shedder.level,
+        fetcher.rollout.take_sums(),
+    )

@@ -163,7 +163,7 @@ def test_events_that_cannot_be_taken_are_answered_503_with_retry_after(service):
         async def broken(payload):
             raise OSError("gone")
 
-        service.fetcher.records.ingest = broken
+        service.fetcher.ingest = broken
         return await service.post("/v1/events", {"records": [event("e9")]})
 
     response = service.run(scenario)
@@ -177,7 +177,7 @@ def test_events_that_ingest_is_slow_to_take_are_answered_503(service, monkeypatc
         async def hung(payload):
             await asyncio.Event().wait()
 
-        service.fetcher.records.ingest = hung
+        service.fetcher.ingest = hung
         return await service.post("/v1/events", {"records": [event("e9")]})
 
     response = service.run(scenario)
