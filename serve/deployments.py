@@ -25,6 +25,7 @@ from serve.log.atomic_files import PRIVATE
 from serve.log.events import IngestResult, unpack
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.service import FeatureFetcher
+from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.guard import Verdict
 from serve.rollout.registry import ModelRegistry
 from serve.runtime.metrics import IngestMetrics, RankMetrics
@@ -118,9 +119,9 @@ class FeatureFetch:
         if self._refreshing is None:
             self._keys.host = await _http_host()
             self._fetcher.configure(UserConfig.from_mapping(user_config))
-            await self._fetcher.refresh()
+            await refresh(self._fetcher)
             _quiet_gc()
-            self._refreshing = asyncio.get_running_loop().create_task(self._fetcher.refresh_forever())
+            self._refreshing = asyncio.get_running_loop().create_task(keep_up(self._fetcher))
             return
         try:
             await self._fetcher.reconfigure(UserConfig.from_mapping(user_config))

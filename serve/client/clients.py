@@ -10,10 +10,10 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar
 
 from serve.client.endpoint import Endpoint
-from serve.client.exchange import Send, Steps, Wait
+from serve.client.exchange import Exchange, Send
 from serve.client.reply import Lost, Reply
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer, StatedCandidate
@@ -56,9 +56,8 @@ class Client:
         Raises:
             ClientError: `Refused`, `TimedOut` or `Unreachable`.
         """
-        return self._run(
-            self._endpoint.rank(viewer, candidates, limit, context, request_id, explain, traffic, timeout_s)
-        )
+        more = {"viewer": viewer, "limit": limit, "explain": explain, "traffic": traffic}
+        return self._run(self._endpoint.rank(candidates, context, request_id, timeout_s, more))
 
     def send(
         self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
@@ -80,23 +79,19 @@ class Client:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _run(self, steps: Steps[T]) -> T:
-        reply: Reply | Lost | None = None
-        while True:
-            try:
-                step = steps.send(reply)
-            except StopIteration as end:
-                return cast("T", end.value)
-            if isinstance(step, Wait):
-                time.sleep(step.seconds)
-                reply = None
-            else:
-                reply = self._send(step)
+    def _run(self, exchange: Exchange[T]) -> T:
+        reply = self._send(exchange.first())
+        delay_s = exchange.delay_s(reply)
+        if delay_s is not None:
+            time.sleep(delay_s)
+            again = exchange.again()
+            reply = reply if again is None else self._send(again)
+        return exchange.answer(reply)
 
-    def _send(self, step: Send) -> Reply | Lost:
+    def _send(self, attempt: Send) -> Reply | Lost:
         try:
-            with self._http.stream("POST", step.path, **_what(step)) as response:
-                return _reply(response, b"".join(step.left.until_then(response.iter_bytes())))
+            with self._http.stream("POST", attempt.path, **_what(attempt)) as response:
+                return _reply(response, b"".join(attempt.left.until_then(response.iter_bytes())))
         except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
 
@@ -122,9 +117,8 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> RankAnswer:
         """Rank like `Client.rank`."""
-        return await self._run(
-            self._endpoint.rank(viewer, candidates, limit, context, request_id, explain, traffic, timeout_s)
-        )
+        more = {"viewer": viewer, "limit": limit, "explain": explain, "traffic": traffic}
+        return await self._run(self._endpoint.rank(candidates, context, request_id, timeout_s, more))
 
     async def send(
         self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
@@ -142,23 +136,19 @@ class AsyncClient:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    async def _run(self, steps: Steps[T]) -> T:
-        reply: Reply | Lost | None = None
-        while True:
-            try:
-                step = steps.send(reply)
-            except StopIteration as end:
-                return cast("T", end.value)
-            if isinstance(step, Wait):
-                await asyncio.sleep(step.seconds)
-                reply = None
-            else:
-                reply = await self._send(step)
+    async def _run(self, exchange: Exchange[T]) -> T:
+        reply = await self._send(exchange.first())
+        delay_s = exchange.delay_s(reply)
+        if delay_s is not None:
+            await asyncio.sleep(delay_s)
+            again = exchange.again()
+            reply = reply if again is None else await self._send(again)
+        return exchange.answer(reply)
 
-    async def _send(self, step: Send) -> Reply | Lost:
+    async def _send(self, attempt: Send) -> Reply | Lost:
         try:
-            async with asyncio.timeout(step.left["read"]):
-                response = await self._http.post(step.path, **_what(step))
+            async with asyncio.timeout(attempt.left["read"]):
+                response = await self._http.post(attempt.path, **_what(attempt))
             return _reply(response, response.content)
         except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
@@ -185,8 +175,8 @@ def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:
     }
 
 
-def _what(step: Send) -> dict[str, Any]:
-    return {"content": step.body, "headers": step.headers, "extensions": {"timeout": step.left}}
+def _what(attempt: Send) -> dict[str, Any]:
+    return {"content": attempt.body, "headers": attempt.headers, "extensions": {"timeout": attempt.left}}
 
 
 def _reply(response: Any, body: bytes) -> Reply:

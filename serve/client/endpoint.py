@@ -1,22 +1,20 @@
-"""Endpoint of a service: its address, and the steps of each call."""
+"""Endpoint of a service: its address, and the exchange of each call."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from serve.client.exchange import Exchange, Steps
-from serve.client.reply import read
+from serve.client.exchange import Exchange
 from serve.client.retries import Retries
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer, StatedCandidate, new_request_id
 from serve.contract.records import ClientRecord, EventsAnswer
 
-T = TypeVar("T")
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
 # Default timeout of `send`: records are durable within 3 s, and a retry follows a second later.
@@ -37,7 +35,7 @@ _events = msgspec.json.Decoder(EventsAnswer)
 
 
 class Endpoint:
-    """Service at `url`; its methods do no I/O and return the steps of a call."""
+    """Service at `url`; its methods do no I/O."""
 
     def __init__(self, url: str, timeout_s: float, api_key: str | None) -> None:
         self.url = _address(url)
@@ -49,46 +47,30 @@ class Endpoint:
 
     def rank(
         self,
-        viewer: str | None,
         candidates: Sequence[str | StatedCandidate | Mapping[str, Any]],
-        limit: int | None,
         context: Mapping[str, Any] | None,
         request_id: str | None,
-        explain: bool,
-        traffic: Literal["live", "test"],
         timeout_s: float | None,
-    ) -> Steps[RankAnswer]:
-        """Return the steps of a ranking."""
+        more: Mapping[str, Any],
+    ) -> Exchange[RankAnswer]:
+        """Return the exchange of a ranking; `more` are the other keys of the body."""
         id_ = new_request_id() if request_id is None else request_id
-        body = {
-            "viewer": viewer,
-            "candidates": list(candidates),
-            "limit": limit,
-            "context": dict(context or {}),
-            # Both attempts have the same id, so the exposure counts once.
-            "request_id": id_,
-            "explain": explain,
-            "traffic": traffic,
-        }
+        # Both attempts have the same id, so the exposure counts once.
+        body = {"candidates": list(candidates), "context": dict(context or {}), "request_id": id_, **more}
         # The header names the request to proxies and services that refuse it before they read it.
         named = {"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {}
+        headers = {**self._headers, **named}
         timeout_s = self.timeout_s if timeout_s is None else _timeout(timeout_s)
-        exchange = Exchange(RANK, msgspec.json.encode(body), self._headers | named, timeout_s, True)
-        return self._answered(exchange, _ranking, id_)
+        content = msgspec.json.encode(body)
+        return Exchange(self.url, RANK, content, headers, timeout_s, _ranking, self.retries, id_, True)
 
     def send(
         self, records: Sequence[ClientRecord | Mapping[str, Any]], timeout_s: float | None
-    ) -> Steps[EventsAnswer]:
-        """Return the steps of sending records."""
+    ) -> Exchange[EventsAnswer]:
+        """Return the exchange that sends records."""
         timeout_s = SEND_TIMEOUT_S if timeout_s is None else _timeout(timeout_s)
         body = msgspec.json.encode({"records": list(records)})
-        return self._answered(Exchange(EVENTS, body, self._headers, timeout_s, False), _events, None)
-
-    def _answered(
-        self, exchange: Exchange, decoder: msgspec.json.Decoder[T], request_id: str | None
-    ) -> Steps[T]:
-        reply = yield from exchange.steps(self.retries)
-        return read(reply, decoder, self.url, exchange.timeout_s, request_id)
+        return Exchange(self.url, EVENTS, body, self._headers, timeout_s, _events, self.retries)
 
 
 def _address(url: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 from serve.contract.errors import TabrankError
 
 
@@ -16,26 +18,21 @@ class ClientError(TabrankError):
         self.request_id = request_id
 
 
+@dataclass(eq=False)
 class Refused(ClientError):
     """The service answered with a status other than 200; attributes are those of `problem+json`."""
 
-    def __init__(
-        self,
-        status: int,
-        title: str,
-        detail: str,
-        *,
-        pointer: str | None = None,
-        request_id: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        at = f" (at {pointer})" if pointer else ""
-        super().__init__(f"{status} {title}: {detail}{at}", request_id)
-        self.status = status
-        self.title = title
-        self.detail = detail
-        self.pointer = pointer
-        self.retry_after_s = retry_after_s
+    status: int
+    title: str
+    detail: str
+    _: KW_ONLY
+    pointer: str | None = None
+    request_id: str | None = None
+    retry_after_s: float | None = None
+
+    def __str__(self) -> str:
+        at = f" (at {self.pointer})" if self.pointer else ""
+        return f"{self.status} {self.title}: {self.detail}{at}"
 
 
 class TimedOut(ClientError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from serve.client.reply import Lost, Reply
+import msgspec
+
+from serve.client.reply import Lost, Reply, read
 from serve.client.retries import Retries
 
 T = TypeVar("T")
@@ -53,7 +55,7 @@ class TimeLeft(Mapping[str, float]):
 
 
 class Send(NamedTuple):
-    """Step of an exchange: POST `body` to `path`."""
+    """Attempt to make: POST `body` to `path`."""
 
     path: str
     body: bytes
@@ -61,46 +63,47 @@ class Send(NamedTuple):
     left: TimeLeft
 
 
-class Wait(NamedTuple):
-    """Step of an exchange: wait for `seconds`."""
+@dataclass
+class Exchange(Generic[T]):
+    """Request to the service at `url` with at most one retry; its timeout starts at once.
 
-    seconds: float
+    With `sends_deadline` the service receives the time left. `request_id` is for errors.
+    """
 
-
-Steps = Generator[Send | Wait, Reply | Lost | None, T]
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """Request with a timeout; with `sends_deadline` the service receives the time left."""
-
+    url: str
     path: str
     body: bytes
     headers: Mapping[str, str]
     timeout_s: float
-    sends_deadline: bool
+    decoder: msgspec.json.Decoder[T]
+    retries: Retries
+    request_id: str | None = None
+    sends_deadline: bool = False
+    clock: Clock = time.monotonic
 
-    def steps(self, retries: Retries, clock: Clock = time.monotonic) -> Steps[Reply | Lost]:
-        """Yield the steps of at most two attempts; return the reply of the last."""
-        left = TimeLeft(clock() + self.timeout_s, clock)
-        retries.sent()
-        reply = yield self._try(left, clock)
-        # The caller sends a reply back after each `Send`.
-        assert reply is not None
-        delay_s = retries.delay_s(reply.status, left.deadline_s - clock(), reply.retry_after_s)
-        if delay_s is None:
-            return reply
-        yield Wait(delay_s)
-        # The wait may take longer than requested.
-        if clock() >= left.deadline_s:
-            return reply
-        again = yield self._try(left, clock)
-        assert again is not None
-        return again
+    def __post_init__(self) -> None:
+        self._left = TimeLeft(self.clock() + self.timeout_s, self.clock)
 
-    def _try(self, left: TimeLeft, clock: Clock) -> Send:
+    def first(self) -> Send:
+        """Return the first attempt."""
+        self.retries.sent()
+        return self._attempt()
+
+    def delay_s(self, reply: Reply | Lost) -> float | None:
+        """Return the seconds to wait before `again`; None if the first reply is the last."""
+        return self.retries.delay_s(reply.status, self._left.deadline_s - self.clock(), reply.retry_after_s)
+
+    def again(self) -> Send | None:
+        """Return the second attempt; None if the wait took longer than the timeout allows."""
+        return self._attempt() if self.clock() < self._left.deadline_s else None
+
+    def answer(self, reply: Reply | Lost) -> T:
+        """Return the answer in the last reply; raise ClientError if it holds none."""
+        return read(reply, self.decoder, self.url, self.timeout_s, self.request_id)
+
+    def _attempt(self) -> Send:
         headers = dict(self.headers)
         if self.sends_deadline:
-            left_ms = int((left.deadline_s - clock() - NETWORK_S) * 1e3)
+            left_ms = int((self._left.deadline_s - self.clock() - NETWORK_S) * 1e3)
             headers[DEADLINE] = str(min(max(left_ms, 1), MAX_DEADLINE_MS))
-        return Send(self.path, self.body, headers, left)
+        return Send(self.path, self.body, headers, self._left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 
 
 class TabrankError(Exception):
@@ -13,29 +14,23 @@ class TabrankError(Exception):
     """
 
 
+@dataclass(eq=False)
 class RequestError(TabrankError):
     """Refusal of an HTTP request, answered as `application/problem+json`.
 
     `allow` lists the methods that a 405 answer names.
     """
 
-    def __init__(
-        self,
-        status: int,
-        title: str,
-        detail: str,
-        pointer: str | None = None,
-        *,
-        retry_after_s: int | None = None,
-        allow: str | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
-        self.allow = allow
-        self.status = status
-        self.title = title
-        self.detail = detail
-        self.pointer = pointer
+    status: int
+    title: str
+    detail: str
+    pointer: str | None = None
+    _: KW_ONLY
+    retry_after_s: int | None = None
+    allow: str | None = None
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class Busy(Exception):

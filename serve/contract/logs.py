@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 
 # The logger that every module uses.
 SERVICE_LOGGER = "tabrank"
 # Ray Serve's logger of a replica's file: text, or JSON with `logging_config: {encoding: JSON}`.
 RAY_LOGGER = "ray.serve"
+WARN_EVERY_S = 10.0
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)} | {
     ord("\n"): "\\n",
     ord("\r"): "\\r",
@@ -20,6 +22,23 @@ def of_request(request_id: str | None, trace_id: str | None = None) -> dict[str,
     """Return the `extra` of a log record about a request: those of its ids that are not None."""
     ids = {"request_id": request_id, "trace_id": trace_id}
     return {name: value for name, value in ids.items() if value is not None}
+
+
+class SeldomWarning:
+    """Log failures, at most one in ten seconds for each reason: a whole service can fail alike."""
+
+    def __init__(self) -> None:
+        # Monotonic time of the last warning for each reason.
+        self._warned_s: dict[str, float] = {}
+
+    def __call__(self, reason: str, error: Exception, request_id: str | None = None) -> None:
+        """Log a failure with its request id."""
+        now_s = time.monotonic()
+        if now_s - self._warned_s.get(reason, float("-inf")) >= WARN_EVERY_S:
+            self._warned_s[reason] = now_s
+            logging.getLogger(SERVICE_LOGGER).warning(
+                "%s: %s: %s", reason, type(error).__name__, error, extra=of_request(request_id)
+            )
 
 
 class OneLine(logging.Filter):

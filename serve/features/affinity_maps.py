@@ -143,25 +143,38 @@ def _apply(m: Map, parts: Parts, now: Round) -> None:
 
 
 def _with_new(m: Map, held: Parts, hits: I64, now: Round) -> Parts:
-    """Return `[V, K]` the maps after a round that adds entries and evicts others."""
-    pairs, found = np.divmod(hits, m.keep)
+    """Return `[V, K]` the maps after a round that adds entries and evicts others.
+
+    `hits` are the places, in `[Q, K]`, at which a key of the round is already held.
+    """
+    known, places = np.divmod(hits, m.keep)
     is_new = np.ones(len(now.keys), bool)
-    is_new[pairs] = False
+    is_new[known] = False
     owner = now.owner[is_new]
     used, num_new = np.count_nonzero(held.keys, axis=1), np.bincount(owner, minlength=len(now.viewers))
+    first_new = np.cumsum(num_new) - num_new
+    # [Q]; the new entries of a viewer follow the ones in use.
+    columns = np.empty(len(now.keys), np.int64)
+    columns[known] = places
+    columns[is_new] = used[owner] + np.arange(len(owner)) - first_new[owner]
     width = max(m.keep, int((used + num_new).max()))
-    # [Q], places in the flattened wide map.
-    at = np.empty(len(now.keys), np.int64)
-    at[pairs] = found + now.owner[pairs] * width
-    at[is_new] = (used - np.cumsum(num_new) + num_new)[owner] + np.arange(len(owner)) + owner * width
-    wide = held.each(lambda part: np.zeros((len(used), width), part.dtype))
-    for values, part in zip(wide, held, strict=True):
-        values[:, : m.keep] = part
+    at = columns + now.owner * width
+    wide = held.each(lambda part: _widened(part, width))
     wide.keys.ravel()[at[is_new]] = now.keys[is_new]
     wide.ms.ravel()[at[is_new]] = now.ts_ms[owner]
-    stay = _staying(m, wide, at, is_new, now) if width > m.keep else None
+    if width == m.keep:
+        _add(m, wide, at, now)
+        return wide
+    stay = _staying(m, wide, at, is_new, now)
     _add(m, wide, at, now)
-    return wide if stay is None else wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
+    return wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
+
+
+def _widened(part: NDArray[Any], width: int) -> NDArray[Any]:
+    """Return a copy of `[V, K]` with `width` columns, the new ones 0."""
+    wide = np.zeros((len(part), width), part.dtype)
+    wide[:, : part.shape[1]] = part
+    return wide
 
 
 def _staying(m: Map, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:

@@ -41,33 +41,40 @@ class Effect:
             if not len(rows):
                 return
         weights = self.weights if times is None else self.weights * times[:, None]
-        cells: Any
-        # Fast path: a single row needs no grouping, which halves its time.
+        cells: Any = self.columns
+        group: I64 | slice = slice(None)
         if len(rows) == 1:
-            table, cells, inverse, last_ms = table[rows[0]], self.columns, None, ts_ms
+            # Fast path: a single row needs no grouping, which halves its time.
+            table, last_ms = table[rows[0]], ts_ms
         else:
-            unique, inverse, last_ms = _grouped(rows, ts_ms)
+            unique, group, last_ms = _grouped(rows, ts_ms)
             cells = unique[:, None], self.columns
             last_ms, ts_ms = last_ms[:, None], ts_ms[:, None]
-        value, value_ms = table["sums"], table["sums_ms"]
-        old_ms = value_ms[cells]
+        old_ms = table["sums_ms"][cells]
         new_ms = np.maximum(old_ms, last_ms)
         # A late event counts at its own time, so it is added in decayed form.
-        arrived = weights * np.exp2((ts_ms - (new_ms if inverse is None else new_ms[inverse])) * self.rates)
-        if inverse is not None:
-            places = inverse[:, None] * len(self.columns) + np.arange(len(self.columns))
-            arrived = np.bincount(places.ravel(), arrived.ravel(), new_ms.size).reshape(new_ms.shape)
-        value[cells] = value[cells] * np.exp2((old_ms - new_ms) * self.rates) + arrived
-        value_ms[cells] = new_ms
+        arrived = weights * np.exp2((ts_ms - new_ms[group]) * self.rates)
+        if isinstance(group, np.ndarray):
+            arrived = _summed(arrived, group, len(new_ms))
+        table["sums"][cells] = table["sums"][cells] * np.exp2((old_ms - new_ms) * self.rates) + arrived
+        table["sums_ms"][cells] = new_ms
 
 
-def _grouped(rows: I64, ts_ms: I64) -> tuple[I64, I64 | None, I64]:
-    """Return the distinct rows `[U]`, the index of each row in them (None if all are distinct), and
-    the last time of each distinct row `[U]`.
+def _grouped(rows: I64, ts_ms: I64) -> tuple[I64, I64 | slice, I64]:
+    """Return the distinct rows `[U]`, the index of each row in them (all if none repeats), and the
+    last time of each distinct row `[U]`.
     """
-    if len(rows) == 1 or len(set(rows.tolist())) == len(rows):
-        return rows, None, ts_ms
-    unique, inverse = np.unique(rows, return_inverse=True)
+    if len(set(rows.tolist())) == len(rows):
+        return rows, slice(None), ts_ms
+    unique, group = np.unique(rows, return_inverse=True)
     last_ms = np.full(len(unique), np.iinfo(np.int64).min)
-    np.maximum.at(last_ms, inverse, ts_ms)
-    return unique, inverse, last_ms
+    np.maximum.at(last_ms, group, ts_ms)
+    return unique, group, last_ms
+
+
+def _summed(arrived: F64, group: I64, num_rows: int) -> NDArray[Any]:
+    """Sum `[n, S]` by the index of the row: `[U, S]`."""
+    num_sums = arrived.shape[1]
+    places = group[:, None] * num_sums + np.arange(num_sums)
+    sums = np.bincount(places.ravel(), arrived.ravel(), num_rows * num_sums)
+    return sums.reshape(num_rows, num_sums)

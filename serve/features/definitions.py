@@ -7,9 +7,9 @@ an entity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,33 +31,24 @@ class Prior:
     weight: Annotated[float, Between(0.01, 1e6)]
 
 
-class Kind(Protocol):
+class Kind:
     """Feature kind; its value is numeric `[R]`, or category hashes `[R]` or `[R, M]`."""
-
-    categorical: ClassVar[bool]
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return the slots of state that the kind keeps."""
-        ...
-
-    def value(self, batch: Batch) -> NDArray[np.generic]:
-        """Return the value of each row, from the state before `now`; NaN or 0 where missing."""
-        ...
-
-
-class Stateless:
-    """Base of kinds that keep no state."""
 
     __pydantic_config__ = STRICT
     categorical: ClassVar[bool] = False
 
+    @property
     def slots(self) -> tuple[Slot, ...]:
-        """Return no slots."""
+        """The slots of state that the kind keeps; most kinds keep none."""
         return ()
+
+    def value(self, batch: Batch) -> NDArray[np.generic]:
+        """Return the value of each row, from the state before `now`; NaN or 0 where missing."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Number(Stateless):
+class Number(Kind):
     """Numeric attribute, unchanged."""
 
     field: Annotated[FieldRef, field_of("number", "time")]
@@ -69,7 +60,7 @@ class Number(Stateless):
 
 
 @dataclass(frozen=True)
-class Category(Stateless):
+class Category(Kind):
     """Category as its stable hash."""
 
     categorical = True
@@ -81,7 +72,7 @@ class Category(Stateless):
 
 
 @dataclass(frozen=True)
-class MultiCategory(Stateless):
+class MultiCategory(Kind):
     """Set of categories as stable hashes, padded with 0."""
 
     categorical = True
@@ -93,19 +84,14 @@ class MultiCategory(Stateless):
 
 
 @dataclass(frozen=True)
-class Context(Stateless):
-    """Number from the context of the request."""
+class Context(Number):
+    """Number from the context of the request, NaN where the request does not state it."""
 
     field: Annotated[FieldRef, field_of("number")]
-    transform: Transform = "none"
-
-    def value(self, batch: Batch) -> F64:
-        """Return `[R]`, NaN where the request does not state the field."""
-        return batch.numbers(self.field)
 
 
 @dataclass(frozen=True)
-class Age(Stateless):
+class Age(Kind):
     """Seconds since a candidate's start; 0 where the start is in the future."""
 
     field: Annotated[FieldRef, field_of("time")]
@@ -117,7 +103,7 @@ class Age(Stateless):
 
 
 @dataclass(frozen=True)
-class Match(Stateless):
+class Match(Kind):
     """1 where viewer and candidate have the same category, else 0."""
 
     viewer: Annotated[FieldRef, field_of("category")]
@@ -131,7 +117,7 @@ class Match(Stateless):
 
 
 @dataclass(frozen=True)
-class Member(Stateless):
+class Member(Kind):
     """1 where the candidate's category is in the viewer's set, else 0."""
 
     viewer: Annotated[FieldRef, field_of("set")]
@@ -146,65 +132,53 @@ class Member(Stateless):
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(Kind):
     """Number of the viewer's or candidate's events, decayed with `half_life`."""
 
-    __pydantic_config__ = STRICT
-    categorical: ClassVar[bool] = False
     entity: Entity
     event: Event
     half_life_ms: HalfLife = np.inf
     transform: Transform = "none"
 
     @cached_property
-    def _sum(self) -> Sum:
-        return Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return one decayed sum."""
-        return (self._sum,)
+    def slots(self) -> tuple[Sum]:
+        """One decayed sum."""
+        return (Sum(self.entity, ((self.event, 1.0),), self.half_life_ms),)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, ≥ 0."""
-        return batch.sums(self._sum)
+        return batch.sums(*self.slots)
 
 
 @dataclass(frozen=True)
-class Gauge:
+class Gauge(Kind):
     """Current level: `up` events minus `down` events, at least 0.
 
     Example: joins − leaves is the size of the audience.
     """
 
-    __pydantic_config__ = STRICT
-    categorical: ClassVar[bool] = False
     entity: Entity
     up: Event
     down: Event
     transform: Transform = "none"
 
     @cached_property
-    def _sum(self) -> Sum:
-        return Sum(self.entity, ((self.up, 1.0), (self.down, -1.0)))
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return one sum that does not decay."""
-        return (self._sum,)
+    def slots(self) -> tuple[Sum]:
+        """One sum that does not decay."""
+        return (Sum(self.entity, ((self.up, 1.0), (self.down, -1.0))),)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, ≥ 0."""
-        return np.maximum(batch.sums(self._sum), 0.0)
+        return np.maximum(batch.sums(*self.slots), 0.0)
 
 
 @dataclass(frozen=True)
-class Rate:
+class Rate(Kind):
     """Smoothed engagement rate: (events + rate · weight) / (over + weight), both decayed.
 
     This is the posterior mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
     """
 
-    __pydantic_config__ = STRICT
-    categorical: ClassVar[bool] = False
     entity: Entity
     event: Event
     over: Event
@@ -213,32 +187,25 @@ class Rate:
     transform: Transform = "none"
 
     @cached_property
-    def _sums(self) -> tuple[Sum, Sum]:
-        event, over = (
-            Sum(self.entity, ((name, 1.0),), self.half_life_ms) for name in (self.event, self.over)
-        )
-        return event, over
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return the decayed sums of `event` and `over`."""
-        return self._sums
+    def slots(self) -> tuple[Sum, Sum]:
+        """The decayed sums of `event` and `over`."""
+        event = Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
+        return event, replace(event, weights=((self.over, 1.0),))
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`; the prior's rate where neither event occurred."""
         p = self.prior
-        event, over = (batch.sums(slot) for slot in self._sums)
+        event, over = (batch.sums(slot) for slot in self.slots)
         return (event + p.rate * p.weight) / (over + p.weight)
 
 
 @dataclass(frozen=True)
-class Affinity:
+class Affinity(Kind):
     """The viewer's `Rate` on candidates with the same field value (topic, host, genre, tag).
 
     For a multi-valued field it is the mean over the candidate's values.
     """
 
-    __pydantic_config__ = STRICT
-    categorical: ClassVar[bool] = False
     event: Event
     over: Event
     field: Annotated[FieldRef, field_of("category", "set")]
@@ -248,17 +215,14 @@ class Affinity:
     transform: Transform = "none"
 
     @cached_property
-    def _map(self) -> Map:
-        return Map(self.event, self.over, self.field, self.half_life_ms, self.keep)
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return one map per viewer."""
-        return (self._map,)
+    def slots(self) -> tuple[Map]:
+        """One map per viewer."""
+        return (Map(self.event, self.over, self.field, self.half_life_ms, self.keep),)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`: the prior's rate without an entry, NaN without a value of the candidate."""
         p = self.prior
-        entries = batch.map(self._map)
+        entries = batch.map(*self.slots)
         # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
         gain = (entries.event - p.rate * entries.over) / (entries.over + p.weight)
         values = batch.hashes(self.field)

@@ -73,11 +73,12 @@ class Features:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         kinds = schema.surface.features
+        multi = {name: kind for name, kind in kinds.items() if isinstance(kind, MultiCategory)}
+        single = {name: kind for name, kind in kinds.items() if kind.categorical and name not in multi}
+        widths = ((n, schema.surface.fields[k.field.owner][k.field.name].max) for n, k in multi.items())
         self._numeric = {name: kind for name, kind in kinds.items() if not kind.categorical}
-        self._single = {n: k for n, k in kinds.items() if k.categorical and not isinstance(k, MultiCategory)}
-        self._multi = {name: kind for name, kind in kinds.items() if isinstance(kind, MultiCategory)}
-        widths = ((n, schema.surface.fields[k.field.owner][k.field.name].max) for n, k in self._multi.items())
-        self.columns = Columns(tuple(self._numeric), tuple(self._single), tuple(widths))
+        self._categories = [*single.values(), *multi.values()]
+        self.columns = Columns(tuple(self._numeric), tuple(single), tuple(widths))
         self.popular = self.columns.numeric.index(schema.surface.popular)
 
     def compute(
@@ -98,7 +99,19 @@ class Features:
             now_ms: `[B]`, the time of each request.
         """
         batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
-        return self._matrix(batch, request_of_row)
+        num_rows = len(request_of_row)
+        numeric = np.empty((num_rows, len(self._numeric)), np.float32)
+        for j, kind in enumerate(self._numeric.values()):
+            numeric[:, j] = kind.value(batch)
+        category = np.empty((num_rows, self.columns.num_category), np.uint64)
+        at = 0
+        for kind in self._categories:
+            # Hashes `[R]`, or `[R, M]` of a set.
+            values = kind.value(batch)
+            width = values.shape[1] if values.ndim == 2 else 1
+            category[:, at : at + width] = values.reshape(num_rows, width)
+            at += width
+        return Matrix(numeric, category)
 
     def popularity(
         self, candidates: PackedRows, context: PackedRows, request_of_row: I64, now_ms: I64
@@ -108,19 +121,3 @@ class Features:
         batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
         name = self.schema.surface.popular
         return np.asarray(self._numeric[name].value(batch), np.float32)
-
-    def _matrix(self, batch: Batch, request_of_row: I64) -> Matrix:
-        num_rows = len(request_of_row)
-        numeric = np.empty((num_rows, len(self._numeric)), np.float32)
-        for j, kind in enumerate(self._numeric.values()):
-            numeric[:, j] = kind.value(batch)
-        category = np.empty((num_rows, self.columns.num_category), np.uint64)
-        at = 0
-        for kind in self._single.values():
-            category[:, at] = kind.value(batch)
-            at += 1
-        for kind in self._multi.values():
-            values = kind.value(batch)
-            category[:, at : at + values.shape[1]] = values
-            at += values.shape[1]
-        return Matrix(numeric, category)

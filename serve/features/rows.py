@@ -37,7 +37,7 @@ class Schema:
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
-        slots = list(dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots()))
+        slots = list(dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots))
         self.maps: tuple[Map, ...] = tuple(s for s in slots if isinstance(s, Map))
         self.sums: dict[Entity, tuple[Sum, ...]] = {
             "viewer": tuple(s for s in slots if isinstance(s, Sum) and s.entity == "viewer"),

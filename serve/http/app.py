@@ -27,6 +27,7 @@ from serve.http.introspection import description, readiness
 from serve.http.openapi import docs_page, openapi
 from serve.http.tracing import TRACEPARENT, parent_of, record, trace_id_of
 from serve.ranking.assignment import requested_arm
+from serve.ranking.record_intake import take
 from serve.ranking.service import FeatureFetcher
 
 log = logging.getLogger("tabrank")
@@ -70,7 +71,6 @@ class Edge:
         self._fetcher = fetcher
         self._keys = keys or Authenticator()
         self._bodies = BodyReader()
-        self._warned_s = float("-inf")
         self._encoder = msgspec.json.Encoder()
         document = openapi(fetcher.surface, event_clock=fetcher.event_clock)
         self._openapi = msgspec.json.encode(document)
@@ -123,7 +123,7 @@ class Edge:
         """
         await send({"type": "http.response.start", "status": 429, "headers": [*_BUSY_HEAD]})
         await send({"type": "http.response.body", "body": _BUSY})
-        self._fetcher.refused((time.perf_counter() - begun) * 1e3)
+        self._fetcher.metrics.refused((time.perf_counter() - begun) * 1e3)
         return 429
 
     def _lingering(self, receive: Receive, send: Send) -> Send:
@@ -200,17 +200,12 @@ class Edge:
             if parent is not None:
                 record(parent, answer)
         except Exception as error:
-            now = time.monotonic()
-            # Under load this would be logged for every request.
-            if now - self._warned_s >= 10.0:
-                self._warned_s = now
-                extra = of_request(answer.request_id)
-                log.warning("span not exported: %s: %s", type(error).__name__, error, extra=extra)
+            self._fetcher.warn("span not exported", error, answer.request_id)
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         _require_no_page(headers)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
-        return self._encoder.encode(await self._fetcher.take(body))
+        return self._encoder.encode(await take(self._fetcher, body))
 
 
 async def _answer(

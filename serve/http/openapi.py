@@ -41,6 +41,7 @@ REFUSED = {
     "429": "Server overloaded, or rate limit of the key exceeded: retry (Retry-After).",
 }
 NOT_TAKEN = {"503": "Records may not have been stored: retry (Retry-After)."}
+DEADLINE_MS = {"type": "integer", "minimum": 1, "maximum": 60000}
 REQUEST_ID = {"type": "string", "pattern": "^[!-~]{1,256}$"}
 VALUES: dict[str, dict[str, Any]] = {
     "number": {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
@@ -68,64 +69,52 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     )
     request, answer, events_request, events_answer, problem = schemas
     _sharpen(components, surface, event_clock)
-
-    def refusals(*of: dict[str, str]) -> dict[str, Any]:
-        why = {status: text for refused in (ANY, *of) for status, text in refused.items()}
-        content = {"application/problem+json": {"schema": problem}}
-        return {status: {"description": why[status], "content": content} for status in sorted(why)}
-
     given = _header("X-Request-Id", REQUEST_ID, "Returned in the answer.")
-    headers = [
-        _header(
-            "X-Deadline-Ms",
-            {"type": "integer", "minimum": 1, "maximum": 60000},
-            "After it, the answer is the popular order.",
-        ),
-        given,
-        _header("X-Arm", {"type": "string"}, "For tests: rank with this arm; counts for no experiment."),
-    ]
-    rank = {
-        "summary": "Rank live candidates for a viewer",
-        "operationId": "rank",
-        "security": KEYS,
-        "parameters": headers,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": {"200": _json("The ranking.", answer), **refusals(REFUSED)},
-    }
-    events = {
-        "summary": "Record events of viewers, and changes of viewers and candidates",
-        "operationId": "events",
-        "security": KEYS,
-        "parameters": [given],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": events_request}}},
-        "responses": {
-            "200": _json("The outcome of each record; accepted records are durable.", events_answer),
-            **refusals(REFUSED, NOT_TAKEN),
-        },
-    }
-    paths: dict[str, Any] = {"/v1/rank": {"post": rank}, "/v1/events": {"post": events}}
-    for path, what in (
-        ("/v1/model", "The model in use, its features and the limits"),
-        ("/livez", "Liveness of the process"),
-        ("/readyz", "State of the store, the model and the candidate table"),
-        ("/openapi.json", "This document"),
-    ):
-        refused = refusals(
-            {status: REFUSED[status] for status in ("401", "403", "429")} if path == "/v1/model" else {}
-        )
-        operation = {
-            "summary": what,
-            "parameters": [given],
-            "responses": {"200": _json(what, {"type": "object"}), **refused},
-        }
-        paths[path] = {"get": operation | ({"security": KEYS} if path == "/v1/model" else {})}
+
+    def operation(summary: str, answered: dict[str, Any], refused: dict[str, str], **more: Any) -> Any:
+        content = {"application/problem+json": {"schema": problem}}
+        why = sorted((ANY | refused).items())
+        refusals = {status: {"description": text, "content": content} for status, text in why}
+        keys = {"security": KEYS} if "401" in refused else {}
+        responses = {"200": answered, **refusals}
+        return {"summary": summary, **keys, "parameters": [given], **more, "responses": responses}
+
+    def status(summary: str, refused: tuple[str, ...] = ()) -> Any:
+        answered = _content(summary, {"type": "object"})
+        return {"get": operation(summary, answered, {code: REFUSED[code] for code in refused})}
+
+    rank = operation(
+        "Rank live candidates for a viewer",
+        _content("The ranking.", answer),
+        REFUSED,
+        operationId="rank",
+        parameters=[
+            _header("X-Deadline-Ms", DEADLINE_MS, "After it, the answer is the popular order."),
+            given,
+            _header("X-Arm", {"type": "string"}, "For tests: rank with this arm; counts for no experiment."),
+        ],
+        requestBody=_body(request),
+    )
+    events = operation(
+        "Record events of viewers, and changes of viewers and candidates",
+        _content("The outcome of each record; accepted records are durable.", events_answer),
+        REFUSED | NOT_TAKEN,
+        operationId="events",
+        requestBody=_body(events_request),
+    )
     page = {"description": "An HTML page", "content": {"text/html": {}}}
-    shown = {"200": page, **refusals()}
-    paths["/docs"] = {"get": {"summary": "This document, as HTML", "parameters": [given], "responses": shown}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"tabrank: {surface.name}", "version": _version()},
-        "paths": paths,
+        "paths": {
+            "/v1/rank": {"post": rank},
+            "/v1/events": {"post": events},
+            "/v1/model": status("The model in use, its features and the limits", ("401", "403", "429")),
+            "/livez": status("Liveness of the process"),
+            "/readyz": status("State of the store, the model and the candidate table"),
+            "/openapi.json": status("This document"),
+            "/docs": {"get": operation("This document, as HTML", page, {})},
+        },
         "components": {
             "schemas": components,
             "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key"}},
@@ -185,8 +174,12 @@ def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) ->
     request["properties"]["now_ms"] = request["properties"]["now_ms"]["anyOf"][0]
 
 
-def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError, unknown_key
 from serve.contract.hashing import hash64
 from serve.contract.validation import json_value
-
-if TYPE_CHECKING:
-    from serve.features.matrix import Columns
+from serve.features.matrix import Columns
 
 CLIP = 8.0
 """Clip standardised numbers to ±CLIP, so that one extreme value cannot dominate the network."""
@@ -37,7 +35,7 @@ thousands."""
 
 _SPARE_BITS = 4
 """Places in the hash table for each key: at least 2 to this power."""
-_LAST = 2**64 - 1
+_LAST = np.uint64(2**64 - 1)
 
 _RAW_HASH = re.compile(r"#[0-9a-f]{16}")
 
@@ -93,7 +91,7 @@ class SingleColumn:
     embedding: int = 1
 
     def __post_init__(self) -> None:
-        _check_vocabulary(self.name, self.vocabulary)
+        _entry_by_hash(self.name, self.vocabulary)
         if self.embedding < 1:
             raise TabrankError(f"encoder: column {self.name!r}: embedding {self.embedding} must be 1 or more")
 
@@ -107,7 +105,7 @@ class MultiColumn:
     vocabulary: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check_vocabulary(self.name, self.vocabulary)
+        _entry_by_hash(self.name, self.vocabulary)
         if not 1 <= self.width <= MAX_WIDTH:
             raise TabrankError(
                 f"encoder: column {self.name!r}: width {self.width} must be from 1 to {MAX_WIDTH}"
@@ -128,9 +126,19 @@ class Encoder:
         return tuple(i for i, column in enumerate(self.numeric) if column.indicator)
 
     @cached_property
-    def num_category(self) -> int:
-        """K: number of category inputs, single columns and slots."""
-        return len(self.single) + sum(column.width for column in self.multi)
+    def columns(self) -> Columns:
+        """The columns of the feature matrix."""
+        return Columns(
+            numeric=tuple(column.name for column in self.numeric),
+            single=tuple(column.name for column in self.single),
+            multi=tuple((column.name, column.width) for column in self.multi),
+        )
+
+    @cached_property
+    def entry_by_hash(self) -> dict[str, dict[int, str]]:
+        """The vocabulary of each category column, by hash."""
+        columns: list[SingleColumn | MultiColumn] = [*self.single, *self.multi]
+        return {column.name: _entry_by_hash(column.name, column.vocabulary) for column in columns}
 
     @cached_property
     def num_hot(self) -> int:
@@ -154,8 +162,8 @@ class Encoder:
 
     @cached_property
     def _lookup(self) -> _Lookup:
-        slots = [(column.vocabulary, 1) for column in self.single]
-        return _Lookup(slots + [(column.vocabulary, column.width) for column in self.multi])
+        single = [(_hash_table(column.vocabulary), 1) for column in self.single]
+        return _Lookup(single + [(_hash_table(column.vocabulary), column.width) for column in self.multi])
 
     def encode(
         self, numeric: NDArray[np.float32], category: NDArray[np.uint64]
@@ -165,11 +173,11 @@ class Encoder:
         Raises:
             TabrankError: the matrices do not have this encoder's columns.
         """
-        num_rows, num_single = len(category), len(self.single)
-        if numeric.shape != (num_rows, len(self.numeric)) or category.shape != (num_rows, self.num_category):
+        num_rows, num_single, num_category = len(category), len(self.single), self.columns.num_category
+        if numeric.shape != (num_rows, len(self.numeric)) or category.shape != (num_rows, num_category):
             raise TabrankError(
                 f"encoder: got numeric {numeric.shape} and category {category.shape}, expected "
-                f"(rows, {len(self.numeric)}) and (rows, {self.num_category}); is the model of this surface?"
+                f"(rows, {len(self.numeric)}) and (rows, {num_category}); is the model of this surface?"
             )
         found = self._lookup.find(category)
         hot = np.zeros((num_rows, self.num_hot), np.float32)
@@ -183,18 +191,9 @@ class Encoder:
 
     def check(self, columns: Columns) -> None:
         """Raise TabrankError unless `columns` are this encoder's, by name and in order."""
-        mine = (
-            tuple(column.name for column in self.numeric),
-            tuple(column.name for column in self.single),
-            tuple((column.name, column.width) for column in self.multi),
-        )
-        for kind, have, want in zip(
-            ("numeric", "single", "multi"),
-            (columns.numeric, columns.single, columns.multi),
-            mine,
-            strict=True,
-        ):
-            if tuple(have) != want:
+        for kind in ("numeric", "single", "multi"):
+            have, want = getattr(columns, kind), getattr(self.columns, kind)
+            if have != want:
                 raise TabrankError(
                     f"the surface emits the {kind} columns {list(have)}, the model was trained on "
                     f"{list(want)}; fit a model for this surface, or serve the surface of the model"
@@ -208,16 +207,40 @@ class Encoder:
     def from_json(cls, text: str | bytes) -> Encoder:
         """Parse the output of `to_json`; raise TabrankError for anything else."""
         raw = json_value(text, "encoder")
-        known = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
+        known: dict[str, type] = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
         if not isinstance(raw, dict) or not all(isinstance(raw.get(key), list) for key in known):
             raise TabrankError(f"encoder: must be an object with the lists {', '.join(known)}")
         for key in raw.keys() - known.keys():
             raise TabrankError(unknown_key("encoder", key, known))
-        return cls(
-            numeric=tuple(_column(NumericColumn, item) for item in raw["numeric"]),
-            single=tuple(_column(SingleColumn, item) for item in raw["single"]),
-            multi=tuple(_column(MultiColumn, item) for item in raw["multi"]),
-        )
+        return cls(**{key: tuple(_column(kind, item) for item in raw[key]) for key, kind in known.items()})
+
+
+class _HashTable(NamedTuple):
+    """Vocabulary of a column: its sorted `keys` and their `indices`.
+
+    `first[hash >> shift]` is the position to search from, at most `steps` before the key.
+    """
+
+    keys: NDArray[np.uint64]
+    indices: NDArray[np.int64]
+    first: NDArray[np.int64]
+    shift: int
+    steps: int
+
+
+def _hash_table(vocabulary: Sequence[str]) -> _HashTable:
+    # Missing is a key like any other.
+    hashes = np.array([0, *map(entry_hash, vocabulary)], np.uint64)
+    order = np.argsort(hashes)
+    shift = 64 - len(hashes).bit_length() - _SPARE_BITS
+    places = hashes[order] >> np.uint64(shift)
+    steps = int(np.bincount(places.astype(np.int64)).max()) - 1
+    if steps > MAX_STEPS:
+        raise TabrankError("encoder: the hashes of a vocabulary all begin alike; fit again")
+    index = np.where(order == 0, MISSING, order - 1 + FIRST_SEEN)
+    first = np.searchsorted(places, np.arange(1 << (64 - shift), dtype=np.uint64))
+    # The largest possible hash stops every search.
+    return _HashTable(np.append(hashes[order], _LAST), np.append(index, UNSEEN), first, shift, steps)
 
 
 class _Lookup:
@@ -229,45 +252,29 @@ class _Lookup:
     branches.
     """
 
-    def __init__(self, slots: Iterable[tuple[Sequence[str], int]]) -> None:
-        """Build from vocabularies, each with its number of consecutive columns."""
-        keys, index, first = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        shifts: list[int] = []
-        tables: list[int] = []
-        num_keys = table = self._steps = 0
-        for vocabulary, width in slots:
-            # Missing is a key like any other.
-            own = np.array([0, *map(entry_hash, vocabulary)], np.uint64)
-            order = np.argsort(own)
-            own = own[order]
-            bits = len(own).bit_length() + _SPARE_BITS
-            places = own >> np.uint64(64 - bits)
-            self._steps = max(self._steps, int(np.bincount(places.astype(np.int64)).max()) - 1)
-            if self._steps > MAX_STEPS:
-                raise TabrankError("encoder: the hashes of a vocabulary all begin alike; fit again")
-            first.append(num_keys + np.searchsorted(places, np.arange(1 << bits, dtype=np.uint64)))
-            # The largest possible hash stops every search.
-            keys += [own, np.array([_LAST], np.uint64)]
-            index += [np.where(order == 0, MISSING, order - 1 + FIRST_SEEN), np.array([UNSEEN])]
-            shifts += [64 - bits] * width
-            tables += [table] * width
-            table += 1 << bits
-            num_keys += len(own) + 1
-        self._keys = np.concatenate(keys)
-        self._index = np.concatenate(index)
-        self._first = np.concatenate(first)
-        self._shifts, self._tables = np.array(shifts, np.uint64), np.array(tables, np.int64)
+    def __init__(self, columns: Sequence[tuple[_HashTable, int]]) -> None:
+        """Join the tables of vocabularies, each with its number of consecutive columns."""
+        tables, widths = zip(*columns or [(_hash_table(()), 0)], strict=True)
+        self._keys = np.concatenate([table.keys for table in tables])
+        self._index = np.concatenate([table.indices for table in tables])
+        first_key = np.cumsum([0, *(len(table.keys) for table in tables[:-1])])
+        self._first = np.concatenate([t.first + at for t, at in zip(tables, first_key, strict=True)])
+        first_place = np.cumsum([0, *(len(table.first) for table in tables[:-1])])
+        self._shifts = np.repeat(np.array([table.shift for table in tables], np.uint64), widths)
+        self._places = np.repeat(first_place, widths)
+        self._steps = max(table.steps for table in tables)
 
     def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the indices [R, K] of hashes [R, K]."""
-        at = self._first.take((hashes >> self._shifts).astype(np.int64) + self._tables)
+        at = self._first.take((hashes >> self._shifts).astype(np.int64) + self._places)
         for _ in range(self._steps):
             at += self._keys.take(at) < hashes
         found: NDArray[np.int64] = np.where(self._keys.take(at) == hashes, self._index.take(at), UNSEEN)
         return found
 
 
-def _check_vocabulary(name: str, vocabulary: Iterable[str]) -> None:
+def _entry_by_hash(name: str, vocabulary: Iterable[str]) -> dict[int, str]:
+    """Return the entries by their hashes; raise TabrankError unless each has a hash of its own."""
     seen: dict[int, str] = {}
     for entry in vocabulary:
         if not isinstance(entry, str):
@@ -277,13 +284,10 @@ def _check_vocabulary(name: str, vocabulary: Iterable[str]) -> None:
             clash = f"hashes like {seen[hashed]!r}" if hashed else "hashes to 0, which means missing"
             raise TabrankError(f"encoder: column {name!r}: vocabulary entry {entry!r} {clash}")
         seen[hashed] = entry
+    return seen
 
 
-_Column = TypeVar("_Column", NumericColumn, SingleColumn, MultiColumn)
-
-
-def _column(kind: type[_Column], item: Any) -> _Column:
-    make: Callable[..., _Column] = kind
+def _column(kind: type, item: Any) -> Any:
     names = [field.name for field in fields(kind)]
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
         raise TabrankError(f"encoder: a {kind.__name__} must be an object with a name, got {item!r}")
@@ -292,6 +296,6 @@ def _column(kind: type[_Column], item: Any) -> _Column:
         raise TabrankError(unknown_key(where, key, names))
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
     try:
-        return make(**values)
+        return kind(**values)
     except TypeError as error:
         raise TabrankError(f"{where}: {error}") from error

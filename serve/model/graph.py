@@ -1,8 +1,8 @@
 """Inference graph: the trained TabNet in eval mode, with all constants folded into its matrices.
 
-`fold` turns trained weights into matrices, and `forward` applies them. `forward` is written once,
-over an `Ops` namespace: `serve.model.torch_ops` computes with it, `training.network.export` builds
-ONNX nodes with it.
+`serve.model.folding` turns trained weights into matrices, and `forward` applies them. `forward` is
+written once, over an `Ops` namespace: `serve.model.torch_ops` computes with it, and
+`training.network.export` builds ONNX nodes with it.
 
 Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
 columns, G = F + I + V + K1 columns that the masks choose from, D of them after the embedding, H
@@ -15,26 +15,21 @@ both.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.model.encoder import CLIP, Encoder
+from serve.model.encoder import CLIP
 from serve.model.masks import MaskType, mask
 from serve.model.ops import LARGE, Ops
 
 T = TypeVar("T")
 F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-
-_BATCH_NORM_EPSILON = 1e-5
-_HALVING = math.sqrt(0.5)
-"""TabNet scales each residual sum by this factor, to keep the variance."""
 
 
 @dataclass(frozen=True)
@@ -104,32 +99,6 @@ class Folded:
     mask_type: MaskType
     output: F32
     output_bias: F32
-
-
-def fold(
-    weights: Mapping[str, NDArray[Any]], encoder: Encoder, config: Mapping[str, Any], calibration: Calibration
-) -> Folded:
-    """Fold a TabNet's state dict, in float64.
-
-    Batch norms are folded into the adjacent linear layers and the embedding tables; TabNet's
-    residual scale into the following layers; the two halves of the hidden units and the halved
-    logits of entmax into padded and scaled matrices; the calibration into the output.
-
-    Args:
-        weights: the state dict of `training.network.network.Network.tabnet`.
-        encoder: the columns that the network was trained on.
-        config: the fields of `training.network.network.NetworkConfig`.
-        calibration: fitted on the network's logits.
-
-    Raises:
-        TabrankError: a weight is missing or not finite.
-    """
-    try:
-        return _fold(_Weights(weights), encoder, config, calibration)
-    except KeyError as error:
-        raise TabrankError(
-            f"network: {error.args[0]!r} is missing; was it exported by this release?"
-        ) from error
 
 
 def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact: bool) -> tuple[T, T]:
@@ -214,125 +183,3 @@ def _residual(ops: Ops[T], sums: Sequence[T]) -> T:
     gap = ops.abs(ops.sub(ops.concat(sums), one))
     # Backends treat NaN in a maximum differently.
     return ops.flatten(ops.max(ops.where(ops.is_nan(gap), one, gap)))
-
-
-class _Weights:
-    """A state dict, read as float64."""
-
-    def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> F64:
-        value = np.asarray(self._weights[name], np.float64)
-        if not np.isfinite(value).all():
-            raise TabrankError(f"network: weight {name!r} is not finite; the training diverged, fit again")
-        return value
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._weights
-
-    def batch_norm(self, name: str) -> tuple[F64, F64]:
-        """Return (scale, shift) of a batch norm in eval mode."""
-        scale = self[f"{name}.weight"] / np.sqrt(self[f"{name}.running_var"] + _BATCH_NORM_EPSILON)
-        return scale, self[f"{name}.bias"] - scale * self[f"{name}.running_mean"]
-
-
-def _fold(weights: _Weights, encoder: Encoder, config: Mapping[str, Any], calibration: Calibration) -> Folded:
-    width, mask_type = int(config["width"]), config["mask_type"]
-    numeric = encoder.numeric
-    order = sorted(range(len(numeric)), key=lambda i: numeric[i].transform != "log1p")
-    dense = [*order, *range(len(numeric), len(numeric) + len(encoder.indicators) + encoder.num_hot)]
-
-    scale, shift = weights.batch_norm("tabnet.encoder.initial_bn")
-    sizes = [column.embedding for column in encoder.single]
-    starts = len(dense) + np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    embedded, columns, chosen = [], list(dense), list(dense)
-    spread = list(range(len(dense)))
-    shares = [1.0] * len(dense)
-    for size in sorted(set(sizes)):
-        members = [k for k in range(len(sizes)) if sizes[k] == size]
-        tables = []
-        for k in members:
-            own = np.arange(starts[k], starts[k] + size)
-            tables.append((weights[f"embedder.embeddings.{k}.weight"] * scale[own] + shift[own]) / size)
-            columns.extend(own)
-            spread.extend([len(chosen)] * size)
-            shares.extend([size] * size)
-            chosen.append(len(dense) + k)
-        offsets = np.cumsum([0, *(len(table) for table in tables[:-1])])
-        embedded.append(
-            Embedding(np.array(members), offsets[:, None].astype(np.int64), _f32(np.concatenate(tables)))
-        )
-
-    num_layers = int(config["n_shared"]) + int(config["n_independent"])
-    residual_scale = _HALVING ** (num_layers - 1)
-    attention_scale = residual_scale * (0.5 if mask_type == "entmax" else 1.0)
-    steps = []
-    for step in range(int(config["n_steps"])):
-        prefix = f"tabnet.encoder.att_transformers.{step}"
-        norm, bias = weights.batch_norm(f"{prefix}.bn.bn")
-        attention = np.zeros((len(chosen), 2 * width))
-        attention[:, width:] = (weights[f"{prefix}.fc.weight"] * norm[:, None])[chosen] * attention_scale
-        bias = bias[chosen, None] * (attention_scale / residual_scale)
-        layers = _layers(weights, f"tabnet.encoder.feat_transformers.{step}", config, columns)
-        steps.append(DecisionStep(_f32(attention), _f32(bias), layers))
-    output = np.zeros((1, 2 * width))
-    output[:, :width] = weights["tabnet.final_mapping.weight"] * residual_scale * calibration.a
-    return Folded(
-        logged=np.array([i for i in order if numeric[i].transform == "log1p"], np.int64),
-        plain=np.array([i for i in order if numeric[i].transform != "log1p"], np.int64),
-        mean=_f32([[numeric[i].mean] for i in order]),
-        scale=_f32([[1.0 / numeric[i].std] for i in order]),
-        indicators=np.array([order.index(i) for i in encoder.indicators], np.int64),
-        num_hot=encoder.num_hot,
-        dense_scale=_f32(scale[dense][:, None]),
-        dense_shift=_f32(shift[dense][:, None]),
-        embedded=tuple(embedded),
-        num_columns=len(chosen),
-        spread=None if len(columns) == len(chosen) else np.array(spread, np.int64),
-        splitter=_layers(weights, "tabnet.encoder.initial_splitter", config, columns, np.array(shares)),
-        steps=tuple(steps),
-        gamma=float(config["gamma"]),
-        mask_type=mask_type,
-        output=_f32(output),
-        output_bias=_f32([[calibration.b]]),
-    )
-
-
-def _layers(
-    weights: _Weights,
-    prefix: str,
-    config: Mapping[str, Any],
-    columns: Sequence[int],
-    shares: F64 | float = 1.0,
-) -> tuple[GatedLayer, ...]:
-    """Fold the gated layers of one feature transformer, without scaling down hidden units.
-
-    `shares` multiplies the input columns.
-    """
-    names = [f"{prefix}.shared.glu_layers.{k}" for k in range(int(config["n_shared"]))]
-    names += [f"{prefix}.specifics.glu_layers.{k}" for k in range(int(config["n_independent"]))]
-    half = 2 * int(config["width"])
-    layers: list[GatedLayer] = []
-    for depth, name in enumerate(names):
-        scale, shift = weights.batch_norm(f"{name}.bn.bn")
-        matrix, bias = weights[f"{name}.fc.weight"] * scale[:, None], shift[:, None]
-        if depth == 0:
-            matrix, unit = matrix[:, list(columns)] * shares, 1.0
-        else:
-            unit = _HALVING ** (depth - 1)
-            matrix = matrix * unit
-        layers.append(
-            GatedLayer(
-                value=_f32(matrix[:half] / unit),
-                value_bias=_f32(bias[:half] / unit),
-                gate=_f32(matrix[half:]),
-                gate_bias=_f32(bias[half:]),
-            )
-        )
-    return tuple(layers)
-
-
-def _f32(values: Any) -> F32:
-    array: F32 = np.ascontiguousarray(np.asarray(values, np.float64), np.float32)
-    return array

@@ -6,7 +6,7 @@ Letters: R rows, F numeric columns, K category columns.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from safetensors.numpy import load as load_safetensors
 from serve.contract.errors import ArtifactRefused
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
-from serve.model.graph import Calibration, fold, forward
+from serve.model.folding import fold
+from serve.model.graph import Calibration, forward
 from serve.model.onnx_validator import validate
 
 Backend = Literal["onnx", "torch"]
@@ -34,62 +35,26 @@ MAX_GOLDEN = 10_000
 """Limit of golden rows; an artifact has 64."""
 
 
-class Scorer(Protocol):
-    """Scores rows; the content of a row never changes a bit of another row's score."""
+class Scorer:
+    """Scores rows; the content of a row never changes a bit of another row's score.
 
-    def score(self, numeric: F32, category: U64) -> F32:
-        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing): P(label) [R]."""
-        ...
+    The fixed passes of `serve.model.masks` settle nearly all rows; the others are scored again with
+    a sort. `num_reruns` counts the batches with such rows.
+    """
 
-
-class OnnxScorer:
-    """ONNX Runtime on one CPU thread; it scales by replicas."""
+    # A GPU always sorts: one launch, where a pass takes several.
+    always_sorts = False
 
     def __init__(self, artifact: Artifact) -> None:
         self._encoder = artifact.encoder
-        self._passes = _session(artifact, "model.onnx")
-        self._sorting = _session(artifact, "model_sorting.onnx")
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Return probabilities [R]; rows that the fixed passes do not settle are sorted."""
+        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing): P(label) [R]."""
         parts = self._encoder.encode(numeric, category)
-        probability, residual = _run(self._passes, parts)
-        settled = residual <= MAX_RESIDUAL
-        if not settled.all():
-            self.num_reruns += 1
-            probability = np.where(settled, probability, _run(self._sorting, parts)[0])
-        return probability
-
-    def score_sorting(self, numeric: F32, category: U64) -> F32:
-        """Return probabilities [R] from the sorting graph alone."""
-        return _run(self._sorting, self._encoder.encode(numeric, category))[0]
-
-
-class TorchScorer:
-    """Torch on a GPU, or on the CPU without one."""
-
-    def __init__(self, artifact: Artifact, device: str | None = None) -> None:
-        import torch
-
-        from serve.model.torch_ops import TorchOps
-
-        self._torch = torch
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._ops = TorchOps(self._device)
-        self._encoder = artifact.encoder
-        self._folded = fold(
-            load_safetensors(artifact.read("weights.safetensors")),
-            artifact.encoder,
-            artifact.manifest["network"],
-            Calibration(**artifact.manifest["calibration"]),
-        )
-        self.num_reruns = 0
-
-    def score(self, numeric: F32, category: U64) -> F32:
-        """Return probabilities [R]; a GPU always sorts: one launch, where a pass takes several."""
-        parts = self._encoder.encode(numeric, category)
-        probability, residual = self._run(parts, exact=self._device.type != "cpu")
+        if not len(numeric):
+            return np.empty(0, np.float32)
+        probability, residual = self._run(parts, exact=self.always_sorts)
         settled = residual <= MAX_RESIDUAL
         if not settled.all():
             self.num_reruns += 1
@@ -97,12 +62,52 @@ class TorchScorer:
         return probability
 
     def score_sorting(self, numeric: F32, category: U64) -> F32:
-        """Return probabilities [R], with a sort."""
+        """Return probabilities [R], all with a sort."""
         return self._run(self._encoder.encode(numeric, category), exact=True)[0]
 
     def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
-        if not len(parts[0]):
-            return np.empty(0, np.float32), np.empty(0, np.float32)
+        """Return probabilities [R] and residuals [R]; `exact` sorts. There is at least one row."""
+        raise NotImplementedError
+
+
+class OnnxScorer(Scorer):
+    """ONNX Runtime on one CPU thread; it scales by replicas."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        self._passes = _session(artifact, "model.onnx")
+        self._sorting = _session(artifact, "model_sorting.onnx")
+
+    def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
+        arrays: tuple[NDArray[Any], ...] = parts
+        feeds = {name: array for name, array in zip(_INPUTS, arrays, strict=True) if array.shape[1]}
+        session = self._sorting if exact else self._passes
+        # Format 1 has one residual for all rows.
+        probability, residual = session.run(("probability", "residual"), feeds)
+        return probability, residual
+
+
+class TorchScorer(Scorer):
+    """Torch on a GPU, or on the CPU without one."""
+
+    def __init__(self, artifact: Artifact, device: str | None = None) -> None:
+        import torch
+
+        from serve.model.torch_ops import TorchOps
+
+        super().__init__(artifact)
+        self._torch = torch
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.always_sorts = self._device.type != "cpu"
+        self._ops = TorchOps(self._device)
+        self._folded = fold(
+            load_safetensors(artifact.read("weights.safetensors")),
+            artifact.encoder,
+            artifact.manifest["network"],
+            Calibration(**artifact.manifest["calibration"]),
+        )
+
+    def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
         with self._torch.inference_mode():
             # Copy: torch warns about read-only arrays, such as those received over a connection.
             inputs = [self._torch.tensor(part, device=self._device) for part in parts]
@@ -163,17 +168,7 @@ def _session(artifact: Artifact, name: str) -> Any:
     return session
 
 
-def _run(session: Any, parts: Encoded) -> tuple[F32, F32]:
-    """Return probabilities [R] and residuals [R]; format 1 has one residual for all rows."""
-    if not len(parts[0]):
-        return np.empty(0, np.float32), np.empty(0, np.float32)
-    arrays: tuple[NDArray[Any], ...] = parts
-    feeds = {name: array for name, array in zip(_INPUTS, arrays, strict=True) if array.shape[1]}
-    probability, residual = session.run(("probability", "residual"), feeds)
-    return probability, residual
-
-
-def _check_golden(artifact: Artifact, scorer: OnnxScorer | TorchScorer) -> None:
+def _check_golden(artifact: Artifact, scorer: Scorer) -> None:
     where = f"artifact {artifact.path}: golden.safetensors"
     try:
         golden = load_safetensors(artifact.read("golden.safetensors"))

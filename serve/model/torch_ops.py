@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,53 +28,27 @@ class TorchOps:
         """Return a Python number; torch broadcasts it without a tensor."""
         return value
 
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        """A + b."""
-        return a + b
-
-    def sub(self, a: Tensor, b: Tensor) -> Tensor:
-        """A - b."""
-        return a - b
-
-    def mul(self, a: Tensor, b: Tensor) -> Tensor:
-        """A · b."""
-        return a * b
-
-    def div(self, a: Tensor, b: Tensor) -> Tensor:
-        """A / b."""
-        return a / b
-
-    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """The matrix product."""
-        return a @ b
+    # Operators rather than torch's functions: one operand may be a Python number.
+    add = staticmethod(operator.add)
+    sub = staticmethod(operator.sub)
+    mul = staticmethod(operator.mul)
+    div = staticmethod(operator.truediv)
+    matmul = staticmethod(operator.matmul)
+    relu = staticmethod(torch.relu)
+    sigmoid = staticmethod(torch.sigmoid)
+    sqrt = staticmethod(torch.sqrt)
+    abs = staticmethod(torch.abs)
+    log = staticmethod(torch.log)
+    is_nan = staticmethod(torch.isnan)
+    less_equal = staticmethod(operator.le)
 
     def linear(self, weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """Weight · x + bias."""
         return torch.addmm(bias, weight, x)
 
-    def relu(self, a: Tensor) -> Tensor:
-        """max(a, 0)."""
-        return torch.relu(a)
-
     def positive(self, a: Tensor) -> Tensor:
         """1.0 where a > 0, else 0.0."""
         return (a > 0).float()
-
-    def sigmoid(self, a: Tensor) -> Tensor:
-        """1 / (1 + exp(-a))."""
-        return torch.sigmoid(a)
-
-    def sqrt(self, a: Tensor) -> Tensor:
-        """The square root."""
-        return torch.sqrt(a)
-
-    def abs(self, a: Tensor) -> Tensor:
-        """|a|."""
-        return torch.abs(a)
-
-    def log(self, a: Tensor) -> Tensor:
-        """The natural logarithm."""
-        return torch.log(a)
 
     def clip(self, a: Tensor, low: float, high: float) -> Tensor:
         """A, limited to the range from `low` to `high`."""
@@ -86,14 +61,6 @@ class TorchOps:
     def sort(self, a: Tensor) -> Tensor:
         """Sorted over the columns, descending."""
         return torch.sort(a, dim=0, descending=True).values
-
-    def is_nan(self, a: Tensor) -> Tensor:
-        """True where an element is NaN."""
-        return torch.isnan(a)
-
-    def less_equal(self, a: Tensor, b: Tensor) -> Tensor:
-        """True where a ≤ b."""
-        return a <= b
 
     def where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """A where the condition holds, else b."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from serve.contract.errors import TooLarge
+from serve.contract.logs import SeldomWarning
 from serve.log.events import MAX_CALL_BYTES, Exposure, pack, pack_raw
 
 log = logging.getLogger("tabrank")
@@ -45,15 +46,15 @@ class ExposureBuffer:
     `send` raises TooLarge if a call is refused for its size.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, warn: SeldomWarning | None = None) -> None:
         self._send = send
+        self._warn = warn or SeldomWarning()
         # Oldest first.
         self._held: list[_Held] = []
         self._num_bytes = 0
         self._sending = asyncio.Lock()
         self.num_dropped = 0
         self.num_too_large = 0
-        self._warned = 0.0
 
     def put(self, exposure: Exposure) -> None:
         """Add one exposure without waiting; drop and count it if the buffer is full."""
@@ -91,13 +92,13 @@ class ExposureBuffer:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await self._send(pack([held.packed for held in part]))
                 except TooLarge as error:
-                    self._warn(error)
+                    self._warn("exposures wait for Ingest", error)
                     if len(part) > 1:
                         num = len(part) // 2
                         continue
                     self.num_too_large += 1
                 except Exception as error:
-                    self._warn(error)
+                    self._warn("exposures wait for Ingest", error)
                     return False
                 self._drop(part)
                 num = min(2 * num, MAX_SENT)
@@ -120,11 +121,6 @@ class ExposureBuffer:
                 break
             part.append(held)
         return part
-
-    def _warn(self, error: Exception) -> None:
-        if time.monotonic() - self._warned >= 10.0:
-            self._warned = time.monotonic()
-            log.warning("exposures wait for Ingest: %s: %s", type(error).__name__, error)
 
     @property
     def age_s(self) -> float:

@@ -1,13 +1,14 @@
-"""Rank a batch of requests: one function whose lines are the stages.
+"""Rank a batch of requests: hydrate → features → score → order.
 
-Shapes: B requests, R rows (one per request and candidate).
+Shapes: B requests; R rows, one per request and candidate, those of a request together; C candidates
+of one request.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -25,9 +26,16 @@ from serve.ranking.exploration import draw
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 # (version, rows, request of each row) → scores.
 Score = Callable[[str, Matrix, I64], Awaitable[F32]]
 NOTHING_DONE = {"features": 0.0, "score": 0.0}
+# Heuristics beside the popular order: the worth of a query's candidates, given their popularity.
+# They need no state, so they rank even while the store is down.
+HEURISTICS: Mapping[str, Callable[[F32], F32]] = {
+    NOOP: np.zeros_like,
+    SHUFFLE: lambda popularity: np.random.default_rng().random(len(popularity), np.float32),
+}
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -78,6 +86,26 @@ class Slate(msgspec.Struct, frozen=True):
     stage_ms: Mapping[str, float]
 
 
+class _Batch(NamedTuple):
+    """Hydrated queries: viewers `[B]`, candidates `[R]` and contexts `[B]` of one commit."""
+
+    queries: Sequence[Query]
+    # The rows of each query.
+    parts: list[slice]
+    viewers: PackedRows
+    unknown_viewer: list[bool]
+    # Why a query gets the popular order instead of its arm's; None if it does not.
+    failed: list[str | None]
+    # Row numbers in the candidate table, 0 for unknown candidates.
+    numbers: I64
+    candidates: PackedRows
+    ended: Bools
+    context: PackedRows
+    request_of_row: I64
+    now_ms: I64
+    seen_seq: int
+
+
 @dataclass
 class Ranker:
     """Rank queries with the live candidates, the features and a scorer."""
@@ -85,200 +113,197 @@ class Ranker:
     features: Features
     live: CandidateTable
     score: Score
-    on_degraded: Callable[[str, Exception, str | None], None] = field(
-        default=lambda reason, error, request_id: None
-    )
-    on_batch: Callable[[int, Mapping[str, float]], None] = field(
-        default=lambda num_candidates, stage_ms: None
-    )
+    on_degraded: Callable[[str, Exception, str | None], None] = lambda reason, error, request_id: None
+    on_batch: Callable[[int, Mapping[str, float]], None] = lambda num_candidates, stage_ms: None
+
+    def __post_init__(self) -> None:
+        self._blank_viewer = self.features.schema.blank("viewer").tobytes()
 
     async def rank(self, queries: Sequence[Query]) -> list[Slate]:
-        """Rank each query: fetch, compute features, score, select.
+        """Rank each query.
 
         A store or scorer that is down degrades the answer; it never raises.
         """
         begun = time.perf_counter()
-        viewers, unknown_viewer, store_down = self._fetch_viewers(queries)
-        rows, owner = self._candidate_rows(queries)
-        batch = _Batch(queries, owner, rows, self.live.seq)
-        candidates = self._stated(self.live.rows.table.take(rows), queries, owner)
-        context = self.features.schema.context_rows([query.context for query in queries])
-        now_ms = np.array([query.now_ms for query in queries], np.int64)
-        ended = candidates["ends_ms"] <= now_ms[owner]
-        popular = None
-        kept: slice | I64 = slice(None)
-        if any(query.num_scored < len(query.candidates) for query in queries):
-            popular = self.features.popularity(candidates, context, owner, now_ms)
-            kept = _best_known(queries, popular, ended, owner)
-        matrix = self.features.compute(viewers, candidates[kept], context, owner[kept], now_ms)
+        batch = self._hydrate(queries)
+        rows, matrix, popularity = self._features(batch)
         computed = time.perf_counter()
-        scores, failed = await self._scores(queries, matrix, owner[kept], store_down)
+        score = await self._scores(batch, rows, matrix)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
-        self.on_batch(len(scores), stage_ms)
-        if popular is None:
-            popular = matrix.numeric[:, self.features.popular]
-            batch = batch._replace(matrix=matrix)
-        score = np.full(len(rows), np.nan, np.float32)
-        score[kept] = scores
-        return _select(batch._replace(stage_ms=stage_ms), popular, score, ended, failed, unknown_viewer)
+        self.on_batch(len(matrix.numeric), stage_ms)
+        return _slates(batch, score, popularity, matrix, stage_ms)
 
     def popular(self, query: Query, reason: str) -> Slate:
         """Return the popular order from the candidate table, for a query that cannot be scored."""
-        rows = self.live.rows.find(query.candidates)
-        owner = np.zeros(len(rows), np.int64)
-        candidates = self._stated(self.live.rows.table.take(rows), [query], owner)
-        context = self.features.schema.context_rows([query.context])
-        now_ms = np.array([query.now_ms], np.int64)
-        popular = self.features.popularity(candidates, context, owner, now_ms)
-        ended = candidates["ends_ms"] <= query.now_ms
-        unscored = np.full(len(rows), np.nan, np.float32)
-        batch = _Batch([query], owner, rows, self.live.seq)
-        return _select(batch, popular, unscored, ended, [reason], [False])[0]
+        batch = self._look_up([query], {}, [reason])
+        unscored = np.full(len(query.candidates), np.nan, np.float32)
+        return _slates(batch, unscored, self._popularity(batch), None, NOTHING_DONE)[0]
 
-    def _candidate_rows(self, queries: Sequence[Query]) -> tuple[I64, I64]:
-        lengths = [len(query.candidates) for query in queries]
-        rows = self.live.rows.find([name for query in queries for name in query.candidates])
-        return rows, np.repeat(np.arange(len(queries)), lengths)
-
-    def _fetch_viewers(self, queries: Sequence[Query]) -> tuple[PackedRows, list[bool], bool]:
-        """Read the viewers of a batch at once: (rows `[B]`, is unknown `[B]`, store is down)."""
-        viewers = self.features.schema.blank("viewer", len(queries))
-        named = [(i, query.viewer) for i, query in enumerate(queries) if query.viewer is not None]
-        unknown = [query.viewer is not None for query in queries]
+    def _hydrate(self, queries: Sequence[Query]) -> _Batch:
+        """Read the viewers from the store, then look up the candidates of the same commit."""
+        named = [query.viewer for query in queries if query.viewer is not None]
         try:
-            packed = self.live.read([name for _, name in named])
+            packed = dict(zip(named, self.live.read(named), strict=True))
         except StoreUnavailable as error:
             self.on_degraded("store_unavailable", error, queries[0].request_id)
-            return viewers, [False] * len(queries), True
-        found = [(i, row) for (i, _), row in zip(named, packed, strict=True) if row is not None]
-        if found:
-            places, known = zip(*found, strict=True)
-            viewers[list(places)] = np.frombuffer(b"".join(known), viewers.dtype)
-            for i in places:
-                unknown[i] = False
-        return viewers, unknown, False
+            failed = [None if query.arm.scorer in HEURISTICS else "store_unavailable" for query in queries]
+            return self._look_up(queries, {}, failed)
+        return self._look_up(queries, packed, [None] * len(queries))
 
-    def _stated(self, candidates: PackedRows, queries: Sequence[Query], request_of_row: I64) -> PackedRows:
+    def _look_up(
+        self, queries: Sequence[Query], packed: Mapping[str, bytes | None], failed: list[str | None]
+    ) -> _Batch:
+        """Hydrate queries; `packed` holds the viewers that were read, None for unknown ones."""
+        schema, blank = self.features.schema, self._blank_viewer
+        viewers = [packed.get(query.viewer or "", blank) for query in queries]
+        numbers = self.live.rows.find([name for query in queries for name in query.candidates])
+        candidates = self.live.rows.table.take(numbers)
+        lengths = [len(query.candidates) for query in queries]
+        ends = accumulate(lengths)
+        request_of_row = np.repeat(np.arange(len(queries)), lengths)
+        now_ms = np.array([query.now_ms for query in queries], np.int64)
+        batch = _Batch(
+            queries=queries,
+            parts=[slice(end - length, end) for length, end in zip(lengths, ends, strict=True)],
+            viewers=np.frombuffer(b"".join([row or blank for row in viewers]), schema.viewer),
+            unknown_viewer=[row is None for row in viewers],
+            failed=failed,
+            numbers=numbers,
+            candidates=candidates,
+            ended=candidates["ends_ms"] <= now_ms[request_of_row],
+            context=schema.context_rows([query.context for query in queries]),
+            request_of_row=request_of_row,
+            now_ms=now_ms,
+            seen_seq=self.live.seq,
+        )
+        self._overwrite_stated(batch)
+        return batch
+
+    def _overwrite_stated(self, batch: _Batch) -> None:
         """Overwrite candidate fields with the request-time fields that the requests state."""
         declared = self.features.schema.surface.fields["candidate"]
-        for b, query in enumerate(queries):
-            if query.stated:
-                first = int(np.searchsorted(request_of_row, b))
-                for place, fields in query.stated.items():
-                    for name, value in fields.items():
-                        candidates[name][first + place] = encode(declared[name], value)
-        return candidates
+        for query, part in zip(batch.queries, batch.parts, strict=True):
+            for place, fields in query.stated.items():
+                for name, value in fields.items():
+                    batch.candidates[name][part.start + place] = encode(declared[name], value)
 
-    async def _scores(
-        self, queries: Sequence[Query], matrix: Matrix, request_of_row: I64, store_down: bool
-    ) -> tuple[F32, list[str | None]]:
-        """Score the rows: (scores `[R]`, NaN where unscored; a failure reason for each query)."""
+    def _features(self, batch: _Batch) -> tuple[slice | I64, Matrix, F32]:
+        """Return the rows to score, their features, and the popularity `[R]` of all rows."""
+        if all(query.num_scored >= len(query.candidates) for query in batch.queries):
+            matrix = self._matrix(batch, slice(None))
+            return slice(None), matrix, _sortable(matrix.numeric[:, self.features.popular])
+        popularity = self._popularity(batch)
+        rows = _most_popular(batch, popularity)
+        return rows, self._matrix(batch, rows), popularity
+
+    def _matrix(self, batch: _Batch, rows: slice | I64) -> Matrix:
+        return self.features.compute(
+            batch.viewers, batch.candidates[rows], batch.context, batch.request_of_row[rows], batch.now_ms
+        )
+
+    def _popularity(self, batch: _Batch) -> F32:
+        return _sortable(
+            self.features.popularity(batch.candidates, batch.context, batch.request_of_row, batch.now_ms)
+        )
+
+    async def _scores(self, batch: _Batch, rows: slice | I64, matrix: Matrix) -> F32:
+        """Score `rows`, whose features are `matrix`: `[R]`, NaN where unscored."""
+        request_of_row = batch.request_of_row[rows]
         scores = np.full(len(request_of_row), np.nan, np.float32)
-        failed: list[str | None] = [None] * len(queries)
-        by_model: dict[str, list[int]] = {}
-        for b, query in enumerate(queries):
-            if store_down and query.arm.scorer not in (SHUFFLE, NOOP):
-                failed[b] = "store_unavailable"
-            elif not query.arm.by_model:
-                continue
-            elif query.model is None:
-                failed[b] = "no_model"
-            elif query.candidates:
-                by_model.setdefault(query.model, []).append(b)
         # A batch has one version, except while one version replaces another.
-        for model, members in by_model.items():
-            if len(members) == len(queries):
-                mine: slice | I64 = slice(None)
-            else:
-                mine = np.flatnonzero(np.isin(request_of_row, members))
+        for model, members in _by_model(batch).items():
+            is_all = len(members) == len(batch.queries)
+            mine = slice(None) if is_all else np.flatnonzero(np.isin(request_of_row, members))
+            asked = matrix.rows(mine)
             try:
-                asked = Matrix(matrix.numeric[mine], matrix.category[mine])
                 answered = await self.score(model, asked, request_of_row[mine])
                 if len(answered) != len(asked.numeric):
                     raise ValueError(f"expected {len(asked.numeric)} scores, got {len(answered)}")
                 scores[mine] = answered
             # After any failure of the scorer, the popular order is still available.
             except Exception as error:
-                self.on_degraded("scorer_unavailable", error, queries[members[0]].request_id)
+                self.on_degraded("scorer_unavailable", error, batch.queries[members[0]].request_id)
                 for b in members:
-                    failed[b] = "scorer_unavailable"
-        return scores, failed
+                    batch.failed[b] = "scorer_unavailable"
+        everywhere = np.full(len(batch.numbers), np.nan, np.float32)
+        everywhere[rows] = scores
+        return everywhere
 
 
-class _Batch(NamedTuple):
-    """State of a batch before its rows are ordered; `rows` `[R]` index the candidate table."""
-
-    queries: Sequence[Query]
-    request_of_row: I64
-    rows: I64
-    seen_seq: int
-    # Features of all rows; None if only some rows were computed.
-    matrix: Matrix | None = None
-    stage_ms: Mapping[str, float] = NOTHING_DONE
+def _sortable(popularity: F32) -> F32:
+    """Return the popularity with missing values last."""
+    return np.where(np.isnan(popularity), np.float32(-np.inf), popularity)
 
 
-def _best_known(queries: Sequence[Query], popular: F32, ended: NDArray[np.bool_], owner: I64) -> I64:
-    """Return the rows to score, ascending: the most popular candidates that have not ended."""
-    popular = np.where(np.isnan(popular), np.float32(-np.inf), popular)
-    order = np.lexsort((-popular, ended, owner))
+def _most_popular(batch: _Batch, popularity: F32) -> I64:
+    """Return the rows to score, ascending: of each query the most popular that have not ended."""
+    owner = batch.request_of_row
+    order = np.lexsort((-popularity, batch.ended, owner))
     # Index within the request; `order` keeps each request's rows together.
     place = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    wanted = np.array([query.num_scored for query in queries], np.int64)
+    wanted = np.array([query.num_scored for query in batch.queries], np.int64)
     return np.sort(order[place < wanted[owner]])
 
 
-def _select(
-    batch: _Batch,
-    popular: F32,
-    score: F32,
-    ended: NDArray[np.bool_],
-    failed: Sequence[str | None],
-    unknown_viewer: Sequence[bool],
-) -> list[Slate]:
-    """Order each query's candidates with one sort: scored, unscored by popularity, then ended.
+def _by_model(batch: _Batch) -> dict[str, list[int]]:
+    """Return the indices of the queries to score by version; fail those that have none."""
+    members: dict[str, list[int]] = {}
+    for b, query in enumerate(batch.queries):
+        if batch.failed[b] is not None or not query.arm.by_model:
+            continue
+        if query.model is None:
+            batch.failed[b] = "no_model"
+        elif query.candidates:
+            members.setdefault(query.model, []).append(b)
+    return members
+
+
+def _order(batch: _Batch, score: F32, popularity: F32) -> I64:
+    """Sort the rows of each query, all at once: scored, unscored by their worth, then ended.
 
     Ties keep the given order.
     """
-    queries, request_of_row, rows, seen_seq, matrix, stage_ms = batch
-    parts = _parts(queries)
-    finite = np.isfinite(score)
-    score = np.where(finite & ~ended, score, np.float32(np.nan))
-    popular = np.where(np.isnan(popular), np.float32(-np.inf), popular)
-    for query, part, reason in zip(queries, parts, failed, strict=True):
-        if query.arm.scorer == NOOP and reason is None:
-            popular[part] = 0.0
-        elif query.arm.scorer == SHUFFLE and reason is None:
-            popular[part] = np.random.default_rng().random(part.stop - part.start, np.float32)
+    worth = popularity.copy()
+    for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
+        if failed is None and query.arm.scorer in HEURISTICS:
+            worth[part] = HEURISTICS[query.arm.scorer](worth[part])
     # Sort keys above every score: the negated scores are -1 to 0.
-    unscored = np.where(ended, np.float32(2.0), np.float32(1.0))
-    order = np.lexsort((-popular, np.where(np.isnan(score), unscored, -score), request_of_row))
-    all_finite, all_known = finite.all(), rows.all()
+    unscored = np.where(batch.ended, np.float32(2.0), np.float32(1.0))
+    return np.lexsort((-worth, np.where(np.isnan(score), unscored, -score), batch.request_of_row))
+
+
+def _slates(
+    batch: _Batch, score: F32, popularity: F32, matrix: Matrix | None, stage_ms: Mapping[str, float]
+) -> list[Slate]:
+    """Order each query's candidates, and state how the order came about."""
+    finite = np.isfinite(score)
+    score = np.where(finite & ~batch.ended, score, np.float32(np.nan))
+    order = _order(batch, score, popularity)
+    # Without the features of all rows, none are kept.
+    whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
+    all_known = batch.numbers.all()
     slates = []
-    for query, part, reason, is_unknown in zip(queries, parts, failed, unknown_viewer, strict=True):
-        by_model = reason is None and query.arm.by_model
-        degraded: tuple[str, ...] = () if reason is None else (reason,)
-        if by_model and query.num_scored < len(query.candidates):
-            degraded = ("overload",)
-        if by_model and not all_finite and np.count_nonzero(finite[part]) < query.num_scored:
-            degraded = (*degraded, "non_finite_score")
+    for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
+        degraded = _degraded(query, batch.failed[b], finite[part])
+        by_model = query.arm.by_model and batch.failed[b] is None
         places, propensity = order[part] - part.start, None
         # Unscored candidates stay last.
         if query.explore and by_model:
             drawn, propensity = draw(score[part][places], np.random.default_rng())
             places = places[drawn]
-        unknown = [] if all_known else [query.candidates[i] for i in np.flatnonzero(rows[part] == 0).tolist()]
+        unknown = [] if all_known else np.flatnonzero(batch.numbers[part] == 0).tolist()
         slates.append(
             Slate(
                 query=query,
                 order=places,
                 score=score[part],
-                rung="fallback" if reason is not None else "partial" if degraded else "full",
+                rung="fallback" if batch.failed[b] else "partial" if degraded else "full",
                 degraded=degraded,
                 model=query.model if by_model else None,
-                unknown_viewer=is_unknown,
-                unknown_candidates=unknown,
-                seen_seq=seen_seq,
-                matrix=matrix.rows(part) if matrix is not None and query.keep_matrix else None,
+                unknown_viewer=batch.unknown_viewer[b],
+                unknown_candidates=[query.candidates[i] for i in unknown],
+                seen_seq=batch.seen_seq,
+                matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,
                 propensity=propensity,
                 stage_ms=stage_ms,
             )
@@ -286,7 +311,13 @@ def _select(
     return slates
 
 
-def _parts(queries: Sequence[Query]) -> list[slice]:
-    """Return the slice of each query's rows in the batch."""
-    ends = list(accumulate(len(query.candidates) for query in queries))
-    return [slice(end - len(query.candidates), end) for query, end in zip(queries, ends, strict=True)]
+def _degraded(query: Query, failed: str | None, finite: Bools) -> tuple[str, ...]:
+    """Return why an answer is not `full`; `finite` `[C]` tells which scores are."""
+    if failed is not None:
+        return (failed,)
+    if not query.arm.by_model:
+        return ()
+    overload = ("overload",) if query.num_scored < len(query.candidates) else ()
+    if np.count_nonzero(finite) < query.num_scored:
+        return (*overload, "non_finite_score")
+    return overload

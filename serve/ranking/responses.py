@@ -11,7 +11,7 @@ from typing import Any
 from serve.contract.rankings import RankAnswer, Ranked, Timing
 from serve.features.matrix import Columns, Matrix
 from serve.log.events import Exposure
-from serve.model.encoder import Encoder, entry_hash
+from serve.model.encoder import Encoder
 from serve.ranking.ranker import Slate
 
 
@@ -21,13 +21,7 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
     Categories are hashes in the service. The model's vocabularies name the hashes that they
     contain; other hashes are written `#<hash>`.
     """
-    known: dict[str, dict[int, str]] = {}
-    if encoder:
-        vocabularies = {column.name: column.vocabulary for column in encoder.single}
-        vocabularies |= {column.name: column.vocabulary for column in encoder.multi}
-        known = {
-            name: {entry_hash(entry): entry for entry in entries} for name, entries in vocabularies.items()
-        }
+    known = encoder.entry_by_hash if encoder else {}
 
     def word(name: str, hashed: int) -> str | None:
         return None if hashed == 0 else known.get(name, {}).get(hashed, f"#{hashed:016x}")
@@ -46,25 +40,24 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
     return values
 
 
-def ranking(slate: Slate, shown: Sequence[str], columns: Columns, encoder: Encoder | None) -> list[Ranked]:
-    """Return each candidate with score and position, and with its features if the query asks.
-
-    `encoder` names the categories of the features.
-    """
+def answer(
+    slate: Slate,
+    shown: Sequence[str],
+    surface: str,
+    columns: Columns,
+    encoder: Encoder | None,
+    *,
+    total_ms: float,
+    freshness_ms: float | None,
+) -> RankAnswer:
+    """Return the response body of a ranking; `encoder` names the categories of the features."""
+    query, stage = slate.query, slate.stage_ms
     order = slate.order[: len(shown)].tolist()
     scores = [None if score != score else score for score in slate.score[order].tolist()]
     ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
-    if slate.query.explain and slate.matrix is not None:
+    if query.explain and slate.matrix is not None:
         for each, i in zip(ranked, order, strict=True):
             each.features = explain(columns, slate.matrix, i, encoder)
-    return ranked
-
-
-def answer(
-    slate: Slate, ranked: list[Ranked], *, surface: str, total_ms: float, freshness_ms: float | None
-) -> RankAnswer:
-    """Return the response body of a ranking."""
-    query, stage = slate.query, slate.stage_ms
     queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
     timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
     return RankAnswer(

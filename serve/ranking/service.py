@@ -1,9 +1,8 @@
-"""Request path of one FeatureFetch replica: admit, batch, rank, answer and record. Without Ray."""
+"""Request path of one FeatureFetch replica: admit, rank in a batch, record, answer. Without Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections import defaultdict
@@ -14,32 +13,25 @@ from pathlib import Path
 import msgspec
 
 from serve.config.settings import CANARY, AppArgs, Arm, UserConfig
-from serve.contract.errors import Busy, RequestError, TabrankError
-from serve.contract.logs import of_request
+from serve.contract.errors import TabrankError
+from serve.contract.logs import SeldomWarning
 from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
-from serve.contract.records import Event, EventsAnswer, Rejected
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.log.events import MAX_CALL_BYTES, IngestResult, decode_batch, pack
+from serve.log.events import MAX_CALL_BYTES, IngestResult
 from serve.model.artifact import Artifact, require
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
 from serve.ranking.batcher import Batcher
 from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.circuit_breaker import CircuitBreaker
-from serve.ranking.exposure_buffer import IDLE_S, ExposureBuffer
+from serve.ranking.exposure_buffer import ExposureBuffer
 from serve.ranking.ranker import Query, Ranker, Slate
-from serve.ranking.responses import answer, exposure, ranking
-from serve.ranking.telemetry import Metrics, Moment
+from serve.ranking.responses import answer, exposure
+from serve.ranking.telemetry import Metrics
 from serve.rollout.active_models import ActiveModels, LoadModel
 from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
-
-log = logging.getLogger("tabrank")
-# Pull the candidate table this often if no ranking does.
-REFRESH_S = 0.2
-# Wait this long for Ingest to make records durable; after a rollout it opens the store first.
-TAKE_S = 3.0
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
@@ -69,9 +61,9 @@ class FeatureFetcher:
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self.config = UserConfig()
-        self._ingest = ingest
-        self._metrics = metrics or Metrics()
-        self._warned: dict[str, float] = {}
+        self.ingest = ingest
+        self.metrics = metrics or Metrics()
+        self.warn = SeldomWarning()
 
         breakers: defaultdict[str, CircuitBreaker] = defaultdict(partial(CircuitBreaker, call_scorer))
 
@@ -86,9 +78,9 @@ class FeatureFetcher:
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = ActiveModels(base / args.models, features.columns, load_model)
-        self.rollout = RolloutMonitor(self.models, call, lambda: self._scored.is_idle, roll_back, self._warn)
-        self.ranker = Ranker(features, self.live, self.rollout.score, self._warn, self._metrics.batch)
-        self.exposure_buffer = ExposureBuffer(ingest)
+        self.rollout = RolloutMonitor(self.models, call, lambda: self._scored.is_idle, roll_back, self.warn)
+        self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
+        self.exposure_buffer = ExposureBuffer(ingest, self.warn)
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
@@ -129,7 +121,7 @@ class FeatureFetcher:
             raise
         # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.
         except Exception as error:
-            self._warn("model_refused", error)
+            self.warn("model_refused", error)
         self.configure(config)
 
     async def rank(
@@ -148,13 +140,18 @@ class FeatureFetcher:
             await self.exposure_buffer.flush(before_ms=query.now_ms)
         slate = self._mark_stale(await self._slate(query, deadline))
         total_ms = (time.perf_counter() - begun) * 1e3
-        self._metrics.ranked(slate, total_ms)
+        self.metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
         self.exposure_buffer.put(exposure(slate, shown, total_ms))
         artifact = self.models.artifact(slate.model) or self.model
-        ranked = ranking(slate, shown, self.ranker.features.columns, artifact.encoder if artifact else None)
         return answer(
-            slate, ranked, surface=self.surface.name, total_ms=total_ms, freshness_ms=self.freshness_ms
+            slate,
+            shown,
+            self.surface.name,
+            self.ranker.features.columns,
+            artifact.encoder if artifact else None,
+            total_ms=total_ms,
+            freshness_ms=self.freshness_ms,
         )
 
     async def _slate(self, query: Query, deadline: float) -> Slate:
@@ -175,44 +172,13 @@ class FeatureFetcher:
             return self.ranker.popular(query, "deadline")
         # An internal error, or an error of another request in the batch.
         except Exception as error:
-            self._warn("scorer_unavailable", error, query.request_id)
+            self.warn("scorer_unavailable", error, query.request_id)
             return self.ranker.popular(query, "scorer_unavailable")
-
-    async def take(self, body: bytes) -> EventsAnswer:
-        """Take a batch of records; return once the accepted records are durable.
-
-        Raises:
-            RequestError: 400 or 422 for an invalid batch; 429 or 503 if records may not be stored.
-        """
-        good, rejected = decode_batch(body, self.surface, event_clock=self.event_clock)
-        self._metrics.rejected(len(rejected))
-        taken = IngestResult()
-        # Records with equal times apply in the order attributes, rankings, events, as in a replay.
-        if self.event_clock:
-            has_events = any(isinstance(record, Event) for record in good.values())
-            first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
-            await self.exposure_buffer.flush(before_ms=None if has_events else first_ms)
-        if good:
-            payload = pack(list(good.values()))
-            try:
-                async with asyncio.timeout(TAKE_S):
-                    taken = await self._ingest(payload)
-            except Exception as error:
-                self._warn("events_unavailable", error)
-                raise _not_taken(error) from None
-        places = list(good)
-        rejected += [Rejected(f"/records/{places[at]}", detail) for at, detail in taken.rejected.items()]
-        num_accepted = len(good) - taken.duplicates - len(taken.rejected)
-        return EventsAnswer(num_accepted, taken.duplicates, rejected)
 
     @property
     def event_clock(self) -> bool:
         """Return True if requests and records set the time, as in replays and tests."""
         return self.args.clock == "event"
-
-    def refused(self, took_ms: float) -> None:
-        """Record a refused request and the time it took to refuse it."""
-        self._metrics.refused(took_ms)
 
     def _mark_stale(self, slate: Slate) -> Slate:
         """Mark the slate as degraded if its features are older than `stale_after_ms`."""
@@ -253,78 +219,3 @@ class FeatureFetcher:
         """Return the age of the features: of the last table read or the oldest unsent exposure."""
         age_s = self.live.age_s
         return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
-
-    async def refresh_forever(self) -> None:
-        """Keep table and models fresh, control load and send exposures, until cancelled.
-
-        Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
-        internal error in one task ends all of them and is raised, so that the replica restarts.
-        """
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow_forever())
-            tasks.create_task(self.exposure_buffer.run(IDLE_S if self.event_clock else 0.0))
-            tasks.create_task(self.admission.run())
-            tasks.create_task(self.rollout.run())
-            while True:
-                self.pull()
-                self._metrics.tick(self._moment())
-                await asyncio.sleep(REFRESH_S)
-
-    async def _follow_forever(self) -> None:
-        while True:
-            await self.follow()
-            await asyncio.sleep(REFRESH_S)
-
-    def _moment(self) -> Moment:
-        model = self.model.version if self.model else None
-        return Moment(
-            self.freshness_ms,
-            self.exposure_buffer.num_dropped,
-            self.exposure_buffer.num_too_large,
-            self.config.kill_switch,
-            model,
-            self.admission.load_shedder.level,
-            self.rollout.take_sums(),
-        )
-
-    async def refresh(self) -> None:
-        """Update the candidate table and follow the model pointers; failures are retried."""
-        self.pull()
-        await self.follow()
-
-    def pull(self) -> None:
-        """Update the candidate table from the store."""
-        try:
-            self.live.read([])
-        # After any failure, go on serving from the table as it is.
-        except Exception as error:
-            self._warn("store_unavailable", error)
-
-    async def follow(self) -> None:
-        """Follow the model pointers and the arms, and settle finished trials."""
-        try:
-            await self.models.follow(self.config.experiment, self.rollout.others())
-        except Exception as error:
-            self._warn("model_refused", error)
-        try:
-            await self.rollout.settle()
-        # For example, the history cannot be read.
-        except Exception as error:
-            self._warn("rollout_unsettled", error)
-
-    def _warn(self, reason: str, error: Exception, request_id: str | None = None) -> None:
-        """Log a failure with its request id, at most once in ten seconds for each reason."""
-        now = time.monotonic()
-        if now - self._warned.get(reason, -10.0) >= 10.0:
-            self._warned[reason] = now
-            log.warning("%s: %s: %s", reason, type(error).__name__, error, extra=of_request(request_id))
-
-
-def _not_taken(error: Exception) -> RequestError:
-    if isinstance(error, Busy):
-        return RequestError(429, "busy", "too many records are waiting; retry later", retry_after_s=1)
-    detail = (
-        "records may not have been stored; send them again: events are deduplicated by id, "
-        "other records are idempotent"
-    )
-    return RequestError(503, "not taken", detail, retry_after_s=1)

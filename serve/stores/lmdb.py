@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.lmdb_environment import OpenEnvironment, environment
-from serve.stores.protocol import MAX_REMOVED, Changes, Dump
+from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
 
 # LMDB takes keys of up to 511 bytes, and a key of `changes` spends 8 of them on the number.
 MAX_PLAIN_KEY = 480
@@ -81,13 +81,7 @@ class LmdbStore:
             return self._epoch.take(opened.id, epoch)
 
     def commit(
-        self,
-        seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
-        *,
-        replace: bool = False,
-        journal: bytes = b"",
+        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
     ) -> None:
         """See `Store`. The commit is durable when the call returns."""
         with self._write() as (opened, txn):
@@ -156,7 +150,7 @@ def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, byte
                 yield "candidate", id_, row
 
 
-def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Mapping[str, bytes], replace: bool) -> None:
+def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Packed, replace: bool) -> None:
     if replace:
         txn.drop(opened.viewers, delete=False)
     _put_sorted(txn, opened.viewers, (_pack_viewer(id_, row) for id_, row in viewers.items() if row))
@@ -165,9 +159,7 @@ def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Mapping[str, byte
             txn.delete(_key(id_), db=opened.viewers)
 
 
-def _write_candidates(
-    txn: Any, opened: OpenEnvironment, seq: int, candidates: Mapping[str, bytes], replace: bool
-) -> None:
+def _write_candidates(txn: Any, opened: OpenEnvironment, seq: int, candidates: Packed, replace: bool) -> None:
     num_removed = _number(txn, opened, b"removed")
     changed: list[tuple[bytes, bytes]] = []
     pointers: list[tuple[bytes, bytes]] = []

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,64 +205,60 @@ def environment(folder: Path) -> Environment:
 
 def _open(folder: Path, *, writable: bool, create: bool) -> OpenEnvironment:
     try:
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        elif not (folder / "data.mdb").exists():
-            raise StoreUnavailable(_absent(folder))
-        env = lmdb.open(
-            str(folder),
-            map_size=MAP_SIZE,
-            max_dbs=len(DATABASES),
-            max_readers=MAX_READERS,
-            max_spare_txns=1,
-            readonly=not writable,
-            create=False,
-            mode=0o600,
-        )
-    except (lmdb.Error, OSError) as error:
-        raise _unavailable(folder, error) from error
-    try:
-        return _read_layout(env, folder, writable)
-    except BaseException as error:
-        env.close()
-        raise (_unavailable(folder, error) if isinstance(error, lmdb.Error) else error) from None
-
-
-def _read_layout(env: Any, folder: Path, writable: bool) -> OpenEnvironment:
-    page_bytes = env.stat()["psize"]
-    files = Files(folder, page_bytes)
-    try:
-        return _read_databases(OpenEnvironment(env, files, writable), folder, page_bytes)
-    except BaseException:
-        files.close()
-        raise
-
-
-def _read_databases(opened: OpenEnvironment, folder: Path, page_bytes: int) -> OpenEnvironment:
-    env = opened.env
-    missing_bytes = (env.info()["last_pgno"] + 1) * page_bytes - opened.files.num_bytes
-    if missing_bytes > MAX_UNWRITTEN_PAGES * page_bytes:
-        raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short by {missing_bytes} bytes"))
-    env.reader_check()
-    if opened.writable:
-        with env.begin(write=True) as txn:
-            meta = env.open_db(b"meta", txn=txn)
-            if txn.get(b"id", db=meta) is None:
-                for name in DATABASES:
-                    env.open_db(name, txn=txn)
-                txn.put(b"id", secrets.token_bytes(16), db=meta)
-                txn.put(b"format", FORMAT, db=meta)
-    try:
-        # Open without a read transaction of our own: when py-lmdb resets a transaction for reuse,
-        # LMDB closes the databases opened in it.
-        opened.meta = env.open_db(b"meta", create=False)
-        with env.begin() as txn:
-            opened.id, written = (txn.get(name, b"", opened.meta) for name in (b"id", b"format"))
-        if written != FORMAT:
-            raise StoreUnavailable(_other_format(folder, written))
-        handles = [env.open_db(name, create=False) for name in DATABASES[1:]]
+        with ExitStack() as undo:
+            if create:
+                folder.mkdir(parents=True, exist_ok=True)
+            elif not (folder / "data.mdb").exists():
+                raise StoreUnavailable(_absent(folder))
+            env = lmdb.open(
+                str(folder),
+                map_size=MAP_SIZE,
+                max_dbs=len(DATABASES),
+                max_readers=MAX_READERS,
+                max_spare_txns=1,
+                readonly=not writable,
+                create=False,
+                mode=0o600,
+            )
+            undo.callback(env.close)
+            page_bytes = env.stat()["psize"]
+            files = Files(folder, page_bytes)
+            undo.callback(files.close)
+            missing_bytes = (env.info()["last_pgno"] + 1) * page_bytes - files.num_bytes
+            if missing_bytes > MAX_UNWRITTEN_PAGES * page_bytes:
+                raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short by {missing_bytes} bytes"))
+            env.reader_check()
+            if writable:
+                _create_databases(env)
+            opened = _open_databases(OpenEnvironment(env, files, writable), folder)
+            undo.pop_all()
+            return opened
     except lmdb.NotFoundError:
         raise StoreUnavailable(_absent(folder)) from None
+    except (lmdb.Error, OSError) as error:
+        raise _unavailable(folder, error) from error
+
+
+def _create_databases(env: Any) -> None:
+    with env.begin(write=True) as txn:
+        meta = env.open_db(b"meta", txn=txn)
+        if txn.get(b"id", db=meta) is None:
+            for name in DATABASES:
+                env.open_db(name, txn=txn)
+            txn.put(b"id", secrets.token_bytes(16), db=meta)
+            txn.put(b"format", FORMAT, db=meta)
+
+
+def _open_databases(opened: OpenEnvironment, folder: Path) -> OpenEnvironment:
+    env = opened.env
+    # Open without a read transaction of our own: when py-lmdb resets a transaction for reuse, LMDB
+    # closes the databases opened in it.
+    opened.meta = env.open_db(b"meta", create=False)
+    with env.begin() as txn:
+        opened.id, written = (txn.get(name, b"", opened.meta) for name in (b"id", b"format"))
+    if written != FORMAT:
+        raise StoreUnavailable(_other_format(folder, written))
+    handles = [env.open_db(name, create=False) for name in DATABASES[1:]]
     opened.viewers, opened.candidates, opened.changes, opened.journal = handles
     return opened
 

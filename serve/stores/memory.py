@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import MAX_REMOVED, Changes, Dump
+from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
 
 
 @dataclass
@@ -39,25 +39,23 @@ class MemoryStore:
 
     def seq(self) -> int:
         """See `Store`."""
-        return self._open().seq
+        with self._locked() as rows:
+            return rows.seq
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`."""
-        rows = self._open()
-        with rows.lock:
+        with self._locked() as rows:
             return [rows.viewers.get(id_) for id_ in ids], _changes(rows, since)
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
-        rows = self._open()
-        with rows.lock:
+        with self._locked() as rows:
             return [(seq, entry) for seq, entry in rows.journal.items() if seq > after][:limit]
 
     @contextmanager
     def dump(self) -> Iterator[Dump]:
         """See `Store`."""
-        rows = self._open()
-        with rows.lock:
+        with self._locked() as rows:
             found: list[tuple[Entity, str, bytes]] = [("viewer", *item) for item in rows.viewers.items()]
             found += [("candidate", id_, row) for id_, (_, row) in rows.candidates.items() if row]
             dump = Dump(rows.seq, iter(found))
@@ -65,24 +63,16 @@ class MemoryStore:
 
     def take_epoch(self) -> int:
         """See `Store`."""
-        rows = self._open()
         self._epoch.require_writable()
-        with rows.lock:
+        with self._locked() as rows:
             rows.epoch += 1
             return self._epoch.take(b"", rows.epoch)
 
     def commit(
-        self,
-        seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
-        *,
-        replace: bool = False,
-        journal: bytes = b"",
+        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
     ) -> None:
         """See `Store`."""
-        rows = self._open()
-        with rows.lock:
+        with self._locked() as rows:
             self._epoch.check(b"", rows.epoch)
             check_seq(seq, rows.seq)
             if replace:
@@ -104,8 +94,7 @@ class MemoryStore:
 
     def trim(self, through: int) -> None:
         """See `Store`."""
-        rows = self._open()
-        with rows.lock:
+        with self._locked() as rows:
             self._epoch.check(b"", rows.epoch)
             for seq in [seq for seq in rows.journal if seq <= through]:
                 del rows.journal[seq]
@@ -114,10 +103,12 @@ class MemoryStore:
         """See `Store`."""
         self._rows = None
 
-    def _open(self) -> Rows:
+    @contextmanager
+    def _locked(self) -> Iterator[Rows]:
         if self._rows is None:
             raise StoreUnavailable("the memory store is closed; open it again")
-        return self._rows
+        with self._rows.lock:
+            yield self._rows
 
 
 def _changes(rows: Rows, since: int) -> Changes:

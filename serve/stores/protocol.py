@@ -16,6 +16,8 @@ LOAD = "`python -m serve load --log LOG`"
 # Removed candidates that a store remembers. Beyond it the store forgets the oldest down to half,
 # but none of the newest commit. A reader that missed a removal must reread (see `Changes`).
 MAX_REMOVED = 10_000
+# Packed rows by id.
+Packed = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class Store(Protocol):
 
     def seq(self) -> int:
         """Return the number of the last commit; 0 before the first."""
-        ...
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """Return viewers and changed candidates of the same commit.
@@ -60,11 +61,9 @@ class Store(Protocol):
         The first element holds the rows of the viewers `ids` in their order, None for an unknown
         one. The second holds the candidates changed after the number `since`; 0 requests all.
         """
-        ...
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Return the first `limit` journal entries with a number above `after`, in order."""
-        ...
 
     def dump(self) -> AbstractContextManager[Dump]:
         """Stream all rows of the newest commit within the `with` block; commits can continue.
@@ -73,7 +72,6 @@ class Store(Protocol):
         `StoreUnavailable` if the store was replaced meanwhile, or, in some stores, if another
         handle committed.
         """
-        ...
 
     def take_epoch(self) -> int:
         """Make this handle the only writer, durably, and return its fencing epoch.
@@ -81,16 +79,9 @@ class Store(Protocol):
         The epoch is one more than that of the previous writer, whose next `commit` or `trim` raises
         `WriterFenced`. Raises RuntimeError on a store opened for reading.
         """
-        ...
 
     def commit(
-        self,
-        seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
-        *,
-        replace: bool = False,
-        journal: bytes = b"",
+        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
     ) -> None:
         """Write rows, number and journal entry atomically.
 
@@ -105,12 +96,9 @@ class Store(Protocol):
             RuntimeError: the store was opened for reading, or this handle never took an epoch.
             StoreUnavailable: nothing was written, or the answer was lost; `seq()` shows which.
         """
-        ...
 
     def trim(self, through: int) -> None:
         """Drop the journal entries with numbers up to `through`; raises as `commit` does."""
-        ...
 
     def close(self) -> None:
         """Release the store; a second call does nothing."""
-        ...

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -16,16 +15,14 @@ import redis
 from serve.contract.errors import StoreUnavailable
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump
+from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
 from serve.stores.redis_client import connect, where
-from serve.stores.redis_dump import RedisDump
+from serve.stores.redis_dump import CHUNK, RedisDump, scan
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, Script
 
 T = TypeVar("T")
 log = logging.getLogger("tabrank")
 FORMAT = b"1"
-# Rows that one command of a replacing commit writes, and keys that one command deletes.
-CHUNK = 1000
 
 
 class RedisStore:
@@ -140,20 +137,14 @@ class RedisStore:
             return self._epoch.take(token, int(self._present(self._run(server, TAKE_EPOCH, token))))
 
     def commit(
-        self,
-        seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
-        *,
-        replace: bool = False,
-        journal: bytes = b"",
+        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
     ) -> None:
         """See `Store`. The server's settings determine the durability."""
         with self._writing, self._server() as server:
-            token, _ = self._epoch.held()
             if replace:
-                self._replace(server, token, seq, viewers, candidates, journal)
+                self._replace(server, seq, viewers, candidates, journal)
                 return
+            token, _ = self._epoch.held()
             for dump in self._dumps:
                 dump.keep(server, map(_encode, viewers))
             rows = chain(_flat(viewers), _flat(candidates))
@@ -231,27 +222,25 @@ class RedisStore:
             )
 
     def _replace(
-        self,
-        server: redis.Redis,
-        token: bytes,
-        seq: int,
-        viewers: Mapping[str, bytes],
-        candidates: Mapping[str, bytes],
-        journal: bytes,
+        self, server: redis.Redis, seq: int, viewers: Packed, candidates: Packed, journal: bytes
     ) -> None:
+        token, _ = self._epoch.held()
         found = self._run(server, STAGE, token)
         self._check(found, seq)
         generation, floor, live, removed = found[3:]
         at = b"%s%d:" % (self._prefix, generation)
-        for pairs in _chunks((at + b"v:" + _encode(id_), row) for id_, row in viewers.items() if row):
-            server.execute_command("MSET", *chain.from_iterable(pairs))
+
+        def write(pairs: Iterable[tuple[object, object]], *command: object) -> None:
+            for chunk in _chunks(pairs):
+                server.execute_command(*command, *chain.from_iterable(chunk))
+
+        write(((at + b"v:" + _encode(id_), row) for id_, row in viewers.items() if row), "MSET")
         rows = {_encode(id_): row for id_, row in candidates.items() if row}
-        for pairs in _chunks(rows.items()):
-            server.execute_command("HSET", at + b"rows", *chain.from_iterable(pairs))
+        write(rows.items(), "HSET", at + b"rows")
         numbers, floor = _removals(live, removed, rows, seq, int(floor))
-        for key, scores in ((b"order", numbers | dict.fromkeys(rows, seq)), (b"removed", numbers)):
-            for scored in _chunks((number, id_) for id_, number in scores.items()):
-                server.execute_command("ZADD", at + key, *chain.from_iterable(scored))
+        order = numbers | dict.fromkeys(rows, seq)
+        write(((number, id_) for id_, number in order.items()), "ZADD", at + b"order")
+        write(((number, id_) for id_, number in numbers.items()), "ZADD", at + b"removed")
         self._check(self._run(server, REPLACE, token, seq, journal, generation, floor), seq)
         try:
             self._delete_before(server, generation)
@@ -261,15 +250,10 @@ class RedisStore:
 
     def _delete_before(self, server: redis.Redis, generation: int) -> None:
         """Delete the viewers of earlier generations, but not of later ones, which may be in use."""
-        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"[0-9]*:*"
-        cursor: int | bytes = 0
-        while True:
-            cursor, keys = server.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", CHUNK)
+        for keys in scan(server, self._prefix, b"[0-9]*:*"):
             old = [key for key in keys if int(key[len(self._prefix) :].partition(b":")[0]) < generation]
             if old:
                 server.execute_command("UNLINK", *old)
-            if not int(cursor):
-                return
 
     @contextmanager
     def _server(self) -> Iterator[redis.Redis]:
@@ -323,7 +307,7 @@ def _removals(
     return numbers, floor
 
 
-def _flat(rows: Mapping[str, bytes]) -> Iterator[bytes]:
+def _flat(rows: Packed) -> Iterator[bytes]:
     for id_, row in rows.items():
         yield _encode(id_)
         yield row

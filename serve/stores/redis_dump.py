@@ -8,8 +8,19 @@ from dataclasses import dataclass, field
 
 import redis
 
-# Keys that one command reads.
+# Rows and keys that one command reads, writes or deletes.
 CHUNK = 1000
+
+
+def scan(server: redis.Redis, prefix: bytes, rest: bytes) -> Iterator[list[bytes]]:
+    """Yield the keys that begin with `prefix` and go on like the pattern `rest`, some at a time."""
+    pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + rest
+    cursor: int | bytes = 0
+    while True:
+        cursor, keys = server.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", CHUNK)
+        yield keys
+        if not int(cursor):
+            return
 
 
 @dataclass(eq=False)
@@ -37,10 +48,7 @@ class RedisDump:
 
     def rows(self, server: redis.Redis) -> Iterator[tuple[bytes, bytes]]:
         """Yield the ids and rows that SCAN finds, each once."""
-        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self.prefix) + b"*"
-        cursor: int | bytes = 0
-        while True:
-            cursor, found = server.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", CHUNK)
+        for found in scan(server, self.prefix, b"*"):
             keys = [key for key in dict.fromkeys(found) if key not in self._yielded]
             self._yielded.update(keys)
             rows = server.execute_command("MGET", *keys) if keys else []
@@ -49,8 +57,6 @@ class RedisDump:
                 old_row = self.kept.get(key, row)
                 if old_row:
                     yield key[len(self.prefix) :], old_row
-            if not int(cursor):
-                return
 
     def rest(self) -> list[tuple[bytes, bytes]]:
         """Return the ids and rows that SCAN did not find because they were removed meanwhile."""

@@ -22,6 +22,7 @@ from serve.ingest.writer import MAX_LIVE, ingester
 from serve.log.events import unpack
 from serve.ranking.service import FeatureFetcher
 from serve.ranking.telemetry import Metrics
+from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
 
 
@@ -62,10 +63,10 @@ class Live:
             self.args, self.folder, self.score, self.load, self._take, self.metrics, self._roll_back
         )
         fetcher.configure(self.config)
-        await fetcher.refresh()
+        await refresh(fetcher)
         self.fetcher = fetcher
         committing = asyncio.create_task(self.ingester.run())
-        refreshing = asyncio.create_task(fetcher.refresh_forever())
+        refreshing = asyncio.create_task(keep_up(fetcher))
         transport = httpx.ASGITransport(Edge(fetcher))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             self.client = client
@@ -91,7 +92,7 @@ class Live:
 
         async def serve():
             async with self.running():
-                await self.fetcher.refresh()
+                await refresh(self.fetcher)
                 self.edge = Edge(self.fetcher)
                 config.load()
                 server.lifespan = config.lifespan_class(config)

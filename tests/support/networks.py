@@ -72,7 +72,7 @@ def random_rows(
     numeric[rng.random(numeric.shape) < 0.2] = np.nan
     vocabularies = [column.vocabulary for column in encoder.single]
     vocabularies += [column.vocabulary for column in encoder.multi for _ in range(column.width)]
-    category = np.zeros((num_rows, encoder.num_category), np.uint64)
+    category = np.zeros((num_rows, encoder.columns.num_category), np.uint64)
     for k, vocabulary in enumerate(vocabularies):
         known = np.array([0, 123_456_789, *map(entry_hash, vocabulary)], np.uint64)
         category[:, k] = rng.choice(known, num_rows)

@@ -15,7 +15,8 @@ from safetensors.numpy import save as save_safetensors
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
-from serve.model.graph import Calibration, Folded, fold, forward
+from serve.model.folding import fold
+from serve.model.graph import Calibration, Folded, forward
 from serve.model.ops import LARGE
 from serve.model.torch_ops import TorchOps
 from training.network.network import Network

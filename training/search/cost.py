@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
-from serve.model.graph import Calibration, fold
+from serve.model.folding import fold
+from serve.model.graph import Calibration
 from training.evaluation.rivals import us_per_candidate as measured
 from training.network.export import export
 from training.network.network import Network, NetworkConfig

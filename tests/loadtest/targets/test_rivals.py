@@ -25,6 +25,7 @@ from serve.features.surface import load_surface
 from serve.http.decoding import decode_request
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.service import FeatureFetcher
+from serve.ranking.upkeep import refresh
 from serve.stores.factory import open_store
 
 NOW_S = 1_767_571_200.0 + 5_000
@@ -65,7 +66,7 @@ def ours(bench_work, bodies):
 
         args = AppArgs("spaces", "lmdb:store", "models")
         fetcher = FeatureFetcher(args, bench_work.data, score, load, ingest)
-        await fetcher.refresh()
+        await refresh(fetcher)
         requests = [decode_request(body, fetcher.surface, event_clock=False) for body in bodies]
         return [await fetcher.rank(request, 60_000) for request in requests]
 

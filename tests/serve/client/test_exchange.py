@@ -1,4 +1,4 @@
-from serve.client.exchange import Exchange, Send, Wait
+from serve.client.exchange import Exchange
 from serve.client.reply import Lost, Reply
 from serve.client.retries import Retries
 
@@ -13,32 +13,23 @@ class Clock:
         return self.now_s
 
 
-def begun(clock, timeout_s=0.25, random=lambda: 0.5):
-    steps = Exchange("/v1/rank", b"{}", {}, timeout_s, sends_deadline=True).steps(
-        Retries(random=random, clock=clock), clock
-    )
-    return steps, next(steps)
-
-
-def end(steps, reply):
-    """Return the next step after this reply, or the result of the exchange."""
-    try:
-        return steps.send(reply)
-    except StopIteration as stopped:
-        return stopped.value
+def begun(clock, timeout_s=0.25):
+    """Return an exchange, and its first attempt."""
+    exchange = Exchange(
+        "http://h", "/v1/rank", b"{}", {}, timeout_s, None, Retries(random=lambda: 0.5, clock=clock),
+        sends_deadline=True, clock=clock,
+    )  # fmt: skip
+    return exchange, exchange.first()
 
 
 def test_each_try_tells_the_service_what_is_left():
     clock = Clock()
-    steps, first = begun(clock)
+    exchange, first = begun(clock)
     assert first.headers == {"X-Deadline-Ms": "240"}
     clock.now_s += 0.1
-    wait = end(steps, BUSY)
-    assert isinstance(wait, Wait)
+    assert exchange.delay_s(BUSY) > 0.0
     clock.now_s += 0.05
-    second = end(steps, None)
-    assert second.headers == {"X-Deadline-Ms": "90"}
-    assert end(steps, BUSY) == BUSY
+    assert exchange.again().headers == {"X-Deadline-Ms": "90"}
 
 
 def test_a_step_of_a_try_has_what_is_left_then_and_never_nothing():
@@ -53,18 +44,17 @@ def test_a_step_of_a_try_has_what_is_left_then_and_never_nothing():
 
 def test_who_overslept_tries_no_more():
     clock = Clock()
-    steps, _ = begun(clock)
-    assert isinstance(end(steps, Lost("reset")), Wait)
+    exchange, _ = begun(clock)
+    assert exchange.delay_s(Lost("reset")) > 0.0
     clock.now_s += 0.3
-    assert end(steps, None) == Lost("reset")
+    assert exchange.again() is None
 
 
 def test_a_timeout_leaves_nothing_to_try_with():
     clock = Clock()
-    steps, first = begun(clock)
-    assert isinstance(first, Send)
+    exchange, _ = begun(clock)
     clock.now_s += 0.25
-    assert end(steps, Lost("slow", timed_out=True)) == Lost("slow", timed_out=True)
+    assert exchange.delay_s(Lost("slow", timed_out=True)) is None
 
 
 def test_a_deadline_is_one_that_the_service_takes():

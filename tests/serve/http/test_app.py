@@ -27,6 +27,7 @@ from serve.log.events import IngestResult, unpack
 from serve.model.artifact import CURRENT, point
 from serve.ranking.assignment import assign
 from serve.ranking.service import FeatureFetcher
+from serve.ranking.upkeep import keep_up, refresh
 
 NOW_MS = 50_000
 
@@ -76,7 +77,7 @@ class Service:
 
     def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
         async def scenario():
-            await self.fetcher.refresh()
+            await refresh(self.fetcher)
             async with self.client() as client:
                 content = raw if raw is not None else json.dumps(body)
                 headers_ = {"content-type": "application/json"} | (headers or {})
@@ -255,7 +256,7 @@ def test_who_asks_too_often_is_told_when_to_come_again(service):
     service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("app", 0.5), api_key("b"))))
 
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         async with service.client() as client:
             return [
                 await client.post(
@@ -299,7 +300,7 @@ def test_an_arm_that_changes_its_artifact_never_falls_back(tmp_path, log_folder)
     publish_stub(tmp_path / "models", TOML, OTHER)
 
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         await service.fetcher.reconfigure(both(OTHER))
         return await service.fetcher.rank(
             RankRequest(viewer_of(service.fetcher, "model"), ["a"], now_ms=NOW_MS)
@@ -315,7 +316,7 @@ def test_a_change_to_a_damaged_artifact_leaves_the_settings_as_they_were(tmp_pat
     (tmp_path / "models" / OTHER / "report.html").write_text("altered")
 
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         with pytest.raises(TabrankError, match=r"report\.html is not the file that was written"):
             await service.fetcher.reconfigure(both(OTHER))
 
@@ -329,7 +330,7 @@ def test_the_popular_arm_does_not_wait_for_a_scorer_that_hangs(tmp_path, log_fol
     service.scorer.delay_s = 5.0
 
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         asked = [
             RankRequest(viewer_of(service.fetcher, arm), ["a", "b"], now_ms=NOW_MS)
             for arm in ("model", "popular") * 5
@@ -432,7 +433,7 @@ def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_fold
     service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
     service.fetcher.admission.load_shedder.refuses = lambda waited_s, deadline_s: True
     took_ms = []
-    service.fetcher._metrics.refused = took_ms.append
+    service.fetcher.metrics.refused = took_ms.append
     refused = service.ask(raw=b"not even JSON")
     assert len(took_ms) == 1
     assert refused.status_code == 429
@@ -445,7 +446,7 @@ def test_a_hanging_scorer_is_not_called_and_no_request_waits(service):
     service.scorer.delay_s = 5.0
 
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         async with service.client() as client:
             hurried = [
                 (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "80"})).json()
@@ -463,7 +464,7 @@ def test_callers_with_hardly_any_time_cost_the_others_no_score(service):
     service.scorer.delay_s = 0.02
 
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         async with service.client() as client:
             hurried = [
                 (await client.post("/v1/rank", json=body(), headers={"x-deadline-ms": "10"})).json()
@@ -486,7 +487,7 @@ def test_a_score_that_is_no_number_sinks_and_is_told(service):
 
 def test_concurrent_requests_share_batches_and_keep_their_answers(service):
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         async with service.client() as client:
             slates = [["a", "b"], ["d"], ["b", "a", "d"], []] * 10
             asked = [client.post("/v1/rank", json=body(candidates=slate)) for slate in slates]
@@ -514,7 +515,7 @@ def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path,
     service.fetcher.rollout._call = score
 
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         async with service.client() as client:
             asked = [["a", "b"]] * 10 + [[f"c{i}" for i in range(9)]]
             posted = [client.post("/v1/rank", json=body(candidates=ids)) for ids in asked]
@@ -640,7 +641,7 @@ def test_a_websocket_handshake_is_refused_with_a_code_for_rays_proxy(service):
 
 def test_a_body_without_a_type_is_refused_as_a_page_may_send_one(service):
     async def scenario():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         async with service.client() as client:
             return [await client.post(path, content=b"{}") for path in ("/v1/rank", "/v1/events")]
 
@@ -744,7 +745,7 @@ def test_an_exporter_that_raises_fails_no_ranking_and_is_logged_once(service, mo
     header = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
     async def twice():
-        await service.fetcher.refresh()
+        await refresh(service.fetcher)
         async with service.client() as client:
             return [await client.post("/v1/rank", json=body(), headers=header) for _ in range(2)]
 
@@ -797,7 +798,7 @@ def test_where_one_of_its_loops_fails_all_end_and_it_is_told(service):
         service.fetcher.admission.run = fail
         async with asyncio.timeout(5):
             with pytest.raises(ExceptionGroup) as ended:
-                await service.fetcher.refresh_forever()
+                await keep_up(service.fetcher)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return ended.value.exceptions
 
@@ -810,7 +811,7 @@ def test_a_rollout_that_cannot_be_settled_stops_nothing(service, caplog):
         raise OSError("no history")
 
     service.fetcher.rollout.settle = fail
-    asyncio.run(service.fetcher.refresh())
+    asyncio.run(refresh(service.fetcher))
     assert "rollout_unsettled: OSError: no history" in caplog.text
     assert service.ask(body()).json()["rung"] == "full"
 

@@ -58,7 +58,7 @@ def test_good_records_are_kept_and_the_others_named(service):
     num_rejected = []
 
     async def scenario(service):
-        service.fetcher._metrics.rejected = num_rejected.append
+        service.fetcher.metrics.rejected = num_rejected.append
         return await service.events(
             event("e9"),
             event("e10", kind="jion"),
@@ -163,7 +163,7 @@ def test_events_that_cannot_be_taken_are_answered_503_with_retry_after(service):
         async def broken(payload):
             raise OSError("gone")
 
-        service.fetcher._ingest = broken
+        service.fetcher.ingest = broken
         return await service.post("/v1/events", {"records": [event("e9")]})
 
     response = service.run(scenario)
@@ -171,13 +171,13 @@ def test_events_that_cannot_be_taken_are_answered_503_with_retry_after(service):
 
 
 def test_events_that_ingest_is_slow_to_take_are_answered_503(service, monkeypatch):
-    monkeypatch.setattr("serve.ranking.service.TAKE_S", 0.05)
+    monkeypatch.setattr("serve.ranking.record_intake.TAKE_S", 0.05)
 
     async def scenario(service):
         async def hung(payload):
             await asyncio.Event().wait()
 
-        service.fetcher._ingest = hung
+        service.fetcher.ingest = hung
         return await service.post("/v1/events", {"records": [event("e9")]})
 
     response = service.run(scenario)

@@ -21,7 +21,8 @@ from networks import (
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder, NumericColumn
-from serve.model.graph import Calibration, Folded, fold, forward
+from serve.model.folding import fold
+from serve.model.graph import Calibration, Folded, forward
 from serve.model.torch_ops import TorchOps
 from training.network.network import Network, NetworkConfig
 
@@ -117,7 +118,7 @@ def test_missing_and_infinite_weights_are_refused_by_name() -> None:
 
 def test_importing_the_graph_imports_no_framework() -> None:
     code = (
-        "import sys, serve.model.graph, serve.model.encoder, serve.model.artifact, serve.model.scorers; "
+        "import sys, serve.model.folding, serve.model.encoder, serve.model.artifact, serve.model.scorers; "
         "print(sorted({'ray', 'torch', 'onnxruntime', 'pandas', 'onnx'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

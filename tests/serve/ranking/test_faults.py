@@ -18,7 +18,7 @@ from live import Live, event, features
 
 from serve.ingest.backfill import load
 from serve.ranking.candidate_table import RETRY_S
-from serve.ranking.service import TAKE_S
+from serve.ranking.record_intake import TAKE_S
 from serve.stores.lmdb_environment import environment
 from serve.stores.redis_client import TIMEOUT_S
 

@@ -24,7 +24,7 @@ class Answering(Edge):
 
     def __init__(self, status=200):
         self.refused_ms = []
-        self._fetcher = SimpleNamespace(refused=self.refused_ms.append)
+        self._fetcher = SimpleNamespace(metrics=SimpleNamespace(refused=self.refused_ms.append))
         self.status = status
         self.gate = asyncio.Event()
         self.root_path = None

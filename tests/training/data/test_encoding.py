@@ -63,7 +63,7 @@ def test_a_rare_value_is_unseen_and_a_missing_one_takes_no_place():
     topics = ["news"] * MIN_ROWS + ["jazz"] * (MIN_ROWS - 1) + [None] * 50
     encoder = fitted(topics)
     assert encoder.single[0].vocabulary == ("news",)
-    category = np.zeros((1, encoder.num_category), np.uint64)
+    category = np.zeros((1, encoder.columns.num_category), np.uint64)
     category[0, 0] = hash64("jazz")
     _, _, index = encoder.encode(np.zeros((1, 2), np.float32), category)
     assert index.tolist() == [[UNSEEN]]

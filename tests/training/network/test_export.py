@@ -21,7 +21,8 @@ from safetensors.numpy import load as load_safetensors
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
-from serve.model.graph import fold, forward
+from serve.model.folding import fold
+from serve.model.graph import forward
 from training.network.export import build, export, golden
 from training.network.network import Network, NetworkConfig
 
@@ -111,7 +112,7 @@ def test_golden_rows_have_the_networks_scores_and_begin_with_all_missing() -> No
 
 def test_a_graph_that_differs_from_the_network_makes_no_golden_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rng, network = sample(4)
-    monkeypatch.setattr("serve.model.graph._BATCH_NORM_EPSILON", 0.1)
+    monkeypatch.setattr("serve.model.folding._BATCH_NORM_EPSILON", 0.1)
     with pytest.raises(TabrankError, match="differs from the trained network"):
         golden(network, CALIBRATION, *random_rows(rng, network.encoder, 300))
 

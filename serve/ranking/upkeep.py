@@ -1,0 +1,75 @@
+"""Background work of a replica: refresh the candidates, follow the models, report the state."""
+
+from __future__ import annotations
+
+import asyncio
+
+from serve.ranking.exposure_buffer import IDLE_S
+from serve.ranking.service import FeatureFetcher
+from serve.ranking.telemetry import Moment
+
+# Pull the candidate table this often if no ranking does.
+REFRESH_S = 0.2
+
+
+async def keep_up(fetcher: FeatureFetcher) -> None:
+    """Keep table and models fresh, control load and send exposures, until cancelled.
+
+    Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
+    internal error in one task ends all of them and is raised, so that the replica restarts.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_follow_forever(fetcher))
+        tasks.create_task(fetcher.exposure_buffer.run(IDLE_S if fetcher.event_clock else 0.0))
+        tasks.create_task(fetcher.admission.run())
+        tasks.create_task(fetcher.rollout.run())
+        while True:
+            _pull(fetcher)
+            fetcher.metrics.tick(_moment(fetcher))
+            await asyncio.sleep(REFRESH_S)
+
+
+async def refresh(fetcher: FeatureFetcher) -> None:
+    """Update the candidate table and follow the model pointers once; failures are logged."""
+    _pull(fetcher)
+    await _follow(fetcher)
+
+
+async def _follow_forever(fetcher: FeatureFetcher) -> None:
+    while True:
+        await _follow(fetcher)
+        await asyncio.sleep(REFRESH_S)
+
+
+def _pull(fetcher: FeatureFetcher) -> None:
+    """Update the candidate table from the store."""
+    try:
+        fetcher.live.read([])
+    # After any failure, go on serving from the table as it is.
+    except Exception as error:
+        fetcher.warn("store_unavailable", error)
+
+
+async def _follow(fetcher: FeatureFetcher) -> None:
+    """Follow the model pointers and the arms, and settle finished trials."""
+    try:
+        await fetcher.models.follow(fetcher.config.experiment, fetcher.rollout.others())
+    except Exception as error:
+        fetcher.warn("model_refused", error)
+    try:
+        await fetcher.rollout.settle()
+    # For example, the history cannot be read.
+    except Exception as error:
+        fetcher.warn("rollout_unsettled", error)
+
+
+def _moment(fetcher: FeatureFetcher) -> Moment:
+    return Moment(
+        fetcher.freshness_ms,
+        fetcher.exposure_buffer.num_dropped,
+        fetcher.exposure_buffer.num_too_large,
+        fetcher.config.kill_switch,
+        fetcher.model.version if fetcher.model else None,
+        fetcher.admission.load_shedder.level,
+        fetcher.rollout.take_sums(),
+    )
