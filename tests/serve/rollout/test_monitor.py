@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections import Counter
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -47,21 +47,16 @@ class Pairs(Metrics):
     """Receiver that adds up the comparisons of two versions."""
 
     def __init__(self):
-        self._measures = {}
+        # By (new, old) version.
+        self.pairs = defaultdict(ScoreSums)
 
     def tick(self, moment):
         for versions, sums in moment.pairs.items():
-            measures = self._measures.setdefault(versions, Counter())
-            measures.update(sums.measures())
-
-    def pairs(self):
-        """Return the sums by (new, old) version, as a scrape of the metrics gives them."""
-        return {versions: ScoreSums.of(dict(measures)) for versions, measures in self._measures.items()}
+            self.pairs[versions].add(sums)
 
     def rows(self, new, old):
         """Return the number of rows compared."""
-        sums = self.pairs().get((new, old))
-        return sums.report()["rows"] if sums else 0
+        return self.pairs[new, old]["rows"]
 
 
 class Out(Live):
@@ -287,7 +282,7 @@ def test_a_shadow_ranks_nothing_and_tells_how_far_it_is(tmp_path, log_folder):
 
     service.run(scenario)
     assert {model for _, _, model, _ in service.answers} == {MODEL}
-    ((versions, sums),) = service.metrics.pairs().items()
+    ((versions, sums),) = service.metrics.pairs.items()
     assert versions == (NEW, MODEL)
     report = sums.report()
     assert report["rows"] > 100
