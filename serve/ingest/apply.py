@@ -10,7 +10,7 @@ import numpy as np
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.rows import NEVER_MS, Interactions, RowTable, State
 from serve.features.slots import IMPRESSION
-from serve.log.events import Ended, Exposure, Record
+from serve.log.events import Ended, Exposure, Record, viewer_of
 from serve.stores.protocol import Store
 
 
@@ -88,13 +88,6 @@ def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
         name: packed[i * size : (i + 1) * size] if row else b""
         for i, (name, row) in enumerate(zip(names, at.tolist(), strict=True))
     }
-
-
-def viewer_of(record: Record) -> str | None:
-    """Return the viewer whose row a record may change, or None."""
-    if isinstance(record, Viewer):
-        return record.id
-    return None if isinstance(record, Candidate | Ended) else record.viewer
 
 
 def apply_records(

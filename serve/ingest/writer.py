@@ -30,7 +30,7 @@ from serve.log.journal import entries
 from serve.log.retention import Retention
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
-from serve.log.throttle import CpuThrottle, OnStep
+from serve.log.throttle import CpuThrottle
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
@@ -313,36 +313,29 @@ class Ingester:
 
     def flush_journal(self) -> None:
         """Write the journal's entries as segments and trim them; a failure is retried later."""
-        self._attempt(self._flush_journal)
+        self.upkeep(retention=False)
 
-    def upkeep(self) -> None:
+    def upkeep(self, *, retention: bool = True) -> None:
         """Flush the journal, then enforce the retention of the log; a failure is retried later."""
-        self._attempt(self._flush_journal, self._enforce_retention)
-
-    def _attempt(self, *jobs: Callable[[Store, OnStep], None]) -> None:
         store = self._store
         if store is None:
             return
         step = CpuThrottle(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
         try:
             with self._segments.held():
-                for job in jobs:
-                    # Trim nothing, to raise WriterFenced if another writer took over.
+                # Trim nothing, to raise WriterFenced if another writer took over.
+                store.trim(0)
+                # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
+                flushing.flush_journal(store, self._segments, self._logged, step)
+                if retention:
                     store.trim(0)
-                    job(store, step)
+                    self._retention.enforce(store, self._now_ms, step)
         # The other writer does the work.
         except WriterFenced:
             return
         except Exception as error:
             self.counts["roll_failed"] += 1
             log.warning("log not written, will retry: %s: %s", type(error).__name__, error)
-
-    def _flush_journal(self, store: Store, step: OnStep) -> None:
-        # `_logged` belongs to this opening of the store; a takeover replaces the array meanwhile.
-        flushing.flush_journal(store, self._segments, self._logged, step)
-
-    def _enforce_retention(self, store: Store, step: OnStep) -> None:
-        self._retention.enforce(store, self._now_ms, step)
 
     def _now_ms(self) -> int:
         """Return the time of the service's clock in ms."""

@@ -210,8 +210,15 @@ def owner_key(record: Record) -> bytes | None:
     """Return the key of the viewer or candidate whose row a record changes, or None."""
     if isinstance(record, Candidate | Ended):
         return key(CANDIDATES, record.id)
-    viewer = record.id if isinstance(record, Viewer) else record.viewer
+    viewer = viewer_of(record)
     return None if viewer is None else key(VIEWERS, viewer)
+
+
+def viewer_of(record: Record) -> str | None:
+    """Return the viewer whose row a record may change, or None."""
+    if isinstance(record, Viewer):
+        return record.id
+    return None if isinstance(record, Candidate | Ended) else record.viewer
 
 
 def key(window: bytes, id_: str) -> bytes:

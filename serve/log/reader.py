@@ -111,14 +111,10 @@ def _clean(log: Log, test_traffic: bool) -> Log:
                 'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
             )
     counts["test_exposures"] = len(log.exposures) - len(exposures)
-    unique = _first(exposures["request_id"])
-    counts["repeated_exposures"] = len(exposures) - len(unique)
-    exposures = exposures.take(unique) if counts["repeated_exposures"] else exposures
-    unique = _first(log.events["id"])
-    counts["repeated_events"] = len(log.events) - len(unique)
+    exposures, counts["repeated_exposures"] = _once(exposures, "request_id")
+    events, counts["repeated_events"] = _once(log.events, "id")
     viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
     counts["repeated_rows"] = len(log.viewers) + len(log.candidates) - len(viewers) - len(candidates)
-    events = log.events.take(unique) if counts["repeated_events"] else log.events
     shown = pc.list_flatten(exposures["candidates"])
     counts["unknown_candidates"] = int(pc.sum(pc.invert(pc.is_in(shown, log.candidates["id"]))).as_py() or 0)
     unknown = pc.invert(pc.is_in(exposures["viewer"], log.viewers["id"]))
@@ -138,10 +134,12 @@ def _unrepeated(table: pa.Table) -> pa.Table:
     return table if rows.all() else table.filter(pa.array(rows))
 
 
-def _first(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the row numbers of each value's first occurrence, in order."""
-    codes = column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    return np.sort(np.unique(codes, return_index=True)[1])
+def _once(table: pa.Table, column: str) -> tuple[pa.Table, int]:
+    """Return the first row of each value of a column, in order, and how many rows that drops."""
+    codes = table[column].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    first = np.sort(np.unique(codes, return_index=True)[1])
+    num_repeated = len(table) - len(first)
+    return table.take(first) if num_repeated else table, num_repeated
 
 
 def concat_logs(logs: Iterable[Log]) -> Log:

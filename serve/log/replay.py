@@ -23,6 +23,13 @@ UPSERT, EXPOSURE, EVENT = 0, 1, 2
 ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 
 
+# A record that changes the state: its place in its table, and of an exposure or event, its viewer
+# and its range in `Replay._candidates`.
+RECORD = np.dtype(
+    [(name, np.int64) for name in ("seq", "ts_ms", "which", "place", "event", "viewer", "begin", "end")]
+)
+
+
 class Codes:
     """Ids encoded as numbers from 1, in order of first appearance; 0 encodes null."""
 
@@ -88,6 +95,14 @@ def _numbers(table: pa.Table, column: str = "seq") -> I64:
     return numbers
 
 
+def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
+    """Return the records of one kind, in the order of their table."""
+    records = np.zeros(len(seq), RECORD)
+    records["which"], records["place"] = which, np.arange(len(seq))
+    records["seq"], records["ts_ms"] = seq, ts_ms
+    return records
+
+
 class Replay:
     """State with a cursor in the log's records: `advance(t)` applies every record before `t`.
 
@@ -150,7 +165,19 @@ class Replay:
             for i, text in enumerate(log.exposures["stated"].to_pylist())
             if text
         }
-        self._order(log)
+        self._records = self._ordered(log)
+        # A late record became visible no earlier than the records before it.
+        self._seen_ms = np.maximum.accumulate(self._records["ts_ms"])
+        # Places of the upserts, and the end.
+        is_upsert = self._records["which"] == UPSERT
+        self._upsert_at = np.append(np.flatnonzero(is_upsert), len(self._records))
+        self._at = 0
+        seen_seq = _numbers(log.exposures, "seen_seq")
+        by_number = np.searchsorted(self._records["seq"], seen_seq, "right")
+        is_logged = pc.is_valid(log.exposures["seen_seq"]).to_numpy()
+        self.sees: I64 = np.where(is_logged, by_number, self.position(self.exposure_ms))
+        self.before_snapshot: NDArray[np.bool_] = seen_seq < (self._snapshot.seq if self._snapshot else 0)
+        self.sees[self.before_snapshot] = 0
 
     def _restore(self, snapshot: Snapshot) -> None:
         """Restore the rows of a snapshot in small parts: packed, they are as large as the state."""
@@ -179,52 +206,34 @@ class Replay:
             upserts.append(_Upsert(t, received_ms, entity, name, end, None if removed else fields))
         return upserts
 
-    def _order(self, log: Log) -> None:
-        kinds = self.state.schema.number
-        nothing = np.zeros(len(self._upserts), np.int64)
-        begins = np.arange(len(self.shown), len(self._candidates))
+    def _ordered(self, log: Log) -> NDArray[np.void]:
+        """Return the records that change the state, in the order of the service."""
         seq = [_numbers(table) for table in (log.viewers, log.candidates, log.exposures, log.events)]
+        upserts = _records(UPSERT, np.concatenate(seq[:2]), [upsert.ts_ms for upsert in self._upserts])
+        exposures = _records(EXPOSURE, seq[2], self.exposure_ms)
+        exposures["event"] = self.state.schema.number[IMPRESSION]
+        exposures["viewer"] = self.exposure_viewer
+        exposures["begin"], exposures["end"] = self.first[:-1], self.first[1:]
         # A service applied its numbered events at their logged times, without the correction.
         event_ms = np.where(seq[3] > 0, log.events["ts_ms"].to_numpy(), self.event_ms)
-        # Each row holds one column of upserts, exposures and events.
-        columns = (
-            (np.array([upsert.ts_ms for upsert in self._upserts], np.int64), self.exposure_ms, event_ms),
-            (np.concatenate(seq[:2]), *seq[2:]),
-            (nothing, np.full(len(self.exposure_ms), kinds[IMPRESSION]), self._event_number),
-            (nothing, self.exposure_viewer, self.event_viewer),
-            (nothing, self.first[:-1], begins),
-            (nothing, self.first[1:], begins + 1),
-        )
-        which = np.repeat([UPSERT, EXPOSURE, EVENT], [len(part) for part in columns[0]])
-        index = np.concatenate([np.arange(len(part)) for part in columns[0]])
-        ts, seq_of, event, viewer, begin, end = (np.concatenate(parts) for parts in columns)
-        order = np.lexsort((index, which, np.where(seq_of > 0, 0, ts), seq_of))
+        events = _records(EVENT, seq[3], event_ms)
+        events["event"], events["viewer"] = self._event_number, self.event_viewer
+        events["begin"] = np.arange(len(self.shown), len(self._candidates))
+        events["end"] = events["begin"] + 1
         if self.state.schema.surface.impression_events:
             # Only impression events count as seen, not answered rankings.
-            order = order[which[order] != EXPOSURE]
+            exposures = exposures[:0]
         else:
             # Test traffic of a service changes no state.
             is_test = pc.fill_null(pc.equal(log.exposures["traffic"], "test"), False).to_numpy()
-            idle = np.flatnonzero(is_test & (seq[2] > 0)) + len(self._upserts)
-            order = order[~np.isin(order, idle)]
-        first = self._snapshot.seq if self._snapshot else 0
-        # The snapshot contains the earlier records.
-        if first:
-            order = order[seq_of[order] > first]
-        self._which, self._index = which[order], index[order]
-        self._ts = ts[order]
-        # A late record became visible no earlier than the records before it.
-        self._seen_ms = np.maximum.accumulate(self._ts)
-        self._event, self._viewer = event[order], viewer[order]
-        # Ranges in `_candidates`.
-        self._begin, self._end = begin[order], end[order]
-        self._at = 0
-        seen_seq = _numbers(log.exposures, "seen_seq")
-        by_number = np.searchsorted(seq_of[order], seen_seq, "right")
-        is_logged = pc.is_valid(log.exposures["seen_seq"]).to_numpy()
-        self.sees: I64 = np.where(is_logged, by_number, self.position(self.exposure_ms))
-        self.before_snapshot: NDArray[np.bool_] = seen_seq < first
-        self.sees[self.before_snapshot] = 0
+            exposures = exposures[~(is_test & (seq[2] > 0))]
+        records = np.concatenate([upserts, exposures, events])
+        if self._snapshot:
+            # The snapshot contains the earlier records.
+            records = records[records["seq"] > self._snapshot.seq]
+        by_time = np.where(records["seq"] > 0, 0, records["ts_ms"])
+        # Equal keys keep their order: upserts, exposures, events.
+        return records[np.lexsort((by_time, records["seq"]))]
 
     def position(self, before_ms: I64) -> I64:
         """Return the number of records strictly before each time; ties do not count."""
@@ -237,19 +246,18 @@ class Replay:
     def advance_to(self, end: int) -> None:
         """Apply records until `end` records in total are applied."""
         while self._at < end:
-            which = self._which[self._at : end]
-            upserts = np.flatnonzero(which == UPSERT)
-            num = int(upserts[0]) if len(upserts) else len(which)
-            if num == 0:
-                self._upsert(int(self._index[self._at]))
-                self._at += 1
+            begin = self._at
+            upsert = int(self._upsert_at[np.searchsorted(self._upsert_at, begin)])
+            if upsert == begin:
+                self._upsert(int(self._records["place"][begin]))
+                self._at = begin + 1
             else:
-                self._observe(slice(self._at, self._at + num))
-                self._at += num
+                self._at = min(upsert, end)
+                self._observe(self._records[begin : self._at])
 
     def finish(self) -> None:
         """Apply all remaining records."""
-        self.advance_to(len(self._ts))
+        self.advance_to(len(self._records))
 
     def candidate_rows(self, shown: I64) -> I64:
         """Return the row numbers of positions in `shown`; 0 for candidates not known yet."""
@@ -280,11 +288,11 @@ class Replay:
             self.state.upsert(entity, name, fields, ends_ms, ts_ms=ts_ms, received_ms=received_ms)
         self.known[entity][row] = fields is not None
 
-    def _observe(self, records: slice) -> None:
+    def _observe(self, records: NDArray[np.void]) -> None:
         """Apply exposures and events without an upsert between them."""
-        begin, viewer = self._begin[records], self._viewer[records]
-        lengths = self._end[records] - begin
+        begin, viewer = records["begin"], records["viewer"]
+        lengths = records["end"] - begin
         at = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         candidates = self._known_rows(self._candidates[at])
-        self.state.observe(Interactions(self._event[records], viewer, self._ts[records], lengths, candidates))
+        self.state.observe(Interactions(records["event"], viewer, records["ts_ms"], lengths, candidates))
         self.known["viewer"][viewer] = True

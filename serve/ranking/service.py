@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from serve.config.settings import CANARY, AppArgs, Arm, UserConfig
+from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import TabrankError
 from serve.contract.logs import SeldomWarning
 from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
@@ -29,7 +29,7 @@ from serve.ranking.exposure_buffer import ExposureBuffer
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
-from serve.rollout.active_models import ActiveModels, LoadModel
+from serve.rollout.active_models import ActiveModels, LoadModel, stated_versions
 from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
 
@@ -97,26 +97,24 @@ class FeatureFetcher:
         Raises:
             TabrankError: an arm names a version that is not published; the settings do not change.
         """
-        for arm, version in config.experiment.versions.items():
-            require(self.base / self.args.models, version, f"user_config.experiment.arms.{arm}.scorer")
-        if config.shadow is not None and config.shadow.version != CANARY:
-            require(self.base / self.args.models, config.shadow.version, "user_config.shadow.version")
+        for where, version in stated_versions(config).items():
+            require(self.base / self.args.models, version, where)
         self.config = config
         self.admission.configure(
             enabled=config.ladder and not self.event_clock, deadline_ms=config.deadline_ms
         )
-        self.rollout.configure(config)
+        self.rollout.shadow = config.shadow
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
 
     async def reconfigure(self, config: UserConfig) -> None:
-        """Apply new live settings while rankings go on; load the arms' artifacts first.
+        """Apply new live settings while rankings go on; load the versions that they name first.
 
         Raises:
             TabrankError: an arm's artifact is missing or was refused; the settings do not change.
         """
         try:
-            await self.models.follow(config.experiment, self.rollout.others())
+            await self.models.follow(config)
         except TabrankError:
             raise
         # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.

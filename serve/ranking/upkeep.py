@@ -51,16 +51,12 @@ def _pull(fetcher: FeatureFetcher) -> None:
 
 
 async def _follow(fetcher: FeatureFetcher) -> None:
-    """Follow the model pointers and the arms, and settle finished trials."""
+    """Follow the model pointers and the settings, and report bad versions."""
     try:
-        await fetcher.models.follow(fetcher.config.experiment, fetcher.rollout.others())
+        await fetcher.models.follow(fetcher.config)
     except Exception as error:
         fetcher.warn("model_refused", error)
-    try:
-        await fetcher.rollout.settle()
-    # For example, the history cannot be read.
-    except Exception as error:
-        fetcher.warn("rollout_unsettled", error)
+    await fetcher.rollout.report()
 
 
 def _moment(fetcher: FeatureFetcher) -> Moment:

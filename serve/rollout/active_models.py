@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from serve.config.settings import CANARY as CANARY_SCORER
 from serve.config.settings import CURRENT as CURRENT_SCORER
-from serve.config.settings import Arm, Experiment
-from serve.contract.errors import ArtifactRefused, TabrankError
+from serve.config.settings import Arm, Limits, UserConfig
+from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns
 from serve.model.artifact import CANARY, CURRENT, Artifact, load, pointed, versions
-from serve.rollout.history import CachedHistory, History
+from serve.rollout.guard import Trial, Verdict
+from serve.rollout.history import CachedHistory
+from serve.rollout.version_state import State, Version
 
 log = logging.getLogger("tabrank")
 # Give the scorers at most 20 s to load a version.
@@ -21,6 +24,16 @@ LOAD_S = 20.0
 
 # Returns once the scorers have loaded the version.
 LoadModel = Callable[[str], Awaitable[None]]
+UNKNOWN = Version("")
+
+
+def stated_versions(config: UserConfig) -> dict[str, str]:
+    """Return the versions that the live settings name, by key."""
+    arms = config.experiment.versions
+    found = {f"user_config.experiment.arms.{arm}.scorer": version for arm, version in arms.items()}
+    if config.shadow is not None and config.shadow.version != CANARY_SCORER:
+        found["user_config.shadow.version"] = config.shadow.version
+    return found
 
 
 class ActiveModels:
@@ -29,17 +42,14 @@ class ActiveModels:
     def __init__(self, folder: Path, columns: Columns, load_model: LoadModel) -> None:
         self.current: Artifact | None = None
         self.canary: Artifact | None = None
-        # Versions that the two pointers name, good or bad.
-        self.named: frozenset[str] = frozenset()
-        # Named versions that were refused because of their content, with the reason.
-        self.broken: dict[str, str] = {}
+        self._versions: dict[str, Version] = {}
+        # Version that each pointer names, good or bad.
+        self._pointers: dict[str, str | None] = {CURRENT: None, CANARY: None}
+        self._limits = Limits()
         self._folder = folder
         self._columns = columns
         self._load_model = load_model
-        self._followed = CachedHistory(folder)
-        self._ready: dict[str, Artifact] = {}
-        self._refused: set[str] = set()
-        self._quarantined: set[str] = set()
+        self._history = CachedHistory(folder)
 
     def version_for(self, arm: Arm) -> str | None:
         """Return the loaded version that ranks for an arm; None if there is none."""
@@ -47,32 +57,24 @@ class ActiveModels:
             return self.canary.version
         if arm.scorer in (CURRENT_SCORER, CANARY_SCORER):
             return self.current.version if self.current else None
-        return arm.scorer if arm.scorer in self._ready else None
+        return arm.scorer if self.artifact(arm.scorer) else None
 
-    def artifact(self, version: str | None) -> Artifact | None:
+    def artifact(self, name: str | None) -> Artifact | None:
         """Return the artifact of a loaded version, or None."""
-        return self._ready.get(version or "")
+        return self._versions.get(name or "", UNKNOWN).artifact
+
+    def trial(self, name: str) -> Trial | None:
+        """Return the trial of a version, or None."""
+        return self._versions.get(name, UNKNOWN).trial
 
     @property
-    def history(self) -> History:
-        """History of promotions, canaries and rollbacks in the models folder."""
-        return self._followed.read()
+    def at_fault(self) -> list[tuple[str, Verdict]]:
+        """Versions that a pointer names and that are to be rolled back, with the reason."""
+        named = self._named if self._limits.enabled else ()
+        return [(version.name, version.verdict) for version in named if version.verdict is not None]
 
-    def quarantine(self, version: str) -> None:
-        """Stop using a version for the pointers, until no pointer names it any more."""
-        self._quarantined.add(version)
-        if self.canary is not None and self.canary.version == version:
-            self.canary = None
-        if self.current is not None and self.current.version == version:
-            before = self.history.previous(version, self._ready)
-            self.current = self._ready[before] if before is not None else self.current
-
-    def before(self, version: str | None) -> str | None:
-        """Return the last good version before this one whose files still exist."""
-        return self.history.previous(version, versions(self._folder))
-
-    async def follow(self, experiment: Experiment, others: Iterable[str] = ()) -> None:
-        """Load the versions that the pointers, the arms and `others` name.
+    async def follow(self, config: UserConfig) -> None:
+        """Load the versions that the pointers and the settings name; begin and end trials.
 
         The current versions keep ranking until the new ones are loaded.
 
@@ -82,46 +84,106 @@ class ActiveModels:
             Exception: a version could not be loaded now; the other versions are loaded.
         """
         failed: list[Exception] = []
-        pointers = [self._pointed(name, failed) for name in (CURRENT, CANARY)]
-        self.named = frozenset(filter(None, pointers))
-        self._quarantined &= self.named
-        promoted = pointers[0] if self._is_good(pointers[0]) else self.before(pointers[0])
-        canary = pointers[1] if self._is_good(pointers[1]) else None
-        for version in self.named & self.history.rolled_back.keys():
-            reason = self.history.rolled_back[version].reason
-            failed.append(TabrankError(f"{version} was rolled back: {reason}; promote it to use it again"))
-        wanted = {v for v in (promoted, canary, *experiment.versions.values(), *others) if v is not None}
-        self._refused &= wanted | self.named
-        self.broken = {v: why for v, why in self.broken.items() if v in self.named}
-        for version in sorted(wanted - self._ready.keys() - self._refused):
-            try:
-                # Keep it for good: published versions never change.
-                self._ready[version] = await self._verified(version)
-            except Exception as error:
-                failed.append(error)
-                if isinstance(error, TabrankError):
-                    self._refused.add(version)
-                if isinstance(error, ArtifactRefused) and version in self.named:
-                    self.broken[version] = str(error)
-        self._take_up(promoted, canary)
+        self._limits = config.guard
+        self._pointers = {pointer: self._pointed(pointer, failed) for pointer in self._pointers}
+        self._follow_history(failed)
+        stated = stated_versions(config).values()
+        wanted = set(filter(None, (*self._usable(), *self._incumbents().values(), *stated)))
+        self._release(wanted)
+        for name in sorted(wanted):
+            await self._load(self._version(name), failed)
+        self._take_up()
+        self._update_trials()
         if failed:
             raise failed[0]
 
-    def _take_up(self, promoted: str | None, canary: str | None) -> None:
-        """Rank with the named versions that are loaded and were not quarantined meanwhile."""
-        current = self._ready.get(promoted or "") if promoted not in self._quarantined else None
-        if current is not None and current is not self.current:
-            self.current = current
-            log.info("ranking with model %s", promoted)
-        ready = self._ready.get(canary or "") if canary not in self._quarantined else None
-        if ready is not self.canary:
-            self.canary = ready
-            log.info("the canary is %s", canary if ready else "none")
+    def quarantine(self, name: str, verdict: Verdict) -> None:
+        """Stop using a version for the pointers, until no pointer names it any more."""
+        version = self._version(name)
+        version.quarantine(verdict)
+        if self.canary is version.artifact:
+            self.canary = None
+        if self.current is version.artifact:
+            self.current = self.artifact(self._before(name)) or self.current
 
-    def _is_good(self, version: str | None) -> bool:
-        """Return True if nothing is known against the version that a pointer names."""
-        bad = (self._quarantined, self.broken, self.history.rolled_back)
-        return version is not None and not any(version in those for those in bad)
+    def _follow_history(self, failed: list[Exception]) -> None:
+        """Leave out the versions that were rolled back although a pointer still names them."""
+        rolled_back = self._history.read().rolled_back
+        for version in self._named:
+            if version.name in rolled_back:
+                version.roll_back()
+                reason = rolled_back[version.name].reason
+                failed.append(
+                    TabrankError(f"{version.name} was rolled back: {reason}; promote it to use it again")
+                )
+            elif version.state is State.ROLLED_BACK:
+                version.release()
+
+    def _release(self, wanted: set[str]) -> None:
+        """Forget what was found about versions that no pointer names any more."""
+        for version in set(self._versions.values()) - set(self._named):
+            if version.state is not State.REFUSED or version.name not in wanted:
+                version.release()
+
+    async def _load(self, version: Version, failed: list[Exception]) -> None:
+        if version.artifact is not None or version.state is State.REFUSED:
+            return
+        try:
+            artifact = load(self._folder / version.name)
+            artifact.encoder.check(self._columns)
+            async with asyncio.timeout(LOAD_S):
+                await self._load_model(version.name)
+            version.hold(artifact)
+        except Exception as error:
+            failed.append(error)
+            if isinstance(error, TabrankError):
+                version.refuse(error)
+
+    def _take_up(self) -> None:
+        """Rank with the usable versions that are loaded."""
+        promoted, canary = map(self.artifact, self._usable())
+        if promoted is not None and promoted is not self.current:
+            self.current = promoted
+            log.info("ranking with model %s", promoted.version)
+        if canary is not self.canary:
+            self.canary = canary
+            log.info("the canary is %s", canary.version if canary else "none")
+
+    def _usable(self) -> tuple[str | None, str | None]:
+        """Return the promoted version, or the good one before it, and the canary if it is good."""
+        good = {version.name for version in self._named if not version.is_bad}
+        promoted, canary = self._pointers.values()
+        return promoted if promoted in good else self._before(promoted), canary if canary in good else None
+
+    def _update_trials(self) -> None:
+        incumbents = self._incumbents()
+        for version in self._versions.values():
+            incumbent = incumbents.get(version.name)
+            version.try_against(incumbent if self.artifact(incumbent) else None, self._limits)
+
+    def _incumbents(self) -> dict[str | None, str | None]:
+        """Return the versions that belong on trial, with the version to go back to."""
+        found: dict[str | None, str | None] = {}
+        if not self._limits.enabled:
+            return found
+        if self.canary is not None and self.current is not None and self.canary is not self.current:
+            found[self.canary.version] = self.current.version
+        promoted = self._pointers[CURRENT]
+        promoted_ms = self._history.read().promoted_ms(promoted)
+        if promoted_ms is not None and time.time() * 1e3 - promoted_ms < self._limits.watch_s * 1e3:
+            found[promoted] = self._before(promoted)
+        return found
+
+    @property
+    def _named(self) -> list[Version]:
+        return [self._version(name) for name in self._pointers.values() if name is not None]
+
+    def _before(self, name: str | None) -> str | None:
+        """Return the last good version before this one whose files still exist."""
+        return self._history.read().previous(name, versions(self._folder))
+
+    def _version(self, name: str) -> Version:
+        return self._versions.setdefault(name, Version(name))
 
     def _pointed(self, pointer: str, failed: list[Exception]) -> str | None:
         try:
@@ -129,10 +191,3 @@ class ActiveModels:
         except TabrankError as error:
             failed.append(error)
             return None
-
-    async def _verified(self, version: str) -> Artifact:
-        artifact = load(self._folder / version)
-        artifact.encoder.check(self._columns)
-        async with asyncio.timeout(LOAD_S):
-            await self._load_model(version)
-        return artifact

@@ -9,14 +9,14 @@ times as many rows, because the rows of one request and of one viewer are correl
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from statistics import median
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from serve.config.settings import Limits
-from serve.rollout.score_comparison import F32, I64, NUM_BINS, ScorePair, histogram, psi
+from serve.rollout.score_comparison import F32, ScoreSums
 
 # Forget observations after one to two periods.
 PERIOD_S = 150.0
@@ -45,19 +45,6 @@ class Verdict(NamedTuple):
     reason: str
 
 
-@dataclass
-class _Tally:
-    """Observations of one period."""
-
-    since_s: float
-    num_rows: int = 0
-    num_non_finite: int = 0
-    num_calls: int = 0
-    num_failed: int = 0
-    new: I64 = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
-    old: I64 = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
-
-
 class Trial:
     """Trial of one version against the incumbent that it would be rolled back to."""
 
@@ -66,47 +53,48 @@ class Trial:
         self.incumbent = incumbent
         self.verdict: Verdict | None = None
         self.limits = limits
-        self._tallies = deque([_Tally(now_s)], maxlen=2)
+        # Sums over the last period and the one before.
+        self._tallies = deque([ScoreSums()], maxlen=2)
+        self._since_s = now_s
         # (new, incumbent) times of the last pairs, in ms.
         self._times: deque[tuple[float, float]] = deque(maxlen=64)
 
     def scored(self, scores: F32, now_s: float) -> None:
         """Record the scores of a batch; takes about 3 µs."""
         tally = self._now(now_s)
-        tally.num_calls += 1
-        tally.num_rows += len(scores)
+        tally["calls"] += 1
+        tally["scores"] += len(scores)
         num_finite = int(np.count_nonzero(np.isfinite(scores)))
         if num_finite < len(scores):
-            tally.num_non_finite += len(scores) - num_finite
-            rows, bad = self._total("num_rows"), self._total("num_non_finite")
+            tally["non_finite"] += len(scores) - num_finite
+            rows, bad = self._total("scores"), self._total("non_finite")
             if bad >= MIN_NON_FINITE and bad > MAX_NON_FINITE * rows:
                 self._decide("non_finite", f"{bad} of {rows} scores are not finite")
 
     def failed(self, error: Exception, now_s: float) -> None:
         """Record a batch that failed because of the version itself."""
         tally = self._now(now_s)
-        tally.num_calls += 1
-        tally.num_failed += 1
-        calls, failed = self._total("num_calls"), self._total("num_failed")
+        tally["calls"] += 1
+        tally["failed"] += 1
+        calls, failed = self._total("calls"), self._total("failed")
         if failed >= MIN_CALLS_FAILED and failed > self.limits.max_failed * calls:
             self._decide("failed", f"{failed} of {calls} calls failed, the last with {error}")
 
-    def compared(self, pair: ScorePair, now_s: float) -> None:
-        """Record a batch that the incumbent scored too."""
-        tally = self._now(now_s)
-        good = np.isfinite(pair.new) & np.isfinite(pair.old)
-        tally.new += histogram(pair.new[good])
-        tally.old += histogram(pair.old[good])
-        self._times.append((pair.new_ms, pair.old_ms))
+    def compared(self, measures: Mapping[str, float], now_s: float) -> None:
+        """Record the measures of a batch that the incumbent scored too."""
+        self._now(now_s).add(measures)
+        self._times.append((measures["new_ms"], measures["old_ms"]))
         self._judge_shift()
         self._judge_time()
 
     def _judge_shift(self) -> None:
-        new, old = sum(t.new for t in self._tallies), sum(t.old for t in self._tallies)
-        num_rows = int(old.sum())  # type: ignore[union-attr]
+        num_rows = self._total("rows")
         if num_rows < MIN_ROWS:
             return
-        found = psi(old, new)  # type: ignore[arg-type]
+        both = ScoreSums()
+        for tally in self._tallies:
+            both.add(tally)
+        found = both.psi()
         if found > self.limits.max_psi + NOISE / num_rows:
             self._decide(
                 "shifted",
@@ -131,12 +119,13 @@ class Trial:
             self.verdict = Verdict(kind, reason)
 
     def _total(self, name: str) -> int:
-        return int(sum(getattr(tally, name) for tally in self._tallies))
+        return int(sum(tally[name] for tally in self._tallies))
 
-    def _now(self, now_s: float) -> _Tally:
-        age_s = now_s - self._tallies[-1].since_s
+    def _now(self, now_s: float) -> ScoreSums:
+        age_s = now_s - self._since_s
         if age_s >= 2 * PERIOD_S:
             self._tallies.clear()
         if age_s >= PERIOD_S:
-            self._tallies.append(_Tally(now_s))
+            self._tallies.append(ScoreSums())
+            self._since_s = now_s
         return self._tallies[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,20 +56,12 @@ class History:
                 found.pop(entry.version, None)
         return found
 
-    def previous(self, current: str | None, published: Collection[str] | None = None) -> str | None:
-        """Return the last good version before `current` that is still published."""
-        for version in reversed(self._before(current)):
-            gone = published is not None and version not in published
-            if version != current and version not in self.rolled_back and not gone:
+    def previous(self, current: str | None, published: Collection[str]) -> str | None:
+        """Return the last good version that was current before `current` and is still published."""
+        for version in self._before(current):
+            if version != current and version not in self.rolled_back and version in published:
                 return version
         return None
-
-    def _before(self, current: str | None) -> list[str]:
-        """Return the versions on the line before `current`; the whole line if it is not on it."""
-        # A version after `current` is a promotion that was recorded but not carried out.
-        line = self._line
-        places = [at for at, version in enumerate(line) if version == current]
-        return line[: places[-1]] if places else line
 
     def promoted_ms(self, current: str | None) -> int | None:
         """Return when `current` was promoted; None if it is current because of a rollback."""
@@ -79,31 +71,26 @@ class History:
                 return entry.at_ms if is_it else None
         return None
 
-    @cached_property
-    def _line(self) -> list[str]:
-        """Versions that were current one after the other, without those that were rolled back."""
-        line: list[str] = []
-        for entry in self.entries:
-            if entry.action == "promote":
-                for version in (entry.was, entry.version):
-                    if version and line[-1:] != [version]:
-                        line.append(version)
-            elif entry.action == "rollback" and entry.now != entry.was and entry.now:
-                while line and line[-1] != entry.now:
-                    line.pop()
-                line = line or [entry.now]
-        return line
+    def _before(self, current: str | None) -> Iterator[str]:
+        """Follow the promotions back from `current`; from the last change if it has none."""
+        is_known = any(current in (entry.was, entry.version) for entry in self.entries)
+        version = current if is_known else None
+        for entry in reversed(self.entries):
+            if version is None and entry.now is not None:
+                version = entry.now
+                yield version
+            if entry.action == "promote" and entry.version == version:
+                version = entry.was
+                if version is not None:
+                    yield version
 
 
 def read(models: Path) -> History:
-    """Read the history of a models folder; empty if the file is missing or cannot be read."""
-    with contextlib.suppress(OSError):
-        return _read(models)
-    return History()
+    """Read the history of a models folder, empty without one; invalid lines are skipped.
 
-
-def _read(models: Path) -> History:
-    """Read the history like `read`, but raise OSError; invalid lines are skipped."""
+    Raises:
+        OSError: the file cannot be read.
+    """
     try:
         lines = (models / HISTORY).read_bytes().splitlines()
     except FileNotFoundError:
@@ -121,7 +108,7 @@ def append(models: Path, entry: HistoryEntry) -> None:
     Raises:
         OSError: the file cannot be written, or cannot be read; it must not be replaced by one line.
     """
-    entries = [*_read(models).entries, entry][-MAX_ENTRIES:]
+    entries = [*read(models).entries, entry][-MAX_ENTRIES:]
     write_whole(models / HISTORY, b"".join(msgspec.json.encode(each) + b"\n" for each in entries))
 
 
@@ -138,7 +125,7 @@ class CachedHistory:
         with contextlib.suppress(OSError):
             seen = self._stamp()
             if seen != self._seen:
-                self._history = _read(self._path.parent)
+                self._history = read(self._path.parent)
                 self._seen = seen
         return self._history
 

@@ -12,7 +12,7 @@ from typing import IO, Any, Literal
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
 from serve.model.artifact import CANARY, CURRENT, load, point, pointed, require, unpoint, versions
-from serve.rollout.history import Action, HistoryEntry, append, read
+from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
 
 LOCK = ".lock"
 # A change takes milliseconds. Wait at most 2 s, so that a stopped writer cannot block Ingest too.
@@ -35,6 +35,7 @@ class ModelRegistry:
         self.models = models
         self._by = by
         self._clock = clock
+        self._history = CachedHistory(models)
 
     @property
     def current(self) -> str | None:
@@ -55,8 +56,8 @@ class ModelRegistry:
         with self._locked():
             require(self.models, version, f"models {self.models}")
             was = self.current
-            if was != version or version in read(self.models).rolled_back:
-                self._record("promote", version, was, version)
+            if was != version or version in self._history.read().rolled_back:
+                self._record("promote", version, version)
                 point(self.models, CURRENT, version)
             if self.canary == version:
                 unpoint(self.models, CANARY)
@@ -70,16 +71,15 @@ class ModelRegistry:
         """
         with self._locked():
             require(self.models, version, f"models {self.models}")
-            was = self.current
-            if was is None:
+            if self.current is None:
                 raise TabrankError(
                     f"models {self.models}: a canary needs a current version to fall back to; promote one first"
                 )
-            if was == version:
+            if self.current == version:
                 raise TabrankError(
                     f"models {self.models}: {version} is the current version; name another as canary"
                 )
-            self._record("canary", version, was, was)
+            self._record("canary", version, self.current)
             point(self.models, CANARY, version)
 
     def end_canary(self, reason: str) -> str:
@@ -88,7 +88,7 @@ class ModelRegistry:
             version = self.canary
             if version is None:
                 raise TabrankError(f"models {self.models}: there is no canary to end")
-            self._record("end", version, self.current, self.current, reason)
+            self._record("end", version, self.current, reason)
             unpoint(self.models, CANARY)
             return version
 
@@ -105,35 +105,39 @@ class ModelRegistry:
             was = self.current
             version = version or was
             if version is not None and version == self.canary:
-                self._record("rollback", version, was, was, reason)
+                self._record("rollback", version, was, reason)
                 unpoint(self.models, CANARY)
                 return was
             if version is None or version != was:
                 return None
-            before = read(self.models).previous(was, versions(self.models))
+            before = self._history.read().previous(was, versions(self.models))
             if before is None:
                 raise NothingBefore(
                     f"models {self.models}: no good version was current before {was}; promote another"
                 )
-            self._record("rollback", version, was, before, reason)
+            self._record("rollback", version, before, reason)
             point(self.models, CURRENT, before)
             return before
 
     def table(self) -> list[dict[str, Any]]:
         """Return all published versions, newest first, with state, reason, metrics and time."""
-        history, published = read(self.models), versions(self.models)
-        current, canary = self.current, self.canary
-        previous = history.previous(current, published)
+        history, published = self._history.read(), versions(self.models)
+        current = self.current
+        roles = {
+            history.previous(current, published): "previous",
+            self.canary: "canary",
+            current: "current",
+        }
         found = []
         for version in reversed(published):
-            metrics, refused = self._verified(version)
-            state, reason = "published", ""
-            if refused is not None:
-                state, reason = "refused", refused
-            elif version in history.rolled_back:
+            metrics: dict[str, Any] = {}
+            state, reason = roles.get(version, "published"), ""
+            if version in history.rolled_back:
                 state, reason = "rolled back", history.rolled_back[version].reason
-            elif version in (current, canary, previous):
-                state = {current: "current", canary: "canary"}.get(version, "previous")
+            try:
+                metrics = dict(load(self.models / version).manifest.get("metrics") or {})
+            except ArtifactRefused as error:
+                state, reason = "refused", str(error)
             found.append(
                 {
                     "version": version,
@@ -146,21 +150,15 @@ class ModelRegistry:
             )
         return found
 
-    def _verified(self, version: str) -> tuple[dict[str, Any], str | None]:
-        try:
-            return dict(load(self.models / version).manifest.get("metrics") or {}), None
-        except ArtifactRefused as error:
-            return {}, str(error)
-
     def _pointed(self, pointer: str) -> str | None:
         with contextlib.suppress(ArtifactRefused):
             return pointed(self.models, pointer)
         return None
 
-    def _record(
-        self, action: Action, version: str, was: str | None, now: str | None, reason: str = ""
-    ) -> None:
-        entry = HistoryEntry(int(self._clock() * 1e3), action, version, was, now, self._by, reason[:500])
+    def _record(self, action: Action, version: str, now: str | None, reason: str = "") -> None:
+        """Record a change before a pointer moves; `now` is the version that is then current."""
+        at_ms = int(self._clock() * 1e3)
+        entry = HistoryEntry(at_ms, action, version, self.current, now, self._by, reason[:500])
         try:
             append(self.models, entry)
         except OSError as error:

@@ -7,7 +7,8 @@ near 0, and bins evenly spaced in probability would put them all in one bin.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,21 @@ class ScorePair(NamedTuple):
     new_ms: float
     old_ms: float
     request_of_row: I64
+
+    def measures(self) -> dict[str, float]:
+        """Return sums by the values of the metric label `measure`, over rows with finite scores.
+
+        `requests` counts those of more than ten candidates; `new_bin_07` is a bin of a histogram.
+        """
+        good = np.isfinite(self.new) & np.isfinite(self.old)
+        kept, num_requests = top_kept(self)
+        found = {"rows": int(good.sum()), "requests": num_requests, "top_kept": kept}
+        for side, scores, took_ms in (("new", self.new, self.new_ms), ("old", self.old, self.old_ms)):
+            found[f"{side}_score"] = float(scores[good].sum(dtype=np.float64))
+            found[f"{side}_ms"] = took_ms
+            bins = histogram(scores[good])
+            found |= {f"{side}_bin_{b:02d}": int(bins[b]) for b in np.flatnonzero(bins).tolist()}
+        return found
 
 
 def histogram(scores: F32) -> I64:
@@ -86,64 +102,34 @@ def _is_top(scores: F32, request: I64, length: I64) -> NDArray[np.bool_]:
     return is_top
 
 
-@dataclass
-class ScoreSums:
-    """Sums over pairs; sums of several replicas and periods can be added."""
+class ScoreSums(defaultdict[str, float]):
+    """Sums of the measures of pairs, over batches, periods and replicas."""
 
-    rows: float = 0.0
-    new_score: float = 0.0
-    old_score: float = 0.0
-    new_ms: float = 0.0
-    old_ms: float = 0.0
-    # Requests of more than ten candidates.
-    requests: float = 0.0
-    top_kept: float = 0.0
-    new_bins: I64 = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
-    old_bins: I64 = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
+    def __init__(self) -> None:
+        super().__init__(float)
 
-    def add(self, pair: ScorePair) -> None:
-        """Add a pair; rows with a non-finite score are left out."""
-        good = np.isfinite(pair.new) & np.isfinite(pair.old)
-        kept, requests = top_kept(pair)
-        self.rows += float(good.sum())
-        self.new_score += float(pair.new[good].sum(dtype=np.float64))
-        self.old_score += float(pair.old[good].sum(dtype=np.float64))
-        self.new_ms += pair.new_ms
-        self.old_ms += pair.old_ms
-        self.requests += requests
-        self.top_kept += kept
-        self.new_bins = self.new_bins + histogram(pair.new[good])
-        self.old_bins = self.old_bins + histogram(pair.old[good])
-
-    def measures(self) -> dict[str, float]:
-        """Return the sums as a flat dictionary, by the values of the metric label `measure`."""
-        flat = {name: value for name, value in vars(self).items() if isinstance(value, float)}
-        for side, bins in (("new_bin", self.new_bins), ("old_bin", self.old_bins)):
-            flat |= {f"{side}_{b:02d}": float(bins[b]) for b in np.flatnonzero(bins).tolist()}
-        return flat
-
-    @classmethod
-    def of(cls, measures: dict[str, float]) -> ScoreSums:
-        """Build from `measures`, summed over all replicas; unknown names are ignored."""
-        found = cls()
+    def add(self, measures: Mapping[str, float]) -> None:
+        """Add the measures of a pair, or other sums."""
         for name, value in measures.items():
-            side, _, place = name.rpartition("_")
-            if side in ("new_bin", "old_bin") and place.isdigit() and int(place) < NUM_BINS:
-                getattr(found, f"{side}s")[int(place)] = int(value)
-            elif isinstance(getattr(found, name, None), float):
-                setattr(found, name, float(value))
-        return found
+            self[name] += value
+
+    def psi(self) -> float:
+        """Return the shift between the two distributions; 0 without rows."""
+        return psi(self._bins("old"), self._bins("new"))
 
     def report(self) -> dict[str, float | int | None]:
         """Return the shift of mean, distribution, order and time; None where data is missing."""
         return {
-            "rows": int(self.rows),
-            "mean_score": _over(self.new_score, self.rows),
-            "mean_shift": _over(self.new_score - self.old_score, self.rows),
-            "psi": psi(self.old_bins, self.new_bins) if self.rows else None,
-            "top10_kept": _over(self.top_kept, self.requests),
-            "latency_ratio": _over(self.new_ms, self.old_ms),
+            "rows": int(self["rows"]),
+            "mean_score": _over(self["new_score"], self["rows"]),
+            "mean_shift": _over(self["new_score"] - self["old_score"], self["rows"]),
+            "psi": self.psi() if self["rows"] else None,
+            "top10_kept": _over(self["top_kept"], self["requests"]),
+            "latency_ratio": _over(self["new_ms"], self["old_ms"]),
         }
+
+    def _bins(self, side: str) -> I64:
+        return np.array([self[f"{side}_bin_{b:02d}"] for b in range(NUM_BINS)], np.int64)
 
 
 def _over(a: float, b: float) -> float | None:

@@ -114,7 +114,7 @@ class RankMetrics(Metrics):
         """Flush the buffered values to Ray once a second; called several times a second."""
         self._oldest_ms = max(self._oldest_ms, moment.freshness_ms or 0.0)
         for (new, old), sums in moment.pairs.items():
-            for measure, value in sums.measures().items():
+            for measure, value in sums.items():
                 self._pairs.add((new, old, measure), value)
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flush(moment)

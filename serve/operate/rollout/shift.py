@@ -12,12 +12,11 @@ from serve.rollout.score_comparison import ScoreSums
 
 def read_shifts(page: Page) -> list[dict[str, Any]]:
     """Return one report for each pair of versions, over all replicas."""
-    pairs: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    pairs: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
     for (name, labels), value in page.values.items():
         if name == PAIRS.exported:
             label = dict(labels)
             pairs[label["new"], label["old"]][label["measure"]] += value
     return [
-        {"new": new, "old": old, **ScoreSums.of(measures).report()}
-        for (new, old), measures in sorted(pairs.items(), reverse=True)
+        {"new": new, "old": old, **sums.report()} for (new, old), sums in sorted(pairs.items(), reverse=True)
     ]

@@ -28,6 +28,7 @@ from serve.model.artifact import CURRENT, point
 from serve.ranking.assignment import assign
 from serve.ranking.service import FeatureFetcher
 from serve.ranking.upkeep import keep_up, refresh
+from serve.rollout.history import History
 
 NOW_MS = 50_000
 
@@ -806,13 +807,14 @@ def test_where_one_of_its_loops_fails_all_end_and_it_is_told(service):
     assert str(error) == "a fault of ours"
 
 
-def test_a_rollout_that_cannot_be_settled_stops_nothing(service, caplog):
-    async def fail():
+def test_a_rollout_that_cannot_be_followed_stops_nothing(service, caplog):
+    def fail(history, current, published):
         raise OSError("no history")
 
-    service.fetcher.rollout.settle = fail
-    asyncio.run(refresh(service.fetcher))
-    assert "rollout_unsettled: OSError: no history" in caplog.text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(History, "previous", fail)
+        asyncio.run(refresh(service.fetcher))
+    assert "model_refused: OSError: no history" in caplog.text
     assert service.ask(body()).json()["rung"] == "full"
 
 

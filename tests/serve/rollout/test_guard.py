@@ -34,7 +34,7 @@ def pair(rng, shift=0.0, noise=0.0, slower=1.0, requests=2, length=55):
 def verdict_of(held, *, num=40, **moved):
     rng = np.random.default_rng(1)
     for i in range(num):
-        held.compared(pair(rng, **moved), 0.2 * i)
+        held.compared(pair(rng, **moved).measures(), 0.2 * i)
     return held.verdict
 
 
@@ -56,7 +56,7 @@ def test_one_score_for_all_is_a_shift():
     held, rng = trial(), np.random.default_rng(2)
     for i in range(12):
         same = pair(rng)
-        held.compared(same._replace(new=np.full_like(same.old, np.median(same.old))), float(i))
+        held.compared(same._replace(new=np.full_like(same.old, np.median(same.old))).measures(), float(i))
     assert held.verdict.kind == "shifted"
 
 
@@ -76,11 +76,11 @@ def test_a_few_stalls_are_not_slowness_and_neither_is_what_nobody_feels():
     held, rng = trial(), np.random.default_rng(3)
     for i in range(60):
         stalled = 400.0 if i % 4 == 0 else 5.0
-        held.compared(pair(rng)._replace(new_ms=stalled, old_ms=5.0), float(i))
+        held.compared(pair(rng)._replace(new_ms=stalled, old_ms=5.0).measures(), float(i))
     assert held.verdict is None
     held = trial()
     for i in range(60):
-        held.compared(pair(rng)._replace(new_ms=0.5, old_ms=0.05), float(i))
+        held.compared(pair(rng)._replace(new_ms=0.5, old_ms=0.05).measures(), float(i))
     assert held.verdict is None
 
 
@@ -152,8 +152,9 @@ def test_the_top_ten_is_compared_within_each_request():
 def test_sums_go_through_a_page_of_metrics_and_back():
     sums = ScoreSums()
     for _ in range(3):
-        sums.add(pair(np.random.default_rng(4), shift=0.5))
-    back = ScoreSums.of({name: float(str(value)) for name, value in sums.measures().items()} | {"other": 1.0})
+        sums.add(pair(np.random.default_rng(4), shift=0.5).measures())
+    back = ScoreSums()
+    back.add({name: float(str(value)) for name, value in sums.items()} | {"other": 1.0})
     assert back.report() == sums.report()
     assert back.report()["mean_shift"] > 0.01
     assert ScoreSums().report() == dict.fromkeys(sums.report()) | {"rows": 0}

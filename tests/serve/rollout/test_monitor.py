@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections import Counter
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -47,21 +47,16 @@ class Pairs(Metrics):
     """Receiver that adds up the comparisons of two versions."""
 
     def __init__(self):
-        self._measures = {}
+        # By (new, old) version.
+        self.pairs = defaultdict(ScoreSums)
 
     def tick(self, moment):
         for versions, sums in moment.pairs.items():
-            measures = self._measures.setdefault(versions, Counter())
-            measures.update(sums.measures())
-
-    def pairs(self):
-        """Return the sums by (new, old) version, as a scrape of the metrics gives them."""
-        return {versions: ScoreSums.of(dict(measures)) for versions, measures in self._measures.items()}
+            self.pairs[versions].add(sums)
 
     def rows(self, new, old):
         """Return the number of rows compared."""
-        sums = self.pairs().get((new, old))
-        return sums.report()["rows"] if sums else 0
+        return self.pairs[new, old]["rows"]
 
 
 class Out(Live):
@@ -103,12 +98,13 @@ class Out(Live):
                 {"candidate": f"c{i}", "fields": {"price": price}} for i, price in enumerate(prices)
             ]
             body = {"viewer": f"v{rng.integers(500)}", "candidates": candidates}
+            begun_s = time.monotonic()
             response = await self.post("/v1/rank", body)
             if response.status_code != 200:
                 self.failed.append(response.text)
             else:
                 answer = response.json()
-                self.answers.append((time.monotonic(), answer["arm"], answer["model"], answer["rung"]))
+                self.answers.append((begun_s, answer["arm"], answer["model"], answer["rung"]))
                 by_score = [ranked["score"] for ranked in answer["ranking"] if ranked["score"] is not None]
                 assert by_score == sorted(by_score, reverse=True)
             await asyncio.sleep(0.01)
@@ -125,6 +121,10 @@ class Out(Live):
             ended = await asyncio.gather(*clients, return_exceptions=True)
         assert {type(end) for end in ended} == {asyncio.CancelledError}, ended
 
+    def since(self, begun_s):
+        """Return the answers to requests that began at this time or later."""
+        return [answer for answer in self.answers if answer[0] >= begun_s]
+
     def state(self, version):
         return next(each for each in self.releases.table() if each["version"] == version)
 
@@ -133,6 +133,10 @@ class Out(Live):
         while not condition():
             assert time.monotonic() < end, "it did not come about in time"
             await asyncio.sleep(0.05)
+
+    async def until_it_ranks(self, version):
+        begun_s = time.monotonic()
+        await self.until(lambda: any(model == version for _, _, model, _ in self.since(begun_s)), 20)
 
 
 def arms(answers):
@@ -149,13 +153,12 @@ def test_a_broken_version_comes_back_by_itself_and_no_request_fails(tmp_path, lo
             (service.releases.start_canary if way == "canary" else service.releases.promote)(NEW)
             await service.until(lambda: service.state(NEW)["state"] == "rolled back", 20)
             # Requests that are under way may still end as they began.
-            await asyncio.sleep(0.3)
-            seen = len(service.answers)
-            await service.until(lambda: arms(service.answers[seen:]) == {"model", "canary"}, 20)
-        return seen
+            back_s = time.monotonic()
+            await service.until(lambda: arms(service.since(back_s)) == {"model", "canary"}, 20)
+        return back_s
 
     service = Out(tmp_path, log_folder, fault)
-    seen = service.run(scenario)
+    back_s = service.run(scenario)
     assert not service.failed
     assert (service.releases.current, service.releases.canary) == (MODEL, None)
     by_new = [answer for answer in service.answers if answer[2] == NEW]
@@ -163,7 +166,7 @@ def test_a_broken_version_comes_back_by_itself_and_no_request_fails(tmp_path, lo
     if way == "canary":
         assert arms(by_new) <= {"canary"}
         assert len(by_new) < 2 * SHARE * len(service.answers)
-    assert {(model, rung) for *_, model, rung in service.answers[seen:]} == {(MODEL, "full")}
+    assert {(model, rung) for *_, model, rung in service.since(back_s)} == {(MODEL, "full")}
     words = {
         "refused": "row 3",
         "failed": "no kernel",
@@ -244,9 +247,9 @@ def test_without_the_writer_a_bad_version_is_unused_and_reported_again(tmp_path,
         async with service.asked():
             service.releases.promote(NEW)
             await service.until(lambda: len(reports) == 2, 20)
-            gone = len(service.answers)
+            gone_s = time.monotonic()
             await service.until(lambda: service.state(NEW)["state"] == "rolled back", 20)
-        return gone
+        return gone_s
 
     class Away(Out):
         async def _roll_back(self, version, verdict):
@@ -256,19 +259,20 @@ def test_without_the_writer_a_bad_version_is_unused_and_reported_again(tmp_path,
             await super()._roll_back(version, verdict)
 
     service = Away(tmp_path, log_folder, "non_finite")
-    gone = service.run(scenario)
+    gone_s = service.run(scenario)
     assert set(reports) == {"non_finite"}
-    assert {model for _, _, model, _ in service.answers[gone:]} == {MODEL}
+    assert {model for _, _, model, _ in service.since(gone_s)} == {MODEL}
 
 
 def test_swaps_and_rollbacks_under_load_fail_no_request(tmp_path, log_folder):
     async def scenario(service):
         async with service.asked():
             for i in range(5):
-                service.releases.promote((NEW, NEWER)[i % 2])
-                await asyncio.sleep(0.4)
+                version = (NEW, NEWER)[i % 2]
+                service.releases.promote(version)
+                await service.until_it_ranks(version)
                 service.releases.roll_back(None, "a drill")
-                await asyncio.sleep(0.4)
+                await service.until_it_ranks(MODEL)
 
     service = Out(tmp_path, log_folder)
     service.run(scenario)
@@ -287,7 +291,7 @@ def test_a_shadow_ranks_nothing_and_tells_how_far_it_is(tmp_path, log_folder):
 
     service.run(scenario)
     assert {model for _, _, model, _ in service.answers} == {MODEL}
-    ((versions, sums),) = service.metrics.pairs().items()
+    ((versions, sums),) = service.metrics.pairs.items()
     assert versions == (NEW, MODEL)
     report = sums.report()
     assert report["rows"] > 100

@@ -18,7 +18,7 @@ from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.config.settings import Experiment
+from serve.config.settings import UserConfig
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.features.matrix import Features
 from serve.features.rows import Schema
@@ -123,12 +123,14 @@ def test_a_replica_that_starts_on_a_broken_version_ranks_with_a_good_one(models,
         replica = ActiveModels(models, Features(Schema(read_surface(TOML))).columns, load)
         for _ in range(2):
             with contextlib.suppress(ArtifactRefused):
-                await replica.follow(Experiment("x", "s", ()))
+                await replica.follow(UserConfig())
         return replica
 
     replica = asyncio.run(followed())
     assert replica.current.version == A
-    assert "row 3" in replica.broken[C]
+    ((version, verdict),) = replica.at_fault
+    assert (version, verdict.kind) == (C, "refused")
+    assert "row 3" in verdict.reason
 
 
 def test_a_version_that_failed_as_a_canary_is_not_gone_back_to(releases):

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import numpy as np
+from stub import publish_stub
+from tiny import TOML
 
 from serve.config.settings import Shadow, UserConfig
-from serve.features.matrix import Matrix
+from serve.features.matrix import Features, Matrix
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
 from serve.model.scorer_cache import timed
-from serve.rollout.history import History
+from serve.rollout.active_models import ActiveModels
 from serve.rollout.monitor import RolloutMonitor, no_rollback
+from serve.rollout.registry import ModelRegistry
 
 OLD, NEW, OTHER = (f"2026010{day}T000000Z-0000" for day in (1, 2, 3))
 MATRIX = Matrix(np.zeros((5, 1), np.float32), np.zeros((5, 0), np.uint64))
 REQUEST = np.zeros(5, np.int64)
 
 
-def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons():
-    models = SimpleNamespace(
-        current=SimpleNamespace(version=OLD),
-        canary=SimpleNamespace(version=NEW),
-        named=frozenset((OLD, NEW)),
-        history=History(),
-        broken={},
-        artifact=lambda version: version,
-    )
+async def ready(version):
+    """Load a version into the scorer."""
+
+
+def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons(tmp_path):
+    for version in (OLD, NEW, OTHER):
+        publish_stub(tmp_path, TOML, version)
+    ModelRegistry(tmp_path).promote(OLD)
+    ModelRegistry(tmp_path).start_canary(NEW)
+    models = ActiveModels(tmp_path, Features(Schema(read_surface(TOML))).columns, ready)
     warned = []
 
     async def call(version, payload):
@@ -34,8 +39,9 @@ def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons():
 
     async def scenario():
         rollout = RolloutMonitor(models, call, lambda: True, no_rollback, lambda *what: warned.append(what))
-        rollout.configure(UserConfig(shadow=Shadow(OTHER, 1.0)))
-        await rollout.settle()
+        rollout.shadow = Shadow(OTHER, 1.0)
+        for _ in range(2):
+            await models.follow(UserConfig(shadow=rollout.shadow))
         running = asyncio.create_task(rollout.run())
         while (NEW, OLD) not in rollout.sums or (OTHER, OLD) not in rollout.sums:
             for version in (OLD, OLD, OLD, NEW):  # a canary of a quarter
@@ -45,5 +51,5 @@ def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons():
         return rollout.take_sums()
 
     sums = asyncio.run(asyncio.wait_for(scenario(), 5.0))
-    assert {pair: each.rows % 5 for pair, each in sums.items()} == {(NEW, OLD): 0, (OTHER, OLD): 0}
+    assert {pair: each["rows"] % 5 for pair, each in sums.items()} == {(NEW, OLD): 0, (OTHER, OLD): 0}
     assert warned == []
