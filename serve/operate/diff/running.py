@@ -27,6 +27,8 @@ Progress = Callable[[str], None]
 SETTLE_S = 1.0
 # The keys that Serve's details report of a document, beside its applications.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+# More than a cluster has; Ray's default is 100.
+MAX_NODES = 10_000
 UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
 
@@ -203,14 +205,16 @@ class RemoteService(RunningService):
     def _nodes(self) -> list[dict[str, Any]]:
         # The nodes come from a separate interface of the dashboard; the status can do without.
         with contextlib.suppress(Exception):
-            answer = self.client._do_request("GET", "/api/v0/nodes").json()
+            from ray.util.state import list_nodes
+
+            nodes = list_nodes(self.where, limit=MAX_NODES, raise_on_missing_output=False)
             return [
                 {
-                    "id": node["node_id"],
-                    "pool": (node.get("labels") or {}).get("pool", "head"),
-                    "alive": node["state"] == "ALIVE",
+                    "id": node.node_id,
+                    "pool": (node.labels or {}).get("pool", "head"),
+                    "alive": node.state == "ALIVE",
                 }
-                for node in answer["data"]["result"]["result"]
+                for node in nodes
             ]
         return []
 
