@@ -20,6 +20,7 @@ import psutil
 
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
+from serve.operate.diff.field import unshared
 from serve.operate.diff.running import SETTLE_S, application_of, cause, config_of, messages_of, plain_nodes
 from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
@@ -143,7 +144,7 @@ class Supervisor:
         # After ray.init(), which installs its own handler.
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGHUP, self._on_hangup)
-        schema = ServeDeploySchema.model_validate(dict(self._config.serve))
+        schema = ServeDeploySchema.model_validate(unshared(self._config.serve))
         # `serve run` does the same: Serve has no public call that takes a file.
         self._client = serve_start(
             http_options=schema.http_options.model_dump(),
@@ -159,7 +160,8 @@ class Supervisor:
         from ray.serve.schema import ServeDeploySchema
 
         self._save(stage="deploying the application")
-        schema = ServeDeploySchema.model_validate(dict(config.serve))
+        # Ray's model changes its input.
+        schema = ServeDeploySchema.model_validate(unshared(config.serve))
         # For the controller and the proxies; each application takes it from its own document.
         if schema.logging_config:
             self._client.update_global_logging_config(schema.logging_config)
