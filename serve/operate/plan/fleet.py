@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from serve.operate.plan.event_queue import EventQueue
-from serve.operate.plan.nodes import Cluster, Node
+from serve.operate.plan.nodes import Cluster
+from serve.operate.plan.replica import Replica
 from serve.operate.plan.service import Deployment
 
-
-@dataclass(eq=False)
-class Member:
-    """One replica; it has no node while none has room, and runs only once it has started."""
-
-    name: str
-    node: Node | None = None
-    is_running: bool = False
-    is_stopping: bool = False
+AnyReplica = TypeVar("AnyReplica", bound=Replica)
 
 
-@dataclass(eq=False)
-class Fleet:
+class Fleet(Generic[AnyReplica]):
     """Replicas of a deployment, started and stopped until the wanted number runs, oldest first."""
 
-    deployment: Deployment
-    start_s: float
-    events: EventQueue
-    cluster: Cluster
-    # Called with a replica's name: when it takes requests, takes no more, and has ended.
-    on_start: Callable[[str], None]
-    on_stop: Callable[[str], None]
-    on_end: Callable[[str], None]
-    wanted: int = 0
-    members: list[Member] = field(default_factory=list)
-    _num_made: int = 0
-
-    @property
-    def running(self) -> list[str]:
-        """Return the names of the replicas that take requests."""
-        return [member.name for member in self.members if member.is_running]
+    def __init__(
+        self, deployment: Deployment, start_s: float, cluster: Cluster, make: Callable[[str], AnyReplica]
+    ) -> None:
+        self.deployment = deployment
+        # The replicas that take requests, and all that have not ended.
+        self.running: list[AnyReplica] = []
+        self.replicas: list[AnyReplica] = []
+        self.wanted = 0
+        self._start_s = start_s
+        self._cluster = cluster
+        self._make = make
+        self._num_made = 0
 
     @property
     def num_unplaced(self) -> int:
         """Return the number of replicas without room on a node."""
-        return sum(member.node is None for member in self._staying)
+        return sum(replica.node is None for replica in self._staying)
 
     @property
-    def _staying(self) -> list[Member]:
-        return [member for member in self.members if not member.is_stopping]
+    def _staying(self) -> list[AnyReplica]:
+        return [replica for replica in self.replicas if not replica.is_stopping]
 
     def scale(self, wanted: int, at_once: bool = False) -> None:
         """Scale to the wanted number of replicas; with `at_once` they need no time to start."""
@@ -56,44 +44,46 @@ class Fleet:
         staying = self._staying
         for _ in range(wanted - len(staying)):
             self._num_made += 1
-            self.members.append(Member(f"{self.deployment.name}-{self._num_made}"))
+            self.replicas.append(self._make(f"{self.deployment.name}-{self._num_made}"))
         newest_first = staying[::-1]
-        order = sorted(newest_first, key=self._last_to_stop)
-        for member in order[: max(len(staying) - wanted, 0)]:
-            self._stop(member)
+        order = sorted(newest_first, key=_last_to_stop)
+        for replica in order[: max(len(staying) - wanted, 0)]:
+            self._stop(replica)
         self.place(at_once)
 
     def place(self, at_once: bool = False) -> None:
         """Start waiting replicas on nodes that have room."""
-        for member in self._staying:
-            if member.node is None:
-                member.node = self.cluster.place(self.deployment.needs, self.events.now_s)
-                if member.node is not None and at_once:
-                    self._start(member)
-                elif member.node is not None:
-                    self.events.at(self.events.now_s + self.start_s, self._start, member)
+        loop = asyncio.get_running_loop()
+        for replica in self._staying:
+            if replica.node is None:
+                replica.node = self._cluster.place(self.deployment.needs)
+                if replica.node is not None:
+                    loop.call_later(0.0 if at_once else self._start_s, self._start, replica)
 
-    def _last_to_stop(self, member: Member) -> tuple[bool, bool, int]:
-        """Return the sort key of Ray's stop order: not running, off the head, few neighbours."""
-        on_head = member.node is not None and self.cluster.is_head(member.node)
-        return member.is_running, on_head, member.node.num_replicas if member.node else 0
+    def _start(self, replica: AnyReplica) -> None:
+        if not replica.is_stopping:
+            replica.is_running = True
+            self.running.append(replica)
+            replica.start()
 
-    def _start(self, member: Member) -> None:
-        if not member.is_stopping:
-            member.is_running = True
-            self.on_start(member.name)
+    def _stop(self, replica: AnyReplica) -> None:
+        replica.is_stopping = True
+        stop_s = 0.0
+        if replica.is_running:
+            replica.is_running = False
+            self.running.remove(replica)
+            stop_s = self.deployment.stop_s
+        asyncio.get_running_loop().call_later(stop_s, self._end, replica)
 
-    def _stop(self, member: Member) -> None:
-        member.is_stopping = True
-        if member.is_running:
-            member.is_running = False
-            self.on_stop(member.name)
-            self.events.at(self.events.now_s + self.deployment.stop_s, self._end, member)
-        else:
-            self._end(member)
+    def _end(self, replica: AnyReplica) -> None:
+        replica.has_ended = True
+        self.replicas.remove(replica)
+        if replica.node is not None:
+            self._cluster.release(replica.node, self.deployment.needs)
 
-    def _end(self, member: Member) -> None:
-        self.members.remove(member)
-        self.on_end(member.name)
-        if member.node is not None:
-            self.cluster.release(member.node, self.deployment.needs, self.events.now_s)
+
+def _last_to_stop(replica: Replica) -> tuple[bool, bool, int]:
+    """Return the sort key of Ray's stop order: not running, off the head, few neighbours."""
+    if replica.node is None:
+        return replica.is_running, False, 0
+    return replica.is_running, replica.node.is_head, replica.node.num_replicas

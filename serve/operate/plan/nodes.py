@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ray.autoscaler._private.constants import AUTOSCALER_UPDATE_INTERVAL_S
@@ -33,65 +34,51 @@ class Node:
     pool: str
     free: dict[str, float]
     joins_s: float
+    idle_since_s: float
     num_replicas: int = 0
-    idle_since_s: float = 0.0
+
+    @property
+    def is_head(self) -> bool:
+        """Return whether this is the machine of Ray's controller."""
+        return self.pool == HEAD
 
     def fits(self, needs: Needs) -> bool:
         """Return whether a replica finds room."""
         return all(self.free.get(name, 0.0) + EPS >= amount for name, amount in needs.items())
 
 
-@dataclass(eq=False)
-class _Provider:
-    """Interface that Ray's scheduler calls on a cloud: a node's kind and its address."""
-
-    head: str
-    pools: dict[str, str] = field(default_factory=dict)
-
-    def node_tags(self, node: str) -> dict[str, str]:
-        kind = NODE_KIND_HEAD if self.pools[node] == self.head else NODE_KIND_WORKER
-        return {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: self.pools[node]}
-
-    def internal_ip(self, node: str) -> str:
-        return node
-
-
 class Cluster:
     """Running and starting nodes."""
 
-    def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts, now_s: float) -> None:
+    def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts) -> None:
         self._pools = pools
         self._costs = costs
-        self._head = HEAD
-        self._provider = _Provider(self._head)
         self.nodes: list[Node] = []
         self._num_launched = 0
         # Ray counts the head in addition to the workers of its type.
         types: dict[str, dict[str, Any]] = {
             name: {
                 "resources": _resources(pool),
-                "min_workers": max(pool.min_nodes - (name == self._head), 0),
-                "max_workers": max(pool.max_nodes - (name == self._head), 0),
+                "min_workers": max(pool.min_nodes - (name == HEAD), 0),
+                "max_workers": max(pool.max_nodes - (name == HEAD), 0),
             }
             for name, pool in pools.items()
         }
         max_workers = sum(kind["max_workers"] for kind in types.values())
-        self._scheduler = ResourceDemandScheduler(self._provider, types, max_workers, self._head, 1.0)
+        self._scheduler = ResourceDemandScheduler(_Provider(self.nodes), types, max_workers, HEAD, 1.0)
         for name, pool in pools.items():
-            for _ in range(max(pool.min_nodes, int(name == self._head))):
-                self._launch(name, now_s)
+            for _ in range(max(pool.min_nodes, int(name == HEAD))):
+                self._launch(name, 0.0)
 
-    def joined(self, now_s: float) -> list[Node]:
+    @property
+    def joined(self) -> list[Node]:
         """Return the nodes on which replicas can start."""
+        now_s = _now_s()
         return [node for node in self.nodes if node.joins_s <= now_s]
 
-    def is_head(self, node: Node) -> bool:
-        """Return whether a node is of the pool of the head."""
-        return node.pool == self._head
-
-    def place(self, needs: Needs, now_s: float) -> Node | None:
+    def place(self, needs: Needs) -> Node | None:
         """Place a replica on the node with the fewest, as Serve does; return None without room."""
-        fitting = [node for node in self.joined(now_s) if node.fits(needs)]
+        fitting = [node for node in self.joined if node.fits(needs)]
         if not fitting:
             return None
         node = min(fitting, key=lambda each: each.num_replicas)
@@ -100,56 +87,67 @@ class Cluster:
         node.num_replicas += 1
         return node
 
-    def release(self, node: Node, needs: Needs, now_s: float) -> None:
+    def release(self, node: Node, needs: Needs) -> None:
         """Free the room of a replica that has stopped."""
         for name, amount in needs.items():
             node.free[name] += amount
         node.num_replicas -= 1
-        node.idle_since_s = now_s
+        node.idle_since_s = _now_s()
 
-    def update(self, now_s: float, unplaced: Sequence[Needs], at_once: bool = False) -> None:
+    def update(self, unplaced: Sequence[Needs], at_once: bool = False) -> None:
         """Run one autoscaler iteration: add nodes for unplaced replicas, remove idle ones."""
-        self._remove_idle(now_s)
-        wanted = self._wanted([dict(needs) for needs in unplaced if needs], now_s)
-        for pool, count in wanted.items():
+        self._remove_idle()
+        for pool, count in self._wanted([dict(needs) for needs in unplaced if needs]).items():
             for _ in range(count):
-                self._launch(pool, now_s + (0.0 if at_once else self._costs.start_s))
+                self._launch(pool, 0.0 if at_once else self._costs.start_s)
 
-    def _wanted(self, demands: list[dict[str, float]], now_s: float) -> dict[str, int]:
-        ready = {node.name: dict(node.free) for node in self.joined(now_s)}
-        logger = logging.getLogger(ResourceDemandScheduler.__module__)
-        level = logger.level
-        # Ray warns on each call about a demand that no pool fits; the plan warns once.
-        logger.setLevel(logging.ERROR)
-        try:
-            wanted, _ = self._scheduler.get_nodes_to_launch(
-                [node.name for node in self.nodes],
-                {},
-                demands,
-                ready,
-                [],
-                {},
-                [],
-                NodeAvailabilitySummary(node_availabilities={}),
-            )
-        finally:
-            logger.setLevel(level)
+    def _wanted(self, demands: list[dict[str, float]]) -> dict[str, int]:
+        """Return how many nodes of each pool Ray would launch for replicas with these needs."""
+        wanted, _ = self._scheduler.get_nodes_to_launch(
+            nodes=[node.name for node in self.nodes],
+            launching_nodes={},
+            resource_demands=demands,
+            unused_resources_by_ip={node.name: dict(node.free) for node in self.joined},
+            pending_placement_groups=[],
+            max_resources_by_ip={},
+            ensure_min_cluster_size=[],
+            node_availability_summary=NodeAvailabilitySummary(node_availabilities={}),
+        )
         return {str(name): int(count) for name, count in wanted.items()}
 
-    def _remove_idle(self, now_s: float) -> None:
-        for node in reversed(self.joined(now_s)):
-            of_pool = sum(each.pool == node.pool for each in self.nodes)
-            may_go = not self.is_head(node) and of_pool > self._pools[node.pool].min_nodes
-            if may_go and not node.num_replicas and now_s - node.idle_since_s >= self._costs.idle_timeout_s:
+    def _remove_idle(self) -> None:
+        num_of_pool = Counter(node.pool for node in self.nodes)
+        oldest_s = _now_s() - self._costs.idle_timeout_s
+        for node in reversed(self.joined):
+            may_go = not node.is_head and num_of_pool[node.pool] > self._pools[node.pool].min_nodes
+            if may_go and not node.num_replicas and node.idle_since_s <= oldest_s:
                 self.nodes.remove(node)
-                del self._provider.pools[node.name]
+                num_of_pool[node.pool] -= 1
 
-    def _launch(self, pool: str, joins_s: float) -> None:
+    def _launch(self, pool: str, start_s: float) -> None:
         self._num_launched += 1
-        name = f"{pool}-{self._num_launched}"
-        self._provider.pools[name] = pool
-        free = {key: float(amount) for key, amount in _resources(self._pools[pool]).items()}
-        self.nodes.append(Node(name, pool, free, joins_s, idle_since_s=joins_s))
+        joins_s = _now_s() + start_s
+        free = {name: float(amount) for name, amount in _resources(self._pools[pool]).items()}
+        self.nodes.append(Node(f"{pool}-{self._num_launched}", pool, free, joins_s, joins_s))
+
+
+class _Provider:
+    """Interface that Ray's scheduler calls on a cloud: a node's kind and its address."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self._nodes = nodes
+
+    def node_tags(self, name: str) -> dict[str, str]:
+        node = next(node for node in self._nodes if node.name == name)
+        kind = NODE_KIND_HEAD if node.is_head else NODE_KIND_WORKER
+        return {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: node.pool}
+
+    def internal_ip(self, name: str) -> str:
+        return name
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _resources(pool: NodePool) -> dict[str, int]:

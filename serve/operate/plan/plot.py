@@ -9,13 +9,12 @@ import io
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from serve.operate.plan.comparison import Comparison
-from serve.operate.plan.outcome import Outcome
+from serve.operate.plan.outcome import ONGOING, WANTED, Outcome
+from serve.operate.plan.trace import NODES, TIME, count_column
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -26,27 +25,24 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(outcome: Outcome, comparison: Comparison | None) -> str:
-    """Return the plot as SVG; a real run's counts are dotted beside the planned ones."""
-    scaled = [each for each in outcome.service.deployments[:2] if each.target is not None]
-    at_s = np.array([sample.t_s for sample in outcome.samples])
+def draw(outcome: Outcome, with_real: bool) -> str:
+    """Return the plot as SVG; `with_real` dots a real run's counts beside the planned ones."""
+    scaled = [each for each in (outcome.service.fetch, outcome.service.scorer) if each.target is not None]
+    at_s = outcome.counts[TIME]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 2.0 * (2 + len(scaled)) + 0.4), layout="constrained")
-        rows: list[Axes] = list(figure.subplots(2 + len(scaled), 1, sharex=True))
-        _steps(rows[0], at_s, [outcome.trace.rate_rps(at) for at in at_s], "req/s offered", "-", "0.0")
-        rows[0].set_ylabel("req/s")
-        rows[0].set_ylim(bottom=0)
-        for axes, deployment in zip(rows[1:], scaled, strict=False):
-            name = deployment.name
-            ongoing = [sample.ongoing[name] / (deployment.target or 1.0) for sample in outcome.samples]
+        load, *rows, nodes = figure.subplots(2 + len(scaled), 1, sharex=True)
+        _steps(load, at_s, [outcome.trace.rate_rps(at) for at in at_s], "req/s offered", "-", "0.0")
+        load.set_ylabel("req/s")
+        load.set_ylim(bottom=0)
+        for axes, deployment in zip(rows, scaled, strict=True):
+            ongoing = outcome.counts[f"{deployment.name}{ONGOING}"] / (deployment.target or 1.0)
             _steps(axes, at_s, ongoing, "ongoing / target", "-", "0.65")
-            _steps(axes, at_s, [sample.wanted[name] for sample in outcome.samples], "wanted", "--", "0.3")
-            _replicas(axes, outcome, comparison, name, "running")
-            axes.set_ylabel(name)
-        _replicas(rows[-1], outcome, comparison, "nodes", "nodes")
-        rows[-1].set_ylabel("nodes")
-        rows[-1].set_xlabel("second of the trace")
-        for axes in rows:
+            _steps(axes, at_s, outcome.counts[f"{deployment.name}{WANTED}"], "wanted", "--", "0.3")
+            _counts(axes, outcome, with_real, deployment.name, "running")
+        _counts(nodes, outcome, with_real, NODES, NODES)
+        nodes.set_xlabel("second of the trace")
+        for axes in (load, *rows, nodes):
             axes.legend(loc="upper left", ncols=4)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
@@ -54,12 +50,12 @@ def draw(outcome: Outcome, comparison: Comparison | None) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _replicas(axes: Axes, outcome: Outcome, comparison: Comparison | None, name: str, label: str) -> None:
-    at_s = np.array([sample.t_s for sample in outcome.samples])
-    _steps(axes, at_s, outcome.column(name), f"{label}, planned" if comparison else label, "-", "0.0")
-    for fit in comparison.fits if comparison else ():
-        if fit.name == name:
-            _steps(axes, np.asarray(outcome.trace.t_s), fit.real, f"{label}, real", ":", "0.0")
+def _counts(axes: Axes, outcome: Outcome, with_real: bool, name: str, label: str) -> None:
+    planned, real = outcome.counts[count_column(name)], outcome.trace.counted.get(count_column(name))
+    _steps(axes, outcome.counts[TIME], planned, f"{label}, planned" if with_real else label, "-", "0.0")
+    if with_real and real is not None:
+        _steps(axes, outcome.trace.t_s, real, f"{label}, real", ":", "0.0")
+    axes.set_ylabel(name)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import warnings
@@ -23,51 +24,52 @@ from ray.serve._private.config import DeploymentConfig
 from ray.serve._private.constants import (
     CONTROL_LOOP_INTERVAL_S,
     RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR,
-    SERVE_LOGGER_NAME,
 )
 from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.config import AutoscalingPolicy
 
 from serve.contract.errors import TabrankError
-from serve.operate.plan.event_queue import EventQueue
-from serve.operate.plan.service import PlannedService
+from serve.operate.plan.service import FETCH, SCORER, PlannedService
 
 LOOP_S: float = CONTROL_LOOP_INTERVAL_S
+# Requests are counted this often in a look-back period.
+COUNT_FACTOR: float = RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR
 # Simulated second 0 in Ray's clock: Ray rounds times to 10 ms and expects them to be positive.
 EPOCH_S = 1e9
-Points = Sequence[tuple[float, float]]
+Series = dict[str, list[tuple[float, float]]]
+"""Counts by what is counted: (second, count), ascending."""
+# Requests of a FeatureFetch replica; calls of its handle that no Scorer has accepted yet.
+RUNNING, QUEUED = "running", "queued"
 
 
 class _Clock:
     """Replacement for the module `time` in Ray's two modules that measure delays and age counts."""
 
-    def __init__(self, events: EventQueue) -> None:
-        self._events = events
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
 
     def time(self) -> float:
-        return EPOCH_S + self._events.now_s
+        return EPOCH_S + self._loop.time()
 
     monotonic = time
 
 
 @contextlib.contextmanager
-def simulated_time(events: EventQueue) -> Iterator[None]:
-    """Make Ray's policy code use the simulated time; this is the only place that patches Ray.
+def simulated_time(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Make Ray's policy code use the loop's time; this is the only place that patches Ray.
 
     A custom policy must read its time from `ctx.current_time`, as Ray's documentation requires.
     """
     modules = (autoscaling_state, autoscaling_policy)
     real = [module.time for module in modules]
-    logger = logging.getLogger(SERVE_LOGGER_NAME)
-    level = logger.level
     try:
         for module in modules:
-            module.time = _Clock(events)
-        # Ray logs each registration.
-        logger.setLevel(logging.WARNING)
+            module.time = _Clock(loop)
+        # Ray logs each registration, and on each call a replica that fits on no node.
+        logging.disable(logging.WARNING)
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(logging.NOTSET)
         for module, time in zip(modules, real, strict=True):
             module.time = time
 
@@ -79,7 +81,7 @@ class Policy:
         self._application = service.application
         self._manager = autoscaling_state.AutoscalingStateManager()
         # Ray's own parsed `autoscaling_config`, with its defaults.
-        self._scaled: dict[str, Any] = {}
+        self.scaling: dict[str, Any] = {}
         try:
             self._register(service)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
@@ -100,61 +102,48 @@ class Policy:
                     info = DeploymentInfo(config, None, 0, "")
                     wanted = deployment.min_replicas
                     self._manager.register_deployment(self._id(deployment.name), info, wanted)
-                    self._scaled[deployment.name] = config.autoscaling_config
+                    self.scaling[deployment.name] = config.autoscaling_config
 
-    def scales(self, name: str) -> bool:
-        """Return whether the deployment scales."""
-        return name in self._scaled
+    def report(self, deployment: str, replica: str, counted: Series) -> None:
+        """Report a FeatureFetch replica's counts, on which a deployment is scaled.
 
-    def push_s(self, name: str) -> float:
-        """Return the interval at which counts are sent to the controller."""
-        return float(self._scaled[name].metrics_interval_s)
-
-    def record_s(self, name: str) -> float:
-        """Return the interval at which ongoing requests are counted."""
-        share: float = RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR
-        return min(self.look_back_s(name) * share, self.push_s(name))
-
-    def look_back_s(self, name: str) -> float:
-        """Return the maximum age of a count that is sent."""
-        return float(self._scaled[name].look_back_period_s)
-
-    def replica_reports(self, name: str, replica: str, running: Points, at_s: float) -> None:
-        """Report the running requests of a replica, as Ray counts an ingress behind HAProxy."""
-        metrics = {RUNNING_REQUESTS_KEY: _series(running)} if running else {}
-        report = ReplicaMetricReport(self._replica(name, replica), metrics, EPOCH_S + at_s)
-        self._manager.record_request_metrics_for_replica(report)
-
-    def handle_reports(
-        self, name: str, handle: str, queued: Points, running: Mapping[str, Points], at_s: float
-    ) -> None:
-        """Report the calls of a handle, queued and running, as Ray counts other deployments."""
-        by_replica = {
-            self._replica(name, replica).to_full_id_str(): _series(points)
-            for replica, points in running.items()
+        FeatureFetch scales by its running requests, as Ray counts an ingress behind HAProxy; the
+        Scorer by the calls of FeatureFetch's handles, queued and by the called replica.
+        """
+        at_s = EPOCH_S + asyncio.get_running_loop().time()
+        points = {
+            name: [TimeStampedValue(EPOCH_S + counted_s, count) for counted_s, count in each]
+            for name, each in counted.items()
         }
-        report = HandleMetricReport(
-            self._id(name),
-            handle,
-            handle,
+        if deployment == FETCH:
+            running = {RUNNING_REQUESTS_KEY: points[RUNNING]} if points else {}
+            of_replica = ReplicaMetricReport(self._replica(FETCH, replica), running, at_s)
+            self._manager.record_request_metrics_for_replica(of_replica)
+            return
+        queued = points.pop(QUEUED, [])
+        calls = {self._replica(SCORER, name).to_full_id_str(): each for name, each in points.items()}
+        of_handle = HandleMetricReport(
+            self._id(SCORER),
+            replica,
+            replica,
             DeploymentHandleSource.REPLICA,
-            _series(queued),
-            {RUNNING_REQUESTS_KEY: by_replica},
-            EPOCH_S + at_s,
+            queued,
+            {RUNNING_REQUESTS_KEY: calls},
+            at_s,
         )
-        self._manager.record_request_metrics_for_handle(report)
+        self._manager.record_request_metrics_for_handle(of_handle)
 
     def decide(
         self, running: Mapping[str, Sequence[str]], wanted: Mapping[str, int], handles: Iterable[str]
     ) -> dict[str, int]:
         """Return the replicas wanted from now on; `handles` are the living ones."""
-        if not self._scaled:
+        if not self.scaling:
             return {}
-        for name in self._scaled:
+        for name in self.scaling:
             replicas = [self._replica(name, replica) for replica in running[name]]
             self._manager.update_running_replica_ids(self._id(name), replicas)
         self._manager.drop_stale_handle_metrics(set(handles))
-        now = {self._id(name): wanted[name] for name in self._scaled}
+        now = {self._id(name): wanted[name] for name in self.scaling}
         decided = self._manager.get_decision_num_replicas(self._application, now)
         for deployment, count in decided.items():
             if count > now[deployment]:
@@ -163,16 +152,13 @@ class Policy:
                 self._manager.record_scale_down(deployment)
         return {deployment.name: int(count) for deployment, count in decided.items()}
 
-    def ongoing(self, name: str) -> float:
-        """Return the ongoing requests on which Ray's last decision was based."""
-        return float(self._manager.get_last_decision_total_num_requests_for_deployment(self._id(name)))
+    def ongoing(self) -> dict[str, float]:
+        """Return the ongoing requests on which Ray's last decision was based, by deployment."""
+        count = self._manager.get_last_decision_total_num_requests_for_deployment
+        return {name: float(count(self._id(name))) for name in self.scaling}
 
     def _id(self, name: str) -> DeploymentID:
         return DeploymentID(name, self._application)
 
     def _replica(self, name: str, replica: str) -> ReplicaID:
         return ReplicaID(replica, self._id(name))
-
-
-def _series(points: Points) -> list[TimeStampedValue]:
-    return [TimeStampedValue(EPOCH_S + at_s, value) for at_s, value in points]

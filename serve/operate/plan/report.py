@@ -1,7 +1,11 @@
-"""Report of a plan: the content of `plan.json`, and the table for a terminal."""
+"""Report of a plan: `plan.json`, `plan.csv`, `report.html`, and the table for a terminal."""
 
 from __future__ import annotations
 
+import csv
+import html
+import io
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -10,21 +14,27 @@ from typing import Any
 import numpy as np
 
 from serve.config.reader import Config
+from serve.log.atomic_files import draft_of
 from serve.operate.host.machine import describe_machine
-from serve.operate.plan.comparison import SHIFT_S, Comparison
 from serve.operate.plan.costs import Costs
-from serve.operate.plan.outcome import Answers, Outcome
-from serve.operate.plan.trace import NODES, RATE, Phase
+from serve.operate.plan.outcome import F64, ONGOING, WANTED, Answers, Outcome
+from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, Phase, shown
 
 Report = dict[str, Any]
 LEGEND = (
     "late: answered in popular order at the deadline, which starts when a replica accepts the request; "
-    "p99 includes the wait before that"
+    "p99 includes the wait before that. Load shedding is not simulated"
 )
 
 
 def make_report(
-    config: Config, trace: Path, costs: Costs, seed: int, outcome: Outcome, comparison: Comparison | None
+    config: Config,
+    trace: Path,
+    costs: Costs,
+    seed: int,
+    outcome: Outcome,
+    warnings: list[str],
+    comparison: dict[str, Any] | None,
 ) -> Report:
     """Return the content of plan.json and `--json`; latencies assume a core for each replica."""
     begin_s, end_s = outcome.trace.t_s[0], outcome.trace.end_s
@@ -35,18 +45,17 @@ def make_report(
         "costs": asdict(costs),
         "seed": seed,
         "seconds": round(end_s - begin_s, 3),
-        "deployments": {name: _counts(outcome, name) for name in outcome.deployments},
-        "nodes": _counts(outcome, NODES),
-        "answers": answers_of(outcome.answers(begin_s, end_s)),
+        "deployments": {name: _counts(outcome.running(name)) for name in outcome.deployments},
+        "nodes": _counts(outcome.running(NODES)),
+        "answers": _rounded(outcome.answers(begin_s, end_s)),
         "phases": [_phase(outcome, phase) for phase in outcome.trace.phases()],
-        "warnings": outcome.warnings(),
-        "comparison": None if comparison is None else _comparison(comparison),
+        "warnings": warnings,
+        "comparison": comparison,
         "machine": describe_machine(),
     }
 
 
-def _counts(outcome: Outcome, name: str) -> dict[str, float]:
-    counts = outcome.column(name)
+def _counts(counts: F64) -> dict[str, float]:
     return {
         "min": int(counts.min()),
         "mean": round(float(counts.mean()), 2),
@@ -57,84 +66,59 @@ def _counts(outcome: Outcome, name: str) -> dict[str, float]:
     }
 
 
-def answers_of(answers: Answers) -> dict[str, float | None]:
+def _rounded(answers: Answers) -> dict[str, float | None]:
     """Return the rounded answers; a value is None where nothing was answered."""
-    numbers = {name: round(value, 4) for name, value in asdict(answers).items()}
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-
-
-def _phase(outcome: Outcome, phase: Phase) -> dict[str, Any]:
-    rows = outcome.rows_of(phase)
-    answers = outcome.answers(phase.begin_s, phase.end_s)
     return {
-        "phase": phase.name,
-        RATE: round(answers.requests / (phase.end_s - phase.begin_s), 1),
-        "replicas": {
-            name: {
-                "mean": round(float(np.mean([row.running[name] for row in rows])), 2) if rows else None,
-                "max": max((row.running[name] for row in rows), default=None),
-            }
-            for name in outcome.deployments
-        },
-        NODES: max((row.nodes for row in rows), default=None),
-        **answers_of(answers),
+        name: round(value, 4) if math.isfinite(value) else None for name, value in asdict(answers).items()
     }
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    numbers = (
-        "exact_share",
-        "within_one_share",
-        "mean_off",
-        "most_off",
-        "most_off_shifted",
-        "mean_off_unplanned",
-    )
+def _phase(outcome: Outcome, phase: Phase) -> dict[str, Any]:
+    during = phase.covers(outcome.counts[TIME])
+    answers = outcome.answers(phase.begin_s, phase.end_s)
+
+    def mean_and_max(name: str) -> dict[str, Any]:
+        counts = outcome.running(name)[during]
+        if not len(counts):
+            return {"mean": None, "max": None}
+        return {"mean": round(float(counts.mean()), 2), "max": int(counts.max())}
+
     return {
-        "holds": comparison.holds,
-        "shift_s": SHIFT_S,
-        "counts": {
-            fit.name: {"holds": fit.holds, **{name: round(getattr(fit, name), 3) for name in numbers}}
-            for fit in comparison.fits
-        },
-        "phases": [
-            {
-                "phase": fit.phase.name,
-                "name": fit.name,
-                "real": round(fit.real, 2),
-                "planned": round(fit.planned, 2),
-                "most_off_shifted": fit.most_off,
-            }
-            for fit in comparison.phases
-        ],
+        "phase": phase.name,
+        RATE: round(answers.requests / (phase.end_s - phase.begin_s), 1),
+        "replicas": {name: mean_and_max(name) for name in outcome.deployments},
+        NODES: mean_and_max(NODES)["max"],
+        **_rounded(answers),
     }
 
 
 def table(report: Report) -> str:
     """Return the plan as text for a terminal."""
-    names = [name for name, counts in report["deployments"].items() if counts["max"] != counts["min"]]
-    names = names or list(report["deployments"])[:2]
+    deployments, nodes, answers = report["deployments"], report[NODES], report["answers"]
+    names = [name for name, counts in deployments.items() if counts["max"] != counts["min"]]
+    names = names or list(deployments)[:2]
     head = ["", "req/s", *(f"{name} mean/max" for name in names), NODES, "late", "refused", "p99 ms"]
     rows = [head, *(_row(phase, names) for phase in report["phases"])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    answers, nodes = report["answers"], report[NODES]
-    lines.append(LEGEND)
-    lines.append("")
-    for name, counts in report["deployments"].items():
-        lines.append(
+    lines = [
+        *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
+        f"{LEGEND}.",
+        "",
+        *(
             f"{name}: {counts['min']} to {counts['max']} replicas, mean {counts['mean']:g}, "
             f"{counts['changes']} changes, {counts['seconds']:,} replica-seconds"
-        )
-    lines.append(f"nodes: {nodes['min']} to {nodes['max']}, {nodes['seconds']:,} node-seconds")
-    lines.append(
+            for name, counts in deployments.items()
+        ),
+        f"nodes: {nodes['min']} to {nodes['max']}, {nodes['seconds']:,} node-seconds",
         f"{answers['requests']:,} requests in {report['seconds']:g} s: {answers['late_share']:.2%} answered in "
         f"popular order at their deadline, {answers['refused_share']:.2%} refused; "
-        f"p99 {_text(answers['p99_ms'])} ms (simulated)"
-    )
-    lines.append(f"costs: {report['costs']['source']} ({report['costs']['machine']})")
-    lines += [f"warning: {text}" for text in report["warnings"]]
-    return "\n".join([*lines, *comparison_lines(report)])
+        f"p99 {_text(answers['p99_ms'])} ms (simulated)",
+        f"costs: {report['costs']['source']} ({report['costs']['machine']})",
+        *(f"warning: {text}" for text in report["warnings"]),
+    ]
+    if report["comparison"] is not None:
+        lines += _comparison_lines(report["comparison"])
+    return "\n".join(lines)
 
 
 def _row(phase: dict[str, Any], names: list[str]) -> list[str]:
@@ -154,25 +138,80 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def comparison_lines(report: Report) -> list[str]:
-    """Return the lines that compare the plan with the real run."""
-    compared = report["comparison"]
-    if compared is None:
-        return []
-    verdict = "HOLDS" if compared["holds"] else "DOES NOT HOLD"
-    lines = [
-        f"against the real run: {verdict} (at most one replica off, within {compared['shift_s']:g} s)",
+def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
+    return [
+        f"against the real run: {'HOLDS' if comparison['holds'] else 'DOES NOT HOLD'} (at most one replica off, "
+        f"within {comparison['shift_s']:g} s, and nearer than a constant count)",
         *(
             f"  {name}: at most {counts['most_off_shifted']:g} off, {counts['most_off']:g} without a shift; "
             f"mean {counts['mean_off']:.2f} off ({counts['mean_off_unplanned']:.2f} with no change at all); "
             f"equal in {counts['exact_share']:.0%} of the seconds, at most one off in "
-            f"{counts['within_one_share']:.0%}"
-            for name, counts in compared["counts"].items()
+            f"{counts['within_one_share']:.0%}: {counts['verdict']}"
+            for name, counts in comparison["counts"].items()
+        ),
+        *(
+            f"  {row['phase']}: {row['name']} {row['real']:g} real, {row['planned']:g} planned (means)"
+            for row in comparison["phases"]
+            if row["most_off_shifted"] > 1 or abs(row["real"] - row["planned"]) > 1
         ),
     ]
-    lines += [
-        f"  {row['phase']}: {row['name']} {row['real']:g} real, {row['planned']:g} planned (means)"
-        for row in compared["phases"]
-        if row["most_off_shifted"] > 1 or abs(row["real"] - row["planned"]) > 1
-    ]
-    return lines
+
+
+def write_plan(folder: Path, report: Report, outcome: Outcome, plot: str | None) -> None:
+    """Write the whole folder or nothing."""
+    with draft_of(folder) as draft:
+        (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (draft / "plan.csv").write_text(to_csv(outcome), encoding="utf-8")
+        (draft / "report.html").write_text(_page(report, plot), encoding="utf-8")
+
+
+def to_csv(outcome: Outcome) -> str:
+    """Return a row per second: a load test's columns, and Ray's wanted and ongoing counts."""
+    names = outcome.deployments
+    answer_columns = ("p50_ms", "p99_ms", "late_share", "refused_share")
+    columns = [f"{name}{suffix}" for suffix in (REPLICAS, WANTED, ONGOING) for name in names]
+    columns = [name for name in (*columns, NODES) if name in outcome.counts]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([TIME, RATE, *answer_columns, *columns])
+    for i, at_s in enumerate(outcome.counts[TIME].tolist()):
+        answers = _rounded(outcome.answers(at_s, at_s + 1))
+        writer.writerow(
+            [
+                shown(at_s),
+                f"{outcome.trace.rate_rps(at_s):g}",
+                *("" if answers[name] is None else f"{answers[name]:g}" for name in answer_columns),
+                *(shown(outcome.counts[name][i]) for name in columns),
+            ]
+        )
+    return out.getvalue()
+
+
+def _page(report: Report, plot: str | None) -> str:
+    missing = "<p>No plot: matplotlib is in the extra <code>loadtest</code>.</p>"
+    return PAGE.format(
+        config=html.escape(report["config"]),
+        trace=html.escape(report["trace"]),
+        figure=missing if plot is None else plot,
+        table=html.escape(table(report)),
+        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
+    )
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Plan of {trace}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; }}
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+pre {{ overflow-x: auto; font-size: .85rem; }}
+svg {{ width: 100%; height: auto; }}
+footer {{ color: #555; font-size: .85rem; margin-top: 2rem; }}
+</style>
+<h1>Plan of {trace}</h1>
+<p>Replicas and nodes for {config}: Ray's own scaling code over a simulation of the service.</p>
+{figure}
+<pre>{table}</pre>
+<footer>{machine}. <a href="plan.json">plan.json</a>, <a href="plan.csv">plan.csv</a>.</footer>
+</html>
+"""

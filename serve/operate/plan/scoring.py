@@ -2,134 +2,97 @@
 
 from __future__ import annotations
 
-import random
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import asyncio
+from collections import Counter
 
-from serve.operate.plan.costs import Costs
-from serve.operate.plan.event_queue import EventQueue
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """Call with one batch; `then` runs when the batch is scored."""
-
-    handle: Handle
-    num_candidates: int
-    then: Callable[[], None]
-    replica: ScorerReplica | None = None
-    is_over: bool = False
+from serve.operate.plan.context import SimulationContext
+from serve.operate.plan.policy import QUEUED
+from serve.operate.plan.replica import Core, Replica
 
 
-@dataclass(eq=False)
-class ScorerReplica:
+class ScorerReplica(Replica):
     """Replica that scores one batch at a time."""
 
-    name: str
-    events: EventQueue
-    costs: Costs
-    rng: random.Random
-    num_ongoing: int = 0
-    busy_s: float = 0.0
-    is_gone: bool = False
-    _queue: deque[Call] = field(default_factory=deque)
-    _is_busy: bool = False
+    def __init__(self, context: SimulationContext, router: Router, name: str) -> None:
+        super().__init__(name)
+        self._costs = context.costs
+        self._rng = context.rng
+        self._router = router
+        self._core = Core(context.ledger)
+        self._lock = asyncio.Lock()
+        self.num_ongoing = 0
 
-    def take(self, call: Call) -> None:
-        """Accept a call."""
-        self._queue.append(call)
-        if not self._is_busy:
-            self._next()
+    def start(self) -> None:
+        """Let calls that wait for room come here."""
+        self._router.has_room.set()
 
-    def _next(self) -> None:
-        while self._queue:
-            call = self._queue.popleft()
-            # A call that its caller has given up is skipped.
-            if not call.is_over:
-                costs = self.costs.scorer
-                mean_s = costs.ms_per_batch / 1e3 + costs.us_per_candidate * call.num_candidates / 1e6
-                took_s = self.costs.draw_s(mean_s, self.rng)
-                self.busy_s += took_s
-                self._is_busy = True
-                self.events.at(self.events.now_s + took_s, self._done, call)
-                return
-        self._is_busy = False
-
-    def _done(self, call: Call) -> None:
-        self._next()
-        if not call.is_over:
-            call.handle.router.over(call)
-            call.then()
+    async def score(self, num_candidates: int) -> None:
+        """Score a batch; a caller that gives up before it begins costs nothing."""
+        costs = self._costs.scorer
+        mean_s = costs.ms_per_batch / 1e3 + costs.us_per_candidate * num_candidates / 1e6
+        async with self._lock:
+            # A batch whose caller has given up meanwhile is scored to its end.
+            await self._core.work(0.0)
+            await self._core.work(self._costs.draw_s(mean_s, self._rng))
 
 
-@dataclass(eq=False)
 class Router:
     """Router by two choices: of two random replicas the less busy one; if both are full, wait."""
 
-    events: EventQueue
-    costs: Costs
-    max_ongoing: int
-    rng: random.Random
-    running: list[ScorerReplica] = field(default_factory=list)
-    _waiting: deque[Call] = field(default_factory=deque)
+    def __init__(self, context: SimulationContext) -> None:
+        self._context = context
+        self.running: list[ScorerReplica] = []
+        # The first call in line waits for room, the others for the lock.
+        self._lock = asyncio.Lock()
+        self.has_room = asyncio.Event()
 
-    def send(self, call: Call) -> None:
-        """Send a call to a replica, or let it wait."""
-        if not self._dispatch(call):
-            call.handle.num_queued += 1
-            self._waiting.append(call)
+    async def acquire(self) -> ScorerReplica:
+        """Return a replica, with a place for a call that `release` frees."""
+        async with self._lock:
+            while (replica := self._choose()) is None:
+                self.has_room.clear()
+                await self.has_room.wait()
+            replica.num_ongoing += 1
+            return replica
 
-    def over(self, call: Call) -> None:
+    def release(self, replica: ScorerReplica) -> None:
         """Free the place of a call that is done or given up."""
-        call.is_over = True
-        if call.replica is None:
-            call.handle.num_queued -= 1
-            return
-        call.replica.num_ongoing -= 1
-        call.handle.running[call.replica.name] -= 1
-        self.retry()
+        replica.num_ongoing -= 1
+        self.has_room.set()
 
-    def retry(self) -> None:
-        """Send waiting calls as far as there is room."""
-        while self._waiting:
-            call = self._waiting[0]
-            if not call.is_over:
-                if not self._dispatch(call):
-                    return
-                call.handle.num_queued -= 1
-            self._waiting.popleft()
-
-    def _dispatch(self, call: Call) -> bool:
-        choices = self.running if len(self.running) <= 2 else self.rng.sample(self.running, 2)
-        if not choices:
-            return False
-        # Ties are broken at random. Otherwise the first replica would get all calls at low load.
-        replica = min(choices, key=lambda each: (each.num_ongoing, self.rng.random()))
-        if replica.num_ongoing >= self.max_ongoing:
-            return False
-        call.replica = replica
-        replica.num_ongoing += 1
-        call.handle.running[replica.name] = call.handle.running.get(replica.name, 0) + 1
-        self.events.at(self.events.now_s + self.costs.scorer.ms_per_call / 1e3, replica.take, call)
-        return True
+    def _choose(self) -> ScorerReplica | None:
+        # In random order, so that ties do not all go to the first replica.
+        choices = self._context.rng.sample(self.running, min(len(self.running), 2))
+        replica = min(choices, key=lambda each: each.num_ongoing, default=None)
+        has_room = replica is not None and replica.num_ongoing < self._context.service.scorer.max_ongoing
+        return replica if has_room else None
 
 
-@dataclass(eq=False)
 class Handle:
-    """Handle of a FeatureFetch replica to the Scorer; Ray counts queued and running calls here."""
+    """Handle of a FeatureFetch replica to the Scorer; Ray counts its calls here."""
 
-    router: Router
-    num_queued: int = 0
-    running: dict[str, int] = field(default_factory=dict)
+    def __init__(self, context: SimulationContext, router: Router) -> None:
+        self._call_s = context.costs.scorer.ms_per_call / 1e3
+        self._router = router
+        self._num_queued = 0
+        self._num_running: Counter[ScorerReplica] = Counter()
 
-    def call(self, num_candidates: int, then: Callable[[], None]) -> Call:
-        """Call the Scorer for a number of candidates."""
-        call = Call(self, num_candidates, then)
-        self.router.send(call)
-        return call
+    async def score(self, num_candidates: int) -> None:
+        """Have a batch scored; cancelling gives the call up."""
+        self._num_queued += 1
+        try:
+            replica = await self._router.acquire()
+        finally:
+            self._num_queued -= 1
+        self._num_running[replica] += 1
+        try:
+            await asyncio.sleep(self._call_s)
+            await replica.score(num_candidates)
+        finally:
+            self._num_running[replica] -= 1
+            self._router.release(replica)
 
-    def cancel(self, call: Call) -> None:
-        """Stop waiting for a call."""
-        if not call.is_over:
-            self.router.over(call)
+    def count_calls(self) -> dict[str, float]:
+        """Return the number of queued calls, and of running ones by replica."""
+        running = {each.name: num for each, num in self._num_running.items() if num or each.is_running}
+        return {QUEUED: self._num_queued, **running}

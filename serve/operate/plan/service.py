@@ -9,41 +9,29 @@ from typing import Any
 from serve.config.pools import NodePool
 from serve.config.reader import Config
 from serve.config.settings import HEURISTICS, UserConfig
+from serve.config.sizes import Size
 from serve.contract.errors import TabrankError
 
 FETCH, SCORER = "FeatureFetch", "Scorer"
-# Ray's default.
-DEFAULT_MAX_ONGOING = 5
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment as the file has it; `autoscaling` is None where `num_replicas` is fixed."""
+    """One deployment of the file."""
 
     name: str
+    # `autoscaling_config`, with the bounds of `num_replicas: auto`; None where the number is fixed.
     autoscaling: Mapping[str, Any] | None
-    num_replicas: int
+    min_replicas: int
+    max_replicas: int
+    # Ray's target of ongoing requests per replica; None without autoscaling.
+    target: float | None
     max_ongoing: int
     # -1: no limit.
     max_queued: int
     # Ray's resources of a replica, such as {"CPU": 0.5}.
     needs: Mapping[str, float]
     stop_s: float
-
-    @property
-    def min_replicas(self) -> int:
-        """Return the minimum number of replicas."""
-        return int((self.autoscaling or {}).get("min_replicas", 1 if self.autoscaling else self.num_replicas))
-
-    @property
-    def max_replicas(self) -> int:
-        """Return the maximum number of replicas."""
-        return int((self.autoscaling or {}).get("max_replicas", 1 if self.autoscaling else self.num_replicas))
-
-    @property
-    def target(self) -> float | None:
-        """Return Ray's target of ongoing requests per replica, or None without autoscaling."""
-        return None if self.autoscaling is None else float(self.autoscaling.get("target_ongoing_requests", 2))
 
 
 @dataclass(frozen=True)
@@ -92,50 +80,52 @@ def read_service(config: Config) -> PlannedService:
     i, application = named[0]
     where = f"{config.path}: applications[{i}]"
     declared = {values["name"]: values for values in application["deployments"]}
-    deployments = {name: _deployment(values, f"{where}: {name}") for name, values in declared.items()}
+    sizes = {size.name: size for size in config.sizes if size.steps[:2] == ("applications", i)}
+    deployments = {
+        name: _deployment(values, sizes[name], f"{where}: {name}") for name, values in declared.items()
+    }
     if deployments[FETCH].min_replicas < 1:
         raise TabrankError(
             f"{where}: {FETCH}: min_replicas is 0; starting from zero replicas is not simulated: use 1"
         )
-    knobs = declared[FETCH].get("user_config") or {}
+    live = UserConfig.from_mapping(declared[FETCH].get("user_config") or {}, f"{where}: {FETCH}: user_config")
     return PlannedService(
         application=str(application.get("name", "default")),
         fetch=deployments.pop(FETCH),
         scorer=deployments.pop(SCORER),
         others=tuple(deployments.values()),
         pools=config.nodes,
-        deadline_s=int(knobs.get("deadline_ms", UserConfig.deadline_ms)) / 1e3,
-        slots=int(knobs.get("slots", UserConfig.slots)),
-        batch_candidates=int(knobs.get("batch_candidates", UserConfig.batch_candidates)),
-        model_share=_model_share(knobs),
+        deadline_s=live.deadline_ms / 1e3,
+        slots=live.slots,
+        batch_candidates=live.batch_candidates,
+        model_share=_model_share(live),
         policy=application.get("autoscaling_policy"),
     )
 
 
-def _model_share(knobs: Mapping[str, Any]) -> float:
-    if knobs.get("kill_switch"):
+def _model_share(live: UserConfig) -> float:
+    if live.kill_switch:
         return 0.0
-    experiment = knobs.get("experiment") or {}
-    arms = experiment.get("arms") or {"model": {"scorer": "current", "share": 1.0}}
-    by_model = sum(float(arm["share"]) for arm in arms.values() if arm["scorer"] not in HEURISTICS)
-    return by_model * (1 - float(experiment.get("holdout", 0.0)))
+    by_model = sum(arm.share for arm in live.experiment.arms if arm.scorer not in HEURISTICS)
+    return by_model * (1 - live.experiment.holdout)
 
 
-def _deployment(values: Mapping[str, Any], where: str) -> Deployment:
+def _deployment(values: Mapping[str, Any], size: Size, where: str) -> Deployment:
+    if values.get("num_replicas") == 0 and size.target_ongoing_requests is None:
+        raise TabrankError(f"{where}: num_replicas is 0, so no replica runs; use 1 or more")
     autoscaling = values.get("autoscaling_config")
     if values.get("num_replicas") == "auto":
-        # Ray fills in the same bounds.
-        autoscaling = {"min_replicas": 1, "max_replicas": 100, **(autoscaling or {})}
-    options = values.get("ray_actor_options") or {}
-    needs = {"CPU": float(options.get("num_cpus", 1)), "GPU": float(options.get("num_gpus", 0))}
-    if autoscaling is None and values.get("num_replicas", 1) == 0:
-        raise TabrankError(f"{where}: num_replicas is 0, so no replica runs; use 1 or more")
+        bounds = {"min_replicas": size.min_replicas, "max_replicas": size.max_replicas}
+        autoscaling = {**(autoscaling or {}), **bounds}
+    needs = {"CPU": size.num_cpus, "GPU": size.num_gpus}
     return Deployment(
-        name=str(values["name"]),
+        name=size.name,
         autoscaling=autoscaling,
-        num_replicas=1 if autoscaling is not None else int(values.get("num_replicas", 1)),
-        max_ongoing=int(values.get("max_ongoing_requests", DEFAULT_MAX_ONGOING)),
+        min_replicas=size.min_replicas,
+        max_replicas=size.max_replicas,
+        target=size.target_ongoing_requests,
+        max_ongoing=size.max_ongoing_requests,
         max_queued=int(values.get("max_queued_requests", -1)),
         needs={name: amount for name, amount in needs.items() if amount},
-        stop_s=1.0 + float(values.get("graceful_shutdown_wait_loop_s", 2.0)),
+        stop_s=1.0 + size.shutdown_wait_loop_s,
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError, unknown_key
 
@@ -29,6 +30,10 @@ class Phase:
     name: str
     begin_s: float
     end_s: float
+
+    def covers(self, at_s: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which of these times belong to the phase."""
+        return (at_s >= self.begin_s) & (at_s < self.end_s)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ class Trace:
         ]
 
 
+def count_column(name: str) -> str:
+    """Return the column with the running replicas of a deployment, or with the `nodes`."""
+    return NODES if name == NODES else f"{name}{REPLICAS}"
+
+
 def shown(at_s: float) -> str:
     """Return a time as text, with all digits of a Unix time."""
     return f"{round(at_s, 3):.15g}"
@@ -108,42 +118,19 @@ def read_trace(path: Path) -> Trace:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return _trace(path, file)
+            columns = _columns(path, csv.DictReader(file, strict=True))
     except OSError as error:
         raise TabrankError(
             f"{path}: {error.strerror or 'unreadable'}; name a CSV with the columns {TIME} and {RATE}"
         ) from None
-    except UnicodeDecodeError:
-        raise TabrankError(f"{path}: not UTF-8 text; name a CSV") from None
-
-
-def _trace(path: Path, file: Iterator[str]) -> Trace:
-    reader = csv.DictReader(file, strict=True)
-    columns = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = columns
-    for name in (TIME, RATE):
-        if name not in columns:
-            raise TabrankError(_missing(path, name, columns))
-    twice = [name for i, name in enumerate(columns) if name in columns[:i]]
-    if twice:
-        raise TabrankError(f"{path}:1: the column {twice[0]!r} appears twice; remove one")
-    counted = [name for name in columns if name.endswith(REPLICAS) or name == NODES]
-    rows: dict[str, list[float]] = {name: [] for name in (TIME, RATE, *counted)}
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row:
-                raise TabrankError(f"{where}: more fields than columns; write a thousand as 1000")
-            for name, values in rows.items():
-                values.append(_number(row[name], f"{where}: column {name}", name in counted))
-            _check_row(rows, where)
-    except csv.Error as error:
-        raise TabrankError(f"{path}:{reader.line_num}: invalid CSV: {error}") from None
-    if len(rows[TIME]) < 2:
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TabrankError(f"{path}: not a CSV in UTF-8: {error}") from None
+    times, rates = columns.pop(TIME), columns.pop(RATE)
+    if len(times) < 2:
         raise TabrankError(
-            f"{path}: {len(rows[TIME])} rows; at least two are needed: the last lasts as long as the one before"
+            f"{path}: {len(times)} rows; at least two are needed: the last lasts as long as the one before"
         )
-    trace = Trace(tuple(rows[TIME]), tuple(rows[RATE]), {name: tuple(rows[name]) for name in counted})
+    trace = Trace(times, rates, columns)
     if trace.end_s - trace.t_s[0] > MAX_SECONDS:
         raise TabrankError(
             f"{path}: lasts {trace.end_s - trace.t_s[0]:,.0f} s; at most {MAX_SECONDS:,} s are simulated: shorten it"
@@ -155,28 +142,44 @@ def _trace(path: Path, file: Iterator[str]) -> Trace:
     return trace
 
 
-def _check_row(rows: dict[str, list[float]], where: str) -> None:
-    times = rows[TIME]
-    if len(times) > 1 and times[-1] <= times[-2]:
-        raise TabrankError(
-            f"{where}: column {TIME}: {shown(times[-1])} must be above {shown(times[-2])}, the row before"
-        )
-    if rows[RATE][-1] < 0:
-        raise TabrankError(f"{where}: column {RATE}: {rows[RATE][-1]:g} must be 0 or more")
+def _columns(path: Path, reader: csv.DictReader[str]) -> dict[str, tuple[float, ...]]:
+    """Return the columns that a trace has, by name."""
+    names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    for name in (TIME, RATE):
+        if name not in names:
+            raise TabrankError(_missing(path, name, names))
+    for name in names:
+        if names.count(name) > 1:
+            raise TabrankError(f"{path}:1: the column {name!r} appears twice; remove one")
+    known = [name for name in names if name in (TIME, RATE, NODES) or name.endswith(REPLICAS)]
+    rows: list[dict[str, float]] = []
+    for fields in reader:
+        where = f"{path}:{reader.line_num}"
+        if None in fields:
+            raise TabrankError(f"{where}: more fields than columns; write a thousand as 1000")
+        row = {
+            name: _number(fields[name], f"{where}: column {name}", name not in (TIME, RATE)) for name in known
+        }
+        if rows and row[TIME] <= rows[-1][TIME]:
+            raise TabrankError(
+                f"{where}: column {TIME}: {shown(row[TIME])} must be above {shown(rows[-1][TIME])}, the row before"
+            )
+        if row[RATE] < 0:
+            raise TabrankError(f"{where}: column {RATE}: {row[RATE]:g} must be 0 or more")
+        rows.append(row)
+    return {name: tuple(row[name] for row in rows) for name in known}
 
 
 def _number(text: str | None, where: str, is_optional: bool) -> float:
-    if is_optional and not (text or "").strip():
-        return math.nan
     if not (text or "").strip():
+        if is_optional:
+            return math.nan
         raise TabrankError(f"{where} is missing")
-    try:
+    with contextlib.suppress(ValueError):
         value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise TabrankError(f"{where}: {text!r} is not a number")
-    return value
+        if math.isfinite(value):
+            return value
+    raise TabrankError(f"{where}: {text!r} is not a number")
 
 
 def _missing(path: Path, name: str, columns: list[str]) -> str:
