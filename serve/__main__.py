@@ -230,8 +230,8 @@ def plan(
 ) -> None:
     """Plan the replicas and nodes of a `cluster.yaml` over a load trace, with Ray's own code.
 
-    With --compare, exit code 1 if a replica count is off by more than one, or the plan is not nearer
-    to the run than a constant count; 2 if nothing in the file scales.
+    With --compare, exit code 1 if a replica count is off by more than one, or if the plan is not
+    nearer to the run than a constant count; 2 if nothing in the file scales.
     """
     from serve.operate.plan.command import PlanRequest
     from serve.operate.plan.command import plan as make

@@ -22,8 +22,7 @@ from serve.log import compaction, journal, snapshots
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
-from serve.ranking import exposure_buffer
-from serve.ranking import service as feature_fetch
+from serve.ranking import exposure_buffer, record_intake
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text())["applications"][0]["deployments"][0]
@@ -152,7 +151,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{FIELDS}::test_whatever_fits_a_body_of_records_fits_a_call_of_ingest",
     ),
     "time of a call with events": (
-        (feature_fetch.TAKE_S,),
+        (record_intake.TAKE_S,),
         f"{LIVE}::test_events_that_ingest_is_slow_to_take_are_answered_503",
     ),
     "records waiting for a commit": (
@@ -231,7 +230,8 @@ def table() -> dict[str, tuple[str, str]]:
 @cache
 def functions_of(path: str) -> frozenset[str]:
     tree = ast.parse((ROOT / "tests" / path).read_text())
-    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    return frozenset(node.name for node in tree.body if isinstance(node, functions))
 
 
 def test_each_row_of_the_table_has_a_test_here_and_each_test_a_row():
