@@ -28,3 +28,9 @@ def test_each_package_is_counted_with_its_folders(tmp_path):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(SOURCE)
     assert count_packages(tmp_path) == {"serve": 8, "training": 4, "loadtest": 0}
+
+
+def test_templates_count_without_blank_lines_and_comments(tmp_path):
+    (tmp_path / "serve/templates").mkdir(parents=True)
+    (tmp_path / "serve/templates/unit.service").write_text("# A comment.\n\n[Unit]\n")
+    assert count_packages(tmp_path)["serve"] == 1

@@ -1,6 +1,7 @@
 """Count the code lines of the packages: `python tests/support/count_lines.py [CHECKOUT]`.
 
-A code line is a line of a `.py` file that is not blank, not a comment and not part of a docstring.
+A code line is a line of a `.py` file or of a template that is not blank, not a comment and not part
+of a docstring.
 """
 
 import ast
@@ -20,11 +21,19 @@ def code_lines(source):
     return sum(1 for number, line in lines if line and line[0] != "#" and number not in docstrings)
 
 
+def template_lines(text):
+    lines = map(str.strip, text.splitlines())
+    return sum(1 for line in lines if line and line[0] != "#")
+
+
 def count_packages(root):
-    return {
-        package: sum(code_lines(path.read_text()) for path in (root / package).rglob("*.py"))
-        for package in PACKAGES
-    }
+    def count(package):
+        code = sum(code_lines(path.read_text()) for path in (root / package).rglob("*.py"))
+        return code + sum(
+            template_lines(path.read_text()) for path in (root / package).rglob("templates/*.*")
+        )
+
+    return {package: count(package) for package in PACKAGES}
 
 
 if __name__ == "__main__":
