@@ -2,5 +2,6 @@
 
 Each may import those after it in this list: `__main__`, `terminal`, `scenarios`, `locustfile`,
 `report`, `targets`, `generator`, `measure`, `workload`, `commands`, `errors`. Only `targets`
-imports `serve`; the others may import `serve.client` alone. Nothing else imports `loadtest`.
+imports `serve` freely; the others import its client, contract, `atomic_files` and `machine` alone.
+Nothing else imports `loadtest`.
 """

@@ -144,7 +144,7 @@ def slow(
         plan = SlowPlan(profile, clients, pairs)
         return run_slow(plan, url, find_ids(ids, log, profile.candidates))
 
-    run_scenario("slow", None, measured, slow_summary, as_json)
+    run_scenario("slow", None, measured, slow_summary, as_json, writes=False)
 
 
 @app.command()

@@ -27,19 +27,21 @@ def run_scenario(
     as_json: bool,
     *,
     of: Report | None = None,
+    writes: bool = True,
     verdict: Callable[[Report], Verdict] = itemgetter("verdict"),
 ) -> None:
     """Measure, print the report or the reason for its absence, and exit by the verdict.
 
     `measured` writes its report, if it has one, to the given folder: `out`, or by default
-    var/loadtest/NAME-TIME. `of` holds the fields that identify the measurement when there is no
-    report.
+    var/loadtest/NAME-TIME; without `writes` it writes none. `of` holds the fields that identify the
+    measurement when there is no report.
     """
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     # SIGTERM acts as Ctrl-C, so that context managers clean up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        refuse_existing(folder)
+        if writes:
+            _refuse_existing(folder)
         report = measured(folder)
     except TabrankError as error:
         if as_json:
@@ -58,6 +60,13 @@ def run_scenario(
     if folder.exists():
         print_progress(f"report: {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[verdict(report)])
+
+
+def _refuse_existing(folder: Path) -> None:
+    try:
+        refuse_existing(folder)
+    except TabrankError as error:
+        raise TabrankError(f"--out {error}") from None
 
 
 def print_progress(line: str) -> None:

@@ -91,6 +91,8 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> Figure:
     if moments and moments[0].t_s < 0:
         for axes in panels:
             axes.axvspan(moments[0].t_s, 0, color="0.9")
+        place = {"xytext": (2, 2), "textcoords": "offset points"}
+        panels[0].annotate("warm-up", (moments[0].t_s, 0), fontsize=8, **place)
     return figure
 
 

@@ -82,7 +82,8 @@ def write_run(
         **({"locust.html": locust_html} if locust_html is not None else {}),
     }
     found = _findings(report)
-    write_report(folder, report, found.title, found.body(plots), FOOTER, files)
+    footer = FOOTER if locust_html is None else FOOTER + LOCUST
+    write_report(folder, report, found.title, found.body(plots), footer, files)
 
 
 def requests_csv(moments: Sequence[Moment]) -> str:
@@ -146,4 +147,5 @@ def _findings(report: Report) -> Findings:
 
 
 FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
-a failed request counts as never answered. Locust's own page, locust.html, includes the warm-up."""
+a failed request counts as never answered."""
+LOCUST = " Locust's own page, locust.html, includes the warm-up."

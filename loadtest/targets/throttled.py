@@ -15,6 +15,7 @@ from ray.serve import Application
 
 from serve.config.settings import AppArgs
 from serve.contract.typed_reader import STRICT, Between, read
+from serve.contract.validation import table
 from serve.deployments import FeatureFetch, Ingest
 from serve.deployments import Scorer as RealScorer
 from serve.features.matrix import Matrix
@@ -62,6 +63,7 @@ def build(args: dict[str, Any]) -> Application:
     """Build as `serve.app:build`, from its `args` and those of the pace."""
     base = os.environ.get("TABRANK_HOME", os.getcwd())
     names = [field.name for field in fields(Pace)]
+    table(args, "args", [*(field.name for field in fields(AppArgs)), *names])
     pace = read(Pace, {key: value for key, value in args.items() if key in names}, "args")
     settings = AppArgs.from_mapping({key: value for key, value in args.items() if key not in names})
     scorer = Throttled.bind(settings, base, pace)  # type: ignore[attr-defined]

@@ -92,7 +92,9 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     except OSError as error:
-        raise LoadtestError(f"{folder}: cannot be written to ({error.strerror})") from None
+        raise LoadtestError(
+            f"{folder}: cannot be written to ({error.strerror}); name another folder"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,7 +60,7 @@ class Network(nn.Module):
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [R, D0 + K1] to (logit [R], sparsity), in training mode.
+        """Map x [R, D0 + K1] to (logit [R], sparsity).
 
         The loss to minimise is logloss + lambda_sparse · sparsity. `sparsity` is the mean entropy
         of the masks over steps and rows: 0 where each step uses one column.

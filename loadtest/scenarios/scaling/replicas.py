@@ -35,9 +35,11 @@ def prove_replicas(
 ) -> Proof:
     """Scale the running service up and down under load; return the changes and failures."""
     seconds = plan.cycles * 2 * plan.hold_s
-    profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds, 1.0)
+    profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds + SETTLE_S, 1.0)
     changes: list[dict[str, Any]] = []
-    emit(f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {seconds:g} s")
+    emit(
+        f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {profile.duration_s:g} s"
+    )
     with loading(profile, scaled.service.url, bodies, scaled.look) as load:
         time.sleep(profile.warmup_s + SETTLE_S)
         begun = time.monotonic()
@@ -54,9 +56,9 @@ def _change(scaled: Scaled, number: int, limit_s: float) -> dict[str, Any]:
     begun = time.monotonic()
     wanted = dict.fromkeys(SCALED, number)
     scaled.scale(wanted)
-    within(begun + limit_s - time.monotonic(), lambda: scaled.has_replicas(wanted))
-    seconds = time.monotonic() - begun
-    return {"replicas": number, "seconds": round(seconds, 1) if seconds <= limit_s else None}
+    took = within(begun + limit_s - time.monotonic(), lambda: scaled.has_replicas(wanted))
+    seconds = None if took is None else round(time.monotonic() - begun, 1)
+    return {"replicas": number, "seconds": seconds}
 
 
 def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: ReplicasPlan) -> dict[str, Any]:

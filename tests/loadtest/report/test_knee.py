@@ -9,7 +9,14 @@ from dataclasses import asdict
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.report.knee import compare_summary, knee_summary, step_line, write_compare, write_knee
+from loadtest.report.knee import (
+    compare_summary,
+    knee_summary,
+    knee_verdict,
+    step_line,
+    write_compare,
+    write_knee,
+)
 from loadtest.scenarios.knee import run_knee
 from loadtest.scenarios.search import KneeStep
 from loadtest.targets.workspace import Workspace
@@ -96,3 +103,16 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path):
     with pytest.raises(LoadtestError, match=r"none\.yaml: cannot be read"):
         run_knee(Workspace(tmp_path / "work"), tmp_path / "none.yaml", 55, tmp_path / "out", lines.append)
     assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("knees", "verdict"),
+    [
+        (450.0, "held"),
+        (None, "not held"),
+        ({"ours": 1.0, "rival": 2.0}, "held"),
+        ({"ours": 1.0, "rival": None}, "not held"),
+    ],
+)
+def test_a_service_without_a_knee_does_not_hold(knees, verdict):
+    assert knee_verdict({"knee_rps": knees}) == verdict

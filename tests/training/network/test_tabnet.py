@@ -64,7 +64,8 @@ def assert_same_step(ours: Network, reference: Any, x: Tensor, label: Tensor) ->
 
 
 def _statistics(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: buffer for name, buffer in module.state_dict().items() if "running" in name}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: buffer for name, buffer in module.state_dict().items() if name.endswith(statistics)}
 
 
 @settings(max_examples=15, deadline=None)

@@ -42,7 +42,8 @@ def test_the_pace_of_the_throttled_scorer_is_read_strictly():
         "    except TabrankError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    missing, negative, misspelt = done.stdout.splitlines()
+    missing, also_missing, negative, misspelt = done.stdout.splitlines()
     assert missing == "args: the key 'ms_per_batch' is missing"
+    assert also_missing == "args: the key 'us_per_candidate' is missing"
     assert negative == "args.ms_per_batch: -1 must be from 0 to 10000"
     assert "unknown key 'ms_per_batc'; did you mean 'ms_per_batch'" in misspelt
