@@ -57,25 +57,6 @@ def ray_levels() -> dict[Level, list[str]]:
     return levels
 
 
-def ray_defaults(model: type[BaseModel] = ServeDeploySchema, level: Level = ()) -> dict[Level, Any]:
-    """Return Ray's default of each field of a Serve config that has a plain one."""
-    if level == (*DEPLOYMENT, "ray_actor_options"):
-        # Ray takes these as they are written, and adds one CPU where none is.
-        return {level: {}, (*level, "num_cpus"): 1}
-    # Ray has no value for these options where the file has none.
-    unset = DeploymentSchema.model_fields if level == DEPLOYMENT else ()
-    defaults: dict[Level, Any] = dict.fromkeys((*level, name) for name in unset)
-    for name, field in (DeploymentConfig if level == DEPLOYMENT else model).model_fields.items():
-        value = field.get_default(call_default_factory=True)
-        value = value.model_dump() if isinstance(value, BaseModel) else value
-        if isinstance(value, bool | int | float | str | dict | list | None):
-            defaults[*level, name] = value
-    for name, field in model.model_fields.items():
-        for part in filter(_is_model, _parts(field.annotation)):
-            defaults |= ray_defaults(part, (*level, name))
-    return defaults
-
-
 def check_values(findings: Findings, document: dict[str, Any]) -> None:
     """Refuse the values that one of Ray's models refuses, now or when it deploys."""
     _check(findings, (), ServeDeploySchema, document)

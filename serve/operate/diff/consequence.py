@@ -1,17 +1,28 @@
-"""Declared table: what a change of each field of `cluster.yaml` does to the running service.
+"""Predict what a change of `cluster.yaml` does to the running replicas, with Ray's own code.
 
-`tests/serve/operate/diff/test_consequences.py` makes the change of each row on a running service
-and reads in Serve's own log what Serve did, so a row that another version of Ray contradicts fails.
+This module keeps no list of options. Ray builds the targets of the old and the new document, as its
+controller does. Its `DeploymentVersion` and code version then decide whether replicas are replaced,
+reconfigured or left alone.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serve.config.known_keys import APPLICATION, DEPLOYMENT
-from serve.operate.diff.field import Path
+from serve.contract.errors import TabrankError
+from serve.operate.diff.field import unshared
+
+if TYPE_CHECKING:
+    from ray.serve._private.deployment_info import DeploymentInfo
+
+# Serve reads these keys once, at its start. Everything else in the file can be deployed in place.
+FIXED_KEYS = ("proxy_location", "http_options", "grpc_options", "controller_options", "tracing_config")
+# The options that may name code to import, by deployment; "" stands for the application itself.
+_Code = dict[str, dict[str, Any]]
 
 
 class Consequence(IntEnum):
@@ -43,109 +54,178 @@ SENTENCES = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """Fields of one level, separated by spaces, whose changes have the same consequence.
+class Shape:
+    """Deployments of an application and its ingress, which the file alone does not say."""
 
-    A row also covers everything below its fields, except what has a level of its own in the table.
+    deployments: tuple[str, ...] = ()
+    ingress: str | None = None
+
+
+class Targets:
+    """Target state of a document: Serve's start options, and applications as Ray sees them.
+
+    An option that the document leaves out has Ray's default here: options that the application's
+    code sets cannot be seen.
     """
 
-    level: Path
-    fields: str
-    consequence: Consequence
-    # Printed beside the consequence.
-    note: str = ""
-    # Whether another value has no effect until Ray has another reason to apply the deployment's
-    # options. A value that is new in the file, or gone from it, is such a reason.
-    ignored_alone: bool = False
+    def __init__(self, document: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
+        from ray.serve.schema import ServeDeploySchema
+
+        given = unshared(document)
+        code = {app["name"]: _take_code(app) for app in given.get("applications", ())}
+        self.schema = ServeDeploySchema.model_validate(given)
+        self.start = {key: _plain(getattr(self.schema, key)) for key in FIXED_KEYS}
+        self.logging = _plain(self.schema.logging_config)
+        self.applications: dict[str, Application] = {}
+        for app in self.schema.applications:
+            if app.logging_config is None:
+                # The controller does the same.
+                app.logging_config = self.schema.logging_config
+            shape = shapes.get(app.name, Shape())
+            self.applications[app.name] = Application(app, code[app.name], shape)
+
+    def consequences(self, later: Targets, application: str) -> dict[str, Consequence]:
+        """Return the consequence for each deployment of an application that both targets have."""
+        old, new = self.applications[application], later.applications[application]
+        if old.code_version != new.code_version:
+            return dict.fromkeys({**old.infos, **new.infos}, Consequence.REBUILT)
+        return {name: _consequence(info, new.infos[name]) for name, info in old.infos.items()}
+
+    def worst(self, later: Targets) -> Consequence:
+        """Return the worst consequence of moving to `later`."""
+        if self.start != later.start:
+            return Consequence.RESTART
+        worst = [Consequence.IN_PLACE if self.logging != later.logging else Consequence.NOTHING]
+        for name in self.applications:
+            gone = name not in later.applications
+            worst += [Consequence.DELETED] if gone else self.consequences(later, name).values()
+        if set(later.applications) - set(self.applications):
+            worst.append(Consequence.ADDED)
+        return max(worst)
+
+    def same(self, later: Targets) -> bool:
+        """Return whether both targets are equal, so that the documents differ in wording only."""
+        return (
+            self.worst(later) == Consequence.NOTHING
+            and self.schema.target_capacity == later.schema.target_capacity
+            and self.applications == later.applications
+        )
+
+    def owner(self, path: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
+        """Return the object that holds a field's value, and the rest of the path in it."""
+        if path[0] != "applications":
+            return self.schema, path
+        app = self.applications.get(path[1])
+        if app is None or len(path) < 3:
+            return ..., ()
+        if path[2] != "deployments" or len(path) < 5:
+            return app.schema, path[2:]
+        info = app.infos[path[3]]
+        inside = hasattr(info.deployment_config, path[4])
+        return info.deployment_config if inside else info.replica_config, path[4:]
+
+    def ignored_by_ray(self, later: Targets, application: str, deployment: str) -> bool:
+        """Return whether Ray takes a deployment for unchanged though it needs a restart."""
+        infos = [targets.applications[application].infos[deployment] for targets in (self, later)]
+        before, after = map(_version, infos)
+        return not infos[0].config_changed(infos[1]) and bool(before.requires_actor_restart(after))
 
 
-SCALING: Path = (*DEPLOYMENT, "autoscaling_config")
-# The form `field=value` is for a change from or to this value.
-TABLE = (
-    # Serve reads these once, at its start.
-    Row((), "proxy_location http_options grpc_options", Consequence.RESTART),
-    Row((), "controller_options tracing_config", Consequence.RESTART),
-    # Of the file. The processes got it in their environment.
-    Row((), "folder", Consequence.RESTART, "relative paths start there"),
-    # Of the controller, the proxies, and each deployment that has no `logging_config`.
-    Row((), "logging_config", Consequence.IN_PLACE),
-    Row(
-        (),
-        "target_capacity",
-        Consequence.NOTHING,
-        "scales all replica bounds: some replicas may start or stop",
-    ),
-    # Serve ignores it.
-    Row(
-        (),
-        "nodes",
-        Consequence.NOTHING,
-        "on this machine; to change a cluster's nodes, render and launch it again",
-    ),
-    # Ray's code version of an application is a hash of these options.
-    Row(APPLICATION, "import_path args runtime_env autoscaling_policy", Consequence.REBUILT),
-    Row(DEPLOYMENT, "request_router_config deployment_actors", Consequence.REBUILT),
-    Row(SCALING, "policy", Consequence.REBUILT),
-    # The code version covers the list of all policies. One more entry changes the list, even
-    # without a policy, and so does another order of deployments with different policies.
-    Row(DEPLOYMENT, "autoscaling_config", Consequence.REBUILT),
-    Row(
-        APPLICATION, "deployments", Consequence.REBUILT, "another order of deployments with different options"
-    ),
-    # Of the ingress.
-    Row(APPLICATION, "route_prefix", Consequence.IN_PLACE),
-    # Of each deployment that has no `logging_config`.
-    Row(APPLICATION, "logging_config", Consequence.IN_PLACE),
-    # Allows or refuses calls of the controller.
-    Row(APPLICATION, "external_scaler_enabled", Consequence.NOTHING),
-    # The controller of Ray 2.60 fails on running replicas that belong to no gang.
-    Row(DEPLOYMENT, "gang_scheduling_config", Consequence.RESTART, "Ray 2.60 cannot change it in place"),
-    # Replicas get these when they are created.
-    Row(DEPLOYMENT, "ray_actor_options", Consequence.ROLLING),
-    # These too, but Ray does not look for changes of them.
-    Row(DEPLOYMENT, "max_replicas_per_node placement_group_bundles", Consequence.ROLLING, ignored_alone=True),
-    Row(DEPLOYMENT, "placement_group_strategy", Consequence.ROLLING, ignored_alone=True),
-    Row(DEPLOYMENT, "placement_group_bundle_label_selector", Consequence.ROLLING, ignored_alone=True),
-    # Serve passes these to the running replicas.
-    Row(DEPLOYMENT, "user_config max_ongoing_requests logging_config", Consequence.IN_PLACE),
-    Row(DEPLOYMENT, "backpressure_config graceful_shutdown_wait_loop_s", Consequence.IN_PLACE),
-    Row(SCALING, "metrics_interval_s look_back_period_s", Consequence.IN_PLACE),
-    # This turns autoscaling on or off, and replicas report their load for it.
-    Row(DEPLOYMENT, "num_replicas=auto", Consequence.IN_PLACE),
-    # The controller keeps these with each running replica.
-    Row(DEPLOYMENT, "health_check_period_s health_check_timeout_s", Consequence.IN_PLACE),
-    Row(DEPLOYMENT, "graceful_shutdown_timeout_s", Consequence.IN_PLACE),
-    # The controller and the callers read these when they need them.
-    Row(DEPLOYMENT, "num_replicas max_queued_requests", Consequence.NOTHING),
-    Row(DEPLOYMENT, "rolling_update_percentage max_surge_percent", Consequence.NOTHING),
-    Row(SCALING, "min_replicas max_replicas", Consequence.NOTHING),
-    Row(
-        SCALING,
-        "initial_replicas",
-        Consequence.NOTHING,
-        "Ray sets the number of replicas to it now and at each later change of this deployment",
-    ),
-    Row(SCALING, "target_ongoing_requests aggregation_function", Consequence.NOTHING),
-    Row(SCALING, "upscale_delay_s downscale_delay_s downscale_to_zero_delay_s", Consequence.NOTHING),
-    Row(SCALING, "upscaling_factor downscaling_factor smoothing_factor", Consequence.NOTHING),
-    Row(SCALING, "upscale_smoothing_factor downscale_smoothing_factor", Consequence.NOTHING),
-)
-ADDED, DELETED = (Row((), "applications", effect) for effect in (Consequence.ADDED, Consequence.DELETED))
-# For a field that the table does not have, such as one of another version of Ray.
-UNKNOWN = "an unknown field, so the worst is assumed"
-UNKNOWN_BELOW = Row(APPLICATION, "", Consequence.REBUILT, UNKNOWN)
-UNKNOWN_AT_THE_TOP = Row((), "", Consequence.RESTART, UNKNOWN)
+class Application:
+    """Code version of an application, and Ray's `DeploymentInfo` of each of its deployments."""
 
-FIELDS = {(*row.level, field): row for row in TABLE for field in row.fields.split()}
-LEVELS = {row.level for row in TABLE}
+    def __init__(self, app: Any, code: _Code, shape: Shape) -> None:
+        from ray.serve._private.application_state import override_deployment_info
+
+        self.schema = app
+        self.code_version = _code_version(app, code)
+        names = dict.fromkeys([*(deployment.name for deployment in app.deployments), *shape.deployments])
+        built = {name: _built(name, self.code_version) for name in names}
+        try:
+            self.infos: dict[str, DeploymentInfo] = override_deployment_info(built, app)
+        except (TypeError, ValueError) as error:
+            raise TabrankError(f"applications[{app.name}]: {str(error).splitlines()[0]}") from None
+        for name, info in self.infos.items():
+            # The controller sets both when it applies the target.
+            if app.logging_config and info.deployment_config.logging_config is None:
+                info.deployment_config.logging_config = app.logging_config.model_dump()
+            if name == shape.ingress:
+                info.route_prefix = app.route_prefix
+
+    @functools.cached_property
+    def _effect(self) -> tuple[Any, ...]:
+        app = self.schema
+        infos = {
+            name: (
+                info.deployment_config.model_dump(exclude={"user_configured_option_names"}),
+                {k: v for k, v in vars(info.replica_config).items() if not k.startswith("serialized")},
+            )
+            for name, info in self.infos.items()
+        }
+        return self.code_version, app.external_scaler_enabled, app.route_prefix, infos
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Application) and self._effect == other._effect
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def row_of(field: Path, *values: Any) -> Row:
-    """Return the row of a field, named by its keys, that changes from or to one of the values."""
-    for value in values:
-        if isinstance(value, str) and (*field[:-1], f"{field[-1]}={value}") in FIELDS:
-            return FIELDS[*field[:-1], f"{field[-1]}={value}"]
-    for depth in range(len(field), 0, -1):
-        if field[:depth] in FIELDS and (depth == len(field) or field[:depth] not in LEVELS):
-            return FIELDS[field[:depth]]
-    return UNKNOWN_BELOW if field[: len(APPLICATION)] == APPLICATION else UNKNOWN_AT_THE_TOP
+def _consequence(old: DeploymentInfo, new: DeploymentInfo) -> Consequence:
+    # `DeploymentState.deploy` makes this check first. The check ignores placement groups and
+    # max_replicas_per_node: where nothing else changes, Ray does nothing.
+    if not old.config_changed(new) and old.route_prefix == new.route_prefix:
+        return Consequence.NOTHING
+    before, after = _version(old), _version(new)
+    if before.requires_actor_restart(after):
+        return Consequence.ROLLING
+    return Consequence.NOTHING if before == after else Consequence.IN_PLACE
+
+
+def _version(info: DeploymentInfo) -> Any:
+    from ray.serve._private.deployment_state import DeploymentTargetState
+
+    return DeploymentTargetState.create(info, 1).version
+
+
+def _built(name: str, code_version: str) -> DeploymentInfo:
+    """Return a deployment whose code sets no option."""
+    from ray.serve._private.config import ReplicaConfig
+    from ray.serve._private.deployment_info import DeploymentInfo
+
+    config = _bare_config().model_copy(update={"version": code_version})
+    return DeploymentInfo(config, ReplicaConfig.create(name), 0, "", name, code_version)
+
+
+@functools.cache
+def _bare_config() -> Any:
+    from ray.serve._private.config import DeploymentConfig
+
+    # Cached because it pickles a class on each call, which takes 10 ms.
+    return DeploymentConfig()
+
+
+def _take_code(app: dict[str, Any]) -> _Code:
+    """Remove and return the keys that make Ray import code; only the code version needs them."""
+    taken: _Code = {"": {"autoscaling_policy": app.pop("autoscaling_policy", None)}}
+    for deployment in app.get("deployments") or ():
+        keys = [key for key in ("request_router_config", "deployment_actors") if key in deployment]
+        taken[deployment["name"]] = {key: deployment.pop(key) for key in keys}
+        scaling = deployment.get("autoscaling_config")
+        if isinstance(scaling, Mapping):
+            taken[deployment["name"]]["autoscaling_config"] = dict(scaling)
+            deployment["autoscaling_config"] = {k: v for k, v in scaling.items() if k != "policy"}
+    return taken
+
+
+def _code_version(app: Any, code: _Code) -> str:
+    from ray.serve._private.deploy_utils import get_app_code_version
+
+    whole = app.model_copy(deep=True)
+    for target, name in ((whole, ""), *((deployment, deployment.name) for deployment in whole.deployments)):
+        for key, value in code[name].items():
+            setattr(target, key, value)
+    return str(get_app_code_version(whole))
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if hasattr(value, "model_dump") else value

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any
 
-from serve.config.application import OUR_APPLICATION
-from serve.config.known_keys import APPLICATION, DEPLOYMENT
+from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.settings import AppArgs, UserConfig
-from serve.operate.diff.consequence import ADDED, DELETED, Consequence, Row, row_of
-from serve.operate.diff.field import Path, differing, get, level_of, text
+from serve.contract.errors import TabrankError
+from serve.operate.diff.consequence import Consequence, Shape, Targets
+from serve.operate.diff.field import Absent, Path, differing, get, replaced, text
 
 Document = Mapping[str, Any]
-# An application and one of its deployments.
-Deployment = tuple[str, str]
 # Characters of a value in the list of changes, so that old and new value fit on one line.
 MAX_SHOWN = 60
 USER = re.compile(r"^(rediss?://)\S*@")
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
+NODES = "on this machine; to change a cluster's nodes, render and launch it again"
 GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
 IGNORED_BY_RAY = "Ray ignores it until another option of this deployment changes too"
 AT_WORST = {
@@ -32,47 +32,31 @@ AT_WORST = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Deployments of an application and its ingress, which the file alone does not say."""
-
-    deployments: tuple[str, ...] = ()
-    ingress: str | None = None
-
-
-@dataclass(frozen=True)
 class Change:
-    """One field that differs; `old` and `new` are ... where a document leaves the field out."""
+    """One field that differs, and the consequence of changing this field alone."""
 
-    path: Path
+    path: str
     old: Any
     new: Any
-    # The default of the field, or ... if it is not known.
-    default: Any
     consequence: Consequence
-    note: str
-    # The deployments that are reconfigured or restarted.
-    touched: tuple[Deployment, ...]
+    note: str = ""
+    # The deployments that the change affects, as application/deployment.
+    touched: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return the change for JSON, without absent values but with their known defaults."""
-        sides: dict[str, Any] = {"path": text(self.path)}
+        sides: dict[str, Any] = {"path": self.path}
         for side, value in (("old", self.old), ("new", self.new)):
-            if value is not ...:
+            if not isinstance(value, Absent):
                 sides[side] = value
-            elif self.default is not ...:
-                sides[f"{side}_default"] = self.default
+            elif value.default is not ...:
+                sides[f"{side}_default"] = value.default
         effect = {
             "consequence": self.consequence.name.lower(),
-            "touched": ["/".join(deployment) for deployment in self.touched],
+            "touched": list(self.touched),
             "note": self.note,
         }
         return sides | effect
-
-    def lines(self) -> list[str]:
-        """Return the lines to print."""
-        sides = " → ".join(shown(value, self.default) for value in (self.old, self.new))
-        note = f" ({self.note})" if self.note else ""
-        return [f"{text(self.path)}: {sides}", f"    {self.consequence.sentence}{note}"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +65,7 @@ class Difference:
 
     changes: tuple[Change, ...]
     deployments: Mapping[str, Mapping[str, tuple[Consequence, str]]]
-
-    @property
-    def worst(self) -> Consequence:
-        """Return the worst consequence of all changes."""
-        return max((change.consequence for change in self.changes), default=Consequence.NOTHING)
+    worst: Consequence
 
     def plain(self) -> dict[str, Any]:
         """Return the difference for JSON."""
@@ -102,7 +82,10 @@ class Difference:
         """Return the lines to print: changes, affected deployments, worst consequence."""
         if not self.changes:
             return ["no differences"]
-        listed = [line for change in self.changes for line in change.lines()]
+        listed = []
+        for change in self.changes:
+            listed.append(f"{change.path}: {shown(change.old)} → {shown(change.new)}")
+            listed.append(f"    {change.consequence.sentence}{f' ({change.note})' if change.note else ''}")
         touched = [
             f"{app}/{name}: {effect.sentence}{f'; {note}' if note else ''}"
             for app, by_name in self.deployments.items()
@@ -113,136 +96,70 @@ class Difference:
         return [*listed, *touched, f"{count}; at worst: {self.worst.sentence}{AT_WORST.get(self.worst, '')}"]
 
 
-def compare(old: Document, new: Document, shapes: Mapping[str, Shape]) -> Difference:
-    """Return the difference between two documents.
+def compare(
+    old: Document,
+    new: Document,
+    shapes: Mapping[str, Shape] | None = None,
+    nodes: tuple[Document, Document] = ({}, {}),
+) -> Difference:
+    """Return the difference between two Serve documents and between their pools of `nodes`.
 
     `shapes` gives the deployments of the running applications, which their documents may not list.
     """
-    with warnings.catch_warnings():
-        # Ray warns of its own declarations of fields.
-        warnings.simplefilter("ignore")
-        return _Comparison(old, new, shapes).difference()
-
-
-class _Comparison:
-    """Comparison of two documents.
-
-    An option that a document leaves out has its default here: options that the application's code
-    sets cannot be seen.
-    """
-
-    def __init__(self, old: Document, new: Document, shapes: Mapping[str, Shape]) -> None:
-        self._old, self._new = old, new
-        in_both = (
-            app["name"] for app in old["applications"] if get(new, (*APPLICATION, app["name"])) is not ...
-        )
-        self._shapes = {app: shapes.get(app, Shape()) for app in in_both}
-        paths = [*differing(old, new, self._in_effect), *self._reordered()]
-        self._rows = {path: self._row(path) for path in paths}
-
-    def difference(self) -> Difference:
-        """Return the difference, its changes in the order of the file."""
-        changes = tuple(self._change(path) for path in self._rows)
-        worst = dict.fromkeys(self._deployments(*self._shapes), Consequence.NOTHING)
-        for change in changes:
-            for one in change.touched:
-                worst[one] = max(worst.get(one, Consequence.NOTHING), change.consequence)
-        by_app: dict[str, dict[str, tuple[Consequence, str]]] = {app: {} for app in self._shapes}
-        for (app, name), effect in worst.items():
-            by_app[app][name] = (effect, self._gap(effect, app, name))
-        return Difference(changes, by_app)
-
-    def _row(self, path: Path) -> Row:
-        old, new = self._sides(path)
-        if path[:-1] == APPLICATION:
-            return ADDED if old is ... else DELETED
-        return row_of(level_of(path), old, new)
-
-    def _change(self, path: Path) -> Change:
-        old, new = map(without_user, self._sides(path))
-        row, default = self._rows[path], self._default(path)
-        if self._is_ignored(path):
-            return Change(path, old, new, default, Consequence.NOTHING, IGNORED_BY_RAY, ())
-        note = row.note
-        if level_of(path) == DEPLOYMENT:
-            old, new = ([deployment["name"] for deployment in side] for side in (old, new))
-        elif path[2:3] == ("deployments",) and path[-1] in BOUNDS:
-            note = _moves(*(_bounds(side, path[1], path[3]) for side in (self._old, self._new)))
-        return Change(path, old, new, default, row.consequence, note, tuple(self._touched(path)))
-
-    def _sides(self, path: Path, missing: Any = ...) -> tuple[Any, Any]:
-        """Return the values at a path in both documents."""
-        return get(self._old, path, missing), get(self._new, path, missing)
-
-    def _in_effect(self, path: Path) -> Any:
-        """Return the value of a field that a document leaves out, or ... if it is not known."""
-        level = level_of(path)
-        if row_of(level).consequence == Consequence.REBUILT and level[:-1] != APPLICATION:
-            # Ray compares these as they are written, so a default that is written out is a change.
-            return None
-        return self._default(path)
-
-    def _default(self, path: Path) -> Any:
-        is_ours = get(self._new, (*path[:2], "import_path")) == OUR_APPLICATION
-        return _defaults(is_ours).get(level_of(path), ...)
-
-    def _touched(self, path: Path) -> list[Deployment]:
-        """Return the deployments that a change reconfigures or restarts."""
-        effect = self._rows[path].consequence
-        if effect not in (Consequence.IN_PLACE, Consequence.ROLLING, Consequence.REBUILT):
-            return []
-        if effect == Consequence.REBUILT:
-            return self._deployments(path[1])
-        if path[2:3] == ("deployments",):
-            return [(path[1], path[3])]
-        if path[2:3] == ("route_prefix",):
-            return [one for one in self._deployments(path[1]) if one[1] == self._shapes[path[1]].ingress]
-        # What is left is `logging_config`, of the file or of an application.
-        apps = path[1:2] if path[:1] == APPLICATION else [app for app in self._shapes if self._inherits(app)]
-        return [
-            (app, name) for app, name in self._deployments(*apps) if self._inherits(app, "deployments", name)
+    for path in list(differing(old, new)):
+        # Writing out a default changes nothing, but Serve would pass it on as a change.
+        if _same_setting(path, old, new):
+            old = replaced(old, path, get(new, path))
+    shapes = _shapes((old, new), shapes or {})
+    with _quiet():
+        before, after = Targets(old, shapes), Targets(new, shapes)
+        changes = [
+            change
+            for path in differing(old, new)
+            if (change := _change(path, (old, new), (before, after), shapes)) is not None
         ]
-
-    def _inherits(self, *path: str) -> bool:
-        return get(self._new, (*APPLICATION, *path, "logging_config"), None) is None
-
-    def _deployments(self, *apps: str) -> list[Deployment]:
-        return [(app, name) for app in apps for name in self._shapes[app].deployments]
-
-    def _is_ignored(self, path: Path) -> bool:
-        """Return whether Ray has no reason to apply the changed options of this deployment."""
-        before, after = self._sides(path[:4], {})
-        return (
-            self._rows[path].ignored_alone
-            and {*before} == {*after}
-            and not any(
-                other[:4] == path[:4] or (path[1], path[3]) in self._touched(other)
-                for other, row in self._rows.items()
-                if not row.ignored_alone
-            )
-        )
-
-    def _reordered(self) -> Iterator[Path]:
-        """Yield the lists of deployments whose order changes the application's code version."""
-        for app in self._shapes:
-            path = (*APPLICATION, app, "deployments")
-            old, new = map(_code_options, self._sides(path, []))
-            if old == new and [*old.values()] != [*new.values()]:
-                yield path
-
-    def _gap(self, effect: Consequence, app: str, name: str) -> str:
-        if effect not in (Consequence.ROLLING, Consequence.REBUILT):
-            return ""
-        surge = get(self._new, (*APPLICATION, app, "deployments", name, "max_surge_percent"), 0)
-        return GAP if surge == 0 and _bounds(self._new, app, name)[0] == 1 else ""
+        worst = before.worst(after)
+    if worst > max((change.consequence for change in changes), default=Consequence.NOTHING):
+        # For example another order of deployments: the code version covers the list of policies.
+        changes.append(Change("the document", "as it runs", "as written", worst, "all of it together"))
+    changes += [
+        Change(f"nodes.{text(path)}", get(nodes[0], path), get(nodes[1], path), Consequence.NOTHING, NODES)
+        for path in differing(*nodes)
+    ]
+    return Difference(tuple(changes), _touched(before, after), worst)
 
 
-def shown(value: Any, default: Any = ...) -> str:
+def shown(value: Any) -> str:
     """Return a value as the list of changes shows it."""
-    if value is ...:
-        return "(not set)" if default is ... else f"(default {shown(default)})"
+    if isinstance(value, Absent):
+        return "(not set)" if value.default is ... else f"(default {shown(value.default)})"
     line = "none" if value is None else json.dumps(value, default=str, ensure_ascii=False)
     return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 1] + "…"
+
+
+def _change(
+    path: Path,
+    documents: tuple[Document, Document],
+    ends: tuple[Targets, Targets],
+    shapes: Mapping[str, Shape],
+) -> Change | None:
+    """Return the change of one field, or None if it has no effect (a default written out)."""
+    before, after = _alone(path, documents, ends, shapes)
+    if before.same(after):
+        return None
+    was, now = (get(document, path) for document in documents)
+    was, now = without_user(was), without_user(now)
+    for value, targets, document in ((was, before, documents[0]), (now, after, documents[1])):
+        if isinstance(value, Absent):
+            value.default = _default(path, targets, document)
+    touched = [
+        f"{app}/{name}"
+        for app, by_name in _touched(before, after).items()
+        for name, (effect, _) in by_name.items()
+        if effect != Consequence.NOTHING
+    ]
+    note = _note(path, (before, after), ends)
+    return Change(text(path), was, now, before.worst(after), note, tuple(touched))
 
 
 def without_user(value: Any) -> Any:
@@ -254,38 +171,47 @@ def without_user(value: Any) -> Any:
     return USER.sub(r"\1", value) if isinstance(value, str) else value
 
 
-@cache
-def _defaults(is_ours: bool) -> dict[Path, Any]:
-    """Return the default of each field that has a plain one; for our application its own too."""
-    # Importing Ray takes a second.
-    from serve.config.ray_schema import ray_defaults
+def _alone(
+    path: Path,
+    documents: tuple[Document, Document],
+    ends: tuple[Targets, Targets],
+    shapes: Mapping[str, Shape],
+) -> tuple[Targets, Targets]:
+    """Return two targets that differ in this field alone, or in as little beside it as possible.
 
-    live = (*DEPLOYMENT, "user_config")
-    owners: Any = {live: UserConfig, (*APPLICATION, "args"): AppArgs} if is_ours else {}
-    ours: dict[Path, Any] = {
-        (*level, field.name): {} if field.default == () else field.default
-        for level, owner in owners.items()
-        for field in fields(owner)
-        if isinstance(field.default, bool | int | float | str | tuple | None)
-    }
-    return {**ray_defaults(), **({live: {}} if is_ours else {}), **ours}
-
-
-def _code_options(deployments: list[Any]) -> dict[str, list[Any]]:
-    """Return the options of each deployment that Ray's code version covers."""
-    found = {}
-    for one in deployments:
-        scaling = one.get("autoscaling_config")
-        policy = None if scaling is None else [scaling.get("policy")]
-        found[one["name"]] = [policy, one.get("request_router_config"), one.get("deployment_actors")]
-    return {name: options for name, options in found.items() if options != [None] * len(options)}
+    Ray may refuse the change of one field alone, such as a minimum above the old maximum. Then the
+    field is changed last.
+    """
+    old, new = documents
+    for step in (path[:depth] for depth in range(len(path), 0, -1)):
+        with contextlib.suppress(ValueError, TabrankError):
+            return ends[0], Targets(replaced(old, step, get(new, step)), shapes)
+        with contextlib.suppress(ValueError, TabrankError):
+            return Targets(replaced(new, step, get(old, step)), shapes), ends[1]
+    return ends
 
 
-def _bounds(document: Document, app: str, name: str) -> tuple[int, int]:
-    from serve.config.ray_schema import size
+def _note(path: Path, alone: tuple[Targets, Targets], ends: tuple[Targets, Targets]) -> str:
+    if path[0] == "target_capacity":
+        return "scales all replica bounds: some replicas may start or stop"
+    if len(path) < 5 or path[2] != "deployments":
+        return ""
+    app, name, last = path[1], path[3], path[-1]
+    if alone[0].ignored_by_ray(alone[1], app, name):
+        return IGNORED_BY_RAY
+    if last == "initial_replicas":
+        return "Ray sets the number of replicas to it now and at each later change of this deployment"
+    if last in BOUNDS:
+        return _moves(*(_bounds(targets, app, name) for targets in ends))
+    return ""
 
-    found = size((), get(document, (*APPLICATION, app, "deployments", name), {"name": name}))
-    return found.min_replicas, found.max_replicas
+
+def _bounds(targets: Targets, app: str, name: str) -> tuple[int, int]:
+    config = targets.applications[app].infos[name].deployment_config
+    scaling = config.autoscaling_config
+    if scaling is None:
+        return config.num_replicas, config.num_replicas
+    return scaling.min_replicas, scaling.max_replicas
 
 
 def _moves(old: tuple[int, int], new: tuple[int, int]) -> str:
@@ -296,3 +222,86 @@ def _moves(old: tuple[int, int], new: tuple[int, int]) -> str:
     less = "stops the excess" if new[1] < old[1] else "may stop replicas" if new[0] < old[0] else ""
     spans = [f"{low}" if low == high else f"{low} to {high}" for low, high in (old, new)]
     return f"replicas {spans[0]} → {spans[1]}: {' and '.join(filter(None, (more, less)))}"
+
+
+def _touched(before: Targets, after: Targets) -> dict[str, dict[str, tuple[Consequence, str]]]:
+    touched: dict[str, dict[str, tuple[Consequence, str]]] = {}
+    for app in before.applications:
+        if app in after.applications:
+            found = before.consequences(after, app)
+            touched[app] = {name: (effect, _gap(effect, after, app, name)) for name, effect in found.items()}
+    return touched
+
+
+def _gap(effect: Consequence, after: Targets, app: str, name: str) -> str:
+    if effect not in (Consequence.ROLLING, Consequence.REBUILT):
+        return ""
+    surge = after.applications[app].infos[name].deployment_config.max_surge_percent
+    return GAP if surge == 0 and _bounds(after, app, name)[0] == 1 else ""
+
+
+def _shapes(documents: tuple[Document, Document], known: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return each application's known deployments and ingress; files usually list it first."""
+    shapes: dict[str, Shape] = {}
+    for document in documents:
+        for app in document.get("applications") or ():
+            name = app["name"]
+            ours = Shape((OUR_INGRESS, "Scorer", "Ingest"), OUR_INGRESS)
+            fallback = ours if app["import_path"] == OUR_APPLICATION else Shape()
+            shape = shapes.get(name, known.get(name, fallback))
+            listed = [deployment["name"] for deployment in app.get("deployments") or ()]
+            names = tuple(dict.fromkeys([*shape.deployments, *listed]))
+            shapes[name] = Shape(names, shape.ingress or next(iter(names), None))
+    return shapes
+
+
+def _same_setting(path: Path, old: Document, new: Document) -> bool:
+    """Return whether a live setting differs only because one document writes the default out."""
+    was, now = (get(document, path) for document in (old, new))
+    # One document has no `user_config` at all.
+    if path[-1:] == ("user_config",):
+        given = now if isinstance(was, Absent) else was
+        return isinstance(given, Mapping) and all(_same_setting((*path, key), old, new) for key in given)
+    default = _our_default(path, new)
+    if path[-2:-1] != ("user_config",) or default is ...:
+        return False
+    return bool((default if was == Absent() else was) == (default if now == Absent() else now))
+
+
+def _our_default(path: Path, document: Document) -> Any:
+    """Return the default of a live setting or argument of ours, or ... without a plain value."""
+    if get(document, (*path[:2], "import_path")) != OUR_APPLICATION:
+        return ...
+    owner: Any = {("deployments", OUR_INGRESS, "user_config"): UserConfig, ("args",): AppArgs}.get(path[2:-1])
+    for field in fields(owner) if owner else ():
+        if field.name == path[-1] and isinstance(field.default, bool | int | float | str | None):
+            return field.default
+        if field.name == path[-1] and field.default == ():
+            return {}
+    return ...
+
+
+def _default(path: Path, targets: Targets, document: Document) -> Any:
+    """Return the value of a field that a document leaves out, or ... where it is not known."""
+    default = _our_default(path, document)
+    if default is not ...:
+        return default
+    value, keys = targets.owner(path)
+    for key in keys:
+        value = value.get(key, ...) if isinstance(value, Mapping) else getattr(value, key, ...)
+    if hasattr(value, "model_dump"):
+        value = value.model_dump()
+    return value if isinstance(value, bool | int | float | str | dict | list | None) else ...
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Ray's warnings about its field declarations and about each target it builds."""
+    log = logging.getLogger("ray.serve")
+    was, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = was

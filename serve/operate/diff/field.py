@@ -1,22 +1,30 @@
-"""Read fields of a Serve config document by path; list items go by their names."""
+"""Read and replace fields of a Serve config document by path; list items go by their names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Keys from the root down; in the lists of applications and of deployments, the items' names.
 Path = tuple[str, ...]
-Default = Callable[[Path], Any]
 # The lists whose items have names, by the depth at which they lie.
 NAMED = {1: "applications", 3: "deployments"}
 
 
-def differing(old: Any, new: Any, default: Default = lambda path: ..., path: Path = ()) -> Iterator[Path]:
-    """Yield the paths of the fields that differ, as deep as both sides have tables.
+class Absent:
+    """Value of a field that a document leaves out, with its default where that is known."""
 
-    `default` returns the value of a field that one side leaves out, or ... if it is not known.
-    """
+    def __init__(self, default: Any = ...) -> None:
+        self.default = default
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Absent)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def differing(old: Any, new: Any, path: Path = ()) -> Iterator[Path]:
+    """Yield the paths of the fields that differ, as deep as both sides have tables."""
     if path and NAMED.get(len(path)) == path[-1]:
         old, new = _by_name(old), _by_name(new)
         # A deployment that is not listed exists with no options.
@@ -28,21 +36,36 @@ def differing(old: Any, new: Any, default: Default = lambda path: ..., path: Pat
         return
     for key in {**old, **new}:
         if not (key == "name" and len(path) - 1 in NAMED):
-            below = (*path, str(key))
-            was, now = (side[key] if key in side else default(below) for side in (old, new))
-            yield from differing(was, now, default, below)
+            yield from differing(old.get(key, Absent()), new.get(key, Absent()), (*path, str(key)))
 
 
-def get(document: Mapping[str, Any], path: Path, missing: Any = ...) -> Any:
-    """Return the value at a path, or `missing` where the document leaves the field out."""
+def get(document: Mapping[str, Any], path: Path) -> Any:
+    """Return the value at a path, or `Absent`."""
     value: Any = document
     for depth, key in enumerate(path):
         if NAMED.get(depth) == path[depth - 1]:
             value = _by_name(value)
-        if not isinstance(value, Mapping) or key not in value:
-            return missing
-        value = value[key]
+        value = value.get(key, Absent()) if isinstance(value, Mapping) else Absent()
     return value
+
+
+def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """Return the document with another value at a path; `Absent` removes the field."""
+    changed: dict[str, Any] = unshared(document)
+    here: Any = changed
+    for depth, key in enumerate(path[:-1], 1):
+        missing: Any = [] if NAMED.get(depth) == key else {}
+        here = _item(here, key) if isinstance(here, list) else _entered(here, key, missing)
+    last = path[-1]
+    if isinstance(here, list):
+        here[:] = [item for item in here if item["name"] != last]
+        if not isinstance(value, Absent):
+            here.append(unshared(value))
+    elif isinstance(value, Absent):
+        here.pop(last, None)
+    else:
+        here[last] = unshared(value)
+    return changed
 
 
 def unshared(value: Any) -> Any:
@@ -50,11 +73,6 @@ def unshared(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: unshared(item) for key, item in value.items()}
     return [unshared(item) for item in value] if isinstance(value, list) else value
-
-
-def level_of(path: Path) -> Path:
-    """Return the keys of a path without the names of applications and deployments."""
-    return tuple(key for depth, key in enumerate(path) if NAMED.get(depth) != path[depth - 1])
 
 
 def text(path: Path) -> str:
@@ -67,3 +85,15 @@ def text(path: Path) -> str:
 
 def _by_name(items: Any) -> dict[str, Any]:
     return {item["name"]: item for item in items} if isinstance(items, list) else {}
+
+
+def _entered(table: dict[str, Any], key: str, missing: Any) -> Any:
+    if table.get(key) is None:
+        table[key] = missing
+    return table[key]
+
+
+def _item(items: list[Any], name: str) -> Any:
+    if name not in _by_name(items):
+        items.append({"name": name})
+    return _by_name(items)[name]

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
-from serve.operate.diff.difference import Difference, Shape, compare
+from serve.operate.diff.consequence import Consequence, Shape
+from serve.operate.diff.difference import Change, Difference, compare
+from serve.operate.diff.field import unshared
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.state import RUN, up_command
 
@@ -25,20 +27,16 @@ Progress = Callable[[str], None]
 SETTLE_S = 1.0
 # The keys that Serve's details report of a document, beside its applications.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
-# More than a cluster has; Ray's default is 100.
-MAX_NODES = 10_000
 UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
-# The folder of the file, beside the fields of the file.
-FOLDER = "folder"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
 
 
 class RunningService(ABC):
-    """Running service: its `document`, and the `path` of the file that it was read from."""
+    """Running service: its Serve `document`, and its pools of `nodes` or None if unknown."""
 
     where: str
-    path: Path
     document: dict[str, Any]
+    nodes: dict[str, Any] | None
     shapes: dict[str, Shape]
     not_compared: tuple[str, ...] = ()
     # The reason why the last deploy failed, or empty. The comparison is with the deploy before it.
@@ -48,15 +46,12 @@ class RunningService(ABC):
 
     def difference(self, config: Config) -> Difference:
         """Return the difference between the running service and the file."""
-        return compare(self.document, self.comparable(config), self.shapes)
+        nodes = ({}, {}) if self.nodes is None else (self.nodes, plain_nodes(config))
+        return compare(self.document, self.comparable(config.serve), self.shapes, nodes)
 
-    def config(self, document: Mapping[str, Any]) -> Config:
-        """Return a document as if it were read from the running file, to deploy it."""
-        return config_of(self.path, {key: value for key, value in document.items() if key != FOLDER})
-
-    @abstractmethod
-    def comparable(self, config: Config) -> dict[str, Any]:
-        """Return the content of a file that can be compared with the running service."""
+    def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a document that can be compared with the running service."""
+        return dict(document)
 
     @abstractmethod
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
@@ -66,6 +61,10 @@ class RunningService(ABC):
     def restart_command(self, config: Path) -> str:
         """Return the command that restarts Serve with this file."""
 
+    @abstractmethod
+    def config(self, document: Mapping[str, Any]) -> Config:
+        """Return a document as if it were read from the running file, to deploy it."""
+
 
 class LocalService(RunningService):
     """Service that `python -m serve up` started in a run folder."""
@@ -74,25 +73,40 @@ class LocalService(RunningService):
         service = run.service()
         if not run.supervisors() or service.get("state") not in ("ready", "deploying"):
             raise TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
-        self._run, self.path = run, Path(service["config"])
+        self._run, self._service = run, service
         deployed = run.deployed()
         if not deployed:
-            again = up_command(self.path, run)
+            again = up_command(Path(service["config"]), run)
             raise TabrankError(
                 f"{run.path}: the service was started by an earlier version; restart it with: {again}"
             )
         self.where, self.url, self.error = str(run.path), str(service["url"]), str(service.get("error", ""))
         self.under_way = service.get("deploying")
-        self.document = {"nodes": {}, **deployed, FOLDER: str(self.path.parent)}
-        self.shapes = shapes_of(service.get("applications", {}))
+        self.nodes = deployed.pop("nodes", {})
+        self.document = deployed
+        self.shapes = {
+            name: Shape(tuple(app["deployments"]), app.get("ingress"))
+            for name, app in service.get("applications", {}).items()
+        }
 
-    def comparable(self, config: Config) -> dict[str, Any]:
-        """Return the content of a file, with its pools and its folder."""
-        return {**config.serve, "nodes": plain_nodes(config), FOLDER: str(config.path.parent)}
+    def difference(self, config: Config) -> Difference:
+        """Return the difference; another folder is one too, since relative paths start there."""
+        found = super().difference(config)
+        home = Path(self._service["config"]).parent
+        if home == config.path.parent:
+            return found
+        moved = Change(
+            "folder", str(home), str(config.path.parent), Consequence.RESTART, "relative paths start there"
+        )
+        return Difference((*found.changes, moved), found.deployments, Consequence.RESTART)
 
     def restart_command(self, config: Path) -> str:
         """Return the command `up`, which restarts Serve where it has to."""
         return up_command(config, self._run)
+
+    def config(self, document: Mapping[str, Any]) -> Config:
+        """Return a document as if it were read from the running file, to deploy it."""
+        return Config(Path(self._service["config"]), document, self.nodes or {}, "")
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
         """Have the supervisor deploy in place, and wait until it has done so."""
@@ -107,7 +121,7 @@ class RemoteService(RunningService):
     not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
 
     def __init__(self, address: str, client: Any = None) -> None:
-        self.where, self.path = address, Path(address)
+        self.where, self.nodes = address, None
         with _sentences(address):
             from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
@@ -127,21 +141,24 @@ class RemoteService(RunningService):
         reported = {key: self.details.get(key) for key in REPORTED_KEYS}
         self.document = {key: value for key, value in reported.items() if value is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in applications.values()]
-        self.shapes = shapes_of({name: application_of(app) for name, app in applications.items()})
+        self.shapes = {name: shape_of(app) for name, app in applications.items()}
 
     def restart_command(self, config: Path) -> str:
         """Return the restart with Ray's own commands."""
         address = shlex.quote(self.where)
         return f"serve shutdown --address {address} && serve deploy --address {address} {shlex.quote(str(config))}"
 
-    def comparable(self, config: Config) -> dict[str, Any]:
-        """Return what the dashboard would report of a file."""
-        given = {key: value for key, value in config.serve.items() if key not in self.not_compared}
-        logging = config.serve.get("logging_config")
-        given["applications"] = [
-            {**app, "logging_config": logging} if logging and app.get("logging_config") is None else app
-            for app in given["applications"]
-        ]
+    def config(self, document: Mapping[str, Any]) -> Config:
+        """Return a document to deploy; no file belongs to it."""
+        return Config(Path(self.where), document, {}, "")
+
+    def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a document that can be compared with the running service."""
+        given: dict[str, Any] = unshared({k: v for k, v in document.items() if k not in self.not_compared})
+        if document.get("logging_config"):
+            for app in given["applications"]:
+                if app.get("logging_config") is None:
+                    app["logging_config"] = document["logging_config"]
         return given
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
@@ -151,13 +168,18 @@ class RemoteService(RunningService):
         with _sentences(self.where):
             self.client.deploy_applications(dict(config.serve))
         time.sleep(SETTLE_S)
-        wanted = {app["name"]: "RUNNING" for app in config.serve["applications"]}
+        names = {app["name"] for app in config.serve["applications"]}
         while True:
             applications = self._details()["applications"]
-            for name, app in applications.items():
-                if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-                    raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
-            if {name: app["status"] for name, app in applications.items()} == wanted:
+            failed = [a for a in applications.values() if a["status"] in ("DEPLOY_FAILED", "UNHEALTHY")]
+            if failed:
+                messages = [failed[0]["message"], *(d["message"] for d in failed[0]["deployments"].values())]
+                raise TabrankError(f"application {failed[0]['name']!r} cannot be deployed: {cause(messages)}")
+            if (
+                {name for name, app in applications.items() if app["status"] == "RUNNING"}
+                == names
+                == {*applications}
+            ):
                 return
             if time.monotonic() > deadline:
                 raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")
@@ -181,16 +203,14 @@ class RemoteService(RunningService):
     def _nodes(self) -> list[dict[str, Any]]:
         # The nodes come from a separate interface of the dashboard; the status can do without.
         with contextlib.suppress(Exception):
-            from ray.util.state import list_nodes
-
-            nodes = list_nodes(self.where, limit=MAX_NODES, raise_on_missing_output=False)
+            answer = self.client._do_request("GET", "/api/v0/nodes").json()
             return [
                 {
-                    "id": node.node_id,
-                    "pool": (node.labels or {}).get("pool", "head"),
-                    "alive": node.state == "ALIVE",
+                    "id": node["node_id"],
+                    "pool": (node.get("labels") or {}).get("pool", "head"),
+                    "alive": node["state"] == "ALIVE",
                 }
-                for node in nodes
+                for node in answer["data"]["result"]["result"]
             ]
         return []
 
@@ -204,20 +224,15 @@ def find(run: Path | None, address: str | None) -> RunningService:
     return RemoteService(address) if address and run is None else LocalService(RunFolder.of(run or RUN))
 
 
-def config_of(path: Path, document: Mapping[str, Any], sha256: str = "") -> Config:
-    """Return a document, with its pools, as if it were read from a file."""
-    serve = {key: value for key, value in document.items() if key != "nodes"}
-    return Config(path, serve, document.get("nodes", {}), sha256)
-
-
 def plain_nodes(config: Config) -> dict[str, Any]:
     """Return the pools of `nodes` as the file has them."""
     return {name: pool if isinstance(pool, dict) else asdict(pool) for name, pool in config.nodes.items()}
 
 
-def shapes_of(applications: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return the deployments and the ingress of each application of `service.json`."""
-    return {name: Shape(tuple(app["deployments"]), app.get("ingress")) for name, app in applications.items()}
+def shape_of(app: Mapping[str, Any]) -> Shape:
+    """Return the deployments of an application and its ingress, from Serve's details."""
+    topology = app.get("deployment_topology") or {}
+    return Shape(tuple(app["deployments"]), topology.get("ingress_deployment"))
 
 
 def application_of(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,14 +251,9 @@ def application_of(details: Mapping[str, Any]) -> dict[str, Any]:
         "status": details["status"],
         "route_prefix": details["route_prefix"],
         "import_path": (details.get("deployed_app_config") or {}).get("import_path"),
-        "ingress": (details.get("deployment_topology") or {}).get("ingress_deployment"),
+        "ingress": shape_of(details).ingress,
         "deployments": deployments,
     }
-
-
-def messages_of(details: Mapping[str, Any]) -> list[str]:
-    """Return the messages of an application and of its deployments, from Serve's details."""
-    return [details["message"], *(deployment["message"] for deployment in details["deployments"].values())]
 
 
 def cause(messages: list[str]) -> str:

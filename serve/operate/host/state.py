@@ -36,17 +36,12 @@ def route(document: Mapping[str, Any]) -> str:
     return str(first.get("route_prefix") or "/").rstrip("/")
 
 
-def opened(url: str, headers: Mapping[str, str] | None = None) -> Any:
-    """Open a page of the service; raise OSError or HTTPException without an answer."""
-    # An address of this machine or cluster needs no proxy.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    return direct.open(urllib.request.Request(url, headers=dict(headers or {})), timeout=2.0)
-
-
 def status_code(url: str) -> int:
     """Return the HTTP status of `url`, or 0 without an answer."""
+    # A local address needs no proxy.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opened(url) as response:
+        with direct.open(url, timeout=2.0) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         error.close()

@@ -20,8 +20,7 @@ import psutil
 
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
-from serve.operate.diff.field import unshared
-from serve.operate.diff.running import SETTLE_S, application_of, cause, config_of, messages_of, plain_nodes
+from serve.operate.diff.running import SETTLE_S, application_of, cause, plain_nodes
 from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
@@ -84,7 +83,7 @@ class Supervisor:
     def attached(cls, run: RunFolder) -> Supervisor:
         """Return a supervisor for a running service that has none; a failure ends nothing."""
         service, document = run.service(), run.deployed()
-        config = config_of(Path(service["config"]), document, service["config_sha256"])
+        config = _config(service["config"], document, service["config_sha256"])
         supervisor = cls(config, run, service["haproxy"])
         # The state stays `deploying` after an interrupted deploy, and `error` stays after a failed
         # one. In both cases `up` deploys again, because Serve may have that deploy's document.
@@ -144,7 +143,7 @@ class Supervisor:
         # After ray.init(), which installs its own handler.
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGHUP, self._on_hangup)
-        schema = ServeDeploySchema.model_validate(unshared(self._config.serve))
+        schema = ServeDeploySchema.model_validate(dict(self._config.serve))
         # `serve run` does the same: Serve has no public call that takes a file.
         self._client = serve_start(
             http_options=schema.http_options.model_dump(),
@@ -160,8 +159,7 @@ class Supervisor:
         from ray.serve.schema import ServeDeploySchema
 
         self._save(stage="deploying the application")
-        # Ray's model changes its input.
-        schema = ServeDeploySchema.model_validate(unshared(config.serve))
+        schema = ServeDeploySchema.model_validate(dict(config.serve))
         # For the controller and the proxies; each application takes it from its own document.
         if schema.logging_config:
             self._client.update_global_logging_config(schema.logging_config)
@@ -232,7 +230,7 @@ class Supervisor:
         wanted = self._run.wanted()
         if not wanted:
             return read(self._config.path)
-        return config_of(Path(wanted["config"]), wanted["document"], wanted["sha256"])
+        return _config(wanted["config"], wanted["document"], wanted["sha256"])
 
     def _applications(self) -> dict[str, Any]:
         """Read Serve's state for the next write; raise TabrankError if a deploy failed."""
@@ -242,9 +240,10 @@ class Supervisor:
         self._service["applications"] = applications
         for name, app in details.items():
             if app["status"] == "DEPLOY_FAILED":
+                messages = [app["message"], *(value["message"] for value in app["deployments"].values())]
                 if is_new:
-                    _log("\n".join(messages_of(app)))
-                raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
+                    _log("\n".join(messages))
+                raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages)}")
         return applications
 
     def _save(self, **changes: Any) -> None:
@@ -288,6 +287,12 @@ def settled(applications: Mapping[str, Mapping[str, Any]]) -> bool:
         and not any("STOPPING" in one["replicas"] for one in app["deployments"].values())
         for app in applications.values()
     )
+
+
+def _config(path: str, document: Mapping[str, Any], sha256: str) -> Config:
+    """Return a document of the run folder, with its pools, as if it were read from its file."""
+    serve = {key: value for key, value in document.items() if key != "nodes"}
+    return Config(Path(path), serve, document.get("nodes", {}), sha256)
 
 
 def reason(error: Exception) -> str:

@@ -6,12 +6,11 @@ import http.client
 import itertools
 import math
 import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from serve.operate.host.state import opened
 
 PREFIX = "ray_tabrank_"
 RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_ms_total"
@@ -53,10 +52,11 @@ class Traffic:
 
 def read_pages(urls: Iterable[str]) -> Page:
     """Return the current pages as one; a node that does not answer adds nothing."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     texts = []
     for url in urls:
         try:
-            with opened(url) as response:
+            with direct.open(url, timeout=2.0) as response:
                 texts.append(response.read().decode())
         except (OSError, ValueError, http.client.HTTPException):
             continue

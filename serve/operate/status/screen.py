@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,10 @@ def _restarts(restarts: Mapping[str, Any] | None) -> str:
 
 
 def _nodes(nodes: Iterable[Mapping[str, Any]]) -> Text:
-    alive = Counter(node["pool"] for node in nodes if node["alive"])
+    alive: dict[str, int] = {}
+    for node in nodes:
+        if node["alive"]:
+            alive[node["pool"]] = alive.get(node["pool"], 0) + 1
     return Text(
         "nodes  " + (", ".join(f"{count} {pool}" for pool, count in sorted(alive.items())) or NOTHING)
     )

@@ -6,19 +6,16 @@ import contextlib
 import http.client
 import json
 import os
+import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
-from serve.config.known_keys import APPLICATION
 from serve.config.settings import HEURISTICS
 from serve.contract.errors import TabrankError
-from serve.operate.diff.field import get
-from serve.operate.diff.running import RemoteService, cause
-from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.state import RUN, opened, status
+from serve.operate.diff.running import cause
 from serve.operate.status import scrape
 
 # The variable with a key. Without it, the /v1/model of a service with keys is unknown.
@@ -32,6 +29,10 @@ def look(run: Path | None, address: str | None, history: scrape.PageHistory | No
 
     Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added.
     """
+    from serve.operate.diff.running import RemoteService
+    from serve.operate.host.run_folder import RunFolder
+    from serve.operate.host.state import RUN, status
+
     waits: list[str] = []
     if address and run is None:
         running = RemoteService(address)
@@ -67,6 +68,9 @@ def _traffic(service: Mapping[str, Any], history: scrape.PageHistory | None) -> 
 
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
     """Return the URLs of the nodes' metrics pages; raise TabrankError where none is known."""
+    from serve.operate.diff.running import RemoteService
+    from serve.operate.host.state import RUN, status
+
     service = RemoteService(address).service() if address and run is None else status(run or RUN)
     pages = _pages(service)
     if not pages:
@@ -130,10 +134,9 @@ def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime
         for name, deployment in details["deployments"].items():
             starting = deployment["replicas"].get("STARTING", 0)
             if starting:
-                options = (*APPLICATION, app, "deployments", name, "ray_actor_options")
-                given = get(wanted, (*options, "num_cpus"), None)
+                options = _deployment(wanted, app, name).get("ray_actor_options") or {}
                 # Serve's default is 1.
-                num_cpus = 1 if given is None else given
+                num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
                 room = f"no room? {starting} of its replicas wait for {num_cpus:g} CPUs each"
                 reason = cause([deployment["message"]]) if deployment["message"] else room
                 lines.append(f"{app}/{name}: {reason}")
@@ -148,10 +151,19 @@ def killed_in(document: Mapping[str, Any]) -> list[str]:
 
 def _settings(document: Mapping[str, Any], application: str) -> dict[str, Any]:
     """Return the live settings of one of our applications."""
-    app = (*APPLICATION, application)
-    if get(document, (*app, "import_path")) != OUR_APPLICATION:
-        return {}
-    return dict(get(document, (*app, "deployments", OUR_INGRESS, "user_config"), None) or {})
+    return _deployment(document, application, OUR_INGRESS, OUR_APPLICATION).get("user_config") or {}
+
+
+def _deployment(
+    document: Mapping[str, Any], application: str, name: str, import_path: str | None = None
+) -> dict[str, Any]:
+    """Return the options of a deployment, empty for another `import_path` than the given one."""
+    for app in document.get("applications", ()):
+        if app["name"] == application and import_path in (None, app.get("import_path")):
+            for deployment in app.get("deployments") or ():
+                if deployment["name"] == name:
+                    return dict(deployment)
+    return {}
 
 
 def _assignment(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
@@ -159,9 +171,11 @@ def _assignment(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
 
 
 def _get(url: str) -> dict[str, Any]:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     key = os.environ.get(API_KEY)
+    request = urllib.request.Request(url, headers={"X-Api-Key": key} if key else {})
     no_answer = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
-    with no_answer, opened(url, {"X-Api-Key": key} if key else {}) as response:
+    with no_answer, direct.open(request, timeout=2.0) as response:
         answer = json.loads(response.read())
         return answer if isinstance(answer, dict) else {}
     return {}
