@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import os
 import ssl
@@ -157,8 +156,11 @@ class AsyncClient:
 def _httpx() -> ModuleType:
     """Return httpx2, or httpx where only that is installed: the client uses what both have."""
     for name in ("httpx2", "httpx"):
-        with contextlib.suppress(ImportError):
+        try:
             return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
     raise TabrankError("the client needs the package httpx2; run `python -m pip install 'tabrank[client]'`")
 
 

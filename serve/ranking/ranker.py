@@ -32,7 +32,7 @@ Score = Callable[[str, Matrix, I64], Awaitable[F32]]
 NOTHING_DONE = {"features": 0.0, "score": 0.0}
 # Heuristics beside the popular order: the worth of a query's candidates, given their popularity.
 # They need no state, so they rank even while the store is down.
-HEURISTICS: Mapping[str, Callable[[F32], F32]] = {
+WORTHS: Mapping[str, Callable[[F32], F32]] = {
     NOOP: np.zeros_like,
     SHUFFLE: lambda popularity: np.random.default_rng().random(len(popularity), np.float32),
 }
@@ -146,7 +146,7 @@ class Ranker:
             packed = dict(zip(named, self.live.read(named), strict=True))
         except StoreUnavailable as error:
             self.on_degraded("store_unavailable", error, queries[0].request_id)
-            failed = [None if query.arm.scorer in HEURISTICS else "store_unavailable" for query in queries]
+            failed = [None if query.arm.scorer in WORTHS else "store_unavailable" for query in queries]
             return self._look_up(queries, {}, failed)
         return self._look_up(queries, packed, [None] * len(queries))
 
@@ -265,8 +265,8 @@ def _order(batch: _Batch, score: F32, popularity: F32) -> I64:
     """
     worth = popularity.copy()
     for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
-        if failed is None and query.arm.scorer in HEURISTICS:
-            worth[part] = HEURISTICS[query.arm.scorer](worth[part])
+        if failed is None and query.arm.scorer in WORTHS:
+            worth[part] = WORTHS[query.arm.scorer](worth[part])
     # Sort keys above every score: the negated scores are -1 to 0.
     unscored = np.where(batch.ended, np.float32(2.0), np.float32(1.0))
     return np.lexsort((-worth, np.where(np.isnan(score), unscored, -score), batch.request_of_row))

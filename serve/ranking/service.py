@@ -104,6 +104,7 @@ class FeatureFetcher:
             enabled=config.ladder and not self.event_clock, deadline_ms=config.deadline_ms
         )
         self.rollout.shadow = config.shadow
+        self.models.limits = config.guard
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
 

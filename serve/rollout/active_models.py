@@ -45,7 +45,7 @@ class ActiveModels:
         self._versions: dict[str, Version] = {}
         # Version that each pointer names, good or bad.
         self._pointers: dict[str, str | None] = {CURRENT: None, CANARY: None}
-        self._limits = Limits()
+        self.limits = Limits()
         self._folder = folder
         self._columns = columns
         self._load_model = load_model
@@ -70,7 +70,7 @@ class ActiveModels:
     @property
     def at_fault(self) -> list[tuple[str, Verdict]]:
         """Versions that a pointer names and that are to be rolled back, with the reason."""
-        named = self._named if self._limits.enabled else ()
+        named = [v for v in self._named if self.limits.enabled or v.state is State.QUARANTINED]
         return [(version.name, version.verdict) for version in named if version.verdict is not None]
 
     async def follow(self, config: UserConfig) -> None:
@@ -84,7 +84,6 @@ class ActiveModels:
             Exception: a version could not be loaded now; the other versions are loaded.
         """
         failed: list[Exception] = []
-        self._limits = config.guard
         self._pointers = {pointer: self._pointed(pointer, failed) for pointer in self._pointers}
         self._follow_history(failed)
         stated = stated_versions(config).values()
@@ -104,7 +103,10 @@ class ActiveModels:
         if self.canary is version.artifact:
             self.canary = None
         if self.current is version.artifact:
-            self.current = self.artifact(self._before(name)) or self.current
+            # Among loaded versions only: requests wait for this, so it must not read the folder.
+            loaded = [each.name for each in self._versions.values() if each.artifact is not None]
+            before = self._history.read().previous(name, loaded)
+            self.current = self.artifact(before) or self.current
 
     def _follow_history(self, failed: list[Exception]) -> None:
         """Leave out the versions that were rolled back although a pointer still names them."""
@@ -159,18 +161,18 @@ class ActiveModels:
         incumbents = self._incumbents()
         for version in self._versions.values():
             incumbent = incumbents.get(version.name)
-            version.try_against(incumbent if self.artifact(incumbent) else None, self._limits)
+            version.try_against(incumbent if self.artifact(incumbent) else None, self.limits)
 
     def _incumbents(self) -> dict[str | None, str | None]:
         """Return the versions that belong on trial, with the version to go back to."""
         found: dict[str | None, str | None] = {}
-        if not self._limits.enabled:
+        if not self.limits.enabled:
             return found
         if self.canary is not None and self.current is not None and self.canary is not self.current:
             found[self.canary.version] = self.current.version
         promoted = self._pointers[CURRENT]
         promoted_ms = self._history.read().promoted_ms(promoted)
-        if promoted_ms is not None and time.time() * 1e3 - promoted_ms < self._limits.watch_s * 1e3:
+        if promoted_ms is not None and time.time() * 1e3 - promoted_ms < self.limits.watch_s * 1e3:
             found[promoted] = self._before(promoted)
         return found
 

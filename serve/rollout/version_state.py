@@ -51,7 +51,8 @@ class Version:
 
     def hold(self, artifact: Artifact) -> None:
         """PUBLISHED → LOADED: a scorer holds the verified artifact."""
-        self.artifact = artifact
+        # A concurrent load keeps the first artifact, which may rank already.
+        self.artifact = self.artifact or artifact
         if self.state is State.PUBLISHED:
             self._enter(State.LOADED)
 

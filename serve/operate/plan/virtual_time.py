@@ -36,6 +36,7 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
         self._now_s = now_s
         self._order = count()
         self._scheduled: list[tuple[float, int, _ScheduledCall]] = []
+        self._error: Exception | None = None
 
     def time(self) -> float:
         """Return the simulated time in seconds."""
@@ -76,7 +77,10 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Ignore the errors of futures that nobody awaits any more when the program ends."""
+        """Keep the first error of a task that nobody awaits; `run_until_complete` raises it."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and self._error is None:
+            self._error = error
 
     def run_until_complete(  # type: ignore[override]
         self, future: Coroutine[Any, Any, Result]
@@ -91,6 +95,8 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
                     if when_s > self._now_s:
                         self._now_s = when_s
                     call.callback(*call.arguments)
+                if self._error is not None:
+                    raise self._error
             return task.result()
         finally:
             asyncio._set_running_loop(None)

@@ -51,7 +51,8 @@ for options in SUB_COMMANDS:
 def launcher(provider: Annotated[str, typer.Option(help="The provider.")] = "PROVIDER") -> None:
     """Refuse the former command."""
     raise TabrankError(
-        f"`render launcher --provider {provider}` is now `render {provider}`; see `python -m serve render --help`"
+        f"`render launcher --provider {provider}` is now `render {provider}`, and Azure's --project is "
+        "--resource-group; see `python -m serve render --help`"
     )
 
 

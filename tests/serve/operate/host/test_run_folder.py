@@ -126,11 +126,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 def test_processes_are_found_by_the_marker_alone(tmp_path):
     run = RunFolder.of(tmp_path)
-    command = [sys.executable, "-c", "input()"]
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: run.cluster_id}) as ours,
-        subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: "another"}) as other,
+        subprocess.Popen(command, **pipes, env={**os.environ, MARKER: run.cluster_id}) as ours,
+        subprocess.Popen(command, **pipes, env={**os.environ, MARKER: "another"}) as other,
     ):
+        # A process that has just started has no readable environment yet.
+        assert (ours.stdout.readline(), other.stdout.readline()) == (b"\n", b"\n")
         assert [process.pid for process in run.processes()] == [ours.pid]
         assert run.supervisors() == []
         ours.kill()
