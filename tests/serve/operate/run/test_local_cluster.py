@@ -133,8 +133,12 @@ def until(holds, seconds=20.0):
 
 
 def idle_process(marker: str, *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "input()", *words]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARKER: marker})
+    command = [sys.executable, "-c", "print(flush=True); input()", *words]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, env={**os.environ, MARKER: marker})
+    # A process that has just started has no readable environment yet.
+    assert process.stdout.readline() == b"\n"
+    return process
 
 
 def kill_supervisor(folder: Path) -> int:
