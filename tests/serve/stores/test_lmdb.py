@@ -37,13 +37,14 @@ COMMIT_FOREVER = (
     + """
 store = LmdbStore(F, writable=True)
 store.take_epoch()
-seq = store.seq()
-print("ready", flush=True)
+first = seq = store.seq() + 1
 while True:
-    seq += 1
     rows = dict.fromkeys(map(str, range(100)), str(seq).encode() * 100)
     store.commit(seq, rows, rows, replace=seq % 2 == 0, journal=str(seq).encode())
+    if seq == first:
+        print("ready", flush=True)
     store.trim(seq - 3)
+    seq += 1
 """
 )
 # A limit of the file size simulates a full disk: the write fails at the same place.
