@@ -4,6 +4,7 @@ PYTHON ?= python3
 UPGRADE ?= --upgrade
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
+LOCKED := --require-hashes --no-deps --only-binary :all: --requirement lock.txt
 STAMP := .venv/.installed
 EXPERIMENT := var/experiment
 # Ray turns token authentication on by itself in some settings: so set the mode explicitly.
@@ -24,7 +25,11 @@ $(STAMP): pyproject.toml lock.txt constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 	  echo '$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@# Build nothing from source: build dependencies have no hash here.
-	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement lock.txt
+	@# uv takes 10 s where pip takes 100, but does not read pip's configuration: if the index is known
+	@# only from there, pip goes on.
+	@sed -n '/^uv==/,/[^\\]$$/p' lock.txt > .venv/uv.txt
+	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement .venv/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(LOCKED) || $(PIP) $(LOCKED)
 	$(PIP) --no-require-hashes --constraint constraints.txt --constraint lock.txt torch
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m pip check
