@@ -209,17 +209,20 @@ def epochs_of(lines: list[str]) -> list[int]:
     return [int(line.split("/")[0].removeprefix("epoch ")) for line in lines if line.startswith("epoch ")]
 
 
+@pytest.mark.proof
 def test_a_killed_worker_is_replaced_and_goes_on_from_its_last_epoch(story):
     epochs = epochs_of(story.first.lines)
     assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
     assert epochs.count(1) == 1
 
 
+@pytest.mark.proof
 def test_nothing_runs_on_when_the_driver_is_killed(story):
     assert len(story.family) > 3
     assert story.orphans == []
 
 
+@pytest.mark.proof
 def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story, uninterrupted):
     assert epochs_of(story.messages("whole"))[0] >= 6
     answer = story.answers["whole"]
@@ -231,6 +234,7 @@ def test_a_killed_run_that_is_called_again_ends_as_one_that_was_never_cut(story,
     assert answer["weights"] == pytest.approx(sums, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.proof
 def test_a_finished_run_is_answered_without_training(story):
     assert epochs_of(story.messages("whole again")) == []
     assert story.answers["whole again"]["history"] == story.answers["whole"]["history"]
@@ -282,10 +286,12 @@ def test_a_killed_streamed_run_goes_on_from_its_last_epoch(two_workers):
     assert [line["epoch"] for line in two_workers.answers["streamed"]["history"]] == list(range(1, 5))
 
 
+@pytest.mark.proof
 def test_more_workers_than_cpus_are_refused(story):
     assert "num_workers 99" in story.answers["too many workers"]["error"]
 
 
+@pytest.mark.proof
 def test_only_checkpoints_are_left_of_a_run(story):
     left = [path for path in (story.folder / "whole").rglob("*") if path.is_file()]
     assert not [path for path in left if path.suffix in (".npy", ".pkl", ".pickle")]

@@ -16,7 +16,7 @@ from loadtest.scenarios.chaos.target import CONTROLLER
 from loadtest.scenarios.soak import CANDIDATES, run_soak, soak_profile
 from loadtest.targets import processes
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.proof]
 
 ROOT = Path(__file__).parents[4]
 RATE_RPS = 40.0
@@ -39,7 +39,6 @@ def run(bench_work):
             yield chaos.ChaosRun.of(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
 
 
-@pytest.mark.proof
 def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
     target = run.provide_service(Controller())
     out = tmp_path / "out"

@@ -414,7 +414,9 @@ def test_up_after_a_kill_of_all_but_haproxy_starts_again(folder, port):
 
 
 @pytest.mark.integration
-def test_an_application_that_cannot_start_reports_why_and_is_cleaned_up(folder, port):
+def test_an_application_that_cannot_start_reports_why_and_is_cleaned_up(folder, port, monkeypatch):
+    # Ray starts a replica three times, with longer and longer waits.
+    monkeypatch.setenv("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
     with pytest.raises(TabrankError, match="'tab' cannot be deployed: RuntimeError: the store cannot be"):
         service(folder, port, fail=True, haproxy=False)
     assert_nothing_is_left(folder, port)
