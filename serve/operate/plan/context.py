@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve.operate.plan.costs import Costs
+from serve.operate.plan.nodes import Node
 from serve.operate.plan.policy import Policy
 from serve.operate.plan.service import PlannedService
+from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 # LATE: answered in popular order at the deadline. OPEN: not answered when the simulation ended.
 OPEN, FULL, LATE, REFUSED = range(4)
@@ -26,19 +27,54 @@ class Ledger:
         # The processor time of all replicas.
         self.busy_s = 0.0
 
-    def end(self, request: int, state: int, at_s: float) -> None:
-        """Record a request's answer."""
-        self.state[request] = state
-        self.answered_s[request] = at_s
-
 
 @dataclass(frozen=True)
 class SimulationContext:
-    """Inputs of a simulation, its records, and its tasks, which end with it."""
+    """Inputs of a simulation, its clock and its records."""
 
     service: PlannedService
     costs: Costs
     ledger: Ledger
     policy: Policy
     rng: random.Random
-    tasks: asyncio.TaskGroup
+    loop: VirtualTimeLoop
+
+
+class Replica:
+    """One replica; it has no node while none has room, and runs only once it has started.
+
+    Replicas of a deployment that is not simulated are of this class: they only use room on nodes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.node: Node | None = None
+        self.is_running = False
+        self.is_stopping = False
+        self.has_ended = False
+
+    def start(self) -> None:
+        """Do what begins when the replica can take requests."""
+
+
+class Core:
+    """Processor core of one replica, which does one thing at a time, in the order given."""
+
+    def __init__(self, context: SimulationContext) -> None:
+        self._loop = context.loop
+        self._ledger = context.ledger
+        # When the core has done all that it was given so far.
+        self._free_s = 0.0
+
+    def done_s(self, seconds: float) -> float:
+        """Give the core this much work, and return when it is done."""
+        self._free_s = max(self._loop.time(), self._free_s) + seconds
+        self._ledger.busy_s += seconds
+        return self._free_s
+
+    async def work(self, seconds: float) -> None:
+        """Give the core this much work, and wait until it is done.
+
+        Cancelling the wait does not take the work back.
+        """
+        await self._loop.wait_until(self.done_s(seconds))

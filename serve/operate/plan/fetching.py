@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 
-from serve.operate.plan.context import FULL, LATE, REFUSED, SimulationContext
-from serve.operate.plan.policy import RUNNING
-from serve.operate.plan.replica import Core, Replica
-from serve.operate.plan.reporting import report_counts
+from serve.operate.plan.context import FULL, LATE, REFUSED, Core, Replica, SimulationContext
+from serve.operate.plan.policy import COUNT_FACTOR, RUNNING, Series
 from serve.operate.plan.scoring import Handle, Router
 from serve.operate.plan.service import FETCH, SCORER
 from serve.ranking.admission import ANSWER_MARGIN_S
 from serve.ranking.batcher import Batcher
+
+# Replicas do not report in step: each begins at a random time within half a second.
+MAX_DELAY_S = 0.5
 
 
 class FetchReplica(Replica):
@@ -25,14 +27,14 @@ class FetchReplica(Replica):
         super().__init__(name)
         service = context.service
         self._context = context
+        self._loop = context.loop
         self._handle = Handle(context, router)
-        self._core = Core(context.ledger)
+        self._core = Core(context)
         self._batcher = Batcher(self._score, slots=service.slots, cap=service.batch_candidates)
         self._half_request_s = context.costs.fetch.us_per_request / 2e6
         self._patience_s = max(service.deadline_s - ANSWER_MARGIN_S, 0.0)
-        self._places = asyncio.Semaphore(service.fetch.max_ongoing)
         # Requests that wait for a place.
-        self._num_queued = 0
+        self._queue: deque[int] = deque()
         # Requests with a place, which Ray counts at an ingress.
         self._num_ongoing = 0
         # Connections, which HAProxy counts.
@@ -40,44 +42,83 @@ class FetchReplica(Replica):
 
     def start(self) -> None:
         """Begin to report to the controller."""
-        counts = {FETCH: self._count_requests, SCORER: self._handle.count_calls}
+        counts = {FETCH: lambda: {RUNNING: self._num_ongoing}, SCORER: self._handle.count_calls}
         for deployment in self._context.policy.scaling:
-            report = report_counts(self._context, deployment, self, self._core, counts[deployment])
-            self._context.tasks.create_task(report)
+            delay_s = self._context.rng.random() * MAX_DELAY_S
+            self._loop.call_later(delay_s, self._report, deployment, counts[deployment])
 
-    def _count_requests(self) -> dict[str, float]:
-        return {RUNNING: self._num_ongoing}
+    def _report(self, deployment: str, count: Callable[[], Mapping[str, float]]) -> None:
+        """Begin to report the counts on which a deployment is scaled, as often as Ray does."""
+        policy = self._context.policy
+        scaling = policy.scaling[deployment]
+        send_s, look_back_s = float(scaling.metrics_interval_s), float(scaling.look_back_period_s)
+        count_s = min(look_back_s * COUNT_FACTOR, send_s)
+        series: Series = defaultdict(list)
 
-    async def answer(self, request: int) -> None:
-        """Answer a request from the proxy, and record its outcome."""
+        def keep_counting() -> None:
+            if not self.has_ended:
+                for name, value in count().items():
+                    series[name].append((self._loop.time(), value))
+                self._loop.call_later(count_s, count_when_free)
+
+        def count_when_free() -> None:
+            self._loop.call_at(self._core.done_s(0.0), keep_counting)
+
+        def keep_sending() -> None:
+            if not self.has_ended:
+                oldest_s = self._loop.time() - look_back_s
+                for name, points in list(series.items()):
+                    series[name] = [point for point in points if point[0] > oldest_s]
+                counted = {name: points for name, points in series.items() if points}
+                policy.report(deployment, self.name, counted)
+                self._loop.call_later(send_s, keep_sending)
+
+        keep_counting()
+        keep_sending()
+
+    def answer(self, request: int) -> None:
+        """Take a request from the proxy, and record its outcome in the end."""
         self.num_connected += 1
-        await self._core.work(self._half_request_s)
-        if self._has_room():
-            self._num_queued += 1
-            async with self._places:
-                self._num_queued -= 1
-                self._num_ongoing += 1
-                outcome = await self._rank(request)
-                await self._core.work(self._half_request_s)
-                self._num_ongoing -= 1
+        self._loop.call_at(self._core.done_s(self._half_request_s), self._admit, request)
+
+    def _admit(self, request: int) -> None:
+        fetch = self._context.service.fetch
+        if self._num_ongoing < fetch.max_ongoing:
+            self._begin(request)
+        elif fetch.max_queued < 0 or len(self._queue) < fetch.max_queued:
+            self._queue.append(request)
         else:
-            outcome = REFUSED
-        self.num_connected -= 1
-        self._context.ledger.end(request, outcome, asyncio.get_running_loop().time())
+            self._end(request, REFUSED)
 
-    def _has_room(self) -> bool:
-        limit = self._context.service.fetch.max_queued
-        return limit < 0 or self._num_queued < limit or not self._places.locked()
+    def _begin(self, request: int) -> None:
+        self._num_ongoing += 1
+        if self._context.ledger.by_model[request]:
+            self._loop.create_task(self._rank(request))
+        else:
+            self._respond(request, FULL)
 
-    async def _rank(self, request: int) -> int:
-        if not self._context.ledger.by_model[request]:
-            return FULL
-        deadline = asyncio.get_running_loop().time() + self._patience_s
+    async def _rank(self, request: int) -> None:
+        outcome = FULL
+        deadline = self._loop.time() + self._patience_s
         try:
             await self._batcher.submit(request, self._context.costs.candidates, deadline)
         except TimeoutError:
-            return LATE
-        return FULL
+            outcome = LATE
+        self._respond(request, outcome)
+
+    def _respond(self, request: int, outcome: int) -> None:
+        self._loop.call_at(self._core.done_s(self._half_request_s), self._leave, request, outcome)
+
+    def _leave(self, request: int, outcome: int) -> None:
+        self._num_ongoing -= 1
+        if self._queue:
+            self._begin(self._queue.popleft())
+        self._end(request, outcome)
+
+    def _end(self, request: int, outcome: int) -> None:
+        self.num_connected -= 1
+        ledger = self._context.ledger
+        ledger.state[request], ledger.answered_s[request] = outcome, self._loop.time()
 
     async def _score(self, batch: list[int]) -> list[int]:
         costs = self._context.costs

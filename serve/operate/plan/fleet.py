@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from serve.operate.plan.context import Replica
 from serve.operate.plan.nodes import Cluster
-from serve.operate.plan.replica import Replica
 from serve.operate.plan.service import Deployment
+from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 AnyReplica = TypeVar("AnyReplica", bound=Replica)
 
@@ -17,7 +17,12 @@ class Fleet(Generic[AnyReplica]):
     """Replicas of a deployment, started and stopped until the wanted number runs, oldest first."""
 
     def __init__(
-        self, deployment: Deployment, start_s: float, cluster: Cluster, make: Callable[[str], AnyReplica]
+        self,
+        deployment: Deployment,
+        start_s: float,
+        cluster: Cluster,
+        loop: VirtualTimeLoop,
+        make: Callable[[str], AnyReplica],
     ) -> None:
         self.deployment = deployment
         # The replicas that take requests, and all that have not ended.
@@ -26,6 +31,7 @@ class Fleet(Generic[AnyReplica]):
         self.wanted = 0
         self._start_s = start_s
         self._cluster = cluster
+        self._loop = loop
         self._make = make
         self._num_made = 0
 
@@ -53,12 +59,11 @@ class Fleet(Generic[AnyReplica]):
 
     def place(self, at_once: bool = False) -> None:
         """Start waiting replicas on nodes that have room."""
-        loop = asyncio.get_running_loop()
         for replica in self._staying:
             if replica.node is None:
                 replica.node = self._cluster.place(self.deployment.needs)
                 if replica.node is not None:
-                    loop.call_later(0.0 if at_once else self._start_s, self._start, replica)
+                    self._loop.call_later(0.0 if at_once else self._start_s, self._start, replica)
 
     def _start(self, replica: AnyReplica) -> None:
         if not replica.is_stopping:
@@ -73,7 +78,7 @@ class Fleet(Generic[AnyReplica]):
             replica.is_running = False
             self.running.remove(replica)
             stop_s = self.deployment.stop_s
-        asyncio.get_running_loop().call_later(stop_s, self._end, replica)
+        self._loop.call_later(stop_s, self._end, replica)
 
     def _end(self, replica: AnyReplica) -> None:
         replica.has_ended = True

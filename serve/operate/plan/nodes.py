@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ray.autoscaler.tags import (
 
 from serve.config.pools import HEAD, NodePool
 from serve.operate.plan.costs import NodeCosts
+from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 UPDATE_S: float = AUTOSCALER_UPDATE_INTERVAL_S
 EPS = 1e-9
@@ -50,7 +50,8 @@ class Node:
 class Cluster:
     """Running and starting nodes."""
 
-    def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts) -> None:
+    def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts, loop: VirtualTimeLoop) -> None:
+        self._loop = loop
         self._pools = pools
         self._costs = costs
         self.nodes: list[Node] = []
@@ -73,7 +74,7 @@ class Cluster:
     @property
     def joined(self) -> list[Node]:
         """Return the nodes on which replicas can start."""
-        now_s = _now_s()
+        now_s = self._loop.time()
         return [node for node in self.nodes if node.joins_s <= now_s]
 
     def place(self, needs: Needs) -> Node | None:
@@ -92,7 +93,7 @@ class Cluster:
         for name, amount in needs.items():
             node.free[name] += amount
         node.num_replicas -= 1
-        node.idle_since_s = _now_s()
+        node.idle_since_s = self._loop.time()
 
     def update(self, unplaced: Sequence[Needs], at_once: bool = False) -> None:
         """Run one autoscaler iteration: add nodes for unplaced replicas, remove idle ones."""
@@ -117,7 +118,7 @@ class Cluster:
 
     def _remove_idle(self) -> None:
         num_of_pool = Counter(node.pool for node in self.nodes)
-        oldest_s = _now_s() - self._costs.idle_timeout_s
+        oldest_s = self._loop.time() - self._costs.idle_timeout_s
         for node in reversed(self.joined):
             may_go = not node.is_head and num_of_pool[node.pool] > self._pools[node.pool].min_nodes
             if may_go and not node.num_replicas and node.idle_since_s <= oldest_s:
@@ -126,7 +127,7 @@ class Cluster:
 
     def _launch(self, pool: str, start_s: float) -> None:
         self._num_launched += 1
-        joins_s = _now_s() + start_s
+        joins_s = self._loop.time() + start_s
         free = {name: float(amount) for name, amount in _resources(self._pools[pool]).items()}
         self.nodes.append(Node(f"{pool}-{self._num_launched}", pool, free, joins_s, joins_s))
 
@@ -144,10 +145,6 @@ class _Provider:
 
     def internal_ip(self, name: str) -> str:
         return name
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _resources(pool: NodePool) -> dict[str, int]:

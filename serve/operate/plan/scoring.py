@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from serve.operate.plan.context import SimulationContext
+from serve.operate.plan.context import Core, Replica, SimulationContext
 from serve.operate.plan.policy import QUEUED
-from serve.operate.plan.replica import Core, Replica
 
 
 class ScorerReplica(Replica):
@@ -18,7 +17,7 @@ class ScorerReplica(Replica):
         self._costs = context.costs
         self._rng = context.rng
         self._router = router
-        self._core = Core(context.ledger)
+        self._core = Core(context)
         self._lock = asyncio.Lock()
         self.num_ongoing = 0
 
@@ -72,6 +71,7 @@ class Handle:
     """Handle of a FeatureFetch replica to the Scorer; Ray counts its calls here."""
 
     def __init__(self, context: SimulationContext, router: Router) -> None:
+        self._loop = context.loop
         self._call_s = context.costs.scorer.ms_per_call / 1e3
         self._router = router
         self._num_queued = 0
@@ -86,7 +86,7 @@ class Handle:
             self._num_queued -= 1
         self._num_running[replica] += 1
         try:
-            await asyncio.sleep(self._call_s)
+            await self._loop.wait_until(self._loop.time() + self._call_s)
             await replica.score(num_candidates)
         finally:
             self._num_running[replica] -= 1

