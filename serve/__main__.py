@@ -233,11 +233,10 @@ def plan(
     With --compare, exit code 1 if a replica count is off by more than one, or if the plan is not
     nearer to the run than a constant count; 2 if nothing in the file scales.
     """
-    from serve.operate.plan.command import PlanRequest
     from serve.operate.plan.command import plan as make
     from serve.operate.plan.report import table
 
-    report = make(PlanRequest(config, trace, compare, costs, out, seed), progress=_progress)
+    report = make(config, trace, compare, costs, out, seed, _progress)
     _answer(report, as_json, table(report))
     if report["comparison"] is not None and not report["comparison"]["holds"]:
         raise typer.Exit(1)

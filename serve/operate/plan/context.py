@@ -1,4 +1,4 @@
-"""Parts that everything in one simulation shares, and the records that it leaves."""
+"""Parts that everything in one simulation shares."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ from dataclasses import dataclass
 
 from serve.operate.plan.costs import Costs
 from serve.operate.plan.nodes import Node
+from serve.operate.plan.outcome import Ledger
 from serve.operate.plan.policy import Policy
 from serve.operate.plan.service import PlannedService
 from serve.operate.plan.virtual_time import VirtualTimeLoop
-
-# LATE: answered in popular order at the deadline. OPEN: not answered when the simulation ended.
-OPEN, FULL, LATE, REFUSED = range(4)
-
-
-class Ledger:
-    """Outcomes of the requests, by their number in the order of arrival, from 0."""
-
-    def __init__(self, arrived_s: Sequence[float], by_model: Sequence[bool]) -> None:
-        self.arrived_s = arrived_s
-        self.by_model = by_model
-        self.state = bytearray(len(arrived_s))
-        self.answered_s = [0.0] * len(arrived_s)
-        # The processor time of all replicas.
-        self.busy_s = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +21,8 @@ class SimulationContext:
     service: PlannedService
     costs: Costs
     ledger: Ledger
+    # By request: whether the Scorer is called for it.
+    by_model: Sequence[bool]
     policy: Policy
     rng: random.Random
     loop: VirtualTimeLoop
@@ -49,8 +37,6 @@ class Replica:
     def __init__(self, name: str) -> None:
         self.name = name
         self.node: Node | None = None
-        self.is_running = False
-        self.is_stopping = False
         self.has_ended = False
 
     def start(self) -> None:

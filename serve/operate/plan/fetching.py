@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 
-from serve.operate.plan.context import FULL, LATE, REFUSED, Core, Replica, SimulationContext
+from serve.operate.plan.context import Core, Replica, SimulationContext
+from serve.operate.plan.outcome import FULL, LATE, REFUSED
 from serve.operate.plan.policy import COUNT_FACTOR, RUNNING, Series
 from serve.operate.plan.scoring import Handle, Router
 from serve.operate.plan.service import FETCH, SCORER
@@ -92,7 +93,7 @@ class FetchReplica(Replica):
 
     def _begin(self, request: int) -> None:
         self._num_ongoing += 1
-        if self._context.ledger.by_model[request]:
+        if self._context.by_model[request]:
             self._loop.create_task(self._rank(request))
         else:
             self._respond(request, FULL)

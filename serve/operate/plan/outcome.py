@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.operate.plan.context import FULL, OPEN, REFUSED, Ledger
 from serve.operate.plan.service import PlannedService
 from serve.operate.plan.trace import Trace, count_column
 
@@ -16,7 +14,20 @@ from serve.operate.plan.trace import Trace, count_column
 WANTED, ONGOING = "_wanted", "_ongoing"
 # Columns without a deployment: replicas without room on a node, and processor seconds so far.
 UNPLACED, BUSY = "unplaced", "busy_s"
+# LATE: answered in popular order at the deadline. OPEN: not answered when the simulation ended.
+OPEN, FULL, LATE, REFUSED = range(4)
 F64 = NDArray[np.float64]
+
+
+class Ledger:
+    """Outcomes of the requests, by their number in the order of arrival, from 0."""
+
+    def __init__(self, arrived_s: F64) -> None:
+        self.arrived_s = arrived_s
+        self.state = np.full(len(arrived_s), OPEN, np.uint8)
+        self.answered_s = np.zeros(len(arrived_s))
+        # The processor time of all replicas.
+        self.busy_s = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,11 @@ class Outcome:
 
     def answers(self, begin_s: float, end_s: float) -> Answers:
         """Return the answers to the requests that arrived in this time."""
-        first, last = np.searchsorted(self._arrived_s, [begin_s, end_s])
-        state = self._state[first:last]
+        part = slice(*np.searchsorted(self.ledger.arrived_s, [begin_s, end_s]))
+        state = self.ledger.state[part]
         refused = state == REFUSED
         answered = ~refused & (state != OPEN)
-        took_ms = (self._answered_s[first:last] - self._arrived_s[first:last])[answered] * 1e3
+        took_ms = (self.ledger.answered_s[part] - self.ledger.arrived_s[part])[answered] * 1e3
         p50, p99 = np.percentile(took_ms, [50, 99]) if len(took_ms) else (np.nan, np.nan)
         count = max(len(state), 1)
         return Answers(
@@ -70,15 +81,3 @@ class Outcome:
             float(p50),
             float(p99),
         )
-
-    @cached_property
-    def _arrived_s(self) -> F64:
-        return np.asarray(self.ledger.arrived_s)
-
-    @cached_property
-    def _answered_s(self) -> F64:
-        return np.asarray(self.ledger.answered_s)
-
-    @cached_property
-    def _state(self) -> NDArray[np.uint8]:
-        return np.frombuffer(bytes(self.ledger.state), np.uint8)

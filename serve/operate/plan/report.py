@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -157,12 +158,29 @@ def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_plan(folder: Path, report: Report, outcome: Outcome, plot: str | None) -> None:
+def write_plan(folder: Path, report: Report, outcome: Outcome, progress: Callable[[str], None]) -> None:
     """Write the whole folder or nothing."""
+    try:
+        from serve.operate.plan.plot import draw
+
+        figure = draw(outcome, report["comparison"] is not None)
+    except ImportError:
+        progress(
+            "no plot: matplotlib is missing; install the extra loadtest: pip install 'tabrank[loadtest]'"
+        )
+        figure = "<p>No plot: matplotlib is in the extra <code>loadtest</code>.</p>"
+    page = PAGE.format(
+        config=html.escape(report["config"]),
+        trace=html.escape(report["trace"]),
+        figure=figure,
+        table=html.escape(table(report)),
+        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
+    )
     with draft_of(folder) as draft:
         (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (draft / "plan.csv").write_text(to_csv(outcome), encoding="utf-8")
-        (draft / "report.html").write_text(_page(report, plot), encoding="utf-8")
+        (draft / "report.html").write_text(page, encoding="utf-8")
+    progress(f"{folder}/report.html, plan.json, plan.csv")
 
 
 def to_csv(outcome: Outcome) -> str:
@@ -185,17 +203,6 @@ def to_csv(outcome: Outcome) -> str:
             ]
         )
     return out.getvalue()
-
-
-def _page(report: Report, plot: str | None) -> str:
-    missing = "<p>No plot: matplotlib is in the extra <code>loadtest</code>.</p>"
-    return PAGE.format(
-        config=html.escape(report["config"]),
-        trace=html.escape(report["trace"]),
-        figure=missing if plot is None else plot,
-        table=html.escape(table(report)),
-        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
-    )
 
 
 PAGE = """<!doctype html>

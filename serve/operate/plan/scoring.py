@@ -94,5 +94,7 @@ class Handle:
 
     def count_calls(self) -> dict[str, float]:
         """Return the number of queued calls, and of running ones by replica."""
-        running = {each.name: num for each, num in self._num_running.items() if num or each.is_running}
+        running = {
+            each.name: num for each, num in self._num_running.items() if num or each in self._router.running
+        }
         return {QUEUED: self._num_queued, **running}

@@ -18,12 +18,12 @@ import numpy as np
 
 from serve.config.pools import HEAD, NodePool
 from serve.contract.errors import TabrankError
-from serve.operate.plan.context import Ledger, Replica, SimulationContext
+from serve.operate.plan.context import Replica, SimulationContext
 from serve.operate.plan.costs import Costs
 from serve.operate.plan.fetching import FetchReplica
 from serve.operate.plan.fleet import Fleet
 from serve.operate.plan.nodes import UPDATE_S, Cluster
-from serve.operate.plan.outcome import BUSY, ONGOING, UNPLACED, WANTED, Outcome
+from serve.operate.plan.outcome import BUSY, ONGOING, UNPLACED, WANTED, Ledger, Outcome
 from serve.operate.plan.policy import LOOP_S, Policy, simulated_time
 from serve.operate.plan.scoring import Router, ScorerReplica
 from serve.operate.plan.service import Deployment, PlannedService
@@ -50,11 +50,13 @@ def simulate(
     Raise TabrankError where no node has room for the first FeatureFetch.
     """
     rng = np.random.default_rng(seed)
-    arrived_s = trace.arrivals(rng)
-    ledger = Ledger(arrived_s, (rng.random(len(arrived_s)) < service.model_share).tolist())
+    ledger = Ledger(trace.arrivals(rng))
+    by_model = (rng.random(len(ledger.arrived_s)) < service.model_share).tolist()
     loop = VirtualTimeLoop(trace.t_s[0])  # type: ignore[abstract]
     with simulated_time(loop):
-        context = SimulationContext(service, costs, ledger, Policy(service), random.Random(seed), loop)
+        context = SimulationContext(
+            service, costs, ledger, by_model, Policy(service), random.Random(seed), loop
+        )
         simulation = _Simulation(context, trace, progress)
         simulation.start()
         # Requests in flight at the end of the trace still have the time to be answered.
@@ -78,6 +80,8 @@ class _Simulation:
         fleets: list[Fleet[Any]] = [self.fetch, scorers, *others]
         self.fleets = {fleet.deployment.name: fleet for fleet in fleets}
         self.samples: list[dict[str, float]] = []
+        # As Python's numbers, which compare faster.
+        self.arrived_s: list[float] = context.ledger.arrived_s.tolist()
 
     def start(self) -> None:
         """Start the service with its first replicas, and everything that happens to it."""
@@ -114,9 +118,8 @@ class _Simulation:
 
     def _arrive(self, request: int) -> None:
         """Have each request answered when it arrives, from this one on."""
-        arrived_s = self.context.ledger.arrived_s
-        if request < len(arrived_s):
-            self.loop.call_at(arrived_s[request], self._pass_on, request)
+        if request < len(self.arrived_s):
+            self.loop.call_at(self.arrived_s[request], self._pass_on, request)
 
     def _pass_on(self, request: int) -> None:
         """Pass a request to HAProxy's choice of a replica: the one with the fewest connections."""

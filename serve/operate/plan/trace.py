@@ -75,7 +75,7 @@ class Trace:
                 reversals, rising, high = reversals + (rising is not None), True, rate
         return reversals
 
-    def arrivals(self, rng: np.random.Generator) -> list[float]:
+    def arrivals(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return the arrival times in seconds, ascending: a Poisson process given each row's count.
 
         A row has the count that its rate gives; a fraction of a request is carried to the next row.
@@ -84,7 +84,7 @@ class Trace:
         lasts = np.diff([*self.t_s, self.end_s])
         counts = np.diff(np.round(np.cumsum(np.concatenate([[0.0], lasts * self.offered_rps])))).astype(int)
         row = np.repeat(np.arange(len(begins)), counts)
-        return list(np.sort(begins[row] + rng.random(len(row)) * lasts[row]).tolist())
+        return np.sort(begins[row] + rng.random(len(row)) * lasts[row])
 
     def phases(self) -> list[Phase]:
         """Return each row as a phase if they are few, otherwise twelve equal parts."""
