@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 
 from serve.operate.plan.context import Core, Replica, SimulationContext
 from serve.operate.plan.outcome import FULL, LATE, REFUSED
-from serve.operate.plan.policy import COUNT_FACTOR, RUNNING, Series
-from serve.operate.plan.scoring import Handle, Router
+from serve.operate.plan.policy import COUNT_FACTOR, QUEUED, RUNNING, Series
+from serve.operate.plan.scoring import Router, ScorerReplica
 from serve.operate.plan.service import FETCH, SCORER
 from serve.ranking.admission import ANSWER_MARGIN_S
 from serve.ranking.batcher import Batcher
@@ -29,7 +29,7 @@ class FetchReplica(Replica):
         service = context.service
         self._context = context
         self._loop = context.loop
-        self._handle = Handle(context, router)
+        self._router = router
         self._core = Core(context)
         self._batcher = Batcher(self._score, slots=service.slots, cap=service.batch_candidates)
         self._half_request_s = context.costs.fetch.us_per_request / 2e6
@@ -38,15 +38,24 @@ class FetchReplica(Replica):
         self._queue: deque[int] = deque()
         # Requests with a place, which Ray counts at an ingress.
         self._num_ongoing = 0
+        # Calls of the Scorer, which Ray counts at their handle.
+        self._num_queued_calls = 0
+        self._num_calls: Counter[ScorerReplica] = Counter()
         # Connections, which HAProxy counts.
         self.num_connected = 0
 
     def start(self) -> None:
         """Begin to report to the controller."""
-        counts = {FETCH: lambda: {RUNNING: self._num_ongoing}, SCORER: self._handle.count_calls}
+        counts = {FETCH: lambda: {RUNNING: self._num_ongoing}, SCORER: self._count_calls}
         for deployment in self._context.policy.scaling:
             delay_s = self._context.rng.random() * MAX_DELAY_S
             self._loop.call_later(delay_s, self._report, deployment, counts[deployment])
+
+    def _count_calls(self) -> dict[str, float]:
+        """Return the number of queued calls of the Scorer, and of running ones by replica."""
+        calls, running = self._num_calls.items(), self._router.running
+        by_replica = {each.name: num for each, num in calls if num or each in running}
+        return {QUEUED: self._num_queued_calls, **by_replica}
 
     def _report(self, deployment: str, count: Callable[[], Mapping[str, float]]) -> None:
         """Begin to report the counts on which a deployment is scaled, as often as Ray does."""
@@ -84,9 +93,9 @@ class FetchReplica(Replica):
 
     def _admit(self, request: int) -> None:
         fetch = self._context.service.fetch
-        if self._num_ongoing < fetch.max_ongoing:
+        if self._num_ongoing < fetch.max_ongoing_requests:
             self._begin(request)
-        elif fetch.max_queued < 0 or len(self._queue) < fetch.max_queued:
+        elif fetch.max_queued_requests < 0 or len(self._queue) < fetch.max_queued_requests:
             self._queue.append(request)
         else:
             self._end(request, REFUSED)
@@ -122,7 +131,19 @@ class FetchReplica(Replica):
         ledger.state[request], ledger.answered_s[request] = outcome, self._loop.time()
 
     async def _score(self, batch: list[int]) -> list[int]:
+        """Compute the features of a batch and call the Scorer; cancelling gives the call up."""
         costs = self._context.costs
         await self._core.work(costs.draw_s(costs.fetch.ms_per_batch / 1e3, self._context.rng))
-        await self._handle.score(len(batch) * costs.candidates)
+        self._num_queued_calls += 1
+        try:
+            scorer = await self._router.acquire()
+        finally:
+            self._num_queued_calls -= 1
+        self._num_calls[scorer] += 1
+        try:
+            await self._loop.wait_until(self._loop.time() + costs.scorer.ms_per_call / 1e3)
+            await scorer.score(len(batch) * costs.candidates)
+        finally:
+            self._num_calls[scorer] -= 1
+            self._router.release(scorer)
         return batch

@@ -10,6 +10,8 @@ from serve.operate.plan.nodes import Cluster
 from serve.operate.plan.service import Deployment
 from serve.operate.plan.virtual_time import VirtualTimeLoop
 
+# The time that a replica takes to stop, besides the wait for its requests.
+STOP_S = 1.0
 AnyReplica = TypeVar("AnyReplica", bound=Replica)
 
 
@@ -44,9 +46,9 @@ class Fleet(Generic[AnyReplica]):
     def scale(self, wanted: int, at_once: bool = False) -> None:
         """Scale to the wanted number of replicas; with `at_once` they need no time to start."""
         self.wanted = wanted
-        for replica in sorted(self.staying[::-1], key=self._last_to_stop)[
-            : max(len(self.staying) - wanted, 0)
-        ]:
+        newest_first = self.staying[::-1]
+        excess = max(len(newest_first) - wanted, 0)
+        for replica in sorted(newest_first, key=self._last_to_stop)[:excess]:
             self._stop(replica)
         for _ in range(wanted - len(self.staying)):
             self._num_made += 1
@@ -80,7 +82,7 @@ class Fleet(Generic[AnyReplica]):
         stop_s = 0.0
         if replica in self.running:
             self.running.remove(replica)
-            stop_s = self.deployment.stop_s
+            stop_s = STOP_S + self.deployment.shutdown_wait_loop_s
         self._loop.call_later(stop_s, self._end, replica)
 
     def _end(self, replica: AnyReplica) -> None:

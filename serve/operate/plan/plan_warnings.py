@@ -21,7 +21,7 @@ def warnings_of(outcome: Outcome) -> list[str]:
 
 
 def _hidden(outcome: Outcome) -> Iterator[str]:
-    service, target = outcome.service, outcome.service.scorer.target
+    service, target = outcome.service, outcome.service.scorer.target_ongoing_requests
     most = service.slots * service.fetch.max_replicas
     if target and service.scorer in service.scaled and most <= target * service.scorer.min_replicas:
         yield (
@@ -57,11 +57,15 @@ def _past_knee(outcome: Outcome) -> Iterator[str]:
 
 def _at_limit(outcome: Outcome) -> Iterator[str]:
     for deployment in (outcome.service.fetch, outcome.service.scorer):
-        if deployment.target is None:
+        if deployment.target_ongoing_requests is None:
             continue
         most, name = deployment.max_replicas, deployment.name
         at_limit = outcome.counts[f"{name}{WANTED}"] >= most
-        seconds = int((at_limit & (outcome.counts[f"{name}{ONGOING}"] > deployment.target * most)).sum())
+        seconds = int(
+            (
+                at_limit & (outcome.counts[f"{name}{ONGOING}"] > deployment.target_ongoing_requests * most)
+            ).sum()
+        )
         if seconds:
             yield (
                 f"{name}: max_replicas ({most}) is reached, with more ongoing requests than the target, for "

@@ -27,7 +27,11 @@ STYLE: dict[Any, Any] = {
 
 def draw(outcome: Outcome, with_real: bool) -> str:
     """Return the plot as SVG; `with_real` dots a real run's counts beside the planned ones."""
-    scaled = [each for each in (outcome.service.fetch, outcome.service.scorer) if each.target is not None]
+    scaled = [
+        each
+        for each in (outcome.service.fetch, outcome.service.scorer)
+        if each.target_ongoing_requests is not None
+    ]
     at_s = outcome.counts[TIME]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 2.0 * (2 + len(scaled)) + 0.4), layout="constrained")
@@ -36,7 +40,9 @@ def draw(outcome: Outcome, with_real: bool) -> str:
         load.set_ylabel("req/s")
         load.set_ylim(bottom=0)
         for axes, deployment in zip(rows, scaled, strict=True):
-            ongoing = outcome.counts[f"{deployment.name}{ONGOING}"] / (deployment.target or 1.0)
+            ongoing = outcome.counts[f"{deployment.name}{ONGOING}"] / (
+                deployment.target_ongoing_requests or 1.0
+            )
             _steps(axes, at_s, ongoing, "ongoing / target", "-", "0.65")
             _steps(axes, at_s, outcome.counts[f"{deployment.name}{WANTED}"], "wanted", "--", "0.3")
             _counts(axes, outcome, with_real, deployment.name, "running")

@@ -32,6 +32,7 @@ from ray.serve.config import AutoscalingPolicy
 
 from serve.contract.errors import TabrankError
 from serve.operate.plan.service import FETCH, SCORER, PlannedService
+from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 LOOP_S: float = CONTROL_LOOP_INTERVAL_S
 # Requests are counted this often in a look-back period.
@@ -45,7 +46,7 @@ RUNNING, QUEUED = "running", "queued"
 
 
 @contextlib.contextmanager
-def simulated_time(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+def simulated_time(loop: VirtualTimeLoop) -> Iterator[None]:
     """Make Ray's policy code use the loop's time; this is the only place that patches Ray.
 
     A custom policy must read its time from `ctx.current_time`, as Ray's documentation requires.
@@ -87,7 +88,7 @@ class Policy:
             for deployment in (service.fetch, service.scorer):
                 if deployment.autoscaling is not None:
                     config = DeploymentConfig.from_default(
-                        max_ongoing_requests=deployment.max_ongoing,
+                        max_ongoing_requests=deployment.max_ongoing_requests,
                         autoscaling_config=dict(deployment.autoscaling),
                     )
                     info = DeploymentInfo(config, None, 0, "")

@@ -1,12 +1,10 @@
-"""Simulate Scorer replicas, and the handles through which FeatureFetch calls them."""
+"""Simulate Scorer replicas, and the router that chooses one of them for a call."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 
 from serve.operate.plan.context import Core, Replica, SimulationContext
-from serve.operate.plan.policy import QUEUED
 
 
 class ScorerReplica(Replica):
@@ -63,38 +61,7 @@ class Router:
         # In random order, so that ties do not all go to the first replica.
         choices = self._context.rng.sample(self.running, min(len(self.running), 2))
         replica = min(choices, key=lambda each: each.num_ongoing, default=None)
-        has_room = replica is not None and replica.num_ongoing < self._context.service.scorer.max_ongoing
+        has_room = (
+            replica is not None and replica.num_ongoing < self._context.service.scorer.max_ongoing_requests
+        )
         return replica if has_room else None
-
-
-class Handle:
-    """Handle of a FeatureFetch replica to the Scorer; Ray counts its calls here."""
-
-    def __init__(self, context: SimulationContext, router: Router) -> None:
-        self._loop = context.loop
-        self._call_s = context.costs.scorer.ms_per_call / 1e3
-        self._router = router
-        self._num_queued = 0
-        self._num_running: Counter[ScorerReplica] = Counter()
-
-    async def score(self, num_candidates: int) -> None:
-        """Have a batch scored; cancelling gives the call up."""
-        self._num_queued += 1
-        try:
-            replica = await self._router.acquire()
-        finally:
-            self._num_queued -= 1
-        self._num_running[replica] += 1
-        try:
-            await self._loop.wait_until(self._loop.time() + self._call_s)
-            await replica.score(num_candidates)
-        finally:
-            self._num_running[replica] -= 1
-            self._router.release(replica)
-
-    def count_calls(self) -> dict[str, float]:
-        """Return the number of queued calls, and of running ones by replica."""
-        running = {
-            each.name: num for each, num in self._num_running.items() if num or each in self._router.running
-        }
-        return {QUEUED: self._num_queued, **running}

@@ -52,7 +52,7 @@ def simulate(
     rng = np.random.default_rng(seed)
     ledger = Ledger(trace.arrivals(rng))
     by_model = (rng.random(len(ledger.arrived_s)) < service.model_share).tolist()
-    loop = VirtualTimeLoop(trace.t_s[0])  # type: ignore[abstract]
+    loop = VirtualTimeLoop(trace.t_s[0])
     with simulated_time(loop):
         context = SimulationContext(
             service, costs, ledger, by_model, Policy(service), random.Random(seed), loop

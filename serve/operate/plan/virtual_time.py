@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+Callback = Callable[..., object]
 
 
 class _ScheduledCall:
@@ -17,18 +18,19 @@ class _ScheduledCall:
 
     __slots__ = ("arguments", "callback")
 
-    def __init__(self, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-        self.callback: Callable[..., object] | None = callback
+    def __init__(self, callback: Callback, arguments: tuple[Any, ...]) -> None:
+        self.callback: Callback | None = callback
         self.arguments = arguments
 
     def cancel(self) -> None:
         self.callback = None
 
 
-class VirtualTimeLoop(asyncio.AbstractEventLoop):
+class VirtualTimeLoop:
     """Event loop without I/O, whose time jumps to the next scheduled call.
 
-    Calls of the same time run in the order in which they were scheduled, so the same program always
+    It has the part of asyncio's interface that the batcher, locks, events and timeouts call. Calls of
+    the same time run in the order in which they were scheduled, so the same program always
     runs alike. Context variables are ignored. It needs a third of the processor time of asyncio's
     own loop on a fake clock.
     """
@@ -45,9 +47,7 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
         """Return the simulated time in seconds."""
         return self._now_s
 
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., object], *args: Any, context: object = None
-    ) -> _ScheduledCall:
+    def call_at(self, when: float, callback: Callback, *args: Any, context: object = None) -> _ScheduledCall:
         """Schedule a call; one due in the past runs after the calls that are due already."""
         call = _ScheduledCall(callback, args)
         if when > self._now_s:
@@ -56,15 +56,11 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
             self._due.append(call)
         return call
 
-    def call_later(  # type: ignore[override]
-        self, delay: float, callback: Callable[..., object], *args: Any, context: object = None
-    ) -> _ScheduledCall:
+    def call_later(self, delay: float, callback: Callback, *args: Any) -> _ScheduledCall:
         """Schedule a call after a delay in seconds."""
         return self.call_at(self._now_s + delay, callback, *args)
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., object], *args: Any, context: object = None
-    ) -> _ScheduledCall:
+    def call_soon(self, callback: Callback, *args: Any, context: object = None) -> _ScheduledCall:
         """Schedule a call now, after the calls that are due already."""
         call = _ScheduledCall(callback, args)
         self._due.append(call)
@@ -72,13 +68,11 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """Create a future of this loop."""
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self)  # type: ignore[arg-type]
 
-    def create_task(  # type: ignore[override]
-        self, coro: Coroutine[Any, Any, Result], *, name: str | None = None, context: object = None
-    ) -> asyncio.Task[Result]:
+    def create_task(self, coro: Coroutine[Any, Any, Result], context: object = None) -> asyncio.Task[Result]:
         """Start a coroutine as a task of this loop."""
-        return asyncio.Task(coro, loop=self, name=name)
+        return asyncio.Task(coro, loop=self)  # type: ignore[arg-type]
 
     def wait_until(self, when_s: float) -> asyncio.Future[None]:
         """Return a future that is done at a time; it costs less than asyncio.sleep."""
@@ -96,14 +90,12 @@ class VirtualTimeLoop(asyncio.AbstractEventLoop):
         if isinstance(error, Exception) and self._error is None:
             self._error = error
 
-    def run_until_complete(  # type: ignore[override]
-        self, future: Coroutine[Any, Any, Result] | asyncio.Future[Result]
-    ) -> Result:
+    def run_until_complete(self, future: Coroutine[Any, Any, Result] | asyncio.Future[Result]) -> Result:
         """Run until a coroutine or future is done, and return its result."""
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self)  # type: ignore[arg-type]
         due, later = self._due, self._later
         try:
-            task = asyncio.ensure_future(future, loop=self)
+            task = future if isinstance(future, asyncio.Future) else self.create_task(future)
             while not task.done():
                 if not due:
                     self._now_s = later[0][0]

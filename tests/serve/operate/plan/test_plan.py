@@ -46,9 +46,29 @@ COSTS = replace(
 
 
 def deployment(name, scaling, max_ongoing, max_queued, num_cpus=0.5):
-    target = scaling and scaling["target_ongoing_requests"]
-    least, most = (scaling["min_replicas"], scaling["max_replicas"]) if scaling else (1, 1)
-    return Deployment(name, scaling, least, most, target, max_ongoing, max_queued, {"CPU": num_cpus}, 1.5)
+    known = scaling or {"min_replicas": 1, "max_replicas": 1}
+    keys = (
+        "min_replicas",
+        "max_replicas",
+        "target_ongoing_requests",
+        "metrics_interval_s",
+        "look_back_period_s",
+    )
+    numbers = {key: known.get(key) for key in keys}
+    return Deployment(
+        (),
+        name,
+        **numbers,
+        max_ongoing_requests=max_ongoing,
+        num_cpus=num_cpus,
+        num_gpus=0,
+        num_bundles=1,
+        shutdown_timeout_s=20,
+        shutdown_wait_loop_s=0.5,
+        health_check_timeout_s=10,
+        autoscaling=scaling,
+        max_queued_requests=max_queued,
+    )
 
 
 def service(scorer=SCALING, pools=None, num_cpus=0.5, **changes):
@@ -218,7 +238,9 @@ def test_rankings_without_a_model_call_no_scorer():
 
 def test_a_full_service_refuses_requests_beyond_its_queue():
     narrow = service()
-    narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8, max_queued=8), slots=1)
+    narrow = replace(
+        narrow, fetch=replace(narrow.fetch, max_ongoing_requests=8, max_queued_requests=8), slots=1
+    )
     outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
     answers = outcome.answers(0, 4)
     assert answers.refused_share > 0.5
@@ -230,7 +252,7 @@ def test_a_full_service_refuses_requests_beyond_its_queue():
 
 def test_a_wait_before_the_deadline_starts_is_reported():
     narrow = service(deadline_s=0.1)
-    narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing=8), slots=1)
+    narrow = replace(narrow, fetch=replace(narrow.fetch, max_ongoing_requests=8), slots=1)
     outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
     (warning,) = [text for text in warnings(outcome) if text.startswith("past the knee")]
     assert "above deadline_ms (100), which starts only when a replica accepts a request" in warning
