@@ -56,16 +56,10 @@ def _past_knee(outcome: Outcome) -> Iterator[str]:
 
 
 def _at_limit(outcome: Outcome) -> Iterator[str]:
-    for deployment in (outcome.service.fetch, outcome.service.scorer):
-        if deployment.target_ongoing_requests is None:
-            continue
+    for deployment, target in outcome.service.targets:
         most, name = deployment.max_replicas, deployment.name
         at_limit = outcome.counts[f"{name}{WANTED}"] >= most
-        seconds = int(
-            (
-                at_limit & (outcome.counts[f"{name}{ONGOING}"] > deployment.target_ongoing_requests * most)
-            ).sum()
-        )
+        seconds = int((at_limit & (outcome.counts[f"{name}{ONGOING}"] > target * most)).sum())
         if seconds:
             yield (
                 f"{name}: max_replicas ({most}) is reached, with more ongoing requests than the target, for "

@@ -55,6 +55,12 @@ class PlannedService:
         return (self.fetch, self.scorer, *self.others)
 
     @property
+    def targets(self) -> list[tuple[Deployment, float]]:
+        """Return the deployments of the request path that Ray scales, with their targets."""
+        path = (self.fetch, self.scorer)
+        return [(each, each.target_ongoing_requests) for each in path if each.target_ongoing_requests]
+
+    @property
     def scaled(self) -> list[Deployment]:
         """Return the deployments of the request path whose number of replicas may change."""
         return [each for each in (self.fetch, self.scorer) if each.max_replicas > each.min_replicas]
