@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.reader import read
 from serve.contract.errors import TabrankError
+from serve.operate.render.launcher import refuse_invalid
 from serve.operate.render.pools import pools_of
-from serve.operate.render.schema import refuse_invalid
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[3]
