@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from serve.operate.plan.context import Replica
-from serve.operate.plan.nodes import Cluster
-from serve.operate.plan.service import Deployment
+from serve.operate.plan.costs import Costs
+from serve.operate.plan.nodes import Cluster, Node
+from serve.operate.plan.outcome import Ledger
+from serve.operate.plan.policy import Policy
+from serve.operate.plan.service import Deployment, PlannedService
 from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 # The time that a replica takes to stop, besides the wait for its requests.
 STOP_S = 1.0
-AnyReplica = TypeVar("AnyReplica", bound=Replica)
+AnyReplica = TypeVar("AnyReplica", bound="Replica")
+
+
+@dataclass(frozen=True)
+class SimulationContext:
+    """Inputs of a simulation, its clock and its records."""
+
+    service: PlannedService
+    costs: Costs
+    ledger: Ledger
+    # By request: whether the Scorer is called for it.
+    by_model: Sequence[bool]
+    policy: Policy
+    rng: random.Random
+    cluster: Cluster
+    loop: VirtualTimeLoop
+
+
+class Replica:
+    """One replica; it has no node while none has room, and runs only once it has started.
+
+    Replicas of a deployment that is not simulated are of this class: they only use room on nodes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.node: Node | None = None
+        self.has_ended = False
+
+    def start(self) -> None:
+        """Do what begins when the replica can take requests."""
+
+
+class Core:
+    """Processor core of one replica, which does one thing at a time, in the order given."""
+
+    def __init__(self, context: SimulationContext) -> None:
+        self._loop = context.loop
+        self._ledger = context.ledger
+        # When the core has done all that it was given so far.
+        self._free_s = 0.0
+
+    def done_s(self, seconds: float) -> float:
+        """Give the core this much work, and return when it is done."""
+        self._free_s = max(self._loop.time(), self._free_s) + seconds
+        self._ledger.busy_s += seconds
+        return self._free_s
+
+    async def work(self, seconds: float) -> None:
+        """Give the core this much work, and wait until it is done.
+
+        Cancelling the wait does not take the work back.
+        """
+        await self._loop.wait_until(self.done_s(seconds))
 
 
 class Fleet(Generic[AnyReplica]):
@@ -20,10 +77,9 @@ class Fleet(Generic[AnyReplica]):
 
     def __init__(
         self,
+        context: SimulationContext,
         deployment: Deployment,
         start_s: float,
-        cluster: Cluster,
-        loop: VirtualTimeLoop,
         make: Callable[[str], AnyReplica],
     ) -> None:
         self.deployment = deployment
@@ -33,8 +89,8 @@ class Fleet(Generic[AnyReplica]):
         self.replicas: list[AnyReplica] = []
         self.wanted = 0
         self._start_s = start_s
-        self._cluster = cluster
-        self._loop = loop
+        self._cluster = context.cluster
+        self._loop = context.loop
         self._make = make
         self._num_made = 0
 

@@ -18,14 +18,12 @@ import numpy as np
 
 from serve.config.pools import HEAD, NodePool
 from serve.contract.errors import TabrankError
-from serve.operate.plan.context import Replica, SimulationContext
 from serve.operate.plan.costs import Costs
-from serve.operate.plan.fetching import FetchReplica
-from serve.operate.plan.fleet import Fleet
+from serve.operate.plan.fleet import Fleet, Replica, SimulationContext
 from serve.operate.plan.nodes import UPDATE_S, Cluster
 from serve.operate.plan.outcome import BUSY, ONGOING, UNPLACED, WANTED, Ledger, Outcome
 from serve.operate.plan.policy import LOOP_S, Policy, simulated_time
-from serve.operate.plan.scoring import Router, ScorerReplica
+from serve.operate.plan.request_path import FetchReplica, Router, ScorerReplica
 from serve.operate.plan.service import Deployment, PlannedService
 from serve.operate.plan.trace import NODES, REPLICAS, TIME, Trace
 from serve.operate.plan.virtual_time import VirtualTimeLoop
@@ -54,8 +52,9 @@ def simulate(
     by_model = (rng.random(len(ledger.arrived_s)) < service.model_share).tolist()
     loop = VirtualTimeLoop(trace.t_s[0])
     with simulated_time(loop):
+        policy, cluster = Policy(service), Cluster(service.pools or UNLIMITED, costs.nodes, loop)
         context = SimulationContext(
-            service, costs, ledger, by_model, Policy(service), random.Random(seed), loop
+            service, costs, ledger, by_model, policy, random.Random(seed), cluster, loop
         )
         simulation = _Simulation(context, trace, progress)
         simulation.start()
@@ -68,15 +67,15 @@ def simulate(
 
 class _Simulation:
     def __init__(self, context: SimulationContext, trace: Trace, progress: Callable[[float], None]) -> None:
-        service, costs, loop = context.service, context.costs, context.loop
-        self.context, self.trace, self.progress, self.loop = context, trace, progress, loop
-        self.cluster = Cluster(service.pools or UNLIMITED, costs.nodes, loop)
+        service, costs = context.service, context.costs
+        self.context, self.trace, self.progress = context, trace, progress
+        self.loop, self.cluster = context.loop, context.cluster
         router = Router(context)
         fetch, scorer = partial(FetchReplica, context, router), partial(ScorerReplica, context, router)
-        self.fetch = Fleet(service.fetch, costs.fetch.start_s, self.cluster, loop, fetch)
-        scorers = Fleet(service.scorer, costs.scorer.start_s, self.cluster, loop, scorer)
+        self.fetch = Fleet(context, service.fetch, costs.fetch.start_s, fetch)
+        scorers = Fleet(context, service.scorer, costs.scorer.start_s, scorer)
         router.running = scorers.running
-        others = [Fleet(other, 0.0, self.cluster, loop, Replica) for other in service.others]
+        others = [Fleet(context, other, 0.0, Replica) for other in service.others]
         fleets: list[Fleet[Any]] = [self.fetch, scorers, *others]
         self.fleets = {fleet.deployment.name: fleet for fleet in fleets}
         self.samples: list[dict[str, float]] = []
@@ -94,7 +93,7 @@ class _Simulation:
                 f"nodes: no node has room for a replica of {self.fetch.deployment.name} ({needs}); raise num_cpus, "
                 f"num_gpus or max_nodes of a pool, or request less in ray_actor_options"
             )
-        self._arrive(0)
+        self._await_arrival(0)
         self.loop.call_soon(self._control)
         self.loop.call_later(UPDATE_S, self._update_nodes)
         self.loop.call_at(self.trace.t_s[0] + SAMPLE_S, self._sample)
@@ -117,20 +116,18 @@ class _Simulation:
                 fleet.place(at_once=True)
 
     def _arrive(self, request: int) -> None:
-        """Have each request answered when it arrives, from this one on."""
-        if request < len(self.arrived_s):
-            self.loop.call_at(self.arrived_s[request], self._pass_on, request)
-
-    def _pass_on(self, request: int) -> None:
         """Pass a request to HAProxy's choice of a replica: the one with the fewest connections."""
         replicas = self.fetch.running
         if len(replicas) > 1:
             fewest = min(replica.num_connected for replica in replicas)
             replicas = [replica for replica in replicas if replica.num_connected == fewest]
-            self.context.rng.choice(replicas).answer(request)
-        else:
-            replicas[0].answer(request)
-        self._arrive(request + 1)
+        replica = replicas[0] if len(replicas) == 1 else self.context.rng.choice(replicas)
+        replica.answer(request)
+        self._await_arrival(request + 1)
+
+    def _await_arrival(self, request: int) -> None:
+        if request < len(self.arrived_s):
+            self.loop.call_at(self.arrived_s[request], self._arrive, request)
 
     def _control(self) -> None:
         """Run the controller's loop."""
