@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from serve.config.reader import read
@@ -11,7 +12,6 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.operate.plan.comparison import check_timeline, compare
 from serve.operate.plan.costs import SHIPPED, load_costs
-from serve.operate.plan.plan_warnings import warnings_of
 from serve.operate.plan.report import Report, make_report, write_plan
 from serve.operate.plan.service import FETCH, SCORER, read_service
 from serve.operate.plan.simulation import simulate
@@ -54,8 +54,14 @@ def plan(
         check_timeline(trace, path, [each.name for each in service.scaled])
     progress(f"simulating {trace.num_requests:,} requests in {trace.end_s - trace.t_s[0]:g} s")
     outcome = simulate(service, costs, trace, seed, progress_of(progress))
-    comparison = compare(outcome) if timeline else None
-    report = make_report(config, path, costs, seed, outcome, warnings_of(outcome), comparison)
+    report = {
+        "config": str(config.path),
+        "config_sha256": config.sha256,
+        "trace": str(path),
+        "costs": asdict(costs),
+        "seed": seed,
+        **make_report(outcome, compare(outcome) if timeline else None),
+    }
     if out is not None:
         write_plan(out, report, outcome, progress)
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +32,6 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers in a part of the trace; simulated latencies are an indication, not a promise."""
-
-    requests: int
-    # Answered in popular order at the deadline.
-    late_share: float
-    refused_share: float
-    p50_ms: float
-    p99_ms: float
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Outcome of a plan.
 
@@ -65,19 +54,23 @@ class Outcome:
         """Return one deployment's running replicas by second; `nodes` counts machines."""
         return self.counts[count_column(name)]
 
-    def answers(self, begin_s: float, end_s: float) -> Answers:
-        """Return the answers to the requests that arrived in this time."""
+    def answers(self, begin_s: float, end_s: float) -> dict[str, Any]:
+        """Return the answers to the requests that arrived in this time, rounded for a report.
+
+        `late_share` were answered in popular order at the deadline. Simulated latencies are an
+        indication, not a promise, and None where nothing was answered.
+        """
         part = slice(*np.searchsorted(self.ledger.arrived_s, [begin_s, end_s]))
         state = self.ledger.state[part]
         refused = state == REFUSED
         answered = ~refused & (state != OPEN)
         took_ms = (self.ledger.answered_s[part] - self.ledger.arrived_s[part])[answered] * 1e3
-        p50, p99 = np.percentile(took_ms, [50, 99]) if len(took_ms) else (np.nan, np.nan)
+        p50_ms, p99_ms = np.percentile(took_ms, [50, 99]).round(4).tolist() if len(took_ms) else (None, None)
         count = max(len(state), 1)
-        return Answers(
-            len(state),
-            float((~refused & (state != FULL)).sum() / count),
-            float(refused.sum() / count),
-            float(p50),
-            float(p99),
-        )
+        return {
+            "requests": len(state),
+            "late_share": round(float((~refused & (state != FULL)).sum() / count), 4),
+            "refused_share": round(float(refused.sum() / count), 4),
+            "p50_ms": p50_ms,
+            "p99_ms": p99_ms,
+        }

@@ -35,17 +35,17 @@ def _past_knee(outcome: Outcome) -> Iterator[str]:
     deadline_ms = 1e3 * outcome.service.deadline_s
     answers = [(outcome.answers(phase.begin_s, phase.end_s), phase.name) for phase in outcome.trace.phases()]
     found = []
-    late_share, when = max((each.late_share, name) for each, name in answers)
+    late_share, when = max((each["late_share"], name) for each, name in answers)
     if late_share > 1 - MIN_FULL_SHARE:
         found.append(f"{late_share:.1%} of the requests are late at {when}")
-    slow = [(each.p99_ms, name) for each, name in answers if each.p99_ms > deadline_ms]
+    slow = [(each["p99_ms"], name) for each, name in answers if (each["p99_ms"] or 0) > deadline_ms]
     if slow:
         p99_ms, when = max(slow)
         found.append(
             f"p99 is {p99_ms:.0f} ms at {when}, above deadline_ms ({deadline_ms:g}), which starts only when a "
             f"replica accepts a request"
         )
-    refused_share = max(each.refused_share for each, _ in answers)
+    refused_share = max(each["refused_share"] for each, _ in answers)
     if refused_share:
         found.append(f"up to {refused_share:.1%} of a phase's requests are refused (max_queued_requests)")
     if found:

@@ -31,7 +31,7 @@ from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.config import AutoscalingPolicy
 
 from serve.contract.errors import TabrankError
-from serve.operate.plan.service import FETCH, SCORER, PlannedService
+from serve.operate.plan.service import FETCH, SCORER, Deployment, PlannedService
 from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 LOOP_S: float = CONTROL_LOOP_INTERVAL_S
@@ -75,26 +75,23 @@ class Policy:
         # Ray's own parsed `autoscaling_config`, with its defaults.
         self.scaling: dict[str, Any] = {}
         try:
-            self._register(service)
+            # Ray warns about its own field declarations, as in serve.config.reader.
+            with warnings.catch_warnings(action="ignore"):
+                if service.policy is not None:
+                    self._manager.register_application(self._application, AutoscalingPolicy(**service.policy))
+                for deployment in (service.fetch, service.scorer):
+                    if deployment.autoscaling is not None:
+                        self._register(deployment, deployment.autoscaling)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise TabrankError(f"the autoscaling policy cannot be used: {error}") from None
 
-    def _register(self, service: PlannedService) -> None:
-        with warnings.catch_warnings():
-            # Ray warns about its own field declarations, as in serve.config.reader.
-            warnings.simplefilter("ignore")
-            if service.policy is not None:
-                self._manager.register_application(self._application, AutoscalingPolicy(**service.policy))
-            for deployment in (service.fetch, service.scorer):
-                if deployment.autoscaling is not None:
-                    config = DeploymentConfig.from_default(
-                        max_ongoing_requests=deployment.max_ongoing_requests,
-                        autoscaling_config=dict(deployment.autoscaling),
-                    )
-                    info = DeploymentInfo(config, None, 0, "")
-                    wanted = deployment.min_replicas
-                    self._manager.register_deployment(self._id(deployment.name), info, wanted)
-                    self.scaling[deployment.name] = config.autoscaling_config
+    def _register(self, deployment: Deployment, autoscaling: Mapping[str, Any]) -> None:
+        config = DeploymentConfig.from_default(
+            max_ongoing_requests=deployment.max_ongoing_requests, autoscaling_config=dict(autoscaling)
+        )
+        info = DeploymentInfo(config, None, 0, "")
+        self._manager.register_deployment(self._id(deployment.name), info, deployment.min_replicas)
+        self.scaling[deployment.name] = config.autoscaling_config
 
     def report(self, deployment: str, replica: str, counted: Series) -> None:
         """Report a FeatureFetch replica's counts, on which a deployment is scaled.

@@ -126,8 +126,8 @@ def test_a_replica_takes_requests_when_it_has_started():
     runs = next(i for i, count in enumerate(outcome.running("Scorer")) if count > 1)
     assert runs - asked in (3, 4)
     before, after = outcome.answers(runs - 2, runs), outcome.answers(runs + 2, runs + 10)
-    assert before.late_share > 0.2
-    assert after.late_share < 0.01
+    assert before["late_share"] > 0.2
+    assert after["late_share"] < 0.01
 
 
 def test_bounds_are_kept_and_reaching_the_upper_one_is_reported():
@@ -233,7 +233,7 @@ def test_more_load_never_needs_fewer_replicas(low, more):
 def test_rankings_without_a_model_call_no_scorer():
     outcome = simulate(service(model_share=0.0), COSTS, Trace((0, 5), (150, 150)))
     assert outcome.counts["Scorer_ongoing"][-1] == 0
-    assert outcome.answers(0, 10).late_share == 0
+    assert outcome.answers(0, 10)["late_share"] == 0
 
 
 def test_a_full_service_refuses_requests_beyond_its_queue():
@@ -243,9 +243,9 @@ def test_a_full_service_refuses_requests_beyond_its_queue():
     )
     outcome = simulate(narrow, COSTS, Trace((0, 2), (400, 400)))
     answers = outcome.answers(0, 4)
-    assert answers.refused_share > 0.5
+    assert answers["refused_share"] > 0.5
     # A deadline starts when a replica accepts the request.
-    assert answers.late_share == 0
+    assert answers["late_share"] == 0
     (warning,) = [text for text in warnings(outcome) if text.startswith("past the knee")]
     assert "of a phase's requests are refused (max_queued_requests)" in warning
 
@@ -347,7 +347,7 @@ def test_the_shipped_file_can_be_planned():
     assert [other.name for other in shipped.others] == ["Ingest"]
     assert shipped.model_share == 1.0
     outcome = simulate(shipped, load_costs(), Trace((0, 2), (900, 900)))
-    assert outcome.answers(0, 4).late_share == 0
+    assert outcome.answers(0, 4)["late_share"] == 0
     assert not warnings(outcome)
 
 
