@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.errors import TabrankError, did_you_mean
 
 TIME, RATE = "t_s", "offered_rps"
 REPLICAS, NODES = "_replicas", "nodes"
@@ -185,7 +185,7 @@ def _number(text: str | None, where: str, is_optional: bool) -> float:
 def _missing(path: Path, name: str, columns: list[str]) -> str:
     if not columns:
         return f"{path}:1: empty; the first line names the columns, {TIME},{RATE}"
-    other = [column for column in columns if column not in (TIME, RATE)]
-    near = [unknown_key(f"{path}:1", column, [name]) for column in other]
-    hints = [text for text in near if "did you mean" in text]
-    return hints[0] if hints else f"{path}:1: the column {name} is missing; there are {', '.join(columns)}"
+    for column in columns:
+        if column not in (TIME, RATE) and (hint := did_you_mean(column, [name])):
+            return f"{path}:1: unknown key {column!r}; {hint}"
+    return f"{path}:1: the column {name} is missing; there are {', '.join(columns)}"
