@@ -48,7 +48,8 @@ class Outcome:
     @property
     def deployments(self) -> list[str]:
         """Return the names of the deployments, simulated ones first."""
-        return [deployment.name for deployment in self.service.deployments]
+        service = self.service
+        return [each.name for each in (service.fetch, service.scorer, *service.others)]
 
     def running(self, name: str) -> F64:
         """Return one deployment's running replicas by second; `nodes` counts machines."""

@@ -50,11 +50,6 @@ class PlannedService:
     policy: Mapping[str, Any] | None
 
     @property
-    def deployments(self) -> tuple[Deployment, ...]:
-        """Return all deployments."""
-        return (self.fetch, self.scorer, *self.others)
-
-    @property
     def targets(self) -> list[tuple[Deployment, float]]:
         """Return the deployments of the request path that Ray scales, with their targets."""
         path = (self.fetch, self.scorer)

@@ -79,7 +79,7 @@ def _pool_values(pools: Pools) -> list[dict[str, Any]]:
             "min_nodes": 0 if name == HEAD else pool.min_nodes,
             "max_nodes": 0 if name == HEAD else pool.max_nodes,
         }
-        for name, pool in pools.all.items()
+        for name, pool in {HEAD: pools.head, **pools.workers}.items()
     ]
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,14 +68,14 @@ class PageHistory:
         keep_s = max(10.0, 3 * self.every_s)
         self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
 
-    def fill(self, urls: list[str], *, read: Callable[[Iterable[str]], Page] = read_pages) -> None:
+    def fill(self, urls: list[str]) -> None:
         """Read pages until each replica has reported twice, for at most `MAX_READ_S`."""
         wait_s = min(2.5 * self.every_s, MAX_READ_S)
         deadline = time.monotonic() + wait_s
-        self.add(read(urls))
+        self.add(read_pages(urls))
         while time.monotonic() < deadline:
             time.sleep(wait_s / 12)
-            self.add(read(urls))
+            self.add(read_pages(urls))
 
     def traffic(self) -> dict[str, Any] | None:
         """Return the traffic for JSON, or None where no page counts rankings.
