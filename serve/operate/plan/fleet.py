@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Core:
 
         Cancelling the wait does not take the work back.
         """
-        await self._loop.wait_until(self.done_s(seconds))
+        await asyncio.sleep(self.done_s(seconds) - self._loop.time())
 
 
 class Fleet(Generic[AnyReplica]):

@@ -41,10 +41,6 @@ class Node:
         """Return whether this is the machine of Ray's controller."""
         return self.pool == HEAD
 
-    def fits(self, needs: Needs) -> bool:
-        """Return whether a replica finds room."""
-        return all(self.free[name] + EPS >= amount for name, amount in needs.items())
-
 
 class Cluster:
     """Running and starting nodes; to Ray's scheduler also the interface of a cloud."""
@@ -77,7 +73,9 @@ class Cluster:
 
     def place(self, needs: Needs) -> Node | None:
         """Place a replica on the node with the fewest, as Serve does; return None without room."""
-        fitting = [node for node in self.joined if node.fits(needs)]
+        fitting = [
+            node for node in self.joined if all(node.free[name] + EPS >= needs[name] for name in needs)
+        ]
         node = min(fitting, key=lambda each: each.num_replicas, default=None)
         if node is not None:
             node.free.subtract(needs)

@@ -196,7 +196,7 @@ class FetchReplica(Replica):
             self._num_queued_calls -= 1
         self._num_calls[scorer] += 1
         try:
-            await self._loop.wait_until(self._loop.time() + costs.scorer.ms_per_call / 1e3)
+            await asyncio.sleep(costs.scorer.ms_per_call / 1e3)
             await scorer.score(len(batch) * costs.candidates)
         finally:
             self._num_calls[scorer] -= 1

@@ -8,6 +8,7 @@ replicas, garbage collection, the network, and loop lag.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -59,7 +60,7 @@ def simulate(
         simulation = _Simulation(context, trace, progress)
         simulation.start()
         # Requests in flight at the end of the trace still have the time to be answered.
-        loop.run_until_complete(loop.wait_until(trace.end_s + service.deadline_s + 1.0))
+        loop.run_until_complete(asyncio.sleep(trace.end_s - trace.t_s[0] + service.deadline_s + 1.0))
     samples = simulation.samples
     counts = {name: np.array([sample[name] for sample in samples], float) for name in samples[0]}
     return Outcome(trace, service, counts, ledger)
