@@ -8,11 +8,21 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from serve.contract.commands import CONFIG, RUN, Commands, ConfigFile, Json, RunFolder
+from serve.contract.commands import (
+    CONFIG,
+    RUN,
+    Address,
+    AnyRunFolder,
+    Commands,
+    ConfigFile,
+    Json,
+    RunFolder,
+    answer,
+)
 from serve.contract.validation import milliseconds
 from serve.log.atomic_files import PRIVATE
 from serve.operate.render.commands import render
@@ -27,15 +37,6 @@ app.add_typer(
     models, name="models", help="List, promote and roll back versions, start a canary, compare scores."
 )
 app.add_typer(render, name="render", help="Write a cluster's launcher file or RayService, or a systemd unit.")
-AnyRunFolder = Annotated[
-    Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="Use this Ray cluster's dashboard instead: http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"
-    ),
-]
 
 
 @app.command()
@@ -54,7 +55,7 @@ def up(
     for reason in service["degraded"]:
         _progress(f"warning: {reason}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
-    _answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
+    answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
 
 
 @app.command()
@@ -67,7 +68,7 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     never = stopped["was"] == NEVER
     line = f"no service was ever started in {run}" if never else f"stopped (it was {stopped['was']})"
     line += f"; its logs are in {stopped['kept_logs']}" if stopped["kept_logs"] else ""
-    _answer(stopped, as_json, line)
+    answer(stopped, as_json, line)
 
 
 @app.command()
@@ -89,7 +90,7 @@ def status(
         found = keep_showing(run, address, every, as_json)
     else:
         found = look(run, address)
-        _answer(found, as_json, render(found))
+        answer(found, as_json, render(found))
     if found["state"] != "ready" or found["degraded"]:
         raise typer.Exit(1)
 
@@ -111,7 +112,7 @@ def diff(
     from serve.operate.diff.apply import diff as differ
 
     result, lines, held = differ(config, run, address, apply, timeout, _progress)
-    _answer(result, as_json, "\n".join(lines))
+    answer(result, as_json, "\n".join(lines))
     if not held:
         raise typer.Exit(1)
 
@@ -128,7 +129,7 @@ def popular(
     from serve.operate.diff.apply import popular as turn
 
     result, line = turn(run, address, not off, timeout, _progress)
-    _answer(result, as_json, line)
+    answer(result, as_json, line)
 
 
 @app.command()
@@ -148,7 +149,7 @@ def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
         "problems": [asdict(problem) for problem in problems],
         "warnings": [asdict(warning) for warning in warnings],
     }
-    _answer(result, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
+    answer(result, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
     if problems:
         raise typer.Exit(1)
 
@@ -170,7 +171,7 @@ def key(
     # JSON is valid YAML, whatever the name is.
     line = json.dumps(entry)[1:-1]
     text = f"X-Api-Key: {secret}\nput only its hash in the file, in user_config.api_keys of FeatureFetch:\n  {line}"
-    _answer({"key": secret, "api_keys": entry}, as_json, text)
+    answer({"key": secret, "api_keys": entry}, as_json, text)
 
 
 @app.command()
@@ -193,9 +194,7 @@ def load(
     os.umask(PRIVATE)
     until_ms = None if until is None else milliseconds(until, "--until")
     counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms)
-    _answer(
-        counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates"
-    )
+    answer(counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates")
 
 
 @app.command()
@@ -233,12 +232,11 @@ def plan(
     With --compare, exit code 1 if a replica count is off by more than one, or if the plan is not
     nearer to the run than a constant count; 2 if nothing in the file scales.
     """
-    from serve.operate.plan.command import PlanRequest
     from serve.operate.plan.command import plan as make
     from serve.operate.plan.report import table
 
-    report = make(PlanRequest(config, trace, compare, costs, out, seed), progress=_progress)
-    _answer(report, as_json, table(report))
+    report = make(config, trace, compare, costs, out, seed, _progress)
+    answer(report, as_json, table(report))
     if report["comparison"] is not None and not report["comparison"]["holds"]:
         raise typer.Exit(1)
 
@@ -249,15 +247,11 @@ def fetch(as_json: Json = False) -> None:
     from serve.bench.fetch import bench_fetch, table
 
     result = bench_fetch(progress=_progress)
-    _answer(result, as_json, table(result))
+    answer(result, as_json, table(result))
 
 
 def _progress(message: str) -> None:
     print(message, file=sys.stderr)
-
-
-def _answer(result: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(result) if as_json else text)
 
 
 if __name__ == "__main__":

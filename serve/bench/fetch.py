@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import shutil
 import tempfile
@@ -59,17 +60,15 @@ class _Cell:
     batch_us: list[float] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
-        p50, p99 = (float(np.percentile(self.batch_us, q)) for q in (50, 99))
+        point = dict(vars(self))
+        batch_us = point.pop("batch_us")
+        p50, p99 = (float(np.percentile(batch_us, q)) for q in (50, 99))
         return {
-            "store": self.store,
-            "viewers": self.viewers,
-            "candidates": self.candidates,
-            "batch": self.batch,
-            "slate": self.slate,
+            **point,
             "p50_us": round(p50 / self.batch, 1),
             "p99_us": round(p99 / self.batch, 1),
             "us_per_candidate": round(p50 / self.batch / self.slate, 3),
-            "batches": len(self.batch_us),
+            "batches": len(batch_us),
         }
 
 
@@ -106,12 +105,8 @@ def bench_fetch(
     cells: list[_Cell] = []
     sweep: list[_Cell] = []
     for kind in ("lmdb", "memory"):
-        matrix = [
-            _Cell(kind, v, c, b, sizes.slate)
-            for v in sizes.viewers
-            for c in sizes.candidates
-            for b in sizes.batches
-        ]
+        points = itertools.product(sizes.viewers, sizes.candidates, sizes.batches)
+        matrix = [_Cell(kind, *point, sizes.slate) for point in points]
         middle = _middle(sizes.viewers), _middle(sizes.candidates)
         slates = [_Cell(kind, *middle, 1, n) for n in sizes.slates if kind == "lmdb"]
         with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
@@ -231,19 +226,16 @@ def _ratios(cells: Sequence[_Cell], sizes: Sizes) -> list[dict[str, Any]]:
     p50 = {(c.store, c.viewers, c.candidates, c.batch): float(np.median(c.batch_us)) for c in cells}
     v, c = _middle(sizes.viewers), _middle(sizes.candidates)
     ratios = []
-    for store in dict.fromkeys(cell.store for cell in cells):
-        for b in sizes.batches:
-            viewers = p50[store, sizes.viewers[-1], c, b] / p50[store, sizes.viewers[0], c, b]
-            candidates = p50[store, v, sizes.candidates[-1], b] / p50[store, v, sizes.candidates[0], b]
-            ratios.append(
-                {
-                    "store": store,
-                    "batch": b,
-                    "viewers": round(viewers, 3),
-                    "candidates": round(candidates, 3),
-                    "flat": max(viewers, candidates) <= _MOST_FLAT,
-                }
-            )
+    for store, batch in dict.fromkeys((cell.store, cell.batch) for cell in cells):
+        viewers = p50[store, sizes.viewers[-1], c, batch] / p50[store, sizes.viewers[0], c, batch]
+        candidates = p50[store, v, sizes.candidates[-1], batch] / p50[store, v, sizes.candidates[0], batch]
+        found = {
+            "store": store,
+            "batch": batch,
+            "viewers": round(viewers, 3),
+            "candidates": round(candidates, 3),
+        }
+        ratios.append(found | {"flat": max(viewers, candidates) <= _MOST_FLAT})
     return ratios
 
 

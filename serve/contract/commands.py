@@ -5,6 +5,7 @@ Exit code 0: the check held. 1: it did not hold. 2: the command could not run.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import traceback
@@ -19,6 +20,15 @@ from serve.contract.errors import TabrankError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
 ConfigFile = Annotated[Path, typer.Argument(help="The file that declares the service.")]
+AnyRunFolder = Annotated[
+    Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Use this Ray cluster's dashboard instead: http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"
+    ),
+]
 CONFIG = Path("cluster.yaml")
 RUN = Path("var/run")
 
@@ -50,3 +60,8 @@ class Commands(TyperGroup):
                 raise
             traceback.print_exc()
         raise typer.Exit(2)
+
+
+def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print the result of a command on stdout."""
+    print(json.dumps(result) if as_json else text)

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -18,6 +19,8 @@ from serve.config.application import OUR_APPLICATION
 from serve.operate.host.run_folder import RunFolder
 
 RUN = Path("var/run")
+# A local address needs no proxy.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # A deployment whose name alone is known.
 UNKNOWN: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
 
@@ -36,18 +39,21 @@ def route(document: Mapping[str, Any]) -> str:
     return str(first.get("route_prefix") or "/").rstrip("/")
 
 
-def status_code(url: str) -> int:
-    """Return the HTTP status of `url`, or 0 without an answer."""
-    # A local address needs no proxy.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def get(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> tuple[int, bytes]:
+    """Return the HTTP status of `url` and the body of a page, or 0 without an answer."""
     try:
-        with direct.open(url, timeout=2.0) as response:
-            return int(response.status)
+        with DIRECT.open(urllib.request.Request(url, headers=dict(headers)), timeout=2.0) as response:
+            return response.status, response.read()
     except urllib.error.HTTPError as error:
         error.close()
-        return error.code
-    except (OSError, http.client.HTTPException):
-        return 0
+        return error.code, b""
+    except (OSError, ValueError, http.client.HTTPException):
+        return 0, b""
+
+
+def status_code(url: str) -> int:
+    """Return the HTTP status of `url`, or 0 without an answer."""
+    return get(url)[0]
 
 
 UNWATCHED = "unwatched"

@@ -34,16 +34,14 @@ STOP_S = 10.0
 MISSING = "prometheus is not on PATH; install it (Debian: apt-get install prometheus) and retry"
 
 
-def observe(
-    run: RunFolder, data: Path, port: int, progress: Callable[[str], None], every_s: float = SCRAPE_EVERY_S
-) -> None:
+def observe(run: RunFolder, data: Path, port: int, progress: Callable[[str], None]) -> None:
     """Watch the service of a run folder until interrupted, and follow it after a restart.
 
     Raise TabrankError if Prometheus is missing, the port is in use, or no service runs.
     """
     if "metrics_url" not in run.service():
         raise TabrankError(f"no service runs in {run.path}; start one with: python -m serve up")
-    with run_prometheus(run, data, port, every_s) as process:
+    with run_prometheus(run, data, port) as process:
         progress(f"Prometheus on http://{HOST}:{port} (rules and alerts: /rules, /alerts); Ctrl-C stops it")
         progress(f"in Grafana, add it as a data source, then import {DASHBOARD}")
         while process.poll() is None:

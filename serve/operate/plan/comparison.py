@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,12 @@ NO_BETTER = "no nearer than a constant count"
 CONSTANT = "the real count never changed"
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of the timeline that have a real count, with the planned one."""
-
-    at_s: F64
-    real: F64
-    planned: F64
-    # How far the nearest planned count within SHIFT_S is off.
-    off_shifted: F64
-
-
 def check_timeline(trace: Trace, path: Path, names: list[str]) -> None:
     """Raise TabrankError if the timeline counts none of the planned replicas."""
     for name in names:
-        column = count_column(name)
-        if not np.isfinite(np.array(trace.counted.get(column, ()), float)).any():
+        if not np.isfinite(_real(trace, name)).any():
             raise TabrankError(
-                f"{path}: the column {column} is missing or empty; a run writes it with: "
+                f"{path}: the column {count_column(name)} is missing or empty; a run writes it with: "
                 f"python -m loadtest run --cluster"
             )
 
@@ -51,39 +38,36 @@ def compare(outcome: Outcome) -> dict[str, Any]:
     each real count that changed than "nothing changes" is. Nodes are only shown.
     """
     names = [each.name for each in outcome.service.scaled]
-    known = [
-        name
-        for name in (*names, NODES)
-        if np.isfinite(outcome.trace.counted.get(count_column(name), ())).any()
-    ]
-    rows = {name: _rows(outcome, name) for name in known}
-    counts = {name: _summary(each) for name, each in rows.items()}
+    known = [name for name in (*names, NODES) if np.isfinite(_real(outcome.trace, name)).any()]
+    counts, phases = {}, []
+    for name in known:
+        counts[name], found = _compare_one(outcome, name)
+        phases += found
     verdicts = {counts[name]["verdict"] for name in names}
-    return {
-        "holds": HOLDS in verdicts and verdicts <= {HOLDS, CONSTANT},
-        "shift_s": SHIFT_S,
-        "counts": counts,
-        "phases": [row for name, each in rows.items() for row in _phases(outcome, name, each)],
-    }
+    holds = HOLDS in verdicts and verdicts <= {HOLDS, CONSTANT}
+    return {"holds": holds, "shift_s": SHIFT_S, "counts": counts, "phases": phases}
 
 
-def _rows(outcome: Outcome, name: str) -> _Rows:
-    at_s, real = np.array(outcome.trace.t_s), np.array(outcome.trace.counted[count_column(name)])
+def _real(trace: Trace, name: str) -> F64:
+    """Return the real counts by row of the timeline: nan where unknown, empty without a column."""
+    return np.array(trace.counted.get(count_column(name), ()), float)
+
+
+def _compare_one(outcome: Outcome, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return how far one count is off, over all rows that have a real count and by phase."""
+    at_s, real = np.array(outcome.trace.t_s), _real(outcome.trace, name)
     at_s, real = at_s[np.isfinite(real)], real[np.isfinite(real)]
-    planned_s, planned = outcome.counts[TIME], outcome.counts[count_column(name)]
-    same = np.maximum(np.searchsorted(planned_s, at_s, side="right") - 1, 0)
+    planned_s, counts = outcome.counts[TIME], outcome.running(name)
+    planned = counts[np.maximum(np.searchsorted(planned_s, at_s, side="right") - 1, 0)]
     first = np.searchsorted(planned_s, at_s - SHIFT_S)
     end = np.searchsorted(planned_s, at_s + SHIFT_S, side="right")
-    near = [planned[i:j] for i, j in zip(first, end, strict=True)]
-    off = [np.abs(part - count).min(initial=np.inf) for part, count in zip(near, real, strict=True)]
-    return _Rows(at_s, real, planned[same], np.array(off))
-
-
-def _summary(rows: _Rows) -> dict[str, Any]:
-    off = np.abs(rows.planned - rows.real)
+    off = np.abs(planned - real)
+    # How far the nearest planned count within SHIFT_S is off.
+    rows = zip(first, end, real, strict=True)
+    off_shifted = np.array([np.abs(counts[i:j] - count).min(initial=np.inf) for i, j, count in rows])
     # If the first count stayed all the time.
-    off_unplanned = np.abs(rows.real - rows.real[0])
-    if rows.off_shifted.max() > MAX_OFF:
+    off_unplanned = np.abs(real - real[0])
+    if off_shifted.max() > MAX_OFF:
         verdict = TOO_FAR
     elif not off_unplanned.any():
         verdict = CONSTANT
@@ -94,25 +78,19 @@ def _summary(rows: _Rows) -> dict[str, Any]:
         "within_one_share": (off <= MAX_OFF).mean(),
         "mean_off": off.mean(),
         "most_off": off.max(),
-        "most_off_shifted": rows.off_shifted.max(),
+        "most_off_shifted": off_shifted.max(),
         "mean_off_unplanned": off_unplanned.mean(),
     }
-    rounded = {name: round(float(value), 3) for name, value in numbers.items()}
-    return {"holds": verdict == HOLDS, "verdict": verdict, **rounded}
-
-
-def _phases(outcome: Outcome, name: str, rows: _Rows) -> list[dict[str, Any]]:
-    found = []
-    for phase in outcome.trace.phases():
-        during = phase.covers(rows.at_s)
-        if during.any():
-            found.append(
-                {
-                    "phase": phase.name,
-                    "name": name,
-                    "real": round(float(rows.real[during].mean()), 2),
-                    "planned": round(float(rows.planned[during].mean()), 2),
-                    "most_off_shifted": float(rows.off_shifted[during].max()),
-                }
-            )
-    return found
+    rounded = {key: round(float(value), 3) for key, value in numbers.items()}
+    phases = [
+        {
+            "phase": phase.name,
+            "name": name,
+            "real": round(float(real[during].mean()), 2),
+            "planned": round(float(planned[during].mean()), 2),
+            "most_off_shifted": float(off_shifted[during].max()),
+        }
+        for phase in outcome.trace.phases()
+        if (during := phase.covers(at_s)).any()
+    ]
+    return {"holds": verdict == HOLDS, "verdict": verdict, **rounded}, phases

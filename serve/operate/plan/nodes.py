@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ray.autoscaler._private.constants import AUTOSCALER_UPDATE_INTERVAL_S
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
@@ -20,6 +18,7 @@ from ray.autoscaler.tags import (
 
 from serve.config.pools import HEAD, NodePool
 from serve.operate.plan.costs import NodeCosts
+from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 UPDATE_S: float = AUTOSCALER_UPDATE_INTERVAL_S
 EPS = 1e-9
@@ -32,7 +31,7 @@ class Node:
 
     name: str
     pool: str
-    free: dict[str, float]
+    free: Counter[str]
     joins_s: float
     idle_since_s: float
     num_replicas: int = 0
@@ -42,21 +41,18 @@ class Node:
         """Return whether this is the machine of Ray's controller."""
         return self.pool == HEAD
 
-    def fits(self, needs: Needs) -> bool:
-        """Return whether a replica finds room."""
-        return all(self.free.get(name, 0.0) + EPS >= amount for name, amount in needs.items())
-
 
 class Cluster:
-    """Running and starting nodes."""
+    """Running and starting nodes; to Ray's scheduler also the interface of a cloud."""
 
-    def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts) -> None:
+    def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts, loop: VirtualTimeLoop) -> None:
         self._pools = pools
         self._costs = costs
+        self._loop = loop
         self.nodes: list[Node] = []
         self._num_launched = 0
         # Ray counts the head in addition to the workers of its type.
-        types: dict[str, dict[str, Any]] = {
+        types = {
             name: {
                 "resources": _resources(pool),
                 "min_workers": max(pool.min_nodes - (name == HEAD), 0),
@@ -64,8 +60,8 @@ class Cluster:
             }
             for name, pool in pools.items()
         }
-        max_workers = sum(kind["max_workers"] for kind in types.values())
-        self._scheduler = ResourceDemandScheduler(_Provider(self.nodes), types, max_workers, HEAD, 1.0)
+        max_workers = sum(pool.max_nodes for name, pool in pools.items() if name != HEAD)
+        self._scheduler = ResourceDemandScheduler(self, types, max_workers, HEAD, 1.0)
         for name, pool in pools.items():
             for _ in range(max(pool.min_nodes, int(name == HEAD))):
                 self._launch(name, 0.0)
@@ -73,51 +69,55 @@ class Cluster:
     @property
     def joined(self) -> list[Node]:
         """Return the nodes on which replicas can start."""
-        now_s = _now_s()
-        return [node for node in self.nodes if node.joins_s <= now_s]
+        return [node for node in self.nodes if node.joins_s <= self._loop.time()]
 
     def place(self, needs: Needs) -> Node | None:
         """Place a replica on the node with the fewest, as Serve does; return None without room."""
-        fitting = [node for node in self.joined if node.fits(needs)]
-        if not fitting:
-            return None
-        node = min(fitting, key=lambda each: each.num_replicas)
-        for name, amount in needs.items():
-            node.free[name] -= amount
-        node.num_replicas += 1
+        fitting = [
+            node for node in self.joined if all(node.free[name] + EPS >= needs[name] for name in needs)
+        ]
+        node = min(fitting, key=lambda each: each.num_replicas, default=None)
+        if node is not None:
+            node.free.subtract(needs)
+            node.num_replicas += 1
         return node
 
     def release(self, node: Node, needs: Needs) -> None:
         """Free the room of a replica that has stopped."""
-        for name, amount in needs.items():
-            node.free[name] += amount
+        node.free.update(needs)
         node.num_replicas -= 1
-        node.idle_since_s = _now_s()
+        node.idle_since_s = self._loop.time()
 
     def update(self, unplaced: Sequence[Needs], at_once: bool = False) -> None:
         """Run one autoscaler iteration: add nodes for unplaced replicas, remove idle ones."""
         self._remove_idle()
-        for pool, count in self._wanted([dict(needs) for needs in unplaced if needs]).items():
-            for _ in range(count):
-                self._launch(pool, 0.0 if at_once else self._costs.start_s)
-
-    def _wanted(self, demands: list[dict[str, float]]) -> dict[str, int]:
-        """Return how many nodes of each pool Ray would launch for replicas with these needs."""
         wanted, _ = self._scheduler.get_nodes_to_launch(
             nodes=[node.name for node in self.nodes],
             launching_nodes={},
-            resource_demands=demands,
+            resource_demands=[dict(needs) for needs in unplaced if needs],
             unused_resources_by_ip={node.name: dict(node.free) for node in self.joined},
             pending_placement_groups=[],
             max_resources_by_ip={},
             ensure_min_cluster_size=[],
             node_availability_summary=NodeAvailabilitySummary(node_availabilities={}),
         )
-        return {str(name): int(count) for name, count in wanted.items()}
+        for pool, count in wanted.items():
+            for _ in range(count):
+                self._launch(pool, 0.0 if at_once else self._costs.start_s)
+
+    def node_tags(self, name: str) -> dict[str, str]:
+        """Return the kind of a node, for Ray's scheduler."""
+        node = next(node for node in self.nodes if node.name == name)
+        kind = NODE_KIND_HEAD if node.is_head else NODE_KIND_WORKER
+        return {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: node.pool}
+
+    def internal_ip(self, name: str) -> str:
+        """Return the address of a node, for Ray's scheduler: its name."""
+        return name
 
     def _remove_idle(self) -> None:
         num_of_pool = Counter(node.pool for node in self.nodes)
-        oldest_s = _now_s() - self._costs.idle_timeout_s
+        oldest_s = self._loop.time() - self._costs.idle_timeout_s
         for node in reversed(self.joined):
             may_go = not node.is_head and num_of_pool[node.pool] > self._pools[node.pool].min_nodes
             if may_go and not node.num_replicas and node.idle_since_s <= oldest_s:
@@ -126,29 +126,10 @@ class Cluster:
 
     def _launch(self, pool: str, start_s: float) -> None:
         self._num_launched += 1
-        joins_s = _now_s() + start_s
-        free = {name: float(amount) for name, amount in _resources(self._pools[pool]).items()}
+        joins_s = self._loop.time() + start_s
+        free = Counter(_resources(self._pools[pool]))
         self.nodes.append(Node(f"{pool}-{self._num_launched}", pool, free, joins_s, joins_s))
 
 
-class _Provider:
-    """Interface that Ray's scheduler calls on a cloud: a node's kind and its address."""
-
-    def __init__(self, nodes: list[Node]) -> None:
-        self._nodes = nodes
-
-    def node_tags(self, name: str) -> dict[str, str]:
-        node = next(node for node in self._nodes if node.name == name)
-        kind = NODE_KIND_HEAD if node.is_head else NODE_KIND_WORKER
-        return {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: node.pool}
-
-    def internal_ip(self, name: str) -> str:
-        return name
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _resources(pool: NodePool) -> dict[str, int]:
+def _resources(pool: NodePool) -> dict[str, float]:
     return {"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.operate.plan.context import FULL, OPEN, REFUSED, Ledger
 from serve.operate.plan.service import PlannedService
 from serve.operate.plan.trace import Trace, count_column
 
@@ -16,19 +15,20 @@ from serve.operate.plan.trace import Trace, count_column
 WANTED, ONGOING = "_wanted", "_ongoing"
 # Columns without a deployment: replicas without room on a node, and processor seconds so far.
 UNPLACED, BUSY = "unplaced", "busy_s"
+# LATE: answered in popular order at the deadline. OPEN: not answered when the simulation ended.
+OPEN, FULL, LATE, REFUSED = range(4)
 F64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers in a part of the trace; simulated latencies are an indication, not a promise."""
+class Ledger:
+    """Outcomes of the requests, by their number in the order of arrival, from 0."""
 
-    requests: int
-    # Answered in popular order at the deadline.
-    late_share: float
-    refused_share: float
-    p50_ms: float
-    p99_ms: float
+    def __init__(self, arrived_s: F64) -> None:
+        self.arrived_s = arrived_s
+        self.state = np.full(len(arrived_s), OPEN, np.uint8)
+        self.answered_s = np.zeros(len(arrived_s))
+        # The processor time of all replicas.
+        self.busy_s = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,30 @@ class Outcome:
     @property
     def deployments(self) -> list[str]:
         """Return the names of the deployments, simulated ones first."""
-        return [deployment.name for deployment in self.service.deployments]
+        service = self.service
+        return [each.name for each in (service.fetch, service.scorer, *service.others)]
 
     def running(self, name: str) -> F64:
         """Return one deployment's running replicas by second; `nodes` counts machines."""
         return self.counts[count_column(name)]
 
-    def answers(self, begin_s: float, end_s: float) -> Answers:
-        """Return the answers to the requests that arrived in this time."""
-        first, last = np.searchsorted(self._arrived_s, [begin_s, end_s])
-        state = self._state[first:last]
+    def answers(self, begin_s: float, end_s: float) -> dict[str, Any]:
+        """Return the answers to the requests that arrived in this time, rounded for a report.
+
+        `late_share` were answered in popular order at the deadline. Simulated latencies are an
+        indication, not a promise, and None where nothing was answered.
+        """
+        part = slice(*np.searchsorted(self.ledger.arrived_s, [begin_s, end_s]))
+        state = self.ledger.state[part]
         refused = state == REFUSED
         answered = ~refused & (state != OPEN)
-        took_ms = (self._answered_s[first:last] - self._arrived_s[first:last])[answered] * 1e3
-        p50, p99 = np.percentile(took_ms, [50, 99]) if len(took_ms) else (np.nan, np.nan)
+        took_ms = (self.ledger.answered_s[part] - self.ledger.arrived_s[part])[answered] * 1e3
+        p50_ms, p99_ms = np.percentile(took_ms, [50, 99]).round(4).tolist() if len(took_ms) else (None, None)
         count = max(len(state), 1)
-        return Answers(
-            len(state),
-            float((~refused & (state != FULL)).sum() / count),
-            float(refused.sum() / count),
-            float(p50),
-            float(p99),
-        )
-
-    @cached_property
-    def _arrived_s(self) -> F64:
-        return np.asarray(self.ledger.arrived_s)
-
-    @cached_property
-    def _answered_s(self) -> F64:
-        return np.asarray(self.ledger.answered_s)
-
-    @cached_property
-    def _state(self) -> NDArray[np.uint8]:
-        return np.frombuffer(bytes(self.ledger.state), np.uint8)
+        return {
+            "requests": len(state),
+            "late_share": round(float((~refused & (state != FULL)).sum() / count), 4),
+            "refused_share": round(float(refused.sum() / count), 4),
+            "p50_ms": p50_ms,
+            "p99_ms": p99_ms,
+        }

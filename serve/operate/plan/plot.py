@@ -27,7 +27,7 @@ STYLE: dict[Any, Any] = {
 
 def draw(outcome: Outcome, with_real: bool) -> str:
     """Return the plot as SVG; `with_real` dots a real run's counts beside the planned ones."""
-    scaled = [each for each in (outcome.service.fetch, outcome.service.scorer) if each.target is not None]
+    scaled = outcome.service.targets
     at_s = outcome.counts[TIME]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 2.0 * (2 + len(scaled)) + 0.4), layout="constrained")
@@ -35,8 +35,8 @@ def draw(outcome: Outcome, with_real: bool) -> str:
         _steps(load, at_s, [outcome.trace.rate_rps(at) for at in at_s], "req/s offered", "-", "0.0")
         load.set_ylabel("req/s")
         load.set_ylim(bottom=0)
-        for axes, deployment in zip(rows, scaled, strict=True):
-            ongoing = outcome.counts[f"{deployment.name}{ONGOING}"] / (deployment.target or 1.0)
+        for axes, (deployment, target) in zip(rows, scaled, strict=True):
+            ongoing = outcome.counts[f"{deployment.name}{ONGOING}"] / target
             _steps(axes, at_s, ongoing, "ongoing / target", "-", "0.65")
             _steps(axes, at_s, outcome.counts[f"{deployment.name}{WANTED}"], "wanted", "--", "0.3")
             _counts(axes, outcome, with_real, deployment.name, "running")

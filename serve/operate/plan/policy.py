@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from ray.serve import autoscaling_policy
@@ -29,7 +31,8 @@ from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.config import AutoscalingPolicy
 
 from serve.contract.errors import TabrankError
-from serve.operate.plan.service import FETCH, SCORER, PlannedService
+from serve.operate.plan.service import FETCH, SCORER, Deployment, PlannedService
+from serve.operate.plan.virtual_time import VirtualTimeLoop
 
 LOOP_S: float = CONTROL_LOOP_INTERVAL_S
 # Requests are counted this often in a look-back period.
@@ -42,36 +45,25 @@ Series = dict[str, list[tuple[float, float]]]
 RUNNING, QUEUED = "running", "queued"
 
 
-class _Clock:
-    """Replacement for the module `time` in Ray's two modules that measure delays and age counts."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-
-    def time(self) -> float:
-        return EPOCH_S + self._loop.time()
-
-    monotonic = time
-
-
 @contextlib.contextmanager
-def simulated_time(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+def simulated_time(loop: VirtualTimeLoop) -> Iterator[None]:
     """Make Ray's policy code use the loop's time; this is the only place that patches Ray.
 
     A custom policy must read its time from `ctx.current_time`, as Ray's documentation requires.
     """
-    modules = (autoscaling_state, autoscaling_policy)
-    real = [module.time for module in modules]
+
+    def now_s() -> float:
+        return EPOCH_S + loop.time()
+
     try:
-        for module in modules:
-            module.time = _Clock(loop)
+        # In these two modules Ray measures delays and the age of counts.
+        autoscaling_state.time = autoscaling_policy.time = SimpleNamespace(time=now_s, monotonic=now_s)
         # Ray logs each registration, and on each call a replica that fits on no node.
         logging.disable(logging.WARNING)
         yield
     finally:
         logging.disable(logging.NOTSET)
-        for module, time in zip(modules, real, strict=True):
-            module.time = time
+        autoscaling_state.time = autoscaling_policy.time = time
 
 
 class Policy:
@@ -83,26 +75,23 @@ class Policy:
         # Ray's own parsed `autoscaling_config`, with its defaults.
         self.scaling: dict[str, Any] = {}
         try:
-            self._register(service)
+            # Ray warns about its own field declarations, as in serve.config.reader.
+            with warnings.catch_warnings(action="ignore"):
+                if service.policy is not None:
+                    self._manager.register_application(self._application, AutoscalingPolicy(**service.policy))
+                for deployment in (service.fetch, service.scorer):
+                    if deployment.autoscaling is not None:
+                        self._register(deployment, deployment.autoscaling)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise TabrankError(f"the autoscaling policy cannot be used: {error}") from None
 
-    def _register(self, service: PlannedService) -> None:
-        with warnings.catch_warnings():
-            # Ray warns about its own field declarations, as in serve.config.reader.
-            warnings.simplefilter("ignore")
-            if service.policy is not None:
-                self._manager.register_application(self._application, AutoscalingPolicy(**service.policy))
-            for deployment in (service.fetch, service.scorer):
-                if deployment.autoscaling is not None:
-                    config = DeploymentConfig.from_default(
-                        max_ongoing_requests=deployment.max_ongoing,
-                        autoscaling_config=dict(deployment.autoscaling),
-                    )
-                    info = DeploymentInfo(config, None, 0, "")
-                    wanted = deployment.min_replicas
-                    self._manager.register_deployment(self._id(deployment.name), info, wanted)
-                    self.scaling[deployment.name] = config.autoscaling_config
+    def _register(self, deployment: Deployment, autoscaling: Mapping[str, Any]) -> None:
+        config = DeploymentConfig.from_default(
+            max_ongoing_requests=deployment.max_ongoing_requests, autoscaling_config=dict(autoscaling)
+        )
+        info = DeploymentInfo(config, None, 0, "")
+        self._manager.register_deployment(self._id(deployment.name), info, deployment.min_replicas)
+        self.scaling[deployment.name] = config.autoscaling_config
 
     def report(self, deployment: str, replica: str, counted: Series) -> None:
         """Report a FeatureFetch replica's counts, on which a deployment is scaled.
@@ -116,21 +105,14 @@ class Policy:
             for name, each in counted.items()
         }
         if deployment == FETCH:
-            running = {RUNNING_REQUESTS_KEY: points[RUNNING]} if points else {}
-            of_replica = ReplicaMetricReport(self._replica(FETCH, replica), running, at_s)
+            own = {RUNNING_REQUESTS_KEY: points[RUNNING]} if points else {}
+            of_replica = ReplicaMetricReport(self._replica(FETCH, replica), own, at_s)
             self._manager.record_request_metrics_for_replica(of_replica)
             return
         queued = points.pop(QUEUED, [])
         calls = {self._replica(SCORER, name).to_full_id_str(): each for name, each in points.items()}
-        of_handle = HandleMetricReport(
-            self._id(SCORER),
-            replica,
-            replica,
-            DeploymentHandleSource.REPLICA,
-            queued,
-            {RUNNING_REQUESTS_KEY: calls},
-            at_s,
-        )
+        source, running = DeploymentHandleSource.REPLICA, {RUNNING_REQUESTS_KEY: calls}
+        of_handle = HandleMetricReport(self._id(SCORER), replica, replica, source, queued, running, at_s)
         self._manager.record_request_metrics_for_handle(of_handle)
 
     def decide(

@@ -6,18 +6,16 @@ import csv
 import html
 import io
 import json
-import math
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve.config.reader import Config
 from serve.log.atomic_files import draft_of
 from serve.operate.host.machine import describe_machine
-from serve.operate.plan.costs import Costs
-from serve.operate.plan.outcome import F64, ONGOING, WANTED, Answers, Outcome
+from serve.operate.plan.outcome import F64, ONGOING, WANTED, Outcome
+from serve.operate.plan.plan_warnings import warnings_of
 from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, Phase, shown
 
 Report = dict[str, Any]
@@ -27,29 +25,19 @@ LEGEND = (
 )
 
 
-def make_report(
-    config: Config,
-    trace: Path,
-    costs: Costs,
-    seed: int,
-    outcome: Outcome,
-    warnings: list[str],
-    comparison: dict[str, Any] | None,
-) -> Report:
-    """Return the content of plan.json and `--json`; latencies assume a core for each replica."""
+def make_report(outcome: Outcome, comparison: dict[str, Any] | None) -> Report:
+    """Return what plan.json and `--json` report of a simulation, beside its inputs.
+
+    Latencies assume a core for each replica.
+    """
     begin_s, end_s = outcome.trace.t_s[0], outcome.trace.end_s
     return {
-        "config": str(config.path),
-        "config_sha256": config.sha256,
-        "trace": str(trace),
-        "costs": asdict(costs),
-        "seed": seed,
         "seconds": round(end_s - begin_s, 3),
         "deployments": {name: _counts(outcome.running(name)) for name in outcome.deployments},
         "nodes": _counts(outcome.running(NODES)),
-        "answers": _rounded(outcome.answers(begin_s, end_s)),
+        "answers": outcome.answers(begin_s, end_s),
         "phases": [_phase(outcome, phase) for phase in outcome.trace.phases()],
-        "warnings": warnings,
+        "warnings": warnings_of(outcome),
         "comparison": comparison,
         "machine": describe_machine(),
     }
@@ -66,13 +54,6 @@ def _counts(counts: F64) -> dict[str, float]:
     }
 
 
-def _rounded(answers: Answers) -> dict[str, float | None]:
-    """Return the rounded answers; a value is None where nothing was answered."""
-    return {
-        name: round(value, 4) if math.isfinite(value) else None for name, value in asdict(answers).items()
-    }
-
-
 def _phase(outcome: Outcome, phase: Phase) -> dict[str, Any]:
     during = phase.covers(outcome.counts[TIME])
     answers = outcome.answers(phase.begin_s, phase.end_s)
@@ -85,10 +66,10 @@ def _phase(outcome: Outcome, phase: Phase) -> dict[str, Any]:
 
     return {
         "phase": phase.name,
-        RATE: round(answers.requests / (phase.end_s - phase.begin_s), 1),
+        RATE: round(answers["requests"] / (phase.end_s - phase.begin_s), 1),
         "replicas": {name: mean_and_max(name) for name in outcome.deployments},
         NODES: mean_and_max(NODES)["max"],
-        **_rounded(answers),
+        **answers,
     }
 
 
@@ -97,11 +78,16 @@ def table(report: Report) -> str:
     deployments, nodes, answers = report["deployments"], report[NODES], report["answers"]
     names = [name for name, counts in deployments.items() if counts["max"] != counts["min"]]
     names = names or list(deployments)[:2]
-    head = ["", "req/s", *(f"{name} mean/max" for name in names), NODES, "late", "refused", "p99 ms"]
-    rows = [head, *(_row(phase, names) for phase in report["phases"])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    rows = [["", "req/s", *(f"{name} mean/max" for name in names), NODES, "late", "refused", "p99 ms"]]
+    for phase in report["phases"]:
+        counts = [phase["replicas"][name] for name in names]
+        replicas = [f"{_text(each['mean'])} / {each['max']}" for each in counts]
+        shares = [f"{phase[name]:.1%}" for name in ("late_share", "refused_share")]
+        numbers = [*replicas, str(phase[NODES]), *shares, _text(phase["p99_ms"])]
+        rows.append([phase["phase"], f"{phase[RATE]:,.0f}", *numbers])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
+        *("  ".join(map(str.rjust, row, widths)) for row in rows),
         f"{LEGEND}.",
         "",
         *(
@@ -119,19 +105,6 @@ def table(report: Report) -> str:
     if report["comparison"] is not None:
         lines += _comparison_lines(report["comparison"])
     return "\n".join(lines)
-
-
-def _row(phase: dict[str, Any], names: list[str]) -> list[str]:
-    counts = [phase["replicas"][name] for name in names]
-    return [
-        phase["phase"],
-        f"{phase[RATE]:,.0f}",
-        *(f"{_text(each['mean'])} / {each['max']}" for each in counts),
-        str(phase[NODES]),
-        f"{phase['late_share']:.1%}",
-        f"{phase['refused_share']:.1%}",
-        _text(phase["p99_ms"]),
-    ]
 
 
 def _text(value: float | None) -> str:
@@ -157,12 +130,29 @@ def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_plan(folder: Path, report: Report, outcome: Outcome, plot: str | None) -> None:
+def write_plan(folder: Path, report: Report, outcome: Outcome, progress: Callable[[str], None]) -> None:
     """Write the whole folder or nothing."""
+    try:
+        from serve.operate.plan.plot import draw
+
+        figure = draw(outcome, report["comparison"] is not None)
+    except ImportError:
+        progress(
+            "no plot: matplotlib is missing; install the extra loadtest: pip install 'tabrank[loadtest]'"
+        )
+        figure = "<p>No plot: matplotlib is in the extra <code>loadtest</code>.</p>"
+    page = PAGE.format(
+        config=html.escape(report["config"]),
+        trace=html.escape(report["trace"]),
+        figure=figure,
+        table=html.escape(table(report)),
+        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
+    )
     with draft_of(folder) as draft:
         (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (draft / "plan.csv").write_text(to_csv(outcome), encoding="utf-8")
-        (draft / "report.html").write_text(_page(report, plot), encoding="utf-8")
+        (draft / "report.html").write_text(page, encoding="utf-8")
+    progress(f"{folder}/report.html, plan.json, plan.csv")
 
 
 def to_csv(outcome: Outcome) -> str:
@@ -175,7 +165,7 @@ def to_csv(outcome: Outcome) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([TIME, RATE, *answer_columns, *columns])
     for i, at_s in enumerate(outcome.counts[TIME].tolist()):
-        answers = _rounded(outcome.answers(at_s, at_s + 1))
+        answers = outcome.answers(at_s, at_s + 1)
         writer.writerow(
             [
                 shown(at_s),
@@ -185,17 +175,6 @@ def to_csv(outcome: Outcome) -> str:
             ]
         )
     return out.getvalue()
-
-
-def _page(report: Report, plot: str | None) -> str:
-    missing = "<p>No plot: matplotlib is in the extra <code>loadtest</code>.</p>"
-    return PAGE.format(
-        config=html.escape(report["config"]),
-        trace=html.escape(report["trace"]),
-        figure=missing if plot is None else plot,
-        table=html.escape(table(report)),
-        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
-    )
 
 
 PAGE = """<!doctype html>

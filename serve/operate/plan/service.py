@@ -16,22 +16,19 @@ FETCH, SCORER = "FeatureFetch", "Scorer"
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Deployment(Size):
     """One deployment of the file."""
 
-    name: str
     # `autoscaling_config`, with the bounds of `num_replicas: auto`; None where the number is fixed.
     autoscaling: Mapping[str, Any] | None
-    min_replicas: int
-    max_replicas: int
-    # Ray's target of ongoing requests per replica; None without autoscaling.
-    target: float | None
-    max_ongoing: int
     # -1: no limit.
-    max_queued: int
-    # Ray's resources of a replica, such as {"CPU": 0.5}.
-    needs: Mapping[str, float]
-    stop_s: float
+    max_queued_requests: int
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """Return Ray's resources of a replica, such as {"CPU": 0.5}."""
+        needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        return {name: amount for name, amount in needs.items() if amount}
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,10 @@ class PlannedService:
     policy: Mapping[str, Any] | None
 
     @property
-    def deployments(self) -> tuple[Deployment, ...]:
-        """Return all deployments."""
-        return (self.fetch, self.scorer, *self.others)
+    def targets(self) -> list[tuple[Deployment, float]]:
+        """Return the deployments of the request path that Ray scales, with their targets."""
+        path = (self.fetch, self.scorer)
+        return [(each, each.target_ongoing_requests) for each in path if each.target_ongoing_requests]
 
     @property
     def scaled(self) -> list[Deployment]:
@@ -117,15 +115,6 @@ def _deployment(values: Mapping[str, Any], size: Size, where: str) -> Deployment
     if values.get("num_replicas") == "auto":
         bounds = {"min_replicas": size.min_replicas, "max_replicas": size.max_replicas}
         autoscaling = {**(autoscaling or {}), **bounds}
-    needs = {"CPU": size.num_cpus, "GPU": size.num_gpus}
     return Deployment(
-        name=size.name,
-        autoscaling=autoscaling,
-        min_replicas=size.min_replicas,
-        max_replicas=size.max_replicas,
-        target=size.target_ongoing_requests,
-        max_ongoing=size.max_ongoing_requests,
-        max_queued=int(values.get("max_queued_requests", -1)),
-        needs={name: amount for name, amount in needs.items() if amount},
-        stop_s=1.0 + size.shutdown_wait_loop_s,
+        **vars(size), autoscaling=autoscaling, max_queued_requests=values.get("max_queued_requests", -1)
     )

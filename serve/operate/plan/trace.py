@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.errors import TabrankError, did_you_mean
 
 TIME, RATE = "t_s", "offered_rps"
 REPLICAS, NODES = "_replicas", "nodes"
@@ -75,7 +75,7 @@ class Trace:
                 reversals, rising, high = reversals + (rising is not None), True, rate
         return reversals
 
-    def arrivals(self, rng: np.random.Generator) -> list[float]:
+    def arrivals(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return the arrival times in seconds, ascending: a Poisson process given each row's count.
 
         A row has the count that its rate gives; a fraction of a request is carried to the next row.
@@ -84,7 +84,7 @@ class Trace:
         lasts = np.diff([*self.t_s, self.end_s])
         counts = np.diff(np.round(np.cumsum(np.concatenate([[0.0], lasts * self.offered_rps])))).astype(int)
         row = np.repeat(np.arange(len(begins)), counts)
-        return list(np.sort(begins[row] + rng.random(len(row)) * lasts[row]).tolist())
+        return np.sort(begins[row] + rng.random(len(row)) * lasts[row])
 
     def phases(self) -> list[Phase]:
         """Return each row as a phase if they are few, otherwise twelve equal parts."""
@@ -185,7 +185,7 @@ def _number(text: str | None, where: str, is_optional: bool) -> float:
 def _missing(path: Path, name: str, columns: list[str]) -> str:
     if not columns:
         return f"{path}:1: empty; the first line names the columns, {TIME},{RATE}"
-    other = [column for column in columns if column not in (TIME, RATE)]
-    near = [unknown_key(f"{path}:1", column, [name]) for column in other]
-    hints = [text for text in near if "did you mean" in text]
-    return hints[0] if hints else f"{path}:1: the column {name} is missing; there are {', '.join(columns)}"
+    for column in columns:
+        if column not in (TIME, RATE) and (hint := did_you_mean(column, [name])):
+            return f"{path}:1: unknown key {column!r}; {hint}"
+    return f"{path}:1: the column {name} is missing; there are {', '.join(columns)}"

@@ -24,11 +24,6 @@ class Pools:
         """Return the number of machines that may be added to the head."""
         return sum(pool.max_nodes for pool in self.workers.values())
 
-    @property
-    def all(self) -> dict[str, NodePool]:
-        """Return all pools, the head first."""
-        return {HEAD: self.head, **self.workers}
-
 
 def pools_of(config: Config) -> Pools:
     """Return a file's pools; raise TabrankError without a head, or for settings of one machine."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from serve.contract.commands import Json
+from serve.contract.commands import Address, AnyRunFolder, Json, answer
 from serve.contract.errors import TabrankError
 
 models = typer.Typer(no_args_is_help=True)
@@ -27,7 +26,7 @@ def show(folder: Folder = MODELS, as_json: Json = False) -> None:
     from serve.rollout.registry import ModelRegistry
 
     found = ModelRegistry(folder).table()
-    _answer({"versions": found}, as_json, versions(found) or f"{folder}: no version is published")
+    answer({"versions": found}, as_json, versions(found) or f"{folder}: no version is published")
 
 
 @models.command()
@@ -37,7 +36,7 @@ def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) ->
 
     was = ModelRegistry(folder).promote(version)
     before = "it was already" if was == version else f"before: {was}"
-    _answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
+    answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
 
 
 @models.command()
@@ -54,7 +53,7 @@ def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = 
         raise typer.Exit(1) from None
     if now is None:
         raise TabrankError(f"models {folder}: no version is current; promote one")
-    _answer(
+    answer(
         {"current": now, "rolled_back": was, "reason": reason},
         as_json,
         f"{now} is current again; {was}: {reason}",
@@ -78,23 +77,16 @@ def canary(
     if version is not None:
         releases.start_canary(version)
         line = f"{version} is the canary: it ranks for the arms whose scorer is canary (their share: cluster.yaml)"
-        _answer({"canary": version}, as_json, line)
+        answer({"canary": version}, as_json, line)
         return
     ended = releases.end_canary(reason)
-    _answer({"canary": None, "ended": ended}, as_json, f"{ended} has ended as the canary")
+    answer({"canary": None, "ended": ended}, as_json, f"{ended} has ended as the canary")
 
 
 @models.command()
 def shift(
-    run: Annotated[
-        Path | None, typer.Option("--run", help="The run folder of `up`.  [default: var/run]")
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="A Ray cluster's dashboard instead, http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"
-        ),
-    ] = None,
+    run: AnyRunFolder = None,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Compare the scores of two versions on rows that the running service scored with both.
@@ -102,8 +94,7 @@ def shift(
     The pairs come from the shadow (`user_config.shadow`), the canary and a newly promoted version,
     since the start of each replica.
     """
-    from serve.operate.rollout.shift import read_shifts
-    from serve.operate.rollout.tables import shifts
+    from serve.operate.rollout.tables import read_shifts, shifts
     from serve.operate.status.scrape import read_pages
     from serve.operate.status.vitals import metrics_pages
 
@@ -111,8 +102,4 @@ def shift(
     nothing = (
         "no rows were scored by two versions yet: there is no canary, no shadow and no newly promoted version"
     )
-    _answer({"shifts": found}, as_json, shifts(found) or nothing)
-
-
-def _answer(result: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(result) if as_json else text)
+    answer({"shifts": found}, as_json, shifts(found) or nothing)

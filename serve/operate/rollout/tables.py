@@ -1,11 +1,15 @@
-"""Render the tables of `python -m serve models`."""
+"""Read the score shifts of `python -m serve models`, and render its tables."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from serve.contract.logs import escaped
+from serve.contract.metric_catalog import PAIRS
+from serve.operate.status.scrape import Page
+from serve.rollout.score_comparison import ScoreSums
 
 NOTHING = "–"
 # The metrics of an artifact that fit a line.
@@ -34,6 +38,18 @@ def shifts(found: Sequence[Mapping[str, Any]]) -> str:
     rows = [(each["new"], each["old"], *(_number(each[name]) for name in columns)) for each in found]
     heads = ("new", "old", "rows", "mean score", "mean shift", "PSI", "top 10 kept", "time, new/old")
     return _aligned(heads, rows) if rows else ""
+
+
+def read_shifts(page: Page) -> list[dict[str, Any]]:
+    """Return one report for each pair of versions, over all replicas."""
+    pairs: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
+    for (name, labels), value in page.values.items():
+        if name == PAIRS.exported:
+            label = dict(labels)
+            pairs[label["new"], label["old"]][label["measure"]] += value
+    return [
+        {"new": new, "old": old, **sums.report()} for (new, old), sums in sorted(pairs.items(), reverse=True)
+    ]
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:

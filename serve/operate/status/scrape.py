@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import math
 import time
-import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from serve.operate.host.state import get
 
 PREFIX = "ray_tabrank_"
 RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_ms_total"
@@ -33,33 +33,9 @@ class Page:
     values: Mapping[Series, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Traffic between two pages; None where no metric shows it."""
-
-    seconds: float
-    rate_rps: float
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    # The share of rankings by rung, by reason of degradation and by arm.
-    rungs: Mapping[str, float]
-    reasons: Mapping[str, float]
-    arms: Mapping[str, float]
-    # The age of the features of the stalest replica.
-    freshness_ms: float | None
-
-
 def read_pages(urls: Iterable[str]) -> Page:
     """Return the current pages as one; a node that does not answer adds nothing."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    texts = []
-    for url in urls:
-        try:
-            with direct.open(url, timeout=2.0) as response:
-                texts.append(response.read().decode())
-        except (OSError, ValueError, http.client.HTTPException):
-            continue
+    texts = [get(url)[1].decode(errors="replace") for url in urls]
     return parse("\n".join(texts), time.monotonic())
 
 
@@ -92,36 +68,40 @@ class PageHistory:
         keep_s = max(10.0, 3 * self.every_s)
         self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
 
-    def fill(self, urls: list[str], *, read: Callable[[Iterable[str]], Page] = read_pages) -> None:
+    def fill(self, urls: list[str]) -> None:
         """Read pages until each replica has reported twice, for at most `MAX_READ_S`."""
         wait_s = min(2.5 * self.every_s, MAX_READ_S)
         deadline = time.monotonic() + wait_s
-        self.add(read(urls))
+        self.add(read_pages(urls))
         while time.monotonic() < deadline:
             time.sleep(wait_s / 12)
-            self.add(read(urls))
+            self.add(read_pages(urls))
 
-    def traffic(self) -> Traffic | None:
-        """Return the traffic, or None where no page counts rankings."""
-        after = self._pages[-1]
+    def traffic(self) -> dict[str, Any] | None:
+        """Return the traffic for JSON, or None where no page counts rankings.
+
+        `rungs`, `reasons` (of degradation) and `arms` are shares of the rankings. `freshness_ms` is
+        the age of the features of the stalest replica. A value that no metric shows is None.
+        """
+        before, after = self._pages[0], self._pages[-1]
         if not any(name == RANKINGS for name, _ in after.values):
             return None
-        before = self._pages[0]
         rungs = _grown(before, after, RANKINGS, "rung")
         total = sum(rungs.values())
-        p50, p90, p99 = (_quantile(_grown(before, after, LATENCY, "le"), q) for q in QUANTILES)
+        within = _grown(before, after, LATENCY, "le")
         ages = [value for (name, _), value in after.values.items() if name == FRESHNESS]
-        return Traffic(
-            after.at_s - before.at_s,
-            self._rate_rps(),
-            p50,
-            p90,
-            p99,
-            _shares(rungs, total),
-            _shares(_grown(before, after, REASONS, "reason"), total),
-            _shares(_grown(before, after, RANKINGS, "arm"), total),
-            max(ages, default=None),
-        )
+        numbers = {
+            "seconds": after.at_s - before.at_s,
+            "rate_rps": self._rate_rps(),
+            **{f"p{100 * quantile:.0f}_ms": _quantile(within, quantile) for quantile in QUANTILES},
+            "freshness_ms": max(ages, default=None),
+        }
+        return {
+            **{key: None if value is None else round(value, 3) for key, value in numbers.items()},
+            "rungs": _shares(rungs, total),
+            "reasons": _shares(_grown(before, after, REASONS, "reason"), total),
+            "arms": _shares(_grown(before, after, RANKINGS, "arm"), total),
+        }
 
     def _rate_rps(self) -> float:
         """Return the sum of the replicas' rates, each between its first and last moved counter."""
@@ -172,8 +152,3 @@ def _quantile(within: Mapping[str, float], quantile: float) -> float | None:
                 return low
             return low + (high - low) * (wanted - below) / (count - below) if count > below else high
     return None
-
-
-def plain(found: Traffic) -> dict[str, Any]:
-    """Return the traffic for JSON."""
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in vars(found).items()}

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def _head(found: Mapping[str, Any]) -> Text:
 
 
 def _deployments(applications: Mapping[str, Any]) -> Table:
-    table = _table("application", "deployment", "status", "replicas")
+    table = Table(box=None, pad_edge=False)
+    for column in ("application", "deployment", "status", "replicas"):
+        table.add_column(column, no_wrap=True)
     for name, app in applications.items():
         for key, deployment in app["deployments"].items():
             replicas, target = dict(deployment["replicas"]), deployment.get("target")
@@ -135,20 +138,9 @@ def _restarts(restarts: Mapping[str, Any] | None) -> str:
 
 
 def _nodes(nodes: Iterable[Mapping[str, Any]]) -> Text:
-    alive: dict[str, int] = {}
-    for node in nodes:
-        if node["alive"]:
-            alive[node["pool"]] = alive.get(node["pool"], 0) + 1
-    return Text(
-        "nodes  " + (", ".join(f"{count} {pool}" for pool, count in sorted(alive.items())) or NOTHING)
-    )
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table
+    alive = Counter(node["pool"] for node in nodes if node["alive"])
+    pools = ", ".join(f"{count} {pool}" for pool, count in sorted(alive.items()))
+    return Text(f"nodes  {pools or NOTHING}")
 
 
 def _number(value: float | None) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
-import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,8 +13,10 @@ from typing import Any
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.settings import HEURISTICS
 from serve.contract.errors import TabrankError
-from serve.operate.diff.running import cause
-from serve.operate.status import scrape
+from serve.operate.diff.running import RemoteService, cause
+from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.state import RUN, get, status
+from serve.operate.status.scrape import PageHistory, read_pages
 
 # The variable with a key. Without it, the /v1/model of a service with keys is unknown.
 API_KEY = "TABRANK_API_KEY"
@@ -24,15 +24,11 @@ API_KEY = "TABRANK_API_KEY"
 STARTS_WITHIN = timedelta(seconds=10)
 
 
-def look(run: Path | None, address: str | None, history: scrape.PageHistory | None = None) -> dict[str, Any]:
+def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> dict[str, Any]:
     """Return the state of the running service; unknown values are None.
 
     Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added.
     """
-    from serve.operate.diff.running import RemoteService
-    from serve.operate.host.run_folder import RunFolder
-    from serve.operate.host.state import RUN, status
-
     waits: list[str] = []
     if address and run is None:
         running = RemoteService(address)
@@ -53,24 +49,20 @@ def look(run: Path | None, address: str | None, history: scrape.PageHistory | No
     }
 
 
-def _traffic(service: Mapping[str, Any], history: scrape.PageHistory | None) -> dict[str, Any] | None:
+def _traffic(service: Mapping[str, Any], history: PageHistory | None) -> dict[str, Any] | None:
     pages = _pages(service)
     if not pages:
         return None
     if history is None:
-        history = scrape.PageHistory(service.get("metrics_every_s", 10.0))
+        history = PageHistory(service.get("metrics_every_s", 10.0))
         history.fill(pages)
     else:
-        history.add(scrape.read_pages(pages))
-    found = history.traffic()
-    return scrape.plain(found) if found else None
+        history.add(read_pages(pages))
+    return history.traffic()
 
 
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
     """Return the URLs of the nodes' metrics pages; raise TabrankError where none is known."""
-    from serve.operate.diff.running import RemoteService
-    from serve.operate.host.state import RUN, status
-
     service = RemoteService(address).service() if address and run is None else status(run or RUN)
     pages = _pages(service)
     if not pages:
@@ -171,11 +163,9 @@ def _assignment(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
 
 
 def _get(url: str) -> dict[str, Any]:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     key = os.environ.get(API_KEY)
-    request = urllib.request.Request(url, headers={"X-Api-Key": key} if key else {})
-    no_answer = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
-    with no_answer, direct.open(request, timeout=2.0) as response:
-        answer = json.loads(response.read())
+    _, body = get(url, {"X-Api-Key": key} if key else {})
+    with contextlib.suppress(ValueError):
+        answer = json.loads(body)
         return answer if isinstance(answer, dict) else {}
     return {}

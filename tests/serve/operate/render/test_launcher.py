@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.reader import read
 from serve.contract.errors import TabrankError
+from serve.operate.render.launcher import refuse_invalid
 from serve.operate.render.pools import pools_of
-from serve.operate.render.schema import refuse_invalid
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[3]
@@ -83,7 +83,7 @@ def test_every_pool_is_a_kind_of_machine_with_its_label_and_bounds(provider):
     document = yaml.safe_load(rendered(provider, *GOLDEN[provider]))
     kinds = {kind["labels"]["pool"]: kind for kind in document["available_node_types"].values()}
     pools = pools_of(read(CLUSTER))
-    assert list(kinds) == list(pools.all)
+    assert list(kinds) == ["head", *pools.workers]
     for name, pool in pools.workers.items():
         assert kinds[name]["resources"]["CPU"] == pool.num_cpus
         assert (kinds[name]["min_workers"], kinds[name]["max_workers"]) == (pool.min_nodes, pool.max_nodes)
