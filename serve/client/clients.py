@@ -7,25 +7,23 @@ import importlib
 import os
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine
 from types import ModuleType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from serve.client.endpoint import Endpoint
+from serve.client.calls import Calls
 from serve.client.exchange import Exchange, Send
 from serve.client.reply import Lost, Reply
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import RankAnswer, StatedCandidate
-from serve.contract.records import ClientRecord, EventsAnswer
+from serve.contract.rankings import RankAnswer
+from serve.contract.records import EventsAnswer
 
 T = TypeVar("T")
-Rankable = str | StatedCandidate | Mapping[str, Any]
-Traffic = Literal["live", "test"]
 # Close idle connections before the service does, after 90 s.
 IDLE_S = 60.0
 
 
-class Client:
+class Client(Calls[RankAnswer, EventsAnswer]):
     """Thread-safe client of the service at `url`; keep one, because it reuses its connections.
 
     A ranking ends within `timeout_s`, with an answer or an error. The rest of the timeout is sent
@@ -33,40 +31,9 @@ class Client:
     once, if the timeout and a retry budget of a tenth of all requests allow it.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 0.25, api_key: str | None = None) -> None:
-        self._endpoint = Endpoint(url, timeout_s, api_key)
+    def _open(self) -> None:
         self._httpx = _httpx()
-        self._http = self._httpx.Client(**_settings(self._httpx, self._endpoint.url))
-
-    def rank(
-        self,
-        viewer: str | None,
-        candidates: Sequence[Rankable],
-        *,
-        limit: int | None = None,
-        context: Mapping[str, Any] | None = None,
-        request_id: str | None = None,
-        explain: bool = False,
-        traffic: Traffic = "live",
-        timeout_s: float | None = None,
-    ) -> RankAnswer:
-        """Rank `candidates` for `viewer`; None is an anonymous viewer.
-
-        Raises:
-            ClientError: `Refused`, `TimedOut` or `Unreachable`.
-        """
-        more = {"viewer": viewer, "limit": limit, "explain": explain, "traffic": traffic}
-        return self._run(self._endpoint.rank(candidates, context, request_id, timeout_s, more))
-
-    def send(
-        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
-    ) -> EventsAnswer:
-        """Send records and return once the accepted ones are durable; the default timeout is 10 s.
-
-        Raises:
-            ClientError: `Refused`, `TimedOut` or `Unreachable`.
-        """
-        return self._run(self._endpoint.send(records, timeout_s))
+        self._http = self._httpx.Client(**_settings(self._httpx, self._url))
 
     def close(self) -> None:
         """Close the connections."""
@@ -95,35 +62,12 @@ class Client:
             return _lost(self._httpx, error)
 
 
-class AsyncClient:
-    """Client for asyncio, otherwise like `Client`."""
+class AsyncClient(Calls[Coroutine[Any, Any, RankAnswer], Coroutine[Any, Any, EventsAnswer]]):
+    """Client for asyncio, otherwise like `Client`; await its calls."""
 
-    def __init__(self, url: str, *, timeout_s: float = 0.25, api_key: str | None = None) -> None:
-        self._endpoint = Endpoint(url, timeout_s, api_key)
+    def _open(self) -> None:
         self._httpx = _httpx()
-        self._http = self._httpx.AsyncClient(**_settings(self._httpx, self._endpoint.url))
-
-    async def rank(
-        self,
-        viewer: str | None,
-        candidates: Sequence[Rankable],
-        *,
-        limit: int | None = None,
-        context: Mapping[str, Any] | None = None,
-        request_id: str | None = None,
-        explain: bool = False,
-        traffic: Traffic = "live",
-        timeout_s: float | None = None,
-    ) -> RankAnswer:
-        """Rank like `Client.rank`."""
-        more = {"viewer": viewer, "limit": limit, "explain": explain, "traffic": traffic}
-        return await self._run(self._endpoint.rank(candidates, context, request_id, timeout_s, more))
-
-    async def send(
-        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
-    ) -> EventsAnswer:
-        """Send like `Client.send`."""
-        return await self._run(self._endpoint.send(records, timeout_s))
+        self._http = self._httpx.AsyncClient(**_settings(self._httpx, self._url))
 
     async def aclose(self) -> None:
         """Close the connections."""

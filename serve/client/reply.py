@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http import HTTPStatus
 from http.client import responses
 from math import inf
@@ -9,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from serve.client.errors import ClientError, Refused, TimedOut, Unreachable
+from serve.client.errors import Refused, TimedOut, Unreachable
 from serve.contract.rankings import Problem
 
 T = TypeVar("T")
@@ -26,16 +27,9 @@ class Lost(NamedTuple):
 
     reason: str
     timed_out: bool = False
-
-    @property
-    def status(self) -> None:
-        """None, which means a failed connection to `Retries`."""
-        return
-
-    @property
-    def retry_after_s(self) -> None:
-        """None: there is no answer with a `Retry-After`."""
-        return
+    # A failed connection to `Retries`, and no `Retry-After`.
+    status: None = None
+    retry_after_s: None = None
 
 
 class Reply(NamedTuple):
@@ -73,46 +67,27 @@ def read(
         ClientError: the reply holds no answer.
     """
     if isinstance(reply, Lost):
-        raise _lost(reply, at, timeout_s, request_id)
+        if reply.timed_out:
+            raise TimedOut(f"{at} did not answer within {timeout_s:g} s", request_id)
+        raise Unreachable(f"{at} cannot be reached: {reply.reason}", request_id)
     if reply.code == HTTPStatus.OK:
         try:
             return decoder.decode(reply.body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             detail = f"{at} does not answer as a tabrank service: {error}; is the address right?"
             raise Unreachable(detail, request_id) from None
-    raise _refused(reply, at, request_id)
-
-
-def _lost(reply: Lost, at: str, timeout_s: float, request_id: str | None) -> ClientError:
-    if reply.timed_out:
-        return TimedOut(f"{at} did not answer within {timeout_s:g} s", request_id)
-    return Unreachable(f"{at} cannot be reached: {reply.reason}", request_id)
-
-
-def _refused(reply: Reply, at: str, request_id: str | None) -> ClientError:
-    if reply.is_problem:
-        try:
-            problem = msgspec.json.decode(reply.body, type=Problem)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            # The body is not a valid problem document, so it is quoted below.
-            pass
-        else:
-            return Refused(
-                reply.code,
-                problem.title,
-                problem.detail,
-                pointer=problem.pointer,
-                request_id=problem.request_id or request_id,
-                retry_after_s=reply.retry_after_s,
-            )
     text = reply.body[:MAX_QUOTED].decode("utf-8", "replace").strip() or "empty answer"
     if reply.status is None:
-        detail = f"a proxy before {at} answered {reply.code} in its place: {text}"
-        return Unreachable(detail, request_id)
-    return Refused(
-        reply.code, _phrase(reply.code), text, request_id=request_id, retry_after_s=reply.retry_after_s
+        raise Unreachable(f"a proxy before {at} answered {reply.code} in its place: {text}", request_id)
+    problem = Problem(responses.get(reply.code, "unknown status").lower(), reply.code, text)
+    # The body may not be a valid problem document; then the error quotes it.
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        problem = msgspec.json.decode(reply.body, type=Problem) if reply.is_problem else problem
+    raise Refused(
+        reply.code,
+        problem.title,
+        problem.detail,
+        pointer=problem.pointer,
+        request_id=problem.request_id or request_id,
+        retry_after_s=reply.retry_after_s,
     )
-
-
-def _phrase(status: int) -> str:
-    return responses.get(status, "unknown status").lower()
