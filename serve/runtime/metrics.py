@@ -219,7 +219,7 @@ def recorder(metric: Metric, labels: tuple[str, ...], application: str) -> Recor
     """Return a function that sets a gauge, or increments a counter, with labels."""
     from ray.util import metrics
 
-    kind = metrics.Gauge if metric.kind == "gauge" else metrics.Counter
+    kind = metrics.Gauge if metric.is_gauge else metrics.Counter
     registered = kind(metric.name, metric.what, (APPLICATION, *labels))
     # A counter's public method refuses 0.
     record: Record = registered.set_default_tags({APPLICATION: application})._record
