@@ -80,7 +80,7 @@ def read_service(config: Config) -> PlannedService:
     i, application = named[0]
     where = f"{config.path}: applications[{i}]"
     declared = {values["name"]: values for values in application["deployments"]}
-    sizes = {size.name: size for size in config.sizes if size.steps[:2] == ("applications", i)}
+    sizes = {size.name: size for size in config.sizes if size.at.steps[:2] == ("applications", i)}
     deployments = {
         name: _deployment(values, sizes[name], f"{where}: {name}") for name, values in declared.items()
     }
@@ -127,5 +127,5 @@ def _deployment(values: Mapping[str, Any], size: Size, where: str) -> Deployment
         max_ongoing=size.max_ongoing_requests,
         max_queued=int(values.get("max_queued_requests", -1)),
         needs={name: amount for name, amount in needs.items() if amount},
-        stop_s=1.0 + size.shutdown_wait_loop_s,
+        stop_s=1.0 + size.graceful_shutdown_wait_loop_s,
     )
