@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Self, TypeVar
 
 from serve.client.calls import Calls
-from serve.client.exchange import Exchange, Send
+from serve.client.exchange import Exchange
 from serve.client.reply import Lost, Reply
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer
@@ -46,18 +46,18 @@ class Client(Calls[RankAnswer, EventsAnswer]):
         self.close()
 
     def _run(self, exchange: Exchange[T]) -> T:
-        reply = self._send(exchange.first())
+        reply = self._send(exchange, exchange.first())
         delay_s = exchange.delay_s(reply)
         if delay_s is not None:
             time.sleep(delay_s)
             again = exchange.again()
-            reply = reply if again is None else self._send(again)
+            reply = reply if again is None else self._send(exchange, again)
         return exchange.answer(reply)
 
-    def _send(self, attempt: Send) -> Reply | Lost:
+    def _send(self, exchange: Exchange[Any], headers: dict[str, str]) -> Reply | Lost:
         try:
-            with self._http.stream("POST", attempt.path, **_what(attempt)) as response:
-                return _reply(response, b"".join(attempt.left.until_then(response.iter_bytes())))
+            with self._http.stream("POST", exchange.path, **_what(exchange, headers)) as response:
+                return _reply(response, b"".join(exchange.left.until_then(response.iter_bytes())))
         except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
 
@@ -80,18 +80,18 @@ class AsyncClient(Calls[Coroutine[Any, Any, RankAnswer], Coroutine[Any, Any, Eve
         await self.aclose()
 
     async def _run(self, exchange: Exchange[T]) -> T:
-        reply = await self._send(exchange.first())
+        reply = await self._send(exchange, exchange.first())
         delay_s = exchange.delay_s(reply)
         if delay_s is not None:
             await asyncio.sleep(delay_s)
             again = exchange.again()
-            reply = reply if again is None else await self._send(again)
+            reply = reply if again is None else await self._send(exchange, again)
         return exchange.answer(reply)
 
-    async def _send(self, attempt: Send) -> Reply | Lost:
+    async def _send(self, exchange: Exchange[Any], headers: dict[str, str]) -> Reply | Lost:
         try:
-            async with asyncio.timeout(attempt.left["read"]):
-                response = await self._http.post(attempt.path, **_what(attempt))
+            async with asyncio.timeout(exchange.left["read"]):
+                response = await self._http.post(exchange.path, **_what(exchange, headers))
             return _reply(response, response.content)
         except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
@@ -121,8 +121,8 @@ def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:
     }
 
 
-def _what(attempt: Send) -> dict[str, Any]:
-    return {"content": attempt.body, "headers": attempt.headers, "extensions": {"timeout": attempt.left}}
+def _what(exchange: Exchange[Any], headers: dict[str, str]) -> dict[str, Any]:
+    return {"content": exchange.body, "headers": headers, "extensions": {"timeout": exchange.left}}
 
 
 def _reply(response: Any, body: bytes) -> Reply:

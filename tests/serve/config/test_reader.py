@@ -190,7 +190,7 @@ def test_an_arm_of_an_artifact_that_is_not_published_is_refused(tmp_path):
         read(written(tmp_path, OURS))
 
 
-def test_a_shadow_that_is_not_published_is_refused_though_no_arm_names_a_version(tmp_path):
+def test_a_shadow_that_is_not_published_is_refused_without_such_an_arm(tmp_path):
     text = OURS.replace("20260101T000000Z-abcd", "current") + "      shadow: {version: V, share: 0.1}\n"
     with pytest.raises(TabrankError, match=r"shadow\.version: version '\S+' is not published"):
         read(written(tmp_path, text.replace("V", "20260101T000000Z-abcd")))
