@@ -9,31 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, get_args
 
-from serve.contract.metric_catalog import (
-    BATCH,
-    CANDIDATES,
-    COMMIT,
-    DEGRADED,
-    DROPPED,
-    EVENT_LAG,
-    FRESHNESS,
-    KILL_SWITCH,
-    LATENCY,
-    LEVEL,
-    MODEL,
-    MODEL_RANKINGS,
-    PAIRS,
-    QUEUE,
-    RANKINGS,
-    RECORDS,
-    REFUSED,
-    REJECTED,
-    ROLLBACKS,
-    STAGE,
-    TOO_LARGE,
-    UNROLLED,
-    Metric,
-)
+from serve.contract import metric_catalog as catalog
+from serve.contract.metric_catalog import Metric
 from serve.contract.rankings import Degraded
 from serve.ranking.telemetry import Metrics, Moment
 from serve.rollout.guard import Kind
@@ -56,15 +33,23 @@ class RankMetrics(Metrics):
 
     def __init__(self, application: str) -> None:
         buffer = self._buffer = _Buffer(application)
-        self._freshness, self._kill_switch = buffer.gauge(FRESHNESS), buffer.gauge(KILL_SWITCH)
-        self._level, self._model = buffer.gauge(LEVEL), buffer.gauge(MODEL)
-        self._refused, self._rejected = buffer.sums(REFUSED), buffer.sums(REJECTED)
-        self._dropped, self._too_large = buffer.sums(DROPPED), buffer.sums(TOO_LARGE)
-        self._rankings, self._candidates = buffer.sums(RANKINGS), buffer.sums(CANDIDATES)
-        self._by_model, self._pairs = buffer.sums(MODEL_RANKINGS), buffer.sums(PAIRS)
-        self._degraded = buffer.sums(DEGRADED, get_args(Degraded))
-        self._latency, self._queue = buffer.sums(LATENCY), buffer.sums(QUEUE)
-        self._batch, self._stage = buffer.sums(BATCH), buffer.sums(STAGE, BATCHES)
+        self._freshness = buffer.gauge(catalog.FRESHNESS)
+        self._kill_switch = buffer.gauge(catalog.KILL_SWITCH)
+        self._level = buffer.gauge(catalog.LEVEL)
+        self._model = buffer.gauge(catalog.MODEL)
+        self._refused = buffer.sums(catalog.REFUSED)
+        self._rejected = buffer.sums(catalog.REJECTED)
+        self._dropped = buffer.sums(catalog.DROPPED)
+        self._too_large = buffer.sums(catalog.TOO_LARGE)
+        self._rankings = buffer.sums(catalog.RANKINGS)
+        self._candidates = buffer.sums(catalog.CANDIDATES)
+        self._by_model = buffer.sums(catalog.MODEL_RANKINGS)
+        self._pairs = buffer.sums(catalog.PAIRS)
+        self._degraded = buffer.sums(catalog.DEGRADED, get_args(Degraded))
+        self._latency = buffer.sums(catalog.LATENCY)
+        self._queue = buffer.sums(catalog.QUEUE)
+        self._batch = buffer.sums(catalog.BATCH)
+        self._stage = buffer.sums(catalog.STAGE, BATCHES)
         self._oldest_ms = 0.0
         self._flushed = Moment(None, 0, 0, False, None, 0.0)
 
@@ -124,9 +109,13 @@ class IngestMetrics:
     def __init__(self, application: str) -> None:
         buffer = self._buffer = _Buffer(application)
         known = ("exposure_dropped", "roll_failed", "late", "time_ahead", "clock_step", "segment_damaged")
-        self._records, self._rollbacks = buffer.sums(RECORDS, known), buffer.sums(ROLLBACKS, get_args(Kind))
-        self._lag, self._commit = buffer.sums(EVENT_LAG), buffer.sums(COMMIT)
-        self._unrolled = buffer.gauge(UNROLLED)
+        self._records, self._rollbacks = (
+            buffer.sums(catalog.RECORDS, known),
+            buffer.sums(catalog.ROLLBACKS, get_args(Kind)),
+        )
+        self._lag = buffer.sums(catalog.EVENT_LAG)
+        self._commit = buffer.sums(catalog.COMMIT)
+        self._unrolled = buffer.gauge(catalog.UNROLLED)
 
     def rolled_back(self, kind: Kind) -> None:
         """Count a rollback."""
