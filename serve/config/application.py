@@ -41,8 +41,7 @@ class FileContext:
     host: str
     host_text: str
     # The applications found so far, by surface and by log.
-    owners: dict[str, str] = field(default_factory=dict)
-    logs: dict[Path, str] = field(default_factory=dict)
+    owners: dict[str | Path, str] = field(default_factory=dict)
 
 
 def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
@@ -65,16 +64,26 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
             f"{file.host_text} admits everyone who reaches this machine, without authentication; add the callers to "
             f"user_config.api_keys of {OUR_INGRESS} (`python -m serve key` creates a key), or set 127.0.0.1"
         )
-    args_at = application["args"]
+    args_at, here = application["args"], show(application.steps)
     given = application.value.get("args", {})
     args = args_at.read(AppArgs, given, "name a shipped surface, such as spaces")
     if args is None:
         return
     check_storage(args_at, args, base, file.num_nodes)
-    _check_log(args_at["log"], base / args.log, file.logs)
+    log = Path(os.path.normpath(base / args.log))
+    # Each writer numbers its records from 1, and the files are named by the numbers.
+    if (owner := file.owners.setdefault(log, here)) != here:
+        args_at["log"].refuse(
+            f"the log {str(log)!r} is already used by {owner}, and each would overwrite the other's files; "
+            "give each application its own folder"
+        )
     surface = _read_surface(args_at["surface"], args, base)
-    if surface is not None:
-        _check_owner(args_at["surface"], surface.name, file.owners)
+    # Its viewers would be in two experiments, and its store would have two writers.
+    if surface is not None and (owner := file.owners.setdefault(surface.name, here)) != here:
+        args_at["surface"].refuse(
+            f"the surface {surface.name!r} already has an application, {owner}; a surface has one application, "
+            "with one experiment"
+        )
     if knobs is None:
         return
     if surface is not None:
@@ -83,27 +92,6 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
         _check_sizes(named, args, knobs, file.timeout_s)
-
-
-def _check_owner(at: Node, surface: str, owners: dict[str, str]) -> None:
-    # Its viewers would be in two experiments, and its store would have two writers.
-    if surface in owners:
-        at.refuse(
-            f"the surface {surface!r} already has an application, {owners[surface]}; a surface has one "
-            "application, with one experiment"
-        )
-    owners.setdefault(surface, show(at.steps[:2]))
-
-
-def _check_log(at: Node, log: Path, owners: dict[Path, str]) -> None:
-    log = Path(os.path.normpath(log))
-    # Each writer numbers its records from 1, and the files are named by the numbers.
-    if log in owners:
-        at.refuse(
-            f"the log {str(log)!r} is already used by {owners[log]}, and each would overwrite the other's files; "
-            "give each application its own folder"
-        )
-    owners.setdefault(log, show(at.steps[:2]))
 
 
 def _read_surface(at: Node, args: AppArgs, base: Path) -> Surface | None:

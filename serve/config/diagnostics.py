@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from serve.config.yaml_positions import Document, Finding, Steps, show
 from serve.contract.typed_reader import Invalid, Model, read
+
+# The order of findings in a file.
+PLACE = attrgetter("line", "column")
 
 
 class Findings:
@@ -26,7 +30,7 @@ class Findings:
         by_place: dict[Any, Finding] = {}
         for _, problem in self.known:
             by_place.setdefault((problem.line, problem.column, problem.detail), problem)
-        return sorted(by_place.values(), key=place)
+        return sorted(by_place.values(), key=PLACE)
 
     def finding(self, steps: Steps, detail: str, at: tuple[int, int]) -> Finding:
         """Return a finding about the value at a path."""
@@ -94,8 +98,3 @@ class Node:
                 else:
                     node.refuse(problem.detail)
         return found if self.is_sound else None
-
-
-def place(problem: Finding) -> tuple[int, int]:
-    """Return the line and the column of a finding."""
-    return problem.line, problem.column

@@ -14,7 +14,7 @@ from typing import Any
 
 from serve.config import application as ours
 from serve.config.application import OUR_APPLICATION
-from serve.config.diagnostics import Findings, Node, place
+from serve.config.diagnostics import PLACE, Findings, Node
 from serve.config.known_keys import APPLICATION, OURS, POOLS, Levels, check_keys
 from serve.config.pools import NodePool, read_pools
 from serve.config.scaling import KWARGS, Steady
@@ -75,7 +75,7 @@ def read(path: Path) -> Config:
         # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
         warnings.simplefilter("ignore")
         pools, sizes = _check(findings.root)
-    findings.warnings.sort(key=place)
+    findings.warnings.sort(key=PLACE)
     if findings.known:
         raise ConfigRefused(findings.refusals, findings.warnings)
     serve = {key: value for key, value in findings.document.value.items() if key != "nodes"}

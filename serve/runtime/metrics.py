@@ -109,10 +109,8 @@ class IngestMetrics:
     def __init__(self, application: str) -> None:
         buffer = self._buffer = _Buffer(application)
         known = ("exposure_dropped", "roll_failed", "late", "time_ahead", "clock_step", "segment_damaged")
-        self._records, self._rollbacks = (
-            buffer.sums(catalog.RECORDS, known),
-            buffer.sums(catalog.ROLLBACKS, get_args(Kind)),
-        )
+        self._records = buffer.sums(catalog.RECORDS, known)
+        self._rollbacks = buffer.sums(catalog.ROLLBACKS, get_args(Kind))
         self._lag = buffer.sums(catalog.EVENT_LAG)
         self._commit = buffer.sums(catalog.COMMIT)
         self._unrolled = buffer.gauge(catalog.UNROLLED)
