@@ -27,7 +27,7 @@ from ray.serve.schema import (
 from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, DEPLOYMENT
 from serve.config.sizes import Size
-from serve.contract.errors import did_you_mean
+from serve.contract.messages import nearest
 from serve.contract.typed_reader import Level, read
 from serve.contract.typed_reader import levels as levels_of
 
@@ -152,8 +152,7 @@ def _when_deployed(at: Node, deployment: Mapping[str, Any]) -> None:
             ReplicaConfig.create("deployment", ray_actor_options=dict(actor), **more)
         except (ValueError, TypeError) as error:
             _blame(node, str(error), given)
-            if node is where:
-                return
+            break
     _check_env(where["runtime_env"], actor.get("runtime_env") or {})
     if isinstance(actors := deployment.get("deployment_actors"), list):
         _validate(at, DeploymentConfig, {"deployment_actors": actors})
@@ -208,7 +207,6 @@ def _note(at: Node, value: Any, problem: Any) -> None:
     # The check of keys reports unknown keys with a better message.
     if problem["type"] == "extra_forbidden":
         return
-    is_missing = problem["type"] == "missing"
     inner = value
     for step in problem["loc"]:
         # In a union pydantic also names the branch that it tried, such as dict[any,any].
@@ -218,7 +216,7 @@ def _note(at: Node, value: Any, problem: Any) -> None:
             except (KeyError, IndexError, TypeError):
                 break
             at = at[step]
-    if is_missing:
+    if problem["type"] == "missing":
         at.miss(str(problem["loc"][-1]), "Ray requires it")
         return
     given = problem["input"]
@@ -227,18 +225,14 @@ def _note(at: Node, value: Any, problem: Any) -> None:
         _blame(at, message, inner)
         return
     quotes = problem["type"] == "string_type" and isinstance(given, bool | int | float)
-    at.refuse(f"{message} (got {given!r}){'; put it in quotes' if quotes else _meant(problem)}")
+    known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
+    remedy = "; put it in quotes" if quotes else nearest(str(given), known)
+    at.refuse(f"{message} (got {given!r}){remedy}")
 
 
 def _members(shown: re.Match[str]) -> str:
     """Format the values of an enumeration that Ray shows in Python's notation."""
     return " or ".join(sorted(re.findall(r"'(\w+)'", shown[0]), reverse=True))
-
-
-def _meant(problem: Any) -> str:
-    known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
-    hint = did_you_mean(str(problem["input"]), known)
-    return f"; {hint}" if hint else ""
 
 
 def _blame(at: Node, message: str, given: Any) -> None:

@@ -51,9 +51,7 @@ def _check_arm_name(value: object, where: str) -> str:
     return _check_name(value, where)
 
 
-def _check_time(value: object, where: str) -> int | None:
-    if value is None:
-        return None
+def _check_time(value: object, where: str) -> int:
     if value == "now":
         raise TabrankError(f"{where}: each replica and report would have another now; write the time")
     # YAML reads it as a time, which Ray cannot pass on.
@@ -75,7 +73,7 @@ def _refuse_a_key(values: object) -> object:
 NoKey = BeforeValidator(_refuse_a_key)
 Name = Annotated[str, checked_by(_check_name), Field(min_length=1)]
 Share = Annotated[float, Between(0, 1)]
-Time = Annotated[int | None, checked_by(_check_time), WithJsonSchema({"type": ["string", "null"]})]
+Time = Annotated[Annotated[int, checked_by(_check_time)] | None, WithJsonSchema({"type": ["string", "null"]})]
 
 
 @dataclass(frozen=True)

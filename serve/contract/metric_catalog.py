@@ -114,5 +114,5 @@ PAIRS = Metric(
     ("new", "old", "measure"),
 )
 ROLLBACKS = Metric("tabrank_rollbacks", "Versions rolled back, by cause.", ("kind",))
+# Every metric of this module. Each also has the label `application`.
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-"""Every metric of this module. Each also has the label `application`."""
