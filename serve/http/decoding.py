@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from serve.contract.errors import RequestError
 from serve.contract.messages import below, invalid, malformed, quoted
 from serve.contract.rankings import RankRequest, StatedCandidate, candidate_ids
 from serve.features.field_values import bounded
-
-# The client imports its types through this module and must not need NumPy.
-if TYPE_CHECKING:
-    from serve.features.surface import Surface
+from serve.features.surface import Surface
 
 _decoder = msgspec.json.Decoder(RankRequest)
 _FIELDS = {"": RankRequest.__struct_fields__, "/candidates": StatedCandidate.__struct_fields__}

@@ -11,12 +11,10 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serve.contract.errors import TabrankError
-
-if TYPE_CHECKING:
-    from serve.contract.rankings import RankAnswer
+from serve.contract.rankings import RankAnswer
 
 TRACEPARENT = b"traceparent"
 # Environment variable with the folder where `python -m serve up` keeps its files.
