@@ -49,7 +49,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
 
     `sizes` are those of its valid deployments.
     """
-    base = application.findings.document.path.resolve().parent
+    base = application.document.path.resolve().parent
     knobs: UserConfig | None = UserConfig()
     live = application
     for deployment in application["deployments"].items():
@@ -60,7 +60,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
             live = deployment["user_config"]
             knobs = live.read(UserConfig, live.value or {}, "give it a value")
     if knobs is not None and not knobs.api_keys and not is_loopback(file.host):
-        application.findings.root["http_options"]["host"].refuse(
+        Node.root(application.document)["http_options"]["host"].refuse(
             f"{file.host_text} admits everyone who reaches this machine, without authentication; add the callers to "
             f"user_config.api_keys of {OUR_INGRESS} (`python -m serve key` creates a key), or set 127.0.0.1"
         )

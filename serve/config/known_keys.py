@@ -45,7 +45,7 @@ def check_keys(at: Node, levels: Levels, everywhere: Levels, level: Level = ()) 
     # The reader of the value refuses wrong types.
     for key in at.value if isinstance(at.value, dict) else ():
         if level in levels and key not in levels[level]:
-            is_many = len(at.findings.known) >= MAX_HINTS
+            is_many = len(at.document.refused) >= MAX_HINTS
             more = "" if is_many else f"; {hint(everywhere, level, str(key))}"
             at[key].refuse(f"unknown key {str(key)!r}{more}", key=True)
         elif isinstance(key, str):

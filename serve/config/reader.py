@@ -14,12 +14,12 @@ from typing import Any
 
 from serve.config import application as ours
 from serve.config.application import OUR_APPLICATION
-from serve.config.diagnostics import PLACE, Findings, Node
+from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, OURS, POOLS, Levels, check_keys
 from serve.config.pools import NodePool, read_pools
 from serve.config.scaling import KWARGS, Steady
 from serve.config.sizes import Size, check_room, check_size
-from serve.config.yaml_positions import ConfigRefused, Document, Finding
+from serve.config.yaml_positions import PLACE, ConfigRefused, Document, Finding
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import Level
 
@@ -70,17 +70,17 @@ def read(path: Path) -> Config:
     except OSError as error:
         reason = error.strerror or "unreadable"
         raise TabrankError(f"{path}: {reason}; name a Ray Serve config file such as cluster.yaml") from None
-    findings = Findings(Document(path, raw))
+    document = Document(path, raw)
     with warnings.catch_warnings():
         # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
         warnings.simplefilter("ignore")
-        pools, sizes = _check(findings.root)
-    findings.warnings.sort(key=PLACE)
-    if findings.known:
-        raise ConfigRefused(findings.refusals, findings.warnings)
-    serve = {key: value for key, value in findings.document.value.items() if key != "nodes"}
+        pools, sizes = _check(Node.root(document))
+    document.warnings.sort(key=PLACE)
+    if document.refused:
+        raise ConfigRefused(document.refusals, document.warnings)
+    serve = {key: value for key, value in document.value.items() if key != "nodes"}
     digest = hashlib.sha256(raw).hexdigest()
-    return Config(path.resolve(), serve, pools, digest, tuple(findings.warnings), tuple(sizes))
+    return Config(path.resolve(), serve, pools, digest, tuple(document.warnings), tuple(sizes))
 
 
 def parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def parse(path: Path, raw: bytes) -> dict[str, Any]:
     PyYAML would take the last of the duplicates.
     """
     document = Document(path, raw)
-    if refusals := [problem for problem in Findings(document).refusals if "comes twice" in problem.detail]:
+    if refusals := [problem for problem in document.refusals if "comes twice" in problem.detail]:
         raise ConfigRefused(refusals)
     return document.value
 
@@ -212,7 +212,7 @@ def _check_import(application: Node) -> None:
         return
     module = given.partition(":")[0] if ":" in given else given.rpartition(".")[0]
     brought = {"working_dir", "py_modules"} & set(application.value.get("runtime_env", {}))
-    if not brought and not _is_found(module, at.findings.document.path.resolve().parent):
+    if not brought and not _is_found(module, at.document.path.resolve().parent):
         at.warn(f"there is no module {module!r} here; is it on every node (got {given!r})?")
 
 

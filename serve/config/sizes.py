@@ -75,7 +75,7 @@ def check_room(nodes: Node, sizes: Sequence[Size], pools: Mapping[str, NodePool]
     reachable = [pool for pool in pools.values() if pool.max_nodes]
     for size in sizes:
         _check_one(size, reachable)
-    if nodes.findings.known:
+    if nodes.document.refused:
         return
     for unit in UNITS:
         total = sum(getattr(pool, unit) * pool.max_nodes for pool in reachable)

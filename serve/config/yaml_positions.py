@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from serve.contract.errors import TabrankError
 
 # libyaml's loader, where PyYAML has it, takes a tenth of the time.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The order of findings in a file.
+PLACE = attrgetter("line", "column")
 # Keys and indices from the root to a value.
 Steps = tuple[Any, ...]
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -56,7 +59,7 @@ class ConfigRefused(TabrankError):
 
 
 class Document:
-    """A YAML mapping with positions.
+    """A YAML mapping with positions, and the findings about it.
 
     The position of a value from an alias or a merge is the place where the value is written.
     """
@@ -72,7 +75,8 @@ class Document:
             raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
         # The position of each key and value, by path.
         self._places: dict[Steps, tuple[yaml.Mark, yaml.Mark]] = {}
-        self.oddities: list[tuple[Steps, yaml.Mark, str]] = []
+        self.refused: list[tuple[Steps, Finding]] = []
+        self.warnings: list[Finding] = []
         self._num_values = 0
         try:
             root = yaml.compose(raw, LOADER)
@@ -95,13 +99,23 @@ class Document:
     def _no_yaml(self, place: tuple[int, int], detail: str) -> ConfigRefused:
         return ConfigRefused([Finding(str(self.path), *place, "", f"not valid YAML: {detail}")])
 
-    def place(self, steps: Steps, key: bool = False) -> tuple[int, int]:
-        """Return line and column, from 1, of a value or its key, or of the nearest ancestor."""
+    @property
+    def refusals(self) -> list[Finding]:
+        """Errors in the file's order; reported once if aliases repeat the value."""
+        by_place: dict[Any, Finding] = {}
+        for _, problem in self.refused:
+            by_place.setdefault((problem.line, problem.column, problem.detail), problem)
+        return sorted(by_place.values(), key=PLACE)
+
+    def finding(self, steps: Steps, detail: str, *, key: bool = False) -> Finding:
+        """Return a finding at a value or its key, or at the nearest ancestor that is there."""
         near = steps
         while near not in self._places:
             near = near[:-1]
-        mark = self._places[near][0 if key and near == steps else 1]
-        return mark.line + 1, mark.column + 1
+        return self._finding(steps, detail, self._places[near][0 if key and near == steps else 1])
+
+    def _finding(self, steps: Steps, detail: str, mark: yaml.Mark) -> Finding:
+        return Finding(str(self.path), mark.line + 1, mark.column + 1, show(steps), detail)
 
     def _walk(self, node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
         """Note the places below a node, and what YAML allows but a configuration must not."""
@@ -117,7 +131,7 @@ class Document:
             )
         if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
             detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
-            self.oddities.append((steps, node.start_mark, detail))
+            self.refused.append((steps, self._finding(steps, detail, node.start_mark)))
         self._places.setdefault(steps, (node.start_mark, node.start_mark))
         if isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
@@ -139,7 +153,7 @@ class Document:
             elif key.tag not in (STRING, MERGE):
                 detail = f"YAML does not read the key {key.value} as a string; put it in quotes"
             if detail:
-                self.oddities.append((here, key.start_mark, detail))
+                self.refused.append((here, self._finding(here, detail, key.start_mark)))
             names.add((key.tag, key.value))
             if not is_merge:
                 self._places[here] = key.start_mark, child.start_mark
