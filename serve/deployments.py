@@ -35,6 +35,8 @@ NICENESS = 10
 # Give the other Scorer replicas 2 s to load a version once one has loaded it.
 OTHERS_S = 2.0
 EVERY_ADDRESS = "0.0.0.0"
+# Plain pickle is enough for calls whose arguments and results are bytes.
+PICKLED = {"request_serialization": "pickle", "response_serialization": "pickle"}
 # Give a replica that stops 2 s to send its last exposures.
 LAST_SEND_S = 2.0
 
@@ -73,10 +75,9 @@ class FeatureFetch:
 
     def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle, ingest: DeploymentHandle) -> None:
         join_ray(_application())
-        # Arguments and results are bytes, so plain pickle is enough. Make the handles once.
-        score = scorer.options(
-            method_name="score", request_serialization="pickle", response_serialization="pickle"
-        )
+        # Make the handles once.
+        score = scorer.options(method_name="score", **PICKLED)
+        take = ingest.options(method_name="take", **PICKLED)
 
         async def call_scorer(version: str, payload: bytes) -> bytes:
             scores: bytes = await _answer(score.remote(version, payload))
@@ -88,10 +89,6 @@ class FeatureFetch:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(OTHERS_S):
                     await scorer.broadcast("load", version).results_async()
-
-        take = ingest.options(
-            method_name="take", request_serialization="pickle", response_serialization="pickle"
-        )
 
         async def call_ingest(payload: bytes) -> IngestResult:
             taken: IngestResult = await _answer(take.remote(payload))

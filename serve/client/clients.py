@@ -7,25 +7,23 @@ import importlib
 import os
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine
 from types import ModuleType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from serve.client.endpoint import Endpoint
-from serve.client.exchange import Exchange, Send
+from serve.client.calls import Calls
+from serve.client.exchange import Exchange
 from serve.client.reply import Lost, Reply
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import RankAnswer, StatedCandidate
-from serve.contract.records import ClientRecord, EventsAnswer
+from serve.contract.rankings import RankAnswer
+from serve.contract.records import EventsAnswer
 
 T = TypeVar("T")
-Rankable = str | StatedCandidate | Mapping[str, Any]
-Traffic = Literal["live", "test"]
 # Close idle connections before the service does, after 90 s.
 IDLE_S = 60.0
 
 
-class Client:
+class Client(Calls[RankAnswer, EventsAnswer]):
     """Thread-safe client of the service at `url`; keep one, because it reuses its connections.
 
     A ranking ends within `timeout_s`, with an answer or an error. The rest of the timeout is sent
@@ -33,40 +31,9 @@ class Client:
     once, if the timeout and a retry budget of a tenth of all requests allow it.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 0.25, api_key: str | None = None) -> None:
-        self._endpoint = Endpoint(url, timeout_s, api_key)
+    def _open(self) -> None:
         self._httpx = _httpx()
-        self._http = self._httpx.Client(**_settings(self._httpx, self._endpoint.url))
-
-    def rank(
-        self,
-        viewer: str | None,
-        candidates: Sequence[Rankable],
-        *,
-        limit: int | None = None,
-        context: Mapping[str, Any] | None = None,
-        request_id: str | None = None,
-        explain: bool = False,
-        traffic: Traffic = "live",
-        timeout_s: float | None = None,
-    ) -> RankAnswer:
-        """Rank `candidates` for `viewer`; None is an anonymous viewer.
-
-        Raises:
-            ClientError: `Refused`, `TimedOut` or `Unreachable`.
-        """
-        more = {"viewer": viewer, "limit": limit, "explain": explain, "traffic": traffic}
-        return self._run(self._endpoint.rank(candidates, context, request_id, timeout_s, more))
-
-    def send(
-        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
-    ) -> EventsAnswer:
-        """Send records and return once the accepted ones are durable; the default timeout is 10 s.
-
-        Raises:
-            ClientError: `Refused`, `TimedOut` or `Unreachable`.
-        """
-        return self._run(self._endpoint.send(records, timeout_s))
+        self._http = self._httpx.Client(**_settings(self._httpx, self._url))
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,51 +46,28 @@ class Client:
         self.close()
 
     def _run(self, exchange: Exchange[T]) -> T:
-        reply = self._send(exchange.first())
+        reply = self._send(exchange, exchange.first())
         delay_s = exchange.delay_s(reply)
         if delay_s is not None:
             time.sleep(delay_s)
             again = exchange.again()
-            reply = reply if again is None else self._send(again)
+            reply = reply if again is None else self._send(exchange, again)
         return exchange.answer(reply)
 
-    def _send(self, attempt: Send) -> Reply | Lost:
+    def _send(self, exchange: Exchange[Any], headers: dict[str, str]) -> Reply | Lost:
         try:
-            with self._http.stream("POST", attempt.path, **_what(attempt)) as response:
-                return _reply(response, b"".join(attempt.left.until_then(response.iter_bytes())))
+            with self._http.stream("POST", exchange.path, **_what(exchange, headers)) as response:
+                return _reply(response, b"".join(exchange.left.until_then(response.iter_bytes())))
         except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
 
 
-class AsyncClient:
-    """Client for asyncio, otherwise like `Client`."""
+class AsyncClient(Calls[Coroutine[Any, Any, RankAnswer], Coroutine[Any, Any, EventsAnswer]]):
+    """Client for asyncio, otherwise like `Client`; await its calls."""
 
-    def __init__(self, url: str, *, timeout_s: float = 0.25, api_key: str | None = None) -> None:
-        self._endpoint = Endpoint(url, timeout_s, api_key)
+    def _open(self) -> None:
         self._httpx = _httpx()
-        self._http = self._httpx.AsyncClient(**_settings(self._httpx, self._endpoint.url))
-
-    async def rank(
-        self,
-        viewer: str | None,
-        candidates: Sequence[Rankable],
-        *,
-        limit: int | None = None,
-        context: Mapping[str, Any] | None = None,
-        request_id: str | None = None,
-        explain: bool = False,
-        traffic: Traffic = "live",
-        timeout_s: float | None = None,
-    ) -> RankAnswer:
-        """Rank like `Client.rank`."""
-        more = {"viewer": viewer, "limit": limit, "explain": explain, "traffic": traffic}
-        return await self._run(self._endpoint.rank(candidates, context, request_id, timeout_s, more))
-
-    async def send(
-        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
-    ) -> EventsAnswer:
-        """Send like `Client.send`."""
-        return await self._run(self._endpoint.send(records, timeout_s))
+        self._http = self._httpx.AsyncClient(**_settings(self._httpx, self._url))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -136,18 +80,18 @@ class AsyncClient:
         await self.aclose()
 
     async def _run(self, exchange: Exchange[T]) -> T:
-        reply = await self._send(exchange.first())
+        reply = await self._send(exchange, exchange.first())
         delay_s = exchange.delay_s(reply)
         if delay_s is not None:
             await asyncio.sleep(delay_s)
             again = exchange.again()
-            reply = reply if again is None else await self._send(again)
+            reply = reply if again is None else await self._send(exchange, again)
         return exchange.answer(reply)
 
-    async def _send(self, attempt: Send) -> Reply | Lost:
+    async def _send(self, exchange: Exchange[Any], headers: dict[str, str]) -> Reply | Lost:
         try:
-            async with asyncio.timeout(attempt.left["read"]):
-                response = await self._http.post(attempt.path, **_what(attempt))
+            async with asyncio.timeout(exchange.left["read"]):
+                response = await self._http.post(exchange.path, **_what(exchange, headers))
             return _reply(response, response.content)
         except (self._httpx.RequestError, TimeoutError) as error:
             return _lost(self._httpx, error)
@@ -177,8 +121,8 @@ def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:
     }
 
 
-def _what(attempt: Send) -> dict[str, Any]:
-    return {"content": attempt.body, "headers": attempt.headers, "extensions": {"timeout": attempt.left}}
+def _what(exchange: Exchange[Any], headers: dict[str, str]) -> dict[str, Any]:
+    return {"content": exchange.body, "headers": headers, "extensions": {"timeout": exchange.left}}
 
 
 def _reply(response: Any, body: bytes) -> Reply:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from http import HTTPStatus
+from http.client import responses
+from typing import Generic, TypeVar
 
 import msgspec
 
-from serve.client.reply import Lost, Reply, read
+from serve.client.errors import Refused, TimedOut, Unreachable
+from serve.client.reply import Lost, Reply
 from serve.client.retries import Retries
+from serve.contract.rankings import Problem
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -21,6 +26,8 @@ MAX_DEADLINE_MS = 60_000
 NETWORK_S = 0.01
 # Least timeout: a socket takes 0 as non-blocking.
 MIN_TIMEOUT_S = 0.001
+# Characters of a foreign answer that a message quotes.
+MAX_QUOTED = 200
 
 
 class TimeLeft(Mapping[str, float]):
@@ -54,15 +61,6 @@ class TimeLeft(Mapping[str, float]):
         return 4
 
 
-class Send(NamedTuple):
-    """Attempt to make: POST `body` to `path`."""
-
-    path: str
-    body: bytes
-    headers: Mapping[str, str]
-    left: TimeLeft
-
-
 @dataclass
 class Exchange(Generic[T]):
     """Request to the service at `url` with at most one retry; its timeout starts at once.
@@ -82,28 +80,57 @@ class Exchange(Generic[T]):
     clock: Clock = time.monotonic
 
     def __post_init__(self) -> None:
-        self._left = TimeLeft(self.clock() + self.timeout_s, self.clock)
+        self.left = TimeLeft(self.clock() + self.timeout_s, self.clock)
 
-    def first(self) -> Send:
-        """Return the first attempt."""
+    def first(self) -> dict[str, str]:
+        """Return the headers of the first attempt."""
         self.retries.sent()
-        return self._attempt()
+        return self._headers()
 
     def delay_s(self, reply: Reply | Lost) -> float | None:
         """Return the seconds to wait before `again`; None if the first reply is the last."""
-        return self.retries.delay_s(reply.status, self._left.deadline_s - self.clock(), reply.retry_after_s)
+        return self.retries.delay_s(reply.status, self.left.deadline_s - self.clock(), reply.retry_after_s)
 
-    def again(self) -> Send | None:
-        """Return the second attempt; None if the wait took longer than the timeout allows."""
-        return self._attempt() if self.clock() < self._left.deadline_s else None
+    def again(self) -> dict[str, str] | None:
+        """Return the headers of the second attempt; None if the wait took too long."""
+        return self._headers() if self.clock() < self.left.deadline_s else None
 
     def answer(self, reply: Reply | Lost) -> T:
-        """Return the answer in the last reply; raise ClientError if it holds none."""
-        return read(reply, self.decoder, self.url, self.timeout_s, self.request_id)
+        """Return the answer in the last reply.
 
-    def _attempt(self) -> Send:
+        Raises:
+            ClientError: the reply holds no answer.
+        """
+        if isinstance(reply, Lost):
+            if reply.timed_out:
+                raise TimedOut(f"{self.url} did not answer within {self.timeout_s:g} s", self.request_id)
+            raise Unreachable(f"{self.url} cannot be reached: {reply.reason}", self.request_id)
+        if reply.code == HTTPStatus.OK:
+            try:
+                return self.decoder.decode(reply.body)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                detail = f"{self.url} does not answer as a tabrank service: {error}; is the address right?"
+                raise Unreachable(detail, self.request_id) from None
+        text = reply.body[:MAX_QUOTED].decode("utf-8", "replace").strip() or "empty answer"
+        if reply.status is None:
+            detail = f"a proxy before {self.url} answered {reply.code} in its place: {text}"
+            raise Unreachable(detail, self.request_id)
+        problem = Problem(responses.get(reply.code, "unknown status").lower(), reply.code, text)
+        # The body may not be a valid problem document; then the error quotes it.
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            problem = msgspec.json.decode(reply.body, type=Problem) if reply.is_problem else problem
+        raise Refused(
+            reply.code,
+            problem.title,
+            problem.detail,
+            pointer=problem.pointer,
+            request_id=problem.request_id or self.request_id,
+            retry_after_s=reply.retry_after_s,
+        )
+
+    def _headers(self) -> dict[str, str]:
         headers = dict(self.headers)
         if self.sends_deadline:
-            left_ms = int((self._left.deadline_s - self.clock() - NETWORK_S) * 1e3)
+            left_ms = int((self.left.deadline_s - self.clock() - NETWORK_S) * 1e3)
             headers[DEADLINE] = str(min(max(left_ms, 1), MAX_DEADLINE_MS))
-        return Send(self.path, self.body, headers, self._left)
+        return headers

@@ -1,24 +1,14 @@
-"""Reply to one attempt, and its conversion into an answer or a client error."""
+"""Reply to one attempt."""
 
 from __future__ import annotations
 
-from http import HTTPStatus
-from http.client import responses
 from math import inf
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import msgspec
-
-from serve.client.errors import ClientError, Refused, TimedOut, Unreachable
-from serve.contract.rankings import Problem
-
-T = TypeVar("T")
 PROBLEM = "application/problem+json"
 # Without a `problem+json` body these statuses come from a proxy that reached no service. HAProxy
 # answers a bare 500 if a replica died with the request, and 404 before its routes are loaded.
 PROXY_STATUSES = (404, 500, 502, 504)
-# Characters of a foreign answer that a message quotes.
-MAX_QUOTED = 200
 
 
 class Lost(NamedTuple):
@@ -26,16 +16,9 @@ class Lost(NamedTuple):
 
     reason: str
     timed_out: bool = False
-
-    @property
-    def status(self) -> None:
-        """None, which means a failed connection to `Retries`."""
-        return
-
-    @property
-    def retry_after_s(self) -> None:
-        """None: there is no answer with a `Retry-After`."""
-        return
+    # A failed connection to `Retries`, and no `Retry-After`.
+    status: None = None
+    retry_after_s: None = None
 
 
 class Reply(NamedTuple):
@@ -62,57 +45,3 @@ class Reply(NamedTuple):
     def is_problem(self) -> bool:
         """True if the body is `problem+json`, as every error of the service is."""
         return self.kind.partition(";")[0].strip().lower() == PROBLEM
-
-
-def read(
-    reply: Reply | Lost, decoder: msgspec.json.Decoder[T], at: str, timeout_s: float, request_id: str | None
-) -> T:
-    """Decode the answer in a reply from the address `at`.
-
-    Raises:
-        ClientError: the reply holds no answer.
-    """
-    if isinstance(reply, Lost):
-        raise _lost(reply, at, timeout_s, request_id)
-    if reply.code == HTTPStatus.OK:
-        try:
-            return decoder.decode(reply.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            detail = f"{at} does not answer as a tabrank service: {error}; is the address right?"
-            raise Unreachable(detail, request_id) from None
-    raise _refused(reply, at, request_id)
-
-
-def _lost(reply: Lost, at: str, timeout_s: float, request_id: str | None) -> ClientError:
-    if reply.timed_out:
-        return TimedOut(f"{at} did not answer within {timeout_s:g} s", request_id)
-    return Unreachable(f"{at} cannot be reached: {reply.reason}", request_id)
-
-
-def _refused(reply: Reply, at: str, request_id: str | None) -> ClientError:
-    if reply.is_problem:
-        try:
-            problem = msgspec.json.decode(reply.body, type=Problem)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            # The body is not a valid problem document, so it is quoted below.
-            pass
-        else:
-            return Refused(
-                reply.code,
-                problem.title,
-                problem.detail,
-                pointer=problem.pointer,
-                request_id=problem.request_id or request_id,
-                retry_after_s=reply.retry_after_s,
-            )
-    text = reply.body[:MAX_QUOTED].decode("utf-8", "replace").strip() or "empty answer"
-    if reply.status is None:
-        detail = f"a proxy before {at} answered {reply.code} in its place: {text}"
-        return Unreachable(detail, request_id)
-    return Refused(
-        reply.code, _phrase(reply.code), text, request_id=request_id, retry_after_s=reply.retry_after_s
-    )
-
-
-def _phrase(status: int) -> str:
-    return responses.get(status, "unknown status").lower()

@@ -13,7 +13,8 @@ RETRIED = (429, 503)
 JITTER_S = 0.05
 # A retry with less time left could not be answered in time.
 MIN_LEFT_S = 0.01
-# Retries per second that a client may make with any number of requests.
+# Retries per request that a client may make, and per second with any number of requests.
+BUDGET = 0.1
 FLOOR_PER_S = 1.0
 # Most saved retries: more than the requests in flight to one dead replica of two at 900 requests/s.
 MAX_TOKENS = 100.0
@@ -23,24 +24,15 @@ INITIAL_TOKENS = 10.0
 class Retries:
     """Retry budget: at most one retry per request, and a limited share of all requests.
 
-    The budget is a token bucket: a first attempt adds `budget` tokens, each second adds
+    The budget is a token bucket: a first attempt adds `BUDGET` tokens, each second adds
     `FLOOR_PER_S`, and a retry takes one. If every request fails, a client therefore adds a tenth to
-    the load of the service instead of doubling it. `budget` 0 disables retries. Use one object per
-    client; it is thread-safe.
+    the load of the service instead of doubling it. Use one object per client; it is thread-safe.
     """
 
     def __init__(
-        self,
-        budget: float = 0.1,
-        *,
-        random: Callable[[], float] = dice.random,
-        clock: Callable[[], float] = time.monotonic,
+        self, *, random: Callable[[], float] = dice.random, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if not 0.0 <= budget <= 1.0:
-            raise ValueError(f"budget is {budget}; it is the share of requests retried, from 0 to 1")
-        self._budget = budget
-        self._floor_per_s = FLOOR_PER_S if budget else 0.0
-        self._tokens = INITIAL_TOKENS if budget else 0.0
+        self._tokens = INITIAL_TOKENS
         self._random, self._clock = random, clock
         self._seen_s = clock()
         self._lock = threading.Lock()
@@ -48,7 +40,7 @@ class Retries:
     def sent(self) -> None:
         """Count a first attempt."""
         with self._lock:
-            self._earn(self._budget)
+            self._earn(BUDGET)
 
     def delay_s(self, status: int | None, left_s: float, retry_after_s: float | None = None) -> float | None:
         """Return the seconds to wait before the retry of a failed attempt; None: do not retry.
@@ -75,6 +67,6 @@ class Retries:
 
     def _earn(self, tokens: float) -> None:
         now_s = self._clock()
-        tokens += self._floor_per_s * max(now_s - self._seen_s, 0.0)
+        tokens += FLOOR_PER_S * max(now_s - self._seen_s, 0.0)
         self._seen_s = now_s
         self._tokens = min(self._tokens + tokens, MAX_TOKENS)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from serve.config.diagnostics import Findings
+from serve.config.diagnostics import Node
 from serve.config.pools import NodePool
 from serve.config.settings import AppArgs, UserConfig
-from serve.config.yaml_positions import Steps
 from serve.contract.errors import did_you_mean, nearest
 from serve.contract.typed_reader import Level, levels
 
@@ -40,23 +38,19 @@ MAX_HINTS = 100
 CLOSE, VERY_CLOSE, MARGIN = 0.6, 0.8, 0.1
 
 
-def check_keys(
-    findings: Findings, value: Any, levels: Levels, everywhere: Levels, steps: Steps = (), level: Level = ()
-) -> None:
+def check_keys(at: Node, levels: Levels, everywhere: Levels, level: Level = ()) -> None:
     """Refuse each key, at any depth, that its level does not have; hints come from `everywhere`."""
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            check_keys(findings, item, levels, everywhere, (*steps, i), level)
-    if not isinstance(value, dict):
-        # The reader of the value refuses wrong types.
-        return
-    for key, child in value.items():
+    for item in at.items():
+        check_keys(item, levels, everywhere, level)
+    # The reader of the value refuses wrong types.
+    for key in at.value if isinstance(at.value, dict) else ():
         if level in levels and key not in levels[level]:
-            more = f"; {hint(everywhere, level, str(key))}" if findings.num_refused < MAX_HINTS else ""
-            findings.refuse((*steps, key), f"unknown key {str(key)!r}{more}", key=True)
+            is_many = len(at.document.refused) >= MAX_HINTS
+            more = "" if is_many else f"; {hint(everywhere, level, str(key))}"
+            at[key].refuse(f"unknown key {str(key)!r}{more}", key=True)
         elif isinstance(key, str):
             below = (*level, "*" if level and level[-1] in CHOSEN else key)
-            check_keys(findings, child, levels, everywhere, (*steps, key), below)
+            check_keys(at[key], levels, everywhere, below)
 
 
 def hint(levels: Levels, level: Level, key: str) -> str:

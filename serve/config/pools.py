@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from serve.config.diagnostics import Findings
-from serve.config.yaml_positions import Steps
+from serve.config.diagnostics import Node
 from serve.contract.typed_reader import STRICT, Between
 
 # The pool of the machine with Ray's controller.
@@ -36,35 +34,28 @@ class NodePool:
     num_gpus: Count = 0
 
 
-def read_pools(findings: Findings, document: Mapping[str, Any]) -> dict[str, NodePool]:
+def read_pools(root: Node) -> dict[str, NodePool]:
     """Read the pools of the block `nodes`; report invalid pools and leave them out."""
     pools: dict[str, NodePool] = {}
-    given = document.get("nodes", {})
+    block, given = root["nodes"], root.value.get("nodes", {})
     if not isinstance(given, dict):
-        findings.refuse(("nodes",), f"expected pools of machines, by name (got {given!r})")
+        block.refuse(f"expected pools of machines, by name (got {given!r})")
         return pools
-    for name, sizes in given.items():
-        pool = _read_pool(findings, ("nodes", name), sizes)
+    for name, values in given.items():
+        at = block[name]
+        pool = at.read(NodePool, values, "give a number")
         if pool is not None:
             pools[str(name)] = pool
+            if pool.min_nodes > pool.max_nodes:
+                at["min_nodes"].refuse(f"min_nodes ({pool.min_nodes}) is above max_nodes ({pool.max_nodes})")
         if not NAME.fullmatch(str(name)):
-            findings.refuse(
-                ("nodes", name),
+            at.refuse(
                 f"a pool's name has up to 40 lower-case letters, digits and dashes, first a letter (got {name!r})",
                 key=True,
             )
     if given and HEAD not in given:
-        findings.refuse(("nodes",), f"the pool {HEAD!r} is missing; add it for Ray's controller")
+        block.refuse(f"the pool {HEAD!r} is missing; add it for Ray's controller")
     head = pools.get(HEAD)
-    if head and findings.are_none(("nodes", HEAD)) and (head.min_nodes, head.max_nodes) != (1, 1):
-        findings.refuse(("nodes", HEAD), "a cluster has one head; set min_nodes and max_nodes to 1")
+    if head and block[HEAD].is_sound and (head.min_nodes, head.max_nodes) != (1, 1):
+        block[HEAD].refuse("a cluster has one head; set min_nodes and max_nodes to 1")
     return pools
-
-
-def _read_pool(findings: Findings, steps: Steps, sizes: Any) -> NodePool | None:
-    pool = findings.read(NodePool, steps, sizes, "give a number")
-    if pool is not None and pool.min_nodes > pool.max_nodes:
-        findings.refuse(
-            (*steps, "min_nodes"), f"min_nodes ({pool.min_nodes}) is above max_nodes ({pool.max_nodes})"
-        )
-    return pool

@@ -16,10 +16,7 @@ from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
 from ray.serve._private.config import DeploymentConfig, ReplicaConfig
 from ray.serve._private.utils import validate_route_prefix
-from ray.serve.config import (
-    AutoscalingConfig,
-    AutoscalingPolicy,
-)
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import (
     DeploymentSchema,
     RayActorOptionsSchema,
@@ -27,12 +24,11 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from serve.config.diagnostics import Findings
+from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, DEPLOYMENT
 from serve.config.sizes import Size
-from serve.config.yaml_positions import Steps
-from serve.contract.errors import did_you_mean
-from serve.contract.typed_reader import Level
+from serve.contract.messages import nearest
+from serve.contract.typed_reader import Level, read
 from serve.contract.typed_reader import levels as levels_of
 
 # Models of keys that Ray declares as plain mappings, and validates only when it deploys.
@@ -57,40 +53,37 @@ def ray_levels() -> dict[Level, list[str]]:
     return levels
 
 
-def check_values(findings: Findings, document: dict[str, Any]) -> None:
+def check_values(root: Node) -> None:
     """Refuse the values that one of Ray's models refuses, now or when it deploys."""
-    _check(findings, (), ServeDeploySchema, document)
+    _check(root, {key: value for key, value in root.value.items() if key != "nodes"}, ServeDeploySchema)
 
 
-def size(steps: Steps, deployment: Mapping[str, Any]) -> Size:
+def size(at: Node, deployment: Mapping[str, Any]) -> Size:
     """Return the size of a valid deployment, with Ray's defaults filled in."""
     options = deployment.get("ray_actor_options", {})
     # Serve's own default is one CPU.
     num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
     alone = [{"CPU": num_cpus, "GPU": options.get("num_gpus") or 0}]
     bundles = deployment.get("placement_group_bundles") or alone
-    defaults = {name: field.default for name, field in DeploymentConfig.model_fields.items()}
-    own = {**defaults, **deployment}
-    fixed = own["num_replicas"] or defaults["num_replicas"]
+    defaults = _defaults(DeploymentConfig)
+    fixed = deployment.get("num_replicas") or defaults["num_replicas"]
+    alike = {"min_replicas": fixed, "max_replicas": fixed}
+    unscaled = dict.fromkeys(("target_ongoing_requests", "metrics_interval_s", "look_back_period_s"))
     scaling = _scaling(deployment)
-    if scaling is not None:
-        scaling = {name: field.default for name, field in AutoscalingConfig.model_fields.items()} | scaling
-    return Size(
-        steps=steps,
-        name=str(own["name"]),
-        min_replicas=int(scaling["min_replicas"] if scaling else fixed),
-        max_replicas=int(scaling["max_replicas"] if scaling else fixed),
-        target_ongoing_requests=float(scaling["target_ongoing_requests"]) if scaling else None,
-        metrics_interval_s=float(scaling["metrics_interval_s"]) if scaling else None,
-        look_back_period_s=float(scaling["look_back_period_s"]) if scaling else None,
-        max_ongoing_requests=int(own["max_ongoing_requests"]),
-        num_cpus=sum(float(bundle.get("CPU", 0)) for bundle in bundles),
-        num_gpus=sum(float(bundle.get("GPU", 0)) for bundle in bundles),
-        num_bundles=len(bundles),
-        shutdown_timeout_s=float(own["graceful_shutdown_timeout_s"]),
-        shutdown_wait_loop_s=float(own["graceful_shutdown_wait_loop_s"]),
-        health_check_timeout_s=float(own["health_check_timeout_s"]),
-    )
+    values = {
+        **defaults,
+        **deployment,
+        **(alike | unscaled if scaling is None else _defaults(AutoscalingConfig) | scaling),
+        "at": at,
+        "num_cpus": sum(float(bundle.get("CPU", 0)) for bundle in bundles),
+        "num_gpus": sum(float(bundle.get("GPU", 0)) for bundle in bundles),
+        "num_bundles": len(bundles),
+    }
+    return read(Size, values, "")
+
+
+def _defaults(model: type[BaseModel]) -> dict[str, Any]:
+    return {name: field.default for name, field in model.model_fields.items()}
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -100,46 +93,44 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from _parts(argument)
 
 
-def _check(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
+def _check(at: Node, value: Any, model: Any) -> bool:
     """Refuse what a model refuses; first what is nested, because one error would hide others."""
     if not isinstance(value, dict):
         needed = [name for name, field in model.model_fields.items() if field.is_required()]
-        findings.refuse(
-            steps, f"expected a mapping{f' with the key {needed[0]!r}' if needed else ''} (got {value!r})"
-        )
+        at.refuse(f"expected a mapping{f' with the key {needed[0]!r}' if needed else ''} (got {value!r})")
         return False
     sound = dict(value)
     for key, child in value.items():
-        here = (*steps, key)
+        here = at[key]
         parts = list(_parts(model.model_fields[key].annotation)) if key in model.model_fields else []
         nested = next(filter(_is_model, [*parts, LATE.get(key)]), None)
         is_list = any(typing.get_origin(part) is list for part in parts)
         if nested and is_list and isinstance(child, list):
-            items = enumerate(child)
-            sound[key] = [item for i, item in items if _check(findings, (*here, i), nested, item)]
+            sound[key] = [item.value for item in here.items() if _check(item, item.value, nested)]
         elif nested and not is_list and child is not None:
-            _check(findings, here, nested, _scaling(value) if nested is AutoscalingConfig else child)
-        _check_plain(findings, here, child, parts)
-        if not is_list and not findings.are_none(here):
+            _check(here, _scaling(value) if nested is AutoscalingConfig else child, nested)
+        _check_plain(here, parts)
+        if not is_list and not here.is_sound:
             del sound[key]
-    if _validate(findings, steps, model, sound) and findings.are_none(steps):
-        _check_more(findings, steps, model, sound)
-    return findings.are_none(steps)
+    if _validate(at, model, sound) and at.is_sound:
+        _check_more(at, model, sound)
+    return at.is_sound
 
 
-def _check_more(findings: Findings, steps: Steps, model: Any, value: Mapping[str, Any]) -> None:
+def _check_more(at: Node, model: Any, value: Mapping[str, Any]) -> None:
     """Refuse values that Ray refuses elsewhere than in the model."""
     if model is ServeApplicationSchema:
-        _check_env(findings, (*steps, "runtime_env"), value.get("runtime_env", {}))
+        _check_env(at["runtime_env"], value.get("runtime_env", {}))
         try:
             validate_route_prefix(value.get("route_prefix"))
         except ValueError as error:
-            findings.refuse((*steps, "route_prefix"), str(error))
+            at["route_prefix"].refuse(str(error))
     if model is AutoscalingConfig and value.get("target_ongoing_requests", 0) is None:
-        where = (*steps, "target_ongoing_requests")
-        findings.refuse(where, "Ray compares this value with max_ongoing_requests; give a number (got None)")
+        at["target_ongoing_requests"].refuse(
+            "Ray compares this value with max_ongoing_requests; give a number (got None)"
+        )
     if model is DeploymentSchema:
-        _when_deployed(findings, steps, value)
+        _when_deployed(at, value)
 
 
 def _scaling(deployment: Mapping[str, Any]) -> Any:
@@ -150,35 +141,31 @@ def _scaling(deployment: Mapping[str, Any]) -> Any:
     return given
 
 
-def _when_deployed(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
+def _when_deployed(at: Node, deployment: Mapping[str, Any]) -> None:
     """Refuse what Ray refuses only at deployment: actor options, and too small bundles."""
     placed = ("placement_group_bundles", "placement_group_strategy", "placement_group_bundle_label_selector")
     options = {key: deployment[key] for key in (*placed, "max_replicas_per_node") if key in deployment}
     actor = deployment.get("ray_actor_options", {})
-    where = (*steps, "ray_actor_options")
-    try:
-        ReplicaConfig.create("deployment", ray_actor_options=dict(actor))
-    except (ValueError, TypeError) as error:
-        _blame(findings, where, str(error), actor)
-        return
-    try:
-        ReplicaConfig.create("deployment", ray_actor_options=dict(actor), **options)
-    except (ValueError, TypeError) as error:
-        _blame(findings, steps, str(error), deployment)
-    env = actor.get("runtime_env") or {}
-    _check_env(findings, (*where, "runtime_env"), env)
+    where = at["ray_actor_options"]
+    for node, given, more in ((where, actor, {}), (at, deployment, options)):
+        try:
+            ReplicaConfig.create("deployment", ray_actor_options=dict(actor), **more)
+        except (ValueError, TypeError) as error:
+            _blame(node, str(error), given)
+            break
+    _check_env(where["runtime_env"], actor.get("runtime_env") or {})
     if isinstance(actors := deployment.get("deployment_actors"), list):
-        _validate(findings, steps, DeploymentConfig, {"deployment_actors": actors})
+        _validate(at, DeploymentConfig, {"deployment_actors": actors})
 
 
-def _check_env(findings: Findings, steps: Steps, env: Mapping[str, Any]) -> None:
+def _check_env(at: Node, env: Mapping[str, Any]) -> None:
     """Validate the values in a runtime environment; the rest names files and packages elsewhere."""
     for key in ("env_vars", "config"):
-        if key in env and findings.are_none((*steps, key)):
+        if key in env and at[key].is_sound:
             try:
                 RuntimeEnv(**{key: env[key]})
             except (ValueError, TypeError, AttributeError) as error:
-                findings.refuse((*steps, key), " ".join(str(error).split()))
+                at[key].refuse(" ".join(str(error).split()))
 
 
 def _without_imports(value: Any) -> Any:
@@ -188,55 +175,59 @@ def _without_imports(value: Any) -> Any:
     return [_without_imports(child) for child in value] if isinstance(value, list) else value
 
 
-def _validate(findings: Findings, steps: Steps, model: Any, value: Any) -> bool:
+def _validate(at: Node, model: Any, value: Any) -> bool:
     try:
         model.model_validate(_without_imports(value))
     except ValidationError as error:
         for problem in error.errors():
-            _note(findings, steps, value, problem)
+            _note(at, value, problem)
         return False
     # Ray's validators assume types; whatever they raise, the value is invalid.
     except Exception as error:
-        if findings.are_none(steps):
-            findings.refuse(steps, f"Ray refuses this: {' '.join(str(error).split())}")
+        if at.is_sound:
+            at.refuse(f"Ray refuses this: {' '.join(str(error).split())}")
         return False
     return True
 
 
-def _check_plain(findings: Findings, steps: Steps, value: Any, parts: list[Any]) -> None:
+def _check_plain(at: Node, parts: list[Any]) -> None:
     """Refuse what pydantic would accept or run: yes for 1, and the import path of code."""
-    if steps[-1] in IMPORTED and not (isinstance(value, str) and re.fullmatch(r"\w+([.:]\w+)+", value)):
-        findings.refuse(steps, f"expected an import path, such as package.module:name (got {value!r})")
+    value = at.value
+    if at.steps[-1] in IMPORTED and not (isinstance(value, str) and re.fullmatch(r"\w+([.:]\w+)+", value)):
+        at.refuse(f"expected an import path, such as package.module:name (got {value!r})")
     if isinstance(value, bool) and (int in parts or float in parts) and bool not in parts:
-        findings.refuse(steps, f"expected a number (got {value}, which YAML reads for yes and no)")
+        at.refuse(f"expected a number (got {value}, which YAML reads for yes and no)")
 
 
 def _is_model(part: Any) -> bool:
     return isinstance(part, type) and issubclass(part, BaseModel)
 
 
-def _note(findings: Findings, steps: Steps, value: Any, problem: Any) -> None:
-    # In a union pydantic also names the branch that it tried, such as dict[any,any].
-    loc = [step for step in problem["loc"] if isinstance(step, int) or step.isidentifier()]
-    while loc and problem["type"] != "missing" and not _has(value, loc):
-        loc.pop()
-    at = (*steps, *loc)
+def _note(at: Node, value: Any, problem: Any) -> None:
+    # The check of keys reports unknown keys with a better message.
     if problem["type"] == "extra_forbidden":
-        # The check of keys reports this with a better message.
         return
+    inner = value
+    for step in problem["loc"]:
+        # In a union pydantic also names the branch that it tried, such as dict[any,any].
+        if isinstance(step, int) or step.isidentifier():
+            try:
+                inner = inner[step]
+            except (KeyError, IndexError, TypeError):
+                break
+            at = at[step]
     if problem["type"] == "missing":
-        findings.miss(at[:-1], str(loc[-1]), "Ray requires it")
+        at.miss(str(problem["loc"][-1]), "Ray requires it")
         return
     given = problem["input"]
     message = re.sub(r"\{(<\w+\.\w+: '\w+'>(, )?)+\}", _members, problem["msg"].removeprefix("Value error, "))
     if isinstance(given, dict | list):
-        inner = value
-        for step in loc:
-            inner = inner[step]
-        _blame(findings, at, message, inner)
+        _blame(at, message, inner)
         return
     quotes = problem["type"] == "string_type" and isinstance(given, bool | int | float)
-    findings.refuse(at, f"{message} (got {given!r}){'; put it in quotes' if quotes else _meant(problem)}")
+    known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
+    remedy = "; put it in quotes" if quotes else nearest(str(given), known)
+    at.refuse(f"{message} (got {given!r}){remedy}")
 
 
 def _members(shown: re.Match[str]) -> str:
@@ -244,22 +235,7 @@ def _members(shown: re.Match[str]) -> str:
     return " or ".join(sorted(re.findall(r"'(\w+)'", shown[0]), reverse=True))
 
 
-def _has(value: Any, loc: list[Any]) -> bool:
-    for step in loc:
-        try:
-            value = value[step]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
-
-
-def _meant(problem: Any) -> str:
-    known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
-    hint = did_you_mean(str(problem["input"]), known)
-    return f"; {hint}" if hint else ""
-
-
-def _blame(findings: Findings, steps: Steps, message: str, given: Any) -> None:
+def _blame(at: Node, message: str, given: Any) -> None:
     """Refuse a combination of values, at the first key that the message mentions."""
     named = [word for word in re.findall(r"\w+", message) if isinstance(given, dict) and word in given]
-    findings.refuse((*steps, *named[:1]), message.rstrip(".!"))
+    (at[named[0]] if named else at).refuse(message.rstrip(".!"))

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any
 
 from serve.config import application as ours
 from serve.config.application import OUR_APPLICATION
-from serve.config.diagnostics import Findings
+from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, OURS, POOLS, Levels, check_keys
 from serve.config.pools import NodePool, read_pools
 from serve.config.scaling import KWARGS, Steady
 from serve.config.sizes import Size, check_room, check_size
-from serve.config.yaml_positions import ConfigRefused, Document, Finding, Steps
+from serve.config.yaml_positions import PLACE, ConfigRefused, Document, Finding
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import Level
 
@@ -70,17 +70,17 @@ def read(path: Path) -> Config:
     except OSError as error:
         reason = error.strerror or "unreadable"
         raise TabrankError(f"{path}: {reason}; name a Ray Serve config file such as cluster.yaml") from None
-    findings = Findings(Document(path, raw))
-    document = dict(findings.document.value)
+    document = Document(path, raw)
     with warnings.catch_warnings():
         # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
         warnings.simplefilter("ignore")
-        pools, sizes = _check(findings, document)
-    document.pop("nodes", None)
-    if findings.refusals:
-        raise ConfigRefused(findings.refusals, findings.warnings)
+        pools, sizes = _check(Node.root(document))
+    document.warnings.sort(key=PLACE)
+    if document.refused:
+        raise ConfigRefused(document.refusals, document.warnings)
+    serve = {key: value for key, value in document.value.items() if key != "nodes"}
     digest = hashlib.sha256(raw).hexdigest()
-    return Config(path.resolve(), document, pools, digest, tuple(findings.warnings), tuple(sizes))
+    return Config(path.resolve(), serve, pools, digest, tuple(document.warnings), tuple(sizes))
 
 
 def parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -89,154 +89,131 @@ def parse(path: Path, raw: bytes) -> dict[str, Any]:
     PyYAML would take the last of the duplicates.
     """
     document = Document(path, raw)
-    if refusals := [problem for problem in Findings(document).refusals if "comes twice" in problem.detail]:
+    if refusals := [problem for problem in document.refusals if "comes twice" in problem.detail]:
         raise ConfigRefused(refusals)
     return document.value
 
 
-def _check(findings: Findings, document: Mapping[str, Any]) -> tuple[dict[str, NodePool], list[Size]]:
+def _check(root: Node) -> tuple[dict[str, NodePool], list[Size]]:
     # Importing Ray takes a second; only readers of a configuration pay for it.
     from serve.config.ray_schema import check_values, ray_levels
 
-    _check_keys(findings, document, ray_levels())
-    applications = document.get("applications")
-    _check_unique(findings, ("applications",), applications, "name")
-    _check_unique(findings, ("applications",), applications, "route_prefix", "/")
-    check_values(findings, {key: value for key, value in document.items() if key != "nodes"})
-    pools = read_pools(findings, document)
-    http = document.get("http_options", {})
-    others = [app for app in _mappings(applications) if not _is_ours(app)]
-    _check_http(findings, http, bool(others))
-    _check_ways_in(findings, document)
-    _check_exporter(findings, document.get("tracing_config"))
-    timeout_s = http.get("request_timeout_s") if findings.are_none(("http_options",)) else None
-    host = str(http.get("host", OPEN[0])) if isinstance(http, dict) else OPEN[0]
-    file = ours.FileContext(sum(pool.max_nodes for pool in pools.values()), timeout_s, host)
-    sizes: list[Size] = []
-    for i, application in enumerate(_mappings(applications)):
-        sizes += _check_application(findings, ("applications", i), application, file)
-    if pools and findings.are_none(("applications",)) and findings.are_none(("nodes",)):
-        check_room(findings, sizes, pools)
+    applications, http = root["applications"], root["http_options"]
+    _check_keys(root, ray_levels())
+    _check_unique(applications, "name")
+    _check_unique(applications, "route_prefix", "/")
+    check_values(root)
+    pools = read_pools(root)
+    options = http.value if isinstance(http.value, dict) else {}
+    host = options.get("host", OPEN[0])
+    host_text = f"{host}{'' if 'host' in options else ', the default,'}"
+    _check_http(http, options)
+    if host in OPEN and not all(map(_is_ours, applications.items())):
+        http["host"].warn(
+            f"{host_text} admits everyone who reaches this machine, without authentication; give 127.0.0.1, or the "
+            "address of a private network"
+        )
+    _check_ways_in(root)
+    _refuse_typo(root["tracing_config"]["exporter_import_path"], OUR_EXPORTERS)
+    timeout_s = options.get("request_timeout_s") if http.is_sound else None
+    num_nodes = sum(pool.max_nodes for pool in pools.values())
+    file = ours.FileContext(num_nodes, timeout_s, str(host), host_text)
+    sizes = [size for application in applications.items() for size in _check_application(application, file)]
+    if pools and applications.is_sound and root["nodes"].is_sound:
+        check_room(root["nodes"], sizes, pools)
     return pools, sizes
 
 
-def _check_application(
-    findings: Findings, steps: Steps, application: Mapping[str, Any], file: ours.FileContext
-) -> list[Size]:
+def _check_application(application: Node, file: ours.FileContext) -> list[Size]:
     """Check the rules within one application; return the sizes of its deployments."""
     from serve.config.ray_schema import size
 
-    here = (*steps, "deployments")
-    deployments = _mappings(application.get("deployments"))
-    _check_unique(findings, here, deployments, "name")
-    _check_import(findings, (*steps, "import_path"), application)
-    sizes = [size((*here, j), one) for j, one in enumerate(deployments) if findings.are_none((*here, j))]
+    deployments = application["deployments"]
+    _check_unique(deployments, "name")
+    _check_import(application)
+    sizes = [size(one, one.value) for one in deployments.items() if one.is_sound]
     for one in sizes:
-        check_size(findings, one)
-    for j, deployment in enumerate(deployments):
-        _check_policy(findings, (*here, j, "autoscaling_config", "policy"), deployment)
+        check_size(one)
+    for deployment in deployments.items():
+        _check_policy(deployment["autoscaling_config"]["policy"])
     if _is_ours(application):
-        named = [deployment.get("name") for deployment in deployments]
-        sizes += [size(here, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
-        ours.check(findings, steps, application, sizes, file)
+        named = [deployment["name"].value for deployment in deployments.items()]
+        sizes += [size(deployments, {"name": name}) for name in ours.DEPLOYMENTS if name not in named]
+        ours.check(application, sizes, file)
     return sizes
 
 
-def _check_policy(findings: Findings, steps: Steps, deployment: Mapping[str, Any]) -> None:
+def _check_policy(policy: Node) -> None:
     """Check the arguments of our own autoscaling policy; other policies are not checked."""
-    scaling = deployment.get("autoscaling_config")
-    policy = scaling.get("policy") if isinstance(scaling, dict) else None
-    if not isinstance(policy, dict):
+    function, kwargs = policy["policy_function"], policy["policy_kwargs"]
+    _refuse_typo(function, OUR_POLICY)
+    if function.value not in OUR_POLICY:
         return
-    _refuse_typo(findings, (*steps, "policy_function"), policy.get("policy_function"), OUR_POLICY)
-    if policy.get("policy_function") not in OUR_POLICY:
-        return
-    given = policy.get("policy_kwargs") or {}
-    steps = (*steps, "policy_kwargs")
-    check_keys(findings, given, {(): KWARGS}, {(): KWARGS}, steps)
-    if findings.are_none(steps):
+    check_keys(kwargs, {(): KWARGS}, {(): KWARGS})
+    if kwargs.is_sound:
         try:
-            Steady(**given)
-        except (TypeError, ValueError) as error:
-            findings.refuse((*steps, *given), str(error))
+            Steady(**kwargs.value or {})
+        except ValueError as error:
+            kwargs[KWARGS[0]].refuse(str(error))
 
 
-def _is_ours(application: object) -> bool:
-    return isinstance(application, dict) and application.get("import_path") == OUR_APPLICATION
+def _is_ours(application: Node) -> bool:
+    return bool(application["import_path"].value == OUR_APPLICATION)
 
 
-def _check_keys(findings: Findings, document: Mapping[str, Any], levels: dict[Level, list[str]]) -> None:
+def _check_keys(root: Node, levels: dict[Level, list[str]]) -> None:
     """Refuse unknown keys at every level; in `args` and `user_config` only of our application."""
     levels[()] = [*levels[()], "nodes"]
     everywhere: Levels = {**levels, **POOLS, **OURS}
-    others = {key: value for key, value in document.items() if key != "applications"}
-    check_keys(findings, others, {**levels, **POOLS}, everywhere)
-    for i, application in enumerate(_mappings(document.get("applications"))):
+    others = {key: value for key, value in root.value.items() if key != "applications"}
+    check_keys(replace(root, value=others), {**levels, **POOLS}, everywhere)
+    for application in root["applications"].items():
         known = {**levels, **OURS} if _is_ours(application) else levels
-        check_keys(findings, application, known, everywhere, ("applications", i), APPLICATION)
+        check_keys(application, known, everywhere, APPLICATION)
 
 
-def _check_http(findings: Findings, http: Any, has_others: bool) -> None:
-    """Check the listening address; `has_others`: other applications, without keys, run too."""
-    if not isinstance(http, dict):
-        return
-    port = http.get("port")
+def _check_http(http: Node, options: Mapping[str, Any]) -> None:
+    port = options.get("port")
     if isinstance(port, int) and not 0 < port < 65_536:
-        findings.refuse(("http_options", "port"), f"a port is from 1 to 65535 (got {port})")
+        http["port"].refuse(f"a port is from 1 to 65535 (got {port})")
     for key in ("ssl_keyfile", "ssl_certfile"):
-        if http.get(key) is not None:
-            findings.warn(
-                ("http_options", key), "HAProxy needs plain HTTP to its replicas; end TLS before it"
-            )
-    host = http.get("host", OPEN[0])
-    if host == "":
-        findings.refuse(
-            ("http_options", "host"), "an empty host means every address; give 127.0.0.1, or 0.0.0.0"
-        )
-    if host in OPEN and has_others:
-        findings.warn(
-            ("http_options", "host"),
-            f"{host}{'' if 'host' in http else ', the default,'} admits everyone who reaches this machine, "
-            "without authentication; give 127.0.0.1, or the address of a private network",
-        )
+        if options.get(key) is not None:
+            http[key].warn("HAProxy needs plain HTTP to its replicas; end TLS before it")
+    if options.get("host") == "":
+        http["host"].refuse("an empty host means every address; give 127.0.0.1, or 0.0.0.0")
 
 
-def _check_ways_in(findings: Findings, document: Mapping[str, Any]) -> None:
+def _check_ways_in(root: Node) -> None:
     """Refuse a file without applications or proxy: Ray accepts it, but `up` would hang."""
-    if document.get("applications") == []:
-        findings.refuse(("applications",), f"the list is empty; add one with import_path: {OUR_APPLICATION}")
-    if document.get("proxy_location") == "Disabled":
-        findings.refuse(("proxy_location",), "Disabled serves no requests; use HeadOnly, or EveryNode")
+    if root["applications"].value == []:
+        root["applications"].refuse(f"the list is empty; add one with import_path: {OUR_APPLICATION}")
+    if root["proxy_location"].value == "Disabled":
+        root["proxy_location"].refuse("Disabled serves no requests; use HeadOnly, or EveryNode")
 
 
-def _check_exporter(findings: Findings, tracing: Any) -> None:
-    if isinstance(tracing, dict):
-        steps = ("tracing_config", "exporter_import_path")
-        _refuse_typo(findings, steps, tracing.get("exporter_import_path"), OUR_EXPORTERS)
-
-
-def _refuse_typo(findings: Findings, steps: Steps, given: Any, ours: Sequence[str]) -> None:
+def _refuse_typo(at: Node, ours: Sequence[str]) -> None:
     """Refuse an import path that our package does not have, or that is almost one of ours."""
-    if not isinstance(given, str) or given in ours or not findings.are_none(steps):
+    given = at.value
+    if not isinstance(given, str) or given in ours or not at.is_sound:
         return
-    likeness = {name: difflib.SequenceMatcher(None, given, name).ratio() for name in ours}
-    nearest = max(likeness, key=lambda name: likeness[name])
-    if given.startswith("serve.") or likeness[nearest] >= VERY_SIMILAR:
-        findings.refuse(steps, f"there is no {given!r}; did you mean {nearest!r}?")
+    likeness, nearest = max((difflib.SequenceMatcher(None, given, name).ratio(), name) for name in ours)
+    if given.startswith("serve.") or likeness >= VERY_SIMILAR:
+        at.refuse(f"there is no {given!r}; did you mean {nearest!r}?")
 
 
-def _check_import(findings: Findings, steps: Steps, application: Mapping[str, Any]) -> None:
+def _check_import(application: Node) -> None:
     """Refuse an import path that is almost ours; warn if its module is not installed here."""
-    given = application.get("import_path")
-    if not isinstance(given, str) or given == OUR_APPLICATION or not findings.are_none(steps):
+    at = application["import_path"]
+    given = at.value
+    if not isinstance(given, str) or given == OUR_APPLICATION or not at.is_sound:
         return
     if difflib.SequenceMatcher(None, given, OUR_APPLICATION).ratio() >= SIMILAR:
-        findings.refuse(steps, f"there is no {given!r}; did you mean {OUR_APPLICATION!r}?")
+        at.refuse(f"there is no {given!r}; did you mean {OUR_APPLICATION!r}?")
         return
     module = given.partition(":")[0] if ":" in given else given.rpartition(".")[0]
-    brought = {"working_dir", "py_modules"} & set(application.get("runtime_env", {}))
-    if not brought and not _is_found(module, findings.document.path.resolve().parent):
-        findings.warn(steps, f"there is no module {module!r} here; is it on every node (got {given!r})?")
+    brought = {"working_dir", "py_modules"} & set(application.value.get("runtime_env", {}))
+    if not brought and not _is_found(module, at.document.path.resolve().parent):
+        at.warn(f"there is no module {module!r} here; is it on every node (got {given!r})?")
 
 
 def _is_found(module: str, folder: Path) -> bool:
@@ -248,22 +225,11 @@ def _is_found(module: str, folder: Path) -> bool:
     return spec is not None
 
 
-def _check_unique(findings: Findings, steps: Steps, items: Any, key: str, default: str | None = None) -> None:
+def _check_unique(nodes: Node, key: str, default: str | None = None) -> None:
     """Refuse mappings of a list that have the same value for a key."""
-    first: dict[Any, int] = {}
-    for i, item in enumerate(items if isinstance(items, list) else []):
-        value = item.get(key, default) if isinstance(item, dict) else None
-        if not isinstance(value, str):
-            continue
-        if value in first:
-            owner = f"{steps[-1]}[{first[value]}]"
-            findings.refuse(
-                (*steps, i, key),
-                f"{key} {value!r} is already used by {owner}; give another value, or remove one",
-            )
-        first.setdefault(value, i)
-
-
-def _mappings(items: Any) -> list[dict[str, Any]]:
-    """Return the items of a list, with empty mappings for other items, so that indices stay."""
-    return [item if isinstance(item, dict) else {} for item in items] if isinstance(items, list) else []
+    first: dict[str, int] = {}
+    for i, item in enumerate(nodes.items()):
+        value = item.value.get(key, default) if isinstance(item.value, dict) else None
+        if isinstance(value, str) and first.setdefault(value, i) != i:
+            owner = f"{nodes.steps[-1]}[{first[value]}]"
+            item[key].refuse(f"{key} {value!r} is already used by {owner}; give another value, or remove one")

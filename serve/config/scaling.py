@@ -49,5 +49,5 @@ class Steady:
         return min(has, down)
 
 
+# The keys that `policy_kwargs` may have.
 KWARGS = tuple(inspect.signature(Steady).parameters)
-"""The keys that `policy_kwargs` may have."""

@@ -45,9 +45,13 @@ def _check_name(value: object, where: str) -> str:
     return value
 
 
-def _check_time(value: object, where: str) -> int | None:
-    if value is None:
-        return None
+def _check_arm_name(value: object, where: str) -> str:
+    if value == HOLDOUT:
+        raise TabrankError(f"{where}: this name is reserved for the viewers held out; use another name")
+    return _check_name(value, where)
+
+
+def _check_time(value: object, where: str) -> int:
     if value == "now":
         raise TabrankError(f"{where}: each replica and report would have another now; write the time")
     # YAML reads it as a time, which Ray cannot pass on.
@@ -69,7 +73,7 @@ def _refuse_a_key(values: object) -> object:
 NoKey = BeforeValidator(_refuse_a_key)
 Name = Annotated[str, checked_by(_check_name), Field(min_length=1)]
 Share = Annotated[float, Between(0, 1)]
-Time = Annotated[int | None, checked_by(_check_time), WithJsonSchema({"type": ["string", "null"]})]
+Time = Annotated[Annotated[int, checked_by(_check_time)] | None, WithJsonSchema({"type": ["string", "null"]})]
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,6 @@ class Arm:
         """Return True if an artifact ranks, rather than a heuristic."""
         return self.scorer not in HEURISTICS
 
-    @field_validator("name")
-    @classmethod
-    def _is_free(cls, name: str) -> str:
-        if name == HOLDOUT:
-            raise ValueError("this name is reserved for the viewers held out; use another name")
-        return name
-
     @field_validator("scorer")
     @classmethod
     def _is_known(cls, scorer: str) -> str:
@@ -174,7 +171,7 @@ class Experiment:
     __pydantic_config__ = STRICT
     name: Name
     salt: Name
-    arms: Annotated[tuple[Arm, ...], ByName(Name)]
+    arms: Annotated[tuple[Arm, ...], ByName(Annotated[Name, checked_by(_check_arm_name)])]
     holdout: Annotated[float, Between(0, 0.5)] = 0.0
     start_ms: Annotated[Time, Field(alias="start")] = None
     end_ms: Annotated[Time, Field(alias="end")] = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from serve.config.diagnostics import Findings
+from pydantic import InstanceOf
+
+from serve.config.diagnostics import Node
 from serve.config.pools import HEAD, NodePool
-from serve.config.yaml_positions import Steps
 
 UNITS = {"num_cpus": "CPUs", "num_gpus": "GPUs"}
 # Rounding tolerance: three times 0.1 CPU is not more than 0.3 CPU.
@@ -18,8 +19,8 @@ EPSILON = 1e-6
 class Size:
     """Values of a deployment that other parts of the file depend on, with Ray's defaults."""
 
-    # Path of the deployment in the file.
-    steps: Steps
+    # The deployment in the file.
+    at: InstanceOf[Node]
     name: str
     min_replicas: int
     max_replicas: int
@@ -32,71 +33,66 @@ class Size:
     num_cpus: float
     num_gpus: float
     num_bundles: int
-    shutdown_timeout_s: float
-    shutdown_wait_loop_s: float
+    graceful_shutdown_timeout_s: float
+    graceful_shutdown_wait_loop_s: float
     health_check_timeout_s: float
 
 
-def check_size(findings: Findings, size: Size) -> None:
+def check_size(size: Size) -> None:
     """Check the rules within one deployment."""
-    scaling = (*size.steps, "autoscaling_config")
+    at, scaling = size.at, size.at["autoscaling_config"]
     target, most = size.target_ongoing_requests, size.max_ongoing_requests
     if target is not None and target >= most:
-        findings.refuse(
-            (*scaling, "target_ongoing_requests"),
+        scaling["target_ongoing_requests"].refuse(
             f"target_ongoing_requests ({target:g}) must be below max_ongoing_requests ({most}), "
-            "or the deployment never scales up: only running requests count",
+            "or the deployment never scales up: only running requests count"
         )
     if size.num_gpus > 1 and size.num_bundles == 1 and not size.num_gpus.is_integer():
-        findings.refuse(
-            (*size.steps, "ray_actor_options", "num_gpus"),
-            f"Ray assigns a share of one GPU, or whole GPUs (got {size.num_gpus:g}); round it",
+        at["ray_actor_options"]["num_gpus"].refuse(
+            f"Ray assigns a share of one GPU, or whole GPUs (got {size.num_gpus:g}); round it"
         )
     interval_s, look_back_s = size.metrics_interval_s, size.look_back_period_s
     if interval_s is not None and look_back_s is not None and look_back_s <= interval_s:
-        findings.refuse(
-            (*scaling, "look_back_period_s"),
+        scaling["look_back_period_s"].refuse(
             f"look_back_period_s ({look_back_s:g}) must be above metrics_interval_s ({interval_s:g}), "
-            "or the period holds no report to average over; raise it",
+            "or the period holds no report to average over; raise it"
         )
-    if size.shutdown_wait_loop_s > size.shutdown_timeout_s:
-        findings.refuse(
-            (*size.steps, "graceful_shutdown_wait_loop_s"),
-            f"graceful_shutdown_wait_loop_s ({size.shutdown_wait_loop_s:g}) is above graceful_shutdown_timeout_s "
-            f"({size.shutdown_timeout_s:g}): a replica would be killed before its first check; lower it",
+    wait_s, stop_s = size.graceful_shutdown_wait_loop_s, size.graceful_shutdown_timeout_s
+    if wait_s > stop_s:
+        at["graceful_shutdown_wait_loop_s"].refuse(
+            f"graceful_shutdown_wait_loop_s ({wait_s:g}) is above graceful_shutdown_timeout_s ({stop_s:g}): "
+            "a replica would be killed before its first check; lower it"
         )
     if size.health_check_timeout_s < 1:
-        findings.warn(
-            (*size.steps, "health_check_timeout_s"),
+        at["health_check_timeout_s"].warn(
             f"a healthy replica on a busy machine may take seconds to answer (got {size.health_check_timeout_s:g}); "
-            "give it 5",
+            "give it 5"
         )
 
 
-def check_room(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
+def check_room(nodes: Node, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
     """Check that the pools have room for each replica, for all minima and for all maxima."""
     reachable = [pool for pool in pools.values() if pool.max_nodes]
     for size in sizes:
-        _check_one(findings, size, reachable)
-    if not findings.are_none():
+        _check_one(size, reachable)
+    if nodes.document.refused:
         return
     for unit in UNITS:
         total = sum(getattr(pool, unit) * pool.max_nodes for pool in reachable)
         least = sum(getattr(size, unit) * size.min_replicas for size in sizes)
         most = sum(getattr(size, unit) * size.max_replicas for size in sizes)
         if least > total + EPSILON:
-            findings.refuse(
-                ("nodes",),
+            nodes.refuse(
                 f"the minimum replicas of all deployments together need {least:g} {UNITS[unit]}, and all nodes offer "
-                f"{total:g}; raise max_nodes, or lower min_replicas or {unit}",
+                f"{total:g}; raise max_nodes, or lower min_replicas or {unit}"
             )
         elif most > total + EPSILON:
-            findings.warn(("nodes",), _reach(sizes, unit, total, least, most))
-    _check_idle(findings, sizes, pools)
-    _check_head(findings, sizes, pools)
+            nodes.warn(_reach(sizes, unit, total, least, most))
+    _check_idle(nodes, sizes, pools)
+    _check_head(sizes, pools)
 
 
-def _check_idle(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
+def _check_idle(nodes: Node, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
     """Warn about a pool that starts empty if all replicas fit on the other pools' minimum."""
     most = {unit: sum(getattr(size, unit) * size.max_replicas for size in sizes) for unit in UNITS}
     for name, pool in pools.items():
@@ -106,24 +102,22 @@ def _check_idle(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, N
         room = {unit: sum(getattr(one, unit) * one.min_nodes for one in others) for unit in UNITS}
         fit = all(_fits(size, others) for size in sizes)
         if fit and all(most[unit] <= room[unit] + EPSILON for unit in UNITS):
-            findings.warn(
-                ("nodes", name),
+            nodes[name].warn(
                 f"no replica ever needs a node of this pool: the maximum of all needs {most['num_cpus']:g} CPUs, and "
                 f"the nodes that always run offer {room['num_cpus']:g} (except on Kubernetes, where the head has "
-                "none); raise max_replicas",
+                "none); raise max_replicas"
             )
 
 
-def _check_head(findings: Findings, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
+def _check_head(sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
     """Warn about replicas without CPUs and GPUs, which a head without CPUs would attract."""
     if HEAD not in pools or pools[HEAD].num_cpus or len(pools) == 1:
         return
     for size in sizes:
         if not (size.num_cpus or size.num_gpus):
-            findings.warn(
-                (*size.steps, "ray_actor_options", "num_cpus"),
+            size.at["ray_actor_options"]["num_cpus"].warn(
                 f"a replica of {size.name} requests no CPU, so that it fits on the head, which offers none, and would "
-                "be lost with the head; request 0.1 CPU",
+                "be lost with the head; request 0.1 CPU"
             )
 
 
@@ -133,22 +127,20 @@ def _fits(size: Size, pools: Sequence[NodePool]) -> bool:
     return any(pool.num_cpus + EPSILON >= cpus and pool.num_gpus + EPSILON >= gpus for pool in pools)
 
 
-def _check_one(findings: Findings, size: Size, pools: Sequence[NodePool]) -> None:
+def _check_one(size: Size, pools: Sequence[NodePool]) -> None:
     if _fits(size, pools):
         return
     cpus, gpus = size.num_cpus / size.num_bundles, size.num_gpus / size.num_bundles
-    where = (*size.steps, "ray_actor_options")
+    options = size.at["ray_actor_options"]
     if gpus and not any(pool.num_gpus for pool in pools):
-        findings.refuse(
-            (*where, "num_gpus"),
-            f"{size.name} requests a GPU (got {gpus:g}), and no pool of `nodes` has one; add num_gpus to a pool",
+        options["num_gpus"].refuse(
+            f"{size.name} requests a GPU (got {gpus:g}), and no pool of `nodes` has one; add num_gpus to a pool"
         )
         return
     largest = max((pool.num_cpus for pool in pools), default=0)
-    findings.refuse(
-        (*where, "num_cpus" if cpus > largest else "num_gpus"),
+    options["num_cpus" if cpus > largest else "num_gpus"].refuse(
         f"a replica of {size.name} ({cpus:g} CPU, {gpus:g} GPU) fits on no node of `nodes`; "
-        "request less, or give a pool larger nodes",
+        "request less, or give a pool larger nodes"
     )
 
 

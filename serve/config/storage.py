@@ -6,47 +6,43 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from serve.config.diagnostics import Findings
+from serve.config.diagnostics import Node
 from serve.config.known_keys import suggest
 from serve.config.settings import AppArgs
-from serve.config.yaml_positions import Steps
 from serve.stores.factory import shown
 
 STORES = ("lmdb", "redis", "rediss")
 STORE_FORMS = "use lmdb:PATH on one machine, redis://HOST:PORT/DB on any number"
 
 
-def check_storage(findings: Findings, steps: Steps, args: AppArgs, base: Path, num_nodes: int) -> None:
+def check_storage(at: Node, args: AppArgs, base: Path, num_nodes: int) -> None:
     """Refuse locations of store, models and log that up to `num_nodes` nodes cannot share."""
-    kind, _, where = args.store.partition(":")
-    if kind == "memory":
-        findings.refuse(
-            (*steps, "store"), f"memory: exists in one process, and the service has several; {STORE_FORMS}"
-        )
-    elif kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
-        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else suggest(kind, STORES)
-        findings.refuse(
-            (*steps, "store"), f"{shown(args.store)!r} is not the address of a store; {hint}; {STORE_FORMS}"
-        )
-    elif kind != "lmdb" and (wrong := _wrong_redis(args.store)):
-        findings.refuse((*steps, "store"), f"{shown(args.store)!r}: {wrong}; {STORE_FORMS}")
-    elif num_nodes > 1 and kind == "lmdb":
-        findings.refuse(
-            (*steps, "store"),
-            f"{args.store!r} is a file on one machine, and `nodes` allows {num_nodes}; {STORE_FORMS}",
-        )
-    elif num_nodes > 1 and any(name in where for name in ("//127.", "//localhost", "@127.", "@localhost")):
-        findings.refuse(
-            (*steps, "store"),
-            f"{shown(args.store)!r} is a different store on each machine, and `nodes` allows {num_nodes}; "
-            "give a host name that all of them can reach",
-        )
+    if wrong := _wrong_store(args.store, num_nodes):
+        at["store"].refuse(wrong)
     for key, folder in (("models", args.models), ("log", args.log)):
-        _check_folder(findings, (*steps, key), folder, num_nodes)
+        _check_folder(at[key], folder, num_nodes)
     if num_nodes <= 1 and not (base / args.models).exists() and "://" not in args.models:
-        findings.warn(
-            (*steps, "models"), f"there is no folder {args.models!r} yet: rankings are popular until then"
+        at["models"].warn(f"there is no folder {args.models!r} yet: rankings are popular until then")
+
+
+def _wrong_store(store: str, num_nodes: int) -> str:
+    """Return the error in the address of a store, with its remedy; empty if there is none."""
+    kind, _, where = store.partition(":")
+    if kind == "memory":
+        return f"memory: exists in one process, and the service has several; {STORE_FORMS}"
+    if kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
+        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else suggest(kind, STORES)
+        return f"{shown(store)!r} is not the address of a store; {hint}; {STORE_FORMS}"
+    if kind != "lmdb" and (wrong := _wrong_redis(store)):
+        return f"{shown(store)!r}: {wrong}; {STORE_FORMS}"
+    if num_nodes > 1 and kind == "lmdb":
+        return f"{store!r} is a file on one machine, and `nodes` allows {num_nodes}; {STORE_FORMS}"
+    if num_nodes > 1 and any(name in where for name in ("//127.", "//localhost", "@127.", "@localhost")):
+        return (
+            f"{shown(store)!r} is a different store on each machine, and `nodes` allows {num_nodes}; "
+            "give a host name that all of them can reach"
         )
+    return ""
 
 
 def _wrong_redis(address: str) -> str:
@@ -68,18 +64,15 @@ def _wrong_redis(address: str) -> str:
     return "" if number.isdigit() or not number else f"the database must be a number (got {number!r})"
 
 
-def _check_folder(findings: Findings, steps: Steps, folder: str, num_nodes: int) -> None:
+def _check_folder(at: Node, folder: str, num_nodes: int) -> None:
     if not folder:
-        findings.refuse(steps, "expected the path of a folder (got '')")
+        at.refuse("expected the path of a folder (got '')")
     elif "://" in folder:
-        findings.refuse(steps, f"only folders can be read (got {folder!r}); mount it, and give the path")
+        at.refuse(f"only folders can be read (got {folder!r}); mount it, and give the path")
     elif num_nodes > 1 and not os.path.isabs(folder):
-        findings.refuse(
-            steps,
+        at.refuse(
             f"{folder!r} is local to each machine, and `nodes` allows {num_nodes}; "
-            "give the absolute path of a folder that all of them mount",
+            "give the absolute path of a folder that all of them mount"
         )
     elif num_nodes > 1:
-        findings.warn(
-            steps, f"{folder!r} must be a folder that every node mounts: `nodes` allows {num_nodes}"
-        )
+        at.warn(f"{folder!r} must be a folder that every node mounts: `nodes` allows {num_nodes}")

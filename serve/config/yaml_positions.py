@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,11 @@ from serve.contract.errors import TabrankError
 
 # libyaml's loader, where PyYAML has it, takes a tenth of the time.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The order of findings in a file.
+PLACE = attrgetter("line", "column")
 # Keys and indices from the root to a value.
 Steps = tuple[Any, ...]
+STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 MAX_BYTES = 256 << 10
 # Limit the values, counting each alias as its content. Our own file has about 150.
 MAX_VALUES = 5_000
@@ -57,7 +59,7 @@ class ConfigRefused(TabrankError):
 
 
 class Document:
-    """A YAML mapping with positions.
+    """A YAML mapping with positions, and the findings about it.
 
     The position of a value from an alias or a merge is the place where the value is written.
     """
@@ -71,9 +73,15 @@ class Document:
         if len(raw) > MAX_BYTES:
             detail = f"it has {len(raw):,} bytes, more than {MAX_BYTES:,}; is this a Ray Serve config file?"
             raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
+        # The position of each key and value, by path.
+        self._places: dict[Steps, tuple[yaml.Mark, yaml.Mark]] = {}
+        self.refused: list[tuple[Steps, Finding]] = []
+        self.warnings: list[Finding] = []
+        self._num_values = 0
         try:
             root = yaml.compose(raw, LOADER)
-            self.oddities = list(_oddities(root, (), (), count())) if root else []
+            if root:
+                self._walk(root, (), ())
             self.value: dict[str, Any] = _constructed(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
@@ -87,24 +95,72 @@ class Document:
         if not isinstance(self.value, dict):
             detail = "expected a mapping with the key 'applications' at the top"
             raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
-        assert root is not None
-        self._root: yaml.Node = root
 
     def _no_yaml(self, place: tuple[int, int], detail: str) -> ConfigRefused:
         return ConfigRefused([Finding(str(self.path), *place, "", f"not valid YAML: {detail}")])
 
-    def place(self, steps: Steps, key: bool = False) -> tuple[int, int]:
-        """Return line and column, from 1, of a value or its key, or of the nearest ancestor."""
-        node: yaml.Node = self._root
-        mark = node.start_mark
-        for i, step in enumerate(steps):
-            child = _child(node, step)
-            if child is None:
-                break
-            key_node, node = child
-            last = i == len(steps) - 1
-            mark = key_node.start_mark if key_node is not None and key and last else node.start_mark
-        return mark.line + 1, mark.column + 1
+    @property
+    def refusals(self) -> list[Finding]:
+        """Errors in the file's order; reported once if aliases repeat the value."""
+        by_place: dict[Any, Finding] = {}
+        for _, problem in self.refused:
+            by_place.setdefault((problem.line, problem.column, problem.detail), problem)
+        return sorted(by_place.values(), key=PLACE)
+
+    def finding(self, steps: Steps, detail: str, *, key: bool = False) -> Finding:
+        """Return a finding at a value or its key, or at the nearest ancestor that is there."""
+        near = steps
+        while near not in self._places:
+            near = near[:-1]
+        return self._finding(steps, detail, self._places[near][0 if key and near == steps else 1])
+
+    def _finding(self, steps: Steps, detail: str, mark: yaml.Mark) -> Finding:
+        return Finding(str(self.path), mark.line + 1, mark.column + 1, show(steps), detail)
+
+    def _walk(self, node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
+        """Note the places below a node, and what YAML allows but a configuration must not."""
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            raise _invalid(node, f"more than {MAX_VALUES:,} values, with each alias counted as its content")
+        if node in above:
+            raise _invalid(node, "an alias that contains itself")
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
+            raise _invalid(
+                node, f"a number of {len(node.value):,} characters; put it in quotes if it is text"
+            )
+        if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
+            detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
+            self.refused.append((steps, self._finding(steps, detail, node.start_mark)))
+        self._places.setdefault(steps, (node.start_mark, node.start_mark))
+        if isinstance(node, yaml.SequenceNode):
+            for i, child in enumerate(node.value):
+                self._walk(child, (*steps, i), (*above, node))
+        if isinstance(node, yaml.MappingNode):
+            self._walk_mapping(node, steps, (*above, node))
+
+    def _walk_mapping(self, node: yaml.MappingNode, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
+        names = set()
+        # Merged keys come first, and are overridden.
+        for key, child in sorted(node.value, key=lambda pair: pair[0].tag != MERGE):
+            if not isinstance(key, yaml.ScalarNode):
+                raise _invalid(key, "a mapping or list as a key; is this a template that was not rendered?")
+            is_merge = key.tag == MERGE
+            here = steps if is_merge else (*steps, _key(key))
+            detail = ""
+            if (key.tag, key.value) in names:
+                detail = f"the key {key.value!r} comes twice; leave one of them out"
+            elif key.tag not in (STRING, MERGE):
+                detail = f"YAML does not read the key {key.value} as a string; put it in quotes"
+            if detail:
+                self.refused.append((here, self._finding(here, detail, key.start_mark)))
+            names.add((key.tag, key.value))
+            if not is_merge:
+                self._places[here] = key.start_mark, child.start_mark
+            # Of several mappings that are merged, the first has precedence.
+            several = is_merge and isinstance(child, yaml.SequenceNode)
+            for merged in reversed(child.value) if several else [child]:
+                self._walk(merged, here, above)
 
 
 def show(steps: Steps) -> str:
@@ -121,75 +177,13 @@ def _constructed(root: yaml.Node | None) -> Any:
         return yaml.constructor.SafeConstructor().construct_document(root)
     # For example, the 31st of February.
     except UNFIT as error:
-        mark = root.start_mark
-        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=mark) from None
-
-
-def _child(node: yaml.Node, step: Any) -> tuple[yaml.Node | None, yaml.Node] | None:
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-        return None, node.value[step]
-    if isinstance(node, yaml.MappingNode):
-        # Merged keys come first, and are overridden.
-        for key, child in reversed(node.value):
-            if _key(key) == step and type(_key(key)) is type(step):
-                return key, child
-    return None
+        raise _invalid(root, str(error)) from None
 
 
 def _key(node: yaml.Node) -> Any:
     # Most keys are strings; a constructor for each would be slow.
-    if node.tag == "tag:yaml.org,2002:str":
-        return node.value
-    try:
-        return yaml.constructor.SafeConstructor().construct_object(node) if _is_scalar(node) else None
-    except UNFIT as error:
-        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+    return node.value if node.tag == STRING else _constructed(node)
 
 
-def _is_scalar(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode)
-
-
-def _oddities(
-    node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...], counted: Iterator[int]
-) -> Iterator[tuple[Steps, yaml.Mark, str]]:
-    """Yield what YAML allows but a configuration must not: duplicate keys, non-JSON values."""
-    kind = node.tag.rpartition(":")[2]
-    if next(counted) >= MAX_VALUES:
-        problem = f"more than {MAX_VALUES:,} values, with each alias counted as its content"
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-    if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
-        problem = f"a number of {len(node.value):,} characters; put it in quotes if it is text"
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-    if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
-        yield (
-            steps,
-            node.start_mark,
-            f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes",
-        )
-    if node in above:
-        problem = "an alias that contains itself"
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-    if isinstance(node, yaml.SequenceNode):
-        for i, child in enumerate(node.value):
-            yield from _oddities(child, (*steps, i), (*above, node), counted)
-    if isinstance(node, yaml.MappingNode):
-        names = set()
-        for key, child in node.value:
-            if not _is_scalar(key):
-                raise yaml.MarkedYAMLError(
-                    problem="a mapping or list as a key; is this a template that was not rendered?",
-                    problem_mark=key.start_mark,
-                )
-            merge = key.tag == "tag:yaml.org,2002:merge"
-            here = steps if merge else (*steps, _key(key))
-            if (key.tag, key.value) in names:
-                yield here, key.start_mark, f"the key {key.value!r} comes twice; leave one of them out"
-            elif not merge and key.tag != "tag:yaml.org,2002:str":
-                yield (
-                    here,
-                    key.start_mark,
-                    f"YAML does not read the key {key.value} as a string; put it in quotes",
-                )
-            names.add((key.tag, key.value))
-            yield from _oddities(child, here, (*above, node), counted)
+def _invalid(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_args
 
@@ -31,11 +32,8 @@ Model = TypeVar("Model")
 Level = tuple[str, ...]
 # For `__pydantic_config__`: refuse unknown keys.
 STRICT = ConfigDict(extra="forbid")
-# The key under which `ByName` passes an item its name. No file can have it by accident.
-NAME_KEY = "<name>"
-ItemName = Annotated[str, Field(alias=NAME_KEY), SkipJsonSchema()]
-# Steps of pydantic's paths that are not in the file.
-INTERNAL_STEPS = (NAME_KEY, "[key]")
+# The name of an item of `ByName`. No file has the alias by accident, so an item has no such key.
+ItemName = Annotated[str, Field(alias="<name>", default=""), SkipJsonSchema()]
 TYPE_ERRORS = {
     "bool_type": bool,
     "dataclass_type": dict,
@@ -134,9 +132,7 @@ class ByName:
         """Read a mapping, and return its values."""
         (item, _) = get_args(source)
         mapping: Any = dict.__class_getitem__((self._name, item))
-        return handler.generate_schema(
-            Annotated[mapping, BeforeValidator(_named), AfterValidator(lambda found: tuple(found.values()))]
-        )
+        return handler.generate_schema(Annotated[mapping, AfterValidator(_named)])
 
 
 def checked_by(check: Callable[..., Any], *arguments: object) -> BeforeValidator:
@@ -165,17 +161,13 @@ def _adapter(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)
 
 
-def _named(values: object) -> object:
-    if not isinstance(values, Mapping):
-        return values
-    return {
-        name: {**item, NAME_KEY: str(name)} if isinstance(item, dict) else item
-        for name, item in values.items()
-    }
+def _named(items: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(replace(item, name=name) for name, item in items.items())
 
 
 def _problem(model: Any, error: Any) -> Problem:
-    steps = tuple(step for step in error["loc"] if step not in INTERNAL_STEPS)
+    # pydantic adds "[key]" to the path of an invalid key.
+    steps = tuple(step for step in error["loc"] if step != "[key]")
     kind, given = error["type"], error["input"]
     if kind == "missing":
         return Problem(steps[:-1], f"the key {steps[-1]!r} is missing", steps[-1])

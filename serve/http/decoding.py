@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from serve.contract.errors import RequestError
 from serve.contract.messages import below, invalid, malformed, quoted
 from serve.contract.rankings import RankRequest, StatedCandidate, candidate_ids
 from serve.features.field_values import bounded
-
-# The client imports its types through this module and must not need NumPy.
-if TYPE_CHECKING:
-    from serve.features.surface import Surface
+from serve.features.surface import Surface
 
 _decoder = msgspec.json.Decoder(RankRequest)
 _FIELDS = {"": RankRequest.__struct_fields__, "/candidates": StatedCandidate.__struct_fields__}
@@ -35,28 +30,23 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     for name, value in request.context.items():
         pointer = below("/context", name)
         request.context[name] = bounded(surface.fields["context"], name, value, pointer)
-    if event_clock and request.now_ms is None:
-        raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
-    if not event_clock and request.now_ms is not None:
-        raise RequestError(
-            422, "invalid request", "now_ms is only for the event clock; leave it out", "/now_ms"
+    if event_clock != (request.now_ms is not None):
+        need = (
+            "is missing; the event clock needs it"
+            if event_clock
+            else "is only for the event clock; leave it out"
         )
+        raise RequestError(422, "invalid request", f"now_ms {need}", "/now_ms")
     return request
 
 
 def _check_candidates(request: RankRequest, surface: Surface) -> None:
     ids = candidate_ids(request)
     if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        for i, name in enumerate(ids):
-            if name in seen:
-                raise RequestError(
-                    422,
-                    "invalid request",
-                    f"duplicate candidate {quoted(name)}; list each once",
-                    f"/candidates/{i}",
-                )
-            seen.add(name)
+        first = {name: i for i, name in reversed([*enumerate(ids)])}
+        i = next(i for i, name in enumerate(ids) if first[name] != i)
+        detail = f"duplicate candidate {quoted(ids[i])}; list each once"
+        raise RequestError(422, "invalid request", detail, f"/candidates/{i}")
     if ids is request.candidates:
         return
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}

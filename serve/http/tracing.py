@@ -11,12 +11,10 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serve.contract.errors import TabrankError
-
-if TYPE_CHECKING:
-    from serve.contract.rankings import RankAnswer
+from serve.contract.rankings import RankAnswer
 
 TRACEPARENT = b"traceparent"
 # Environment variable with the folder where `python -m serve up` keeps its files.
@@ -31,11 +29,8 @@ def parent_of(headers: Mapping[bytes, bytes]) -> Any:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     except ImportError:
         return None
-    carrier = {
-        name: headers[name.encode()].decode("latin-1")
-        for name in ("traceparent", "tracestate")
-        if name.encode() in headers
-    }
+    named = (TRACEPARENT, b"tracestate")
+    carrier = {name.decode(): headers[name].decode("latin-1") for name in named if name in headers}
     context = TraceContextTextMapPropagator().extract(carrier)
     span = get_current_span(context).get_span_context()
     return context if span.is_valid and span.trace_flags.sampled else None

@@ -40,13 +40,13 @@ log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[Any]]
 
+# Record one in 16 latencies in Ray's two histograms: a value costs 40 µs, mostly in Ray's agent,
+# which replays the values one by one. `serve.runtime.metrics` records all of them.
 SAMPLED = 16
-"""Record one in 16 latencies in Ray's two histograms: a value costs 40 µs, mostly in Ray's agent,
-which replays the values one by one. `serve.runtime.metrics` records all of them."""
 
 REQUEST_ID = b"x-request-id"
+# Headers by which a client could switch off Ray's guards.
 GUARDS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
-"""Headers by which a client could switch off Ray's guards."""
 
 
 class FastPath:

@@ -139,7 +139,7 @@ class Fleet(Generic[AnyReplica]):
         stop_s = 0.0
         if replica in self.running:
             self.running.remove(replica)
-            stop_s = STOP_S + self.deployment.shutdown_wait_loop_s
+            stop_s = STOP_S + self.deployment.graceful_shutdown_wait_loop_s
         self._loop.call_later(stop_s, self._end, replica)
 
     def _end(self, replica: AnyReplica) -> None:

@@ -78,7 +78,7 @@ def read_service(config: Config) -> PlannedService:
     i, application = named[0]
     where = f"{config.path}: applications[{i}]"
     declared = {values["name"]: values for values in application["deployments"]}
-    sizes = {size.name: size for size in config.sizes if size.steps[:2] == ("applications", i)}
+    sizes = {size.name: size for size in config.sizes if size.at.steps[:2] == ("applications", i)}
     deployments = {
         name: _deployment(values, sizes[name], f"{where}: {name}") for name, values in declared.items()
     }

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import socket
 import subprocess
 import sys
@@ -222,8 +221,3 @@ def test_it_needs_neither_ray_nor_numpy():
     code = f"import sys, serve.client; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize("name", ["__init__", "rank", "send"])
-def test_both_take_the_same(name):
-    assert inspect.signature(getattr(Client, name)) == inspect.signature(getattr(AsyncClient, name))

@@ -190,6 +190,12 @@ def test_an_arm_of_an_artifact_that_is_not_published_is_refused(tmp_path):
         read(written(tmp_path, OURS))
 
 
+def test_a_shadow_that_is_not_published_is_refused_without_such_an_arm(tmp_path):
+    text = OURS.replace("20260101T000000Z-abcd", "current") + "      shadow: {version: V, share: 0.1}\n"
+    with pytest.raises(TabrankError, match=r"shadow\.version: version '\S+' is not published"):
+        read(written(tmp_path, text.replace("V", "20260101T000000Z-abcd")))
+
+
 def test_a_second_application_of_a_surface_is_refused(tmp_path):
     shipped = SHIPPED.read_text()
     begin, end = shipped.index("- name: spaces"), shipped.index("\nnodes:") + 1

@@ -1,7 +1,7 @@
 import pytest
 
+from serve.contract.metric_catalog import BOUNDS_MS
 from serve.operate.status.scrape import Page, PageHistory, parse
-from serve.runtime.metrics import BOUNDS_MS
 
 ARM = 'experiment="launch",arm="model"'
 

@@ -1,10 +1,10 @@
-"""Endpoint of a service: its address, and the exchange of each call."""
+"""Calls of both clients: their arguments, and the exchange that each call needs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,6 +15,11 @@ from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer, StatedCandidate, new_request_id
 from serve.contract.records import ClientRecord, EventsAnswer
 
+# Results of `rank` and `send`: the answers, or coroutines of them.
+Ranking = TypeVar("Ranking")
+Sent = TypeVar("Sent")
+Rankable = str | StatedCandidate | Mapping[str, Any]
+Traffic = Literal["live", "test"]
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
 # Default timeout of `send`: records are durable within 3 s, and a retry follows a second later.
@@ -34,43 +39,78 @@ _ranking: msgspec.json.Decoder[RankAnswer] = msgspec.json.Decoder(_RankAnswer)
 _events = msgspec.json.Decoder(EventsAnswer)
 
 
-class Endpoint:
-    """Service at `url`; its methods do no I/O."""
+class Calls(Generic[Ranking, Sent]):
+    """Calls of the service at `url`; a subclass makes the exchanges."""
 
-    def __init__(self, url: str, timeout_s: float, api_key: str | None) -> None:
-        self.url = _address(url)
-        self.timeout_s = _timeout(timeout_s)
-        self.retries = Retries()
+    def __init__(self, url: str, *, timeout_s: float = 0.25, api_key: str | None = None) -> None:
+        self._url = _address(url)
+        self._timeout_s = _timeout(timeout_s)
+        self._retries = Retries()
         self._headers = {"Content-Type": "application/json", "User-Agent": "tabrank-client"}
         if api_key is not None:
             self._headers["X-Api-Key"] = _key(api_key)
+        self._open()
 
     def rank(
         self,
-        candidates: Sequence[str | StatedCandidate | Mapping[str, Any]],
-        context: Mapping[str, Any] | None,
-        request_id: str | None,
-        timeout_s: float | None,
-        more: Mapping[str, Any],
-    ) -> Exchange[RankAnswer]:
-        """Return the exchange of a ranking; `more` are the other keys of the body."""
+        viewer: str | None,
+        candidates: Sequence[Rankable],
+        *,
+        limit: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        explain: bool = False,
+        traffic: Traffic = "live",
+        timeout_s: float | None = None,
+    ) -> Ranking:
+        """Rank `candidates` for `viewer`; None is an anonymous viewer.
+
+        Raises:
+            ClientError: `Refused`, `TimedOut` or `Unreachable`.
+        """
         id_ = new_request_id() if request_id is None else request_id
-        # Both attempts have the same id, so the exposure counts once.
-        body = {"candidates": list(candidates), "context": dict(context or {}), "request_id": id_, **more}
+        body = {
+            "viewer": viewer,
+            "candidates": list(candidates),
+            "limit": limit,
+            "context": dict(context or {}),
+            # Both attempts have the same id, so the exposure counts once.
+            "request_id": id_,
+            "explain": explain,
+            "traffic": traffic,
+        }
         # The header names the request to proxies and services that refuse it before they read it.
         named = {"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {}
         headers = {**self._headers, **named}
-        timeout_s = self.timeout_s if timeout_s is None else _timeout(timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else _timeout(timeout_s)
         content = msgspec.json.encode(body)
-        return Exchange(self.url, RANK, content, headers, timeout_s, _ranking, self.retries, id_, True)
+        called: Ranking = self._run(
+            Exchange(self._url, RANK, content, headers, timeout_s, _ranking, self._retries, id_, True)
+        )
+        return called
 
     def send(
-        self, records: Sequence[ClientRecord | Mapping[str, Any]], timeout_s: float | None
-    ) -> Exchange[EventsAnswer]:
-        """Return the exchange that sends records."""
+        self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> Sent:
+        """Send records and return once the accepted ones are durable; the default timeout is 10 s.
+
+        Raises:
+            ClientError: `Refused`, `TimedOut` or `Unreachable`.
+        """
         timeout_s = SEND_TIMEOUT_S if timeout_s is None else _timeout(timeout_s)
         body = msgspec.json.encode({"records": list(records)})
-        return Exchange(self.url, EVENTS, body, self._headers, timeout_s, _events, self.retries)
+        called: Sent = self._run(
+            Exchange(self._url, EVENTS, body, self._headers, timeout_s, _events, self._retries)
+        )
+        return called
+
+    def _open(self) -> None:
+        """Open the connections to `self._url`."""
+        raise NotImplementedError
+
+    def _run(self, exchange: Exchange[Any]) -> Any:
+        """Make an exchange: return its answer, or a coroutine of it."""
+        raise NotImplementedError
 
 
 def _address(url: str) -> str:
