@@ -13,7 +13,6 @@ from pathlib import Path
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
-from loadtest.measure.metrics_page import read_page
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
@@ -31,6 +30,7 @@ from loadtest.scenarios.chaos.supervisor import SUPERVISOR
 from loadtest.scenarios.chaos.target import Target
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.cluster_file import Document, deployments_of, read_document, write_document
+from loadtest.targets.metrics_page import read_page
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Progress, Workspace

@@ -16,11 +16,11 @@ import psutil
 
 from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.metrics_page import total
 from loadtest.measure.polling import within
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
 from loadtest.scenarios.chaos.target import REPLICA, Target
 from loadtest.targets.cluster_file import Document
+from loadtest.targets.metrics_page import total
 from loadtest.targets.services import free_port
 
 GARBAGE_BYTES = 1 << 20

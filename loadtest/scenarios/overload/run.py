@@ -13,7 +13,6 @@ from loadtest.commands import CommandFailed, run_command
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
-from loadtest.measure.metrics_page import Page, read_page, total, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall
 from loadtest.report.overload import run_line, write_overload
@@ -22,6 +21,7 @@ from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
 from loadtest.scenarios.search import KneePlan, KneeStep
 from loadtest.targets.cluster_file import deployments_of, edited, read_document
+from loadtest.targets.metrics_page import Page, read_page, total, within
 from loadtest.targets.processes import started
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
