@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from loadtest.errors import LoadtestError
+from loadtest.measure.cluster import UNREADABLE_ERRORS
 
 POLL_S = 0.1
 
@@ -17,7 +16,7 @@ def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
     """Return the seconds until `holds` is true, or None. It counts as false while it raises."""
     begun = time.monotonic()
     while (took := time.monotonic() - begun) < limit_s:
-        with contextlib.suppress(LoadtestError, OSError, ValueError, KeyError, http.client.HTTPException):
+        with contextlib.suppress(*UNREADABLE_ERRORS):
             if holds():
                 return round(took, 1)
         time.sleep(POLL_S)

@@ -16,14 +16,19 @@ def total(page: Page, name: str, **labels: str) -> float:
     return sum(value for (metric, has), value in page.values.items() if metric == name and wanted <= has)
 
 
+def gained(before: Page, after: Page, name: str, **labels: str) -> float:
+    """Return the increase of that sum between two pages."""
+    return total(after, name, **labels) - total(before, name, **labels)
+
+
 def within(before: Page, after: Page, name: str, share: float) -> float | None:
     """Return the least bound `le` that covers a share of a cumulative histogram's increase.
 
     None: the histogram did not increase.
     """
     bounds = {dict(has)["le"] for metric, has in after.values if metric == name}
-    gained = {le: total(after, name, le=le) - total(before, name, le=le) for le in bounds}
-    most = max(gained.values(), default=0.0)
+    gains = {le: gained(before, after, name, le=le) for le in bounds}
+    most = max(gains.values(), default=0.0)
     if most <= 0:
         return None
-    return min(float(le) for le, count in gained.items() if count >= share * most)
+    return min(float(le) for le, count in gains.items() if count >= share * most)

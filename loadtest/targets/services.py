@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import shutil
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +14,8 @@ from loadtest.errors import LoadtestError
 from loadtest.targets.cluster_file import write_document
 from loadtest.targets.workspace import Workspace
 from serve.config.reader import parse
+from serve.operate.host.environment import free_ports
 
-PORTS = range(20_000, 30_000)
 OUR_APPLICATION = "serve.app:build"
 
 
@@ -115,18 +112,8 @@ def idiomatic(work: Workspace) -> TargetService:
 
 
 def free_port() -> int:
-    """Return a free port of 127.0.0.1.
-
-    It is outside the port ranges of outgoing connections and of Ray's workers.
-    """
-    ports = list(PORTS)
-    random.shuffle(ports)
-    for port in ports:
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise LoadtestError(
-        f"no port from {PORTS.start} to {PORTS.stop - 1} of 127.0.0.1 is free; stop a process that listens there"
-    )
+    """Return a free port outside the ranges of outgoing connections and of Ray's workers."""
+    return free_ports(1)[0]
 
 
 def _read(config: Path) -> dict[str, Any]:

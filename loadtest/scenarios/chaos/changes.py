@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.commands import run_command
@@ -67,8 +68,7 @@ class ModelSwap(Change):
 
     name, what = "model-swap", f"{TIMES} models promoted"
 
-    def __init__(self) -> None:
-        self._versions: list[str] = []
+    _versions: Sequence[str]
 
     def prepare(self, document: Document, folder: Path) -> None:
         """Publish a second model, fitted once to the workspace's log for one epoch."""

@@ -11,10 +11,9 @@ import numpy as np
 
 from loadtest.generator.offer import OfferResult
 from loadtest.measure.measure import Measurement, measure, rounded_numbers
-from loadtest.measure.phases import in_time, recovered_s
+from loadtest.measure.phases import in_time, is_normal, recovered_s
 from loadtest.measure.verdict import listed
 from loadtest.scenarios.chaos.fault import Allowed
-from loadtest.scenarios.overload.found import is_normal
 from loadtest.workload.profiles import Slo
 from loadtest.workload.shapes import Phase
 
@@ -37,10 +36,11 @@ class Times:
 
 @dataclass(frozen=True)
 class Seen:
-    """Observation of the replicas: `whole` if all required replicas run."""
+    """Observation of the replicas: `whole` if all required ones run, and the running ones."""
 
     at_s: float
     whole: bool
+    running: Mapping[str, int]
 
 
 def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo) -> Found:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from loadtest.generator.dispatcher import NOT_SENT
-from loadtest.measure.measure import Measurement, Requests, percentile, rounded_numbers
-from loadtest.measure.phases import in_full, in_time, recovered_s
+from loadtest.measure.measure import Requests, percentile, rounded_numbers
+from loadtest.measure.phases import is_normal, recovered_s
 from loadtest.measure.verdict import Verdict, listed, verdict_on
 from loadtest.workload.profiles import Slo
 from loadtest.workload.shapes import Block, Phase
@@ -46,7 +46,8 @@ def describe(
     begins_s, ends_s = plan.before_s, plan.before_s + plan.seconds
     due = requests.where((requests.at_s >= begins_s) & (requests.at_s < ends_s))
     ended = due.named_counts()
-    rungs = _goodput(due, deadline_ms, plan.seconds)
+    in_time = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
+    rungs = {name: number / plan.seconds for name, number in in_time.items()}
     goodput_rps = sum(rungs.values())
     refused = due.latency_ms[_named(due, REFUSED)]
     found = {
@@ -80,11 +81,6 @@ def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
     return verdict_on(list(_broken(found, slo)), late_ms, limit_ms, remedy)
 
 
-def is_normal(measured: Measurement, slo: Slo) -> bool:
-    """Return whether p99 and full answers are within the SLO; failed requests count as not full."""
-    return in_time(measured, slo) and in_full(measured, slo)
-
-
 def in_flight_most(requests: Requests) -> int:
     """Return the largest number of requests in flight at one time."""
     sent = ~_named(requests, NOT_SENT.name)
@@ -110,11 +106,6 @@ def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
     if found["back_s"] is None or found["back_s"] > BACK_S:
         back = "not normal again" if found["back_s"] is None else f"normal again {found['back_s']} s"
         yield f"the service was {back} after the overload (limit {BACK_S:g} s)"
-
-
-def _goodput(due: Requests, deadline_ms: float, seconds: float) -> dict[str, float]:
-    rungs = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
-    return {name: number / seconds for name, number in rungs.items()}
 
 
 def _named(requests: Requests, name: str) -> Any:

@@ -21,7 +21,7 @@ from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
 from loadtest.scenarios.search import KneePlan, KneeStep
 from loadtest.targets.cluster_file import deployments_of, edited, read_document
-from loadtest.targets.metrics_page import Page, read_page, total, within
+from loadtest.targets.metrics_page import gained, read_page, within
 from loadtest.targets.processes import started
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -62,7 +62,11 @@ class Offering:
         found = describe(requests, times, self.knee_rps, self.deadline_ms, plan, self.bench.slo)
         if metrics_url is not None:
             time.sleep(PAGE_S)
-            found |= _refusals(before, read_page(metrics_url))
+            after = read_page(metrics_url)
+            found |= {
+                "refused_counted": gained(before, after, REFUSED_MS, le="+Inf"),
+                "refused_in_replica_p99_ms": within(before, after, REFUSED_MS, 0.99),
+            }
         verdict, reasons = judge(found, self.bench.slo)
         run = {"verdict": verdict, "reasons": reasons, **found}
         self.bench.emit(run_line(run))
@@ -77,7 +81,6 @@ def run_overload(
     out: Path,
     emit: Progress,
     known_rps: float | None = None,
-    search: KneePlan = SEARCH,
 ) -> Report:
     """Start the service on its core, find its knee, overload it; repeat without load shedding.
 
@@ -94,7 +97,10 @@ def run_overload(
         emit(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
         with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
             os.sched_setaffinity(0, {cores[1]})
-            knee_rps, steps = (known_rps, []) if known_rps else _knee(bench, service.url, search)
+            knee_rps, steps = known_rps, list[KneeStep]()
+            if knee_rps is None:
+                knee_rps, steps = bench.require_knee(service.url, SEARCH, "use a faster machine")
+                emit(f"knee with this pinning: {knee_rps:g} req/s")
             offering = Offering(service.url, bench, _deadline_ms(file), knee_rps)
             metrics_url = read_service(run).get("metrics_url", "")
             found = [offering.run(factor, plan, metrics_url) for factor in times]
@@ -131,21 +137,6 @@ def read_times(given: str) -> list[float]:
     if not times or not all(1 < each <= 10 for each in times):
         raise LoadtestError(f"--times {given}: must be numbers above 1 and up to 10, such as 2,3")
     return times
-
-
-def _knee(bench: Bench, url: str, search: KneePlan) -> tuple[float, list[KneeStep]]:
-    """Return the knee with this CPU pinning, and its steps."""
-    knee_rps, steps = bench.require_knee(url, search, "use a faster machine")
-    bench.emit(f"knee with this pinning: {knee_rps:g} req/s")
-    return knee_rps, steps
-
-
-def _refusals(before: Page, after: Page) -> Found:
-    """Return the number of refusals and their duration, as the replicas report them."""
-    return {
-        "refused_counted": total(after, REFUSED_MS, le="+Inf") - total(before, REFUSED_MS, le="+Inf"),
-        "refused_in_replica_p99_ms": within(before, after, REFUSED_MS, 0.99),
-    }
 
 
 def _control(offering: Offering, plan: OverloadPlan, file: Path, run: Path) -> tuple[Found, list[Moment]]:

@@ -36,7 +36,7 @@ def run(bench_work):
         patch.setattr(processes, "SETTLE_S", 0.0)
         patch.setattr(chaos, "BEFORE_S", 4.0)
         with bench_work.locked():
-            yield chaos.ChaosRun.of(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
+            yield chaos.ChaosRun(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
 
 
 @pytest.mark.proof

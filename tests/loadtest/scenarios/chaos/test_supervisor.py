@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.chaos.supervisor import RunDiskFull, SupervisorKilled
+from loadtest.scenarios.chaos.kills import RunDiskFull, SupervisorKilled
 from loadtest.scenarios.chaos.target import Target
 
 

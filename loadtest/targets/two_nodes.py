@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
+from loadtest.measure.cluster import deployments
 from loadtest.targets.cluster_file import read_document, write_document
 from loadtest.targets.fake_cluster import (
     FakeCluster,
     HeadPorts,
-    free_ports,
     node_environment,
     run_logged,
     start_head,
 )
 from loadtest.targets.processes import MARKER, end_marked, marked
+from serve.operate.host.environment import free_ports
 
 # The head has room only for the controller and its own HAProxy.
 NODES = {
@@ -86,14 +87,13 @@ class TwoNodes:
                 for one in deployment["replicas"]
                 if one["state"] == "RUNNING"
             )
-            for application in self.cluster.applications().values()
-            for name, deployment in application["deployments"].items()
+            for name, deployment in deployments(self.cluster.applications())
         }
 
     def is_running(self) -> bool:
         """Return whether all applications are RUNNING and each node's proxy is HEALTHY."""
         statuses = {application["status"] for application in self.cluster.applications().values()}
-        return statuses == {"RUNNING"} and self.cluster.proxies() == ["HEALTHY"] * len(NODES)
+        return statuses == {"RUNNING"} and self.cluster.rest.proxies() == ["HEALTHY"] * len(NODES)
 
 
 @contextlib.contextmanager
