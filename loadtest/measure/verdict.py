@@ -69,6 +69,13 @@ def listed(kinds: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
 
+def failures(found: Mapping[str, Any]) -> list[str]:
+    """Return the failed requests of a run as a reason; empty if none failed."""
+    if not found["errors"]:
+        return []
+    return [f"{found['errors']} of {found['requests']:,} requests failed: {listed(found['error_kinds'])}"]
+
+
 def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
     for share, value, limit in ((90, measured.p90_ms, slo.p90_ms), (99, measured.p99_ms, slo.p99_ms)):
         if value is None:

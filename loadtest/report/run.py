@@ -5,28 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from loadtest.measure.measure import Measurement, Requests, milliseconds, rounded
+from loadtest.measure.measure import Requests, measure, milliseconds, rounded
 from loadtest.measure.phases import describe_phases, describe_steps, phase_rows
 from loadtest.measure.timeline import Moment
-from loadtest.measure.verdict import Verdict
+from loadtest.measure.verdict import judge
 from loadtest.report.report import Findings, Report, csv_text, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
 
 
-def make_report(
-    profile: Profile,
-    url: str,
-    slo: Slo,
-    measured: Measurement,
-    verdict: Verdict,
-    reasons: list[str],
-    requests: Requests,
-    moments: list[Moment],
-) -> dict[str, Any]:
+def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moments: list[Moment]) -> Report:
     """Return the content of report.json; latencies in ms, null: too many requests failed."""
+    measured = measure(requests, profile.duration_s)
+    verdict, reasons = judge(measured, slo)
     numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
     return {
         "profile": profile.name,

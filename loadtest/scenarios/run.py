@@ -8,10 +8,9 @@ from pathlib import Path
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
 from loadtest.measure.cluster import ClusterSample, Watch, find_cluster
-from loadtest.measure.measure import Requests, measure
+from loadtest.measure.measure import Requests
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import judge
 from loadtest.report.report import Report
 from loadtest.report.run import make_report, write_run
 from loadtest.workload.profiles import Profile, Slo
@@ -51,9 +50,7 @@ def report_run(
 
     Return it, and the timeline of the measurement.
     """
-    measured = measure(requests, profile.duration_s)
     moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
-    verdict, reasons = judge(measured, slo)
-    report = make_report(profile, url, slo, measured, verdict, reasons, requests, moments)
+    report = make_report(profile, url, slo, requests, moments)
     write_run(out, report, requests, slo, locust_html, moments)
     return report, [moment for moment in moments if moment.t_s >= 0]

@@ -20,7 +20,7 @@ from loadtest.measure.measure import Requests, measure, rounded_numbers
 from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import timeline
-from loadtest.measure.verdict import Verdict, listed, verdict_on
+from loadtest.measure.verdict import Verdict, failures, verdict_on
 from loadtest.report.report import Report
 from loadtest.report.soak import Footprint, write_soak
 from loadtest.targets.processes import processes_with
@@ -147,8 +147,7 @@ def _broken(report: Report) -> Iterator[str]:
             yield f"{what} has too few samples; raise --minutes"
         elif report[key] > GROWTH:
             yield f"{what} grew by {report[key]:+.1%} after the warm-up (limit {GROWTH:.0%})"
-    if report["errors"]:
-        yield f"{report['errors']} of {report['requests']:,} requests failed: {listed(report['error_kinds'])}"
+    yield from failures(report)
 
 
 def _period_s(seconds: float) -> float:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.measure.polling import within
-from loadtest.scenarios.scaling.load import Proof, failures, loading
-from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
+from loadtest.measure.verdict import failures
+from loadtest.scenarios.scaling.service import CANDIDATES, Proof, Scaled, capacity_rps, load_service
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile
 
@@ -40,28 +40,19 @@ def prove_replicas(
     emit(
         f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {profile.duration_s:g} s"
     )
-    with loading(profile, scaled.service.url, bodies, scaled.look) as load:
+
+    def change_replicas() -> None:
         time.sleep(profile.warmup_s + SETTLE_S)
         begun = time.monotonic()
         for number in range(2 * plan.cycles):
             until_s = begun + (number + 1) * plan.hold_s
-            changes.append(_change(scaled, MANY if number % 2 == 0 else FEW, plan.hold_s))
-            emit(f"  {changes[-1]['replicas']} of each: {_took(changes[-1]['seconds'])}")
+            replicas = FEW if number % 2 else MANY
+            seconds = _change(scaled, replicas, plan.hold_s)
+            changes.append({"replicas": replicas, "seconds": seconds})
+            emit(f"  {replicas} of each: {'not in time' if seconds is None else f'after {seconds:g} s'}")
             time.sleep(max(0.0, until_s - time.monotonic()))
-        report, moments = load.report(out)
-    return _judged(report, changes, plan), moments
 
-
-def _change(scaled: Scaled, number: int, limit_s: float) -> dict[str, Any]:
-    begun = time.monotonic()
-    wanted = dict.fromkeys(SCALED, number)
-    scaled.scale(wanted)
-    took = within(begun + limit_s - time.monotonic(), lambda: scaled.has_replicas(wanted))
-    seconds = None if took is None else round(time.monotonic() - begun, 1)
-    return {"replicas": number, "seconds": seconds}
-
-
-def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: ReplicasPlan) -> dict[str, Any]:
+    report, moments = load_service(profile, scaled.service.url, bodies, scaled.look, out, change_replicas)
     reasons = failures(report)
     late = sum(change["seconds"] is None for change in changes)
     if late:
@@ -69,16 +60,15 @@ def _judged(report: dict[str, Any], changes: list[dict[str, Any]], plan: Replica
             f"{late} of {len(changes)} changes took longer than {plan.hold_s:g} s, so the load may have ended "
             "before they were complete; raise --hold"
         )
-    return {
-        "held": not reasons,
-        "reasons": reasons,
-        "changes": changes,
-        **{
-            name: report[name]
-            for name in ("requests", "errors", "error_kinds", "rps", "full_share", "p99_ms")
-        },
-    }
+    names = ("requests", "errors", "error_kinds", "rps", "full_share", "p99_ms")
+    numbers = {name: report[name] for name in names}
+    return {"held": not reasons, "reasons": reasons, "changes": changes, **numbers}, moments
 
 
-def _took(seconds: float | None) -> str:
-    return "not in time" if seconds is None else f"after {seconds:g} s"
+def _change(scaled: Scaled, number: int, limit_s: float) -> float | None:
+    """Set the replicas, and return the seconds until they run; None: not in time."""
+    begun = time.monotonic()
+    wanted = dict.fromkeys(SCALED, number)
+    scaled.scale(wanted)
+    took = within(begun + limit_s - time.monotonic(), lambda: scaled.has_replicas(wanted))
+    return None if took is None else round(time.monotonic() - begun, 1)

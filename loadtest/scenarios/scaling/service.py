@@ -1,18 +1,24 @@
-"""Service with a throttled Scorer that is scaled in place through its `cluster.yaml`."""
+"""Service with a throttled Scorer that is scaled in place, and its load from another process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import all_running, look_at_folder, replica_states
+from loadtest.generator.offer import OfferedLoad, offering
+from loadtest.measure.cluster import Look, Watch, all_running, look_at_folder, replica_states
+from loadtest.measure.timeline import Moment
+from loadtest.report.report import Report
+from loadtest.scenarios.run import report_run
 from loadtest.targets.cluster_file import deployments_of, edited
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Workspace
+from loadtest.workload.profiles import Profile, load_slo
 
 APPLICATION = "loadtest.targets.throttled:build"
 PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
@@ -20,6 +26,8 @@ PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
 CANDIDATES = 55
 # Requests per full batch. The Scorer is six times slower than the real one, so batches are smaller.
 REQUESTS = 8
+Proof = tuple[Report, Sequence[Moment]]
+"""Numbers and verdict of a part of the test, and its timeline."""
 
 
 def capacity_rps() -> float:
@@ -81,3 +89,27 @@ class Scaled:
     def has_replicas(self, wanted: Mapping[str, int]) -> bool:
         """Return whether exactly these replicas run and none is starting or stopping."""
         return all_running(replica_states(self.run), wanted)
+
+
+def load_service(
+    profile: Profile,
+    url: str,
+    bodies: Sequence[bytes],
+    look: Look,
+    out: Path,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Proof:
+    """Load a service, and call `meanwhile`; write the report to `out`, and return it.
+
+    `look` counts the replicas and nodes during the load.
+
+    Raises:
+        LoadtestError: if the generator failed.
+    """
+    load = OfferedLoad(url, bodies, profile.candidates, profile.target_rps, profile.blocks)
+    watch = Watch(look, profile.warmup_s, profile.duration_s)
+    with offering(load) as offer:
+        threading.Thread(target=watch, daemon=True).start()
+        meanwhile()
+        requests = offer.result().requests.counted_from(profile.warmup_s)
+    return report_run(profile, load_slo(), url, requests, watch.samples, out)

@@ -1,4 +1,8 @@
-"""Double the load: replicas must be added and the p99 recover in ten seconds, without flapping."""
+"""Double the load: more replicas must run, or a node be added, and go when the load is lowered.
+
+The p99 must recover in ten seconds, without flapping of replicas. Nodes come from Ray's autoscaler
+over fake nodes, each a raylet on this machine.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import Moment
-from loadtest.scenarios.scaling.load import Proof, after, failures, loading
-from loadtest.scenarios.scaling.service import CANDIDATES, Scaled, capacity_rps
+from loadtest.measure.verdict import failures
+from loadtest.scenarios.scaling.service import CANDIDATES, Proof, Scaled, capacity_rps, load_service
+from loadtest.targets.cluster_file import deployments_of, edited
+from loadtest.targets.fake_cluster import fake_cluster
+from loadtest.targets.processes import await_full_answer
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Shape
@@ -26,6 +34,15 @@ AUTOSCALING = {
     "FeatureFetch": {"min_replicas": 1, "max_replicas": 1},
     "Scorer": {"min_replicas": 1, "max_replicas": MAX_REPLICAS, "downscale_delay_s": 15},
 }
+# The head has room for one Scorer. The second needs a worker, which has room for one.
+NUM_CPUS = {"FeatureFetch": 0.3, "Scorer": 0.6, "Ingest": 0.0}
+NODES = {
+    "head": {"num_cpus": 1, "min_nodes": 1, "max_nodes": 1},
+    "workers": {"num_cpus": 1, "min_nodes": 0, "max_nodes": 2},
+}
+# Ray removes a node without a replica after this time.
+IDLE_S = 5.0
+ANSWER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,17 +67,45 @@ class StepPlan:
         )
 
 
-def prove_step(scaled: Scaled, bodies: Sequence[bytes], plan: StepPlan, out: Path, emit: Progress) -> Proof:
+STEP_PLAN = StepPlan()
+NODES_PLAN = StepPlan(before_s=15.0, held_s=45.0, after_s=45.0)
+
+
+def prove_step(scaled: Scaled, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
     """Double the load of the running service, lower it; return the times of replicas and p99."""
-    rate_rps = round(LOAD * capacity_rps())
-    seconds = plan.shape[-1][0]
-    profile = Profile("step", rate_rps, CANDIDATES, 10.0, seconds, 1.0, plan.shape)
-    emit(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
-    with loading(profile, scaled.service.url, bodies, scaled.look) as load:
-        report, moments = load.report(out)
-    found = judge_step(report, moments, plan)
-    emit(f"  replicas {after(found['replicas_up_s'])}, p99 {after(found['p99_recovered_s'])} the step")
+    profile = _profile("step", STEP_PLAN, 10.0, emit)
+    report, moments = load_service(profile, scaled.service.url, bodies, scaled.look, out)
+    found = judge_step(report, moments, STEP_PLAN)
+    emit(f"  replicas {_after(found['replicas_up_s'])}, p99 {_after(found['p99_recovered_s'])} the step")
     return found, moments
+
+
+def prove_nodes(scaled: Scaled, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
+    """Start a cluster of fake nodes, double its load, lower it, and return the node changes."""
+    with edited(scaled.file) as document:
+        for name, deployment in deployments_of(document).items():
+            deployment["ray_actor_options"] = {"num_cpus": NUM_CPUS[name]}
+        document["nodes"] = NODES
+    url = scaled.service.url
+    emit("starting a cluster of fake nodes with the throttled Scorer")
+    with fake_cluster(scaled.file, idle_s=IDLE_S) as cluster:
+        last = await_full_answer(url, bodies[0], CANDIDATES, ANSWER_S)
+        if last is not None:
+            raise LoadtestError(
+                f"the fake nodes gave no full answer within {ANSWER_S:g} s (last answer: {last})"
+            )
+        profile = _profile("nodes", NODES_PLAN, 5.0, emit)
+        report, moments = load_service(profile, url, bodies, cluster.rest.look, out)
+    found = judge_nodes(report, moments, NODES_PLAN)
+    added, removed = (_after(found[key]) for key in ("node_up_s", "node_gone_s"))
+    emit(f"  node added {added} the step, removed {removed} its end")
+    return found, moments
+
+
+def _profile(name: str, plan: StepPlan, warmup_s: float, emit: Progress) -> Profile:
+    rate_rps, seconds = round(LOAD * capacity_rps()), plan.shape[-1][0]
+    emit(f"{name}: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
+    return Profile(name, rate_rps, CANDIDATES, warmup_s, seconds, 1.0, plan.shape)
 
 
 def judge_step(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepPlan) -> dict[str, Any]:
@@ -70,7 +115,7 @@ def judge_step(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepP
     before = {number for at_s, number in counts if at_s < up_s}
     held = [(at_s, number) for at_s, number in counts if up_s <= at_s < down_s]
     more = [at_s for at_s, number in held if number > max(before, default=1)]
-    after = [number for at_s, number in counts if at_s >= down_s]
+    lowered = [number for at_s, number in counts if at_s >= down_s]
     most = max((number for _, number in held), default=0)
     step = report["steps"][0]
     found = {
@@ -79,22 +124,47 @@ def judge_step(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepP
         "full_recovered_s": step["full_recovered_s"],
         "replicas_before": sorted(before),
         "replicas_held": most,
-        "replicas_after": after[-1] if after else None,
+        "replicas_after": lowered[-1] if lowered else None,
         "phases": report["phases"],
         **{name: report[name] for name in ("requests", "errors", "error_kinds", "generator_late_ms_p99")},
     }
-    reasons = list(_broken(found, [number for at_s, number in held if more and at_s >= more[0]]))
+    reasons = []
+    if len(before) != 1:
+        reasons.append(f"replicas changed before the step: {found['replicas_before']}")
+    for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 recovered", "p99_recovered_s")):
+        if found[key] is None or found[key] > WITHIN_S:
+            reasons.append(f"{name} {_after(found[key])} the step (limit {WITHIN_S:g} s)")
+    since_up = [number for at_s, number in held if more and at_s >= more[0]]
+    if any(later < earlier for earlier, later in pairwise(since_up)):
+        reasons.append("a replica was removed while the load was still doubled")
+    reasons += failures(found)
     late = report["generator_late_ms_p99"] > report["slo"]["generator_late_ms_p99"]
     return {"held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}
 
 
-def _broken(found: Mapping[str, Any], since_up: Sequence[int]) -> list[str]:
-    reasons = []
-    if len(found["replicas_before"]) != 1:
-        reasons.append(f"replicas changed before the step: {found['replicas_before']}")
-    for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 recovered", "p99_recovered_s")):
-        if found[key] is None or found[key] > WITHIN_S:
-            reasons.append(f"{name} {after(found[key])} the step (limit {WITHIN_S:g} s)")
-    if any(later < earlier for earlier, later in pairwise(since_up)):
-        reasons.append("a replica was removed while the load was still doubled")
-    return reasons + failures(found)
+def judge_nodes(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepPlan) -> dict[str, Any]:
+    """Return the node changes from the run's report and timeline, with the verdict."""
+    up_s, down_s = plan.before_s, plan.before_s + plan.held_s
+    counts = [(moment.t_s, moment.nodes) for moment in moments]
+    first = next((number for _, number in counts if number is not None), None)
+    more = [at_s for at_s, number in counts if at_s >= up_s and number is not None and number > (first or 0)]
+    last = max(more, default=None)
+    gone_s = None if last is None or last + 1 >= plan.shape[-1][0] else last + 1 - down_s
+    found = {
+        "nodes_before": first,
+        "nodes_most": max((number for _, number in counts if number is not None), default=None),
+        "nodes_after": counts[-1][1] if counts else None,
+        "node_up_s": more[0] - up_s if more else None,
+        "node_gone_s": gone_s,
+        **{name: report[name] for name in ("requests", "errors", "error_kinds", "phases", "steps")},
+    }
+    reasons = failures(found)
+    if not more:
+        reasons.insert(0, "no node was added under the load")
+    elif gone_s is None or found["nodes_after"] != first:
+        reasons.insert(0, "the added node was not removed after the load")
+    return {"held": not reasons, "reasons": reasons, **found}
+
+
+def _after(seconds: float | None) -> str:
+    return "never after" if seconds is None else f"{seconds:g} s after"

@@ -11,9 +11,8 @@ import pytest
 
 from loadtest.measure.answer import Outcome
 from loadtest.measure.cluster import ClusterSample
-from loadtest.measure.measure import RequestLog, measure
+from loadtest.measure.measure import RequestLog
 from loadtest.measure.timeline import timeline
-from loadtest.measure.verdict import judge
 from loadtest.report.run import make_report, summary, write_run
 from loadtest.workload.profiles import load_profile, load_slo
 from serve.contract.errors import TabrankError
@@ -38,10 +37,8 @@ def made(outcome=FULL, samples=()):
     for at_s in np.linspace(-1, 2.99, 400):
         log.add(float(at_s), 0.5, 10.0 + 5 * float(at_s), outcome, 55)
     requests = log.requests()
-    measured = measure(requests, PROFILE.duration_s)
     moments = timeline(requests, PROFILE.duration_s, samples, PROFILE.warmup_s)
-    verdict = judge(measured, SLO)
-    report = make_report(PROFILE, "http://127.0.0.1:8000", SLO, measured, *verdict, requests, moments)
+    report = make_report(PROFILE, "http://127.0.0.1:8000", SLO, requests, moments)
     return report, requests, moments
 
 
