@@ -11,7 +11,7 @@ import typer
 from loadtest.generator.ids import find_ids, read_log_kinds
 from loadtest.measure.service import DEFAULT_URL
 from loadtest.report.report import Report
-from loadtest.report.run import summary
+from loadtest.report.run import findings
 from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_scenario
@@ -78,7 +78,7 @@ def run(
         load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
         return run_profile(load, load_slo(slo), url, find_ids(ids, log, load.candidates), cluster, folder)
 
-    run_scenario(Path(profile).stem, out, measured, summary, as_json, of={"profile": profile, "url": url})
+    run_scenario(Path(profile).stem, out, measured, findings, as_json, of={"profile": profile, "url": url})
 
 
 @app.command()
@@ -106,7 +106,7 @@ def freshness(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
     unusable input.
     """
-    from loadtest.report.freshness import freshness_summary
+    from loadtest.report.freshness import freshness_findings
     from loadtest.scenarios.freshness import FreshnessPlan, run_freshness
 
     def measured(folder: Path) -> Report:
@@ -115,7 +115,7 @@ def freshness(
         plan = FreshnessPlan(profile, events, probes)
         return run_freshness(plan, url, find_ids(ids, log, profile.candidates), kinds, load_slo(slo), folder)
 
-    run_scenario("freshness", out, measured, freshness_summary, as_json, of={"url": url})
+    run_scenario("freshness", out, measured, freshness_findings, as_json, of={"url": url})
 
 
 @app.command()
@@ -300,7 +300,7 @@ def soak(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
     unusable input.
     """
-    from loadtest.report.soak import soak_summary
+    from loadtest.report.soak import soak_findings
     from loadtest.scenarios.soak import run_soak, soak_profile
 
     def measured(folder: Path) -> Report:
@@ -308,7 +308,7 @@ def soak(
         ids_used = find_ids(ids, log, profile.candidates)
         return run_soak(profile, url, ids_used, cluster, folder, print_progress)
 
-    run_scenario("soak", out, measured, soak_summary, as_json, of={"url": url})
+    run_scenario("soak", out, measured, soak_findings, as_json, of={"url": url})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def run_scenario(
     name: str,
     out: Path | None,
     measured: Callable[[Path], Report],
-    summed_up: Callable[[Report], str],
+    summed_up: Callable[[Report], object],
     as_json: bool,
     *,
     of: Report | None = None,

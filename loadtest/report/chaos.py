@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
-from loadtest.report.report import SAME_CORES, Report, bullets, figures, table, write_report
+from loadtest.report.report import SAME_CORES, Report, bullets, figures, table, with_reasons, write_report
 from loadtest.workload.profiles import Slo
 
 HEAD = ("fault", "allowed", "measured", "held")
@@ -18,15 +18,14 @@ def chaos_summary(report: Report) -> str:
     """Return the table as text for a terminal."""
     lines = [f"{report['verdict']}: {len(report['faults'])} faults in {report['seconds']:g} s"]
     for found in report["faults"]:
-        lines += [f"  {found['fault']:16} {HELD[found['held']]:8} {measured(found)}"]
-        lines += [f"    - {reason}" for reason in found["reasons"]]
+        line = f"  {found['fault']:16} {HELD[found['held']]:8} {measured(found)}"
+        lines.append(with_reasons(line, found["reasons"]))
     return "\n".join(lines)
 
 
 def fault_line(found: Report) -> str:
     """Return one fault as a line for a terminal."""
-    reasons = "".join(f"\n    - {reason}" for reason in found["reasons"])
-    return f"  {HELD[found['held']]}: {measured(found)}{reasons}"
+    return with_reasons(f"  {HELD[found['held']]}: {measured(found)}", found["reasons"])
 
 
 def measured(found: Report) -> str:

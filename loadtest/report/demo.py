@@ -6,7 +6,7 @@ import html
 import json
 from pathlib import Path
 
-from loadtest.report.report import SAME_CORES, Report, figures, number, report_files, table, write_files
+from loadtest.report.report import SAME_CORES, Report, figures, number, table, write_report
 
 LINKS = {
     "load-headline/report.html": "The load test at 900 req/s",
@@ -26,8 +26,7 @@ def write_reports(report: Report, folder: Path) -> str:
     ]
     whole = f"<pre>{html.escape(json.dumps(report, indent=1))}</pre>"
     body = [table(head, rows), f"<ul>{''.join(links)}</ul>", figures({"report.json": whole})]
-    title = "tabrank: claims and measurements"
-    write_files(folder, report_files(report, title, body, SAME_CORES))
+    write_report(folder, report, "tabrank: claims and measurements", body, SAME_CORES, new=False)
     widths = [max(map(len, column)) for column in zip(*claimed, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in claimed)
 

@@ -43,11 +43,6 @@ def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
     return {name: rounded(percentile(latency_ms, share, ok)) for name, share in shares.items()}
 
 
-def freshness_summary(report: Report) -> str:
-    """Return the report as a few lines for a terminal."""
-    return _findings(report).summary()
-
-
 def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]) -> None:
     """Write the report folder, complete or not at all.
 
@@ -64,11 +59,12 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
         "Freshness over time": freshness_over_time(probes, LIMIT_MS),
         "Freshness distribution": distribution(*axes, lines, {f"p99 < {LIMIT_MS:g} ms": (LIMIT_MS, 0.01)}),
     }
-    found = _findings(report)
+    found = freshness_findings(report)
     write_report(folder, report, found.title, found.body(plots), FOOTER, {"probes.csv": _to_csv(probes)})
 
 
-def _findings(report: Report) -> Findings:
+def freshness_findings(report: Report) -> Findings:
+    """Return the numbers of a report with their limits."""
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     at_least = f"at least {MIN_ACHIEVED:.0%}"
     rows = [

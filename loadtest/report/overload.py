@@ -8,7 +8,7 @@ from pathlib import Path
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import listed
-from loadtest.report.report import Report, bullets, figures, paragraph, table, write_report
+from loadtest.report.report import Report, bullets, figures, paragraph, table, with_reasons, write_report
 from loadtest.workload.profiles import Slo
 
 
@@ -59,7 +59,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
 
 
 def _run_lines(run: Report) -> str:
-    return "\n".join([run_line(run), *(f"    - {reason}" for reason in run["reasons"])])
+    return with_reasons(run_line(run), run["reasons"])
 
 
 def _row(run: Report, control: bool) -> dict[str, str]:

@@ -36,11 +36,6 @@ def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moment
     }
 
 
-def summary(report: Report) -> str:
-    """Return the report as a few lines for a terminal."""
-    return _findings(report).summary()
-
-
 def write_run(
     folder: Path,
     report: Report,
@@ -73,7 +68,7 @@ def write_run(
         "timeline.csv": timeline_csv(moments),
         **({"locust.html": locust_html} if locust_html is not None else {}),
     }
-    found = _findings(report)
+    found = findings(report)
     footer = FOOTER if locust_html is None else FOOTER + LOCUST
     write_report(folder, report, found.title, found.body(plots), footer, files)
 
@@ -110,7 +105,8 @@ def _timeline_title(report: Report) -> str:
     return "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
 
 
-def _findings(report: Report) -> Findings:
+def findings(report: Report) -> Findings:
+    """Return the numbers of a report with their limits."""
     slo = report["slo"]
     rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),

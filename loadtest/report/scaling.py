@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loadtest.measure.timeline import Moment
-from loadtest.report.report import SAME_CORES, Report, bullets, figures, report_files, write_files
+from loadtest.report.report import SAME_CORES, Report, bullets, figures, with_reasons, write_report
 from loadtest.workload.profiles import load_slo
 
 TITLES = {
@@ -25,15 +25,15 @@ def write_scale(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
         _part(name, part, load_and_cluster(lines[name], load_slo())) for name, part in report["parts"].items()
     ]
     footer = FOOTER.format(**report["pace"])
-    write_files(folder, report_files(report, f"Scaling: {report['verdict']}", body, footer))
+    write_report(folder, report, f"Scaling: {report['verdict']}", body, footer, new=False)
 
 
 def scale_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
     lines = [f"{report['verdict']}: {', '.join(report['parts'])} in {report['seconds']:g} s"]
     for name, part in report["parts"].items():
-        lines.append(f"  {name}: {'held' if part['held'] else 'not held'}; {describe_part(name, part)}")
-        lines += [f"  - {reason}" for reason in part["reasons"]]
+        line = f"  {name}: {'held' if part['held'] else 'not held'}; {describe_part(name, part)}"
+        lines.append(with_reasons(line, part["reasons"]))
     return "\n".join(lines)
 
 

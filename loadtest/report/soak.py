@@ -13,11 +13,6 @@ from loadtest.report.report import SAME_CORES, Findings, Report, write_report
 from loadtest.workload.profiles import Slo
 
 
-def soak_summary(report: Report) -> str:
-    """Return the report as a few lines for a terminal."""
-    return _findings(report).summary()
-
-
 @dataclass(frozen=True)
 class Footprint:
     """Resources of the service's processes at a moment.
@@ -46,11 +41,12 @@ def write_soak(
         ),
     }
     files = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
-    found = _findings(report)
+    found = soak_findings(report)
     write_report(folder, report, found.title, found.body(plots), FOOTER, files)
 
 
-def _findings(report: Report) -> Findings:
+def soak_findings(report: Report) -> Findings:
+    """Return the numbers of a report with their limits."""
     thirds = " → ".join(milliseconds(value) for value in report["p99_ms"])
     drift = f"at most {report['criteria']['p99_drift']:+.0%}"
     rows = [
