@@ -177,7 +177,7 @@ def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
     Exit codes: 0 found, 1 one service did not hold the lowest rate, 2 failed run.
     """
     from loadtest.report.knee import compare_summary, knee_verdict
-    from loadtest.scenarios.compare import run_compare
+    from loadtest.scenarios.knee import run_compare
 
     measured = partial(run_compare, Workspace(work), emit=print_progress)
     run_scenario("compare", out, measured, compare_summary, as_json, verdict=knee_verdict)

@@ -27,7 +27,6 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner
 
-from loadtest.errors import LoadtestError
 from loadtest.generator.arrivals import arrivals
 from loadtest.generator.bodies import SEED, make_bodies
 from loadtest.generator.connections import Connections
@@ -37,6 +36,7 @@ from loadtest.measure.answer import Ended, read_answer
 from loadtest.measure.service import PATH
 from loadtest.workload.profiles import Profile, load_profile, load_slo
 from loadtest.workload.shapes import Block, blocks
+from serve.contract.errors import TabrankError
 
 BLOCK_S = 10.0
 
@@ -166,7 +166,7 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
         file = Path(options.ids) if options.ids else None
         ids = find_ids(file, Path(options.log), profile.candidates)
         bodies = make_bodies(ids, profile)
-    except LoadtestError as error:
+    except TabrankError as error:
         sys.exit(str(error))
     watch = LatenessWatch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
     # The shape repeats until Locust stops the run.

@@ -13,8 +13,8 @@ import gevent.pool
 import msgspec
 from geventhttpclient.response import HTTPParseError
 
+from loadtest.generator.bodies import candidate, event, pack
 from loadtest.generator.connections import Connections, error_kind
-from loadtest.generator.records import candidate, event, pack
 from loadtest.measure.answer import Outcome, read_acknowledgement
 from loadtest.measure.measure import RequestLog, Requests
 from loadtest.measure.service import EVENTS_PATH

@@ -22,14 +22,13 @@ import msgspec
 import numpy as np
 
 from loadtest.generator.arrivals import arrivals
+from loadtest.generator.bodies import SEED
 from loadtest.generator.connections import Connections, Transport
 from loadtest.generator.dispatcher import Dispatcher, allow_open_files
 from loadtest.generator.offer import LOAD, RESULT, OfferedLoad, OfferResult
 from loadtest.generator.retrying import Failure, Retrying
 from loadtest.measure.answer import read_answer
 from loadtest.measure.measure import RequestLog
-
-SEED = 20
 
 
 def main(folder: Path) -> None:

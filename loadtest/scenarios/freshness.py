@@ -14,16 +14,15 @@ import numpy as np
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.arrivals import arrivals
-from loadtest.generator.bodies import SEED, make_bodies
+from loadtest.generator.bodies import BATCH, SEED, candidate, event, forget, make_bodies, pack, viewer_events
 from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher
 from loadtest.generator.ids import Ids
 from loadtest.generator.prober import CANDIDATE, KINDS, VIEWER, Names, Prober
-from loadtest.generator.records import BATCH, candidate, event, forget, pack, viewer_events
 from loadtest.measure.answer import decode_acknowledgement, read_acknowledgement
-from loadtest.measure.freshness_verdict import judge_freshness
 from loadtest.measure.measure import RequestLog, measure
 from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
+from loadtest.measure.verdict import judge_freshness
 from loadtest.report.freshness import (
     event_numbers,
     freshness_numbers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,31 +95,22 @@ def load_profile(name: str, **changes: float | None) -> Profile:
         LoadtestError: for an unknown name, an unreadable file, an unknown or missing key, or a bad
             value.
     """
-    made = {key: value for key, value in changes.items() if value is not None}
     if name.endswith(".toml"):
-        return _profile(name, _read(Path(name)), made, Path(name).stem)
-    shipped = _read(PROFILES)
-    if name not in shipped:
-        raise LoadtestError(f"no profile {name!r}; use {', '.join(shipped)} or the path of a .toml file")
-    return _profile(f"profile {name}", shipped[name], made, name)
-
-
-def _profile(where: str, values: Mapping[str, Any], changes: Mapping[str, float], name: str) -> Profile:
-    given = dict(values)
+        where, title, given = name, Path(name).stem, _read(Path(name))
+    else:
+        shipped = _read(PROFILES)
+        if name not in shipped:
+            raise LoadtestError(f"no profile {name!r}; use {', '.join(shipped)} or the path of a .toml file")
+        where, title, given = f"profile {name}", name, shipped[name]
+    made: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     try:
         shape = read_shape(given.pop("shape", ()))
+        profile = _build(Profile, where, given, name=title, shape=shape)
+        if shape and "duration_s" in made:
+            made["shape"] = stretched(shape, made["duration_s"])
+        return replace(profile, **made)
     except ValueError as error:
         raise LoadtestError(f"{where}: {error}") from None
-    profile = _build(Profile, where, given, name=name, shape=shape)
-    if shape and "duration_s" in changes:
-        shape = stretched(shape, _positive(where, changes["duration_s"]))
-    return _build(Profile, where, {**given, **changes}, name=name, shape=shape) if changes else profile
-
-
-def _positive(where: str, duration_s: float) -> float:
-    if not (math.isfinite(duration_s) and duration_s > 0):
-        raise LoadtestError(f"{where}: duration_s is {duration_s!r}; it must be above 0")
-    return duration_s
 
 
 def load_slo(path: Path | None = None) -> Slo:
@@ -158,6 +149,6 @@ def _build(kind: type[_Config], where: str, values: Mapping[str, Any], **given: 
         raise LoadtestError(f"{where}: {error}") from None
 
 
-def _check(name: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
+def _check(name: str, value: float, holds: bool, rule: str) -> None:
+    if not (holds and math.isfinite(value)):
         raise ValueError(f"{name} is {value!r}; {rule}")

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.records import candidate, forget, pack
+from loadtest.generator.bodies import candidate, forget, pack
 from loadtest.measure.service import EVENTS_PATH, PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.scenarios.chaos.target import REPLICA, Target

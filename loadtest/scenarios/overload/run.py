@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from loadtest.commands import CommandFailed, run_command
+from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
@@ -146,7 +146,7 @@ def _control(offering: Offering, plan: OverloadPlan, file: Path, run: Path) -> t
     disable_load_shedding(file)
     try:
         run_command("serve", "up", str(file), "--run", str(run), log=bench.work.path / "overload.log")
-    except CommandFailed as error:
+    except LoadtestError as error:
         reason = str(error).splitlines()[-1].strip()
         bench.emit(f"  not run: {reason}")
         return {"run": False, "reason": reason}, []
