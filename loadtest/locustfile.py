@@ -79,7 +79,7 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         load: LocustLoad = self.environment.load
         connections = Connections(self.host)
         read = partial(read_answer, num_candidates=load.profile.candidates)
-        dispatcher = Dispatcher(connections, read, self._ended)
+        dispatcher = Dispatcher(connections.exchange, read, self._ended)
         requests = cycle([connections.prepare(body) for body in load.bodies])
         rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import gevent.socket
@@ -15,13 +16,7 @@ from loadtest.measure.service import key_header, read_address
 
 TIMEOUT_S = 10.0
 RECEIVE_BYTES = 16384
-
-
-class Transport(Protocol):
-    """Object that sends a request and returns the status and body of its answer."""
-
-    def exchange(self, request: bytes) -> tuple[int, bytes]:
-        """Send a request; raises OSError or HTTPParseError if there is no answer."""
+Exchange = Callable[[bytes], tuple[int, bytes]]
 
 
 class Connections:

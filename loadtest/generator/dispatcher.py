@@ -8,13 +8,13 @@ within 3 ms of their due times (p99), but 6,000 not within 10 ms.
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from time import perf_counter
 
 import gevent
 from geventhttpclient.response import HTTPParseError
 
-from loadtest.generator.connections import TIMEOUT_S, Transport, error_kind
+from loadtest.generator.connections import TIMEOUT_S, Exchange, error_kind
 from loadtest.measure.answer import Ended, Outcome
 
 MAX_IN_FLIGHT = 1000
@@ -26,19 +26,20 @@ TIMEOUT = Outcome("timeout", ok=False)
 class Dispatcher:
     """Open-loop dispatcher; it passes the end of each request to `on_end`, in order.
 
-    `read` returns the outcome of an answer's status and body, and its number of scored rows. At
-    most MAX_IN_FLIGHT requests are open at a time. So a service that hangs does not get too many
-    connections, and this process does not run out of file descriptors. A request that is due above
-    this limit is not sent and ends as `not sent`.
+    `exchange` sends a request and returns the status and body of its answer; it raises OSError or
+    HTTPParseError if there is none. `read` returns the outcome of an answer, and its number of
+    scored rows. At most MAX_IN_FLIGHT requests are open at a time. So a service that hangs does not
+    get too many connections, and this process does not run out of file descriptors. A request that
+    is due above this limit is not sent and ends as `not sent`.
     """
 
     def __init__(
         self,
-        connections: Transport,
+        exchange: Exchange,
         read: Callable[[int, bytes], tuple[Outcome, int]],
         on_end: Callable[[Ended], None],
     ) -> None:
-        self._connections = connections
+        self._exchange = exchange
         self._read = read
         self._on_end = on_end
         self._due: dict[int, float] = {}
@@ -61,7 +62,7 @@ class Dispatcher:
         late_ms = self._since_ms(at_s)
         num_bytes = scored = 0
         try:
-            status, body = self._connections.exchange(request)
+            status, body = self._exchange(request)
         except (OSError, HTTPParseError) as error:
             latency_ms = self._since_ms(at_s)
             outcome = Outcome(error_kind(error), ok=False)
@@ -76,13 +77,9 @@ class Dispatcher:
         until = perf_counter() + TIMEOUT_S
         while self._due and perf_counter() < until:
             gevent.sleep(0.01)
-        for at_s in self._unanswered():
-            latency_ms = self._since_ms(at_s)
-            self._on_end(Ended(at_s, 0.0, latency_ms, TIMEOUT, 0, 0))
-
-    def _unanswered(self) -> Iterator[float]:
         while self._due:
-            yield self._due.popitem()[1]
+            _, at_s = self._due.popitem()
+            self._on_end(Ended(at_s, 0.0, self._since_ms(at_s), TIMEOUT, 0, 0))
 
     def _since_ms(self, at_s: float) -> float:
         return (perf_counter() - self._begins - at_s) * 1000

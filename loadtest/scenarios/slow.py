@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -28,6 +26,8 @@ from serve.operate.host.machine import describe_machine
 
 # Start of each window that is not counted, while slow clients connect or disconnect.
 SETTLE_S = 5.0
+# Report of slow clients that could not start.
+NO_CLIENTS = '{"connected": 0, "ended": {}}'
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,18 @@ def run_slow(plan: SlowPlan, url: str, ids: Ids) -> Report:
 def _slow_window(plan: SlowPlan, url: str, begun_s: float, number: int) -> dict[str, Any]:
     """Run the slow clients in the second window of a pair; return their report."""
     time.sleep(max(0.0, begun_s + (2 * number + 1) * plan.window_s - time.monotonic()))
-    with _senders(url, plan.num_slow) as senders:
-        # The slow clients disconnect before the next window begins.
-        time.sleep(plan.window_s - 0.5)
-    return _read_report(senders)
-
-
-@contextlib.contextmanager
-def _senders(url: str, num: int) -> Iterator[subprocess.Popen[str]]:
     host, port = read_address(url)
-    prefix = urlsplit(url).path.rstrip("/")
-    command = [sys.executable, "-m", "loadtest.generator.slow_senders", host, str(port), prefix, str(num)]
+    to = [host, str(port), urlsplit(url).path.rstrip("/"), str(plan.num_slow)]
+    command = [sys.executable, "-m", "loadtest.generator.slow_senders", *to]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
     try:
-        yield process
+        # The slow clients disconnect before the next window begins.
+        time.sleep(plan.window_s - 0.5)
     finally:
         process.terminate()
-
-
-def _read_report(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, _ = process.communicate(timeout=10)
-    lines = [json.loads(line) for line in out.splitlines()]
-    ended: dict[str, int] = next((line["ended"] for line in lines if "ended" in line), {})
-    return {"connected": max((line.get("connected", 0) for line in lines), default=0), "ended": ended}
+    report: dict[str, Any] = json.loads(out or NO_CLIENTS)
+    return report
 
 
 def _report(plan: SlowPlan, url: str, requests: Requests, reports: list[dict[str, Any]]) -> Report:

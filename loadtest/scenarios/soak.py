@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +55,21 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
     service = processes_of(cluster, url)
     emit(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are sampled")
     load = OfferedLoad(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
-    with offering(load) as offer, _watching(cluster, offer.begun_s + warmup_s, _period_s(seconds)) as seen:
+    seen: list[Footprint] = []
+
+    def look() -> None:
+        # The service may be in the middle of a replacement.
+        with contextlib.suppress(LoadtestError):
+            at_s = time.monotonic() - offer.begun_s - warmup_s
+            seen.append(footprint(processes_of(cluster, url), at_s))
+
+    with offering(load) as offer, repeated(look, min(5.0, seconds / 12)):
         requests = offer.result().requests.counted_from(warmup_s)
     footprints = [each for each in seen if each.at_s >= 0]
     report = describe(requests, footprints, seconds, slo)
     verdict, reasons = judge(report, slo)
-    report = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps, **report}
-    report |= {"machine": describe_machine()}
+    head = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps}
+    report = {**head, **report, "machine": describe_machine()}
     write_soak(out, report, timeline(requests, seconds, []), footprints, slo)
     return report
 
@@ -148,22 +155,3 @@ def _broken(report: Report) -> Iterator[str]:
         elif report[key] > GROWTH:
             yield f"{what} grew by {report[key]:+.1%} after the warm-up (limit {GROWTH:.0%})"
     yield from failures(report)
-
-
-def _period_s(seconds: float) -> float:
-    return min(5.0, seconds / 12)
-
-
-@contextmanager
-def _watching(cluster: Path, zero_s: float, period_s: float) -> Iterator[list[Footprint]]:
-    """Sample the processes while the block runs, with times relative to `zero_s`."""
-    seen: list[Footprint] = []
-    url = read_service(cluster)["url"]
-
-    def look() -> None:
-        # The service may be in the middle of a replacement.
-        with contextlib.suppress(LoadtestError):
-            seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
-
-    with repeated(look, period_s):
-        yield seen
