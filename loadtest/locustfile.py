@@ -107,25 +107,22 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         )
 
 
-class LatenessWatch:
-    """Monitor that logs a warning when the dispatcher is late.
+def lateness_watch(limit_ms: float, num_requests: int) -> Callable[[Ended], None]:
+    """Return a function that logs a warning when the dispatcher is late over that many requests.
 
     The response times are then not those of the service.
     """
+    late_ms: list[float] = []
 
-    def __init__(self, limit_ms: float, num_requests: int) -> None:
-        self._limit_ms = limit_ms
-        self._num_requests = num_requests
-        self._late_ms: list[float] = []
-
-    def __call__(self, ended: Ended) -> None:
-        """Record the lateness of a request and judge it once there are enough requests."""
-        self._late_ms.append(ended.late_ms)
-        if len(self._late_ms) >= self._num_requests:
-            p99_ms = float(np.percentile(self._late_ms, 99))
-            self._late_ms.clear()
-            if p99_ms > self._limit_ms:
+    def watch(ended: Ended) -> None:
+        late_ms.append(ended.late_ms)
+        if len(late_ms) >= num_requests:
+            p99_ms = float(np.percentile(late_ms, 99))
+            late_ms.clear()
+            if p99_ms > limit_ms:
                 logging.warning("the load generator is late (p99 %.1f ms): use more --processes", p99_ms)
+
+    return watch
 
 
 class OneDispatcherEach(LoadTestShape):  # type: ignore[misc]
@@ -168,7 +165,7 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
         bodies = make_bodies(ids, profile)
     except TabrankError as error:
         sys.exit(str(error))
-    watch = LatenessWatch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
+    watch = lateness_watch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
     # The shape repeats until Locust stops the run.
     shaped = chain.from_iterable(repeat(blocks(profile.shape)))
     environment.load = LocustLoad(profile, bodies, shaped if profile.shape else repeat(Block(BLOCK_S)), watch)

@@ -34,9 +34,6 @@ class RequestLog:
         self._scored = array("H")
         self._outcomes: dict[Outcome, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._at_s)
-
     def add(self, at_s: float, late_ms: float, latency_ms: float, outcome: Outcome, scored: int) -> None:
         """Add a request: due at `at_s`, sent `late_ms` and ended `latency_ms` after that."""
         self._at_s.append(at_s)

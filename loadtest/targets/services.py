@@ -46,8 +46,16 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
         LoadtestError: if the file is not a usable `cluster.yaml`.
     """
     port = free_port()
-    document = _read(config)
-    application = _only_application(config, document)
+    try:
+        document = parse(config, config.read_bytes())
+    except OSError as error:
+        raise LoadtestError(
+            f"--config {config}: cannot be read ({error.strerror}); name a cluster.yaml"
+        ) from None
+    applications = document.get("applications") or []
+    if [isinstance(one, dict) and one.get("import_path") for one in applications] != [OUR_APPLICATION]:
+        raise LoadtestError(f"--config {config}: must hold exactly one application, of {OUR_APPLICATION}")
+    [application] = applications
     arguments = application.setdefault("args", {})
     if arguments.get("surface") != "spaces":
         raise LoadtestError(
@@ -56,11 +64,8 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     served = work.path / "served"
     # The folder may hold millions of rankings of an earlier run.
     shutil.rmtree(served, ignore_errors=True)
-    arguments |= {
-        "store": f"lmdb:{work.data.name}/store",
-        "models": f"{work.data.name}/models",
-        "log": served.name,
-    }
+    data = work.data.name
+    arguments |= {"store": f"lmdb:{data}/store", "models": f"{data}/models", "log": served.name}
     document["http_options"] = {**document.get("http_options", {}), "host": "127.0.0.1", "port": port}
     for deployment in application.get("deployments", []):
         _assign_all_to_model(config, deployment.get("user_config") or {})
@@ -68,13 +73,8 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     write_document(file, document)
     serve = (sys.executable, "-m", "serve")
     environment = {"RAY_AUTH_MODE": "disabled", **os.environ}
-    return TargetService(
-        "tabrank",
-        port,
-        (*serve, "up", str(file), "--run", run),
-        environment,
-        stop=(*serve, "down", "--run", run),
-    )
+    start, stop = (*serve, "up", str(file), "--run", run), (*serve, "down", "--run", run)
+    return TargetService("tabrank", port, start, environment, stop)
 
 
 def fastapi(work: Workspace) -> TargetService:
@@ -114,24 +114,6 @@ def idiomatic(work: Workspace) -> TargetService:
 def free_port() -> int:
     """Return a free port outside the ranges of outgoing connections and of Ray's workers."""
     return free_ports(1)[0]
-
-
-def _read(config: Path) -> dict[str, Any]:
-    try:
-        return parse(config, config.read_bytes())
-    except OSError as error:
-        raise LoadtestError(
-            f"--config {config}: cannot be read ({error.strerror}); name a cluster.yaml"
-        ) from None
-
-
-def _only_application(config: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    applications = document.get("applications")
-    ours = [a for a in applications or [] if isinstance(a, dict) and a.get("import_path") == OUR_APPLICATION]
-    if len(ours) != 1 or ours != applications:
-        raise LoadtestError(f"--config {config}: must hold exactly one application, of {OUR_APPLICATION}")
-    application: dict[str, Any] = ours[0]
-    return application
 
 
 def _assign_all_to_model(config: Path, user_config: dict[str, Any]) -> None:

@@ -64,20 +64,17 @@ class Workspace:
             emit(f"using the log, model and store in {self.data}")
             return
         with draft_of(self.data) as draft:
-            self._make(draft, emit, run)
-
-    def _make(self, draft: Path, emit: Progress, run: RunCommand) -> None:
-        log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
-        emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
-        size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
-        # The log ends now, so that the rooms that are live at its end are live for the service.
-        run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
-        emit("fitting a model")
-        fit = ("--surface", "spaces", "--log", log, "--out", model, "--epochs", str(EPOCHS))
-        run("training", "fit", *fit, log=output)
-        emit("publishing the model and filling the store")
-        run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
-        run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
+            log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
+            emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
+            size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
+            # The log ends now, so that the rooms that are live at its end are live for the service.
+            run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
+            emit("fitting a model")
+            fit = ("--surface", "spaces", "--log", log, "--out", model, "--epochs", str(EPOCHS))
+            run("training", "fit", *fit, log=output)
+            emit("publishing the model and filling the store")
+            run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
+            run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
 
 
 @contextmanager

@@ -65,7 +65,6 @@ def describe(
         "http_5xx": sum(n for name, n in ended.items() if name.startswith("HTTP 5")),
         "not_sent": ended[NOT_SENT.name],
         "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
-        "in_flight_most": in_flight_most(due),
         "generator_late_ms_p99": percentile(due.late_ms, 0.99) or 0.0,
         "back_s": recovered_s(
             requests, Phase(ends_s, ends_s + plan.after_s, "after"), lambda m: is_normal(m, slo)
@@ -79,15 +78,6 @@ def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
     remedy = f"{found['offered_rps']:.0f} requests/s are more than its core can send"
     late_ms, limit_ms = found["generator_late_ms_p99"], slo.generator_late_ms_p99
     return verdict_on(list(_broken(found, slo)), late_ms, limit_ms, remedy)
-
-
-def in_flight_most(requests: Requests) -> int:
-    """Return the largest number of requests in flight at one time."""
-    sent = ~_named(requests, NOT_SENT.name)
-    begun = requests.at_s[sent] + requests.late_ms[sent] / 1000
-    at = np.concatenate([begun, requests.ended_s[sent]])
-    change = np.concatenate([np.ones(len(begun)), -np.ones(len(begun))])
-    return int(np.cumsum(change[np.argsort(at, kind="stable")]).max(initial=0))
 
 
 def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:

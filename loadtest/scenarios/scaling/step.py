@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import failures
 from loadtest.scenarios.scaling.service import CANDIDATES, Proof, Scaled, capacity_rps, load_service
@@ -89,11 +88,7 @@ def prove_nodes(scaled: Scaled, bodies: Sequence[bytes], out: Path, emit: Progre
     url = scaled.service.url
     emit("starting a cluster of fake nodes with the throttled Scorer")
     with fake_cluster(scaled.file, idle_s=IDLE_S) as cluster:
-        last = await_full_answer(url, bodies[0], CANDIDATES, ANSWER_S)
-        if last is not None:
-            raise LoadtestError(
-                f"the fake nodes gave no full answer within {ANSWER_S:g} s (last answer: {last})"
-            )
+        await_full_answer("a fake node", url, bodies[0], CANDIDATES, ANSWER_S)
         profile = _profile("nodes", NODES_PLAN, 5.0, emit)
         report, moments = load_service(profile, url, bodies, cluster.rest.look, out)
     found = judge_nodes(report, moments, NODES_PLAN)
