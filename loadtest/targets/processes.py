@@ -45,7 +45,7 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
     Raises:
         LoadtestError: if it ends early, or gives no full answer within START_S.
     """
-    marker = f"{work.id}-{service.name}"
+    marker = marker_of(work, service)
     log = work.path / f"{service.name}.log"
     # End the processes that a killed benchmark left.
     _end(service, marker, None)
@@ -121,6 +121,11 @@ def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] |
     end_marked(marker)
     if service.temp:
         shutil.rmtree(service.temp, ignore_errors=True)
+
+
+def marker_of(work: Workspace, service: TargetService) -> str:
+    """Return the marker of each process of a service."""
+    return f"{work.id}-{service.name}"
 
 
 def end_marked(marker: str) -> None:

@@ -15,7 +15,7 @@ from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import read_service
 from loadtest.scenarios.chaos.fault import ONE, TWO, Allowed, Fault
 from loadtest.scenarios.chaos.stores import limit_files
-from loadtest.scenarios.chaos.target import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
+from loadtest.targets.running import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
 
 ONE_OF_TWO = Allowed(failed_share=0.0, first="in flight", strength_s=15.0)
 NOTHING = Allowed(failed_share=0.0, first="none")

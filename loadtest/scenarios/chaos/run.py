@@ -25,11 +25,11 @@ from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
 from loadtest.scenarios.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
-from loadtest.scenarios.chaos.target import Target
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.cluster_file import Document, deployments_of, read_document, write_document
 from loadtest.targets.metrics_page import read_page
 from loadtest.targets.processes import started
+from loadtest.targets.running import Target
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.shapes import Block
@@ -96,13 +96,12 @@ class ChaosRun:
         write_document(self.work.path / "cluster.yaml", document)
         # The callback runs after the end of the service, which depends on what `prepare` started.
         self._up.callback(fault.end)
-        folder = self.work.path.resolve()
-        place = fault.place(folder / "cluster.yaml")
+        place = fault.place(self.work.path.resolve() / "cluster.yaml")
         if place is not None:
             self._target = self._up.enter_context(place)
         else:
             self._up.enter_context(started(self._service, self.work, self.bench.bodies[0], CANDIDATES))
-            self._target = Target(self._service.url, folder, f"{self.work.id}-{self._service.name}")
+            self._target = Target.of(self.work, self._service)
         self._document = document
         return self._target
 

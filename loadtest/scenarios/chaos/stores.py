@@ -18,9 +18,9 @@ from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.polling import within
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
-from loadtest.scenarios.chaos.target import REPLICA, Target
 from loadtest.targets.cluster_file import Document
 from loadtest.targets.metrics_page import gained
+from loadtest.targets.running import REPLICA, Target
 from loadtest.targets.services import free_port
 
 GARBAGE_BYTES = 1 << 20

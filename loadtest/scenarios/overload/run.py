@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
@@ -20,9 +19,10 @@ from loadtest.report.report import Report
 from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.overload.found import Found, OverloadPlan, describe, judge
 from loadtest.scenarios.search import KneePlan, KneeStep
-from loadtest.targets.cluster_file import deployments_of, edited, read_document
+from loadtest.targets.cluster_file import Document, deployments_of
 from loadtest.targets.metrics_page import gained, read_page, within
 from loadtest.targets.processes import started
+from loadtest.targets.running import Target
 from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
 
@@ -43,7 +43,7 @@ PAGE_S = 4.5
 class Offering:
     """Service to overload, with its benchmark, deadline and knee."""
 
-    url: str
+    target: Target
     bench: Bench
     deadline_ms: float
     knee_rps: float
@@ -56,7 +56,7 @@ class Offering:
         The refusals, as the replicas report them, count only with the URL of the metrics page.
         """
         blocks = plan.blocks(times)
-        load = OfferedLoad(self.url, self.bench.bodies, self.bench.candidates, self.knee_rps, blocks)
+        load = OfferedLoad(self.target.url, self.bench.bodies, self.bench.candidates, self.knee_rps, blocks)
         before = read_page(metrics_url or "")
         requests = offered(load).requests
         found = describe(requests, times, self.knee_rps, self.deadline_ms, plan, self.bench.slo)
@@ -92,7 +92,7 @@ def run_overload(
     cores = _two_cores()
     with work.locked():
         service = tabrank(work, config)
-        file, run = work.path / "cluster.yaml", work.path / "run"
+        target = Target.of(work, service)
         bench = Bench.prepared(work, CANDIDATES, emit)
         emit(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
         with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
@@ -101,10 +101,10 @@ def run_overload(
             if knee_rps is None:
                 knee_rps, steps = bench.require_knee(service.url, SEARCH, "use a faster machine")
                 emit(f"knee with this pinning: {knee_rps:g} req/s")
-            offering = Offering(service.url, bench, _deadline_ms(file), knee_rps)
-            metrics_url = read_service(run).get("metrics_url", "")
+            offering = Offering(target, bench, _deadline_ms(target.document()), knee_rps)
+            metrics_url = read_service(target.run).get("metrics_url", "")
             found = [offering.run(factor, plan, metrics_url) for factor in times]
-            control, moments = _control(offering, plan, file, run)
+            control, moments = _control(offering, plan)
     runs = [one for one, _ in found]
     lines = {f"{one['times']:g} times the knee": line for one, line in found}
     lines |= {"the control": moments} if moments else {}
@@ -139,13 +139,13 @@ def read_times(given: str) -> list[float]:
     return times
 
 
-def _control(offering: Offering, plan: OverloadPlan, file: Path, run: Path) -> tuple[Found, list[Moment]]:
+def _control(offering: Offering, plan: OverloadPlan) -> tuple[Found, list[Moment]]:
     """Repeat the overload without load shedding, as a control: it must not hold."""
-    bench = offering.bench
+    bench, document = offering.bench, offering.target.document()
     bench.emit("control run without load shedding")
-    disable_load_shedding(file)
+    disable_load_shedding(document)
     try:
-        run_command("serve", "up", str(file), "--run", str(run), log=bench.work.path / "overload.log")
+        offering.target.deploy(document)
     except LoadtestError as error:
         reason = str(error).splitlines()[-1].strip()
         bench.emit(f"  not run: {reason}")
@@ -164,15 +164,14 @@ def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
     return overall([*(run["verdict"] for run in runs), collapsed])
 
 
-def disable_load_shedding(file: Path) -> None:
-    """Write `ladder: false` into a `cluster.yaml`."""
-    with edited(file) as document:
-        front = deployments_of(document).get("FeatureFetch", {})
-        front["user_config"] = {**(front.get("user_config") or {}), "ladder": False}
+def disable_load_shedding(document: Document) -> None:
+    """Set `ladder: false` in a `cluster.yaml`."""
+    front = deployments_of(document).get("FeatureFetch", {})
+    front["user_config"] = {**(front.get("user_config") or {}), "ladder": False}
 
 
-def _deadline_ms(file: Path) -> float:
-    front = deployments_of(read_document(file)).get("FeatureFetch", {})
+def _deadline_ms(document: Document) -> float:
+    front = deployments_of(document).get("FeatureFetch", {})
     return float((front.get("user_config") or {}).get("deadline_ms", 100.0))
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loadtest.measure.cluster import look_at_folder
 from loadtest.measure.polling import within
 from loadtest.measure.verdict import failures
-from loadtest.scenarios.scaling.service import CANDIDATES, Proof, Scaled, capacity_rps, load_service
+from loadtest.scenarios.scaling.service import CANDIDATES, Proof, capacity_rps, load_service
+from loadtest.targets.cluster_file import deployments_of
+from loadtest.targets.running import Target
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile
 
@@ -31,7 +35,7 @@ class ReplicasPlan:
 
 
 def prove_replicas(
-    scaled: Scaled, bodies: Sequence[bytes], plan: ReplicasPlan, out: Path, emit: Progress
+    target: Target, bodies: Sequence[bytes], plan: ReplicasPlan, out: Path, emit: Progress
 ) -> Proof:
     """Scale the running service up and down under load; return the changes and failures."""
     seconds = plan.cycles * 2 * plan.hold_s
@@ -47,12 +51,14 @@ def prove_replicas(
         for number in range(2 * plan.cycles):
             until_s = begun + (number + 1) * plan.hold_s
             replicas = FEW if number % 2 else MANY
-            seconds = _change(scaled, replicas, plan.hold_s)
+            seconds = _change(target, replicas, plan.hold_s)
             changes.append({"replicas": replicas, "seconds": seconds})
             emit(f"  {replicas} of each: {'not in time' if seconds is None else f'after {seconds:g} s'}")
             time.sleep(max(0.0, until_s - time.monotonic()))
 
-    report, moments = load_service(profile, scaled.service.url, bodies, scaled.look, out, change_replicas)
+    report, moments = load_service(
+        profile, target.url, bodies, partial(look_at_folder, target.run), out, change_replicas
+    )
     reasons = failures(report)
     late = sum(change["seconds"] is None for change in changes)
     if late:
@@ -65,10 +71,14 @@ def prove_replicas(
     return {"held": not reasons, "reasons": reasons, "changes": changes, **numbers}, moments
 
 
-def _change(scaled: Scaled, number: int, limit_s: float) -> float | None:
+def _change(target: Target, number: int, limit_s: float) -> float | None:
     """Set the replicas, and return the seconds until they run; None: not in time."""
     begun = time.monotonic()
     wanted = dict.fromkeys(SCALED, number)
-    scaled.scale(wanted)
-    took = within(begun + limit_s - time.monotonic(), lambda: scaled.has_replicas(wanted))
+    document = target.document()
+    for name in SCALED:
+        scaling = deployments_of(document)[name]["autoscaling_config"]
+        scaling |= {"min_replicas": number, "max_replicas": number}
+    target.deploy(document)
+    took = within(begun + limit_s - time.monotonic(), lambda: target.at_full_strength(wanted))
     return None if took is None else round(time.monotonic() - begun, 1)

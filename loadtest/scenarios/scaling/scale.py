@@ -13,8 +13,10 @@ from loadtest.report.scaling import write_scale
 from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.scaling import replicas, step
 from loadtest.scenarios.scaling.replicas import ReplicasPlan
-from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Proof, Scaled, capacity_rps
+from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Proof, capacity_rps, throttled
 from loadtest.targets.processes import started
+from loadtest.targets.running import Target
+from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Progress, Workspace
 from serve.log.atomic_files import draft_of
 
@@ -36,13 +38,13 @@ def run_scale(
     with work.locked(), draft_of(out) as folder:
         # Report an invalid file before the preparation, which takes a minute.
         for name in parts:
-            Scaled.of(work, config, AUTOSCALING[name])
+            throttled(work, config, AUTOSCALING[name])
         bench = Bench.prepared(work, CANDIDATES, emit)
         found: dict[str, Report] = {}
         lines: dict[str, Sequence[Moment]] = {}
         for name in parts:
-            scaled = Scaled.of(work, config, AUTOSCALING[name])
-            found[name], lines[name] = _prove(name, scaled, bench, cycles, folder / name)
+            service = throttled(work, config, AUTOSCALING[name])
+            found[name], lines[name] = _prove(name, service, bench, cycles, folder / name)
         report = {
             "verdict": overall(map(part_verdict, found.values())),
             "parts": found,
@@ -55,13 +57,13 @@ def run_scale(
     return report
 
 
-def _prove(name: str, scaled: Scaled, bench: Bench, cycles: ReplicasPlan, out: Path) -> Proof:
-    bodies, emit = bench.bodies, bench.emit
+def _prove(name: str, service: TargetService, bench: Bench, cycles: ReplicasPlan, out: Path) -> Proof:
+    bodies, emit, target = bench.bodies, bench.emit, Target.of(bench.work, service)
     if name == "nodes":
-        return step.prove_nodes(scaled, bodies, out, emit)
+        return step.prove_nodes(target, bodies, out, emit)
     emit("starting the service with the throttled Scorer")
-    with started(scaled.service, bench.work, bodies[0], CANDIDATES) as footprint:
-        emit(f"{scaled.service.url} answers after {footprint.start_s} s")
+    with started(service, bench.work, bodies[0], CANDIDATES) as footprint:
+        emit(f"{service.url} answers after {footprint.start_s} s")
         if name == "replicas":
-            return replicas.prove_replicas(scaled, bodies, cycles, out, emit)
-        return step.prove_step(scaled, bodies, out, emit)
+            return replicas.prove_replicas(target, bodies, cycles, out, emit)
+        return step.prove_step(target, bodies, out, emit)

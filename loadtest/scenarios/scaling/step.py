@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from loadtest.measure.cluster import look_at_folder
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import failures
-from loadtest.scenarios.scaling.service import CANDIDATES, Proof, Scaled, capacity_rps, load_service
+from loadtest.scenarios.scaling.service import CANDIDATES, Proof, capacity_rps, load_service
 from loadtest.targets.cluster_file import deployments_of, edited
 from loadtest.targets.fake_cluster import fake_cluster
 from loadtest.targets.processes import await_full_answer
+from loadtest.targets.running import Target
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Profile
 from loadtest.workload.shapes import Shape
@@ -70,27 +73,26 @@ STEP_PLAN = StepPlan()
 NODES_PLAN = StepPlan(before_s=15.0, held_s=45.0, after_s=45.0)
 
 
-def prove_step(scaled: Scaled, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
+def prove_step(target: Target, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
     """Double the load of the running service, lower it; return the times of replicas and p99."""
     profile = _profile("step", STEP_PLAN, 10.0, emit)
-    report, moments = load_service(profile, scaled.service.url, bodies, scaled.look, out)
+    report, moments = load_service(profile, target.url, bodies, partial(look_at_folder, target.run), out)
     found = judge_step(report, moments, STEP_PLAN)
     emit(f"  replicas {_after(found['replicas_up_s'])}, p99 {_after(found['p99_recovered_s'])} the step")
     return found, moments
 
 
-def prove_nodes(scaled: Scaled, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
+def prove_nodes(target: Target, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
     """Start a cluster of fake nodes, double its load, lower it, and return the node changes."""
-    with edited(scaled.file) as document:
+    with edited(target.file) as document:
         for name, deployment in deployments_of(document).items():
             deployment["ray_actor_options"] = {"num_cpus": NUM_CPUS[name]}
         document["nodes"] = NODES
-    url = scaled.service.url
     emit("starting a cluster of fake nodes with the throttled Scorer")
-    with fake_cluster(scaled.file, idle_s=IDLE_S) as cluster:
-        await_full_answer("a fake node", url, bodies[0], CANDIDATES, ANSWER_S)
+    with fake_cluster(target.file, idle_s=IDLE_S) as cluster:
+        await_full_answer("a fake node", target.url, bodies[0], CANDIDATES, ANSWER_S)
         profile = _profile("nodes", NODES_PLAN, 5.0, emit)
-        report, moments = load_service(profile, url, bodies, cluster.rest.look, out)
+        report, moments = load_service(profile, target.url, bodies, cluster.rest.look, out)
     found = judge_nodes(report, moments, NODES_PLAN)
     added, removed = (_after(found[key]) for key in ("node_up_s", "node_gone_s"))
     emit(f"  node added {added} the step, removed {removed} its end")

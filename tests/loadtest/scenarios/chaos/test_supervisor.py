@@ -13,7 +13,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.scenarios.chaos.kills import RunDiskFull, SupervisorKilled
-from loadtest.scenarios.chaos.target import Target
+from loadtest.targets.running import Target
 
 
 class Folder(Target):

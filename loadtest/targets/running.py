@@ -1,4 +1,4 @@
-"""Service under fault injection: its processes by role, its files and its running replicas."""
+"""Running service of a benchmark: its processes by role, its files and its running replicas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import all_running, replica_states
 from loadtest.targets.cluster_file import Document, read_document, write_document
-from loadtest.targets.processes import marked
+from loadtest.targets.processes import marked, marker_of
+from loadtest.targets.services import TargetService
+from loadtest.targets.workspace import Workspace
 
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
 REPLICA = "ray::ServeReplica:spaces:"
@@ -31,6 +33,11 @@ class Target:
     url: str
     folder: Path
     marker: str
+
+    @classmethod
+    def of(cls, work: Workspace, service: TargetService) -> Target:
+        """Return the target that a service of the workspace becomes once it is started."""
+        return cls(service.url, work.path.resolve(), marker_of(work, service))
 
     @property
     def file(self) -> Path:
@@ -78,7 +85,7 @@ class Target:
     def deploy(self, document: Mapping[str, Any]) -> None:
         """Deploy a changed document in place."""
         write_document(self.file, document)
-        run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "chaos.log")
+        run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "deploy.log")
 
 
 def title(process: psutil.Process) -> str:
