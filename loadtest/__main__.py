@@ -206,7 +206,7 @@ def scale(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
     from loadtest.report.scaling import scale_summary
-    from loadtest.scenarios.scaling.replicas import ReplicasPlan
+    from loadtest.scenarios.scaling.parts import ReplicasPlan
     from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
     parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
@@ -238,8 +238,7 @@ def overload(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
     from loadtest.report.overload import overload_summary
-    from loadtest.scenarios.overload.found import OverloadPlan
-    from loadtest.scenarios.overload.run import read_times, run_overload
+    from loadtest.scenarios.overload import OverloadPlan, read_times, run_overload
 
     def measured(folder: Path) -> Report:
         factors, plan = read_times(times), OverloadPlan(seconds)

@@ -27,15 +27,12 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner
 
-from loadtest.generator.arrivals import arrivals
 from loadtest.generator.bodies import SEED, make_bodies
 from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import find_ids
-from loadtest.measure.answer import Ended, read_answer
-from loadtest.measure.service import PATH
-from loadtest.workload.profiles import Profile, load_profile, load_slo
-from loadtest.workload.shapes import Block, blocks
+from loadtest.measure.service import PATH, Ended, read_answer
+from loadtest.workload.profiles import Block, Profile, blocks, load_profile, load_slo
 from serve.contract.errors import TabrankError
 
 BLOCK_S = 10.0

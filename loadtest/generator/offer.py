@@ -18,7 +18,7 @@ from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.generator.connections import TIMEOUT_S
 from loadtest.measure.measure import Floats, Requests
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block
 
 # Files of the load, of its result and of messages, in the folder that both processes share.
 LOAD, RESULT, LOG = "load.msgpack", "result.pickle", "generator.log"

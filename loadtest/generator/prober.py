@@ -15,9 +15,8 @@ from geventhttpclient.response import HTTPParseError
 
 from loadtest.generator.bodies import candidate, event, pack
 from loadtest.generator.connections import Connections, error_kind
-from loadtest.measure.answer import Outcome, read_acknowledgement
 from loadtest.measure.measure import RequestLog
-from loadtest.measure.service import EVENTS_PATH
+from loadtest.measure.service import EVENTS_PATH, Outcome, read_acknowledgement
 
 CANDIDATE, VIEWER = "candidate", "viewer"
 KINDS = (CANDIDATE, VIEWER)

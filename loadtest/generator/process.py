@@ -21,14 +21,12 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
-from loadtest.generator.arrivals import arrivals
 from loadtest.generator.bodies import SEED
-from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher, allow_open_files
+from loadtest.generator.connections import Connections, Failure, Retrying
+from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.offer import LOAD, RESULT, OfferedLoad, OfferResult
-from loadtest.generator.retrying import Failure, Retrying
-from loadtest.measure.answer import read_answer
 from loadtest.measure.measure import RequestLog
+from loadtest.measure.service import read_answer
 
 
 def main(folder: Path) -> None:

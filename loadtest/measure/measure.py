@@ -6,15 +6,12 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.measure.answer import Outcome
-
-if TYPE_CHECKING:
-    from loadtest.measure.answer import Ended
+from loadtest.measure.service import Ended, Outcome
 
 Floats = NDArray[np.float64]
 

@@ -59,17 +59,11 @@ def measured(found: Report) -> str:
     return "; ".join(parts)
 
 
-def markdown(report: Report) -> str:
-    """Return the table as Markdown, for a document."""
-    lines = [" | ".join(row) for row in (HEAD, ["---"] * len(HEAD), *_rows(report, "fault"))]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
-    body = [table(HEAD, _rows(report, "what"))]
+    body = [table(HEAD, _rows(report))]
     for found in report["faults"]:
         if found["fault"] in lines:
             plot = load_and_cluster(lines[found["fault"]], slo)
@@ -77,15 +71,13 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     footer = FOOTER.format(
         knee=f"{report['knee_rps'] or 0:,.0f}", timeout=f"{report['client_timeout_s'] * 1000:g}"
     )
-    more = {"table.md": markdown(report) + "\n"}
-    write_report(folder, report, f"Chaos: {report['verdict']}", body, footer, more)
+    write_report(folder, report, f"Chaos: {report['verdict']}", body, footer)
 
 
-def _rows(report: Report, name: str) -> list[tuple[str, ...]]:
-    """Return a row for each fault, named by its key `name`."""
+def _rows(report: Report) -> list[tuple[str, ...]]:
     return [
         (
-            one[name],
+            one["what"],
             one["allowed"],
             measured(one) if "requests" in one else "; ".join(one["reasons"]),
             HELD[one["held"]],

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loadtest.measure.measure import Requests, measure, milliseconds, rounded
-from loadtest.measure.phases import describe_phases, describe_steps, phase_rows
-from loadtest.measure.timeline import Moment
+from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows
 from loadtest.measure.verdict import judge
 from loadtest.report.report import Findings, Report, csv_text, indented, write_report
 from loadtest.workload.profiles import Profile, Slo

@@ -16,8 +16,7 @@ from loadtest.errors import LoadtestError
 from loadtest.report.demo import write_reports
 from loadtest.report.report import Report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
-from loadtest.targets.cluster_file import read_document, write_document
-from loadtest.targets.services import free_port
+from loadtest.targets.services import free_port, read_document, write_document
 from loadtest.targets.workspace import exclusive
 from serve.operate.host.machine import describe_machine
 

@@ -12,15 +12,21 @@ import msgspec
 import numpy as np
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.arrivals import arrivals
 from loadtest.generator.bodies import BATCH, SEED, candidate, event, forget, make_bodies, pack, viewer_events
 from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import Ids
 from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
-from loadtest.measure.answer import decode_acknowledgement, read_acknowledgement
 from loadtest.measure.measure import RequestLog, measure
-from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
+from loadtest.measure.service import (
+    EVENTS_PATH,
+    MODEL_PATH,
+    ask,
+    decode_acknowledgement,
+    detail_of,
+    probe,
+    read_acknowledgement,
+)
 from loadtest.measure.verdict import judge_freshness
 from loadtest.report.freshness import (
     event_numbers,
@@ -30,8 +36,7 @@ from loadtest.report.freshness import (
     write_freshness,
 )
 from loadtest.report.report import Report
-from loadtest.workload.profiles import Profile, Slo
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block, Profile, Slo
 from serve.operate.host.machine import describe_machine
 
 CLEAN_UP_BATCH = 500

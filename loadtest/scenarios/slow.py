@@ -20,8 +20,7 @@ from loadtest.measure.measure import Requests, measure, rounded
 from loadtest.measure.service import probe, read_address
 from loadtest.measure.verdict import MAX_SLOW_LATE_MS, MAX_SLOW_RATIO, judge_slow_clients
 from loadtest.report.report import Report
-from loadtest.workload.profiles import Profile
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block, Profile
 from serve.operate.host.machine import describe_machine
 
 # Start of each window that is not counted, while slow clients connect or disconnect.

@@ -24,8 +24,7 @@ from loadtest.report.report import Report
 from loadtest.report.soak import Footprint, write_soak
 from loadtest.targets.processes import processes_with
 from loadtest.targets.workspace import Progress
-from loadtest.workload.profiles import Profile, Slo, load_slo
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
 
 # Environment variable of each process of a service that `serve up` started.

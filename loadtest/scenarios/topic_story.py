@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import Record, event, pack
 from loadtest.generator.ids import read_log_ids
-from loadtest.measure.answer import decode_acknowledgement
-from loadtest.measure.service import EVENTS_PATH, PATH, ask, detail_of
+from loadtest.measure.service import EVENTS_PATH, PATH, ask, decode_acknowledgement, detail_of
 
 NUM_JOINS = 5
 RECENT_MS = 30 * 60_000

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 from loadtest.commands import last_lines
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import UNREADABLE_ERRORS, Dashboard
-from loadtest.targets.cluster_file import read_document
 from loadtest.targets.processes import MARKER, POLL_S, end_marked
+from loadtest.targets.services import read_document
 from serve.operate.host.environment import free_ports, haproxy_places
 
 # The provider counts its nodes from this id.

@@ -15,8 +15,7 @@ import psutil
 
 from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
-from loadtest.measure.answer import read_answer
-from loadtest.measure.service import PATH, ask
+from loadtest.measure.service import PATH, ask, read_answer
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Workspace
 

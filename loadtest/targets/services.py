@@ -1,22 +1,25 @@
-"""Commands and environments that start the measured services: tabrank and its two rivals."""
+"""Commands and environments that start the measured services, and their `cluster.yaml`."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from loadtest.errors import LoadtestError
-from loadtest.targets.cluster_file import write_document
 from loadtest.targets.workspace import Workspace
 from serve.config.reader import parse
 from serve.operate.host.environment import free_ports
 
 OUR_APPLICATION = "serve.app:build"
+Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,28 @@ def _assign_all_to_model(config: Path, user_config: dict[str, Any]) -> None:
             arm["explore"] = 0.0
     if "holdout" in experiment:
         experiment["holdout"] = 0.0
+
+
+def read_document(file: Path) -> Document:
+    """Return the parsed file."""
+    document: Document = yaml.safe_load(file.read_text())
+    return document
+
+
+def write_document(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as YAML."""
+    file.write_text(yaml.safe_dump(dict(document), sort_keys=False))
+
+
+@contextmanager
+def edited(file: Path) -> Iterator[Document]:
+    """Yield the parsed file; write it when the block ends without an error."""
+    document = read_document(file)
+    yield document
+    write_document(file, document)
+
+
+def deployments_of(document: Document) -> dict[str, Document]:
+    """Return the declared deployments of the only application, by name."""
+    declared = document["applications"][0].get("deployments", [])
+    return {deployment.get("name", ""): deployment for deployment in declared}

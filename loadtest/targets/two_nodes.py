@@ -22,7 +22,6 @@ from typing import Any
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import deployments
-from loadtest.targets.cluster_file import read_document, write_document
 from loadtest.targets.fake_cluster import (
     FakeCluster,
     HeadPorts,
@@ -31,6 +30,7 @@ from loadtest.targets.fake_cluster import (
     start_head,
 )
 from loadtest.targets.processes import MARKER, end_marked, marked
+from loadtest.targets.services import read_document, write_document
 from serve.operate.host.environment import free_ports
 
 # The head has room only for the controller and its own HAProxy.

@@ -9,8 +9,8 @@ from pathlib import Path
 from loadtest.commands import run_command
 from loadtest.generator.connections import TIMEOUT_S
 from loadtest.scenarios.chaos.fault import Allowed, Fault
-from loadtest.targets.cluster_file import Document, deployments_of
 from loadtest.targets.running import Target
+from loadtest.targets.services import Document, deployments_of
 
 TIMES = 5
 PAUSE_S = 2.0

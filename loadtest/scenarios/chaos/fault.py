@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loadtest.targets.cluster_file import Document
 from loadtest.targets.running import Target
+from loadtest.targets.services import Document
 
 First = Literal["none", "in flight", "any"]
 # Timeout of the shipped client: a later answer is a failure.

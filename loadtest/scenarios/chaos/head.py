@@ -18,9 +18,9 @@ from loadtest.measure.cluster import deployments
 from loadtest.measure.polling import within
 from loadtest.measure.service import MODEL_PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Fault
-from loadtest.targets.cluster_file import Document, deployments_of
 from loadtest.targets.processes import marked
 from loadtest.targets.running import Target, title
+from loadtest.targets.services import Document, deployments_of
 from loadtest.targets.two_nodes import Identity, TwoNodes, two_nodes
 
 DEAD_S = 50.0

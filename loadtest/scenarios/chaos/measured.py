@@ -11,11 +11,10 @@ import numpy as np
 
 from loadtest.generator.offer import OfferResult
 from loadtest.measure.measure import Measurement, measure, rounded_numbers
-from loadtest.measure.phases import in_time, is_normal, recovered_s
+from loadtest.measure.timeline import in_time, is_normal, recovered_s
 from loadtest.measure.verdict import listed
 from loadtest.scenarios.chaos.fault import Allowed
-from loadtest.workload.profiles import Slo
-from loadtest.workload.shapes import Phase
+from loadtest.workload.profiles import Phase, Slo
 
 # Start of the load that does not count.
 WARM_S = 3.0

@@ -17,7 +17,6 @@ from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
-from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos.changes import CHANGES
 from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Fault
 from loadtest.scenarios.chaos.floods import FLOODS
@@ -25,14 +24,13 @@ from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
 from loadtest.scenarios.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
+from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan
-from loadtest.targets.cluster_file import Document, deployments_of, read_document, write_document
-from loadtest.targets.metrics_page import read_page
 from loadtest.targets.processes import started
-from loadtest.targets.running import Target
-from loadtest.targets.services import tabrank
+from loadtest.targets.running import Target, read_page
+from loadtest.targets.services import Document, deployments_of, read_document, tabrank, write_document
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block
 
 # Faults that use the same service follow each other: a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (

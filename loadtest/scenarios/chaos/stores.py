@@ -18,10 +18,8 @@ from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.polling import within
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
-from loadtest.targets.cluster_file import Document
-from loadtest.targets.metrics_page import gained
-from loadtest.targets.running import REPLICA, Target
-from loadtest.targets.services import free_port
+from loadtest.targets.running import REPLICA, Target, gained
+from loadtest.targets.services import Document, free_port
 
 GARBAGE_BYTES = 1 << 20
 # Size of LMDB's two meta pages: a commit needs more, and fails.

@@ -1,1 +1,1 @@
-"""`loadtest scale`: replicas and nodes follow the load. Imports `scenarios.bench` and below."""
+"""`loadtest scale`: replicas and nodes follow the load. Imports `scenarios.knee` and below."""

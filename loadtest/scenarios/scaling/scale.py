@@ -10,9 +10,9 @@ from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import overall, part_verdict
 from loadtest.report.report import Report
 from loadtest.report.scaling import write_scale
-from loadtest.scenarios.bench import Bench
-from loadtest.scenarios.scaling import replicas, step
-from loadtest.scenarios.scaling.replicas import ReplicasPlan
+from loadtest.scenarios.knee import Bench
+from loadtest.scenarios.scaling import parts
+from loadtest.scenarios.scaling.parts import ReplicasPlan
 from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Proof, capacity_rps, throttled
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target
@@ -20,29 +20,29 @@ from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Progress, Workspace
 from serve.log.atomic_files import draft_of
 
-AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
+AUTOSCALING = {"replicas": parts.FIXED, "step": parts.AUTOSCALING, "nodes": parts.AUTOSCALING}
 PARTS = tuple(AUTOSCALING)
 
 
 def run_scale(
-    work: Workspace, config: Path, parts: Sequence[str], cycles: ReplicasPlan, out: Path, emit: Progress
+    work: Workspace, config: Path, names: Sequence[str], cycles: ReplicasPlan, out: Path, emit: Progress
 ) -> Report:
     """Run the named parts, and write their reports and a summary to the new folder `out`.
 
     Raises:
         LoadtestError: if the input, the workspace or the service prevents a part.
     """
-    for name in parts:
+    for name in names:
         if name not in PARTS:
             raise LoadtestError(f"--part {name}: unknown part; use {', '.join(PARTS)}")
     with work.locked(), draft_of(out) as folder:
         # Report an invalid file before the preparation, which takes a minute.
-        for name in parts:
+        for name in names:
             throttled(work, config, AUTOSCALING[name])
         bench = Bench.prepared(work, CANDIDATES, emit)
         found: dict[str, Report] = {}
         lines: dict[str, Sequence[Moment]] = {}
-        for name in parts:
+        for name in names:
             service = throttled(work, config, AUTOSCALING[name])
             found[name], lines[name] = _prove(name, service, bench, cycles, folder / name)
         report = {
@@ -60,10 +60,10 @@ def run_scale(
 def _prove(name: str, service: TargetService, bench: Bench, cycles: ReplicasPlan, out: Path) -> Proof:
     bodies, emit, target = bench.bodies, bench.emit, Target.of(bench.work, service)
     if name == "nodes":
-        return step.prove_nodes(target, bodies, out, emit)
+        return parts.prove_nodes(target, bodies, out, emit)
     emit("starting the service with the throttled Scorer")
     with started(service, bench.work, bodies[0], CANDIDATES) as footprint:
         emit(f"{service.url} answers after {footprint.start_s} s")
         if name == "replicas":
-            return replicas.prove_replicas(target, bodies, cycles, out, emit)
-        return step.prove_step(target, bodies, out, emit)
+            return parts.prove_replicas(target, bodies, cycles, out, emit)
+        return parts.prove_step(target, bodies, out, emit)

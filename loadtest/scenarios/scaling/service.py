@@ -13,8 +13,7 @@ from loadtest.measure.cluster import Look, Watch
 from loadtest.measure.timeline import Moment
 from loadtest.report.report import Report
 from loadtest.scenarios.run import report_run
-from loadtest.targets.cluster_file import deployments_of, edited
-from loadtest.targets.services import TargetService, tabrank
+from loadtest.targets.services import TargetService, deployments_of, edited, tabrank
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import Profile, load_slo
 

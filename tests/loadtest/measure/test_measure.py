@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.measure.answer import Outcome
 from loadtest.measure.measure import RequestLog, measure, percentile
+from loadtest.measure.service import Outcome
 
 FULL = Outcome("full", True, True)
 FALLBACK = Outcome("fallback", True, False)

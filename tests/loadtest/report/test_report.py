@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.measure.answer import Outcome
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
+from loadtest.measure.service import Outcome
 from loadtest.measure.timeline import timeline
 from loadtest.report.run import findings, make_report, write_run
 from loadtest.workload.profiles import load_profile, load_slo

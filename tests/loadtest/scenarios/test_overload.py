@@ -9,8 +9,14 @@ import yaml
 from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.overload.found import OverloadPlan, describe, judge
-from loadtest.scenarios.overload.run import disable_load_shedding, read_times, verdict_of
+from loadtest.scenarios.overload import (
+    OverloadPlan,
+    describe,
+    disable_load_shedding,
+    judge,
+    read_times,
+    verdict_of,
+)
 from loadtest.workload.profiles import load_slo
 from serve.config.settings import UserConfig
 

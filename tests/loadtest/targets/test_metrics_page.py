@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.targets.metrics_page import read_page, total, within
+from loadtest.targets.running import read_page, total, within
 from serve.operate.status.scrape import Page, parse
 
 PAGE = """# HELP ray_tabrank_x_total What it is.

@@ -14,7 +14,7 @@ from reading import read_changes
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
-from loadtest.measure.answer import read_answer
+from loadtest.measure.service import read_answer
 from loadtest.targets.rivals import plain
 from loadtest.targets.rivals.bodies import RankAnswer, RankRequest
 from loadtest.targets.rivals.reader import WORK, Reader

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.scaling.replicas import FIXED, ReplicasPlan
+from loadtest.scenarios.scaling.parts import FIXED, ReplicasPlan
 from loadtest.scenarios.scaling.scale import PARTS, run_scale
 from loadtest.scenarios.scaling.service import APPLICATION, throttled
 from loadtest.targets.workspace import Workspace
