@@ -16,8 +16,10 @@ from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_scenario
 from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
+from serve.contract.commands import Commands
 
 app = typer.Typer(
+    cls=Commands,
     help=__doc__,
     no_args_is_help=True,
     add_completion=False,
@@ -205,7 +207,7 @@ def scale(
 
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.report.scaling import scale_summary
+    from loadtest.report.series import scale_summary
     from loadtest.scenarios.scaling.parts import ReplicasPlan
     from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
@@ -237,7 +239,7 @@ def overload(
 
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.report.overload import overload_summary
+    from loadtest.report.series import overload_summary
     from loadtest.scenarios.overload import OverloadPlan, read_times, run_overload
 
     def measured(folder: Path) -> Report:
@@ -268,7 +270,7 @@ def chaos(
     Exit codes: 0 all held, 1 one did not hold, 2 invalid measurement (the generator was late) or
     failed run.
     """
-    from loadtest.report.chaos import chaos_summary
+    from loadtest.report.series import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
 
     measured = partial(run_chaos, Workspace(work), config, fault or (), rate, emit=print_progress)
@@ -299,7 +301,7 @@ def soak(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
     unusable input.
     """
-    from loadtest.report.soak import soak_findings
+    from loadtest.report.run import soak_findings
     from loadtest.scenarios.soak import run_soak, soak_profile
 
     def measured(folder: Path) -> Report:

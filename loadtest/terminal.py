@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -37,8 +35,6 @@ def run_scenario(
     measurement when there is no report.
     """
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    # SIGTERM acts as Ctrl-C, so that context managers clean up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if writes:
             _refuse_existing(folder)
@@ -49,12 +45,6 @@ def run_scenario(
             invalid = {"verdict": "void", "reasons": [reason]}
             print(json.dumps(of | invalid if of else {"error": reason}))
         print_progress(str(error))
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    except KeyboardInterrupt:
-        print_progress(f"interrupted: {'no verdict' if of else 'no report, and no process is left running'}")
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    except Exception:
-        traceback.print_exc()
         raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
     if folder.exists():

@@ -22,8 +22,8 @@ from loadtest.measure.cluster import read_service
 from loadtest.measure.measure import Requests, percentile, rounded_numbers
 from loadtest.measure.timeline import Moment, is_normal, recovered_s, timeline
 from loadtest.measure.verdict import Verdict, listed, overall, verdict_on
-from loadtest.report.overload import run_line, write_overload
 from loadtest.report.report import Report
+from loadtest.report.series import run_line, write_overload
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan, KneeStep
 from loadtest.targets.processes import started

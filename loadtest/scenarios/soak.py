@@ -21,7 +21,7 @@ from loadtest.measure.service import probe
 from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import Verdict, failures, verdict_on
 from loadtest.report.report import Report
-from loadtest.report.soak import Footprint, write_soak
+from loadtest.report.run import Footprint, write_soak
 from loadtest.targets.processes import processes_with
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Block, Profile, Slo, load_slo

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +44,20 @@ class Allowed:
             parts.append(share + ("" if self.first == "none" else " with one retry"))
         if self.first == "in flight":
             parts.append("without it at most the requests in flight")
-        for limit_s, name in (
-            (self.outage_s, "outage"),
-            (self.strength_s, "all replicas back"),
-            (self.p99_back_s, "p99 recovered"),
-            (self.whole_s, "fully recovered"),
+        times = [f"{title} ≤ {limit_s:g} s" for _, limit_s, title, _ in self.times()]
+        return ", ".join(parts + times)
+
+    def times(self) -> Iterator[tuple[str, float, str, str]]:
+        """Yield the key, the limit, the title and the effect of each limited time."""
+        for key, title, effect in (
+            ("outage_s", "outage", "the outage took"),
+            ("strength_s", "all replicas back", "all replicas ran again after"),
+            ("p99_back_s", "p99 recovered", "the p99 recovered after"),
+            ("whole_s", "fully recovered", "the service recovered fully after"),
         ):
+            limit_s = getattr(self, key)
             if limit_s is not None:
-                parts.append(f"{name} ≤ {limit_s:g} s")
-        return ", ".join(parts)
+                yield key, limit_s, title, effect
 
 
 class Fault(ABC):

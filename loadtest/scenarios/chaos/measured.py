@@ -91,14 +91,9 @@ def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
     if found["failed_first"] > first:
         kinds = listed(found["failed_first_kinds"])
         yield f"{found['failed_first']} first tries failed ({kinds}; limit {first})"
-    for name, limit_s, effect in (
-        ("outage_s", allowed.outage_s, "the outage took"),
-        ("strength_s", allowed.strength_s, "all replicas ran again after"),
-        ("p99_back_s", allowed.p99_back_s, "the p99 recovered after"),
-        ("whole_s", allowed.whole_s, "the service recovered fully after"),
-    ):
-        if limit_s is not None and (found[name] is None or found[name] > limit_s):
-            took = "more than the observed time" if found[name] is None else f"{found[name]:g} s"
+    for key, limit_s, _, effect in allowed.times():
+        if found[key] is None or found[key] > limit_s:
+            took = "more than the observed time" if found[key] is None else f"{found[key]:g} s"
             yield f"{effect} {took} (limit {limit_s:g} s)"
     if found["orphans"]:
         yield f"processes were left behind: {', '.join(found['orphans'])}"

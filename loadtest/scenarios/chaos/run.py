@@ -15,8 +15,8 @@ from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
-from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
+from loadtest.report.series import fault_line, write_chaos
 from loadtest.scenarios.chaos.changes import CHANGES
 from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Fault
 from loadtest.scenarios.chaos.floods import FLOODS

@@ -9,7 +9,7 @@ from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import overall, part_verdict
 from loadtest.report.report import Report
-from loadtest.report.scaling import write_scale
+from loadtest.report.series import write_scale
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.scaling import parts
 from loadtest.scenarios.scaling.parts import ReplicasPlan

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.report.demo import claims
 from loadtest.scenarios import topic_story
+from loadtest.scenarios.demo import claims
 from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
 
 TOPICS = ("music", "music", "music", "chess", "chess")

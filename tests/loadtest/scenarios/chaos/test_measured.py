@@ -8,7 +8,7 @@ import pytest
 from offers import CLOSED, FALLBACK, Offering
 
 from loadtest.errors import LoadtestError
-from loadtest.report.chaos import chaos_summary, write_chaos
+from loadtest.report.series import chaos_summary, write_chaos
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Allowed
 from loadtest.scenarios.chaos.measured import Seen, Times, broken, describe

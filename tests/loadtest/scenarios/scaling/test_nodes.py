@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from offers import moment
 
-from loadtest.report.scaling import describe_part
+from loadtest.report.series import describe_part
 from loadtest.scenarios.scaling.parts import StepPlan, judge_nodes
 
 PLAN = StepPlan(before_s=3, held_s=10, after_s=12)
