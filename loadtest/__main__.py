@@ -163,11 +163,11 @@ def knee(
 
     Exit codes: 0 found, 1 the lowest rate did not hold, 2 failed run.
     """
-    from loadtest.report.knee import knee_summary, knee_verdict
+    from loadtest.report.knee import knee_summary
     from loadtest.scenarios.knee import run_knee
 
     measured = partial(run_knee, Workspace(work), config, candidates, emit=print_progress)
-    run_scenario("knee", out, measured, knee_summary, as_json, verdict=knee_verdict)
+    run_scenario("knee", out, measured, knee_summary, as_json)
 
 
 @app.command()
@@ -178,11 +178,11 @@ def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
 
     Exit codes: 0 found, 1 one service did not hold the lowest rate, 2 failed run.
     """
-    from loadtest.report.knee import compare_summary, knee_verdict
+    from loadtest.report.knee import compare_summary
     from loadtest.scenarios.knee import run_compare
 
     measured = partial(run_compare, Workspace(work), emit=print_progress)
-    run_scenario("compare", out, measured, compare_summary, as_json, verdict=knee_verdict)
+    run_scenario("compare", out, measured, compare_summary, as_json)
 
 
 @app.command()

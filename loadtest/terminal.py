@@ -6,12 +6,11 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 
 import typer
 
-from loadtest.measure.verdict import EXIT_CODES, Verdict
+from loadtest.measure.verdict import EXIT_CODES
 from loadtest.report.report import Report
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
@@ -26,7 +25,6 @@ def run_scenario(
     *,
     of: Report | None = None,
     writes: bool = True,
-    verdict: Callable[[Report], Verdict] = itemgetter("verdict"),
 ) -> None:
     """Measure, print the report or the reason for its absence, and exit by the verdict.
 
@@ -49,7 +47,7 @@ def run_scenario(
     print(json.dumps(report) if as_json else summed_up(report))
     if folder.exists():
         print_progress(f"report: {folder / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[verdict(report)])
+    raise typer.Exit(EXIT_CODES[report["verdict"]])
 
 
 def _refuse_existing(folder: Path) -> None:

@@ -62,9 +62,9 @@ def timeline(
         here = requests.where(due == second)
         num_ok = int(here.ok.sum())
         p50_ms, p90_ms, p99_ms = (percentile(here.latency_ms, share, here.ok) for share in (0.5, 0.9, 0.99))
-        seen = next((sample for sample in reversed(samples) if sample.at_s < second + 1), None)
-        if seen is not None and seen.at_s < second + 1 - STALE_S:
-            seen = None
+        ends_s = second + 1
+        recent = (sample for sample in reversed(samples) if ends_s - STALE_S <= sample.at_s < ends_s)
+        seen = next(recent, None)
         moments.append(
             Moment(
                 t_s=second,

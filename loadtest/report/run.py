@@ -10,12 +10,32 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import Requests, measure, milliseconds, rounded
-from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows
+from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows, timeline
 from loadtest.measure.verdict import judge
 from loadtest.report.report import SAME_CORES, Findings, Report, csv_text, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
+
+
+def report_run(
+    profile: Profile,
+    slo: Slo,
+    url: str,
+    requests: Requests,
+    samples: Sequence[ClusterSample],
+    out: Path,
+    locust_html: str | None = None,
+) -> tuple[Report, Sequence[Moment]]:
+    """Judge the requests of a load and write its report to `out`.
+
+    Return it, and the timeline of the measurement.
+    """
+    moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
+    report = make_report(profile, url, slo, requests, moments)
+    write_run(out, report, requests, slo, locust_html, moments)
+    return report, [moment for moment in moments if moment.t_s >= 0]
 
 
 def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moments: list[Moment]) -> Report:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
-from loadtest.measure.verdict import listed
 from loadtest.report.report import (
     SAME_CORES,
     Report,
@@ -47,14 +46,8 @@ def overload_summary(report: Report) -> str:
 
 def run_line(run: Report) -> str:
     """Return one run as a line for a terminal."""
-    rungs = ", ".join(f"{rps:.0f} {name}" for name, rps in run["goodput_by_rung_rps"].items()) or "nothing"
-    back = "not back to normal" if run["back_s"] is None else f"back to normal after {run['back_s']} s"
-    failed = listed(run["failures"])
-    return (
-        f"  {run['times']:g}x: {run['verdict']}; goodput {run['goodput_share']:.1%} of the knee ({rungs} /s), "
-        f"p99 {milliseconds(run['p99_ms'])}, {run['refused']:,} refused (p99 {milliseconds(run['refused_p99_ms'])}), "
-        f"{failed or 'none failed'}; {back}; generator late {run['generator_late_ms_p99']:.1f} ms"
-    )
+    cells = (f"{name} {cell}" for name, cell in overload_cells(run).items())
+    return f"  {run['times']:g}x: {'; '.join(cells)}"
 
 
 def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
@@ -69,7 +62,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
         f"{report['deadline_ms']:g} ms of their due time."
     )
     reasons = [reason for run in report["runs"] for reason in run["reasons"]]
-    rows = [_overload_row(run, run is report["control"]) for run in runs]
+    rows = [overload_cells(run) for run in runs]
     body = [
         paragraph(lead),
         bullets(reasons),
@@ -79,11 +72,11 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     write_report(folder, report, f"Overload: {report['verdict']}", body, OVERLOAD_FOOTER)
 
 
-def _overload_row(run: Report, control: bool) -> dict[str, str]:
+def overload_cells(run: Report) -> dict[str, str]:
     """Return the cells of a run by the names of their columns."""
     rungs = ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items())
     return {
-        "offered": f"{run['times']:g}×" + (", no load shedding" if control else ""),
+        "offered": f"{run['times']:g}×" + (", no load shedding" if "run" in run else ""),
         "requests/s": f"{run['offered_rps']:,.0f}",
         "goodput of the knee": f"{run['goodput_share']:.1%}",
         "by rung, /s": rungs,

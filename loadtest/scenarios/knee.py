@@ -16,7 +16,7 @@ from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
-from loadtest.report.knee import step_line, write_compare, write_knee
+from loadtest.report.knee import knee_verdict, step_line, write_compare, write_knee
 from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
@@ -50,7 +50,8 @@ def run_knee(
         service = tabrank(work, config)
         bench = Bench.prepared(work, candidates, emit)
         found = bench.knee_of(service, plan)
-    report = {**found, "config": str(config), **bench.circumstances()}
+    verdict = knee_verdict([found["knee_rps"]])
+    report = {"verdict": verdict, **found, "config": str(config), **bench.circumstances()}
     write_knee(out, report)
     return report
 
@@ -74,7 +75,8 @@ def run_compare(work: Workspace, out: Path, emit: Progress, plan: KneePlan = PLA
         f"ratio_{name}": round(ours / knees[name], 3) if ours and knees[name] else None
         for name in ("idiomatic", "fastapi")
     }
-    report = {"knee_rps": knees, **ratios, "services": services, **bench.circumstances()}
+    verdict = knee_verdict(knees.values())
+    report = {"verdict": verdict, "knee_rps": knees, **ratios, "services": services, **bench.circumstances()}
     write_compare(out, report)
     return report
 

@@ -34,6 +34,8 @@ WARMUP_S = 30.0
 # Share of the samples that is ignored, while caches and heaps fill.
 WARM_SHARE = 0.2
 DRIFT = 0.10
+# Numbers of the whole load in the report.
+WHOLE = ("requests", "errors", "error_kinds", "full_share", "generator_late_ms_p99")
 GROWTH = 0.05
 
 
@@ -81,10 +83,7 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
     first, last = thirds[0].p99_ms, thirds[-1].p99_ms
     found = {
         "seconds": seconds,
-        "requests": whole.requests,
-        "errors": whole.errors,
-        "error_kinds": whole.error_kinds,
-        "full_share": whole.full_share,
+        **{name: getattr(whole, name) for name in WHOLE},
         "p99_ms": [third.p99_ms for third in thirds],
         "p99_drift": None if first is None or last is None else last / first - 1,
         "memory_growth": growth([each.own_mib for each in warm]),
@@ -94,7 +93,6 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
         "files": [warm[0].files, warm[-1].files] if warm else [],
         "processes": sorted({each.processes for each in footprints}),
         "samples": len(footprints),
-        "generator_late_ms_p99": whole.generator_late_ms_p99,
         "criteria": {"p99_drift": DRIFT, "growth": GROWTH, "warm_up_share": WARM_SHARE},
     }
     return rounded_numbers(found)

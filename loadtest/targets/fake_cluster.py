@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,16 +92,24 @@ def fake_cluster(config: Path, *, idle_s: float) -> Iterator[FakeCluster]:
     Raises:
         LoadtestError: with the reason, if the cluster does not start.
     """
-    # A short path: Unix socket paths have at most 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="tabrank-fake-", dir="/tmp"))
-    marker = folder.name
-    try:
-        cluster = _start(config.resolve(), folder, marker, idle_s)
+    with cluster_folder("tabrank-fake-", ("node",)) as (folder, markers):
+        cluster = _start(config.resolve(), folder, markers["node"], idle_s)
         cluster.deploy(config)
         cluster.wait_until_running()
         yield cluster
+
+
+@contextlib.contextmanager
+def cluster_folder(prefix: str, nodes: Iterable[str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield a new folder and a marker for each node; end the marked processes afterwards."""
+    # A short path: Unix socket paths have at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    markers = {node: f"{folder.name}-{node}" for node in nodes}
+    try:
+        yield folder, markers
     finally:
-        end_marked(marker)
+        for marker in markers.values():
+            end_marked(marker)
         shutil.rmtree(folder, ignore_errors=True)
 
 

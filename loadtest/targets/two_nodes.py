@@ -12,9 +12,7 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from loadtest.measure.cluster import deployments
 from loadtest.targets.fake_cluster import (
     FakeCluster,
     HeadPorts,
+    cluster_folder,
     node_environment,
     run_logged,
     start_head,
@@ -106,10 +105,7 @@ def two_nodes(config: Path) -> Iterator[TwoNodes]:
     Raises:
         LoadtestError: with the reason, if the cluster does not start.
     """
-    # A short path: Unix socket paths have at most 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="tabrank-two-", dir="/tmp"))
-    markers = {node: f"{folder.name}-{node}" for node in NODES}
-    try:
+    with cluster_folder("tabrank-two-", NODES) as (folder, markers):
         nodes, gcs = _described(config.resolve(), folder, markers)
         nodes.start_head()
         # Use another host name than the head's, or `ray start` takes the worker's raylet for a
@@ -120,10 +116,6 @@ def two_nodes(config: Path) -> Iterator[TwoNodes]:
         nodes.cluster.deploy(config)
         nodes.cluster.wait_until_running()
         yield nodes
-    finally:
-        for marker in markers.values():
-            end_marked(marker)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def rendered(config: Path, folder: Path) -> dict[str, dict[str, str]]:

@@ -18,11 +18,19 @@ from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.report import Report
 from loadtest.report.series import fault_line, write_chaos
 from loadtest.scenarios.chaos.changes import CHANGES
-from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Fault
+from loadtest.scenarios.chaos.fault import (
+    CLIENT_TIMEOUT_S,
+    WARM_S,
+    Fault,
+    Found,
+    Seen,
+    Times,
+    broken,
+    describe,
+)
 from loadtest.scenarios.chaos.floods import FLOODS
 from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
-from loadtest.scenarios.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan

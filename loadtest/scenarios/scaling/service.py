@@ -12,7 +12,7 @@ from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import Look, Watch
 from loadtest.measure.timeline import Moment
 from loadtest.report.report import Report
-from loadtest.scenarios.run import report_run
+from loadtest.report.run import report_run
 from loadtest.targets.services import TargetService, deployments_of, edited, tabrank
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import Profile, load_slo

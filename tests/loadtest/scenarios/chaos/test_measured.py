@@ -10,8 +10,7 @@ from offers import CLOSED, FALLBACK, Offering
 from loadtest.errors import LoadtestError
 from loadtest.report.series import chaos_summary, write_chaos
 from loadtest.scenarios.chaos import run as chaos
-from loadtest.scenarios.chaos.fault import Allowed
-from loadtest.scenarios.chaos.measured import Seen, Times, broken, describe
+from loadtest.scenarios.chaos.fault import Allowed, Seen, Times, broken, describe
 from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults, verdict_of
 from loadtest.workload.profiles import load_slo
 
