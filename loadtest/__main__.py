@@ -34,6 +34,7 @@ Ids = Annotated[Path | None, typer.Option(help="JSON file of viewers and candida
 Work = Annotated[Path, typer.Option(help="folder of the log, model and store; created if it is missing")]
 Config = Annotated[Path, typer.Option(help="the cluster.yaml to measure")]
 Out = Annotated[Path | None, typer.Option(help="folder for the report; var/loadtest/NAME-TIME by default")]
+SloFile = Annotated[Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")]
 Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
 
@@ -48,9 +49,7 @@ def run(
         str, typer.Option(help="headline, modest, step, spike, diurnal, or the path of a .toml profile")
     ] = "headline",
     url: Url = DEFAULT_URL,
-    slo: Annotated[
-        Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")
-    ] = None,
+    slo: SloFile = None,
     log: Log = LOG,
     ids: Ids = None,
     rps: Annotated[float | None, typer.Option(help="requests per second; overrides the profile")] = None,
@@ -139,12 +138,11 @@ def slow(
     Exit codes: 0 held (the p99 of normal requests is at most 1.2 times as long, and none of them
     fails), 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.scenarios.slow import SlowPlan, run_slow, slow_summary
+    from loadtest.scenarios.slow import run_slow, slow_summary
 
     def measured(_: Path) -> Report:
         profile = load_profile("headline", target_rps=rps)
-        plan = SlowPlan(profile, clients, pairs)
-        return run_slow(plan, url, find_ids(ids, log, profile.candidates))
+        return run_slow(profile, url, find_ids(ids, log, profile.candidates), clients, pairs)
 
     run_scenario("slow", None, measured, slow_summary, as_json, writes=False)
 
@@ -208,11 +206,10 @@ def scale(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
     from loadtest.report.series import scale_summary
-    from loadtest.scenarios.scaling.parts import ReplicasPlan
     from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
-    parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
-    measured = partial(run_scale, Workspace(work), config, parts, plan, emit=print_progress)
+    parts = tuple(dict.fromkeys(part)) if part else PARTS
+    measured = partial(run_scale, Workspace(work), config, parts, cycles, hold, emit=print_progress)
     run_scenario("scale", out, measured, scale_summary, as_json)
 
 
@@ -243,8 +240,8 @@ def overload(
     from loadtest.scenarios.overload import OverloadPlan, read_times, run_overload
 
     def measured(folder: Path) -> Report:
-        factors, plan = read_times(times), OverloadPlan(seconds)
-        return run_overload(Workspace(work), config, factors, plan, folder, print_progress, knee)
+        plan = OverloadPlan(seconds)
+        return run_overload(Workspace(work), config, read_times(times), plan, folder, print_progress, knee)
 
     run_scenario("overload", out, measured, overload_summary, as_json)
 
@@ -306,8 +303,8 @@ def soak(
 
     def measured(folder: Path) -> Report:
         profile = soak_profile(rate, minutes * 60)
-        ids_used = find_ids(ids, log, profile.candidates)
-        return run_soak(profile, url, ids_used, cluster, folder, print_progress)
+        used = find_ids(ids, log, profile.candidates)
+        return run_soak(profile, url, used, cluster, folder, print_progress)
 
     run_scenario("soak", out, measured, soak_findings, as_json, of={"url": url})
 

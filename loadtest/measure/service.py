@@ -33,13 +33,8 @@ def read_address(url: str) -> tuple[str, int]:
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError as error:
         raise LoadtestError(f"--url {url}: {error}") from None
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or not port
-        or parts.query
-        or parts.fragment
-    ):
+    known = parts.scheme in ("http", "https")
+    if not (known and parts.hostname and port) or parts.query or parts.fragment:
         raise LoadtestError(f"--url {url}: must be http://HOST:PORT, such as {DEFAULT_URL}")
     return parts.hostname, port
 

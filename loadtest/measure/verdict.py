@@ -101,15 +101,13 @@ def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
             f"the allowed share is {slo.max_error_share:g}"
         )
     if measured.full_share < slo.min_full_share:
-        rungs = listed(measured.rungs) or "no answers"
-        heuristic = (
-            f"; {measured.heuristic} full answers came from a heuristic: assign 100 % of the viewers to the model arm"
-            if measured.heuristic
-            else ""
-        )
+        notes = listed(measured.rungs) or "no answers"
+        if measured.heuristic:
+            notes += f"; {measured.heuristic} full answers came from a heuristic: "
+            notes += "assign 100 % of the viewers to the model arm"
         yield (
             f"{measured.full_share:.3%} of the answers were full and from a model, "
-            f"but at least {slo.min_full_share:.3%} are needed ({rungs}{heuristic})"
+            f"but at least {slo.min_full_share:.3%} are needed ({notes})"
         )
 
 

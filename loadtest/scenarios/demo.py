@@ -79,8 +79,7 @@ def _demo() -> int:
         "machine": describe_machine(),
         "seconds": round(time.monotonic() - begun, 1),
     }
-    show("")
-    show(write_reports(report, DEMO))
+    show("\n" + write_reports(report, DEMO))
     show(f"\nFull report: {DEMO / 'report.html'} ({report['seconds']} s)")
     return _judge(topic, loads[-1])
 

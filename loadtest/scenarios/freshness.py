@@ -87,7 +87,7 @@ def run_freshness(
             lambda: _post_events(url, plan, stream, posts),
             lambda: prober.run((warmup_s + at_s for at_s in random), warmup_s),
         ]
-        loaded = run_load(plan.profile, url, bodies, background)
+        rankings, _ = run_load(plan.profile, url, bodies, background)
     finally:
         left_behind += _clean_up(url, prober)
     probes = {kind: log.requests() for kind, log in prober.records.items()}
@@ -96,7 +96,7 @@ def run_freshness(
         "seconds": plan.profile.duration_s,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": percentiles(np.array(prober.answered_ms)),
-        "rank": rank_numbers(plan.profile.target_rps, measure(loaded.requests, plan.profile.duration_s)),
+        "rank": rank_numbers(plan.profile.target_rps, measure(rankings, plan.profile.duration_s)),
         "events": event_numbers(
             plan.events_per_s, plan.batch, measure(posts.requests(), plan.profile.duration_s)
         ),

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,21 @@ GOODPUT = ((2.0, 0.9), (float("inf"), 0.7))
 # Limit of the time that a replica takes to refuse a request.
 REFUSAL_MS = 10.0
 BACK_S = 5.0
-Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OverloadPlan:
+    """Seconds at 60 % of the knee, at a multiple of it, and at 60 % again, without pauses."""
+
+    seconds: float = 60.0
+    before_s: float = 5.0
+    after_s: float = 15.0
+    normal: float = 0.6
+
+    def blocks(self, times: float) -> list[Block]:
+        """Return the blocks of the load; its rate is the knee."""
+        level = ((self.before_s, self.normal), (self.seconds, times), (self.after_s, self.normal))
+        return [Block(seconds, factor, factor) for seconds, factor in level]
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Offering:
 
     def run(
         self, times: float, plan: OverloadPlan, metrics_url: str | None = None
-    ) -> tuple[Found, list[Moment]]:
+    ) -> tuple[Report, list[Moment]]:
         """Offer a multiple of the knee; return the judged numbers and the timeline.
 
         The refusals, as the replicas report them, count only with the URL of the metrics page.
@@ -152,7 +167,7 @@ def read_times(given: str) -> list[float]:
     return times
 
 
-def _control(offering: Offering, plan: OverloadPlan) -> tuple[Found, list[Moment]]:
+def _control(offering: Offering, plan: OverloadPlan) -> tuple[Report, list[Moment]]:
     """Repeat the overload without load shedding, as a control: it must not hold."""
     bench, document = offering.bench, offering.target.document()
     bench.emit("control run without load shedding")
@@ -168,7 +183,7 @@ def _control(offering: Offering, plan: OverloadPlan) -> tuple[Found, list[Moment
     return {"run": True, **found}, moments
 
 
-def verdict_of(runs: Sequence[Found], control: Found) -> Verdict:
+def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
     """Return the verdict on all runs; the control must not hold, and is void if it did not run."""
     if not control["run"]:
         collapsed: Verdict = "void"
@@ -208,32 +223,19 @@ def _pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, had)
 
 
-@dataclass(frozen=True)
-class OverloadPlan:
-    """Seconds at 60 % of the knee, at a multiple of it, and at 60 % again, without pauses."""
-
-    seconds: float = 60.0
-    before_s: float = 5.0
-    after_s: float = 15.0
-    normal: float = 0.6
-
-    def blocks(self, times: float) -> list[Block]:
-        """Return the blocks of the load; its rate is the knee."""
-        level = ((self.before_s, self.normal), (self.seconds, times), (self.after_s, self.normal))
-        return [Block(seconds, factor, factor) for seconds, factor in level]
-
-
 def describe(
     requests: Requests, times: float, knee_rps: float, deadline_ms: float, plan: OverloadPlan, slo: Slo
-) -> Found:
+) -> Report:
     """Return the numbers of one run; latencies count from the due time of a request."""
     begins_s, ends_s = plan.before_s, plan.before_s + plan.seconds
+    after = Phase(ends_s, ends_s + plan.after_s, "after")
     due = requests.where((requests.at_s >= begins_s) & (requests.at_s < ends_s))
     ended = due.named_counts()
     in_time = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
     rungs = {name: number / plan.seconds for name, number in in_time.items()}
     goodput_rps = sum(rungs.values())
-    refused = due.latency_ms[_named(due, REFUSED)]
+    is_refused = np.array([outcome.name == REFUSED for outcome in due.outcomes], dtype=bool)
+    refused = due.latency_ms[is_refused[due.codes]]
     found = {
         "times": times,
         "offered_rps": len(due.ok) / plan.seconds,
@@ -250,9 +252,7 @@ def describe(
         "not_sent": ended[NOT_SENT.name],
         "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
         "generator_late_ms_p99": percentile(due.late_ms, 0.99) or 0.0,
-        "back_s": recovered_s(
-            requests, Phase(ends_s, ends_s + plan.after_s, "after"), lambda m: is_normal(m, slo)
-        ),
+        "back_s": recovered_s(requests, after, partial(is_normal, slo=slo)),
     }
     return rounded_numbers(found)
 
@@ -280,7 +280,3 @@ def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
     if found["back_s"] is None or found["back_s"] > BACK_S:
         back = "not normal again" if found["back_s"] is None else f"normal again {found['back_s']} s"
         yield f"the service was {back} after the overload (limit {BACK_S:g} s)"
-
-
-def _named(requests: Requests, name: str) -> Any:
-    return np.array([outcome.name == name for outcome in requests.outcomes], dtype=bool)[requests.codes]

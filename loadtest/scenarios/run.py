@@ -28,7 +28,7 @@ def run_profile(profile: Profile, slo: Slo, url: str, ids: Ids, cluster: str | N
     # Import late: the module patches the standard library for gevent.
     from loadtest.scenarios.locust_run import run_load
 
-    done = run_load(profile, url, bodies, [watch] if watch else [])
+    requests, page = run_load(profile, url, bodies, [watch] if watch else [])
     samples = watch.samples if watch else []
-    report, _ = report_run(profile, slo, url, done.requests, samples, out, done.locust_html)
+    report, _ = report_run(profile, slo, url, requests, samples, out, page)
     return report

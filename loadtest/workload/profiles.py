@@ -46,12 +46,9 @@ class Profile:
         _check("viewer_skew", self.viewer_skew, self.viewer_skew >= 0, "it must be 0 or more")
         if self.shape:
             check_shape(self.shape, self.duration_s)
-        _check(
-            "duration_s",
-            self.duration_s,
-            any(block.num_requests(self.target_rps) for block in blocks(self.line)),
-            f"at {self.target_rps:g} req/s it is too short for one request",
-        )
+        sends = any(block.num_requests(self.target_rps) for block in blocks(self.line))
+        short = f"at {self.target_rps:g} req/s it is too short for one request"
+        _check("duration_s", self.duration_s, sends, short)
 
     @property
     def line(self) -> Shape:

@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from loadtest.generator.offer import OfferResult
+from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import Measurement, measure, rounded_numbers
 from loadtest.measure.timeline import in_time, is_normal, recovered_s
 from loadtest.measure.verdict import listed
+from loadtest.report.report import Report
 from loadtest.targets.running import Target
 from loadtest.targets.services import Document
 from loadtest.workload.profiles import Phase, Slo
@@ -29,7 +32,6 @@ TWO = {"FeatureFetch": 2, "Scorer": 2}
 WARM_S = 3.0
 # A request sent this soon after the fault may have met it.
 EDGE_S = 0.02
-Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,7 @@ class Times:
     ends_s: float
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Observation of the replicas: `whole` if all required ones run, and the running ones."""
-
-    at_s: float
-    whole: bool
-    running: Mapping[str, int]
-
-
-def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo) -> Found:
+def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], slo: Slo) -> Report:
     """Return the numbers of one fault.
 
     `failed` is after the client's one retry, `failed_first` before it.
@@ -152,7 +145,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo)
     requests = offered.requests
     after = requests.where(requests.at_s >= times.begun_s)
     bad = after.at_s[~after.ok] + after.latency_ms[~after.ok] / 1000
-    since = Phase(times.begun_s, times.ends_s, "since")
+    since, healed = (Phase(at_s, times.ends_s, "") for at_s in (times.begun_s, times.healed_s))
     parts = {
         "before": (WARM_S, times.begun_s),
         "during": (times.begun_s, max(times.healed_s, times.done_s, times.begun_s + 5.0)),
@@ -170,10 +163,8 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[Seen], slo: Slo)
         "in_flight": _in_flight(offered, times),
         "outage_s": max(gap_s, failing_s),
         "strength_s": _strength_s(seen, times),
-        "p99_back_s": recovered_s(requests, since, lambda measured: in_time(measured, slo)),
-        "whole_s": recovered_s(
-            requests, Phase(times.healed_s, times.ends_s, "healed"), lambda measured: is_normal(measured, slo)
-        ),
+        "p99_back_s": recovered_s(requests, since, partial(in_time, slo=slo)),
+        "whole_s": recovered_s(requests, healed, partial(is_normal, slo=slo)),
         "rungs": dict(after.where(after.ok).named_counts()),
         **{f"p99_{name}_ms": _part(offered, *span).p99_ms for name, span in parts.items()},
         "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,
@@ -225,7 +216,7 @@ def _gap_s(offered: OfferResult, times: Times) -> float:
     return float(np.diff(edges).max(initial=0.0))
 
 
-def _strength_s(seen: Sequence[Seen], times: Times) -> float | None:
+def _strength_s(seen: Sequence[ClusterSample], times: Times) -> float | None:
     """Return the seconds from the fault until all replicas ran for good.
 
     0: no replica was missing at any look. None: one was missing at the last look.

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import deployments
-from loadtest.measure.polling import within
+from loadtest.measure.cluster import deployments, within
 from loadtest.measure.service import MODEL_PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.targets.processes import marked

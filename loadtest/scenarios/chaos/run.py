@@ -7,27 +7,18 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import ClusterSample, read_service
-from loadtest.measure.polling import repeated, within
+from loadtest.measure.cluster import ClusterSample, read_service, repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.report import Report
 from loadtest.report.series import fault_line, write_chaos
 from loadtest.scenarios.chaos.changes import CHANGES
-from loadtest.scenarios.chaos.fault import (
-    CLIENT_TIMEOUT_S,
-    WARM_S,
-    Fault,
-    Found,
-    Seen,
-    Times,
-    broken,
-    describe,
-)
+from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Times, broken, describe
 from loadtest.scenarios.chaos.floods import FLOODS
 from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
@@ -168,13 +159,13 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
     return [known[name] for name in dict.fromkeys(names)] if names else list(FAULTS)
 
 
-def verdict_of(found: Sequence[Found]) -> Verdict:
+def verdict_of(found: Sequence[Report]) -> Verdict:
     """Return the verdict on all faults that were run; void if none was."""
     run = [one for one in found if one["held"] is not None]
     return overall(map(part_verdict, run)) if run else "void"
 
 
-def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
+def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Report:
     """Inject one fault; return its numbers and verdict, and add its timeline to `lines`."""
     head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
     why = fault.missing()
@@ -199,7 +190,7 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Fo
     return report
 
 
-def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) -> tuple[Found, list[Moment]]:
+def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) -> tuple[Report, list[Moment]]:
     url = read_service(target.run).get("metrics_url", "")
     before, roles = read_page(url), target.roles()
     # The duration of changes is not known in advance.
@@ -207,7 +198,7 @@ def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) ->
     load = OfferedLoad(
         target.url, run.bench.bodies, CANDIDATES, rate_rps, longest, retry=True, timeout_s=fault.timeout_s
     )
-    seen: list[Seen] = []
+    seen: list[ClusterSample] = []
 
     def look() -> None:
         at_s = time.monotonic() - offer.begun_s
@@ -215,7 +206,8 @@ def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) ->
         counts = target.replicas()
         if counts:
             running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
-            seen.append(Seen(at_s, target.at_full_strength(fault.replicas), running))
+            whole = target.at_full_strength(fault.replicas)
+            seen.append(ClusterSample(at_s, running, None, whole))
 
     with offering(load) as offer, repeated(look, LOOK_S):
         fault.aim(target)
@@ -235,7 +227,7 @@ def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) ->
     found |= fault.counted(before, read_page(url))
     found["orphans"] = sorted((target.roles() - roles).elements())
     found["rate_rps"], found["injected_s"] = rate_rps, round(begun_s, 3)
-    samples = [ClusterSample(one.at_s - WARM_S, one.running, None) for one in seen]
+    samples = [replace(sample, at_s=sample.at_s - WARM_S) for sample in seen]
     return found, timeline(result.requests.counted_from(WARM_S), ends_s - WARM_S, samples)
 
 

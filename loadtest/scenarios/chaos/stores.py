@@ -16,7 +16,7 @@ import psutil
 
 from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.polling import within
+from loadtest.measure.cluster import within
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
 from loadtest.targets.running import REPLICA, Target, gained
 from loadtest.targets.services import Document, free_port
@@ -81,9 +81,7 @@ class RedisKilled(Fault):
     name, what = "redis", "kill -9 redis, back after 6 s"
     replicas, allowed, hold_s, watch_s = TWO, HEALED, 6.0, 12.0
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._port, self._folder = 0, Path()
+    _process: subprocess.Popen[bytes] | None = None
 
     def missing(self) -> str | None:
         """Return a reason if the server's program is missing."""

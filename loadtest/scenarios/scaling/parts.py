@@ -14,8 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from loadtest.measure.cluster import look_at_folder
-from loadtest.measure.polling import within
+from loadtest.measure.cluster import look_at_folder, within
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import failures
 from loadtest.scenarios.scaling.service import CANDIDATES, Proof, capacity_rps, load_service
@@ -172,32 +171,27 @@ def _after(seconds: float | None) -> str:
     return "never after" if seconds is None else f"{seconds:g} s after"
 
 
-@dataclass(frozen=True)
-class ReplicasPlan:
-    """Number of cycles, and seconds for each change of replicas with the load after it."""
-
-    cycles: int = 5
-    hold_s: float = 15.0
-
-
 def prove_replicas(
-    target: Target, bodies: Sequence[bytes], plan: ReplicasPlan, out: Path, emit: Progress
+    target: Target, bodies: Sequence[bytes], cycles: int, hold_s: float, out: Path, emit: Progress
 ) -> Proof:
-    """Scale the running service up and down under load; return the changes and failures."""
-    seconds = plan.cycles * 2 * plan.hold_s
+    """Scale the running service up and down under load; return the changes and failures.
+
+    `hold_s`: seconds for each change of replicas with the load after it.
+    """
+    seconds = cycles * 2 * hold_s
     profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds + SETTLE_S, 1.0)
     changes: list[dict[str, Any]] = []
     emit(
-        f"replicas: {plan.cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {profile.duration_s:g} s"
+        f"replicas: {cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {profile.duration_s:g} s"
     )
 
     def change_replicas() -> None:
         time.sleep(profile.warmup_s + SETTLE_S)
         begun = time.monotonic()
-        for number in range(2 * plan.cycles):
-            until_s = begun + (number + 1) * plan.hold_s
+        for number in range(2 * cycles):
+            until_s = begun + (number + 1) * hold_s
             replicas = FEW if number % 2 else MANY
-            seconds = _change(target, replicas, plan.hold_s)
+            seconds = _change(target, replicas, hold_s)
             changes.append({"replicas": replicas, "seconds": seconds})
             emit(f"  {replicas} of each: {'not in time' if seconds is None else f'after {seconds:g} s'}")
             time.sleep(max(0.0, until_s - time.monotonic()))
@@ -209,7 +203,7 @@ def prove_replicas(
     late = sum(change["seconds"] is None for change in changes)
     if late:
         reasons.append(
-            f"{late} of {len(changes)} changes took longer than {plan.hold_s:g} s, so the load may have ended "
+            f"{late} of {len(changes)} changes took longer than {hold_s:g} s, so the load may have ended "
             "before they were complete; raise --hold"
         )
     names = ("requests", "errors", "error_kinds", "rps", "full_share", "p99_ms")

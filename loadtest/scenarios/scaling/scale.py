@@ -12,11 +12,9 @@ from loadtest.report.report import Report
 from loadtest.report.series import write_scale
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.scaling import parts
-from loadtest.scenarios.scaling.parts import ReplicasPlan
-from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Proof, capacity_rps, throttled
+from loadtest.scenarios.scaling.service import CANDIDATES, PACE, capacity_rps, throttled
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target
-from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Progress, Workspace
 from serve.log.atomic_files import draft_of
 
@@ -25,9 +23,17 @@ PARTS = tuple(AUTOSCALING)
 
 
 def run_scale(
-    work: Workspace, config: Path, names: Sequence[str], cycles: ReplicasPlan, out: Path, emit: Progress
+    work: Workspace,
+    config: Path,
+    names: Sequence[str],
+    cycles: int,
+    hold_s: float,
+    out: Path,
+    emit: Progress,
 ) -> Report:
     """Run the named parts, and write their reports and a summary to the new folder `out`.
+
+    `cycles` and `hold_s` are of the part `replicas`.
 
     Raises:
         LoadtestError: if the input, the workspace or the service prevents a part.
@@ -43,8 +49,19 @@ def run_scale(
         found: dict[str, Report] = {}
         lines: dict[str, Sequence[Moment]] = {}
         for name in names:
-            service = throttled(work, config, AUTOSCALING[name])
-            found[name], lines[name] = _prove(name, service, bench, cycles, folder / name)
+            service, part = throttled(work, config, AUTOSCALING[name]), folder / name
+            target = Target.of(work, service)
+            if name == "nodes":
+                found[name], lines[name] = parts.prove_nodes(target, bench.bodies, part, emit)
+                continue
+            emit("starting the service with the throttled Scorer")
+            with started(service, work, bench.bodies[0], CANDIDATES) as footprint:
+                emit(f"{service.url} answers after {footprint.start_s} s")
+                found[name], lines[name] = (
+                    parts.prove_replicas(target, bench.bodies, cycles, hold_s, part, emit)
+                    if name == "replicas"
+                    else parts.prove_step(target, bench.bodies, part, emit)
+                )
         report = {
             "verdict": overall(map(part_verdict, found.values())),
             "parts": found,
@@ -55,15 +72,3 @@ def run_scale(
         }
         write_scale(folder, report, lines)
     return report
-
-
-def _prove(name: str, service: TargetService, bench: Bench, cycles: ReplicasPlan, out: Path) -> Proof:
-    bodies, emit, target = bench.bodies, bench.emit, Target.of(bench.work, service)
-    if name == "nodes":
-        return parts.prove_nodes(target, bodies, out, emit)
-    emit("starting the service with the throttled Scorer")
-    with started(service, bench.work, bodies[0], CANDIDATES) as footprint:
-        emit(f"{service.url} answers after {footprint.start_s} s")
-        if name == "replicas":
-            return parts.prove_replicas(target, bodies, cycles, out, emit)
-        return parts.prove_step(target, bodies, out, emit)

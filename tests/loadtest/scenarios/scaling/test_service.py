@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.scaling.parts import FIXED, ReplicasPlan
+from loadtest.scenarios.scaling.parts import FIXED
 from loadtest.scenarios.scaling.scale import PARTS, run_scale
 from loadtest.scenarios.scaling.service import APPLICATION, throttled
 from loadtest.targets.workspace import Workspace
@@ -41,7 +41,8 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path, 
             Workspace(tmp_path / "work"),
             tmp_path / "none.yaml",
             [part],
-            ReplicasPlan(),
+            5,
+            15.0,
             tmp_path / "out",
             lines.append,
         )
