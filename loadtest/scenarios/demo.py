@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.commands import die_with_parent, run_command
-from loadtest.errors import LoadtestError
 from loadtest.report.report import SAME_CORES, Report, figures, number, table, write_report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from loadtest.targets.workspace import exclusive
+from serve.contract.errors import TabrankError
 from serve.operate.host.machine import describe_machine
 
 DEMO = Path("var/demo")
@@ -47,7 +47,7 @@ def main() -> int:
                 return _demo()
             finally:
                 _run("serve", "down", "--run", RUN)
-    except LoadtestError as error:
+    except TabrankError as error:
         print(f"\n{error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted: no verdict", file=sys.stderr)
@@ -219,6 +219,7 @@ def claims(report: Report) -> list[tuple[str, str, str]]:
     load, train, topic = report["load"], report["train"], report["topic"]
     paired = train["paired"]
     gain = "–" if paired["ndcg@10"] is None else f"{paired['ndcg@10']:+.3f} ± {2 * paired['se']:.3f} NDCG@10"
+    errors = f"{load['errors']}; {load['full_share']:.2%} full answers" if "errors" in load else "–"
     return [
         ("", "claimed", "measured here"),
         (
@@ -229,13 +230,7 @@ def claims(report: Report) -> list[tuple[str, str, str]]:
         ("candidates", "50,000 /s", f"{number(load.get('candidates_per_s'), 0)} /s scored by the model"),
         ("p90", "< 50 ms", f"{number(load.get('p90_ms'), 1)} ms"),
         ("p99", "< 100 ms", f"{number(load.get('p99_ms'), 1)} ms"),
-        (
-            "errors",
-            "–",
-            f"{load.get('errors')}; {load.get('full_share'):.2%} full answers"
-            if load.get("errors") is not None
-            else "–",
-        ),
+        ("errors", "–", errors),
         (
             "against most popular",
             "+1.99 % join rate (A/B test)",

@@ -34,7 +34,6 @@ CANDIDATES = 55
 CONFIG = Path("cluster.yaml")
 # Least share of the offered requests with a full answer in the measured seconds.
 KEPT_UP = 0.9
-VIEWER_SKEW = 1.0
 
 
 def run_knee(
@@ -100,7 +99,7 @@ class Bench:
         """Create a benchmark; make the workspace if it is missing. The caller holds its lock."""
         begun = time.monotonic()
         work.prepare(emit)
-        requests = Profile("knee", 1.0, candidates, 0.0, 1.0, VIEWER_SKEW)
+        requests = Profile("knee", 1.0, candidates, 0.0, 1.0, 1.0)
         bodies = make_bodies(read_log_ids(work.log, candidates), requests)
         return cls(work, candidates, load_slo(), bodies, emit, begun)
 

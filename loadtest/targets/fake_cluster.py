@@ -37,16 +37,15 @@ UPDATE_S = 1
 
 @dataclass(frozen=True)
 class FakeCluster:
-    """Running cluster; `dashboard` is its address for `serve deploy` and REST, with `token`."""
+    """Running cluster; `rest` is the client of its dashboard, which also takes `serve deploy`."""
 
     folder: Path
-    dashboard: str
-    token: str
+    rest: Dashboard
     environment: Mapping[str, str] = field(repr=False)
 
     def deploy(self, config: Path) -> None:
         """Deploy an unchanged `cluster.yaml` with Ray's own command; return once it is accepted."""
-        command = [installed_program("serve"), "deploy", "--address", self.dashboard, str(config)]
+        command = [installed_program("serve"), "deploy", "--address", self.rest.url, str(config)]
         run_logged(command, self.environment, self.folder / "deploy.log")
 
     def wait_until_running(self, timeout_s: float = START_S) -> None:
@@ -76,11 +75,6 @@ class FakeCluster:
             return self.rest.applications()
         except UNREADABLE_ERRORS:
             return {}
-
-    @property
-    def rest(self) -> Dashboard:
-        """Return the client of its REST API."""
-        return Dashboard(self.dashboard, self.token)
 
 
 @contextlib.contextmanager
@@ -134,7 +128,8 @@ def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluste
     resources = document["available_node_types"][HEAD_TYPE]["resources"]
     command = start_head(folder, ports, resources["CPU"], resources["object_store_memory"])
     run_logged([*command, f"--autoscaling-config={launcher}"], environment, folder / "start.log")
-    return FakeCluster(folder, ports.dashboard_url, environment["RAY_AUTH_TOKEN"], environment)
+    rest = Dashboard(f"http://127.0.0.1:{ports.dashboard}", environment["RAY_AUTH_TOKEN"])
+    return FakeCluster(folder, rest, environment)
 
 
 class HeadPorts(NamedTuple):
@@ -143,11 +138,6 @@ class HeadPorts(NamedTuple):
     gcs: int
     dashboard: int
     client: int
-
-    @property
-    def dashboard_url(self) -> str:
-        """Return the URL of the dashboard."""
-        return f"http://127.0.0.1:{self.dashboard}"
 
 
 def start_head(folder: Path, ports: HeadPorts, num_cpus: float, object_store_bytes: int) -> list[str]:

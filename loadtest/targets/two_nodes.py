@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import deployments
+from loadtest.measure.cluster import Dashboard, deployments
 from loadtest.targets.fake_cluster import (
     FakeCluster,
     HeadPorts,
@@ -160,6 +160,7 @@ def _described(config: Path, folder: Path, markers: Mapping[str, str]) -> tuple[
         for node in NODES
     }
     start = start_head(folder, ports, NODES["head"]["num_cpus"], OBJECT_STORE_BYTES)
-    cluster = FakeCluster(folder, ports.dashboard_url, token, environments["head"])
+    rest = Dashboard(f"http://127.0.0.1:{ports.dashboard}", token)
+    cluster = FakeCluster(folder, rest, environments["head"])
     command = ("nice", "-n", HEAD_NICE, *start)
     return TwoNodes(f"http://127.0.0.1:{ingress}", cluster, command, environments), ports.gcs

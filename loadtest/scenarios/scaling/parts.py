@@ -28,13 +28,11 @@ from loadtest.workload.profiles import Profile, Shape
 # Share of the capacity of one Scorer replica; twice that exceeds the capacity.
 LOAD = 0.6
 WITHIN_S = 10.0
-MAX_REPLICAS = 4
-SCORER = "Scorer"
 # Scale down earlier than the doubled load ends, so that a policy that removes the added replica too
 # early is detected.
 AUTOSCALING = {
     "FeatureFetch": {"min_replicas": 1, "max_replicas": 1},
-    "Scorer": {"min_replicas": 1, "max_replicas": MAX_REPLICAS, "downscale_delay_s": 15},
+    "Scorer": {"min_replicas": 1, "max_replicas": 4, "downscale_delay_s": 15},
 }
 # The head has room for one Scorer. The second needs a worker, which has room for one.
 NUM_CPUS = {"FeatureFetch": 0.3, "Scorer": 0.6, "Ingest": 0.0}
@@ -112,7 +110,7 @@ def _profile(name: str, plan: StepPlan, warmup_s: float, emit: Progress) -> Prof
 def judge_step(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepPlan) -> dict[str, Any]:
     """Return the numbers of the step from the run's report and timeline, with the verdict."""
     up_s, down_s = plan.before_s, plan.before_s + plan.held_s
-    counts = [(moment.t_s, moment.replicas.get(SCORER) or 0) for moment in moments]
+    counts = [(moment.t_s, moment.replicas.get("Scorer") or 0) for moment in moments]
     before = {number for at_s, number in counts if at_s < up_s}
     held = [(at_s, number) for at_s, number in counts if up_s <= at_s < down_s]
     more = [at_s for at_s, number in held if number > max(before, default=1)]
