@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
+from loadtest.measure.verdict import listed
 from loadtest.report.report import (
     SAME_CORES,
     Report,
@@ -85,6 +86,7 @@ def overload_cells(run: Report) -> dict[str, str]:
         "p99 of refusals": milliseconds(run["refused_p99_ms"]),
         "5xx": str(run["http_5xx"]),
         "not sent": f"{run['not_sent']:,}",
+        "failed": listed(run["failures"]) or "none",
         "normal after": "–" if run["back_s"] is None else f"{run['back_s']} s",
         "generator late, p99": milliseconds(run["generator_late_ms_p99"]),
         "verdict": run["verdict"],

@@ -165,10 +165,6 @@ def judge_nodes(report: Mapping[str, Any], moments: Sequence[Moment], plan: Step
     return {"held": not reasons, "reasons": reasons, **found}
 
 
-def _after(seconds: float | None) -> str:
-    return "never after" if seconds is None else f"{seconds:g} s after"
-
-
 def prove_replicas(
     target: Target, bodies: Sequence[bytes], cycles: int, hold_s: float, out: Path, emit: Progress
 ) -> Proof:
@@ -220,3 +216,7 @@ def _change(target: Target, number: int, limit_s: float) -> float | None:
     target.deploy(document)
     took = within(begun + limit_s - time.monotonic(), lambda: target.at_full_strength(wanted))
     return None if took is None else round(time.monotonic() - begun, 1)
+
+
+def _after(seconds: float | None) -> str:
+    return "never after" if seconds is None else f"{seconds:g} s after"
