@@ -1,4 +1,4 @@
-"""Tests of the metrics page."""
+"""Tests of the metrics of a running service."""
 
 from __future__ import annotations
 
