@@ -3,6 +3,9 @@
 Measured on 2 cores, with the service under load on the same machine and 55 candidates per request:
 at 900 requests per second this process takes 0.16 to 0.2 of a core. It sends 4,000 per second
 within 3 ms of their due times (p99), but 6,000 not within 10 ms.
+
+The due times are a Poisson process. A progress line shows what came back: updated in place on a
+terminal, printed every ten seconds elsewhere.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ MAX_IN_FLIGHT = 1000
 OPEN_FILES = 4096
 NOT_SENT = Outcome("not sent", ok=False)
 TIMEOUT = Outcome("timeout", ok=False)
+# Period of the progress line on a terminal, and elsewhere.
 LIVE_S = 1.0
 PLAIN_S = 10.0
 
