@@ -11,13 +11,15 @@ import typer
 from loadtest.generator.ids import find_ids, read_log_kinds
 from loadtest.measure.service import DEFAULT_URL
 from loadtest.report.report import Report
-from loadtest.report.run import summary
+from loadtest.report.run import findings
 from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_scenario
 from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
+from serve.contract.commands import Commands
 
 app = typer.Typer(
+    cls=Commands,
     help=__doc__,
     no_args_is_help=True,
     add_completion=False,
@@ -32,6 +34,7 @@ Ids = Annotated[Path | None, typer.Option(help="JSON file of viewers and candida
 Work = Annotated[Path, typer.Option(help="folder of the log, model and store; created if it is missing")]
 Config = Annotated[Path, typer.Option(help="the cluster.yaml to measure")]
 Out = Annotated[Path | None, typer.Option(help="folder for the report; var/loadtest/NAME-TIME by default")]
+SloFile = Annotated[Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")]
 Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
 
@@ -46,9 +49,7 @@ def run(
         str, typer.Option(help="headline, modest, step, spike, diurnal, or the path of a .toml profile")
     ] = "headline",
     url: Url = DEFAULT_URL,
-    slo: Annotated[
-        Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")
-    ] = None,
+    slo: SloFile = None,
     log: Log = LOG,
     ids: Ids = None,
     rps: Annotated[float | None, typer.Option(help="requests per second; overrides the profile")] = None,
@@ -78,7 +79,7 @@ def run(
         load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
         return run_profile(load, load_slo(slo), url, find_ids(ids, log, load.candidates), cluster, folder)
 
-    run_scenario(Path(profile).stem, out, measured, summary, as_json, of={"profile": profile, "url": url})
+    run_scenario(Path(profile).stem, out, measured, findings, as_json, of={"profile": profile, "url": url})
 
 
 @app.command()
@@ -106,7 +107,7 @@ def freshness(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
     unusable input.
     """
-    from loadtest.report.freshness import freshness_summary
+    from loadtest.report.freshness import freshness_findings
     from loadtest.scenarios.freshness import FreshnessPlan, run_freshness
 
     def measured(folder: Path) -> Report:
@@ -115,7 +116,7 @@ def freshness(
         plan = FreshnessPlan(profile, events, probes)
         return run_freshness(plan, url, find_ids(ids, log, profile.candidates), kinds, load_slo(slo), folder)
 
-    run_scenario("freshness", out, measured, freshness_summary, as_json, of={"url": url})
+    run_scenario("freshness", out, measured, freshness_findings, as_json, of={"url": url})
 
 
 @app.command()
@@ -137,12 +138,11 @@ def slow(
     Exit codes: 0 held (the p99 of normal requests is at most 1.2 times as long, and none of them
     fails), 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.scenarios.slow import SlowPlan, run_slow, slow_summary
+    from loadtest.scenarios.slow import run_slow, slow_summary
 
     def measured(_: Path) -> Report:
         profile = load_profile("headline", target_rps=rps)
-        plan = SlowPlan(profile, clients, pairs)
-        return run_slow(plan, url, find_ids(ids, log, profile.candidates))
+        return run_slow(profile, url, find_ids(ids, log, profile.candidates), clients, pairs)
 
     run_scenario("slow", None, measured, slow_summary, as_json, writes=False)
 
@@ -161,11 +161,11 @@ def knee(
 
     Exit codes: 0 found, 1 the lowest rate did not hold, 2 failed run.
     """
-    from loadtest.report.knee import knee_summary, knee_verdict
+    from loadtest.report.knee import knee_summary
     from loadtest.scenarios.knee import run_knee
 
     measured = partial(run_knee, Workspace(work), config, candidates, emit=print_progress)
-    run_scenario("knee", out, measured, knee_summary, as_json, verdict=knee_verdict)
+    run_scenario("knee", out, measured, knee_summary, as_json)
 
 
 @app.command()
@@ -176,11 +176,11 @@ def compare(work: Work = WORK, out: Out = None, as_json: Json = False) -> None:
 
     Exit codes: 0 found, 1 one service did not hold the lowest rate, 2 failed run.
     """
-    from loadtest.report.knee import compare_summary, knee_verdict
-    from loadtest.scenarios.compare import run_compare
+    from loadtest.report.knee import compare_summary
+    from loadtest.scenarios.knee import run_compare
 
     measured = partial(run_compare, Workspace(work), emit=print_progress)
-    run_scenario("compare", out, measured, compare_summary, as_json, verdict=knee_verdict)
+    run_scenario("compare", out, measured, compare_summary, as_json)
 
 
 @app.command()
@@ -205,12 +205,11 @@ def scale(
 
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.report.scaling import scale_summary
-    from loadtest.scenarios.scaling.replicas import ReplicasPlan
+    from loadtest.report.series import scale_summary
     from loadtest.scenarios.scaling.scale import PARTS, run_scale
 
-    parts, plan = tuple(dict.fromkeys(part)) if part else PARTS, ReplicasPlan(cycles, hold)
-    measured = partial(run_scale, Workspace(work), config, parts, plan, emit=print_progress)
+    parts = tuple(dict.fromkeys(part)) if part else PARTS
+    measured = partial(run_scale, Workspace(work), config, parts, cycles, hold, emit=print_progress)
     run_scenario("scale", out, measured, scale_summary, as_json)
 
 
@@ -237,13 +236,12 @@ def overload(
 
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.report.overload import overload_summary
-    from loadtest.scenarios.overload.found import OverloadPlan
-    from loadtest.scenarios.overload.run import read_times, run_overload
+    from loadtest.report.series import overload_summary
+    from loadtest.scenarios.overload import OverloadPlan, read_times, run_overload
 
     def measured(folder: Path) -> Report:
-        factors, plan = read_times(times), OverloadPlan(seconds)
-        return run_overload(Workspace(work), config, factors, plan, folder, print_progress, knee)
+        plan = OverloadPlan(seconds)
+        return run_overload(Workspace(work), config, read_times(times), plan, folder, print_progress, knee)
 
     run_scenario("overload", out, measured, overload_summary, as_json)
 
@@ -269,7 +267,7 @@ def chaos(
     Exit codes: 0 all held, 1 one did not hold, 2 invalid measurement (the generator was late) or
     failed run.
     """
-    from loadtest.report.chaos import chaos_summary
+    from loadtest.report.series import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
 
     measured = partial(run_chaos, Workspace(work), config, fault or (), rate, emit=print_progress)
@@ -300,15 +298,15 @@ def soak(
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
     unusable input.
     """
-    from loadtest.report.soak import soak_summary
+    from loadtest.report.run import soak_findings
     from loadtest.scenarios.soak import run_soak, soak_profile
 
     def measured(folder: Path) -> Report:
         profile = soak_profile(rate, minutes * 60)
-        ids_used = find_ids(ids, log, profile.candidates)
-        return run_soak(profile, url, ids_used, cluster, folder, print_progress)
+        used = find_ids(ids, log, profile.candidates)
+        return run_soak(profile, url, used, cluster, folder, print_progress)
 
-    run_scenario("soak", out, measured, soak_summary, as_json, of={"url": url})
+    run_scenario("soak", out, measured, soak_findings, as_json, of={"url": url})
 
 
 if __name__ == "__main__":

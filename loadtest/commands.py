@@ -16,15 +16,11 @@ from loadtest.errors import LoadtestError
 PR_SET_PDEATHSIG = 1
 
 
-class CommandFailed(LoadtestError):
-    """A command failed. The message names it and holds the last lines of its log."""
-
-
 def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] = (0,)) -> dict[str, Any]:
     """Run a command with `--json` and return its JSON output; append its stderr to `log`.
 
     Raises:
-        CommandFailed: if the exit code is not in `accept`.
+        LoadtestError: if the exit code is not in `accept`.
     """
     with log.open("a") as file:
         file.write(f"$ python -m {package} {' '.join(arguments)}\n")
@@ -41,7 +37,7 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
         )
         file.write(done.stdout)
     if done.returncode not in accept:
-        raise CommandFailed(f"python -m {package} {arguments[0]} failed:\n  " + "\n  ".join(last_lines(log)))
+        raise LoadtestError(f"python -m {package} {arguments[0]} failed:\n  " + "\n  ".join(last_lines(log)))
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

@@ -27,16 +27,13 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner
 
-from loadtest.errors import LoadtestError
-from loadtest.generator.arrivals import arrivals
 from loadtest.generator.bodies import SEED, make_bodies
 from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import find_ids
-from loadtest.measure.answer import Ended, read_answer
-from loadtest.measure.service import PATH
-from loadtest.workload.profiles import Profile, load_profile, load_slo
-from loadtest.workload.shapes import Block, blocks
+from loadtest.measure.service import PATH, Ended, read_answer
+from loadtest.workload.profiles import Block, Profile, blocks, load_profile, load_slo
+from serve.contract.errors import TabrankError
 
 BLOCK_S = 10.0
 
@@ -79,7 +76,7 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         load: LocustLoad = self.environment.load
         connections = Connections(self.host)
         read = partial(read_answer, num_candidates=load.profile.candidates)
-        dispatcher = Dispatcher(connections, read, self._ended)
+        dispatcher = Dispatcher(connections.exchange, read, self._ended)
         requests = cycle([connections.prepare(body) for body in load.bodies])
         rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
         try:
@@ -107,25 +104,22 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         )
 
 
-class LatenessWatch:
-    """Monitor that logs a warning when the dispatcher is late.
+def lateness_watch(limit_ms: float, num_requests: int) -> Callable[[Ended], None]:
+    """Return a function that logs a warning when the dispatcher is late over that many requests.
 
     The response times are then not those of the service.
     """
+    late_ms: list[float] = []
 
-    def __init__(self, limit_ms: float, num_requests: int) -> None:
-        self._limit_ms = limit_ms
-        self._num_requests = num_requests
-        self._late_ms: list[float] = []
-
-    def __call__(self, ended: Ended) -> None:
-        """Record the lateness of a request and judge it once there are enough requests."""
-        self._late_ms.append(ended.late_ms)
-        if len(self._late_ms) >= self._num_requests:
-            p99_ms = float(np.percentile(self._late_ms, 99))
-            self._late_ms.clear()
-            if p99_ms > self._limit_ms:
+    def watch(ended: Ended) -> None:
+        late_ms.append(ended.late_ms)
+        if len(late_ms) >= num_requests:
+            p99_ms = float(np.percentile(late_ms, 99))
+            late_ms.clear()
+            if p99_ms > limit_ms:
                 logging.warning("the load generator is late (p99 %.1f ms): use more --processes", p99_ms)
+
+    return watch
 
 
 class OneDispatcherEach(LoadTestShape):  # type: ignore[misc]
@@ -166,9 +160,9 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
         file = Path(options.ids) if options.ids else None
         ids = find_ids(file, Path(options.log), profile.candidates)
         bodies = make_bodies(ids, profile)
-    except LoadtestError as error:
+    except TabrankError as error:
         sys.exit(str(error))
-    watch = LatenessWatch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
+    watch = lateness_watch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
     # The shape repeats until Locust stops the run.
     shaped = chain.from_iterable(repeat(blocks(profile.shape)))
     environment.load = LocustLoad(profile, bodies, shaped if profile.shape else repeat(Block(BLOCK_S)), watch)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 
 import typer
 
-from loadtest.measure.verdict import EXIT_CODES, Verdict
+from loadtest.measure.verdict import EXIT_CODES
 from loadtest.report.report import Report
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
@@ -23,12 +20,11 @@ def run_scenario(
     name: str,
     out: Path | None,
     measured: Callable[[Path], Report],
-    summed_up: Callable[[Report], str],
+    summed_up: Callable[[Report], object],
     as_json: bool,
     *,
     of: Report | None = None,
     writes: bool = True,
-    verdict: Callable[[Report], Verdict] = itemgetter("verdict"),
 ) -> None:
     """Measure, print the report or the reason for its absence, and exit by the verdict.
 
@@ -37,8 +33,6 @@ def run_scenario(
     measurement when there is no report.
     """
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    # SIGTERM acts as Ctrl-C, so that context managers clean up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if writes:
             _refuse_existing(folder)
@@ -50,16 +44,10 @@ def run_scenario(
             print(json.dumps(of | invalid if of else {"error": reason}))
         print_progress(str(error))
         raise typer.Exit(EXIT_CODES["void"]) from None
-    except KeyboardInterrupt:
-        print_progress(f"interrupted: {'no verdict' if of else 'no report, and no process is left running'}")
-        raise typer.Exit(EXIT_CODES["void"]) from None
-    except Exception:
-        traceback.print_exc()
-        raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
     if folder.exists():
         print_progress(f"report: {folder / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[verdict(report)])
+    raise typer.Exit(EXIT_CODES[report["verdict"]])
 
 
 def _refuse_existing(folder: Path) -> None:

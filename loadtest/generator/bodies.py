@@ -1,7 +1,12 @@
-"""Request bodies of rankings, built before a run so that sending one costs almost no CPU."""
+"""Request bodies of rankings, built before a run, and of records that a run posts as events.
+
+Sending a body costs almost no CPU.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -14,10 +19,13 @@ from loadtest.workload.profiles import Profile
 
 NUM_BODIES = 4096
 SEED = 20
+# At 500 events per second this makes 50 posts, which cost this process almost no CPU.
+BATCH = 10
+Record = dict[str, Any]
 
 
-def make_bodies(ids: Ids, profile: Profile, count: int = NUM_BODIES, seed: int = SEED) -> list[bytes]:
-    """Return `count` bodies for POST /v1/rank, the same for the same arguments.
+def make_bodies(ids: Ids, profile: Profile, num: int = NUM_BODIES, seed: int = SEED) -> list[bytes]:
+    """Return `num` bodies for POST /v1/rank, the same for the same arguments.
 
     The k-th viewer of `ids` is drawn with a weight of 1 / k^viewer_skew (Zipf). Each body has
     `profile.candidates` distinct candidates, drawn uniformly, and `traffic: "test"`.
@@ -32,7 +40,7 @@ def make_bodies(ids: Ids, profile: Profile, count: int = NUM_BODIES, seed: int =
         )
     rng = np.random.default_rng(seed)
     weights = zipf_weights(len(ids.viewers), profile.viewer_skew)
-    drawn = rng.choice(len(ids.viewers), size=count, p=weights / weights.sum())
+    drawn = rng.choice(len(ids.viewers), size=num, p=weights / weights.sum())
     return [_body(ids, ids.viewers[viewer], profile.candidates, rng) for viewer in drawn]
 
 
@@ -52,3 +60,54 @@ def _body(ids: Ids, viewer: str, num_candidates: int, rng: np.random.Generator) 
     if viewer in ids.contexts:
         body["context"] = ids.contexts[viewer]
     return msgspec.json.encode(body)
+
+
+def pack(records: Iterable[Record]) -> bytes:
+    """Return the request body that posts the records."""
+    return msgspec.json.encode({"records": list(records)})
+
+
+def viewer_events(
+    ids: Ids, kinds: Mapping[str, int], viewer_skew: float, run: str, batch: int = BATCH, seed: int = SEED
+) -> Iterator[bytes]:
+    """Yield request bodies of `batch` events each, endlessly.
+
+    Event ids are unique across bodies and runs. Kinds are drawn by their counts in `kinds`, viewers
+    as for rankings, and candidates uniformly. Events have no `ts_ms`: they happen when they arrive.
+    """
+    rng = np.random.default_rng(seed)
+    names = list(kinds)
+    kind_shares = _cumulated(np.array([kinds[name] for name in names], dtype=np.float64))
+    viewer_shares = _cumulated(zipf_weights(len(ids.viewers), viewer_skew))
+    for number in count():
+        drawn = zip(
+            np.searchsorted(kind_shares, rng.random(batch), side="right").tolist(),
+            np.searchsorted(viewer_shares, rng.random(batch), side="right").tolist(),
+            rng.integers(len(ids.candidates), size=batch).tolist(),
+            strict=True,
+        )
+        yield pack(
+            event(f"{run}-e{number}-{i}", ids.viewers[viewer], ids.candidates[candidate], names[kind])
+            for i, (kind, viewer, candidate) in enumerate(drawn)
+        )
+
+
+def event(name: str, viewer: str, candidate: str, kind: str) -> Record:
+    """Return the record of a viewer's action."""
+    return {"type": "event", "id": name, "viewer": viewer, "candidate": candidate, "kind": kind}
+
+
+def candidate(name: str, ends_ms: int | None = None) -> Record:
+    """Return the record of a candidate without fields, or of its end."""
+    ends = {} if ends_ms is None else {"ends_ms": ends_ms}
+    return {"type": "candidate", "id": name, "fields": {}, **ends}
+
+
+def forget(viewer: str) -> Record:
+    """Return the record that deletes all data of a viewer."""
+    return {"type": "forget", "viewer": viewer}
+
+
+def _cumulated(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.cumsum(weights) / weights.sum()
+    return shares

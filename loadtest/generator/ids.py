@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from loadtest.errors import LoadtestError
-from serve.contract.errors import unknown_key
+from serve.contract.validation import json_value, table
 
 # Limit of POST /v1/rank.
 MAX_ID_LENGTH = 256
+KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
 
 
@@ -33,7 +33,7 @@ def find_ids(file: Path | None, log: Path, num_candidates: int) -> Ids:
     """Return the ids of a file if there is one, otherwise of a log.
 
     Raises:
-        LoadtestError: as `read_ids` and `read_log_ids`.
+        TabrankError: as `read_ids` and `read_log_ids`.
     """
     return read_ids(file) if file else read_log_ids(log, num_candidates)
 
@@ -42,33 +42,26 @@ def read_ids(path: Path) -> Ids:
     """Return the ids of a JSON file `{"viewers": [...], "candidates": [...]}`.
 
     Raises:
-        LoadtestError: if the file holds anything else.
+        TabrankError: if the file holds anything else.
     """
+    where = f"--ids {path}"
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
-        raise LoadtestError(f"--ids {path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise LoadtestError(f"--ids {path}: not JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise LoadtestError(f'--ids {path}: must hold an object, {{"viewers": [...], "candidates": [...]}}')
-    for key in given:
-        if key not in ("viewers", "candidates"):
-            raise LoadtestError(unknown_key(f"--ids {path}", key, ("viewers", "candidates")))
-    return Ids(_strings(path, given, "viewers"), _strings(path, given, "candidates"))
-
-
-def _strings(path: Path, given: Mapping[str, Any], key: str) -> list[str]:
-    values = given.get(key)
-    if not isinstance(values, list) or not values:
-        raise LoadtestError(f"--ids {path}: {key!r} must be a list of at least one id")
-    for index, value in enumerate(values):
-        if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH):
-            shown = repr(value)[:60]
-            raise LoadtestError(
-                f"--ids {path}: {key}[{index}] is {shown}; an id is a string of 1 to {MAX_ID_LENGTH} characters"
-            )
-    return list(dict.fromkeys(values))
+        raise LoadtestError(f"{where}: cannot be read ({error.strerror})") from None
+    given = table(json_value(content, where), where, KEYS)
+    for key in KEYS:
+        values = given.get(key)
+        if not isinstance(values, list) or not values:
+            raise LoadtestError(f"{where}: {key!r} must be a list of at least one id")
+        for index, value in enumerate(values):
+            if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH):
+                raise LoadtestError(
+                    f"{where}: {key}[{index}] is {repr(value)[:60]}; "
+                    f"an id is a string of 1 to {MAX_ID_LENGTH} characters"
+                )
+    viewers, candidates = (list(dict.fromkeys(given[key])) for key in KEYS)
+    return Ids(viewers, candidates)
 
 
 def read_log_ids(log: Path, num_candidates: int) -> Ids:
@@ -156,11 +149,11 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
         for column in needed:
             if column not in data.schema.names:
                 raise LoadtestError(f"{path}: the column {column!r} is missing")
-        names = [column for column in (*needed, *wanted) if column in data.schema.names]
-        columns = {name: ds.field(name) for name in names}
-        for name in names:
-            if pa.types.is_dictionary(data.schema.field(name).type):
-                columns[name] = ds.field(name).cast(data.schema.field(name).type.value_type)
+        columns = {name: ds.field(name) for name in (*needed, *wanted) if name in data.schema.names}
+        for name in columns:
+            kind = data.schema.field(name).type
+            if pa.types.is_dictionary(kind):
+                columns[name] = ds.field(name).cast(kind.value_type)
         return data.to_table(columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,10 +18,10 @@ from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
 from loadtest.generator.connections import TIMEOUT_S
 from loadtest.measure.measure import Floats, Requests
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block
 
-# Files of the load and of its result, in the folder that both processes share.
-LOAD, RESULT = "load.msgpack", "result.pickle"
+# Files of the load, of its result and of messages, in the folder that both processes share.
+LOAD, RESULT, LOG = "load.msgpack", "result.pickle", "generator.log"
 # Time for the last answers, and to write the results.
 OVERTIME_S = 30.0
 
@@ -63,32 +61,18 @@ class OfferedLoad:
         return sum(block.seconds for block in self.blocks)
 
 
+@dataclass(frozen=True)
 class Offer:
     """Running load process; `begun_s` is its second 0 on the clock of `time.monotonic()`."""
 
-    def __init__(self, load: OfferedLoad, folder: Path) -> None:
-        self._load, self._folder = load, folder
-        self._log = folder / "generator.log"
-        (folder / LOAD).write_bytes(msgspec.msgpack.encode(load))
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "loadtest.generator.process", str(folder)],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                preexec_fn=partial(die_with_parent, signal.SIGKILL),
-            )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.end()
-            raise LoadtestError("the load generator did not start:\n  " + "\n  ".join(last_lines(self._log)))
-        self.begun_s = float(line)
+    load: OfferedLoad
+    folder: Path
+    process: subprocess.Popen[bytes]
+    begun_s: float
 
     def stop(self) -> None:
         """Stop sending; requests in flight still get their answers."""
-        self._process.terminate()
+        self.process.terminate()
 
     def result(self) -> OfferResult:
         """Wait for the end of the load and return its result.
@@ -97,35 +81,53 @@ class Offer:
             LoadtestError: if the generator failed.
         """
         try:
-            self._process.wait(self._load.seconds + OVERTIME_S)
+            self.process.wait(self.load.seconds + OVERTIME_S)
         except subprocess.TimeoutExpired:
             raise LoadtestError("the load generator did not end in time") from None
-        if not (self._folder / RESULT).exists():
-            raise LoadtestError("the load generator failed:\n  " + "\n  ".join(last_lines(self._log)))
-        result: OfferResult = pickle.loads((self._folder / RESULT).read_bytes())
+        if not (self.folder / RESULT).exists():
+            raise _failure(self.folder, "failed")
+        result: OfferResult = pickle.loads((self.folder / RESULT).read_bytes())
         return result
-
-    def end(self) -> None:
-        """End the process, whatever its state."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
 
 
 @contextlib.contextmanager
 def offering(load: OfferedLoad) -> Iterator[Offer]:
-    """Offer a load while the block runs; the block reads its result."""
-    with tempfile.TemporaryDirectory(prefix="tabrank-load-") as folder:
-        offer = Offer(load, Path(folder))
-        try:
-            yield offer
-        finally:
-            offer.end()
+    """Offer a load while the block runs; the block reads its result.
+
+    Raises:
+        LoadtestError: if the generator does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="tabrank-load-") as name:
+        folder = Path(name)
+        (folder / LOAD).write_bytes(msgspec.msgpack.encode(load))
+        command = [sys.executable, "-m", "loadtest.generator.process", name]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with (
+            (folder / LOG).open("wb") as log,
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                begun = process.stdout.readline()
+                if not begun:
+                    raise _failure(folder, "did not start")
+                yield Offer(load, folder, process, float(begun))
+            finally:
+                process.kill()
 
 
 def offered(load: OfferedLoad) -> OfferResult:
     """Offer a load and wait for its end."""
     with offering(load) as offer:
         return offer.result()
+
+
+def _failure(folder: Path, how: str) -> LoadtestError:
+    return LoadtestError(f"the load generator {how}:\n  " + "\n  ".join(last_lines(folder / LOG)))

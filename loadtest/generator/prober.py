@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
@@ -13,11 +13,10 @@ import gevent.pool
 import msgspec
 from geventhttpclient.response import HTTPParseError
 
+from loadtest.generator.bodies import candidate, event, pack
 from loadtest.generator.connections import Connections, error_kind
-from loadtest.generator.records import candidate, event, pack
-from loadtest.measure.answer import Outcome, read_acknowledgement
-from loadtest.measure.measure import RequestLog, Requests
-from loadtest.measure.service import EVENTS_PATH
+from loadtest.measure.measure import RequestLog
+from loadtest.measure.service import EVENTS_PATH, Outcome, read_acknowledgement
 
 CANDIDATE, VIEWER = "candidate", "viewer"
 KINDS = (CANDIDATE, VIEWER)
@@ -40,27 +39,6 @@ class _Answer(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-@dataclass(frozen=True)
-class Names:
-    """Ids of one run, unique across runs and surfaces."""
-
-    run: str
-
-    @property
-    def asker(self) -> str:
-        """Return the viewer that polls for probe candidates and tests events before the run."""
-        return f"{self.run}-asker"
-
-    @property
-    def anchor(self) -> str:
-        """Return the candidate that events of the probe viewers refer to."""
-        return f"{self.run}-anchor"
-
-    def probe(self, kind: str, number: int) -> str:
-        """Return the candidate or viewer that one probe adds."""
-        return f"{self.run}-{kind[0]}{number}"
-
-
 class Prober:
     """Freshness prober: its probes start when they are due, independent of the others.
 
@@ -73,17 +51,19 @@ class Prober:
 
     A probe's latency runs from sending the event to the first answer that shows it. It is therefore
     too long by up to POLL_S and one ranking. In `records`, `scored` is the number of polled
-    rankings.
+    rankings. Ids are unique across runs and surfaces.
     """
 
-    def __init__(self, url: str, names: Names, label_event: str) -> None:
+    def __init__(self, url: str, label_event: str) -> None:
+        self.run_id = f"freshness-{secrets.token_hex(6)}"
+        # Viewer that polls for probe candidates, and candidate of the probe viewers' events.
+        self.asker, self.anchor = f"{self.run_id}-asker", f"{self.run_id}-anchor"
         self.records = {kind: RequestLog() for kind in KINDS}
         # Freshness values that the answers report.
         self.answered_ms = array("d")
         self.posted: dict[str, list[str]] = {kind: [] for kind in KINDS}
         self._events = Connections(url, EVENTS_PATH)
         self._ranks = Connections(url)
-        self._names = names
         self._label_event = label_event
 
     def run(self, times_s: Iterable[float], counted_from_s: float) -> None:
@@ -103,17 +83,13 @@ class Prober:
             self._events.close()
             self._ranks.close()
 
-    def requests(self, kind: str) -> Requests:
-        """Return the ended probes of a kind."""
-        return self.records[kind].requests()
-
     def _probe(self, kind: str, number: int, add: partial[None]) -> None:
-        name = self._names.probe(kind, number)
+        name = f"{self.run_id}-{kind[0]}{number}"
         if kind == CANDIDATE:
-            record, viewer, shown = candidate(name), self._names.asker, name
+            record, viewer, shown = candidate(name), self.asker, name
         else:
-            shown = self._names.anchor
-            record, viewer = event(f"{name}-e", name, shown, self._label_event), name
+            record = event(f"{name}-e", name, self.anchor, self._label_event)
+            viewer, shown = name, self.anchor
         self.posted[kind].append(name)
         sent = perf_counter()
         rejected = self._post(pack([record]))

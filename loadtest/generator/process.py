@@ -21,15 +21,12 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
-from loadtest.generator.arrivals import arrivals
-from loadtest.generator.connections import Connections, Transport
-from loadtest.generator.dispatcher import Dispatcher, allow_open_files
+from loadtest.generator.bodies import SEED
+from loadtest.generator.connections import Connections, Failure, Retrying
+from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.offer import LOAD, RESULT, OfferedLoad, OfferResult
-from loadtest.generator.retrying import Failure, Retrying
-from loadtest.measure.answer import read_answer
 from loadtest.measure.measure import RequestLog
-
-SEED = 20
+from loadtest.measure.service import read_answer
 
 
 def main(folder: Path) -> None:
@@ -39,12 +36,11 @@ def main(folder: Path) -> None:
     failures: list[Failure] = []
     record = RequestLog()
     connections = Connections(load.url, timeout_s=load.timeout_s)
-    transport: Transport = connections
+    exchange = connections.exchange
     if load.retry:
-        transport = Retrying(connections, load.timeout_s, failures.append)
-
+        exchange = Retrying(connections, load.timeout_s, failures.append).exchange
     read = partial(read_answer, num_candidates=load.num_candidates)
-    dispatcher = Dispatcher(transport, read, record.keep)
+    dispatcher = Dispatcher(exchange, read, record.keep)
     requests = cycle([connections.prepare(body) for body in load.bodies])
     gc.collect()
     gc.freeze()

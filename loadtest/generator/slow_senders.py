@@ -4,8 +4,8 @@ They run in a separate process, so that they do not delay the load generator:
 
     python -m loadtest.generator.slow_senders HOST PORT PREFIX NUM
 
-The process prints the number of connected clients to stdout, and on SIGTERM the counts of how
-connections ended.
+On SIGTERM the process prints to stdout how many clients were connected at one time, and the counts
+of how connections ended.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Senders:
         head = f"POST {prefix}{PATH} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in key_header().items())
         self._begins = {kind: (head + rest).encode() for kind, rest in PARTS.items()}
-        self.num_connected = 0
+        self.num_connected = self.most_connected = 0
         self.ended: Counter[str] = Counter()
 
     async def run(self, num: int) -> None:
@@ -56,6 +56,7 @@ class Senders:
     async def _one(self, beginning: bytes) -> str:
         reader, writer = await asyncio.open_connection(self._host, self._port)
         self.num_connected += 1
+        self.most_connected = max(self.most_connected, self.num_connected)
         answering = asyncio.create_task(reader.readline())
         try:
             writer.write(beginning)
@@ -74,15 +75,9 @@ async def _main(host: str, port: int, prefix: str, num: int) -> None:
     senders = Senders(host, port, prefix)
     running = asyncio.create_task(senders.run(num))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
-    reported = -1
-    while not running.done():
-        if senders.num_connected != reported:
-            reported = senders.num_connected
-            print(json.dumps({"connected": reported}), flush=True)
-        await asyncio.wait([running], timeout=0.5)
     with contextlib.suppress(asyncio.CancelledError):
         await running
-    print(json.dumps({"ended": senders.ended}), flush=True)
+    print(json.dumps({"connected": senders.most_connected, "ended": senders.ended}))
 
 
 if __name__ == "__main__":

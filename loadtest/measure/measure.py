@@ -6,15 +6,12 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.measure.answer import Outcome
-
-if TYPE_CHECKING:
-    from loadtest.measure.answer import Ended
+from loadtest.measure.service import Ended, Outcome
 
 Floats = NDArray[np.float64]
 
@@ -33,9 +30,6 @@ class RequestLog:
         self._outcome = array("H")
         self._scored = array("H")
         self._outcomes: dict[Outcome, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._at_s)
 
     def add(self, at_s: float, late_ms: float, latency_ms: float, outcome: Outcome, scored: int) -> None:
         """Add a request: due at `at_s`, sent `late_ms` and ended `latency_ms` after that."""

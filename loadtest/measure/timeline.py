@@ -1,17 +1,22 @@
-"""Timeline of a run by second: offered and answered load, latency, replicas and nodes."""
+"""Numbers of a run by second and by phase, and the recovery time after each step up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from loadtest.measure.cluster import PERIOD_S, ClusterSample
-from loadtest.measure.measure import Requests, percentile
+from loadtest.measure.measure import Measurement, Requests, measure, milliseconds, percentile, rounded
+from loadtest.workload.profiles import Phase, Profile, Slo, phases, steps_up
 
 # Older samples are ignored: the replicas and nodes that they name may be gone.
 STALE_S = 5 * PERIOD_S
+# A recovery starts with this many good seconds in a row: a single one may be chance.
+RECOVERED_S = 3
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ def timeline(
         here = requests.where(due == second)
         num_ok = int(here.ok.sum())
         p50_ms, p90_ms, p99_ms = (percentile(here.latency_ms, share, here.ok) for share in (0.5, 0.9, 0.99))
-        seen = next((sample for sample in reversed(samples) if sample.at_s < second + 1), None)
-        if seen is not None and seen.at_s < second + 1 - STALE_S:
-            seen = None
+        ends_s = second + 1
+        recent = (sample for sample in reversed(samples) if ends_s - STALE_S <= sample.at_s < ends_s)
+        seen = next(recent, None)
         moments.append(
             Moment(
                 t_s=second,
@@ -76,3 +81,107 @@ def timeline(
             )
         )
     return moments
+
+
+def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
+    """Return the numbers of each phase; a constant load is one phase."""
+    found = []
+    for phase in phases(profile.line):
+        measured = measure(requests.counted_from(phase.begins_s), phase.ends_s - phase.begins_s)
+        numbers = asdict(measured)
+        kept = ("requests", "rps", "full_share", "p50_ms", "p90_ms", "p99_ms", "errors")
+        found.append({**_named(phase), **{name: rounded(numbers[name]) for name in kept}})
+    return found
+
+
+def describe_steps(requests: Requests, profile: Profile, slo: Slo) -> list[Report]:
+    """Return for each step up the seconds until the p99, and full answers, held again.
+
+    None: they did not hold again in that phase.
+    """
+
+    return [
+        {
+            **_named(step),
+            "p99_recovered_s": recovered_s(requests, step, lambda measured: in_time(measured, slo)),
+            "full_recovered_s": recovered_s(requests, step, lambda measured: in_full(measured, slo)),
+        }
+        for step in steps_up(profile.line)
+    ]
+
+
+def in_time(measured: Measurement, slo: Slo) -> bool:
+    """Return whether the p99 is within the SLO."""
+    return measured.p99_ms is not None and measured.p99_ms <= slo.p99_ms
+
+
+def in_full(measured: Measurement, slo: Slo) -> bool:
+    """Return whether enough requests got a full answer; a failed request did not."""
+    full = measured.full_share * (measured.requests - measured.errors)
+    return bool(measured.requests) and full >= slo.min_full_share * measured.requests
+
+
+def is_normal(measured: Measurement, slo: Slo) -> bool:
+    """Return whether p99 and full answers are within the SLO; failed requests count as not full."""
+    return in_time(measured, slo) and in_full(measured, slo)
+
+
+def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], bool]) -> int | None:
+    """Return the seconds from the step to its recovery, or None if there is none in the phase.
+
+    A recovery is the first second from which `holds` is true in each of the next RECOVERED_S
+    seconds, and over the rest of the phase as a whole.
+    """
+    part = requests.where((requests.at_s >= step.begins_s) & (requests.at_s < step.ends_s))
+    part = part.counted_from(step.begins_s)
+    num_seconds = int(step.ends_s - step.begins_s)
+    length = min(RECOVERED_S, num_seconds)
+    well = [holds(measure(part.counted_from(second), 1.0)) for second in range(num_seconds)]
+    for first in range(num_seconds - length + 1):
+        rest_s = step.ends_s - step.begins_s - first
+        if length and all(well[first : first + length]) and holds(measure(part.counted_from(first), rest_s)):
+            return first
+    return None
+
+
+def phase_rows(report: Report) -> list[tuple[str, str, str]]:
+    """Return the phases and steps as rows of (name, requests, result); none for a constant load."""
+    if len(report["phases"]) == 1 and not report["steps"]:
+        return []
+    rows = [
+        (f"\u2003{phase['name']}, {_span(phase)}", f"{phase['requests']:,} requests", _result(phase))
+        for phase in report["phases"]
+    ]
+    return rows + [
+        (f"\u2003{step['name']}, at {round(step['begins_s'], 1):g} s", "", recovery(step))
+        for step in report["steps"]
+    ]
+
+
+def _span(phase: Report) -> str:
+    """Return the time range of a phase: `3.3–6.7 s`."""
+    return f"{round(phase['begins_s'], 1):g}–{round(phase['ends_s'], 1):g} s"
+
+
+def _result(phase: Report) -> str:
+    """Return the numbers of a phase as text; a phase without requests has none."""
+    if not phase["requests"]:
+        return ""
+    p99 = milliseconds(phase["p99_ms"])
+    return f"p99 {p99}, {phase['full_share']:.2%} full, {phase['errors']} errors"
+
+
+def recovery(step: Report) -> str:
+    """Return the recovery of a step as text: `p99 held again after 4 s, full answers after 6 s`."""
+    held = []
+    for what, key in (("p99", "p99_recovered_s"), ("full answers", "full_recovered_s")):
+        after_s = step[key]
+        if after_s is None:
+            held.append(f"{what} did not recover in that phase")
+        else:
+            held.append(f"{what} held again after {after_s} s" if after_s else f"{what} held at once")
+    return ", ".join(held)
+
+
+def _named(phase: Phase) -> Report:
+    return {"begins_s": round(phase.begins_s, 3), "ends_s": round(phase.ends_s, 3), "name": phase.name}

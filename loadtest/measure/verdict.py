@@ -14,6 +14,12 @@ REMEDY = "give it a core of its own or lower the rate"
 # over the windows, above which the generator was slow.
 MAX_SLOW_RATIO = 1.2
 MAX_SLOW_LATE_MS = 10.0
+# The p99 of freshness must be below this limit.
+FRESHNESS_LIMIT_MS = 1000.0
+# With fewer samples, the p99 of freshness would be the slowest sample.
+MIN_SAMPLES = 100
+# Least share of a target rate that must be achieved.
+MIN_ACHIEVED = 0.95
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
 
 
@@ -64,9 +70,23 @@ def judge_slow_clients(ratio: float, num_failed: int, late_ms: float) -> Verdict
     return "held" if ratio <= MAX_SLOW_RATIO and not num_failed else "not held"
 
 
+def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Verdict, list[str]]:
+    """Compare a report with the limits; void if the load generator itself was late."""
+    broken = list(_broken_freshness(report))
+    late_ms = max(report[load]["generator_late_ms_p99"] for load in ("rank", "events"))
+    return verdict_on(broken, late_ms, late_limit_ms)
+
+
 def listed(kinds: Mapping[str, int]) -> str:
     """Return numbers by kind as text: `3 timeout, 1 HTTP 503`."""
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+
+
+def failures(found: Mapping[str, Any]) -> list[str]:
+    """Return the failed requests of a run as a reason; empty if none failed."""
+    if not found["errors"]:
+        return []
+    return [f"{found['errors']} of {found['requests']:,} requests failed: {listed(found['error_kinds'])}"]
 
 
 def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
@@ -81,13 +101,36 @@ def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
             f"the allowed share is {slo.max_error_share:g}"
         )
     if measured.full_share < slo.min_full_share:
-        rungs = listed(measured.rungs) or "no answers"
-        heuristic = (
-            f"; {measured.heuristic} full answers came from a heuristic: assign 100 % of the viewers to the model arm"
-            if measured.heuristic
-            else ""
-        )
+        notes = listed(measured.rungs) or "no answers"
+        if measured.heuristic:
+            notes += f"; {measured.heuristic} full answers came from a heuristic: "
+            notes += "assign 100 % of the viewers to the model arm"
         yield (
             f"{measured.full_share:.3%} of the answers were full and from a model, "
-            f"but at least {slo.min_full_share:.3%} are needed ({rungs}{heuristic})"
+            f"but at least {slo.min_full_share:.3%} are needed ({notes})"
+        )
+
+
+def _broken_freshness(report: Mapping[str, Any]) -> Iterator[str]:
+    fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
+    if fresh["samples"] < MIN_SAMPLES:
+        yield f"{fresh['samples']} probes, but at least {MIN_SAMPLES} are needed; run longer, or raise --probes"
+    if fresh["samples"] and fresh["p99"] is None:
+        missed = listed(fresh["missed_kinds"])
+        yield f"{fresh['missed']} of {fresh['samples']} events never showed in a ranking ({missed})"
+    elif fresh["samples"] and fresh["p99"] >= FRESHNESS_LIMIT_MS:
+        yield f"the p99 of freshness is {fresh['p99']:.0f} ms; it must be below {FRESHNESS_LIMIT_MS:g} ms"
+    if rank["errors"]:
+        kinds = listed(rank["error_kinds"])
+        yield f"{rank['errors']} of {rank['requests']} rankings failed ({kinds})"
+    if rank["rps"] < MIN_ACHIEVED * rank["target_rps"]:
+        yield (
+            f"{rank['rps']:.0f} rankings/s were answered, the target is {rank['target_rps']:g}; "
+            f"at least {MIN_ACHIEVED:.0%} are needed"
+        )
+    if events["acknowledged_per_s"] < MIN_ACHIEVED * events["target_per_s"]:
+        kinds = listed(events["error_kinds"])
+        yield (
+            f"{events['acknowledged_per_s']:.0f} events/s were acknowledged, the target is "
+            f"{events['target_per_s']:g}; at least {MIN_ACHIEVED:.0%} are needed{f' ({kinds})' if kinds else ''}"
         )

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.measure.freshness_verdict import LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
+from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.report.report import SAME_CORES, Findings, Report, csv_text, indented, write_report
 
 
@@ -43,11 +43,6 @@ def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
     return {name: rounded(percentile(latency_ms, share, ok)) for name, share in shares.items()}
 
 
-def freshness_summary(report: Report) -> str:
-    """Return the report as a few lines for a terminal."""
-    return _findings(report).summary()
-
-
 def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]) -> None:
     """Write the report folder, complete or not at all.
 
@@ -61,19 +56,26 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
     lines["all"] = (every, sum(total for _, total in lines.values()))
     axes = ("ms from the event to the ranking", "share of events not yet shown")
     plots = {
-        "Freshness over time": freshness_over_time(probes, LIMIT_MS),
-        "Freshness distribution": distribution(*axes, lines, {f"p99 < {LIMIT_MS:g} ms": (LIMIT_MS, 0.01)}),
+        "Freshness over time": freshness_over_time(probes, FRESHNESS_LIMIT_MS),
+        "Freshness distribution": distribution(
+            *axes, lines, {f"p99 < {FRESHNESS_LIMIT_MS:g} ms": (FRESHNESS_LIMIT_MS, 0.01)}
+        ),
     }
-    found = _findings(report)
+    found = freshness_findings(report)
     write_report(folder, report, found.title, found.body(plots), FOOTER, {"probes.csv": _to_csv(probes)})
 
 
-def _findings(report: Report) -> Findings:
+def freshness_findings(report: Report) -> Findings:
+    """Return the numbers of a report with their limits."""
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     at_least = f"at least {MIN_ACHIEVED:.0%}"
     rows = [
         *(
-            (f"{name} of all", milliseconds(fresh[name]), f"below {LIMIT_MS:g} ms" if name == "p99" else "")
+            (
+                f"{name} of all",
+                milliseconds(fresh[name]),
+                f"below {FRESHNESS_LIMIT_MS:g} ms" if name == "p99" else "",
+            )
             for name in ("p50", "p90", "p99", "max")
         ),
         ("probe events", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),

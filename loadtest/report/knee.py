@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from loadtest.measure.verdict import Verdict
@@ -42,11 +42,9 @@ def knee_summary(report: Report) -> str:
     )
 
 
-def knee_verdict(report: Report) -> Verdict:
-    """Return held if the service, or each of several services, has a knee."""
-    knees = report["knee_rps"]
-    found = knees.values() if isinstance(knees, dict) else [knees]
-    return "not held" if None in found else "held"
+def knee_verdict(knees: Iterable[float | None]) -> Verdict:
+    """Return held if each service has a knee."""
+    return "not held" if None in knees else "held"
 
 
 def compare_summary(report: Report) -> str:

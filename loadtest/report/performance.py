@@ -9,39 +9,35 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from loadtest.report.plots import cost_against, latency_against_rate
+from loadtest.report.report import Report
 from loadtest.workload.profiles import Slo
-
-Report = Mapping[str, Any]
 
 
 def write_plots(fetch: Report, compare: Report, folder: Path) -> list[Path]:
     """Write the four plots as SVG and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    # The p90 of each service over its offered rates, without looks and overloads.
+    latency = {
+        name: [
+            (step["rate_rps"], step["p90_ms"])
+            for step in service["steps"]
+            if step["phase"] in ("search", "again", "confirm") and step["kept_up"]
+        ]
+        for name, service in compare["services"].items()
+    }
+    sweep = {"alone": [(cell["slate"], cell["p50_us"]) for cell in fetch["sweep"]]}
     found = {
-        "latency.svg": _latency(compare),
-        "candidates.svg": cost_against(
-            "candidates a request", {"alone": [(cell["slate"], cell["p50_us"]) for cell in fetch["sweep"]]}
-        ),
+        "latency.svg": latency_against_rate(latency, Slo(**compare["slo"])),
+        "candidates.svg": cost_against("candidates a request", sweep),
         "viewers.svg": cost_against("viewers in the store", _cells(fetch, "viewers", "candidates", 10_000)),
         "live.svg": cost_against("live candidates", _cells(fetch, "candidates", "viewers", 100_000)),
     }
     for name, svg in found.items():
         (folder / name).write_text(svg)
     return [folder / name for name in found]
-
-
-def _latency(compare: Report) -> str:
-    """Return the plot of each service's p90 over its offered rates, without looks and overloads."""
-    lines = {}
-    for name, service in compare["services"].items():
-        steps = [s for s in service["steps"] if s["phase"] in ("search", "again", "confirm") and s["kept_up"]]
-        lines[name] = [(step["rate_rps"], step["p90_ms"]) for step in steps]
-    return latency_against_rate(lines, Slo(**compare["slo"]))
 
 
 def _cells(fetch: Report, along: str, fixed: str, value: int) -> dict[str, list[tuple[float, float]]]:

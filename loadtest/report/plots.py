@@ -6,7 +6,7 @@ They are readable in grey: lines differ by their dashes, and limits are dotted a
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -14,22 +14,24 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from loadtest.measure.measure import Floats, Requests
 from loadtest.measure.timeline import Moment
 from loadtest.workload.profiles import Slo
 
+# Lines differ by their dashes, also in grey.
+LINES = cycler(linestyle=["-", "--", "-", ":"], color=["0.55", "0.3", "0.0", "0.0"])
 STYLE: dict[Any, Any] = {
+    "axes.prop_cycle": LINES,
     "svg.fonttype": "none",
     "svg.hashsalt": "tabrank",
     "font.size": 9,
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
-DASHES = (("-", "0.55"), ("--", "0.3"), ("-", "0.0"), (":", "0.0"))
 P = ParamSpec("P")
-LIMIT: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
 
 
 def plot(draw: Callable[P, Figure]) -> Callable[P, str]:
@@ -60,10 +62,11 @@ def distribution(
     """
     figure, axes = _axes(x, y)
     # The last of up to three lines is black.
-    for (name, (took_ms, total)), (dash, grey) in zip(lines.items(), DASHES[3 - len(lines) :], strict=False):
+    axes.set_prop_cycle(LINES[3 - len(lines) :])
+    for name, (took_ms, total) in lines.items():
         left = 1 - np.arange(1, len(took_ms) + 1) / max(total, 1)
         shares = np.maximum(left, 0.5 / max(total, 1))
-        axes.step(np.sort(took_ms), shares, where="post", linestyle=dash, color=grey, label=name)
+        axes.step(np.sort(took_ms), shares, where="post", label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for text, at in marks.items():
@@ -111,12 +114,11 @@ def _draw_load(axes: Axes, moments: Sequence[Moment]) -> None:
 
 def _draw_replicas(axes: Axes, moments: Sequence[Moment]) -> None:
     at = [moment.t_s for moment in moments]
-    for i, name in enumerate(moments[0].replicas):
-        dash, grey = DASHES[i % len(DASHES)]
-        counts = [_or_nan(moment.replicas[name]) for moment in moments]
-        axes.step(at, counts, linestyle=dash, color=grey, where="post", label=f"{name} replicas")
-    if any(moment.nodes is not None for moment in moments):
-        nodes = [_or_nan(moment.nodes) for moment in moments]
+    for name in moments[0].replicas:
+        counts = _floats(moment.replicas[name] for moment in moments)
+        axes.step(at, counts, where="post", label=f"{name} replicas")
+    nodes = _floats(moment.nodes for moment in moments)
+    if not np.isnan(nodes).all():
         axes.step(at, nodes, linestyle="-.", color="0.4", where="post", label="nodes")
     axes.set_ylabel("running")
     axes.set_ylim(0, max(2.0, axes.get_ylim()[1] * 1.35))
@@ -126,9 +128,8 @@ def _draw_replicas(axes: Axes, moments: Sequence[Moment]) -> None:
 
 def _draw_latency(axes: Axes, moments: Sequence[Moment], slo: Slo) -> None:
     at = [moment.t_s for moment in moments]
-    for name, (dash, grey) in zip(("p50_ms", "p90_ms", "p99_ms"), DASHES, strict=False):
-        values = [_or_nan(getattr(moment, name)) for moment in moments]
-        axes.plot(at, values, linestyle=dash, color=grey, label=name.removesuffix("_ms"))
+    for name in ("p50", "p90", "p99"):
+        axes.plot(at, _floats(getattr(moment, f"{name}_ms") for moment in moments), label=name)
     _draw_limits(axes, slo)
     axes.set_ylabel("ms")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
@@ -205,10 +206,9 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> None:
     """Draw a line through the points of each name; None breaks it."""
-    for i, (name, points) in enumerate(lines.items()):
-        dash, grey = DASHES[i % len(DASHES)]
+    for name, points in lines.items():
         at = sorted(points, key=lambda point: point[0])
-        axes.plot([x for x, _ in at], [_or_nan(y) for _, y in at], dash, color=grey, marker=".", label=name)
+        axes.plot([x for x, _ in at], _floats(y for _, y in at), marker=".", label=name)
 
 
 def _draw_limits(axes: Axes, slo: Slo) -> None:
@@ -217,9 +217,10 @@ def _draw_limits(axes: Axes, slo: Slo) -> None:
 
 
 def _limit(axes: Axes, value: float, label: str) -> None:
-    axes.axhline(value, **LIMIT)
+    axes.axhline(value, color="black", linestyle=":", linewidth=1.0)
     axes.annotate(label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
 
 
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _floats(values: Iterable[float | None]) -> Floats:
+    """Return the values as an array; None becomes NaN, which breaks a line."""
+    return np.array(list(values), dtype=np.float64)

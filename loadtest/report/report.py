@@ -7,6 +7,7 @@ import html
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,12 +22,6 @@ Row = tuple[str, str, str]
 SAME_CORES = ", the load generator on the same cores. "
 
 
-def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write files by name into a folder, each complete or not at all."""
-    for name, text in files.items():
-        write_whole(folder / name, text.encode())
-
-
 def write_report(
     folder: Path,
     report: Report,
@@ -34,29 +29,16 @@ def write_report(
     body: Iterable[str],
     footer: str,
     more: Mapping[str, str] = MappingProxyType({}),
+    *,
+    new: bool = True,
 ) -> None:
-    """Write a report and its page into a new folder, complete or not at all.
+    """Write report.json, report.html and the files in `more` to a new folder, or an existing one.
 
-    Other arguments are as in `report_files`.
+    A new folder is complete or not there at all. `title` and `footer` are text; `body` holds parts
+    in HTML. The footer follows the machine and links to the files.
 
     Raises:
-        TabrankError: if `folder` exists.
-    """
-    with draft_of(folder) as draft:
-        write_files(draft, report_files(report, title, body, footer, more))
-
-
-def report_files(
-    report: Report,
-    title: str,
-    body: Iterable[str],
-    footer: str,
-    more: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, str]:
-    """Return the files of a report by name; `more` holds files beside report.json and the page.
-
-    `title` and `footer` are text; `body` holds parts in HTML. The footer follows the machine and
-    links to the files.
+        TabrankError: if a new `folder` exists.
     """
     files = {"report.json": json.dumps(report, indent=2) + "\n", **more}
     machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
@@ -66,7 +48,9 @@ def report_files(
         footer=html.escape(machine + footer, quote=False),
         links=", ".join(f'<a href="{name}">{name}</a>' for name in files),
     )
-    return {**files, "report.html": page}
+    with draft_of(folder) if new else nullcontext(folder) as target:
+        for name, text in {**files, "report.html": page}.items():
+            write_whole(target / name, text.encode())
 
 
 @dataclass(frozen=True)
@@ -78,7 +62,7 @@ class Findings:
     rows: Sequence[Row]
     notes: Sequence[str]
 
-    def summary(self) -> str:
+    def __str__(self) -> str:
         """Return them as lines for a terminal."""
         numbers = [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
         return "\n".join([f"{self.title}, {self.lead}", *numbers, *(f"  - {note}" for note in self.notes)])
@@ -102,6 +86,11 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def number(value: float | None, digits: int = 0) -> str:
     """Format a number with thousands separators; None is a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def with_reasons(line: str, reasons: Iterable[str]) -> str:
+    """Return a line for a terminal with reasons below it."""
+    return "\n".join([line, *(f"    - {reason}" for reason in reasons)])
 
 
 def paragraph(text: str) -> str:

@@ -1,32 +1,47 @@
-"""Report of `loadtest run`: report.json, report.html, requests.csv and Locust's own page."""
+"""Reports of `run` and `soak`: report.json, report.html and the numbers behind them.
+
+`run` also leaves requests.csv, timeline.csv and Locust's own page, `soak` its footprints.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from loadtest.measure.measure import Measurement, Requests, milliseconds, rounded
-from loadtest.measure.phases import describe_phases, describe_steps, phase_rows
-from loadtest.measure.timeline import Moment
-from loadtest.measure.verdict import Verdict
-from loadtest.report.report import Findings, Report, csv_text, indented, write_report
+from loadtest.measure.cluster import ClusterSample
+from loadtest.measure.measure import Requests, measure, milliseconds, rounded
+from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows, timeline
+from loadtest.measure.verdict import judge
+from loadtest.report.report import SAME_CORES, Findings, Report, csv_text, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
 
 
-def make_report(
+def report_run(
     profile: Profile,
-    url: str,
     slo: Slo,
-    measured: Measurement,
-    verdict: Verdict,
-    reasons: list[str],
+    url: str,
     requests: Requests,
-    moments: list[Moment],
-) -> dict[str, Any]:
+    samples: Sequence[ClusterSample],
+    out: Path,
+    locust_html: str | None = None,
+) -> tuple[Report, Sequence[Moment]]:
+    """Judge the requests of a load and write its report to `out`.
+
+    Return it, and the timeline of the measurement.
+    """
+    moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
+    report = make_report(profile, url, slo, requests, moments)
+    write_run(out, report, requests, slo, locust_html, moments)
+    return report, [moment for moment in moments if moment.t_s >= 0]
+
+
+def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moments: list[Moment]) -> Report:
     """Return the content of report.json; latencies in ms, null: too many requests failed."""
+    measured = measure(requests, profile.duration_s)
+    verdict, reasons = judge(measured, slo)
     numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
     return {
         "profile": profile.name,
@@ -42,11 +57,6 @@ def make_report(
         "slo": asdict(slo),
         "machine": describe_machine(),
     }
-
-
-def summary(report: Report) -> str:
-    """Return the report as a few lines for a terminal."""
-    return _findings(report).summary()
 
 
 def write_run(
@@ -81,20 +91,17 @@ def write_run(
         "timeline.csv": timeline_csv(moments),
         **({"locust.html": locust_html} if locust_html is not None else {}),
     }
-    found = _findings(report)
-    footer = FOOTER if locust_html is None else FOOTER + LOCUST
+    found = findings(report)
+    footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
     write_report(folder, report, found.title, found.body(plots), footer, files)
 
 
 def requests_csv(moments: Sequence[Moment]) -> str:
     """Return the seconds in which requests were due, with the warm-up, as CSV."""
-    head = ("second", "requests", "answered", "errors", "p50_ms", "p90_ms", "p99_ms", "late_ms_p99")
-    rows = [
-        (m.t_s, m.offered_rps, m.answered_rps, m.failed, m.p50_ms, m.p90_ms, m.p99_ms, m.late_ms_p99)
-        for m in moments
-        if m.offered_rps
-    ]
-    return csv_text(head, rows)
+    same = ("p50_ms", "p90_ms", "p99_ms", "late_ms_p99")
+    names = ("t_s", "offered_rps", "answered_rps", "failed", *same)
+    rows = [[getattr(moment, name) for name in names] for moment in moments if moment.offered_rps]
+    return csv_text(("second", "requests", "answered", "errors", *same), rows)
 
 
 def timeline_csv(moments: Sequence[Moment]) -> str:
@@ -118,7 +125,8 @@ def _timeline_title(report: Report) -> str:
     return "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
 
 
-def _findings(report: Report) -> Findings:
+def findings(report: Report) -> Findings:
+    """Return the numbers of a report with their limits."""
     slo = report["slo"]
     rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
@@ -146,6 +154,69 @@ def _findings(report: Report) -> Findings:
     return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, report["reasons"])
 
 
-FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
+@dataclass(frozen=True)
+class Footprint:
+    """Resources of the service's processes at a moment.
+
+    `own_mib` is resident memory that no other process shares, without mapped files.
+    """
+
+    at_s: float
+    own_mib: float
+    resident_mib: float
+    files: int
+    processes: int
+
+
+def write_soak(
+    folder: Path, report: Report, moments: Sequence[Moment], footprints: Sequence[Footprint], slo: Slo
+) -> None:
+    """Write the report folder, complete or not at all."""
+    from loadtest.report.plots import load_and_cluster, memory_and_files  # matplotlib
+
+    at_s = [each.at_s for each in footprints]
+    plots = {
+        "Load and latency": load_and_cluster(moments, slo),
+        "Memory and open files of the service": memory_and_files(
+            at_s, [each.own_mib for each in footprints], [each.files for each in footprints]
+        ),
+    }
+    files = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
+    found = soak_findings(report)
+    write_report(folder, report, found.title, found.body(plots), SOAK_FOOTER, files)
+
+
+def soak_findings(report: Report) -> Findings:
+    """Return the numbers of a report with their limits."""
+    thirds = " → ".join(milliseconds(value) for value in report["p99_ms"])
+    drift = f"at most {report['criteria']['p99_drift']:+.0%}"
+    rows = [
+        ("p99 of each third", f"{thirds} ({_share(report['p99_drift'])})", drift),
+        ("private resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
+        ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
+        ("requests that failed", f"{report['errors']} of {report['requests']:,}", "none"),
+    ]
+    lead = f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
+    return Findings(f"Soak: {report['verdict']}", lead, rows, report["reasons"])
+
+
+def _at_most(report: Report) -> str:
+    allowed = report["criteria"]
+    return f"at most {allowed['growth']:+.0%} after the first {allowed['warm_up_share']:.0%}"
+
+
+def _grown(report: Report, values: str, share: str, unit: str) -> str:
+    shown = " → ".join(f"{value:,.0f}" for value in report[values])
+    return f"{shown}{unit} ({_share(report[share])})"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.1%}"
+
+
+RUN_FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
 a failed request counts as never answered."""
 LOCUST = " Locust's own page, locust.html, includes the warm-up."
+SOAK_FOOTER = f"""{SAME_CORES}Growth is that of a straight line through the samples after the warm-up, over all
+processes of the service. Private resident memory is memory that a process does not share. It excludes pages of
+the store's file, which the kernel can reclaim, and of libraries."""

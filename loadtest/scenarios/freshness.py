@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,22 @@ import msgspec
 import numpy as np
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.arrivals import arrivals
-from loadtest.generator.bodies import SEED, make_bodies
+from loadtest.generator.bodies import BATCH, SEED, candidate, event, forget, make_bodies, pack, viewer_events
 from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher
+from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import Ids
-from loadtest.generator.prober import CANDIDATE, KINDS, VIEWER, Names, Prober
-from loadtest.generator.records import BATCH, candidate, event, forget, pack, viewer_events
-from loadtest.measure.answer import decode_acknowledgement, read_acknowledgement
-from loadtest.measure.freshness_verdict import judge_freshness
+from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
 from loadtest.measure.measure import RequestLog, measure
-from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, detail_of, probe
+from loadtest.measure.service import (
+    EVENTS_PATH,
+    MODEL_PATH,
+    ask,
+    decode_acknowledgement,
+    detail_of,
+    probe,
+    read_acknowledgement,
+)
+from loadtest.measure.verdict import judge_freshness
 from loadtest.report.freshness import (
     event_numbers,
     freshness_numbers,
@@ -32,8 +36,7 @@ from loadtest.report.freshness import (
     write_freshness,
 )
 from loadtest.report.report import Report
-from loadtest.workload.profiles import Profile, Slo
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block, Profile, Slo
 from serve.operate.host.machine import describe_machine
 
 CLEAN_UP_BATCH = 500
@@ -66,33 +69,34 @@ def run_freshness(
     """
     bodies = make_bodies(ids, plan.profile)
     probe(url, bodies[0])
-    names = Names(f"freshness-{secrets.token_hex(6)}")
     label_event = _label_event(url)
     kinds = kinds or {label_event: 1}
-    prober = Prober(url, names, label_event)
+    prober = Prober(url, label_event)
     posts = RequestLog()
     left_behind: list[str] = []
     try:
-        _try_events(url, names, sorted({*kinds, label_event}))
+        _try_events(url, prober, sorted({*kinds, label_event}))
         # Import late: the module patches the standard library for gevent.
         from loadtest.scenarios.locust_run import run_load
 
-        rng = np.random.default_rng([SEED, 1])
-        stream = viewer_events(ids, kinds, plan.profile.viewer_skew, names.run, plan.batch)
+        warmup_s, probing = plan.profile.warmup_s, [Block(plan.profile.duration_s)]
+        # Random times: regular ones might always meet the same part of the service's cycle.
+        random = arrivals(lambda: plan.probes_per_s, probing, np.random.default_rng([SEED, 1]))
+        stream = viewer_events(ids, kinds, plan.profile.viewer_skew, prober.run_id, plan.batch)
         background = [
             lambda: _post_events(url, plan, stream, posts),
-            lambda: prober.run(_probe_times(plan, rng), plan.profile.warmup_s),
+            lambda: prober.run((warmup_s + at_s for at_s in random), warmup_s),
         ]
-        loaded = run_load(plan.profile, url, bodies, background)
+        rankings, _ = run_load(plan.profile, url, bodies, background)
     finally:
-        left_behind += _clean_up(url, names, prober)
-    probes = {kind: prober.requests(kind) for kind in KINDS}
+        left_behind += _clean_up(url, prober)
+    probes = {kind: log.requests() for kind, log in prober.records.items()}
     measured = {
         "url": url,
         "seconds": plan.profile.duration_s,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": percentiles(np.array(prober.answered_ms)),
-        "rank": rank_numbers(plan.profile.target_rps, measure(loaded.requests, plan.profile.duration_s)),
+        "rank": rank_numbers(plan.profile.target_rps, measure(rankings, plan.profile.duration_s)),
         "events": event_numbers(
             plan.events_per_s, plan.batch, measure(posts.requests(), plan.profile.duration_s)
         ),
@@ -119,10 +123,12 @@ def _label_event(url: str) -> str:
     return event_kind
 
 
-def _try_events(url: str, names: Names, kinds: Sequence[str]) -> None:
+def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
     """Post the anchor candidate and one event of each kind of the run."""
-    tried = [event(f"{names.run}-t{i}", names.asker, names.anchor, kind) for i, kind in enumerate(kinds)]
-    status, body = ask(url, EVENTS_PATH, pack([candidate(names.anchor), *tried]))
+    tried = [
+        event(f"{prober.run_id}-t{i}", prober.asker, prober.anchor, kind) for i, kind in enumerate(kinds)
+    ]
+    status, body = ask(url, EVENTS_PATH, pack([candidate(prober.anchor), *tried]))
     if status in (404, 405):
         raise LoadtestError(
             f"--url {url}: the service has no POST {EVENTS_PATH} (status {status}); "
@@ -135,9 +141,8 @@ def _try_events(url: str, names: Names, kinds: Sequence[str]) -> None:
     except msgspec.MsgspecError as error:
         raise LoadtestError(f"--url {url}: POST {EVENTS_PATH} gave an unexpected answer: {error}") from None
     if rejected:
-        rejection = rejected[0]
         raise LoadtestError(
-            f"--url {url}: the service rejects events of this run: {rejection.pointer}: {rejection.detail}; "
+            f"--url {url}: the service rejects events of this run: {rejected[0].pointer}: {rejected[0].detail}; "
             "use --log with a log of the surface that it serves"
         )
 
@@ -145,7 +150,8 @@ def _try_events(url: str, names: Names, kinds: Sequence[str]) -> None:
 def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: RequestLog) -> None:
     keep = partial(posts.keep, zero_s=plan.profile.warmup_s)
     connections = Connections(url, EVENTS_PATH)
-    dispatcher = Dispatcher(connections, partial(read_acknowledgement, num_records=plan.batch), keep)
+    read = partial(read_acknowledgement, num_records=plan.batch)
+    dispatcher = Dispatcher(connections.exchange, read, keep)
     times_s = arrivals(
         lambda: plan.events_per_s / plan.batch, plan.profile.blocks, np.random.default_rng(SEED)
     )
@@ -155,17 +161,11 @@ def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: 
         connections.close()
 
 
-def _probe_times(plan: FreshnessPlan, rng: np.random.Generator) -> Iterator[float]:
-    """Yield random times: regular ones might always meet the same part of the service's cycle."""
-    for at_s in arrivals(lambda: plan.probes_per_s, [Block(plan.profile.duration_s)], rng):
-        yield plan.profile.warmup_s + at_s
-
-
-def _clean_up(url: str, names: Names, prober: Prober) -> list[str]:
+def _clean_up(url: str, prober: Prober) -> list[str]:
     """End the probe candidates and forget the probe viewers; return what failed, as sentences."""
     now_ms = int(time.time() * 1000)
-    ends = [candidate(name, now_ms) for name in (names.anchor, *prober.posted[CANDIDATE])]
-    viewers = [forget(name) for name in (names.asker, *prober.posted[VIEWER])]
+    ends = [candidate(name, now_ms) for name in (prober.anchor, *prober.posted[CANDIDATE])]
+    viewers = [forget(name) for name in (prober.asker, *prober.posted[VIEWER])]
     failures = []
     for what, records in (("candidates were not ended", ends), ("viewers were not forgotten", viewers)):
         for first in range(0, len(records), CLEAN_UP_BATCH):

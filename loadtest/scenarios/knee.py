@@ -1,17 +1,39 @@
-"""`loadtest knee`: the highest rate at which the service of a `cluster.yaml` meets its SLO."""
+"""`loadtest knee` and `compare`: the highest rate at which a service meets its SLO.
+
+Each service of a benchmark gets the same requests, limits and search.
+"""
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from loadtest.report.knee import write_knee
+from loadtest.errors import LoadtestError
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import read_log_ids
+from loadtest.generator.offer import OfferedLoad, offered
+from loadtest.measure.measure import measure, rounded
+from loadtest.measure.verdict import judge
+from loadtest.report.knee import knee_verdict, step_line, write_compare, write_knee
 from loadtest.report.report import Report
-from loadtest.scenarios.bench import Bench
-from loadtest.scenarios.search import KneePlan
-from loadtest.targets.services import tabrank
+from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
+from loadtest.targets.processes import started
+from loadtest.targets.services import TargetService, fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Progress, Workspace
+from loadtest.workload.profiles import Block, Profile, Slo, load_slo
+from serve.operate.host.machine import describe_machine
 
 PLAN = KneePlan()
+# Limit of the whole comparison, without making the workspace. Each search gets an equal share.
+LIMIT_S = 570.0
+# Part of a share for the start and end of the service, the last search step and the confirmation.
+AROUND_S = 75.0
+CANDIDATES = 55
+CONFIG = Path("cluster.yaml")
+# Least share of the offered requests with a full answer in the measured seconds.
+KEPT_UP = 0.9
 
 
 def run_knee(
@@ -27,6 +49,123 @@ def run_knee(
         service = tabrank(work, config)
         bench = Bench.prepared(work, candidates, emit)
         found = bench.knee_of(service, plan)
-    report = {**found, "config": str(config), **bench.circumstances()}
+    verdict = knee_verdict([found["knee_rps"]])
+    report = {"verdict": verdict, **found, "config": str(config), **bench.circumstances()}
     write_knee(out, report)
     return report
+
+
+def run_compare(work: Workspace, out: Path, emit: Progress, plan: KneePlan = PLAN) -> Report:
+    """Measure the three services one after the other, and write the report to `out`.
+
+    Nothing of a service is left when the next one starts.
+
+    Raises:
+        LoadtestError: if a service cannot be measured.
+    """
+    with work.locked():
+        three = (idiomatic(work), fastapi(work), tabrank(work, CONFIG))
+        bench = Bench.prepared(work, CANDIDATES, emit)
+        share = replace(plan, budget_s=min(plan.budget_s, LIMIT_S / len(three) - AROUND_S))
+        services = {service.name: bench.knee_of(service, share) for service in three}
+    knees = {name: found["knee_rps"] for name, found in services.items()}
+    ours = knees["tabrank"]
+    ratios = {
+        f"ratio_{name}": round(ours / knees[name], 3) if ours and knees[name] else None
+        for name in ("idiomatic", "fastapi")
+    }
+    verdict = knee_verdict(knees.values())
+    report = {"verdict": verdict, "knee_rps": knees, **ratios, "services": services, **bench.circumstances()}
+    write_compare(out, report)
+    return report
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Workspace, requests and limits that all services of a benchmark share.
+
+    `begun` is the benchmark's start by `time.monotonic()`.
+    """
+
+    work: Workspace
+    candidates: int
+    slo: Slo
+    bodies: list[bytes]
+    emit: Progress
+    begun: float
+
+    @classmethod
+    def prepared(cls, work: Workspace, candidates: int, emit: Progress) -> Bench:
+        """Create a benchmark; make the workspace if it is missing. The caller holds its lock."""
+        begun = time.monotonic()
+        work.prepare(emit)
+        requests = Profile("knee", 1.0, candidates, 0.0, 1.0, 1.0)
+        bodies = make_bodies(read_log_ids(work.log, candidates), requests)
+        return cls(work, candidates, load_slo(), bodies, emit, begun)
+
+    def knee_of(self, service: TargetService, plan: KneePlan) -> Report:
+        """Start a service, find its knee, stop it; return the knee, its steps and the footprint.
+
+        Raises:
+            LoadtestError: if the service does not start, or gives no full answer.
+        """
+        self.emit(f"{service.name}: starting")
+        with started(service, self.work, self.bodies[0], self.candidates) as footprint:
+            self.emit(
+                f"{service.name}: {service.url} answers after {footprint.start_s} s, "
+                f"{footprint.num_processes} processes, {footprint.memory_mib} MiB"
+            )
+            knee = find_knee(partial(self.step, service.url), plan)
+        numbers = ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
+        at = knee.confirmed
+        return {
+            "knee_rps": at.rate_rps if at else None,
+            **{name: getattr(at, name) if at else None for name in numbers},
+            **asdict(footprint),
+            "steps": [asdict(step) for step in knee.steps],
+        }
+
+    def require_knee(self, url: str, plan: KneePlan, remedy: str) -> tuple[float, list[KneeStep]]:
+        """Return the knee of a running service, and the steps of its search.
+
+        Raises:
+            LoadtestError: with the remedy, if no rate holds.
+        """
+        found = find_knee(partial(self.step, url), plan)
+        if found.confirmed is None:
+            raise LoadtestError(f"no rate met the limits, so there is no knee; {remedy}")
+        return found.confirmed.rate_rps, found.steps
+
+    def circumstances(self) -> Report:
+        """Return the conditions of the measurement, for the report."""
+        return {
+            "candidates": self.candidates,
+            "slo": asdict(self.slo),
+            "machine": describe_machine(),
+            "seconds": round(time.monotonic() - self.begun, 1),
+        }
+
+    def step(
+        self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase
+    ) -> KneeStep:
+        """Run one step of a search, with the load from a separate process."""
+        load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
+        measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
+        verdict, reasons = judge(measured, self.slo)
+        kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
+        in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
+        numbers = ("p50_ms", "p90_ms", "p99_ms", "errors", "generator_late_ms_p99")
+        step = KneeStep(
+            rate_rps=rate_rps,
+            verdict=verdict,
+            reasons=reasons,
+            kept_up=kept_up,
+            doubtful=verdict != "held" and kept_up and in_time,
+            rps=round(measured.rps, 1),
+            candidates_per_s=round(measured.candidates_per_s, 1),
+            full_share=round(measured.full_share, 6),
+            phase=phase,
+            **{name: rounded(getattr(measured, name)) for name in numbers},
+        )
+        self.emit(step_line(asdict(step)))
+        return step

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import gevent
@@ -16,25 +15,18 @@ import locust.stats
 from locust.env import Environment
 from locust.html import get_html_report
 
-from loadtest.generator.dispatcher import allow_open_files
+from loadtest.generator.dispatcher import allow_open_files, show_progress
 from loadtest.locustfile import LocustLoad, RankUser
 from loadtest.measure.measure import RequestLog, Requests
-from loadtest.measure.progress import show_progress
 from loadtest.workload.profiles import Profile
-
-
-@dataclass(frozen=True)
-class LoadRun:
-    """Requests of a run, with the measured window from 0 on, and Locust's own report page."""
-
-    requests: Requests
-    locust_html: str
 
 
 def run_load(
     profile: Profile, url: str, bodies: list[bytes], background: Sequence[Callable[[], None]] = ()
-) -> LoadRun:
+) -> tuple[Requests, str]:
     """Send a profile's load to the service at `url`, and wait for the last answer.
+
+    Return the requests, with the measured window from 0 on, and Locust's own report page.
 
     Each function in `background` starts together with the load, in its own greenlet. The run waits
     for the end of all.
@@ -64,4 +56,4 @@ def run_load(
         gc.unfreeze()
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return LoadRun(log.requests(), get_html_report(environment, show_download_link=False))
+    return log.requests(), get_html_report(environment, show_download_link=False)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
-from loadtest.measure.cluster import ClusterSample, Watch, find_cluster
-from loadtest.measure.measure import Requests, measure
+from loadtest.measure.cluster import Watch, find_cluster
 from loadtest.measure.service import probe
-from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import judge
 from loadtest.report.report import Report
-from loadtest.report.run import make_report, write_run
+from loadtest.report.run import report_run
 from loadtest.workload.profiles import Profile, Slo
 
 
@@ -32,28 +28,7 @@ def run_profile(profile: Profile, slo: Slo, url: str, ids: Ids, cluster: str | N
     # Import late: the module patches the standard library for gevent.
     from loadtest.scenarios.locust_run import run_load
 
-    done = run_load(profile, url, bodies, [watch] if watch else [])
+    requests, page = run_load(profile, url, bodies, [watch] if watch else [])
     samples = watch.samples if watch else []
-    report, _ = report_run(profile, slo, url, done.requests, samples, out, done.locust_html)
+    report, _ = report_run(profile, slo, url, requests, samples, out, page)
     return report
-
-
-def report_run(
-    profile: Profile,
-    slo: Slo,
-    url: str,
-    requests: Requests,
-    samples: Sequence[ClusterSample],
-    out: Path,
-    locust_html: str | None = None,
-) -> tuple[Report, Sequence[Moment]]:
-    """Judge the requests of a load and write its report to `out`.
-
-    Return it, and the timeline of the measurement.
-    """
-    measured = measure(requests, profile.duration_s)
-    moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
-    verdict, reasons = judge(measured, slo)
-    report = make_report(profile, url, slo, measured, verdict, reasons, requests, moments)
-    write_run(out, report, requests, slo, locust_html, moments)
-    return report, [moment for moment in moments if moment.t_s >= 0]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,80 +15,47 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.measure import Requests, measure, rounded
+from loadtest.measure.measure import measure, rounded
 from loadtest.measure.service import probe, read_address
 from loadtest.measure.verdict import MAX_SLOW_LATE_MS, MAX_SLOW_RATIO, judge_slow_clients
 from loadtest.report.report import Report
-from loadtest.workload.profiles import Profile
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block, Profile
 from serve.operate.host.machine import describe_machine
 
 # Start of each window that is not counted, while slow clients connect or disconnect.
 SETTLE_S = 5.0
+WINDOW_S = 12.0
+# Report of slow clients that could not start.
+NO_CLIENTS = '{"connected": 0, "ended": {}}'
 
 
-@dataclass(frozen=True)
-class SlowPlan:
-    """Pairs of windows without and with slow clients, under normal load at the profile's rate."""
+def run_slow(
+    profile: Profile, url: str, ids: Ids, num_slow: int, num_pairs: int, window_s: float = WINDOW_S
+) -> Report:
+    """Load the service at the profile's rate, and return the report.
 
-    profile: Profile
-    num_slow: int = 500
-    pairs: int = 5
-    window_s: float = 12.0
-
-
-def run_slow(plan: SlowPlan, url: str, ids: Ids) -> Report:
-    """Load the service, alternately with and without slow clients, and return the report.
+    Windows without and with slow clients alternate, `num_pairs` times.
 
     Raises:
         LoadtestError: if nothing answers at `url`, or the slow clients cannot connect.
     """
-    profile = plan.profile
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
-    whole = [Block(2 * plan.pairs * plan.window_s)]
+    whole = [Block(2 * num_pairs * window_s)]
     load = OfferedLoad(url, bodies, profile.candidates, profile.target_rps, whole)
+    reports = []
     with offering(load) as offer:
-        reports = [_slow_window(plan, url, offer.begun_s, number) for number in range(plan.pairs)]
+        for number in range(num_pairs):
+            time.sleep(max(0.0, offer.begun_s + (2 * number + 1) * window_s - time.monotonic()))
+            # The slow clients disconnect before the next window begins.
+            reports.append(_slow_clients(url, num_slow, window_s - 0.5))
         requests = offer.result().requests
-    return _report(plan, url, requests, reports)
-
-
-def _slow_window(plan: SlowPlan, url: str, begun_s: float, number: int) -> dict[str, Any]:
-    """Run the slow clients in the second window of a pair; return their report."""
-    time.sleep(max(0.0, begun_s + (2 * number + 1) * plan.window_s - time.monotonic()))
-    with _senders(url, plan.num_slow) as senders:
-        # The slow clients disconnect before the next window begins.
-        time.sleep(plan.window_s - 0.5)
-    return _read_report(senders)
-
-
-@contextlib.contextmanager
-def _senders(url: str, num: int) -> Iterator[subprocess.Popen[str]]:
-    host, port = read_address(url)
-    prefix = urlsplit(url).path.rstrip("/")
-    command = [sys.executable, "-m", "loadtest.generator.slow_senders", host, str(port), prefix, str(num)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
-    try:
-        yield process
-    finally:
-        process.terminate()
-
-
-def _read_report(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = process.communicate(timeout=10)
-    lines = [json.loads(line) for line in out.splitlines()]
-    ended: dict[str, int] = next((line["ended"] for line in lines if "ended" in line), {})
-    return {"connected": max((line.get("connected", 0) for line in lines), default=0), "ended": ended}
-
-
-def _report(plan: SlowPlan, url: str, requests: Requests, reports: list[dict[str, Any]]) -> Report:
     connected = min(one["connected"] for one in reports)
-    if connected < 0.9 * plan.num_slow:
-        raise LoadtestError(f"--url {url}: only {connected} of {plan.num_slow} slow clients could connect")
-    counted_s = plan.window_s - SETTLE_S
+    if connected < 0.9 * num_slow:
+        raise LoadtestError(f"--url {url}: only {connected} of {num_slow} slow clients could connect")
+    counted_s = window_s - SETTLE_S
     windows = [
-        measure(requests.counted_from(i * plan.window_s + SETTLE_S), counted_s) for i in range(2 * plan.pairs)
+        measure(requests.counted_from(i * window_s + SETTLE_S), counted_s) for i in range(2 * num_pairs)
     ]
     quiet, slowed = ([one.p99_ms or float("inf") for one in windows[begin::2]] for begin in (0, 1))
     ratio = median(slowed) / median(quiet)
@@ -100,8 +64,8 @@ def _report(plan: SlowPlan, url: str, requests: Requests, reports: list[dict[str
     return {
         "verdict": judge_slow_clients(ratio, failed, late_ms),
         "url": url,
-        "target_rps": plan.profile.target_rps,
-        "slow_clients": plan.num_slow,
+        "target_rps": profile.target_rps,
+        "slow_clients": num_slow,
         "p99_ms": {"without": [*map(rounded, quiet)], "beside": [*map(rounded, slowed)]},
         "ratio": rounded(ratio),
         "max_ratio": MAX_SLOW_RATIO,
@@ -110,6 +74,21 @@ def _report(plan: SlowPlan, url: str, requests: Requests, reports: list[dict[str
         "generator_late_ms_p99": rounded(late_ms),
         "machine": describe_machine(),
     }
+
+
+def _slow_clients(url: str, num_slow: int, seconds: float) -> dict[str, Any]:
+    """Run slow clients for this long, and return their report."""
+    host, port = read_address(url)
+    to = [host, str(port), urlsplit(url).path.rstrip("/"), str(num_slow)]
+    command = [sys.executable, "-m", "loadtest.generator.slow_senders", *to]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+    try:
+        time.sleep(seconds)
+    finally:
+        process.terminate()
+    out, _ = process.communicate(timeout=10)
+    report: dict[str, Any] = json.loads(out or NO_CLIENTS)
+    return report
 
 
 def slow_summary(report: Report) -> str:

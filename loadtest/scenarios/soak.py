@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,16 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import read_service
+from loadtest.measure.cluster import read_service, repeated
 from loadtest.measure.measure import Requests, measure, rounded_numbers
-from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import timeline
-from loadtest.measure.verdict import Verdict, listed, verdict_on
+from loadtest.measure.verdict import Verdict, failures, verdict_on
 from loadtest.report.report import Report
-from loadtest.report.soak import Footprint, write_soak
+from loadtest.report.run import Footprint, write_soak
 from loadtest.targets.processes import processes_with
 from loadtest.targets.workspace import Progress
-from loadtest.workload.profiles import Profile, Slo, load_slo
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
 
 # Environment variable of each process of a service that `serve up` started.
@@ -36,6 +33,8 @@ WARMUP_S = 30.0
 # Share of the samples that is ignored, while caches and heaps fill.
 WARM_SHARE = 0.2
 DRIFT = 0.10
+# Numbers of the whole load in the report.
+WHOLE = ("requests", "errors", "error_kinds", "full_share", "generator_late_ms_p99")
 GROWTH = 0.05
 
 
@@ -56,13 +55,21 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
     service = processes_of(cluster, url)
     emit(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are sampled")
     load = OfferedLoad(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
-    with offering(load) as offer, _watching(cluster, offer.begun_s + warmup_s, _period_s(seconds)) as seen:
+    seen: list[Footprint] = []
+
+    def look() -> None:
+        # The service may be in the middle of a replacement.
+        with contextlib.suppress(LoadtestError):
+            at_s = time.monotonic() - offer.begun_s - warmup_s
+            seen.append(footprint(processes_of(cluster, url), at_s))
+
+    with offering(load) as offer, repeated(look, min(5.0, seconds / 12)):
         requests = offer.result().requests.counted_from(warmup_s)
     footprints = [each for each in seen if each.at_s >= 0]
     report = describe(requests, footprints, seconds, slo)
     verdict, reasons = judge(report, slo)
-    report = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps, **report}
-    report |= {"machine": describe_machine()}
+    head = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps}
+    report = {**head, **report, "machine": describe_machine()}
     write_soak(out, report, timeline(requests, seconds, []), footprints, slo)
     return report
 
@@ -75,10 +82,7 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
     first, last = thirds[0].p99_ms, thirds[-1].p99_ms
     found = {
         "seconds": seconds,
-        "requests": whole.requests,
-        "errors": whole.errors,
-        "error_kinds": whole.error_kinds,
-        "full_share": whole.full_share,
+        **{name: getattr(whole, name) for name in WHOLE},
         "p99_ms": [third.p99_ms for third in thirds],
         "p99_drift": None if first is None or last is None else last / first - 1,
         "memory_growth": growth([each.own_mib for each in warm]),
@@ -88,7 +92,6 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
         "files": [warm[0].files, warm[-1].files] if warm else [],
         "processes": sorted({each.processes for each in footprints}),
         "samples": len(footprints),
-        "generator_late_ms_p99": whole.generator_late_ms_p99,
         "criteria": {"p99_drift": DRIFT, "growth": GROWTH, "warm_up_share": WARM_SHARE},
     }
     return rounded_numbers(found)
@@ -147,24 +150,4 @@ def _broken(report: Report) -> Iterator[str]:
             yield f"{what} has too few samples; raise --minutes"
         elif report[key] > GROWTH:
             yield f"{what} grew by {report[key]:+.1%} after the warm-up (limit {GROWTH:.0%})"
-    if report["errors"]:
-        yield f"{report['errors']} of {report['requests']:,} requests failed: {listed(report['error_kinds'])}"
-
-
-def _period_s(seconds: float) -> float:
-    return min(5.0, seconds / 12)
-
-
-@contextmanager
-def _watching(cluster: Path, zero_s: float, period_s: float) -> Iterator[list[Footprint]]:
-    """Sample the processes while the block runs, with times relative to `zero_s`."""
-    seen: list[Footprint] = []
-    url = read_service(cluster)["url"]
-
-    def look() -> None:
-        # The service may be in the middle of a replacement.
-        with contextlib.suppress(LoadtestError):
-            seen.append(footprint(processes_of(cluster, url), time.monotonic() - zero_s))
-
-    with repeated(look, period_s):
-        yield seen
+    yield from failures(report)

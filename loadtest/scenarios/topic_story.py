@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from loadtest.commands import CommandFailed
-from loadtest.generator.records import Record, event, pack
-from loadtest.measure.answer import decode_acknowledgement
-from loadtest.measure.service import EVENTS_PATH, PATH, ask, detail_of
+from loadtest.errors import LoadtestError
+from loadtest.generator.bodies import Record, event, pack
+from loadtest.generator.ids import read_log_ids
+from loadtest.measure.service import EVENTS_PATH, PATH, ask, decode_acknowledgement, detail_of
 
 NUM_JOINS = 5
 RECENT_MS = 30 * 60_000
@@ -45,19 +45,25 @@ class TopicStory:
         rooms = {row["id"]: row for row in rows}
         ends_ms = {row["id"]: row["ends_ms"] for row in rows if row["ends_ms"] is not None}
         live = [room for name, room in rooms.items() if name not in ends_ms]
-        exposures = pq.read_table(log / "exposures.parquet", columns=["ts_ms", "viewer"])
         # The service may have dropped rooms that ended earlier; it would ignore joins of them.
-        since_ms = pc.max(exposures["ts_ms"]).as_py() - RECENT_MS
-        recent = [room for name, room in rooms.items() if ends_ms.get(name, since_ms) >= since_ms]
-        on_topic = _by_topic(recent)
+        shown = pq.read_table(log / "exposures.parquet", columns=["ts_ms"])
+        since_ms = pc.max(shown["ts_ms"]).as_py() - RECENT_MS
+        on_topic: dict[str, list[str]] = defaultdict(list)
+        for name, room in rooms.items():
+            if ends_ms.get(name, since_ms) >= since_ms:
+                on_topic[room["topic"]].append(name)
         # Use the language of most rooms: among few rooms of its language a new one is first at
         # once.
         language = Counter(room["language"] for room in live).most_common(1)[0][0]
         viewers = pq.read_table(log / "viewers.parquet").to_pylist()
         speakers = {row["id"] for row in viewers if row["language"] == language}
-        regulars = _most_frequent(viewer for viewer in exposures["viewer"].to_pylist() if viewer in speakers)
-        topics = [topic for topic in _rarest(live) if len(on_topic[topic]) >= NUM_JOINS]
-        joined = {(viewer, rooms[room]["topic"]) for viewer, room in _joins(log)}
+        regulars = [viewer for viewer in read_log_ids(log, 0).viewers if viewer in speakers]
+        num_live = Counter(room["topic"] for room in live)
+        rarest = sorted(num_live, key=num_live.__getitem__)
+        topics = [topic for topic in rarest if len(on_topic[topic]) >= NUM_JOINS]
+        events = pq.read_table(log / "events.parquet", columns=["viewer", "candidate", "kind"])
+        joins = events.filter(pc.equal(events["kind"], "join")).to_pylist()
+        joined = {(join["viewer"], rooms[join["candidate"]]["topic"]) for join in joins}
         new_to = ((v, t) for v in regulars for t in topics[:COMMON_TOPICS] if (v, t) not in joined)
         self.viewer, self.topic = next(new_to, (regulars[0], topics[0]))
         self.control = next(viewer for viewer in regulars if viewer != self.viewer)
@@ -75,7 +81,7 @@ class TopicStory:
         until = time.monotonic() + WAIT_S
         while NEW_SPACE in self.rank(url, self.control)["unknown_candidates"]:
             if time.monotonic() > until:
-                raise CommandFailed(
+                raise LoadtestError(
                     f"the new Space was unknown to rankings for {WAIT_S:g} s; see {self._run}"
                 )
             time.sleep(POLL_S)
@@ -113,9 +119,9 @@ class TopicStory:
         """Post records; raise unless the service accepts all."""
         status, body = ask(url, EVENTS_PATH, pack(records))
         if status != 200:
-            raise CommandFailed(f"the service failed on events: {status} {detail_of(body)}; see {self._run}")
+            raise LoadtestError(f"the service failed on events: {status} {detail_of(body)}; see {self._run}")
         for refused in decode_acknowledgement(body).rejected:
-            raise CommandFailed(
+            raise LoadtestError(
                 f"the service rejected the demo's events: {refused.pointer}: {refused.detail}"
             )
 
@@ -124,10 +130,10 @@ class TopicStory:
         request = {"viewer": viewer, "candidates": self._slate, "traffic": "test"}
         status, body = ask(url, PATH, json.dumps(request).encode(), DEADLINE)
         if status != 200:
-            raise CommandFailed(f"the service did not rank: {status} {detail_of(body)}; see {self._run}")
+            raise LoadtestError(f"the service did not rank: {status} {detail_of(body)}; see {self._run}")
         answer: dict[str, Any] = json.loads(body)
         if answer["rung"] != "full":
-            raise CommandFailed(
+            raise LoadtestError(
                 f"the service answered {answer['rung']}: {', '.join(answer['degraded'])}; see {self._run}"
             )
         return answer
@@ -140,38 +146,6 @@ class TopicStory:
     def _await_rise(self, url: str, before: int) -> tuple[float | None, int]:
         """Return the seconds until the Space ranks before place `before`, and its place then."""
         begun = time.monotonic()
-        while True:
-            place = self.place(url, self.viewer)
-            waited_s = time.monotonic() - begun
-            if place < before:
-                return round(waited_s, 3), place
-            if waited_s > WAIT_S:
-                return None, place
+        while (place := self.place(url, self.viewer)) >= before and time.monotonic() - begun <= WAIT_S:
             time.sleep(POLL_S)
-
-
-def _by_topic(rooms: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the ids of rooms by topic."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for room in rooms:
-        names[room["topic"]].append(room["id"])
-    return names
-
-
-def _rarest(rooms: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the topics of rooms, the rarest first."""
-    counts = Counter(room["topic"] for room in rooms)
-    return sorted(counts, key=lambda topic: counts[topic])
-
-
-def _most_frequent(names: Iterable[str]) -> list[str]:
-    """Return the distinct names, the most frequent first."""
-    counts = Counter(names)
-    return sorted(counts, key=lambda name: (-counts[name], name))
-
-
-def _joins(log: Path) -> Iterable[tuple[str, str]]:
-    """Return the viewer and the room of each join."""
-    events = pq.read_table(log / "events.parquet", columns=["viewer", "candidate", "kind"])
-    joins = events.filter(pc.equal(events["kind"], "join"))
-    return zip(joins["viewer"].to_pylist(), joins["candidate"].to_pylist(), strict=True)
+        return (round(time.monotonic() - begun, 3) if place < before else None), place

@@ -15,18 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from loadtest.commands import last_lines
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import UNREADABLE_ERRORS, Dashboard
-from loadtest.targets.cluster_file import read_document
 from loadtest.targets.processes import MARKER, POLL_S, end_marked
-from loadtest.targets.services import free_port
-from serve.operate.host.environment import haproxy_places
+from loadtest.targets.services import read_document
+from serve.operate.host.environment import free_ports, haproxy_places
 
 # The provider counts its nodes from this id.
 HEAD_ID = "f" * 51 + "00000"
@@ -34,21 +33,19 @@ HEAD_TYPE = "ray.head.default"
 START_S = 60.0
 # Interval of the autoscaler's updates.
 UPDATE_S = 1
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class FakeCluster:
-    """Running cluster; `dashboard` is its address for `serve deploy` and REST, with `token`."""
+    """Running cluster; `rest` is the client of its dashboard, which also takes `serve deploy`."""
 
     folder: Path
-    dashboard: str
-    token: str
+    rest: Dashboard
     environment: Mapping[str, str] = field(repr=False)
 
     def deploy(self, config: Path) -> None:
         """Deploy an unchanged `cluster.yaml` with Ray's own command; return once it is accepted."""
-        command = [installed_program("serve"), "deploy", "--address", self.dashboard, str(config)]
+        command = [installed_program("serve"), "deploy", "--address", self.rest.url, str(config)]
         run_logged(command, self.environment, self.folder / "deploy.log")
 
     def wait_until_running(self, timeout_s: float = START_S) -> None:
@@ -74,38 +71,14 @@ class FakeCluster:
 
     def applications(self) -> Mapping[str, Any]:
         """Return Serve's state of each application, by name; empty while unreadable."""
-        return self._read(Dashboard.applications, {})
-
-    def proxies(self) -> list[str]:
-        """Return Serve's status of each node's proxy; empty while unreadable."""
-        return self._read(Dashboard.proxies, [])
-
-    def replicas(self) -> dict[str, int]:
-        """Return the running replicas by deployment; empty while unreadable."""
-        return self._read(Dashboard.replicas, {})
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """Return the live nodes with `id`, `pool` and `head`; empty while unreadable."""
-        found: list[Mapping[str, Any]] = self._read(Dashboard.nodes, [])
-        return [
-            {"id": node["node_id"], "pool": node["labels"].get("pool", ""), "head": node["is_head_node"]}
-            for node in found
-        ]
-
-    def _read(self, read: Callable[[Dashboard], T], empty: T) -> T:
         try:
-            return read(self.rest)
+            return self.rest.applications()
         except UNREADABLE_ERRORS:
-            return empty
-
-    @property
-    def rest(self) -> Dashboard:
-        """Return the client of its REST API."""
-        return Dashboard(self.dashboard, self.token)
+            return {}
 
 
 @contextlib.contextmanager
-def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> Iterator[FakeCluster]:
+def fake_cluster(config: Path, *, idle_s: float) -> Iterator[FakeCluster]:
     """Start the cluster of a `cluster.yaml`, deploy the file, and end every process afterwards.
 
     `idle_s`: time that a node without a replica stays.
@@ -113,17 +86,24 @@ def fake_cluster(config: Path, *, idle_s: float = 5.0, deploy: bool = True) -> I
     Raises:
         LoadtestError: with the reason, if the cluster does not start.
     """
-    # A short path: Unix socket paths have at most 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="tabrank-fake-", dir="/tmp"))
-    marker = folder.name
-    try:
-        cluster = _start(config.resolve(), folder, marker, idle_s)
-        if deploy:
-            cluster.deploy(config)
-            cluster.wait_until_running()
+    with cluster_folder("tabrank-fake-", ("node",)) as (folder, markers):
+        cluster = _start(config.resolve(), folder, markers["node"], idle_s)
+        cluster.deploy(config)
+        cluster.wait_until_running()
         yield cluster
+
+
+@contextlib.contextmanager
+def cluster_folder(prefix: str, nodes: Iterable[str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield a new folder and a marker for each node; end the marked processes afterwards."""
+    # A short path: Unix socket paths have at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    markers = {node: f"{folder.name}-{node}" for node in nodes}
+    try:
+        yield folder, markers
     finally:
-        end_marked(marker)
+        for marker in markers.values():
+            end_marked(marker)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -148,7 +128,8 @@ def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluste
     resources = document["available_node_types"][HEAD_TYPE]["resources"]
     command = start_head(folder, ports, resources["CPU"], resources["object_store_memory"])
     run_logged([*command, f"--autoscaling-config={launcher}"], environment, folder / "start.log")
-    return FakeCluster(folder, ports.dashboard_url, environment["RAY_AUTH_TOKEN"], environment)
+    rest = Dashboard(f"http://127.0.0.1:{ports.dashboard}", environment["RAY_AUTH_TOKEN"])
+    return FakeCluster(folder, rest, environment)
 
 
 class HeadPorts(NamedTuple):
@@ -157,11 +138,6 @@ class HeadPorts(NamedTuple):
     gcs: int
     dashboard: int
     client: int
-
-    @property
-    def dashboard_url(self) -> str:
-        """Return the URL of the dashboard."""
-        return f"http://127.0.0.1:{self.dashboard}"
 
 
 def start_head(folder: Path, ports: HeadPorts, num_cpus: float, object_store_bytes: int) -> list[str]:
@@ -193,14 +169,6 @@ def node_environment(rendered: Mapping[str, str], sockets: Path, marker: str, to
     }
 
 
-def free_ports(count: int) -> list[int]:
-    """Return this many distinct free ports of 127.0.0.1."""
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(free_port())
-    return list(ports)
-
-
 def installed_program(name: str) -> str:
     """Return the path of a program that was installed with this Python."""
     return str(Path(sys.executable).parent / name)
@@ -212,20 +180,19 @@ def run_logged(command: list[str], environment: Mapping[str, str], log: Path) ->
     Raises:
         LoadtestError: with its last lines, if it fails or takes longer than START_S.
     """
-    with log.open("ab") as file:
-        try:
-            code = subprocess.run(
+    try:
+        with log.open("ab") as file:
+            subprocess.run(
                 command,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
                 timeout=START_S,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-    if code != 0:
-        how = f"did not end in {START_S:g} s" if code is None else "failed"
+                check=True,
+            )
+    except subprocess.SubprocessError as error:
+        late = isinstance(error, subprocess.TimeoutExpired)
+        how = f"did not end in {START_S:g} s" if late else "failed"
         name = f"{Path(command[0]).name} {command[1]}"
-        raise LoadtestError(f"{name} {how}:\n  " + "\n  ".join(last_lines(log, 5)))
+        raise LoadtestError(f"{name} {how}:\n  " + "\n  ".join(last_lines(log, 5))) from None

@@ -15,8 +15,7 @@ import psutil
 
 from loadtest.commands import die_with_parent, last_lines
 from loadtest.errors import LoadtestError
-from loadtest.measure.answer import read_answer
-from loadtest.measure.service import PATH, ask
+from loadtest.measure.service import PATH, ask, read_answer
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Workspace
 
@@ -45,7 +44,7 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
     Raises:
         LoadtestError: if it ends early, or gives no full answer within START_S.
     """
-    marker = f"{work.id}-{service.name}"
+    marker = marker_of(work, service)
     log = work.path / f"{service.name}.log"
     # End the processes that a killed benchmark left.
     _end(service, marker, None)
@@ -68,12 +67,8 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
             raise LoadtestError(f"{service.name} did not start:\n  " + "\n  ".join(last_lines(log)))
 
     try:
-        last = await_full_answer(service.url, body, num_candidates, START_S, check_alive)
-        if last is not None:
-            raise LoadtestError(
-                f"{service.name} gave no full answer within {START_S:g} s (last answer: {last}); see {log}, "
-                f"and remove {work.path} if another version of the code made it"
-            )
+        hint = f"; see {log}, and remove {work.path} if another version of the code made it"
+        await_full_answer(service.name, service.url, body, num_candidates, START_S, check_alive, hint)
         start_s = round(time.monotonic() - begun, 1)
         # Wait for processes that start late.
         time.sleep(SETTLE_S)
@@ -83,23 +78,29 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
 
 
 def await_full_answer(
-    url: str, body: bytes, num_candidates: int, limit_s: float, check: Callable[[], None] | None = None
-) -> str | None:
-    """Wait for a full answer to `body`; return None, or the last outcome if there was none in time.
+    name: str,
+    url: str,
+    body: bytes,
+    num_candidates: int,
+    limit_s: float,
+    check: Callable[[], None] = lambda: None,
+    hint: str = "",
+) -> None:
+    """Wait for a full answer to `body`; `check` runs before each request, and may raise.
 
-    `check` runs before each request, and may raise.
+    Raises:
+        LoadtestError: with the last outcome and the hint, if there was none in time.
     """
     deadline, last = time.monotonic() + limit_s, "nothing"
     while time.monotonic() < deadline:
-        if check:
-            check()
+        check()
         with contextlib.suppress(LoadtestError):
             outcome, _ = read_answer(*ask(url, PATH, body), num_candidates)
             if outcome.full:
-                return None
+                return
             last = outcome.name
         time.sleep(POLL_S)
-    return last
+    raise LoadtestError(f"{name} gave no full answer within {limit_s:g} s (last answer: {last}){hint}")
 
 
 def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] | None) -> None:
@@ -112,16 +113,18 @@ def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] |
     if service.stop and (process or marked(marker)):
         # The remaining processes are ended below.
         with contextlib.suppress(subprocess.TimeoutExpired):
+            environment = dict(service.environment)
             subprocess.run(
-                service.stop,
-                env=dict(service.environment),
-                capture_output=True,
-                timeout=2 * STOP_S,
-                check=False,
+                service.stop, env=environment, capture_output=True, timeout=2 * STOP_S, check=False
             )
     end_marked(marker)
     if service.temp:
         shutil.rmtree(service.temp, ignore_errors=True)
+
+
+def marker_of(work: Workspace, service: TargetService) -> str:
+    """Return the marker of each process of a service."""
+    return f"{work.id}-{service.name}"
 
 
 def end_marked(marker: str) -> None:

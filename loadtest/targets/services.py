@@ -1,25 +1,25 @@
-"""Commands and environments that start the measured services: tabrank and its two rivals."""
+"""Commands and environments that start the measured services, and their `cluster.yaml`."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import shutil
-import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from loadtest.errors import LoadtestError
-from loadtest.targets.cluster_file import write_document
 from loadtest.targets.workspace import Workspace
 from serve.config.reader import parse
+from serve.operate.host.environment import free_ports
 
-PORTS = range(20_000, 30_000)
 OUR_APPLICATION = "serve.app:build"
+Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,16 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
         LoadtestError: if the file is not a usable `cluster.yaml`.
     """
     port = free_port()
-    document = _read(config)
-    application = _only_application(config, document)
+    try:
+        document = parse(config, config.read_bytes())
+    except OSError as error:
+        raise LoadtestError(
+            f"--config {config}: cannot be read ({error.strerror}); name a cluster.yaml"
+        ) from None
+    applications = document.get("applications") or []
+    if [isinstance(one, dict) and one.get("import_path") for one in applications] != [OUR_APPLICATION]:
+        raise LoadtestError(f"--config {config}: must hold exactly one application, of {OUR_APPLICATION}")
+    [application] = applications
     arguments = application.setdefault("args", {})
     if arguments.get("surface") != "spaces":
         raise LoadtestError(
@@ -59,11 +67,8 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     served = work.path / "served"
     # The folder may hold millions of rankings of an earlier run.
     shutil.rmtree(served, ignore_errors=True)
-    arguments |= {
-        "store": f"lmdb:{work.data.name}/store",
-        "models": f"{work.data.name}/models",
-        "log": served.name,
-    }
+    data = work.data.name
+    arguments |= {"store": f"lmdb:{data}/store", "models": f"{data}/models", "log": served.name}
     document["http_options"] = {**document.get("http_options", {}), "host": "127.0.0.1", "port": port}
     for deployment in application.get("deployments", []):
         _assign_all_to_model(config, deployment.get("user_config") or {})
@@ -71,13 +76,8 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     write_document(file, document)
     serve = (sys.executable, "-m", "serve")
     environment = {"RAY_AUTH_MODE": "disabled", **os.environ}
-    return TargetService(
-        "tabrank",
-        port,
-        (*serve, "up", str(file), "--run", run),
-        environment,
-        stop=(*serve, "down", "--run", run),
-    )
+    start, stop = (*serve, "up", str(file), "--run", run), (*serve, "down", "--run", run)
+    return TargetService("tabrank", port, start, environment, stop)
 
 
 def fastapi(work: Workspace) -> TargetService:
@@ -115,36 +115,8 @@ def idiomatic(work: Workspace) -> TargetService:
 
 
 def free_port() -> int:
-    """Return a free port of 127.0.0.1.
-
-    It is outside the port ranges of outgoing connections and of Ray's workers.
-    """
-    ports = list(PORTS)
-    random.shuffle(ports)
-    for port in ports:
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise LoadtestError(
-        f"no port from {PORTS.start} to {PORTS.stop - 1} of 127.0.0.1 is free; stop a process that listens there"
-    )
-
-
-def _read(config: Path) -> dict[str, Any]:
-    try:
-        return parse(config, config.read_bytes())
-    except OSError as error:
-        raise LoadtestError(
-            f"--config {config}: cannot be read ({error.strerror}); name a cluster.yaml"
-        ) from None
-
-
-def _only_application(config: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    applications = document.get("applications")
-    ours = [a for a in applications or [] if isinstance(a, dict) and a.get("import_path") == OUR_APPLICATION]
-    if len(ours) != 1 or ours != applications:
-        raise LoadtestError(f"--config {config}: must hold exactly one application, of {OUR_APPLICATION}")
-    application: dict[str, Any] = ours[0]
-    return application
+    """Return a free port outside the ranges of outgoing connections and of Ray's workers."""
+    return free_ports(1)[0]
 
 
 def _assign_all_to_model(config: Path, user_config: dict[str, Any]) -> None:
@@ -158,3 +130,28 @@ def _assign_all_to_model(config: Path, user_config: dict[str, Any]) -> None:
             arm["explore"] = 0.0
     if "holdout" in experiment:
         experiment["holdout"] = 0.0
+
+
+def read_document(file: Path) -> Document:
+    """Return the parsed file."""
+    document: Document = yaml.safe_load(file.read_text())
+    return document
+
+
+def write_document(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as YAML."""
+    file.write_text(yaml.safe_dump(dict(document), sort_keys=False))
+
+
+@contextmanager
+def edited(file: Path) -> Iterator[Document]:
+    """Yield the parsed file; write it when the block ends without an error."""
+    document = read_document(file)
+    yield document
+    write_document(file, document)
+
+
+def deployments_of(document: Document) -> dict[str, Document]:
+    """Return the declared deployments of the only application, by name."""
+    declared = document["applications"][0].get("deployments", [])
+    return {deployment.get("name", ""): deployment for deployment in declared}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,7 @@ class Workspace:
         """Return a short name for processes and sockets."""
         return hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:8]
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the folder's lock, as two concurrent benchmarks would disturb each other.
 
         The folder is created if it is missing.
@@ -55,8 +54,7 @@ class Workspace:
             LoadtestError: if another benchmark holds it, or it cannot be created.
         """
         busy = f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
-        with exclusive(self.path, busy):
-            yield
+        return exclusive(self.path, busy)
 
     def prepare(self, emit: Progress, run: RunCommand = run_command) -> None:
         """Make missing data in a draft folder, and rename it once it is complete."""
@@ -64,20 +62,17 @@ class Workspace:
             emit(f"using the log, model and store in {self.data}")
             return
         with draft_of(self.data) as draft:
-            self._make(draft, emit, run)
-
-    def _make(self, draft: Path, emit: Progress, run: RunCommand) -> None:
-        log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
-        emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
-        size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
-        # The log ends now, so that the rooms that are live at its end are live for the service.
-        run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
-        emit("fitting a model")
-        fit = ("--surface", "spaces", "--log", log, "--out", model, "--epochs", str(EPOCHS))
-        run("training", "fit", *fit, log=output)
-        emit("publishing the model and filling the store")
-        run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
-        run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
+            log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
+            emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
+            size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
+            # The log ends now, so that the rooms that are live at its end are live for the service.
+            run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
+            emit("fitting a model")
+            fit = ("--surface", "spaces", "--log", log, "--out", model, "--epochs", str(EPOCHS))
+            run("training", "fit", *fit, log=output)
+            emit("publishing the model and filling the store")
+            run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
+            run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
 
 
 @contextmanager

@@ -1,16 +1,16 @@
-"""Load profiles and SLOs, both read from TOML with strict validation."""
+"""Load profiles with their shapes, and SLOs, both read from TOML with strict validation."""
 
 from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from loadtest.errors import LoadtestError
-from loadtest.workload.shapes import Block, Shape, blocks, check_shape, read_shape, stretched
 from serve.contract.errors import unknown_key
 
 PROFILES = Path(__file__).parents[1] / "profiles.toml"
@@ -18,6 +18,8 @@ SLO = Path(__file__).parents[1] / "slo.toml"
 _Config = TypeVar("_Config", "Profile", "Slo")
 # Limit of POST /v1/rank.
 MAX_CANDIDATES = 1000
+Shape = tuple[tuple[float, float], ...]
+"""Ascending points (second of the measurement, factor of the rate); a jump is two at one second."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,9 @@ class Profile:
         _check("viewer_skew", self.viewer_skew, self.viewer_skew >= 0, "it must be 0 or more")
         if self.shape:
             check_shape(self.shape, self.duration_s)
-        _check(
-            "duration_s",
-            self.duration_s,
-            any(block.num_requests(self.target_rps) for block in blocks(self.line)),
-            f"at {self.target_rps:g} req/s it is too short for one request",
-        )
+        sends = any(block.num_requests(self.target_rps) for block in blocks(self.line))
+        short = f"at {self.target_rps:g} req/s it is too short for one request"
+        _check("duration_s", self.duration_s, sends, short)
 
     @property
     def line(self) -> Shape:
@@ -95,31 +94,22 @@ def load_profile(name: str, **changes: float | None) -> Profile:
         LoadtestError: for an unknown name, an unreadable file, an unknown or missing key, or a bad
             value.
     """
-    made = {key: value for key, value in changes.items() if value is not None}
     if name.endswith(".toml"):
-        return _profile(name, _read(Path(name)), made, Path(name).stem)
-    shipped = _read(PROFILES)
-    if name not in shipped:
-        raise LoadtestError(f"no profile {name!r}; use {', '.join(shipped)} or the path of a .toml file")
-    return _profile(f"profile {name}", shipped[name], made, name)
-
-
-def _profile(where: str, values: Mapping[str, Any], changes: Mapping[str, float], name: str) -> Profile:
-    given = dict(values)
+        where, title, given = name, Path(name).stem, _read(Path(name))
+    else:
+        shipped = _read(PROFILES)
+        if name not in shipped:
+            raise LoadtestError(f"no profile {name!r}; use {', '.join(shipped)} or the path of a .toml file")
+        where, title, given = f"profile {name}", name, shipped[name]
+    made: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     try:
         shape = read_shape(given.pop("shape", ()))
+        profile = _build(Profile, where, given, name=title, shape=shape)
+        if shape and "duration_s" in made:
+            made["shape"] = stretched(shape, made["duration_s"])
+        return replace(profile, **made)
     except ValueError as error:
         raise LoadtestError(f"{where}: {error}") from None
-    profile = _build(Profile, where, given, name=name, shape=shape)
-    if shape and "duration_s" in changes:
-        shape = stretched(shape, _positive(where, changes["duration_s"]))
-    return _build(Profile, where, {**given, **changes}, name=name, shape=shape) if changes else profile
-
-
-def _positive(where: str, duration_s: float) -> float:
-    if not (math.isfinite(duration_s) and duration_s > 0):
-        raise LoadtestError(f"{where}: duration_s is {duration_s!r}; it must be above 0")
-    return duration_s
 
 
 def load_slo(path: Path | None = None) -> Slo:
@@ -158,6 +148,103 @@ def _build(kind: type[_Config], where: str, values: Mapping[str, Any], **given: 
         raise LoadtestError(f"{where}: {error}") from None
 
 
-def _check(name: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
+def _check(name: str, value: float, holds: bool, rule: str) -> None:
+    if not (holds and math.isfinite(value)):
         raise ValueError(f"{name} is {value!r}; {rule}")
+
+
+class Block(NamedTuple):
+    """Seconds in which the factor of the rate changes linearly from `begins` to `ends`."""
+
+    seconds: float
+    begins: float = 1.0
+    ends: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        """Return the mean factor."""
+        return (self.begins + self.ends) / 2
+
+    def num_requests(self, rate_rps: float) -> int:
+        """Return the number of requests in the block; `rate_rps` is the rate at factor 1."""
+        return round(rate_rps * self.factor * self.seconds)
+
+
+class Phase(NamedTuple):
+    """Part of a shape in which the rate is constant, rises or falls."""
+
+    begins_s: float
+    ends_s: float
+    name: str
+
+
+def read_shape(value: object) -> Shape:
+    """Return the points of a list such as `[[0, 1], [30, 1], [30, 2], [90, 2]]`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"shape is {value!r}; it must be a list of [second, factor] pairs of numbers")
+    points = []
+    for point in value:
+        if not (isinstance(point, list | tuple) and len(point) == 2 and all(map(_is_number, point))):
+            raise ValueError(f"shape holds {point!r}; it must be a list of [second, factor] pairs of numbers")
+        points.append((float(point[0]), float(point[1])))
+    return tuple(points)
+
+
+def check_shape(shape: Shape, duration_s: float) -> None:
+    """Raise `ValueError` unless the shape spans the measurement and sends requests."""
+    if len(shape) < 2 or shape[0][0] != 0 or not math.isclose(shape[-1][0], duration_s):
+        ends = f"from {shape[0][0]:g} to {shape[-1][0]:g}" if shape else "over nothing"
+        raise ValueError(f"shape goes {ends} s; it must go from 0 to duration_s, {duration_s:g}")
+    for (before_s, _), (at_s, _) in pairwise(shape):
+        if at_s < before_s:
+            raise ValueError(f"shape has second {at_s:g} after {before_s:g}; its seconds must ascend")
+    for (before_s, _), _, (at_s, _) in zip(shape, shape[1:], shape[2:], strict=False):
+        if before_s == at_s:
+            raise ValueError(f"shape has three points at second {at_s:g}; a jump has two points")
+    if min(factor for _, factor in shape) < 0 or not any(block.factor for block in blocks(shape)):
+        raise ValueError("shape must have factors of 0 or more, and not all 0")
+
+
+def stretched(shape: Shape, duration_s: float) -> Shape:
+    """Return the same shape over another duration."""
+    by = duration_s / shape[-1][0]
+    return (*((at_s * by, factor) for at_s, factor in shape[:-1]), (duration_s, shape[-1][1]))
+
+
+def blocks(shape: Shape) -> list[Block]:
+    """Return the linear pieces, in order."""
+    pieces = [Block(to_s - at_s, begins, ends) for (at_s, begins), (to_s, ends) in pairwise(shape)]
+    return [piece for piece in pieces if piece.seconds > 0]
+
+
+def phases(shape: Shape) -> list[Phase]:
+    """Return the phases of a shape; consecutive pieces in one direction form one phase."""
+    found: list[Phase] = []
+    at_s, last = 0.0, 0.0
+    for piece in blocks(shape):
+        direction = (piece.ends > piece.begins) - (piece.ends < piece.begins)
+        begins_s, name = at_s, ("falls", f"×{piece.begins:g}", "rises")[direction + 1]
+        if found and found[-1].name == name and math.isclose(piece.begins, last):
+            begins_s = found.pop().begins_s
+        at_s, last = at_s + piece.seconds, piece.ends
+        found.append(Phase(begins_s, at_s, name))
+    return found
+
+
+def steps_up(shape: Shape) -> list[Phase]:
+    """Return the jumps to a higher rate, each until the rate is lowered or the shape ends."""
+    found = []
+    for i, ((before_s, low), (at_s, high)) in enumerate(pairwise(shape)):
+        if at_s == before_s and high > low:
+            rest: Sequence[tuple[float, float]] = shape[i + 1 :]
+            lower = (to_s for (to_s, _), (_, factor) in pairwise(rest) if factor < high)
+            found.append(Phase(at_s, next(lower, shape[-1][0]), f"×{low:g} to ×{high:g}"))
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from loadtest.generator.offer import OfferResult
-from loadtest.measure.answer import Outcome
 from loadtest.measure.measure import RequestLog
+from loadtest.measure.service import Outcome
 from loadtest.measure.timeline import Moment
 
 FULL = Outcome("full", True, True)

@@ -1,1 +1,1 @@
-"""`loadtest chaos`: faults, one class each. Imports `scenarios.bench`, `report` and below."""
+"""`loadtest chaos`: faults, one class each. Imports `scenarios.knee`, `report` and below."""

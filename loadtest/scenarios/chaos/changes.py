@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.commands import run_command
 from loadtest.generator.connections import TIMEOUT_S
 from loadtest.scenarios.chaos.fault import Allowed, Fault
-from loadtest.scenarios.chaos.target import Target
-from loadtest.targets.cluster_file import Document, deployments_of
+from loadtest.targets.running import Target
+from loadtest.targets.services import Document, deployments_of
 
 TIMES = 5
 PAUSE_S = 2.0
@@ -67,8 +68,7 @@ class ModelSwap(Change):
 
     name, what = "model-swap", f"{TIMES} models promoted"
 
-    def __init__(self) -> None:
-        self._versions: list[str] = []
+    _versions: Sequence[str]
 
     def prepare(self, document: Document, folder: Path) -> None:
         """Publish a second model, fitted once to the workspace's log for one epoch."""

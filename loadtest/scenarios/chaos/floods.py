@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.records import candidate, forget, pack
+from loadtest.generator.bodies import candidate, forget, pack
 from loadtest.measure.service import EVENTS_PATH, PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Fault
-from loadtest.scenarios.chaos.target import REPLICA, Target
+from loadtest.targets.running import REPLICA, Target
 
 # With four digits, an id or a string of the maximum length. A ranking's body holds just a thousand
 # of them.

@@ -9,17 +9,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.polling import within
+from loadtest.measure.cluster import deployments, within
 from loadtest.measure.service import MODEL_PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Fault
-from loadtest.scenarios.chaos.target import Target, title
-from loadtest.scenarios.chaos.two_nodes import Identity, TwoNodes, two_nodes
-from loadtest.targets.cluster_file import Document, deployments_of
 from loadtest.targets.processes import marked
+from loadtest.targets.running import Target, title
+from loadtest.targets.services import Document, deployments_of
+from loadtest.targets.two_nodes import Identity, TwoNodes, two_nodes
 
 DEAD_S = 50.0
 RECOVER_S, CHANGE_S, SCALE_S, ANSWER_S = 60.0, 15.0, 30.0, 30.0
@@ -80,13 +81,8 @@ class OnTwoNodes(Target):
         """Return the replicas as Serve reports them; empty without a head."""
         return {
             name: dict(Counter(one["state"] for one in deployment["replicas"]))
-            for application in self.nodes.cluster.applications().values()
-            for name, deployment in application["deployments"].items()
+            for name, deployment in deployments(self.nodes.cluster.applications())
         }
-
-    def deploy(self, document: Mapping[str, Any]) -> None:
-        """Deploy with `serve deploy`."""
-        self.nodes.deploy(document)
 
 
 class HeadGone(Fault):
@@ -96,10 +92,10 @@ class HeadGone(Fault):
     allowed = Allowed(failed_share=0.0, first="none")
     hold_s, watch_s = DEAD_S, 8.0
 
-    def __init__(self) -> None:
-        self._before: dict[str, list[Identity]] = {}
-        self._seen: Recovered | None = None
-        self._target: Target | None = None
+    # Of the running service, which `place` starts.
+    _nodes: TwoNodes
+    _before: dict[str, list[Identity]]
+    _seen: Recovered
 
     def prepare(self, document: Document, folder: Path) -> None:
         """Run an HAProxy on each node, and no replica on the head."""
@@ -111,21 +107,21 @@ class HeadGone(Fault):
     def place(self, file: Path) -> Iterator[Target]:
         """Run a separate service on two nodes until the block ends."""
         with two_nodes(file) as nodes:
-            if within(ANSWER_S, lambda: _is_ready(nodes.url)) is None:
+            if within(ANSWER_S, lambda: ask(nodes.url, "/readyz")[0] == http.client.OK) is None:
                 raise LoadtestError(
                     f"the worker's ingress was not ready within {ANSWER_S:g} s; see {nodes.url}/readyz"
                 )
+            self._nodes = nodes
             yield OnTwoNodes(nodes.url, file.parent, nodes.marker("workers"), nodes)
 
     def inject(self, target: Target) -> None:
         """Kill the head."""
-        nodes = _nodes(target)
-        self._before, self._seen = nodes.identities(), None
-        nodes.kill_head()
+        self._before = self._nodes.identities()
+        self._nodes.kill_head()
 
     def heal(self, target: Target) -> None:
         """Start the head."""
-        self._target, self._seen = target, recover(_nodes(target), self._before)
+        self._document, self._seen = target.document(), recover(self._nodes, self._before)
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """Test the head's control after the load; return recovery times and replaced replicas.
@@ -134,14 +130,13 @@ class HeadGone(Fault):
         Ray 2.60 sends its requests to the proxy on the head, which gets little CPU here (0.7 s of
         timeouts at 300 req/s).
         """
-        if self._target is not None and self._seen is not None and self._seen.recovered_s is not None:
-            self._seen = govern(_nodes(self._target), self._before, self._target.document(), self._seen)
-        seen = vars(self._seen) if self._seen else {}
-        return {name: value for name, value in seen.items() if value is not None}
+        if self._seen.recovered_s is not None:
+            self._seen = govern(self._nodes, self._before, self._document, self._seen)
+        return {name: value for name, value in vars(self._seen).items() if value is not None}
 
     def reasons(self) -> list[str]:
         """Return each failure to recover, as a sentence."""
-        return list(self._seen.reasons()) if self._seen else []
+        return list(self._seen.reasons())
 
 
 def recover(nodes: TwoNodes, before: Mapping[str, list[Identity]]) -> Recovered:
@@ -177,7 +172,8 @@ def _change(nodes: TwoNodes, document: Document) -> float | None:
     settings = deployments_of(document)["FeatureFetch"].setdefault("user_config", {})
     settings["deadline_ms"] = wanted = int(settings.get("deadline_ms", 100)) + 1
     nodes.deploy(document)
-    return within(CHANGE_S, lambda: _model(nodes.url)["limits"]["deadline_ms"] == wanted)
+    model = partial(ask, nodes.url, MODEL_PATH)
+    return within(CHANGE_S, lambda: json.loads(model()[1])["limits"]["deadline_ms"] == wanted)
 
 
 def _scale(nodes: TwoNodes, document: Document) -> float | None:
@@ -188,22 +184,8 @@ def _scale(nodes: TwoNodes, document: Document) -> float | None:
     for wanted in (number + 1, number):
         scaling |= {"min_replicas": wanted, "max_replicas": wanted}
         nodes.deploy(document)
-        took.append(within(SCALE_S, lambda wanted=wanted: nodes.cluster.replicas()[SCALED] == wanted))  # type: ignore[misc]
+        took.append(within(SCALE_S, lambda wanted=wanted: nodes.cluster.rest.replicas()[SCALED] == wanted))  # type: ignore[misc]
     return None if None in took else took[0]
-
-
-def _nodes(target: Target) -> TwoNodes:
-    # `place` created this target.
-    assert isinstance(target, OnTwoNodes)
-    return target.nodes
-
-
-def _is_ready(url: str) -> bool:
-    return ask(url, "/readyz")[0] == http.client.OK
-
-
-def _model(url: str) -> Any:
-    return json.loads(ask(url, MODEL_PATH)[1])
 
 
 HEAD: tuple[Fault, ...] = (HeadGone(),)

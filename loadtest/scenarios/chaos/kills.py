@@ -1,15 +1,21 @@
-"""Faults that kill a process, or stop it for a while."""
+"""Faults that kill a process or stop it for a while, and faults of the service's supervisor."""
 
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 from collections.abc import Mapping
+from typing import Any
 
 import psutil
 
+from loadtest.commands import run_command
+from loadtest.errors import LoadtestError
+from loadtest.measure.cluster import read_service
 from loadtest.scenarios.chaos.fault import ONE, TWO, Allowed, Fault
-from loadtest.scenarios.chaos.target import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
+from loadtest.scenarios.chaos.stores import limit_files
+from loadtest.targets.running import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
 
 ONE_OF_TWO = Allowed(failed_share=0.0, first="in flight", strength_s=15.0)
 NOTHING = Allowed(failed_share=0.0, first="none")
@@ -17,50 +23,103 @@ INGRESS = Allowed(failed_share=None, outage_s=5.0, whole_s=15.0)
 
 
 class Kill(Fault):
-    """Fault that kills one process with `kill -9`."""
+    """Fault that sends a signal to one process."""
+
+    number = signal.SIGKILL
 
     def __init__(
         self, name: str, what: str, role: str, allowed: Allowed, replicas: Mapping[str, int] = TWO
     ) -> None:
         self.name, self.what, self.allowed, self.replicas = name, what, allowed, replicas
         self._role = role
-        self._aimed: psutil.Process | None = None
 
     def aim(self, target: Target) -> None:
         """Find the oldest process of the role."""
         self._aimed = target.one(self._role)
 
     def inject(self, target: Target) -> None:
-        """Kill the process."""
-        assert self._aimed is not None
-        send_signal(self._aimed, signal.SIGKILL)
+        """Send the signal."""
+        send_signal(self._aimed, self.number)
 
 
-class Stop(Fault):
-    """Fault that hangs a Scorer: SIGSTOP, and SIGCONT after half a minute if it still exists."""
+class Stop(Kill):
+    """Fault that hangs a process: SIGSTOP, and SIGCONT after half a minute if it still exists."""
 
-    name, what, replicas = "scorer-stopped", "SIGSTOP one of two Scorers for 30 s", TWO
-    allowed = Allowed(failed_share=0.01, p99_back_s=5.0, whole_s=15.0)
+    number = signal.SIGSTOP
     hold_s, watch_s = 30.0, 12.0
 
-    def __init__(self) -> None:
-        self._stopped: psutil.Process | None = None
+    def heal(self, target: Target) -> None:
+        """Continue the process, which Serve may have replaced meanwhile."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._aimed.send_signal(signal.SIGCONT)
+
+
+class Unwatched(Fault):
+    """Fault that disables the supervisor: the service continues, and `serve status` reports it."""
+
+    replicas: Mapping[str, int] = TWO
+    # `status` must report it after 10 s. Starting the command takes some of these seconds.
+    hold_s, watch_s = 7.0, 8.0
+
+    _supervisor: psutil.Process
+    _status: Mapping[str, Any] = {}
 
     def aim(self, target: Target) -> None:
-        """Find the oldest Scorer."""
-        self._stopped = target.replica("Scorer")
-
-    def inject(self, target: Target) -> None:
-        """Stop the process."""
-        assert self._stopped is not None
-        send_signal(self._stopped, signal.SIGSTOP)
+        """Find the supervisor."""
+        try:
+            self._supervisor = psutil.Process(read_service(target.run)["pid"])
+        except (KeyError, psutil.NoSuchProcess):
+            raise LoadtestError("the service has no supervisor; check that it is up") from None
 
     def heal(self, target: Target) -> None:
-        """Continue the process."""
-        if self._stopped is not None:
-            # Serve may have replaced it meanwhile.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._stopped.send_signal(signal.SIGCONT)
+        """Read the status."""
+        log = target.folder / "chaos.log"
+        self._status = run_command("serve", "status", "--run", str(target.run), log=log, accept=(0, 1))
+
+    def reasons(self) -> list[str]:
+        """Return a reason if the status does not report the fault."""
+        if self._status.get("unwatched"):
+            return []
+        state = self._status.get("state")
+        return [f"after {self.hold_s:g} s `status` reported {state!r}, but not that the service is unwatched"]
+
+
+class SupervisorKilled(Unwatched):
+    """Fault that kills the supervisor with `kill -9`; the next `up` replaces it."""
+
+    name, what, allowed = "supervisor", "kill -9 the supervisor; `up` again", NOTHING
+
+    def inject(self, target: Target) -> None:
+        """Kill the supervisor."""
+        send_signal(self._supervisor, signal.SIGKILL)
+
+    def heal(self, target: Target) -> None:
+        """Read the status, then start the service again from the same file."""
+        super().heal(target)
+        target.deploy(target.document())
+
+
+class RunDiskFull(Unwatched):
+    """Fault like a full disk for the supervisor's files, while a Scorer is killed."""
+
+    name, what = "run-disk-full", "disk full for the run folder, and kill -9 one of two Scorers"
+    # The state written after the fault shows that all replicas are back.
+    allowed: Allowed = ONE_OF_TWO
+
+    def aim(self, target: Target) -> None:
+        """Find the supervisor and the oldest Scorer."""
+        super().aim(target)
+        self._scorer = target.replica("Scorer")
+
+    def inject(self, target: Target) -> None:
+        """Limit the size of the supervisor's files, then kill the Scorer."""
+        limit_files([self._supervisor], 0)
+        send_signal(self._scorer, signal.SIGKILL)
+
+    def heal(self, target: Target) -> None:
+        """Read the status, then lift the limit."""
+        super().heal(target)
+        limit_files([self._supervisor], resource.RLIM_INFINITY)
 
 
 KILLS: tuple[Fault, ...] = (
@@ -69,6 +128,12 @@ KILLS: tuple[Fault, ...] = (
     Kill("controller", "kill -9 the Serve controller", CONTROLLER, NOTHING),
     Kill("haproxy", "kill -9 HAProxy", HAPROXY, INGRESS),
     Kill("haproxy-manager", "kill -9 HAProxy's manager", MANAGER, INGRESS),
-    Stop(),
+    Stop(
+        "scorer-stopped",
+        "SIGSTOP one of two Scorers for 30 s",
+        REPLICA + "Scorer",
+        Allowed(failed_share=0.01, p99_back_s=5.0, whole_s=15.0),
+    ),
 )
 ONLY_SCORER = Kill("only-scorer", "kill -9 the only Scorer", REPLICA + "Scorer", NOTHING, ONE)
+SUPERVISOR: tuple[Fault, ...] = (SupervisorKilled(), RunDiskFull())

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import ClusterSample, read_service
-from loadtest.measure.metrics_page import read_page
-from loadtest.measure.polling import repeated, within
+from loadtest.measure.cluster import ClusterSample, read_service, repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
-from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
-from loadtest.scenarios.bench import Bench
+from loadtest.report.series import fault_line, write_chaos
 from loadtest.scenarios.chaos.changes import CHANGES
-from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, Fault
+from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Times, broken, describe
 from loadtest.scenarios.chaos.floods import FLOODS
 from loadtest.scenarios.chaos.head import HEAD
-from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER
-from loadtest.scenarios.chaos.measured import WARM_S, Found, Seen, Times, broken, describe
+from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
-from loadtest.scenarios.chaos.supervisor import SUPERVISOR
-from loadtest.scenarios.chaos.target import Target
+from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan
-from loadtest.targets.cluster_file import Document, deployments_of, read_document, write_document
 from loadtest.targets.processes import started
-from loadtest.targets.services import TargetService, tabrank
+from loadtest.targets.running import Target, read_page
+from loadtest.targets.services import Document, deployments_of, read_document, tabrank, write_document
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block
 
 # Faults that use the same service follow each other: a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (
@@ -59,65 +54,58 @@ SEARCH = KneePlan(
 KNEE_LOAD = 0.6
 
 
-@dataclass
 class ChaosRun:
-    """Run of chaos: the current service, if there is one, and the knee that its loads depend on."""
+    """Run of chaos: the current service, if there is one, and the knee that its loads depend on.
 
-    # The caller holds its lock. Faults use copies of its store and models.
-    work: Workspace
-    bench: Bench
-    emit: Progress
-    service: TargetService
-    base: Document
-    knee_rps: float | None
-    up: ExitStack
-    document: Document | None = None
-    target: Target | None = None
+    Faults use copies of the workspace's store and models.
+    """
 
-    @classmethod
-    def of(
-        cls, work: Workspace, config: Path, emit: Progress, rate_rps: float | None, up: ExitStack
-    ) -> ChaosRun:
-        """Create a run; make the workspace if it is missing. The caller holds its lock.
+    def __init__(
+        self, work: Workspace, config: Path, emit: Progress, rate_rps: float | None, up: ExitStack
+    ) -> None:
+        """Make the workspace if it is missing. The caller holds its lock.
 
         Raises:
             LoadtestError: if `config` is unusable.
         """
+        self.work, self.emit, self._up = work, emit, up
         # Report an invalid file before the preparation, which takes a minute.
-        service = tabrank(work, config)
-        base = read_document(work.path / "cluster.yaml")
-        base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
-        bench = Bench.prepared(work, CANDIDATES, emit)
+        self._service = tabrank(work, config)
+        self._base = read_document(work.path / "cluster.yaml")
+        self._base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
+        self.bench = Bench.prepared(work, CANDIDATES, emit)
+        self.knee_rps = rate_rps / KNEE_LOAD if rate_rps else None
+        self._document: Document | None = None
+        self._target: Target | None = None
         folder = work.path / "chaos"
         shutil.rmtree(folder, ignore_errors=True)
         for name in ("store", "models"):
             shutil.copytree(work.data / name, folder / name)
-        return cls(work, bench, emit, service, base, rate_rps / KNEE_LOAD if rate_rps else None, up)
 
     def provide_service(self, fault: Fault) -> Target:
         """Return the current service if it suits the fault and is healthy, or a new one."""
         document = self._required_document(fault)
-        if self.target and self.document == document and _is_healthy(self.target, fault):
-            return self.target
+        if self._target and self._document == document and _is_healthy(self._target, fault):
+            return self._target
         self.end_service()
-        self.emit(f"starting a service with {_counts(fault)}")
+        counts = ", ".join(f"{number} {name}" for name, number in fault.replicas.items())
+        self.emit(f"starting a service with {counts}")
         write_document(self.work.path / "cluster.yaml", document)
         # The callback runs after the end of the service, which depends on what `prepare` started.
-        self.up.callback(fault.end)
-        folder = self.work.path.resolve()
-        place = fault.place(folder / "cluster.yaml")
+        self._up.callback(fault.end)
+        place = fault.place(self.work.path.resolve() / "cluster.yaml")
         if place is not None:
-            self.target = self.up.enter_context(place)
+            self._target = self._up.enter_context(place)
         else:
-            self.up.enter_context(started(self.service, self.work, self.bench.bodies[0], CANDIDATES))
-            self.target = Target(self.service.url, folder, f"{self.work.id}-{self.service.name}")
-        self.document = document
-        return self.target
+            self._up.enter_context(started(self._service, self.work, self.bench.bodies[0], CANDIDATES))
+            self._target = Target.of(self.work, self._service)
+        self._document = document
+        return self._target
 
     def end_service(self) -> None:
         """End the current service."""
-        self.target = self.document = None
-        self.up.close()
+        self._target = self._document = None
+        self._up.close()
 
     def rate_rps(self, fault: Fault, target: Target) -> float:
         """Return the rate of the load for a fault."""
@@ -127,7 +115,7 @@ class ChaosRun:
         return round(fault.load * self.knee_rps, 1)
 
     def _required_document(self, fault: Fault) -> Document:
-        document = deepcopy(self.base)
+        document = deepcopy(self._base)
         for name, deployment in deployments_of(document).items():
             number = fault.replicas.get(name)
             if number is not None:
@@ -153,7 +141,7 @@ def run_chaos(
     faults = select_faults(names)
     lines: dict[str, list[Moment]] = {}
     with work.locked(), ExitStack() as up:
-        run = ChaosRun.of(work, config, emit, rate_rps, up)
+        run = ChaosRun(work, config, emit, rate_rps, up)
         found = [run_fault(run, fault, lines) for fault in faults]
     verdict = verdict_of(found)
     report = {"verdict": verdict, "knee_rps": run.knee_rps, "config": str(config), "faults": found}
@@ -171,13 +159,13 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
     return [known[name] for name in dict.fromkeys(names)] if names else list(FAULTS)
 
 
-def verdict_of(found: Sequence[Found]) -> Verdict:
+def verdict_of(found: Sequence[Report]) -> Verdict:
     """Return the verdict on all faults that were run; void if none was."""
     run = [one for one in found if one["held"] is not None]
     return overall(map(part_verdict, run)) if run else "void"
 
 
-def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Found:
+def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Report:
     """Inject one fault; return its numbers and verdict, and add its timeline to `lines`."""
     head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
     why = fault.missing()
@@ -202,65 +190,45 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Fo
     return report
 
 
-def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) -> tuple[Found, list[Moment]]:
+def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) -> tuple[Report, list[Moment]]:
     url = read_service(target.run).get("metrics_url", "")
     before, roles = read_page(url), target.roles()
     # The duration of changes is not known in advance.
-    longest_s = BEFORE_S + fault.hold_s + fault.watch_s + 240.0
+    longest = [Block(BEFORE_S + fault.hold_s + fault.watch_s + 240.0)]
     load = OfferedLoad(
-        target.url,
-        run.bench.bodies,
-        CANDIDATES,
-        rate_rps,
-        [Block(longest_s)],
-        retry=True,
-        timeout_s=fault.timeout_s,
+        target.url, run.bench.bodies, CANDIDATES, rate_rps, longest, retry=True, timeout_s=fault.timeout_s
     )
-    with offering(load) as offer, _watching(target, fault, offer.begun_s) as (seen, samples):
+    seen: list[ClusterSample] = []
+
+    def look() -> None:
+        at_s = time.monotonic() - offer.begun_s
+        fault.look(target)
+        counts = target.replicas()
+        if counts:
+            running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
+            whole = target.at_full_strength(fault.replicas)
+            seen.append(ClusterSample(at_s, running, None, whole))
+
+    with offering(load) as offer, repeated(look, LOOK_S):
         fault.aim(target)
-        _until(offer.begun_s + BEFORE_S)
+        time.sleep(max(0.0, offer.begun_s + BEFORE_S - time.monotonic()))
         begun_s = time.monotonic() - offer.begun_s
         fault.inject(target)
         done_s = time.monotonic() - offer.begun_s
         time.sleep(fault.hold_s)
         fault.heal(target)
-        healed_s = time.monotonic() - offer.begun_s
+        healed_s = time.monotonic() - offer.begun_s if fault.hold_s else begun_s
         time.sleep(fault.watch_s)
         offer.stop()
         ends_s = time.monotonic() - offer.begun_s
         result = offer.result()
-    instant = fault.hold_s == 0
-    times = Times(begun_s, done_s, begun_s if instant else healed_s, ends_s)
-    found = describe(result, times, seen, run.bench.slo)
+    found = describe(result, Times(begun_s, done_s, healed_s, ends_s), seen, run.bench.slo)
     time.sleep(PAGE_S)
     found |= fault.counted(before, read_page(url))
     found["orphans"] = sorted((target.roles() - roles).elements())
     found["rate_rps"], found["injected_s"] = rate_rps, round(begun_s, 3)
-    counted = result.requests.counted_from(WARM_S)
-    return found, timeline(
-        counted, ends_s - WARM_S, [ClusterSample(s.at_s - WARM_S, s.replicas, None) for s in samples]
-    )
-
-
-@contextmanager
-def _watching(
-    target: Target, fault: Fault, begun_s: float
-) -> Iterator[tuple[list[Seen], list[ClusterSample]]]:
-    """Look at the replicas periodically while the block runs."""
-    seen: list[Seen] = []
-    samples: list[ClusterSample] = []
-
-    def look() -> None:
-        at_s = time.monotonic() - begun_s
-        fault.look(target)
-        counts = target.replicas()
-        if counts:
-            seen.append(Seen(at_s, target.at_full_strength(fault.replicas)))
-            running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
-            samples.append(ClusterSample(at_s, running, None))
-
-    with repeated(look, LOOK_S):
-        yield seen, samples
+    samples = [replace(sample, at_s=sample.at_s - WARM_S) for sample in seen]
+    return found, timeline(result.requests.counted_from(WARM_S), ends_s - WARM_S, samples)
 
 
 def _is_healthy(target: Target, fault: Fault) -> bool:
@@ -270,11 +238,3 @@ def _is_healthy(target: Target, fault: Fault) -> bool:
         return target.at_full_strength(fault.replicas) and len(target.find("haproxy")) == 1
 
     return within(SETTLE_S, is_healthy) is not None
-
-
-def _until(at_s: float) -> None:
-    time.sleep(max(0.0, at_s - time.monotonic()))
-
-
-def _counts(fault: Fault) -> str:
-    return ", ".join(f"{number} {name}" for name, number in fault.replicas.items())

@@ -16,12 +16,10 @@ import psutil
 
 from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.metrics_page import total
-from loadtest.measure.polling import within
+from loadtest.measure.cluster import within
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
-from loadtest.scenarios.chaos.target import REPLICA, Target
-from loadtest.targets.cluster_file import Document
-from loadtest.targets.services import free_port
+from loadtest.targets.running import REPLICA, Target, gained
+from loadtest.targets.services import Document, free_port
 
 GARBAGE_BYTES = 1 << 20
 # Size of LMDB's two meta pages: a commit needs more, and fails.
@@ -41,14 +39,13 @@ class FileReplaced(Fault):
 
     def inject(self, target: Target) -> None:
         """Replace the store's file by garbage, or by an empty file."""
-        data = _data(target.folder)
-        os.replace(data, _aside(data))
+        self._data = data = next((target.folder / "chaos" / "store").rglob("data.mdb"))
+        os.replace(data, data.with_name("aside.mdb"))
         data.write_bytes(os.urandom(GARBAGE_BYTES) if self._garbage else b"")
 
     def heal(self, target: Target) -> None:
         """Restore the store's file."""
-        data = _data(target.folder)
-        os.replace(_aside(data), data)
+        os.replace(self._data.with_name("aside.mdb"), self._data)
 
 
 class DiskFull(Fault):
@@ -71,14 +68,10 @@ class DiskFull(Fault):
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """Return how many rankings the service counted, and exposures it logged and dropped."""
-
-        def gained(name: str, **labels: str) -> float:
-            return total(after, name, **labels) - total(before, name, **labels)
-
         return {
-            "rankings_counted": gained("ray_tabrank_rankings_total"),
-            "exposures_logged": gained("ray_tabrank_records_total", kind="exposure"),
-            "exposures_dropped": gained("ray_tabrank_exposures_dropped_total"),
+            "rankings_counted": gained(before, after, "ray_tabrank_rankings_total"),
+            "exposures_logged": gained(before, after, "ray_tabrank_records_total", kind="exposure"),
+            "exposures_dropped": gained(before, after, "ray_tabrank_exposures_dropped_total"),
         }
 
 
@@ -88,9 +81,7 @@ class RedisKilled(Fault):
     name, what = "redis", "kill -9 redis, back after 6 s"
     replicas, allowed, hold_s, watch_s = TWO, HEALED, 6.0, 12.0
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._port, self._folder = 0, Path()
+    _process: subprocess.Popen[bytes] | None = None
 
     def missing(self) -> str | None:
         """Return a reason if the server's program is missing."""
@@ -145,14 +136,6 @@ class RedisKilled(Fault):
 
 def _program() -> str | None:
     return shutil.which("redis-server") or shutil.which("valkey-server")
-
-
-def _data(folder: Path) -> Path:
-    return next((folder / "chaos" / "store").rglob("data.mdb"))
-
-
-def _aside(data: Path) -> Path:
-    return data.with_name("aside.mdb")
 
 
 def limit_files(processes: Iterable[psutil.Process], num_bytes: int) -> None:

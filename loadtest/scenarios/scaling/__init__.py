@@ -1,1 +1,1 @@
-"""`loadtest scale`: replicas and nodes that follow the load. Imports `report` and below."""
+"""`loadtest scale`: replicas and nodes follow the load. Imports `scenarios.knee` and below."""

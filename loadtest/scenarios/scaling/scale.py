@@ -2,83 +2,73 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.bodies import make_bodies
-from loadtest.generator.ids import read_log_ids
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import overall, part_verdict
 from loadtest.report.report import Report
-from loadtest.report.scaling import write_scale
-from loadtest.scenarios.scaling import nodes, replicas, step
-from loadtest.scenarios.scaling.load import Proof
-from loadtest.scenarios.scaling.replicas import ReplicasPlan
-from loadtest.scenarios.scaling.service import CANDIDATES, PACE, Scaled, capacity_rps
+from loadtest.report.series import write_scale
+from loadtest.scenarios.knee import Bench
+from loadtest.scenarios.scaling import parts
+from loadtest.scenarios.scaling.service import CANDIDATES, PACE, capacity_rps, throttled
 from loadtest.targets.processes import started
+from loadtest.targets.running import Target
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.profiles import Profile
 from serve.log.atomic_files import draft_of
-from serve.operate.host.machine import describe_machine
 
-AUTOSCALING = {"replicas": replicas.FIXED, "step": step.AUTOSCALING, "nodes": step.AUTOSCALING}
+AUTOSCALING = {"replicas": parts.FIXED, "step": parts.AUTOSCALING, "nodes": parts.AUTOSCALING}
 PARTS = tuple(AUTOSCALING)
-REQUESTS = Profile("scale", 1.0, CANDIDATES, 0.0, 1.0, 1.0)
 
 
 def run_scale(
-    work: Workspace, config: Path, parts: Sequence[str], cycles: ReplicasPlan, out: Path, emit: Progress
+    work: Workspace,
+    config: Path,
+    names: Sequence[str],
+    cycles: int,
+    hold_s: float,
+    out: Path,
+    emit: Progress,
 ) -> Report:
     """Run the named parts, and write their reports and a summary to the new folder `out`.
+
+    `cycles` and `hold_s` are of the part `replicas`.
 
     Raises:
         LoadtestError: if the input, the workspace or the service prevents a part.
     """
-    for name in parts:
+    for name in names:
         if name not in PARTS:
             raise LoadtestError(f"--part {name}: unknown part; use {', '.join(PARTS)}")
-    begun = time.monotonic()
     with work.locked(), draft_of(out) as folder:
         # Report an invalid file before the preparation, which takes a minute.
-        for name in parts:
-            Scaled.of(work, config, AUTOSCALING[name])
-        work.prepare(emit)
-        bodies = make_bodies(read_log_ids(work.log, CANDIDATES), REQUESTS)
+        for name in names:
+            throttled(work, config, AUTOSCALING[name])
+        bench = Bench.prepared(work, CANDIDATES, emit)
         found: dict[str, Report] = {}
         lines: dict[str, Sequence[Moment]] = {}
-        for name in parts:
-            scaled = Scaled.of(work, config, AUTOSCALING[name])
-            found[name], lines[name] = _prove(name, scaled, work, bodies, cycles, folder / name, emit)
+        for name in names:
+            service, part = throttled(work, config, AUTOSCALING[name]), folder / name
+            target = Target.of(work, service)
+            if name == "nodes":
+                found[name], lines[name] = parts.prove_nodes(target, bench.bodies, part, emit)
+                continue
+            emit("starting the service with the throttled Scorer")
+            with started(service, work, bench.bodies[0], CANDIDATES) as footprint:
+                emit(f"{service.url} answers after {footprint.start_s} s")
+                found[name], lines[name] = (
+                    parts.prove_replicas(target, bench.bodies, cycles, hold_s, part, emit)
+                    if name == "replicas"
+                    else parts.prove_step(target, bench.bodies, part, emit)
+                )
         report = {
             "verdict": overall(map(part_verdict, found.values())),
             "parts": found,
             "config": str(config),
             "capacity_rps": round(capacity_rps(), 1),
             "pace": PACE,
-            "candidates": CANDIDATES,
-            "machine": describe_machine(),
-            "seconds": round(time.monotonic() - begun, 1),
+            **bench.circumstances(),
         }
         write_scale(folder, report, lines)
     return report
-
-
-def _prove(
-    name: str,
-    scaled: Scaled,
-    work: Workspace,
-    bodies: Sequence[bytes],
-    cycles: ReplicasPlan,
-    out: Path,
-    emit: Progress,
-) -> Proof:
-    if name == "nodes":
-        return nodes.prove_nodes(scaled, bodies, out, emit)
-    emit("starting the service with the throttled Scorer")
-    with started(scaled.service, work, bodies[0], CANDIDATES) as footprint:
-        emit(f"{scaled.service.url} answers after {footprint.start_s} s")
-        if name == "replicas":
-            return replicas.prove_replicas(scaled, bodies, cycles, out, emit)
-        return step.prove_step(scaled, bodies, step.StepPlan(), out, emit)

@@ -1,18 +1,21 @@
-"""Service with a throttled Scorer that is scaled in place through its `cluster.yaml`."""
+"""Service with a throttled Scorer that is scaled in place, and its load from another process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import all_running, look_at_folder, replica_states
-from loadtest.targets.cluster_file import deployments_of, edited
-from loadtest.targets.services import TargetService, tabrank
+from loadtest.generator.offer import OfferedLoad, offering
+from loadtest.measure.cluster import Look, Watch
+from loadtest.measure.timeline import Moment
+from loadtest.report.report import Report
+from loadtest.report.run import report_run
+from loadtest.targets.services import TargetService, deployments_of, edited, tabrank
 from loadtest.targets.workspace import Workspace
+from loadtest.workload.profiles import Profile, load_slo
 
 APPLICATION = "loadtest.targets.throttled:build"
 PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
@@ -20,6 +23,8 @@ PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
 CANDIDATES = 55
 # Requests per full batch. The Scorer is six times slower than the real one, so batches are smaller.
 REQUESTS = 8
+Proof = tuple[Report, Sequence[Moment]]
+"""Numbers and verdict of a part of the test, and its timeline."""
 
 
 def capacity_rps() -> float:
@@ -28,56 +33,52 @@ def capacity_rps() -> float:
     return REQUESTS / batch_s
 
 
-@dataclass(frozen=True)
-class Scaled:
-    """Throttled service, its run folder, and its `cluster.yaml`, which changes while it runs."""
+def throttled(work: Workspace, config: Path, autoscaling: Mapping[str, Mapping[str, Any]]) -> TargetService:
+    """Return a throttled service of a `cluster.yaml`, with overrides of `autoscaling_config`.
 
-    service: TargetService
-    file: Path
-    run: Path
+    `autoscaling` holds the overrides by deployment.
 
-    @classmethod
-    def of(cls, work: Workspace, config: Path, autoscaling: Mapping[str, Mapping[str, Any]]) -> Scaled:
-        """Create a throttled service from a `cluster.yaml`, with overrides of `autoscaling_config`.
+    Raises:
+        LoadtestError: if the file is not a usable `cluster.yaml`.
+    """
+    service = tabrank(work, config)
+    with edited(work.path / "cluster.yaml") as document:
+        document["applications"][0]["import_path"] = APPLICATION
+        document["applications"][0]["args"] |= PACE
+        declared = deployments_of(document)
+        for name, changes in autoscaling.items():
+            given = declared.get(name, {}).get("autoscaling_config")
+            if not isinstance(given, dict):
+                raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
+            given |= changes
+        for deployment in declared.values():
+            # Small CPU shares, for placement only: two cores must have room for three replicas of
+            # each.
+            deployment["ray_actor_options"] = {"num_cpus": 0.1}
+            if "user_config" in deployment:
+                deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
+    return service
 
-        `autoscaling` holds the overrides by deployment.
 
-        Raises:
-            LoadtestError: if the file is not a usable `cluster.yaml`.
-        """
-        service = tabrank(work, config)
-        folder = work.path.resolve()
-        scaled = cls(service, folder / "cluster.yaml", folder / "run")
-        with edited(scaled.file) as document:
-            document["applications"][0]["import_path"] = APPLICATION
-            document["applications"][0]["args"] |= PACE
-            declared = deployments_of(document)
-            for name, changes in autoscaling.items():
-                given = declared.get(name, {}).get("autoscaling_config")
-                if not isinstance(given, dict):
-                    raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
-                given |= changes
-            for deployment in declared.values():
-                # Small CPU shares, for placement only: two cores must have room for three replicas
-                # of each.
-                deployment["ray_actor_options"] = {"num_cpus": 0.1}
-                if "user_config" in deployment:
-                    deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
-        return scaled
+def load_service(
+    profile: Profile,
+    url: str,
+    bodies: Sequence[bytes],
+    look: Look,
+    out: Path,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Proof:
+    """Load a service, and call `meanwhile`; write the report to `out`, and return it.
 
-    def scale(self, replicas: Mapping[str, int]) -> None:
-        """Set the replicas of these deployments: change the file and deploy it in place."""
-        with edited(self.file) as document:
-            declared = deployments_of(document)
-            for name, number in replicas.items():
-                declared[name]["autoscaling_config"] |= {"min_replicas": number, "max_replicas": number}
-        log = self.file.with_name("scale.log")
-        run_command("serve", "up", str(self.file), "--run", str(self.run), log=log)
+    `look` counts the replicas and nodes during the load.
 
-    def look(self) -> tuple[Mapping[str, int], int | None]:
-        """Return the running replicas by deployment, and the number of nodes."""
-        return look_at_folder(self.run)
-
-    def has_replicas(self, wanted: Mapping[str, int]) -> bool:
-        """Return whether exactly these replicas run and none is starting or stopping."""
-        return all_running(replica_states(self.run), wanted)
+    Raises:
+        LoadtestError: if the generator failed.
+    """
+    load = OfferedLoad(url, bodies, profile.candidates, profile.target_rps, profile.blocks)
+    watch = Watch(look, profile.warmup_s, profile.duration_s)
+    with offering(load) as offer:
+        threading.Thread(target=watch, daemon=True).start()
+        meanwhile()
+        requests = offer.result().requests.counted_from(profile.warmup_s)
+    return report_run(profile, load_slo(), url, requests, watch.samples, out)

@@ -157,7 +157,7 @@ def environment(config: Config, run: RunFolder, temp: Path, haproxy: bool) -> di
     env = dict(os.environ)
     # It would lead into another cluster.
     env.pop("RAY_ADDRESS", None)
-    stats, haproxy_metrics, fallback, metrics = _free_ports(4)
+    stats, haproxy_metrics, fallback, metrics = free_ports(4)
     if haproxy:
         _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
         tunable = {**FAST, **ONE_MACHINE}
@@ -230,7 +230,7 @@ def _refuse_few_files(max_connections: int) -> None:
         )
 
 
-def _free_ports(num_ports: int) -> list[int]:
+def free_ports(num_ports: int) -> list[int]:
     """Return free ports outside the ranges of outgoing connections and of Ray's processes."""
     free: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):

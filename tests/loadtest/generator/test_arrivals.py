@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generator.arrivals import arrivals
-from loadtest.workload.shapes import Block
+from loadtest.generator.dispatcher import arrivals
+from loadtest.workload.profiles import Block
 
 
 def schedule(rate, blocks, seed=1):

@@ -18,7 +18,7 @@ IDS = Ids([f"v{i}" for i in range(100)], [f"c{i}" for i in range(9)], {"v0": {"h
 
 
 def decoded(**changes):
-    return [json.loads(body) for body in make_bodies(IDS, replace(PROFILE, **changes), count=2000)]
+    return [json.loads(body) for body in make_bodies(IDS, replace(PROFILE, **changes), num=2000)]
 
 
 def test_a_body_asks_for_exactly_the_distinct_candidates_of_the_profile():

@@ -10,6 +10,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.ids import read_ids, read_log_ids, read_log_kinds
+from serve.contract.errors import TabrankError
 
 
 def file_of(tmp_path, content):
@@ -27,7 +28,7 @@ def test_ids_are_read_from_a_file_each_once(tmp_path):
     ("content", "message"),
     [
         ("{", "not JSON"),
-        ([], "must hold an object"),
+        ([], "[] must be a table"),
         ({"viewer": ["v"], "candidates": ["c"]}, "unknown key 'viewer'; did you mean 'viewers'?"),
         ({"candidates": ["c"]}, "'viewers' must be a list of at least one id"),
         ({"viewers": [], "candidates": ["c"]}, "'viewers' must be a list of at least one id"),
@@ -37,7 +38,7 @@ def test_ids_are_read_from_a_file_each_once(tmp_path):
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, content, message):
-    with pytest.raises(LoadtestError) as refused:
+    with pytest.raises(TabrankError) as refused:
         read_ids(file_of(tmp_path, content))
     assert message in str(refused.value)
 

@@ -8,9 +8,8 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered, offering
-from loadtest.scenarios.bench import Bench
-from loadtest.workload.profiles import load_slo
-from loadtest.workload.shapes import Block
+from loadtest.scenarios.knee import Bench
+from loadtest.workload.profiles import Block, load_slo
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 

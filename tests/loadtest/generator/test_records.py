@@ -8,8 +8,8 @@ from itertools import islice
 
 import pytest
 
+from loadtest.generator.bodies import candidate, event, forget, pack, viewer_events
 from loadtest.generator.ids import Ids
-from loadtest.generator.records import candidate, event, forget, pack, viewer_events
 
 IDS = Ids([f"v{i}" for i in range(50)], [f"c{i}" for i in range(9)])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.generator.retrying import Retrying
+from loadtest.generator.connections import Retrying
 from serve.client.reply import PROBLEM
 from serve.client.retries import Retries
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from loadtest.measure.answer import Outcome, read_acknowledgement, read_answer
+from loadtest.measure.service import Outcome, read_acknowledgement, read_answer
 
 
 def body(rung="full", model="m1", scores=(0.5, 0.25), **more):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.measure.answer import Outcome
-from loadtest.measure.freshness_verdict import judge_freshness
 from loadtest.measure.measure import RequestLog, measure
+from loadtest.measure.service import Outcome
+from loadtest.measure.verdict import judge_freshness
 from loadtest.report.freshness import event_numbers, freshness_numbers, rank_numbers
 
 OK = Outcome("full", True, True)

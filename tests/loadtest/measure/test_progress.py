@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from loadtest.measure.answer import Outcome
+from loadtest.generator.dispatcher import progress_line
 from loadtest.measure.measure import RequestLog
-from loadtest.measure.progress import progress_line
+from loadtest.measure.service import Outcome
 
 FULL = Outcome("full", True, True)
 

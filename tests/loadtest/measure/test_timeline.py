@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.measure.answer import Outcome
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
-from loadtest.measure.phases import describe_phases, describe_steps, phase_rows, recovery
-from loadtest.measure.timeline import timeline
+from loadtest.measure.service import Outcome
+from loadtest.measure.timeline import describe_phases, describe_steps, phase_rows, recovery, timeline
 from loadtest.report.run import requests_csv, timeline_csv
-from loadtest.workload.profiles import Profile, load_slo
-from loadtest.workload.shapes import blocks, phases, steps_up
+from loadtest.workload.profiles import Profile, blocks, load_slo, phases, steps_up
 
 FULL, POPULAR, DOWN = Outcome("full", True, True), Outcome("fallback", True), Outcome("HTTP 503", False)
 STEP = Profile("step", 10, 5, 0, 12, 0, ((0, 1), (4, 1), (4, 2), (10, 2), (10, 1), (12, 1)))

@@ -108,11 +108,11 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path):
 @pytest.mark.parametrize(
     ("knees", "verdict"),
     [
-        (450.0, "held"),
-        (None, "not held"),
-        ({"ours": 1.0, "rival": 2.0}, "held"),
-        ({"ours": 1.0, "rival": None}, "not held"),
+        ([450.0], "held"),
+        ([None], "not held"),
+        ([1.0, 2.0], "held"),
+        ([1.0, None], "not held"),
     ],
 )
 def test_a_service_without_a_knee_does_not_hold(knees, verdict):
-    assert knee_verdict({"knee_rps": knees}) == verdict
+    assert knee_verdict(knees) == verdict

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.measure.answer import Outcome
 from loadtest.measure.cluster import ClusterSample
-from loadtest.measure.measure import RequestLog, measure
+from loadtest.measure.measure import RequestLog
+from loadtest.measure.service import Outcome
 from loadtest.measure.timeline import timeline
-from loadtest.measure.verdict import judge
-from loadtest.report.run import make_report, summary, write_run
+from loadtest.report.run import findings, make_report, write_run
 from loadtest.workload.profiles import load_profile, load_slo
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
@@ -38,10 +37,8 @@ def made(outcome=FULL, samples=()):
     for at_s in np.linspace(-1, 2.99, 400):
         log.add(float(at_s), 0.5, 10.0 + 5 * float(at_s), outcome, 55)
     requests = log.requests()
-    measured = measure(requests, PROFILE.duration_s)
     moments = timeline(requests, PROFILE.duration_s, samples, PROFILE.warmup_s)
-    verdict = judge(measured, SLO)
-    report = make_report(PROFILE, "http://127.0.0.1:8000", SLO, measured, *verdict, requests, moments)
+    report = make_report(PROFILE, "http://127.0.0.1:8000", SLO, requests, moments)
     return report, requests, moments
 
 
@@ -81,7 +78,7 @@ def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
 def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
     report, requests, moments = made(Outcome("HTTP 503 <b>", False))
     assert report["p50_ms"] is None
-    assert "p50: not reached" in summary(report)
+    assert "p50: not reached" in str(findings(report))
     write_run(tmp_path / "run", report, requests, SLO, "", moments)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not reached" in page
@@ -104,7 +101,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
 
 def test_the_summary_says_verdict_rate_and_limits():
     report, _, _ = made()
-    lines = summary(report).splitlines()
+    lines = str(findings(report)).splitlines()
     assert lines[:3] == [
         "Load test headline: held, 3 s at http://127.0.0.1:8000",
         "  requests a second: 99.3, 100.0 offered",
@@ -124,4 +121,4 @@ def test_what_was_watched_is_drawn_with_its_replicas(tmp_path):
 def test_a_level_run_is_told_without_phases():
     report, _, _ = made()
     assert (len(report["phases"]), report["steps"]) == (1, [])
-    assert "×1" not in summary(report)
+    assert "×1" not in str(findings(report))

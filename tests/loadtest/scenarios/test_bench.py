@@ -18,7 +18,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from loadtest.scenarios import bench
-from loadtest.scenarios.compare import run_compare
+from loadtest.scenarios.knee import run_compare
 from loadtest.scenarios.knee import run_knee
 from loadtest.workload.profiles import Slo
 from loadtest.scenarios.search import KneePlan

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loadtest.commands import CommandFailed
-from loadtest.report.demo import claims
+from loadtest.errors import LoadtestError
 from loadtest.scenarios import topic_story
+from loadtest.scenarios.demo import claims
 from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
 
 TOPICS = ("music", "music", "music", "chess", "chess")
@@ -123,16 +123,16 @@ def test_a_space_that_never_rises_is_waited_for_a_while(ranks, monkeypatch):
 def test_a_space_that_no_ranking_knows_ends_the_demo(live_stub, ranks, monkeypatch):
     monkeypatch.setattr(topic_story, "WAIT_S", 0.3)
     live_stub.shows_after_s = None
-    with pytest.raises(CommandFailed, match="the new Space was unknown to rankings"):
+    with pytest.raises(LoadtestError, match="the new Space was unknown to rankings"):
         ranks("a")
 
 
 def test_events_that_are_not_taken_end_the_demo(live_stub, ranks):
     live_stub.events_status = 503
-    with pytest.raises(CommandFailed, match=r"failed on events: 503 .*the log is full"):
+    with pytest.raises(LoadtestError, match=r"failed on events: 503 .*the log is full"):
         ranks("a")
     live_stub.events_status, live_stub.refuses = 200, "join"
-    with pytest.raises(CommandFailed, match="no such kind"):
+    with pytest.raises(LoadtestError, match="no such kind"):
         ranks("a")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,14 @@ import yaml
 from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.overload.found import OverloadPlan, describe, judge
-from loadtest.scenarios.overload.run import disable_load_shedding, read_times, verdict_of
+from loadtest.scenarios.overload import (
+    OverloadPlan,
+    describe,
+    disable_load_shedding,
+    judge,
+    read_times,
+    verdict_of,
+)
 from loadtest.workload.profiles import load_slo
 from serve.config.settings import UserConfig
 
@@ -95,10 +100,10 @@ def test_times_are_numbers_above_one():
             read_times(given)
 
 
-def test_the_control_is_the_shipped_file_without_load_shedding(tmp_path):
-    file = Path(shutil.copy(CLUSTER, tmp_path))
-    disable_load_shedding(file)
-    deployments = yaml.safe_load(file.read_text())["applications"][0]["deployments"]
+def test_the_control_is_the_shipped_file_without_load_shedding():
+    document = yaml.safe_load(CLUSTER.read_text())
+    disable_load_shedding(document)
+    deployments = document["applications"][0]["deployments"]
     knobs = next(one["user_config"] for one in deployments if one["name"] == "FeatureFetch")
     assert UserConfig.from_mapping(knobs).ladder is False
 

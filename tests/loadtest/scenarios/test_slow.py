@@ -9,7 +9,7 @@ from tiny import tables
 import loadtest.scenarios.slow
 from loadtest.errors import LoadtestError
 from loadtest.generator.ids import Ids
-from loadtest.scenarios.slow import SlowPlan, run_slow, slow_summary
+from loadtest.scenarios.slow import run_slow, slow_summary
 from loadtest.workload.profiles import Profile
 from serve.log.writer import write_log
 
@@ -25,8 +25,7 @@ def test_windows_with_slow_clients_are_held_against_those_without(tmp_path, monk
     write_log(tmp_path / "log", tables())
     service = Live(tmp_path, tmp_path / "log", clock="wall")
     with service.listening() as url:
-        plan = SlowPlan(PROFILE, num_slow=20, pairs=1, window_s=6.5)
-        report = run_slow(plan, url, IDS)
+        report = run_slow(PROFILE, url, IDS, num_slow=20, num_pairs=1, window_s=6.5)
     assert report["ratio"] > 0
     assert (report["errors"], report["slow_clients"]) == (0, 20)
     assert [len(windows) for windows in report["p99_ms"].values()] == [1, 1]
@@ -36,4 +35,4 @@ def test_windows_with_slow_clients_are_held_against_those_without(tmp_path, monk
 
 def test_without_a_service_it_says_so():
     with pytest.raises(LoadtestError, match="no service answers there"):
-        run_slow(SlowPlan(PROFILE), "http://127.0.0.1:9", IDS)
+        run_slow(PROFILE, "http://127.0.0.1:9", IDS, 20, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from offers import CLOSED, Offering
 
-from loadtest.report.soak import Footprint
+from loadtest.report.run import Footprint
 from loadtest.scenarios.soak import describe, growth, judge
 from loadtest.workload.profiles import load_slo
 

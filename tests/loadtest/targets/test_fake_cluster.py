@@ -20,7 +20,7 @@ UP_S, DOWN_S = 25.0, 25.0
 
 
 def pools(cluster):
-    return sorted(node["pool"] for node in cluster.nodes())
+    return sorted(node["labels"]["pool"] for node in cluster.rest.nodes())
 
 
 def with_port(source, folder, port):
@@ -41,10 +41,10 @@ def test_a_node_is_added_and_removed_with_the_load_and_no_request_fails(tmp_path
         assert pools(cluster) == ["head"]
         with asking(port, 1, outcomes):
             with asking(port, 10, outcomes):
-                added = wait_for(lambda: cluster.replicas() == {"Sleeper": 2}, UP_S)
-                assert added, (pools(cluster), cluster.replicas())
+                added = wait_for(lambda: cluster.rest.replicas() == {"Sleeper": 2}, UP_S)
+                assert added, (pools(cluster), cluster.rest.replicas())
                 assert pools(cluster) == ["head", "workers"]
-            assert wait_for(lambda: pools(cluster) == ["head"], DOWN_S), cluster.replicas()
+            assert wait_for(lambda: pools(cluster) == ["head"], DOWN_S), cluster.rest.replicas()
         assert set(outcomes) == {(200, b"ok")}, outcomes
         assert outcomes.total() > 100
         marker = cluster.environment[MARKER]
@@ -52,7 +52,7 @@ def test_a_node_is_added_and_removed_with_the_load_and_no_request_fails(tmp_path
         # The shipped file, deployed by the same command.
         cluster.deploy(with_port(SHIPPED, tmp_path / "..", port))
         cluster.wait_until_running()
-        assert set(cluster.replicas()) == {"FeatureFetch", "Scorer", "Ingest"}
+        assert set(cluster.rest.replicas()) == {"FeatureFetch", "Scorer", "Ingest"}
     assert not [p for p in psutil.process_iter() if carries(p, marker)]
 
 

@@ -14,7 +14,7 @@ from reading import read_changes
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
-from loadtest.measure.answer import read_answer
+from loadtest.measure.service import read_answer
 from loadtest.targets.rivals import plain
 from loadtest.targets.rivals.bodies import RankAnswer, RankRequest
 from loadtest.targets.rivals.reader import WORK, Reader
@@ -42,7 +42,7 @@ def _same_moment(bench_work, monkeypatch):
 
 @pytest.fixture(scope="module")
 def bodies(bench_work):
-    made = make_bodies(read_log_ids(bench_work.log, 55), load_profile("headline"), count=NUM_REQUESTS)
+    made = make_bodies(read_log_ids(bench_work.log, 55), load_profile("headline"), num=NUM_REQUESTS)
     stranger = json.loads(made[0]) | {"viewer": "nobody"}
     stranger["candidates"][7] = "unheard of"
     return [*made, json.dumps(stranger).encode(), json.dumps(stranger | {"viewer": None}).encode()]

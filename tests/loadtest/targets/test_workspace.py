@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.commands import CommandFailed
 from loadtest.errors import LoadtestError
 from loadtest.targets.workspace import ROWS, STORE_FORMAT, VIEWERS, Workspace
 from serve.stores.lmdb_environment import FORMAT
@@ -23,7 +22,7 @@ class Commands:
     def __call__(self, package, *arguments, log):
         self.names.append(f"{package} {arguments[0]}")
         if arguments[0] == self.fail:
-            raise CommandFailed(f"python -m {package} {arguments[0]} failed")
+            raise LoadtestError(f"python -m {package} {arguments[0]} failed")
         for option, value in pairwise(arguments):
             if option in ("--out", "--models", "--store"):
                 Path(value.removeprefix("lmdb:")).mkdir()
@@ -65,7 +64,7 @@ def test_a_store_of_a_format_before_is_made_anew(work, monkeypatch):
 
 @pytest.mark.parametrize("command", ["simulate", "fit", "publish", "load"])
 def test_what_is_half_made_is_made_anew(work, command):
-    with pytest.raises(CommandFailed):
+    with pytest.raises(LoadtestError):
         work.prepare(lambda line: None, Commands(fail=command))
     assert not work.data.exists()
     commands = Commands()

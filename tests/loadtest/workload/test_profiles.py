@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.workload.profiles import Profile, Slo, load_profile, load_slo
-from loadtest.workload.shapes import Block
+from loadtest.workload.profiles import Block, Profile, Slo, load_profile, load_slo
 
 MINE = "target_rps = 50\ncandidates = 20\nwarmup_s = 0\nduration_s = 5\nviewer_skew = 0.5\n"
 

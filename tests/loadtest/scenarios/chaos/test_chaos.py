@@ -12,9 +12,9 @@ from loadtest.generator.ids import read_log_ids
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import ONE
 from loadtest.scenarios.chaos.kills import NOTHING, Kill
-from loadtest.scenarios.chaos.target import CONTROLLER
 from loadtest.scenarios.soak import CANDIDATES, run_soak, soak_profile
 from loadtest.targets import processes
+from loadtest.targets.running import CONTROLLER
 
 pytestmark = [pytest.mark.integration, pytest.mark.proof]
 
@@ -36,7 +36,7 @@ def run(bench_work):
         patch.setattr(processes, "SETTLE_S", 0.0)
         patch.setattr(chaos, "BEFORE_S", 4.0)
         with bench_work.locked():
-            yield chaos.ChaosRun.of(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
+            yield chaos.ChaosRun(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
 
 
 def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):

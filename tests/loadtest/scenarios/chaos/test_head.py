@@ -12,11 +12,11 @@ import yaml
 from asking import asking, wait_for
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.polling import within
+from loadtest.measure.cluster import within
 from loadtest.scenarios.chaos.head import Recovered
-from loadtest.scenarios.chaos.two_nodes import two_nodes
 from loadtest.targets.processes import marked
 from loadtest.targets.services import free_port
+from loadtest.targets.two_nodes import two_nodes
 
 SLEEPER = Path(__file__).parents[3] / "support" / "sleeper"
 DEAD_S = 3.0
@@ -51,7 +51,7 @@ def test_a_worker_answers_without_its_head_and_a_new_head_takes_over(tmp_path):
             assert nodes.identities() == before
             document["applications"][0]["deployments"][0]["autoscaling_config"]["min_replicas"] = 2
             nodes.deploy(document)
-            assert wait_for(lambda: nodes.cluster.replicas() == {"Sleeper": 2}, 30.0)
+            assert wait_for(lambda: nodes.cluster.rest.replicas() == {"Sleeper": 2}, 30.0)
             assert set(before["Sleeper"]) < set(nodes.identities()["Sleeper"])
         assert set(outcomes) == {(200, b"ok")}, outcomes
         markers = [nodes.marker(node) for node in nodes.environments]

@@ -8,16 +8,22 @@ import pytest
 from offers import CLOSED, FALLBACK, Offering
 
 from loadtest.errors import LoadtestError
-from loadtest.report.chaos import chaos_summary, write_chaos
+from loadtest.measure.cluster import ClusterSample
+from loadtest.report.series import chaos_summary, write_chaos
 from loadtest.scenarios.chaos import run as chaos
-from loadtest.scenarios.chaos.fault import Allowed
-from loadtest.scenarios.chaos.measured import Seen, Times, broken, describe
+from loadtest.scenarios.chaos.fault import Allowed, Times, broken, describe
 from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults, verdict_of
 from loadtest.workload.profiles import load_slo
 
 SLO = load_slo()
+
+
+def seen_at(at_s, whole):
+    return ClusterSample(at_s, {}, None, whole)
+
+
 KILLED = Times(begun_s=8.0, done_s=8.001, healed_s=8.0, ends_s=28.0)
-FULL_STRENGTH = [Seen(at / 4, True) for at in range(4 * 28)]
+FULL_STRENGTH = [seen_at(at / 4, True) for at in range(4 * 28)]
 
 
 def found(offering, times=KILLED, seen=FULL_STRENGTH, orphans=()):
@@ -86,11 +92,11 @@ def test_full_recovery_needs_full_answers_and_counts_from_the_fault_s_end():
 
 def test_replicas_are_back_when_all_run_for_good():
     seen = [
-        Seen(at, whole)
+        seen_at(at, whole)
         for at, whole in ((7.5, True), (9.0, False), (11.0, False), (12.5, True), (20.0, True))
     ]
     assert found(Offering(28), seen=seen)["strength_s"] == 4.5
-    never = [*seen, Seen(27.0, False)]
+    never = [*seen, seen_at(27.0, False)]
     assert reasons(Allowed(strength_s=15.0), Offering(28), seen=never) == [
         "all replicas ran again after more than the observed time (limit 15 s)"
     ]
@@ -144,4 +150,3 @@ def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp
     assert "process 7 ended" in chaos_summary(report)
     write_chaos(tmp_path / "out", report, {}, SLO)
     assert "process 7 ended" in (tmp_path / "out" / "report.html").read_text()
-    assert "process 7 ended" in (tmp_path / "out" / "table.md").read_text()

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.chaos.supervisor import RunDiskFull, SupervisorKilled
-from loadtest.scenarios.chaos.target import Target
+from loadtest.scenarios.chaos.kills import RunDiskFull, SupervisorKilled
+from loadtest.targets.running import Target
 
 
 class Folder(Target):

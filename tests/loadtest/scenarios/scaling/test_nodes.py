@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from offers import moment
 
-from loadtest.report.scaling import describe_part
-from loadtest.scenarios.scaling.nodes import judge_nodes
-from loadtest.scenarios.scaling.step import StepPlan
+from loadtest.report.series import describe_part
+from loadtest.scenarios.scaling.parts import StepPlan, judge_nodes
 
 PLAN = StepPlan(before_s=3, held_s=10, after_s=12)
 GOOD = [1] * 3 + [1] * 4 + [2] * 13 + [1] * 5

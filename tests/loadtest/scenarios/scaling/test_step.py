@@ -7,8 +7,8 @@ import re
 import pytest
 from offers import moment
 
-from loadtest.report.scaling import describe_part
-from loadtest.scenarios.scaling.step import StepPlan, judge_step
+from loadtest.report.series import describe_part
+from loadtest.scenarios.scaling.parts import StepPlan, judge_step
 
 PLAN = StepPlan(before_s=3, held_s=20, after_s=3)
 

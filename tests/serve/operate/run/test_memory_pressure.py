@@ -11,7 +11,7 @@ import pytest
 import yaml
 from asking import asking
 
-from loadtest.scenarios.chaos.target import title
+from loadtest.targets.running import title
 from loadtest.targets.services import free_port
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import status

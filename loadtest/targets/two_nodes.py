@@ -12,25 +12,25 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
-from loadtest.targets.cluster_file import read_document, write_document
+from loadtest.measure.cluster import Dashboard, deployments
 from loadtest.targets.fake_cluster import (
     FakeCluster,
     HeadPorts,
-    free_ports,
+    cluster_folder,
     node_environment,
     run_logged,
     start_head,
 )
 from loadtest.targets.processes import MARKER, end_marked, marked
+from loadtest.targets.services import read_document, write_document
+from serve.operate.host.environment import free_ports
 
 # The head has room only for the controller and its own HAProxy.
 NODES = {
@@ -86,14 +86,13 @@ class TwoNodes:
                 for one in deployment["replicas"]
                 if one["state"] == "RUNNING"
             )
-            for application in self.cluster.applications().values()
-            for name, deployment in application["deployments"].items()
+            for name, deployment in deployments(self.cluster.applications())
         }
 
     def is_running(self) -> bool:
         """Return whether all applications are RUNNING and each node's proxy is HEALTHY."""
         statuses = {application["status"] for application in self.cluster.applications().values()}
-        return statuses == {"RUNNING"} and self.cluster.proxies() == ["HEALTHY"] * len(NODES)
+        return statuses == {"RUNNING"} and self.cluster.rest.proxies() == ["HEALTHY"] * len(NODES)
 
 
 @contextlib.contextmanager
@@ -106,10 +105,7 @@ def two_nodes(config: Path) -> Iterator[TwoNodes]:
     Raises:
         LoadtestError: with the reason, if the cluster does not start.
     """
-    # A short path: Unix socket paths have at most 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="tabrank-two-", dir="/tmp"))
-    markers = {node: f"{folder.name}-{node}" for node in NODES}
-    try:
+    with cluster_folder("tabrank-two-", NODES) as (folder, markers):
         nodes, gcs = _described(config.resolve(), folder, markers)
         nodes.start_head()
         # Use another host name than the head's, or `ray start` takes the worker's raylet for a
@@ -120,10 +116,6 @@ def two_nodes(config: Path) -> Iterator[TwoNodes]:
         nodes.cluster.deploy(config)
         nodes.cluster.wait_until_running()
         yield nodes
-    finally:
-        for marker in markers.values():
-            end_marked(marker)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def rendered(config: Path, folder: Path) -> dict[str, dict[str, str]]:
@@ -168,6 +160,7 @@ def _described(config: Path, folder: Path, markers: Mapping[str, str]) -> tuple[
         for node in NODES
     }
     start = start_head(folder, ports, NODES["head"]["num_cpus"], OBJECT_STORE_BYTES)
-    cluster = FakeCluster(folder, ports.dashboard_url, token, environments["head"])
+    rest = Dashboard(f"http://127.0.0.1:{ports.dashboard}", token)
+    cluster = FakeCluster(folder, rest, environments["head"])
     command = ("nice", "-n", HEAD_NICE, *start)
     return TwoNodes(f"http://127.0.0.1:{ingress}", cluster, command, environments), ports.gcs

@@ -1,4 +1,4 @@
-"""Service under fault injection: its processes by role, its files and its running replicas."""
+"""Running service of a benchmark: its processes by role, files, running replicas and metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import psutil
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import all_running, replica_states
-from loadtest.targets.cluster_file import Document, read_document, write_document
-from loadtest.targets.processes import marked
+from loadtest.targets.processes import marked, marker_of
+from loadtest.targets.services import Document, TargetService, read_document, write_document
+from loadtest.targets.workspace import Workspace
+from serve.operate.status.scrape import Page, read_pages
 
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
 REPLICA = "ray::ServeReplica:spaces:"
@@ -31,6 +33,11 @@ class Target:
     url: str
     folder: Path
     marker: str
+
+    @classmethod
+    def of(cls, work: Workspace, service: TargetService) -> Target:
+        """Return the target that a service of the workspace becomes once it is started."""
+        return cls(service.url, work.path.resolve(), marker_of(work, service))
 
     @property
     def file(self) -> Path:
@@ -78,7 +85,7 @@ class Target:
     def deploy(self, document: Mapping[str, Any]) -> None:
         """Deploy a changed document in place."""
         write_document(self.file, document)
-        run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "chaos.log")
+        run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "deploy.log")
 
 
 def title(process: psutil.Process) -> str:
@@ -96,3 +103,32 @@ def send_signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         raise LoadtestError(f"process {process.pid} ended before the fault; run it again") from None
+
+
+def read_page(url: str) -> Page:
+    """Return the metrics of the page at a URL; empty if it does not answer."""
+    return read_pages([url])
+
+
+def total(page: Page, name: str, **labels: str) -> float:
+    """Return the sum of a metric over all series with these labels."""
+    wanted = labels.items()
+    return sum(value for (metric, has), value in page.values.items() if metric == name and wanted <= has)
+
+
+def gained(before: Page, after: Page, name: str, **labels: str) -> float:
+    """Return the increase of that sum between two pages."""
+    return total(after, name, **labels) - total(before, name, **labels)
+
+
+def within(before: Page, after: Page, name: str, share: float) -> float | None:
+    """Return the least bound `le` that covers a share of a cumulative histogram's increase.
+
+    None: the histogram did not increase.
+    """
+    bounds = {dict(has)["le"] for metric, has in after.values if metric == name}
+    gains = {le: gained(before, after, name, le=le) for le in bounds}
+    most = max(gains.values(), default=0.0)
+    if most <= 0:
+        return None
+    return min(float(le) for le, count in gains.items() if count >= share * most)

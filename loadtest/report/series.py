@@ -1,0 +1,222 @@
+"""Reports of `overload`, `scale` and `chaos`, which consist of several runs.
+
+Each is a report.json, and a page with a plot of each run.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadtest.measure.measure import milliseconds
+from loadtest.measure.timeline import Moment
+from loadtest.measure.verdict import listed
+from loadtest.report.report import (
+    SAME_CORES,
+    Report,
+    bullets,
+    figures,
+    paragraph,
+    table,
+    with_reasons,
+    write_report,
+)
+from loadtest.workload.profiles import Slo, load_slo
+
+PART_TITLES = {
+    "replicas": "Replicas 1 → 3 → 1 under load: no request may fail",
+    "step": "Doubled load: more replicas, and the p99 within its limit, in ten seconds",
+    "nodes": "Nodes are added and removed with the load: no request may fail",
+}
+HELD = {True: "held", False: "not held", None: "not run"}
+
+
+def overload_summary(report: Report) -> str:
+    """Return the report as a few lines for a terminal."""
+    head = f"{report['verdict']}: knee {report['knee_rps']:,.0f} req/s, service and generator on a core each"
+    lines = [head, *(with_reasons(run_line(run), run["reasons"]) for run in report["runs"])]
+    control = report["control"]
+    if not control["run"]:
+        return "\n".join([*lines, f"  the control was not run: {control['reason']}"])
+    holds = control["verdict"] == "held"
+    effect = "it holds too, so load shedding is not the cause" if holds else "it collapses"
+    lines += [f"  without load shedding {effect}:", with_reasons(run_line(control), control["reasons"])]
+    return "\n".join(lines)
+
+
+def run_line(run: Report) -> str:
+    """Return one run as a line for a terminal."""
+    cells = (f"{name} {cell}" for name, cell in overload_cells(run).items())
+    return f"  {run['times']:g}x: {'; '.join(cells)}"
+
+
+def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
+    """Write the report folder, complete or not at all."""
+    from loadtest.report.plots import load_and_cluster  # matplotlib
+
+    plots = {title: load_and_cluster(moments, slo) for title, moments in lines.items()}
+    runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
+    lead = (
+        f"The knee is {report['knee_rps']:,.0f} requests/s, measured with the same pinning: the service on one "
+        "core, the load generator on another. Goodput counts answers of any rung within "
+        f"{report['deadline_ms']:g} ms of their due time."
+    )
+    reasons = [reason for run in report["runs"] for reason in run["reasons"]]
+    rows = [overload_cells(run) for run in runs]
+    body = [
+        paragraph(lead),
+        bullets(reasons),
+        table(list(rows[0]), [list(row.values()) for row in rows]),
+        figures(plots),
+    ]
+    write_report(folder, report, f"Overload: {report['verdict']}", body, OVERLOAD_FOOTER)
+
+
+def overload_cells(run: Report) -> dict[str, str]:
+    """Return the cells of a run by the names of their columns."""
+    rungs = ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items())
+    return {
+        "offered": f"{run['times']:g}×" + (", no load shedding" if "run" in run else ""),
+        "requests/s": f"{run['offered_rps']:,.0f}",
+        "goodput of the knee": f"{run['goodput_share']:.1%}",
+        "by rung, /s": rungs,
+        "p99 of answers": milliseconds(run["p99_ms"]),
+        "refused": f"{run['refused']:,}",
+        "p99 of refusals": milliseconds(run["refused_p99_ms"]),
+        "5xx": str(run["http_5xx"]),
+        "not sent": f"{run['not_sent']:,}",
+        "failed": listed(run["failures"]) or "none",
+        "normal after": "–" if run["back_s"] is None else f"{run['back_s']} s",
+        "generator late, p99": milliseconds(run["generator_late_ms_p99"]),
+        "verdict": run["verdict"],
+    }
+
+
+def write_scale(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]]) -> None:
+    """Write the report beside the reports of its parts; `lines` holds their timelines."""
+    from loadtest.report.plots import load_and_cluster  # matplotlib
+
+    body = [
+        _part(name, part, load_and_cluster(lines[name], load_slo())) for name, part in report["parts"].items()
+    ]
+    footer = SCALE_FOOTER.format(**report["pace"])
+    write_report(folder, report, f"Scaling: {report['verdict']}", body, footer, new=False)
+
+
+def scale_summary(report: Report) -> str:
+    """Return the report as a few lines for a terminal."""
+    lines = [f"{report['verdict']}: {', '.join(report['parts'])} in {report['seconds']:g} s"]
+    for name, part in report["parts"].items():
+        line = f"  {name}: {'held' if part['held'] else 'not held'}; {describe_part(name, part)}"
+        lines.append(with_reasons(line, part["reasons"]))
+    return "\n".join(lines)
+
+
+def describe_part(name: str, part: Report) -> str:
+    """Return the measurements of a part as a sentence."""
+    failed = f"{part['errors']} of {part['requests']:,} requests failed"
+    if name == "replicas":
+        slowest = max((change["seconds"] or 0.0 for change in part["changes"]), default=0.0)
+        return f"{failed}; {len(part['changes'])} changes, the slowest {slowest:g} s"
+    if name == "nodes":
+        added, removed = (_seconds(part[key]) for key in ("node_up_s", "node_gone_s"))
+        return f"{failed}; node added {added} after the step, removed {removed} after its end"
+    up_s, back_s = (_seconds(part[key]) for key in ("replicas_up_s", "p99_recovered_s"))
+    counts = f"{part['replicas_before']} → {part['replicas_held']} → {part['replicas_after']} Scorers"
+    return f"{failed}; more replicas {up_s} after the step, p99 within its limit {back_s} after it; {counts}"
+
+
+def _part(name: str, part: Report, plot: str) -> str:
+    text = (
+        f"<p>{'Held' if part['held'] else 'Not held'}: {html.escape(describe_part(name, part))}. "
+        f'<a href="{name}/report.html">The run</a>, <a href="{name}/timeline.csv">timeline.csv</a></p>'
+    )
+    return figures({PART_TITLES[name]: "\n".join((text, bullets(part["reasons"]), plot))})
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:g} s"
+
+
+def chaos_summary(report: Report) -> str:
+    """Return the table as text for a terminal."""
+    lines = [f"{report['verdict']}: {len(report['faults'])} faults in {report['seconds']:g} s"]
+    for found in report["faults"]:
+        line = f"  {found['fault']:16} {HELD[found['held']]:8} {describe_fault(found)}"
+        lines.append(with_reasons(line, found["reasons"]))
+    return "\n".join(lines)
+
+
+def fault_line(found: Report) -> str:
+    """Return one fault as a line for a terminal."""
+    return with_reasons(f"  {HELD[found['held']]}: {describe_fault(found)}", found["reasons"])
+
+
+def describe_fault(found: Report) -> str:
+    """Return the measurements of a fault as text."""
+    if "requests" not in found:
+        return "–"
+    parts = [
+        f"{found['requests']:,} requests, {found['failed']} failed, {found['failed_first']} before the retry "
+        f"({found['in_flight']} in flight)",
+        f"outage {found['outage_s']:.2f} s",
+        f"all replicas back {_after(found['strength_s'])}",
+        f"recovered {_after(found['whole_s'])}",
+        f"p99 {milliseconds(found['p99_before_ms'])} → {milliseconds(found['p99_during_ms'])} → "
+        f"{milliseconds(found['p99_after_ms'])}",
+        ", ".join(f"{number:,} {rung}" for rung, number in found["rungs"].items()),
+    ]
+    if "exposures_dropped" in found:
+        parts.append(
+            f"{found['rankings_counted']:,.0f} rankings counted, {found['exposures_logged']:,.0f} exposures logged, "
+            f"{found['exposures_dropped']:,.0f} dropped"
+        )
+    if "flood" in found:
+        parts.append(
+            f"{found['flood']} answered in the flood, {found['restarts']} restarts, "
+            f"{found['memory_before_mib']:,} → {found['memory_most_mib']:,} → {found['memory_mib']:,} MiB"
+        )
+    if "recovered_s" in found:
+        parts.append(f"head back {_after(found['recovered_s'])}, {found['replaced']:g} replicas replaced")
+        parts.append(f"live setting applied {_after(found.get('in_place_s'))}")
+        parts.append(f"one more replica running {_after(found.get('scaled_s'))}")
+    return "; ".join(parts)
+
+
+def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
+    """Write the report folder, complete or not at all."""
+    from loadtest.report.plots import load_and_cluster  # matplotlib
+
+    rows = [
+        (
+            one["what"],
+            one["allowed"],
+            describe_fault(one) if "requests" in one else "; ".join(one["reasons"]),
+            HELD[one["held"]],
+        )
+        for one in report["faults"]
+    ]
+    body = [table(("fault", "allowed", "measured", "held"), rows)]
+    for found in report["faults"]:
+        if found["fault"] in lines:
+            plot = load_and_cluster(lines[found["fault"]], slo)
+            body.append(figures({found["what"]: f"{bullets(found['reasons'])}\n{plot}"}))
+    footer = CHAOS_FOOTER.format(
+        knee=f"{report['knee_rps'] or 0:,.0f}", timeout=f"{report['client_timeout_s'] * 1000:g}"
+    )
+    write_report(folder, report, f"Chaos: {report['verdict']}", body, footer)
+
+
+def _after(value: float | None) -> str:
+    return "not in time" if value is None else f"after {value:.1f} s"
+
+
+OVERLOAD_FOOTER = """. Open loop, Poisson arrivals; latency counts from the due time of a request.
+Not sent: 1,000 requests were unanswered at that moment, which is the generator's limit."""
+SCALE_FOOTER = f"""{SAME_CORES}The Scorer is throttled: a batch takes at least {{ms_per_batch:g}} ms and
+{{us_per_candidate:g}} µs per candidate, mostly asleep, so that two replicas do twice the work of one on any machine.
+Latency counts from the due time of a request (an open loop: Poisson arrivals)."""
+CHAOS_FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals, at 60 % of a knee of {{knee}} requests/s
+(changes: 80 %). The client has a timeout of {{timeout}} ms and retries once, within its budget. The plots
+begin 3 s into the load; the fault begins 5 s later."""

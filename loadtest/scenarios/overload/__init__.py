@@ -1,1 +1,0 @@
-"""`loadtest overload`: load above the knee. Imports `scenarios.bench`, `report` and below."""

@@ -1,0 +1,40 @@
+"""Tests of the metrics of a running service."""
+
+from __future__ import annotations
+
+from loadtest.targets.running import read_page, total, within
+from serve.operate.status.scrape import Page, parse
+
+PAGE = """# HELP ray_tabrank_x_total What it is.
+# TYPE ray_tabrank_x_total counter
+ray_tabrank_x_total{application="spaces",replica="a"} 3.0
+ray_tabrank_x_total{application="spaces",replica="b"} 4.0
+ray_tabrank_ms_total{le="5",replica="a"} 90
+ray_tabrank_ms_total{le="10",replica="a"} 99
+ray_tabrank_ms_total{le="+Inf",replica="a"} 100
+no number here
+ray_tabrank_bare 1e3
+"""
+NOTHING = Page(0.0)
+
+
+def test_a_metric_is_summed_over_the_rows_with_the_labels():
+    page = parse(PAGE, 0.0)
+    assert total(page, "ray_tabrank_x_total") == 7
+    assert total(page, "ray_tabrank_x_total", replica="b") == 4
+    assert total(page, "ray_tabrank_bare") == 1000
+    assert total(page, "ray_tabrank_none") == 0
+
+
+def test_the_bound_within_which_a_share_of_the_gain_lies():
+    page = parse(PAGE, 0.0)
+    assert within(NOTHING, page, "ray_tabrank_ms_total", 0.9) == 5
+    assert within(NOTHING, page, "ray_tabrank_ms_total", 0.99) == 10
+    assert within(NOTHING, page, "ray_tabrank_ms_total", 1.0) == float("inf")
+    assert within(page, page, "ray_tabrank_ms_total", 0.99) is None
+    assert within(NOTHING, page, "ray_tabrank_none", 0.99) is None
+
+
+def test_where_no_page_answers_there_is_nothing_on_it():
+    assert read_page("http://127.0.0.1:1/metrics").values == {}
+    assert read_page("").values == {}
