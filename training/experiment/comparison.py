@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tea_tasting.aggr import Aggregates
 
 from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.metrics import METRICS, Metric
-from training.experiment.panel import Panel
-from training.experiment.served_log import F64, Events
+from training.experiment.panel import F64, Panel
 from training.experiment.statistics import (
     Effect,
     PowerDesign,
@@ -30,14 +30,15 @@ from training.experiment.statistics import (
 RECENT_DAYS = 7
 
 
-def available(events: Events) -> list[Metric]:
+def available(events: pd.DataFrame) -> list[Metric]:
     """Return the metrics whose events the log holds."""
-    return [metric for metric in METRICS if all(events.of(kind).any() for kind in metric.events)]
+    kinds = set(events["kind"].unique())
+    return [metric for metric in METRICS if kinds.issuperset(metric.events)]
 
 
 def comparisons(
     people: Panel,
-    arms: tuple[int, int],
+    arms: tuple[Any, Any],
     metrics: Sequence[Metric],
     *,
     ratio: float,
@@ -46,7 +47,7 @@ def comparisons(
 ) -> list[dict[str, Any]]:
     """Return for each metric its effect, intervals, power and daily curve.
 
-    `arms` are the codes of control and treatment, `ratio` the treatment's share over the
+    `arms` are control and treatment, `ratio` the treatment's share over the
     control's, `smallest_effect` a relative effect. Power refers to the deciding interval: the
     fixed-horizon one if the experiment has `ended`, the one of any look before.
     """
@@ -86,7 +87,7 @@ def comparisons(
     return rows
 
 
-def daily(people: Panel, arms: tuple[int, int], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
+def daily(people: Panel, arms: tuple[Any, Any], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
     """Return for each metric its cumulative effect by day, for the days on which it is defined."""
     best_at = _best_at(people, arms)
     curves: list[list[dict[str, Any]]] = [[] for _ in metrics]
@@ -104,7 +105,7 @@ def daily(people: Panel, arms: tuple[int, int], metrics: Sequence[Metric]) -> li
     return curves
 
 
-def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole: Sequence[int]) -> int | None:
+def days_needed(people: Panel, arms: tuple[Any, Any], wanted: int | None, whole: Sequence[int]) -> int | None:
     """Return the days until `wanted` viewers have come, or None if unknown.
 
     The rate is that of new viewers on the last seven of the `whole` days. It is unknown if
@@ -121,7 +122,7 @@ def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole:
     return math.ceil(missing / rate) if rate > 0 else None
 
 
-def _best_at(people: Panel, arms: tuple[int, int]) -> int:
+def _best_at(people: Panel, arms: tuple[Any, Any]) -> int:
     """Return the number of viewers at which the interval of any look is narrowest."""
     return DAYS * max(1, int((people.rows(arms) & people.in_first_24h).sum()))
 

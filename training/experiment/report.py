@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from serve.config.settings import Experiment
 from serve.contract.errors import TabrankError
@@ -17,7 +18,7 @@ from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel, panel
-from training.experiment.served_log import Exposures, read_events, read_exposures
+from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import sample_ratio
 from training.experiment.treatments import change_warnings, treatments
 from training.experiment.verdict import Verdict, claims, faults, outlook, verdict
@@ -46,28 +47,29 @@ def report(
             compare.
     """
     exposures, events = read_exposures(log, declaration.name), read_events(log)
-    span = window(exposures, declaration, timezone)
-    people = panel(exposures, events, span)
-    here = exposures.rows(span.holds(exposures.ts_ms))
-    arms = _arms(here, people, declaration, _compared(exposures, people, declaration, control, treatment))
+    rows = exposures.rows
+    span = window(rows, declaration, timezone)
+    people = panel(rows, events, span)
+    here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
+    arms = _arms(here, people, declaration, _compared(people, declaration, control, treatment))
     split = _sample_ratio(arms, people)
     why = faults(arms.viewers, arms.shares, split["p"], split["crossing_share"])
-    last_ms = max(int(exposures.ts_ms[-1]), int(events.ts_ms[-1]) if len(events) else 0)
+    last_ms = max(int(table["ts_ms"].max()) for table in (rows, events) if len(table))
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms
     metrics = available(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
-    rows: list[dict[str, Any]] = []
+    compared: list[dict[str, Any]] = []
     result: Verdict = "invalid"
     reason, days = "; ".join(why), None
     if not why:
-        rows = comparisons(
-            people, arms.codes, metrics, ratio=arms.ratio, smallest_effect=smallest, ended=ended
+        compared = comparisons(
+            people, arms.names, metrics, ratio=arms.ratio, smallest_effect=smallest, ended=ended
         )
-        row = next(row for row in rows if row["name"] == primary.name)
+        row = next(row for row in compared if row["name"] == primary.name)
         result, reason = verdict(row, smallest, ended=ended)
         days = _days_needed(row, people, arms, span) if result == "no difference shown" else 0
-    ranked_by = treatments(here, arms.names, arms.codes)
+    ranked_by = treatments(here, arms.names)
     return {
         "experiment": declaration.name,
         "verdict": result,
@@ -82,7 +84,7 @@ def report(
         "blocked": bool(why),
         "warnings": change_warnings(ranked_by),
         "ranked_by": ranked_by,
-        "window": _window(span, exposures, declaration) | {"ended": ended},
+        "window": _window(span, rows, declaration) | {"ended": ended},
         "sample_ratio": split,
         "left_out": {
             "test_exposures": exposures.num_test,
@@ -92,9 +94,9 @@ def report(
             "events_without_exposure": people.num_unattributed,
         },
         "viewers_seen_before": people.num_seen_before,
-        "metrics": rows,
+        "metrics": compared,
         "untold": [metric.title for metric in METRICS if metric not in metrics],
-        "claims": [] if why else claims(rows),
+        "claims": [] if why else claims(compared),
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": _guardrails(here, arms),
         "not_in_the_log": NOT_IN_THE_LOG,
@@ -103,10 +105,9 @@ def report(
 
 @dataclass(frozen=True)
 class _Arms:
-    """Control and treatment: names, codes in the log, viewers and intended shares."""
+    """Control and treatment: names, viewers and intended shares."""
 
     names: tuple[str, str]
-    codes: tuple[int, int]
     viewers: dict[str, int]
     shares: dict[str, float]
     # Source of the shares.
@@ -119,19 +120,13 @@ class _Arms:
         return treatment / control if control else 0.0
 
 
-def _arms(here: Exposures, people: Panel, declaration: Declared, names: tuple[str, str]) -> _Arms:
-    # The log has no code −2.
-    control, treatment = (here.arms.index(name) if name in here.arms else -2 for name in names)
-    shares, source = _shares(here, names, declaration)
-    viewers = {
-        name: int((people.arm == code).sum()) for name, code in zip(names, (control, treatment), strict=True)
-    }
-    return _Arms(names, (control, treatment), viewers, shares, source)
+def _arms(here: pd.DataFrame, people: Panel, declaration: Declared, names: tuple[str, str]) -> _Arms:
+    viewers = {name: int((people.arm == name).sum()) for name in names}
+    return _Arms(names, viewers, *_shares(here, names, declaration))
 
 
 def _sample_ratio(arms: _Arms, people: Panel) -> dict[str, Any]:
     """Return how the viewers are split, the p-value of that split, and viewers of two arms."""
-    crossing = int(people.crossing.sum())
     control, treatment = (arms.viewers[name] for name in arms.names)
     has_test = arms.ratio and control + treatment
     return {
@@ -139,8 +134,8 @@ def _sample_ratio(arms: _Arms, people: Panel) -> dict[str, Any]:
         "shares": arms.shares,
         "shares_from": arms.shares_from,
         "p": sample_ratio(control, treatment, arms.ratio) if has_test else None,
-        "crossing_viewers": crossing,
-        "crossing_share": crossing / len(people.arm),
+        "crossing_viewers": people.num_crossing,
+        "crossing_share": people.num_crossing / len(people.arm),
     }
 
 
@@ -148,7 +143,7 @@ def _days_needed(row: Mapping[str, Any], people: Panel, arms: _Arms, span: Windo
     """Return the days until the metric of this row has enough viewers, by its latest whole days."""
     partial = set(partial_days(span))
     whole = [i for i, day in enumerate(span.days) if day not in partial]
-    return days_needed(people, arms.codes, row.get("viewers_needed"), whole)
+    return days_needed(people, arms.names, row.get("viewers_needed"), whole)
 
 
 def write_report(out: Path, result: Mapping[str, Any]) -> None:
@@ -166,11 +161,10 @@ def write_report(out: Path, result: Mapping[str, Any]) -> None:
 
 
 def _compared(
-    exposures: Exposures, people: Panel, declaration: Declared, control: str | None, treatment: str | None
+    people: Panel, declaration: Declared, control: str | None, treatment: str | None
 ) -> tuple[str, str]:
     """Return the names of the control and the treatment."""
-    seen = {exposures.arms[code] for code in np.unique(people.arm)}
-    arms = sorted(seen | {arm for arm, share in declaration.shares.items() if share > 0})
+    arms = sorted(set(people.arm) | {arm for arm, share in declaration.shares.items() if share > 0})
     listed = ", ".join(arms)
     if len(arms) < 2:
         raise TabrankError(
@@ -196,16 +190,11 @@ def _compared(
     return control, treatment
 
 
-def _shares(here: Exposures, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
+def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
     """Return the intended share of each arm, and the source of the shares."""
-    logged = {}
-    for name in names:
-        of_arm = here.share[here.arm == here.arms.index(name)] if name in here.arms else here.share[:0]
-        known = of_arm[np.isfinite(of_arm)]
-        if len(known):
-            logged[name] = float(known[-1])
-    if len(logged) == len(names):
-        return logged, "the log"
+    logged = here.groupby("arm", observed=True)["share"].last().dropna()
+    if set(names) <= set(logged.index):
+        return {name: float(logged[name]) for name in names}, "the log"
     if all(declaration.shares.get(name) for name in names):
         return {name: declaration.shares[name] for name in names}, str(declaration.source)
     return dict.fromkeys(names, 1 / len(names)), "no source, assumed equal"
@@ -222,8 +211,7 @@ def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     return known[declaration.primary] if declaration.primary else known.get(Experiment.primary) or metrics[-1]
 
 
-def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[str, Any]:
-    ours = exposures.ts_ms[(exposures.arm >= 0) & ~span.holds(exposures.ts_ms)]
+def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:
     return {
         "start": utc(span.start_ms),
         "end": utc(span.end_ms),
@@ -233,7 +221,7 @@ def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[s
         "partial_days": partial_days(span),
         "declared_in": declaration.source,
         "shares_changed": span.changed,
-        "exposures_left_out": len(ours),
+        "exposures_left_out": int((rows["ours"] & ~span.holds(rows["ts_ms"])).sum()),
         "before": utc(span.before_ms),
         "dealt_alike": list(span.assigned_alike),
     }
@@ -243,25 +231,25 @@ def _daily_viewers(people: Panel, arms: _Arms, num_days: int) -> dict[str, list[
     """Return the number of viewers with an exposure on each day, by arm."""
     of_cell = people.arm[people.viewer]
     return {
-        name: np.bincount(people.day[of_cell == code], minlength=num_days).tolist()
-        for name, code in zip(arms.names, arms.codes, strict=True)
+        name: np.bincount(people.day[of_cell == name], minlength=num_days).tolist() for name in arms.names
     }
 
 
-def _guardrails(here: Exposures, arms: _Arms) -> dict[str, Any]:
+def _guardrails(here: pd.DataFrame, arms: _Arms) -> dict[str, Any]:
     """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
     by_arm = {}
-    for name, code in zip(arms.names, arms.codes, strict=True):
-        mine = here.rows(here.arm == code)
+    for name in arms.names:
+        mine = here[here["arm"] == name]
         num = max(len(mine), 1)
-        shares = {rung: float((mine.rung == i).sum() / num) for i, rung in enumerate(here.rungs)}
-        reasons = {why: float((mine.degraded == i).sum() / num) for i, why in enumerate(here.reasons)}
-        took_ms = mine.latency_ms[np.isfinite(mine.latency_ms)]
+        rungs, reasons = (
+            (mine[column].value_counts(sort=False) / num).to_dict() for column in ("rung", "degraded")
+        )
+        took_ms = mine["latency_ms"].dropna()
         p50_ms, p99_ms = np.percentile(took_ms, (50, 99)).tolist() if len(took_ms) else (None, None)
         by_arm[name] = {
             "exposures": len(mine),
-            "rungs": shares,
-            "degraded_share": 1.0 - shares.get("full", 0.0) if len(mine) and here.rungs else None,
+            "rungs": rungs,
+            "degraded_share": 1.0 - rungs.get("full", 0.0) if len(mine) and rungs else None,
             "reasons": {why: share for why, share in reasons.items() if share},
             "p50_ms": p50_ms,
             "p99_ms": p99_ms,

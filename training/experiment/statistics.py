@@ -21,8 +21,7 @@ from tea_tasting.experiment import ExperimentResult
 from tea_tasting.metrics.mean import MeanResult
 
 from training.experiment.metrics import Metric
-from training.experiment.panel import BEFORE
-from training.experiment.served_log import F64
+from training.experiment.panel import BEFORE, F64
 
 ALPHA = 0.05
 POWER = 0.8

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.experiment.served_log import NONE, Exposures
+import pandas as pd
+
 from training.experiment.window import utc
 
 # Rung of answers that no model ranked, in any arm.
@@ -13,31 +14,27 @@ FALLBACK = "fallback"
 NO_MODEL = "no model"
 
 
-def treatments(
-    here: Exposures, names: Sequence[str], codes: Sequence[int]
-) -> dict[str, list[dict[str, Any]]]:
+def treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return by arm the model versions that ranked in the window, in order of first exposure.
 
     Each has its number of `exposures`, and the times of the first and the last. Fallbacks are
     left out. The log does not record which order an arm without a model used.
     """
-    fallback = here.rungs.index(FALLBACK) if FALLBACK in here.rungs else len(here.rungs)
+    ranked = here[here["rung"] != FALLBACK]
     ranked_by = {}
-    for name, code in zip(names, codes, strict=True):
-        ours = here.rows((here.arm == code) & (here.rung != fallback))
-        found = []
-        for model in dict.fromkeys(ours.model.tolist()):
-            times = ours.ts_ms[ours.model == model]
-            found.append(
-                {
-                    "model": NO_MODEL if model == NONE else here.models[model],
-                    "exposures": len(times),
-                    "first": utc(int(times[0])),
-                    "last": utc(int(times[-1])),
-                    "last_ms": int(times[-1]),
-                }
-            )
-        ranked_by[name] = found
+    for name in names:
+        ours = ranked[ranked["arm"] == name]
+        models = ours["model"].astype(object).fillna(NO_MODEL)
+        ranked_by[name] = [
+            {
+                "model": model,
+                "exposures": len(times),
+                "first": utc(times.iloc[0]),
+                "last": utc(times.iloc[-1]),
+                "last_ms": int(times.iloc[-1]),
+            }
+            for model, times in ours["ts_ms"].groupby(models, sort=False)
+        ]
     return ranked_by
 
 

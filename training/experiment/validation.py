@@ -17,8 +17,7 @@ from tea_tasting.aggr import Aggregates
 
 from training.experiment.comparison import daily
 from training.experiment.metrics import METRICS, Metric
-from training.experiment.panel import BEFORE, Panel
-from training.experiment.served_log import F64
+from training.experiment.panel import BEFORE, F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, sample_ratio
 from training.experiment.verdict import SRM_P
 
@@ -187,11 +186,11 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
     clicks = rng.poisson(exposures * eager[viewer] * CLICK_RATE).astype(np.float64)
     nothing = np.zeros(num)
     return Panel(
-        rng.integers(0, 2, VIEWERS).astype(np.int8),
-        first.astype(np.int16),
+        rng.integers(0, 2, VIEWERS),
+        first,
         first == 0,
         viewer,
-        day.astype(np.int16),
+        day,
         {
             "exposures": exposures,
             "active_days": np.ones(num),
@@ -200,9 +199,6 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
             "minutes": nothing,
         },
         {},
-        np.zeros(VIEWERS, bool),
-        0,
-        0,
     )
 
 
