@@ -13,28 +13,6 @@ from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
 from training.world.world import Response, World
 
 KINDS = ("click", "join", "leave")
-# Types of the columns that are not strings.
-_TYPES = {
-    "ts_ms": pa.int64(),
-    "ends_ms": pa.int64(),
-    "started_ms": pa.int64(),
-    "speakers": pa.float64(),
-    "follows": pa.list_(pa.string()),
-    "candidates": pa.list_(pa.string()),
-    "context": pa.struct({"hour": pa.float64()}),
-    **dict.fromkeys(("p_click", "p_join", "examination"), pa.list_(pa.float64())),
-}
-_COLUMNS = {
-    "viewers": ("id", "ts_ms", "language", "country", "device", "follows"),
-    "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms"),
-    "exposures": ("request_id", "ts_ms", "viewer", "candidates", "context"),
-    "events": ("id", "ts_ms", "viewer", "candidate", "kind", "request_id"),
-    "truth": ("request_id", "p_click", "p_join", "examination"),
-}
-SCHEMAS = {
-    table: pa.schema({name: _TYPES.get(name, pa.string()) for name in names})
-    for table, names in _COLUMNS.items()
-}
 
 
 @dataclass
@@ -60,11 +38,10 @@ class VisitLog:
 
 
 def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
-    """Return the tables of SCHEMAS for visits at `ts_ms` by `viewer`, one for each exposure."""
-    num_exposures = len(ts_ms)
+    """Return the tables of a log and its truth for visits at `ts_ms` by `viewer`, one for each exposure."""
     viewer_ids = _ids("v", len(world.viewers))
     space_ids = _ids("s", len(world.spaces))
-    request_ids = _ids("r", num_exposures)
+    request_ids = _ids("r", len(ts_ms))
     shown = pa.array(np.concatenate(record.shown))
     exposures = {
         "request_id": request_ids,
@@ -84,7 +61,7 @@ def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dic
         "events": _event_columns(world, viewer, record, viewer_ids, space_ids, request_ids),
         "truth": truth,
     }
-    return {name: pa.table(columns[name], schema=schema) for name, schema in SCHEMAS.items()}
+    return {name: pa.table(table) for name, table in columns.items()}
 
 
 def _viewer_columns(world: World, viewer_ids: pa.Array) -> dict[str, pa.Array]:

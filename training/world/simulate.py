@@ -30,8 +30,6 @@ from training.world.world import SLATE, World
 
 # 2026-01-05T00:00:00Z, a Monday.
 START_MS = 1_767_571_200_000
-DEFAULT_ROWS = 1_000_000
-DEFAULT_DAYS = 2.0
 VISITS_PER_VIEWER = 12
 REQUESTED = 5
 
@@ -39,9 +37,9 @@ REQUESTED = 5
 def simulate(
     out: Path,
     *,
-    rows: int = DEFAULT_ROWS,
+    rows: int,
     viewers: int | None = None,
-    days: float = DEFAULT_DAYS,
+    days: float,
     seed: int = 0,
     end_ms: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
