@@ -14,17 +14,7 @@ from tea_tasting.aggr import Aggregates
 from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import F64, Panel
-from training.experiment.statistics import (
-    Effect,
-    PowerDesign,
-    aggregates,
-    compare,
-    detectable,
-    explains,
-    holm,
-    power,
-    viewers_needed,
-)
+from training.experiment.statistics import Effect, PowerDesign, aggregates, compare, explains, holm, solve
 
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
@@ -67,7 +57,7 @@ def comparisons(
         both = control + treatment
         design = PowerDesign(ratio, adjusted)
         now = design if ended else replace(design, alpha=level(both.count(), best_at))
-        needed = viewers_needed(metric, both, smallest_effect, design)
+        needed = solve(metric, both, design, "n_obs", smallest_effect)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
@@ -75,9 +65,9 @@ def comparisons(
             "always_valid": asdict(always_valid(effect, both.count(), best_at)),
             "unadjusted": None if plain is None else _row(plain),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
-            "power": power(metric, both, smallest_effect, now),
-            "detectable": detectable(metric, both, now),
-            "viewers_needed": needed if ended or needed is None else needed_at_a_look(needed, best_at),
+            "power": solve(metric, both, now, "power", smallest_effect),
+            "detectable": solve(metric, both, now, "rel_effect_size"),
+            "viewers_needed": needed and (int(needed) if ended else needed_at_a_look(needed, best_at)),
         }
     corrected, days = holm(effects), daily(people, arms, metrics)
     for row, curve in zip(rows, days, strict=True):

@@ -61,7 +61,7 @@ def level(num_viewers: int, best_at: float) -> float:
     return max(2 * float(norm.sf(factor(num_viewers, best_at))), 1e-12)
 
 
-def needed_at_a_look(needed: int, best_at: float) -> int:
+def needed_at_a_look(needed: float, best_at: float) -> int:
     """Return the viewers with which a look has the power of `needed` viewers at a fixed horizon.
 
     By the normal approximation ((factor + z) / (1.96 + z))² times as many, with z the quantile

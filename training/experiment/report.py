@@ -20,10 +20,12 @@ from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import sample_ratio
-from training.experiment.treatments import change_warnings, treatments
 from training.experiment.verdict import Verdict, claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
+# Rung of answers that no model ranked, in any arm.
+FALLBACK = "fallback"
+NO_MODEL = "no model"
 NOT_IN_THE_LOG = (
     "refused and failed requests leave no exposure and have no arm: Ray Serve's own metrics count them; "
     "the metric ray_tabrank_latency_ms_total (labels experiment, arm, le) holds the current latencies"
@@ -69,7 +71,7 @@ def report(
         row = next(row for row in compared if row["name"] == primary.name)
         result, reason = verdict(row, smallest, ended=ended)
         days = _days_needed(row, people, arms, span) if result == "no difference shown" else 0
-    ranked_by = treatments(here, arms.names)
+    ranked_by = _treatments(here, arms.names)
     return {
         "experiment": declaration.name,
         "verdict": result,
@@ -82,7 +84,7 @@ def report(
         "primary_declared": declaration.primary is not None,
         "smallest_effect": smallest,
         "blocked": bool(why),
-        "warnings": change_warnings(ranked_by),
+        "warnings": _change_warnings(ranked_by),
         "ranked_by": ranked_by,
         "window": _window(span, rows, declaration) | {"ended": ended},
         "sample_ratio": split,
@@ -225,6 +227,52 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
         "before": utc(span.before_ms),
         "dealt_alike": list(span.assigned_alike),
     }
+
+
+def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return by arm the model versions that ranked in the window, in order of first exposure.
+
+    Each has its number of `exposures`, and the times of the first and the last. Fallbacks are
+    left out. The log does not record which order an arm without a model used.
+    """
+    ranked = here[here["rung"] != FALLBACK]
+    ranked_by = {}
+    for name in names:
+        ours = ranked[ranked["arm"] == name]
+        models = ours["model"].astype(object).fillna(NO_MODEL)
+        ranked_by[name] = [
+            {
+                "model": model,
+                "exposures": len(times),
+                "first": utc(times.iloc[0]),
+                "last": utc(times.iloc[-1]),
+                "last_ms": int(times.iloc[-1]),
+            }
+            for model, times in ours["ts_ms"].groupby(models, sort=False)
+        ]
+    return ranked_by
+
+
+def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return a warning with the remedy for each arm that ranked with several models.
+
+    Such an arm mixes two treatments.
+    """
+    warnings = []
+    for arm, found in ranked_by.items():
+        if len(found) > 1:
+            newest = max(found, key=lambda one: one["last_ms"])
+            since_ms = max(one["last_ms"] for one in found if one is not newest) + 1
+            since = utc(-(-since_ms // 1_000) * 1_000)
+            models = ", ".join(
+                f"{one['model']} ({one['exposures']:,} exposures, {one['first']} to {one['last']})"
+                for one in found
+            )
+            warnings.append(
+                f"the treatment changed: arm {arm!r} ranked by {models}, and the effect is that of all of them; "
+                f'declare `start: "{since}"` in cluster.yaml to analyse only {newest["model"]}'
+            )
+    return warnings
 
 
 def _daily_viewers(people: Panel, arms: _Arms, num_days: int) -> dict[str, list[int]]:
