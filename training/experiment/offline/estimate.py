@@ -18,7 +18,7 @@ from training.data.dataset import Progress
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
 from training.experiment.offline.explored import explored
-from training.experiment.offline.interference import effect_of_above, is_shown
+from training.experiment.offline.interference import effect_of_above
 from training.experiment.offline.placements import F64, Bins, place_counts
 
 VERDICT_BY = "dr"
@@ -98,11 +98,12 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
             )
     values = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
     logged = known.logged(num_places)
-    difference: dict[str, dict[str, Any]] = {"served": {}, "drawn": {}}
-    for how in ESTIMATORS:
-        ours, theirs = values["model", how], values["served", how]
-        difference["served"][how] = _difference(ours, theirs, drawn)
-        difference["drawn"][how] = _difference(ours, logged, drawn)
+    difference = {
+        "served": {
+            how: _difference(values["model", how], values["served", how], drawn) for how in ESTIMATORS
+        },
+        "drawn": {how: _difference(values["model", how], logged, drawn) for how in ESTIMATORS},
+    }
     result: dict[str, Any] = {
         "exposures": len(drawn),
         "viewers": len(np.unique(drawn.cluster)),
@@ -117,7 +118,9 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     theta = known.examination
     result["examination"] = {str(at): float(theta[at - 1]) for at in SHOWN_PLACES if at <= len(theta)}
     above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
-    result["above"] = above and _summary(above, drawn) | {"matters": is_shown(above, drawn, DOUBTFUL)}
+    result["above"] = above and _summary(above, drawn) | {
+        "matters": abs(above.value) > DOUBTFUL * above.error(drawn.cluster)
+    }
     low, high = difference["served"][VERDICT_BY]["interval"]
     result["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return result
