@@ -95,11 +95,13 @@ def daily(people: Panel, arms: tuple[Any, Any], metrics: Sequence[Metric]) -> li
     return curves
 
 
-def days_needed(people: Panel, arms: tuple[Any, Any], wanted: int | None, whole: Sequence[int]) -> int | None:
+def days_needed(
+    people: Panel, arms: tuple[Any, Any], wanted: int | None, is_whole: Sequence[bool]
+) -> int | None:
     """Return the days until `wanted` viewers have come, or None if unknown.
 
-    The rate is that of new viewers on the last seven of the `whole` days. It is unknown if
-    `wanted` is None or no new viewers come.
+    The rate is that of new viewers on the last seven of the whole days. It is unknown if `wanted`
+    is None or no new viewers come.
     """
     ours = people.rows(arms)
     if wanted is None:
@@ -107,8 +109,8 @@ def days_needed(people: Panel, arms: tuple[Any, Any], wanted: int | None, whole:
     missing = wanted - int(ours.sum())
     if missing <= 0:
         return 0
-    new = np.bincount(people.first_day[ours], minlength=max(whole, default=0) + 1)
-    rate = new[list(whole)[-RECENT_DAYS:]].mean() if whole else new.mean()
+    new = np.bincount(people.first_day[ours], minlength=len(is_whole))
+    rate = new[np.flatnonzero(is_whole)[-RECENT_DAYS:]].mean() if any(is_whole) else new.mean()
     return math.ceil(missing / rate) if rate > 0 else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,11 @@ def report(
     span = window(rows, declaration, timezone)
     people = panel(rows, events, span)
     here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
-    arms = _arms(here, people, declaration, _compared(people, declaration, control, treatment))
-    split = _sample_ratio(arms, people)
-    why = faults(arms.viewers, arms.shares, split["p"], split["crossing_share"])
+    arms = _compared(people, declaration, control, treatment)
+    shares, source = _shares(here, arms, declaration)
+    ratio = shares[arms[1]] / shares[arms[0]] if shares[arms[0]] else 0.0
+    split = _sample_ratio(people, shares, source, ratio)
+    why = faults(split["viewers"], shares, split["p"], split["crossing_share"])
     last_ms = max(int(table["ts_ms"].max()) for table in (rows, events) if len(table))
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms
     metrics = available(events)
@@ -65,21 +66,21 @@ def report(
     result: Verdict = "invalid"
     reason, days = "; ".join(why), None
     if not why:
-        compared = comparisons(
-            people, arms.names, metrics, ratio=arms.ratio, smallest_effect=smallest, ended=ended
-        )
+        compared = comparisons(people, arms, metrics, ratio=ratio, smallest_effect=smallest, ended=ended)
         row = next(row for row in compared if row["name"] == primary.name)
         result, reason = verdict(row, smallest, ended=ended)
-        days = _days_needed(row, people, arms, span) if result == "no difference shown" else 0
-    ranked_by = _treatments(here, arms.names)
+        whole = [day not in partial_days(span) for day in span.days]
+        wanted = row.get("viewers_needed")
+        days = days_needed(people, arms, wanted, whole) if result == "no difference shown" else 0
+    ranked_by = _treatments(here, arms)
     return {
         "experiment": declaration.name,
         "verdict": result,
         "reason": reason,
         "days_needed": days,
         "outlook": outlook(result, days, smallest, ended),
-        "control": arms.names[0],
-        "treatment": arms.names[1],
+        "control": arms[0],
+        "treatment": arms[1],
         "primary_metric": primary.name,
         "primary_declared": declaration.primary is not None,
         "smallest_effect": smallest,
@@ -92,7 +93,7 @@ def report(
             "test_exposures": exposures.num_test,
             "anonymous_exposures": exposures.num_anonymous,
             "repeated_exposures": exposures.num_repeated,
-            "viewers_of_other_arms": len(people.arm) - sum(arms.viewers.values()),
+            "viewers_of_other_arms": len(people.arm) - sum(split["viewers"].values()),
             "events_without_exposure": people.num_unattributed,
         },
         "viewers_seen_before": people.num_seen_before,
@@ -105,47 +106,19 @@ def report(
     }
 
 
-@dataclass(frozen=True)
-class _Arms:
-    """Control and treatment: names, viewers and intended shares."""
-
-    names: tuple[str, str]
-    viewers: dict[str, int]
-    shares: dict[str, float]
-    # Source of the shares.
-    shares_from: str
-
-    @property
-    def ratio(self) -> float:
-        """Return the treatment's share over the control's; 0 if the control has none."""
-        control, treatment = (self.shares[name] for name in self.names)
-        return treatment / control if control else 0.0
-
-
-def _arms(here: pd.DataFrame, people: Panel, declaration: Declared, names: tuple[str, str]) -> _Arms:
-    viewers = {name: int((people.arm == name).sum()) for name in names}
-    return _Arms(names, viewers, *_shares(here, names, declaration))
-
-
-def _sample_ratio(arms: _Arms, people: Panel) -> dict[str, Any]:
+def _sample_ratio(people: Panel, shares: dict[str, float], source: str, ratio: float) -> dict[str, Any]:
     """Return how the viewers are split, the p-value of that split, and viewers of two arms."""
-    control, treatment = (arms.viewers[name] for name in arms.names)
-    has_test = arms.ratio and control + treatment
+    viewers = {arm: int((people.arm == arm).sum()) for arm in shares}
+    control, treatment = viewers.values()
+    has_test = ratio and control + treatment
     return {
-        "viewers": arms.viewers,
-        "shares": arms.shares,
-        "shares_from": arms.shares_from,
-        "p": sample_ratio(control, treatment, arms.ratio) if has_test else None,
+        "viewers": viewers,
+        "shares": shares,
+        "shares_from": source,
+        "p": sample_ratio(control, treatment, ratio) if has_test else None,
         "crossing_viewers": people.num_crossing,
         "crossing_share": people.num_crossing / len(people.arm),
     }
-
-
-def _days_needed(row: Mapping[str, Any], people: Panel, arms: _Arms, span: Window) -> int | None:
-    """Return the days until the metric of this row has enough viewers, by its latest whole days."""
-    partial = set(partial_days(span))
-    whole = [i for i, day in enumerate(span.days) if day not in partial]
-    return days_needed(people, arms.names, row.get("viewers_needed"), whole)
 
 
 def write_report(out: Path, result: Mapping[str, Any]) -> None:
@@ -275,18 +248,16 @@ def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
     return warnings
 
 
-def _daily_viewers(people: Panel, arms: _Arms, num_days: int) -> dict[str, list[int]]:
+def _daily_viewers(people: Panel, arms: tuple[str, str], num_days: int) -> dict[str, list[int]]:
     """Return the number of viewers with an exposure on each day, by arm."""
     of_cell = people.arm[people.viewer]
-    return {
-        name: np.bincount(people.day[of_cell == name], minlength=num_days).tolist() for name in arms.names
-    }
+    return {name: np.bincount(people.day[of_cell == name], minlength=num_days).tolist() for name in arms}
 
 
-def _guardrails(here: pd.DataFrame, arms: _Arms) -> dict[str, Any]:
+def _guardrails(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
     """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
     by_arm = {}
-    for name in arms.names:
+    for name in arms:
         mine = here[here["arm"] == name]
         num = max(len(mine), 1)
         rungs, reasons = (

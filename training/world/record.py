@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
 from training.world.world import Response, World
@@ -41,16 +42,14 @@ def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dic
     """Return the tables of a log and its truth for visits at `ts_ms` by `viewer`, one for each exposure."""
     viewer_ids = _ids("v", len(world.viewers))
     space_ids = _ids("s", len(world.spaces))
-    request_ids = _ids("r", len(ts_ms))
-    shown = pa.array(np.concatenate(record.shown))
     exposures = {
-        "request_id": request_ids,
+        "request_id": _ids("r", len(ts_ms)),
         "ts_ms": pa.array(ts_ms),
         "viewer": viewer_ids.take(pa.array(viewer)),
-        "candidates": pa.ListArray.from_arrays(record.offsets, space_ids.take(shown)),
+        "candidates": pa.ListArray.from_arrays(record.offsets, space_ids.take(np.concatenate(record.shown))),
         "context": pa.StructArray.from_arrays([pa.array(world.hour(viewer, ts_ms))], names=["hour"]),
     }
-    truth = {"request_id": request_ids} | {
+    truth = {"request_id": exposures["request_id"]} | {
         name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
         for name in ("p_click", "p_join", "examination")
     }
@@ -58,7 +57,7 @@ def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dic
         "viewers": _viewer_columns(world, viewer_ids),
         "candidates": _candidate_columns(world, space_ids),
         "exposures": exposures,
-        "events": _event_columns(world, viewer, record, viewer_ids, space_ids, request_ids),
+        "events": _event_columns(exposures, record, world.end_ms),
         "truth": truth,
     }
     return {name: pa.table(table) for name, table in columns.items()}
@@ -106,36 +105,25 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
     }
 
 
-def _event_columns(
-    world: World,
-    viewer: Ints,
-    record: VisitLog,
-    viewer_ids: pa.Array,
-    space_ids: pa.Array,
-    request_ids: pa.Array,
-) -> dict[str, pa.Array]:
+def _event_columns(exposures: Mapping[str, pa.Array], record: VisitLog, end_ms: int) -> dict[str, pa.Array]:
     clicked, joined = np.flatnonzero(record.flat("clicked")), np.flatnonzero(record.flat("joined"))
     row = np.concatenate([clicked, joined, joined])
     kind = np.repeat([0, 1, 2], [len(clicked), len(joined), len(joined)])
-    ts_ms = np.concatenate(
-        [
-            record.flat("click_ms")[clicked],
-            record.flat("join_ms")[joined],
-            record.flat("leave_ms")[joined],
-        ]
-    )
+    times = zip(("click_ms", "join_ms", "leave_ms"), (clicked, joined, joined), strict=True)
+    ts_ms = np.concatenate([record.flat(name)[rows] for name, rows in times])
     order = np.argsort(ts_ms, kind="stable")
     # Drop events after the log's end: they have not happened yet.
-    order = order[ts_ms[order] < world.end_ms]
-    row = row[order]
-    exposure = np.repeat(np.arange(len(viewer)), [len(shown) for shown in record.shown])[row]
+    order = order[ts_ms[order] < end_ms]
+    row = pa.array(row[order])
+    shown = exposures["candidates"]
+    exposure = pc.list_parent_indices(shown).take(row)
     return {
         "id": _ids("e", len(order)),
         "ts_ms": pa.array(ts_ms[order]),
-        "viewer": viewer_ids.take(pa.array(viewer[exposure])),
-        "candidate": space_ids.take(pa.array(np.concatenate(record.shown)[row])),
+        "viewer": exposures["viewer"].take(exposure),
+        "candidate": shown.values.take(row),
         "kind": _names(KINDS, kind[order]),
-        "request_id": request_ids.take(pa.array(exposure)),
+        "request_id": exposures["request_id"].take(exposure),
     }
 
 

@@ -28,12 +28,8 @@ def ranked(score: F64, is_drawn: Flags) -> I64:
     """
     tie = np.random.default_rng(TIE_SEED).random(score.shape)
     key = np.where(is_drawn, -np.where(np.isfinite(score), score, -np.inf), np.inf)
-    exposure = np.broadcast_to(np.arange(len(score))[:, None], score.shape)
-    order = np.lexsort((tie.ravel(), key.ravel(), ~is_drawn.ravel(), exposure.ravel())).reshape(score.shape)
-    order = order - np.arange(len(score))[:, None] * score.shape[1]
-    place = np.empty(score.shape, np.int64)
-    np.put_along_axis(place, order, np.broadcast_to(np.arange(score.shape[1]), score.shape), axis=1)
-    return np.where(is_drawn, place, np.arange(score.shape[1]))
+    order = np.lexsort((tie, key, ~is_drawn), axis=1)
+    return np.where(is_drawn, np.argsort(order, axis=1), np.arange(score.shape[1]))
 
 
 def attraction(known: Counterfactual, scores: F64) -> F64:
