@@ -6,6 +6,7 @@ R rows shown, F numeric and K category columns.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,22 +187,19 @@ def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
         if seq not in place or seq is None:
             continue
         row = {name: logged[name][place[seq]] for name in COLUMNS}
-        numeric = row["numeric"].values.to_numpy(zero_copy_only=False).astype(np.float32)
-        category = row["category"].values.to_numpy(zero_copy_only=False).astype(np.uint64)
+        numeric, category, scores = (
+            row[name].values.to_numpy(zero_copy_only=False).astype(kind)
+            for name, kind in (("numeric", np.float32), ("category", np.uint64), ("scores", np.float32))
+        )
         num_rows = lengths[exposure]
-        if (len(numeric), len(category)) != (
-            num_rows * len(columns.numeric),
-            num_rows * columns.num_category,
-        ):
+        shapes = (num_rows, len(columns.numeric)), (num_rows, columns.num_category)
+        if (len(numeric), len(category)) != tuple(map(math.prod, shapes)):
             raise TabrankError(
                 f"{folder}: the features of exposure {log.exposures['request_id'][exposure].as_py()!r} are "
                 f"{len(numeric)} numbers and {len(category)} categories, but the surface has {len(columns.numeric)} "
                 f"and {columns.num_category} for each of its {num_rows} rows; name the surface that was served"
             )
-        scores = row["scores"].values.to_numpy(zero_copy_only=False).astype(np.float32)
-        matrix = Matrix(
-            numeric.reshape(num_rows, len(columns.numeric)), category.reshape(num_rows, columns.num_category)
-        )
+        matrix = Matrix(numeric.reshape(shapes[0]), category.reshape(shapes[1]))
         served.append(Served(exposure, matrix, scores, row["model"].as_py(), traffic[exposure] == "test"))
     return served
 

@@ -16,6 +16,8 @@ from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import F64, Panel
 from training.experiment.statistics import Effect, PowerDesign, aggregates, compare, explains, holm, solve
 
+# Fields of a metric that the report shows.
+DEFINITION = ("name", "title", "unit", "numerator", "denominator", "claimed")
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
 
@@ -48,7 +50,7 @@ def comparisons(
     for metric in metrics:
         adjusted = explains(metric, control, treatment)
         effect = compare(metric, control, treatment, adjusted=adjusted)
-        row: dict[str, Any] = {**metric.definition, "claimed": metric.claimed, "effect": None}
+        row: dict[str, Any] = {name: getattr(metric, name) for name in DEFINITION} | {"effect": None}
         rows.append(row)
         if effect is None:
             continue

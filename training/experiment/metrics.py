@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from training.experiment.panel import CLICK, JOIN, LEAVE
 
@@ -25,12 +24,6 @@ class Metric:
     denominator: str = VIEWERS
     # Name and size of the effect that the original case study claims.
     claimed: tuple[str, float] | None = None
-
-    @property
-    def definition(self) -> Mapping[str, str]:
-        """Return the row of the report's table of definitions."""
-        given = asdict(self)
-        return {key: given[key] for key in ("name", "title", "unit", "numerator", "denominator")}
 
 
 METRICS = (

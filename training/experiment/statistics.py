@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -65,11 +66,7 @@ def aggregates(columns: Mapping[str, F64]) -> Aggregates:
     names = list(columns)
     values = np.stack([columns[name] for name in names])
     covariance = np.atleast_2d(np.cov(values))
-    pairs = {
-        (names[i], names[j]): float(covariance[i, j])
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
-    }
+    pairs = {(names[i], names[j]): float(covariance[i, j]) for i, j in combinations(range(len(names)), 2)}
     return Aggregates(
         values.shape[1],
         dict(zip(names, values.mean(axis=1).tolist(), strict=True)),

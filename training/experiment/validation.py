@@ -18,7 +18,7 @@ from tea_tasting.aggr import Aggregates
 
 from training.experiment.comparison import daily
 from training.experiment.metrics import METRICS, Metric
-from training.experiment.panel import BEFORE, F64, Panel
+from training.experiment.panel import BEFORE, F64, SUMS, Panel
 from training.experiment.statistics import Effect, aggregates, compare, sample_ratio
 from training.experiment.verdict import SRM_P
 
@@ -173,20 +173,14 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
     num = len(viewer)
     exposures = 1.0 + rng.poisson(eager[viewer]).astype(np.float64)
     clicks = rng.poisson(exposures * eager[viewer] * CLICK_RATE).astype(np.float64)
-    nothing = np.zeros(num)
     return Panel(
         rng.integers(0, 2, VIEWERS),
         first,
         first == 0,
         viewer,
         day,
-        {
-            "exposures": exposures,
-            "active_days": np.ones(num),
-            "clicks": clicks,
-            "joins": nothing,
-            "minutes": nothing,
-        },
+        dict.fromkeys(SUMS, np.zeros(num))
+        | {"exposures": exposures, "active_days": np.ones(num), "clicks": clicks},
         {},
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from training.data.dataset import Progress
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Estimate
+from training.experiment.offline.estimate import called
 from training.experiment.offline.open_bandit import open_bandit
 from training.experiment.offline.open_bandit import text as open_bandit_text
 from training.experiment.offline.placements import Bins, place_counts
@@ -82,11 +83,9 @@ def _one(world: WorldSample, truth: Mapping[str, float], seed: int) -> dict[tupl
         for how, of in ESTIMATORS.items():
             ours = of(sums)
             apart = ours.minus(of(logging))
-            low, high = apart.interval(world.drawn.cluster)
-            called = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
             difference = truth[name] - truth["logging"]
             covered = _covers(ours, world, truth[name]), _covers(apart, world, difference)
-            runs[how, name] = ours.value, *covered, called
+            runs[how, name] = ours.value, *covered, called(apart.interval(world.drawn.cluster))
     return runs
 
 
@@ -96,12 +95,12 @@ def _covers(estimate: Estimate, world: WorldSample, truth: float) -> bool:
 
 
 def _rates(rows: list[_Run], truth: float) -> dict[str, Any]:
-    values, covered, differences, called = zip(*rows, strict=True)
+    values, covered, differences, verdicts = zip(*rows, strict=True)
     return {
         "covered": float(np.mean(covered)),
         "covered_difference": float(np.mean(differences)),
         "bias": float(np.mean(values)) - truth,
-        "called": {name: called.count(name) / len(rows) for name in sorted(set(called))},
+        "called": {name: verdicts.count(name) / len(rows) for name in sorted(set(verdicts))},
     }
 
 

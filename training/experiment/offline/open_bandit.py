@@ -90,16 +90,10 @@ def _compare(own: BanditLog, log: BanditLog, *, is_known: bool) -> dict[str, Any
     # [folds, K].
     rate = np.stack([_rates(log, fold != i, num_items) for i in range(NUM_FOLDS)])
     modelled = rate[fold, log.item]
+    expected = (rate @ choice.T)[fold, log.position]
+    parts = [weight * log.click, weight, np.ones(len(weight)), expected, weight * modelled]
     sums = Sums(
-        parts=np.stack(
-            [
-                weight * log.click,
-                weight,
-                np.ones(len(weight)),
-                (rate @ choice.T)[fold, log.position],
-                weight * modelled,
-            ]
-        ),
+        parts=np.stack(parts),
         fixed=np.zeros(len(weight)),
         moved=np.zeros((5, len(weight))),
         effective=float(weight.sum() ** 2 / (weight**2).sum()),
