@@ -87,22 +87,17 @@ def replay(
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     # The answered scores of the dataset's rows, [N].
     scores: F64 = played[first[data.slate] + data.position]
-    result = _measures(data, scores)
-    result |= {
+    far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
+    result = _measures(data, scores) | {
         "surface": ours.name,
         "model": described["model"],
         "rankings": len(log.exposures),
         "by_rung": dict(rungs),
         "seconds": round(seconds, 3),
         "requests_per_s": round(service.num_requests / seconds, 1),
-        "max_score_difference": None,
+        "max_score_difference": far,
+        "held": set(rungs) <= {"full"} and (far or 0.0) <= TOLERANCE,
     }
-    held = set(rungs) <= {"full"}
-    if artifact is not None:
-        far = np.abs(scores - score(artifact.path, data.matrix))
-        result["max_score_difference"] = float(np.nanmax(far))
-        held = held and result["max_score_difference"] <= TOLERANCE
-    result["held"] = held
     if out is not None:
         _write(out, result, log, played)
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def comparisons(
             "control": effect.control,
             "treatment": effect.treatment,
             "effect": _row(effect),
-            "always_valid": asdict(always_valid(effect, both.count(), best_at)),
+            "always_valid": always_valid(effect, both.count(), best_at),
             "unadjusted": None if plain is None else _row(plain),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
             "power": solve(metric, both, now, "power", smallest_effect),
@@ -93,7 +93,7 @@ def daily(people: Panel, arms: tuple[Any, Any], metrics: Sequence[Metric]) -> li
             effect = compare(metric, control, treatment, adjusted=adjusted)
             if effect is not None:
                 valid = always_valid(effect, control.count() + treatment.count(), best_at)
-                curve.append({"day": day, **_row(effect), "always_valid": asdict(valid)})
+                curve.append({"day": day, **_row(effect), "always_valid": valid})
     return curves
 
 

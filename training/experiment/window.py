@@ -8,7 +8,7 @@ remove part of the effect (Deng, Xu, Kohavi and Walker 2013, section 3.2).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -71,8 +71,8 @@ def window(exposures: pd.DataFrame, declaration: Declared, timezone: str) -> Win
         TabrankError: the time zone is unknown, or no exposure is in the window.
     """
     ours = exposures[exposures["ours"]]
-    after = ours["ts_ms"] >= (declaration.start_ms or 0)
-    ours = ours[after & (ours["ts_ms"] < (declaration.end_ms or np.inf))]
+    bounds_ms = declaration.start_ms or 0, declaration.end_ms or np.inf
+    ours = ours[ours["ts_ms"].between(*bounds_ms, inclusive="left")]
     if ours.empty:
         raise TabrankError(
             f"the log holds no exposure of {declaration.name} between its start and end in {declaration.source}"
@@ -126,23 +126,17 @@ def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
         ) from None
     first = datetime.fromtimestamp(start_ms / 1e3, zone).date()
     last = datetime.fromtimestamp(last_ms / 1e3, zone).date()
-    return tuple(_midnight(first + timedelta(days=i), zone) for i in range((last - first).days + 2))
-
-
-def _midnight(day: date, zone: ZoneInfo) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() * 1e3)
+    days = (first + timedelta(days=i) for i in range((last - first).days + 2))
+    return tuple(int(datetime.combine(day, time(), zone).timestamp() * 1e3) for day in days)
 
 
 def partial_days(window: Window) -> list[str]:
     """Return the days that the window covers by less than 95 %, which may be the first and last."""
-    days = window.days
     # Compare with real midnights, because a day may have 23 hours.
-    bounds = _midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone)
-    covered = [
-        (min(window.last_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
-        for i in range(len(days))
-    ]
-    return [day for day, share in zip(days, covered, strict=True) if share < 0.95]
+    bounds = np.array(_midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone))
+    covered_ms = np.diff(np.clip(bounds, window.start_ms, window.last_ms))
+    is_partial = covered_ms / np.diff(bounds) < 0.95
+    return [day for day, partial in zip(window.days, is_partial, strict=True) if partial]
 
 
 def utc(ms: int) -> str:

@@ -97,8 +97,8 @@ def test_both_scales_of_an_interval_exclude_zero_alike():
     control, treatment = (aggregates({"clicks": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))
     effect = compare(CLICKS, control, treatment, adjusted=False)
     valid = always_valid(effect, 8_000, 8_000)
-    assert (valid.low > 0) == (valid.relative_low > 0)
-    assert valid.high - valid.low == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
+    assert (valid["low"] > 0) == (valid["relative_low"] > 0)
+    assert valid["high"] - valid["low"] == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
 
 
 def test_a_few_runs_of_the_validation_hold():

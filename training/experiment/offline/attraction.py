@@ -48,16 +48,14 @@ def attraction(known: Counterfactual, scores: F64) -> F64:
     cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]
     number = np.unique(cluster, return_inverse=True)[1]
     fold = np.random.default_rng(0).integers(NUM_FOLDS, size=number.max() + 1)[number]
-    modelled = np.empty(len(rate))
+    modelled = np.zeros(len(rate))
     for i in range(NUM_FOLDS):
         others = fold != i
         # Without any event there is nothing to fit: predict 0, and the estimate becomes IPS.
-        if not rate[others].any():
-            modelled[~others] = 0.0
-            continue
-        model = PoissonRegressor(alpha=_L2, solver="newton-cholesky")
-        model.fit(columns[others], rate[others], sample_weight=exposure[others])
-        modelled[~others] = np.minimum(model.predict(columns[~others]), 1.0)
+        if rate[others].any():
+            model = PoissonRegressor(alpha=_L2, solver="newton-cholesky")
+            model.fit(columns[others], rate[others], sample_weight=exposure[others])
+            modelled[~others] = np.minimum(model.predict(columns[~others]), 1.0)
     found = np.zeros(rows.shape)
     found[rows] = modelled
     return found

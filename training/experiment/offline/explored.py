@@ -143,12 +143,19 @@ def _draws(folder: Path, log: Log) -> dict[int, _Draw]:
         )
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
     models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
-    outside = _outside(table)
+    # Known viewers outside experiments include testers under an arm of the X-Arm header, which the
+    # log does not mark. Anonymous viewers are outside experiments too, and stay.
+    outside = [False] * len(table)
+    if {"experiment", "viewer"} <= set(table.column_names):
+        outside = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"])).to_pylist()
     found: dict[int, _Draw] = {}
     for row, place in enumerate(at.to_pylist()):
         # Test traffic has no place, and repeated requests have one already.
         if place is not None and place not in found:
-            scores, propensity = (_numbers(table[name][row]) for name in ("scores", "propensity"))
+            scores, propensity = (
+                table[name][row].values.to_numpy(zero_copy_only=False).astype(np.float64)
+                for name in ("scores", "propensity")
+            )
             found[place] = _Draw(
                 scores.astype(np.float32), propensity, models[row] or "unknown", outside[row]
             )
@@ -157,23 +164,6 @@ def _draws(folder: Path, log: Log) -> dict[int, _Draw]:
             f'{folder}: every exposure with propensities is test traffic (traffic = "test"); serve live traffic'
         )
     return found
-
-
-def _outside(table: pa.Table) -> list[bool]:
-    """Return flags of exposures of known viewers outside experiments.
-
-    These include rankings of testers under an arm of the X-Arm header, which the log does not
-    mark. Anonymous viewers are outside experiments too, and stay. Without the columns no
-    exposure is flagged.
-    """
-    if not {"experiment", "viewer"} <= set(table.column_names):
-        return [False] * len(table)
-    in_none = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"]))
-    return [bool(flag) for flag in in_none.to_pylist()]
-
-
-def _numbers(value: pa.ListScalar) -> F64:
-    return np.asarray(value.values.to_numpy(zero_copy_only=False), np.float64)
 
 
 def _is_cut(draw: _Draw, request_id: str, folder: Path) -> bool:

@@ -42,16 +42,15 @@ class Remote:
 
     def __init__(self, service: ReplayClient) -> None:
         self._service = service
-        self._encode = msgspec.json.Encoder().encode
 
     def rank(self, request: RankRequest) -> Answer:
         """Request a ranking."""
-        answer = self._service.rank(self._encode(request), request.request_id or "")
+        answer = self._service.rank(msgspec.json.encode(request), request.request_id or "")
         return Answer([r["candidate"] for r in answer["ranking"]], answer["arm"], answer["rung"])
 
     def send(self, records: Sequence[ClientRecord]) -> None:
         """Post the records."""
-        for body in posts(map(self._encode, records)):
+        for body in posts(map(msgspec.json.encode, records)):
             self._service.post(body)
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from training.experiment.rerun.drive import Served
 
 F64 = NDArray[np.float64]
-Measures = dict[str, float]
 Effect = dict[str, dict[str, float | None]]
 # Effect on daily active viewers: the visits of this world are drawn before anything is shown.
 NO_EFFECT = {"absolute": 0.0, "relative": 0.0}
@@ -106,13 +105,10 @@ def _sums(served: Served, values: F64) -> F64:
     return np.bincount(exposure, values, len(served.arm)).astype(np.float64)
 
 
-def _measures(sums: Mapping[str, F64], num_viewers: int) -> Measures:
-    return {
-        "clicks_per_exposure": float(sums["clicks"].mean()),
-        "joins_per_exposure": float(sums["joins"].mean()),
-        "clicks_per_viewer": float(sums["clicks"].sum() / num_viewers),
-        "joins_per_viewer": float(sums["joins"].sum() / num_viewers),
-    }
+def _measures(sums: Mapping[str, F64], num_viewers: int) -> dict[str, float]:
+    per_exposure = {f"{name}_per_exposure": float(values.mean()) for name, values in sums.items()}
+    per_viewer = {f"{name}_per_viewer": float(values.sum() / num_viewers) for name, values in sums.items()}
+    return per_exposure | per_viewer
 
 
 def _percent(value: float | None) -> str:
