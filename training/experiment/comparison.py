@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from tea_tasting.aggr import Aggregates
 from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import F64, Panel
-from training.experiment.statistics import Effect, PowerDesign, aggregates, compare, explains, holm, solve
+from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
 
 # Fields of a metric that the report shows.
 DEFINITION = ("name", "title", "unit", "numerator", "denominator", "claimed")
@@ -57,9 +56,9 @@ def comparisons(
         effects[metric.name] = effect
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
-        design = PowerDesign(ratio, adjusted)
-        now = design if ended else replace(design, alpha=level(both.count(), best_at))
-        needed = solve(metric, both, design, "n_obs", smallest_effect)
+        design: dict[str, Any] = {"ratio": ratio, "adjusted": adjusted}
+        now = design if ended else {**design, "alpha": level(both.count(), best_at)}
+        needed = solve("n_obs", metric, both, effect=smallest_effect, **design)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
@@ -67,8 +66,8 @@ def comparisons(
             "always_valid": always_valid(effect, both.count(), best_at),
             "unadjusted": None if plain is None else _row(plain),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
-            "power": solve(metric, both, now, "power", smallest_effect),
-            "detectable": solve(metric, both, now, "rel_effect_size"),
+            "power": solve("power", metric, both, effect=smallest_effect, **now),
+            "detectable": solve("rel_effect_size", metric, both, **now),
             "viewers_needed": needed and (int(needed) if ended else needed_at_a_look(needed, best_at)),
         }
     corrected, days = holm(effects), daily(people, arms, metrics)

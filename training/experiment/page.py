@@ -25,23 +25,14 @@ HOW_TO_READ = (
 )
 
 
-def headline(result: Report) -> str:
-    """Return the verdict, its reason and the outlook."""
-    return f"{result['verdict']}: {result['reason']}; {result['outlook']}"
-
-
 def text(result: Report) -> str:
     """Format the report for a terminal."""
-    warnings = [f"warning: {warning}" for warning in result["warnings"]]
-    lines = [
-        headline(result),
-        *warnings,
-        *sample_ratio(result),
-        *_lined(result["claims"]),
-        *_lined(_metrics(result)),
-    ]
-    lines += [*_lined(_guardrails(result)), *notes(result)]
-    return "\n".join(lines)
+    lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
+    lines += sample_ratio(result)
+    for rows in (result["claims"], _metrics(result), _guardrails(result)):
+        lines += _lined(rows)
+    return "\n".join(lines + notes(result))
 
 
 def page(result: Report) -> str:

@@ -133,35 +133,26 @@ def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
     return float(SampleRatio(ratio).analyze(counts, 0, 1).pvalue)
 
 
-@dataclass(frozen=True)
-class PowerDesign:
-    """Parameters of power besides the viewers.
-
-    `ratio` is the treatment's share over the control's, `adjusted` whether CUPED applies, `alpha`
-    the level of the deciding interval.
-    """
-
-    ratio: float
-    adjusted: bool
-    alpha: float = ALPHA
-
-
 def solve(
+    wanted: Literal["power", "rel_effect_size", "n_obs"],
     metric: Metric,
     both: Aggregates,
-    design: PowerDesign,
-    wanted: Literal["power", "rel_effect_size", "n_obs"],
+    *,
+    ratio: float,
+    adjusted: bool,
+    alpha: float = ALPHA,
     effect: float | None = None,
 ) -> float | None:
     """Return the power, the relative effect or the viewers of both arms of a test, given the others.
 
-    `effect` is relative; the power is 80 % unless wanted. Uses the normal distribution: the solver
+    `ratio` is the treatment's share over the control's, `alpha` the level of the deciding interval
+    and `effect` relative; the power is 80 % unless wanted. Uses the normal distribution: the solver
     tries sizes such as three viewers, which leave Student's t no degrees of freedom.
     """
     if not (both.mean(metric.above) > 0 and _varies(metric, both)):
         return None
-    more = {"alpha": design.alpha, "ratio": design.ratio, "rel_effect_size": effect}
-    test = _test(metric, design.adjusted, power=POWER, use_t=False, **more)
+    more = {"alpha": alpha, "ratio": ratio, "rel_effect_size": effect}
+    test = _test(metric, adjusted, power=POWER, use_t=False, **more)
     (solved,) = test.solve_power_from_aggregates(both, wanted)
     return float(getattr(solved, wanted))
 

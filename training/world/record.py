@@ -37,6 +37,11 @@ class VisitLog:
         """Index of each exposure's first row: [exposures + 1], int32."""
         return pa.array(np.cumsum([0, *map(len, self.shown)]), pa.int32())
 
+    def truth(self) -> dict[str, pa.Array]:
+        """Return the true probabilities of each exposure, as lists aligned with its candidates."""
+        names = ("p_click", "p_join", "examination")
+        return {name: pa.ListArray.from_arrays(self.offsets, pa.array(self.flat(name))) for name in names}
+
 
 def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
     """Return the tables of a log and its truth for visits at `ts_ms` by `viewer`, one for each exposure."""
@@ -49,16 +54,12 @@ def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dic
         "candidates": pa.ListArray.from_arrays(record.offsets, space_ids.take(np.concatenate(record.shown))),
         "context": pa.StructArray.from_arrays([pa.array(world.hour(viewer, ts_ms))], names=["hour"]),
     }
-    truth = {"request_id": exposures["request_id"]} | {
-        name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
-        for name in ("p_click", "p_join", "examination")
-    }
     columns = {
         "viewers": _viewer_columns(world, viewer_ids),
         "candidates": _candidate_columns(world, space_ids),
         "exposures": exposures,
         "events": _event_columns(exposures, record, world.end_ms),
-        "truth": truth,
+        "truth": {"request_id": exposures["request_id"], **record.truth()},
     }
     return {name: pa.table(table) for name, table in columns.items()}
 

@@ -12,7 +12,7 @@ from training.experiment import validation
 from training.experiment.comparison import comparisons
 from training.experiment.confidence_sequence import always_valid, factor
 from training.experiment.metrics import METRICS
-from training.experiment.statistics import PowerDesign, aggregates, compare, solve
+from training.experiment.statistics import aggregates, compare, solve
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
 
@@ -46,7 +46,7 @@ def test_a_difference_of_means_uses_welchs_test():
 def test_viewers_needed_match_the_textbook_formula():
     rng = np.random.default_rng(0)
     both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
-    needed = solve(CLICKS, both, PowerDesign(ratio=1.0, adjusted=False), "n_obs", 0.02)
+    needed = solve("n_obs", CLICKS, both, ratio=1.0, adjusted=False, effect=0.02)
     per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
     assert needed == pytest.approx(2 * per_arm, rel=0.02)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.linear_model import PoissonRegressor
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from training.experiment.offline.counterfactual import Counterfactual
 from training.experiment.offline.placements import F64, I64, Flags
@@ -41,8 +41,8 @@ def attraction(known: Counterfactual, scores: F64) -> F64:
     drawn, rows = known.drawn, known.is_drawn
     columns = scores[rows]
     columns = np.clip(np.where(np.isfinite(columns), columns, 0.0), -12.0, 12.0)
-    pairs = [columns[:, i] * columns[:, j] for i in range(columns.shape[1]) for j in range(i + 1)]
-    columns = StandardScaler().fit_transform(np.column_stack([columns, *pairs]))
+    columns = PolynomialFeatures(2, include_bias=False).fit_transform(columns)
+    columns = StandardScaler().fit_transform(columns)
     exposure = np.broadcast_to(known.examination, rows.shape)[rows]
     rate = drawn.reward[rows] / exposure
     cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]

@@ -52,11 +52,8 @@ def place_counts(weight: F64, bins: Bins, rng: Generator, num_draws: int = NUM_D
     """
     counts = np.zeros((*weight.shape, len(bins)), np.uint8)
     for part, order in drawn_orders(weight, rng, num_draws):
-        row = np.arange(order[0].size).reshape(1, *order[0].shape)
-        cell = (
-            np.take_along_axis(np.broadcast_to(row, order.shape), order, 2) * len(bins)
-            + bins.of[: order.shape[2]]
-        )
+        first = np.arange(order[0].size).reshape(order[0].shape) * len(bins)
+        cell = np.take_along_axis(np.broadcast_to(first, order.shape), order, 2) + bins.of[: order.shape[2]]
         counts[part] = np.bincount(cell.ravel(), minlength=counts[part].size).reshape(counts[part].shape)
     counts[~np.isfinite(weight)] = 0
     return counts

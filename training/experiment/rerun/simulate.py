@@ -25,7 +25,7 @@ from training.audit.http_replay import ReplayClient, check_service
 from training.experiment.rerun.drive import Served, drive
 from training.experiment.rerun.service import InProcessArm, Remote
 from training.experiment.rerun.simulator_state import QUIET_MS, SimulatorState
-from training.experiment.rerun.truth import by_arm, control, effects, write_truth
+from training.experiment.rerun.truth import by_arm, effects, write_truth
 from training.world.population import DAY_MS
 
 # Surface of the simulated world.
@@ -138,7 +138,8 @@ def _result(
     simulator: SimulatorState,
 ) -> dict[str, Any]:
     found = by_arm(served)
-    base = control(arms)
+    # Compare with the arm that ranks by popularity, else with the first.
+    base = next((arm for arm in arms if arm["scorer"] == POPULAR), arms[0])["name"]
     rungs = Counter(served.rung)
     return {
         "control": base,

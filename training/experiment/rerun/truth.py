@@ -6,7 +6,7 @@ same holds for joins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from training.experiment.rerun.drive import Served
 
 F64 = NDArray[np.float64]
 Effect = dict[str, dict[str, float | None]]
-# Effect on daily active viewers: the visits of this world are drawn before anything is shown.
-NO_EFFECT = {"absolute": 0.0, "relative": 0.0}
 
 
 def expected(served: Served) -> dict[str, F64]:
@@ -48,11 +46,6 @@ def by_arm(served: Served) -> dict[str, dict[str, Any]]:
     return found
 
 
-def control(arms: Sequence[Mapping[str, object]]) -> str:
-    """Return the arm to compare with: the one that ranks by popularity, else the first."""
-    return str(next((arm for arm in arms if arm["scorer"] == "popular"), arms[0])["name"])
-
-
 def effects(arms: Mapping[str, Mapping[str, Any]], control: str) -> dict[str, Effect]:
     """Return the effects of the other arms on each expected measure, absolute and relative."""
     base = arms[control]["expected"]
@@ -64,7 +57,8 @@ def effects(arms: Mapping[str, Mapping[str, Any]], control: str) -> dict[str, Ef
             }
             for name, value in found["expected"].items()
         }
-        | {"daily_active_viewers": dict(NO_EFFECT)}
+        # The visits of this world are drawn before anything is shown.
+        | {"daily_active_viewers": {"absolute": 0.0, "relative": 0.0}}
         for arm, found in arms.items()
         if arm != control
     }
@@ -72,11 +66,7 @@ def effects(arms: Mapping[str, Mapping[str, Any]], control: str) -> dict[str, Ef
 
 def write_truth(path: Path, served: Served) -> None:
     """Write a row for each exposure, with lists aligned with the logged order of candidates."""
-    record, means = served.record, expected(served)
-    lists = {
-        name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
-        for name in ("p_click", "p_join", "examination")
-    }
+    means = expected(served)
     columns: dict[str, Any] = {
         "request_id": served.request_id,
         "ts_ms": served.ts_ms,
@@ -86,7 +76,7 @@ def write_truth(path: Path, served: Served) -> None:
         "expected_clicks": means["clicks"],
         "expected_joins": means["joins"],
     }
-    pq.write_table(pa.table(columns | lists), path, compression="zstd")
+    pq.write_table(pa.table(columns | served.record.truth()), path, compression="zstd")
 
 
 def table(result: Mapping[str, Any]) -> str:
