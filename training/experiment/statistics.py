@@ -143,7 +143,7 @@ def solve(
     alpha: float = ALPHA,
     effect: float | None = None,
 ) -> float | None:
-    """Return the power, the relative effect or the viewers of both arms of a test, given the others.
+    """Return the power, relative effect or viewers of both arms of a test, given the others.
 
     `ratio` is the treatment's share over the control's, `alpha` the level of the deciding interval
     and `effect` relative; the power is 80 % unless wanted. Uses the normal distribution: the solver

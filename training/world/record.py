@@ -44,7 +44,10 @@ class VisitLog:
 
 
 def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
-    """Return the tables of a log and its truth for visits at `ts_ms` by `viewer`, one for each exposure."""
+    """Return the tables of a log and its truth, for visits at `ts_ms` by `viewer`.
+
+    Each visit is an exposure.
+    """
     viewer_ids = _ids("v", len(world.viewers))
     space_ids = _ids("s", len(world.spaces))
     exposures = {

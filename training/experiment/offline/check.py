@@ -73,7 +73,7 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
 
 
 def _rows(world: WorldSample, truth: Mapping[str, float], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield by estimator and scorer the value, the truths that its intervals cover, and the verdict."""
+    """Yield by estimator and scorer the value, the truths covered, and the verdict."""
     bins = Bins(NUM_CANDIDATES)
     counts = place_counts(world.drawn.weight, bins, np.random.default_rng([1, seed]))
     known = Counterfactual(world.drawn, bins, counts)
