@@ -16,10 +16,9 @@ from serve.ranking.exploration import draw
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
-from training.world.audience import Audience
 from training.world.record import VisitLog, log_tables
 from training.world.simulate import START_MS
-from training.world.world import World
+from training.world.world import Audience, World
 
 SHOWN = ("a", "b", "c", "d", "e", "f")
 

@@ -6,13 +6,13 @@ R rows shown, F numeric and K category columns.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -83,21 +83,42 @@ def audit(
             f"{folder}: all exposures with logged features were ranked before the snapshot at the beginning of the "
             "log; older records were deleted: audit the log again when it has newer exposures"
         )
-    worst = Worst(features.columns)
-    at = {one.exposure: one for one in served}
-    for number, (exposure, ours) in enumerate(recompute_features(features, log, replay, np.array(list(at)))):
-        worst.compare(at[exposure], ours)
-        progress((number + 1) / len(served))
-    result = {
+    columns = features.columns
+    # Name of each column; a set has several columns.
+    names = [*columns.numeric, *columns.single]
+    names += [name for name, width in columns.multi for _ in range(width)]
+    # Largest difference of each feature, with its exposure and row.
+    most = dict.fromkeys(names, (0.0, 0, 0))
+    at = {one.exposure: one.matrix for one in served}
+    recomputed = recompute_features(features, log, replay, np.array(list(at)))
+    for done, (exposure, ours) in enumerate(recomputed, 1):
+        differs = np.where(at[exposure].category != ours.category, np.inf, 0.0)
+        far = np.concatenate([difference(at[exposure].numeric, ours.numeric), differs], axis=1)
+        for name, column in zip(names, far.T, strict=True):
+            if column.max(initial=0.0) > most[name][0]:
+                most[name] = float(column.max()), exposure, int(column.argmax())
+        progress(done / len(served))
+    worst = max(most, key=lambda name: most[name][0])
+    largest, exposure, row = most[worst]
+    result: dict[str, Any] = {
         "exposures": len(served),
         "test_exposures": sum(one.is_test for one in served),
         "before_snapshot": len(logged) - len(served),
         "rows": sum(len(one.scores) for one in served),
-        **worst.result(log),
+        "features": {name: _finite(value) for name, (value, *_) in most.items()},
+        "max": _finite(largest),
+        "worst": None
+        if largest == 0.0
+        else {
+            "feature": worst,
+            "request_id": log.exposures["request_id"][exposure].as_py(),
+            "candidate": log.exposures["candidates"][exposure][row].as_py(),
+        },
+        "held": largest <= TOLERANCE,
     }
     if artifact is not None:
-        result |= _against(artifact, features.columns, served)
-        result["held"] = result["held"] and (result["model"]["max_difference"] or 0.0) <= SCORE_TOLERANCE
+        result |= _against(artifact, columns, served)
+        result["held"] &= (result["model"]["max_difference"] or 0.0) <= SCORE_TOLERANCE
     return result
 
 
@@ -111,53 +132,6 @@ def difference(served: NDArray[np.floating], ours: NDArray[np.floating]) -> F64:
     with np.errstate(invalid="ignore"):
         far = np.abs(served - ours) / np.maximum(1.0, np.abs(ours))
     return np.where(same, 0.0, np.where(np.isnan(far), np.inf, far))
-
-
-class Worst:
-    """Largest difference of each feature so far, with its row."""
-
-    def __init__(self, columns: Columns) -> None:
-        sets = [name for name, width in columns.multi for _ in range(width)]
-        # Name of each column; a set has several columns.
-        self._names = [*columns.numeric, *columns.single, *sets]
-        self._most = np.zeros(len(self._names))
-        # (exposure, row)
-        self._where = [(0, 0)] * len(self._names)
-
-    def compare(self, served: Served, ours: Matrix) -> None:
-        """Compare the rows of one exposure."""
-        theirs = served.matrix
-        differs = np.where(theirs.category != ours.category, np.inf, 0.0)
-        rows = np.concatenate([difference(theirs.numeric, ours.numeric), differs], axis=1)
-        if not len(rows):
-            return
-        at = rows.argmax(axis=0)
-        most = rows[at, np.arange(len(at))]
-        for column in np.flatnonzero(most > self._most).tolist():
-            self._where[column] = (served.exposure, int(at[column]))
-        self._most = np.maximum(self._most, most)
-
-    def result(self, log: Log) -> dict[str, Any]:
-        """Return the differences as `audit` reports them."""
-        features: dict[str, float] = {}
-        for name, most in zip(self._names, self._most.tolist(), strict=True):
-            features[name] = max(features.get(name, 0.0), most)
-        column = int(self._most.argmax())
-        most = float(self._most[column])
-        worst = None
-        if most > 0.0:
-            exposure, row = self._where[column]
-            worst = {
-                "feature": self._names[column],
-                "request_id": log.exposures["request_id"][exposure].as_py(),
-                "candidate": log.exposures["candidates"][exposure][row].as_py(),
-            }
-        return {
-            "features": {name: _finite(value) for name, value in features.items()},
-            "max": _finite(most),
-            "worst": worst,
-            "held": most <= TOLERANCE,
-        }
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -198,8 +172,9 @@ def _infinite(value: float | None) -> float:
 
 def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
     """Return the exposures with a logged matrix, in the order of the log."""
-    logged = _logged(folder)
-    if not len(logged):
+    _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS))
+    has_features = set(COLUMNS) <= set(logged.column_names)
+    if not has_features or not len(logged := logged.filter(pc.is_valid(logged["numeric"]))):
         raise TabrankError(
             f"{folder}: no exposure has logged features; set log_features in the user_config of FeatureFetch to the "
             "share of rankings to log (1.0: all), serve, and audit the log that the service writes"
@@ -212,32 +187,21 @@ def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
         if seq not in place or seq is None:
             continue
         row = {name: logged[name][place[seq]] for name in COLUMNS}
-        numeric = row["numeric"].values.to_numpy(zero_copy_only=False).astype(np.float32)
-        category = row["category"].values.to_numpy(zero_copy_only=False).astype(np.uint64)
+        numeric, category, scores = (
+            row[name].values.to_numpy(zero_copy_only=False).astype(kind)
+            for name, kind in (("numeric", np.float32), ("category", np.uint64), ("scores", np.float32))
+        )
         num_rows = lengths[exposure]
-        if (len(numeric), len(category)) != (
-            num_rows * len(columns.numeric),
-            num_rows * columns.num_category,
-        ):
+        shapes = (num_rows, len(columns.numeric)), (num_rows, columns.num_category)
+        if (len(numeric), len(category)) != tuple(map(math.prod, shapes)):
             raise TabrankError(
                 f"{folder}: the features of exposure {log.exposures['request_id'][exposure].as_py()!r} are "
                 f"{len(numeric)} numbers and {len(category)} categories, but the surface has {len(columns.numeric)} "
                 f"and {columns.num_category} for each of its {num_rows} rows; name the surface that was served"
             )
-        scores = row["scores"].values.to_numpy(zero_copy_only=False).astype(np.float32)
-        matrix = Matrix(
-            numeric.reshape(num_rows, len(columns.numeric)), category.reshape(num_rows, columns.num_category)
-        )
+        matrix = Matrix(numeric.reshape(shapes[0]), category.reshape(shapes[1]))
         served.append(Served(exposure, matrix, scores, row["model"].as_py(), traffic[exposure] == "test"))
     return served
-
-
-def _logged(folder: Path) -> pa.Table:
-    """Return the logged matrices."""
-    _, exposures = read_table(folder, "exposures", ("request_id", *COLUMNS))
-    if not set(COLUMNS) <= set(exposures.column_names):
-        return pa.table({name: [] for name in COLUMNS})
-    return exposures.filter(pc.is_valid(exposures["numeric"]))
 
 
 def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from serve.features.surface import Surface, load_surface, read_surface
 from serve.log.reader import Log, read_log
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
-from training.audit.player import ReplayRequest, replay_requests
+from training.audit.player import replay_requests
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
 from training.evaluation.metrics import Contender, mean, probability, row_logloss
@@ -42,7 +42,6 @@ DEADLINE_MS = 10_000
 TIMEOUT_S = 60.0
 # Attempts to send records that a service cannot accept yet.
 NUM_TRIES = 5
-PATHS = {"rank": "/v1/rank", "events": "/v1/events"}
 
 F64 = NDArray[np.float64]
 
@@ -85,22 +84,20 @@ def replay(
         past = None if history is None else read_log(history, ours)
         data = build(Schema(ours), log, history=past)
         played, rungs, seconds = _play(service, log, ours, progress)
-    result = _measures(log, data, played)
-    result |= {
+    first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
+    # The answered scores of the dataset's rows, [N].
+    scores: F64 = played[first[data.slate] + data.position]
+    far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
+    result = _measures(data, scores) | {
         "surface": ours.name,
         "model": described["model"],
         "rankings": len(log.exposures),
         "by_rung": dict(rungs),
         "seconds": round(seconds, 3),
         "requests_per_s": round(service.num_requests / seconds, 1),
-        "max_score_difference": None,
+        "max_score_difference": far,
+        "held": set(rungs) <= {"full"} and (far or 0.0) <= TOLERANCE,
     }
-    held = set(rungs) <= {"full"}
-    if artifact is not None:
-        far = np.abs(_rows(log, data, played) - score(artifact.path, data.matrix))
-        result["max_score_difference"] = float(np.nanmax(far))
-        held = held and result["max_score_difference"] <= TOLERANCE
-    result["held"] = held
     if out is not None:
         _write(out, result, log, played)
     return result
@@ -131,25 +128,27 @@ class ReplayClient:
             raise TabrankError(f"--url: {self.url}/v1/model answers {status}; is this a tabrank service?")
         return _json(body, "/v1/model")
 
-    def rank(self, step: ReplayRequest, request_id: str) -> dict[str, Any]:
+    def rank(self, body: bytes, request_id: str) -> dict[str, Any]:
         """Send a ranking and return its answer."""
-        status, body = self._request("POST", PATHS["rank"], step.body)
+        status, answer = self._request("POST", "/v1/rank", body)
         if status != 200:
-            raise TabrankError(f"ranking {request_id!r}: the service answers {status}: {_detail(body)}")
-        return _json(body, f"ranking {request_id!r}")
+            raise TabrankError(f"ranking {request_id!r}: the service answers {status}: {_detail(answer)}")
+        return _json(answer, f"ranking {request_id!r}")
 
-    def post(self, step: ReplayRequest) -> None:
+    def post(self, body: bytes) -> None:
         """Send records until the service accepts them."""
         for attempt in range(NUM_TRIES):
-            status, body = self._request("POST", PATHS["events"], step.body)
+            status, answer = self._request("POST", "/v1/events", body)
             if status not in (429, 503):
                 break
             time.sleep(0.5 * (attempt + 1))
-        records = json.loads(step.body)["records"]
-        first = json.dumps(records[0])
+        records = json.loads(body)["records"]
         if status != 200:
-            raise TabrankError(f"the records from {first} on: the service answers {status}: {_detail(body)}")
-        found = _json(body, "records")
+            first = json.dumps(records[0])
+            raise TabrankError(
+                f"the records from {first} on: the service answers {status}: {_detail(answer)}"
+            )
+        found = _json(answer, "records")
         if found["rejected"]:
             wrong = found["rejected"][0]
             number = int(wrong["pointer"].split("/")[2])
@@ -177,10 +176,8 @@ class ReplayClient:
                 f"--url: {self.url} does not answer ({error}); start the service, or correct its address"
             ) from None
 
-    def _send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, bytes]:
-        self._connection.request(method, self._prefix + path, body, dict(headers))
+    def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        self._connection.request(method, self._prefix + path, body, headers)
         response = self._connection.getresponse()
         return response.status, response.read()
 
@@ -193,33 +190,22 @@ def _play(
     shown = log.exposures["candidates"].to_pylist()
     scores: list[list[float]] = [[] for _ in names]
     rungs: Counter[str] = Counter()
-    done = 0
     begun = time.perf_counter()
-    for step in replay_requests(log, surface):
-        if step.exposure is None:
-            service.post(step)
+    for exposure, body in replay_requests(log, surface):
+        if exposure is None:
+            service.post(body)
             continue
-        answer = service.rank(step, names[step.exposure])
+        answer = service.rank(body, names[exposure])
         found = {ranked["candidate"]: ranked["score"] for ranked in answer["ranking"]}
-        scores[step.exposure] = [
-            np.nan if found[name] is None else found[name] for name in shown[step.exposure]
-        ]
+        scores[exposure] = [np.nan if found[name] is None else found[name] for name in shown[exposure]]
         rungs[answer["rung"]] += 1
-        done += 1
-        progress(done / len(names))
+        progress(rungs.total() / len(names))
     seconds = time.perf_counter() - begun
     return np.array([value for part in scores for value in part], np.float64), rungs, seconds
 
 
-def _rows(log: Log, data: Dataset, played: F64) -> F64:
-    """Return the answered scores of the dataset's rows, `[N]`."""
-    first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
-    return np.asarray(played[first[data.slate] + data.position], np.float64)
-
-
-def _measures(log: Log, data: Dataset, played: F64) -> dict[str, Any]:
+def _measures(data: Dataset, scores: F64) -> dict[str, Any]:
     """Measure the answers: unscored rows rank last, as answered; logloss is over scored rows."""
-    scores = _rows(log, data, played)
     scored = ~np.isnan(scores)
     if not scored.any():
         raise TabrankError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal
@@ -23,36 +23,23 @@ MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2
 Timed = tuple[int, int, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class ReplayRequest:
-    """One request: a ranking with its exposure's index in the log, or records without one."""
-
-    kind: Literal["rank", "events"]
-    body: bytes
-    exposure: int | None = None
-
-
-def replay_requests(log: Log, surface: Surface) -> Iterator[ReplayRequest]:
+def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int | None, bytes]]:
     """Yield the requests that replay a log in order of its time.
 
-    Rankings of one time come first, because a ranking does not see records of its own time.
-    Attributes of that time follow in separate requests, so that they exist when the rankings count
-    as impressions; its events come last, as in `serve.log.replay`.
+    Each has its exposure's index in the log, or None for records, and its body. Rankings of one
+    time come first, because a ranking does not see records of its own time. Attributes of that time
+    follow in separate requests, so that they exist when the rankings count as impressions; its
+    events come last, as in `serve.log.replay`.
     """
     records = sorted([*_upserts(log, surface), *_events(log)], key=itemgetter(0, 1))
     at = 0
     for now_ms, exposures in groupby(_rankings(log), key=itemgetter(0)):
-        end = at
-        while end < len(records) and records[end][0] < now_ms:
-            end += 1
-        yield from _posts(records[at:end])
+        now = bisect_left(records, now_ms, at, key=itemgetter(0))
+        yield from _posts(records[at:now])
         for _, exposure, body in exposures:
-            yield ReplayRequest("rank", json.dumps(body, allow_nan=False).encode(), exposure)
-        at = end
-        while end < len(records) and records[end][:2] == (now_ms, UPSERT):
-            end += 1
-        yield from _posts(records[at:end])
-        at = end
+            yield exposure, json.dumps(body, allow_nan=False).encode()
+        at = bisect_right(records, (now_ms, UPSERT), now, key=itemgetter(0, 1))
+        yield from _posts(records[now:at])
     yield from _posts(records[at:])
 
 
@@ -120,20 +107,24 @@ def _events(log: Log) -> Iterator[Timed]:
         yield ts_ms, EVENT, {"type": "event", **record, "ts_ms": ts_ms}
 
 
-def _posts(records: list[Timed]) -> Iterator[ReplayRequest]:
-    """Yield the records in as few posts as the service accepts."""
+def _posts(records: list[Timed]) -> Iterator[tuple[None, bytes]]:
+    encoded = (json.dumps(record, allow_nan=False).encode() for *_, record in records)
+    return ((None, body) for body in posts(encoded))
+
+
+def posts(records: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bodies of as few posts of encoded records as the service accepts."""
     parts: list[bytes] = []
     size = 0
-    for *_, record in records:
-        text = json.dumps(record, allow_nan=False).encode()
-        if parts and (size + len(text) > MAX_POST_BYTES or len(parts) == MAX_RECORDS):
-            yield _post(parts)
+    for record in records:
+        if parts and (size + len(record) > MAX_POST_BYTES or len(parts) == MAX_RECORDS):
+            yield _body(parts)
             parts, size = [], 0
-        parts.append(text)
-        size += len(text) + 1
+        parts.append(record)
+        size += len(record) + 1
     if parts:
-        yield _post(parts)
+        yield _body(parts)
 
 
-def _post(parts: list[bytes]) -> ReplayRequest:
-    return ReplayRequest("events", b'{"records":[' + b",".join(parts) + b"]}")
+def _body(parts: list[bytes]) -> bytes:
+    return b'{"records":[' + b",".join(parts) + b"]}"

@@ -46,10 +46,9 @@ def drift(
     made_from: Mapping[str, Any], columns: Columns, matrix: Matrix, score: NDArray[np.floating]
 ) -> dict[str, Any]:
     """Return the index of each feature and of the scores `[N]` against `statistics` of training."""
-    features = {
-        name: _index(made_from["numeric"][name], matrix.numeric[:, j])
-        for j, name in enumerate(columns.numeric)
-    }
+    features = {}
+    for j, name in enumerate(columns.numeric):
+        features[name] = _index(made_from["numeric"][name], matrix.numeric[:, j])
     for name, part in category_parts(columns):
         cells = made_from["category"][name]
         features[name] = psi(np.array(cells["shares"]), _category_shares(cells, matrix.category[:, part]))

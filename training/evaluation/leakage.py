@@ -90,10 +90,11 @@ def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[n
     values, code = np.unique(hashes, return_inverse=True)
     code = code.reshape(hashes.shape)
     is_value = hashes != 0
-    num, hits = np.zeros((FOLDS, len(values))), np.zeros((FOLDS, len(values)))
-    np.add.at(num, (np.broadcast_to(fold[:, None], code.shape)[is_value], code[is_value]), 1.0)
-    positive = is_value & label[:, None]
-    np.add.at(hits, (np.broadcast_to(fold[:, None], code.shape)[positive], code[positive]), 1.0)
+    cell = fold[:, None] * len(values) + code
+    num, hits = (
+        np.bincount(cell[rows], minlength=FOLDS * len(values)).reshape(FOLDS, -1)
+        for rows in (is_value, is_value & label[:, None])
+    )
     base = np.bincount(fold, label, FOLDS), np.bincount(fold, minlength=FOLDS)
     # [FOLDS], the rate of the label in the other folds.
     rest = (label.sum() - base[0]) / np.maximum(len(label) - base[1], 1)

@@ -116,15 +116,14 @@ def calibrated(label: Labels, score: Values) -> F64:
     score with any calibration. It takes the better fit of the score and its signed log(1 +
     |score|), so a heavy tail is not a handicap.
     """
+
+    def fitted(x: F64) -> F64:
+        platt = fit_platt(x, label)
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(platt.a * x + platt.b, -50.0, 50.0))), np.float64)
+
     score = sink_non_finite(score)
-    best: F64 | None = None
-    for x in (score, np.sign(score) * np.log1p(np.abs(score))):
-        fitted = fit_platt(x, label)
-        chance = 1.0 / (1.0 + np.exp(-np.clip(fitted.a * x + fitted.b, -50.0, 50.0)))
-        if best is None or row_logloss(label, chance).mean() < row_logloss(label, best).mean():
-            best = chance
-    assert best is not None
-    return best
+    chances = fitted(score), fitted(np.sign(score) * np.log1p(np.abs(score)))
+    return min(chances, key=lambda chance: float(row_logloss(label, chance).mean()))
 
 
 def probability(score: Values) -> F64:

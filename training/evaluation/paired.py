@@ -46,19 +46,22 @@ def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
     The measure is NDCG@10, or logloss where most slates have one candidate and so no order. `beats`
     is None where the rows do not define the difference.
     """
-    if 2 * int((slates.size >= 2).sum()) >= len(slates):
-        by, better, error = "ndcg@10", pair["ndcg@10"], pair["se"]
-    else:
-        by, better, error = "logloss", pair["logloss"], pair["logloss_se"]
-        better = None if better is None else -better
+    by = "ndcg@10" if 2 * int((slates.size >= 2).sum()) >= len(slates) else "logloss"
+    better, error = _ahead(pair, by)
     return {"by": by, "beats": None if better is None else bool(better > 0 and better >= ENOUGH * error)}
 
 
 def is_behind(pair: Mapping[str, Any]) -> bool:
     """Return whether ours is worse by two standard errors, in the measure of the gate."""
-    if pair["gate"]["by"] == "ndcg@10":
-        return pair["ndcg@10"] is not None and bool(pair["ndcg@10"] < -ENOUGH * pair["se"])
-    return pair["logloss"] is not None and bool(pair["logloss"] > ENOUGH * pair["logloss_se"])
+    better, error = _ahead(pair, pair["gate"]["by"])
+    return better is not None and bool(better < -ENOUGH * error)
+
+
+def _ahead(pair: Mapping[str, Any], by: str) -> tuple[float | None, float]:
+    """Return by how much ours is better in a measure, and the standard error."""
+    if by == "ndcg@10":
+        return pair["ndcg@10"], pair["se"]
+    return None if pair["logloss"] is None else -pair["logloss"], pair["logloss_se"]
 
 
 def mean_and_error(values: F64, cluster: I64) -> tuple[float | None, float | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 import warnings
 from collections.abc import Callable
 
@@ -78,9 +78,5 @@ def us_per_candidate(rival: Rival, matrix: Matrix) -> float:
     """
     at = np.resize(np.arange(len(matrix.numeric)), NUM_ROWS)
     rows = matrix.rows(at)
-    taken = []
-    for _ in range(WARM_UPS + NUM_RUNS):
-        begun = time.perf_counter()
-        rival(rows)
-        taken.append(time.perf_counter() - begun)
+    taken = timeit.repeat(lambda: rival(rows), number=1, repeat=WARM_UPS + NUM_RUNS)
     return float(np.quantile(taken[WARM_UPS:], 0.25) * 1e6 / NUM_ROWS)

@@ -86,15 +86,10 @@ class Slates:
         counted half. It comes from the rank sum (Mann and Whitney 1947). Its mean over slates is
         the "group AUC" of Zhou et al. (Deep Interest Network, 2018, section 6.2), unweighted.
         """
-        order = np.lexsort((score, self.code))
-        code, hit = self.code[order], self.label[order] > 0
-        first = np.concatenate([[True], (np.diff(code) != 0) | (np.diff(score[order]) != 0)])
-        ends = np.append(np.flatnonzero(first)[1:], len(order))
-        group = np.cumsum(first) - 1
-        starts = np.cumsum(self.size) - self.size
-        # Mean rank of the tied rows, from 1.
-        rank = (np.flatnonzero(first)[group] + ends[group] + 1) / 2 - starts[code]
-        summed = np.bincount(code[hit], weights=rank[hit], minlength=len(self))[self.mixed]
+        level = np.unique(score, return_inverse=True)[1]
+        earlier = np.cumsum(self.size) - self.size
+        rank = midranks(self.code * len(level) + level) - earlier[self.code]
+        summed = self.total(np.where(self.label > 0, rank, 0.0))[self.mixed]
         positive, size = self.positives[self.mixed], self.size[self.mixed]
         won = summed - positive * (positive + 1) / 2
         return np.asarray(won / (positive * (size - positive)), np.float64)
@@ -114,21 +109,27 @@ class Ranking:
         return np.flatnonzero(np.diff(self.code, prepend=-1))
 
     @cached_property
-    def _size(self) -> I64:
-        return np.diff(np.append(self._starts, len(self.code)))
+    def _group(self) -> I64:
+        """Index of each row's slate among those present, `[N]`."""
+        return np.cumsum(np.diff(self.code, prepend=-1) > 0) - 1
 
     @cached_property
     def _positives(self) -> F64:
-        return np.add.reduceat(self.hit, self._starts) if len(self.hit) else self.hit
+        return np.bincount(self._group, self.hit).astype(np.float64)
 
     @cached_property
     def _rankable(self) -> NDArray[np.bool_]:
-        return np.asarray((self._size >= 2) & (self._positives > 0), bool)
+        return (np.bincount(self._group) >= 2) & (self._positives > 0)
 
     @cached_property
     def _position(self) -> I64:
         """Position of each row in its slate, `[N]`, from 1."""
-        return np.arange(1, len(self.hit) + 1) - np.repeat(self._starts, self._size)
+        return np.arange(1, len(self.hit) + 1) - self._starts[self._group]
+
+    @cached_property
+    def _found(self) -> F64:
+        """Positives of the slate down to each row, `[N]`."""
+        return np.cumsum(self.hit) - (np.cumsum(self._positives) - self._positives)[self._group]
 
     @property
     def slate(self) -> I64:
@@ -150,36 +151,30 @@ class Ranking:
 
         Manning, Raghavan and Schütze 2008, section 8.4.
         """
-        before = np.cumsum(self.hit) - self.hit
-        above = before - np.repeat(before[self._starts], self._size) + self.hit
-        precision = self._sum(self.hit * above / self._position)
-        return np.asarray(precision / self._positives[self._rankable], np.float64)
+        precision = self._sum(self.hit * self._found / self._position)
+        return precision / self._positives[self._rankable]
 
     def reciprocal_rank(self) -> F64:
         """Return 1 / the position of the first positive (Voorhees 1999, TREC-8)."""
-        return self._reduced(np.maximum, np.where(self.hit > 0, 1.0 / self._position, 0.0))
+        return self._sum(np.where(self._found == 1, self.hit / self._position, 0.0))
 
     def _sum(self, values: F64) -> F64:
-        return self._reduced(np.add, values)
+        total: F64 = np.bincount(self._group, values).astype(np.float64)
+        return total[self._rankable]
 
-    def _reduced(self, by: np.ufunc, values: F64) -> F64:
-        if not len(values):
-            return values
-        return np.asarray(by.reduceat(values, self._starts)[self._rankable], np.float64)
+
+def midranks(values: NDArray[np.generic]) -> F64:
+    """Return the rank of each value `[N]`, from 1; equal ones share the mean of their ranks."""
+    _, code, count = np.unique(values, return_inverse=True, return_counts=True)
+    rank: F64 = np.cumsum(count) - (count - 1) / 2
+    return rank[code]
 
 
 def pairs_won(positive: NDArray[np.bool_], score: F64) -> F64:
     """Count, for each row `[N]`, the rows of the other label ordered correctly; ties count half."""
-    order = np.argsort(score, kind="stable")
-    hit = positive[order]
-    first = np.flatnonzero(np.concatenate([[True], np.diff(score[order]) != 0]))
-    size = np.diff(np.append(first, len(order)))
-    num_positive = np.add.reduceat(hit, first, dtype=np.float64)
-    num_negative = size - num_positive
-    negatives_below = np.cumsum(num_negative) - num_negative / 2
-    positives_above = num_positive.sum() - np.cumsum(num_positive) + num_positive / 2
-    won = np.empty(len(order))
-    won[order] = np.where(hit, np.repeat(negatives_below, size), np.repeat(positives_above, size))
+    won = midranks(score)
+    won[positive] -= midranks(score[positive])
+    won[~positive] = positive.sum() - (won[~positive] - midranks(score[~positive]))
     return won
 
 

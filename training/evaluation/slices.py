@@ -18,7 +18,7 @@ from serve.model.encoder import Encoder, entry_hash, vocabulary_entry
 from training.data.dataset import Dataset
 from training.evaluation.metrics import Contender, ece, mean, row_logloss
 from training.evaluation.paired import mean_and_error
-from training.evaluation.slates import I64, Ranking, auc
+from training.evaluation.slates import auc
 
 MIN_ROWS = 500
 MIN_OF_EACH_LABEL = 20
@@ -39,32 +39,10 @@ def slices(
     `logloss`, `ece`, `ndcg@10`, `popular` with `auc`, `ndcg@10`, and `paired` with `ndcg@10`, `se`.
     The last three are None where the rows are too few. `encoder` names categories.
     """
-    sides = _Side(model), _Side(popular)
     return [
-        {"by": by, "value": value} | _measured(*sides, part)
+        {"by": by, "value": value} | _measured(model, popular, part)
         for by, value, part in _parts(data, surface, encoder)
     ]
-
-
-class _Side:
-    """One contender's rows sorted in two orders, so that a part needs no sort."""
-
-    def __init__(self, contender: Contender) -> None:
-        self.slates, self.score, self.chance = contender.slates, contender.score, contender.chance
-        self._shown, self._rising = contender.order, np.argsort(contender.score, kind="stable")
-
-    def ranking(self, part: Mask) -> Ranking:
-        """Return the ranking of the part's rows."""
-        return self.slates.rank(self._shown[part[self._shown]])
-
-    def rising(self, part: Mask) -> I64:
-        """Return the part's rows, lowest score first."""
-        return self._rising[part[self._rising]]
-
-    def auc(self, part: Mask) -> float | None:
-        """Return the AUC over the part's rows."""
-        rows = self.rising(part)
-        return auc(self.slates.label[rows], self.score[rows])
 
 
 def _parts(data: Dataset, surface: Surface, encoder: Encoder | None) -> Iterator[tuple[str, str, Mask]]:
@@ -100,28 +78,28 @@ def _names(encoder: Encoder | None, column: str) -> dict[int, str]:
     return {entry_hash(entry): entry for c in single if c.name == column for entry in c.vocabulary}
 
 
-def _measured(model: _Side, popular: _Side, part: Mask) -> dict[str, Any]:
-    label = model.slates.label[part]
+def _measured(model: Contender, popular: Contender, part: Mask) -> dict[str, Any]:
+    slates = model.slates
+    label = slates.label[part]
     rows, positives = len(label), int(label.sum(dtype=np.float64))
     result: dict[str, Any] = {
         "rows": rows,
-        "slates": int(np.count_nonzero(np.bincount(model.slates.code[part]))),
+        "slates": int(np.count_nonzero(np.bincount(slates.code[part]))),
         "positives": positives,
     }
     if rows < MIN_ROWS or min(positives, rows - positives) < MIN_OF_EACH_LABEL or model.chance is None:
         return result | {"model": None, "popular": None, "paired": None}
-    rising = model.rising(part)
-    label, chance = model.slates.label[rising], model.chance[rising]
-    ranking = model.ranking(part)
-    ours, theirs = ranking.ndcg(10), popular.ranking(part).ndcg(10)
-    difference, error = mean_and_error(ours - theirs, model.slates.cluster[ranking.slate])
+    chance = model.chance[part]
+    rankings = [slates.rank(side.order[part[side.order]]) for side in (model, popular)]
+    ours, theirs = (ranking.ndcg(10) for ranking in rankings)
+    difference, error = mean_and_error(ours - theirs, slates.cluster[rankings[0].slate])
     return result | {
         "model": {
-            "auc": model.auc(part),
+            "auc": auc(label, model.score[part]),
             "logloss": mean(row_logloss(label, chance)),
             "ece": ece(label, chance),
             "ndcg@10": mean(ours),
         },
-        "popular": {"auc": popular.auc(part), "ndcg@10": mean(theirs)},
+        "popular": {"auc": auc(label, popular.score[part]), "ndcg@10": mean(theirs)},
         "paired": {"ndcg@10": difference, "se": error},
     }

@@ -40,16 +40,12 @@ def verdict(evaluation: Evaluation) -> str:
     outcomes = {True: "The model beats popular", False: "The model does not beat popular"}
     text = outcomes.get(pair["gate"]["beats"], "These rows do not show whether the model beats popular")
     text += f": {difference(pair, pair['gate']['by'])}."
-    winners = [name for name in rivals(evaluation) if is_behind(evaluation["paired"][f"model-{name}"])]
-    for name in winners:
+    rivals = [name for name in evaluation["contenders"] if name not in ("model", "popular")]
+    for name in rivals:
         other = evaluation["paired"][f"model-{name}"]
-        text += f" {TITLES.get(name, name)} beats the model: {difference(other, other['gate']['by'])}."
+        if is_behind(other):
+            text += f" {TITLES.get(name, name)} beats the model: {difference(other, other['gate']['by'])}."
     return text
-
-
-def rivals(evaluation: Evaluation) -> list[str]:
-    """Return the contenders other than the model and popular."""
-    return [name for name in evaluation["contenders"] if name not in ("model", "popular")]
 
 
 def measures(evaluation: Evaluation) -> Rows:

@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tea_tasting.aggr import Aggregates
 
 from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.metrics import METRICS, Metric
-from training.experiment.panel import Panel
-from training.experiment.served_log import F64, Events
-from training.experiment.statistics import (
-    Effect,
-    PowerDesign,
-    aggregates,
-    compare,
-    detectable,
-    explains,
-    holm,
-    power,
-    viewers_needed,
-)
+from training.experiment.panel import F64, Panel
+from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
 
+# Fields of a metric that the report shows.
+DEFINITION = ("name", "title", "unit", "numerator", "denominator", "claimed")
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
 
 
-def available(events: Events) -> list[Metric]:
+def available(events: pd.DataFrame) -> list[Metric]:
     """Return the metrics whose events the log holds."""
-    return [metric for metric in METRICS if all(events.of(kind).any() for kind in metric.events)]
+    kinds = set(events["kind"].unique())
+    return [metric for metric in METRICS if kinds.issuperset(metric.events)]
 
 
 def comparisons(
     people: Panel,
-    arms: tuple[int, int],
+    arms: tuple[Any, Any],
     metrics: Sequence[Metric],
     *,
     ratio: float,
@@ -46,7 +38,7 @@ def comparisons(
 ) -> list[dict[str, Any]]:
     """Return for each metric its effect, intervals, power and daily curve.
 
-    `arms` are the codes of control and treatment, `ratio` the treatment's share over the
+    `arms` are control and treatment, `ratio` the treatment's share over the
     control's, `smallest_effect` a relative effect. Power refers to the deciding interval: the
     fixed-horizon one if the experiment has `ended`, the one of any look before.
     """
@@ -57,26 +49,26 @@ def comparisons(
     for metric in metrics:
         adjusted = explains(metric, control, treatment)
         effect = compare(metric, control, treatment, adjusted=adjusted)
-        row: dict[str, Any] = {**metric.definition, "claimed": metric.claimed, "effect": None}
+        row: dict[str, Any] = {name: getattr(metric, name) for name in DEFINITION} | {"effect": None}
         rows.append(row)
         if effect is None:
             continue
         effects[metric.name] = effect
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
-        design = PowerDesign(ratio, adjusted)
-        now = design if ended else replace(design, alpha=level(both.count(), best_at))
-        needed = viewers_needed(metric, both, smallest_effect, design)
+        design: dict[str, Any] = {"ratio": ratio, "adjusted": adjusted}
+        now = design if ended else {**design, "alpha": level(both.count(), best_at)}
+        needed = solve("n_obs", metric, both, effect=smallest_effect, **design)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
             "effect": _row(effect),
-            "always_valid": asdict(always_valid(effect, both.count(), best_at)),
+            "always_valid": always_valid(effect, both.count(), best_at),
             "unadjusted": None if plain is None else _row(plain),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
-            "power": power(metric, both, smallest_effect, now),
-            "detectable": detectable(metric, both, now),
-            "viewers_needed": needed if ended or needed is None else needed_at_a_look(needed, best_at),
+            "power": solve("power", metric, both, effect=smallest_effect, **now),
+            "detectable": solve("rel_effect_size", metric, both, **now),
+            "viewers_needed": needed and (int(needed) if ended else needed_at_a_look(needed, best_at)),
         }
     corrected, days = holm(effects), daily(people, arms, metrics)
     for row, curve in zip(rows, days, strict=True):
@@ -86,7 +78,7 @@ def comparisons(
     return rows
 
 
-def daily(people: Panel, arms: tuple[int, int], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
+def daily(people: Panel, arms: tuple[Any, Any], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
     """Return for each metric its cumulative effect by day, for the days on which it is defined."""
     best_at = _best_at(people, arms)
     curves: list[list[dict[str, Any]]] = [[] for _ in metrics]
@@ -100,15 +92,17 @@ def daily(people: Panel, arms: tuple[int, int], metrics: Sequence[Metric]) -> li
             effect = compare(metric, control, treatment, adjusted=adjusted)
             if effect is not None:
                 valid = always_valid(effect, control.count() + treatment.count(), best_at)
-                curve.append({"day": day, **_row(effect), "always_valid": asdict(valid)})
+                curve.append({"day": day, **_row(effect), "always_valid": valid})
     return curves
 
 
-def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole: Sequence[int]) -> int | None:
+def days_needed(
+    people: Panel, arms: tuple[Any, Any], wanted: int | None, is_whole: Sequence[bool]
+) -> int | None:
     """Return the days until `wanted` viewers have come, or None if unknown.
 
-    The rate is that of new viewers on the last seven of the `whole` days. It is unknown if
-    `wanted` is None or no new viewers come.
+    The rate is that of new viewers on the last seven of the whole days. It is unknown if `wanted`
+    is None or no new viewers come.
     """
     ours = people.rows(arms)
     if wanted is None:
@@ -116,12 +110,12 @@ def days_needed(people: Panel, arms: tuple[int, ...], wanted: int | None, whole:
     missing = wanted - int(ours.sum())
     if missing <= 0:
         return 0
-    new = np.bincount(people.first_day[ours], minlength=max(whole, default=0) + 1)
-    rate = new[list(whole)[-RECENT_DAYS:]].mean() if whole else new.mean()
+    new = np.bincount(people.first_day[ours], minlength=len(is_whole))
+    rate = new[np.flatnonzero(is_whole)[-RECENT_DAYS:]].mean() if any(is_whole) else new.mean()
     return math.ceil(missing / rate) if rate > 0 else None
 
 
-def _best_at(people: Panel, arms: tuple[int, int]) -> int:
+def _best_at(people: Panel, arms: tuple[Any, Any]) -> int:
     """Return the number of viewers at which the interval of any look is narrowest."""
     return DAYS * max(1, int((people.rows(arms) & people.in_first_24h).sum()))
 

@@ -23,7 +23,6 @@ Bonferroni's inequality at most 5 % of experiments have an error in any of twent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from scipy.optimize import brentq
 from scipy.special import lambertw
@@ -33,16 +32,6 @@ from training.experiment.statistics import ALPHA, POWER, Effect, Z
 
 # Days of new viewers, at the rate of the first day, after which the interval is narrowest.
 DAYS = 7
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Interval of a difference, and of the relative effect if it is defined."""
-
-    low: float
-    high: float
-    relative_low: float | None
-    relative_high: float | None
 
 
 def factor(num_viewers: float, best_at: float) -> float:
@@ -61,7 +50,7 @@ def level(num_viewers: int, best_at: float) -> float:
     return max(2 * float(norm.sf(factor(num_viewers, best_at))), 1e-12)
 
 
-def needed_at_a_look(needed: int, best_at: float) -> int:
+def needed_at_a_look(needed: float, best_at: float) -> int:
     """Return the viewers with which a look has the power of `needed` viewers at a fixed horizon.
 
     By the normal approximation ((factor + z) / (1.96 + z))² times as many, with z the quantile
@@ -75,12 +64,13 @@ def needed_at_a_look(needed: int, best_at: float) -> int:
     return math.ceil(float(brentq(missing, needed, 10 * max(needed, best_at))))
 
 
-def always_valid(effect: Effect, num_viewers: int, best_at: float) -> Interval:
-    """Return the interval of a look after so many viewers of both arms."""
+def always_valid(effect: Effect, num_viewers: int, best_at: float) -> dict[str, float | None]:
+    """Return the interval of a look after so many viewers of both arms, and the relative one."""
     wide = factor(num_viewers, best_at)
     half, log_se = wide * effect.se, effect.log_se
-    relative: tuple[float | None, float | None] = (None, None)
+    low = high = None
     if effect.relative is not None and log_se is not None:
         ratio, times = 1 + effect.relative, math.exp(wide * log_se)
-        relative = (ratio / times - 1, ratio * times - 1)
-    return Interval(effect.difference - half, effect.difference + half, *relative)
+        low, high = ratio / times - 1, ratio * times - 1
+    interval = {"low": effect.difference - half, "high": effect.difference + half}
+    return interval | {"relative_low": low, "relative_high": high}

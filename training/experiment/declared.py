@@ -52,7 +52,17 @@ def declared(path: Path, name: str) -> Declared:
         ) from None
     for where, given in _experiments(path, parse(path, raw)):
         if given.get("name") == name:
-            return _declared(where, path, given)
+            experiment = read(Experiment, given, where)
+            return Declared(
+                name,
+                {arm.name: arm.share for arm in experiment.arms},
+                {arm.name: arm.scorer for arm in experiment.arms},
+                experiment.start_ms,
+                experiment.end_ms,
+                experiment.primary if "primary" in given else None,
+                experiment.smallest_effect,
+                str(path),
+            )
     return Declared(name)
 
 
@@ -72,17 +82,3 @@ def _listed(value: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise TabrankError(f"{where}: {value!r} must be a list; begin each entry with a dash")
     for i, entry in enumerate(value or []):
         yield f"{where}[{i}]", table(entry, f"{where}[{i}]")
-
-
-def _declared(where: str, path: Path, given: Mapping[str, Any]) -> Declared:
-    experiment = read(Experiment, given, where)
-    return Declared(
-        name=experiment.name,
-        shares={arm.name: arm.share for arm in experiment.arms},
-        scorers={arm.name: arm.scorer for arm in experiment.arms},
-        start_ms=experiment.start_ms,
-        end_ms=experiment.end_ms,
-        primary=experiment.primary if "primary" in given else None,
-        smallest_effect=experiment.smallest_effect,
-        source=str(path),
-    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from training.experiment.panel import CLICK, JOIN, LEAVE
+
+VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by the arm of their first one"
 
 
 @dataclass(frozen=True)
@@ -16,65 +17,51 @@ class Metric:
     title: str
     unit: str
     numerator: str
-    denominator: str
     above: str
-    below: str | None
     # Event kinds that the log must hold.
-    events: tuple[str, ...]
+    events: tuple[str, ...] = ()
+    below: str | None = None
+    denominator: str = VIEWERS
     # Name and size of the effect that the original case study claims.
     claimed: tuple[str, float] | None = None
 
-    @property
-    def definition(self) -> Mapping[str, str]:
-        """Return the row of the report's table of definitions."""
-        given = asdict(self)
-        return {key: given[key] for key in ("name", "title", "unit", "numerator", "denominator")}
 
-
-VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by the arm of their first one"
 METRICS = (
     Metric(
         "active_days",
         "Active days per viewer",
         "days per viewer",
         "days on which a viewer had an exposure, summed over viewers: the daily active viewers of all days",
-        VIEWERS,
         "active_days",
-        None,
-        (),
-        ("daily active customers", 0.0196),
+        claimed=("daily active customers", 0.0196),
     ),
     Metric(
         "join_rate",
         "Join rate per exposure",
         "joins per exposure",
         "joins",
-        "exposures",
         "joins",
-        "exposures",
         (JOIN,),
-        ("join rate", 0.0199),
+        "exposures",
+        "exposures",
+        claimed=("join rate", 0.0199),
     ),
     Metric(
         "clicks",
         "Clicks per viewer",
         "clicks per viewer",
         "clicks",
-        VIEWERS,
         "clicks",
-        None,
         (CLICK,),
-        ("clicks to explore", 0.0842),
+        claimed=("clicks to explore", 0.0842),
     ),
-    Metric("joins", "Joins per viewer", "joins per viewer", "joins", VIEWERS, "joins", None, (JOIN,)),
+    Metric("joins", "Joins per viewer", "joins per viewer", "joins", "joins", (JOIN,)),
     Metric(
         "minutes",
         "Listening time per viewer",
         "minutes per viewer",
         "minutes from a join to the same viewer's leave of the same candidate",
-        VIEWERS,
         "minutes",
-        None,
         (JOIN, LEAVE),
     ),
 )

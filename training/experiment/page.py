@@ -6,12 +6,17 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
+
+from training.evaluation.charts import DASHES, as_svg, new_axes
 from training.evaluation.page import as_figure, as_table, paragraph, whole_page
-from training.experiment import charts
+from training.experiment.metrics import METRICS
 from training.experiment.verdict import sized, span
 
 Report = Mapping[str, Any]
 NOTHING = "–"
+# Label at most this many dates on an axis, so that they stay legible.
+MAX_DATES = 20
 HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
     "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The "
@@ -20,23 +25,14 @@ HOW_TO_READ = (
 )
 
 
-def headline(result: Report) -> str:
-    """Return the verdict, its reason and the outlook."""
-    return f"{result['verdict']}: {result['reason']}; {result['outlook']}"
-
-
 def text(result: Report) -> str:
     """Format the report for a terminal."""
-    warnings = [f"warning: {warning}" for warning in result["warnings"]]
-    lines = [
-        headline(result),
-        *warnings,
-        *sample_ratio(result),
-        *_lined(result["claims"]),
-        *_lined(_metrics(result)),
-    ]
-    lines += [*_lined(_guardrails(result)), *notes(result)]
-    return "\n".join(lines)
+    lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
+    lines += sample_ratio(result)
+    for rows in (result["claims"], _metrics(result), _guardrails(result)):
+        lines += _lined(rows)
+    return "\n".join(lines + notes(result))
 
 
 def page(result: Report) -> str:
@@ -58,10 +54,10 @@ def page(result: Report) -> str:
         parts.append("<h2>Day by day</h2>")
     for metric in shown:
         if metric["days"]:
-            curve = charts.cumulative(metric, days)
+            curve = _cumulative_chart(metric, days)
             parts.append(as_figure(curve, f"{metric['title']}, cumulative by day."))
     caption = "Viewers with an exposure on the day; the first and last day may be partial."
-    parts.append(as_figure(charts.viewers(result["daily_viewers"], days), caption))
+    parts.append(as_figure(_viewers_chart(result["daily_viewers"], days), caption))
     not_logged = result["not_in_the_log"]
     parts += ["<h2>Guardrails</h2>", as_table(_guardrails(result))]
     parts.append(paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."))
@@ -167,8 +163,6 @@ def _metrics(result: Report) -> list[list[str]]:
 
 
 def _definitions(result: Report) -> list[list[str]]:
-    from training.experiment.metrics import METRICS
-
     day = f"from midnight to midnight, {result['window']['timezone']}"
     rows = [["metric", "unit", "numerator", "denominator", "day"]]
     return rows + [[m.title, m.unit, m.numerator, m.denominator, day] for m in METRICS]
@@ -194,3 +188,37 @@ def _lined(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return ["", *lines, ""]
+
+
+def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:
+    """Plot the cumulative effect by day, with both intervals."""
+    relative = all(day["relative_low"] is not None for day in metric["days"])
+    names = ("relative", "relative_low", "relative_high") if relative else ("difference", "low", "high")
+    times = 100 if relative else 1
+    with new_axes("", "effect, %" if relative else f"effect, {metric['unit']}", height=2.6) as (figure, axes):
+        at = [day["day"] for day in metric["days"]]
+        middle, low, high = ([times * day[name] for day in metric["days"]] for name in names)
+        axes.fill_between(at, low, high, color="0.8", label="95 %, fixed horizon")
+        always = [[times * day["always_valid"][name] for day in metric["days"]] for name in names[1:]]
+        for line, label in zip(always, ("95 % at any look", None), strict=True):
+            axes.plot(at, line, "--", color="0.4", label=label)
+        axes.plot(at, middle, "o-", color="0", label="effect of all days so far")
+        axes.axhline(0, color="0", linestyle=":", linewidth=1)
+        _label_days(axes, days)
+        return as_svg(figure)
+
+
+def _viewers_chart(daily: Mapping[str, Sequence[int]], days: Sequence[str]) -> str:
+    """Plot the viewers with an exposure on each day, by arm."""
+    with new_axes("", "viewers of the day", height=2.4) as (figure, axes):
+        for (arm, counts), (dash, grey) in zip(daily.items(), DASHES, strict=False):
+            axes.plot(range(len(days)), counts, dash, marker="o", color=grey, label=arm)
+        axes.set_ylim(0, 1.1 * max(max(counts) for counts in daily.values()))
+        _label_days(axes, days)
+        return as_svg(figure)
+
+
+def _label_days(axes: Axes, days: Sequence[str]) -> None:
+    every = -(-len(days) // MAX_DATES)
+    axes.set_xticks(range(0, len(days), every), days[::every], rotation=45, ha="right")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from serve.config.settings import Experiment
 from serve.contract.errors import TabrankError
@@ -17,12 +17,14 @@ from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel, panel
-from training.experiment.served_log import Exposures, read_events, read_exposures
+from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import sample_ratio
-from training.experiment.treatments import change_warnings, treatments
 from training.experiment.verdict import Verdict, claims, faults, outlook, verdict
 from training.experiment.window import Window, partial_days, utc, window
 
+# Rung of answers that no model ranked, in any arm.
+FALLBACK = "fallback"
+NO_MODEL = "no model"
 NOT_IN_THE_LOG = (
     "refused and failed requests leave no exposure and have no arm: Ray Serve's own metrics count them; "
     "the metric ray_tabrank_latency_ms_total (labels experiment, arm, le) holds the current latencies"
@@ -46,109 +48,77 @@ def report(
             compare.
     """
     exposures, events = read_exposures(log, declaration.name), read_events(log)
-    span = window(exposures, declaration, timezone)
-    people = panel(exposures, events, span)
-    here = exposures.rows(span.holds(exposures.ts_ms))
-    arms = _arms(here, people, declaration, _compared(exposures, people, declaration, control, treatment))
-    split = _sample_ratio(arms, people)
-    why = faults(arms.viewers, arms.shares, split["p"], split["crossing_share"])
-    last_ms = max(int(exposures.ts_ms[-1]), int(events.ts_ms[-1]) if len(events) else 0)
+    rows = exposures.rows
+    span = window(rows, declaration, timezone)
+    people = panel(rows, events, span)
+    here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
+    arms = _compared(people, declaration, control, treatment)
+    shares, source = _shares(here, arms, declaration)
+    ratio = shares[arms[1]] / shares[arms[0]] if shares[arms[0]] else 0.0
+    split = _sample_ratio(people, shares, source, ratio)
+    why = faults(split["viewers"], shares, split["p"], split["crossing_share"])
+    last_ms = max(int(table["ts_ms"].max()) for table in (rows, events) if len(table))
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms
     metrics = available(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
-    rows: list[dict[str, Any]] = []
+    compared: list[dict[str, Any]] = []
     result: Verdict = "invalid"
     reason, days = "; ".join(why), None
     if not why:
-        rows = comparisons(
-            people, arms.codes, metrics, ratio=arms.ratio, smallest_effect=smallest, ended=ended
-        )
-        row = next(row for row in rows if row["name"] == primary.name)
+        compared = comparisons(people, arms, metrics, ratio=ratio, smallest_effect=smallest, ended=ended)
+        row = next(row for row in compared if row["name"] == primary.name)
         result, reason = verdict(row, smallest, ended=ended)
-        days = _days_needed(row, people, arms, span) if result == "no difference shown" else 0
-    ranked_by = treatments(here, arms.names, arms.codes)
+        whole = [day not in partial_days(span) for day in span.days]
+        wanted = row.get("viewers_needed")
+        days = days_needed(people, arms, wanted, whole) if result == "no difference shown" else 0
+    ranked_by = _treatments(here, arms)
     return {
         "experiment": declaration.name,
         "verdict": result,
         "reason": reason,
         "days_needed": days,
         "outlook": outlook(result, days, smallest, ended),
-        "control": arms.names[0],
-        "treatment": arms.names[1],
+        "control": arms[0],
+        "treatment": arms[1],
         "primary_metric": primary.name,
         "primary_declared": declaration.primary is not None,
         "smallest_effect": smallest,
         "blocked": bool(why),
-        "warnings": change_warnings(ranked_by),
+        "warnings": _change_warnings(ranked_by),
         "ranked_by": ranked_by,
-        "window": _window(span, exposures, declaration) | {"ended": ended},
+        "window": _window(span, rows, declaration) | {"ended": ended},
         "sample_ratio": split,
         "left_out": {
             "test_exposures": exposures.num_test,
             "anonymous_exposures": exposures.num_anonymous,
             "repeated_exposures": exposures.num_repeated,
-            "viewers_of_other_arms": len(people.arm) - sum(arms.viewers.values()),
+            "viewers_of_other_arms": len(people.arm) - sum(split["viewers"].values()),
             "events_without_exposure": people.num_unattributed,
         },
         "viewers_seen_before": people.num_seen_before,
-        "metrics": rows,
+        "metrics": compared,
         "untold": [metric.title for metric in METRICS if metric not in metrics],
-        "claims": [] if why else claims(rows),
+        "claims": [] if why else claims(compared),
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": _guardrails(here, arms),
         "not_in_the_log": NOT_IN_THE_LOG,
     }
 
 
-@dataclass(frozen=True)
-class _Arms:
-    """Control and treatment: names, codes in the log, viewers and intended shares."""
-
-    names: tuple[str, str]
-    codes: tuple[int, int]
-    viewers: dict[str, int]
-    shares: dict[str, float]
-    # Source of the shares.
-    shares_from: str
-
-    @property
-    def ratio(self) -> float:
-        """Return the treatment's share over the control's; 0 if the control has none."""
-        control, treatment = (self.shares[name] for name in self.names)
-        return treatment / control if control else 0.0
-
-
-def _arms(here: Exposures, people: Panel, declaration: Declared, names: tuple[str, str]) -> _Arms:
-    # The log has no code −2.
-    control, treatment = (here.arms.index(name) if name in here.arms else -2 for name in names)
-    shares, source = _shares(here, names, declaration)
-    viewers = {
-        name: int((people.arm == code).sum()) for name, code in zip(names, (control, treatment), strict=True)
-    }
-    return _Arms(names, (control, treatment), viewers, shares, source)
-
-
-def _sample_ratio(arms: _Arms, people: Panel) -> dict[str, Any]:
+def _sample_ratio(people: Panel, shares: dict[str, float], source: str, ratio: float) -> dict[str, Any]:
     """Return how the viewers are split, the p-value of that split, and viewers of two arms."""
-    crossing = int(people.crossing.sum())
-    control, treatment = (arms.viewers[name] for name in arms.names)
-    has_test = arms.ratio and control + treatment
+    viewers = {arm: int((people.arm == arm).sum()) for arm in shares}
+    control, treatment = viewers.values()
+    has_test = ratio and control + treatment
     return {
-        "viewers": arms.viewers,
-        "shares": arms.shares,
-        "shares_from": arms.shares_from,
-        "p": sample_ratio(control, treatment, arms.ratio) if has_test else None,
-        "crossing_viewers": crossing,
-        "crossing_share": crossing / len(people.arm),
+        "viewers": viewers,
+        "shares": shares,
+        "shares_from": source,
+        "p": sample_ratio(control, treatment, ratio) if has_test else None,
+        "crossing_viewers": people.num_crossing,
+        "crossing_share": people.num_crossing / len(people.arm),
     }
-
-
-def _days_needed(row: Mapping[str, Any], people: Panel, arms: _Arms, span: Window) -> int | None:
-    """Return the days until the metric of this row has enough viewers, by its latest whole days."""
-    partial = set(partial_days(span))
-    whole = [i for i, day in enumerate(span.days) if day not in partial]
-    return days_needed(people, arms.codes, row.get("viewers_needed"), whole)
 
 
 def write_report(out: Path, result: Mapping[str, Any]) -> None:
@@ -166,11 +136,10 @@ def write_report(out: Path, result: Mapping[str, Any]) -> None:
 
 
 def _compared(
-    exposures: Exposures, people: Panel, declaration: Declared, control: str | None, treatment: str | None
+    people: Panel, declaration: Declared, control: str | None, treatment: str | None
 ) -> tuple[str, str]:
     """Return the names of the control and the treatment."""
-    seen = {exposures.arms[code] for code in np.unique(people.arm)}
-    arms = sorted(seen | {arm for arm, share in declaration.shares.items() if share > 0})
+    arms = sorted(set(people.arm) | {arm for arm, share in declaration.shares.items() if share > 0})
     listed = ", ".join(arms)
     if len(arms) < 2:
         raise TabrankError(
@@ -196,16 +165,11 @@ def _compared(
     return control, treatment
 
 
-def _shares(here: Exposures, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
+def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
     """Return the intended share of each arm, and the source of the shares."""
-    logged = {}
-    for name in names:
-        of_arm = here.share[here.arm == here.arms.index(name)] if name in here.arms else here.share[:0]
-        known = of_arm[np.isfinite(of_arm)]
-        if len(known):
-            logged[name] = float(known[-1])
-    if len(logged) == len(names):
-        return logged, "the log"
+    logged = here.groupby("arm", observed=True)["share"].last().dropna()
+    if set(names) <= set(logged.index):
+        return {name: float(logged[name]) for name in names}, "the log"
     if all(declaration.shares.get(name) for name in names):
         return {name: declaration.shares[name] for name in names}, str(declaration.source)
     return dict.fromkeys(names, 1 / len(names)), "no source, assumed equal"
@@ -222,8 +186,7 @@ def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     return known[declaration.primary] if declaration.primary else known.get(Experiment.primary) or metrics[-1]
 
 
-def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[str, Any]:
-    ours = exposures.ts_ms[(exposures.arm >= 0) & ~span.holds(exposures.ts_ms)]
+def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:
     return {
         "start": utc(span.start_ms),
         "end": utc(span.end_ms),
@@ -233,35 +196,79 @@ def _window(span: Window, exposures: Exposures, declaration: Declared) -> dict[s
         "partial_days": partial_days(span),
         "declared_in": declaration.source,
         "shares_changed": span.changed,
-        "exposures_left_out": len(ours),
+        "exposures_left_out": int((rows["ours"] & ~span.holds(rows["ts_ms"])).sum()),
         "before": utc(span.before_ms),
         "dealt_alike": list(span.assigned_alike),
     }
 
 
-def _daily_viewers(people: Panel, arms: _Arms, num_days: int) -> dict[str, list[int]]:
+def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return by arm the model versions that ranked in the window, in order of first exposure.
+
+    Each has its number of `exposures`, and the times of the first and the last. Fallbacks are
+    left out. The log does not record which order an arm without a model used.
+    """
+    ranked = here[here["rung"] != FALLBACK]
+    ranked_by = {}
+    for name in names:
+        ours = ranked[ranked["arm"] == name]
+        models = ours["model"].astype(object).fillna(NO_MODEL)
+        ranked_by[name] = [
+            {
+                "model": model,
+                "exposures": len(times),
+                "first": utc(times.iloc[0]),
+                "last": utc(times.iloc[-1]),
+                "last_ms": int(times.iloc[-1]),
+            }
+            for model, times in ours["ts_ms"].groupby(models, sort=False)
+        ]
+    return ranked_by
+
+
+def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return a warning with the remedy for each arm that ranked with several models.
+
+    Such an arm mixes two treatments.
+    """
+    warnings = []
+    for arm, found in ranked_by.items():
+        if len(found) > 1:
+            newest = max(found, key=lambda one: one["last_ms"])
+            since_ms = max(one["last_ms"] for one in found if one is not newest) + 1
+            since = utc(-(-since_ms // 1_000) * 1_000)
+            models = ", ".join(
+                f"{one['model']} ({one['exposures']:,} exposures, {one['first']} to {one['last']})"
+                for one in found
+            )
+            warnings.append(
+                f"the treatment changed: arm {arm!r} ranked by {models}, and the effect is that of all of them; "
+                f'declare `start: "{since}"` in cluster.yaml to analyse only {newest["model"]}'
+            )
+    return warnings
+
+
+def _daily_viewers(people: Panel, arms: tuple[str, str], num_days: int) -> dict[str, list[int]]:
     """Return the number of viewers with an exposure on each day, by arm."""
     of_cell = people.arm[people.viewer]
-    return {
-        name: np.bincount(people.day[of_cell == code], minlength=num_days).tolist()
-        for name, code in zip(arms.names, arms.codes, strict=True)
-    }
+    return {name: np.bincount(people.day[of_cell == name], minlength=num_days).tolist() for name in arms}
 
 
-def _guardrails(here: Exposures, arms: _Arms) -> dict[str, Any]:
+def _guardrails(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
     """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
     by_arm = {}
-    for name, code in zip(arms.names, arms.codes, strict=True):
-        mine = here.rows(here.arm == code)
+    for name in arms:
+        mine = here[here["arm"] == name]
         num = max(len(mine), 1)
-        shares = {rung: float((mine.rung == i).sum() / num) for i, rung in enumerate(here.rungs)}
-        reasons = {why: float((mine.degraded == i).sum() / num) for i, why in enumerate(here.reasons)}
-        took_ms = mine.latency_ms[np.isfinite(mine.latency_ms)]
+        rungs, reasons = (
+            (mine[column].value_counts(sort=False) / num).to_dict() for column in ("rung", "degraded")
+        )
+        took_ms = mine["latency_ms"].dropna()
         p50_ms, p99_ms = np.percentile(took_ms, (50, 99)).tolist() if len(took_ms) else (None, None)
         by_arm[name] = {
             "exposures": len(mine),
-            "rungs": shares,
-            "degraded_share": 1.0 - shares.get("full", 0.0) if len(mine) and here.rungs else None,
+            "rungs": rungs,
+            "degraded_share": 1.0 - rungs.get("full", 0.0) if len(mine) and rungs else None,
             "reasons": {why: share for why, share in reasons.items() if share},
             "p50_ms": p50_ms,
             "p99_ms": p99_ms,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from itertools import combinations
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy.stats import norm
@@ -21,8 +22,7 @@ from tea_tasting.experiment import ExperimentResult
 from tea_tasting.metrics.mean import MeanResult
 
 from training.experiment.metrics import Metric
-from training.experiment.panel import BEFORE
-from training.experiment.served_log import F64
+from training.experiment.panel import BEFORE, F64
 
 ALPHA = 0.05
 POWER = 0.8
@@ -66,11 +66,7 @@ def aggregates(columns: Mapping[str, F64]) -> Aggregates:
     names = list(columns)
     values = np.stack([columns[name] for name in names])
     covariance = np.atleast_2d(np.cov(values))
-    pairs = {
-        (names[i], names[j]): float(covariance[i, j])
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
-    }
+    pairs = {(names[i], names[j]): float(covariance[i, j]) for i, j in combinations(range(len(names)), 2)}
     return Aggregates(
         values.shape[1],
         dict(zip(names, values.mean(axis=1).tolist(), strict=True)),
@@ -85,9 +81,10 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
     Returns None if neither arm varies. One arm may be constant, for example without any join:
     Welch's test needs one arm that varies.
     """
-    if not _have_denominator(metric, control, treatment) or not (
-        _varies(metric, control) or _varies(metric, treatment)
-    ):
+    arms = control, treatment
+    if metric.below is not None and min(arm.mean(metric.below) for arm in arms) <= 0:
+        return None
+    if not any(_varies(metric, arm) for arm in arms):
         return None
     try:
         result = _test(metric, adjusted).analyze_aggregates(control, treatment)
@@ -136,41 +133,28 @@ def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
     return float(SampleRatio(ratio).analyze(counts, 0, 1).pvalue)
 
 
-@dataclass(frozen=True)
-class PowerDesign:
-    """Parameters of power besides the viewers.
+def solve(
+    wanted: Literal["power", "rel_effect_size", "n_obs"],
+    metric: Metric,
+    both: Aggregates,
+    *,
+    ratio: float,
+    adjusted: bool,
+    alpha: float = ALPHA,
+    effect: float | None = None,
+) -> float | None:
+    """Return the power, relative effect or viewers of both arms of a test, given the others.
 
-    `ratio` is the treatment's share over the control's, `adjusted` whether CUPED applies, `alpha`
-    the level of the deciding interval.
+    `ratio` is the treatment's share over the control's, `alpha` the level of the deciding interval
+    and `effect` relative; the power is 80 % unless wanted. Uses the normal distribution: the solver
+    tries sizes such as three viewers, which leave Student's t no degrees of freedom.
     """
-
-    ratio: float
-    adjusted: bool
-    alpha: float = ALPHA
-
-
-def detectable(metric: Metric, both: Aggregates, design: PowerDesign) -> float | None:
-    """Return the relative effect that so many viewers detect with a power of 80 %."""
-    if not _solvable(metric, both):
+    if not (both.mean(metric.above) > 0 and _varies(metric, both)):
         return None
-    (solved,) = _power_test(metric, design).solve_power_from_aggregates(both, "rel_effect_size")
-    return float(solved.rel_effect_size)
-
-
-def power(metric: Metric, both: Aggregates, effect: float, design: PowerDesign) -> float | None:
-    """Return the power with which so many viewers detect this relative effect."""
-    if not _solvable(metric, both):
-        return None
-    (solved,) = _power_test(metric, design, effect).solve_power_from_aggregates(both, "power")
-    return float(solved.power)
-
-
-def viewers_needed(metric: Metric, both: Aggregates, effect: float, design: PowerDesign) -> int | None:
-    """Return the viewers of both arms that detect this relative effect with a power of 80 %."""
-    if not _solvable(metric, both):
-        return None
-    (solved,) = _power_test(metric, design, effect).solve_power_from_aggregates(both, "n_obs")
-    return int(solved.n_obs)
+    more = {"alpha": alpha, "ratio": ratio, "rel_effect_size": effect}
+    test = _test(metric, adjusted, power=POWER, use_t=False, **more)
+    (solved,) = test.solve_power_from_aggregates(both, wanted)
+    return float(getattr(solved, wanted))
 
 
 def explains(metric: Metric, control: Aggregates, treatment: Aggregates) -> bool:
@@ -182,26 +166,9 @@ def explains(metric: Metric, control: Aggregates, treatment: Aggregates) -> bool
     )
 
 
-def _have_denominator(metric: Metric, *arms: Aggregates) -> bool:
-    return metric.below is None or all(arm.mean(metric.below) > 0 for arm in arms)
-
-
 def _varies(metric: Metric, arm: Aggregates) -> bool:
     below = 1.0 if metric.below is None else arm.mean(metric.below)
     return below > 0 and arm.ratio_var(metric.above, metric.below) > 1e-18
-
-
-def _solvable(metric: Metric, both: Aggregates) -> bool:
-    return both.mean(metric.above) > 0 and _varies(metric, both)
-
-
-def _power_test(metric: Metric, design: PowerDesign, effect: float | None = None) -> RatioOfMeans:
-    """Return the test with the normal distribution.
-
-    The solver tries sizes such as three viewers, which leave Student's t no degrees of freedom.
-    """
-    more = {"alpha": design.alpha, "ratio": design.ratio, "rel_effect_size": effect}
-    return _test(metric, design.adjusted, power=POWER, use_t=False, **more)
 
 
 def _test(metric: Metric, adjusted: bool, **more: Any) -> RatioOfMeans:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +18,7 @@ from tea_tasting.aggr import Aggregates
 
 from training.experiment.comparison import daily
 from training.experiment.metrics import METRICS, Metric
-from training.experiment.panel import BEFORE, Panel
-from training.experiment.served_log import F64
+from training.experiment.panel import BEFORE, F64, SUMS, Panel
 from training.experiment.statistics import Effect, aggregates, compare, sample_ratio
 from training.experiment.verdict import SRM_P
 
@@ -26,12 +26,12 @@ from training.experiment.verdict import SRM_P
 VIEWERS = 4_000
 # Days with a look, with equally many new viewers on each.
 LOOKS = 14
-# Split and number of viewers of the sample ratio check.
-SPLIT, MANY = (0.505, 0.495), 200_000
+# Share of the control and number of viewers of the sample ratio check.
+SPLIT, MANY = 0.505, 200_000
 # Relative effect on the rates of click and join.
 UPLIFT = 0.1
 BY_NAME = {metric.name: metric for metric in METRICS}
-DIFFERENCE, RATIO = BY_NAME["clicks"], BY_NAME["join_rate"]
+COMPARED = DIFFERENCE, RATIO = BY_NAME["clicks"], BY_NAME["join_rate"]
 
 
 def validate(
@@ -57,14 +57,12 @@ def validate(
 
 def same_arms(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
     """Measure the false positives of the fixed-horizon test in A/A experiments."""
-    wrong = dict.fromkeys((DIFFERENCE.name, RATIO.name), 0)
+    wrong: Counter[str] = Counter()
     for _ in range(runs):
-        control, treatment = simulated_arms(rng, 0.0)
-        for metric in (DIFFERENCE, RATIO):
-            wrong[metric.name] += compared(metric, control, treatment).p < 0.05
-    for metric in (DIFFERENCE, RATIO):
-        low, high = _around(0.05, runs)
-        yield _line(f"A/A: false positives, {metric.title}", wrong[metric.name] / runs, low, high)
+        arms = simulated_arms(rng, 0.0)
+        wrong.update(metric.title for metric in COMPARED if compared(metric, *arms).p < 0.05)
+    for metric in COMPARED:
+        yield _line(f"A/A: false positives, {metric.title}", wrong[metric.title] / runs, *_around(0.05, runs))
 
 
 def daily_looks(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
@@ -87,21 +85,17 @@ def daily_looks(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
 
 def coverage(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
     """Measure how often 95 % intervals cover a true effect of 10 %."""
-    covered: dict[str, int] = {}
+    covered: Counter[str] = Counter()
     for _ in range(runs):
-        control, treatment = simulated_arms(rng, UPLIFT)
-        for metric in (DIFFERENCE, RATIO):
-            effect = compared(metric, control, treatment)
+        arms = simulated_arms(rng, UPLIFT)
+        for metric in COMPARED:
+            effect = compared(metric, *arms)
             assert effect.relative_low is not None
             assert effect.relative_high is not None
-            for name, held in (
-                (metric.title, effect.low <= truth(metric) * UPLIFT <= effect.high),
-                (f"{metric.title}, relative", effect.relative_low <= UPLIFT <= effect.relative_high),
-            ):
-                covered[name] = covered.get(name, 0) + held
-    low, high = _around(0.95, runs)
+            covered[metric.title] += effect.low <= truth(metric) * UPLIFT <= effect.high
+            covered[f"{metric.title}, relative"] += effect.relative_low <= UPLIFT <= effect.relative_high
     for name, num in covered.items():
-        yield _line(f"coverage of a true effect of 10 %, {name}", num / runs, low, high)
+        yield _line(f"coverage of a true effect of 10 %, {name}", num / runs, *_around(0.95, runs))
 
 
 def adjustment(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
@@ -127,24 +121,18 @@ def adjustment(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
         if expected > 0.5:
             scatter = 1 - float(adjusted[1].var() / plain[1].var())
             band = 0.05 * expected * math.sqrt(1_000 / min(runs, 1_000))
-            yield _line(
-                f"CUPED at ρ² = {expected:.2f}: variance removed, of the effects over runs",
-                scatter,
-                expected - band,
-                expected + band,
-            )
+            name = f"CUPED at ρ² = {expected:.2f}: variance removed, of the effects over runs"
+            yield _line(name, scatter, expected - band, expected + band)
 
 
 def mismatch(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
     """Measure how often the sample ratio test flags even and uneven splits."""
-    flagged = []
-    for share in (0.5, SPLIT[0]):
-        control = rng.binomial(MANY, share, runs)
-        flagged.append(
-            np.mean([sample_ratio(int(num), MANY - int(num), 1.0) < SRM_P for num in control]).item()
-        )
-    yield _line("sample ratio: even splits flagged", flagged[0], 0.0, 0.005)
-    yield _line(f"sample ratio: {SPLIT[0]:.1%} of {MANY:,} viewers caught", flagged[1], 0.85, 1.0)
+    even, uneven = (
+        float(np.mean([sample_ratio(num, MANY - num, 1.0) < SRM_P for num in controls]))
+        for controls in (rng.binomial(MANY, share, runs).tolist() for share in (0.5, SPLIT))
+    )
+    yield _line("sample ratio: even splits flagged", even, 0.0, 0.005)
+    yield _line(f"sample ratio: {SPLIT:.1%} of {MANY:,} viewers caught", uneven, 0.85, 1.0)
 
 
 def simulated_arms(rng: Generator, uplift: float) -> tuple[Aggregates, Aggregates]:
@@ -185,24 +173,15 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
     num = len(viewer)
     exposures = 1.0 + rng.poisson(eager[viewer]).astype(np.float64)
     clicks = rng.poisson(exposures * eager[viewer] * CLICK_RATE).astype(np.float64)
-    nothing = np.zeros(num)
     return Panel(
-        rng.integers(0, 2, VIEWERS).astype(np.int8),
-        first.astype(np.int16),
+        rng.integers(0, 2, VIEWERS),
+        first,
         first == 0,
         viewer,
-        day.astype(np.int16),
-        {
-            "exposures": exposures,
-            "active_days": np.ones(num),
-            "clicks": clicks,
-            "joins": nothing,
-            "minutes": nothing,
-        },
+        day,
+        dict.fromkeys(SUMS, np.zeros(num))
+        | {"exposures": exposures, "active_days": np.ones(num), "clicks": clicks},
         {},
-        np.zeros(VIEWERS, bool),
-        0,
-        0,
     )
 
 

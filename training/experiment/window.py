@@ -1,18 +1,28 @@
-"""Window of analysis: from an experiment's start or last change of shares on, by calendar days."""
+"""Window of analysis: from an experiment's start or last change of shares on, by calendar days.
+
+Before it is the pre-period, the time in which none of the arms can have changed behaviour. CUPED
+adjusts by the viewers' behaviour in that time. A covariate that the treatment has changed would
+remove part of the effect (Deng, Xu, Kohavi and Walker 2013, section 3.2).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import chi2_contingency
 
 from serve.contract.errors import TabrankError
 from training.experiment.declared import Declared
-from training.experiment.pre_period import pre_period_end
-from training.experiment.served_log import I64, NONE, Exposures
+
+# Treat two assignments as dependent below this p-value of the independence test.
+DEPENDENT_P = 0.001
+# An arm with this share has all viewers; the margin covers rounding.
+ALL_VIEWERS = 1.0 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,16 @@ class Window:
         zone = ZoneInfo(self.timezone)
         return [datetime.fromtimestamp(ms / 1e3, zone).date().isoformat() for ms in self.midnights_ms]
 
-    def day(self, ts_ms: I64) -> NDArray[np.int16]:
+    def day(self, ts_ms: pd.Series[int]) -> NDArray[np.int64]:
         """Return [N] the number of each time's day, from 0."""
-        return np.asarray(np.searchsorted(self.midnights_ms, ts_ms, side="right") - 1, np.int16)
+        return np.searchsorted(self.midnights_ms, ts_ms, side="right") - 1
 
-    def holds(self, ts_ms: I64) -> NDArray[np.bool_]:
+    def holds(self, ts_ms: pd.Series[int]) -> pd.Series[bool]:
         """Return flags [N] of the times in the window."""
-        return np.asarray((ts_ms >= self.start_ms) & (ts_ms < self.end_ms))
+        return ts_ms.between(self.start_ms, self.end_ms, inclusive="left")
 
 
-def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window:
+def window(exposures: pd.DataFrame, declaration: Declared, timezone: str) -> Window:
     """Return the window of an experiment.
 
     `exposures` are in order of time and include other experiments. The window begins after the
@@ -60,33 +70,50 @@ def window(exposures: Exposures, declaration: Declared, timezone: str) -> Window
     Raises:
         TabrankError: the time zone is unknown, or no exposure is in the window.
     """
-    ours = exposures.rows(exposures.arm != NONE)
-    after = ours.ts_ms >= (declaration.start_ms or 0)
-    before_end = ours.ts_ms < (declaration.end_ms or np.iinfo(np.int64).max)
-    ours = ours.rows(after & before_end)
-    if not len(ours):
+    ours = exposures[exposures["ours"]]
+    bounds_ms = declaration.start_ms or 0, declaration.end_ms or np.inf
+    ours = ours[ours["ts_ms"].between(*bounds_ms, inclusive="left")]
+    if ours.empty:
         raise TabrankError(
             f"the log holds no exposure of {declaration.name} between its start and end in {declaration.source}"
         )
-    start_ms = int(declaration.start_ms or ours.ts_ms[0])
-    stale = np.zeros(len(ours), bool)
-    for arm in np.unique(ours.arm):
-        of_arm = (ours.arm == arm) & np.isfinite(ours.share)
-        if of_arm.any():
-            last = ours.share[of_arm][-1]
-            stale |= of_arm & (np.abs(ours.share - last) > 1e-9)
-    if stale.any():
-        start_ms = int(ours.ts_ms[np.flatnonzero(stale)[-1]]) + 1
-    last_ms = int(ours.ts_ms[-1])
+    latest = ours.groupby("arm", observed=True)["share"].transform("last")
+    stale_ms = ours["ts_ms"][(ours["share"] - latest).abs() > 1e-9]
+    changed = not stale_ms.empty
+    start_ms = int(stale_ms.max() + 1 if changed else declaration.start_ms or ours["ts_ms"].min())
+    last_ms = int(ours["ts_ms"].max())
     if last_ms < start_ms:
         raise TabrankError(
             f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones"
         )
     *midnights, next_midnight = _midnights(start_ms, last_ms, timezone)
     end_ms = min(next_midnight, declaration.end_ms or next_midnight)
-    before_ms, alike = pre_period_end(exposures, start_ms)
-    changed = bool(stale.any())
+    before_ms, alike = _pre_period_end(exposures, start_ms)
     return Window(start_ms, last_ms, end_ms, before_ms, alike, changed, tuple(midnights), timezone)
+
+
+def _pre_period_end(exposures: pd.DataFrame, start_ms: int) -> tuple[int, tuple[str, ...]]:
+    """Return the end of the pre-period, and the earlier experiments that end it early.
+
+    It ends at the start of the window, or at the first viewer assigned to one of several arms if
+    that is earlier. An arm with all viewers does not count. An earlier experiment with another
+    salt has the same effect in both arms and is part of the pre-period. One whose assignment
+    depends on ours (the same salt) is not.
+    """
+    # A share that the log does not hold counts as assigned.
+    assigned = exposures[~(exposures["share"] >= ALL_VIEWERS)]
+    ours = assigned[assigned["ours"]]
+    end_ms = min([start_ms, *ours["ts_ms"].head(1)])
+    arm_of = ours.drop_duplicates("viewer").set_index("viewer")["arm"]
+    early = assigned[~assigned["ours"] & (assigned["ts_ms"] < end_ms)]
+    alike = {}
+    for name, theirs in early.groupby("experiment", observed=True):
+        first = theirs.drop_duplicates("viewer").set_index("viewer")["arm"]
+        # Pearson's χ² test on the viewers of both experiments.
+        table = pd.crosstab(first.astype(str), arm_of.reindex(first.index))
+        if min(table.shape) > 1 and chi2_contingency(table, correction=False).pvalue < DEPENDENT_P:
+            alike[str(name)] = int(theirs["ts_ms"].iloc[0])
+    return min([end_ms, *alike.values()]), tuple(sorted(alike))
 
 
 def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
@@ -99,23 +126,17 @@ def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
         ) from None
     first = datetime.fromtimestamp(start_ms / 1e3, zone).date()
     last = datetime.fromtimestamp(last_ms / 1e3, zone).date()
-    return tuple(_midnight(first + timedelta(days=i), zone) for i in range((last - first).days + 2))
-
-
-def _midnight(day: date, zone: ZoneInfo) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() * 1e3)
+    days = (first + timedelta(days=i) for i in range((last - first).days + 2))
+    return tuple(int(datetime.combine(day, time(), zone).timestamp() * 1e3) for day in days)
 
 
 def partial_days(window: Window) -> list[str]:
     """Return the days that the window covers by less than 95 %, which may be the first and last."""
-    days = window.days
     # Compare with real midnights, because a day may have 23 hours.
-    bounds = _midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone)
-    covered = [
-        (min(window.last_ms, bounds[i + 1]) - max(window.start_ms, bounds[i])) / (bounds[i + 1] - bounds[i])
-        for i in range(len(days))
-    ]
-    return [day for day, share in zip(days, covered, strict=True) if share < 0.95]
+    bounds = np.array(_midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone))
+    covered_ms = np.diff(np.clip(bounds, window.start_ms, window.last_ms))
+    is_partial = covered_ms / np.diff(bounds) < 0.95
+    return [day for day, partial in zip(window.days, is_partial, strict=True) if partial]
 
 
 def utc(ms: int) -> str:

@@ -225,8 +225,8 @@ class Spaces:
     def draw(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
         """Draw all Spaces that are live at some time in [start_ms, end_ms); one a host."""
         spaces = cls._starting(rng, hosts, start_ms - MAX_LIFE_MS, end_ms)
-        alone = _one_at_a_time(spaces) & (spaces.ends_ms > start_ms)
-        return spaces._at(np.flatnonzero(alone)[np.argsort(spaces.started_ms[alone], kind="stable")])
+        rows = _one_at_a_time(spaces)
+        return spaces._at(rows[spaces.ends_ms[rows] > start_ms])
 
     def extended(self, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
         """Return these Spaces, which began before start_ms, then new ones of [start_ms, end_ms)."""
@@ -234,8 +234,7 @@ class Spaces:
         columns = vars(more).items()
         both = Spaces(**{name: np.concatenate([getattr(self, name), column]) for name, column in columns})
         # These Spaces never overlap, so the filter keeps all of them.
-        alone = _one_at_a_time(both)
-        return both._at(np.flatnonzero(alone)[np.argsort(both.started_ms[alone], kind="stable")])
+        return both._at(_one_at_a_time(both))
 
     @classmethod
     def _starting(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
@@ -282,13 +281,13 @@ def _favourites(rng: Generator, weights: Floats, num: Ints) -> Floats:
     return (rank < num[:, None]).astype(np.float64)
 
 
-def _one_at_a_time(spaces: Spaces) -> NDArray[np.bool_]:
-    """Return a mask that drops a Space that starts during an earlier one of the same host."""
-    kept = np.zeros(len(spaces), dtype=np.bool_)
+def _one_at_a_time(spaces: Spaces) -> Ints:
+    """Return the Spaces in order of start, without those that start during one of the same host."""
+    kept = []
     free_ms: dict[int, int] = {}
     hosts, starts, ends = spaces.host.tolist(), spaces.started_ms.tolist(), spaces.ends_ms.tolist()
     for space in np.argsort(spaces.started_ms, kind="stable").tolist():
         if starts[space] > free_ms.get(hosts[space], -1):
-            kept[space] = True
+            kept.append(space)
             free_ms[hosts[space]] = ends[space]
-    return kept
+    return np.array(kept, dtype=np.int64)

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
 from serve.contract.errors import TabrankError
-from training.world.audience import Audience
 from training.world.population import Ints
 from training.world.record import VisitLog
-from training.world.world import World
+from training.world.world import Audience, World
 
 WORLD = "world.json"
 

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
 from training.world.world import Response, World
 
 KINDS = ("click", "join", "leave")
-# Types of the columns that are not strings.
-_TYPES = {
-    "ts_ms": pa.int64(),
-    "ends_ms": pa.int64(),
-    "started_ms": pa.int64(),
-    "speakers": pa.float64(),
-    "follows": pa.list_(pa.string()),
-    "candidates": pa.list_(pa.string()),
-    "context": pa.struct({"hour": pa.float64()}),
-    **dict.fromkeys(("p_click", "p_join", "examination"), pa.list_(pa.float64())),
-}
-_COLUMNS = {
-    "viewers": ("id", "ts_ms", "language", "country", "device", "follows"),
-    "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms"),
-    "exposures": ("request_id", "ts_ms", "viewer", "candidates", "context"),
-    "events": ("id", "ts_ms", "viewer", "candidate", "kind", "request_id"),
-    "truth": ("request_id", "p_click", "p_join", "examination"),
-}
-SCHEMAS = {
-    table: pa.schema({name: _TYPES.get(name, pa.string()) for name in names})
-    for table, names in _COLUMNS.items()
-}
 
 
 @dataclass
@@ -58,33 +37,34 @@ class VisitLog:
         """Index of each exposure's first row: [exposures + 1], int32."""
         return pa.array(np.cumsum([0, *map(len, self.shown)]), pa.int32())
 
+    def truth(self) -> dict[str, pa.Array]:
+        """Return the true probabilities of each exposure, as lists aligned with its candidates."""
+        names = ("p_click", "p_join", "examination")
+        return {name: pa.ListArray.from_arrays(self.offsets, pa.array(self.flat(name))) for name in names}
+
 
 def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
-    """Return the tables of SCHEMAS for visits at `ts_ms` by `viewer`, one for each exposure."""
-    num_exposures = len(ts_ms)
+    """Return the tables of a log and its truth, for visits at `ts_ms` by `viewer`.
+
+    Each visit is an exposure.
+    """
     viewer_ids = _ids("v", len(world.viewers))
     space_ids = _ids("s", len(world.spaces))
-    request_ids = _ids("r", num_exposures)
-    shown = pa.array(np.concatenate(record.shown))
     exposures = {
-        "request_id": request_ids,
+        "request_id": _ids("r", len(ts_ms)),
         "ts_ms": pa.array(ts_ms),
         "viewer": viewer_ids.take(pa.array(viewer)),
-        "candidates": pa.ListArray.from_arrays(record.offsets, space_ids.take(shown)),
+        "candidates": pa.ListArray.from_arrays(record.offsets, space_ids.take(np.concatenate(record.shown))),
         "context": pa.StructArray.from_arrays([pa.array(world.hour(viewer, ts_ms))], names=["hour"]),
-    }
-    truth = {"request_id": request_ids} | {
-        name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
-        for name in ("p_click", "p_join", "examination")
     }
     columns = {
         "viewers": _viewer_columns(world, viewer_ids),
         "candidates": _candidate_columns(world, space_ids),
         "exposures": exposures,
-        "events": _event_columns(world, viewer, record, viewer_ids, space_ids, request_ids),
-        "truth": truth,
+        "events": _event_columns(exposures, record, world.end_ms),
+        "truth": {"request_id": exposures["request_id"], **record.truth()},
     }
-    return {name: pa.table(columns[name], schema=schema) for name, schema in SCHEMAS.items()}
+    return {name: pa.table(table) for name, table in columns.items()}
 
 
 def _viewer_columns(world: World, viewer_ids: pa.Array) -> dict[str, pa.Array]:
@@ -129,36 +109,25 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
     }
 
 
-def _event_columns(
-    world: World,
-    viewer: Ints,
-    record: VisitLog,
-    viewer_ids: pa.Array,
-    space_ids: pa.Array,
-    request_ids: pa.Array,
-) -> dict[str, pa.Array]:
+def _event_columns(exposures: Mapping[str, pa.Array], record: VisitLog, end_ms: int) -> dict[str, pa.Array]:
     clicked, joined = np.flatnonzero(record.flat("clicked")), np.flatnonzero(record.flat("joined"))
     row = np.concatenate([clicked, joined, joined])
     kind = np.repeat([0, 1, 2], [len(clicked), len(joined), len(joined)])
-    ts_ms = np.concatenate(
-        [
-            record.flat("click_ms")[clicked],
-            record.flat("join_ms")[joined],
-            record.flat("leave_ms")[joined],
-        ]
-    )
+    times = zip(("click_ms", "join_ms", "leave_ms"), (clicked, joined, joined), strict=True)
+    ts_ms = np.concatenate([record.flat(name)[rows] for name, rows in times])
     order = np.argsort(ts_ms, kind="stable")
     # Drop events after the log's end: they have not happened yet.
-    order = order[ts_ms[order] < world.end_ms]
-    row = row[order]
-    exposure = np.repeat(np.arange(len(viewer)), [len(shown) for shown in record.shown])[row]
+    order = order[ts_ms[order] < end_ms]
+    row = pa.array(row[order])
+    shown = exposures["candidates"]
+    exposure = pc.list_parent_indices(shown).take(row)
     return {
         "id": _ids("e", len(order)),
         "ts_ms": pa.array(ts_ms[order]),
-        "viewer": viewer_ids.take(pa.array(viewer[exposure])),
-        "candidate": space_ids.take(pa.array(np.concatenate(record.shown)[row])),
+        "viewer": exposures["viewer"].take(exposure),
+        "candidate": shown.values.take(row),
         "kind": _names(KINDS, kind[order]),
-        "request_id": request_ids.take(pa.array(exposure)),
+        "request_id": exposures["request_id"].take(exposure),
     }
 
 

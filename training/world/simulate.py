@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,10 @@ from serve.log.writer import write_log
 from training.world.population import DAY_MS
 from training.world.provenance import Provenance
 from training.world.record import KINDS, log_tables
-from training.world.world import SLATE, World
+from training.world.world import SLATE
 
 # 2026-01-05T00:00:00Z, a Monday.
 START_MS = 1_767_571_200_000
-DEFAULT_ROWS = 1_000_000
-DEFAULT_DAYS = 2.0
 VISITS_PER_VIEWER = 12
 REQUESTED = 5
 
@@ -39,9 +37,9 @@ REQUESTED = 5
 def simulate(
     out: Path,
     *,
-    rows: int = DEFAULT_ROWS,
+    rows: int,
     viewers: int | None = None,
-    days: float = DEFAULT_DAYS,
+    days: float,
     seed: int = 0,
     end_ms: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
@@ -74,10 +72,14 @@ def simulate(
             "give more rows or days"
         )
     write_log(out, tables)
-    request = _request(world, int(viewer[-1]), end_ms)
     provenance.write(out)
+    # The last viewer asks for some of the Spaces that are live at the end, and joins the last one.
+    live = world.spaces.live(end_ms)
+    who, shown = f"v{viewer[-1]:07d}", [f"s{space:07d}" for space in live[-REQUESTED:]]
+    request = {"viewer": who, "candidates": shown, "explain": True}
+    join = {"type": "event", "id": "e1", "viewer": who, "candidate": shown[-1], "kind": "join"}
     (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    (out / "event.json").write_text(json.dumps({"records": [_event(request)]}), encoding="utf-8")
+    (out / "event.json").write_text(json.dumps({"records": [join]}), encoding="utf-8")
     progress(1.0)
     kinds = tables["events"]["kind"].to_numpy()
     num_events = {kind: int(np.count_nonzero(kinds == kind)) for kind in KINDS}
@@ -91,24 +93,12 @@ def simulate(
         "exposures": num_exposures,
         "viewers": num_viewers,
         "candidates": len(world.spaces),
-        "live_at_end": len(world.spaces.live(end_ms)),
+        "live_at_end": len(live),
         "events": num_events,
         "click_rate": num_events["click"] / num_rows,
         "join_rate": num_events["join"] / num_rows,
         "seconds": time.perf_counter() - began_s,
     }
-
-
-def _request(world: World, viewer: int, end_ms: int) -> dict[str, Any]:
-    """Return a ranking request for the log's end: the last viewer, and some Spaces live then."""
-    live = world.spaces.live(end_ms)[-REQUESTED:].tolist()
-    return {"viewer": f"v{viewer:07d}", "candidates": [f"s{i:07d}" for i in live], "explain": True}
-
-
-def _event(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the event that the request's viewer joins its last candidate."""
-    viewer, candidate = request["viewer"], request["candidates"][-1]
-    return {"type": "event", "id": "e1", "viewer": viewer, "candidate": candidate, "kind": "join"}
 
 
 def _refuse_impossible(*, rows: int, viewers: int | None, days: float, seed: int) -> None:

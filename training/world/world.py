@@ -1,10 +1,12 @@
 """World simulator: the data-generating process of clicks and joins, and responses drawn from it.
 
-R rows, each a (viewer, Space) pair.
+R rows, each a (viewer, Space) pair; S Spaces.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,11 +82,9 @@ class Response:
 class World:
     """Population and process; the same seed, viewers and span give the same world."""
 
-    def __init__(
-        self, *, seed: int, viewers: int, start_ms: int, end_ms: int, process: Process | None = None
-    ) -> None:
+    def __init__(self, *, seed: int, viewers: int, start_ms: int, end_ms: int) -> None:
         streams = [default_rng(child) for child in SeedSequence(seed).spawn(4)]
-        self.process = process or Process()
+        self.process = Process()
         self.start_ms = start_ms
         self.end_ms = end_ms
         popularity = topics_by_language(streams[0])
@@ -189,6 +189,39 @@ class World:
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
             tastes[topic] += self.process.drift * max(0.0, self.process.max_taste - tastes[topic])
+
+
+class Audience:
+    """Listeners of each Space over time, through which earlier rankings affect later ones.
+
+    Joins and leaves are queued and applied in time order.
+    """
+
+    def __init__(self, num_spaces: int) -> None:
+        # [S], as of the last `advance`.
+        self.listeners: Ints = np.zeros(num_spaces, dtype=np.int64)
+        self._ahead: list[tuple[int, int, int]] = []
+        self._stays: defaultdict[int, dict[int, int]] = defaultdict(dict)
+
+    def enter(self, viewer: int, space: int, join_ms: int, leave_ms: int) -> None:
+        """Queue the stay of a viewer in a Space from join_ms to leave_ms."""
+        heapq.heappush(self._ahead, (join_ms, space, 1))
+        heapq.heappush(self._ahead, (leave_ms, space, -1))
+        self._stays[viewer][space] = leave_ms
+
+    def advance(self, ts_ms: int) -> None:
+        """Apply all joins and leaves strictly before ts_ms."""
+        while self._ahead and self._ahead[0][0] < ts_ms:
+            _, space, change = heapq.heappop(self._ahead)
+            self.listeners[space] += change
+
+    def of(self, viewer: int, ts_ms: int) -> Ints:
+        """Return the Spaces that the viewer is in at ts_ms, or about to join."""
+        stays = self._stays.get(viewer)
+        if not stays:
+            return np.empty(0, dtype=np.int64)
+        self._stays[viewer] = stays = {space: leave for space, leave in stays.items() if leave >= ts_ms}
+        return np.array(list(stays), dtype=np.int64)
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -20,9 +20,9 @@ def played(folder, surface, **changed):
     """
     write_log(folder / "played", tables() | changed)
     sent = []
-    for step in replay_requests(read_log(folder / "played", surface), surface):
-        body = json.loads(step.body)
-        sent.append(body if step.kind == "rank" else body["records"])
+    for exposure, encoded in replay_requests(read_log(folder / "played", surface), surface):
+        body = json.loads(encoded)
+        sent.append(body["records"] if exposure is None else body)
     return sent
 
 

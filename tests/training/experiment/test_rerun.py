@@ -170,7 +170,7 @@ def test_a_continued_world_keeps_its_spaces_and_its_past(home):
     for host in np.unique(spaces.host):
         mine = np.flatnonzero(spaces.host == host)
         assert (spaces.started_ms[mine][1:] > spaces.ends_ms[mine][:-1]).all()
-    queued = simulator.queue.before(simulator.world.end_ms)
+    queued = simulator.take(simulator.world.end_ms)
     assert min(record.ts_ms for record in queued) >= simulator.provenance.end_ms
     assert [record.ts_ms for record in queued] == sorted(record.ts_ms for record in queued)
 

@@ -12,7 +12,7 @@ from training.experiment import validation
 from training.experiment.comparison import comparisons
 from training.experiment.confidence_sequence import always_valid, factor
 from training.experiment.metrics import METRICS
-from training.experiment.statistics import PowerDesign, aggregates, compare, viewers_needed
+from training.experiment.statistics import aggregates, compare, solve
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
 
@@ -46,7 +46,7 @@ def test_a_difference_of_means_uses_welchs_test():
 def test_viewers_needed_match_the_textbook_formula():
     rng = np.random.default_rng(0)
     both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
-    needed = viewers_needed(CLICKS, both, 0.02, PowerDesign(ratio=1.0, adjusted=False))
+    needed = solve("n_obs", CLICKS, both, ratio=1.0, adjusted=False, effect=0.02)
     per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
     assert needed == pytest.approx(2 * per_arm, rel=0.02)
 
@@ -97,8 +97,8 @@ def test_both_scales_of_an_interval_exclude_zero_alike():
     control, treatment = (aggregates({"clicks": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))
     effect = compare(CLICKS, control, treatment, adjusted=False)
     valid = always_valid(effect, 8_000, 8_000)
-    assert (valid.low > 0) == (valid.relative_low > 0)
-    assert valid.high - valid.low == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
+    assert (valid["low"] > 0) == (valid["relative_low"] > 0)
+    assert valid["high"] - valid["low"] == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
 
 
 def test_a_few_runs_of_the_validation_hold():

@@ -7,16 +7,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from serve.contract.errors import TabrankError
 from serve.features.surface import load_surface
 from serve.log.reader import read_log
-from training.world.record import SCHEMAS
 from training.world.simulate import simulate
 from training.world.world import World
 
+# Types of the columns that are not strings.
+_TYPES = {
+    "ts_ms": pa.int64(),
+    "ends_ms": pa.int64(),
+    "started_ms": pa.int64(),
+    "speakers": pa.float64(),
+    "follows": pa.list_(pa.string()),
+    "candidates": pa.list_(pa.string()),
+    "context": pa.struct({"hour": pa.float64()}),
+    **dict.fromkeys(("p_click", "p_join", "examination"), pa.list_(pa.float64())),
+}
+_COLUMNS = {
+    "viewers": ("id", "ts_ms", "language", "country", "device", "follows"),
+    "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms"),
+    "exposures": ("request_id", "ts_ms", "viewer", "candidates", "context"),
+    "events": ("id", "ts_ms", "viewer", "candidate", "kind", "request_id"),
+    "truth": ("request_id", "p_click", "p_join", "examination"),
+}
+SCHEMAS = {
+    table: pa.schema({name: _TYPES.get(name, pa.string()) for name in names})
+    for table, names in _COLUMNS.items()
+}
 ROWS, DAYS = 33_000, 0.2
 WINDOW_MS = 30 * 60_000
 FAR_MS = 1 << 62

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.linear_model import PoissonRegressor
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from training.experiment.offline.counterfactual import Counterfactual
 from training.experiment.offline.placements import F64, I64, Flags
@@ -28,12 +28,8 @@ def ranked(score: F64, is_drawn: Flags) -> I64:
     """
     tie = np.random.default_rng(TIE_SEED).random(score.shape)
     key = np.where(is_drawn, -np.where(np.isfinite(score), score, -np.inf), np.inf)
-    exposure = np.broadcast_to(np.arange(len(score))[:, None], score.shape)
-    order = np.lexsort((tie.ravel(), key.ravel(), ~is_drawn.ravel(), exposure.ravel())).reshape(score.shape)
-    order = order - np.arange(len(score))[:, None] * score.shape[1]
-    place = np.empty(score.shape, np.int64)
-    np.put_along_axis(place, order, np.broadcast_to(np.arange(score.shape[1]), score.shape), axis=1)
-    return np.where(is_drawn, place, np.arange(score.shape[1]))
+    order = np.lexsort((tie, key, ~is_drawn), axis=1)
+    return np.where(is_drawn, np.argsort(order, axis=1), np.arange(score.shape[1]))
 
 
 def attraction(known: Counterfactual, scores: F64) -> F64:
@@ -45,23 +41,21 @@ def attraction(known: Counterfactual, scores: F64) -> F64:
     drawn, rows = known.drawn, known.is_drawn
     columns = scores[rows]
     columns = np.clip(np.where(np.isfinite(columns), columns, 0.0), -12.0, 12.0)
-    pairs = [columns[:, i] * columns[:, j] for i in range(columns.shape[1]) for j in range(i + 1)]
-    columns = StandardScaler().fit_transform(np.column_stack([columns, *pairs]))
+    columns = PolynomialFeatures(2, include_bias=False).fit_transform(columns)
+    columns = StandardScaler().fit_transform(columns)
     exposure = np.broadcast_to(known.examination, rows.shape)[rows]
     rate = drawn.reward[rows] / exposure
     cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]
     number = np.unique(cluster, return_inverse=True)[1]
     fold = np.random.default_rng(0).integers(NUM_FOLDS, size=number.max() + 1)[number]
-    modelled = np.empty(len(rate))
+    modelled = np.zeros(len(rate))
     for i in range(NUM_FOLDS):
         others = fold != i
         # Without any event there is nothing to fit: predict 0, and the estimate becomes IPS.
-        if not rate[others].any():
-            modelled[~others] = 0.0
-            continue
-        model = PoissonRegressor(alpha=_L2, solver="newton-cholesky")
-        model.fit(columns[others], rate[others], sample_weight=exposure[others])
-        modelled[~others] = np.minimum(model.predict(columns[~others]), 1.0)
+        if rate[others].any():
+            model = PoissonRegressor(alpha=_L2, solver="newton-cholesky")
+            model.fit(columns[others], rate[others], sample_weight=exposure[others])
+            modelled[~others] = np.minimum(model.predict(columns[~others]), 1.0)
     found = np.zeros(rows.shape)
     found[rows] = modelled
     return found

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from training.data.dataset import Progress
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Estimate
+from training.experiment.offline.estimate import called
 from training.experiment.offline.open_bandit import open_bandit
 from training.experiment.offline.open_bandit import text as open_bandit_text
 from training.experiment.offline.placements import Bins, place_counts
@@ -44,16 +46,20 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
     """
     real = None if obp is None else open_bandit(obp)
     truth = true_values()
-    found: defaultdict[tuple[str, str], list[_Run]] = defaultdict(list)
+    rows: list[dict[str, Any]] = []
     for number in range(runs):
-        for key, one in _one(sample(np.random.default_rng([0, number]), NUM_VIEWERS), truth, number).items():
-            found[key].append(one)
+        rows += _rows(sample(np.random.default_rng([0, number]), NUM_VIEWERS), truth, number)
         progress((number + 1) / runs)
     simulated: dict[str, dict[str, Any]] = {how: {} for how in ESTIMATORS}
-    for (how, name), rows in found.items():
-        simulated[how][name] = _rates(rows, truth[name])
-        if name not in TRUE_VERDICTS:
-            simulated[how][name]["covered_difference"] = None
+    frame = pd.DataFrame(rows)
+    for how, name in product(ESTIMATORS, truth):
+        found = frame[(frame["how"] == how) & (frame["name"] == name)]
+        simulated[how][name] = {
+            "covered": float(found["covered"].mean()),
+            "covered_difference": float(found["difference"].mean()) if name in TRUE_VERDICTS else None,
+            "bias": float(found["value"].mean()) - truth[name],
+            "called": found["called"].value_counts(normalize=True).sort_index().to_dict(),
+        }
     result: dict[str, Any] = {
         "runs": runs,
         "exposures": len(sample(np.random.default_rng(0), NUM_VIEWERS).drawn),
@@ -66,43 +72,31 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
     return result
 
 
-# Value, whether its interval and that of the difference cover the truth, verdict.
-_Run = tuple[float, bool, bool, str]
-
-
-def _one(world: WorldSample, truth: Mapping[str, float], seed: int) -> dict[tuple[str, str], _Run]:
+def _rows(world: WorldSample, truth: Mapping[str, float], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield by estimator and scorer the value, the truths covered, and the verdict."""
     bins = Bins(NUM_CANDIDATES)
     counts = place_counts(world.drawn.weight, bins, np.random.default_rng([1, seed]))
     known = Counterfactual(world.drawn, bins, counts)
     places = {name: ranked(odds, known.is_drawn) for name, odds in world.odds.items()}
-    runs: dict[tuple[str, str], _Run] = {}
     for name, odds in world.odds.items():
         worth = attraction(known, np.stack([world.drawn.weight, odds], axis=2))
         sums, logging = (known.value(places[one], worth, NUM_CANDIDATES) for one in (name, "logging"))
         for how, of in ESTIMATORS.items():
             ours = of(sums)
             apart = ours.minus(of(logging))
-            low, high = apart.interval(world.drawn.cluster)
-            called = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-            difference = truth[name] - truth["logging"]
-            covered = _covers(ours, world, truth[name]), _covers(apart, world, difference)
-            runs[how, name] = ours.value, *covered, called
-    return runs
+            yield {
+                "how": how,
+                "name": name,
+                "value": ours.value,
+                "covered": _covers(ours, world, truth[name]),
+                "difference": _covers(apart, world, truth[name] - truth["logging"]),
+                "called": called(apart.interval(world.drawn.cluster)),
+            }
 
 
 def _covers(estimate: Estimate, world: WorldSample, truth: float) -> bool:
     low, high = estimate.interval(world.drawn.cluster)
     return low <= truth <= high
-
-
-def _rates(rows: list[_Run], truth: float) -> dict[str, Any]:
-    values, covered, differences, called = zip(*rows, strict=True)
-    return {
-        "covered": float(np.mean(covered)),
-        "covered_difference": float(np.mean(differences)),
-        "bias": float(np.mean(values)) - truth,
-        "called": {name: called.count(name) / len(rows) for name in sorted(set(called))},
-    }
 
 
 def _holds(name: str, one: Mapping[str, Any]) -> bool:

@@ -64,10 +64,14 @@ class Estimate:
         """Return the difference of two estimates on the same exposures."""
         return Estimate(self.value - other.value, self.influence - other.influence)
 
+    def error(self, cluster: I64) -> float:
+        """Return the standard error over clusters `[N]`, infinite for a single one."""
+        _, error = mean_and_error(self.influence, cluster)
+        return np.inf if error is None else error
+
     def interval(self, cluster: I64) -> tuple[float, float]:
         """Return the 95 % interval over clusters `[N]`."""
-        _, error = mean_and_error(self.influence, cluster)
-        reach = Z95 * (np.inf if error is None else error)
+        reach = Z95 * self.error(cluster)
         return self.value - reach, self.value + reach
 
 

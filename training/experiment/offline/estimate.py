@@ -5,7 +5,7 @@ The reference is `served`, the ranking by the logged scores, which is served wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from training.data.dataset import Progress
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
 from training.experiment.offline.explored import explored
-from training.experiment.offline.interference import effect_of_above, is_shown
+from training.experiment.offline.interference import effect_of_above
 from training.experiment.offline.placements import F64, Bins, place_counts
 
 VERDICT_BY = "dr"
@@ -98,29 +98,40 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
             )
     values = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
     logged = known.logged(num_places)
-    difference: dict[str, dict[str, Any]] = {"served": {}, "drawn": {}}
-    for how in ESTIMATORS:
-        ours, theirs = values["model", how], values["served", how]
-        difference["served"][how] = _difference(ours, theirs, drawn)
-        difference["drawn"][how] = _difference(ours, logged, drawn)
-    result: dict[str, Any] = {
+    difference = {
+        "served": {
+            how: _difference(values["model", how], values["served", how], drawn) for how in ESTIMATORS
+        },
+        "drawn": {how: _difference(values["model", how], logged, drawn) for how in ESTIMATORS},
+    }
+    rankings = {
+        name: {how: _summary(values[name, how], drawn) for how in ESTIMATORS}
+        | {"effective_events": round(one.effective, 1), "clipped": one.clipped}
+        for name, one in sums.items()
+    }
+    theta = known.examination
+    above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
+    interference = above and _summary(above, drawn) | {
+        "matters": abs(above.value) > DOUBTFUL * above.error(drawn.cluster)
+    }
+    return {
         "exposures": len(drawn),
         "viewers": len(np.unique(drawn.cluster)),
         "events": int(drawn.reward[:, :num_places].sum()),
         "positions": positions,
+        **rankings,
+        "drawn": _summary(logged, drawn),
+        "difference": difference,
+        "examination": {str(at): float(theta[at - 1]) for at in SHOWN_PLACES if at <= len(theta)},
+        "above": interference,
+        "verdict": called(difference["served"][VERDICT_BY]["interval"]),
     }
-    for name, one in sums.items():
-        result[name] = {how: _summary(values[name, how], drawn) for how in ESTIMATORS}
-        result[name] |= {"effective_events": round(one.effective, 1), "clipped": one.clipped}
-    result["drawn"] = _summary(logged, drawn)
-    result["difference"] = difference
-    theta = known.examination
-    result["examination"] = {str(at): float(theta[at - 1]) for at in SHOWN_PLACES if at <= len(theta)}
-    above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
-    result["above"] = above and _summary(above, drawn) | {"matters": is_shown(above, drawn, DOUBTFUL)}
-    low, high = difference["served"][VERDICT_BY]["interval"]
-    result["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return result
+
+
+def called(interval: Sequence[float]) -> str:
+    """Return the verdict on a difference with this interval."""
+    low, high = interval
+    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
 
 
 def _log_odds(score: F64) -> F64:

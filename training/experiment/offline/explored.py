@@ -6,7 +6,6 @@ Letters: N exposures, C candidates of the longest one, P shown candidates of all
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,18 +23,16 @@ from serve.features.surface import Surface
 from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
-from serve.model.scorers import load_scorer
 from serve.ranking.exploration import log_weight, pick_probability
 from training.data.dataset import Progress
 from training.data.feature_replay import recompute_features
 from training.data.labels import Owners
+from training.evaluation.evaluate import score
 from training.experiment.offline.counterfactual import Drawn
 from training.experiment.offline.placements import F64
 
 # Largest relative deviation of a logged propensity from the one that the logged scores give.
 TOLERANCE = 1e-3
-# Score about this many rows at once, to bound the memory.
-ROWS_AT_ONCE = 4_096
 CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
 COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
@@ -113,12 +110,12 @@ def explored(
     reward = np.zeros(is_shown.shape)
     reward[is_shown] = _earned(replay, log, surface, event)[flat]
     viewer = replay.exposure_viewer[rows]
+    matrices = {}
+    for i, matrix in recompute_features(features, log, replay, rows):
+        matrices[i] = matrix
+        progress(len(matrices) / len(rows))
     new = np.full(is_shown.shape, np.nan)
-    number = {i: n for n, i in enumerate(rows.tolist())}
-    scored = _scored(artifact, recompute_features(features, log, replay, rows))
-    for done, (i, values) in enumerate(scored, 1):
-        new[number[i], : len(values)] = values
-        progress(done / len(rows))
+    new[is_shown] = score(artifact.path, Matrix.stacked([matrices[i] for i in rows.tolist()]))
     made_until_ms = artifact.manifest.get("seen_until_ms", 0)
     return Explored(
         Drawn(
@@ -146,35 +143,27 @@ def _draws(folder: Path, log: Log) -> dict[int, _Draw]:
         )
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
     models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
-    outside = _outside(table)
+    # Known viewers outside experiments include testers under an arm of the X-Arm header, which the
+    # log does not mark. Anonymous viewers are outside experiments too, and stay.
+    outside = [False] * len(table)
+    if {"experiment", "viewer"} <= set(table.column_names):
+        outside = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"])).to_pylist()
     found: dict[int, _Draw] = {}
     for row, place in enumerate(at.to_pylist()):
         # Test traffic has no place, and repeated requests have one already.
         if place is not None and place not in found:
-            score, propensity = (_numbers(table[name][row]) for name in ("scores", "propensity"))
-            found[place] = _Draw(score.astype(np.float32), propensity, models[row] or "unknown", outside[row])
+            scores, propensity = (
+                table[name][row].values.to_numpy(zero_copy_only=False).astype(np.float64)
+                for name in ("scores", "propensity")
+            )
+            found[place] = _Draw(
+                scores.astype(np.float32), propensity, models[row] or "unknown", outside[row]
+            )
     if not found:
         raise TabrankError(
             f'{folder}: every exposure with propensities is test traffic (traffic = "test"); serve live traffic'
         )
     return found
-
-
-def _outside(table: pa.Table) -> list[bool]:
-    """Return flags of exposures of known viewers outside experiments.
-
-    These include rankings of testers under an arm of the X-Arm header, which the log does not
-    mark. Anonymous viewers are outside experiments too, and stay. Without the columns no
-    exposure is flagged.
-    """
-    if not {"experiment", "viewer"} <= set(table.column_names):
-        return [False] * len(table)
-    in_none = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"]))
-    return [bool(flag) for flag in in_none.to_pylist()]
-
-
-def _numbers(value: pa.ListScalar) -> F64:
-    return np.asarray(value.values.to_numpy(zero_copy_only=False), np.float64)
 
 
 def _is_cut(draw: _Draw, request_id: str, folder: Path) -> bool:
@@ -203,28 +192,3 @@ def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
     earned = np.zeros(len(replay.shown))
     earned[at[at >= 0]] = 1.0
     return earned
-
-
-def _scored(artifact: Artifact, matrices: Iterator[tuple[int, Matrix]]) -> Iterator[tuple[int, F32]]:
-    """Yield each exposure's scores, computed for several exposures at once."""
-    scorer = load_scorer(artifact.path, "onnx")
-    waiting: list[tuple[int, Matrix]] = []
-    num_rows = 0
-    for one in matrices:
-        waiting.append(one)
-        num_rows += len(one[1].numeric)
-        if num_rows >= ROWS_AT_ONCE:
-            yield from _score_batch(scorer.score, waiting)
-            waiting, num_rows = [], 0
-    yield from _score_batch(scorer.score, waiting)
-
-
-def _score_batch(
-    score: Callable[[F32, NDArray[np.uint64]], F32], waiting: list[tuple[int, Matrix]]
-) -> Iterator[tuple[int, F32]]:
-    if not waiting:
-        return
-    whole = Matrix.stacked([matrix for _, matrix in waiting])
-    ends = np.cumsum([len(matrix.numeric) for _, matrix in waiting])
-    parts = np.split(score(whole.numeric, whole.category), ends[:-1])
-    yield from ((i, part) for (i, _), part in zip(waiting, parts, strict=True))

@@ -14,9 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from training.evaluation.paired import mean_and_error
 from training.experiment.offline.counterfactual import Drawn, Estimate
-from training.experiment.offline.placements import F64, KEYS_AT_ONCE, NUM_DRAWS, Bins, drawn_orders
+from training.experiment.offline.placements import F64, Bins, drawn_orders
 
 
 def effect_of_above(drawn: Drawn, bins: Bins, rng: Generator) -> Estimate | None:
@@ -36,28 +35,18 @@ def effect_of_above(drawn: Drawn, bins: Bins, rng: Generator) -> Estimate | None
     return Estimate(gamma, (score - gamma * information) / information.mean())
 
 
-def is_shown(effect: Estimate, drawn: Drawn, num_errors: float) -> bool:
-    """Return whether γ is more than `num_errors` standard errors from 0."""
-    _, error = mean_and_error(effect.influence, drawn.cluster)
-    return error is not None and abs(effect.value) > num_errors * error
-
-
 def _expected(weight: F64, worth: F64, bins: Bins, rng: Generator) -> F64:
     """Return `[N, C]` the mean sum of `worth` above each candidate at its position, or NaN."""
-    num, width = weight.shape
-    total, times = np.zeros(num * width), np.zeros(num * width)
-    here = bins.of[:width]
-    at_once = max(1, KEYS_AT_ONCE // (NUM_DRAWS * width))
-    for begin in range(0, num, at_once):
-        part = slice(begin, begin + at_once)
-        order = drawn_orders(weight[part], rng, NUM_DRAWS)
+    total, times = np.zeros(weight.shape), np.zeros(weight.shape)
+    here = bins.of[: weight.shape[1]]
+    for part, order in drawn_orders(weight, rng):
         # Keep the draws that put the candidate into its own bin.
         stands = here[order] == here
         drawn = np.take_along_axis(np.broadcast_to(worth[part], order.shape), order, 2)
         above = np.cumsum(drawn, axis=2) - drawn
-        cell = (np.arange(len(order[0]))[:, None] * width + order)[stands]
-        cells = slice(begin * width, begin * width + order[0].size)
-        total[cells] = np.bincount(cell, above[stands], order[0].size)
-        times[cells] = np.bincount(cell, minlength=order[0].size)
+        row = np.arange(order[0].size).reshape(order[0].shape)
+        cell = np.take_along_axis(np.broadcast_to(row, order.shape), order, 2)[stands]
+        total[part] = np.bincount(cell, above[stands], row.size).reshape(row.shape)
+        times[part] = np.bincount(cell, minlength=row.size).reshape(row.shape)
     with np.errstate(invalid="ignore"):
-        return np.asarray((total / times).reshape(num, width), np.float64)
+        return total / times

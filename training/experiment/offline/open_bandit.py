@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import sem
 
 from serve.contract.errors import TabrankError
-from training.evaluation.paired import mean_and_error
-from training.experiment.offline.counterfactual import ESTIMATORS, MAX_WEIGHT, Z95, Estimate, Sums
+from training.experiment.offline.counterfactual import ESTIMATORS, MAX_WEIGHT, Z95, Sums
 from training.experiment.offline.placements import F64, I64
 
 CAMPAIGNS = ("all", "men", "women")
@@ -90,27 +90,20 @@ def _compare(own: BanditLog, log: BanditLog, *, is_known: bool) -> dict[str, Any
     # [folds, K].
     rate = np.stack([_rates(log, fold != i, num_items) for i in range(NUM_FOLDS)])
     modelled = rate[fold, log.item]
+    expected = (rate @ choice.T)[fold, log.position]
+    parts = [weight * log.click, weight, np.ones(len(weight)), expected, weight * modelled]
     sums = Sums(
-        parts=np.stack(
-            [
-                weight * log.click,
-                weight,
-                np.ones(len(weight)),
-                (rate @ choice.T)[fold, log.position],
-                weight * modelled,
-            ]
-        ),
+        parts=np.stack(parts),
         fixed=np.zeros(len(weight)),
         moved=np.zeros((5, len(weight))),
         effective=float(weight.sum() ** 2 / (weight**2).sum()),
         clipped=float(1.0 - weight.sum() / full.sum()),
     )
     on_policy = float(own.click.mean())
-    error = _error(own.click)
     result: dict[str, Any] = {
         "rows": len(weight),
         "clicks": int(log.click.sum()),
-        "on_policy": {"value": on_policy, "interval": [on_policy - Z95 * error, on_policy + Z95 * error]},
+        "on_policy": {"value": on_policy, "interval": _interval(on_policy, sem(own.click))},
         "effective": round(sums.effective, 1),
         "clipped": sums.clipped,
     }
@@ -118,26 +111,19 @@ def _compare(own: BanditLog, log: BanditLog, *, is_known: bool) -> dict[str, Any
     counted = np.zeros(len(own.item)) if is_known else rate.mean(axis=0)[own.item]
     for how, of in ESTIMATORS.items():
         estimate = of(sums)
-        ours = _error(estimate.influence)
-        alone, apart = np.hypot(ours, _error(counted)), np.hypot(ours, _error(own.click - counted))
-        result[how] = _summary(estimate, float(alone), float(apart), on_policy)
+        error = sem(estimate.influence)
+        low, high = _interval(estimate.value - on_policy, np.hypot(error, sem(own.click - counted)))
+        result[how] = {
+            "value": estimate.value,
+            "interval": _interval(estimate.value, np.hypot(error, sem(counted))),
+            "difference": [low, high],
+            "agrees": low <= 0.0 <= high,
+        }
     return result
 
 
-def _summary(estimate: Estimate, error: float, apart: float, on_policy: float) -> dict[str, Any]:
-    off = estimate.value - on_policy
-    return {
-        "value": estimate.value,
-        "interval": [estimate.value - Z95 * error, estimate.value + Z95 * error],
-        "difference": [off - Z95 * apart, off + Z95 * apart],
-        "agrees": bool(abs(off) <= Z95 * apart),
-    }
-
-
-def _error(values: F64) -> float:
-    _, error = mean_and_error(values, np.arange(len(values)))
-    assert error is not None
-    return error
+def _interval(value: float, error: float) -> list[float]:
+    return [float(value - Z95 * error), float(value + Z95 * error)]
 
 
 def _rates(log: BanditLog, chosen: Any, num_items: int) -> F64:
@@ -150,21 +136,19 @@ def _rates(log: BanditLog, chosen: Any, num_items: int) -> F64:
 def _read(path: Path, policy: str, campaign: str) -> BanditLog:
     name = f"{policy}/{campaign}/{campaign}.csv"
     remedy = "get it with `pip download obp==0.4.1 --no-deps`, and give the wheel or its unpacked folder"
-    if path.is_dir():
-        found = sorted(path.rglob(name))
-        if not found:
-            raise TabrankError(f"--obp: {path} holds no {name} of the Open Bandit Dataset; {remedy}")
-        table = pd.read_csv(found[0], usecols=lambda column: column in COLUMNS)
-    else:
-        try:
-            with zipfile.ZipFile(path) as wheel:
-                member = next((entry for entry in wheel.namelist() if entry.endswith("/" + name)), None)
-                if member is None:
-                    raise TabrankError(f"--obp: {path} holds no {name} of the Open Bandit Dataset; {remedy}")
-                with wheel.open(member) as file:
-                    table = pd.read_csv(file, usecols=lambda column: column in COLUMNS)
-        except (OSError, zipfile.BadZipFile):
-            raise TabrankError(f"--obp: {path} is neither a wheel nor a folder; {remedy}") from None
+    files: list[Path | zipfile.Path]
+    try:
+        if path.is_dir():
+            files = [*sorted(path.rglob(name))]
+        else:
+            wheel = zipfile.Path(path)
+            files = [wheel / member for member in wheel.root.namelist() if member.endswith("/" + name)]
+    except (OSError, zipfile.BadZipFile):
+        raise TabrankError(f"--obp: {path} is neither a wheel nor a folder; {remedy}") from None
+    if not files:
+        raise TabrankError(f"--obp: {path} holds no {name} of the Open Bandit Dataset; {remedy}")
+    with files[0].open("rb") as file:
+        table = pd.read_csv(file, usecols=lambda column: column in COLUMNS)
     if set(table.columns) != COLUMNS:
         missing = ", ".join(sorted(COLUMNS - set(table.columns)))
         raise TabrankError(f"--obp: {name} in {path} lacks {missing}; {remedy}")

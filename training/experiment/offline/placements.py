@@ -7,6 +7,8 @@ positions, D draws.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -48,23 +50,25 @@ def place_counts(weight: F64, bins: Bins, rng: Generator, num_draws: int = NUM_D
 
     `weight` `[N, C]` are log weights, −inf for candidates that are not drawn, whose counts are 0.
     """
-    num, width = weight.shape
-    counts = np.zeros((num, width, len(bins)), np.uint8)
-    at_once = max(1, KEYS_AT_ONCE // max(1, num_draws * width))
-    for begin in range(0, num, at_once):
-        part = weight[begin : begin + at_once]
-        order = drawn_orders(part, rng, num_draws)
-        row = np.arange(part.size).reshape(1, *part.shape)
-        cell = np.take_along_axis(np.broadcast_to(row, order.shape), order, 2) * len(bins) + bins.of[:width]
-        found = np.bincount(cell.ravel(), minlength=part.size * len(bins))
-        counts[begin : begin + at_once] = found.reshape(*part.shape, len(bins))
+    counts = np.zeros((*weight.shape, len(bins)), np.uint8)
+    for part, order in drawn_orders(weight, rng, num_draws):
+        first = np.arange(order[0].size).reshape(order[0].shape) * len(bins)
+        cell = np.take_along_axis(np.broadcast_to(first, order.shape), order, 2) + bins.of[: order.shape[2]]
+        counts[part] = np.bincount(cell.ravel(), minlength=counts[part].size).reshape(counts[part].shape)
     counts[~np.isfinite(weight)] = 0
     return counts
 
 
-def drawn_orders(weight: F64, rng: Generator, num_draws: int) -> I64:
-    """Draw orders `[D, n, C]` from log weights `[n, C]` as `serve.ranking.exploration` does."""
-    keys = rng.standard_exponential((num_draws, *weight.shape), np.float32)
-    # −log of an exponential is Gumbel noise. float32 keys rarely tie, and sort twice as fast.
-    keys = np.log(np.maximum(keys, _TINY, out=keys), out=keys) - weight.astype(np.float32)
-    return np.argsort(keys, axis=2)
+def drawn_orders(weight: F64, rng: Generator, num_draws: int = NUM_DRAWS) -> Iterator[tuple[slice, I64]]:
+    """Draw orders from log weights `[N, C]` as `serve.ranking.exploration` does.
+
+    Yields some exposures at a time, with their orders `[D, n, C]`.
+    """
+    num, width = weight.shape
+    at_once = max(1, KEYS_AT_ONCE // max(1, num_draws * width))
+    for begin in range(0, num, at_once):
+        part = slice(begin, begin + at_once)
+        keys = rng.standard_exponential((num_draws, *weight[part].shape), np.float32)
+        # −log of an exponential is Gumbel noise. float32 keys rarely tie, and sort twice as fast.
+        keys = np.log(np.maximum(keys, _TINY, out=keys), out=keys) - weight[part].astype(np.float32)
+        yield part, np.argsort(keys, axis=2)

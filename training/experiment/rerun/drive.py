@@ -82,7 +82,7 @@ def drive(
 
 
 def _send(simulator: SimulatorState, before_ms: int, service: RankingService, served: Served) -> None:
-    records = simulator.queue.before(before_ms)
+    records = simulator.take(before_ms)
     if records:
         service.send(records)
         served.num_events += sum(isinstance(record, Event) for record in records)
@@ -98,7 +98,7 @@ def _respond(simulator: SimulatorState, who: int, request_id: str, shown: Ints, 
             doing |= {"join": join_ms, "leave": leave_ms}
             simulator.audience.enter(who, space, join_ms, leave_ms)
         for kind, ts_ms in doing.items():
-            simulator.queue.add(
+            simulator.add(
                 Event(
                     id=f"{request_id}-{space}-{kind}",
                     viewer=f"v{who:07d}",

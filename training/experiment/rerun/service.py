@@ -16,11 +16,7 @@ from serve.ingest.apply import RecordApplier
 from serve.log.events import Exposure
 from serve.model.scorers import Scorer
 from training.audit.http_replay import ReplayClient
-from training.audit.player import MAX_POST_BYTES, ReplayRequest
-
-# A record of the simulated world has about 250 bytes; this many stay below the body limit.
-RECORDS_AT_ONCE = 1_000
-assert RECORDS_AT_ONCE * 400 < MAX_POST_BYTES
+from training.audit.player import posts
 
 
 class Answer(NamedTuple):
@@ -46,18 +42,16 @@ class Remote:
 
     def __init__(self, service: ReplayClient) -> None:
         self._service = service
-        self._encode = msgspec.json.Encoder().encode
 
     def rank(self, request: RankRequest) -> Answer:
         """Request a ranking."""
-        answer = self._service.rank(ReplayRequest("rank", self._encode(request)), request.request_id or "")
+        answer = self._service.rank(msgspec.json.encode(request), request.request_id or "")
         return Answer([r["candidate"] for r in answer["ranking"]], answer["arm"], answer["rung"])
 
     def send(self, records: Sequence[ClientRecord]) -> None:
         """Post the records."""
-        for begin in range(0, len(records), RECORDS_AT_ONCE):
-            part = records[begin : begin + RECORDS_AT_ONCE]
-            self._service.post(ReplayRequest("events", self._encode({"records": part})))
+        for body in posts(map(msgspec.json.encode, records)):
+            self._service.post(body)
 
 
 class InProcessArm:

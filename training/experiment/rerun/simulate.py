@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from serve.config.settings import CURRENT, POPULAR
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
-from serve.features.rows import Schema, State
-from serve.features.surface import Surface, load_surface
+from serve.features.rows import Schema
+from serve.features.surface import load_surface
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
@@ -25,8 +25,8 @@ from training.audit.http_replay import ReplayClient, check_service
 from training.experiment.rerun.drive import Served, drive
 from training.experiment.rerun.service import InProcessArm, Remote
 from training.experiment.rerun.simulator_state import QUIET_MS, SimulatorState
-from training.experiment.rerun.truth import by_arm, control, effects, write_truth
-from training.world.population import DAY_MS, Ints
+from training.experiment.rerun.truth import by_arm, effects, write_truth
+from training.world.population import DAY_MS
 
 # Surface of the simulated world.
 SURFACE = "spaces"
@@ -43,7 +43,7 @@ def simulate(
     seed: int = 0,
     model: Path | None = None,
     out: Path | None = None,
-    progress: Progress = lambda what: nullcontext(lambda share: None),
+    progress: Progress,
 ) -> dict[str, Any]:
     """Continue the world of a simulated log for `days`, with rankings by the service at `url`.
 
@@ -71,14 +71,22 @@ def simulate(
         with progress("the days before") as share:
             simulator = SimulatorState.after(log, days, seed, share)
         visits = simulator.visits(rankings, seed)
-        state = None if artifact is None else _state(log, surface)
+        # Read the log before the service continues it.
+        replay = None if artifact is None else Replay(Schema(surface), read_log(log, surface))
         started_s = time.perf_counter()
         with progress("experiment") as share:
             served = drive(deepcopy(simulator), visits, Remote(service), seed, share)
         seconds = time.perf_counter() - started_s
     result = _result(served, arms, service, seconds, simulator) | {"alone": None}
-    if state is not None:
-        result["alone"] = _alone(simulator, visits, state, scorers, seed, result["control"], progress)
+    if replay is not None:
+        # The state that `serve load` stores: a simulated log declares all its ids.
+        replay.finish()
+        alone: dict[str, Any] = {}
+        for arm, scorer in scorers.items():
+            in_process = InProcessArm(arm, deepcopy(replay.state), scorer)
+            with progress(f"{arm} alone") as share:
+                alone |= by_arm(drive(deepcopy(simulator), visits, in_process, seed, share))
+        result["alone"] = {"arms": alone, "effect": effects(alone, result["control"])}
     result["model"] = described["model"]
     if out is not None:
         out.mkdir(parents=True)
@@ -122,13 +130,6 @@ def _scorer(arm: Mapping[str, Any], artifact: Artifact) -> Scorer | None:
     )
 
 
-def _state(log: Path, surface: Surface) -> State:
-    """Return the state that `serve load` stores; a simulated log declares all its ids."""
-    replay = Replay(Schema(surface), read_log(log, surface))
-    replay.finish()
-    return replay.state
-
-
 def _result(
     served: Served,
     arms: list[dict[str, Any]],
@@ -137,7 +138,8 @@ def _result(
     simulator: SimulatorState,
 ) -> dict[str, Any]:
     found = by_arm(served)
-    base = control(arms)
+    # Compare with the arm that ranks by popularity, else with the first.
+    base = next((arm for arm in arms if arm["scorer"] == POPULAR), arms[0])["name"]
     rungs = Counter(served.rung)
     return {
         "control": base,
@@ -154,20 +156,3 @@ def _result(
         "shown": {"arms": found, "effect": effects(found, base) if base in found else {}},
         "held": set(rungs) == {"full"},
     }
-
-
-def _alone(
-    simulator: SimulatorState,
-    visits: tuple[Ints, Ints],
-    state: State,
-    scorers: Mapping[str, Scorer | None],
-    seed: int,
-    base: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for arm, scorer in scorers.items():
-        service = InProcessArm(arm, deepcopy(state), scorer)
-        with progress(f"{arm} alone") as share:
-            found |= by_arm(drive(deepcopy(simulator), visits, service, seed, share))
-    return {"arms": found, "effect": effects(found, base)}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_left, insort
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, ClientRecord, Event
 from serve.log.reader import read_table
 from serve.log.replay import EVENT, UPSERT
-from training.world.audience import Audience
 from training.world.population import DAY_MS, MINUTE_MS, Ints
 from training.world.provenance import Provenance
 from training.world.record import log_tables
-from training.world.world import World
+from training.world.world import Audience, World
 
 # Stop visits 3 minutes before the end: clicks and joins, all within 2.5 minutes, then stay inside.
 QUIET_MS = 3 * MINUTE_MS
@@ -30,34 +28,18 @@ QUIET_MS = 3 * MINUTE_MS
 SPACES, VISITS = 3, 4
 
 
-class RecordQueue:
-    """Queue of the records that a service has not received, in order of time."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, int, ClientRecord]] = []
-        self._number = count()
-
-    def add(self, record: ClientRecord) -> None:
-        """Add a record at its `ts_ms`; attributes come before events of the same time."""
-        kind = EVENT if isinstance(record, Event) else UPSERT
-        heapq.heappush(self._heap, (record.ts_ms or 0, kind, next(self._number), record))
-
-    def before(self, ts_ms: int) -> list[ClientRecord]:
-        """Remove and return the records from strictly before `ts_ms`."""
-        due = []
-        while self._heap and self._heap[0][0] < ts_ms:
-            due.append(heapq.heappop(self._heap)[-1])
-        return due
-
-
 @dataclass
 class SimulatorState:
-    """World with its audiences and its queue of records; all advance with time."""
+    """World with its audiences and the records that a service has not received.
+
+    All advance with time.
+    """
 
     provenance: Provenance
     world: World
     audience: Audience
-    queue: RecordQueue
+    # In order of time; attributes come before events of the same time.
+    queue: list[ClientRecord] = field(default_factory=list)
 
     @classmethod
     def after(
@@ -77,22 +59,36 @@ class SimulatorState:
         record, audience = provenance.simulate_visits(world, progress)
         tables = log_tables(world, *provenance.visits(world), record)
         _check(log, tables["events"], provenance)
-        queue = RecordQueue()
+        simulator = cls(provenance, world, audience)
         for row in _since(tables["candidates"], provenance.end_ms):
             about = {name: row.pop(name) for name in ("id", "ts_ms", "ends_ms")}
             # Leave out the default, as a client does.
             if about["ends_ms"] is None:
                 del about["ends_ms"]
-            queue.add(Candidate(fields=row, **about))
+            simulator.add(Candidate(fields=row, **about))
         for row in _since(tables["events"], provenance.end_ms):
-            queue.add(Event(**row))
-        return cls(provenance, world, audience, queue)
+            simulator.add(Event(**row))
+        return simulator
+
+    def add(self, record: ClientRecord) -> None:
+        """Queue a record at its `ts_ms`."""
+        insort(self.queue, record, key=_when)
+
+    def take(self, before_ms: int) -> list[ClientRecord]:
+        """Remove and return the queued records from strictly before a time."""
+        num = bisect_left(self.queue, (before_ms, UPSERT), key=_when)
+        due, self.queue[:num] = self.queue[:num], []
+        return due
 
     def visits(self, num: int, seed: int) -> tuple[Ints, Ints]:
         """Return times and viewers of `num` visits after the log's end, in order of time."""
         rng = default_rng([self.provenance.seed, VISITS, seed])
         end_ms = max(self.world.end_ms - QUIET_MS, self.provenance.end_ms + 1)
         return self.world.viewers.visits(rng, num, self.provenance.end_ms, end_ms)
+
+
+def _when(record: ClientRecord) -> tuple[int, int]:
+    return record.ts_ms or 0, EVENT if isinstance(record, Event) else UPSERT
 
 
 def _since(table: pa.Table, ts_ms: int) -> list[dict[str, Any]]:

@@ -6,8 +6,7 @@ same holds for joins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,21 @@ from numpy.typing import NDArray
 from training.experiment.rerun.drive import Served
 
 F64 = NDArray[np.float64]
-Measures = dict[str, float]
 Effect = dict[str, dict[str, float | None]]
-# Effect on daily active viewers: the visits of this world are drawn before anything is shown.
-NO_EFFECT = {"absolute": 0.0, "relative": 0.0}
 
 
 def expected(served: Served) -> dict[str, F64]:
     """Return the expected `clicks` and `joins` of each exposure."""
     looked = served.record.flat("examination")
-    first = served.record.offsets.to_numpy()
-    return {
-        name: _sums(looked * served.record.flat(chance), first)
-        for name, chance in (("clicks", "p_click"), ("joins", "p_join"))
-    }
+    chances = {"clicks": "p_click", "joins": "p_join"}
+    return {name: _sums(served, looked * served.record.flat(chance)) for name, chance in chances.items()}
 
 
 def by_arm(served: Served) -> dict[str, dict[str, Any]]:
     """Return exposures, viewers, and `expected` and `observed` clicks and joins, by arm."""
-    arms = np.array(served.arm)
-    first = served.record.offsets.to_numpy()
-    seen = {
-        name: _sums(served.record.flat(flag).astype(np.float64), first)
-        for name, flag in (("clicks", "clicked"), ("joins", "joined"))
-    }
-    means = expected(served)
+    arms, means = np.array(served.arm), expected(served)
+    flags = {"clicks": "clicked", "joins": "joined"}
+    seen = {name: _sums(served, served.record.flat(flag)) for name, flag in flags.items()}
     found = {}
     for arm in dict.fromkeys(served.arm):
         mine = arms == arm
@@ -57,17 +46,19 @@ def by_arm(served: Served) -> dict[str, dict[str, Any]]:
     return found
 
 
-def control(arms: Sequence[Mapping[str, object]]) -> str:
-    """Return the arm to compare with: the one that ranks by popularity, else the first."""
-    return str(next((arm for arm in arms if arm["scorer"] == "popular"), arms[0])["name"])
-
-
-def effects(arms: Mapping[str, Mapping[str, Any]], control: str, kind: str = "expected") -> dict[str, Effect]:
-    """Return the effects of the other arms on each measure, absolute and relative."""
-    base = arms[control][kind]
+def effects(arms: Mapping[str, Mapping[str, Any]], control: str) -> dict[str, Effect]:
+    """Return the effects of the other arms on each expected measure, absolute and relative."""
+    base = arms[control]["expected"]
     return {
-        arm: {name: _effect(value, base[name]) for name, value in found[kind].items()}
-        | {"daily_active_viewers": dict(NO_EFFECT)}
+        arm: {
+            name: {
+                "absolute": value - base[name],
+                "relative": (value - base[name]) / base[name] if base[name] else None,
+            }
+            for name, value in found["expected"].items()
+        }
+        # The visits of this world are drawn before anything is shown.
+        | {"daily_active_viewers": {"absolute": 0.0, "relative": 0.0}}
         for arm, found in arms.items()
         if arm != control
     }
@@ -75,11 +66,7 @@ def effects(arms: Mapping[str, Mapping[str, Any]], control: str, kind: str = "ex
 
 def write_truth(path: Path, served: Served) -> None:
     """Write a row for each exposure, with lists aligned with the logged order of candidates."""
-    record, means = served.record, expected(served)
-    lists = {
-        name: pa.ListArray.from_arrays(record.offsets, pa.array(record.flat(name)))
-        for name in ("p_click", "p_join", "examination")
-    }
+    means = expected(served)
     columns: dict[str, Any] = {
         "request_id": served.request_id,
         "ts_ms": served.ts_ms,
@@ -89,7 +76,7 @@ def write_truth(path: Path, served: Served) -> None:
         "expected_clicks": means["clicks"],
         "expected_joins": means["joins"],
     }
-    pq.write_table(pa.table(columns | lists), path, compression="zstd")
+    pq.write_table(pa.table(columns | served.record.truth()), path, compression="zstd")
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -102,23 +89,16 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sums(values: F64, first: Sequence[int] | NDArray[np.int32]) -> F64:
-    """Return the sum of each exposure's values, 0 for an empty one."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    return np.array([total[end] - total[begin] for begin, end in pairwise(first)])
+def _sums(served: Served, values: F64) -> F64:
+    """Return the sum of each exposure's values."""
+    exposure = np.repeat(np.arange(len(served.arm)), [len(shown) for shown in served.record.shown])
+    return np.bincount(exposure, values, len(served.arm)).astype(np.float64)
 
 
-def _measures(sums: Mapping[str, F64], num_viewers: int) -> Measures:
-    return {
-        "clicks_per_exposure": float(sums["clicks"].mean()),
-        "joins_per_exposure": float(sums["joins"].mean()),
-        "clicks_per_viewer": float(sums["clicks"].sum() / num_viewers),
-        "joins_per_viewer": float(sums["joins"].sum() / num_viewers),
-    }
-
-
-def _effect(value: float, base: float) -> dict[str, float | None]:
-    return {"absolute": value - base, "relative": (value - base) / base if base else None}
+def _measures(sums: Mapping[str, F64], num_viewers: int) -> dict[str, float]:
+    per_exposure = {f"{name}_per_exposure": float(values.mean()) for name, values in sums.items()}
+    per_viewer = {f"{name}_per_viewer": float(values.sum() / num_viewers) for name, values in sums.items()}
+    return per_exposure | per_viewer
 
 
 def _percent(value: float | None) -> str:
