@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ from training.experiment.offline.placements import F64
 
 # Largest relative deviation of a logged propensity from the one that the logged scores give.
 TOLERANCE = 1e-3
+# Score the features of so many exposures at once, to bound the memory.
+AT_ONCE = 1_024
 CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
 COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
@@ -110,12 +113,15 @@ def explored(
     reward = np.zeros(is_shown.shape)
     reward[is_shown] = _earned(replay, log, surface, event)[flat]
     viewer = replay.exposure_viewer[rows]
-    matrices = {}
-    for i, matrix in recompute_features(features, log, replay, rows):
-        matrices[i] = matrix
-        progress(len(matrices) / len(rows))
     new = np.full(is_shown.shape, np.nan)
-    new[is_shown] = score(artifact.path, Matrix.stacked([matrices[i] for i in rows.tolist()]))
+    number = {i: n for n, i in enumerate(rows.tolist())}
+    recomputed = recompute_features(features, log, replay, rows)
+    for done in range(0, len(rows), AT_ONCE):
+        numbers, matrices = zip(*((number[i], each) for i, each in islice(recomputed, AT_ONCE)), strict=True)
+        scores = np.split(score(artifact.path, Matrix.stacked(matrices)), lengths[[*numbers]].cumsum()[:-1])
+        for n, values in zip(numbers, scores, strict=True):
+            new[n, : len(values)] = values
+        progress(min((done + AT_ONCE) / len(rows), 1.0))
     made_until_ms = artifact.manifest.get("seen_until_ms", 0)
     return Explored(
         Drawn(
