@@ -291,15 +291,16 @@ def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Peters, Niculae and Martins 2019, "Sparse Sequence-to-Sequence Models".
     """
-    num_columns = len(logits)
     logits = logits * 0.5
-    threshold = logits.mean(0) - num_columns**-0.5
+    threshold, step = logits.mean(0), -(len(logits) ** -0.5)
     excess, square = torch.empty_like(logits), torch.empty_like(logits)
     for _ in range(_passes("entmax", logits)):
+        threshold += step
         torch.sub(logits, threshold, out=excess).relu_()
         total = torch.mul(excess, excess, out=square).sum(0)
-        threshold += (total - total.sqrt()) / excess.sum(0)
-    torch.sub(logits, threshold, out=excess).relu_()
+        step = (total - total.sqrt()) / excess.sum(0)
+    # Take the last step from the excess: a threshold far from 0 would round it.
+    excess.sub_(step).relu_()
     return torch.mul(excess, excess, out=square), excess
 
 
@@ -308,13 +309,15 @@ def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Martins and Astudillo 2016, "From Softmax to Sparsemax".
     """
-    threshold = logits.mean(0) - 1.0 / len(logits)
+    threshold, step = logits.mean(0), -1.0 / len(logits)
     excess, support = torch.empty_like(logits), torch.empty_like(logits)
     for _ in range(_passes("sparsemax", logits)):
+        threshold += step
         torch.sub(logits, threshold, out=excess).relu_()
         torch.sign(excess, out=support)
-        threshold += (excess.sum(0) - 1.0) / support.sum(0)
-    torch.sub(logits, threshold, out=excess).relu_()
+        step = (excess.sum(0) - 1.0) / support.sum(0)
+    # As in `_entmax`; a step that rounding turned back must not reach other columns.
+    excess.addcmul_(support, step, value=-1.0).relu_()
     return excess, torch.sign(excess, out=support)
 
 
