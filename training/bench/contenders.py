@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_safetensors
+from safetensors.torch import load as load_safetensors
 
 from serve.model.artifact import Artifact, new_version, save
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
@@ -23,6 +23,7 @@ from serve.model.graph import Calibration
 from serve.model.scorers import load_scorer
 from training.bench.reference import module_of, trained_classifier
 from training.network.export import OPSET, build, golden
+from training.network.model import Model
 from training.network.network import Network, NetworkConfig
 
 F32 = NDArray[np.float32]
@@ -48,10 +49,9 @@ class Contenders:
     """All ways to score one artifact, each on one thread."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self._network = Network(artifact.encoder, NetworkConfig(**artifact.manifest["network"]))
-        state = load_safetensors(artifact.read("weights.safetensors"))
-        self._network.tabnet.load_state_dict({name: torch.from_numpy(w) for name, w in state.items()})
-        self._network.eval()
+        config = NetworkConfig(**artifact.manifest["network"])
+        weights = load_safetensors(artifact.read("weights.safetensors"))
+        self._network = Model.of(artifact.encoder, config, weights).network
         self._classifier = trained_classifier(self._network)
         self._module = module_of(self._network)
         self._exported = _exported(self._module, len(artifact.encoder.input_names))

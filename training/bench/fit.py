@@ -19,7 +19,7 @@ from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from serve.operate.host.machine import describe_machine
 from training.bench.reference import classifier, module_of
 from training.fit.loop import FitConfig, learning_rate, run
-from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
+from training.network.inputs import EVALUATION_BATCH, Inputs, inputs
 from training.network.network import Network, NetworkConfig
 
 CONFIG = FitConfig(
@@ -132,7 +132,7 @@ def _made(num_rows: int, seed: int) -> Inputs:
     logit += 1.5 * (index[:, 0] % 2) + numeric[:, 3] * (index[:, 1] % 3 - 1)
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, position = np.zeros((num_rows, 0), np.float32), np.zeros(num_rows, np.int64)
-    return inputs(EncodedRows(numeric, hot, index, label, position), ENCODER, CONFIG.network)
+    return inputs(ENCODER, (numeric, hot, index), label, position)
 
 
 def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:

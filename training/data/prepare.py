@@ -24,8 +24,7 @@ from training.data.dataset import Dataset, DatasetPlan, Progress, concat
 from training.data.disk_rows import Spill
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Streamed
-from training.network.inputs import EncodedRows, inputs
-from training.network.network import NetworkConfig
+from training.network.inputs import Inputs, inputs
 
 # Validate on the last tenth of the log by time.
 VALIDATION_SHARE = 0.1
@@ -42,7 +41,7 @@ ROWS_PER_PART = 131_072
 class Prepared:
     """Training rows for `training.fit.trainer.train`, and validation rows in memory."""
 
-    train: EncodedRows | Streamed
+    train: Inputs | Streamed
     valid: Dataset
     # Training rows, evenly spaced from the first to the last.
     sample: Matrix
@@ -162,21 +161,20 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
     for number, path in enumerate(raw):
         with np.load(path) as part:
-            rows = EncodedRows(
-                *encoder.encode(part["numeric"], part["category"]), part["label"], part["position"]
-            )
+            encoded = encoder.encode(part["numeric"], part["category"])
+            rows = inputs(encoder, encoded, part["label"], part["position"])
         path.unlink()
-        ready = inputs(rows, encoder, NetworkConfig())
-        spill.add(ready.x.numpy(), rows.label, rows.position)
+        spill.add(rows.x.numpy(), rows.label.numpy(), rows.position.numpy())
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
     return Prepared(train, held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
 
 
-def encode_rows(encoder: Encoder, data: Dataset) -> EncodedRows:
+def encode_rows(encoder: Encoder, data: Dataset) -> Inputs:
     """Return the rows of a dataset as the training loop reads them."""
-    return EncodedRows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
+    encoded = encoder.encode(data.matrix.numeric, data.matrix.category)
+    return inputs(encoder, encoded, data.label, data.position)
 
 
 def split_by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:

@@ -20,17 +20,17 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from numpy.typing import NDArray
 from ray._private import ray_constants
 from ray.train.torch import TorchTrainer, get_device
 from safetensors import SafetensorError
+from torch import Tensor
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
 from training.data.stream import Streamed
 from training.fit.loop import Epoch, FitConfig, State, run
 from training.fit.progress import Progress
-from training.network.inputs import EncodedRows, Inputs, inputs
+from training.network.inputs import Inputs
 from training.network.model import one_thread
 from training.network.position_bias import Bias
 
@@ -55,7 +55,7 @@ _LAYOUT = b"moments of one tensor"
 class Trained:
     """Result of `train`: the TabNet's state dict and the history of the run."""
 
-    weights: dict[str, NDArray[Any]]
+    weights: dict[str, Tensor]
     history: list[Epoch]
     best_epoch: int
     # Position, from 0, that half of the viewers examine; None where position is ignored.
@@ -109,8 +109,8 @@ def _start_ray(temporary: str) -> None:
 
 
 def train(
-    train: EncodedRows | Streamed,
-    valid: EncodedRows,
+    train: Inputs | Streamed,
+    valid: Inputs,
     encoder: Encoder,
     config: FitConfig,
     *,
@@ -130,15 +130,12 @@ def train(
         ray.train.TrainingFailedError: if workers die more than twice.
     """
     streamed = train if isinstance(train, Streamed) else None
-    sets = {"valid": inputs(valid, encoder, config.network)}
-    if not isinstance(train, Streamed):
-        sets["train"] = inputs(train, encoder, config.network)
+    sets = {"valid": valid} if isinstance(train, Streamed) else {"valid": valid, "train": train}
     folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config, streamed)}"
     state = _finished(folder)
     if state is None:
         for name, part in sets.items():
             part.save(folder / "inputs", name)
-        del sets
         progress.start(config.epochs)
         try:
             with _following(folder / PROGRESS, progress):
@@ -154,12 +151,7 @@ def train(
     weights = state.best if config.restore_best else state.last
     bias = Bias(config.position_bias)
     bias.load_state_dict(state.bias)
-    return Trained(
-        {name: tensor.numpy() for name, tensor in weights.items()},
-        state.history,
-        state.best_epoch,
-        bias.tau,
-    )
+    return Trained(weights, state.history, state.best_epoch, bias.tau)
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Encoded rows for the network: as NumPy arrays and as the tensors that the training loop reads."""
+"""Rows for the network, as the tensors that the training loop reads."""
 
 from __future__ import annotations
 
@@ -14,24 +14,10 @@ from torch import Tensor
 from serve.model.encoder import Encoder
 from training.network.network import Network, NetworkConfig
 
+# Numbers, hot columns and indices of rows, as `Encoder.encode` returns them.
+Encoded = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 # Rows in one forward pass without gradients. The limit bounds memory and does not change results.
 EVALUATION_BATCH = 16_384
-
-
-@dataclass(frozen=True)
-class EncodedRows:
-    """Rows as `Encoder.encode` returns them, with labels and positions."""
-
-    # [N, F]
-    numeric: NDArray[np.float32]
-    # [N, V]
-    hot: NDArray[np.float32]
-    # [N, K]
-    index: NDArray[np.int64]
-    # [N], 0 or 1; a probability in between where the label is the prediction of another model.
-    label: NDArray[np.float32]
-    # [N], the position in the slate at which the row was shown, from 0.
-    position: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,8 +25,10 @@ class Inputs:
     """Rows in memory as the training loop reads them; `Network.forward` takes x f32 [N, D]."""
 
     x: Tensor
-    label: Tensor  # f32 [N]
-    position: Tensor  # i64 [N]
+    # f32 [N], 0 or 1; a probability in between where the label is the prediction of another model.
+    label: Tensor
+    # i64 [N], the position in the slate at which the row was shown, from 0.
+    position: Tensor
 
     def __len__(self) -> int:
         return len(self.label)
@@ -73,13 +61,13 @@ class Inputs:
             yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.position)))
 
 
-def inputs(rows: EncodedRows, encoder: Encoder, config: NetworkConfig) -> Inputs:
+def inputs(
+    encoder: Encoder, encoded: Encoded, label: NDArray[np.float32], position: NDArray[np.int64]
+) -> Inputs:
     """Transform all rows once, so that an epoch only selects rows from the result."""
-    network = Network(encoder, config)
-    num_rows = len(rows.label)
-    x = torch.empty(num_rows, len(encoder.input_names))
-    for start in range(0, num_rows, EVALUATION_BATCH):
+    network = Network(encoder, NetworkConfig())
+    x = torch.empty(len(label), len(encoder.input_names))
+    for start in range(0, len(label), EVALUATION_BATCH):
         part = slice(start, start + EVALUATION_BATCH)
-        arrays = (rows.numeric[part], rows.hot[part], rows.index[part])
-        x[part] = network.inputs(*(torch.from_numpy(array) for array in arrays))
-    return Inputs(x, torch.from_numpy(rows.label), torch.from_numpy(rows.position))
+        x[part] = network.inputs(*(torch.from_numpy(array[part]) for array in encoded))
+    return Inputs(x, torch.from_numpy(label), torch.from_numpy(position))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
@@ -48,12 +49,12 @@ class Model:
         cls,
         encoder: Encoder,
         config: NetworkConfig,
-        weights: Mapping[str, NDArray[np.generic]],
+        weights: Mapping[str, Tensor],
         calibration: Calibration = UNCALIBRATED,
     ) -> Model:
         """Build the model from the TabNet's state dict `weights`."""
         network = Network(encoder, config)
-        network.tabnet.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
+        network.tabnet.load_state_dict(weights)
         return cls(encoder, network.eval(), calibration)
 
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:

@@ -27,16 +27,16 @@ TEACHER_SHARE = 0.7
 
 
 def distilled(
-    label: NDArray[np.float32],
+    rows: Inputs,
     folder: Path,
     encoder: Encoder,
     config: FitConfig,
     num_teachers: int,
     report: Callable[[str], None],
-) -> NDArray[np.float32]:
-    """Return labels [N]: `label` mixed with the mean of `num_teachers` networks trained on it.
+) -> Inputs:
+    """Return `rows` with their labels mixed with the mean of `num_teachers` networks trained on them.
 
-    `folder` holds the rows `train` and `valid` of `Inputs.save`. The predictions of each teacher
+    `folder` holds them as `train`, and `valid`, both of `Inputs.save`. The predictions of each teacher
     are stored beside them, so that a killed search can resume. Ray must be running.
     """
     resources = needs()
@@ -64,9 +64,10 @@ def distilled(
         partial.replace(_path(folder, number))
         report(f"teacher {len(logits)}/{num_teachers} is trained")
     if not logits:
-        return label
+        return rows
     mean = np.mean(list(logits.values()), axis=0)
-    return np.asarray(TEACHER_SHARE / (1.0 + np.exp(-mean)) + (1.0 - TEACHER_SHARE) * label, np.float32)
+    label = TEACHER_SHARE / (1.0 + np.exp(-mean)) + (1.0 - TEACHER_SHARE) * rows.label.numpy()
+    return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -21,7 +21,7 @@ from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates, auc
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
-from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
+from training.network.inputs import EVALUATION_BATCH, Inputs
 from training.network.network import Network
 from training.search.budget import work
 from training.search.space import Space
@@ -29,16 +29,15 @@ from training.search.space import Space
 
 @dataclass(frozen=True)
 class Job:
-    """Shared input of all trials of a search; workers map the rows in `folder` into memory."""
+    """Shared input of all trials of a search.
+
+    Workers map the rows `train` and `valid` in `folder` into memory, as `Inputs.save` wrote them.
+    """
 
     folder: Path
     # Encoder as JSON.
     encoder: str
     base: FitConfig
-
-    def save(self, name: str, rows: EncodedRows) -> None:
-        """Write the rows `train` or `valid` for `Inputs.map`."""
-        inputs(rows, Encoder.from_json(self.encoder), self.base.network).save(self.folder, name)
 
     @property
     def slates(self) -> Path:

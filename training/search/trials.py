@@ -54,7 +54,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig], max_tri
         study = _study(run, deadline, costs, first, len(rows))
         job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
         for name, part in (("train", rows), ("valid", valid)):
-            job.save(name, encode_rows(task.encoder, part))
+            encode_rows(task.encoder, part).save(job.folder, name)
         np.save(job.slates, valid.slate)
         run.progress.searching(clock.budget_s)
         try:

@@ -20,7 +20,6 @@ from training.evaluation.rivals import RIVALS
 from training.fit.fit import save
 from training.fit.loop import FitConfig
 from training.fit.trainer import Trained, train
-from training.network.inputs import inputs
 from training.network.model import UNCALIBRATED, Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import distilled
@@ -143,10 +142,9 @@ def _trained(
     rows, last_rows = encode_rows(encoder, data), encode_rows(encoder, watched)
     if size.num_teachers:
         folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
-        for name, part in (("train", rows), ("valid", last_rows)):
-            inputs(part, encoder, config.network).save(folder, name)
-        label = distilled(rows.label, folder, encoder, config, size.num_teachers, run.progress.report)
-        rows = replace(rows, label=label)
+        rows.save(folder, "train")
+        last_rows.save(folder, "valid")
+        rows = distilled(rows, folder, encoder, config, size.num_teachers, run.progress.report)
     return train(rows, last_rows, encoder, config, storage=storage, progress=run.progress)
 
 

@@ -15,8 +15,7 @@ from training.data.dataset import Dataset
 from training.data.disk_rows import Spill, read
 from training.data.prepare import prepare, split_by_time
 from training.data.stream import Streamed
-from training.network.inputs import Inputs, inputs
-from training.network.network import NetworkConfig
+from training.network.inputs import Inputs
 
 REPEATS = 40
 
@@ -68,7 +67,7 @@ def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_p
         assert disk.num_train == len(disk.train) == memory.num_train
         assert disk.encoder == memory.encoder
         assert disk.counts == memory.counts
-        ready = inputs(memory.train, memory.encoder, NetworkConfig())
+        ready = memory.train
         given = batches(disk.train, 1, 0, 1, seed=5)
         np.testing.assert_array_equal(
             sorted_rows(given.x, given.label, given.position),
