@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
@@ -63,14 +63,12 @@ class Dataset:
 
     def take(self, rows: I64 | slice) -> Dataset:
         """Return the rows of these numbers; rows of a slice are a view."""
-        return self._each(lambda get: get(self)[rows])
+        arrays: dict[str, Any] = {name: array[rows] for name, array in self.arrays().items()}
+        return replace(self, matrix=self.matrix.rows(rows), **arrays)
 
-    def _each(self, made: Callable[[_Get], NDArray[Any]]) -> Dataset:
-        """Replace each array by row with `made(get)`; `get` reads that array of a dataset."""
-        matrix = Matrix(made(lambda d: d.matrix.numeric), made(lambda d: d.matrix.category))
-        names = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
-        arrays: dict[str, Any] = {name: made(attrgetter(name)) for name in names}
-        return replace(self, matrix=matrix, **arrays)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays [N] by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
 def category_parts(columns: Columns) -> Iterator[tuple[str, slice]]:
@@ -81,12 +79,13 @@ def category_parts(columns: Columns) -> Iterator[tuple[str, slice]]:
         at += width
 
 
-_Get = Callable[[Dataset], NDArray[Any]]
-
-
 def concat(parts: Sequence[Dataset]) -> Dataset:
     """Concatenate parts of one log into one dataset."""
-    return parts[0]._each(lambda get: np.concatenate([get(part) for part in parts]))
+    matrix = Matrix.stacked([part.matrix for part in parts])
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].arrays()
+    }
+    return replace(parts[0], matrix=matrix, **arrays)
 
 
 def build(
@@ -112,7 +111,6 @@ class DatasetPlan:
     """
 
     def __init__(self, schema: Schema, log: Log, *, history: Log | None = None) -> None:
-        self._schema = schema
         self._features = Features(schema)
         self._skipped = len(history.exposures) if history else 0
         whole = concat_logs([history, log]) if history else log
@@ -185,13 +183,8 @@ class DatasetPlan:
             if not len(pairs):
                 continue
             replay.advance_to(sees)
-            matrix = self._features.compute(
-                replay.state.viewers.table[replay.exposure_viewer[exposures]],
-                replay.candidates(pairs),
-                self._schema.context_rows([self._contexts[int(i)].as_py() or {} for i in exposures]),
-                np.repeat(np.arange(len(exposures)), [len(part) for part in taken]),
-                replay.exposure_ms[exposures],
-            )
+            lengths = [len(part) for part in taken]
+            matrix = _compute(self._features, replay, self._contexts, exposures, pairs, lengths)
             part = slice(at, at + len(pairs))
             numeric[part], category[part], rows[part] = matrix.numeric, matrix.category, pairs
             at += len(pairs)
@@ -214,6 +207,34 @@ class DatasetPlan:
             candidate_ids=replay.state.candidates.ids,
             counts=self.counts,
         )
+
+
+def recompute_features(
+    features: Features, log: Log, replay: Replay, exposures: I64
+) -> Iterator[tuple[int, Matrix]]:
+    """Yield (index in the log, features of the candidates as shown) for each of the exposures.
+
+    Exposures come in the order of the state that they saw. The replay only moves forward, so it can
+    be used once.
+    """
+    contexts = log.exposures["context"].combine_chunks()
+    for i in exposures[np.argsort(replay.sees[exposures], kind="stable")].tolist():
+        replay.advance_to(int(replay.sees[i]))
+        shown = np.arange(replay.first[i], replay.first[i + 1])
+        yield i, _compute(features, replay, contexts, np.array([i]), shown, [len(shown)])
+
+
+def _compute(
+    features: Features, replay: Replay, contexts: pa.Array, exposures: I64, pairs: I64, lengths: list[int]
+) -> Matrix:
+    """Return the features of `pairs`, `lengths` of them for each of the exposures, at this state."""
+    return features.compute(
+        replay.state.viewers.table[replay.exposure_viewer[exposures]],
+        replay.candidates(pairs),
+        features.schema.context_rows([contexts[int(i)].as_py() or {} for i in exposures]),
+        np.repeat(np.arange(len(exposures)), lengths),
+        replay.exposure_ms[exposures],
+    )
 
 
 def _earlier(keys: I64, times: I64) -> I64:

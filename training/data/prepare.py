@@ -21,9 +21,8 @@ from serve.features.surface import Surface
 from serve.log.reader import Log, read_log
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat
-from training.data.disk_rows import Spill
 from training.data.encoding import category_strings, fit_encoder
-from training.data.stream import Streamed
+from training.data.stream import Spill, Streamed
 from training.network.inputs import Inputs, inputs
 
 # Validate on the last tenth of the log by time.
@@ -75,21 +74,17 @@ def prepare(
     # Remove what a killed fit has left.
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        yield _prepare(surface, log, folder, memory_bytes or available_bytes() // 2, progress)
+        table = read_log(log, surface)
+        plan = DatasetPlan(Schema(surface), table)
+        if len(plan) * row_bytes(plan) <= (memory_bytes or available_bytes() // 2):
+            prepared = _in_memory(surface, table, plan, progress)
+        else:
+            prepared = _spilled(surface, table, plan, folder, progress)
+        del table, plan
+        pa.default_memory_pool().release_unused()
+        yield prepared
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, progress: Progress) -> Prepared:
-    log = read_log(path, surface)
-    plan = DatasetPlan(Schema(surface), log)
-    if len(plan) * row_bytes(plan) <= memory_bytes:
-        prepared = _in_memory(surface, log, plan, progress)
-    else:
-        prepared = _spilled(surface, log, plan, folder, progress)
-    del log, plan
-    pa.default_memory_pool().release_unused()
-    return prepared
 
 
 # Training rows kept to describe their distribution: enough for shares accurate to 0.002.
@@ -164,11 +159,10 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
             encoded = encoder.encode(part["numeric"], part["category"])
             rows = inputs(encoder, encoded, part["label"], part["position"])
         path.unlink()
-        spill.add(rows.x.numpy(), rows.label.numpy(), rows.position.numpy())
+        spill.add(rows)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
-    train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    return Prepared(train, held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
+    return Prepared(spill.streamed(), held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
 
 
 def encode_rows(encoder: Encoder, data: Dataset) -> Inputs:

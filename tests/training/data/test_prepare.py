@@ -9,12 +9,11 @@ from tiny import tables
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Matrix
 from serve.log.writer import write_log
-from training.data import disk_rows as spilling
 from training.data import prepare as preparing
+from training.data import stream as spilling
 from training.data.dataset import Dataset
-from training.data.disk_rows import Spill, read
 from training.data.prepare import prepare, split_by_time
-from training.data.stream import Streamed
+from training.data.stream import Spill, Streamed
 from training.network.inputs import Inputs
 
 REPEATS = 40
@@ -54,7 +53,7 @@ def sorted_rows(x, label, position):
 
 def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
     """Return the batches of `Streamed.batches`, end to end, without Ray."""
-    rows = np.concatenate([read(job) for job in train._jobs(size, slice(begin, end), seed)])
+    rows = np.concatenate([train.read(*file, size, slice(begin, end), seed) for file in train.files(seed)])
     return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "position")))
 
 
@@ -135,14 +134,15 @@ def streamed(tmp_path, monkeypatch) -> Streamed:
     monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
     spill = Spill(tmp_path / "spill", 1_000, 1)
     for part in np.split(np.arange(1_000), [300, 301, 900]):
-        spill.add(part[:, None].astype(np.float32), (part % 2).astype(np.float32), part)
-    return Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
+        x, label = part[:, None].astype(np.float32), (part % 2).astype(np.float32)
+        spill.add(Inputs(*map(torch.from_numpy, (x, label, part))))
+    return spill.streamed()
 
 
 def test_files_hold_a_random_share_of_all_rows(streamed):
     assert streamed.sizes == (63,) * 8 + (62,) * 8
-    for job in streamed._jobs(1, slice(0, 1), 0):
-        rows = read(job)
+    for file in streamed.files(0):
+        rows = streamed.read(*file, 1, slice(0, 1), 0)
         assert 350 < rows["position"].mean() < 650
         assert (rows["x"][:, 0] == rows["position"]).all()
         assert (rows["label"] == rows["position"] % 2).all()

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
-from training.data import disk_rows as spill
-from training.data.stream import Streamed
+from training.data import stream as spill
 from training.fit.loop import FitConfig, State, run
 from training.network.inputs import Inputs, inputs
 from training.network.model import one_thread
@@ -30,11 +29,10 @@ import dataclasses, json, shutil, sys
 from pathlib import Path
 from serve.model.encoder import Encoder
 from serve.contract.errors import TabrankError
-from training.data import disk_rows as spill
+from training.data import stream as spill
 from training.fit.loop import FitConfig
 from training.network.inputs import Inputs
 from training.network.network import NetworkConfig
-from training.data.stream import Streamed
 from training.fit.progress import Lines
 from training.fit.trainer import ray_session, train
 
@@ -43,8 +41,8 @@ spill.ROWS_PER_FILE = 2_000
 def spilled(rows, folder):
     shutil.rmtree(folder, ignore_errors=True)
     out = spill.Spill(folder, len(rows), rows.x.shape[1])
-    out.add(rows.x.numpy(), rows.label.numpy(), rows.position.numpy())
-    return Streamed(out.folder, out.sizes, out.width, out.digest)
+    out.add(rows)
+    return out.streamed()
 
 folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
 encoder = Encoder.from_json((folder / "encoder").read_text())
@@ -246,15 +244,15 @@ class Pass:
     def __init__(self, rows: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spill, "ROWS_PER_FILE", 2_000)
         out = spill.Spill(folder, len(rows), rows.x.shape[1])
-        out.add(rows.x.numpy(), rows.label.numpy(), np.arange(len(rows)))
-        self.rows, self.streamed = rows, Streamed(out.folder, out.sizes, out.width, out.digest)
+        out.add(replace(rows, position=torch.arange(len(rows))))
+        self.rows, self.streamed = rows, out.streamed()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        jobs = self.streamed._jobs(size, slice(0, size), seed)
-        order = torch.from_numpy(np.concatenate([spill.read(job)["position"] for job in jobs]))
+        files = [self.streamed.read(*file, size, slice(0, size), seed) for file in self.streamed.files(seed)]
+        order = torch.from_numpy(np.concatenate(files)["position"].astype(np.int64))
         for start in range(0, len(order), size):
             rows = order[start : start + size][mine]
             yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.position[rows])

@@ -26,8 +26,7 @@ from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.scorers import load_scorer
 from serve.ranking.exploration import log_weight, pick_probability
-from training.data.dataset import Progress
-from training.data.feature_replay import recompute_features
+from training.data.dataset import Progress, recompute_features
 from training.data.labels import Owners
 from training.experiment.offline.counterfactual import Drawn
 from training.experiment.offline.placements import F64
